@@ -1,0 +1,237 @@
+"""Rows → tensors, and which rows make up each step.
+
+A batch holds B examples with K branches each. Its sequences (prompt + branch, right-padded) are sorted by length and
+split into chunks, so that little of a chunk is padding; where each scored token belongs in the [B, K, C] grid of
+completion tokens is recorded by position, never found again from token values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from halos.data.rows import Row
+
+PAD = 0
+"""Any id does: attention is causal and padding is on the right, so no scored token ever sees it."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """n sequences of similar length, padded to T tokens, with M scored tokens.
+
+    ``input_ids`` [n, T]; ``predicts`` [n, T], true where the *next* token is scored; ``targets`` [M], those tokens, in
+    the order in which ``predicts`` lists them; ``slots`` [M], their places in the flattened [B, K, C] grid.
+    ``needs_grad`` is false for chunks that the loss only reads, such as KTO's mismatched completions.
+    """
+
+    input_ids: Tensor
+    predicts: Tensor
+    targets: Tensor
+    slots: Tensor
+    needs_grad: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """Examples, and scored tokens of each branch, in the whole optimizer step: all ranks, all micro-batches."""
+
+    examples: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Batch:
+    """One rank's examples of one micro-batch.
+
+    ``mask`` [B, K, C] is true where branch k of example b has a token; ``desirable`` [B] and ``group`` [B] (examples of
+    one prompt share a number). ``scores`` stays plain Python, so that no precision plugin rounds a reward to bf16.
+    """
+
+    ids: tuple[str, ...]
+    chunks: tuple[Chunk, ...]
+    mask: Tensor
+    group: Tensor
+    step: StepSize
+    desirable: Tensor | None = None
+    scores: tuple[float, ...] | None = None
+    total_tokens: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """A copy on the device."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return self._map(move)
+
+    def pin_memory(self) -> Self:
+        """A copy in pinned memory (called by the data loader)."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function) -> Self:  # type: ignore[no-untyped-def]
+        chunks = tuple(
+            replace(
+                chunk,
+                input_ids=function(chunk.input_ids),
+                predicts=function(chunk.predicts),
+                targets=function(chunk.targets),
+                slots=function(chunk.slots),
+            )
+            for chunk in self.chunks
+        )
+        desirable = None if self.desirable is None else function(self.desirable)
+        return replace(self, chunks=chunks, mask=function(self.mask), group=function(self.group), desirable=desirable)
+
+
+def collate(rows: Sequence[Row], *, step: StepSize | None = None, mismatched: bool = False, chunks: int = 1) -> Batch:
+    """Tensors for the rows of one micro-batch.
+
+    ``mismatched`` says that the last branch is KTO's y', which needs no gradient. ``chunks`` is the number of
+    length-sorted parts (for each of the two kinds): a constant, so that all ranks run equally many forwards.
+    """
+    width = max(len(branch) for row in rows for branch in row.branches)
+    branches = len(rows[0].branches)
+    mask = torch.zeros(len(rows), branches, width, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        for k, branch in enumerate(row.branches):
+            mask[b, k, : len(branch)] = True
+    trained = branches - mismatched
+    parts = _chunks(rows, range(trained), width, chunks, needs_grad=True)
+    if mismatched:
+        parts += _chunks(rows, [trained], width, chunks, needs_grad=False)
+    return Batch(
+        ids=tuple(row.id for row in rows),
+        chunks=tuple(parts),
+        mask=mask,
+        group=torch.tensor([row.group for row in rows]),
+        step=step or step_size(rows),
+        desirable=_column([row.desirable for row in rows]),
+        scores=None if rows[0].score is None else tuple(float(row.score or 0.0) for row in rows),
+        total_tokens=sum(len(row.prompt) + len(branch) for row in rows for branch in row.branches),
+    )
+
+
+def step_size(rows: Sequence[Row]) -> StepSize:
+    """The denominators of a step made of these rows."""
+    return StepSize(
+        len(rows), tuple(sum(map(len, branch)) for branch in zip(*(row.branches for row in rows), strict=True))
+    )
+
+
+def _column(values: list[bool | None]) -> Tensor | None:
+    return None if values[0] is None else torch.tensor([bool(value) for value in values])
+
+
+def _chunks(rows: Sequence[Row], kept: Sequence[int], width: int, parts: int, needs_grad: bool) -> list[Chunk]:
+    places = [(b, k) for b in range(len(rows)) for k in kept]
+    places.sort(key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
+    parts = min(parts, len(places))
+    edges = [len(places) * part // parts for part in range(parts + 1)]
+    return [_chunk(rows, places[a:z], width, needs_grad) for a, z in zip(edges, edges[1:], strict=False)]
+
+
+def _chunk(rows: Sequence[Row], places: Sequence[tuple[int, int]], width: int, needs_grad: bool) -> Chunk:
+    # The last token of a sequence predicts nothing, so it is not fed.
+    lengths = [len(rows[b].prompt) + len(rows[b].branches[k]) - 1 for b, k in places]
+    input_ids = torch.full((len(places), max(lengths)), PAD, dtype=torch.long)
+    predicts = torch.zeros_like(input_ids, dtype=torch.bool)
+    targets: list[int] = []
+    slots: list[int] = []
+    for n, (b, k) in enumerate(places):
+        prompt, branch = rows[b].prompt, rows[b].branches[k]
+        input_ids[n, : lengths[n]] = torch.tensor((prompt + branch)[:-1])
+        predicts[n, len(prompt) - 1 : lengths[n]] = True
+        start = (b * len(rows[b].branches) + k) * width
+        targets += branch
+        slots += range(start, start + len(branch))
+    return Chunk(input_ids, predicts, torch.tensor(targets), torch.tensor(slots), needs_grad)
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Row indices of one rank's micro-batch, and of the whole step that it belongs to."""
+
+    rows: tuple[int, ...]
+    step: tuple[int, ...]
+
+
+class TrainingOrder(Sampler[MicroBatch]):
+    """The run's micro-batches for one rank: all epochs as one stream, shuffled anew each epoch from (seed, epoch).
+
+    Micro-step m of the run is the m-th stretch of ``world_size * batch_size`` examples of the stream, whichever way it
+    is divided over ranks, so one device and many see the same steps. The last step is filled from the next epoch's
+    stream: every example is seen, and every step has the same size.
+    """
+
+    def __init__(
+        self, size: int, *, batch_size: int, accumulate: int, world_size: int, rank: int, steps: int, seed: int
+    ) -> None:
+        self.size, self.batch_size, self.accumulate = size, batch_size, accumulate
+        self.world_size, self.rank, self.steps, self.seed = world_size, rank, steps, seed
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        wide = self.batch_size * self.world_size
+        per_step = wide * self.accumulate
+        for number in range(self.start, len(self)):
+            step = self._stretch(number // self.accumulate * per_step, per_step)
+            offset = number % self.accumulate * wide + self.rank * self.batch_size
+            yield MicroBatch(step[offset : offset + self.batch_size], step)
+
+    def _stretch(self, start: int, length: int) -> tuple[int, ...]:
+        return tuple(self._epoch(i // self.size)[i % self.size] for i in range(start, start + length))
+
+    def _epoch(self, epoch: int) -> list[int]:
+        cached = getattr(self, "_permutations", {})
+        if epoch not in cached:
+            generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+            # Two epochs at most: a stretch spans no more, except over data sets smaller than a step.
+            cached = {e: p for e, p in cached.items() if e == epoch - 1}
+            cached[epoch] = torch.randperm(self.size, generator=generator).tolist()
+            self._permutations = cached
+        return cached[epoch]
+
+
+def validation_order(size: int, *, batch_size: int, world_size: int, rank: int) -> list[MicroBatch]:
+    """Every example exactly once, in the data's order, as equally many micro-batches on every rank.
+
+    Micro-batches have ``batch_size`` to just under twice as many examples, so that no rank is left without one.
+    """
+    if size < world_size:
+        raise ValueError(
+            f"validation data: expected at least one example for each of {world_size} devices, found {size}"
+        )
+    count = max(1, size // (batch_size * world_size))
+    order = []
+    for number in range(count):
+        step = tuple(range(size * number // count, size * (number + 1) // count))
+        mine = step[len(step) * rank // world_size : len(step) * (rank + 1) // world_size]
+        order.append(MicroBatch(mine, step))
+    return order
+
+
+class Batches(Dataset[Batch]):
+    """Collates the rows that a micro-batch names; to be used with ``DataLoader(batch_size=None)``."""
+
+    def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int) -> None:
+        self.rows, self.mismatched, self.chunks = rows, mismatched, chunks
+
+    def __getitem__(self, micro: MicroBatch) -> Batch:
+        return collate(
+            [self.rows[i] for i in micro.rows],
+            step=step_size([self.rows[i] for i in micro.step]),
+            mismatched=self.mismatched,
+            chunks=self.chunks,
+        )

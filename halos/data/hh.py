@@ -1,0 +1,53 @@
+"""Anthropic's HH transcripts: ``\\n\\nHuman: ... \\n\\nAssistant: ...`` as ``chosen`` and ``rejected``."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from halos.data.feedback import Completion, Feedback, Message
+from halos.data.fields import Row, required, text_of, wrong
+from halos.data.formats import DIFFERENT_PROMPTS, without_empty
+
+TURN = re.compile(r"\n\n(Human|Assistant):")
+ROLE = {"Human": "user", "Assistant": "assistant"}
+EMPTY_PROMPT = "pair with an empty prompt"
+
+
+def hh_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+    """One pair: the prompt is what stands before the last ``\\n\\nAssistant:``, the completion what stands after it."""
+    turns, chosen = _split(where, "chosen", row)
+    others, rejected = _split(where, "rejected", row)
+    if turns != others:
+        dropped[DIFFERENT_PROMPTS] += 1
+        return None
+    if turns[-1].role == "assistant":
+        # Two assistant turns in a row: a prompt cannot end with the first, so it opens both completions.
+        start = turns.pop().content
+        chosen, rejected = (f"{start}\n\n{completion}".strip() for completion in (chosen, rejected))
+    if not any(turn.content for turn in turns):
+        dropped[EMPTY_PROMPT] += 1
+        return None
+    return without_empty(Feedback(where, tuple(turns), (Completion(chosen), Completion(rejected)), ((0, 1),)), dropped)
+
+
+def _split(where: str, key: str, row: Row) -> tuple[list[Message], str]:
+    text = text_of(where, key, required(where, row, key))
+    before, marker, completion = text.rpartition("\n\nAssistant:")
+    turns = _turns(before)
+    if not marker or not turns or turns[0].role != "user":
+        raise wrong(where, key, "a transcript '\\n\\nHuman: ...\\n\\nAssistant: ...'", text)
+    return turns, completion.strip()
+
+
+def _turns(text: str) -> list[Message]:
+    """The turns of a transcript, none if it does not start with one; turns of one role in a row become one turn,
+    as chat templates want the roles to alternate."""
+    opening, *parts = TURN.split("\n\n" + text.lstrip())
+    turns: list[Message] = []
+    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+        role, content = ROLE[speaker], said.strip()
+        if turns and turns[-1].role == role:
+            content = f"{turns.pop().content}\n\n{content}".strip()
+        turns.append(Message(role, content))
+    return [] if opening.strip() else turns

@@ -1,0 +1,196 @@
+"""The one DataModule: feedback from a source, as the view that an objective asks for, in batches."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+
+from halos.data.batches import Batch, Batches, TrainingOrder, validation_order
+from halos.data.rows import Control, Example, Row, Rows, make_rows
+from halos.data.sources import Source
+from halos.data.split import split_by_prompt
+from halos.data.tokens import ChatTokens, Limits
+from halos.data.views import VIEWS, Labelled
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A loader that counts the micro-batches it has served, so that a resumed run goes on with the next one."""
+
+    def __init__(self, batches: Batches, order: TrainingOrder, **options: Any) -> None:
+        super().__init__(batches, sampler=order, batch_size=None, **options)
+        self._order = order
+        self._served = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self._order.start = self._served
+        for batch in super().__iter__():
+            self._served += 1
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def state_dict(self) -> dict[str, int]:
+        """Lightning keeps this in the checkpoint."""
+        return {"served": self._served}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind the micro-batches that were served before the checkpoint."""
+        self._served = state["served"]
+
+
+class PreferenceDataModule(pl.LightningDataModule):
+    """Feedback → records → view → rows → batches.
+
+    Work is done in two calls, so that bad data is found before a tokenizer is needed and bad prompts before a model
+    is: :meth:`load` reads records and derives the view, :meth:`tokenise` makes rows. Both are the same on every rank.
+
+    Args:
+        source: where feedback comes from (:mod:`halos.data.sources`).
+        batch_size: examples per device and micro-step.
+        max_length, max_prompt_length: token limits, see :class:`halos.data.tokens.Limits`.
+        max_examples, max_val_examples: at most so many examples of each split, drawn with the seed.
+        val_size: records held out of the training data, by prompt, where the source has no validation data.
+        length_groups: parts into which a micro-batch is sorted by length, each padded by itself; results do not
+            depend on it.
+        workers: processes that collate batches.
+        seed: of the order of examples, of the split and of the mismatched completions.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int = 8,
+        max_length: int = 512,
+        max_prompt_length: int | None = None,
+        max_examples: int | None = None,
+        max_val_examples: int | None = None,
+        val_size: int = 0,
+        length_groups: int = 4,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("max_examples", max_examples, 1),
+            ("max_val_examples", max_val_examples, 1),
+            ("val_size", val_size, 0),
+            ("length_groups", length_groups, 1),
+            ("workers", workers, 0),
+        ):
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"data.{name}: expected a whole number from {least} on, found {value!r}")
+        self.source = source
+        self.limits = Limits(max_length, max_prompt_length)
+        self.batch_size, self.length_groups, self.workers, self.seed = batch_size, length_groups, workers, seed
+        self._most = {"train": max_examples, "val": max_val_examples}
+        self._val_size = val_size
+        self._examples: dict[str, list[Example]] = {}
+        self.rows: dict[str, Rows] = {}
+        self.reports: dict[str, Counter[str]] = {}
+        self.label_counts: tuple[int, int] | None = None
+        self._mismatched = False
+        self.steps = 0
+
+    def load(self, view: str) -> None:
+        """Read the records of both splits and derive the view's examples.
+
+        Raises ``ValueError`` with file and line for bad records, and if the view cannot be had from them.
+        """
+        train = self.source.train()
+        held = self.source.val()
+        splits = {"train": (train.records, train.dropped)}
+        if held is not None:
+            splits["val"] = (held.records, held.dropped)
+        elif self._val_size:
+            kept, out = split_by_prompt(train.records, self._val_size, self.seed)
+            splits = {"train": (kept, train.dropped), "val": (out, Counter())}
+        for split, (records, dropped) in splits.items():
+            derived = VIEWS[view](records)
+            self._examples[split] = _at_most(self._most[split], derived.examples, self.seed)
+            self.reports[split] = Counter({"records": len(records)}) + dropped + derived.report
+        self.label_counts = _count_labels(self._examples["train"])
+
+    def tokenise(self, tokenizer: Any, *, control: Control = lambda _: "", mismatched: bool = False) -> None:
+        """Make token rows of the loaded examples, with y' for KTO's reference point if ``mismatched``.
+
+        Raises ``ValueError`` naming the example for a prompt over the limits.
+        """
+        tokens = ChatTokens(tokenizer, self.limits)
+        self._mismatched = mismatched
+        for split, examples in self._examples.items():
+            seed = self.seed if mismatched else None
+            rows = make_rows(examples, tokens, control=control, mismatched_seed=seed)
+            self.rows[split] = rows
+            self.reports[split] = self.reports[split] + Counter({"examples": len(rows)}) + rows.report
+        self._examples = {}
+
+    def plan(self, *, epochs: int | None, max_steps: int, accumulate: int, world_size: int) -> int:
+        """Fix the number of optimizer steps of the run: ``max_steps``, or (if -1) as many as ``epochs`` take."""
+        per_step = self.batch_size * accumulate * world_size
+        by_epochs = None if epochs is None else math.ceil(epochs * len(self.rows["train"]) / per_step)
+        choices = [steps for steps in (by_epochs, None if max_steps < 0 else max_steps) if steps is not None]
+        if not choices or min(choices) < 1:
+            raise ValueError(
+                "expected trainer.max_epochs or trainer.max_steps to give at least one step, found "
+                f"max_epochs={epochs}, max_steps={max_steps}"
+            )
+        self.steps = min(choices)
+        return self.steps
+
+    def train_dataloader(self) -> ResumableLoader:
+        """All micro-batches of the run, as one Lightning epoch."""
+        trainer = self._trainer()
+        rows = self.rows["train"].rows
+        order = TrainingOrder(
+            len(rows),
+            batch_size=self.batch_size,
+            accumulate=trainer.accumulate_grad_batches,
+            world_size=trainer.world_size,
+            rank=trainer.global_rank,
+            steps=self.steps,
+            seed=self.seed,
+        )
+        return ResumableLoader(self._batches(rows), order, **self._loader_options())
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Every validation example once, always in the same batches."""
+        if "val" not in self.rows:
+            return []
+        trainer, rows = self._trainer(), self.rows["val"].rows
+        order = validation_order(
+            len(rows), batch_size=self.batch_size, world_size=trainer.world_size, rank=trainer.global_rank
+        )
+        return DataLoader(self._batches(rows), sampler=order, batch_size=None, **self._loader_options())  # type: ignore[arg-type]
+
+    def _batches(self, rows: list[Row]) -> Batches:
+        return Batches(rows, mismatched=self._mismatched, chunks=self.length_groups)
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {"num_workers": self.workers, "pin_memory": torch.cuda.is_available()}
+
+    def _trainer(self) -> pl.Trainer:
+        if self.trainer is None:
+            raise ValueError("expected the data module to be attached to a Trainer")
+        return self.trainer
+
+
+def _at_most(limit: int | None, examples: list[Any], seed: int) -> list[Any]:
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    kept = random.Random(seed).sample(range(len(examples)), limit)
+    return [examples[i] for i in sorted(kept)]
+
+
+def _count_labels(examples: list[Example]) -> tuple[int, int] | None:
+    labels = [example.desirable for example in examples if isinstance(example, Labelled)]
+    return (sum(labels), len(labels) - sum(labels)) if labels else None

@@ -1,0 +1,137 @@
+"""Records' text → token ids, with the boundary between prompt and completion fixed once.
+
+The prompt is rendered by the model's own chat template, with its generation prompt. The completion is tokenised by
+itself and followed by the end-of-turn token, so no merge can move the boundary. A truncated completion gets no
+end-of-turn token: the model is never taught to stop where a limit cut the text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from halos.data.feedback import Prompt, messages_of
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+"""Used for conversations when the tokenizer has no chat template of its own."""
+
+_SENTINEL = "halos-sentinel"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Token limits: ``max_length`` for prompt plus completion, ``max_prompt_length`` for the prompt alone.
+
+    With ``max_prompt_length`` a longer prompt keeps its end (and its BOS token). Without it every prompt has to fit.
+    """
+
+    max_length: int
+    max_prompt_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise ValueError(
+                f"data.max_length: expected at least 2 (a prompt and a completion token), found {self.max_length}"
+            )
+        if self.max_prompt_length is not None and not 1 <= self.max_prompt_length < self.max_length:
+            raise ValueError(
+                f"data.max_prompt_length: expected between 1 and data.max_length - 1 = {self.max_length - 1} "
+                f"(something must be left for the completion), found {self.max_prompt_length}"
+            )
+
+
+class ChatTokens:
+    """Token ids of prompts and completions under one tokenizer.
+
+    ``control`` is text that ends every prompt (a control token of CSFT); it is added here, once, to the ids: the
+    records stay as they are.
+
+    Raises ``ValueError`` if the tokenizer has no token that can end a turn.
+    """
+
+    def __init__(self, tokenizer: Any, limits: Limits) -> None:
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.end_of_turn: int = end_of_turn_id(tokenizer)
+        self._bos = _automatic_bos(tokenizer)
+
+    def prompt(self, prompt: Prompt, control: str = "") -> list[int]:
+        """All ids of the prompt, before truncation."""
+        if isinstance(prompt, str) and self.tokenizer.chat_template is None:
+            ids = self._bos + self._plain(prompt)
+        elif self.tokenizer.chat_template is None:
+            ids = self._bos + self._plain(self._render(prompt, PLAIN_TEMPLATE))
+        else:
+            # The template writes its own BOS, so the tokenizer must not add a second one.
+            ids = self._plain(self._render(prompt, None))
+        return ids + self._plain(control) if control else ids
+
+    def fit_prompt(self, ids: list[int], where: str) -> tuple[list[int], bool]:
+        """(ids within the limits, whether they were cut).
+
+        Raises ``ValueError`` if the prompt has no tokens, or if it leaves no room for a completion and no
+        ``max_prompt_length`` is set.
+        """
+        if not ids:
+            raise ValueError(f"{where}: expected a prompt with at least one token, found none under this tokenizer")
+        limit = self.limits.max_prompt_length
+        if limit is None:
+            if len(ids) >= self.limits.max_length:
+                raise ValueError(
+                    f"{where}: expected a prompt shorter than data.max_length = {self.limits.max_length} tokens, found "
+                    f"{len(ids)}; raise data.max_length, or set data.max_prompt_length to keep the end of long prompts"
+                )
+            return ids, False
+        if len(ids) <= limit:
+            return ids, False
+        bos = self.tokenizer.bos_token_id
+        if limit > 1 and bos is not None and ids[0] == bos:
+            return [bos, *ids[len(ids) - limit + 1 :]], True
+        return ids[len(ids) - limit :], True
+
+    def completion(self, text: str) -> list[int]:
+        """Ids of the completion followed by the end-of-turn token, before truncation."""
+        return [*self._plain(text), self.end_of_turn]
+
+    def fit_completion(self, ids: list[int], prompt_length: int) -> tuple[list[int], bool]:
+        """(the start of the completion that fits behind the prompt, whether it was cut)."""
+        room = self.limits.max_length - prompt_length
+        return ids[:room], len(ids) > room
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _render(self, prompt: Prompt, template: str | None) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages_of(prompt)]
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns, chat_template=template, add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # templates raise whatever they like (jinja's TemplateError among others)
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise ValueError(f"the model's chat template refused a prompt with the turns {roles}: {error}") from error
+
+
+def end_of_turn_id(tokenizer: Any) -> int:
+    """The token with which the chat template closes an assistant turn, else the tokenizer's EOS."""
+    if tokenizer.chat_template is not None:
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL}]
+        tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_SENTINEL)[2]
+        ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+        if ids and ids[0] in tokenizer.all_special_ids:
+            return int(ids[0])
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "the tokenizer has no token that ends a turn: expected an eos_token, or a chat template that closes the "
+            "assistant's turn with a special token"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def _automatic_bos(tokenizer: Any) -> list[int]:
+    """What the tokenizer itself puts before plain text: [BOS] or nothing (never an EOS behind it)."""
+    ids = tokenizer("")["input_ids"]
+    return [tokenizer.bos_token_id] if ids and ids[0] == tokenizer.bos_token_id else []

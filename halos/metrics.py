@@ -1,0 +1,90 @@
+"""Metrics as (sum, count) pairs: added up over micro-batches, all-reduced over ranks, then divided once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.utilities import dim_zero_cat
+
+
+@dataclass(slots=True)
+class Mean:
+    """A mean that is not divided yet. For a loss term ``step_count`` is the count of the whole optimizer step."""
+
+    total: Tensor
+    count: Tensor | float
+    step_count: float | None = None
+
+
+def mean_where(values: Tensor, where: Tensor) -> Mean:
+    """The mean of ``values`` over the places where ``where`` (same shape, bool) is true."""
+    return Mean((values.detach() * where).sum(), where.sum())
+
+
+class Averages(Metric):
+    """Named means, kept as one [names, 2] tensor of (sum, count). A name that counted nothing is left out."""
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.add_state("sums", torch.zeros(0, 2), dist_reduce_fx="sum")
+
+    def update(self, means: Mapping[str, Mean]) -> None:
+        """Add one micro-batch. The names must be the same in each call, so that ranks and steps line up."""
+        if self.names and self.names != list(means):
+            raise ValueError(f"expected the metrics {self.names}, found {list(means)}")
+        self.names = list(means)
+        device = self.sums.device
+        # MPS has no float64.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        rows = [
+            [torch.as_tensor(part).detach().to(device, dtype) for part in (m.total, m.count)] for m in means.values()
+        ]
+        new = torch.stack([torch.stack(row) for row in rows])
+        self.sums = new if len(self.sums) == 0 else self.sums + new
+
+    def compute(self) -> dict[str, float]:
+        """{name: sum / count} over everything since the last reset, on all ranks."""
+        pairs = zip(self.names, self.sums.tolist(), strict=True) if len(self.sums) else ()
+        return {name: total / count for name, (total, count) in pairs if count > 0}
+
+
+class LabelledRewards(Metric):
+    """Rewards of completions with their labels, gathered from all ranks, for AUC and histograms."""
+
+    full_state_update = False
+    rewards: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rewards", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, rewards: Tensor, labels: Tensor) -> None:
+        """Add rewards [n] and whether each belongs to a desirable completion [n]."""
+        self.rewards.append(rewards.detach().float().flatten())
+        self.labels.append(labels.detach().flatten())
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """(rewards, labels) of everything since the last reset, on all ranks."""
+        return dim_zero_cat(self.rewards), dim_zero_cat(self.labels)
+
+
+def auc(rewards: Tensor, labels: Tensor) -> float | None:
+    """P(reward of a desirable completion > reward of an undesirable one), ties counting half; None for one class.
+
+    Ranks go in, not rewards: the library takes values outside [0, 1] for logits, and a sigmoid makes ties of large ones.
+    """
+    if labels.all() or not labels.any():
+        return None
+    distinct, ranks = torch.unique(rewards, return_inverse=True)
+    return float(binary_auroc(ranks.double() / len(distinct), labels.long()))

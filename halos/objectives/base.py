@@ -1,0 +1,294 @@
+"""The base of every objective: steps, optimizer, reductions and logging. An objective adds only its mathematics."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from halos.data.batches import Batch
+from halos.distributed import all_gather_list
+from halos.metrics import Averages, LabelledRewards, Mean, auc, mean_where
+from halos.optim import AdamW
+from halos.policy.backbone import Backbone
+from halos.policy.logprobs import LogProbs
+
+
+@dataclass(slots=True)
+class Output:
+    """What an objective computes from one micro-batch.
+
+    ``loss``: named terms, added up; each carries the denominator of its whole step. ``rewards`` [B, K]: the implied
+    rewards (β included) of the branches that the view holds, if the objective has any. ``metrics``: anything else.
+    """
+
+    loss: Mapping[str, Mean]
+    rewards: Tensor | None = None
+    metrics: Mapping[str, Mean] = field(default_factory=dict)
+
+
+BackboneSource = Backbone | Callable[[], Backbone]
+
+
+class Objective(pl.LightningModule, ABC):
+    """A loss on a view of human feedback, trained on a :class:`Backbone`.
+
+    Subclasses set the class variables and implement :meth:`compute`; they override no concrete method of this class
+    except the hooks :meth:`control`, :meth:`build` and :meth:`see_labels`.
+
+    Args:
+        backbone: a :class:`Backbone`, or a function that makes one, called when the strategy is ready.
+        optim: the optimizer and its schedule.
+        seed: seeds whatever randomness a forward has (dropout).
+    """
+
+    view: ClassVar[str]
+    """What the objective eats: ``demonstrations``, ``binary``, ``pairs`` or ``scored``."""
+    needs_reference: ClassVar[bool] = True
+    mismatched: ClassVar[bool] = False
+    """Whether each example carries another prompt's completion as its last branch (KTO's y')."""
+    needs_hidden: ClassVar[bool] = False
+    """Whether :class:`LogProbs` of the policy come with detached hidden states."""
+    couples_step: ClassVar[bool] = False
+    """Whether the loss of an example depends on the whole step's others, which rules out accumulation."""
+
+    def __init__(self, backbone: BackboneSource, *, optim: AdamW | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+        self.backbone: Backbone | None = None
+        self._make_backbone = (lambda: backbone) if isinstance(backbone, Backbone) else backbone
+        self._optim = optim or AdamW()
+        self.critic_clip: float | None = None
+        self.train_averages, self.val_averages = Averages(), Averages()
+        self.val_rewards = LabelledRewards()
+        self._step_ids: list[str] = []
+        self._step_tokens = 0
+        self._step_started: float | None = None
+
+    # What an objective says
+
+    @abstractmethod
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
+        """The loss and rewards of one micro-batch; ``reference`` is None unless ``needs_reference``."""
+
+    def control(self, desirable: bool | None) -> str:
+        """Text that ends the prompt of an example with this label; at sampling time the label is True."""
+        return ""
+
+    def build(self, hidden_size: int) -> None:
+        """Make modules of one's own, such as a value head, once the policy's width is known."""
+
+    def see_labels(self, desirable: int, undesirable: int) -> None:
+        """Learn how many desirable and undesirable completions the training data has, before the first step."""
+
+    @final
+    def per_example(self, losses: Tensor, batch: Batch) -> Mean:
+        """The mean of losses [B] over the examples of the whole step."""
+        if losses.shape != (len(batch),):
+            raise ValueError(f"expected one loss per example, shape ({len(batch)},), found {tuple(losses.shape)}")
+        return Mean(losses.sum(), len(batch), batch.step.examples)
+
+    @final
+    def per_token(self, losses: Tensor, batch: Batch, branch: int = 0) -> Mean:
+        """The mean of losses [B, C] over the branch's scored tokens of the whole step."""
+        mask = batch.mask[:, branch]
+        if losses.shape != mask.shape:
+            raise ValueError(f"expected one loss per token, shape {tuple(mask.shape)}, found {tuple(losses.shape)}")
+        return Mean((losses * mask).sum(), mask.sum(), batch.step.tokens[branch])
+
+    # What Lightning calls
+
+    @final
+    def configure_model(self) -> None:
+        if self.backbone is None:
+            self.backbone = self._make_backbone()
+            self.build(self.backbone.hidden_size)
+
+    @final
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and data.label_counts is not None:
+            self.see_labels(*data.label_counts)
+
+    @final
+    def configure_optimizers(self) -> Any:
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer, schedule = self._optim.build(parameters, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @final
+    def on_train_start(self) -> None:
+        self._step_started = time.perf_counter()
+
+    @final
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout is a function of (seed, batch, rank), so that a resumed run draws as the uninterrupted one did.
+        torch.manual_seed((self.seed * 1_000_003 + batch_idx * 4_099 + self.global_rank) % 2**63)
+
+    @final
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        output, metrics = self._evaluate(batch)
+        self.train_averages.update(metrics)
+        self._step_ids += batch.ids
+        self._step_tokens += batch.total_tokens
+        # Lightning divides by the number of micro-batches and DDP by that of ranks: undo both, the counts are the step's.
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return scale * sum(term.total / (term.step_count or term.count) for term in output.loss.values())
+
+    @final
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        metrics = self._finish(self.train_averages)
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        metrics["grad_norm"] = float(torch.nn.utils.get_total_norm(gradients))
+        self._refuse_non_finite(metrics)
+        metrics["lr"] = optimizer.param_groups[0]["lr"]
+        metrics |= self._speed()
+        self._log("train", metrics)
+        self._step_ids, self._step_tokens = [], 0
+
+    @final
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        policy = list(self._backbone.parameters())
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(policy, gradient_clip_val)
+        inside = {id(p) for p in policy}
+        critic = [p for p in self.parameters() if id(p) not in inside]
+        if self.critic_clip and critic:
+            torch.nn.utils.clip_grad_norm_(critic, self.critic_clip)
+
+    @final
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        output, metrics = self._evaluate(batch)
+        self.val_averages.update(metrics)
+        if output.rewards is not None and batch.desirable is not None:
+            self.val_rewards.update(output.rewards[:, 0], batch.desirable)
+
+    @final
+    def on_validation_epoch_end(self) -> None:
+        metrics = self._finish(self.val_averages)
+        if self.val_rewards.rewards:
+            rewards, labels = self.val_rewards.compute()
+            area = auc(rewards, labels)
+            if area is not None:
+                metrics["rewards/auc"] = area
+        self._log("val", metrics)
+
+    @final
+    def on_validation_end(self) -> None:
+        self.val_rewards.reset()
+        self._step_started = time.perf_counter()
+
+    @final
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self._step_started = time.perf_counter()
+
+    # The pieces
+
+    @property
+    def _backbone(self) -> Backbone:
+        if self.backbone is None:
+            raise ValueError("expected configure_model() to have been called: the objective has no backbone yet")
+        return self.backbone
+
+    def _evaluate(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
+        policy = self._backbone.logprobs(batch, with_hidden=self.needs_hidden)
+        reference = self._backbone.reference_logprobs(batch) if self.needs_reference else None
+        output = self.compute(batch, policy, reference)
+        metrics = {f"loss/{name}": Mean(term.total, term.count) for name, term in output.loss.items()}
+        metrics |= feedback_metrics(batch, policy, reference, output.rewards)
+        return output, metrics | dict(output.metrics)
+
+    def _finish(self, averages: Averages) -> dict[str, float]:
+        metrics = averages.compute()
+        averages.reset()
+        terms = [name for name in metrics if name.startswith("loss/")]
+        metrics["loss"] = math.fsum(metrics[name] for name in terms)
+        if len(terms) == 1:
+            del metrics[terms[0]]
+        if "rewards/chosen" in metrics and "rewards/rejected" in metrics:
+            metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+        return metrics
+
+    def _refuse_non_finite(self, metrics: dict[str, float]) -> None:
+        scaled = self.trainer.precision == "16-mixed"  # its gradient scaler skips such steps by itself
+        for name in ("loss",) if scaled else ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                ids = all_gather_list(self._step_ids)
+                raise FloatingPointError(
+                    f"{name} is {metrics[name]} at step {self.trainer.global_step + 1}; the weights were not changed. "
+                    f"Examples of this step: {', '.join(ids)}"
+                )
+
+    def _speed(self) -> dict[str, float]:
+        seconds = time.perf_counter() - (self._step_started or time.perf_counter())
+        if seconds <= 0:
+            return {}
+        ranks = self.trainer.world_size
+        return {
+            "examples_per_second": len(self._step_ids) * ranks / seconds,
+            "tokens_per_second": self._step_tokens * ranks / seconds,
+        }
+
+    def _log(self, stage: str, metrics: dict[str, float]) -> None:
+        shown = {"loss", "rewards/margins", "kl", "examples_per_second"} if stage == "train" else set()
+        for name, value in metrics.items():
+            self.log(
+                f"{stage}/{name}", value, prog_bar=name in shown, on_step=stage == "train", on_epoch=stage == "val"
+            )
+
+
+def feedback_metrics(
+    batch: Batch, policy: LogProbs, reference: LogProbs | None, rewards: Tensor | None
+) -> dict[str, Mean]:
+    """The metrics that all objectives share: log-probs, rewards and KL of what people liked and disliked."""
+    chosen, rejected = _sides(batch)
+    sums = policy.sum.detach()
+    metrics = {"logps/chosen": mean_where(sums, chosen)}
+    if rejected is not None:
+        metrics["logps/rejected"] = mean_where(sums, rejected)
+    if rewards is not None:
+        full = torch.zeros_like(sums)
+        full[:, : rewards.shape[1]] = rewards.detach()
+        metrics["rewards/chosen"] = mean_where(full, chosen)
+        if rejected is not None:
+            metrics["rewards/rejected"] = mean_where(full, rejected)
+        if batch.desirable is None and rejected is not None:
+            metrics["rewards/accuracies"] = _accuracy(full[:, 0], full[:, 1])
+    if reference is not None:
+        own = chosen if rejected is None else chosen | rejected
+        metrics["kl/policy_reference"] = mean_where(sums - reference.sum, own)
+    return metrics
+
+
+def _sides(batch: Batch) -> tuple[Tensor, Tensor | None]:
+    # [B, K] masks of the chosen (desirable) and of the rejected (undesirable) branches; y' is neither.
+    sides = torch.zeros(batch.mask.shape[:2], dtype=torch.bool, device=batch.mask.device)
+    chosen, rejected = sides.clone(), sides.clone()
+    if batch.desirable is not None:
+        chosen[:, 0], rejected[:, 0] = batch.desirable, ~batch.desirable
+        return chosen, rejected
+    chosen[:, 0] = True
+    if batch.mask.shape[1] == 1:
+        return chosen, None
+    rejected[:, 1] = True
+    return chosen, rejected
+
+
+def _accuracy(chosen: Tensor, rejected: Tensor) -> Mean:
+    # A tie counts half: at step 0 all rewards are equal, and the accuracy is that of a coin.
+    wins = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
+    return Mean(wins.sum(), len(wins))

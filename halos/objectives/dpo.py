@@ -1,0 +1,67 @@
+"""DPO: Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from halos.data.batches import Batch
+from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.parameters import require_between, require_positive
+from halos.policy.logprobs import LogProbs
+
+
+def dpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The DPO loss of each pair, equation 7 of the paper; with ε > 0 cDPO's (Mitchell 2023).
+
+    −(1 − ε) log σ(β(r_w − r_l)) − ε log σ(−β(r_w − r_l)), with r = log π_θ(y|x) − log π_ref(y|x).
+
+    Args:
+        policy_chosen, policy_rejected, reference_chosen, reference_rejected: log π(y|x) summed over the completion's
+            tokens, in nats, [B].
+        beta: β, the strength of the KL constraint that the reward is implied by.
+        label_smoothing: ε, the probability that a preference is recorded the wrong way round.
+
+    Returns:
+        Losses [B], to be averaged over pairs.
+    """
+    r_w = policy_chosen - reference_chosen
+    r_l = policy_rejected - reference_rejected
+    margin = beta * (r_w - r_l)
+    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+
+
+class DPO(Objective):
+    """DPO on pairs of a chosen and a rejected completion. No deviations from the paper.
+
+    Args:
+        beta: β.
+        label_smoothing: ε in [0, 1/2); above 0 this is cDPO.
+    """
+
+    view = "pairs"
+
+    def __init__(
+        self, backbone: BackboneSource, *, beta: float = 0.1, label_smoothing: float = 0.0, **base: Any
+    ) -> None:
+        super().__init__(backbone, **base)
+        self.beta = require_positive("beta", beta)
+        self.label_smoothing = require_between("label_smoothing", label_smoothing, 0.0, 0.5)
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
+        assert reference is not None
+        (chosen, rejected), (ref_chosen, ref_rejected) = policy.sum.unbind(1), reference.sum.unbind(1)
+        losses = dpo_loss(
+            chosen, rejected, ref_chosen, ref_rejected, beta=self.beta, label_smoothing=self.label_smoothing
+        )
+        return Output(loss={"dpo": self.per_example(losses, batch)}, rewards=self.beta * (policy.sum - reference.sum))

@@ -1,0 +1,136 @@
+"""KTO: Kahneman-Tversky Optimization (Ethayarajh et al. 2024, arXiv 2402.01306)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from halos.data.batches import Batch
+from halos.distributed import all_sum
+from halos.metrics import Mean
+from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.parameters import require_positive, require_weight
+from halos.policy.logprobs import LogProbs
+
+Weight = float | Literal["auto"]
+
+
+def kto_loss(
+    policy: Tensor,
+    reference: Tensor,
+    desirable: Tensor,
+    z0: Tensor | float,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """The KTO loss of each completion (section 4 of the paper): λ_y − v(x, y).
+
+    r = log π_θ(y|x) − log π_ref(y|x);  v = λ_D σ(β(r − z₀)) for desirable y, λ_U σ(β(z₀ − r)) for undesirable y.
+
+    Args:
+        policy, reference: log π(y|x) summed over the completion's tokens, in nats, [B].
+        desirable: whether y is desirable given x, bool [B].
+        z0: the reference point, see :func:`kto_reference_point`; no gradient flows into it.
+        beta: β, how fast value saturates.
+        desirable_weight, undesirable_weight: λ_D, λ_U.
+
+    Returns:
+        Losses [B], to be averaged over examples.
+    """
+    r = policy - reference
+    z0 = z0.detach() if isinstance(z0, Tensor) else z0
+    desirable_loss = desirable_weight * (1 - torch.sigmoid(beta * (r - z0)))
+    undesirable_loss = undesirable_weight * (1 - torch.sigmoid(beta * (z0 - r)))
+    return torch.where(desirable, desirable_loss, undesirable_loss)
+
+
+def kto_reference_point(policy: Tensor, reference: Tensor) -> tuple[Tensor, Mean]:
+    """z₀ = max(0, mean of log π_θ(y'|x) − log π_ref(y'|x)) over the mismatched pairs of all ranks.
+
+    Takes the summed log-probs [B] of this rank's y'. Returns z₀ (scalar, no gradient) and the mean before clamping.
+    """
+    r = (policy - reference).detach()
+    total, count = all_sum(torch.stack([r.sum(), r.new_tensor(len(r))]))
+    return (total / count).clamp(min=0), Mean(r.sum(), len(r))
+
+
+def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, n_u: int) -> tuple[float, float]:
+    """(λ_D, λ_U) with ``auto`` resolved from the counts of the training data.
+
+    An automatic weight starts at 1 and changes just so far that λ_D n_D / (λ_U n_U) lies in [1, 4/3]; where both are
+    automatic, that of the rarer side is raised. Raises ``ValueError`` if there is only one kind of completion.
+    """
+    low, high = 1.0, 4 / 3
+    fixed_d = 1.0 if desirable_weight == "auto" else float(desirable_weight)
+    fixed_u = 1.0 if undesirable_weight == "auto" else float(undesirable_weight)
+    if "auto" not in (desirable_weight, undesirable_weight):
+        return fixed_d, fixed_u
+    if not n_d or not n_u:
+        raise ValueError(
+            f"loss.desirable_weight=auto needs both kinds of completions in the training data: found {n_d} desirable "
+            f"and {n_u} undesirable ones; set loss.desirable_weight and loss.undesirable_weight to numbers"
+        )
+    ratio = fixed_d * n_d / (fixed_u * n_u)
+    change = min(max(ratio, low), high) / ratio
+    raise_desirable = desirable_weight == "auto" and (change >= 1 or undesirable_weight != "auto")
+    return (fixed_d * change, fixed_u) if raise_desirable else (fixed_d, fixed_u / change)
+
+
+class KTO(Objective):
+    """KTO on single completions marked desirable or undesirable.
+
+    Deviations from the paper:
+        1. y' of the reference point is another prompt's completion, drawn by a seeded derangement over the data set,
+           rather than the next example of the batch: shuffling is always allowed and batch size 1 works.
+        2. The mean behind z₀ runs over the examples of all ranks in the micro-step, not over one device's.
+
+    Args:
+        beta: β.
+        desirable_weight, undesirable_weight: λ_D and λ_U, or ``auto`` (see :func:`kto_weights`; the interval is that
+            of the paper's first version, later ones widen it to [1, 3/2]).
+    """
+
+    view = "binary"
+    mismatched = True
+
+    def __init__(
+        self,
+        backbone: BackboneSource,
+        *,
+        beta: float = 0.1,
+        desirable_weight: Weight = 1.0,
+        undesirable_weight: Weight = 1.0,
+        **base: Any,
+    ) -> None:
+        super().__init__(backbone, **base)
+        self.beta = require_positive("beta", beta)
+        self.desirable_weight = require_weight("desirable_weight", desirable_weight)
+        self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)
+
+    def see_labels(self, desirable: int, undesirable: int) -> None:
+        self.desirable_weight, self.undesirable_weight = kto_weights(
+            self.desirable_weight, self.undesirable_weight, desirable, undesirable
+        )
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
+        assert reference is not None and batch.desirable is not None
+        (y, y_), (ref_y, ref_y_) = policy.sum.unbind(1), reference.sum.unbind(1)
+        z0, raw = kto_reference_point(y_, ref_y_)
+        losses = kto_loss(
+            y,
+            ref_y,
+            batch.desirable,
+            z0,
+            beta=self.beta,
+            desirable_weight=float(self.desirable_weight),
+            undesirable_weight=float(self.undesirable_weight),
+        )
+        return Output(
+            loss={"kto": self.per_example(losses, batch)},
+            rewards=self.beta * (y - ref_y)[:, None],
+            metrics={"kl": Mean(z0, 1.0), "kl/raw": raw},
+        )

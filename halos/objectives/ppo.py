@@ -1,0 +1,159 @@
+"""Offline PPO (Schulman et al. 2017, arXiv 1707.06347; offline as in section 3.2 of 2402.01306)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from halos.data.batches import Batch
+from halos.distributed import all_sum
+from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.parameters import require_between, require_positive
+from halos.policy.logprobs import LogProbs
+from halos.policy.value import ValueHead
+
+
+class PPOLosses(NamedTuple):
+    """Per-token terms [B, C], to be averaged over all scored tokens of the step and weighted."""
+
+    policy: Tensor
+    critic: Tensor
+    kl: Tensor
+
+
+def ppo_loss(
+    policy: Tensor,
+    reference: Tensor,
+    values: Tensor,
+    scores: Tensor,
+    mask: Tensor,
+    *,
+    clip_range: float = 0.5,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+) -> PPOLosses:
+    """The three terms of offline PPO, whose old policy is the reference: ρ_t = π_θ(y_t|·) / π_ref(y_t|·).
+
+    policy: −min(A_t ρ_t, A_t clip(ρ_t, 1 − c, 1 + c)) (equation 7 of 1707.06347), A the whitened advantages;
+    critic: ½ (V_t − R_t)², R_t the advantage before whitening plus V_t;
+    kl: ρ_t log ρ_t − ρ_t + 1, whose mean over tokens drawn from the reference is KL(π_θ ‖ π_ref).
+
+    Args:
+        policy, reference: log π(y_t | x, y_<t), in nats, [B, C].
+        values: V_t, [B, C].
+        scores: the reward of each completion, on its last token, [B].
+        mask: which tokens exist, bool [B, C], a prefix of each row.
+        clip_range: c.
+        gamma, lam: γ and λ of generalised advantage estimation.
+    """
+    advantages = generalised_advantages(scores, values.detach(), mask, gamma=gamma, lam=lam)
+    returns = advantages + values.detach()
+    advantages = whiten(advantages, mask)
+    log_ratio = torch.where(mask, policy - reference, 0.0)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return PPOLosses(
+        policy=-torch.minimum(advantages * ratio, advantages * clipped),
+        critic=0.5 * (values - returns) ** 2,
+        kl=ratio * log_ratio - ratio + 1,
+    )
+
+
+def generalised_advantages(scores: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
+    """A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V_{t+1} − V_t (Schulman et al. 2015, arXiv 1506.02438, equation 16).
+
+    The score [B] is the reward of the last token of ``mask`` [B, C], all other rewards are 0, and V is 0 past the end.
+    """
+    last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    rewards = scores[:, None] * last
+    values = values * mask
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    deltas = (rewards + gamma * following - values) * mask
+    advantages = torch.zeros_like(deltas)
+    running = torch.zeros_like(scores)
+    for t in reversed(range(deltas.shape[1])):
+        running = deltas[:, t] + gamma * lam * running
+        advantages[:, t] = running
+    return advantages
+
+
+def whiten(advantages: Tensor, mask: Tensor) -> Tensor:
+    """Advantages [B, C] with mean 0 and variance 1 over the tokens of ``mask`` on all ranks; 0 elsewhere.
+
+    If all are equal there is nothing to prefer, and all become 0.
+    """
+    count, total = all_sum(torch.stack([mask.sum().to(advantages.dtype), (advantages * mask).sum()]))
+    centred = (advantages - total / count) * mask
+    variance = all_sum((centred**2).sum()) / count
+    return centred / (variance.sqrt() + 1e-8)
+
+
+class PPO(Objective):
+    """Offline PPO: one reward a completion, no sampling; loss = policy + critic_coefficient · critic + beta · kl.
+
+    The reward is the record's score, or +1 for desirable and −1 for undesirable completions.
+
+    Deviations:
+        1. The old policy is the reference throughout, so the clip also bounds how far the policy can move from it.
+        2. The KL penalty is its exact estimator on the reference's samples (the data stand for those), in the loss; a
+           plain mean of log-ratios would lower the probability of all data alike.
+        3. The value head reads detached states, and its gradient is clipped apart from the policy's.
+        4. Advantages are whitened over the whole step, on all ranks; so steps cannot be accumulated.
+
+    Args:
+        beta: coefficient of the KL penalty, and the scale of the logged rewards β · log-ratio.
+        clip_range: c in (0, 1).
+        gamma, lam: γ, λ.
+        critic_coefficient, critic_clip: weight and gradient-norm limit of the value head.
+    """
+
+    view = "scored"
+    needs_hidden = True
+    couples_step = True
+
+    def __init__(
+        self,
+        backbone: BackboneSource,
+        *,
+        beta: float = 0.1,
+        clip_range: float = 0.5,
+        gamma: float = 1.0,
+        lam: float = 0.95,
+        critic_coefficient: float = 0.5,
+        critic_clip: float = 1.0,
+        **base: Any,
+    ) -> None:
+        super().__init__(backbone, **base)
+        self.beta = require_between("beta", beta, 0.0)
+        self.clip_range = require_between("clip_range", clip_range, 0.0, 1.0, open_low=True)
+        self.gamma = require_between("gamma", gamma, 0.0, 1.0 + 1e-9)
+        self.lam = require_between("lam", lam, 0.0, 1.0 + 1e-9)
+        self.critic_coefficient = require_between("critic_coefficient", critic_coefficient, 0.0)
+        self.critic_clip = require_positive("critic_clip", critic_clip)
+
+    def build(self, hidden_size: int) -> None:
+        self.value_head = ValueHead(hidden_size)
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
+        assert reference is not None and policy.hidden is not None and batch.scores is not None
+        tokens = policy.tokens[:, 0]
+        terms = ppo_loss(
+            tokens,
+            reference.tokens[:, 0],
+            self.value_head(policy.hidden[:, 0]),
+            torch.tensor(batch.scores, dtype=tokens.dtype, device=tokens.device),
+            batch.mask[:, 0],
+            clip_range=self.clip_range,
+            gamma=self.gamma,
+            lam=self.lam,
+        )
+        return Output(
+            loss={
+                "policy": self.per_token(terms.policy, batch),
+                "critic": self.per_token(self.critic_coefficient * terms.critic, batch),
+                "kl": self.per_token(self.beta * terms.kl, batch),
+            },
+            rewards=self.beta * (policy.sum - reference.sum),
+        )

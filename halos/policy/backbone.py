@@ -1,0 +1,64 @@
+"""Policy and frozen reference: everything that an objective needs of models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from halos.data.batches import Batch
+from halos.policy.logprobs import LogProbs, completion_logprobs
+from halos.policy.reference import frozen_copy
+
+
+class Backbone(nn.Module):
+    """The policy π_θ (a causal language model of transformers) and, where asked for, a frozen copy of it, π_ref.
+
+    The reference is no submodule: it has no place in the optimizer, in checkpoints or in DDP's buckets. It follows the
+    policy to its device and precision.
+    """
+
+    def __init__(self, policy: nn.Module, *, with_reference: bool) -> None:
+        super().__init__()
+        if getattr(policy, "get_output_embeddings", lambda: None)() is None:
+            raise ValueError(f"expected a causal language model with an LM head, found {type(policy).__name__}")
+        self.policy: Any = policy
+        # A tuple hides it from nn.Module's registration.
+        self._reference: tuple[Any, ...] = (frozen_copy(policy),) if with_reference else ()
+        self.reference_seconds = 0.0
+
+    @property
+    def reference(self) -> Any | None:
+        """π_ref, or None for objectives that have none."""
+        return self._reference[0] if self._reference else None
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the states that the LM head reads."""
+        return int(self.policy.get_output_embeddings().weight.shape[1])
+
+    def logprobs(self, batch: Batch, *, with_hidden: bool = False) -> LogProbs:
+        """Log-probs of the batch's completions under the policy, with gradient."""
+        return completion_logprobs(self.policy, batch, with_hidden=with_hidden)
+
+    @torch.no_grad()
+    def reference_logprobs(self, batch: Batch) -> LogProbs:
+        """Log-probs of the batch's completions under the reference, by the same code path as the policy's.
+
+        Raises ``ValueError`` if the backbone was made without a reference.
+        """
+        if self.reference is None:
+            raise ValueError("expected a backbone with a reference, found one made with with_reference=False")
+        start = time.perf_counter()
+        logprobs = completion_logprobs(self.reference, batch)
+        self.reference_seconds += time.perf_counter() - start
+        return logprobs
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Every move of device or dtype passes through here; the reference has to come along.
+        if self.reference is not None:
+            self.reference._apply(fn)
+        return super()._apply(fn, recurse)

@@ -1,0 +1,76 @@
+"""Are these model files whole? Headers only, before anything long starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def check_directory(folder: Path, *, weights: bool = True) -> None:
+    """Raise ``ValueError`` unless the folder holds a config, a tokenizer and, if asked for, complete safetensors."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.path: expected a config.json in {folder}, found none")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        raise ValueError(f"model.path: expected tokenizer files (tokenizer.json) in {folder}, found none")
+    if not weights:
+        return
+    names = _weight_files(folder)
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"model.path: {folder} lacks {name}, which its index names")
+        check_safetensors(folder / name)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"model.path: {index} is not an index of safetensors files: {error}") from error
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    pickled = any((folder / name).is_file() for name in _PICKLES)
+    hint = (
+        "; pytorch_model.bin is a pickle, which halos does not load: convert it with save_pretrained"
+        if pickled
+        else "; to train from random weights set model.random_weights=true"
+    )
+    raise ValueError(f"model.path: expected weights (model.safetensors) in {folder}, found none{hint}")
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise ``ValueError`` if the file is shorter than its header says, or has no valid header."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"model.path: {path} is cut off or not a safetensors file ({size} bytes)")
+        try:
+            header = json.loads(stream.read(length))
+            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"model.path: {path} is not a safetensors file: {error}") from error
+    if 8 + length + end != size:
+        raise ValueError(f"model.path: {path} is cut off: expected {8 + length + end} bytes, found {size}")
+
+
+def check_gguf(path: Path) -> None:
+    """Raise ``ValueError`` unless the file is a GGUF whose tensors all lie inside it."""
+    if not path.is_file():
+        raise ValueError(f"model.path: no such file: {path}")
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic != b"GGUF":
+        raise ValueError(f"model.path: expected {path} to begin with 'GGUF', found {magic!r}")
+    from gguf import GGUFReader
+
+    try:
+        # Maps the file and lays every tensor out on it, which fails where the file ends too early.
+        tensors = len(GGUFReader(path).tensors)
+    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        raise ValueError(f"model.path: {path} is cut off or damaged: {error}") from error
+    if not tensors:
+        raise ValueError(f"model.path: {path} holds no tensors")

@@ -1,0 +1,136 @@
+"""Model files → tokenizer and policy: a hub id, a local directory, a GGUF file, or random weights from a config."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halos.policy.checks import check_directory, check_gguf
+
+PACKAGED = "pkg://"
+"""``pkg://halos.toy/reference`` is a directory inside an installed package."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Which model, and how it is to be loaded. Nothing is read until a method is called.
+
+    Args:
+        path: a hub id, a local directory, a ``.gguf`` file or ``pkg://package/directory``.
+        random_weights: take only the config (and tokenizer) from ``path``.
+        attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …).
+        gradient_checkpointing: recompute activations in the backward pass.
+        dropout: probability for every dropout of the model. 0 by default, as in the authors' code: with dropout the
+            policy would differ from its reference before the first step.
+    """
+
+    path: str
+    random_weights: bool = False
+    attention: str = "sdpa"
+    gradient_checkpointing: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path:
+            raise ValueError(
+                f"model.path: expected a hub id, a directory or a .gguf file, found {self.path!r}; "
+                "for example model=hf model.path=HuggingFaceTB/SmolLM2-135M-Instruct"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout}")
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for a path that cannot be loaded; reads headers only. Hub ids are not contacted."""
+        location = self._location
+        if location.suffix == ".gguf":
+            if importlib.util.find_spec("gguf") is None:
+                raise ValueError(
+                    f"model.path: {self.path} is a GGUF file; install the extra with pip install 'halos[gguf]'"
+                )
+            check_gguf(location)
+        elif location.is_dir():
+            check_directory(location, weights=not self.random_weights)
+        elif location.exists():
+            raise ValueError(f"model.path: expected a model directory or a .gguf file, found the file {self.path}")
+        elif self.path.startswith((PACKAGED, "/", "./", "../", "~")) or self.path.count("/") > 1:
+            raise ValueError(f"model.path: no such directory or file: {self.path}")
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer; a missing pad token becomes EOS (padding is never found by its id)."""
+        from transformers import AutoTokenizer
+
+        tokenizer = self._from_pretrained(AutoTokenizer)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        return tokenizer
+
+    def load(self, *, dtype: torch.dtype = torch.float32, new_tokens: Sequence[int] = (), vocabulary: int = 0) -> Any:
+        """The policy, in training mode.
+
+        ``vocabulary`` is the least number of embeddings; rows of ``new_tokens`` start as the mean of the others.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = self._from_pretrained(AutoConfig)
+        set_dropout(config, self.dropout)
+        if self.random_weights:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
+        else:
+            model = self._from_pretrained(
+                AutoModelForCausalLM, config=config, dtype=dtype, attn_implementation=self.attention
+            )
+        if getattr(model.config, "quantization_config", None) is not None and self._location.suffix == ".gguf":
+            # Its weights are dequantised by now; an export that says otherwise could not be loaded again.
+            del model.config.quantization_config
+        grow_vocabulary(model, vocabulary, new_tokens)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.train()
+
+    @property
+    def _location(self) -> Path:
+        if self.path.startswith(PACKAGED):
+            package, _, folder = self.path.removeprefix(PACKAGED).partition("/")
+            return Path(str(files(package))) / folder
+        return Path(self.path).expanduser()
+
+    def _from_pretrained(self, factory: Any, **options: Any) -> Any:
+        location = self._location
+        if location.suffix == ".gguf":
+            name, options = str(location.parent), {**options, "gguf_file": location.name}
+        else:
+            name = str(location) if location.is_dir() else self.path
+        try:
+            return factory.from_pretrained(name, **options)
+        except (OSError, KeyError, json.JSONDecodeError, ImportError) as error:
+            raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {error}") from error
+
+
+def set_dropout(config: Any, probability: float) -> None:
+    """Set every dropout probability that the config knows, under whichever name."""
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, int | float):
+            setattr(config, name, probability)
+
+
+def grow_vocabulary(model: Any, size: int, new_tokens: Sequence[int]) -> None:
+    """Make room for ``size`` tokens, and start each of ``new_tokens`` as the mean of all embeddings before it."""
+    if size > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(size, mean_resizing=False)
+    if not new_tokens:
+        return
+    with torch.no_grad():
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            embedding.weight[list(new_tokens)] = embedding.weight[: min(new_tokens)].mean(0)
+
+
+def parameter_count(model: Any) -> int:
+    """Weights of the model, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

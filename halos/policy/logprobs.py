@@ -1,0 +1,85 @@
+"""Log-probs of completion tokens under a causal language model, in float32 whatever the model's precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halos.data.batches import Batch, Chunk
+
+
+@dataclass(slots=True)
+class LogProbs:
+    """log π(y_t | x, y_<t) of each completion token.
+
+    ``tokens`` [B, K, C] is zero where ``mask`` [B, K, C] is false. ``hidden`` [B, K, C, H], where asked for, is the
+    detached state from which each token was predicted.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    hidden: Tensor | None = None
+
+    @property
+    def sum(self) -> Tensor:
+        """Σ_t log π(y_t | x, y_<t) of each completion, [B, K]."""
+        return self.tokens.sum(-1)
+
+    @property
+    def count(self) -> Tensor:
+        """Completion tokens, end-of-turn token included, [B, K]."""
+        return self.mask.sum(-1)
+
+
+def completion_logprobs(model: nn.Module, batch: Batch, *, with_hidden: bool = False) -> LogProbs:
+    """Log-probs of every branch of the batch, one forward per chunk; gradient only where a chunk needs it."""
+    values, states = [], []
+    for chunk in batch.chunks:
+        with nullcontext() if chunk.needs_grad else torch.no_grad():
+            logprobs, hidden = _chunk_logprobs(model, chunk)
+        values.append(logprobs)
+        if with_hidden:
+            states.append(hidden.detach())
+    slots = torch.cat([chunk.slots for chunk in batch.chunks])
+    flat = torch.cat(values)
+    tokens = flat.new_zeros(batch.mask.numel()).scatter(0, slots, flat).view(batch.mask.shape)
+    if not with_hidden:
+        return LogProbs(tokens, batch.mask)
+    state = torch.cat(states)
+    grid = state.new_zeros(batch.mask.numel(), state.shape[-1]).index_copy(0, slots, state)
+    return LogProbs(tokens, batch.mask, grid.view(*batch.mask.shape, -1))
+
+
+def _chunk_logprobs(model: Any, chunk: Chunk) -> tuple[Tensor, Tensor]:
+    # No attention mask: padding is on the right and attention is causal, so scored tokens cannot see it.
+    with _head_only_at(model.get_output_embeddings(), chunk.predicts) as hidden:
+        logits = model(input_ids=chunk.input_ids, use_cache=False).logits[0]
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    return -F.cross_entropy(logits, chunk.targets, reduction="none"), hidden[0]
+
+
+@contextmanager
+def _head_only_at(head: nn.Module, predicts: Tensor) -> Iterator[list[Tensor]]:
+    """Within, the LM head sees only the [M, H] states that predict a scored token.
+
+    A hook rather than a call of our own: what a model does to its logits afterwards (scaling, soft-capping) stays its
+    own business. The list receives the states.
+    """
+    kept: list[Tensor] = []
+
+    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        kept.append(args[0][predicts])
+        return (kept[0].unsqueeze(0), *args[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield kept
+    finally:
+        handle.remove()

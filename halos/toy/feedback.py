@@ -1,0 +1,134 @@
+"""Feedback on the toy world: completions of the behaviour distribution, judged by the true reward, seeded."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+from halos.data.feedback import Completion, Feedback
+from halos.toy.world import (
+    AGENTS,
+    KIND_CLOSINGS,
+    KIND_OPENINGS,
+    RUDE_CLOSINGS,
+    RUDE_OPENINGS,
+    TOPICS,
+    WHENS,
+    is_desirable,
+    topic_of,
+    toy_prompts,
+    true_reward,
+)
+
+KINDS = ("labels", "pairs")
+SOUND = 0.5 ** (1 / 3)  # each of three parts is sound this often, so a completion is desirable half of the time
+RUDE = OFF_TOPIC = 0.75  # of the unsound parts; the rest are missing or unfinished
+MAX_TIES = 200  # a tie comes about one time in three, so this many in a row never do
+
+
+def _opening(rng: random.Random) -> str:
+    if rng.random() < SOUND:
+        return rng.choice(KIND_OPENINGS)
+    return rng.choice(RUDE_OPENINGS) if rng.random() < RUDE else ""
+
+
+def _body(topic: str, rng: random.Random) -> str:
+    if rng.random() >= SOUND:
+        if rng.random() >= OFF_TOPIC:
+            return ""
+        topic = rng.choice([name for name in TOPICS if name != topic])
+    return f"{rng.choice(AGENTS)} will {rng.choice(TOPICS[topic].remedies)} {rng.choice(WHENS)}."
+
+
+def _closing(rng: random.Random) -> str:
+    if rng.random() < SOUND:
+        return rng.choice(KIND_CLOSINGS)
+    if rng.random() < RUDE:
+        return rng.choice(RUDE_CLOSINGS)
+    return rng.choice((rng.choice(KIND_CLOSINGS).rsplit(" ", 1)[0], ""))  # unfinished, or missing
+
+
+def behaviour_completion(prompt: str, rng: random.Random) -> str:
+    """One completion from the behaviour distribution, on which the reference policy is pretrained."""
+    topic = topic_of(prompt)
+    if topic is None:
+        raise ValueError(f"prompt: expected one of the toy language, found {prompt!r}")
+    text = ""
+    while not text:  # an empty completion has nothing to score
+        text = " ".join(part for part in (_opening(rng), _body(topic, rng), _closing(rng)) if part)
+    return text
+
+
+def toy_feedback(
+    *,
+    size: int = 1000,
+    feedback: str = "labels",
+    noise: float = 0.0,
+    keep_desirable: float = 1.0,
+    keep_undesirable: float = 1.0,
+    completions_per_prompt: int = 2,
+    seed: int = 0,
+    split: str = "train",
+) -> list[Feedback]:
+    """Feedback on ``size`` prompts of a split, as labels or as preferences; the same arguments give the same records.
+
+    ``noise`` is the probability that a label or a preference is flipped. ``keep_desirable`` and ``keep_undesirable``
+    are the shares kept of the completions so labelled (labels only); a prompt that keeps none is left out.
+    Preferences run from the better to the worse true reward, for every two completions that differ in it.
+    """
+    _check_knobs(feedback, completions_per_prompt, noise, keep_desirable, keep_undesirable)
+    records = []
+    for index, prompt in enumerate(toy_prompts(size, seed, split)):
+        where = f"toy/{split}:{index}"
+        # One stream per prompt: no knob changes what another prompt's completions are.
+        rng = random.Random(f"feedback/{split}/{seed}/{index}")
+        if feedback == "pairs":
+            records.append(_paired(where, prompt, completions_per_prompt, noise, rng))
+        elif kept := _labelled(prompt, completions_per_prompt, noise, (keep_undesirable, keep_desirable), rng):
+            records.append(Feedback(where, prompt, kept))
+    return records
+
+
+def _labelled(
+    prompt: str, count: int, noise: float, keep: tuple[float, float], rng: random.Random
+) -> tuple[Completion, ...]:
+    """Labelled completions; ``keep`` is (share of the undesirable, share of the desirable)."""
+    kept = []
+    for _ in range(count):
+        text = behaviour_completion(prompt, rng)
+        flipped, kept_below = rng.random() < noise, rng.random()  # both drawn always: knobs leave the texts alone
+        desirable = is_desirable(prompt, text) != flipped
+        if kept_below < keep[desirable]:
+            kept.append(Completion(text, desirable=desirable))
+    return tuple(kept)
+
+
+def _paired(where: str, prompt: str, count: int, noise: float, rng: random.Random) -> Feedback:
+    """Completions with a strict preference among them; tied draws are thrown away."""
+    for _ in range(MAX_TIES):
+        texts = [behaviour_completion(prompt, rng) for _ in range(count)]
+        rewards = [true_reward(prompt, text) for text in texts]
+        ordered = [(i, j) for i, j in itertools.permutations(range(count), 2) if rewards[i] > rewards[j]]
+        if ordered:
+            preferences = tuple((j, i) if rng.random() < noise else (i, j) for i, j in ordered)
+            return Feedback(where, prompt, tuple(map(Completion, texts)), preferences)
+    raise RuntimeError(f"{where}: expected two completions of different reward, found ties {MAX_TIES} times")
+
+
+def _check_knobs(
+    feedback: str, completions_per_prompt: int, noise: float, keep_desirable: float, keep_undesirable: float
+) -> None:
+    if feedback not in KINDS:
+        raise ValueError(f"feedback: expected one of {', '.join(KINDS)}; found {feedback!r}")
+    shares = {"noise": noise, "keep_desirable": keep_desirable, "keep_undesirable": keep_undesirable}
+    for name, share in shares.items():
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"{name}: expected a share from 0 to 1, found {share}")
+        if feedback == "pairs" and name != "noise" and share != 1.0:
+            raise ValueError(f"{name}: expected 1 with feedback='pairs', which has no labels; found {share}")
+    least = 2 if feedback == "pairs" else 1
+    if completions_per_prompt < least:
+        raise ValueError(
+            f"completions_per_prompt: expected at least {least} with feedback={feedback!r}, "
+            f"found {completions_per_prompt}"
+        )

@@ -1,0 +1,149 @@
+"""The toy world's tokenizer and reference policy: small enough to ship, and plain Hugging Face."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from halos.toy.feedback import behaviour_completion
+from halos.toy.world import is_desirable, prompts_of, words
+
+REFERENCE_DIR = Path(__file__).parent / "reference"
+"""The reference policy that ships with the package: a Hugging Face directory."""
+
+PAD, UNK, END = "<|pad|>", "<|unk|>", "<|end|>"
+USER, ASSISTANT = "<|user|>", "<|assistant|>"
+GOOD, BAD = "<|good|>", "<|bad|>"  # reserved for conditioned SFT; the reference has never seen them
+SPECIAL_TOKENS = (PAD, UNK, END, USER, ASSISTANT, GOOD, BAD)
+
+# No blanks round the content: a rendered prompt, the completion and END concatenate to the rendered conversation.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}" + ASSISTANT + "{{ message['content'] }}" + END + "{% else %}"
+    "" + USER + "{{ message['content'] }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
+)
+MAX_POSITIONS = 128
+MAX_NEW_TOKENS = 24  # the longest completion has 19 tokens with its end of turn
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over the toy language, with a pad token that is not its end-of-turn (eos) token."""
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *words()))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # joins with blanks, none before punctuation
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNK,
+        eos_token=END,
+        additional_special_tokens=[USER, ASSISTANT, GOOD, BAD],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> LlamaForCausalLM:
+    """A fresh Llama of about 10^5 weights, with its generation settings: sampling at temperature 1."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    model.generation_config.update(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_NEW_TOKENS, bos_token_id=None
+    )
+    return model
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """The prompt through the chat template, ready for a completion."""
+    turns = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def pretrain(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    steps: int = 1000,
+    batch_size: int = 128,
+    lr: float = 3e-3,
+    seed: int = 0,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """SFT on fresh draws from the behaviour distribution over the training prompts; only completions are scored."""
+    rng = random.Random(f"pretrain/{seed}")
+    prompts = prompts_of("train")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.05)
+    model.train()
+    for step in range(steps):
+        batch = rng.choices(prompts, k=batch_size)
+        loss = model(**demonstrations(tokenizer, batch, [behaviour_completion(p, rng) for p in batch])).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        report(step, loss.item())
+    model.eval()
+
+
+def demonstrations(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Padded ids, attention mask and labels (completion and its end of turn) of prompts and their completions."""
+    heads = tokenizer([render(tokenizer, prompt) for prompt in prompts])["input_ids"]
+    tails = tokenizer([completion + END for completion in completions])["input_ids"]
+    width = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))
+    ids = torch.full((len(heads), width), int(tokenizer.pad_token_id))
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
+        end = len(head) + len(tail)
+        ids[row, :end] = torch.tensor(head + tail)
+        mask[row, :end] = 1
+        labels[row, len(head) : end] = ids[row, len(head) : end]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, seed: int = 0
+) -> list[str]:
+    """One completion for each prompt, by the model's own generation settings; leaves torch's seed as it was."""
+    batch = tokenizer([render(tokenizer, p) for p in prompts], padding=True, padding_side="left", return_tensors="pt")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        out = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    return [
+        str(text) for text in tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    ]
+
+
+def desirable_share(prompts: Sequence[str], completions: Sequence[str]) -> float:
+    """Share of the completions that are desirable for their prompts."""
+    return sum(map(is_desirable, prompts, completions)) / len(prompts)
