@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 def all_sum(values: Tensor) -> Tensor:
-    """The element-wise sum over ranks, without gradient (``dist.all_reduce`` on a tensor with one is silently wrong)."""
+    """The element-wise sum over ranks, without gradient.
+
+    ``dist.all_reduce`` on a tensor that carries gradient would be silently wrong.
+    """
     total = values.detach().clone()
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(total)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from itertools import pairwise
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -49,8 +50,9 @@ class StepSize:
 class Batch:
     """One rank's examples of one micro-batch.
 
-    ``mask`` [B, K, C] is true where branch k of example b has a token; ``desirable`` [B] and ``group`` [B] (examples of
-    one prompt share a number). ``scores`` stays plain Python, so that no precision plugin rounds a reward to bf16.
+    ``mask`` [B, K, C] is true where branch k of example b has a token. Examples of one prompt share a number in
+    ``group`` [B]. ``desirable`` is a bool tensor [B], or None for views without labels; ``scores`` stays plain Python,
+    so that no precision plugin rounds a reward to bf16.
     """
 
     ids: tuple[str, ...]
@@ -58,7 +60,7 @@ class Batch:
     mask: Tensor
     group: Tensor
     step: StepSize
-    desirable: Tensor | None = None
+    desirable: Any = None
     scores: tuple[float, ...] | None = None
     total_tokens: int = 0
 
@@ -122,9 +124,8 @@ def collate(rows: Sequence[Row], *, step: StepSize | None = None, mismatched: bo
 
 def step_size(rows: Sequence[Row]) -> StepSize:
     """The denominators of a step made of these rows."""
-    return StepSize(
-        len(rows), tuple(sum(map(len, branch)) for branch in zip(*(row.branches for row in rows), strict=True))
-    )
+    branches = zip(*(row.branches for row in rows), strict=True)
+    return StepSize(len(rows), tuple(sum(map(len, branch)) for branch in branches))
 
 
 def _column(values: list[bool | None]) -> Tensor | None:
@@ -136,7 +137,7 @@ def _chunks(rows: Sequence[Row], kept: Sequence[int], width: int, parts: int, ne
     places.sort(key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
     parts = min(parts, len(places))
     edges = [len(places) * part // parts for part in range(parts + 1)]
-    return [_chunk(rows, places[a:z], width, needs_grad) for a, z in zip(edges, edges[1:], strict=False)]
+    return [_chunk(rows, places[a:z], width, needs_grad) for a, z in pairwise(edges)]
 
 
 def _chunk(rows: Sequence[Row], places: Sequence[tuple[int, int]], width: int, needs_grad: bool) -> Chunk:
