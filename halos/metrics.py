@@ -45,10 +45,8 @@ class Averages(Metric):
         device = self.sums.device
         # MPS has no float64.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        rows = [
-            [torch.as_tensor(part).detach().to(device, dtype) for part in (m.total, m.count)] for m in means.values()
-        ]
-        new = torch.stack([torch.stack(row) for row in rows])
+        parts = [torch.as_tensor(part) for mean in means.values() for part in (mean.total, mean.count)]
+        new = torch.stack([part.detach().to(device, dtype) for part in parts]).view(-1, 2)
         self.sums = new if len(self.sums) == 0 else self.sums + new
 
     def compute(self) -> dict[str, float]:
@@ -82,7 +80,8 @@ class LabelledRewards(Metric):
 def auc(rewards: Tensor, labels: Tensor) -> float | None:
     """P(reward of a desirable completion > reward of an undesirable one), ties counting half; None for one class.
 
-    Ranks go in, not rewards: the library takes values outside [0, 1] for logits, and a sigmoid makes ties of large ones.
+    Ranks go in, not rewards: the library takes values outside [0, 1] for logits, and its sigmoid makes ties of large
+    ones.
     """
     if labels.all() or not labels.any():
         return None

@@ -170,7 +170,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         order = validation_order(
             len(rows), batch_size=self.batch_size, world_size=trainer.world_size, rank=trainer.global_rank
         )
-        return DataLoader(self._batches(rows), sampler=order, batch_size=None, **self._loader_options())  # type: ignore[arg-type]
+        return DataLoader(self._batches(rows), sampler=order, batch_size=None, **self._loader_options())
 
     def _batches(self, rows: list[Row]) -> Batches:
         return Batches(rows, mismatched=self._mismatched, chunks=self.length_groups)

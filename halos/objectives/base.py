@@ -76,8 +76,8 @@ class Objective(pl.LightningModule, ABC):
     # What an objective says
 
     @abstractmethod
-    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
-        """The loss and rewards of one micro-batch; ``reference`` is None unless ``needs_reference``."""
+    def compute(self, batch: Batch, policy: LogProbs, reference: Any) -> Output:
+        """Loss and rewards of one micro-batch; ``reference``: :class:`LogProbs` if ``needs_reference``, or None."""
 
     def control(self, desirable: bool | None) -> str:
         """Text that ends the prompt of an example with this label; at sampling time the label is True."""
@@ -114,6 +114,12 @@ class Objective(pl.LightningModule, ABC):
 
     @final
     def setup(self, stage: str) -> None:
+        accumulate = self.trainer.accumulate_grad_batches
+        if self.couples_step and accumulate != 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches: {type(self).__name__} needs all examples of a step at once, so "
+                f"expected 1, found {accumulate}; raise data.batch_size or trainer.devices instead"
+            )
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and data.label_counts is not None:
             self.see_labels(*data.label_counts)
@@ -139,9 +145,10 @@ class Objective(pl.LightningModule, ABC):
         self.train_averages.update(metrics)
         self._step_ids += batch.ids
         self._step_tokens += batch.total_tokens
-        # Lightning divides by the number of micro-batches and DDP by that of ranks: undo both, the counts are the step's.
+        # Lightning divides by the number of micro-batches, DDP by that of ranks; the counts are the step's already.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return scale * sum(term.total / (term.step_count or term.count) for term in output.loss.values())
+        terms = [term.total / (term.step_count or term.count) for term in output.loss.values()]
+        return scale * torch.stack(terms).sum()
 
     @final
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -244,11 +251,10 @@ class Objective(pl.LightningModule, ABC):
         }
 
     def _log(self, stage: str, metrics: dict[str, float]) -> None:
-        shown = {"loss", "rewards/margins", "kl", "examples_per_second"} if stage == "train" else set()
+        training = stage == "train"
+        shown = {"loss", "rewards/margins", "kl", "examples_per_second"} if training else set()
         for name, value in metrics.items():
-            self.log(
-                f"{stage}/{name}", value, prog_bar=name in shown, on_step=stage == "train", on_epoch=stage == "val"
-            )
+            self.log(f"{stage}/{name}", value, prog_bar=name in shown, on_step=training, on_epoch=not training)
 
 
 def feedback_metrics(

@@ -48,5 +48,5 @@ class CSFT(Objective):
     def control(self, desirable: bool | None) -> str:
         return self.control_tokens[0 if desirable else 1]
 
-    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
+    def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
         return Output(loss={"csft": self.per_token(sft_loss(policy.tokens[:, 0]), batch)})

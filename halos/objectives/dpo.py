@@ -58,8 +58,7 @@ class DPO(Objective):
         self.beta = require_positive("beta", beta)
         self.label_smoothing = require_between("label_smoothing", label_smoothing, 0.0, 0.5)
 
-    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
-        assert reference is not None
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         (chosen, rejected), (ref_chosen, ref_rejected) = policy.sum.unbind(1), reference.sum.unbind(1)
         losses = dpo_loss(
             chosen, rejected, ref_chosen, ref_rejected, beta=self.beta, label_smoothing=self.label_smoothing

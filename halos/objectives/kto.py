@@ -116,8 +116,7 @@ class KTO(Objective):
             self.desirable_weight, self.undesirable_weight, desirable, undesirable
         )
 
-    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
-        assert reference is not None and batch.desirable is not None
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         (y, y_), (ref_y, ref_y_) = policy.sum.unbind(1), reference.sum.unbind(1)
         z0, raw = kto_reference_point(y_, ref_y_)
         losses = kto_loss(

@@ -136,8 +136,7 @@ class PPO(Objective):
     def build(self, hidden_size: int) -> None:
         self.value_head = ValueHead(hidden_size)
 
-    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
-        assert reference is not None and policy.hidden is not None and batch.scores is not None
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         tokens = policy.tokens[:, 0]
         terms = ppo_loss(
             tokens,

@@ -23,5 +23,5 @@ class SFT(Objective):
     view = "demonstrations"
     needs_reference = False
 
-    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
+    def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
         return Output(loss={"sft": self.per_token(sft_loss(policy.tokens[:, 0]), batch)})

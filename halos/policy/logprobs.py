@@ -24,7 +24,7 @@ class LogProbs:
 
     tokens: Tensor
     mask: Tensor
-    hidden: Tensor | None = None
+    hidden: Any = None
 
     @property
     def sum(self) -> Tensor:
