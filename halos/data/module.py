@@ -13,11 +13,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from halos.data.batches import Batch, Batches, TrainingOrder, validation_order
+from halos.data.feedback import Prompt, prompt_key
 from halos.data.rows import Control, Example, Row, Rows, make_rows
 from halos.data.sources import Source
 from halos.data.split import split_by_prompt
 from halos.data.tokens import ChatTokens, Limits
 from halos.data.views import VIEWS, Labelled
+
+SHOWN_PROMPTS = 16
+"""Held-out prompts kept to sample replies to."""
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -98,6 +102,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.rows: dict[str, Rows] = {}
         self.reports: dict[str, Counter[str]] = {}
         self.label_counts: tuple[int, int] | None = None
+        self.prompts: list[Prompt] = []
         self._mismatched = False
         self.steps = 0
 
@@ -119,6 +124,10 @@ class PreferenceDataModule(pl.LightningDataModule):
             self._examples[split] = _at_most(self._most[split], derived.examples, self.seed)
             self.reports[split] = Counter({"records": len(records)}) + dropped + derived.report
         self.label_counts = _count_labels(self._examples["train"])
+        held_out = self._examples.get("val", self._examples["train"])
+        self.prompts = list({prompt_key(example.prompt): example.prompt for example in held_out}.values())[
+            :SHOWN_PROMPTS
+        ]
 
     def tokenise(self, tokenizer: Any, *, control: Control = lambda _: "", mismatched: bool = False) -> None:
         """Make token rows of the loaded examples, with y' for KTO's reference point if ``mismatched``.
@@ -146,6 +155,21 @@ class PreferenceDataModule(pl.LightningDataModule):
             )
         self.steps = min(choices)
         return self.steps
+
+    def tokens_in(self, steps: int, *, accumulate: int, world_size: int) -> int:
+        """Tokens (prompts and completions) that the first ``steps`` optimizer steps read, on all ranks."""
+        rows = self.rows["train"].rows
+        sizes = [sum(len(row.prompt) + len(branch) for branch in row.branches) for row in rows]
+        order = TrainingOrder(
+            len(rows),
+            batch_size=self.batch_size * world_size * accumulate,
+            accumulate=1,
+            world_size=1,
+            rank=0,
+            steps=steps,
+            seed=self.seed,
+        )
+        return sum(sizes[i] for micro in order for i in micro.rows)
 
     def train_dataloader(self) -> ResumableLoader:
         """All micro-batches of the run, as one Lightning epoch."""

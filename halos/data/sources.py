@@ -14,6 +14,7 @@ from halos.data.fields import Row
 from halos.data.files import read_rows
 from halos.data.formats import Adapter, to_record
 from halos.data.hh import hh_record
+from halos.data.judge import Judge
 
 Files = str | Path | Sequence[str | Path]
 """One file or hub id (see :func:`halos.data.files.read_rows`), or several."""
@@ -37,6 +38,10 @@ class Source(ABC):
 
     @abstractmethod
     def val(self) -> Records | None: ...
+
+    def judge(self) -> Judge | None:
+        """The true reward, for sources whose world is known."""
+        return None
 
 
 class FileSource(Source):

@@ -69,6 +69,7 @@ class Objective(pl.LightningModule, ABC):
         self.critic_clip: float | None = None
         self.train_averages, self.val_averages = Averages(), Averages()
         self.val_rewards = LabelledRewards()
+        self.labelled_rewards: tuple[Tensor, Tensor] | None = None
         self._step_ids: list[str] = []
         self._step_tokens = 0
         self._step_started: float | None = None
@@ -168,7 +169,7 @@ class Objective(pl.LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        policy = list(self._backbone.parameters())
+        policy = list(self.trained.parameters())
         if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(policy, gradient_clip_val)
         inside = {id(p) for p in policy}
@@ -180,22 +181,22 @@ class Objective(pl.LightningModule, ABC):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         output, metrics = self._evaluate(batch)
         self.val_averages.update(metrics)
-        if output.rewards is not None and batch.desirable is not None:
-            self.val_rewards.update(output.rewards[:, 0], batch.desirable)
+        if output.rewards is not None:
+            self.val_rewards.update(*_labelled(batch, output.rewards))
 
     @final
     def on_validation_epoch_end(self) -> None:
         metrics = self._finish(self.val_averages)
         if self.val_rewards.rewards:
-            rewards, labels = self.val_rewards.compute()
-            area = auc(rewards, labels)
-            if area is not None:
+            self.labelled_rewards = self.val_rewards.compute()
+            self.val_rewards.reset()
+            area = auc(*self.labelled_rewards)
+            if area is not None and "rewards/accuracies" not in metrics:
                 metrics["rewards/auc"] = area
         self._log("val", metrics)
 
     @final
     def on_validation_end(self) -> None:
-        self.val_rewards.reset()
         self._step_started = time.perf_counter()
 
     @final
@@ -206,14 +207,14 @@ class Objective(pl.LightningModule, ABC):
     # The pieces
 
     @property
-    def _backbone(self) -> Backbone:
+    def trained(self) -> Backbone:
         if self.backbone is None:
             raise ValueError("expected configure_model() to have been called: the objective has no backbone yet")
         return self.backbone
 
     def _evaluate(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
-        policy = self._backbone.logprobs(batch, with_hidden=self.needs_hidden)
-        reference = self._backbone.reference_logprobs(batch) if self.needs_reference else None
+        policy = self.trained.logprobs(batch, with_hidden=self.needs_hidden)
+        reference = self.trained.reference_logprobs(batch) if self.needs_reference else None
         output = self.compute(batch, policy, reference)
         metrics = {f"loss/{name}": Mean(term.total, term.count) for name, term in output.loss.items()}
         metrics |= feedback_metrics(batch, policy, reference, output.rewards)
@@ -252,9 +253,10 @@ class Objective(pl.LightningModule, ABC):
 
     def _log(self, stage: str, metrics: dict[str, float]) -> None:
         training = stage == "train"
-        shown = {"loss", "rewards/margins", "kl", "examples_per_second"} if training else set()
+        # Lightning's own count of steps is one behind: it would log the first step as step 0.
+        self.log("step", float(self.trainer.global_step + training), on_step=training, on_epoch=not training)
         for name, value in metrics.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name in shown, on_step=training, on_epoch=not training)
+            self.log(f"{stage}/{name}", value, prog_bar=training, on_step=training, on_epoch=not training)
 
 
 def feedback_metrics(
@@ -292,6 +294,15 @@ def _sides(batch: Batch) -> tuple[Tensor, Tensor | None]:
         return chosen, None
     rejected[:, 1] = True
     return chosen, rejected
+
+
+def _labelled(batch: Batch, rewards: Tensor) -> tuple[Tensor, Tensor]:
+    # (rewards [n], labels [n]) of the batch's chosen and rejected completions.
+    if batch.desirable is not None:
+        return rewards[:, 0], batch.desirable
+    labels = torch.zeros_like(rewards, dtype=torch.bool)
+    labels[:, 0] = True
+    return rewards.flatten(), labels.flatten()
 
 
 def _accuracy(chosen: Tensor, rejected: Tensor) -> Mean:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -131,6 +131,11 @@ def grow_vocabulary(model: Any, size: int, new_tokens: Sequence[int]) -> None:
             embedding.weight[list(new_tokens)] = embedding.weight[: min(new_tokens)].mean(0)
 
 
-def parameter_count(model: Any) -> int:
-    """Weights of the model, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def add_control_tokens(tokenizer: Any, texts: Iterable[str]) -> list[int]:
+    """Make each text a single special token; returns the ids of those that are new to the vocabulary."""
+    before = len(tokenizer)
+    missing = [
+        text for text in texts if text and tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)
+    ]
+    tokenizer.add_tokens(missing, special_tokens=True)
+    return list(range(before, len(tokenizer)))

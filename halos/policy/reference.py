@@ -11,6 +11,6 @@ from torch import nn
 def frozen_copy(policy: nn.Module) -> nn.Module:
     """A copy of the policy as it is now, in evaluation mode, without gradients: the live reference."""
     reference: Any = copy.deepcopy(policy).eval().requires_grad_(False)
-    if getattr(reference, "is_gradient_checkpointing", False):
+    if hasattr(reference, "gradient_checkpointing_disable"):
         reference.gradient_checkpointing_disable()
     return reference

@@ -1,0 +1,73 @@
+"""The trained policy as a Hugging Face model folder that plain ``transformers`` loads."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [alignment, halos, {loss}]
+---
+
+# {title}
+
+{base} aligned with human feedback by **{loss}** ([halos](https://arxiv.org/abs/2402.01306)).
+
+{table}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+prompt = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": "..."}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=64)[0]))
+```
+"""
+
+
+def export_policy(
+    policy: Any, tokenizer: Any, folder: Path, *, end_of_turn: int, control: str = "", card: Mapping[str, Any]
+) -> None:
+    """Write weights (safetensors), config, tokenizer and a model card; the folder appears whole or not at all.
+
+    ``control`` is the control token that replies are conditioned on: the exported chat template ends with it, so that
+    every sampling path conditions on it by itself. ``card`` needs ``loss`` and ``base``; the rest goes into its table.
+    """
+    part = folder.with_name(folder.name + ".part")
+    if part.exists():
+        shutil.rmtree(part)
+    policy.generation_config.eos_token_id = end_of_turn
+    policy.generation_config.pad_token_id = tokenizer.pad_token_id
+    policy.save_pretrained(part)
+    conditioned(tokenizer, control).save_pretrained(part)
+    (part / "README.md").write_text(_card(card), encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)
+
+
+def conditioned(tokenizer: Any, control: str) -> Any:
+    """A copy of the tokenizer whose generation prompt ends with the control token (once, whatever it ended with)."""
+    tokenizer = copy.deepcopy(tokenizer)
+    ending = f"{{% if add_generation_prompt %}}{control}{{% endif %}}"
+    if control and tokenizer.chat_template is not None and not tokenizer.chat_template.endswith(ending):
+        tokenizer.chat_template += ending
+    return tokenizer
+
+
+def _card(card: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {name} | {value} |" for name, value in card.items() if name not in ("loss", "base"))
+    return _CARD.format(
+        title=f"{card['base']} aligned by {card['loss']}",
+        base=card["base"],
+        loss=card["loss"],
+        table=f"| | |\n|---|---|\n{rows}" if rows else "",
+    )

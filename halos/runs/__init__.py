@@ -1,0 +1,1 @@
+"""What surrounds a training run: its folder, loggers, samples and what it prints."""

@@ -1,0 +1,84 @@
+"""The folder of a run: what is in it, and whether it may be used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+
+CONTENTS = ("config.yaml", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths inside ``output_dir``, the same for one process and for many; only rank 0 writes."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Lightning checkpoints, ``last.ckpt`` among them."""
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The trained policy in Hugging Face format."""
+        return self.root / "model"
+
+    def claim(self, *, resume: str | None, overwrite: bool) -> Path | None:
+        """Make the folder ready for this run; returns the checkpoint to go on from, if any.
+
+        Raises ``ValueError`` if it holds another run and neither ``resume`` nor ``overwrite`` is given, or if the
+        checkpoint to resume from does not exist.
+        """
+        checkpoint = self._checkpoint(resume)
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            found = [name for name in CONTENTS if (self.root / name).exists()]
+            if found and resume is None:
+                if not overwrite:
+                    raise ValueError(
+                        f"output_dir: {self.root} holds another run ({', '.join(found)}); choose another folder, "
+                        "or set resume=auto to go on with it, or overwrite=true to replace it"
+                    )
+                for name in found:
+                    _remove(self.root / name)
+            self.root.mkdir(parents=True, exist_ok=True)
+        return checkpoint
+
+    def write_config(self, text: str) -> None:
+        """Keep the resolved configuration (YAML)."""
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            write_atomically(self.root / "config.yaml", text)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``, the last file of a run: where it exists, the run is complete."""
+        write_atomically(self.root / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    def _checkpoint(self, resume: str | None) -> Path | None:
+        if resume is None:
+            return None
+        if resume == "auto":
+            last = self.checkpoints / "last.ckpt"
+            return last if last.exists() else None
+        if not Path(resume).exists():
+            raise ValueError(f"resume: expected 'auto' or a checkpoint's path, found {resume}, which does not exist")
+        return Path(resume)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -1,0 +1,65 @@
+"""``metrics.csv``: one line for each time that metrics were logged."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class CSVMetrics(Logger):
+    """Metrics as a table whose columns grow as new names appear.
+
+    Lightning's own CSV logger deletes the earlier rows of a run that is resumed; this one goes on with them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {"step": step, **{name: value for name, value in metrics.items() if name != "epoch"}}
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._columns += new
+            self._write(self._read())
+        with self.path.open("a", newline="", encoding="utf-8") as stream:
+            csv.DictWriter(stream, self._columns).writerow(row)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """They are in config.yaml."""
+
+    @rank_zero_only
+    def resume_at(self, step: int) -> None:
+        """Keep the rows of an earlier part of this run, up to its checkpoint's step."""
+        rows = [row for row in self._read() if float(row["step"]) <= step]
+        if rows:
+            self._columns = list(rows[0])
+            self._write(rows)
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as stream:
+            return list(csv.DictReader(stream))
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        with self.path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)

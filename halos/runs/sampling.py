@@ -1,0 +1,90 @@
+"""Completions sampled from a policy, and their KL to the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from halos.data.batches import collate
+from halos.data.rows import Row
+from halos.policy.logprobs import completion_logprobs
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_of_turn: int,
+    pad: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> list[list[int]]:
+    """One completion's ids for each prompt's ids, up to and with the end-of-turn token.
+
+    Plain sampling: no top-k or top-p, whatever the model's own generation config says.
+    """
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end_of_turn,
+        pad_token_id=pad,
+    )
+    was_training = model.training
+    model.eval()
+    completions: list[list[int]] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(prompts), batch_size):
+            ids, mask = _left_padded(prompts[start : start + batch_size], pad, model.device)
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            completions += [_until(row, end_of_turn) for row in out[:, ids.shape[1] :].tolist()]
+    model.train(was_training)
+    return completions
+
+
+@torch.no_grad()
+def log_ratios(
+    policy: Any,
+    reference: Any,
+    policy_prompts: Sequence[Sequence[int]],
+    reference_prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    batch_size: int = 128,
+) -> torch.Tensor:
+    """log π_θ(y|x) − log π_ref(y|x) of each completion [n], in nats; its mean over the policy's samples is the KL.
+
+    The two may be asked with different prompts: a policy trained by CSFT reads a control token, its reference does not.
+    """
+
+    def logprobs(model: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        rows = [
+            Row(str(i), i, tuple(p), (tuple(c),)) for i, (p, c) in enumerate(zip(prompts, completions, strict=True))
+        ]
+        parts = (collate(rows[i : i + batch_size], chunks=4) for i in range(0, len(rows), batch_size))
+        return torch.cat([completion_logprobs(model, part.to(model.device)).sum[:, 0] for part in parts])
+
+    return logprobs(policy, policy_prompts) - logprobs(reference, reference_prompts)
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros_like(ids)
+    for i, prompt in enumerate(prompts):
+        ids[i, width - len(prompt) :] = torch.tensor(prompt)
+        mask[i, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _until(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end) + 1] if end in ids else ids

@@ -1,0 +1,67 @@
+"""The toy world as a source of feedback, with its true reward."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import final
+
+from halos.data.judge import Judge
+from halos.data.sources import Records, Source
+from halos.toy.feedback import toy_feedback
+from halos.toy.world import is_desirable, toy_prompts, true_reward
+
+
+class ToyJudge:
+    """The toy world's true reward."""
+
+    def reward(self, prompt: str, completion: str) -> float:
+        return true_reward(prompt, completion)
+
+    def desirable(self, prompt: str, completion: str) -> bool:
+        return is_desirable(prompt, completion)
+
+    def prompts(self, size: int) -> list[str]:
+        return toy_prompts(size, seed=0, split="val")
+
+
+@final
+class ToySource(Source):
+    """Feedback generated on the toy world; see :func:`halos.toy.feedback.toy_feedback` for the knobs.
+
+    Validation feedback is always free of noise and of imbalance, so that runs with different knobs compare.
+    """
+
+    name = "toy"
+
+    def __init__(
+        self,
+        *,
+        size: int = 1000,
+        val_size: int = 128,
+        feedback: str = "labels",
+        noise: float = 0.0,
+        keep_desirable: float = 1.0,
+        keep_undesirable: float = 1.0,
+        completions_per_prompt: int = 2,
+        seed: int = 0,
+    ) -> None:
+        self._train = toy_feedback(
+            size=size,
+            feedback=feedback,
+            noise=noise,
+            keep_desirable=keep_desirable,
+            keep_undesirable=keep_undesirable,
+            completions_per_prompt=completions_per_prompt,
+            seed=seed,
+            split="train",
+        )
+        self._val = toy_feedback(size=val_size, feedback=feedback, seed=0, split="val")
+
+    def train(self) -> Records:
+        return Records(self._train, Counter())
+
+    def val(self) -> Records:
+        return Records(self._val, Counter())
+
+    def judge(self) -> Judge:
+        return ToyJudge()

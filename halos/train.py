@@ -1,0 +1,274 @@
+"""``train(cfg)``: the one place that reads the configuration and puts the pieces together."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+
+from halos.data.module import PreferenceDataModule
+from halos.data.tokens import ChatTokens
+from halos.objectives.base import Objective
+from halos.policy.backbone import Backbone
+from halos.policy.export import export_policy
+from halos.policy.loading import ModelSpec, add_control_tokens
+from halos.runs import console
+from halos.runs.comparison import Comparison, compare
+from halos.runs.folder import RunFolder
+from halos.runs.loggers import CSVMetrics
+from halos.runs.progress import Progress
+from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
+from halos.runs.replies import SampledReplies
+from halos.runs.tensorboard import TensorBoardReport, log_hparams
+
+
+@dataclass(slots=True)
+class Run:
+    """The pieces of one run, made from the configuration before any weights are read."""
+
+    cfg: DictConfig
+    folder: RunFolder
+    checkpoint: Path | None
+    objective: Objective
+    data: PreferenceDataModule
+    model: ModelSpec
+    tokens: ChatTokens
+    record: RunRecord
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train as configured and leave the outputs in ``cfg.output_dir``; returns the summary.
+
+    Raises ``ValueError`` for a bad configuration, bad data or a bad model, before weights are loaded.
+    """
+    _quieten_libraries()
+    pl.seed_everything(cfg.seed, verbose=False)
+    run = prepare(cfg)
+    trainer = _trainer(run)
+    run.data.plan(
+        epochs=cfg.trainer.max_epochs,
+        max_steps=cfg.trainer.max_steps,
+        accumulate=trainer.accumulate_grad_batches,
+        world_size=trainer.world_size,
+    )
+    _show(run)
+    fit(run, trainer)
+    return finish(run, trainer)
+
+
+def prepare(cfg: DictConfig) -> Run:
+    """Check the configuration, read and tokenise the data, and look at the model's files; cheapest checks first."""
+    folder = RunFolder(Path(cfg.output_dir))
+    checkpoint = folder.claim(resume=cfg.resume, overwrite=cfg.overwrite)
+    spec: ModelSpec = build(cfg.model)
+    kind = _objective_class(cfg.loss)
+    tokenizer: Any = None
+    new_tokens: list[int] = []
+
+    def backbone() -> Backbone:
+        dtype = torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32
+        policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=len(tokenizer))
+        return Backbone(policy, with_reference=objective.needs_reference)
+
+    objective: Objective = build(cfg.loss, backbone, without=("name",), optim=build(cfg.optim), seed=cfg.seed)
+    data: PreferenceDataModule = build(cfg.data, seed=cfg.seed)
+    data.load(kind.view)
+    spec.check()
+    tokenizer = spec.tokenizer()
+    new_tokens = add_control_tokens(tokenizer, (objective.control(True), objective.control(False)))
+    data.tokenise(tokenizer, control=objective.control, mismatched=objective.mismatched)
+    folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+    return Run(cfg, folder, checkpoint, objective, data, spec, ChatTokens(tokenizer, data.limits), RunRecord())
+
+
+def fit(run: Run, trainer: pl.Trainer) -> None:
+    """Validate, train, and validate again unless the last step was validated."""
+    has_val = "val" in run.data.rows
+    if run.checkpoint is None and has_val:
+        trainer.validate(run.objective, datamodule=run.data, verbose=False)
+    checkpoint = str(run.checkpoint) if run.checkpoint else None
+    trainer.fit(run.objective, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
+    trainer.save_checkpoint(run.folder.checkpoints / "last.ckpt")
+    if has_val and run.record.validated_at != trainer.global_step:
+        trainer.validate(run.objective, datamodule=run.data, verbose=False)
+
+
+def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
+    """Export the policy, sample from it where the true reward is known, and write the summary."""
+    summary = _summary(run, trainer)
+    if not trainer.is_global_zero:
+        return summary
+    comparison = _compare(run)
+    if comparison is not None:
+        summary["samples"] = comparison.summary()
+        console.show_comparison(comparison)
+    policy = run.objective.trained.policy
+    card = {"loss": run.cfg.loss.name, "base": run.model.path, "steps": summary["steps"], **summary["metrics"]}
+    export_policy(
+        policy,
+        run.tokens.tokenizer,
+        run.folder.model,
+        end_of_turn=run.tokens.end_of_turn,
+        control=run.objective.control(True),
+        card=card,
+    )
+    final = summary["metrics"] | {f"samples/{name}": value for name, value in summary.get("samples", {}).items()}
+    log_hparams(trainer, _hparams(run.cfg), final)
+    console.show_metrics(summary["metrics"])
+    run.folder.write_summary(summary)
+    console.show_where_next(run.folder.root, run.folder.model)
+    return summary
+
+
+def build(node: DictConfig, *args: Any, without: tuple[str, ...] = (), **kwargs: Any) -> Any:
+    """Call the node's ``_target_`` with its keys and the arguments; its own ValueErrors come out as they are."""
+    resolved: Any = OmegaConf.to_container(node, resolve=True)
+    keys = {key: value for key, value in resolved.items() if key not in without}
+    try:
+        make = instantiate(keys, _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        raise error.__cause__ if isinstance(error.__cause__, ValueError) else error from None
+    try:
+        return make(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{node._target_} does not take these parameters: {error}") from error
+
+
+def _objective_class(node: DictConfig) -> type[Objective]:
+    try:
+        found = get_class(node._target_)
+    except Exception as error:  # Hydra raises several kinds
+        raise ValueError(f"loss._target_: {node._target_} could not be imported: {error}") from error
+    if not issubclass(found, Objective):
+        raise ValueError(f"loss._target_: expected a subclass of halos.objectives.Objective, found {node._target_}")
+    return found
+
+
+def _trainer(run: Run) -> pl.Trainer:
+    cfg = run.cfg
+    given: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    options = {key: value for key, value in given.items() if value is not None}
+    options.pop("max_epochs", None)
+    options.pop("max_steps", None)
+    one_device = cfg.strategy.name == "auto"
+    devices = options.setdefault("devices", 1 if one_device else "auto")
+    if one_device and str(devices) not in ("1", "auto") and not isinstance(devices, list):
+        raise ValueError(f"trainer.devices: strategy=auto uses one device, found {devices}; set strategy=ddp")
+    return pl.Trainer(
+        **options,
+        strategy=cfg.strategy.trainer if isinstance(cfg.strategy.trainer, str) else instantiate(cfg.strategy.trainer),
+        precision=cfg.precision,
+        max_epochs=1,
+        callbacks=_callbacks(run),
+        logger=_loggers(run),
+        default_root_dir=cfg.output_dir,
+        check_val_every_n_epoch=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+
+
+def _callbacks(run: Run) -> list[Callback]:
+    sampling = run.cfg.sampling
+    callbacks: list[Callback] = [
+        run.record,
+        TensorBoardReport(),
+        SampledReplies(
+            run.tokens,
+            run.data.prompts[: sampling.prompts],
+            max_new_tokens=sampling.max_new_tokens,
+            seed=run.cfg.seed,
+        ),
+        ModelCheckpoint(
+            dirpath=run.folder.checkpoints,
+            filename="{step}",
+            every_n_train_steps=run.cfg.checkpoint_every,
+            save_last=True,
+            save_on_train_epoch_end=False,
+        ),
+    ]
+    return [*callbacks, Progress()] if run.cfg.trainer.enable_progress_bar else callbacks
+
+
+def _loggers(run: Run) -> list[Any]:
+    loggers: list[Any] = [CSVMetrics(run.folder.root / "metrics.csv")]
+    if run.cfg.logger._target_ is not None:
+        loggers.append(instantiate(run.cfg.logger))
+    return loggers
+
+
+def _compare(run: Run) -> Comparison | None:
+    judge = run.data.source.judge()
+    if judge is None or not run.cfg.sampling.size:
+        return None
+    trained = run.objective.trained
+    # Objectives without a reference are compared with the model that they started from.
+    reference = trained.reference or run.model.load().to(trained.policy.device).eval()
+    return compare(
+        trained.policy,
+        reference,
+        run.tokens,
+        judge,
+        size=run.cfg.sampling.size,
+        max_new_tokens=run.cfg.sampling.max_new_tokens,
+        seed=run.cfg.seed,
+        control=run.objective.control,
+    )
+
+
+def _summary(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
+    accumulate, world_size = trainer.accumulate_grad_batches, trainer.world_size
+    return {
+        "loss": run.cfg.loss.name,
+        "strategy": run.cfg.strategy.name,
+        "precision": run.cfg.precision,
+        "world_size": world_size,
+        "steps": trainer.global_step,
+        "examples": trainer.global_step * accumulate * world_size * run.data.batch_size,
+        "tokens": run.data.tokens_in(trainer.global_step, accumulate=accumulate, world_size=world_size),
+        "train_seconds": run.record.seconds,
+        "reference_seconds": run.objective.trained.reference_seconds,
+        "peak_rss_mb": peak_rss_mb(),
+        "peak_gpu_mb": peak_gpu_mb(),
+        "train_loss": run.record.train_loss,
+        "metrics": run.record.val_metrics,
+    }
+
+
+def _hparams(cfg: DictConfig) -> Mapping[str, Any]:
+    nodes: Any = OmegaConf.to_container(cfg, resolve=True)
+    flat: dict[str, Any] = {"precision": cfg.precision, "seed": cfg.seed, "strategy": cfg.strategy.name}
+    for group in ("loss", "optim", "data", "model"):
+        flat |= {f"{group}.{k}": v for k, v in nodes[group].items() if isinstance(v, int | float | str) and k[0] != "_"}
+    return flat
+
+
+def _show(run: Run) -> None:
+    console.show_data(run.data.reports)
+    branches = ("chosen", "rejected") if run.objective.view == "pairs" else ("completion", "mismatched (KL)")
+    row = run.data.rows["train"].rows[0]
+    console.show_example(row, run.tokens.tokenizer, branches[: len(row.branches)])
+    rows = run.data.rows["train"]
+    console.show_plan(run.data.steps, len(rows), run.data.batch_size, run.cfg.output_dir)
+
+
+def _quieten_libraries() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*"):
+        warnings.filterwarnings("ignore", message)

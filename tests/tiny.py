@@ -1,0 +1,164 @@
+"""Tiny seeded models of several architectures, tokenizers made offline, and random token rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from halos.data.rows import Row
+
+VOCABULARY = 67
+WINDOW = 4
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 1},
+    "gpt2": {"n_positions": 64, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    "gpt_neox": {},
+    "qwen2": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 8},
+    "mistral": {"num_key_value_heads": 1, "sliding_window": WINDOW},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 8},
+    # Soft caps within reach of the random logits; its layers alternate between a sliding window and full attention.
+    "gemma2": {
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "final_logit_softcapping": 2.0,
+        "attn_logit_softcapping": 2.0,
+        "attn_implementation": "eager",
+    },
+}
+"""What each architecture needs beside the common sizes."""
+
+
+def config(architecture: str, **overrides: Any) -> Any:
+    """A config of two layers, 16 wide."""
+    common = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "pad_token_id": None,
+    }
+    return AutoConfig.for_model(architecture, **{**common, **ARCHITECTURES[architecture], **overrides})
+
+
+def model(architecture: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> Any:
+    """A causal language model in training mode, all weights (norms and biases too) shifted at random, so that no
+    part of it is a no-op and its predictions are far from uniform."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = AutoModelForCausalLM.from_config(config(architecture, **overrides)).double()
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter += 0.2 * torch.randn_like(parameter)
+    return made.to(dtype).train()
+
+
+def rows(count: int = 5, *, branches: int = 1, vocabulary: int = VOCABULARY, seed: int = 0) -> list[Row]:
+    """Rows of random ids (0, which pads, among them) and uneven lengths, longer than the sliding windows."""
+    rng = random.Random(seed)
+
+    def ids(least: int, most: int) -> tuple[int, ...]:
+        return tuple(rng.choices(range(vocabulary), k=rng.randint(least, most)))
+
+    return [Row(f"r{n}", n, ids(1, 9), tuple(ids(1, 8) for _ in range(branches)), n % 2 == 0) for n in range(count)]
+
+
+# Tokenizers
+
+BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
+START, END, EOT, GOOD = "<|im_start|>", "<|im_end|>", "<|eot|>", "<|good|>"
+SPECIAL = (BOS, EOS, PAD, UNK, START, END, EOT, GOOD)
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Closes each turn with a token of its own and a line break."""
+
+WITH_BOS = (
+    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+"""Writes BOS itself, and closes the assistant's turns with EOS."""
+
+WITH_EOT = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""Writes BOS itself, and closes each turn with a token that is not EOS."""
+
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+)
+"""Refuses a role."""
+
+WORDS = ("hello", "world", "good", "bad", "user", "assistant", "system", ":", "a", "b", "c", "d")
+
+
+def bpe_tokenizer(template: str | None = None, **options: Any) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with a few merges, so any text survives decoding; options as for :func:`wrap`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["hello world, hello again. good and bad worlds; user assistant"] * 3, trainer)
+    return wrap(tokenizer, template, **options)
+
+
+def word_tokenizer(template: str | None = None, **options: Any) -> PreTrainedTokenizerFast:
+    """One id for each of :data:`WORDS`; options as for :func:`wrap`."""
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return wrap(tokenizer, template, **options)
+
+
+def wrap(
+    tokenizer: Tokenizer,
+    template: str | None,
+    *,
+    bos: bool = False,
+    eos: str | None = EOS,
+    pad: str | None = EOS,
+    named: Sequence[str] = (START, END, EOT, GOOD),
+) -> PreTrainedTokenizerFast:
+    """``bos``: whether plain text gets a BOS by itself; ``named``: the special tokens that the tokenizer's config
+    lists (the others are special only in tokenizer.json)."""
+    if bos:
+        pair = (BOS, tokenizer.token_to_id(BOS))
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[pair])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=eos,
+        pad_token=pad,
+        additional_special_tokens=list(named),
+        chat_template=template,
+    )
+
+
+def save(folder: Path, architecture: str = "llama", **overrides: Any) -> Path:
+    """A Hugging Face directory: a tiny model and a tokenizer with as many tokens."""
+    tokenizer = word_tokenizer(CHATML)
+    model(architecture, vocab_size=len(tokenizer), **overrides).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
