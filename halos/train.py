@@ -81,7 +81,7 @@ def prepare(cfg: DictConfig) -> Run:
         return Backbone(policy, with_reference=objective.needs_reference)
 
     objective: Objective = build(cfg.loss, backbone, without=("name",), optim=build(cfg.optim), seed=cfg.seed)
-    data: PreferenceDataModule = build(cfg.data, seed=cfg.seed)
+    data: PreferenceDataModule = build(cfg.data, without=("train", "val"), seed=cfg.seed)
     data.load(kind.view)
     spec.check()
     tokenizer = spec.tokenizer()

@@ -37,6 +37,7 @@ def test_a_name_that_counted_nothing_is_left_out() -> None:
     assert averages({"x": empty, "y": one}, {"x": one, "y": one}).compute() == {"x": 2.0, "y": 2.0}
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_nothing_seen_is_nothing_said() -> None:
     assert Averages().compute() == {}
 
@@ -53,6 +54,7 @@ def test_the_denominator_of_a_loss_step_is_not_the_metrics_count() -> None:
     assert averages({"x": Mean(torch.tensor(6.0), 2, step_count=100)}).compute() == {"x": 3.0}
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_a_reset_forgets_the_sums() -> None:
     metric = averages({"x": tensor_mean([100.0])})
     metric.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,11 +67,12 @@ def model(architecture: str = "llama", *, dtype: torch.dtype = torch.float32, se
 
 
 def rows(count: int = 5, *, branches: int = 1, vocabulary: int = VOCABULARY, seed: int = 0) -> list[Row]:
-    """Rows of random ids (0, which pads, among them) and uneven lengths, longer than the sliding windows."""
+    """Rows of random ids (0, which pads, often among them) and uneven lengths, longer than the sliding windows."""
     rng = random.Random(seed)
+    weights = [vocabulary // 6, *[1] * (vocabulary - 1)]
 
     def ids(least: int, most: int) -> tuple[int, ...]:
-        return tuple(rng.choices(range(vocabulary), k=rng.randint(least, most)))
+        return tuple(rng.choices(range(vocabulary), weights, k=rng.randint(least, most)))
 
     return [Row(f"r{n}", n, ids(1, 9), tuple(ids(1, 8) for _ in range(branches)), n % 2 == 0) for n in range(count)]
 
@@ -156,9 +158,52 @@ def wrap(
     )
 
 
-def save(folder: Path, architecture: str = "llama", **overrides: Any) -> Path:
+def save(folder: Path, architecture: str = "llama", *, max_shard_size: str = "1GB", **overrides: Any) -> Path:
     """A Hugging Face directory: a tiny model and a tokenizer with as many tokens."""
     tokenizer = word_tokenizer(CHATML)
-    model(architecture, vocab_size=len(tokenizer), **overrides).save_pretrained(folder)
+    made = model(architecture, vocab_size=len(tokenizer), **overrides)
+    made.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_gguf(file: Path, architecture: Any) -> Path:
+    """The Llama ``architecture`` (a model) as a GGUF file in float32, with a byte-level tokenizer."""
+    import gguf
+
+    config, tokenizer = architecture.config, bpe_tokenizer()
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    writer.add_token_types([3 if n < len(SPECIAL) else 1 for n in range(len(tokenizer))])  # 3: control token
+    writer.add_token_merges([" ".join(pair) for pair in _merges(tokenizer)])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_chat_template(CHATML)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, weight in architecture.state_dict().items():
+        array = weight.float().numpy()
+        for projection, count in heads.items():
+            if projection in name:  # llama.cpp interleaves the two halves that rotary embeddings turn
+                array = array.reshape(count, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def _merges(tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, str]]:
+    return [tuple(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]

@@ -208,7 +208,7 @@ class TrainingOrder(Sampler[MicroBatch]):
 def validation_order(size: int, *, batch_size: int, world_size: int, rank: int) -> list[MicroBatch]:
     """Every example exactly once, in the data's order, as equally many micro-batches on every rank.
 
-    Micro-batches have ``batch_size`` to just under twice as many examples, so that no rank is left without one.
+    Micro-batches have up to twice ``batch_size`` examples, so that no rank is ever left without one.
     """
     if size < world_size:
         raise ValueError(

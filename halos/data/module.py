@@ -197,7 +197,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         return DataLoader(self._batches(rows), sampler=order, batch_size=None, **self._loader_options())
 
     def _batches(self, rows: list[Row]) -> Batches:
-        return Batches(rows, mismatched=self._mismatched, chunks=self.length_groups)
+        # Every rank must run equally many forwards, whatever its share of a small validation step.
+        chunks = min(self.length_groups, self.batch_size, max(1, len(rows) // self._trainer().world_size))
+        return Batches(rows, mismatched=self._mismatched, chunks=chunks)
 
     def _loader_options(self) -> dict[str, Any]:
         return {"num_workers": self.workers, "pin_memory": torch.cuda.is_available()}

@@ -58,7 +58,8 @@ def make_rows(
     groups: dict[str, int] = defaultdict(lambda: len(groups))
     rows, whole = [], []
     for example in examples:
-        prompt, cut = tokens.fit_prompt(tokens.prompt(example.prompt, control(_label(example))), example.id)
+        ids = tokens.prompt(example.prompt, control(_label(example)), where=example.id)
+        prompt, cut = tokens.fit_prompt(ids, example.id)
         report["prompts truncated"] += cut
         full = [tokens.completion(text) for text in _texts(example)]
         branches = _fit(full, len(prompt), tokens, report)

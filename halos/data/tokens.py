@@ -58,15 +58,15 @@ class ChatTokens:
         self.end_of_turn: int = end_of_turn_id(tokenizer)
         self._bos = _automatic_bos(tokenizer)
 
-    def prompt(self, prompt: Prompt, control: str = "") -> list[int]:
+    def prompt(self, prompt: Prompt, control: str = "", *, where: str = "prompt") -> list[int]:
         """All ids of the prompt, before truncation."""
         if isinstance(prompt, str) and self.tokenizer.chat_template is None:
             ids = self._bos + self._plain(prompt)
         elif self.tokenizer.chat_template is None:
-            ids = self._bos + self._plain(self._render(prompt, PLAIN_TEMPLATE))
+            ids = self._bos + self._plain(self._render(prompt, PLAIN_TEMPLATE, where))
         else:
             # The template writes its own BOS, so the tokenizer must not add a second one.
-            ids = self._plain(self._render(prompt, None))
+            ids = self._plain(self._render(prompt, None, where))
         return ids + self._plain(control) if control else ids
 
     def fit_prompt(self, ids: list[int], where: str) -> tuple[list[int], bool]:
@@ -104,7 +104,7 @@ class ChatTokens:
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _render(self, prompt: Prompt, template: str | None) -> str:
+    def _render(self, prompt: Prompt, template: str | None, where: str) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages_of(prompt)]
         try:
             return self.tokenizer.apply_chat_template(
@@ -112,7 +112,7 @@ class ChatTokens:
             )
         except Exception as error:  # templates raise whatever they like (jinja's TemplateError among others)
             roles = ", ".join(turn["role"] for turn in turns)
-            raise ValueError(f"the model's chat template refused a prompt with the turns {roles}: {error}") from error
+            raise ValueError(f"{where}: the chat template refused a prompt with the turns {roles}: {error}") from error
 
 
 def end_of_turn_id(tokenizer: Any) -> int:
@@ -121,7 +121,9 @@ def end_of_turn_id(tokenizer: Any) -> int:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL}]
         tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_SENTINEL)[2]
         ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-        if ids and ids[0] in tokenizer.all_special_ids:
+        # Not every special token has a name in the tokenizer's config: all_special_ids alone misses Phi-3's <|end|>.
+        marked = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        if ids and ids[0] in marked.union(tokenizer.all_special_ids):
             return int(ids[0])
     if tokenizer.eos_token_id is None:
         raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from halos.policy.checks import check_directory, check_gguf
 
@@ -25,7 +25,8 @@ class ModelSpec:
     Args:
         path: a hub id, a local directory, a ``.gguf`` file or ``pkg://package/directory``.
         random_weights: take only the config (and tokenizer) from ``path``.
-        attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …).
+        attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …); None lets
+            it choose what the architecture supports.
         gradient_checkpointing: recompute activations in the backward pass.
         dropout: probability for every dropout of the model. 0 by default, as in the authors' code: with dropout the
             policy would differ from its reference before the first step.
@@ -33,7 +34,7 @@ class ModelSpec:
 
     path: str
     random_weights: bool = False
-    attention: str = "sdpa"
+    attention: str | None = None
     gradient_checkpointing: bool = False
     dropout: float = 0.0
 
@@ -83,22 +84,35 @@ class ModelSpec:
         if self.random_weights:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
         else:
-            model = self._from_pretrained(
-                AutoModelForCausalLM, config=config, dtype=dtype, attn_implementation=self.attention
+            model, info = self._from_pretrained(
+                AutoModelForCausalLM,
+                config=config,
+                dtype=dtype,
+                attn_implementation=self.attention,
+                output_loading_info=True,
             )
-        if getattr(model.config, "quantization_config", None) is not None and self._location.suffix == ".gguf":
-            # Its weights are dequantised by now; an export that says otherwise could not be loaded again.
-            del model.config.quantization_config
+            if info["missing_keys"]:
+                raise ValueError(
+                    f"model.path: {self.path} lacks weights of {type(model).__name__}, which would start at random: "
+                    + ", ".join(sorted(info["missing_keys"])[:5])
+                )
+        if self._location.suffix == ".gguf":
+            forget_quantisation(model)
         grow_vocabulary(model, vocabulary, new_tokens)
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers 5 renames it.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         return model.train()
 
     @property
     def _location(self) -> Path:
         if self.path.startswith(PACKAGED):
             package, _, folder = self.path.removeprefix(PACKAGED).partition("/")
-            return Path(str(files(package))) / folder
+            try:
+                return Path(str(files(package))) / folder
+            except ModuleNotFoundError as error:
+                raise ValueError(f"model.path: no such package: {package} (of {self.path})") from error
         return Path(self.path).expanduser()
 
     def _from_pretrained(self, factory: Any, **options: Any) -> Any:
@@ -109,8 +123,16 @@ class ModelSpec:
             name = str(location) if location.is_dir() else self.path
         try:
             return factory.from_pretrained(name, **options)
-        except (OSError, KeyError, json.JSONDecodeError, ImportError) as error:
+        except (OSError, KeyError, ValueError, RuntimeError, ImportError, StrictDataclassError) as error:
             raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {error}") from error
+
+
+def forget_quantisation(model: Any) -> None:
+    """Weights from a GGUF file are dequantised by now; a model that says otherwise could be neither cast nor saved."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 
 def set_dropout(config: Any, probability: float) -> None:

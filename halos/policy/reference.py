@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from torch import nn
 
 
 def frozen_copy(policy: nn.Module) -> nn.Module:
     """A copy of the policy as it is now, in evaluation mode, without gradients: the live reference."""
-    reference: Any = copy.deepcopy(policy).eval().requires_grad_(False)
-    if hasattr(reference, "gradient_checkpointing_disable"):
-        reference.gradient_checkpointing_disable()
-    return reference
+    return copy.deepcopy(policy).eval().requires_grad_(False)

@@ -252,7 +252,7 @@ def test_validation_sees_every_example_once(size: int, batch_size: int, world: i
         assert tuple(i for micro in micros for i in micro.rows) == micros[0].step
     sizes = [len(micro.rows) for micros in ranks for micro in micros]
     assert min(sizes) >= (batch_size if size >= batch_size * world else 1)
-    assert max(sizes) < 2 * batch_size
+    assert max(sizes) <= 2 * batch_size
 
 
 def test_validation_needs_an_example_for_each_device() -> None:
@@ -260,7 +260,6 @@ def test_validation_needs_an_example_for_each_device() -> None:
         validation_order(3, batch_size=2, world_size=4, rank=0)
 
 
-@pytest.mark.xfail(strict=True, reason="a rank with fewer rows than length groups makes fewer chunks than its peers")
 @pytest.mark.parametrize(("size", "batch_size"), [(3, 1), (7, 2), (3, 8)])
 def test_validation_runs_equally_many_forwards_on_every_rank(size: int, batch_size: int) -> None:
     # Sharded strategies gather weights in each forward: one more on one rank hangs them all.

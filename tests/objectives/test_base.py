@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from halos.data.batches import Batch, Batches, MicroBatch, collate, validation_order
 from halos.data.rows import Row
@@ -25,6 +24,7 @@ from halos.objectives import CSFT, DPO, KTO, PPO, SFT, Objective, Output
 from halos.optim import AdamW
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs import LogProbs
+from tests import tiny
 from tests.fork import run_ranks
 
 OBJECTIVES = [SFT, CSFT, KTO, DPO, PPO]
@@ -36,31 +36,19 @@ SPEED = {"train/examples_per_second", "train/tokens_per_second"}
 # A model, rows and a training run
 
 
-def tiny_backbone(*, with_reference: bool = True, dropout: float = 0.0) -> Backbone:
-    """A Llama with 32 tokens, the same in each call and whatever the default dtype."""
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        attention_dropout=dropout,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        policy = LlamaForCausalLM._from_config(config, dtype=torch.float32)
-    return Backbone(policy, with_reference=with_reference)
+def tiny_backbone(*, with_reference: bool = True, moved: float = 0.0, dropout: float = 0.0) -> Backbone:
+    """The same in each call; ``moved`` flattens what the policy predicts, which makes random tokens likelier than
+    they are under the reference."""
+    backbone = Backbone(tiny.model(attention_dropout=dropout), with_reference=with_reference)
+    with torch.no_grad():
+        for parameter in backbone.policy.parameters():
+            parameter *= 1 - moved
+    return backbone
 
 
-def objective_of(kind: type[Objective], *, dropout: float = 0.0, **parameters: Any) -> Objective:
+def objective_of(kind: type[Objective], *, moved: float = 0.0, dropout: float = 0.0, **parameters: Any) -> Objective:
     """An objective round a tiny backbone, with a rate at which a few steps change the losses visibly."""
-    backbone = partial(tiny_backbone, with_reference=kind.needs_reference, dropout=dropout)
+    backbone = tiny_backbone(with_reference=kind.needs_reference, moved=moved, dropout=dropout)
     return kind(backbone, optim=AdamW(lr=3e-3, warmup=0, schedule="constant"), **parameters)
 
 
@@ -69,7 +57,7 @@ def rows_for(kind: type[Objective], count: int, *, seed: int = 0, labels: Sequen
     rng = random.Random(seed)
 
     def text(longest: int) -> tuple[int, ...]:
-        return tuple(rng.randrange(1, 32) for _ in range(rng.randint(1, longest)))
+        return tuple(rng.randrange(tiny.VOCABULARY) for _ in range(rng.randint(1, longest)))
 
     rows = []
     for number in range(count):
@@ -176,7 +164,7 @@ def trainer_for(*callbacks: Callback, ranks: int = 1, **options: Any) -> pl.Trai
 
 
 def fit(
-    make: Callable[[], Objective],
+    objective: Objective,
     rows: list[Row],
     *,
     batch_size: int,
@@ -184,8 +172,8 @@ def fit(
     label_counts: tuple[int, int] | None = None,
     **options: Any,
 ) -> Run:
-    """Train in float64 unless told otherwise."""
-    objective, recorder = make(), Recorder()
+    """Train for one pass over the rows, in float64 unless told otherwise."""
+    recorder = Recorder()
     data = InOrder(rows, batch_size=batch_size, mismatched=objective.mismatched, val=val, label_counts=label_counts)
     trainer = trainer_for(recorder, **options)
     trainer.fit(objective, datamodule=data)
@@ -207,13 +195,9 @@ def assert_same(found: Run, expected: Run) -> None:
 
 
 def evaluate(objective: Objective, batch: Batch) -> Output:
-    """The objective's output for a batch, with a policy that has moved away from its reference."""
+    """The objective's output for a batch, in float64, without a Trainer."""
     objective.configure_model()
     objective.double()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in objective.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     policy = objective.backbone.logprobs(batch, with_hidden=objective.needs_hidden)
     reference = objective.backbone.reference_logprobs(batch) if objective.needs_reference else None
     return objective.compute(batch, policy, reference)
@@ -242,7 +226,7 @@ def test_at_step_0_the_policy_equals_the_reference(
     kind: type[Objective], parameters: dict[str, float], labels: list[bool] | None, loss: float, precision: str
 ) -> None:
     rows = rows_for(kind, 4, labels=labels)
-    (first,) = fit(partial(objective_of, kind, **parameters), rows, batch_size=4, precision=precision).steps
+    (first,) = fit(objective_of(kind, **parameters), rows, batch_size=4, precision=precision).steps
     assert first["train/loss"] == pytest.approx(loss, abs=1e-6)
     rewards = [name for name in ("train/rewards/chosen", "train/rewards/rejected", "train/kl/raw") if name in first]
     assert rewards
@@ -254,17 +238,27 @@ def test_at_step_0_the_policy_equals_the_reference(
 
 @pytest.mark.parametrize("kind", PER_EXAMPLE_OR_TOKEN)
 def test_accumulated_micro_batches_equal_one_batch(kind: type[Objective]) -> None:
-    rows, make = rows_for(kind, 18), partial(objective_of, kind)
-    assert_same(fit(make, rows, batch_size=2, accumulate_grad_batches=3), fit(make, rows, batch_size=6))
+    rows = rows_for(kind, 18)
+    parts = fit(objective_of(kind, moved=0.1), rows, batch_size=2, accumulate_grad_batches=3)
+    assert_same(parts, fit(objective_of(kind, moved=0.1), rows, batch_size=6))
 
 
 def test_accumulated_kto_is_the_mean_over_micro_batches_with_their_own_reference_points() -> None:
     """One of the two micro-batches has only one kind of feedback."""
-    rows, make = rows_for(KTO, 6, labels=[True, True, True, True, False, False]), partial(objective_of, KTO)
-    whole = fit(make, rows, batch_size=3, accumulate_grad_batches=2)
-    halves = [fit(make, rows[:3], batch_size=3), fit(make, rows[3:], batch_size=3)]
+    rows = rows_for(KTO, 6, labels=[True, True, True, True, False, False])
+    whole = fit(objective_of(KTO, moved=0.1), rows, batch_size=3, accumulate_grad_batches=2)
+    halves = [fit(objective_of(KTO, moved=0.1), half, batch_size=3) for half in (rows[:3], rows[3:])]
+    first, second = (half.steps[0]["train/kl"] for half in halves)
+    assert first > 0
+    assert second > 0
+    assert first != second
+    assert whole.steps[0]["train/kl"] == pytest.approx((first + second) / 2, rel=1e-6)
     mean = {name: sum(half.gradients[0][name] for half in halves) / 2 for name in whole.gradients[0]}
     torch.testing.assert_close(whole.gradients[0], mean, rtol=1e-10, atol=1e-12)
+
+
+def _train(kind: type[Objective], rows: list[Row], **options: Any) -> Run:
+    return fit(objective_of(kind, moved=0.1), rows, **options)
 
 
 @pytest.mark.parametrize(
@@ -274,17 +268,18 @@ def test_two_processes_equal_one(kind: type[Objective], accumulate: int) -> None
     """With ragged rows, an odd number of validation examples, and micro-batches that have one label on a rank."""
     labels = [True, True, False, False, True, False, True, True] * 2
     rows, val = rows_for(kind, 16, labels=labels), rows_for(kind, 11, seed=1)
-    train = partial(fit, partial(objective_of, kind), rows, val=val, accumulate_grad_batches=accumulate)
+    train = partial(_train, kind, rows, val=val, accumulate_grad_batches=accumulate)
     one = train(batch_size=4)
     two = run_ranks(partial(train, batch_size=2, ranks=2))
     assert_same(two[0], one)
     assert_same(two[1], one)
     assert max(one.losses) - min(one.losses) > 1e-3
+    assert kind is not KTO or all(metrics["train/kl"] > 0 for metrics in one.steps)
 
 
 def test_objectives_that_couple_a_step_refuse_to_divide_it() -> None:
     with pytest.raises(ValueError, match=r"^trainer\.accumulate_grad_batches: PPO .* expected 1, found 2; raise data"):
-        fit(partial(objective_of, PPO), rows_for(PPO, 4), batch_size=2, accumulate_grad_batches=2)
+        fit(objective_of(PPO), rows_for(PPO, 4), batch_size=2, accumulate_grad_batches=2)
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
@@ -292,7 +287,8 @@ def test_the_order_of_examples_changes_nothing(kind: type[Objective]) -> None:
     rows = rows_for(kind, 7)
     mixed = [rows[i] for i in (3, 0, 6, 2, 5, 1, 4)]
     expected, found = (
-        loss_of(evaluate(objective_of(kind), collate(some, mismatched=kind.mismatched))) for some in (rows, mixed)
+        loss_of(evaluate(objective_of(kind, moved=0.1), collate(some, mismatched=kind.mismatched)))
+        for some in (rows, mixed)
     )
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
 
@@ -302,7 +298,7 @@ def test_the_order_of_examples_changes_nothing(kind: type[Objective]) -> None:
 def test_padding_to_the_longest_or_in_groups_changes_nothing(kind: type[Objective], chunks: int) -> None:
     rows = rows_for(kind, 7)
     expected, found = (
-        loss_of(evaluate(objective_of(kind), collate(rows, mismatched=kind.mismatched, chunks=parts)))
+        loss_of(evaluate(objective_of(kind, moved=0.1), collate(rows, mismatched=kind.mismatched, chunks=parts)))
         for parts in (1, chunks)
     )
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
@@ -314,7 +310,7 @@ def test_a_long_example_adds_its_own_loss_and_changes_no_other(kind: type[Object
     last = rows[-1]
     long = Row("long", 9, tuple(range(1, 20)), (tuple(range(1, 30)),) * len(last.branches), last.desirable, last.score)
     (few,), (alone,), (both,) = (
-        [term.total.item() for term in evaluate(objective_of(kind), collate(some)).loss.values()]
+        [term.total.item() for term in evaluate(objective_of(kind, moved=0.1), collate(some)).loss.values()]
         for some in (rows, [long], [*rows, long])
     )
     assert both == pytest.approx(few + alone, rel=1e-13)
@@ -323,7 +319,7 @@ def test_a_long_example_adds_its_own_loss_and_changes_no_other(kind: type[Object
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_empty_columns_of_tokens_change_nothing(kind: type[Objective]) -> None:
     batch = collate(rows_for(kind, 5), mismatched=kind.mismatched)
-    objective = objective_of(kind)
+    objective = objective_of(kind, moved=0.1)
     expected = loss_of(evaluate(objective, batch))
     policy = objective.backbone.logprobs(batch, with_hidden=objective.needs_hidden)
     reference = objective.backbone.reference_logprobs(batch) if kind.needs_reference else None
@@ -356,7 +352,7 @@ LOGPS = {"logps/chosen", "logps/rejected"}
     ],
 )
 def test_the_names_of_metrics(kind: type[Objective], names: set[str], val_only: set[str]) -> None:
-    run = fit(partial(objective_of, kind), rows_for(kind, 4), batch_size=4, val=rows_for(kind, 4))
+    run = fit(objective_of(kind), rows_for(kind, 4), batch_size=4, val=rows_for(kind, 4))
     of_step = {"grad_norm", "lr", "examples_per_second", "tokens_per_second"}
     assert run.steps[0].keys() == {f"train/{name}" for name in names | of_step | {"loss"}}
     assert run.val.keys() == {f"val/{name}" for name in names | val_only | {"loss"}}
@@ -366,7 +362,7 @@ def test_the_names_of_metrics(kind: type[Objective], names: set[str], val_only: 
 def test_validation_metrics_by_hand(kind: type[Objective]) -> None:
     """Each row alone through policy and reference after training, put together in plain Python."""
     objective, val = objective_of(kind, beta=0.25), rows_for(kind, 11, seed=1)
-    run = fit(lambda: objective, rows_for(kind, 12), batch_size=4, val=val)
+    run = fit(objective, rows_for(kind, 12), batch_size=4, val=val)
     chosen, rejected, log_ratios = [], [], []
     logps: dict[str, list[float]] = {"chosen": [], "rejected": []}
     for row in val:
@@ -402,36 +398,40 @@ def test_validation_metrics_by_hand(kind: type[Objective]) -> None:
 
 def test_a_tie_counts_half() -> None:
     """At step 0 all rewards are equal."""
-    pairs = fit(partial(objective_of, DPO), rows_for(DPO, 4), batch_size=4)
+    pairs = fit(objective_of(DPO), rows_for(DPO, 4), batch_size=4)
     assert pairs.steps[0]["train/rewards/accuracies"] == 0.5
-    still = partial(KTO, tiny_backbone, optim=AdamW(lr=0))
+    still = KTO(tiny_backbone(), optim=AdamW(lr=0))
     assert fit(still, rows_for(KTO, 4), batch_size=4, val=rows_for(KTO, 5)).val["val/rewards/auc"] == 0.5
 
 
 def test_a_side_without_examples_has_no_metrics() -> None:
-    (first,) = fit(partial(objective_of, KTO), rows_for(KTO, 2, labels=[False, False]), batch_size=2).steps
+    (first,) = fit(objective_of(KTO), rows_for(KTO, 2, labels=[False, False]), batch_size=2).steps
     assert "train/rewards/rejected" in first
     assert not first.keys() & {"train/rewards/chosen", "train/logps/chosen", "train/rewards/margins"}
 
 
-def test_each_step_and_each_validation_starts_counting_anew() -> None:
-    rows = rows_for(SFT, 2) * 2
-    still = partial(SFT, partial(tiny_backbone, with_reference=False), optim=AdamW(lr=0))
-    run = fit(still, rows + rows_for(SFT, 4, seed=1), batch_size=2, val=rows[:2], val_check_interval=1)
-    first, second, third, _ = run.losses
-    assert first == second != third
-    assert run.val["val/loss"] == first
+def test_each_step_counts_anew() -> None:
+    one, other = rows_for(SFT, 2), rows_for(SFT, 2, seed=1)
+    still = SFT(tiny_backbone(with_reference=False), optim=AdamW(lr=0))
+    first, second, third = fit(still, one + other + one, batch_size=2).losses
+    assert first == third != second
+
+
+def test_each_validation_counts_anew() -> None:
+    objective, val = objective_of(SFT), rows_for(SFT, 4, seed=1)
+    run = fit(objective, rows_for(SFT, 6), batch_size=2, val=val, val_check_interval=1)
+    assert run.val["val/loss"] == pytest.approx(loss_of(evaluate(objective, collate(val))).item(), rel=1e-6)
 
 
 def test_the_terms_of_a_loss_add_up() -> None:
-    metrics = fit(partial(objective_of, PPO), rows_for(PPO, 8), batch_size=4).steps[1]
+    metrics = fit(objective_of(PPO), rows_for(PPO, 8), batch_size=4).steps[1]
     terms = [metrics[f"train/loss/{name}"] for name in ("policy", "critic", "kl")]
     assert all(terms)
     assert metrics["train/loss"] == pytest.approx(sum(terms), rel=1e-6)
 
 
 def test_the_logged_gradient_norm_is_that_before_clipping() -> None:
-    run = fit(partial(objective_of, PPO), rows_for(PPO, 4), batch_size=4, gradient_clip_val=1e-3)
+    run = fit(objective_of(PPO), rows_for(PPO, 4), batch_size=4, gradient_clip_val=1e-3)
     (metrics,), (gradients,) = run.steps, run.gradients
     norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
     assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-6)
@@ -440,9 +440,20 @@ def test_the_logged_gradient_norm_is_that_before_clipping() -> None:
 
 def test_the_logged_rate_is_the_one_the_step_used() -> None:
     optim = AdamW(lr=1e-3, warmup=2, schedule="linear")
-    run = fit(partial(SFT, partial(tiny_backbone, with_reference=False), optim=optim), rows_for(SFT, 8), batch_size=2)
+    run = fit(SFT(tiny_backbone(with_reference=False), optim=optim), rows_for(SFT, 8), batch_size=2)
     rates = [metrics["train/lr"] for metrics in run.steps]
     assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 0.5e-3], rel=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_speed_counts_every_example_and_token_of_a_step(accumulate: int) -> None:
+    rows = rows_for(DPO, 8)
+    run = fit(objective_of(DPO), rows, batch_size=4 // accumulate, accumulate_grad_batches=accumulate)
+    for start, metrics in zip((0, 4), run.steps, strict=True):
+        tokens = sum(len(row.prompt) + len(branch) for row in rows[start : start + 4] for branch in row.branches)
+        ratio = metrics["train/tokens_per_second"] / metrics["train/examples_per_second"]
+        assert ratio == pytest.approx(tokens / 4, rel=1e-6)
+        assert metrics["train/examples_per_second"] > 0
 
 
 # Non-finite losses
@@ -508,7 +519,7 @@ def test_a_non_finite_step_stops_with_its_examples_and_leaves_the_weights(
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_reference_and_the_metrics_are_in_no_checkpoint_and_no_optimizer(kind: type[Objective]) -> None:
     objective = objective_of(kind)
-    fit(lambda: objective, rows_for(kind, 4), batch_size=4, val=rows_for(kind, 4))
+    fit(objective, rows_for(kind, 4), batch_size=4, val=rows_for(kind, 4))
     policy = {f"backbone.policy.{name}" for name in objective.backbone.policy.state_dict()}
     head = {"value_head.linear.weight", "value_head.linear.bias"} if kind is PPO else set()
     assert objective.state_dict().keys() == policy | head
@@ -520,7 +531,7 @@ def test_the_reference_and_the_metrics_are_in_no_checkpoint_and_no_optimizer(kin
 @pytest.mark.parametrize("kind", WITH_REFERENCE)
 def test_the_reference_stays_and_the_policy_moves(kind: type[Objective]) -> None:
     objective, start = objective_of(kind), tiny_backbone().policy.double().state_dict()
-    fit(lambda: objective, rows_for(kind, 8), batch_size=4)
+    fit(objective, rows_for(kind, 8), batch_size=4)
     torch.testing.assert_close(dict(objective.backbone.reference.state_dict()), dict(start), rtol=0, atol=0)
     moved = [not torch.equal(weight, start[name]) for name, weight in objective.backbone.policy.state_dict().items()]
     assert all(moved)
@@ -531,23 +542,23 @@ def test_only_some_objectives_need_a_reference(kind: type[Objective]) -> None:
     objective = kind(partial(tiny_backbone, with_reference=False))
     if kind in WITH_REFERENCE:
         with pytest.raises(ValueError, match="expected a backbone with a reference"):
-            fit(lambda: objective, rows_for(kind, 2), batch_size=2)
+            fit(objective, rows_for(kind, 2), batch_size=2)
     else:
-        fit(lambda: objective, rows_for(kind, 2), batch_size=2)
+        fit(objective, rows_for(kind, 2), batch_size=2)
         assert objective.backbone.reference is None
 
 
 def test_frozen_parameters_stay_out_of_the_optimizer() -> None:
     backbone = tiny_backbone(with_reference=False)
     backbone.policy.model.embed_tokens.requires_grad_(False)
-    run = fit(partial(SFT, backbone, optim=AdamW(lr=1e-2)), rows_for(SFT, 4), batch_size=4)
+    run = fit(SFT(backbone, optim=AdamW(lr=1e-2)), rows_for(SFT, 4), batch_size=4)
     start = tiny_backbone().policy.double()
     assert torch.equal(run.weights["backbone.policy.model.embed_tokens.weight"], start.model.embed_tokens.weight)
     assert not torch.equal(run.weights["backbone.policy.lm_head.weight"], start.lm_head.weight)
 
 
 def test_the_critic_alone_does_not_move_the_policy() -> None:
-    objective = objective_of(PPO, critic_coefficient=0.5, beta=0.0)
+    objective = objective_of(PPO, moved=0.1)
     batch = collate(rows_for(PPO, 4))
     output = evaluate(objective, batch)
     output.loss["critic"].total.backward()
@@ -577,8 +588,8 @@ def test_clipping_bounds_the_step() -> None:
     """AdamW hides the size of gradients, except of ones far below its ε."""
     optim = AdamW(lr=1.0, eps=1e3, warmup=0, schedule="constant")
     rows, start = rows_for(SFT, 4), tiny_backbone().policy.double()
-    backbone = partial(tiny_backbone, with_reference=False)
-    run = fit(partial(SFT, backbone, optim=optim), rows, batch_size=4, gradient_clip_val=0.01)
+    objective = SFT(tiny_backbone(with_reference=False), optim=optim)
+    run = fit(objective, rows, batch_size=4, gradient_clip_val=0.01)
     moved = [run.weights[f"backbone.policy.{name}"] - p for name, p in start.named_parameters()]
     assert float(torch.nn.utils.get_total_norm(moved)) == pytest.approx(0.01 / 1e3, rel=1e-3)
 
@@ -587,9 +598,9 @@ def test_clipping_bounds_the_step() -> None:
 
 
 def test_labels_are_counted_before_the_first_step() -> None:
-    make = partial(objective_of, KTO, desirable_weight="auto", undesirable_weight="auto")
+    objective = objective_of(KTO, desirable_weight="auto", undesirable_weight="auto")
     rows = rows_for(KTO, 4, labels=[True, False, False, False])
-    run = fit(make, rows, batch_size=4, label_counts=(100, 300))
+    run = fit(objective, rows, batch_size=4, label_counts=(100, 300))
     assert run.losses[0] == pytest.approx(0.5 * (3 + 1 + 1 + 1) / 4, abs=1e-6)
 
 
@@ -598,7 +609,7 @@ def test_dropout_depends_on_the_seed_and_on_nothing_before() -> None:
 
     def losses(seed: int, before: int) -> list[float]:
         torch.manual_seed(before)
-        return fit(partial(objective_of, SFT, dropout=0.5, seed=seed), rows, batch_size=4).losses
+        return fit(objective_of(SFT, dropout=0.5, seed=seed), rows, batch_size=4).losses
 
     assert losses(0, before=1) == losses(0, before=2)
     assert losses(0, before=1) != losses(1, before=1)
@@ -638,11 +649,11 @@ class Hinge(Objective):
 
 def test_an_objective_from_outside_needs_only_its_mathematics() -> None:
     rows = rows_for(Hinge, 4) * 6
-    make = partial(objective_of, Hinge)
-    run = fit(make, rows, batch_size=4, val=rows[:4])
+    run = fit(objective_of(Hinge), rows, batch_size=4, val=rows[:4])
     assert run.losses[-1] < run.losses[0]
     assert run.val["val/gap"] > run.steps[0]["train/gap"]
-    assert_same(fit(make, rows, batch_size=2, accumulate_grad_batches=2, val=rows[:4]), run)
+    parts = fit(objective_of(Hinge), rows, batch_size=2, accumulate_grad_batches=2, val=rows[:4])
+    assert_same(parts, run)
 
 
 def test_a_backbone_is_needed_before_a_step() -> None:

@@ -22,6 +22,14 @@ def test_the_loss_is_the_mean_over_tokens_not_over_examples() -> None:
     assert float(term.total / term.count) == 7.5 / 4
 
 
+def test_every_token_goes_up_alike() -> None:
+    batch = collate(ROWS)
+    tokens = TOKENS.clone().requires_grad_()
+    term = SFT(lambda: None).compute(batch, LogProbs(tokens, batch.mask), None).loss["sft"]
+    (term.total / term.step_count).backward()
+    assert torch.equal(tokens.grad, -batch.mask.double() / 4)
+
+
 def test_the_denominator_is_that_of_the_whole_step() -> None:
     first = collate(ROWS[:1], step=collate(ROWS).step)
     term = SFT(lambda: None).compute(first, LogProbs(TOKENS[:1, :, :1], first.mask), None).loss["sft"]

@@ -1,0 +1,286 @@
+"""The data module: how many steps, which examples, in which order, and where a resumed run goes on."""
+
+import math
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from halos.data.batches import Batches
+from halos.data.feedback import Completion, Feedback, prompt_key
+from halos.data.module import PreferenceDataModule, ResumableLoader
+from halos.data.sources import Records, Source
+from tests import tiny
+
+
+class Listed(Source):
+    """Records from lists."""
+
+    name = "listed"
+
+    def __init__(self, train: list[Feedback], val: list[Feedback] | None = None) -> None:
+        self._train, self._val = train, val
+
+    def train(self) -> Records:
+        return Records(self._train, Counter({"empty completion": 2}))
+
+    def val(self) -> Records | None:
+        return None if self._val is None else Records(self._val, Counter())
+
+
+def record(n: int, *, prompt: str = "", desirable: bool | None = None) -> Feedback:
+    """One labelled completion of as many words as 1 + n modulo 4; every other record is desirable."""
+    text = " ".join(["good"] * (1 + n % 4))
+    label = n % 2 == 0 if desirable is None else desirable
+    return Feedback(f"f:{n}", prompt or " ".join(["hello"] * (1 + n)), (Completion(text, label),))
+
+
+def module(count: int = 10, view: str = "binary", *, val: int | None = None, **options: Any) -> PreferenceDataModule:
+    held = None if val is None else [record(n) for n in range(100, 100 + val)]
+    made = PreferenceDataModule(Listed([record(n) for n in range(count)], held), **{"max_length": 200, **options})
+    made.load(view)
+    made.tokenise(tiny.word_tokenizer(tiny.CHATML), mismatched=view == "binary")
+    return made
+
+
+def attach(made: PreferenceDataModule, *, accumulate: int = 1, world_size: int = 1, rank: int = 0) -> None:
+    made.trainer = SimpleNamespace(accumulate_grad_batches=accumulate, world_size=world_size, global_rank=rank)  # type: ignore[assignment]
+
+
+def ids(loader: Any) -> list[str]:
+    return [name for batch in loader for name in batch.ids]
+
+
+# How many steps
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "batch_size", "accumulate", "world_size", "expected"),
+    [
+        (1, -1, 5, 1, 1, 2),
+        (1, -1, 4, 1, 1, 3),  # the last step is filled from the next pass
+        (1, -1, 1, 2, 3, 2),
+        (1, -1, 64, 1, 1, 1),
+        (2, -1, 4, 1, 1, 5),  # 20 examples: rounded up once, not once an epoch
+        (3, -1, 4, 2, 1, 4),
+        (1, 2, 4, 1, 1, 2),  # whichever comes first
+        (1, 99, 4, 1, 1, 3),
+        (None, 99, 4, 1, 1, 99),
+    ],
+)
+def test_steps_are_counted_in_whole_steps_of_all_devices(
+    epochs: int | None, max_steps: int, batch_size: int, accumulate: int, world_size: int, expected: int
+) -> None:
+    made = module(10, batch_size=batch_size)
+    assert made.plan(epochs=epochs, max_steps=max_steps, accumulate=accumulate, world_size=world_size) == expected
+    assert made.steps == expected
+
+
+@pytest.mark.parametrize(("epochs", "max_steps"), [(None, -1), (0, -1), (1, 0), (-1, 5)])
+def test_a_run_without_steps_is_refused(epochs: int | None, max_steps: int) -> None:
+    with pytest.raises(ValueError, match=f"at least one step, found max_epochs={epochs}, max_steps={max_steps}"):
+        module().plan(epochs=epochs, max_steps=max_steps, accumulate=1, world_size=1)
+
+
+@pytest.mark.parametrize(("accumulate", "world_size"), [(1, 1), (3, 1), (1, 2), (2, 2)])
+def test_tokens_are_those_of_the_batches_that_are_read(accumulate: int, world_size: int) -> None:
+    made = module(7, batch_size=2)
+    made.plan(epochs=3, max_steps=-1, accumulate=accumulate, world_size=world_size)
+    rows = {row.id: sum(len(row.prompt + branch) for branch in row.branches) for row in made.rows["train"].rows}
+    for steps in (0, 1, made.steps):
+        made.steps = steps
+        read = 0
+        for rank in range(world_size):
+            attach(made, accumulate=accumulate, world_size=world_size, rank=rank)
+            batches = list(made.train_dataloader())
+            assert len(batches) == steps * accumulate
+            read += sum(batch.total_tokens for batch in batches)
+            assert sum(rows[name] for name in ids(batches)) == sum(batch.total_tokens for batch in batches)
+        assert made.tokens_in(steps, accumulate=accumulate, world_size=world_size) == read
+
+
+# Which examples
+
+
+def test_at_most_so_many_examples_are_kept_the_same_ones_for_a_seed_and_in_their_order() -> None:
+    def kept(**options: Any) -> list[str]:
+        return [row.id for row in module(20, val=20, max_examples=6, **options).rows["train"].rows]
+
+    chosen = kept(seed=1)
+    assert chosen == kept(seed=1) == sorted(chosen, key=lambda name: int(name[2:-2]))
+    assert set(chosen) < {row.id for row in module(20).rows["train"].rows}
+    assert len(set(chosen)) == 6
+    assert chosen != kept(seed=2)
+
+
+def test_validation_has_a_limit_of_its_own() -> None:
+    made = module(20, val=8, max_val_examples=3)
+    assert (len(made.rows["train"]), len(made.rows["val"])) == (20, 3)
+    assert len(module(20, val=8, max_examples=99).rows["train"]) == 20
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_held_out_examples_share_no_prompt_with_training(seed: int) -> None:
+    records = [record(n, prompt=f"hello {'world ' * (n % 6)}") for n in range(24)]
+    made = PreferenceDataModule(Listed(records), val_size=5, seed=seed)
+    made.load("binary")
+    sides = {split: {prompt_key(e.prompt) for e in examples} for split, examples in made._examples.items()}
+    assert not sides["train"] & sides["val"]
+    assert len(sides["train"] | sides["val"]) == 6
+    assert len(made._examples["val"]) == 8  # whole prompts, each of four records
+    assert made.reports["val"]["records"] == 8
+    assert made.reports["train"]["records"] == 16
+
+
+def test_a_sources_own_validation_data_are_used_whole() -> None:
+    made = module(10, val=4, val_size=5)
+    assert (len(made.rows["train"]), len(made.rows["val"])) == (10, 4)
+
+
+def test_without_validation_data_there_is_nothing_to_validate() -> None:
+    made = module(10)
+    assert set(made.rows) == {"train"}
+    assert made.val_dataloader() == []
+    assert made.prompts == ["hello", *(" ".join(["hello"] * n) for n in range(2, 11))]
+
+
+def test_prompts_to_sample_from_are_few_held_out_and_different() -> None:
+    val = [record(n, prompt=f"world {'b ' * (n // 2)}") for n in range(60)]
+    made = PreferenceDataModule(Listed([record(n) for n in range(5)], val))
+    made.load("binary")
+    assert len(made.prompts) == len(set(made.prompts)) == 16
+    assert set(made.prompts) <= {entry.prompt for entry in val}
+
+
+def test_labels_are_counted_on_the_training_examples_that_are_kept() -> None:
+    assert module(9, val=4).label_counts == (5, 4)
+    assert sum(module(9, max_examples=4).label_counts or ()) == 4
+    assert module(9, "demonstrations").label_counts is None
+
+
+def test_the_report_counts_what_was_read_left_out_and_cut() -> None:
+    made = module(6, "demonstrations", max_length=11, max_prompt_length=9)
+    assert made.reports["train"] == {
+        "records": 6,
+        "empty completion": 2,
+        "undesirable completions left out": 3,
+        "examples": 3,
+        "prompts truncated": 1,
+        "completions truncated": 1,
+    }
+
+
+def test_a_view_that_the_data_cannot_give_is_refused() -> None:
+    made = PreferenceDataModule(Listed([record(n, desirable=True) for n in range(3)]))
+    with pytest.raises(ValueError, match="no prompt has both"):
+        made.load("pairs")
+
+
+def test_a_prompt_over_the_limit_is_named() -> None:
+    with pytest.raises(ValueError, match=r"f:6#0: expected a prompt shorter than data\.max_length = 12"):
+        module(10, max_length=12)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_size": 0}, "data.batch_size: expected a whole number from 1 on, found 0"),
+        ({"batch_size": 2.5}, "data.batch_size: expected a whole number from 1 on, found 2.5"),
+        ({"max_examples": 0}, "data.max_examples"),
+        ({"max_val_examples": -1}, "data.max_val_examples"),
+        ({"val_size": -1}, "data.val_size: expected a whole number from 0 on"),
+        ({"length_groups": 0}, "data.length_groups"),
+        ({"workers": -1}, "data.workers"),
+        ({"max_length": 1}, "data.max_length"),
+        ({"max_prompt_length": 512}, "data.max_prompt_length"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        PreferenceDataModule(Listed([record(0)]), **options)
+
+
+# In which order
+
+
+def stream(made: PreferenceDataModule, **trainer: int) -> list[str]:
+    attach(made, **trainer)
+    return ids(made.train_dataloader())
+
+
+def test_every_pass_sees_each_example_once_in_another_order() -> None:
+    made = module(10, batch_size=5)
+    made.plan(epochs=2, max_steps=-1, accumulate=1, world_size=1)
+    seen = stream(made)
+    assert sorted(seen[:10]) == sorted(seen[10:]) == sorted({row.id for row in made.rows["train"].rows})
+    assert seen[:10] != seen[10:]
+    assert stream(made) == seen
+    other = module(10, batch_size=5, seed=1)
+    other.plan(epochs=2, max_steps=-1, accumulate=1, world_size=1)
+    assert stream(other) != seen
+
+
+@pytest.mark.parametrize("length_groups", [1, 2, 9])
+def test_sorting_by_length_leaves_batches_as_they_are(length_groups: int) -> None:
+    made = module(10, batch_size=4, length_groups=length_groups)
+    made.plan(epochs=2, max_steps=-1, accumulate=1, world_size=1)
+    plain = module(10, batch_size=4)
+    plain.plan(epochs=2, max_steps=-1, accumulate=1, world_size=1)
+    assert stream(made) == stream(plain)
+    assert all(len(batch.chunks) == 2 * min(length_groups, 4) for batch in made.train_dataloader())
+
+
+def test_validation_serves_every_example_once_always_alike() -> None:
+    made = module(4, val=9, batch_size=2)
+    shares = []
+    for rank in range(2):
+        attach(made, world_size=2, rank=rank)
+        loader = made.val_dataloader()
+        assert ids(loader) == ids(loader)
+        shares.append(ids(loader))
+    assert sorted(shares[0] + shares[1]) == sorted(row.id for row in made.rows["val"].rows)
+
+
+def test_a_module_without_a_trainer_says_so() -> None:
+    with pytest.raises(ValueError, match="attached to a Trainer"):
+        module().train_dataloader()
+
+
+# Where a resumed run goes on
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("served", [0, 1, 3, 5])
+def test_a_loader_goes_on_behind_what_was_served(served: int, workers: int) -> None:
+    made = module(10, batch_size=4, workers=workers)
+    made.plan(epochs=2, max_steps=-1, accumulate=1, world_size=1)
+    attach(made)
+    whole = [batch.ids for batch in made.train_dataloader()]
+    first = made.train_dataloader()
+    for _, _batch in zip(range(served), first, strict=False):
+        pass  # zip asks for no batch after the last
+    state = first.state_dict()
+    assert state == {"served": served}
+
+    second = made.train_dataloader()
+    second.load_state_dict(state)
+    assert [batch.ids for batch in second] == whole[served:]
+    assert second.state_dict() == {"served": len(whole)}
+    assert len(first) == len(second) == len(whole) == math.ceil(2 * 10 / 4)
+
+
+def test_a_loader_serves_batches_with_the_denominators_of_their_step() -> None:
+    made = module(10, batch_size=2)
+    made.plan(epochs=1, max_steps=-1, accumulate=2, world_size=1)
+    attach(made, accumulate=2)
+    loader = made.train_dataloader()
+    assert isinstance(loader, ResumableLoader)
+    assert isinstance(loader.dataset, Batches)
+    batches = list(loader)
+    for one, other in zip(batches[::2], batches[1::2], strict=True):
+        assert one.step == other.step
+        assert one.step.examples == 4
+        assert one.step.tokens[0] == int(one.mask[:, 0].sum() + other.mask[:, 0].sum())
+    assert all(torch.equal(batch.mask.any(-1), torch.ones(2, 2, dtype=torch.bool)) for batch in batches)

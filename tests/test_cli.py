@@ -1,0 +1,136 @@
+"""The command line: a mistake costs a second and one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from halos import cli
+from tests.test_config import compose
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
+    """The exit code of ``halos WORDS``, called in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["halos", *words])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+MISTAKES = [
+    ("loss=kt0", ["loss=kt0", "did you mean kto?", "csft, dpo, kto, ppo, sft"]),
+    ("data=jsn", ["data=jsn", "did you mean json?"]),
+    ("strategy=nothinglikeit", ["strategy=nothinglikeit", "expected one of auto, ddp"]),
+    ("los=kto", ["los", "loss"]),
+    ("optim.lrr=1", ["optim.lrr", "did you mean lr"]),
+    ("loss.betta=1", ["loss.betta", "did you mean beta"]),
+    ("data.source.sise=1", ["data.source.sise", "did you mean size"]),
+    ("trainer.max_step=1", ["trainer.max_step", "max_steps"]),
+    ("outputdir=x", ["outputdir", "did you mean output_dir"]),
+    ("qqqqqq=1", ["qqqqqq"]),
+]
+
+
+@pytest.mark.parametrize(("word", "said"), MISTAKES)
+def test_a_mistake_is_explained_in_one_line_with_names_that_come_near(word: str, said: list[str]) -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (Hydra raises several kinds)
+        compose(word)
+    line = cli.explain(caught.value)
+    assert "\n" not in line
+    assert all(part in line for part in said), line
+
+
+def test_no_name_is_suggested_where_none_comes_near() -> None:
+    with pytest.raises(OmegaConfBaseException) as caught:
+        _ = OmegaConf.structured(compose("output_dir=x")).loss.zzzzzzzz
+    assert "did you mean" not in cli.explain(caught.value)
+
+
+@pytest.mark.parametrize("word", ["loss=kt0", "optim.lrr=1"])
+def test_a_misspelt_word_fails_before_torch_is_imported(word: str, tmp_path: Path) -> None:
+    code = f"""
+import runpy, sys
+sys.argv = ["train.py", {word!r}]
+try:
+    runpy.run_path({str(ROOT / "scripts" / "train.py")!r}, run_name="__main__")
+finally:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stdout == "False\n"
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [(), ("trian",), ("loss=kto",)])
+def test_a_command_is_needed(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, tmp_path, *words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: usage: halos {train")
+    assert error.count("\n") == 1
+
+
+def test_the_train_command_trains_into_the_output_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr("halos.train.train", seen.append)
+    assert call(monkeypatch, tmp_path, "train", "loss=dpo", "output_dir=here", "loss.beta=0.3") == 0
+    (cfg,) = seen
+    assert (cfg.loss.name, cfg.loss.beta) == ("dpo", 0.3)
+    assert Path(cfg.output_dir) == tmp_path / "here"
+    assert str(tmp_path) in sys.path
+
+
+def test_jobs_of_a_sweep_write_into_folders_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr("halos.train.train", seen.append)
+    assert call(monkeypatch, tmp_path, "train", "-m", "loss=kto,dpo", "seed=3", "output_dir=sweep") == 0
+    assert [cfg.loss.name for cfg in seen] == ["kto", "dpo"]
+    folders = [Path(cfg.output_dir) for cfg in seen]
+    assert [folder.parent for folder in folders] == [tmp_path / "sweep"] * 2
+    assert [folder.name for folder in folders] == ["loss=kto,seed=3", "loss=dpo,seed=3"]
+
+
+@pytest.mark.parametrize("devices", ["2", "auto"])
+def test_a_sweep_on_several_devices_is_refused(
+    devices: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("halos.train.train", lambda cfg: pytest.fail("it trained"))
+    words = ("train", "-m", "loss=kto,dpo", "strategy=ddp", f"trainer.devices={devices}", "output_dir=out")
+    assert call(monkeypatch, tmp_path, *words) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: trainer.devices: a sweep (-m) runs each job on one device")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("data.train: no such file"), "error: data.train: no such file"),
+        (FloatingPointError("loss is nan"), "error: FloatingPointError: loss is nan"),
+        (KeyError("x"), "error: KeyError: 'x'"),
+    ],
+)
+def test_a_failed_run_ends_with_one_line_and_a_bad_exit_code(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(cfg: object) -> None:
+        raise error
+
+    monkeypatch.setattr("halos.train.train", fail)
+    assert call(monkeypatch, tmp_path, "train", "output_dir=out") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == line
+    assert isinstance(error, ValueError) == ("Traceback (most recent call last):" not in said)

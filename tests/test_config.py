@@ -1,0 +1,132 @@
+"""Every YAML composes, and its keys are exactly the parameters of what it makes."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_class
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from halos.cli import config_folder
+from halos.train import build
+
+CONF = Path(config_folder())
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The configuration of ``scripts/train.py`` with these words behind it."""
+    with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
+        return hydra.compose("train", list(overrides))
+
+
+def options(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def parameters(target: Any) -> set[str]:
+    """Names that the constructor takes, those that it passes on to its base class included."""
+    names: set[str] = set()
+    for kind in inspect.getmro(target):
+        if "__init__" not in vars(kind):
+            continue
+        found = list(inspect.signature(kind.__init__).parameters.values())[1:]
+        names |= {parameter.name for parameter in found if parameter.kind is not parameter.VAR_KEYWORD}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in found):
+            break
+    return names
+
+
+def keys(node: DictConfig, *without: str) -> set[str]:
+    return set(map(str, node)) - {"_target_", *without}
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(group.name, option) for group in sorted(CONF.iterdir()) if group.is_dir() for option in options(group.name)],
+)
+def test_every_option_composes_and_resolves(group: str, option: str) -> None:
+    if option != "default":
+        OmegaConf.to_container(compose(f"{group}={option}", "output_dir=out"), resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("option", options("loss"))
+def test_the_keys_of_a_loss_are_its_parameters(option: str) -> None:
+    node = compose(f"loss={option}").loss
+    assert keys(node, "name") == parameters(get_class(node._target_)) - {"backbone", "optim", "seed"}
+    assert node.name == option
+
+
+@pytest.mark.parametrize("option", options("loss"))
+def test_a_loss_has_the_defaults_of_its_class(option: str) -> None:
+    node = compose(f"loss={option}").loss
+    signature = inspect.signature(get_class(node._target_).__init__).parameters
+    assert all(node[key] == signature[key].default for key in keys(node, "name"))
+
+
+@pytest.mark.parametrize("option", options("optim"))
+def test_the_keys_of_an_optimizer_are_its_parameters(option: str) -> None:
+    node = compose(f"optim={option}").optim
+    assert keys(node) == parameters(get_class(node._target_))
+    assert build(node).lr == node.lr
+
+
+@pytest.mark.parametrize("option", sorted({*options("model")} - {"default"}))
+def test_the_keys_of_a_model_are_its_parameters(option: str) -> None:
+    node = compose(f"model={option}", "model.path=somewhere").model
+    assert keys(node) == parameters(get_class(node._target_))
+    assert build(node).path == "somewhere"
+
+
+@pytest.mark.parametrize("option", sorted({*options("data")} - {"default"}))
+def test_the_keys_of_data_are_the_parameters_of_the_module_and_of_its_source(option: str) -> None:
+    node = compose(f"data={option}").data
+    files = {"train", "val"} & keys(node)  # what the source reads, within easy reach on the command line
+    assert keys(node, *files) == parameters(get_class(node._target_)) - {"seed"}
+    assert keys(node.source) == parameters(get_class(node.source._target_))
+    assert all(node.source[name] == node[name] for name in files)
+
+
+@pytest.mark.parametrize("option", options("logger"))
+def test_the_keys_of_a_logger_are_parameters_of_it(option: str) -> None:
+    node = compose(f"logger={option}").logger
+    if node._target_ is not None:
+        assert keys(node) <= parameters(get_class(node._target_))
+
+
+@pytest.mark.parametrize("option", options("strategy"))
+def test_the_keys_of_a_strategy_are_parameters_of_it(option: str) -> None:
+    node = compose(f"strategy={option}").strategy
+    assert keys(node) == {"name", "trainer"}
+    assert node.name == option
+    if not isinstance(node.trainer, str):
+        assert keys(node.trainer) <= parameters(get_class(node.trainer._target_))
+
+
+def test_the_keys_of_the_trainer_are_arguments_of_lightnings() -> None:
+    assert keys(compose().trainer) <= set(inspect.signature(Trainer.__init__).parameters)
+
+
+def test_a_loss_in_the_users_own_folder_is_an_option_like_the_others(tmp_path: Path) -> None:
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text("_target_: mylab.losses.Mine\nname: mine\ntemperature: 2.0\n")
+    cfg = compose(f"hydra.searchpath=[file://{tmp_path}]", "loss=mine", "loss.temperature=3")
+    assert cfg.loss == {"_target_": "mylab.losses.Mine", "name": "mine", "temperature": 3}
+
+
+def test_keys_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ConfigCompositionException):
+        compose("loss.betta=0.1")
+
+
+def test_the_toy_model_brings_its_learning_rate_and_the_command_line_overrides_it() -> None:
+    assert compose().optim.lr == compose("loss=dpo").optim.lr != compose("model=hf").optim.lr
+    assert compose("optim.lr=0.5").optim.lr == 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_one_seed_reaches_the_data(seed: int) -> None:
+    assert compose(f"seed={seed}").data.source.seed == seed

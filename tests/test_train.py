@@ -1,0 +1,674 @@
+"""Whole runs on the toy world: what they leave behind, how they resume, and what they refuse."""
+
+import csv
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import halos.train
+from halos.policy.loading import ModelSpec
+from halos.runs.folder import CONTENTS
+from halos.toy.feedback import toy_feedback
+from halos.toy.model import ASSISTANT, BAD, END, GOOD
+from halos.train import train
+from tests.fork import run_ranks
+from tests.test_config import compose, options
+
+QUICK = (
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "data.source.size=12",
+    "data.source.val_size=4",
+    "data.batch_size=4",
+    "data.length_groups=1",
+    "trainer.val_check_interval=1.0",
+    "sampling.max_new_tokens=20",
+    "sampling.prompts=0",
+    "sampling.size=0",
+    "logger=none",
+)
+"""12 prompts with two completions each: a pass of 6 steps, or of 3 over pairs."""
+
+SPEED = ("train/examples_per_second", "train/tokens_per_second")
+
+
+def run(folder: Path, *overrides: str) -> dict[str, Any]:
+    quick = [word for word in QUICK if not ("data=json" in overrides and word.startswith("data.source."))]
+    return train(compose(*quick, f"output_dir={folder}", *overrides))
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what a clock said."""
+    with (folder / "metrics.csv").open(newline="") as stream:
+        return [{name: value for name, value in row.items() if name not in SPEED} for row in csv.DictReader(stream)]
+
+
+def column(folder: Path, name: str) -> dict[int, float]:
+    return {int(row["step"]): float(row[name]) for row in table(folder) if row[name]}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    assert {k: v.tolist() for k, v in weights(one).items()} == {k: v.tolist() for k, v in weights(other).items()}
+
+
+# What a run leaves behind
+
+SUMMARY = [
+    "loss",
+    "strategy",
+    "precision",
+    "world_size",
+    "steps",
+    "examples",
+    "tokens",
+    "train_seconds",
+    "reference_seconds",
+    "peak_rss_mb",
+    "peak_gpu_mb",
+    "train_loss",
+    "metrics",
+    "samples",
+]
+NAMES = {
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "rewards/auc",
+    "logps/chosen",
+    "logps/rejected",
+    "kl",
+    "kl/raw",
+    "kl/policy_reference",
+    "loss/policy",
+    "loss/critic",
+    "loss/kl",
+}
+TRAIN_NAMES = NAMES | {"examples_per_second", "tokens_per_second", "grad_norm", "lr"}
+WITH_REWARDS = {"dpo", "kto", "ppo"}
+STEPS = 3
+
+
+@pytest.fixture(scope="module", params=options("loss"))
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict]:
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    chosen = [f"loss={request.param}", f"data.source.feedback={'pairs' if request.param == 'dpo' else 'labels'}"]
+    sampling = ["sampling.prompts=2", "sampling.size=8", "logger=tensorboard"]
+    return (
+        request.param,
+        folder,
+        run(folder, *chosen, *sampling, f"trainer.max_steps={STEPS}", "trainer.val_check_interval=1"),
+    )
+
+
+def test_a_run_leaves_exactly_the_promised_files(trained: tuple[str, Path, dict]) -> None:
+    _, folder, _ = trained
+    assert {file.name for file in folder.iterdir()} == set(CONTENTS)
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_the_summary_is_what_train_returns_with_exactly_the_promised_keys(trained: tuple[str, Path, dict]) -> None:
+    loss, folder, summary = trained
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert list(summary) == SUMMARY
+    assert {"reference_desirable", "policy_desirable", "kl"} <= set(summary["samples"])
+    assert (summary["loss"], summary["strategy"], summary["precision"]) == (loss, "auto", "32-true")
+    assert (summary["world_size"], summary["steps"], summary["examples"]) == (1, STEPS, STEPS * 4)
+    assert len(summary["train_loss"]) == STEPS
+    assert summary["tokens"] > summary["examples"]
+    assert summary["train_seconds"] > 0
+    assert (summary["reference_seconds"] > 0) == (loss in WITH_REWARDS)
+
+
+def test_the_configuration_is_kept_resolved(trained: tuple[str, Path, dict]) -> None:
+    loss, folder, _ = trained
+    kept = OmegaConf.load(folder / "config.yaml")
+    assert kept.loss.name == loss
+    assert kept.output_dir == str(folder)
+    assert "${" not in (folder / "config.yaml").read_text()
+
+
+def test_metrics_csv_has_each_step_once_under_known_names(trained: tuple[str, Path, dict]) -> None:
+    _, folder, summary = trained
+    with (folder / "metrics.csv").open() as stream:
+        names = set(next(csv.reader(stream)))
+    assert names <= {"step", *(f"train/{name}" for name in TRAIN_NAMES), *(f"val/{name}" for name in NAMES)}
+    assert {"train/loss", "train/lr", "train/grad_norm", *SPEED, "val/loss", "train/logps/chosen"} <= names
+    rows = [row["step"] for row in table(folder) if row["train/loss"]]
+    assert rows == [str(step) for step in range(1, STEPS + 1)]
+    assert list(column(folder, "train/loss").values()) == summary["train_loss"]
+    assert list(column(folder, "val/loss")) == list(range(STEPS + 1))
+
+
+def test_the_summary_has_the_metrics_of_the_last_validation(trained: tuple[str, Path, dict]) -> None:
+    _, folder, summary = trained
+    last = next(row for row in reversed(table(folder)) if row["val/loss"])
+    assert last["step"] == str(STEPS)
+    assert summary["metrics"] == {k.removeprefix("val/"): float(v) for k, v in last.items() if v and "val/" in k}
+
+
+def test_before_the_first_step_the_policy_is_the_reference(trained: tuple[str, Path, dict]) -> None:
+    loss, folder, _ = trained
+    first = {name: float(value) for name, value in table(folder)[0].items() if value}
+    assert first.pop("step") == 0
+    losses = {"kto": 0.5, "dpo": math.log(2)}
+    if loss in losses:
+        assert first["val/loss"] == pytest.approx(losses[loss], abs=1e-6)
+    expected = {"rewards/accuracies": 0.5, "rewards/auc": 0.5}
+    assert ("val/rewards/margins" in first) == (loss in WITH_REWARDS)
+    for name, value in first.items():
+        if "rewards/" in name or "kl" in name.split("/"):
+            assert value == expected.get(name.removeprefix("val/"), 0.0), name
+
+
+def chosen_logprob(folder: Path, loss: str) -> float:
+    """The mean log-prob of what people liked in the validation data, by plain transformers and one at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    found = []
+    for record in toy_feedback(size=4, feedback="pairs" if loss == "dpo" else "labels", split="val"):
+        liked = [record.completions[better].text for better, _ in record.preferences]
+        liked += [completion.text for completion in record.completions if completion.desirable]
+        for text in liked:
+            turns = [{"role": "user", "content": record.prompt}]
+            prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            ids = torch.tensor([prompt + tokenizer(text + END, add_special_tokens=False)["input_ids"]])
+            with torch.no_grad():
+                logprobs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+            scored = logprobs.gather(1, ids[0, 1:, None])[len(prompt) - 1 :]
+            found.append(float(scored.sum()))
+    return sum(found) / len(found)
+
+
+def test_plain_transformers_load_the_trained_policy(trained: tuple[str, Path, dict]) -> None:
+    loss, folder, summary = trained
+    assert chosen_logprob(folder, loss) == pytest.approx(summary["metrics"]["logps/chosen"], rel=1e-5)
+    assert summary["metrics"]["logps/chosen"] != pytest.approx(column(folder, "val/logps/chosen")[0], rel=1e-4)
+
+
+def test_the_exported_template_conditions_on_the_desirable_token_once(trained: tuple[str, Path, dict]) -> None:
+    loss, folder, _ = trained
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    turns = [{"role": "user", "content": "i bought a lamp."}]
+    text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    assert text.endswith(ASSISTANT + GOOD if loss == "csft" else ASSISTANT)
+    assert (text.count(GOOD), text.count(BAD)) == (int(loss == "csft"), 0)
+    assert GOOD not in tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+def test_a_conditioned_model_trained_on_is_conditioned_once(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    run(first, "loss=csft", "trainer.max_steps=1")
+    cfg = compose(*QUICK, "loss=csft", f"model.path={first / 'model'}", f"output_dir={tmp_path / 'second'}")
+    prepared = halos.train.prepare(cfg)
+    controls = prepared.tokens.tokenizer.convert_tokens_to_ids([GOOD, BAD])
+    for row in prepared.data.rows["train"].rows:
+        assert [token for token in row.prompt if token in controls] == [controls[0 if row.desirable else 1]]
+
+
+def test_control_tokens_that_are_new_to_the_vocabulary_are_added(tmp_path: Path) -> None:
+    run(tmp_path, "loss=csft", "loss.desirable_token='<yes>'", "loss.undesirable_token='<no>'", "trainer.max_steps=1")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert max(tokenizer.convert_tokens_to_ids(["<yes>", "<no>"])) == len(tokenizer) - 1
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+
+
+# Objectives from elsewhere
+
+MINE = """
+from halos.objectives import Objective, Output
+
+class Mine(Objective):
+    view = "pairs"
+    needs_reference = False
+
+    def __init__(self, backbone, *, margin=1.0, **base):
+        super().__init__(backbone, **base)
+        self.margin = margin
+
+    def compute(self, batch, policy, reference):
+        chosen, rejected = policy.sum.unbind(1)
+        return Output({"hinge": self.per_example((self.margin - chosen + rejected).relu(), batch)})
+
+def not_a_class(): ...
+"""
+
+
+@pytest.fixture
+def my_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "mymodule.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "mymodule"
+    sys.modules.pop("mymodule", None)
+
+
+def test_an_objective_from_outside_the_package_trains(my_module: str, tmp_path: Path) -> None:
+    mine = ["~loss", f"+loss={{_target_: {my_module}.Mine, name: mine, margin: 2.0}}"]
+    summary = run(tmp_path / "run", *mine, "data.source.feedback=pairs", "trainer.max_steps=2")
+    assert summary["loss"] == "mine"
+    assert len(summary["train_loss"]) == 2
+    first = column(tmp_path / "run", "val/logps/chosen")[0] - column(tmp_path / "run", "val/logps/rejected")[0]
+    assert column(tmp_path / "run", "val/loss")[0] >= 2 - first - 1e-6  # E max(0, u) ≥ E u
+
+
+def test_the_target_of_a_loss_can_be_replaced_alone(my_module: str, tmp_path: Path) -> None:
+    target = [f"loss._target_={my_module}.Mine", "~loss.beta", "~loss.label_smoothing"]
+    summary = run(tmp_path / "run", "loss=dpo", *target, "data.source.feedback=pairs", "trainer.max_steps=1")
+    assert len(summary["train_loss"]) == 1
+
+
+# The same numbers, however a run is made
+
+
+class StopAt(pl.Callback):
+    """Fails in the hook of this name, once so many optimizer steps are done."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        self.step = step
+        setattr(self, hook, self.stop)
+
+    def stop(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise InterruptedError
+
+
+def run_until(hook: str, step: int, folder: Path, *overrides: str) -> None:
+    """A run that is interrupted in this hook, behind so many optimizer steps."""
+    callbacks = halos.train._callbacks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halos.train, "_callbacks", lambda run: [*callbacks(run), StopAt(hook, step)])
+        with pytest.raises(InterruptedError):
+            run(folder, *overrides)
+    assert not (folder / "summary.json").exists()
+
+
+RESUMABLE = ("model.dropout=0.1", "checkpoint_every=2", "trainer.val_check_interval=0.5", "optim.lr=1e-2")
+"""Dropout, so that a run resumes only if its randomness does; validation after 3 of 6 steps."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return folder, run(folder, *RESUMABLE)
+
+
+def assert_same_run(one: tuple[Path, dict], other: tuple[Path, dict]) -> None:
+    """Bitwise: losses, everything else that was logged, and weights."""
+    (folder, summary), (other_folder, other_summary) = one, other
+    for key in ("train_loss", "metrics", "steps", "examples", "tokens"):
+        assert summary[key] == other_summary[key], key
+    assert table(folder) == table(other_folder)
+    assert_same_weights(folder, other_folder)
+
+
+def test_the_same_seed_gives_the_same_run(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:
+    assert_same_run((tmp_path, run(tmp_path, *RESUMABLE)), uninterrupted)
+
+
+def test_another_seed_gives_another_run(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:
+    summary = run(tmp_path, *RESUMABLE, "seed=1", "data.source.seed=0")
+    assert summary["train_loss"] != uninterrupted[1]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("on_train_batch_start", 1),  # before there is a checkpoint
+        ("on_train_batch_end", 3),  # between two checkpoints
+        ("on_train_batch_start", 4),  # right behind a checkpoint
+        ("on_validation_end", 3),
+    ],
+)
+def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(
+    hook: str, step: int, uninterrupted: tuple[Path, dict], tmp_path: Path
+) -> None:
+    run_until(hook, step, tmp_path, *RESUMABLE)
+    assert_same_run((tmp_path, run(tmp_path, *RESUMABLE, "resume=auto")), uninterrupted)
+
+
+def test_a_run_stopped_between_a_checkpoint_and_its_validation_resumes(tmp_path: Path) -> None:
+    options = (*RESUMABLE, "checkpoint_every=3")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = run(whole, *options)
+    run_until("on_validation_start", 3, stopped, *options)
+    summary = run(stopped, *options, "resume=auto")
+    assert summary["train_loss"] == expected["train_loss"]
+    assert_same_weights(whole, stopped)
+    assert column(stopped, "train/loss") == column(whole, "train/loss")
+
+
+def test_accumulated_steps_resume(tmp_path: Path) -> None:
+    options = (*RESUMABLE, "trainer.accumulate_grad_batches=2", "trainer.max_epochs=2", "checkpoint_every=1")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = run(whole, *options)
+    run_until("on_train_batch_start", 4, stopped, *options)
+    assert_same_run((stopped, run(stopped, *options, "resume=auto")), (whole, expected))
+
+
+def test_a_checkpoints_path_resumes_into_another_folder(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:
+    run_until("on_train_batch_start", 4, tmp_path / "old", *RESUMABLE)
+    (checkpoint,) = (tmp_path / "old" / "checkpoints").glob("step=*.ckpt")
+    # Hydra wants quotes round a value with an equals sign.
+    summary = run(tmp_path / "new", *RESUMABLE, f"resume='{checkpoint}'")
+    assert summary["train_loss"] == uninterrupted[1]["train_loss"]
+    assert_same_weights(tmp_path / "new", uninterrupted[0])
+    assert list(column(tmp_path / "new", "train/loss")) == [5, 6]
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    summary = run(tmp_path, "trainer.max_steps=2")
+    rows, before = table(tmp_path), {k: v.tolist() for k, v in weights(tmp_path).items()}
+    again = run(tmp_path, "trainer.max_steps=2", "resume=auto")
+    assert again["train_loss"] == summary["train_loss"]
+    assert again["metrics"] == summary["metrics"]
+    assert {k: v.tolist() for k, v in weights(tmp_path).items()} == before
+    assert [row for row in table(tmp_path) if row["train/loss"]] == [row for row in rows if row["train/loss"]]
+
+
+def test_resume_auto_in_an_empty_folder_is_a_new_run(tmp_path: Path) -> None:
+    assert len(run(tmp_path, "resume=auto", "trainer.max_steps=1")["train_loss"]) == 1
+
+
+@pytest.mark.parametrize("loss", ["sft", "dpo"])
+def test_accumulation_equals_one_large_batch(loss: str, tmp_path: Path) -> None:
+    options = (f"loss={loss}", f"data.source.feedback={'pairs' if loss == 'dpo' else 'labels'}")
+    whole = run(tmp_path / "1", *options)
+    parts = run(tmp_path / "2", *options, "data.batch_size=2", "trainer.accumulate_grad_batches=2")
+    assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
+    assert [parts[key] for key in ("steps", "examples", "tokens")] == [
+        whole[key] for key in ("steps", "examples", "tokens")
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(tmp_path_factory.mktemp("plain"), "trainer.max_steps=3", "optim.lr=1e-2")
+
+
+@pytest.mark.parametrize("option", ["data.length_groups=4", "model.gradient_checkpointing=true", "data.workers=1"])
+def test_numbers_do_not_depend_on(option: str, plain: dict[str, Any], tmp_path: Path) -> None:
+    other = run(tmp_path, "trainer.max_steps=3", "optim.lr=1e-2", option)
+    assert other["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
+    assert other["metrics"] == pytest.approx(plain["metrics"], rel=1e-3, abs=1e-5)
+    assert other["tokens"] == plain["tokens"]
+
+
+def test_max_epochs_counts_passes_over_the_data(tmp_path: Path) -> None:
+    summary = run(tmp_path, "trainer.max_epochs=2", "data.batch_size=5")
+    assert summary["steps"] == len(summary["train_loss"]) == math.ceil(2 * 24 / 5)
+    assert list(column(tmp_path, "train/lr").values())[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "loss", "feedback", "first"),
+    [("bf16-mixed", "kto", "labels", 0.5), ("bf16-true", "dpo", "pairs", math.log(2))],
+)
+def test_lower_precisions_start_at_the_reference_too(
+    precision: str, loss: str, feedback: str, first: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = []
+    export = halos.train.export_policy
+    monkeypatch.setattr(
+        halos.train, "export_policy", lambda policy, *a, **k: [policies.append(policy), export(policy, *a, **k)]
+    )
+    options = [f"precision={precision}", f"loss={loss}", f"data.source.feedback={feedback}", "trainer.max_steps=2"]
+    summary = run(tmp_path, *options, "sampling.size=4")
+    assert summary["precision"] == precision
+    assert column(tmp_path, "val/loss")[0] == pytest.approx(first, abs=1e-6)
+    assert all(map(math.isfinite, summary["train_loss"]))
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    assert {tensor.dtype for tensor in weights(tmp_path).values()} == {dtype}
+    # What is not saved (rotary frequencies) has to be what the policy was trained with, too.
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(buffer, loaded.get_buffer(name)) for name, buffer in policies[0].named_buffers())
+
+
+def train_as_rank(folder: Path, *overrides: str) -> dict[str, Any]:
+    # Lightning reads the rank when it is imported, which the server that forks the ranks has done before.
+    rank_zero_only.rank = int(os.environ["LOCAL_RANK"])
+    return run(folder, *overrides)
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+    options = ("sampling.size=4", "sampling.prompts=1")
+    one = run(tmp_path / "one", *options)
+    both = ("strategy=ddp", "trainer.devices=2", "data.batch_size=2")
+    found = run_ranks(partial(train_as_rank, tmp_path / "two", *options, *both))
+    for summary in found:
+        assert summary["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+        assert summary["metrics"] == pytest.approx(one["metrics"], rel=1e-3, abs=1e-4)
+        assert [summary[key] for key in ("world_size", "examples", "tokens")] == [2, one["examples"], one["tokens"]]
+    kept = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert kept["train_loss"] == found[0]["train_loss"]
+    assert {file.name for file in (tmp_path / "two").iterdir()} == set(CONTENTS) - {"tensorboard"}
+    assert list(column(tmp_path / "two", "train/loss")) == list(range(1, one["steps"] + 1))
+
+
+# What is refused, before a model is loaded
+
+GOOD_ROW = {"prompt": "i bought a lamp.", "completion": "happy to help.", "label": True}
+BAD_ROW = {"prompt": "i bought a desk.", "completion": "go away.", "label": False}
+LABELS = [GOOD_ROW, BAD_ROW]
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelSpec, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+
+
+def jsonl(*rows: Any) -> str:
+    return "".join(row + "\n" if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("text", "loss", "said"),
+    [
+        ("", "kto", r"train\.jsonl: expected at least one row, found an empty file"),
+        (jsonl(GOOD_ROW, "{oops"), "kto", r"train\.jsonl:2: expected JSON"),
+        (jsonl(GOOD_ROW, "[1]"), "kto", r"train\.jsonl:2: expected an object"),
+        (jsonl(GOOD_ROW, {"prompt": "a"}), "kto", r"train\.jsonl:2: expected 'prompt' with"),
+        (jsonl(GOOD_ROW, {**BAD_ROW, "prompt": 3}), "kto", r"train\.jsonl:2: expected 'prompt' to be a text"),
+        (jsonl(GOOD_ROW, {**BAD_ROW, "label": "meh"}), "kto", r"train\.jsonl:2: expected 'label' .* found 'meh'"),
+        (
+            jsonl(GOOD_ROW, {**BAD_ROW, "prompt": [{"role": "robot", "content": "a"}]}),
+            "kto",
+            r"train\.jsonl:2: .*one of system, user, assistant, tool; found 'robot'",
+        ),
+        (jsonl({**GOOD_ROW, "completion": " "}), "kto", r"train\.jsonl: .*every one was left out: empty completion"),
+        (jsonl(GOOD_ROW, {**BAD_ROW, "label": True}), "dpo", r"no prompt has both .*2 unpaired desirable"),
+        (jsonl({**BAD_ROW}), "sft", "nothing to imitate"),
+        (jsonl(GOOD_ROW, {**GOOD_ROW, "completion": "all the best."}), "kto", "at least two different prompts"),
+        (
+            jsonl(GOOD_ROW, {**BAD_ROW, "prompt": "i bought a lamp. " * 20}),
+            "kto",
+            r"train\.jsonl:2.*data\.max_length = 64 .*found \d+; raise data\.max_length",
+        ),
+    ],
+)
+def test_bad_data_are_refused_with_their_place(text: str, loss: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path / "run", "data=json", f"data.train={file}", "data.max_length=64", f"loss={loss}")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_run_on_files_trains_and_validates(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text(jsonl(*LABELS, {**GOOD_ROW, "prompt": "i bought a tent."}))
+    words = ["data=json", f"data.train={file}", f"data.val={file}", "trainer.max_steps=2", "trainer.max_epochs=9"]
+    summary = run(tmp_path / "run", *words)
+    assert len(summary["train_loss"]) == 2
+    assert column(tmp_path / "run", "val/loss")[0] == pytest.approx(0.5, abs=1e-6)
+    assert list(summary) == [key for key in SUMMARY if key != "samples"]
+
+
+def test_without_validation_data_there_are_no_validation_metrics(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text(jsonl(*LABELS))
+    summary = run(tmp_path / "run", "data=json", f"data.train={file}")
+    assert summary["metrics"] == {}
+    assert len(summary["train_loss"]) == summary["steps"] == 1
+
+
+def model_folder(folder: Path) -> str:
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    return str(folder)
+
+
+def cut_gguf(folder: Path) -> str:
+    file = folder / "cut.gguf"
+    file.write_bytes(b"GGUF" + b"\x03\x00\x00\x00" + b"\xff" * 9)
+    return str(file)
+
+
+Words = Callable[[Path], list[str]]
+REFUSED: dict[str, tuple[Words, str]] = {
+    "no such file": (
+        lambda tmp: ["data=json", f"data.train={tmp}/absent.jsonl"],
+        r"absent\.jsonl: no such file",
+    ),
+    "no file given": (lambda tmp: ["data=json"], r"data=json needs data\.train=FILE"),
+    "a bad number": (
+        lambda tmp: ["data.batch_size=0"],
+        r"data\.batch_size: expected a whole number from 1 on, found 0",
+    ),
+    "a bad knob of the toy world": (lambda tmp: ["data.source.noise=2"], "noise: expected a share from 0 to 1"),
+    "a bad parameter of the loss": (lambda tmp: ["loss.beta=-1"], r"loss\.beta: expected a number .* found -1"),
+    "a parameter that the loss lacks": (lambda tmp: ["+loss.gama=1"], r"halos\.objectives\.KTO .*'?gama'?"),
+    "a parameter that the source lacks": (lambda tmp: ["+data.source.sise=1"], r"sise"),
+    "a target that is no objective": (
+        lambda tmp: ["loss._target_=collections.Counter"],
+        r"loss\._target_: expected a subclass of halos\.objectives\.Objective, found collections\.Counter",
+    ),
+    "a target that is no class": (lambda tmp: ["loss._target_=mymodule.not_a_class"], r"loss\._target_: mymodule"),
+    "a target that is not there": (lambda tmp: ["loss._target_=mymodule.Absent"], r"loss\._target_: mymodule\.Absent"),
+    "a bad rate": (lambda tmp: ["optim.lr=-1"], r"optim\.lr: expected a number from 0 on, found -1"),
+    "no model": (lambda tmp: ["model=hf"], r"model\.path: expected a hub id"),
+    "a model folder without weights": (
+        lambda tmp: ["model=hf", f"model.path={model_folder(tmp)}"],
+        r"model\.path: expected weights \(model\.safetensors\) .*model\.random_weights=true",
+    ),
+    "a model folder that is not there": (lambda tmp: ["model=hf", f"model.path={tmp}/no"], r"model\.path: no such"),
+    "a GGUF file that is cut off": (
+        lambda tmp: ["model=hf", f"model.path={cut_gguf(tmp)}"],
+        r"model\.path: .*cut\.gguf is cut off|install the extra with pip install 'halos\[gguf\]'",
+    ),
+    "a checkpoint that is not there": (lambda tmp: [f"resume={tmp}/no.ckpt"], r"resume: .*no\.ckpt, which does not"),
+    "a folder for a checkpoint": (lambda tmp: [f"resume={tmp}"], r"resume: expected"),
+    "no steps": (lambda tmp: ["trainer.max_steps=0"], r"trainer\.max_steps .*at least one step"),
+}
+
+
+@pytest.mark.usefixtures("no_model", "my_module")
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_settings_are_refused_with_their_key(case: str, tmp_path: Path) -> None:
+    words, said = REFUSED[case]
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path / "run", *words(tmp_path))
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["loss.desirable_weight=auto", "data.source.keep_undesirable=0"], "loss.desirable_weight=auto needs both"),
+        (["loss=ppo", "trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches: PPO needs"),
+        (["trainer.devices=2"], "trainer.devices: strategy=auto uses one device, found 2"),
+        (["trainer.max_steps=0"], "at least one step"),
+    ],
+)
+def test_a_run_refused_before_training_leaves_its_folder_free(words: list[str], said: str, tmp_path: Path) -> None:
+    for _ in range(2):  # the second time, a folder that is taken would be the complaint
+        with pytest.raises(ValueError, match=said):
+            run(tmp_path / "run", *words)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_file_in_place_of_the_output_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="output_dir"):
+        run(tmp_path / "file")
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ValueError, match=r"resume: .*last\.ckpt"):
+        run(tmp_path, "resume=auto")
+
+
+def test_a_folder_with_another_run_is_kept_unless_it_is_to_be_overwritten(tmp_path: Path) -> None:
+    run(tmp_path, "trainer.max_steps=1")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = (tmp_path / "summary.json").read_bytes()
+    with pytest.raises(ValueError, match=r"output_dir: .* resume=auto .* overwrite=true"):
+        run(tmp_path, "trainer.max_steps=1")
+    assert (tmp_path / "summary.json").read_bytes() == before
+    assert len(run(tmp_path, "overwrite=true", "trainer.max_steps=2")["train_loss"]) == 2
+    assert list(column(tmp_path, "train/loss")) == [1, 2]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+# Losses that are not finite
+
+POISONED = """
+from halos.objectives import SFT
+
+class Poisoned(SFT):
+    def compute(self, batch, policy, reference):
+        output = super().compute(batch, policy, reference)
+        if self.training and self.trainer.global_step == 2:
+            output.loss["sft"].total = output.loss["sft"].total * float("nan")
+        return output
+"""
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_behind_its_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "poisoned.py").write_text(POISONED)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "run"
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 3; .*Examples of this step: toy/train:\d+#\d+"):
+        run(folder, "loss=sft", "loss._target_=poisoned.Poisoned", "checkpoint_every=1")
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values() if tensor.is_floating_point())
+    assert not (folder / "summary.json").exists()
+    assert list(column(folder, "train/loss")) == [1, 2]
+
+
+@pytest.mark.parametrize("rate", ["1e30", "inf"])
+@pytest.mark.parametrize("interval", ["0.1", "1.0"])
+def test_a_rate_that_destroys_the_model_stops_the_run_with_the_examples(
+    rate: str, interval: str, tmp_path: Path
+) -> None:
+    words = [f"optim.lr={rate}", f"trainer.val_check_interval={interval}", "logger=tensorboard"]
+    with pytest.raises((FloatingPointError, ValueError), match=r"toy/(train|val):\d+#\d+|optim\.lr: expected"):
+        run(tmp_path, *words)
+    assert not (tmp_path / "summary.json").exists()
