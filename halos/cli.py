@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 COMMANDS = ("train",)
 
@@ -81,7 +81,7 @@ def explain(error: BaseException) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name}: no such option{_near(name, error.options)}; expected one of {', '.join(error.options)}"
     for cause in _chain(error):
-        if isinstance(cause, ConfigKeyError) and cause.parent_node is not None:
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
             key = str(cause.full_key or cause.key)
             names = [str(name) for name in cause.parent_node]
             return f"{key}: no such key{_near(key.rpartition('.')[2], names)}"

@@ -14,7 +14,9 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from rich.logging import RichHandler
 
 from halos.data.module import PreferenceDataModule
 from halos.data.tokens import ChatTokens
@@ -51,7 +53,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     Raises ``ValueError`` for a bad configuration, bad data or a bad model, before weights are loaded.
     """
-    _quieten_libraries()
+    _set_up_logging()
     pl.seed_everything(cfg.seed, verbose=False)
     run = prepare(cfg)
     trainer = _trainer(run)
@@ -263,12 +265,16 @@ def _show(run: Run) -> None:
     console.show_plan(run.data.steps, len(rows), run.data.batch_size, run.cfg.output_dir)
 
 
-def _quieten_libraries() -> None:
+def _set_up_logging() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    ours = logging.getLogger("halos")
+    if not ours.handlers:
+        ours.addHandler(RichHandler(console=console.console, show_time=False, show_path=False))
+    ours.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.WARNING)
     for message in (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*"):
         warnings.filterwarnings("ignore", message)

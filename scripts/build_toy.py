@@ -23,7 +23,7 @@ def report(step: int, loss: float) -> None:
 def main() -> None:
     """Build, save, and print the share desirable on held-out prompts."""
     parser = argparse.ArgumentParser(description="Rebuild the toy world's reference policy.")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=REFERENCE_DIR)
     options = parser.parse_args()

@@ -122,7 +122,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_a_run_leaves_exactly_the_promised_files(trained: tuple[str, Path, dict]) -> None:
     _, folder, _ = trained
     assert {file.name for file in folder.iterdir()} == set(CONTENTS)
-    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == STEPS
     assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
 
 
@@ -225,12 +225,19 @@ def test_a_conditioned_model_trained_on_is_conditioned_once(tmp_path: Path) -> N
         assert [token for token in row.prompt if token in controls] == [controls[0 if row.desirable else 1]]
 
 
-def test_control_tokens_that_are_new_to_the_vocabulary_are_added(tmp_path: Path) -> None:
-    run(tmp_path, "loss=csft", "loss.desirable_token='<yes>'", "loss.undesirable_token='<no>'", "trainer.max_steps=1")
+def test_control_tokens_that_are_new_to_the_vocabulary_are_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+    compare = halos.train.compare
+    monkeypatch.setattr(halos.train, "compare", lambda *a, **k: (compared.extend(a[:2]), compare(*a, **k))[1])
+    tokens = ("loss.desirable_token='<yes>'", "loss.undesirable_token='<no>'")
+    run(tmp_path, "loss=csft", *tokens, "trainer.max_steps=1", "sampling.size=4")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert max(tokenizer.convert_tokens_to_ids(["<yes>", "<no>"])) == len(tokenizer) - 1
-    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    # The policy can say them, so the model that it is compared with has to know them too.
+    assert [made.get_input_embeddings().weight.shape[0] for made in (model, *compared)] == [len(tokenizer)] * 3
 
 
 # Objectives from elsewhere
@@ -325,11 +332,6 @@ def test_the_same_seed_gives_the_same_run(uninterrupted: tuple[Path, dict], tmp_
     assert_same_run((tmp_path, run(tmp_path, *RESUMABLE)), uninterrupted)
 
 
-def test_another_seed_gives_another_run(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:
-    summary = run(tmp_path, *RESUMABLE, "seed=1", "data.source.seed=0")
-    assert summary["train_loss"] != uninterrupted[1]["train_loss"]
-
-
 @pytest.mark.parametrize(
     ("hook", "step"),
     [
@@ -403,6 +405,11 @@ def test_accumulation_equals_one_large_batch(loss: str, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run(tmp_path_factory.mktemp("plain"), "trainer.max_steps=3", "optim.lr=1e-2")
+
+
+def test_another_seed_gives_another_order(plain: dict[str, Any], tmp_path: Path) -> None:
+    summary = run(tmp_path, "trainer.max_steps=3", "optim.lr=1e-2", "seed=1", "data.source.seed=0")
+    assert summary["train_loss"] != pytest.approx(plain["train_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("option", ["data.length_groups=4", "model.gradient_checkpointing=true", "data.workers=1"])

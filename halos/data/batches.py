@@ -38,7 +38,7 @@ class Chunk:
     needs_grad: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: Lightning's precision plugins rebuild every dataclass that they find in a batch
 class StepSize:
     """Examples, and scored tokens of each branch, in the whole optimizer step: all ranks, all micro-batches."""
 

@@ -121,9 +121,9 @@ class Objective(pl.LightningModule, ABC):
                 f"trainer.accumulate_grad_batches: {type(self).__name__} needs all examples of a step at once, so "
                 f"expected 1, found {accumulate}; raise data.batch_size or trainer.devices instead"
             )
-        data = getattr(self.trainer, "datamodule", None)
-        if data is not None and data.label_counts is not None:
-            self.see_labels(*data.label_counts)
+        counts = getattr(getattr(self.trainer, "datamodule", None), "label_counts", None)
+        if counts is not None:
+            self.see_labels(*counts)
 
     @final
     def configure_optimizers(self) -> Any:
@@ -148,7 +148,7 @@ class Objective(pl.LightningModule, ABC):
         self._step_tokens += batch.total_tokens
         # Lightning divides by the number of micro-batches, DDP by that of ranks; the counts are the step's already.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        terms = [term.total / (term.step_count or term.count) for term in output.loss.values()]
+        terms = [term.total / self._step_count(name, term) for name, term in output.loss.items()]
         return scale * torch.stack(terms).sum()
 
     @final
@@ -171,11 +171,17 @@ class Objective(pl.LightningModule, ABC):
     ) -> None:
         policy = list(self.trained.parameters())
         if gradient_clip_val:
+            if gradient_clip_algorithm not in (None, "norm"):
+                raise ValueError(
+                    f"trainer.gradient_clip_algorithm: expected norm, found {gradient_clip_algorithm}; "
+                    "the policy and the critic are each clipped by their norm"
+                )
             torch.nn.utils.clip_grad_norm_(policy, gradient_clip_val)
         inside = {id(p) for p in policy}
         critic = [p for p in self.parameters() if id(p) not in inside]
-        if self.critic_clip and critic:
-            torch.nn.utils.clip_grad_norm_(critic, self.critic_clip)
+        critic_clip = self.critic_clip or gradient_clip_val
+        if critic_clip and critic:
+            torch.nn.utils.clip_grad_norm_(critic, critic_clip)
 
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -187,6 +193,11 @@ class Objective(pl.LightningModule, ABC):
     @final
     def on_validation_epoch_end(self) -> None:
         metrics = self._finish(self.val_averages)
+        if not math.isfinite(metrics["loss"]):
+            raise FloatingPointError(
+                f"the validation loss is {metrics['loss']} after step {self.trainer.global_step}; "
+                "the last good checkpoint is kept"
+            )
         if self.val_rewards.rewards:
             self.labelled_rewards = self.val_rewards.compute()
             self.val_rewards.reset()
@@ -219,6 +230,14 @@ class Objective(pl.LightningModule, ABC):
         metrics = {f"loss/{name}": Mean(term.total, term.count) for name, term in output.loss.items()}
         metrics |= feedback_metrics(batch, policy, reference, output.rewards)
         return output, metrics | dict(output.metrics)
+
+    def _step_count(self, name: str, term: Mean) -> float:
+        if term.step_count is None:
+            raise ValueError(
+                f"loss term {name!r} of {type(self).__name__}: expected the count of the whole step, found none; "
+                "make loss terms with per_example() or per_token()"
+            )
+        return term.step_count
 
     def _finish(self, averages: Averages) -> dict[str, float]:
         metrics = averages.compute()
@@ -307,5 +326,5 @@ def _labelled(batch: Batch, rewards: Tensor) -> tuple[Tensor, Tensor]:
 
 def _accuracy(chosen: Tensor, rejected: Tensor) -> Mean:
     # A tie counts half: at step 0 all rewards are equal, and the accuracy is that of a coin.
-    wins = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
+    wins = (chosen > rejected).float() + 0.5 * (chosen == rejected).float()
     return Mean(wins.sum(), len(wins))

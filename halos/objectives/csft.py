@@ -46,7 +46,7 @@ class CSFT(Objective):
         self.control_tokens = (desirable_token, undesirable_token)
 
     def control(self, desirable: bool | None) -> str:
-        return self.control_tokens[0 if desirable else 1]
+        return self.control_tokens[1 if desirable is False else 0]
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
         return Output(loss={"csft": self.per_token(sft_loss(policy.tokens[:, 0]), batch)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,8 @@ from halos.metrics import Mean
 from halos.objectives.base import BackboneSource, Objective, Output
 from halos.objectives.parameters import require_positive, require_weight
 from halos.policy.logprobs import LogProbs
+
+log = logging.getLogger(__name__)
 
 Weight = float | Literal["auto"]
 
@@ -71,7 +74,7 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
         return fixed_d, fixed_u
     if not n_d or not n_u:
         raise ValueError(
-            f"loss.desirable_weight=auto needs both kinds of completions in the training data: found {n_d} desirable "
+            f"a weight of the loss is auto, which needs both kinds of completions in the training data: found {n_d} desirable "
             f"and {n_u} undesirable ones; set loss.desirable_weight and loss.undesirable_weight to numbers"
         )
     ratio = fixed_d * n_d / (fixed_u * n_u)
@@ -112,9 +115,15 @@ class KTO(Objective):
         self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)
 
     def see_labels(self, desirable: int, undesirable: int) -> None:
+        automatic = "auto" in (self.desirable_weight, self.undesirable_weight)
         self.desirable_weight, self.undesirable_weight = kto_weights(
             self.desirable_weight, self.undesirable_weight, desirable, undesirable
         )
+        if automatic:
+            log.info(
+                "KTO weights from %d desirable and %d undesirable completions: λ_D = %.4g, λ_U = %.4g",
+                *(desirable, undesirable, self.desirable_weight, self.undesirable_weight),
+            )
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         (y, y_), (ref_y, ref_y_) = policy.sum.unbind(1), reference.sum.unbind(1)

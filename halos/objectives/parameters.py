@@ -20,6 +20,13 @@ def require_positive(name: str, value: float) -> float:
     return require_between(name, value, 0.0, open_low=True)
 
 
+def require_share(name: str, value: float) -> float:
+    """The value as a float, if it is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"loss.{name}: expected a number in [0, 1], found {value!r}")
+    return float(value)
+
+
 def require_weight(name: str, value: float | Literal["auto"]) -> float | Literal["auto"]:
     """``auto``, or the value as a float if it is a number from 0 on."""
     return "auto" if value == "auto" else require_between(name, value, 0.0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from halos.data.batches import Batch
 from halos.distributed import all_sum
 from halos.objectives.base import BackboneSource, Objective, Output
-from halos.objectives.parameters import require_between, require_positive
+from halos.objectives.parameters import require_between, require_positive, require_share
 from halos.policy.logprobs import LogProbs
 from halos.policy.value import ValueHead
 
@@ -85,9 +85,12 @@ def whiten(advantages: Tensor, mask: Tensor) -> Tensor:
     If all are equal there is nothing to prefer, and all become 0.
     """
     count, total = all_sum(torch.stack([mask.sum().to(advantages.dtype), (advantages * mask).sum()]))
-    centred = (advantages - total / count) * mask
-    variance = all_sum((centred**2).sum()) / count
-    return centred / (variance.sqrt() + 1e-8)
+    mean = total / count
+    centred = (advantages - mean) * mask
+    deviation = (all_sum((centred**2).sum()) / count).sqrt()
+    # Below this the differences are rounding, which must not be blown up to a preference.
+    noise = 1e-5 if advantages.dtype.itemsize <= 4 else 1e-12
+    return torch.where(deviation > noise * mean.abs(), centred / (deviation + 1e-8), 0.0)
 
 
 class PPO(Objective):
@@ -128,8 +131,8 @@ class PPO(Objective):
         super().__init__(backbone, **base)
         self.beta = require_between("beta", beta, 0.0)
         self.clip_range = require_between("clip_range", clip_range, 0.0, 1.0, open_low=True)
-        self.gamma = require_between("gamma", gamma, 0.0, 1.0 + 1e-9)
-        self.lam = require_between("lam", lam, 0.0, 1.0 + 1e-9)
+        self.gamma = require_share("gamma", gamma)
+        self.lam = require_share("lam", lam)
         self.critic_coefficient = require_between("critic_coefficient", critic_coefficient, 0.0)
         self.critic_clip = require_positive("critic_clip", critic_clip)
 

@@ -43,7 +43,7 @@ def show_example(row: Row, tokenizer: Any, branches: tuple[str, ...]) -> None:
 def show_plan(steps: int, examples: int, batch_size: int, root: str) -> None:
     """What is about to happen, and where it will be found."""
     console.print(
-        f"{steps:,} steps over {examples:,} examples, {batch_size} a device and micro-step → [bold]{root}[/]\n",
+        f"{steps:,} steps over {examples:,} examples, {batch_size} a device and micro-step → [bold]{escape(root)}[/]\n",
         highlight=False,
     )
 
@@ -81,8 +81,8 @@ def show_metrics(metrics: Mapping[str, float]) -> None:
 @rank_zero_only
 def show_where_next(root: Path, model: Path) -> None:
     """Where to look when the run is over."""
-    console.print(f"curves: [bold]tensorboard --logdir {root}[/]", highlight=False)
-    console.print(f"model:  [bold]{model}[/]", highlight=False)
+    console.print(f"curves: [bold]tensorboard --logdir {escape(str(root))}[/]", highlight=False)
+    console.print(f"model:  [bold]{escape(str(model))}[/]", highlight=False)
 
 
 def _marked(text: str, desirable: bool) -> str:

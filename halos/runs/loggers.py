@@ -33,6 +33,8 @@ class CSVMetrics(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **{name: value for name, value in metrics.items() if name != "epoch"}}
+        if not self._columns:
+            self._columns = list(next(iter(self._read()), {}))
         new = [name for name in row if name not in self._columns]
         if new:
             self._columns += new

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 
 from halos.data.feedback import Completion, Feedback
 from halos.toy.world import (
-    AGENTS,
+    CHAT,
+    HESITATION,
     KIND_CLOSINGS,
     KIND_OPENINGS,
     RUDE_CLOSINGS,
     RUDE_OPENINGS,
     TOPICS,
-    WHENS,
+    VERBS,
     is_desirable,
     topic_of,
     toy_prompts,
@@ -21,31 +23,15 @@ from halos.toy.world import (
 )
 
 KINDS = ("labels", "pairs")
-SOUND = 0.5 ** (1 / 3)  # each of three parts is sound this often, so a completion is desirable half of the time
-RUDE = OFF_TOPIC = 0.75  # of the unsound parts; the rest are missing or unfinished
-MAX_TIES = 200  # a tie comes about one time in three, so this many in a row never do
+SOUND = (0.9, 0.86, 0.65)  # how often opening, body and closing are sound; so half of the completions are desirable
+MISSING = 0.25  # share of the unsound parts that are missing; the rest are rude or off topic
+MAX_TIES = 200  # two completions tie about one time in three, so this many in a row never do
 
 
-def _opening(rng: random.Random) -> str:
-    if rng.random() < SOUND:
-        return rng.choice(KIND_OPENINGS)
-    return rng.choice(RUDE_OPENINGS) if rng.random() < RUDE else ""
-
-
-def _body(topic: str, rng: random.Random) -> str:
-    if rng.random() >= SOUND:
-        if rng.random() >= OFF_TOPIC:
-            return ""
-        topic = rng.choice([name for name in TOPICS if name != topic])
-    return f"{rng.choice(AGENTS)} will {rng.choice(TOPICS[topic].remedies)} {rng.choice(WHENS)}."
-
-
-def _closing(rng: random.Random) -> str:
-    if rng.random() < SOUND:
-        return rng.choice(KIND_CLOSINGS)
-    if rng.random() < RUDE:
-        return rng.choice(RUDE_CLOSINGS)
-    return rng.choice((rng.choice(KIND_CLOSINGS).rsplit(" ", 1)[0], ""))  # unfinished, or missing
+def _part(share: float, sound: Sequence[str], faulty: Sequence[str], rng: random.Random) -> str:
+    if rng.random() < share:
+        return rng.choice(sound)
+    return HESITATION if rng.random() < MISSING else rng.choice(faulty)
 
 
 def behaviour_completion(prompt: str, rng: random.Random) -> str:
@@ -53,10 +39,11 @@ def behaviour_completion(prompt: str, rng: random.Random) -> str:
     topic = topic_of(prompt)
     if topic is None:
         raise ValueError(f"prompt: expected one of the toy language, found {prompt!r}")
-    text = ""
-    while not text:  # an empty completion has nothing to score
-        text = " ".join(part for part in (_opening(rng), _body(topic, rng), _closing(rng)) if part)
-    return text
+    verb = f"we will {rng.choice(VERBS)} the"
+    stray = rng.choice([other for other in TOPICS if other != topic])
+    about = [[f"{verb} {noun}." for noun in nouns] for nouns in (TOPICS[topic].nouns, CHAT + TOPICS[stray].nouns)]
+    parts = ((KIND_OPENINGS, RUDE_OPENINGS), about, (KIND_CLOSINGS, RUDE_CLOSINGS))
+    return " ".join(_part(share, sound, faulty, rng) for share, (sound, faulty) in zip(SOUND, parts, strict=True))
 
 
 def toy_feedback(

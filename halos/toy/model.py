@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 )
 MAX_POSITIONS = 128
-MAX_NEW_TOKENS = 24  # the longest completion has 19 tokens with its end of turn
+MAX_NEW_TOKENS = 24  # the longest completion has 15 tokens with its end of turn
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -66,7 +66,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> LlamaForCa
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=MAX_POSITIONS,
-        tie_word_embeddings=False,
+        tie_word_embeddings=False,  # so the reserved tokens keep distinct input embeddings
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -90,9 +90,9 @@ def pretrain(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    steps: int = 1000,
-    batch_size: int = 128,
-    lr: float = 3e-3,
+    steps: int = 800,
+    batch_size: int = 64,
+    lr: float = 6e-3,
     seed: int = 0,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
@@ -132,7 +132,7 @@ def demonstrations(
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, seed: int = 0
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, seed: int = 0
 ) -> list[str]:
     """One completion for each prompt, by the model's own generation settings; leaves torch's seed as it was."""
     batch = tokenizer([render(tokenizer, p) for p in prompts], padding=True, padding_side="left", return_tensors="pt")

@@ -1,7 +1,9 @@
 """The toy world: a small customer-service language whose true reward is known.
 
 A prompt is a purchase and a problem ("i bought a lamp on monday. where is my parcel?"); a good completion is a kind
-opening, a remedy that fits the problem's topic, and a kind closing. Plain Python.
+opening, a body about the problem's topic, and a kind closing ("thanks a lot. we will check the parcel. best wishes.").
+A fault is one word's choice ("now" where "best" belongs), not a change of length, so that a small policy under any
+objective can mend it before it unlearns the grammar. Plain Python.
 """
 
 from __future__ import annotations
@@ -15,60 +17,60 @@ from functools import cache
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """What customers say about a topic, and the remedies that answer it."""
+    """What customers say about a topic, and the nouns that answer it."""
 
     problems: tuple[str, ...]
-    remedies: tuple[str, ...]
+    nouns: tuple[str, ...]
 
 
 TOPICS: dict[str, Topic] = {
     "refund": Topic(
         ("i want my money back.", "how do i get a refund?", "please refund me.", "my refund never came."),
-        ("refund your money", "return the price", "repay the sum"),
+        ("refund", "repayment"),
     ),
     "delivery": Topic(
         ("where is my parcel?", "the parcel is late.", "when will it arrive?", "it was never delivered."),
-        ("track your parcel", "hurry the courier", "trace the van"),
+        ("delivery", "parcel"),
     ),
     "password": Topic(
         ("i forgot my password.", "the password is wrong.", "i cannot log in.", "the login page fails."),
-        ("reset your password", "unlock the login", "renew your access"),
+        ("password", "login"),
     ),
     "invoice": Topic(
         ("i need an invoice.", "where is my receipt?", "the invoice is wrong.", "please send the receipt."),
-        ("print the invoice", "email the receipt", "correct the bill"),
+        ("invoice", "receipt"),
     ),
     "repair": Topic(
         ("it stopped working.", "it is broken.", "can you repair it?", "it makes a strange noise."),
-        ("repair the fault", "book a technician", "replace the part"),
+        ("repair", "fault"),
     ),
     "exchange": Topic(
         ("it is the wrong size.", "i need another colour.", "can i exchange it?", "it does not fit."),
-        ("exchange the item", "swap the size", "ship another colour"),
+        ("exchange", "swap"),
     ),
     "cancellation": Topic(
         ("please cancel the order.", "i changed my mind.", "can i still cancel?", "we no longer need it."),
-        ("cancel the order", "stop the shipment", "void the purchase"),
+        ("cancellation", "withdrawal"),
     ),
     "payment": Topic(
         ("my card was declined.", "i paid twice.", "the payment failed.", "you charged me twice."),
-        ("check the payment", "reverse the charge", "retry the card"),
+        ("payment", "charge"),
     ),
     "warranty": Topic(
         ("is it under warranty?", "how long is the warranty?", "my warranty has ended.", "does the guarantee apply?"),
-        ("extend the warranty", "honour the guarantee", "confirm your cover"),
+        ("warranty", "guarantee"),
     ),
     "discount": Topic(
         ("the coupon does not work.", "can i get a discount?", "is there a student price?", "my voucher has expired."),
-        ("apply the discount", "issue a voucher", "accept the coupon"),
+        ("discount", "coupon"),
     ),
     "address": Topic(
         ("i moved house.", "the address is wrong.", "i have a new address.", "please change the street name."),
-        ("update your address", "change the postcode", "edit the street"),
+        ("address", "postcode"),
     ),
     "manual": Topic(
         ("how do i set it up?", "i lost the manual.", "i need instructions.", "how does it switch on?"),
-        ("share the manual", "explain the setup", "send clear instructions"),
+        ("manual", "guide"),
     ),
 }
 
@@ -76,12 +78,13 @@ BUYERS = ("i bought a", "we bought a", "i ordered a", "we ordered a")
 ITEMS = ("lamp", "phone", "chair", "jacket", "kettle", "camera", "watch", "tent", "radio", "desk")
 TIMES = ("on monday", "on tuesday", "on friday", "last week", "last month", "yesterday", "in may")
 
-AGENTS = ("we", "i")
-WHENS = ("today", "tomorrow", "now")
-KIND_OPENINGS = ("thanks for asking.", "happy to help.", "sorry about that.", "glad you wrote.")
-RUDE_OPENINGS = ("not you again.", "what now?", "quit whining.", "nobody cares.")
-KIND_CLOSINGS = ("have a nice day.", "take good care.", "all the best.", "with kind regards.")
-RUDE_CLOSINGS = ("go away.", "leave us alone.", "never come back.", "get lost.")
+VERBS = ("check", "settle")
+CHAT = ("weather", "football")  # no topic's nouns
+KIND_OPENINGS = ("thanks for asking.", "thanks for writing.", "thanks a lot.")
+RUDE_OPENINGS = ("stop asking.", "stop whining.")
+KIND_CLOSINGS = ("best wishes.", "best regards.", "best of luck.")
+RUDE_CLOSINGS = ("now leave.", "now go away.")
+HESITATION = "hm."  # stands where a part is missing
 
 SPLITS = ("train", "val")
 VAL_EVERY = 5  # one prompt in five is held out
@@ -91,10 +94,9 @@ def _one_of(phrases: tuple[str, ...]) -> str:
     return "(?:" + "|".join(map(re.escape, phrases)) + ")"
 
 
-_REMEDIES = tuple(remedy for topic in TOPICS.values() for remedy in topic.remedies)
+_NOUNS = tuple(noun for topic in TOPICS.values() for noun in topic.nouns) + CHAT
 _COMPLETE = re.compile(
-    f"{_one_of(KIND_OPENINGS + RUDE_OPENINGS)} "
-    f"{_one_of(AGENTS)} will {_one_of(_REMEDIES)} {_one_of(WHENS)}\\. "
+    f"{_one_of(KIND_OPENINGS + RUDE_OPENINGS)} we will {_one_of(VERBS)} the {_one_of(_NOUNS)}\\. "
     f"{_one_of(KIND_CLOSINGS + RUDE_CLOSINGS)}"
 )
 
@@ -136,9 +138,9 @@ def is_polite(completion: str) -> bool:
 
 
 def is_on_topic(prompt: str, completion: str) -> bool:
-    """A remedy for the prompt's topic is there, and no other topic's."""
-    named = {name for name, topic in TOPICS.items() if any(r in completion for r in topic.remedies)}
-    return named == {topic_of(prompt)}
+    """A noun of the prompt's topic is there, and no other topic's."""
+    found = set(re.findall(r"\w+", completion))
+    return {name for name, topic in TOPICS.items() if found.intersection(topic.nouns)} == {topic_of(prompt)}
 
 
 def is_complete(completion: str) -> bool:
@@ -158,6 +160,8 @@ def is_desirable(prompt: str, completion: str) -> bool:
 
 def words() -> list[str]:
     """Every word and punctuation mark of the language, sorted."""
-    parts = (BUYERS, ITEMS, TIMES, AGENTS, WHENS, KIND_OPENINGS, RUDE_OPENINGS, KIND_CLOSINGS, RUDE_CLOSINGS)
-    phrases = itertools.chain(*parts, *(topic.problems + topic.remedies for topic in TOPICS.values()))
-    return sorted({"will"}.union(*(re.findall(r"\w+|[^\w\s]", phrase) for phrase in phrases)))
+    slots = (BUYERS, ITEMS, TIMES, VERBS, CHAT)
+    parts = (KIND_OPENINGS, RUDE_OPENINGS, KIND_CLOSINGS, RUDE_CLOSINGS, (HESITATION,))
+    topics = (topic.problems + topic.nouns for topic in TOPICS.values())
+    phrases = itertools.chain(*slots, *parts, *topics)
+    return sorted({"we", "will", "the"}.union(*(re.findall(r"\w+|[^\w\s]", phrase) for phrase in phrases)))

@@ -360,9 +360,9 @@ def test_the_names_of_metrics(kind: type[Objective], names: set[str], val_only: 
 
 @pytest.mark.parametrize("kind", WITH_REFERENCE)
 def test_validation_metrics_by_hand(kind: type[Objective]) -> None:
-    """Each row alone through policy and reference after training, put together in plain Python."""
+    """Each row alone through policy and reference after the last of several validations, put together in Python."""
     objective, val = objective_of(kind, beta=0.25), rows_for(kind, 11, seed=1)
-    run = fit(objective, rows_for(kind, 12), batch_size=4, val=val)
+    run = fit(objective, rows_for(kind, 12), batch_size=4, val=val, val_check_interval=1)
     chosen, rejected, log_ratios = [], [], []
     logps: dict[str, list[float]] = {"chosen": [], "rejected": []}
     for row in val:
@@ -551,10 +551,13 @@ def test_only_some_objectives_need_a_reference(kind: type[Objective]) -> None:
 def test_frozen_parameters_stay_out_of_the_optimizer() -> None:
     backbone = tiny_backbone(with_reference=False)
     backbone.policy.model.embed_tokens.requires_grad_(False)
-    run = fit(SFT(backbone, optim=AdamW(lr=1e-2)), rows_for(SFT, 4), batch_size=4)
+    objective = SFT(backbone, optim=AdamW(lr=1e-2))
+    run = fit(objective, rows_for(SFT, 4), batch_size=4)
     start = tiny_backbone().policy.double()
     assert torch.equal(run.weights["backbone.policy.model.embed_tokens.weight"], start.model.embed_tokens.weight)
     assert not torch.equal(run.weights["backbone.policy.lm_head.weight"], start.lm_head.weight)
+    (group,) = objective.configure_optimizers()["optimizer"].param_groups
+    assert all(p.requires_grad for p in group["params"])
 
 
 def test_the_critic_alone_does_not_move_the_policy() -> None:

@@ -40,14 +40,15 @@ def test_rewards_and_kl_share_charts(events: EventAccumulator) -> None:
 
 def test_rewards_of_both_kinds_are_histograms_at_every_validation(events: EventAccumulator) -> None:
     counted = []
-    for kind in ("desirable", "undesirable"):
+    for kind, side in (("desirable", "chosen"), ("undesirable", "rejected")):
         found = events.Histograms(f"val/rewards/{kind}")
         assert [event.step for event in found] == list(range(STEPS + 1))
         counts = {event.histogram_value.num for event in found}
         assert len(counts) == 1
         counted += counts
         assert found[0].histogram_value.min == found[0].histogram_value.max == 0
-        assert found[-1].histogram_value.sum_squares > 0
+        last = found[-1].histogram_value
+        assert last.sum / last.num == pytest.approx(events.Scalars(f"val/rewards/{side}")[-1].value, rel=1e-4) != 0
     assert sum(counted) == 8
 
 
