@@ -60,6 +60,7 @@ def test_no_name_is_suggested_where_none_comes_near() -> None:
 def test_a_misspelt_word_fails_before_torch_is_imported(word: str, tmp_path: Path) -> None:
     code = f"""
 import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
 sys.argv = ["train.py", {word!r}]
 try:
     runpy.run_path({str(ROOT / "scripts" / "train.py")!r}, run_name="__main__")

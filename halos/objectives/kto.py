@@ -73,9 +73,10 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
     if "auto" not in (desirable_weight, undesirable_weight):
         return fixed_d, fixed_u
     if not n_d or not n_u:
+        name = "desirable_weight" if desirable_weight == "auto" else "undesirable_weight"
         raise ValueError(
-            f"a weight of the loss is auto, which needs both kinds of completions in the training data: found {n_d} desirable "
-            f"and {n_u} undesirable ones; set loss.desirable_weight and loss.undesirable_weight to numbers"
+            f"loss.{name}=auto needs both kinds of completions in the training data: found {n_d} desirable and {n_u} "
+            "undesirable ones; set loss.desirable_weight and loss.undesirable_weight to numbers"
         )
     ratio = fixed_d * n_d / (fixed_u * n_u)
     change = min(max(ratio, low), high) / ratio
