@@ -33,6 +33,7 @@ QUICK = (
     "data.source.size=12",
     "data.source.val_size=4",
     "data.batch_size=4",
+    "trainer.max_epochs=1",
     "data.length_groups=1",
     "trainer.val_check_interval=1.0",
     "sampling.max_new_tokens=20",

@@ -132,13 +132,13 @@ def demonstrations(
 
 @torch.no_grad()
 def sample(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, seed: int = 0
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, seed: int = 0
 ) -> list[str]:
     """One completion for each prompt, by the model's own generation settings; leaves torch's seed as it was."""
     batch = tokenizer([render(tokenizer, p) for p in prompts], padding=True, padding_side="left", return_tensors="pt")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        out = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        out = model.generate(**batch)  # type: ignore[operator]  # transformers' own annotations do not show it
     return [
         str(text) for text in tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     ]

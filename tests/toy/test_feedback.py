@@ -34,9 +34,9 @@ def test_same_arguments_same_records() -> None:
 
 @pytest.mark.parametrize("feedback", ["labels", "pairs"])
 def test_splits_are_disjoint(feedback: str) -> None:
-    train = {record.prompt for record in toy_feedback(size=2000, feedback=feedback)}
-    val = {record.prompt for record in toy_feedback(size=2000, feedback=feedback, split="val")}
-    assert len(train) == len(val) == 2000
+    train = {record.prompt for record in toy_feedback(size=500, feedback=feedback)}
+    val = {record.prompt for record in toy_feedback(size=500, feedback=feedback, split="val")}
+    assert len(train) == len(val) == 500
     assert not train & val
 
 

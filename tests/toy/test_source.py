@@ -85,9 +85,9 @@ def test_the_judge_is_the_true_reward_on_held_out_prompts() -> None:
     prompts = judge.prompts(5)
     assert prompts == judge.prompts(9)[:5]
     assert set(prompts) <= set(prompts_of("val"))
-    good = "happy to help. we will check the payment today. take good care."
+    good = "thanks a lot. we will check the payment. best wishes."
     prompt = next(p for p in judge.prompts(100) if "i paid twice." in p)
-    for text in (good, good[:-5], "go away.", ""):
+    for text in (good, good[:-5], "now go away.", ""):
         assert judge.reward(prompt, text) == true_reward(prompt, text)
         assert judge.desirable(prompt, text) == is_desirable(prompt, text)
     assert judge.desirable(prompt, good)
