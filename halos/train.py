@@ -22,7 +22,7 @@ from halos.data.module import PreferenceDataModule
 from halos.data.tokens import ChatTokens
 from halos.objectives.base import Objective
 from halos.policy.backbone import Backbone
-from halos.policy.export import export_policy
+from halos.policy.export import export_policy, unconditioned
 from halos.policy.loading import ModelSpec, add_control_tokens
 from halos.runs import console
 from halos.runs.comparison import Comparison, compare
@@ -63,6 +63,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         accumulate=trainer.accumulate_grad_batches,
         world_size=trainer.world_size,
     )
+    run.objective.check(trainer.accumulate_grad_batches, run.data.label_counts)
+    run.folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
     _show(run)
     fit(run, trainer)
     return finish(run, trainer)
@@ -87,9 +89,9 @@ def prepare(cfg: DictConfig) -> Run:
     data.load(kind.view)
     spec.check()
     tokenizer = spec.tokenizer()
+    unconditioned(tokenizer, objective.control(True))
     new_tokens = add_control_tokens(tokenizer, (objective.control(True), objective.control(False)))
     data.tokenise(tokenizer, control=objective.control, mismatched=objective.mismatched)
-    folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
     return Run(cfg, folder, checkpoint, objective, data, spec, ChatTokens(tokenizer, data.limits), RunRecord())
 
 
@@ -139,7 +141,8 @@ def build(node: DictConfig, *args: Any, without: tuple[str, ...] = (), **kwargs:
     try:
         make = instantiate(keys, _partial_=True, _convert_="all")
     except InstantiationException as error:
-        raise error.__cause__ if isinstance(error.__cause__, ValueError) else error from None
+        cause = error.__cause__
+        raise cause if isinstance(cause, ValueError) else ValueError(f"{node._target_}: {cause or error}") from error
     try:
         return make(*args, **kwargs)
     except TypeError as error:
@@ -216,7 +219,9 @@ def _compare(run: Run) -> Comparison | None:
         return None
     trained = run.objective.trained
     # Objectives without a reference are compared with the model that they started from.
-    reference = trained.reference or run.model.load().to(trained.policy.device).eval()
+    reference = (
+        trained.reference or run.model.load(vocabulary=len(run.tokens.tokenizer)).to(trained.policy.device).eval()
+    )
     return compare(
         trained.policy,
         reference,

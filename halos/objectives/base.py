@@ -71,6 +71,7 @@ class Objective(pl.LightningModule, ABC):
         self.val_rewards = LabelledRewards()
         self.labelled_rewards: tuple[Tensor, Tensor] | None = None
         self._step_ids: list[str] = []
+        self._non_finite_ids: list[str] = []
         self._step_tokens = 0
         self._step_started: float | None = None
 
@@ -115,20 +116,29 @@ class Objective(pl.LightningModule, ABC):
 
     @final
     def setup(self, stage: str) -> None:
-        accumulate = self.trainer.accumulate_grad_batches
+        counts = getattr(getattr(self.trainer, "datamodule", None), "label_counts", None)
+        self.check(self.trainer.accumulate_grad_batches, counts)
+
+    @final
+    def check(self, accumulate: int, counts: tuple[int, int] | None) -> None:
+        """Take in what the run will look like: micro-batches a step, and (desirable, undesirable) training completions.
+
+        Raises ``ValueError`` if the objective cannot work with it.
+        """
         if self.couples_step and accumulate != 1:
             raise ValueError(
                 f"trainer.accumulate_grad_batches: {type(self).__name__} needs all examples of a step at once, so "
                 f"expected 1, found {accumulate}; raise data.batch_size or trainer.devices instead"
             )
-        counts = getattr(getattr(self.trainer, "datamodule", None), "label_counts", None)
         if counts is not None:
             self.see_labels(*counts)
 
     @final
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer, schedule = self._optim.build(parameters, int(self.trainer.estimated_stepping_batches))
+        # `estimated_stepping_batches` sets up the train loader, too early for a checkpoint's position to reach it.
+        steps = getattr(getattr(self.trainer, "datamodule", None), "steps", 0)
+        optimizer, schedule = self._optim.build(parameters, steps or int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @final
@@ -186,6 +196,8 @@ class Objective(pl.LightningModule, ABC):
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         output, metrics = self._evaluate(batch)
+        if not all(term.total.isfinite() for term in output.loss.values()):
+            self._non_finite_ids += batch.ids
         self.val_averages.update(metrics)
         if output.rewards is not None:
             self.val_rewards.update(*_labelled(batch, output.rewards))
@@ -195,8 +207,8 @@ class Objective(pl.LightningModule, ABC):
         metrics = self._finish(self.val_averages)
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(
-                f"the validation loss is {metrics['loss']} after step {self.trainer.global_step}; "
-                "the last good checkpoint is kept"
+                f"the validation loss is {metrics['loss']} after step {self.trainer.global_step}; the last good "
+                f"checkpoint is kept. Examples: {', '.join(all_gather_list(self._non_finite_ids))}"
             )
         if self.val_rewards.rewards:
             self.labelled_rewards = self.val_rewards.compute()

@@ -59,6 +59,19 @@ class Backbone(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Every move of device or dtype passes through here; the reference has to come along.
+        # Buffers outside the state dict (rotary frequencies) keep their dtype: the exported model will load them in
+        # float32, and a cast would train another model than that.
+        parts = [part for part in (self.policy, self.reference) if part is not None]
+        kept = [
+            (module, name, module._buffers[name])
+            for part in parts
+            for module in part.modules()
+            for name in module._non_persistent_buffers_set
+        ]
         if self.reference is not None:
             self.reference._apply(fn)
-        return super()._apply(fn, recurse)
+        result = super()._apply(fn, recurse)
+        for module, name, buffer in kept:
+            if buffer is not None:
+                module._buffers[name] = buffer.to(module._buffers[name].device)
+        return result

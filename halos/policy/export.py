@@ -57,10 +57,20 @@ def export_policy(
 def conditioned(tokenizer: Any, control: str) -> Any:
     """A copy of the tokenizer whose generation prompt ends with the control token (once, whatever it ended with)."""
     tokenizer = copy.deepcopy(tokenizer)
-    ending = f"{{% if add_generation_prompt %}}{control}{{% endif %}}"
-    if control and tokenizer.chat_template is not None and not tokenizer.chat_template.endswith(ending):
-        tokenizer.chat_template += ending
+    if control and tokenizer.chat_template is not None:
+        unconditioned(tokenizer, control)
+        tokenizer.chat_template += _ending(control)
     return tokenizer
+
+
+def unconditioned(tokenizer: Any, control: str) -> None:
+    """Take the control token off the end of a chat template that :func:`conditioned` made, in place."""
+    if control and tokenizer.chat_template is not None:
+        tokenizer.chat_template = tokenizer.chat_template.removesuffix(_ending(control))
+
+
+def _ending(control: str) -> str:
+    return f"{{% if add_generation_prompt %}}{control}{{% endif %}}"
 
 
 def _card(card: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,12 @@ class RunFolder:
         checkpoint to resume from does not exist.
         """
         checkpoint = self._checkpoint(resume)
+        if self.root.exists() and not self.root.is_dir():
+            raise ValueError(f"output_dir: expected a folder, found the file {self.root}")
         if getattr(rank_zero_only, "rank", 0) == 0:
             found = [name for name in CONTENTS if (self.root / name).exists()]
-            if found and resume is None:
-                if not overwrite:
+            if found and checkpoint is None:
+                if resume is None and not overwrite:
                     raise ValueError(
                         f"output_dir: {self.root} holds another run ({', '.join(found)}); choose another folder, "
                         "or set resume=auto to go on with it, or overwrite=true to replace it"
@@ -64,10 +67,17 @@ class RunFolder:
             return None
         if resume == "auto":
             last = self.checkpoints / "last.ckpt"
-            return last if last.exists() else None
+            return _whole(last) if last.exists() else None
         if not Path(resume).exists():
             raise ValueError(f"resume: expected 'auto' or a checkpoint's path, found {resume}, which does not exist")
-        return Path(resume)
+        return _whole(Path(resume))
+
+
+def _whole(path: Path) -> Path:
+    # A checkpoint is a zip file, whose directory stands at its end: a cut-off one has none.
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"resume: expected a checkpoint file, found {path}, which is damaged or something else")
+    return path
 
 
 def write_atomically(path: Path, text: str) -> None:
