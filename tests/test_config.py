@@ -130,3 +130,10 @@ def test_the_toy_model_brings_its_learning_rate_and_the_command_line_overrides_i
 @pytest.mark.parametrize("seed", [0, 7])
 def test_one_seed_reaches_the_data(seed: int) -> None:
     assert compose(f"seed={seed}").data.source.seed == seed
+
+
+def test_settings_tuned_for_a_model_with_a_loss_apply_to_those_two_alone_and_yield_to_the_command_line() -> None:
+    assert compose("loss=csft").trainer.max_epochs == 6
+    assert compose("loss=csft", "trainer.max_epochs=2").trainer.max_epochs == 2
+    assert compose("loss=kto").trainer.max_epochs == 3
+    assert compose("loss=csft", "model=hf").trainer.max_epochs == 1
