@@ -51,7 +51,7 @@ class ModelSpec:
         """Raise ``ValueError`` for a path that cannot be loaded; reads headers only. Hub ids are not contacted."""
         location = self._location
         if location.suffix == ".gguf":
-            if importlib.util.find_spec("gguf") is None:
+            if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
                 raise ValueError(
                     f"model.path: {self.path} is a GGUF file; install the extra with pip install 'halos[gguf]'"
                 )
