@@ -271,7 +271,7 @@ def my_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_an_objective_from_outside_the_package_trains(my_module: str, tmp_path: Path) -> None:
-    mine = ["~loss", f"+loss={{_target_: {my_module}.Mine, name: mine, margin: 2.0}}"]
+    mine = ["loss=sft", f"loss._target_={my_module}.Mine", "loss.name=mine", "+loss.margin=2.0"]
     summary = run(tmp_path / "run", *mine, "data.source.feedback=pairs", "trainer.max_steps=2")
     assert summary["loss"] == "mine"
     assert len(summary["train_loss"]) == 2
