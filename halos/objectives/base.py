@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from halos.data.batches import Batch
 from halos.distributed import all_gather_list
-from halos.metrics import Averages, LabelledRewards, Mean, auc, mean_where
+from halos.metrics import Averages, LabelledRewards, Mean, auc
+from halos.objectives.feedback_metrics import feedback_metrics, labelled
 from halos.optim import AdamW
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs import LogProbs
@@ -59,6 +60,8 @@ class Objective(pl.LightningModule, ABC):
     """Whether :class:`LogProbs` of the policy come with detached hidden states."""
     couples_step: ClassVar[bool] = False
     """Whether the loss of an example depends on the whole step's others, which rules out accumulation."""
+    own_clip: float | None = None
+    """Gradient-norm limit of modules beside the backbone; None: that of the policy."""
 
     def __init__(self, backbone: BackboneSource, *, optim: AdamW | None = None, seed: int = 0) -> None:
         super().__init__()
@@ -66,7 +69,6 @@ class Objective(pl.LightningModule, ABC):
         self.backbone: Backbone | None = None
         self._make_backbone = (lambda: backbone) if isinstance(backbone, Backbone) else backbone
         self._optim = optim or AdamW()
-        self.critic_clip: float | None = None
         self.train_averages, self.val_averages = Averages(), Averages()
         self.val_rewards = LabelledRewards()
         self.labelled_rewards: tuple[Tensor, Tensor] | None = None
@@ -184,14 +186,14 @@ class Objective(pl.LightningModule, ABC):
             if gradient_clip_algorithm not in (None, "norm"):
                 raise ValueError(
                     f"trainer.gradient_clip_algorithm: expected norm, found {gradient_clip_algorithm}; "
-                    "the policy and the critic are each clipped by their norm"
+                    "the policy and modules beside it are each clipped by their norm"
                 )
             torch.nn.utils.clip_grad_norm_(policy, gradient_clip_val)
         inside = {id(p) for p in policy}
-        critic = [p for p in self.parameters() if id(p) not in inside]
-        critic_clip = self.critic_clip or gradient_clip_val
-        if critic_clip and critic:
-            torch.nn.utils.clip_grad_norm_(critic, critic_clip)
+        own = [p for p in self.parameters() if id(p) not in inside]
+        own_clip = self.own_clip or gradient_clip_val
+        if own_clip and own:
+            torch.nn.utils.clip_grad_norm_(own, own_clip)
 
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -200,7 +202,7 @@ class Objective(pl.LightningModule, ABC):
             self._non_finite_ids += batch.ids
         self.val_averages.update(metrics)
         if output.rewards is not None:
-            self.val_rewards.update(*_labelled(batch, output.rewards))
+            self.val_rewards.update(*labelled(batch, output.rewards))
 
     @final
     def on_validation_epoch_end(self) -> None:
@@ -288,55 +290,3 @@ class Objective(pl.LightningModule, ABC):
         self.log("step", float(self.trainer.global_step + training), on_step=training, on_epoch=not training)
         for name, value in metrics.items():
             self.log(f"{stage}/{name}", value, prog_bar=training, on_step=training, on_epoch=not training)
-
-
-def feedback_metrics(
-    batch: Batch, policy: LogProbs, reference: LogProbs | None, rewards: Tensor | None
-) -> dict[str, Mean]:
-    """The metrics that all objectives share: log-probs, rewards and KL of what people liked and disliked."""
-    chosen, rejected = _sides(batch)
-    sums = policy.sum.detach()
-    metrics = {"logps/chosen": mean_where(sums, chosen)}
-    if rejected is not None:
-        metrics["logps/rejected"] = mean_where(sums, rejected)
-    if rewards is not None:
-        full = torch.zeros_like(sums)
-        full[:, : rewards.shape[1]] = rewards.detach()
-        metrics["rewards/chosen"] = mean_where(full, chosen)
-        if rejected is not None:
-            metrics["rewards/rejected"] = mean_where(full, rejected)
-        if batch.desirable is None and rejected is not None:
-            metrics["rewards/accuracies"] = _accuracy(full[:, 0], full[:, 1])
-    if reference is not None:
-        own = chosen if rejected is None else chosen | rejected
-        metrics["kl/policy_reference"] = mean_where(sums - reference.sum, own)
-    return metrics
-
-
-def _sides(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    # [B, K] masks of the chosen (desirable) and of the rejected (undesirable) branches; y' is neither.
-    sides = torch.zeros(batch.mask.shape[:2], dtype=torch.bool, device=batch.mask.device)
-    chosen, rejected = sides.clone(), sides.clone()
-    if batch.desirable is not None:
-        chosen[:, 0], rejected[:, 0] = batch.desirable, ~batch.desirable
-        return chosen, rejected
-    chosen[:, 0] = True
-    if batch.mask.shape[1] == 1:
-        return chosen, None
-    rejected[:, 1] = True
-    return chosen, rejected
-
-
-def _labelled(batch: Batch, rewards: Tensor) -> tuple[Tensor, Tensor]:
-    # (rewards [n], labels [n]) of the batch's chosen and rejected completions.
-    if batch.desirable is not None:
-        return rewards[:, 0], batch.desirable
-    labels = torch.zeros_like(rewards, dtype=torch.bool)
-    labels[:, 0] = True
-    return rewards.flatten(), labels.flatten()
-
-
-def _accuracy(chosen: Tensor, rejected: Tensor) -> Mean:
-    # A tie counts half: at step 0 all rewards are equal, and the accuracy is that of a coin.
-    wins = (chosen > rejected).float() + 0.5 * (chosen == rejected).float()
-    return Mean(wins.sum(), len(wins))

@@ -134,7 +134,7 @@ class PPO(Objective):
         self.gamma = require_share("gamma", gamma)
         self.lam = require_share("lam", lam)
         self.critic_coefficient = require_between("critic_coefficient", critic_coefficient, 0.0)
-        self.critic_clip = require_positive("critic_clip", critic_clip)
+        self.own_clip = require_positive("critic_clip", critic_clip)
 
     def build(self, hidden_size: int) -> None:
         self.value_head = ValueHead(hidden_size)

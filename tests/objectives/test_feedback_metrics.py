@@ -1,0 +1,76 @@
+"""The shared metrics, on numbers small enough to work out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from halos.data.batches import collate
+from halos.data.rows import Row
+from halos.objectives.feedback_metrics import feedback_metrics, labelled
+from halos.policy.logprobs import LogProbs
+
+CHOSEN, REJECTED, OTHER = (1, 2), (3,), (4, 5, 6)
+
+
+def logprobs(sums: list[list[float]], mask: Tensor) -> LogProbs:
+    """All of a completion's log-prob on its first token."""
+    tokens = torch.zeros(mask.shape)
+    tokens[:, :, 0] = torch.tensor(sums)
+    return LogProbs(tokens, mask)
+
+
+Grid = list[list[float]]
+
+
+def values(rows: list[Row], policy: Grid, reference: Grid, rewards: Tensor) -> dict[str, float]:
+    batch = collate(rows, mismatched=rows[0].desirable is not None)
+    found = feedback_metrics(batch, logprobs(policy, batch.mask), logprobs(reference, batch.mask), rewards)
+    return {name: float(mean.total / mean.count) for name, mean in found.items()}
+
+
+def test_of_pairs() -> None:
+    rows = [Row(str(i), i, (7, 8), (CHOSEN, REJECTED)) for i in range(4)]
+    policy = [[-1.0, -5.0], [-2.0, -6.0], [-3.0, -7.0], [-4.0, -8.0]]
+    reference = [[-2.0, -4.0]] * 4
+    rewards = torch.tensor([[2.0, 1.0], [1.0, 2.0], [3.0, 3.0], [4.0, -1.0]])
+    assert values(rows, policy, reference, rewards) == {
+        "logps/chosen": -2.5,
+        "logps/rejected": -6.5,
+        "rewards/chosen": 2.5,
+        "rewards/rejected": 1.25,
+        "rewards/accuracies": 0.625,  # two wins, a tie counts half
+        "kl/policy_reference": ((-2.5 + 2) + (-6.5 + 4)) / 2,
+    }
+
+
+def test_of_labels_the_mismatched_branch_is_neither_chosen_nor_rejected() -> None:
+    rows = [Row(str(i), i, (7, 8), (CHOSEN, OTHER), desirable=i < 3) for i in range(4)]
+    policy = [[-1.0, -90.0], [-2.0, -90.0], [-3.0, -90.0], [-4.0, -90.0]]
+    reference = [[-2.0, -9.0]] * 4
+    found = values(rows, policy, reference, torch.tensor([[1.0], [2.0], [6.0], [-4.0]]))
+    assert found == {
+        "logps/chosen": -2.0,
+        "logps/rejected": -4.0,
+        "rewards/chosen": 3.0,
+        "rewards/rejected": -4.0,
+        "kl/policy_reference": -0.5,
+    }
+
+
+def test_labelled_rewards_of_pairs_and_of_labels() -> None:
+    rows = [Row(str(i), i, (7, 8), (CHOSEN, REJECTED)) for i in range(2)]
+    rewards, labels = labelled(collate(rows), torch.tensor([[2.0, 1.0], [4.0, 3.0]]))
+    assert rewards.tolist() == [2.0, 1.0, 4.0, 3.0]
+    assert labels.tolist() == [True, False, True, False]
+    rows = [Row(str(i), i, (7, 8), (CHOSEN,), desirable=i == 1) for i in range(2)]
+    rewards, labels = labelled(collate(rows), torch.tensor([[2.0], [4.0]]))
+    assert rewards.tolist() == [2.0, 4.0]
+    assert labels.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_demonstrations_have_no_rejected_side(count: int) -> None:
+    batch = collate([Row(str(i), i, (7, 8), (CHOSEN,)) for i in range(count)])
+    assert set(feedback_metrics(batch, logprobs([[-1.0]] * count, batch.mask), None, None)) == {"logps/chosen"}
