@@ -11,8 +11,8 @@ from hydra.utils import get_class
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from halos.building import build
 from halos.cli import config_folder
-from halos.train import build
 
 CONF = Path(config_folder())
 
