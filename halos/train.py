@@ -211,7 +211,7 @@ def _compare(run: Run) -> Comparison | None:
 
 def warn_if_emulated(precision: str, device: torch.device) -> None:
     """Warn of bfloat16 on a CPU that has no instructions for it."""
-    supported = getattr(torch.cpu, "get_capabilities", dict)()
+    supported: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     native = any(supported.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     if "bf16" in precision and device.type == "cpu" and supported.get("architecture") == "x86_64" and not native:
         log.warning(
