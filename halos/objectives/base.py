@@ -60,6 +60,11 @@ class Objective(pl.LightningModule, ABC):
     """Whether :class:`LogProbs` of the policy come with detached hidden states."""
     couples_step: ClassVar[bool] = False
     """Whether the loss of an example depends on the whole step's others, which rules out accumulation."""
+    couples_micro_step: ClassVar[bool] = False
+    """Whether it depends on the others of its micro-step, on all ranks (KTO's z₀): accumulated micro-batches are then
+    not quite one large batch."""
+    moves: ClassVar[tuple[int, int]] = (1, -1)
+    """Which way the first step moves log π of desirable and of undesirable completions: 1, -1, or 0 for neither."""
     own_clip: float | None = None
     """Gradient-norm limit of modules beside the backbone; None: that of the policy."""
 

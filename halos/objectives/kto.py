@@ -100,6 +100,7 @@ class KTO(Objective):
 
     view = "binary"
     mismatched = True
+    couples_micro_step = True
 
     def __init__(
         self,
