@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
@@ -13,13 +14,7 @@ from halos.objectives.base import Objective
 
 def build(node: DictConfig, *args: Any, without: tuple[str, ...] = (), **kwargs: Any) -> Any:
     """Call the node's ``_target_`` with its keys and the arguments; its own ValueErrors come out as they are."""
-    resolved: Any = OmegaConf.to_container(node, resolve=True)
-    keys = {key: value for key, value in resolved.items() if key not in without}
-    try:
-        make = instantiate(keys, _partial_=True, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        raise cause if isinstance(cause, ValueError) else ValueError(f"{node._target_}: {cause or error}") from error
+    make = _partial(node, without)
     try:
         return make(*args, **kwargs)
     except TypeError as error:
@@ -35,3 +30,19 @@ def objective_class(node: DictConfig) -> type[Objective]:
     if not issubclass(found, Objective):
         raise ValueError(f"loss._target_: expected a subclass of halos.objectives.Objective, found {node._target_}")
     return found
+
+
+def objective_maker(node: DictConfig) -> partial[Objective]:
+    """The objective of a ``loss`` node with its parameters; it still wants a backbone."""
+    objective_class(node)
+    return _partial(node, ("name",))
+
+
+def _partial(node: DictConfig, without: tuple[str, ...]) -> partial[Any]:
+    resolved: Any = OmegaConf.to_container(node, resolve=True)
+    keys = {key: value for key, value in resolved.items() if key not in without}
+    try:
+        return cast("partial[Any]", instantiate(keys, _partial_=True, _convert_="all"))
+    except InstantiationException as error:
+        cause = error.__cause__
+        raise cause if isinstance(cause, ValueError) else ValueError(f"{node._target_}: {cause or error}") from error

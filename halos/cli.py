@@ -42,7 +42,7 @@ def main() -> None:
 
 def main_train() -> None:
     """Compose the configuration from the command line and train."""
-    _run(hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")(_train_job))
+    end_with_one_line(hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")(_train_job))
 
 
 def _train_job(cfg: DictConfig) -> None:
@@ -62,7 +62,8 @@ def _train_job(cfg: DictConfig) -> None:
     train(cfg)
 
 
-def _run(job: Callable[[], Any]) -> None:
+def end_with_one_line(job: Callable[[], Any]) -> None:
+    """Do the job; if it fails, the process ends with status 1 and one clear line last."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing them its own way
     try:
         job()

@@ -6,24 +6,17 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hydra.utils import get_class
-from omegaconf import OmegaConf
 
+from halos.building import objective_maker
 from halos.objectives import DPO, KTO, PPO, SFT, Objective
 from halos.testing import PROPERTIES, NotApplicable, Violation, check_objective, check_property
 from tests.test_config import compose, options
 from tests.testing.broken import FAULTS, MeanOverPadding, WrongSign
 
 
-def built_in(name: str) -> Any:
-    """The objective of a YAML, with its parameters."""
-    node: Any = OmegaConf.to_container(compose(f"loss={name}").loss, resolve=True)
-    return partial(get_class(node.pop("_target_")), **{key: value for key, value in node.items() if key != "name"})
-
-
 @pytest.mark.parametrize("name", options("loss"))
 def test_every_objective_conforms(name: str) -> None:
-    check_objective(built_in(name))
+    check_objective(objective_maker(compose(f"loss={name}").loss))
 
 
 @pytest.mark.parametrize("broken", FAULTS)

@@ -1,0 +1,44 @@
+"""``scripts/plot_values.py``: value functions as a picture, and a verdict on each loss."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+
+from halos.building import objective_maker
+from halos.cli import config_folder, end_with_one_line
+from halos.testing.examples import Make
+from halos.theory.definition import is_halo
+from halos.theory.plot import plot_values
+
+DEFAULTS = {"loss": "kto,dpo,slic", "output": "values.png"}
+
+
+def main() -> None:
+    """Read ``key=value`` words from the command line."""
+    end_with_one_line(lambda: run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> None:
+    """Draw, and print a verdict for each loss. Raises ``ValueError`` for words that it does not know."""
+    options = DEFAULTS | dict(_split(word) for word in words)
+    makes = {name: _maker(name) for name in options["loss"].split(",")}
+    for name, make in makes.items():
+        print(f"{name}: {is_halo(make)}")
+    plot_values(makes, Path(options["output"]))
+    print(f"value functions: {options['output']}")
+
+
+def _split(word: str) -> tuple[str, str]:
+    key, found, value = word.partition("=")
+    if not found or key not in DEFAULTS:
+        raise ValueError(f"expected loss=NAME,NAME,… and output=FILE; found {word}")
+    return key, value
+
+
+def _maker(name: str) -> Make:
+    with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
+        return objective_maker(hydra.compose("train", [f"loss={name}"]).loss)

@@ -1,0 +1,97 @@
+"""What an objective makes of one completion, as a function of its implied reward."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from enum import Enum
+
+import torch
+
+from halos.data.batches import collate
+from halos.data.rows import Row
+from halos.objectives.base import Objective
+from halos.policy.logprobs import LogProbs
+from halos.testing.examples import HIDDEN, Make, make_objective
+
+REFERENCE = -5.0
+"""log π_ref of every completion, in nats; each has one token."""
+
+
+class Side(Enum):
+    """Which completion is looked at. Objectives on pairs, and on demonstrations, have no undesirable side: a rejected
+    completion is the reference point of the chosen one."""
+
+    DESIRABLE = True
+    UNDESIRABLE = False
+
+
+def sides(objective: Objective) -> tuple[Side, ...]:
+    """The sides that the objective's view has."""
+    return (Side.DESIRABLE, Side.UNDESIRABLE) if objective.view in ("binary", "scored") else (Side.DESIRABLE,)
+
+
+class ImpliedLoss:
+    """The loss of one completion as a function of r = log π_θ(y|x) − log π_ref(y|x), in nats.
+
+    Args:
+        make: an objective's class, or a ``functools.partial`` of it with parameters.
+        side: which completion.
+        terms: names of the terms of the loss to look at; all of them if None.
+    """
+
+    def __init__(self, make: Make, side: Side, terms: Collection[str] | None = None) -> None:
+        self.objective = make_objective(make).eval()
+        self.terms = terms
+        rows = _rows(self.objective, side)
+        self.batch = collate(rows, mismatched=self.objective.mismatched)
+
+    def __call__(self, log_ratio: float, others: float = 0.0, *, shift: float = 0.0) -> float:
+        """The loss, per example.
+
+        ``others``: r of whatever the completion is held against (the rejected or the mismatched one, the other one of
+        a scored group). ``shift`` moves all log π_θ and log π_ref together.
+        """
+        mask = self.batch.mask
+        ratios = torch.full(mask.shape, others, dtype=torch.float64)
+        ratios[0, 0] = log_ratio
+        reference = torch.full_like(ratios, REFERENCE + shift)
+        hidden = torch.zeros(*ratios.shape, HIDDEN, dtype=torch.float64) if self.objective.needs_hidden else None
+        output = self.objective.compute(
+            self.batch,
+            LogProbs(reference + ratios, mask, hidden),
+            LogProbs(reference, mask) if self.objective.needs_reference else None,
+        )
+        chosen = [term for name, term in output.loss.items() if self.terms is None or name in self.terms]
+        if not chosen:
+            raise ValueError(f"terms: expected some of {', '.join(output.loss)}; found {self.terms}")
+        return sum(float(term.total.detach()) / float(term.count) for term in chosen)
+
+
+def value_curve(
+    make: Make, side: Side, gains: Sequence[float], *, terms: Collection[str] | None = None, others: float = 1.0
+) -> list[float]:
+    """The value that the objective attributes to a completion whose r exceeds the reference point by each of the gains.
+
+    Value is minus the loss, from where it is at the reference point: 0 there, by definition.
+    """
+    loss = ImpliedLoss(make, side, terms)
+    return [loss(others, others) - loss(others + gain, others) for gain in gains]
+
+
+def _rows(objective: Objective, side: Side) -> list[Row]:
+    scored = objective.view == "scored"
+    count = 1 + (objective.view == "pairs") + objective.mismatched
+    labelled = scored or objective.view == "binary"
+
+    def row(number: int, desirable: bool) -> Row:
+        return Row(
+            f"example {number}",
+            0,
+            (1,),
+            ((2,),) * count,
+            desirable if labelled else None,
+            (1.0 if desirable else -1.0) if scored else None,
+        )
+
+    # Advantages of a scored completion exist only beside another one.
+    return [row(0, side.value), row(1, not side.value)] if scored else [row(0, side.value)]
