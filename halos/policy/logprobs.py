@@ -36,6 +36,11 @@ class LogProbs:
         """Completion tokens, end-of-turn token included, [B, K]."""
         return self.mask.sum(-1)
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean of log π(y_t | x, y_<t) over each completion's tokens, [B, K]."""
+        return self.sum / self.count
+
 
 def completion_logprobs(model: nn.Module, batch: Batch, *, with_hidden: bool = False) -> LogProbs:
     """Log-probs of every branch of the batch, one forward per chunk; gradient only where a chunk needs it."""
