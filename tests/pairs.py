@@ -54,9 +54,7 @@ def columns(of_pairs: list[tuple[float, float]]) -> tuple[Tensor, Tensor]:
 
 def assert_term(term: Mean, values: list[float]) -> None:
     """The term is the mean of these values over the step."""
-    assert float(term.total / term.step_count) == pytest.approx(
-        math.fsum(values) / len(values), rel=1e-13
-    )
+    assert float(term.total / term.step_count) == pytest.approx(math.fsum(values) / len(values), rel=1e-13)
 
 
 def nll_of_chosen() -> list[float]:

@@ -17,7 +17,9 @@ from halos.objectives.parameters import require_positive
 from halos.policy.logprobs import LogProbs
 
 
-def bco_loss(policy: Tensor, reference: Tensor, desirable: Tensor, delta: Tensor | float, *, beta: float = 0.1) -> Tensor:
+def bco_loss(
+    policy: Tensor, reference: Tensor, desirable: Tensor, delta: Tensor | float, *, beta: float = 0.1
+) -> Tensor:
     """The BCO loss of each completion: −log σ(βr − δ) if desirable, −log σ(δ − βr) if not.
 
     r = log π_θ(y|x) − log π_ref(y|x): a binary classifier whose logit is the implied reward.

@@ -13,11 +13,11 @@ CHOSEN, REJECTED = columns(log_ratios())
 
 def zero_by_hand(beta: float) -> list[float]:
     """By tanh: 1 − (1 + tanh(βr_w/2))/2 + (1 + tanh(βr_l/2))/2."""
-    return [1 - math.tanh(beta * w / 2) / 2 + math.tanh(beta * l / 2) / 2 for w, l in log_ratios()]
+    return [1 - math.tanh(beta * w / 2) / 2 + math.tanh(beta * r / 2) / 2 for w, r in log_ratios()]
 
 
 def down_by_hand(beta: float) -> list[float]:
-    return [1 + math.tanh(beta * w / 2) / 2 - math.tanh(beta * (w - l) / 2) / 2 for w, l in log_ratios()]
+    return [1 + math.tanh(beta * w / 2) / 2 - math.tanh(beta * (w - r) / 2) / 2 for w, r in log_ratios()]
 
 
 BOTH = [(APOZero, apo_zero_loss, zero_by_hand), (APODown, apo_down_loss, down_by_hand)]

@@ -13,7 +13,7 @@ CHOSEN, REJECTED = columns(sums(POLICY))
 
 def by_hand(beta: float) -> list[float]:
     """log(1 + (π_l / π_w)^β), from probabilities."""
-    return [math.log(1 + (math.exp(l) / math.exp(w)) ** beta) for w, l in sums(POLICY)]
+    return [math.log(1 + (math.exp(r) / math.exp(w)) ** beta) for w, r in sums(POLICY)]
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])

@@ -38,7 +38,7 @@ def test_the_module_averages_log_ratios_over_tokens() -> None:
     batch, policy, reference = pairs()
     output = IPO(lambda: None, beta=0.3).compute(batch, policy, reference)
     ratios = log_ratios(mean=True)
-    assert_term(output.loss["ipo"], [(w - l - 1 / 0.6) ** 2 for w, l in ratios])
+    assert_term(output.loss["ipo"], [(w - r - 1 / 0.6) ** 2 for w, r in ratios])
     expected = torch.tensor(ratios, dtype=torch.float64) * 0.3
     torch.testing.assert_close(output.rewards, expected, rtol=1e-13, atol=0)
 

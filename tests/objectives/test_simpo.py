@@ -13,8 +13,8 @@ CHOSEN, REJECTED = columns(sums(POLICY, mean=True))
 
 def by_hand(beta: float, gamma: float) -> list[float]:
     """−log P(w ≻ l) of a Bradley-Terry model in which the chosen has to win with a handicap of γ."""
-    strengths = [(math.exp(beta * w), math.exp(beta * l + gamma)) for w, l in sums(POLICY, mean=True)]
-    return [-math.log(w / (w + l)) for w, l in strengths]
+    strengths = [(math.exp(beta * w), math.exp(beta * r + gamma)) for w, r in sums(POLICY, mean=True)]
+    return [-math.log(w / (w + r)) for w, r in strengths]
 
 
 @pytest.mark.parametrize("beta", [2.0, 0.5])

@@ -34,7 +34,7 @@ def test_only_a_pair_within_the_margin_has_a_gradient() -> None:
 def test_the_module_adds_the_negative_log_prob_of_each_chosen_completion(delta: float) -> None:
     batch, policy, _ = pairs()
     output = SLiC(lambda: None, delta=delta, lam=0.7).compute(batch, policy, None)
-    hinges = [delta - (w - l) if w - l < delta else 0.0 for w, l in sums(POLICY)]
+    hinges = [delta - (w - r) if w - r < delta else 0.0 for w, r in sums(POLICY)]
     assert any(hinges)
     assert_term(output.loss["calibration"], hinges)
     assert_term(output.loss["sft"], [-0.7 * w for w, _ in sums(POLICY)])
