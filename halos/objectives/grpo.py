@@ -16,7 +16,7 @@ from halos.policy.logprobs import LogProbs
 
 
 def grpo_loss(
-    log_ratios: Tensor, advantages: Tensor, mask: Tensor, *, clip_range: float = 0.2
+    log_ratios: Tensor, advantages: Tensor, mask: Tensor, *, clip_range: float = 0.5
 ) -> tuple[Tensor, Tensor]:
     """The two terms of each completion, equation 3 of the paper: means over its tokens of
 
@@ -67,13 +67,13 @@ class GRPO(Objective):
 
     Args:
         beta: coefficient of the KL penalty, and the scale of the logged rewards β · log-ratio.
-        clip_range: c in (0, 1).
+        clip_range: c in (0, 1). Wider than online (0.2), because it bounds how far the policy moves in the whole run.
     """
 
     view = "scored"
     grouped = True
 
-    def __init__(self, backbone: BackboneSource, *, beta: float = 0.04, clip_range: float = 0.2, **base: Any) -> None:
+    def __init__(self, backbone: BackboneSource, *, beta: float = 0.04, clip_range: float = 0.5, **base: Any) -> None:
         super().__init__(backbone, **base)
         self.beta = require_between("beta", beta, 0.0)
         self.clip_range = require_between("clip_range", clip_range, 0.0, 1.0, open_low=True)
