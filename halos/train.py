@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from rich.logging import RichHandler
 
+from halos.building import build, objective_class
 from halos.data.module import PreferenceDataModule
 from halos.data.tokens import ChatTokens
 from halos.objectives.base import Objective
@@ -35,6 +32,8 @@ from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
 from halos.runs.reference_sync import ReferenceSync
 from halos.runs.replies import SampledReplies
 from halos.runs.tensorboard import TensorBoardReport, log_hparams
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -56,10 +55,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     Raises ``ValueError`` for a bad configuration, bad data or a bad model, before weights are loaded.
     """
-    _set_up_logging()
+    console.set_up_logging()
     pl.seed_everything(cfg.seed, verbose=False)
     run = prepare(cfg)
     trainer = _trainer(run)
+    warn_if_emulated(cfg.precision, trainer.strategy.root_device)
     run.data.plan(
         epochs=cfg.trainer.max_epochs,
         max_steps=cfg.trainer.max_steps,
@@ -67,7 +67,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         world_size=trainer.world_size,
     )
     run.objective.check(trainer.accumulate_grad_batches, run.data.label_counts)
-    run.folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+    run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=run.checkpoint is None)
     _show(run)
     fit(run, trainer)
     return finish(run, trainer)
@@ -76,9 +76,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 def prepare(cfg: DictConfig) -> Run:
     """Check the configuration, read and tokenise the data, and look at the model's files; cheapest checks first."""
     folder = RunFolder(Path(cfg.output_dir))
-    checkpoint = folder.claim(resume=cfg.resume, overwrite=cfg.overwrite)
+    checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
     spec: ModelSpec = build(cfg.model)
-    _check_objective_class(cfg.loss)
+    objective_class(cfg.loss)  # or an error that names it
     tokenizer: Any = None
     new_tokens: list[int] = []
 
@@ -147,21 +147,6 @@ def _export(run: Run, card: Mapping[str, Any]) -> None:
         export_reward_model(policy, run.objective.reward_head, tokenizer, folder, end_of_turn=end, card=card)
 
 
-def build(node: DictConfig, *args: Any, without: tuple[str, ...] = (), **kwargs: Any) -> Any:
-    """Call the node's ``_target_`` with its keys and the arguments; its own ValueErrors come out as they are."""
-    resolved: Any = OmegaConf.to_container(node, resolve=True)
-    keys = {key: value for key, value in resolved.items() if key not in without}
-    try:
-        make = instantiate(keys, _partial_=True, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        raise cause if isinstance(cause, ValueError) else ValueError(f"{node._target_}: {cause or error}") from error
-    try:
-        return make(*args, **kwargs)
-    except TypeError as error:
-        raise ValueError(f"{node._target_} does not take these parameters: {error}") from error
-
-
 def _humanline(cfg: DictConfig) -> Humanline | None:
     options = {str(key): value for key, value in cfg.humanline.items() if key != "enabled"}
     return Humanline(**options) if cfg.humanline.enabled else None
@@ -173,15 +158,6 @@ def _reference_sync(run: Run) -> list[Callback]:
     sync = ReferenceSync(every=run.cfg.reference_sync.every, alpha=run.cfg.reference_sync.alpha)
     sync.check(run.objective)
     return [sync]
-
-
-def _check_objective_class(node: DictConfig) -> None:
-    try:
-        found = get_class(node._target_)
-    except Exception as error:  # Hydra raises several kinds
-        raise ValueError(f"loss._target_: {node._target_} could not be imported: {error}") from error
-    if not issubclass(found, Objective):
-        raise ValueError(f"loss._target_: expected a subclass of halos.objectives.Objective, found {node._target_}")
 
 
 def _trainer(run: Run) -> pl.Trainer:
@@ -260,6 +236,18 @@ def _compare(run: Run) -> Comparison | None:
     )
 
 
+def warn_if_emulated(precision: str, device: torch.device) -> None:
+    """Warn of bfloat16 on a CPU that has no instructions for it."""
+    supported: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    native = any(supported.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    if "bf16" in precision and device.type == "cpu" and supported.get("architecture") == "x86_64" and not native:
+        log.warning(
+            "precision=%s: this CPU has no bfloat16 instructions and emulates them, many times slower than "
+            "precision=32-true",
+            precision,
+        )
+
+
 def _summary(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     accumulate, world_size = trainer.accumulate_grad_batches, trainer.world_size
     return {
@@ -294,18 +282,3 @@ def _show(run: Run) -> None:
     console.show_example(row, run.tokens.tokenizer, branches[: len(row.branches)])
     rows = run.data.rows["train"]
     console.show_plan(run.data.steps, len(rows), run.data.batch_size, run.cfg.output_dir)
-
-
-def _set_up_logging() -> None:
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    ours = logging.getLogger("halos")
-    if not ours.handlers:
-        ours.addHandler(RichHandler(console=console.console, show_time=False, show_path=False))
-    ours.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.WARNING)
-    for message in (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*"):
-        warnings.filterwarnings("ignore", message)

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import torch
 
-from halos.toy.model import REFERENCE_DIR, build_model, build_tokenizer, desirable_share, pretrain, sample
-from halos.toy.world import toy_prompts
+from halos.data.tokens import ChatTokens, Limits
+from halos.runs.comparison import judged
+from halos.runs.sampling import sample
+from halos.toy.model import MAX_NEW_TOKENS, MAX_POSITIONS, REFERENCE_DIR, build_model, build_tokenizer, pretrain
+from halos.toy.source import ToySource
 
 
 def report(step: int, loss: float) -> None:
@@ -35,8 +38,16 @@ def main() -> None:
     model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
 
-    prompts = toy_prompts(2048)
-    share = desirable_share(prompts, sample(model, tokenizer, prompts))
+    tokens, judge = ChatTokens(tokenizer, Limits(MAX_POSITIONS)), ToySource().judge()
+    prompts = judge.prompts(2048)
+    said = sample(
+        model,
+        [tokens.prompt(prompt) for prompt in prompts],
+        end_of_turn=tokens.end_of_turn,
+        pad=tokenizer.pad_token_id,
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
+    share = judged(prompts, said, tokens, judge).desirable_share
     print(f"{options.output}: {model.num_parameters()} weights, {share:.1%} of {len(prompts)} samples desirable")
 
 

@@ -12,10 +12,10 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from halos import objectives
+from halos.building import build
 from halos.cli import config_folder
 from halos.objectives import Humanline, Objective
 from halos.runs.reference_sync import ReferenceSync
-from halos.train import build
 
 CONF = Path(config_folder())
 

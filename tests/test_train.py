@@ -486,6 +486,14 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     assert [row for row in table(tmp_path) if row["train/loss"]] == [row for row in rows if row["train/loss"]]
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_finished_run_cannot_be_made_longer_or_shorter(steps: int, tmp_path: Path) -> None:
+    run(tmp_path, "trainer.max_steps=2")
+    with pytest.raises(ValueError, match=f"resume: .* after 2 of 2 steps, but {steps} are asked for .*max_steps"):
+        run(tmp_path, f"trainer.max_steps={steps}", "resume=auto")
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 2
+
+
 def test_resume_auto_in_an_empty_folder_is_a_new_run(tmp_path: Path) -> None:
     assert len(run(tmp_path, "resume=auto", "trainer.max_steps=1")["train_loss"]) == 1
 
@@ -523,6 +531,26 @@ def test_max_epochs_counts_passes_over_the_data(tmp_path: Path) -> None:
     summary = run(tmp_path, "trainer.max_epochs=2", "data.batch_size=5")
     assert summary["steps"] == len(summary["train_loss"]) == math.ceil(2 * 24 / 5)
     assert list(column(tmp_path, "train/lr").values())[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capabilities", "warned"),
+    [
+        ("bf16-mixed", "cpu", {"architecture": "x86_64", "avx512_bf16": False}, True),
+        ("bf16-true", "cpu", {"architecture": "x86_64"}, True),
+        ("bf16-mixed", "cpu", {"architecture": "x86_64", "amx_bf16": True}, False),
+        ("bf16-mixed", "cpu", {"architecture": "aarch64"}, False),
+        ("bf16-mixed", "cpu", {}, False),
+        ("bf16-mixed", "cuda", {"architecture": "x86_64"}, False),
+        ("32-true", "cpu", {"architecture": "x86_64"}, False),
+    ],
+)
+def test_emulated_bfloat16_is_warned_of(
+    precision: str, device: str, capabilities: dict[str, Any], warned: bool, caplog: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    halos.train.warn_if_emulated(precision, torch.device(device))
+    assert bool(caplog.messages) is warned
 
 
 @pytest.mark.parametrize(
@@ -617,7 +645,7 @@ def test_bad_data_are_refused_with_their_place(text: str, loss: str, said: str, 
     file.write_text(text)
     with pytest.raises(ValueError, match=said):
         run(tmp_path / "run", "data=json", f"data.train={file}", "data.max_length=64", f"loss={loss}")
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_on_files_trains_and_validates(tmp_path: Path) -> None:
@@ -740,6 +768,8 @@ def test_a_folder_with_another_run_is_kept_unless_it_is_to_be_overwritten(tmp_pa
     before = (tmp_path / "summary.json").read_bytes()
     with pytest.raises(ValueError, match=r"output_dir: .* resume=auto .* overwrite=true"):
         run(tmp_path, "trainer.max_steps=1")
+    with pytest.raises(ValueError, match="no such directory"):
+        run(tmp_path, "overwrite=true", f"model.path={tmp_path}/no-model")
     assert (tmp_path / "summary.json").read_bytes() == before
     assert len(run(tmp_path, "overwrite=true", "trainer.max_steps=2")["train_loss"]) == 2
     assert list(column(tmp_path, "train/loss")) == [1, 2]

@@ -165,6 +165,20 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.steps = min(choices)
         return self.steps
 
+    def state_dict(self) -> dict[str, int]:
+        """Lightning keeps this in the checkpoint."""
+        return {"planned": self.steps, "done": self._trainer().global_step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Raises ``ValueError`` if the checkpoint leaves nothing to do for the steps that are planned now."""
+        done = state["done"]
+        if self.steps != state["planned"] and done >= min(self.steps, state["planned"]):
+            raise ValueError(
+                f"resume: the checkpoint was saved after {done} of {state['planned']} steps, but {self.steps} are "
+                "asked for (trainer.max_steps, trainer.max_epochs); a complete run cannot be made longer or shorter: "
+                "start another from its model (model=hf model.path=OUTPUT_DIR/model)"
+            )
+
     def tokens_in(self, steps: int, *, accumulate: int, world_size: int) -> int:
         """Tokens (prompts and completions) that the first ``steps`` optimizer steps read, on all ranks."""
         rows = self.rows["train"].rows

@@ -61,6 +61,7 @@ class APODown(Objective):
     """
 
     view = "pairs"
+    moves = (0, -1)  # σ(β r_w) lowers the chosen just as much as the margin raises it
 
     def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, **base: Any) -> None:
         super().__init__(backbone, **base)

@@ -68,6 +68,11 @@ class Objective(pl.LightningModule, ABC):
     """Whether the completions of one prompt should meet in one step."""
     couples_step: bool = False
     """Whether the loss of an example depends on the whole step's others, which rules out accumulation."""
+    couples_micro_step: bool = False
+    """Whether it depends on the others of its micro-step, on all ranks (KTO's z₀): accumulated micro-batches are then
+    not quite one large batch."""
+    moves: tuple[int, int] = (1, -1)
+    """Which way the first step moves log π of desirable and of undesirable completions: 1, -1, or 0 for neither."""
     generates: bool = True
     """False for a reward model: it has a ``reward_head``, is not sampled from, and is exported as a classifier."""
     reward_head: Any

@@ -89,6 +89,7 @@ class BCO(Objective):
     """
 
     view = "binary"
+    couples_micro_step = True
 
     def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, **base: Any) -> None:
         super().__init__(backbone, **base)

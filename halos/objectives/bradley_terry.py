@@ -33,6 +33,7 @@ class BradleyTerry(Objective):
     needs_reference = False
     needs_last_hidden = True
     generates = False
+    moves = (0, 0)
 
     def build(self, hidden_size: int) -> None:
         policy = self.trained.policy

@@ -26,6 +26,7 @@ class CSFT(Objective):
 
     view = "binary"
     needs_reference = False
+    moves = (1, 1)
 
     def __init__(
         self,

@@ -112,6 +112,7 @@ class KTO(Objective):
 
     view = "binary"
     mismatched = True
+    couples_micro_step = True
 
     def __init__(
         self,
@@ -134,7 +135,7 @@ class KTO(Objective):
                 "loss.reference_point: expected mismatched with loss.reference_free=true, found 'zero': log π_θ "
                 "without a reference is always below 0"
             )
-        self.mismatched = reference_point == "mismatched"
+        self.mismatched = self.couples_micro_step = reference_point == "mismatched"
         self.needs_reference = not reference_free
         self.beta = require_positive("beta", beta)
         self.desirable_weight = require_weight("desirable_weight", desirable_weight)

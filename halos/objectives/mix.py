@@ -51,6 +51,7 @@ class Mix(Objective):
         self.needs_hidden = any(part.needs_hidden for part in made.values())
         self.grouped = any(part.grouped for part in made.values())
         self.couples_step = any(part.couples_step for part in made.values())
+        self.couples_micro_step = any(part.couples_micro_step for part in made.values())
         self.own_clip = min((part.own_clip for part in made.values() if part.own_clip), default=None)
         if humanline is not None and not self.needs_reference:
             raise ValueError(f"humanline.enabled: expected a part with a reference, found {', '.join(made)}")

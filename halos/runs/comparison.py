@@ -74,10 +74,11 @@ def compare(
     said = sample(policy, conditioned, **options)
     kl = log_ratios(policy, reference, conditioned, plain, said).mean().item()
     before = sample(reference, plain, **options)
-    return Comparison(prompts, _judged(prompts, before, tokens, judge), _judged(prompts, said, tokens, judge), kl)
+    return Comparison(prompts, judged(prompts, before, tokens, judge), judged(prompts, said, tokens, judge), kl)
 
 
-def _judged(prompts: list[str], completions: list[list[int]], tokens: ChatTokens, judge: Judge) -> Samples:
+def judged(prompts: list[str], completions: list[list[int]], tokens: ChatTokens, judge: Judge) -> Samples:
+    """Decode the completions' ids, and ask the judge about each."""
     texts = [tokens.tokenizer.decode(_content(ids, tokens.end_of_turn)) for ids in completions]
     pairs = list(zip(prompts, texts, strict=True))
     return Samples(texts, [judge.reward(*pair) for pair in pairs], [judge.desirable(*pair) for pair in pairs])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,6 +20,22 @@ from halos.data.rows import Row
 from halos.runs.comparison import Comparison
 
 console = Console(soft_wrap=False)
+
+
+def set_up_logging() -> None:
+    """Our own messages on the first process's console; from other libraries only warnings that a user can act on."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    ours = logging.getLogger("halos")
+    if not ours.handlers:
+        ours.addHandler(RichHandler(console=console, show_time=False, show_path=False))
+    ours.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.WARNING)
+    for message in (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*"):
+        warnings.filterwarnings("ignore", message)
 
 
 @rank_zero_only

@@ -31,36 +31,37 @@ class RunFolder:
         """The trained policy in Hugging Face format."""
         return self.root / "model"
 
-    def claim(self, *, resume: str | None, overwrite: bool) -> Path | None:
-        """Make the folder ready for this run; returns the checkpoint to go on from, if any.
+    def check(self, *, resume: str | None, overwrite: bool) -> Path | None:
+        """The checkpoint to go on from, if any; changes nothing.
 
-        Raises ``ValueError`` if it holds another run and neither ``resume`` nor ``overwrite`` is given, or if the
-        checkpoint to resume from does not exist.
+        Raises ``ValueError`` if the folder holds another run and neither ``resume`` nor ``overwrite`` is given, or if
+        the checkpoint to resume from does not exist.
         """
         checkpoint = self._checkpoint(resume)
         if self.root.exists() and not self.root.is_dir():
             raise ValueError(f"output_dir: expected a folder, found the file {self.root}")
-        if getattr(rank_zero_only, "rank", 0) == 0:
-            found = [name for name in CONTENTS if (self.root / name).exists()]
-            if found and checkpoint is None:
-                if resume is None and not overwrite:
-                    raise ValueError(
-                        f"output_dir: {self.root} holds another run ({', '.join(found)}); choose another folder, "
-                        "or set resume=auto to go on with it, or overwrite=true to replace it"
-                    )
-                for name in found:
-                    _remove(self.root / name)
-            self.root.mkdir(parents=True, exist_ok=True)
+        # Other processes may come here after the first one has begun to write.
+        if _first_process() and (found := self._contents()) and resume is None and not overwrite:
+            raise ValueError(
+                f"output_dir: {self.root} holds another run ({', '.join(found)}); choose another folder, "
+                "or set resume=auto to go on with it, or overwrite=true to replace it"
+            )
         return checkpoint
 
-    def write_config(self, text: str) -> None:
-        """Keep the resolved configuration (YAML)."""
-        if getattr(rank_zero_only, "rank", 0) == 0:
-            write_atomically(self.root / "config.yaml", text)
+    def open(self, config: str, *, fresh: bool) -> None:
+        """Begin to write: make the folder, remove what an earlier run left if ``fresh``, and keep the config (YAML)."""
+        if _first_process():
+            self.root.mkdir(parents=True, exist_ok=True)
+            for name in self._contents() if fresh else ():
+                _remove(self.root / name)
+            write_atomically(self.root / "config.yaml", config)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, the last file of a run: where it exists, the run is complete."""
         write_atomically(self.root / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    def _contents(self) -> list[str]:
+        return [name for name in CONTENTS if (self.root / name).exists()]
 
     def _checkpoint(self, resume: str | None) -> Path | None:
         if resume is None:
@@ -71,6 +72,10 @@ class RunFolder:
         if not Path(resume).exists():
             raise ValueError(f"resume: expected 'auto' or a checkpoint's path, found {resume}, which does not exist")
         return _whole(Path(resume))
+
+
+def _first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _whole(path: Path) -> Path:

@@ -41,6 +41,7 @@ class RunRecord(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._count_seconds()
+        self._started = 0.0  # a checkpoint saved from now on adds nothing
 
     def state_dict(self) -> dict[str, Any]:
         if self._started:

@@ -43,14 +43,16 @@ def sample(
     model.eval()
     model.generation_config = config  # generate() would take what is unset here from the model's own
     completions: list[list[int]] = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for start in range(0, len(prompts), batch_size):
-            ids, mask = _left_padded(prompts[start : start + batch_size], pad, model.device)
-            out = model.generate(input_ids=ids, attention_mask=mask)
-            completions += [_until(row, end_of_turn) for row in out[:, ids.shape[1] :].tolist()]
-    model.train(was_training)
-    model.generation_config = own_config
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for start in range(0, len(prompts), batch_size):
+                ids, mask = _left_padded(prompts[start : start + batch_size], pad, model.device)
+                out = model.generate(input_ids=ids, attention_mask=mask)
+                completions += [_until(row, end_of_turn) for row in out[:, ids.shape[1] :].tolist()]
+    finally:
+        model.train(was_training)
+        model.generation_config = own_config
     return completions
 
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from halos.toy.feedback import behaviour_completion
-from halos.toy.world import is_desirable, prompts_of, words
+from halos.toy.world import prompts_of, words
 
 REFERENCE_DIR = Path(__file__).parent / "reference"
 """The reference policy that ships with the package: a Hugging Face directory."""
@@ -128,22 +128,3 @@ def demonstrations(
         mask[row, :end] = 1
         labels[row, len(head) : end] = ids[row, len(head) : end]
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-@torch.no_grad()
-def sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, seed: int = 0
-) -> list[str]:
-    """One completion for each prompt, by the model's own generation settings; leaves torch's seed as it was."""
-    batch = tokenizer([render(tokenizer, p) for p in prompts], padding=True, padding_side="left", return_tensors="pt")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        out = model.generate(**batch)  # type: ignore[operator]  # transformers' own annotations do not show it
-    return [
-        str(text) for text in tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    ]
-
-
-def desirable_share(prompts: Sequence[str], completions: Sequence[str]) -> float:
-    """Share of the completions that are desirable for their prompts."""
-    return sum(map(is_desirable, prompts, completions)) / len(prompts)

@@ -32,29 +32,35 @@ def whole_checkpoint(file: Path) -> Path:
 
 
 def test_a_new_folder_is_made_with_its_parents(tmp_path: Path) -> None:
-    assert RunFolder(tmp_path / "a" / "b").claim(resume=None, overwrite=False) is None
-    assert (tmp_path / "a" / "b").is_dir()
+    folder = RunFolder(tmp_path / "a" / "b")
+    assert folder.check(resume=None, overwrite=False) is None
+    assert not folder.root.exists()
+    folder.open("seed: 0\n", fresh=True)
+    assert (tmp_path / "a" / "b" / "config.yaml").read_text() == "seed: 0\n"
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "model", "metrics.csv", "summary.json"])
 def test_a_folder_that_holds_a_run_is_refused(name: str, tmp_path: Path) -> None:
     fill(tmp_path, name)
     with pytest.raises(ValueError, match=f"output_dir: .*another run \\({name}\\).* resume=auto .* overwrite=true"):
-        RunFolder(tmp_path).claim(resume=None, overwrite=False)
+        RunFolder(tmp_path).check(resume=None, overwrite=False)
     assert (tmp_path / name).exists()
 
 
 def test_what_does_not_belong_to_a_run_is_no_obstacle_and_is_kept(tmp_path: Path) -> None:
     fill(tmp_path, "notes.txt", "data", "mymodule.py")
-    RunFolder(tmp_path).claim(resume=None, overwrite=False)
-    RunFolder(tmp_path).claim(resume=None, overwrite=True)
-    assert {file.name for file in tmp_path.iterdir()} == {"notes.txt", "data", "mymodule.py"}
+    RunFolder(tmp_path).check(resume=None, overwrite=False)
+    RunFolder(tmp_path).open("", fresh=True)
+    assert {file.name for file in tmp_path.iterdir()} == {"notes.txt", "data", "mymodule.py", "config.yaml"}
 
 
 def test_overwriting_removes_a_runs_contents_and_nothing_else(tmp_path: Path) -> None:
     fill(tmp_path, *CONTENTS, "notes.txt", "data")
-    assert RunFolder(tmp_path).claim(resume=None, overwrite=True) is None
-    assert {file.name for file in tmp_path.iterdir()} == {"notes.txt", "data"}
+    assert RunFolder(tmp_path).check(resume=None, overwrite=True) is None
+    assert {file.name for file in tmp_path.iterdir()} == {*CONTENTS, "notes.txt", "data"}, "checking removes nothing"
+    RunFolder(tmp_path).open("new", fresh=True)
+    assert {file.name for file in tmp_path.iterdir()} == {"notes.txt", "data", "config.yaml"}
+    assert (tmp_path / "config.yaml").read_text() == "new"
     assert (tmp_path / "data" / "old").exists()
 
 
@@ -62,35 +68,35 @@ def test_overwriting_removes_a_runs_contents_and_nothing_else(tmp_path: Path) ->
 def test_resuming_goes_on_from_the_last_checkpoint_and_removes_nothing(overwrite: bool, tmp_path: Path) -> None:
     fill(tmp_path, "config.yaml", "metrics.csv", "model")
     last = whole_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
-    assert RunFolder(tmp_path).claim(resume="auto", overwrite=overwrite) == last
+    assert RunFolder(tmp_path).check(resume="auto", overwrite=overwrite) == last
+    RunFolder(tmp_path).open("", fresh=False)
     assert {file.name for file in tmp_path.iterdir()} == {"config.yaml", "metrics.csv", "model", "checkpoints"}
 
 
 def test_resume_auto_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
-    assert RunFolder(tmp_path / "new").claim(resume="auto", overwrite=False) is None
+    assert RunFolder(tmp_path / "new").check(resume="auto", overwrite=False) is None
     fill(tmp_path, "config.yaml")
-    assert RunFolder(tmp_path).claim(resume="auto", overwrite=False) is None
+    assert RunFolder(tmp_path).check(resume="auto", overwrite=False) is None
 
 
 def test_a_checkpoint_can_be_named(tmp_path: Path) -> None:
     file = whole_checkpoint(tmp_path / "elsewhere" / "step=2.ckpt")
     fill(tmp_path / "run", "metrics.csv")
-    assert RunFolder(tmp_path / "run").claim(resume=str(file), overwrite=False) == file
+    assert RunFolder(tmp_path / "run").check(resume=str(file), overwrite=False) == file
 
 
 def test_a_named_checkpoint_must_exist_and_the_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"resume: expected 'auto' or a checkpoint's path, found .*no\.ckpt"):
-        RunFolder(tmp_path / "run").claim(resume=str(tmp_path / "no.ckpt"), overwrite=True)
+        RunFolder(tmp_path / "run").check(resume=str(tmp_path / "no.ckpt"), overwrite=True)
     assert not (tmp_path / "run").exists()
 
 
 def test_only_the_first_process_touches_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     fill(tmp_path / "old", "metrics.csv")  # by now the first process may have written
-    RunFolder(tmp_path / "old").claim(resume=None, overwrite=True)
-    RunFolder(tmp_path / "old").claim(resume=None, overwrite=False)
-    RunFolder(tmp_path / "new").claim(resume=None, overwrite=False)
-    RunFolder(tmp_path / "old").write_config("a: 1")
+    RunFolder(tmp_path / "old").check(resume=None, overwrite=False)
+    RunFolder(tmp_path / "old").open("a: 1", fresh=True)
+    RunFolder(tmp_path / "new").open("a: 1", fresh=True)
     assert {file.name for file in (tmp_path / "old").iterdir()} == {"metrics.csv"}
     assert not (tmp_path / "new").exists()
 
@@ -98,7 +104,7 @@ def test_only_the_first_process_touches_the_folder(tmp_path: Path, monkeypatch: 
 def test_files_replace_earlier_ones_whole(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for text in ("a: 1\n", "b: 'ü'\n"):
-        folder.write_config(text)
+        folder.open(text, fresh=False)
         assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == text
     folder.write_summary({"steps": 3})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"steps": 3}

@@ -58,6 +58,15 @@ def test_time_between_stop_and_resume_does_not_count() -> None:
     assert record.state_dict()["seconds"] == 5.0
 
 
+def test_time_behind_the_last_step_does_not_count() -> None:
+    record = RunRecord()
+    record.on_train_start(at(0), None)
+    record.on_train_end(at(1), None)
+    seconds = record.seconds
+    time.sleep(0.01)
+    assert record.state_dict()["seconds"] == record.seconds == seconds > 0
+
+
 @pytest.mark.parametrize(("step", "kept"), [(0, 3), (1, 2)])
 def test_a_resumed_run_cuts_its_table_back_to_the_checkpoint(step: int, kept: int, tmp_path: Path) -> None:
     logger = CSVMetrics(tmp_path / "metrics.csv")

@@ -72,6 +72,15 @@ def test_sampling_leaves_no_trace(training: bool, model: Any, tokens: ChatTokens
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_failure_leaves_no_trace_either(model: Any, tokens: ChatTokens, prompts: list[list[int]]) -> None:
+    model.train()
+    config = model.generation_config
+    with pytest.raises(IndexError):
+        say(model, tokens, [[len(tokens.tokenizer)]])
+    assert model.training
+    assert model.generation_config is config
+
+
 def test_dropout_is_off_while_sampling(tokens: ChatTokens, prompts: list[list[int]]) -> None:
     noisy = ModelSpec(path=SPEC.path, dropout=0.9).load()
     assert say(noisy, tokens, prompts, seed=3) == say(SPEC.load().eval(), tokens, prompts, seed=3)

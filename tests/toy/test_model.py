@@ -8,20 +8,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from halos.data.tokens import ChatTokens, Limits
+from halos.runs.comparison import judged
+from halos.runs.sampling import sample
 from halos.toy.feedback import behaviour_completion
 from halos.toy.model import (
     END,
+    MAX_NEW_TOKENS,
+    MAX_POSITIONS,
     REFERENCE_DIR,
     SPECIAL_TOKENS,
     build_model,
     build_tokenizer,
     demonstrations,
-    desirable_share,
     pretrain,
     render,
-    sample,
 )
-from halos.toy.world import prompts_of, toy_prompts, words
+from halos.toy.source import ToyJudge
+from halos.toy.world import prompts_of, words
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +96,16 @@ def test_the_shipped_reference_is_small_and_plain(reference: PreTrainedModel) ->
 def test_the_reference_is_desirable_half_of_the_time(
     reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    prompts = toy_prompts(512)
-    before = torch.random.get_rng_state()
-    completions = sample(reference, tokenizer, prompts)
-    assert 0.4 <= desirable_share(prompts, completions) <= 0.6
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert completions == sample(reference, tokenizer, prompts)
-    assert completions != sample(reference, tokenizer, prompts, seed=1)
+    tokens, judge = ChatTokens(tokenizer, Limits(MAX_POSITIONS)), ToyJudge()
+    prompts = judge.prompts(512)
+    said = sample(
+        reference,
+        [tokens.prompt(prompt) for prompt in prompts],
+        end_of_turn=tokens.end_of_turn,
+        pad=tokenizer.pad_token_id,
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
+    assert 0.4 <= judged(prompts, said, tokens, judge).desirable_share <= 0.6
 
 
 def test_a_fresh_model_is_seeded_and_learns() -> None:

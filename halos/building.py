@@ -1,0 +1,37 @@
+"""From nodes of the configuration to objects: a constructor's signature is the schema of its YAML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from halos.objectives.base import Objective
+
+
+def build(node: DictConfig, *args: Any, without: tuple[str, ...] = (), **kwargs: Any) -> Any:
+    """Call the node's ``_target_`` with its keys and the arguments; its own ValueErrors come out as they are."""
+    resolved: Any = OmegaConf.to_container(node, resolve=True)
+    keys = {key: value for key, value in resolved.items() if key not in without}
+    try:
+        make = instantiate(keys, _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        raise cause if isinstance(cause, ValueError) else ValueError(f"{node._target_}: {cause or error}") from error
+    try:
+        return make(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{node._target_} does not take these parameters: {error}") from error
+
+
+def objective_class(node: DictConfig) -> type[Objective]:
+    """The class that ``loss`` names. Raises ``ValueError`` if it is not an objective or cannot be imported."""
+    try:
+        found = get_class(node._target_)
+    except Exception as error:  # Hydra raises several kinds
+        raise ValueError(f"loss._target_: {node._target_} could not be imported: {error}") from error
+    if not issubclass(found, Objective):
+        raise ValueError(f"loss._target_: expected a subclass of halos.objectives.Objective, found {node._target_}")
+    return found

@@ -1,0 +1,56 @@
+"""The conformance kit: does an objective keep the promises that make comparisons fair?
+
+``check_objective(MyLoss)`` in a test, or ``pytest --halos-objective mylab.losses.MyLoss`` from a shell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from halos.data.rows import Row
+from halos.testing import properties as _registered  # noqa: F401
+from halos.testing.examples import Make, make_objective
+from halos.testing.promises import BATCHES, PROPERTIES, NotApplicable, Violation
+
+__all__ = ["PROPERTIES", "NotApplicable", "Violation", "check_objective", "check_property"]
+
+
+def check_objective(make: Make) -> None:
+    """Check every property of :data:`PROPERTIES` that applies.
+
+    ``make``: an objective's class, or a ``functools.partial`` of it with parameters. Raises :class:`Violation` naming
+    the first property that is broken, what was expected and found, and the smallest batch that shows it.
+    """
+    for name in PROPERTIES:
+        try:
+            check_property(make, name)
+        except NotApplicable:
+            continue
+
+
+def check_property(make: Make, name: str) -> None:
+    """Check one property; raises :class:`NotApplicable` if the objective does not promise it."""
+    for rows in BATCHES[name](make_objective(make)):
+        try:
+            PROPERTIES[name](make, rows)
+        except NotApplicable:
+            raise
+        except Exception as error:
+            said = str(error) if isinstance(error, Violation) else f"raised {type(error).__name__}: {error}"
+            raise Violation(f"{_name(make)}, {name}: {said}\n{_describe(rows)}") from error
+
+
+def _name(make: Make) -> str:
+    return str(getattr(getattr(make, "func", make), "__name__", make))
+
+
+def _describe(rows: Sequence[Row]) -> str:
+    lines = [f"smallest batch that shows it: {len(rows)} example(s)"]
+    for row in rows:
+        label = "" if row.desirable is None else ", desirable" if row.desirable else ", undesirable"
+        score = "" if row.score is None else f", score {row.score:.3g}"
+        lengths = " and ".join(str(len(branch)) for branch in row.branches)
+        lines.append(
+            f"  {row.id}: prompt {row.group} of {len(row.prompt)}, completions of {lengths} tokens{label}{score}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""Several ranks in one process: threads whose collectives meet."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def on_ranks(functions: Sequence[Callable[[], T]], *, timeout: float = 30.0) -> list[T]:
+    """What the functions return, each run as one rank of a process group.
+
+    Within, ``all_reduce`` (sums, means, extremes), ``all_gather`` and ``all_gather_object`` of ``torch.distributed``
+    work on the default group. Raises the error of the first rank that failed.
+    """
+    world = _World(len(functions), timeout)
+    functions_of_dist: dict[str, Any] = world.functions()
+    with mock.patch.multiple(dist, **functions_of_dist), ThreadPoolExecutor(len(functions)) as pool:
+        futures = [pool.submit(world.run, rank, function) for rank, function in enumerate(functions)]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    # Ranks that were left waiting say only that the barrier broke.
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    return [future.result() for future in futures]
+
+
+class _World:
+    def __init__(self, size: int, timeout: float) -> None:
+        self.size = size
+        self.barrier = threading.Barrier(size, timeout=timeout)
+        self.slots: list[Any] = [None] * size
+        self.local = threading.local()
+
+    def run(self, rank: int, function: Callable[[], T]) -> T:
+        self.local.rank = rank
+        try:
+            return function()
+        except BaseException:
+            self.barrier.abort()
+            raise
+
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "is_available": lambda: True,
+            "is_initialized": lambda: True,
+            "get_world_size": lambda group=None: self.size,
+            "get_rank": lambda group=None: self.local.rank,
+            "all_reduce": self.all_reduce,
+            "all_gather": self.all_gather,
+            "all_gather_object": self.all_gather_object,
+        }
+
+    def exchange(self, value: T) -> list[T]:
+        self.slots[self.local.rank] = value
+        self.barrier.wait()
+        found = list(self.slots)
+        self.barrier.wait()
+        return found
+
+    def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None) -> None:
+        reductions: dict[Any, Callable[..., Tensor]] = {
+            dist.ReduceOp.SUM: torch.sum,
+            dist.ReduceOp.AVG: torch.mean,
+            dist.ReduceOp.MAX: torch.amax,
+            dist.ReduceOp.MIN: torch.amin,
+        }
+        parts = self.exchange(tensor.detach().clone())
+        with torch.no_grad():
+            tensor.copy_(reductions[op](torch.stack(parts), dim=0))
+
+    def all_gather(self, target: list[Tensor], tensor: Tensor, group: Any = None) -> None:
+        for place, part in zip(target, self.exchange(tensor.detach().clone()), strict=True):
+            place.copy_(part)
+
+    def all_gather_object(self, target: list[Any], value: Any, group: Any = None) -> None:
+        target[:] = self.exchange(value)

@@ -1,0 +1,185 @@
+"""Objectives with one fault each, as people make them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from halos.metrics import Mean
+from halos.objectives import DPO, KTO, SFT, Objective, Output, kto_loss
+from halos.policy.logprobs import LogProbs
+
+
+def pair_margin(policy: LogProbs, reference: LogProbs) -> Any:
+    ratios = policy.sum - reference.sum
+    return ratios[:, 0] - ratios[:, 1]
+
+
+class WrongSign(DPO):
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        losses = -logsigmoid(-self.beta * pair_margin(policy, reference))
+        return Output({"dpo": self.per_example(losses, batch)})
+
+
+class MeanOverPadding(SFT):
+    def compute(self, batch: Any, policy: LogProbs, reference: None) -> Output:
+        losses = -policy.tokens[:, 0].mean(-1)
+        return Output({"sft": self.per_example(losses, batch)})
+
+
+class LengthsByNonZero(DPO):
+    """IPO's token means, over tokens whose log-ratio is not 0."""
+
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        ratios = policy.tokens - reference.tokens
+        means = ratios.sum(-1) / (ratios != 0).sum(-1)
+        return Output({"ipo": self.per_example((means[:, 0] - means[:, 1] - 5) ** 2, batch)})
+
+
+class ExamplesAgainstTokens(SFT):
+    """A (B,) tensor added to a (B, C) one."""
+
+    def compute(self, batch: Any, policy: LogProbs, reference: None) -> Output:
+        tokens = policy.tokens[:, 0]
+        return Output({"sft": self.per_token(-tokens + tokens.mean(-1), batch)})
+
+
+class KLFromTheNextExample(KTO):
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        r = (policy.sum - reference.sum)[:, 0]
+        z0 = (r - r.roll(1)).abs().detach()[0]
+        return Output({"kto": self.per_example(kto_loss(r, 0 * r, batch.desirable, z0), batch)})
+
+
+class MeanOfTheMicroBatch(DPO):
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        losses = -logsigmoid(self.beta * pair_margin(policy, reference))
+        return Output({"dpo": Mean(losses.mean(), 1.0, 1.0)})
+
+
+class TokensOfTheMicroBatch(SFT):
+    """The most frequent fault of all: a token mean whose denominator is the micro-batch's."""
+
+    def compute(self, batch: Any, policy: LogProbs, reference: None) -> Output:
+        total, count = -policy.tokens[:, 0].sum(), float(batch.mask.sum())
+        return Output({"sft": Mean(total / count * len(batch), len(batch), batch.step.examples)})
+
+
+class ReferencePointOfOneRank(KTO):
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        r, mismatched = (policy.sum - reference.sum).unbind(1)
+        z0 = mismatched.mean().clamp(min=0).detach()
+        return Output({"kto": self.per_example(kto_loss(r, 0 * r, batch.desirable, z0), batch)})
+
+
+class GradientIntoTheReferencePoint(KTO):
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        r, mismatched = (policy.sum - reference.sum).unbind(1)
+        losses = torch.where(batch.desirable, -(r - mismatched.mean()), r - mismatched.mean())
+        return Output({"kto": self.per_example(losses.sigmoid(), batch)})
+
+
+class DetachedHalf(DPO):
+    """The gradient of the rejected side is lost."""
+
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        ratios = policy.sum - reference.sum
+        losses = -logsigmoid(self.beta * (ratios[:, 0] - ratios[:, 1].detach()))
+        return Output({"dpo": self.per_example(losses, batch)})
+
+
+class EmptyMean(KTO):
+    """NaN where a batch lacks one kind of completion."""
+
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        r = self.beta * (policy.sum - reference.sum)[:, 0]
+        gap = r[batch.desirable].mean() - r[~batch.desirable].mean()
+        return Output({"kto": self.per_example((-gap).sigmoid().expand(len(r)), batch)})
+
+
+class OverflowInHalf(DPO):
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        margin = self.beta * pair_margin(policy, reference)
+        return Output({"dpo": self.per_example((1e3 + (-margin).exp() * 1e5).log(), batch)})
+
+
+class ReferenceInTheOptimizer(DPO):
+    def build(self, hidden_size: int) -> None:
+        self.second = self.trained.reference.requires_grad_()
+
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        output = super().compute(batch, policy, reference)
+        pull = sum(weight.square().sum() for weight in self.second.parameters())
+        output.loss["dpo"].total = output.loss["dpo"].total + 1e-3 * pull
+        return output
+
+
+class InPlace(DPO):
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        reference.tokens.mul_(self.beta)
+        return super().compute(batch, policy, reference)
+
+
+class IgnoredParameter(DPO):
+    """label_smoothing is accepted, and that is all."""
+
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        losses = -logsigmoid(self.beta * pair_margin(policy, reference))
+        return Output({"dpo": self.per_example(losses, batch)})
+
+
+class ForgetfulMean(KTO):
+    """A running mean that no checkpoint knows of."""
+
+    shift = 0.0
+
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        r = (policy.sum - reference.sum)[:, 0]
+        self.shift = 0.9 * self.shift + 0.1 * float(r.detach().mean())
+        return Output({"kto": self.per_example(kto_loss(r, 0 * r, batch.desirable, self.shift), batch)})
+
+
+class MeanOfMeans(DPO):
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        output = super().compute(batch, policy, reference)
+        lengths = policy.count[:, 0].double()
+        return Output(output.loss, output.rewards, {"length": Mean(lengths.mean() * len(batch), batch.step.examples)})
+
+
+class NoDenominator(SFT):
+    def compute(self, batch: Any, policy: LogProbs, reference: None) -> Output:
+        return Output({"sft": Mean(-policy.tokens[:, 0].sum(), batch.mask.sum())})
+
+
+class OffsetRewards(DPO):
+    """Rewards that forget the reference."""
+
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        output = super().compute(batch, policy, reference)
+        return Output(output.loss, self.beta * policy.sum)
+
+
+FAULTS: dict[type[Objective], str] = {
+    WrongSign: "signs",
+    MeanOverPadding: "padding",
+    LengthsByNonZero: "step 0",
+    ExamplesAgainstTokens: "shapes",
+    KLFromTheNextExample: "row order",
+    MeanOfTheMicroBatch: "accumulation",
+    TokensOfTheMicroBatch: "accumulation",
+    ReferencePointOfOneRank: "ranks",
+    GradientIntoTheReferencePoint: "gradient",
+    DetachedHalf: "gradient",
+    EmptyMean: "one-sided batches",
+    OverflowInHalf: "precision",
+    ReferenceInTheOptimizer: "frozen reference",
+    InPlace: "inputs untouched",
+    IgnoredParameter: "parameters",
+    ForgetfulMean: "state",
+    MeanOfMeans: "metrics",
+    NoDenominator: "shapes",
+    OffsetRewards: "step 0",
+}
+"""The property that names each fault."""

@@ -1,0 +1,59 @@
+"""How the kit compares numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from halos.objectives import Output
+from halos.testing.examples import Answer
+from halos.testing.promises import Violation, agree, finite, same_means
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "tolerance", "fine"),
+    [
+        (1.0, 1.0 + 1e-12, 1e-9, True),
+        (1.0, 1.0 + 1e-7, 1e-9, False),
+        (torch.ones(2), torch.ones(3), 1.0, False),
+        (torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")]), 1e-9, True),
+        (1.0, float("nan"), 1e9, False),
+        (0.0, 0.0, 0.0, True),
+        (0.0, 1e-300, 0.0, False),
+    ],
+)
+def test_agreement(expected: Any, found: Any, tolerance: float, fine: bool) -> None:
+    if fine:
+        agree("it", expected, found, tolerance=tolerance)
+    else:
+        with pytest.raises(Violation, match=r"^it: expected .*, found "):
+            agree("it", expected, found, tolerance=tolerance)
+
+
+def answer(*, loss: float = 0.5, gradient: float = 1.0, **means: tuple[float, float]) -> Answer:
+    return Answer(torch.tensor(loss), {"a": torch.tensor([gradient])}, Output({}), means)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (answer(loss=float("nan")), "^loss: expected a finite number, found nan"),
+        (answer(gradient=float("inf")), "^gradient of a: expected finite numbers"),
+        (answer(kl=(float("nan"), 0.0)), "^metric kl: expected a finite sum and count"),
+    ],
+)
+def test_what_is_not_finite_is_named(found: Answer, said: str) -> None:
+    finite(answer(kl=(0.0, 0.0)))
+    with pytest.raises(Violation, match=said):
+        finite(found)
+
+
+def test_sums_and_counts_add_up() -> None:
+    whole = answer(kl=(6.0, 3.0), other=(0.0, 0.0))
+    same_means(whole, [answer(kl=(5.0, 1.0), other=(0.0, 0.0)), answer(kl=(1.0, 2.0), other=(0.0, 0.0))])
+    with pytest.raises(Violation, match=r"^metric kl: expected 2, found 3"):
+        same_means(whole, [answer(kl=(9.0, 3.0), other=(0.0, 0.0))])
+    with pytest.raises(Violation, match=r"^metric kl: expected a count of 3\.0, found 0"):
+        same_means(whole, [answer(kl=(0.0, 0.0), other=(0.0, 0.0))])

@@ -1,0 +1,26 @@
+"""Names on the command line → objectives."""
+
+from __future__ import annotations
+
+import pytest
+
+from halos.objectives import KTO
+from halos.testing.suite import find_objective
+
+
+def test_a_dotted_path_names_a_class() -> None:
+    assert find_objective("halos.objectives.KTO") is KTO
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("halos.objectives.Missing", "has no attribute 'Missing'"),
+        ("halos.nowhere.Hinge", "No module named 'halos.nowhere'"),
+        ("halos.objectives.kto_loss", "expected a subclass of halos.objectives.Objective"),
+        ("Hinge", "--halos-objective Hinge"),
+    ],
+)
+def test_a_path_to_nothing_is_said_so(path: str, said: str) -> None:
+    with pytest.raises(pytest.UsageError, match=said):
+        find_objective(path)
