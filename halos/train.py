@@ -18,15 +18,18 @@ from halos.building import build, objective_class
 from halos.data.module import PreferenceDataModule
 from halos.data.tokens import ChatTokens
 from halos.objectives.base import Objective
+from halos.objectives.humanline import Humanline
 from halos.policy.backbone import Backbone
 from halos.policy.export import export_policy, unconditioned
 from halos.policy.loading import ModelSpec, add_control_tokens
+from halos.policy.reward import export_reward_model
 from halos.runs import console
 from halos.runs.comparison import Comparison, compare
 from halos.runs.folder import RunFolder
 from halos.runs.loggers import CSVMetrics
 from halos.runs.progress import Progress
 from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
+from halos.runs.reference_sync import ReferenceSync
 from halos.runs.replies import SampledReplies
 from halos.runs.tensorboard import TensorBoardReport, log_hparams
 
@@ -75,7 +78,7 @@ def prepare(cfg: DictConfig) -> Run:
     folder = RunFolder(Path(cfg.output_dir))
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
     spec: ModelSpec = build(cfg.model)
-    kind = objective_class(cfg.loss)
+    objective_class(cfg.loss)  # or an error that names it
     tokenizer: Any = None
     new_tokens: list[int] = []
 
@@ -84,14 +87,22 @@ def prepare(cfg: DictConfig) -> Run:
         policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=len(tokenizer))
         return Backbone(policy, with_reference=objective.needs_reference)
 
-    objective: Objective = build(cfg.loss, backbone, without=("name",), optim=build(cfg.optim), seed=cfg.seed)
+    objective: Objective = build(
+        cfg.loss, backbone, without=("name",), optim=build(cfg.optim), seed=cfg.seed, humanline=_humanline(cfg)
+    )
     data: PreferenceDataModule = build(cfg.data, without=("train", "val"), seed=cfg.seed)
-    data.load(kind.view)
+    data.load(objective.view)
     spec.check()
     tokenizer = spec.tokenizer()
     unconditioned(tokenizer, objective.control(True))
     new_tokens = add_control_tokens(tokenizer, (objective.control(True), objective.control(False)))
-    data.tokenise(tokenizer, control=objective.control, mismatched=objective.mismatched)
+    data.tokenise(
+        tokenizer,
+        control=objective.control,
+        mismatched=objective.mismatched,
+        whole=objective.needs_last_hidden,
+        grouped=objective.grouped,
+    )
     return Run(cfg, folder, checkpoint, objective, data, spec, ChatTokens(tokenizer, data.limits), RunRecord())
 
 
@@ -116,22 +127,37 @@ def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     if comparison is not None:
         summary["samples"] = comparison.summary()
         console.show_comparison(comparison)
-    policy = run.objective.trained.policy
     card = {"loss": run.cfg.loss.name, "base": run.model.path, "steps": summary["steps"], **summary["metrics"]}
-    export_policy(
-        policy,
-        run.tokens.tokenizer,
-        run.folder.model,
-        end_of_turn=run.tokens.end_of_turn,
-        control=run.objective.control(True),
-        card=card,
-    )
+    _export(run, card)
     final = summary["metrics"] | {f"samples/{name}": value for name, value in summary.get("samples", {}).items()}
     log_hparams(trainer, _hparams(run.cfg), final)
     console.show_metrics(summary["metrics"])
     run.folder.write_summary(summary)
     console.show_where_next(run.folder.root, run.folder.model)
     return summary
+
+
+def _export(run: Run, card: Mapping[str, Any]) -> None:
+    policy, tokenizer, folder = run.objective.trained.policy, run.tokens.tokenizer, run.folder.model
+    end = run.tokens.end_of_turn
+    if run.objective.generates:
+        control = run.objective.control(True)
+        export_policy(policy, tokenizer, folder, end_of_turn=end, control=control, card=card)
+    else:
+        export_reward_model(policy, run.objective.reward_head, tokenizer, folder, end_of_turn=end, card=card)
+
+
+def _humanline(cfg: DictConfig) -> Humanline | None:
+    options = {str(key): value for key, value in cfg.humanline.items() if key != "enabled"}
+    return Humanline(**options) if cfg.humanline.enabled else None
+
+
+def _reference_sync(run: Run) -> list[Callback]:
+    if not run.cfg.reference_sync.every:
+        return []
+    sync = ReferenceSync(every=run.cfg.reference_sync.every, alpha=run.cfg.reference_sync.alpha)
+    sync.check(run.objective)
+    return [sync]
 
 
 def _trainer(run: Run) -> pl.Trainer:
@@ -162,11 +188,12 @@ def _trainer(run: Run) -> pl.Trainer:
 def _callbacks(run: Run) -> list[Callback]:
     sampling = run.cfg.sampling
     callbacks: list[Callback] = [
+        *_reference_sync(run),
         run.record,
         TensorBoardReport(),
         SampledReplies(
             run.tokens,
-            run.data.prompts[: sampling.prompts],
+            run.data.prompts[: sampling.prompts if run.objective.generates else 0],
             max_new_tokens=sampling.max_new_tokens,
             seed=run.cfg.seed,
         ),
@@ -190,13 +217,13 @@ def _loggers(run: Run) -> list[Any]:
 
 def _compare(run: Run) -> Comparison | None:
     judge = run.data.source.judge()
-    if judge is None or not run.cfg.sampling.size:
+    if judge is None or not run.cfg.sampling.size or not run.objective.generates:
         return None
     trained = run.objective.trained
-    # Objectives without a reference are compared with the model that they started from.
-    reference = (
-        trained.reference or run.model.load(vocabulary=len(run.tokens.tokenizer)).to(trained.policy.device).eval()
-    )
+    # Without a reference, or with one that has moved, the policy is compared with the model that it started from.
+    reference = trained.reference if not run.cfg.reference_sync.every else None
+    if reference is None:
+        reference = run.model.load(vocabulary=len(run.tokens.tokenizer)).to(trained.policy.device).eval()
     return compare(
         trained.policy,
         reference,

@@ -11,8 +11,11 @@ from hydra.utils import get_class
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from halos import objectives
 from halos.building import build
 from halos.cli import config_folder
+from halos.objectives import Humanline, Objective
+from halos.runs.reference_sync import ReferenceSync
 
 CONF = Path(config_folder())
 
@@ -56,15 +59,42 @@ def test_every_option_composes_and_resolves(group: str, option: str) -> None:
 @pytest.mark.parametrize("option", options("loss"))
 def test_the_keys_of_a_loss_are_its_parameters(option: str) -> None:
     node = compose(f"loss={option}").loss
-    assert keys(node, "name") == parameters(get_class(node._target_)) - {"backbone", "optim", "seed"}
+    assert keys(node, "name") == parameters(get_class(node._target_)) - {"backbone", "optim", "seed", "humanline"}
     assert node.name == option
 
 
-@pytest.mark.parametrize("option", options("loss"))
+VARIANTS = {"cdpo": "label_smoothing", "kto_zero": "reference_point", "kto_reference_free": "reference_free"}
+"""Losses that are another with one parameter set."""
+
+
+@pytest.mark.parametrize("option", sorted({*options("loss")} - {"mix"}))
 def test_a_loss_has_the_defaults_of_its_class(option: str) -> None:
     node = compose(f"loss={option}").loss
     signature = inspect.signature(get_class(node._target_).__init__).parameters
-    assert all(node[key] == signature[key].default for key in keys(node, "name"))
+    changed = [key for key in keys(node, "name") if node[key] != signature[key].default]
+    assert changed == ([VARIANTS[option]] if option in VARIANTS else [])
+
+
+def test_the_parts_of_a_mixture_have_the_defaults_of_their_classes() -> None:
+    node = compose("loss=mix").loss
+    for part in node.parts.values():
+        signature = inspect.signature(get_class(part._target_).__init__).parameters
+        assert all(part[key] == signature[key].default for key in keys(part, "_partial_"))
+    assert set(node.weights) == set(node.parts)
+
+
+def test_every_objective_has_a_yaml() -> None:
+    made = {get_class(compose(f"loss={option}").loss._target_) for option in options("loss")}
+    exported = [kind for kind in vars(objectives).values() if isinstance(kind, type)]
+    assert made == {kind for kind in exported if issubclass(kind, Objective) and kind is not Objective}
+
+
+def test_the_keys_of_humanline_and_of_reference_sync_are_their_parameters() -> None:
+    cfg = compose()
+    assert keys(cfg.humanline, "enabled") == parameters(Humanline)
+    assert keys(cfg.reference_sync) == parameters(ReferenceSync)
+    assert not cfg.humanline.enabled
+    assert cfg.reference_sync.every == 0
 
 
 @pytest.mark.parametrize("option", options("optim"))

@@ -13,10 +13,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from hydra.utils import get_class
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import halos.train
 from halos.policy.loading import ModelSpec
@@ -71,6 +72,17 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 # What a run leaves behind
 
+AT_STEP_0 = {
+    "kto": 0.5,
+    "kto_zero": 0.5,
+    "bco": math.log(2),
+    "dpo": math.log(2),
+    "cdpo": math.log(2),
+    "robust_dpo": math.log(2),
+    "ipo": 25.0,
+    "apo_zero": 1.0,
+    "apo_down": 1.0,
+}
 SUMMARY = [
     "loss",
     "strategy",
@@ -103,15 +115,31 @@ NAMES = {
     "loss/critic",
     "loss/kl",
 }
+OWN_NAMES = {
+    "bco": {"delta"},
+    "cpo": {"loss/prefer", "loss/sft"},
+    "grpo": {"groups/incomplete"},
+    "kto_reference_free": {"entropy"},
+    "mix": {"loss/dpo", "loss/sft"},
+    "orpo": {"loss/odds", "loss/sft"},
+    "slic": {"loss/calibration", "loss/sft"},
+}
 TRAIN_NAMES = NAMES | {"examples_per_second", "tokens_per_second", "grad_norm", "lr"}
-WITH_REWARDS = {"dpo", "kto", "ppo"}
+LOSSES = [option for option in options("loss") if option != "bradley_terry"]
+WITHOUT_REFERENCE = {"cpo", "csft", "kto_reference_free", "orpo", "sft", "simpo", "slic"}
+WITHOUT_REWARDS = {"csft", "sft"}
 STEPS = 3
 
 
-@pytest.fixture(scope="module", params=options("loss"))
+def is_paired(loss: str) -> bool:
+    node = compose(f"loss={loss}").loss
+    return loss == "mix" or get_class(node._target_).view == "pairs"
+
+
+@pytest.fixture(scope="module", params=LOSSES)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict]:
     folder = tmp_path_factory.mktemp(request.param) / "run"
-    chosen = [f"loss={request.param}", f"data.source.feedback={'pairs' if request.param == 'dpo' else 'labels'}"]
+    chosen = [f"loss={request.param}", f"data.source.feedback={'pairs' if is_paired(request.param) else 'labels'}"]
     sampling = ["sampling.prompts=2", "sampling.size=8", "logger=tensorboard"]
     return (
         request.param,
@@ -137,7 +165,7 @@ def test_the_summary_is_what_train_returns_with_exactly_the_promised_keys(traine
     assert len(summary["train_loss"]) == STEPS
     assert summary["tokens"] > summary["examples"]
     assert summary["train_seconds"] > 0
-    assert (summary["reference_seconds"] > 0) == (loss in WITH_REWARDS)
+    assert (summary["reference_seconds"] > 0) == (loss not in WITHOUT_REFERENCE)
 
 
 def test_the_configuration_is_kept_resolved(trained: tuple[str, Path, dict]) -> None:
@@ -149,10 +177,12 @@ def test_the_configuration_is_kept_resolved(trained: tuple[str, Path, dict]) -> 
 
 
 def test_metrics_csv_has_each_step_once_under_known_names(trained: tuple[str, Path, dict]) -> None:
-    _, folder, summary = trained
+    loss, folder, summary = trained
     with (folder / "metrics.csv").open() as stream:
         names = set(next(csv.reader(stream)))
-    assert names <= {"step", *(f"train/{name}" for name in TRAIN_NAMES), *(f"val/{name}" for name in NAMES)}
+    of_both = NAMES | OWN_NAMES.get(loss, set())
+    allowed = {f"train/{name}" for name in TRAIN_NAMES | of_both} | {f"val/{name}" for name in of_both}
+    assert names <= {"step", *allowed}
     assert {"train/loss", "train/lr", "train/grad_norm", *SPEED, "val/loss", "train/logps/chosen"} <= names
     rows = [row["step"] for row in table(folder) if row["train/loss"]]
     assert rows == [str(step) for step in range(1, STEPS + 1)]
@@ -171,11 +201,12 @@ def test_before_the_first_step_the_policy_is_the_reference(trained: tuple[str, P
     loss, folder, _ = trained
     first = {name: float(value) for name, value in table(folder)[0].items() if value}
     assert first.pop("step") == 0
-    losses = {"kto": 0.5, "dpo": math.log(2)}
-    if loss in losses:
-        assert first["val/loss"] == pytest.approx(losses[loss], abs=1e-6)
+    assert ("val/rewards/margins" in first) == (loss not in WITHOUT_REWARDS)
+    if loss in AT_STEP_0:
+        assert first["val/loss"] == pytest.approx(AT_STEP_0[loss], abs=1e-6)
+    if loss in WITHOUT_REFERENCE:
+        return
     expected = {"rewards/accuracies": 0.5, "rewards/auc": 0.5}
-    assert ("val/rewards/margins" in first) == (loss in WITH_REWARDS)
     for name, value in first.items():
         if "rewards/" in name or "kl" in name.split("/"):
             assert value == expected.get(name.removeprefix("val/"), 0.0), name
@@ -186,7 +217,7 @@ def chosen_logprob(folder: Path, loss: str) -> float:
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     found = []
-    for record in toy_feedback(size=4, feedback="pairs" if loss == "dpo" else "labels", split="val"):
+    for record in toy_feedback(size=4, feedback="pairs" if is_paired(loss) else "labels", split="val"):
         liked = [record.completions[better].text for better, _ in record.preferences]
         liked += [completion.text for completion in record.completions if completion.desirable]
         for text in liked:
@@ -239,6 +270,45 @@ def test_control_tokens_that_are_new_to_the_vocabulary_are_added(
     assert max(tokenizer.convert_tokens_to_ids(["<yes>", "<no>"])) == len(tokenizer) - 1
     # The policy can say them, so the model that it is compared with has to know them too.
     assert [made.get_input_embeddings().weight.shape[0] for made in (model, *compared)] == [len(tokenizer)] * 3
+
+
+def test_a_reward_model_is_exported_as_a_classifier_with_its_scores(tmp_path: Path) -> None:
+    words = ["loss=bradley_terry", "data.source.feedback=pairs", "sampling.size=8", "sampling.prompts=2"]
+    summary = run(tmp_path, *words, "trainer.val_check_interval=1")
+    assert column(tmp_path, "val/loss")[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert "samples" not in summary
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for record in toy_feedback(size=4, feedback="pairs", split="val"):
+        turns = [{"role": "user", "content": record.prompt}]
+        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        for pair in record.preferences:
+            for chosen, index in zip((True, False), pair, strict=True):
+                text = prompt + record.completions[index].text + END
+                inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+                scores[chosen].append(float(model(input_ids=inputs["input_ids"]).logits[0, 0].detach()))
+    for name, values in (("chosen", scores[True]), ("rejected", scores[False])):
+        assert sum(values) / len(values) == pytest.approx(summary["metrics"][f"rewards/{name}"], rel=1e-4)
+    assert abs(summary["metrics"]["rewards/margins"]) > 1e-3
+
+
+def test_reference_free_kto_loads_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr("halos.policy.backbone.frozen_copy", lambda policy: made.append(policy) or policy)
+    run(tmp_path / "free", "loss=kto_reference_free", "trainer.max_steps=1")
+    assert not made
+    run(tmp_path / "kto", "loss=kto", "trainer.max_steps=1")
+    assert made
+
+
+def test_humanline_changes_the_loss_once_the_policy_has_moved(tmp_path: Path) -> None:
+    words = ["trainer.max_steps=2", "optim.warmup=0"]
+    plain = run(tmp_path / "plain", *words)
+    narrow = ["humanline.enabled=true", "humanline.log_epsilon_P=-0.001", "humanline.log_epsilon_R=0.001"]
+    clamped = run(tmp_path / "clamped", *words, *narrow)
+    assert clamped["train_loss"][0] == plain["train_loss"][0]
+    assert clamped["train_loss"][1] != plain["train_loss"][1]
 
 
 # Objectives from elsewhere
@@ -360,6 +430,34 @@ def test_a_run_stopped_between_a_checkpoint_and_its_validation_resumes(tmp_path:
     assert column(stopped, "train/loss") == column(whole, "train/loss")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("loss=bco",),  # its reward shift
+        ("loss=grpo", "data.source.completions_per_prompt=4", "data.batch_size=8"),  # its groups
+        ("reference_sync.every=3",),  # its reference: once before the stop, once behind it
+    ],
+    ids=["bco", "grpo", "reference_sync"],
+)
+def test_what_a_run_has_learnt_beside_its_weights_resumes(words: tuple[str, ...], tmp_path: Path) -> None:
+    options = (*RESUMABLE, *words)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = run(whole, *options)
+    run_until("on_train_batch_start", 4, stopped, *options)
+    assert_same_run((stopped, run(stopped, *options, "resume=auto")), (whole, expected))
+
+
+def test_a_moving_reference_is_another_run_and_compares_with_the_first_model(tmp_path: Path) -> None:
+    words = ("trainer.max_steps=3", "sampling.size=16", "optim.lr=1e-2")
+    plain = run(tmp_path / "plain", *words)
+    synced = run(tmp_path / "synced", *words, "reference_sync.every=1", "reference_sync.alpha=1.0")
+    assert synced["train_loss"][:2] == plain["train_loss"][:2] or synced["train_loss"][0] == plain["train_loss"][0]
+    assert synced["train_loss"][1:] == pytest.approx([0.5, 0.5], abs=1e-6)
+    assert plain["train_loss"][2] != pytest.approx(0.5, abs=1e-4)
+    assert synced["samples"]["reference_desirable"] == plain["samples"]["reference_desirable"]
+    assert synced["samples"]["kl"] > 1e-3
+
+
 def test_accumulated_steps_resume(tmp_path: Path) -> None:
     options = (*RESUMABLE, "trainer.accumulate_grad_batches=2", "trainer.max_epochs=2", "checkpoint_every=1")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -400,12 +498,12 @@ def test_resume_auto_in_an_empty_folder_is_a_new_run(tmp_path: Path) -> None:
     assert len(run(tmp_path, "resume=auto", "trainer.max_steps=1")["train_loss"]) == 1
 
 
-@pytest.mark.parametrize("loss", ["sft", "dpo"])
+@pytest.mark.parametrize("loss", ["sft", "dpo", "grpo"])
 def test_accumulation_equals_one_large_batch(loss: str, tmp_path: Path) -> None:
     options = (f"loss={loss}", f"data.source.feedback={'pairs' if loss == 'dpo' else 'labels'}")
     whole = run(tmp_path / "1", *options)
     parts = run(tmp_path / "2", *options, "data.batch_size=2", "trainer.accumulate_grad_batches=2")
-    assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
+    assert parts["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5, abs=1e-6)
     assert [parts[key] for key in ("steps", "examples", "tokens")] == [
         whole[key] for key in ("steps", "examples", "tokens")
     ]
@@ -633,6 +731,12 @@ def test_bad_settings_are_refused_with_their_key(case: str, tmp_path: Path) -> N
     [
         (["loss.desirable_weight=auto", "data.source.keep_undesirable=0"], "loss.desirable_weight=auto needs both"),
         (["loss=ppo", "trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches: PPO needs"),
+        (["loss=sft", "humanline.enabled=true"], "humanline.enabled: expected a loss with a reference, found SFT"),
+        (["humanline.enabled=true", "humanline.log_epsilon_P=1"], "humanline.log_epsilon_P: expected a number below"),
+        (["loss=cpo", "reference_sync.every=2"], "reference_sync.every: expected a loss with a reference, found CPO"),
+        (["reference_sync.every=2", "reference_sync.alpha=2"], "reference_sync.alpha: expected a share"),
+        (["loss=mix", "~loss.weights.sft"], "loss.weights: expected one for each of loss.parts"),
+        (["loss=mix", "loss.parts.sft._target_=halos.objectives.KTO"], "loss.parts: expected parts with one view"),
         (["trainer.devices=2"], "trainer.devices: strategy=auto uses one device, found 2"),
         (["trainer.max_steps=0"], "at least one step"),
     ],

@@ -7,7 +7,8 @@ completion tokens is recorded by position, never found again from token values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Self
@@ -28,7 +29,9 @@ class Chunk:
 
     ``input_ids`` [n, T]; ``predicts`` [n, T], true where the *next* token is scored; ``targets`` [M], those tokens, in
     the order in which ``predicts`` lists them; ``slots`` [M], their places in the flattened [B, K, C] grid.
-    ``needs_grad`` is false for chunks that the loss only reads, such as KTO's mismatched completions.
+    ``needs_grad`` is false for chunks that the loss only reads, such as KTO's mismatched completions. Only where
+    completions are fed whole: ``last`` [n, T], true at each completion's last token, and ``owners`` [n], the places of
+    the completions in the flattened [B, K] grid.
     """
 
     input_ids: Tensor
@@ -36,14 +39,23 @@ class Chunk:
     targets: Tensor
     slots: Tensor
     needs_grad: bool = True
+    last: Any = None
+    owners: Any = None
 
 
 @dataclass(slots=True)  # not frozen: Lightning's precision plugins rebuild every dataclass that they find in a batch
 class StepSize:
-    """Examples, and scored tokens of each branch, in the whole optimizer step: all ranks, all micro-batches."""
+    """Examples, and scored tokens of each branch, in the whole optimizer step: all ranks, all micro-batches.
+
+    Where examples have scores, ``groups`` and ``scores`` list those of all, and ``members`` how many examples the
+    whole data set has in each one's group.
+    """
 
     examples: int
     tokens: tuple[int, ...]
+    groups: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+    members: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -70,14 +82,14 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """A copy on the device."""
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
         return self._map(move)
 
     def pin_memory(self) -> Self:
         """A copy in pinned memory (called by the data loader)."""
-        return self._map(Tensor.pin_memory)
+        return self._map(lambda tensor: None if tensor is None else tensor.pin_memory())
 
     def _map(self, function) -> Self:  # type: ignore[no-untyped-def]
         chunks = tuple(
@@ -87,18 +99,28 @@ class Batch:
                 predicts=function(chunk.predicts),
                 targets=function(chunk.targets),
                 slots=function(chunk.slots),
+                last=function(chunk.last),
+                owners=function(chunk.owners),
             )
             for chunk in self.chunks
         )
-        desirable = None if self.desirable is None else function(self.desirable)
-        return replace(self, chunks=chunks, mask=function(self.mask), group=function(self.group), desirable=desirable)
+        mask, group, desirable = map(function, (self.mask, self.group, self.desirable))
+        return replace(self, chunks=chunks, mask=mask, group=group, desirable=desirable)
 
 
-def collate(rows: Sequence[Row], *, step: StepSize | None = None, mismatched: bool = False, chunks: int = 1) -> Batch:
+def collate(
+    rows: Sequence[Row],
+    *,
+    step: StepSize | None = None,
+    mismatched: bool = False,
+    chunks: int = 1,
+    whole: bool = False,
+) -> Batch:
     """Tensors for the rows of one micro-batch.
 
     ``mismatched`` says that the last branch is KTO's y', which needs no gradient. ``chunks`` is the number of
     length-sorted parts (for each of the two kinds): a constant, so that all ranks run equally many forwards.
+    ``whole`` feeds each completion's last token too, for objectives that read its state.
     """
     width = max(len(branch) for row in rows for branch in row.branches)
     branches = len(rows[0].branches)
@@ -107,9 +129,9 @@ def collate(rows: Sequence[Row], *, step: StepSize | None = None, mismatched: bo
         for k, branch in enumerate(row.branches):
             mask[b, k, : len(branch)] = True
     trained = branches - mismatched
-    parts = _chunks(rows, range(trained), width, chunks, needs_grad=True)
+    parts = _chunks(rows, range(trained), width, chunks, needs_grad=True, whole=whole)
     if mismatched:
-        parts += _chunks(rows, [trained], width, chunks, needs_grad=False)
+        parts += _chunks(rows, [trained], width, chunks, needs_grad=False, whole=whole)
     return Batch(
         ids=tuple(row.id for row in rows),
         chunks=tuple(parts),
@@ -122,39 +144,52 @@ def collate(rows: Sequence[Row], *, step: StepSize | None = None, mismatched: bo
     )
 
 
-def step_size(rows: Sequence[Row]) -> StepSize:
-    """The denominators of a step made of these rows."""
+def step_size(rows: Sequence[Row], members: Mapping[int, int] | None = None) -> StepSize:
+    """The denominators of a step made of these rows; ``members``: how many examples each group has, if not these."""
     branches = zip(*(row.branches for row in rows), strict=True)
-    return StepSize(len(rows), tuple(sum(map(len, branch)) for branch in branches))
+    size = StepSize(len(rows), tuple(sum(map(len, branch)) for branch in branches))
+    if rows[0].score is not None:
+        members = members or Counter(row.group for row in rows)
+        size.groups = tuple(row.group for row in rows)
+        size.scores = tuple(float(row.score or 0.0) for row in rows)
+        size.members = tuple(members[group] for group in size.groups)
+    return size
 
 
 def _column(values: list[bool | None]) -> Tensor | None:
     return None if values[0] is None else torch.tensor([bool(value) for value in values])
 
 
-def _chunks(rows: Sequence[Row], kept: Sequence[int], width: int, parts: int, needs_grad: bool) -> list[Chunk]:
+def _chunks(
+    rows: Sequence[Row], kept: Sequence[int], width: int, parts: int, *, needs_grad: bool, whole: bool
+) -> list[Chunk]:
     places = [(b, k) for b in range(len(rows)) for k in kept]
     places.sort(key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
     parts = min(parts, len(places))
     edges = [len(places) * part // parts for part in range(parts + 1)]
-    return [_chunk(rows, places[a:z], width, needs_grad) for a, z in pairwise(edges)]
+    made = [_chunk(rows, places[a:z], width, whole) for a, z in pairwise(edges)]
+    return [replace(chunk, needs_grad=needs_grad) for chunk in made]
 
 
-def _chunk(rows: Sequence[Row], places: Sequence[tuple[int, int]], width: int, needs_grad: bool) -> Chunk:
-    # The last token of a sequence predicts nothing, so it is not fed.
+def _chunk(rows: Sequence[Row], places: Sequence[tuple[int, int]], width: int, whole: bool) -> Chunk:
+    # The last token of a sequence predicts nothing, so it is not fed unless its state is asked for.
     lengths = [len(rows[b].prompt) + len(rows[b].branches[k]) - 1 for b, k in places]
-    input_ids = torch.full((len(places), max(lengths)), PAD, dtype=torch.long)
+    input_ids = torch.full((len(places), max(lengths) + whole), PAD, dtype=torch.long)
     predicts = torch.zeros_like(input_ids, dtype=torch.bool)
     targets: list[int] = []
     slots: list[int] = []
     for n, (b, k) in enumerate(places):
         prompt, branch = rows[b].prompt, rows[b].branches[k]
-        input_ids[n, : lengths[n]] = torch.tensor((prompt + branch)[:-1])
+        input_ids[n, : lengths[n] + whole] = torch.tensor((prompt + branch)[: lengths[n] + whole])
         predicts[n, len(prompt) - 1 : lengths[n]] = True
         start = (b * len(rows[b].branches) + k) * width
         targets += branch
         slots += range(start, start + len(branch))
-    return Chunk(input_ids, predicts, torch.tensor(targets), torch.tensor(slots), needs_grad)
+    chunk = Chunk(input_ids, predicts, torch.tensor(targets), torch.tensor(slots))
+    if whole:
+        chunk.last = torch.arange(input_ids.shape[1]) == torch.tensor(lengths)[:, None]
+        chunk.owners = torch.tensor([b * len(rows[b].branches) + k for b, k in places])
+    return chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +205,28 @@ class TrainingOrder(Sampler[MicroBatch]):
 
     Micro-step m of the run is the m-th stretch of ``world_size * batch_size`` examples of the stream, whichever way it
     is divided over ranks, so one device and many see the same steps. The last step is filled from the next epoch's
-    stream: every example is seen, and every step has the same size.
+    stream: every example is seen, and every step has the same size. With ``groups`` (one number for each example)
+    whole groups are shuffled, so that only a step's edge separates the examples of one.
     """
 
     def __init__(
-        self, size: int, *, batch_size: int, accumulate: int, world_size: int, rank: int, steps: int, seed: int
+        self,
+        size: int,
+        *,
+        batch_size: int,
+        accumulate: int,
+        world_size: int,
+        rank: int,
+        steps: int,
+        seed: int,
+        groups: Sequence[int] | None = None,
     ) -> None:
         self.size, self.batch_size, self.accumulate = size, batch_size, accumulate
         self.world_size, self.rank, self.steps, self.seed = world_size, rank, steps, seed
+        blocks: dict[int, list[int]] = defaultdict(list)
+        for index in range(size):
+            blocks[index if groups is None else groups[index]].append(index)
+        self._blocks = list(blocks.values())
         self.start = 0
 
     def __len__(self) -> int:
@@ -200,7 +249,8 @@ class TrainingOrder(Sampler[MicroBatch]):
             generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
             # Two epochs at most: a stretch spans no more, except over data sets smaller than a step.
             cached = {e: p for e, p in cached.items() if e == epoch - 1}
-            cached[epoch] = torch.randperm(self.size, generator=generator).tolist()
+            order = torch.randperm(len(self._blocks), generator=generator).tolist()
+            cached[epoch] = [index for block in order for index in self._blocks[block]]
             self._permutations = cached
         return cached[epoch]
 
@@ -226,13 +276,15 @@ def validation_order(size: int, *, batch_size: int, world_size: int, rank: int) 
 class Batches(Dataset[Batch]):
     """Collates the rows that a micro-batch names; to be used with ``DataLoader(batch_size=None)``."""
 
-    def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int) -> None:
-        self.rows, self.mismatched, self.chunks = rows, mismatched, chunks
+    def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int, whole: bool = False) -> None:
+        self.rows, self.mismatched, self.chunks, self.whole = rows, mismatched, chunks, whole
+        self._members = Counter(row.group for row in rows)
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
         return collate(
             [self.rows[i] for i in micro.rows],
-            step=step_size([self.rows[i] for i in micro.step]),
+            step=step_size([self.rows[i] for i in micro.step], self._members),
             mismatched=self.mismatched,
             chunks=self.chunks,
+            whole=self.whole,
         )

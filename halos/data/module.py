@@ -103,7 +103,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.reports: dict[str, Counter[str]] = {}
         self.label_counts: tuple[int, int] | None = None
         self.prompts: list[Prompt] = []
-        self._mismatched = False
+        self._mismatched = self._whole = self._grouped = False
         self.steps = 0
 
     def load(self, view: str) -> None:
@@ -129,13 +129,22 @@ class PreferenceDataModule(pl.LightningDataModule):
             :SHOWN_PROMPTS
         ]
 
-    def tokenise(self, tokenizer: Any, *, control: Control = lambda _: "", mismatched: bool = False) -> None:
+    def tokenise(
+        self,
+        tokenizer: Any,
+        *,
+        control: Control = lambda _: "",
+        mismatched: bool = False,
+        whole: bool = False,
+        grouped: bool = False,
+    ) -> None:
         """Make token rows of the loaded examples, with y' for KTO's reference point if ``mismatched``.
 
-        Raises ``ValueError`` naming the example for a prompt over the limits.
+        Batches will feed completions with their last tokens if ``whole``, and keep examples of one prompt together if
+        ``grouped``. Raises ``ValueError`` naming the example for a prompt over the limits.
         """
         tokens = ChatTokens(tokenizer, self.limits)
-        self._mismatched = mismatched
+        self._mismatched, self._whole, self._grouped = mismatched, whole, grouped
         for split, examples in self._examples.items():
             seed = self.seed if mismatched else None
             rows = make_rows(examples, tokens, control=control, mismatched_seed=seed)
@@ -182,6 +191,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             rank=0,
             steps=steps,
             seed=self.seed,
+            groups=self._groups(),
         )
         return sum(sizes[i] for micro in order for i in micro.rows)
 
@@ -197,6 +207,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             rank=trainer.global_rank,
             steps=self.steps,
             seed=self.seed,
+            groups=self._groups(),
         )
         return ResumableLoader(self._batches(rows), order, **self._loader_options())
 
@@ -213,7 +224,10 @@ class PreferenceDataModule(pl.LightningDataModule):
     def _batches(self, rows: list[Row]) -> Batches:
         # Every rank must run equally many forwards, whatever its share of a small validation step.
         chunks = min(self.length_groups, self.batch_size, max(1, len(rows) // self._trainer().world_size))
-        return Batches(rows, mismatched=self._mismatched, chunks=chunks)
+        return Batches(rows, mismatched=self._mismatched, chunks=chunks, whole=self._whole)
+
+    def _groups(self) -> list[int] | None:
+        return [row.group for row in self.rows["train"].rows] if self._grouped else None
 
     def _loader_options(self) -> dict[str, Any]:
         return {"num_workers": self.workers, "pin_memory": torch.cuda.is_available()}

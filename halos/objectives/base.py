@@ -6,8 +6,8 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from dataclasses import dataclass, field, replace
+from typing import Any, final
 
 import lightning.pytorch as pl
 import torch
@@ -18,6 +18,7 @@ from halos.data.batches import Batch
 from halos.distributed import all_gather_list
 from halos.metrics import Averages, LabelledRewards, Mean, auc
 from halos.objectives.feedback_metrics import feedback_metrics, labelled
+from halos.objectives.humanline import Humanline
 from halos.optim import AdamW
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs import LogProbs
@@ -49,28 +50,45 @@ class Objective(pl.LightningModule, ABC):
         backbone: a :class:`Backbone`, or a function that makes one, called when the strategy is ready.
         optim: the optimizer and its schedule.
         seed: seeds whatever randomness a forward has (dropout).
+        humanline: clamps the policy's token log-probs beside the reference's before the loss sees them; the metrics
+            that all objectives share stay unclamped.
     """
 
-    view: ClassVar[str]
+    # Variables of the class; where they depend on parameters, the constructor sets them on the instance.
+    view: str
     """What the objective eats: ``demonstrations``, ``binary``, ``pairs`` or ``scored``."""
-    needs_reference: ClassVar[bool] = True
-    mismatched: ClassVar[bool] = False
+    needs_reference: bool = True
+    mismatched: bool = False
     """Whether each example carries another prompt's completion as its last branch (KTO's y')."""
-    needs_hidden: ClassVar[bool] = False
+    needs_hidden: bool = False
     """Whether :class:`LogProbs` of the policy come with detached hidden states."""
-    couples_step: ClassVar[bool] = False
+    needs_last_hidden: bool = False
+    """Whether completions are fed whole and :class:`LogProbs` come with ``last``, instead of a gradient of tokens."""
+    grouped: bool = False
+    """Whether the completions of one prompt should meet in one step."""
+    couples_step: bool = False
     """Whether the loss of an example depends on the whole step's others, which rules out accumulation."""
-    couples_micro_step: ClassVar[bool] = False
+    couples_micro_step: bool = False
     """Whether it depends on the others of its micro-step, on all ranks (KTO's z₀): accumulated micro-batches are then
     not quite one large batch."""
-    moves: ClassVar[tuple[int, int]] = (1, -1)
+    moves: tuple[int, int] = (1, -1)
     """Which way the first step moves log π of desirable and of undesirable completions: 1, -1, or 0 for neither."""
+    generates: bool = True
+    """False for a reward model: it has a ``reward_head``, is not sampled from, and is exported as a classifier."""
+    reward_head: Any
     own_clip: float | None = None
     """Gradient-norm limit of modules beside the backbone; None: that of the policy."""
 
-    def __init__(self, backbone: BackboneSource, *, optim: AdamW | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        backbone: BackboneSource,
+        *,
+        optim: AdamW | None = None,
+        seed: int = 0,
+        humanline: Humanline | None = None,
+    ) -> None:
         super().__init__()
-        self.seed = seed
+        self.seed, self.humanline = seed, humanline
         self.backbone: Backbone | None = None
         self._make_backbone = (lambda: backbone) if isinstance(backbone, Backbone) else backbone
         self._optim = optim or AdamW()
@@ -97,6 +115,15 @@ class Objective(pl.LightningModule, ABC):
 
     def see_labels(self, desirable: int, undesirable: int) -> None:
         """Learn how many desirable and undesirable completions the training data has, before the first step."""
+
+    @final
+    def outcome(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
+        """:meth:`compute`, of clamped log-probs if ``humanline`` is set; rewards are always those of the given ones."""
+        if self.humanline is None or reference is None:
+            return self.compute(batch, policy, reference)
+        output = self.compute(batch, self.humanline.clamp(policy, reference), reference)
+        with torch.no_grad():
+            return replace(output, rewards=self.compute(batch, policy, reference).rewards)
 
     @final
     def per_example(self, losses: Tensor, batch: Batch) -> Mean:
@@ -132,6 +159,8 @@ class Objective(pl.LightningModule, ABC):
 
         Raises ``ValueError`` if the objective cannot work with it.
         """
+        if self.humanline is not None and not self.needs_reference:
+            raise ValueError(f"humanline.enabled: expected a loss with a reference, found {type(self).__name__}")
         if self.couples_step and accumulate != 1:
             raise ValueError(
                 f"trainer.accumulate_grad_batches: {type(self).__name__} needs all examples of a step at once, so "
@@ -245,7 +274,7 @@ class Objective(pl.LightningModule, ABC):
     def _evaluate(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
         policy = self.trained.logprobs(batch, with_hidden=self.needs_hidden)
         reference = self.trained.reference_logprobs(batch) if self.needs_reference else None
-        output = self.compute(batch, policy, reference)
+        output = self.outcome(batch, policy, reference)
         metrics = {f"loss/{name}": Mean(term.total, term.count) for name, term in output.loss.items()}
         metrics |= feedback_metrics(batch, policy, reference, output.rewards)
         return output, metrics | dict(output.metrics)

@@ -18,6 +18,7 @@ from halos.policy.logprobs import LogProbs
 log = logging.getLogger(__name__)
 
 Weight = float | Literal["auto"]
+REFERENCE_POINTS = ("mismatched", "zero")
 
 
 def kto_loss(
@@ -51,14 +52,16 @@ def kto_loss(
     return torch.where(desirable, desirable_loss, undesirable_loss)
 
 
-def kto_reference_point(policy: Tensor, reference: Tensor) -> tuple[Tensor, Mean]:
+def kto_reference_point(policy: Tensor, reference: Tensor, *, clamp: bool = True) -> tuple[Tensor, Mean]:
     """z₀ = max(0, mean of log π_θ(y'|x) − log π_ref(y'|x)) over the mismatched pairs of all ranks.
 
-    Takes the summed log-probs [B] of this rank's y'. Returns z₀ (scalar, no gradient) and the mean before clamping.
+    Takes the summed log-probs [B] of this rank's y'; without ``clamp`` z₀ is the mean itself. Returns z₀ (scalar, no
+    gradient) and the mean before clamping.
     """
     r = (policy - reference).detach()
     total, count = all_sum(torch.stack([r.sum(), r.new_tensor(len(r))]))
-    return (total / count).clamp(min=0), Mean(r.sum(), len(r))
+    z0 = total / count
+    return z0.clamp(min=0) if clamp else z0, Mean(r.sum(), len(r))
 
 
 def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, n_u: int) -> tuple[float, float]:
@@ -87,15 +90,24 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
 class KTO(Objective):
     """KTO on single completions marked desirable or undesirable.
 
+    Reference-free, as in the paper: with π_ref uniform over outputs, log π_ref(y|x) is the
+    same for all y and drops out of r − z₀ = log π_θ(y|x) − E log π_θ(y'|x), the expectation being −H(π_θ(·|x)). The
+    mean over mismatched pairs stands for it, so no reference model is loaded. It is not clamped: KL to a uniform
+    distribution cannot be negative, but log π_θ without the constant is never positive.
+
     Deviations from the paper:
         1. y' of the reference point is another prompt's completion, drawn by a seeded derangement over the data set,
            rather than the next example of the batch: shuffling is always allowed and batch size 1 works.
         2. The mean behind z₀ runs over the examples of all ranks in the micro-step, not over one device's.
+        3. Reference-free, y' are other prompts' completions, not samples of π_θ(·|x), so −H is estimated too low.
+           Uniform over outputs, as in the paper, is not uniform over tokens: long completions have low rewards.
 
     Args:
         beta: β.
         desirable_weight, undesirable_weight: λ_D and λ_U, or ``auto`` (see :func:`kto_weights`; the interval is that
             of the paper's first version, later ones widen it to [1, 3/2]).
+        reference_point: ``mismatched`` (see :func:`kto_reference_point`), or ``zero`` for z₀ = 0: no y' are read.
+        reference_free: drop the reference model; rewards are then β log π_θ(y|x).
     """
 
     view = "binary"
@@ -109,9 +121,22 @@ class KTO(Objective):
         beta: float = 0.1,
         desirable_weight: Weight = 1.0,
         undesirable_weight: Weight = 1.0,
+        reference_point: str = "mismatched",
+        reference_free: bool = False,
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
+        if reference_point not in REFERENCE_POINTS:
+            raise ValueError(
+                f"loss.reference_point: expected one of {', '.join(REFERENCE_POINTS)}; found {reference_point!r}"
+            )
+        if reference_free and reference_point == "zero":
+            raise ValueError(
+                "loss.reference_point: expected mismatched with loss.reference_free=true, found 'zero': log π_θ "
+                "without a reference is always below 0"
+            )
+        self.mismatched = self.couples_micro_step = reference_point == "mismatched"
+        self.needs_reference = not reference_free
         self.beta = require_positive("beta", beta)
         self.desirable_weight = require_weight("desirable_weight", desirable_weight)
         self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)
@@ -127,12 +152,12 @@ class KTO(Objective):
                 *(desirable, undesirable, self.desirable_weight, self.undesirable_weight),
             )
 
-    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
-        (y, y_), (ref_y, ref_y_) = policy.sum.unbind(1), reference.sum.unbind(1)
-        z0, raw = kto_reference_point(y_, ref_y_)
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
+        expected = torch.zeros_like(policy.sum) if reference is None else reference.sum
+        z0, metrics = self._reference_point(policy.sum, expected)
         losses = kto_loss(
-            y,
-            ref_y,
+            policy.sum[:, 0],
+            expected[:, 0],
             batch.desirable,
             z0,
             beta=self.beta,
@@ -141,6 +166,12 @@ class KTO(Objective):
         )
         return Output(
             loss={"kto": self.per_example(losses, batch)},
-            rewards=self.beta * (y - ref_y)[:, None],
-            metrics={"kl": Mean(z0, 1.0), "kl/raw": raw},
+            rewards=self.beta * (policy.sum - expected)[:, :1],
+            metrics=metrics,
         )
+
+    def _reference_point(self, policy: Tensor, reference: Tensor) -> tuple[Tensor | float, dict[str, Mean]]:
+        if not self.mismatched:
+            return 0.0, {}
+        z0, raw = kto_reference_point(policy[:, 1], reference[:, 1], clamp=self.needs_reference)
+        return z0, {"kl": Mean(z0, 1.0), "kl/raw": raw} if self.needs_reference else {"entropy": Mean(-z0, 1.0)}

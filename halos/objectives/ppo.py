@@ -51,14 +51,24 @@ def ppo_loss(
     advantages = generalised_advantages(scores, values.detach(), mask, gamma=gamma, lam=lam)
     returns = advantages + values.detach()
     advantages = whiten(advantages, mask)
-    log_ratio = torch.where(mask, policy - reference, 0.0)
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    log_ratios = torch.where(mask, policy - reference, 0.0)
     return PPOLosses(
-        policy=-torch.minimum(advantages * ratio, advantages * clipped),
+        policy=clipped_surrogate(log_ratios, advantages, clip_range),
         critic=0.5 * (values - returns) ** 2,
-        kl=ratio * log_ratio - ratio + 1,
+        kl=reference_kl(log_ratios),
     )
+
+
+def clipped_surrogate(log_ratios: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """−min(A ρ, A clip(ρ, 1 − c, 1 + c)) of each token, from log ρ and A of the same (or a broadcast) shape."""
+    ratios = log_ratios.exp()
+    return -torch.minimum(advantages * ratios, advantages * ratios.clamp(1 - clip_range, 1 + clip_range))
+
+
+def reference_kl(log_ratios: Tensor) -> Tensor:
+    """ρ log ρ − ρ + 1 of each token, whose mean over tokens drawn from the reference is KL(π_θ ‖ π_ref)."""
+    ratios = log_ratios.exp()
+    return ratios * log_ratios - ratios + 1
 
 
 def generalised_advantages(scores: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,22 @@ def export_policy(
     ``control`` is the control token that replies are conditioned on: the exported chat template ends with it, so that
     every sampling path conditions on it by itself. ``card`` needs ``loss`` and ``base``; the rest goes into its table.
     """
+    policy.generation_config.eos_token_id = end_of_turn
+    policy.generation_config.pad_token_id = tokenizer.pad_token_id
+    with whole_folder(folder) as part:
+        policy.save_pretrained(part)
+        conditioned(tokenizer, control).save_pretrained(part)
+        (part / "README.md").write_text(_card(card), encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A place to write to, which takes the folder's name (and place) only if all went well."""
     part = folder.with_name(folder.name + ".part")
     if part.exists():
         shutil.rmtree(part)
-    policy.generation_config.eos_token_id = end_of_turn
-    policy.generation_config.pad_token_id = tokenizer.pad_token_id
-    policy.save_pretrained(part)
-    conditioned(tokenizer, control).save_pretrained(part)
-    (part / "README.md").write_text(_card(card), encoding="utf-8")
+    part.mkdir(parents=True)
+    yield part
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)
@@ -73,11 +82,12 @@ def _ending(control: str) -> str:
     return f"{{% if add_generation_prompt %}}{control}{{% endif %}}"
 
 
-def _card(card: Mapping[str, Any]) -> str:
+def results_table(card: Mapping[str, Any]) -> str:
+    """The card's results as a Markdown table, empty if there are none."""
     rows = "\n".join(f"| {name} | {value} |" for name, value in card.items() if name not in ("loss", "base"))
-    return _CARD.format(
-        title=f"{card['base']} aligned by {card['loss']}",
-        base=card["base"],
-        loss=card["loss"],
-        table=f"| | |\n|---|---|\n{rows}" if rows else "",
-    )
+    return f"| | |\n|---|---|\n{rows}" if rows else ""
+
+
+def _card(card: Mapping[str, Any]) -> str:
+    title = f"{card['base']} aligned by {card['loss']}"
+    return _CARD.format(title=title, base=card["base"], loss=card["loss"], table=results_table(card))

@@ -141,7 +141,7 @@ def make_inputs(
     return Inputs(
         rows,
         batch,
-        LogProbs(tokens, mask, hidden),
+        LogProbs(tokens, mask, hidden, _last(rows, mask, dtype) if objective.needs_last_hidden else None),
         LogProbs(reference.to(dtype), mask) if objective.needs_reference else None,
         leaves,
     )
@@ -154,6 +154,12 @@ def _grid(rows: Sequence[Row], mask: Tensor, what: str) -> Tensor:
             generator = torch.Generator().manual_seed(zlib.crc32(f"{what}/{row.id}/{k}".encode()))
             grid[b, k, : len(branch)] = -2 * torch.rand(len(branch), generator=generator, dtype=torch.float64)
     return grid
+
+
+def _last(rows: Sequence[Row], mask: Tensor, dtype: torch.dtype) -> Tensor:
+    # The state of each completion's last token, [B, K, H].
+    states = [_grid(rows, mask, f"last state {h}")[:, :, 0] for h in range(HIDDEN)]
+    return torch.stack(states, dim=-1).to(dtype)
 
 
 @dataclass(slots=True)

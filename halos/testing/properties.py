@@ -84,6 +84,8 @@ def signs(make: Make, rows: Sequence[Row]) -> None:
 def gradient(make: Make, rows: Sequence[Row]) -> None:
     """In float64 the gradient is that of the loss, by finite differences; none flows into mismatched completions."""
     objective = make_objective(make).eval()
+    if objective.moves == (0, 0):
+        raise NotApplicable("declares that it does not move log-probs")
     inputs = make_inputs(objective, rows)
     tokens, trained = inputs.leaves[0].detach(), len(rows[0].branches) - objective.mismatched
     rest = tokens[:, trained:]
@@ -95,9 +97,7 @@ def gradient(make: Make, rows: Sequence[Row]) -> None:
     own = tokens[:, :trained].clone().requires_grad_()
     value = loss(own)
     if not value.requires_grad:
-        if objective.moves != (0, 0):
-            raise Violation("expected a loss that depends on the policy's log-probs, found one that does not")
-        raise NotApplicable("does not move log-probs")
+        raise Violation("expected a loss that depends on the policy's log-probs, found one that does not")
     (analytic,) = torch.autograd.grad(value, [own])
     for index in inputs.batch.mask[:, :trained].nonzero():
         place = tuple(index.tolist())
@@ -143,7 +143,8 @@ def prompt_sharing(make: Make, rows: Sequence[Row]) -> None:
     answers = []
     for chunks in (1, 3):
         objective = make_objective(make, moved=True)
-        batch = collate(rows, mismatched=objective.mismatched, chunks=chunks)
+        whole = objective.needs_last_hidden
+        batch = collate(rows, mismatched=objective.mismatched, chunks=chunks, whole=whole)
         output, _ = objective._evaluate(batch)
         loss = loss_of(output)
         loss.backward()

@@ -1,7 +1,8 @@
 """Batches: where each token goes, and which rows make up each step on each rank."""
 
 import math
-from itertools import product
+from dataclasses import replace
+from itertools import groupby, product
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,8 +97,9 @@ def test_length_groups_leave_less_padding() -> None:
 
 
 def test_step_size_counts_examples_and_the_tokens_of_each_branch() -> None:
-    assert step_size([A, B]) == StepSize(2, (5, 3))
-    assert collate([A, B]).step == StepSize(2, (5, 3))
+    bare = [replace(row, score=None) for row in (A, B)]
+    assert step_size(bare) == StepSize(2, (5, 3))
+    assert collate(bare).step == StepSize(2, (5, 3))
     assert collate([A], step=StepSize(8, (40, 30))).step == StepSize(8, (40, 30))
 
 
@@ -105,16 +107,37 @@ def test_a_batch_knows_the_size_of_its_whole_step() -> None:
     batches = Batches([A, B, Row("c", 0, (1,), ((2,), (3, 4)))], mismatched=False, chunks=2)
     batch = batches[MicroBatch((1,), (0, 1, 2))]
     assert batch.ids == ("b",)
-    assert batch.step == StepSize(3, (6, 5))
+    assert (batch.step.examples, batch.step.tokens) == (3, (6, 5))
+
+
+def test_a_step_of_scored_examples_lists_groups_scores_and_how_many_examples_a_group_has() -> None:
+    assert step_size([A, B]) == StepSize(2, (5, 3), groups=(3, 4), scores=(0.1, -2.0), members=(1, 1))
+    batches = Batches([A, B, replace(A, id="c", score=5.0)], mismatched=False, chunks=1)
+    assert batches[MicroBatch((1,), (0, 1))].step == StepSize(2, (5, 3), (3, 4), (0.1, -2.0), (2, 1))
+
+
+def test_completions_fed_whole_have_their_last_token_and_where_it_is() -> None:
+    short, long = collate([A, B], chunks=2, whole=True).chunks
+    assert short.input_ids.tolist() == [[11, 15, 16, PAD], [5, 6, 7, 10]]
+    assert short.predicts.tolist() == [[1, 1, 0, 0], [0, 0, 1, 0]]
+    assert short.last.tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
+    assert short.owners.tolist() == [3, 1]
+    assert long.input_ids.tolist() == [[11, 12, 13, 14, PAD], [5, 6, 7, 8, 9]]
+    assert long.last.tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+    assert long.owners.tolist() == [2, 0]
+    plain = collate([A, B], chunks=2).chunks
+    for whole, part in zip((short, long), plain, strict=True):
+        assert (whole.targets.tolist(), whole.slots.tolist()) == (part.targets.tolist(), part.slots.tolist())
+        assert part.last is part.owners is None
 
 
 def tensors(batch: Any) -> list[torch.Tensor]:
-    inside = [t for c in batch.chunks for t in (c.input_ids, c.predicts, c.targets, c.slots)]
+    inside = [t for c in batch.chunks for t in (c.input_ids, c.predicts, c.targets, c.slots, c.last, c.owners)]
     return [*inside, batch.mask, batch.group, batch.desirable]
 
 
 def test_moving_gives_a_copy_and_leaves_the_original() -> None:
-    batch = collate([A, B], mismatched=True)
+    batch = collate([A, B], mismatched=True, whole=True)
     moved = batch.to("meta")
     assert {tensor.device.type for tensor in tensors(moved)} == {"meta"}
     assert {tensor.device.type for tensor in tensors(batch)} == {"cpu"}
@@ -234,6 +257,28 @@ def test_a_loader_collates_what_the_order_names(accumulate: int) -> None:
     batches = list(loader)
     assert [batch.ids for batch in batches] == [tuple(rows[i].id for i in micro.rows) for micro in made]
     assert {batch.step.examples for batch in batches} == {2 * accumulate}
+
+
+GROUPS = [4, 4, 7, 1, 7, 4, 1, 2, 7, 9, 9, 4]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_order_with_groups_shuffles_whole_groups(seed: int) -> None:
+    seen = stream(order(12, steps=18, groups=GROUPS, seed=seed))
+    epochs = [seen[start : start + 12] for start in (0, 12, 24)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(12))
+        runs = [group for group, _ in groupby(GROUPS[i] for i in epoch)]
+        assert sorted(runs) == [1, 2, 4, 7, 9], "no group in two pieces"
+    assert len(set(map(tuple, epochs))) == 3
+
+
+def test_ranks_share_out_groups_as_one_device_would_see_them() -> None:
+    alone = list(order(12, batch_size=4, accumulate=2, groups=GROUPS))
+    ranks = [list(order(12, accumulate=2, world_size=2, rank=rank, groups=GROUPS)) for rank in (0, 1)]
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        assert tuple(i for part in parts for i in part.rows) == whole.rows
+        assert {part.step for part in parts} == {whole.step}
 
 
 # The order of validation

@@ -17,20 +17,53 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
+from halos import objectives
 from halos.data.batches import Batch, Batches, MicroBatch, collate, validation_order
 from halos.data.rows import Row
 from halos.metrics import Mean
-from halos.objectives import CSFT, DPO, KTO, PPO, SFT, Objective, Output
+from halos.objectives import (
+    BCO,
+    CSFT,
+    DPO,
+    GRPO,
+    IPO,
+    KTO,
+    PPO,
+    SFT,
+    APODown,
+    APOZero,
+    BradleyTerry,
+    Mix,
+    Objective,
+    Output,
+    RobustDPO,
+)
 from halos.optim import AdamW
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs import LogProbs
 from tests import tiny
 from tests.fork import run_ranks
 
-OBJECTIVES = [SFT, CSFT, KTO, DPO, PPO]
-WITH_REFERENCE = [KTO, DPO, PPO]
-PER_EXAMPLE_OR_TOKEN = [SFT, CSFT, DPO]
-"""Objectives whose loss is a sum over examples or tokens: nothing couples the examples of a micro-batch."""
+REQUIRED: dict[Any, dict[str, Any]] = {
+    Mix: {"parts": {"kto": KTO, "bco": partial(BCO, beta=0.2)}, "weights": {"kto": 1.0, "bco": 0.5}}
+}
+"""Parameters without a default."""
+
+
+def described(kind: Any, **parameters: Any) -> Objective:
+    """The objective without a backbone, for what it says of itself."""
+    return kind if isinstance(kind, Objective) else kind(lambda: None, **REQUIRED.get(kind, {}), **parameters)
+
+
+OBJECTIVES = [
+    kind
+    for kind in vars(objectives).values()
+    if isinstance(kind, type) and issubclass(kind, Objective) and kind is not Objective
+]
+WITH_REFERENCE = [kind for kind in OBJECTIVES if described(kind).needs_reference]
+COUPLED = [KTO, BCO, Mix, PPO]
+"""Objectives whose loss has something that all examples of a micro-batch share."""
+PER_EXAMPLE_OR_TOKEN = [kind for kind in OBJECTIVES if kind not in COUPLED]
 SPEED = {"train/examples_per_second", "train/tokens_per_second"}
 
 # A model, rows and a training run
@@ -48,13 +81,22 @@ def tiny_backbone(*, with_reference: bool = True, moved: float = 0.0, dropout: f
 
 def objective_of(kind: type[Objective], *, moved: float = 0.0, dropout: float = 0.0, **parameters: Any) -> Objective:
     """An objective round a tiny backbone, with a rate at which a few steps change the losses visibly."""
-    backbone = tiny_backbone(with_reference=kind.needs_reference, moved=moved, dropout=dropout)
+    parameters = REQUIRED.get(kind, {}) | parameters
+    with_reference = kind(lambda: None, **parameters).needs_reference
+    backbone = tiny_backbone(with_reference=with_reference, moved=moved, dropout=dropout)
     return kind(backbone, optim=AdamW(lr=3e-3, warmup=0, schedule="constant"), **parameters)
 
 
+def batch_of(kind: Any, rows: Sequence[Row], **options: Any) -> Batch:
+    """The rows collated as the objective asks for."""
+    kind = described(kind)
+    return collate(rows, mismatched=kind.mismatched, whole=kind.needs_last_hidden, **options)
+
+
 def rows_for(kind: type[Objective], count: int, *, seed: int = 0, labels: Sequence[bool] | None = None) -> list[Row]:
-    """Ragged rows as the objective's view has them, with alternating labels unless given."""
-    rng = random.Random(seed)
+    """Ragged rows as the objective's view has them, with alternating labels unless given; three share a prompt where
+    the objective compares the completions of one."""
+    rng, kind = random.Random(seed), described(kind)
 
     def text(longest: int) -> tuple[int, ...]:
         return tuple(rng.randrange(tiny.VOCABULARY) for _ in range(rng.randint(1, longest)))
@@ -66,7 +108,7 @@ def rows_for(kind: type[Objective], count: int, *, seed: int = 0, labels: Sequen
         rows.append(
             Row(
                 id=f"example-{number}",
-                group=number,
+                group=number // 3 if kind.grouped else number,
                 prompt=prompt,
                 branches=branches if kind.view == "pairs" or kind.mismatched else branches[:1],
                 desirable=label if kind.view in ("binary", "scored") else None,
@@ -85,11 +127,13 @@ class InOrder(pl.LightningDataModule):
         rows: list[Row],
         *,
         batch_size: int,
-        mismatched: bool,
+        mismatched: bool = False,
+        whole: bool = False,
         val: Sequence[Row] = (),
         label_counts: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        self.whole = whole
         self.rows, self.val, self.batch_size, self.mismatched = rows, list(val), batch_size, mismatched
         self.label_counts = label_counts
 
@@ -111,7 +155,7 @@ class InOrder(pl.LightningDataModule):
         )
 
     def _loader(self, rows: list[Row], order: list[MicroBatch]) -> DataLoader[Batch]:
-        batches = Batches(rows, mismatched=self.mismatched, chunks=2)
+        batches = Batches(rows, mismatched=self.mismatched, chunks=2, whole=self.whole)
         return DataLoader(batches, sampler=order, batch_size=None)
 
 
@@ -174,7 +218,8 @@ def fit(
 ) -> Run:
     """Train for one pass over the rows, in float64 unless told otherwise."""
     recorder = Recorder()
-    data = InOrder(rows, batch_size=batch_size, mismatched=objective.mismatched, val=val, label_counts=label_counts)
+    asked = {"mismatched": objective.mismatched, "whole": objective.needs_last_hidden}
+    data = InOrder(rows, batch_size=batch_size, val=val, label_counts=label_counts, **asked)
     trainer = trainer_for(recorder, **options)
     trainer.fit(objective, datamodule=data)
     metrics = trainer.callback_metrics
@@ -200,7 +245,7 @@ def evaluate(objective: Objective, batch: Batch) -> Output:
     objective.double()
     policy = objective.backbone.logprobs(batch, with_hidden=objective.needs_hidden)
     reference = objective.backbone.reference_logprobs(batch) if objective.needs_reference else None
-    return objective.compute(batch, policy, reference)
+    return objective.outcome(batch, policy, reference)
 
 
 def loss_of(output: Output) -> Tensor:
@@ -219,6 +264,14 @@ def loss_of(output: Output) -> Tensor:
         (KTO, {"desirable_weight": 1.5, "undesirable_weight": 0.5}, [True, False, True, True], 0.5 * 5 / 4),
         (KTO, {"desirable_weight": 1.5}, [True] * 4, 0.75),
         (KTO, {"undesirable_weight": 0.5}, [False] * 4, 0.25),
+        (KTO, {"reference_point": "zero"}, None, 0.5),
+        (RobustDPO, {"label_smoothing": 0.2}, None, math.log(2)),
+        (IPO, {"beta": 0.5}, None, 1.0),
+        (APOZero, {}, None, 1.0),
+        (APODown, {}, None, 1.0),
+        (BCO, {}, None, math.log(2)),
+        (GRPO, {}, [True, False, True, False], 0.0),
+        (Mix, {}, None, 0.5 + 0.5 * math.log(2)),
     ],
 )
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
@@ -262,7 +315,21 @@ def _train(kind: type[Objective], rows: list[Row], **options: Any) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("kind", "accumulate"), [(SFT, 1), (CSFT, 1), (KTO, 1), (DPO, 1), (PPO, 1), (SFT, 2), (KTO, 2)]
+    ("kind", "accumulate"),
+    [
+        (SFT, 1),
+        (CSFT, 1),
+        (KTO, 1),
+        (DPO, 1),
+        (PPO, 1),
+        (BCO, 1),
+        (GRPO, 1),
+        (BradleyTerry, 1),
+        (SFT, 2),
+        (KTO, 2),
+        (BCO, 2),
+        (GRPO, 2),
+    ],
 )
 def test_two_processes_equal_one(kind: type[Objective], accumulate: int) -> None:
     """With ragged rows, an odd number of validation examples, and micro-batches that have one label on a rank."""
@@ -286,10 +353,7 @@ def test_objectives_that_couple_a_step_refuse_to_divide_it() -> None:
 def test_the_order_of_examples_changes_nothing(kind: type[Objective]) -> None:
     rows = rows_for(kind, 7)
     mixed = [rows[i] for i in (3, 0, 6, 2, 5, 1, 4)]
-    expected, found = (
-        loss_of(evaluate(objective_of(kind, moved=0.1), collate(some, mismatched=kind.mismatched)))
-        for some in (rows, mixed)
-    )
+    expected, found = (loss_of(evaluate(objective_of(kind, moved=0.1), batch_of(kind, some))) for some in (rows, mixed))
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
 
 
@@ -298,8 +362,7 @@ def test_the_order_of_examples_changes_nothing(kind: type[Objective]) -> None:
 def test_padding_to_the_longest_or_in_groups_changes_nothing(kind: type[Objective], chunks: int) -> None:
     rows = rows_for(kind, 7)
     expected, found = (
-        loss_of(evaluate(objective_of(kind, moved=0.1), collate(rows, mismatched=kind.mismatched, chunks=parts)))
-        for parts in (1, chunks)
+        loss_of(evaluate(objective_of(kind, moved=0.1), batch_of(kind, rows, chunks=parts))) for parts in (1, chunks)
     )
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
 
@@ -309,26 +372,26 @@ def test_a_long_example_adds_its_own_loss_and_changes_no_other(kind: type[Object
     rows = rows_for(kind, 4)
     last = rows[-1]
     long = Row("long", 9, tuple(range(1, 20)), (tuple(range(1, 30)),) * len(last.branches), last.desirable, last.score)
-    (few,), (alone,), (both,) = (
-        [term.total.item() for term in evaluate(objective_of(kind, moved=0.1), collate(some)).loss.values()]
+    few, alone, both = (
+        [term.total.item() for term in evaluate(objective_of(kind, moved=0.1), batch_of(kind, some)).loss.values()]
         for some in (rows, [long], [*rows, long])
     )
-    assert both == pytest.approx(few + alone, rel=1e-13)
+    assert both == pytest.approx([a + b for a, b in zip(few, alone, strict=True)], rel=1e-12, abs=1e-13)
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_empty_columns_of_tokens_change_nothing(kind: type[Objective]) -> None:
-    batch = collate(rows_for(kind, 5), mismatched=kind.mismatched)
+    batch = batch_of(kind, rows_for(kind, 5))
     objective = objective_of(kind, moved=0.1)
     expected = loss_of(evaluate(objective, batch))
     policy = objective.backbone.logprobs(batch, with_hidden=objective.needs_hidden)
-    reference = objective.backbone.reference_logprobs(batch) if kind.needs_reference else None
+    reference = objective.backbone.reference_logprobs(batch) if objective.needs_reference else None
 
     def wider(logprobs: LogProbs | None) -> LogProbs | None:
         if logprobs is None:
             return None
         hidden = None if logprobs.hidden is None else pad(logprobs.hidden, (0, 0, 0, 3), value=5.0)
-        return LogProbs(pad(logprobs.tokens, (0, 3)), pad(logprobs.mask, (0, 3)), hidden)
+        return LogProbs(pad(logprobs.tokens, (0, 3)), pad(logprobs.mask, (0, 3)), hidden, logprobs.last)
 
     batch.mask = pad(batch.mask, (0, 3))
     found = loss_of(objective.compute(batch, wider(policy), wider(reference)))
@@ -339,6 +402,7 @@ def test_empty_columns_of_tokens_change_nothing(kind: type[Objective]) -> None:
 
 BINARY = {"rewards/chosen", "rewards/rejected", "rewards/margins", "kl/policy_reference"}
 LOGPS = {"logps/chosen", "logps/rejected"}
+PAIRS = BINARY - {"kl/policy_reference"} | {"rewards/accuracies"}
 
 
 @pytest.mark.parametrize(
@@ -349,6 +413,10 @@ LOGPS = {"logps/chosen", "logps/rejected"}
         (KTO, BINARY | LOGPS | {"kl", "kl/raw"}, {"rewards/auc"}),
         (DPO, BINARY | LOGPS | {"rewards/accuracies"}, set()),
         (PPO, BINARY | LOGPS | {"loss/policy", "loss/critic", "loss/kl"}, {"rewards/auc"}),
+        (BCO, BINARY | LOGPS | {"delta"}, {"rewards/auc"}),
+        (GRPO, BINARY | LOGPS | {"loss/policy", "loss/kl", "groups/incomplete"}, {"rewards/auc"}),
+        (BradleyTerry, PAIRS | LOGPS, set()),
+        (Mix, BINARY | LOGPS | {"loss/kto", "loss/bco", "kto/kl", "kto/kl/raw", "bco/delta"}, {"rewards/auc"}),
     ],
 )
 def test_the_names_of_metrics(kind: type[Objective], names: set[str], val_only: set[str]) -> None:
@@ -358,7 +426,7 @@ def test_the_names_of_metrics(kind: type[Objective], names: set[str], val_only: 
     assert run.val.keys() == {f"val/{name}" for name in names | val_only | {"loss"}}
 
 
-@pytest.mark.parametrize("kind", WITH_REFERENCE)
+@pytest.mark.parametrize("kind", [kind for kind in WITH_REFERENCE if kind not in (IPO, Mix)])
 def test_validation_metrics_by_hand(kind: type[Objective]) -> None:
     """Each row alone through policy and reference after the last of several validations, put together in Python."""
     objective, val = objective_of(kind, beta=0.25), rows_for(kind, 11, seed=1)
@@ -369,7 +437,7 @@ def test_validation_metrics_by_hand(kind: type[Objective]) -> None:
         batch = collate([row], mismatched=kind.mismatched)
         sums = objective.backbone.logprobs(batch).sum[0].tolist()
         references = objective.backbone.reference_logprobs(batch).sum[0].tolist()
-        for branch, liked in enumerate((True, False) if kind is DPO else (row.desirable,)):
+        for branch, liked in enumerate((True, False) if kind.view == "pairs" else (row.desirable,)):
             log_ratios.append(sums[branch] - references[branch])
             (chosen if liked else rejected).append(0.25 * log_ratios[-1])
             logps["chosen" if liked else "rejected"].append(sums[branch])
@@ -388,7 +456,7 @@ def test_validation_metrics_by_hand(kind: type[Objective]) -> None:
         "logps/rejected": mean(logps["rejected"]),
         "kl/policy_reference": mean(log_ratios),
     }
-    if kind is DPO:
+    if kind.view == "pairs":
         expected["rewards/accuracies"] = wins(list(zip(chosen, rejected, strict=True)))
     else:
         expected["rewards/auc"] = wins([(a, b) for a in chosen for b in rejected])
@@ -521,11 +589,19 @@ def test_the_reference_and_the_metrics_are_in_no_checkpoint_and_no_optimizer(kin
     objective = objective_of(kind)
     fit(objective, rows_for(kind, 4), batch_size=4, val=rows_for(kind, 4))
     policy = {f"backbone.policy.{name}" for name in objective.backbone.policy.state_dict()}
-    head = {"value_head.linear.weight", "value_head.linear.bias"} if kind is PPO else set()
-    assert objective.state_dict().keys() == policy | head
+    own = {
+        PPO: {"value_head.linear.weight", "value_head.linear.bias"},
+        BCO: {"shift.means", "shift.counts"},
+        BradleyTerry: {"reward_head.linear.weight"},
+        Mix: {"parts.bco.shift.means", "parts.bco.shift.counts"},
+    }
+    assert objective.state_dict().keys() == policy | own.get(kind, set())
     (group,) = objective.configure_optimizers()["optimizer"].param_groups
-    assert {id(p) for p in group["params"]} == {id(p) for p in objective.parameters()}
-    assert len(group["params"]) == len(dict(objective.named_parameters()))
+    trained = {name: id(p) for name, p in objective.named_parameters() if p.requires_grad}
+    assert {id(p) for p in group["params"]} == set(trained.values())
+    assert len(group["params"]) == len(trained)
+    frozen = {"backbone.policy.lm_head.weight"} if kind is BradleyTerry else set()
+    assert dict(objective.named_parameters()).keys() - trained == frozen
 
 
 @pytest.mark.parametrize("kind", WITH_REFERENCE)
@@ -539,7 +615,7 @@ def test_the_reference_stays_and_the_policy_moves(kind: type[Objective]) -> None
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_only_some_objectives_need_a_reference(kind: type[Objective]) -> None:
-    objective = kind(partial(tiny_backbone, with_reference=False))
+    objective = kind(partial(tiny_backbone, with_reference=False), **REQUIRED.get(kind, {}))
     if kind in WITH_REFERENCE:
         with pytest.raises(ValueError, match="expected a backbone with a reference"):
             fit(objective, rows_for(kind, 2), batch_size=2)

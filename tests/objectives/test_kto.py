@@ -186,3 +186,60 @@ def test_the_module_scores_branch_0_against_the_reference_point_of_branch_1() ->
     assert float(output.metrics["kl"].total) == pytest.approx(1.3, rel=1e-14)
     (gradient,) = torch.autograd.grad(term.total, policy)
     assert (gradient[:, 1] == 0).all()
+
+
+def variant(policy_requires_grad: bool = False, **parameters):  # type: ignore[no-untyped-def]
+    """(output, policy tokens) of a variant whose branch 1, where it has one, is y' with log-probs 1 to 5 below."""
+    objective = KTO(lambda: None, beta=0.3, **parameters)
+    branches = 2 if objective.mismatched else 1
+    rows = [Row(str(i), i, (1,), ((5,), (6,))[:branches], desirable=label) for i, label in enumerate(DESIRABLE)]
+    batch = collate(rows, mismatched=objective.mismatched)
+    tokens = torch.stack([doubles(POLICY), doubles([-1.0, -2.0, -3.0, -4.0, -5.0])], 1)[:, :branches, None]
+    tokens.requires_grad_(policy_requires_grad)
+    reference = torch.stack([doubles(REFERENCE), doubles([-9.0] * 5)], 1)[:, :branches, None]
+    expected = LogProbs(reference, batch.mask) if objective.needs_reference else None
+    return objective.compute(batch, LogProbs(tokens, batch.mask), expected), tokens
+
+
+def assert_losses(output, logits: list[float]) -> None:  # type: ignore[no-untyped-def]
+    """The mean of 1 − σ(logit), by tanh."""
+    term = output.loss["kto"]
+    expected = math.fsum(0.5 - math.tanh(logit / 2) / 2 for logit in logits) / len(logits)
+    assert float(term.total / term.step_count) == pytest.approx(expected, rel=1e-13)
+
+
+def test_without_a_reference_point_no_other_completions_are_read() -> None:
+    output, _ = variant(reference_point="zero")
+    ratios = [p - r for p, r in zip(POLICY, REFERENCE, strict=True)]
+    assert_losses(output, [0.3 * r if good else -0.3 * r for r, good in zip(ratios, DESIRABLE, strict=True)])
+    assert not output.metrics
+
+
+def test_reference_free_compares_with_the_mean_of_mismatched_log_probs() -> None:
+    """r − z₀ = log π(y|x) − (−3), whatever constant a uniform reference would add to both; nothing is clamped."""
+    output, tokens = variant(policy_requires_grad=True, reference_free=True)
+    assert_losses(output, [0.3 * (p + 3) * (1 if good else -1) for p, good in zip(POLICY, DESIRABLE, strict=True)])
+    torch.testing.assert_close(output.rewards[:, 0], 0.3 * doubles(POLICY), rtol=1e-14, atol=0)
+    assert {name: float(mean.total / mean.count) for name, mean in output.metrics.items()} == {"entropy": 3.0}
+    (gradient,) = torch.autograd.grad(output.loss["kto"].total, tokens)
+    assert (gradient[:, 1] == 0).all()
+    assert [value < 0 for value in gradient[:, 0, 0].tolist()] == DESIRABLE
+
+
+def test_reference_free_needs_no_reference_and_a_zero_point_no_mismatched_completions() -> None:
+    assert (KTO.needs_reference, KTO.mismatched) == (True, True)
+    free, zero = KTO(lambda: None, reference_free=True), KTO(lambda: None, reference_point="zero")
+    assert (free.needs_reference, free.mismatched) == (False, True)
+    assert (zero.needs_reference, zero.mismatched) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"reference_point": "median"}, "expected one of mismatched, zero; found 'median'"),
+        ({"reference_point": "zero", "reference_free": True}, "expected mismatched with loss.reference_free=true"),
+    ],
+)
+def test_variants_are_checked(parameters: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape("loss.reference_point: " + said)):
+        KTO(lambda: None, **parameters)

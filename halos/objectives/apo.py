@@ -1,0 +1,73 @@
+"""APO: Anchored Preference Optimization (D'Oosterlinck et al. 2024, arXiv 2408.06266)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halos.data.batches import Batch
+from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.parameters import require_positive
+from halos.policy.logprobs import LogProbs
+
+
+def apo_zero_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
+    """APO-zero of each pair: (1 − σ(β r_w)) + σ(β r_l); raises the chosen, lowers the rejected.
+
+    Args:
+        chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x) summed over the completion's tokens, in nats, [B].
+        beta: β.
+
+    Returns:
+        Losses [B] in (0, 2), to be averaged over pairs.
+    """
+    return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
+
+
+def apo_down_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
+    """APO-down of each pair: σ(β r_w) + (1 − σ(β(r_w − r_l))); lowers both, the rejected more.
+
+    Arguments and result as for :func:`apo_zero_loss`.
+    """
+    return torch.sigmoid(beta * chosen) + 1 - torch.sigmoid(beta * (chosen - rejected))
+
+
+class APOZero(Objective):
+    """APO-zero on pairs: for data whose chosen completions are better than what the policy says. No deviations.
+
+    Args:
+        beta: β.
+    """
+
+    view = "pairs"
+
+    def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, **base: Any) -> None:
+        super().__init__(backbone, **base)
+        self.beta = require_positive("beta", beta)
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
+        log_ratios = policy.sum - reference.sum
+        losses = apo_zero_loss(*log_ratios.unbind(1), beta=self.beta)
+        return Output(loss={"apo_zero": self.per_example(losses, batch)}, rewards=self.beta * log_ratios)
+
+
+class APODown(Objective):
+    """APO-down on pairs: for data whose chosen completions are worse than what the policy says. No deviations.
+
+    Args:
+        beta: β.
+    """
+
+    view = "pairs"
+    moves = (0, -1)  # σ(β r_w) lowers the chosen just as much as the margin raises it
+
+    def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, **base: Any) -> None:
+        super().__init__(backbone, **base)
+        self.beta = require_positive("beta", beta)
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
+        log_ratios = policy.sum - reference.sum
+        losses = apo_down_loss(*log_ratios.unbind(1), beta=self.beta)
+        return Output(loss={"apo_down": self.per_example(losses, batch)}, rewards=self.beta * log_ratios)

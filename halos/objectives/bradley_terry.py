@@ -1,0 +1,50 @@
+"""The Bradley-Terry reward model (section 3.2 of Stiennon et al. 2020, arXiv 2009.01325; Bradley and Terry 1952)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from halos.data.batches import Batch
+from halos.objectives.base import Objective, Output
+from halos.policy.logprobs import LogProbs
+from halos.policy.reward import RewardHead, require_classifier
+
+
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """−log σ(s_w − s_l) of each pair: minus the log-probability that the chosen one is preferred.
+
+    Takes scores s(x, y) [B] of both, returns losses [B], to be averaged over pairs.
+    """
+    return -logsigmoid(chosen - rejected)
+
+
+class BradleyTerry(Objective):
+    """A reward model on pairs: s(x, y) is a linear head on the state of y's last token, its end of turn.
+
+    Backbone and head are trained together; the LM head has no part in it and stays as it was. The result scores and
+    does not generate: it is exported as a sequence classifier of transformers (see
+    :func:`halos.policy.reward.export_reward_model`). The logged rewards are the scores.
+
+    Raises ``ValueError`` before training if transformers has no such class for the model.
+    """
+
+    view = "pairs"
+    needs_reference = False
+    needs_last_hidden = True
+    generates = False
+    moves = (0, 0)
+
+    def build(self, hidden_size: int) -> None:
+        policy = self.trained.policy
+        require_classifier(policy.config)
+        self.reward_head = RewardHead(hidden_size)
+        head = policy.get_output_embeddings()
+        if head.weight is not policy.get_input_embeddings().weight:
+            head.requires_grad_(False)  # it has no gradient, which DDP would wait for
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
+        scores = self.reward_head(policy.last)
+        return Output(
+            loss={"bradley_terry": self.per_example(bradley_terry_loss(*scores.unbind(1)), batch)}, rewards=scores
+        )

@@ -1,0 +1,58 @@
+"""CPO: Contrastive Preference Optimization (Xu et al. 2024, arXiv 2401.08417)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from halos.data.batches import Batch
+from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.parameters import require_between, require_positive
+from halos.objectives.sft import sft_loss
+from halos.policy.logprobs import LogProbs
+
+
+def cpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
+    """L_prefer of each pair, equation 4 of the paper: −log σ(β log π_θ(y_w|x) − β log π_θ(y_l|x)).
+
+    It is DPO's loss under a uniform reference, of which it is an upper bound in the paper.
+
+    Args:
+        chosen, rejected: log π_θ(y|x) summed over the completion's tokens, in nats, [B].
+        beta: β.
+
+    Returns:
+        Losses [B], to be averaged over pairs.
+    """
+    return -logsigmoid(beta * (chosen - rejected))
+
+
+class CPO(Objective):
+    """CPO on pairs, without a reference: loss = prefer + alpha · sft on the chosen.
+
+    Deviations from the paper:
+        1. L_NLL is the mean over the chosen tokens of the whole step (as in TRL), not the sum over each completion's.
+
+    Args:
+        beta: β.
+        alpha: weight of the SFT term; 1 in the paper.
+    """
+
+    view = "pairs"
+    needs_reference = False
+
+    def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, alpha: float = 1.0, **base: Any) -> None:
+        super().__init__(backbone, **base)
+        self.beta = require_positive("beta", beta)
+        self.alpha = require_between("alpha", alpha, 0.0)
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
+        return Output(
+            loss={
+                "prefer": self.per_example(cpo_loss(*policy.sum.unbind(1), beta=self.beta), batch),
+                "sft": self.per_token(self.alpha * sft_loss(policy.tokens[:, 0]), batch),
+            },
+            rewards=self.beta * policy.sum,
+        )

@@ -1,0 +1,49 @@
+"""IPO: Identity Preference Optimisation (Azar et al. 2023, arXiv 2310.12036)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from halos.data.batches import Batch
+from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.parameters import require_positive
+from halos.policy.logprobs import LogProbs
+
+
+def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
+    """The IPO loss of each pair, equation 17 of the paper: (h − 1/(2β))², with h = chosen − rejected.
+
+    Args:
+        chosen, rejected: log π_θ(y|x) − log π_ref(y|x) in nats (the paper: summed over tokens; :class:`IPO`: their
+            mean), [B].
+        beta: the paper's τ, the strength of the KL constraint: the margin is drawn to 1/(2β).
+
+    Returns:
+        Losses [B], to be averaged over pairs.
+    """
+    return (chosen - rejected - 1 / (2 * beta)) ** 2
+
+
+class IPO(Objective):
+    """IPO on pairs: a squared loss towards a finite margin, so that certain preferences do not overfit.
+
+    Deviations from the paper:
+        1. Log-ratios are means over a completion's tokens rather than sums, as the authors do in practice (so do TRL
+           and HALOs): the target margin 1/(2β) then does not depend on length. Logged rewards are β times these.
+
+    Args:
+        beta: the paper's τ.
+    """
+
+    view = "pairs"
+
+    def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, **base: Any) -> None:
+        super().__init__(backbone, **base)
+        self.beta = require_positive("beta", beta)
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
+        log_ratios = policy.mean - reference.mean
+        losses = ipo_loss(*log_ratios.unbind(1), beta=self.beta)
+        return Output(loss={"ipo": self.per_example(losses, batch)}, rewards=self.beta * log_ratios)

@@ -1,0 +1,60 @@
+"""ORPO: Monolithic Preference Optimization without Reference Model (Hong et al. 2024, arXiv 2403.07691)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from halos.data.batches import Batch
+from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.parameters import require_between
+from halos.objectives.sft import sft_loss
+from halos.policy.logprobs import LogProbs
+
+
+def orpo_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """The odds-ratio loss of each pair, equation 7 of the paper: −log σ(log odds(y_w|x) − log odds(y_l|x)).
+
+    Args:
+        chosen, rejected: log P(y|x) averaged over the completion's tokens, in nats, [B].
+
+    Returns:
+        Losses [B], to be averaged over pairs.
+    """
+    return -logsigmoid(log_odds(chosen) - log_odds(rejected))
+
+
+def log_odds(logp: Tensor) -> Tensor:
+    """log(P / (1 − P)) of log P, finite for log P = 0 too (there P counts as 1 − ε, the number below 1)."""
+    logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
+    return logp - torch.log(-torch.expm1(logp))
+
+
+class ORPO(Objective):
+    """SFT on the chosen completions and an odds-ratio penalty, without a reference: loss = sft + beta · odds.
+
+    Deviations from the paper:
+        1. The SFT term is the mean over the chosen tokens of the whole step, as for ``loss=sft``.
+
+    Args:
+        beta: λ of the paper, the weight of the odds-ratio term; the logged rewards are β times token-mean log-probs.
+    """
+
+    view = "pairs"
+    needs_reference = False
+
+    def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, **base: Any) -> None:
+        super().__init__(backbone, **base)
+        self.beta = require_between("beta", beta, 0.0)
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
+        return Output(
+            loss={
+                "sft": self.per_token(sft_loss(policy.tokens[:, 0]), batch),
+                "odds": self.per_example(self.beta * orpo_loss(*policy.mean.unbind(1)), batch),
+            },
+            rewards=self.beta * policy.mean,
+        )

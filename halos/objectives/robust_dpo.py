@@ -1,0 +1,55 @@
+"""rDPO: Provably Robust DPO (Chowdhury et al. 2024, arXiv 2403.00409)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from halos.data.batches import Batch
+from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.parameters import require_between, require_positive
+from halos.policy.logprobs import LogProbs
+
+
+def robust_dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Tensor:
+    """The rDPO loss of each pair, equation 12 of the paper: ((1 − ε) ℓ(m) − ε ℓ(−m)) / (1 − 2ε).
+
+    ℓ = −log σ and m = β(r_w − r_l). Where preferences are flipped with probability ε, its expectation is DPO's loss on
+    the true ones: unlike cDPO it is unbiased, and can be negative.
+
+    Args:
+        chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x) summed over the completion's tokens, in nats, [B].
+        beta: β, as in DPO.
+        label_smoothing: ε in [0, 1/2), how often preferences are recorded the wrong way round.
+
+    Returns:
+        Losses [B], to be averaged over pairs.
+    """
+    margin = beta * (chosen - rejected)
+    kept, flipped = -logsigmoid(margin), -logsigmoid(-margin)
+    return ((1 - label_smoothing) * kept - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+
+
+class RobustDPO(Objective):
+    """rDPO on pairs whose preferences are flipped at a known rate. No deviations from the paper.
+
+    Args:
+        beta: β.
+        label_smoothing: ε in [0, 1/2); 0 is DPO.
+    """
+
+    view = "pairs"
+
+    def __init__(
+        self, backbone: BackboneSource, *, beta: float = 0.1, label_smoothing: float = 0.1, **base: Any
+    ) -> None:
+        super().__init__(backbone, **base)
+        self.beta = require_positive("beta", beta)
+        self.label_smoothing = require_between("label_smoothing", label_smoothing, 0.0, 0.5)
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
+        log_ratios = policy.sum - reference.sum
+        losses = robust_dpo_loss(*log_ratios.unbind(1), beta=self.beta, label_smoothing=self.label_smoothing)
+        return Output(loss={"robust_dpo": self.per_example(losses, batch)}, rewards=self.beta * log_ratios)

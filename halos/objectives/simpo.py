@@ -1,0 +1,48 @@
+"""SimPO: Simple Preference Optimization with a Reference-Free Reward (Meng et al. 2024, arXiv 2405.14734)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from halos.data.batches import Batch
+from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.parameters import require_between, require_positive
+from halos.policy.logprobs import LogProbs
+
+
+def simpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 2.0, gamma: float = 0.5) -> Tensor:
+    """The SimPO loss of each pair, equation 6 of the paper: −log σ(β p_w − β p_l − γ).
+
+    Args:
+        chosen, rejected: p, log π_θ(y|x) averaged over the completion's tokens, in nats, [B].
+        beta: β, the scale of the reward β p.
+        gamma: γ, the margin by which the chosen reward should be ahead.
+
+    Returns:
+        Losses [B], to be averaged over pairs.
+    """
+    return -logsigmoid(beta * (chosen - rejected) - gamma)
+
+
+class SimPO(Objective):
+    """SimPO on pairs, without a reference. No deviations from the paper.
+
+    Args:
+        beta: β; the paper tunes 2 to 2.5 (10 for one model).
+        gamma: γ, in units of the reward; the paper tunes 0.3 to 1.6.
+    """
+
+    view = "pairs"
+    needs_reference = False
+
+    def __init__(self, backbone: BackboneSource, *, beta: float = 2.0, gamma: float = 0.5, **base: Any) -> None:
+        super().__init__(backbone, **base)
+        self.beta = require_positive("beta", beta)
+        self.gamma = require_between("gamma", gamma, 0.0)
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
+        losses = simpo_loss(*policy.mean.unbind(1), beta=self.beta, gamma=self.gamma)
+        return Output(loss={"simpo": self.per_example(losses, batch)}, rewards=self.beta * policy.mean)

@@ -1,0 +1,59 @@
+"""SLiC-HF: Sequence Likelihood Calibration with Human Feedback (Zhao et al. 2023, arXiv 2305.10425)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from halos.data.batches import Batch
+from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.parameters import require_between, require_positive
+from halos.policy.logprobs import LogProbs
+
+
+def slic_loss(chosen: Tensor, rejected: Tensor, *, delta: float = 1.0) -> Tensor:
+    """The calibration loss of each pair, equation 1 of the paper: max(0, δ − log P_θ(y⁺|x) + log P_θ(y⁻|x)).
+
+    Args:
+        chosen, rejected: log P_θ(y|x) summed over the completion's tokens, in nats, [B].
+        delta: δ, the margin in nats from which on a pair costs nothing.
+
+    Returns:
+        Losses [B], to be averaged over pairs.
+    """
+    return (delta - chosen + rejected).relu()
+
+
+class SLiC(Objective):
+    """Rank calibration with SFT on the chosen, without a reference: loss = calibration + lam · sft.
+
+    Both terms are per example: −log P_θ(y_ref|x) is a sum over tokens, like the log-probs in the calibration term.
+    There is no β; the logged rewards are log P_θ(y|x).
+
+    Deviations from the paper:
+        1. y_ref of the SFT term is the chosen completion (as in the authors' SLiC-HF-direct on preference data, and
+           in HALOs), not a separate SFT target.
+
+    Args:
+        delta: δ.
+        lam: λ, the weight of the SFT term.
+    """
+
+    view = "pairs"
+    needs_reference = False
+
+    def __init__(self, backbone: BackboneSource, *, delta: float = 1.0, lam: float = 0.1, **base: Any) -> None:
+        super().__init__(backbone, **base)
+        self.delta = require_positive("delta", delta)
+        self.lam = require_between("lam", lam, 0.0)
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
+        chosen, rejected = policy.sum.unbind(1)
+        return Output(
+            loss={
+                "calibration": self.per_example(slic_loss(chosen, rejected, delta=self.delta), batch),
+                "sft": self.per_example(-self.lam * chosen, batch),
+            },
+            rewards=policy.sum,
+        )

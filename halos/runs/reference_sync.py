@@ -1,0 +1,85 @@
+"""TR-DPO's moving reference (Gorbatovski et al. 2024, arXiv 2404.09656)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from halos.objectives.base import Objective
+from halos.objectives.parameters import require_between
+
+
+class ReferenceSync(Callback):
+    """Every so many optimizer steps: π_ref ← α π_θ + (1 − α) π_ref, in weights.
+
+    α = 1 is the paper's hard update. From the first update on the reference is kept in checkpoints, because no file
+    holds it any more; so a resumed run goes on exactly.
+
+    Args:
+        every: τ, optimizer steps between updates.
+        alpha: α in (0, 1].
+    """
+
+    def __init__(self, *, every: int, alpha: float = 0.6) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"reference_sync.every: expected a whole number from 1 on, found {every!r}")
+        self.every = every
+        self.alpha = require_alpha(alpha)
+        self.synced_at = 0
+        self._objective: Objective | None = None
+
+    def check(self, objective: Objective) -> None:
+        """Raise ``ValueError`` for an objective without a reference."""
+        if not objective.needs_reference:
+            raise ValueError(
+                f"reference_sync.every: expected a loss with a reference, found {type(objective).__name__}"
+            )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if isinstance(pl_module, Objective):
+            self.check(pl_module)
+            self._objective = pl_module
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if step != self.synced_at and step % self.every == 0:
+            self._move()
+            self.synced_at = step
+
+    @torch.no_grad()
+    def _move(self) -> None:
+        reference = self._reference()
+        for theirs, ours in zip(reference.parameters(), self._policy().parameters(), strict=True):
+            theirs.lerp_(ours.to(theirs.dtype), self.alpha)
+
+    def state_dict(self) -> dict[str, Any]:
+        weights = self._reference().state_dict() if self.synced_at else {}
+        return {"synced_at": self.synced_at, "reference": dict(weights)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.synced_at = state["synced_at"]
+        if state["reference"]:
+            self._reference().load_state_dict(state["reference"])
+
+    def _reference(self) -> Any:
+        reference = self._objective.trained.reference if self._objective is not None else None
+        if reference is None:
+            raise ValueError("reference_sync.every: expected a live reference model, found none that could be moved")
+        return reference
+
+    def _policy(self) -> Any:
+        assert self._objective is not None
+        return self._objective.trained.policy
+
+
+def require_alpha(alpha: float) -> float:
+    """The share as a float, if it is in (0, 1]."""
+    if alpha == 1 and not isinstance(alpha, bool):
+        return 1.0
+    try:
+        return require_between("alpha", alpha, 0.0, 1.0, open_low=True)
+    except ValueError:
+        raise ValueError(f"reference_sync.alpha: expected a share in (0, 1], found {alpha!r}") from None

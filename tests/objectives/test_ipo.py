@@ -1,0 +1,48 @@
+"""IPO."""
+
+import math
+
+import pytest
+import torch
+
+from halos.objectives import IPO, ipo_loss
+from tests.pairs import assert_term, columns, log_ratios, pairs
+
+CHOSEN, REJECTED = columns(log_ratios(mean=True))
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.4, 2.0])
+def test_the_loss_by_hand(beta: float) -> None:
+    """Multiplied out: h² − h/β + 1/(4β²)."""
+    expected = []
+    for r_w, r_l in log_ratios(mean=True):
+        h = r_w - r_l
+        expected.append(math.fsum([h * h, -h / beta, 0.25 / beta**2]))
+    found = ipo_loss(CHOSEN, REJECTED, beta=beta)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=1e-12)
+
+
+def test_the_loss_where_the_policy_is_the_reference() -> None:
+    zero = torch.zeros(3, dtype=torch.float64)
+    assert ipo_loss(zero, zero, beta=0.1).tolist() == [25.0] * 3
+
+
+def test_the_margin_is_drawn_to_one_half_over_beta_from_both_sides() -> None:
+    margins = torch.tensor([1.2, 1.25, 1.3], dtype=torch.float64, requires_grad=True)
+    losses = ipo_loss(margins + 3, torch.full_like(margins, 3), beta=0.4)
+    (gradient,) = torch.autograd.grad(losses.sum(), margins)
+    torch.testing.assert_close(gradient, torch.tensor([-0.1, 0.0, 0.1], dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_the_module_averages_log_ratios_over_tokens() -> None:
+    batch, policy, reference = pairs()
+    output = IPO(lambda: None, beta=0.3).compute(batch, policy, reference)
+    ratios = log_ratios(mean=True)
+    assert_term(output.loss["ipo"], [(w - r - 1 / 0.6) ** 2 for w, r in ratios])
+    expected = torch.tensor(ratios, dtype=torch.float64) * 0.3
+    torch.testing.assert_close(output.rewards, expected, rtol=1e-13, atol=0)
+
+
+def test_beta_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"loss\.beta: expected a number in \(0, inf\), found 0"):
+        IPO(lambda: None, beta=0)

@@ -1,0 +1,130 @@
+"""Mixtures of objectives."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from halos.objectives import BCO, CSFT, DPO, IPO, KTO, PPO, SFT, BradleyTerry, Humanline, Mix, Objective
+from tests.objectives.test_base import assert_same, batch_of, evaluate, fit, objective_of, rows_for
+from tests.pairs import pairs
+
+DPO_SFT: dict[str, Any] = {"parts": {"dpo": partial(DPO, beta=0.3), "sft": SFT}, "weights": {"dpo": 2.0, "sft": 0.5}}
+
+
+def mix(*kinds: Any, **base: Any) -> Mix:
+    names = [getattr(kind, "__name__", "part").lower() for kind in kinds]
+    return Mix(lambda: None, parts=dict(zip(names, kinds, strict=True)), weights=dict.fromkeys(names, 1.0), **base)
+
+
+def test_terms_are_weighted_and_named_by_part() -> None:
+    batch, policy, reference = pairs()
+    output = Mix(lambda: None, **DPO_SFT).compute(batch, policy, reference)
+    alone = DPO(lambda: None, beta=0.3).compute(batch, policy, reference)
+    sft = SFT(lambda: None).compute(batch, policy, None)
+    assert list(output.loss) == ["dpo", "sft"]
+    assert float(output.loss["dpo"].total) == pytest.approx(2 * float(alone.loss["dpo"].total), rel=1e-14)
+    assert float(output.loss["sft"].total) == pytest.approx(0.5 * float(sft.loss["sft"].total), rel=1e-14)
+    assert (output.loss["dpo"].step_count, output.loss["sft"].step_count) == (4, 10)
+    assert torch.equal(output.rewards, alone.rewards)
+
+
+def test_parts_with_several_terms_and_metrics_keep_their_names_apart() -> None:
+    objective = objective_of(
+        Mix, parts={"ppo": PPO, "other": partial(PPO, critic_clip=0.5)}, weights={"ppo": 1.0, "other": 0.5}
+    )
+    output = evaluate(objective, batch_of(objective, rows_for(objective, 4)))
+    assert list(output.loss) == [f"{part}/{term}" for part in ("ppo", "other") for term in ("policy", "critic", "kl")]
+    assert (objective.couples_step, objective.needs_hidden, objective.own_clip) == (True, True, 0.5)
+    heads = [name for name in dict(objective.named_parameters()) if "value_head" in name]
+    assert len(heads) == 4
+    both = objective_of(Mix, parts={"a": KTO, "b": BCO}, weights={"a": 1.0, "b": 1.0})
+    metrics = evaluate(both, batch_of(both, rows_for(both, 4))).metrics
+    assert list(metrics) == ["a/kl", "a/kl/raw", "b/delta"]
+    assert both.mismatched
+
+
+def test_one_part_of_weight_1_trains_as_it_would_alone() -> None:
+    rows = rows_for(DPO, 8)
+    mixed = fit(objective_of(Mix, parts={"dpo": DPO}, weights={"dpo": 1.0}), rows, batch_size=4)
+    assert_same(mixed, fit(objective_of(DPO), rows, batch_size=4))
+
+
+def test_accumulation_equals_one_batch() -> None:
+    rows = rows_for(DPO, 12)
+    parts = fit(objective_of(Mix, moved=0.1, **DPO_SFT), rows, batch_size=2, accumulate_grad_batches=3)
+    assert_same(parts, fit(objective_of(Mix, moved=0.1, **DPO_SFT), rows, batch_size=6))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "view", "reference"),
+    [
+        ((DPO, SFT), "pairs", True),
+        ((SFT, IPO), "pairs", True),
+        ((SFT,), "demonstrations", False),
+        ((KTO, BCO), "binary", True),
+        ((partial(KTO, reference_free=True),), "binary", False),
+    ],
+)
+def test_parts_that_can_share_a_batch(kinds: tuple[Any, ...], view: str, reference: bool) -> None:
+    objective = mix(*kinds)
+    assert (objective.view, objective.needs_reference) == (view, reference)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        ((DPO, KTO), r"expected parts with one view .* found dpo: pairs, kto: binary"),
+        ((SFT, KTO), r"found sft: demonstrations, kto: binary"),
+        ((KTO, CSFT), r"loss\.parts\.csft: CSFT has control tokens"),
+        ((BradleyTerry, DPO), r"loss\.parts\.bradleyterry: BradleyTerry has scores"),
+        ((partial(DPO, gama=1),), r"loss\.parts\.part does not take these parameters: .*gama"),
+        ((partial(str),), r"loss\.parts\.part: expected an objective, found str"),
+        ((3,), r"loss\.parts\.part: expected an objective, found 3; in YAML it needs _partial_: true"),
+        ((), r"loss\.weights: expected one for each of loss\.parts \(none\)"),
+    ],
+)
+def test_parts_that_cannot(kinds: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        mix(*kinds)
+
+
+@pytest.mark.parametrize("weights", [{"dpo": 1.0}, {"dpo": 1.0, "sft": 1.0, "kto": 1.0}, {"dpo": 1.0, "sft": -1.0}])
+def test_weights_belong_to_parts(weights: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"loss\.weights"):
+        Mix(lambda: None, parts={"dpo": DPO, "sft": SFT}, weights=weights)
+
+
+def test_humanline_clamps_only_the_parts_with_a_reference() -> None:
+    batch, policy, reference = pairs()
+    humanline = Humanline(log_epsilon_P=-0.1, log_epsilon_R=0.1)
+    objective = Mix(lambda: None, humanline=humanline, **DPO_SFT)
+    objective.check(1, None)
+    clamped = objective.outcome(batch, policy, reference)
+    plain = Mix(lambda: None, **DPO_SFT).outcome(batch, policy, reference)
+    assert float(clamped.loss["dpo"].total) != float(plain.loss["dpo"].total)
+    assert float(clamped.loss["sft"].total) == float(plain.loss["sft"].total)
+    assert torch.equal(clamped.rewards, plain.rewards)
+    with pytest.raises(ValueError, match=r"humanline\.enabled: expected a part with a reference, found sft"):
+        mix(SFT, humanline=humanline)
+
+
+def test_labels_reach_the_parts() -> None:
+    objective = mix(partial(KTO, desirable_weight="auto"))
+    objective.see_labels(100, 200)
+    (part,) = objective.parts.values()
+    assert isinstance(part, Objective)
+    assert part.desirable_weight == 2.0
+
+
+def test_a_part_without_a_reference_is_not_shown_one() -> None:
+    class Curious(SFT):
+        def compute(self, batch: Any, policy: Any, reference: Any) -> Any:
+            assert reference is None
+            return super().compute(batch, policy, reference)
+
+    batch, policy, reference = pairs()
+    mix(DPO, Curious).compute(batch, policy, reference)
