@@ -65,9 +65,9 @@ def is_halo(make: Make, *, terms: Collection[str] | None = None) -> Verdict:
 
 
 def _implied_reward(loss: ImpliedLoss) -> list[str]:
-    if abs(loss(1.0, shift=2.0) - loss(1.0)) > TOLERANCE:
+    if abs(loss(1.0, 0.7, shift=2.0) - loss(1.0, 0.7)) > TOLERANCE:
         return ["the loss is no function of π_θ/π_ref: it changes where both change alike"]
-    if max(abs(loss(r) - loss(0.0)) for r in (-2.0, -0.1, 0.1, 2.0)) < TOLERANCE:
+    if max(abs(loss(r, 0.7) - loss(0.0, 0.7)) for r in (-2.0, -0.1, 0.1, 2.0)) < TOLERANCE:
         return ["the loss does not depend on π_θ"]
     return []
 

@@ -49,16 +49,19 @@ class ImpliedLoss:
         """The loss, per example.
 
         ``others``: r of whatever the completion is held against (the rejected or the mismatched one, the other one of
-        a scored group). ``shift`` moves all log π_θ and log π_ref together.
+        a scored group). ``shift`` moves the completion's log π_θ and log π_ref together.
         """
         mask = self.batch.mask
         ratios = torch.full(mask.shape, others, dtype=torch.float64)
         ratios[0, 0] = log_ratio
-        reference = torch.full_like(ratios, REFERENCE + shift)
-        hidden = torch.zeros(*ratios.shape, HIDDEN, dtype=torch.float64) if self.objective.needs_hidden else None
+        reference = torch.full_like(ratios, REFERENCE)
+        reference[0, 0] += shift
+        states = torch.zeros(*ratios.shape, HIDDEN, dtype=torch.float64)
+        hidden = states if self.objective.needs_hidden else None
+        last = states[:, :, 0] if self.objective.needs_last_hidden else None
         output = self.objective.compute(
             self.batch,
-            LogProbs(reference + ratios, mask, hidden),
+            LogProbs(reference + ratios, mask, hidden, last),
             LogProbs(reference, mask) if self.objective.needs_reference else None,
         )
         chosen = [term for name, term in output.loss.items() if self.terms is None or name in self.terms]

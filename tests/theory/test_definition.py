@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from halos.objectives import CSFT, DPO, KTO, PPO, SFT, Output
+from halos.objectives import CSFT, DPO, KTO, PPO, SFT, APODown, BradleyTerry, Output, SimPO
 from halos.theory import is_halo
 from halos.theory.definition import LOG_RATIO, RATIO
 
@@ -29,7 +29,7 @@ def test_the_human_aware_losses_of_the_paper(make: Any, terms: Any, reward: str)
     assert str(verdict) == f"HALO, with reward {reward}"
 
 
-@pytest.mark.parametrize("make", [SFT, CSFT])
+@pytest.mark.parametrize("make", [SFT, CSFT, SimPO, partial(KTO, reference_free=True)])
 def test_likelihoods_are_none(make: Any) -> None:
     verdict = is_halo(make)
     assert not verdict
@@ -72,6 +72,8 @@ class Indifferent(DPO):
         (ConvexInGains, "desirable completions: the value is not concave at a gain of 0.25"),
         (NoDifference, "the loss is no function of a difference of rewards"),
         (Indifferent, "the loss does not depend on π_θ"),
+        (BradleyTerry, "the loss does not depend on π_θ"),
+        (APODown, "the loss is no function of a difference of rewards"),
     ],
 )
 def test_each_condition_can_fail(make: Any, failure: str) -> None:

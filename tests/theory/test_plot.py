@@ -23,5 +23,5 @@ def test_panels_and_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [axes.get_title() for axes in (kto, dpo)] == ["kto", "dpo"]
     lines = {line.get_label(): line for line in kto.get_lines()}
     assert list(lines["undesirable"].get_ydata()) == value_curve(KTO, Side.UNDESIRABLE, [-10.0, 0.0, 10.0])
-    assert [line.get_label() for line in dpo.get_lines()][0] == "desirable"
+    assert dpo.get_lines()[0].get_label() == "desirable"
     assert "undesirable" not in [line.get_label() for line in dpo.get_lines()]
