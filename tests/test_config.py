@@ -75,6 +75,17 @@ def test_a_loss_has_the_defaults_of_its_class(option: str) -> None:
     assert changed == ([VARIANTS[option]] if option in VARIANTS else [])
 
 
+@pytest.mark.parametrize("option", sorted({*options("loss")} - VARIANTS.keys() - {"mix"}))
+def test_a_pure_function_has_the_defaults_of_its_class(option: str) -> None:
+    kind = get_class(compose(f"loss={option}").loss._target_)
+    of_class = inspect.signature(kind.__init__).parameters
+    functions = [f for f in vars(inspect.getmodule(kind)).values() if inspect.isfunction(f)]
+    for function in (f for f in functions if f.__module__ == kind.__module__ and f.__name__.endswith("_loss")):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.default is not parameter.empty and name in of_class:
+                assert parameter.default == of_class[name].default, (function.__name__, name)
+
+
 def test_the_parts_of_a_mixture_have_the_defaults_of_their_classes() -> None:
     node = compose("loss=mix").loss
     for part in node.parts.values():

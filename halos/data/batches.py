@@ -223,10 +223,10 @@ class TrainingOrder(Sampler[MicroBatch]):
     ) -> None:
         self.size, self.batch_size, self.accumulate = size, batch_size, accumulate
         self.world_size, self.rank, self.steps, self.seed = world_size, rank, steps, seed
-        blocks: dict[int, list[int]] = defaultdict(list)
-        for index in range(size):
-            blocks[index if groups is None else groups[index]].append(index)
-        self._blocks = list(blocks.values())
+        members: dict[int, list[int]] = defaultdict(list)
+        for index, group in enumerate(groups or ()):
+            members[group].append(index)
+        self._groups = list(members.values())
         self.start = 0
 
     def __len__(self) -> int:
@@ -249,8 +249,9 @@ class TrainingOrder(Sampler[MicroBatch]):
             generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
             # Two epochs at most: a stretch spans no more, except over data sets smaller than a step.
             cached = {e: p for e, p in cached.items() if e == epoch - 1}
-            order = torch.randperm(len(self._blocks), generator=generator).tolist()
-            cached[epoch] = [index for block in order for index in self._blocks[block]]
+            cached[epoch] = torch.randperm(len(self._groups) or self.size, generator=generator).tolist()
+            if self._groups:
+                cached[epoch] = [index for group in cached[epoch] for index in self._groups[group]]
             self._permutations = cached
         return cached[epoch]
 

@@ -1,4 +1,4 @@
-"""The Bradley-Terry reward model (section 3.2 of Stiennon et al. 2020, arXiv 2009.01325; Bradley and Terry 1952)."""
+"""The Bradley-Terry reward model (Bradley and Terry 1952; Stiennon et al. 2020, arXiv 2009.01325)."""
 
 from __future__ import annotations
 

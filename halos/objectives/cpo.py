@@ -15,9 +15,9 @@ from halos.policy.logprobs import LogProbs
 
 
 def cpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
-    """L_prefer of each pair, equation 4 of the paper: −log σ(β log π_θ(y_w|x) − β log π_θ(y_l|x)).
+    """L_prefer of each pair (section 3 of the paper): −log σ(β log π_θ(y_w|x) − β log π_θ(y_l|x)).
 
-    It is DPO's loss under a uniform reference, of which it is an upper bound in the paper.
+    It is DPO's loss with a uniform reference, which the paper takes in place of an ideal one.
 
     Args:
         chosen, rejected: log π_θ(y|x) summed over the completion's tokens, in nats, [B].

@@ -14,7 +14,7 @@ from halos.policy.logprobs import LogProbs
 
 
 def robust_dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Tensor:
-    """The rDPO loss of each pair, equation 12 of the paper: ((1 − ε) ℓ(m) − ε ℓ(−m)) / (1 − 2ε).
+    """The rDPO loss of each pair: ((1 − ε) ℓ(m) − ε ℓ(−m)) / (1 − 2ε).
 
     ℓ = −log σ and m = β(r_w − r_l). Where preferences are flipped with probability ε, its expectation is DPO's loss on
     the true ones: unlike cDPO it is unbiased, and can be negative.

@@ -13,7 +13,7 @@ from halos.policy.logprobs import LogProbs
 
 
 def slic_loss(chosen: Tensor, rejected: Tensor, *, delta: float = 1.0) -> Tensor:
-    """The calibration loss of each pair, equation 1 of the paper: max(0, δ − log P_θ(y⁺|x) + log P_θ(y⁻|x)).
+    """The paper's rank calibration loss of each pair: max(0, δ − log P_θ(y⁺|x) + log P_θ(y⁻|x)).
 
     Args:
         chosen, rejected: log P_θ(y|x) summed over the completion's tokens, in nats, [B].
@@ -32,8 +32,7 @@ class SLiC(Objective):
     There is no β; the logged rewards are log P_θ(y|x).
 
     Deviations from the paper:
-        1. y_ref of the SFT term is the chosen completion (as in the authors' SLiC-HF-direct on preference data, and
-           in HALOs), not a separate SFT target.
+        1. y_ref of the SFT term is the chosen completion (as in HALOs), not a separate SFT target.
 
     Args:
         delta: δ.

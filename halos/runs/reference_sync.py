@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from halos.objectives.base import Objective
-from halos.objectives.parameters import require_between
 
 
 class ReferenceSync(Callback):
@@ -26,8 +25,9 @@ class ReferenceSync(Callback):
     def __init__(self, *, every: int, alpha: float = 0.6) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"reference_sync.every: expected a whole number from 1 on, found {every!r}")
-        self.every = every
-        self.alpha = require_alpha(alpha)
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:
+            raise ValueError(f"reference_sync.alpha: expected a share in (0, 1], found {alpha!r}")
+        self.every, self.alpha = every, float(alpha)
         self.synced_at = 0
         self._objective: Objective | None = None
 
@@ -51,35 +51,21 @@ class ReferenceSync(Callback):
 
     @torch.no_grad()
     def _move(self) -> None:
-        reference = self._reference()
-        for theirs, ours in zip(reference.parameters(), self._policy().parameters(), strict=True):
-            theirs.lerp_(ours.to(theirs.dtype), self.alpha)
+        reference, policy = self._models()
+        for theirs, ours in zip(reference.parameters(), policy.parameters(), strict=True):
+            theirs.lerp_(ours, self.alpha)
 
     def state_dict(self) -> dict[str, Any]:
-        weights = self._reference().state_dict() if self.synced_at else {}
+        weights = self._models()[0].state_dict() if self.synced_at else {}
         return {"synced_at": self.synced_at, "reference": dict(weights)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.synced_at = state["synced_at"]
         if state["reference"]:
-            self._reference().load_state_dict(state["reference"])
+            self._models()[0].load_state_dict(state["reference"])
 
-    def _reference(self) -> Any:
-        reference = self._objective.trained.reference if self._objective is not None else None
-        if reference is None:
+    def _models(self) -> tuple[Any, Any]:
+        backbone = self._objective.trained if self._objective is not None else None
+        if backbone is None or backbone.reference is None:
             raise ValueError("reference_sync.every: expected a live reference model, found none that could be moved")
-        return reference
-
-    def _policy(self) -> Any:
-        assert self._objective is not None
-        return self._objective.trained.policy
-
-
-def require_alpha(alpha: float) -> float:
-    """The share as a float, if it is in (0, 1]."""
-    if alpha == 1 and not isinstance(alpha, bool):
-        return 1.0
-    try:
-        return require_between("alpha", alpha, 0.0, 1.0, open_low=True)
-    except ValueError:
-        raise ValueError(f"reference_sync.alpha: expected a share in (0, 1], found {alpha!r}") from None
+        return backbone.reference, backbone.policy

@@ -53,6 +53,34 @@ def ids(loader: Any) -> list[str]:
     return [name for batch in loader for name in batch.ids]
 
 
+def test_examples_of_one_prompt_meet_in_a_step_where_that_is_asked_for() -> None:
+    records = [record(n, prompt=f"hello {'world ' * (n // 4)}") for n in range(32)]
+
+    def cut(grouped: bool) -> int:
+        made = PreferenceDataModule(Listed(records), max_length=200, batch_size=8)
+        made.load("scored")
+        made.tokenise(tiny.word_tokenizer(tiny.CHATML), grouped=grouped)
+        attach(made)
+        made.plan(epochs=2, max_steps=-1, accumulate=1, world_size=1)
+        batches = list(made.train_dataloader())
+        assert made.tokens_in(3, accumulate=1, world_size=1) == sum(batch.total_tokens for batch in batches[:3])
+        return sum(batch.step.groups.count(group) < 4 for batch in batches for group in batch.step.groups)
+
+    assert cut(grouped=True) == 0
+    assert cut(grouped=False) > 20
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_completions_are_fed_whole_where_that_is_asked_for(whole: bool) -> None:
+    made = PreferenceDataModule(Listed([record(n) for n in range(4)]), max_length=200, batch_size=4)
+    made.load("binary")
+    made.tokenise(tiny.word_tokenizer(tiny.CHATML), whole=whole)
+    attach(made)
+    made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=1)
+    (batch,) = made.train_dataloader()
+    assert all((chunk.last is not None) == whole for chunk in batch.chunks)
+
+
 # How many steps
 
 
