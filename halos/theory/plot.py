@@ -30,5 +30,5 @@ def plot_values(makes: Mapping[str, Make], file: Path, *, reach: float = 50.0, p
         axes.axhline(0, color="grey", linewidth=0.5)
         axes.set(title=name, xlabel="log-ratio − reference point (nats)")
     figure.axes[0].set_ylabel("value")
-    figure.axes[0].legend()
+    figure.axes[0].legend(loc="center left")
     figure.savefig(file, dpi=120)
