@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from halos.data.packing import Pack, pack
 from halos.data.rows import Row
 
 PAD = 0
@@ -51,7 +52,8 @@ class Batch:
     """One rank's examples of one micro-batch.
 
     ``mask`` [B, K, C] is true where branch k of example b has a token. Examples of one prompt share a number in
-    ``group`` [B]. ``desirable`` is a bool tensor [B], or None for views without labels; ``scores`` stays plain Python,
+    ``group`` [B]. ``packs``, where there are any, hold the same tokens as ``chunks``, for models that can read them
+    packed. ``desirable`` is a bool tensor [B], or None for views without labels; ``scores`` stays plain Python,
     so that no precision plugin rounds a reward to bf16.
     """
 
@@ -63,6 +65,7 @@ class Batch:
     desirable: Any = None
     scores: tuple[float, ...] | None = None
     total_tokens: int = 0
+    packs: tuple[Pack, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,15 +93,30 @@ class Batch:
             )
             for chunk in self.chunks
         )
-        desirable = None if self.desirable is None else function(self.desirable)
-        return replace(self, chunks=chunks, mask=function(self.mask), group=function(self.group), desirable=desirable)
+        return replace(
+            self,
+            chunks=chunks,
+            packs=tuple(part.map(function) for part in self.packs),
+            mask=function(self.mask),
+            group=function(self.group),
+            desirable=None if self.desirable is None else function(self.desirable),
+        )
 
 
-def collate(rows: Sequence[Row], *, step: StepSize | None = None, mismatched: bool = False, chunks: int = 1) -> Batch:
+def collate(
+    rows: Sequence[Row],
+    *,
+    step: StepSize | None = None,
+    mismatched: bool = False,
+    chunks: int = 1,
+    packing: bool = False,
+    share_prompts: bool = True,
+) -> Batch:
     """Tensors for the rows of one micro-batch.
 
     ``mismatched`` says that the last branch is KTO's y', which needs no gradient. ``chunks`` is the number of
     length-sorted parts (for each of the two kinds): a constant, so that all ranks run equally many forwards.
+    ``packing`` adds the same tokens as packs, in which branches of one prompt share it if ``share_prompts``.
     """
     width = max(len(branch) for row in rows for branch in row.branches)
     branches = len(rows[0].branches)
@@ -119,6 +137,7 @@ def collate(rows: Sequence[Row], *, step: StepSize | None = None, mismatched: bo
         desirable=_column([row.desirable for row in rows]),
         scores=None if rows[0].score is None else tuple(float(row.score or 0.0) for row in rows),
         total_tokens=sum(len(row.prompt) + len(branch) for row in rows for branch in row.branches),
+        packs=pack(rows, width=width, mismatched=mismatched, share_prompts=share_prompts) if packing else (),
     )
 
 
@@ -226,8 +245,8 @@ def validation_order(size: int, *, batch_size: int, world_size: int, rank: int) 
 class Batches(Dataset[Batch]):
     """Collates the rows that a micro-batch names; to be used with ``DataLoader(batch_size=None)``."""
 
-    def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int) -> None:
-        self.rows, self.mismatched, self.chunks = rows, mismatched, chunks
+    def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int, **packing: bool) -> None:
+        self.rows, self.mismatched, self.chunks, self.packing = rows, mismatched, chunks, packing
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
         return collate(
@@ -235,4 +254,5 @@ class Batches(Dataset[Batch]):
             step=step_size([self.rows[i] for i in micro.step]),
             mismatched=self.mismatched,
             chunks=self.chunks,
+            **self.packing,
         )

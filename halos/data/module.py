@@ -64,6 +64,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         val_size: records held out of the training data, by prompt, where the source has no validation data.
         length_groups: parts into which a micro-batch is sorted by length, each padded by itself; results do not
             depend on it.
+        packing: lay rows end to end, without padding, for models that can read them so; the others, and all models
+            without it, get padded parts.
+        share_prompts: in packed rows, compute a prompt once for all its completions in the micro-batch.
         workers: processes that collate batches.
         seed: of the order of examples, of the split and of the mismatched completions.
     """
@@ -79,6 +82,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         max_val_examples: int | None = None,
         val_size: int = 0,
         length_groups: int = 4,
+        packing: bool = True,
+        share_prompts: bool = True,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -96,6 +101,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.source = source
         self.limits = Limits(max_length, max_prompt_length)
         self.batch_size, self.length_groups, self.workers, self.seed = batch_size, length_groups, workers, seed
+        self._packing = {"packing": packing, "share_prompts": share_prompts}
         self._most = {"train": max_examples, "val": max_val_examples}
         self._val_size = val_size
         self._examples: dict[str, list[Example]] = {}
@@ -199,7 +205,7 @@ class PreferenceDataModule(pl.LightningDataModule):
     def _batches(self, rows: list[Row]) -> Batches:
         # Every rank must run equally many forwards, whatever its share of a small validation step.
         chunks = min(self.length_groups, self.batch_size, max(1, len(rows) // self._trainer().world_size))
-        return Batches(rows, mismatched=self._mismatched, chunks=chunks)
+        return Batches(rows, mismatched=self._mismatched, chunks=chunks, **self._packing)
 
     def _loader_options(self) -> dict[str, Any]:
         return {"num_workers": self.workers, "pin_memory": torch.cuda.is_available()}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halos.data.batches import Batch, Chunk
+from halos.data.packing import Pack
+from halos.policy.head import forward_scored
+from halos.policy.packed import can_pack, pack_logprobs
 
 
 @dataclass(slots=True)
@@ -19,7 +22,7 @@ class LogProbs:
     """log π(y_t | x, y_<t) of each completion token.
 
     ``tokens`` [B, K, C] is zero where ``mask`` [B, K, C] is false. ``hidden`` [B, K, C, H], where asked for, is the
-    detached state from which each token was predicted.
+    state from which each token was predicted, detached unless asked otherwise.
     """
 
     tokens: Tensor
@@ -37,49 +40,42 @@ class LogProbs:
         return self.mask.sum(-1)
 
 
-def completion_logprobs(model: nn.Module, batch: Batch, *, with_hidden: bool = False) -> LogProbs:
-    """Log-probs of every branch of the batch, one forward per chunk; gradient only where a chunk needs it."""
-    values, states = [], []
-    for chunk in batch.chunks:
-        with nullcontext() if chunk.needs_grad else torch.no_grad():
-            logprobs, hidden = _chunk_logprobs(model, chunk)
-        values.append(logprobs)
-        if with_hidden:
-            states.append(hidden.detach())
-    slots = torch.cat([chunk.slots for chunk in batch.chunks])
-    flat = torch.cat(values)
+def completion_logprobs(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    with_hidden: bool = False,
+    detach_hidden: bool = True,
+    head_chunk: int | None = None,
+) -> LogProbs:
+    """Log-probs of every branch of the batch; gradient only where the batch says that it is needed.
+
+    From packed rows where the batch has them and the model can read them, else one forward per chunk. ``head_chunk``:
+    see :func:`halos.policy.head.forward_scored`. Without ``detach_hidden`` gradient flows through ``hidden`` too.
+    """
+    packed = bool(batch.packs) and can_pack(model)
+    parts: Sequence[Pack | Chunk] = batch.packs if packed else batch.chunks
+    found = pack_logprobs(model, batch.packs, head_chunk=head_chunk) if packed else _chunk_logprobs(model, batch, head_chunk)
+    slots = torch.cat([part.slots for part in parts])
+    flat = torch.cat([values for values, _ in found])
     tokens = flat.new_zeros(batch.mask.numel()).scatter(0, slots, flat).view(batch.mask.shape)
     if not with_hidden:
         return LogProbs(tokens, batch.mask)
-    state = torch.cat(states)
+    state = torch.cat([states.detach() if detach_hidden else states for _, states in found])
     grid = state.new_zeros(batch.mask.numel(), state.shape[-1]).index_copy(0, slots, state)
     return LogProbs(tokens, batch.mask, grid.view(*batch.mask.shape, -1))
 
 
-def _chunk_logprobs(model: Any, chunk: Chunk) -> tuple[Tensor, Tensor]:
+def _chunk_logprobs(model: Any, batch: Batch, head_chunk: int | None) -> list[tuple[Tensor, Tensor]]:
     # No attention mask: padding is on the right and attention is causal, so scored tokens cannot see it.
-    with _head_only_at(model.get_output_embeddings(), chunk.predicts) as hidden:
-        logits = model(input_ids=chunk.input_ids, use_cache=False).logits[0]
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    return -F.cross_entropy(logits, chunk.targets, reduction="none"), hidden[0]
+    found = []
+    for chunk in batch.chunks:
+        with nullcontext() if chunk.needs_grad else torch.no_grad():
+            forward = partial(model, input_ids=chunk.input_ids, use_cache=False)
+            scored = forward_scored(model, forward, chunk.targets, partial(_at, chunk.predicts), head_chunk=head_chunk)
+        found.append((scored.logprobs, scored.states))
+    return found
 
 
-@contextmanager
-def _head_only_at(head: nn.Module, predicts: Tensor) -> Iterator[list[Tensor]]:
-    """Within, the LM head sees only the [M, H] states that predict a scored token.
-
-    A hook rather than a call of our own: what a model does to its logits afterwards (scaling, soft-capping) stays its
-    own business. The list receives the states.
-    """
-    kept: list[Tensor] = []
-
-    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        kept.append(args[0][predicts])
-        return (kept[0].unsqueeze(0), *args[1:])
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield kept
-    finally:
-        handle.remove()
+def _at(places: Tensor, states: Tensor) -> Tensor:
+    return states[places]
