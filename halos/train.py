@@ -82,7 +82,7 @@ def prepare(cfg: DictConfig) -> Run:
     def backbone() -> Backbone:
         dtype = torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32
         policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=len(tokenizer))
-        return Backbone(policy, with_reference=objective.needs_reference)
+        return Backbone(policy, with_reference=objective.needs_reference, head_chunk=spec.head_chunk)
 
     objective: Objective = build(cfg.loss, backbone, without=("name",), optim=build(cfg.optim), seed=cfg.seed)
     data: PreferenceDataModule = build(cfg.data, without=("train", "val"), seed=cfg.seed)

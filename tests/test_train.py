@@ -413,7 +413,17 @@ def test_another_seed_gives_another_order(plain: dict[str, Any], tmp_path: Path)
     assert summary["train_loss"] != pytest.approx(plain["train_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("option", ["data.length_groups=4", "model.gradient_checkpointing=true", "data.workers=1"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "data.packing=false",
+        "data.share_prompts=false",
+        "model.head_chunk=null",
+        "model.head_chunk=3",
+        "model.gradient_checkpointing=true",
+        "data.workers=1",
+    ],
+)
 def test_numbers_do_not_depend_on(option: str, plain: dict[str, Any], tmp_path: Path) -> None:
     other = run(tmp_path, "trainer.max_steps=3", "optim.lr=1e-2", option)
     assert other["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)

@@ -24,7 +24,7 @@ GROUPED = 128
 """Trees that have no more tokens than this together are attended to in one call: short calls cost more than masked
 scores."""
 DENSE = 2048
-"""A tree with more tokens is attended to branch by branch, as its mask over all pairs of tokens would grow too large."""
+"""A tree with more tokens is attended to branch by branch: its mask over all pairs of tokens would grow too large."""
 
 
 @dataclass(slots=True)  # not frozen: Lightning's precision plugins rebuild every dataclass that they find in a batch
@@ -33,9 +33,9 @@ class Pack:
 
     ``input_ids`` [N]. Keys are these tokens and, before them, the P prompt tokens of the pack before, if this one
     continues them (else P = 0): ``tree``, ``branch`` and ``position`` [P + N] say what each is. Keys come in pieces of
-    ``sizes`` tokens; the last ``len(attends)`` pieces are the pack's own tokens, and the queries of each of those attend
-    to the pieces that ``attends`` lists. ``plain`` are pieces that are one sequence, from its beginning and without
-    branches. ``prompts`` [P'] are the places of prompt tokens.
+    ``sizes`` tokens; the last ``len(attends)`` pieces are the pack's own tokens, and the queries of each of those
+    attend to the pieces that ``attends`` lists. ``plain`` are pieces that are one sequence, from its beginning and
+    without branches. ``prompts`` [P'] are the places of prompt tokens.
 
     ``predicts`` [M] are places among the states of all packs so far, ``targets`` [M] the tokens predicted there.
     ``sources`` [S] are places among the log-probs of all packs so far, ``slots`` [S] those in the flattened [B, K, C]
@@ -63,8 +63,12 @@ class Pack:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Pack:
         """A copy with the function applied to every tensor."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return replace(self, **{name: function(value) for name, value in values.items() if isinstance(value, Tensor)})
+        changed: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                changed[item.name] = function(value)
+        return replace(self, **changed)
 
 
 def pack(rows: Sequence[Row], *, width: int, mismatched: bool = False, share_prompts: bool = True) -> tuple[Pack, ...]:
@@ -150,10 +154,24 @@ class _Writer:
         return trees
 
     def finish(self) -> Pack:
-        lists = (self.ids, self.tree, self.branch, self.position, self.prompts)
-        lists += (self.predicts, self.targets, self.sources, self.slots)
-        tensors = (torch.tensor(values, dtype=torch.long) for values in lists)
-        return Pack(*tensors, tuple(self.sizes), tuple(self.attends), tuple(self.plain), self.needs_grad)
+        def tensor(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long)
+
+        return Pack(
+            input_ids=tensor(self.ids),
+            tree=tensor(self.tree),
+            branch=tensor(self.branch),
+            position=tensor(self.position),
+            prompts=tensor(self.prompts),
+            predicts=tensor(self.predicts),
+            targets=tensor(self.targets),
+            sources=tensor(self.sources),
+            slots=tensor(self.slots),
+            sizes=tuple(self.sizes),
+            attends=tuple(self.attends),
+            plain=tuple(self.plain),
+            needs_grad=self.needs_grad,
+        )
 
     def _write_tree(
         self, tree: _Tree | None, number: int, prompt: tuple[int, ...], branches: list[tuple[int, ...]]

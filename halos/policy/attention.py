@@ -53,7 +53,8 @@ class PackedAttention:
     ) -> Tensor:
         """Attention of queries [1, heads, N, width] → [1, N, heads, width]."""
         if self.keep:
-            self.kept[module] = (key[:, :, self.pack.prompts].detach(), value[:, :, self.pack.prompts].detach())
+            prompts = self.pack.prompts
+            self.kept[module] = (key.detach()[:, :, prompts], value.detach()[:, :, prompts])
         if self.earlier is not None:
             key, value = (torch.cat(both, 2) for both in zip(self.earlier[module], (key, value), strict=True))
         self.windows.add(window)
@@ -96,7 +97,7 @@ def attend(
     dropout: float = 0.0,
     softcap: float | None = None,
 ) -> Tensor:
-    """Attention of one piece; a ``mask`` [queries, keys] of None is causal. Heads of keys may be fewer than of queries."""
+    """Attention of one piece; a ``mask`` [queries, keys] of None is causal. Keys may have fewer heads than queries."""
     if softcap is not None:
         return _soft_capped(query, key, value, mask, scaling, dropout, softcap)
     groups = query.shape[1] // key.shape[1]
@@ -116,7 +117,13 @@ def attend(
 
 
 def _soft_capped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float, softcap: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float,
 ) -> Tensor:
     # No fused kernel of PyTorch caps scores.
     groups = query.shape[1] // key.shape[1]
@@ -133,7 +140,9 @@ def _soft_capped(
 def recomputes_alike(model: nn.Module) -> bool:
     """Whether checkpointed layers, if there are any, can be told to run again with the same attention."""
     layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    functions = [layer._gradient_checkpointing_func for layer in layers if hasattr(layer, "_gradient_checkpointing_func")]
+    functions = [
+        layer._gradient_checkpointing_func for layer in layers if hasattr(layer, "_gradient_checkpointing_func")
+    ]
     return all(getattr(function, "keywords", {}).get("use_reentrant") is False for function in functions)
 
 
@@ -179,7 +188,9 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _implementation(model: nn.Module) -> Iterator[None]:
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    configs: dict[int, Any] = {
+        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
+    }
     before = {
         key: config._attn_implementation for key, config in configs.items() if hasattr(config, "_attn_implementation")
     }

@@ -18,11 +18,12 @@ class Backbone(nn.Module):
     """The policy π_θ (a causal language model of transformers) and, where asked for, a frozen copy of it, π_ref.
 
     The reference is no submodule: it has no place in the optimizer, in checkpoints or in DDP's buckets. It follows the
-    policy to its device and precision.
+    policy to its device and precision. ``head_chunk``: the most rows of logits that exist at a time, None for all.
     """
 
-    def __init__(self, policy: nn.Module, *, with_reference: bool) -> None:
+    def __init__(self, policy: nn.Module, *, with_reference: bool, head_chunk: int | None = None) -> None:
         super().__init__()
+        self.head_chunk = head_chunk
         if getattr(policy, "get_output_embeddings", lambda: None)() is None:
             raise ValueError(f"expected a causal language model with an LM head, found {type(policy).__name__}")
         self.policy: Any = policy
@@ -40,9 +41,11 @@ class Backbone(nn.Module):
         """The width of the states that the LM head reads."""
         return int(self.policy.get_output_embeddings().weight.shape[1])
 
-    def logprobs(self, batch: Batch, *, with_hidden: bool = False) -> LogProbs:
+    def logprobs(self, batch: Batch, *, with_hidden: bool = False, detach_hidden: bool = True) -> LogProbs:
         """Log-probs of the batch's completions under the policy, with gradient."""
-        return completion_logprobs(self.policy, batch, with_hidden=with_hidden)
+        return completion_logprobs(
+            self.policy, batch, with_hidden=with_hidden, detach_hidden=detach_hidden, head_chunk=self.head_chunk
+        )
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> LogProbs:
@@ -53,7 +56,7 @@ class Backbone(nn.Module):
         if self.reference is None:
             raise ValueError("expected a backbone with a reference, found one made with with_reference=False")
         start = time.perf_counter()
-        logprobs = completion_logprobs(self.reference, batch)
+        logprobs = completion_logprobs(self.reference, batch, head_chunk=self.head_chunk)
         self.reference_seconds += time.perf_counter() - start
         return logprobs
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LogitShape:
-    """What a model does to the logits of its head: z → ``scale`` · z, then z → ``cap`` · tanh(z / ``cap``) if capped."""
+    """What a model does to its head's logits: z → ``scale`` · z, then z → ``cap`` · tanh(z / ``cap``) if capped."""
 
     scale: float = 1.0
     cap: float | None = None
@@ -93,7 +93,7 @@ def chunked_logprobs(
     targets: Tensor,
     *,
     rows: int,
-    shape: LogitShape = LogitShape(),  # noqa: B008  (immutable)
+    shape: LogitShape = LogitShape(),
 ) -> Tensor:
     """log softmax(shape(states · weightᵀ + bias)) at the targets [M], in float32 (or float64).
 
@@ -109,7 +109,7 @@ def chunked_logprobs(
 
 class _ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int, shape: LogitShape
     ) -> Tensor:
         wide = torch.promote_types(states.dtype, torch.float32)
@@ -124,7 +124,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         return picked - normaliser
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         states, weight, bias, targets, normaliser = ctx.saved_tensors
         wide = normaliser.dtype
         of_states, of_weight, of_bias = (
@@ -188,7 +188,7 @@ def _find_shape(model: Any) -> LogitShape | None:
     kept: list[Tensor] = []
     handle = head.register_forward_hook(lambda _, __, output: kept.append(output))
     try:
-        with torch.autocast(head.weight.device.type, enabled=False):
+        with evaluating(model), torch.autocast(head.weight.device.type, enabled=False):
             ids = torch.arange(4, device=head.weight.device)[None]
             logits = model(input_ids=ids, use_cache=False).logits
     finally:
@@ -196,3 +196,15 @@ def _find_shape(model: Any) -> LogitShape | None:
     raw, logits = kept[0].double(), logits.double()
     within = float(torch.finfo(head.weight.dtype).eps) ** 0.5 * float(raw.std())
     return shape if torch.allclose(shape(raw), logits, rtol=0, atol=max(within, 1e-12)) else None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in evaluation mode: trying it out draws no random numbers."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True

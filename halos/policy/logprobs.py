@@ -55,7 +55,11 @@ def completion_logprobs(
     """
     packed = bool(batch.packs) and can_pack(model)
     parts: Sequence[Pack | Chunk] = batch.packs if packed else batch.chunks
-    found = pack_logprobs(model, batch.packs, head_chunk=head_chunk) if packed else _chunk_logprobs(model, batch, head_chunk)
+    found = (
+        pack_logprobs(model, batch.packs, head_chunk=head_chunk)
+        if packed
+        else _chunk_logprobs(model, batch, head_chunk)
+    )
     slots = torch.cat([part.slots for part in parts])
     flat = torch.cat([values for values, _ in found])
     tokens = flat.new_zeros(batch.mask.numel()).scatter(0, slots, flat).view(batch.mask.shape)

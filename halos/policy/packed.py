@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from halos.data.packing import Pack, pack
 from halos.data.rows import Row
 from halos.policy.attention import PackedAttention, packed_attention, recomputes_alike
-from halos.policy.head import Scored, forward_scored
+from halos.policy.head import Scored, evaluating, forward_scored
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def _try_out(model: Any) -> tuple[float, set[int | None]]:
     """The difference between packed and separate rows, in units of what rounding may do, and the windows asked for."""
     weight = model.get_output_embeddings().weight
     packs = [part.map(lambda tensor: tensor.to(weight.device)) for part in pack(_PROBE, width=4, mismatched=True)]
-    with _evaluating(model), torch.autocast(weight.device.type, enabled=False):
+    with evaluating(model), torch.autocast(weight.device.type, enabled=False):
         attention = PackedAttention(packs[0], keep=True)
         first = _forward(model, packs[0], attention, [], None)
         continued = PackedAttention(packs[1], earlier=attention.kept)
@@ -130,14 +130,3 @@ def _alone(model: Any, prompt: tuple[int, ...], branch: tuple[int, ...]) -> Tens
     ids = torch.tensor([prompt + branch], device=model.get_output_embeddings().weight.device)
     logprobs = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
     return logprobs[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True

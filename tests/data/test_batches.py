@@ -110,11 +110,12 @@ def test_a_batch_knows_the_size_of_its_whole_step() -> None:
 
 def tensors(batch: Any) -> list[torch.Tensor]:
     inside = [t for c in batch.chunks for t in (c.input_ids, c.predicts, c.targets, c.slots)]
+    inside += [t for p in batch.packs for t in (p.input_ids, p.tree, p.predicts, p.targets, p.sources, p.slots)]
     return [*inside, batch.mask, batch.group, batch.desirable]
 
 
 def test_moving_gives_a_copy_and_leaves_the_original() -> None:
-    batch = collate([A, B], mismatched=True)
+    batch = collate([A, B], mismatched=True, packing=True)
     moved = batch.to("meta")
     assert {tensor.device.type for tensor in tensors(moved)} == {"meta"}
     assert {tensor.device.type for tensor in tensors(batch)} == {"cpu"}
