@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.logging import RichHandler
 
 from halos.data.module import PreferenceDataModule
+from halos.data.reference import ReferenceTable
 from halos.data.tokens import ChatTokens
 from halos.objectives.base import Objective
 from halos.policy.backbone import Backbone
 from halos.policy.export import export_policy, unconditioned
 from halos.policy.loading import ModelSpec, add_control_tokens
+from halos.policy.precompute import reference_table
 from halos.runs import console
 from halos.runs.comparison import Comparison, compare
 from halos.runs.folder import RunFolder
@@ -82,7 +85,11 @@ def prepare(cfg: DictConfig) -> Run:
     def backbone() -> Backbone:
         dtype = torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32
         policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=len(tokenizer))
-        return Backbone(policy, with_reference=objective.needs_reference, head_chunk=spec.head_chunk)
+        live = objective.needs_reference and spec.reference == "live"
+        made = Backbone(policy, with_reference=live, head_chunk=spec.head_chunk)
+        if objective.needs_reference and not live:
+            data.reference, made.reference_seconds = _cached_reference(cfg, made, data, objective.trainer)
+        return made
 
     objective: Objective = build(cfg.loss, backbone, without=("name",), optim=build(cfg.optim), seed=cfg.seed)
     data: PreferenceDataModule = build(cfg.data, without=("train", "val"), seed=cfg.seed)
@@ -93,6 +100,26 @@ def prepare(cfg: DictConfig) -> Run:
     new_tokens = add_control_tokens(tokenizer, (objective.control(True), objective.control(False)))
     data.tokenise(tokenizer, control=objective.control, mismatched=objective.mismatched)
     return Run(cfg, folder, checkpoint, objective, data, spec, ChatTokens(tokenizer, data.limits), RunRecord())
+
+
+def _cached_reference(
+    cfg: DictConfig, backbone: Backbone, data: PreferenceDataModule, trainer: pl.Trainer
+) -> tuple[ReferenceTable, float]:
+    # The policy, which is about to be moved and cast like this anyway, is the reference until its first step.
+    precision = trainer.precision_plugin
+    precision.convert_module(backbone).to(trainer.strategy.root_device)
+    rows = data.scored_rows(accumulate=trainer.accumulate_grad_batches, world_size=trainer.world_size)
+    with precision.forward_context():
+        return reference_table(
+            backbone.policy,
+            rows,
+            folder=Path(cfg.cache_dir).expanduser(),
+            precision=cfg.precision,
+            packing=data.packing,
+            share_prompts=data.share_prompts,
+            head_chunk=backbone.head_chunk,
+            track=partial(console.track, "reference log-probs", shown=cfg.trainer.enable_progress_bar),
+        )
 
 
 def fit(run: Run, trainer: pl.Trainer) -> None:
@@ -218,9 +245,11 @@ def _compare(run: Run) -> Comparison | None:
     if judge is None or not run.cfg.sampling.size:
         return None
     trained = run.objective.trained
-    # Objectives without a reference are compared with the model that they started from.
+    # Without a live reference the policy is compared with the model that it started from, read once more.
+    policy = trained.policy
     reference = (
-        trained.reference or run.model.load(vocabulary=len(run.tokens.tokenizer)).to(trained.policy.device).eval()
+        trained.reference
+        or run.model.load(dtype=policy.dtype, vocabulary=len(run.tokens.tokenizer)).to(policy.device).eval()
     )
     return compare(
         trained.policy,

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import halos.train
+from halos.policy import precompute
 from halos.policy.loading import ModelSpec
 from halos.runs.folder import CONTENTS
 from halos.toy.feedback import toy_feedback
@@ -174,11 +175,64 @@ def test_before_the_first_step_the_policy_is_the_reference(trained: tuple[str, P
     losses = {"kto": 0.5, "dpo": math.log(2)}
     if loss in losses:
         assert first["val/loss"] == pytest.approx(losses[loss], abs=1e-6)
-    expected = {"rewards/accuracies": 0.5, "rewards/auc": 0.5}
     assert ("val/rewards/margins" in first) == (loss in WITH_REWARDS)
+    for name, value in first.items():
+        ranks = name.endswith(("rewards/accuracies", "rewards/auc"))  # of rewards that differ by rounding alone
+        if not ranks and ("rewards/" in name or "kl" in name.split("/")):
+            assert value == pytest.approx(0.0, abs=1e-5), name
+
+
+@pytest.mark.parametrize(("loss", "feedback"), [("kto", "labels"), ("dpo", "pairs"), ("ppo", "labels")])
+def test_before_the_first_step_a_live_reference_agrees_to_the_bit(loss: str, feedback: str, tmp_path: Path) -> None:
+    run(tmp_path, f"loss={loss}", f"data.source.feedback={feedback}", "model.reference=live", "trainer.max_steps=1")
+    first = {name: float(value) for name, value in table(tmp_path)[0].items() if value}
+    expected = {"rewards/accuracies": 0.5, "rewards/auc": 0.5}
     for name, value in first.items():
         if "rewards/" in name or "kl" in name.split("/"):
             assert value == expected.get(name.removeprefix("val/"), 0.0), name
+
+
+def test_a_reference_that_is_cached_is_neither_computed_nor_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = f"cache_dir={tmp_path}/cache"
+    options = ("data.source.feedback=pairs", "sampling.size=0", cache)
+    batches: list[int] = []
+    objectives: list[Any] = []
+    score, fit = precompute.completion_logprobs, halos.train.fit
+
+    def counting(model: Any, batch: Any, **options: Any) -> Any:
+        batches.append(len(batch))
+        return score(model, batch, **options)
+
+    def keeping(run: halos.train.Run, trainer: pl.Trainer) -> None:
+        fit(run, trainer)
+        objectives.append(run.objective)
+
+    monkeypatch.setattr(precompute, "completion_logprobs", counting)
+    monkeypatch.setattr(halos.train, "fit", keeping)
+    first = run(tmp_path / "first", "loss=dpo", *options)
+    assert batches
+    assert first["reference_seconds"] > 0
+    batches.clear()
+    # Another run of it reads what the first has left; KTO adds the mismatched completions only.
+    again = run(tmp_path / "again", "loss=dpo", *options)
+    assert not batches
+    assert again["train_loss"] == first["train_loss"]
+    assert_same_weights(tmp_path / "first", tmp_path / "again")
+    computed = first["examples"] * 2 + 8
+    run(tmp_path / "kto", "loss=kto", *options)
+    assert 0 < sum(batches) <= computed
+    for objective in objectives:
+        assert objective.trained.reference is None
+
+
+def test_a_damaged_cache_changes_nothing(tmp_path: Path) -> None:
+    options = ("trainer.max_steps=2", "sampling.size=0", f"cache_dir={tmp_path}/cache")
+    first = run(tmp_path / "first", *options)
+    for file in (tmp_path / "cache").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-8])
+    assert run(tmp_path / "second", *options)["train_loss"] == first["train_loss"]
 
 
 def chosen_logprob(folder: Path, loss: str) -> float:
@@ -420,6 +474,7 @@ def test_another_seed_gives_another_order(plain: dict[str, Any], tmp_path: Path)
         "data.share_prompts=false",
         "model.head_chunk=null",
         "model.head_chunk=3",
+        "model.reference=live",
         "model.gradient_checkpointing=true",
         "data.workers=1",
     ],
@@ -575,6 +630,14 @@ REFUSED: dict[str, tuple[Words, str]] = {
     ),
     "a bad knob of the toy world": (lambda tmp: ["data.source.noise=2"], "noise: expected a share from 0 to 1"),
     "a bad parameter of the loss": (lambda tmp: ["loss.beta=-1"], r"loss\.beta: expected a number .* found -1"),
+    "an unknown kind of reference": (
+        lambda tmp: ["model.reference=none"],
+        r"model\.reference: expected cached or live, found 'none'",
+    ),
+    "a head without rows": (
+        lambda tmp: ["model.head_chunk=0"],
+        r"model\.head_chunk: expected a whole number from 1 on or null, found 0",
+    ),
     "a parameter that the loss lacks": (lambda tmp: ["+loss.gama=1"], r"halos\.objectives\.KTO .*'?gama'?"),
     "a parameter that the source lacks": (lambda tmp: ["+data.source.sise=1"], r"sise"),
     "a target that is no objective": (

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from halos.data.packing import Pack, pack
+from halos.data.reference import ReferenceTable
 from halos.data.rows import Row
 
 PAD = 0
@@ -54,7 +55,8 @@ class Batch:
     ``mask`` [B, K, C] is true where branch k of example b has a token. Examples of one prompt share a number in
     ``group`` [B]. ``packs``, where there are any, hold the same tokens as ``chunks``, for models that can read them
     packed. ``desirable`` is a bool tensor [B], or None for views without labels; ``scores`` stays plain Python,
-    so that no precision plugin rounds a reward to bf16.
+    so that no precision plugin rounds a reward to bf16; for the same reason ``reference_bits`` are float32 numbers
+    seen as int32.
     """
 
     ids: tuple[str, ...]
@@ -66,6 +68,13 @@ class Batch:
     scores: tuple[float, ...] | None = None
     total_tokens: int = 0
     packs: tuple[Pack, ...] = ()
+    reference_bits: Any = None
+
+    @property
+    def reference(self) -> Tensor | None:
+        """log π_ref of each completion token in float32, [B, K, C], where it was computed beforehand."""
+        bits: Tensor | None = self.reference_bits
+        return None if bits is None else bits.view(torch.float32)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -100,6 +109,7 @@ class Batch:
             mask=function(self.mask),
             group=function(self.group),
             desirable=None if self.desirable is None else function(self.desirable),
+            reference_bits=None if self.reference_bits is None else function(self.reference_bits),
         )
 
 
@@ -111,12 +121,14 @@ def collate(
     chunks: int = 1,
     packing: bool = False,
     share_prompts: bool = True,
+    reference: ReferenceTable | None = None,
 ) -> Batch:
     """Tensors for the rows of one micro-batch.
 
     ``mismatched`` says that the last branch is KTO's y', which needs no gradient. ``chunks`` is the number of
     length-sorted parts (for each of the two kinds): a constant, so that all ranks run equally many forwards.
     ``packing`` adds the same tokens as packs, in which branches of one prompt share it if ``share_prompts``.
+    ``reference`` gives the batch the reference's log-probs.
     """
     width = max(len(branch) for row in rows for branch in row.branches)
     branches = len(rows[0].branches)
@@ -138,6 +150,7 @@ def collate(
         scores=None if rows[0].score is None else tuple(float(row.score or 0.0) for row in rows),
         total_tokens=sum(len(row.prompt) + len(branch) for row in rows for branch in row.branches),
         packs=pack(rows, width=width, mismatched=mismatched, share_prompts=share_prompts) if packing else (),
+        reference_bits=None if reference is None else reference.logprobs(rows, width).view(torch.int32),
     )
 
 
@@ -245,8 +258,8 @@ def validation_order(size: int, *, batch_size: int, world_size: int, rank: int) 
 class Batches(Dataset[Batch]):
     """Collates the rows that a micro-batch names; to be used with ``DataLoader(batch_size=None)``."""
 
-    def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int, **packing: bool) -> None:
-        self.rows, self.mismatched, self.chunks, self.packing = rows, mismatched, chunks, packing
+    def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int, **options: Any) -> None:
+        self.rows, self.mismatched, self.chunks, self.options = rows, mismatched, chunks, options
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
         return collate(
@@ -254,5 +267,5 @@ class Batches(Dataset[Batch]):
             step=step_size([self.rows[i] for i in micro.step]),
             mismatched=self.mismatched,
             chunks=self.chunks,
-            **self.packing,
+            **self.options,
         )

@@ -30,6 +30,7 @@ class Backbone(nn.Module):
         # A tuple hides it from nn.Module's registration.
         self._reference: tuple[Any, ...] = (frozen_copy(policy),) if with_reference else ()
         self.reference_seconds = 0.0
+        """Seconds spent on the reference's log-probs, before training or during it."""
 
     @property
     def reference(self) -> Any | None:
@@ -49,12 +50,18 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> LogProbs:
-        """Log-probs of the batch's completions under the reference, by the same code path as the policy's.
+        """Log-probs of the batch's completions under the reference: those that the batch carries, computed before
+        training, or else the live reference's, by the same code path as the policy's.
 
-        Raises ``ValueError`` if the backbone was made without a reference.
+        Raises ``ValueError`` if there is neither.
         """
+        if batch.reference is not None:
+            return LogProbs(batch.reference, batch.mask)
         if self.reference is None:
-            raise ValueError("expected a backbone with a reference, found one made with with_reference=False")
+            raise ValueError(
+                "expected a batch with the reference's log-probs or a backbone with a reference, found a batch without "
+                "and a backbone made with with_reference=False"
+            )
         start = time.perf_counter()
         logprobs = completion_logprobs(self.reference, batch, head_chunk=self.head_chunk)
         self.reference_seconds += time.perf_counter() - start

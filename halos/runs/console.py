@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from rich import box
+from rich import box, progress
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,6 +17,12 @@ from halos.data.rows import Row
 from halos.runs.comparison import Comparison
 
 console = Console(soft_wrap=False)
+
+
+def track(name: str, work: Sequence[Any], *, shown: bool = True) -> Iterable[Any]:
+    """Go through the work behind a progress bar, on rank 0; no bar for no work."""
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    return progress.track(work, name, console=console, disable=not (shown and first and work))
 
 
 @rank_zero_only
