@@ -214,7 +214,7 @@ class _Writer:
 
     def _close(self) -> None:
         if self._open:
-            if not self._reads and self.position[-self._open :] == list(range(self._open)):
+            if self.position[-self._open :] == list(range(self._open)):
                 self.plain.append(len(self.sizes))
             self.attends.append((*self._reads, len(self.sizes)))
             self.sizes.append(self._open)

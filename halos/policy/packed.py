@@ -34,14 +34,10 @@ def pack_logprobs(model: Any, packs: Sequence[Pack], *, head_chunk: int | None =
         attention = PackedAttention(part, earlier=earlier, keep=more)
         with nullcontext() if part.needs_grad else torch.no_grad():
             done.append(_forward(model, part, attention, [scored.all_states[0] for scored in done], head_chunk))
-            values = torch.cat([_kept(scored.logprobs, part) for scored in done[:-1]] + [done[-1].logprobs])
-            states = torch.cat([_kept(scored.states, part) for scored in done[:-1]] + [done[-1].states])
+            values = torch.cat([scored.logprobs for scored in done])
+            states = torch.cat([scored.states for scored in done])
             found.append((values[part.sources], states[part.sources]))
     return found
-
-
-def _kept(values: Tensor, part: Pack) -> Tensor:
-    return values if part.needs_grad else values.detach()
 
 
 def _forward(
