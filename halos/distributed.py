@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
+
+Made = TypeVar("Made")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def from_rank_zero(make: Callable[[], Made]) -> Made:
+    """What ``make()`` returns on rank 0; it is called nowhere else."""
+    rank, world = rank_and_world()
+    values: list[Any] = [make() if rank == 0 else None]
+    if world > 1:
+        dist.broadcast_object_list(values)
+    made: Made = values[0]
+    return made
 
 
 def all_sum(values: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos.building import build, objective_class
 from halos.data.module import PreferenceDataModule
+from halos.data.reference import ReferenceTable
 from halos.data.tokens import ChatTokens
 from halos.objectives.base import Objective
 from halos.objectives.humanline import Humanline
 from halos.policy.backbone import Backbone
 from halos.policy.export import export_policy, unconditioned
 from halos.policy.loading import ModelSpec, add_control_tokens
+from halos.policy.precompute import reference_table
 from halos.policy.reward import export_reward_model
 from halos.runs import console
 from halos.runs.comparison import Comparison, compare
@@ -85,7 +88,11 @@ def prepare(cfg: DictConfig) -> Run:
     def backbone() -> Backbone:
         dtype = torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32
         policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=len(tokenizer))
-        return Backbone(policy, with_reference=objective.needs_reference)
+        live = objective.needs_reference and spec.reference == "live"
+        made = Backbone(policy, with_reference=live, head_chunk=spec.head_chunk)
+        if objective.needs_reference and not live:
+            data.reference, made.reference_seconds = _cached_reference(cfg, made, data, objective.trainer)
+        return made
 
     objective: Objective = build(
         cfg.loss, backbone, without=("name",), optim=build(cfg.optim), seed=cfg.seed, humanline=_humanline(cfg)
@@ -104,6 +111,26 @@ def prepare(cfg: DictConfig) -> Run:
         grouped=objective.grouped,
     )
     return Run(cfg, folder, checkpoint, objective, data, spec, ChatTokens(tokenizer, data.limits), RunRecord())
+
+
+def _cached_reference(
+    cfg: DictConfig, backbone: Backbone, data: PreferenceDataModule, trainer: pl.Trainer
+) -> tuple[ReferenceTable, float]:
+    # The policy, which is about to be moved and cast like this anyway, is the reference until its first step.
+    precision = trainer.precision_plugin
+    precision.convert_module(backbone).to(trainer.strategy.root_device)
+    rows = data.scored_rows(accumulate=trainer.accumulate_grad_batches, world_size=trainer.world_size)
+    with precision.forward_context():
+        return reference_table(
+            backbone.policy,
+            rows,
+            folder=Path(cfg.cache_dir).expanduser(),
+            precision=cfg.precision,
+            packing=data.packing,
+            share_prompts=data.share_prompts,
+            head_chunk=backbone.head_chunk,
+            track=partial(console.track, "reference log-probs", shown=cfg.trainer.enable_progress_bar),
+        )
 
 
 def fit(run: Run, trainer: pl.Trainer) -> None:
@@ -157,6 +184,8 @@ def _reference_sync(run: Run) -> list[Callback]:
         return []
     sync = ReferenceSync(every=run.cfg.reference_sync.every, alpha=run.cfg.reference_sync.alpha)
     sync.check(run.objective)
+    if run.model.reference == "cached":
+        raise ValueError("reference_sync.every: a reference that moves needs model.reference=live, found cached")
     return [sync]
 
 
@@ -220,10 +249,11 @@ def _compare(run: Run) -> Comparison | None:
     if judge is None or not run.cfg.sampling.size or not run.objective.generates:
         return None
     trained = run.objective.trained
-    # Without a reference, or with one that has moved, the policy is compared with the model that it started from.
-    reference = trained.reference if not run.cfg.reference_sync.every else None
+    # Without a live reference, or with one that has moved, the policy is compared with the model that it started from.
+    policy, reference = trained.policy, trained.reference if not run.cfg.reference_sync.every else None
     if reference is None:
-        reference = run.model.load(vocabulary=len(run.tokens.tokenizer)).to(trained.policy.device).eval()
+        start = run.model.load(dtype=policy.dtype, vocabulary=len(run.tokens.tokenizer))
+        reference = start.to(policy.device).eval()
     return compare(
         trained.policy,
         reference,

@@ -1,7 +1,13 @@
 """Every test runs offline and on one thread; set before any library reads the environment."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only wait for each other
+
+os.environ["HALOS_CACHE"] = tempfile.mkdtemp(prefix="halos-cache-")
+atexit.register(shutil.rmtree, os.environ["HALOS_CACHE"], ignore_errors=True)

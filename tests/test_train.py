@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import halos.train
+from halos.policy import precompute
 from halos.policy.loading import ModelSpec
 from halos.runs.folder import CONTENTS
 from halos.toy.feedback import toy_feedback
@@ -206,10 +207,63 @@ def test_before_the_first_step_the_policy_is_the_reference(trained: tuple[str, P
         assert first["val/loss"] == pytest.approx(AT_STEP_0[loss], abs=1e-6)
     if loss in WITHOUT_REFERENCE:
         return
+    for name, value in first.items():
+        ranks = name.endswith(("rewards/accuracies", "rewards/auc"))  # of rewards that differ by rounding alone
+        if not ranks and ("rewards/" in name or "kl" in name.split("/")):
+            assert value == pytest.approx(0.0, abs=1e-5), name
+
+
+@pytest.mark.parametrize(("loss", "feedback"), [("kto", "labels"), ("dpo", "pairs"), ("ppo", "labels")])
+def test_before_the_first_step_a_live_reference_agrees_to_the_bit(loss: str, feedback: str, tmp_path: Path) -> None:
+    run(tmp_path, f"loss={loss}", f"data.source.feedback={feedback}", "model.reference=live", "trainer.max_steps=1")
+    first = {name: float(value) for name, value in table(tmp_path)[0].items() if value}
     expected = {"rewards/accuracies": 0.5, "rewards/auc": 0.5}
     for name, value in first.items():
         if "rewards/" in name or "kl" in name.split("/"):
             assert value == expected.get(name.removeprefix("val/"), 0.0), name
+
+
+def test_a_reference_that_is_cached_is_neither_computed_nor_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = f"cache_dir={tmp_path}/cache"
+    options = ("data.source.feedback=pairs", "sampling.size=0", cache)
+    batches: list[int] = []
+    objectives: list[Any] = []
+    score, fit = precompute.completion_logprobs, halos.train.fit
+
+    def counting(model: Any, batch: Any, **options: Any) -> Any:
+        batches.append(len(batch))
+        return score(model, batch, **options)
+
+    def keeping(run: halos.train.Run, trainer: pl.Trainer) -> None:
+        fit(run, trainer)
+        objectives.append(run.objective)
+
+    monkeypatch.setattr(precompute, "completion_logprobs", counting)
+    monkeypatch.setattr(halos.train, "fit", keeping)
+    first = run(tmp_path / "first", "loss=dpo", *options)
+    assert batches
+    assert first["reference_seconds"] > 0
+    batches.clear()
+    # Another run of it reads what the first has left; KTO adds the mismatched completions only.
+    again = run(tmp_path / "again", "loss=dpo", *options)
+    assert not batches
+    assert again["train_loss"] == first["train_loss"]
+    assert_same_weights(tmp_path / "first", tmp_path / "again")
+    computed = first["examples"] * 2 + 8
+    run(tmp_path / "kto", "loss=kto", *options)
+    assert 0 < sum(batches) <= computed
+    for objective in objectives:
+        assert objective.trained.reference is None
+
+
+def test_a_damaged_cache_changes_nothing(tmp_path: Path) -> None:
+    options = ("trainer.max_steps=2", "sampling.size=0", f"cache_dir={tmp_path}/cache")
+    first = run(tmp_path / "first", *options)
+    for file in (tmp_path / "cache").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-8])
+    assert run(tmp_path / "second", *options)["train_loss"] == first["train_loss"]
 
 
 def chosen_logprob(folder: Path, loss: str) -> float:
@@ -435,7 +489,7 @@ def test_a_run_stopped_between_a_checkpoint_and_its_validation_resumes(tmp_path:
     [
         ("loss=bco",),  # its reward shift
         ("loss=grpo", "data.source.completions_per_prompt=4", "data.batch_size=8"),  # its groups
-        ("reference_sync.every=3",),  # its reference: once before the stop, once behind it
+        ("reference_sync.every=3", "model.reference=live"),  # its reference: once before the stop, once behind it
     ],
     ids=["bco", "grpo", "reference_sync"],
 )
@@ -448,10 +502,10 @@ def test_what_a_run_has_learnt_beside_its_weights_resumes(words: tuple[str, ...]
 
 
 def test_a_moving_reference_is_another_run_and_compares_with_the_first_model(tmp_path: Path) -> None:
-    words = ("trainer.max_steps=3", "sampling.size=16", "optim.lr=1e-2")
+    words = ("trainer.max_steps=3", "sampling.size=16", "optim.lr=1e-2", "model.reference=live")
     plain = run(tmp_path / "plain", *words)
     synced = run(tmp_path / "synced", *words, "reference_sync.every=1", "reference_sync.alpha=1.0")
-    assert synced["train_loss"][:2] == plain["train_loss"][:2] or synced["train_loss"][0] == plain["train_loss"][0]
+    assert synced["train_loss"][0] == plain["train_loss"][0]
     assert synced["train_loss"][1:] == pytest.approx([0.5, 0.5], abs=1e-6)
     assert plain["train_loss"][2] != pytest.approx(0.5, abs=1e-4)
     assert synced["samples"]["reference_desirable"] == plain["samples"]["reference_desirable"]
@@ -519,7 +573,18 @@ def test_another_seed_gives_another_order(plain: dict[str, Any], tmp_path: Path)
     assert summary["train_loss"] != pytest.approx(plain["train_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("option", ["data.length_groups=4", "model.gradient_checkpointing=true", "data.workers=1"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "data.packing=false",
+        "data.share_prompts=false",
+        "model.head_chunk=null",
+        "model.head_chunk=3",
+        "model.reference=live",
+        "model.gradient_checkpointing=true",
+        "data.workers=1",
+    ],
+)
 def test_numbers_do_not_depend_on(option: str, plain: dict[str, Any], tmp_path: Path) -> None:
     other = run(tmp_path, "trainer.max_steps=3", "optim.lr=1e-2", option)
     assert other["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
@@ -691,6 +756,14 @@ REFUSED: dict[str, tuple[Words, str]] = {
     ),
     "a bad knob of the toy world": (lambda tmp: ["data.source.noise=2"], "noise: expected a share from 0 to 1"),
     "a bad parameter of the loss": (lambda tmp: ["loss.beta=-1"], r"loss\.beta: expected a number .* found -1"),
+    "an unknown kind of reference": (
+        lambda tmp: ["model.reference=none"],
+        r"model\.reference: expected cached or live, found 'none'",
+    ),
+    "a head without rows": (
+        lambda tmp: ["model.head_chunk=0"],
+        r"model\.head_chunk: expected a whole number from 1 on or null, found 0",
+    ),
     "a parameter that the loss lacks": (lambda tmp: ["+loss.gama=1"], r"halos\.objectives\.KTO .*'?gama'?"),
     "a parameter that the source lacks": (lambda tmp: ["+data.source.sise=1"], r"sise"),
     "a target that is no objective": (
@@ -735,6 +808,7 @@ def test_bad_settings_are_refused_with_their_key(case: str, tmp_path: Path) -> N
         (["humanline.enabled=true", "humanline.log_epsilon_P=1"], "humanline.log_epsilon_P: expected a number below"),
         (["loss=cpo", "reference_sync.every=2"], "reference_sync.every: expected a loss with a reference, found CPO"),
         (["reference_sync.every=2", "reference_sync.alpha=2"], "reference_sync.alpha: expected a share"),
+        (["reference_sync.every=2"], "reference_sync.every: a reference that moves needs model.reference=live"),
         (["loss=mix", "~loss.weights.sft"], "loss.weights: expected one for each of loss.parts"),
         (["loss=mix", "loss.parts.sft._target_=halos.objectives.KTO"], "loss.parts: expected parts with one view"),
         (["trainer.devices=2"], "trainer.devices: strategy=auto uses one device, found 2"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,20 @@ def model(architecture: str = "llama", *, dtype: torch.dtype = torch.float32, se
             for parameter in made.parameters():
                 parameter += 0.2 * torch.randn_like(parameter)
     return made.to(dtype).train()
+
+
+def exact(made: Any) -> Any:
+    """The model with its RMSNorms in its own precision: transformers rounds their input to float32, in float64 too."""
+    for module in made.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(_rms_norm, module)
+    return made
+
+
+def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    gemma = not hasattr(norm, "variance_epsilon")
+    scale = (x.pow(2).mean(-1, keepdim=True) + (norm.eps if gemma else norm.variance_epsilon)).rsqrt()
+    return x * scale * (1 + norm.weight if gemma else norm.weight)
 
 
 def rows(count: int = 5, *, branches: int = 1, vocabulary: int = VOCABULARY, seed: int = 0) -> list[Row]:

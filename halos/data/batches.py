@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from halos.data.packing import Pack, pack
+from halos.data.reference import ReferenceTable
 from halos.data.rows import Row
 
 PAD = 0
@@ -63,8 +65,10 @@ class Batch:
     """One rank's examples of one micro-batch.
 
     ``mask`` [B, K, C] is true where branch k of example b has a token. Examples of one prompt share a number in
-    ``group`` [B]. ``desirable`` is a bool tensor [B], or None for views without labels; ``scores`` stays plain Python,
-    so that no precision plugin rounds a reward to bf16.
+    ``group`` [B]. ``packs``, where there are any, hold the same tokens as ``chunks``, for models that can read them
+    packed. ``desirable`` is a bool tensor [B], or None for views without labels; ``scores`` stays plain Python,
+    so that no precision plugin rounds a reward to bf16; for the same reason ``reference_bits`` are float32 numbers
+    seen as int32.
     """
 
     ids: tuple[str, ...]
@@ -75,6 +79,14 @@ class Batch:
     desirable: Any = None
     scores: tuple[float, ...] | None = None
     total_tokens: int = 0
+    packs: tuple[Pack, ...] = ()
+    reference_bits: Any = None
+
+    @property
+    def reference(self) -> Tensor | None:
+        """log π_ref of each completion token in float32, [B, K, C], where it was computed beforehand."""
+        bits: Tensor | None = self.reference_bits
+        return None if bits is None else bits.view(torch.float32)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -104,8 +116,11 @@ class Batch:
             )
             for chunk in self.chunks
         )
-        mask, group, desirable = map(function, (self.mask, self.group, self.desirable))
-        return replace(self, chunks=chunks, mask=mask, group=group, desirable=desirable)
+        mask, group, desirable, bits = map(function, (self.mask, self.group, self.desirable, self.reference_bits))
+        packs = tuple(part.map(function) for part in self.packs)
+        return replace(
+            self, chunks=chunks, packs=packs, mask=mask, group=group, desirable=desirable, reference_bits=bits
+        )
 
 
 def collate(
@@ -115,12 +130,17 @@ def collate(
     mismatched: bool = False,
     chunks: int = 1,
     whole: bool = False,
+    packing: bool = False,
+    share_prompts: bool = True,
+    reference: ReferenceTable | None = None,
 ) -> Batch:
     """Tensors for the rows of one micro-batch.
 
     ``mismatched`` says that the last branch is KTO's y', which needs no gradient. ``chunks`` is the number of
     length-sorted parts (for each of the two kinds): a constant, so that all ranks run equally many forwards.
-    ``whole`` feeds each completion's last token too, for objectives that read its state.
+    ``whole`` feeds each completion's last token too, for objectives that read its state; it rules packing out.
+    ``packing`` adds the same tokens as packs, in which branches of one prompt share it if ``share_prompts``.
+    ``reference`` gives the batch the reference's log-probs.
     """
     width = max(len(branch) for row in rows for branch in row.branches)
     branches = len(rows[0].branches)
@@ -129,6 +149,7 @@ def collate(
         for k, branch in enumerate(row.branches):
             mask[b, k, : len(branch)] = True
     trained = branches - mismatched
+    packed = packing and not whole  # packs leave out each completion's last token
     parts = _chunks(rows, range(trained), width, chunks, needs_grad=True, whole=whole)
     if mismatched:
         parts += _chunks(rows, [trained], width, chunks, needs_grad=False, whole=whole)
@@ -141,6 +162,8 @@ def collate(
         desirable=_column([row.desirable for row in rows]),
         scores=None if rows[0].score is None else tuple(float(row.score or 0.0) for row in rows),
         total_tokens=sum(len(row.prompt) + len(branch) for row in rows for branch in row.branches),
+        packs=pack(rows, width=width, mismatched=mismatched, share_prompts=share_prompts) if packed else (),
+        reference_bits=None if reference is None else reference.logprobs(rows, width).view(torch.int32),
     )
 
 
@@ -277,8 +300,8 @@ def validation_order(size: int, *, batch_size: int, world_size: int, rank: int) 
 class Batches(Dataset[Batch]):
     """Collates the rows that a micro-batch names; to be used with ``DataLoader(batch_size=None)``."""
 
-    def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int, whole: bool = False) -> None:
-        self.rows, self.mismatched, self.chunks, self.whole = rows, mismatched, chunks, whole
+    def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int, **options: Any) -> None:
+        self.rows, self.mismatched, self.chunks, self.options = rows, mismatched, chunks, options
         self._members = Counter(row.group for row in rows)
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
@@ -287,5 +310,5 @@ class Batches(Dataset[Batch]):
             step=step_size([self.rows[i] for i in micro.step], self._members),
             mismatched=self.mismatched,
             chunks=self.chunks,
-            whole=self.whole,
+            **self.options,
         )

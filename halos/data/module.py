@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from halos.data.batches import Batch, Batches, TrainingOrder, validation_order
 from halos.data.feedback import Prompt, prompt_key
+from halos.data.reference import ReferenceTable
 from halos.data.rows import Control, Example, Row, Rows, make_rows
 from halos.data.sources import Source
 from halos.data.split import split_by_prompt
@@ -64,6 +65,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         val_size: records held out of the training data, by prompt, where the source has no validation data.
         length_groups: parts into which a micro-batch is sorted by length, each padded by itself; results do not
             depend on it.
+        packing: lay rows end to end, without padding, for models that can read them so; the others, and all models
+            without it, get padded parts.
+        share_prompts: in packed rows, compute a prompt once for all its completions in the micro-batch.
         workers: processes that collate batches.
         seed: of the order of examples, of the split and of the mismatched completions.
     """
@@ -79,6 +83,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         max_val_examples: int | None = None,
         val_size: int = 0,
         length_groups: int = 4,
+        packing: bool = True,
+        share_prompts: bool = True,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -96,6 +102,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.source = source
         self.limits = Limits(max_length, max_prompt_length)
         self.batch_size, self.length_groups, self.workers, self.seed = batch_size, length_groups, workers, seed
+        self.packing, self.share_prompts = packing, share_prompts
         self._most = {"train": max_examples, "val": max_val_examples}
         self._val_size = val_size
         self._examples: dict[str, list[Example]] = {}
@@ -105,6 +112,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.prompts: list[Prompt] = []
         self._mismatched = self._whole = self._grouped = False
         self.steps = 0
+        self.reference: ReferenceTable | None = None
+        """The reference's log-probs of :meth:`scored_rows`, where they were computed beforehand."""
 
     def load(self, view: str) -> None:
         """Read the records of both splits and derive the view's examples.
@@ -181,8 +190,16 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def tokens_in(self, steps: int, *, accumulate: int, world_size: int) -> int:
         """Tokens (prompts and completions) that the first ``steps`` optimizer steps read, on all ranks."""
+        read = self._rows_in(steps, accumulate, world_size)
+        return sum(len(row.prompt) + len(branch) for row in read for branch in row.branches)
+
+    def scored_rows(self, *, accumulate: int, world_size: int) -> list[Row]:
+        """The rows that the planned run reads, on all ranks: of its training steps and of validation."""
+        read = self._rows_in(self.steps, accumulate, world_size)
+        return [*read, *(self.rows["val"].rows if "val" in self.rows else ())]
+
+    def _rows_in(self, steps: int, accumulate: int, world_size: int) -> Iterator[Row]:
         rows = self.rows["train"].rows
-        sizes = [sum(len(row.prompt) + len(branch) for branch in row.branches) for row in rows]
         order = TrainingOrder(
             len(rows),
             batch_size=self.batch_size * world_size * accumulate,
@@ -193,7 +210,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             seed=self.seed,
             groups=self._groups(),
         )
-        return sum(sizes[i] for micro in order for i in micro.rows)
+        return (rows[i] for micro in order for i in micro.rows)
 
     def train_dataloader(self) -> ResumableLoader:
         """All micro-batches of the run, as one Lightning epoch."""
@@ -224,7 +241,8 @@ class PreferenceDataModule(pl.LightningDataModule):
     def _batches(self, rows: list[Row]) -> Batches:
         # Every rank must run equally many forwards, whatever its share of a small validation step.
         chunks = min(self.length_groups, self.batch_size, max(1, len(rows) // self._trainer().world_size))
-        return Batches(rows, mismatched=self._mismatched, chunks=chunks, whole=self._whole)
+        options = {"packing": self.packing, "share_prompts": self.share_prompts, "reference": self.reference}
+        return Batches(rows, mismatched=self._mismatched, chunks=chunks, whole=self._whole, **options)
 
     def _groups(self) -> list[int] | None:
         return [row.group for row in self.rows["train"].rows] if self._grouped else None

@@ -18,17 +18,19 @@ class Backbone(nn.Module):
     """The policy π_θ (a causal language model of transformers) and, where asked for, a frozen copy of it, π_ref.
 
     The reference is no submodule: it has no place in the optimizer, in checkpoints or in DDP's buckets. It follows the
-    policy to its device and precision.
+    policy to its device and precision. ``head_chunk``: the most rows of logits that exist at a time, None for all.
     """
 
-    def __init__(self, policy: nn.Module, *, with_reference: bool) -> None:
+    def __init__(self, policy: nn.Module, *, with_reference: bool, head_chunk: int | None = None) -> None:
         super().__init__()
+        self.head_chunk = head_chunk
         if getattr(policy, "get_output_embeddings", lambda: None)() is None:
             raise ValueError(f"expected a causal language model with an LM head, found {type(policy).__name__}")
         self.policy: Any = policy
         # A tuple hides it from nn.Module's registration.
         self._reference: tuple[Any, ...] = (frozen_copy(policy),) if with_reference else ()
         self.reference_seconds = 0.0
+        """Seconds spent on the reference's log-probs, before training or during it."""
 
     @property
     def reference(self) -> Any | None:
@@ -42,18 +44,24 @@ class Backbone(nn.Module):
 
     def logprobs(self, batch: Batch, *, with_hidden: bool = False) -> LogProbs:
         """Log-probs of the batch's completions under the policy, with gradient."""
-        return completion_logprobs(self.policy, batch, with_hidden=with_hidden)
+        return completion_logprobs(self.policy, batch, with_hidden=with_hidden, head_chunk=self.head_chunk)
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> LogProbs:
-        """Log-probs of the batch's completions under the reference, by the same code path as the policy's.
+        """Log-probs of the batch's completions under the reference: those that the batch carries, computed before
+        training, or else the live reference's, by the same code path as the policy's.
 
-        Raises ``ValueError`` if the backbone was made without a reference.
+        Raises ``ValueError`` if there is neither.
         """
+        if batch.reference is not None:
+            return LogProbs(batch.reference, batch.mask)
         if self.reference is None:
-            raise ValueError("expected a backbone with a reference, found one made with with_reference=False")
+            raise ValueError(
+                "expected a batch with the reference's log-probs or a backbone with a reference, found a batch without "
+                "and a backbone made with with_reference=False"
+            )
         start = time.perf_counter()
-        logprobs = completion_logprobs(self.reference, batch)
+        logprobs = completion_logprobs(self.reference, batch, head_chunk=self.head_chunk)
         self.reference_seconds += time.perf_counter() - start
         return logprobs
 

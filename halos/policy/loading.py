@@ -30,6 +30,9 @@ class ModelSpec:
         gradient_checkpointing: recompute activations in the backward pass.
         dropout: probability for every dropout of the model. 0 by default, as in the authors' code: with dropout the
             policy would differ from its reference before the first step.
+        head_chunk: rows of logits (one a scored token, as wide as the vocabulary) that exist at a time; None: all.
+        reference: ``cached``: its log-probs are computed once, before training, and kept on disk; ``live``: a frozen
+            copy of the model computes them in every step.
     """
 
     path: str
@@ -37,6 +40,8 @@ class ModelSpec:
     attention: str | None = None
     gradient_checkpointing: bool = False
     dropout: float = 0.0
+    head_chunk: int | None = 256
+    reference: str = "cached"
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
@@ -46,6 +51,10 @@ class ModelSpec:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout}")
+        if self.reference not in ("cached", "live"):
+            raise ValueError(f"model.reference: expected cached or live, found {self.reference!r}")
+        if self.head_chunk is not None and (not isinstance(self.head_chunk, int) or self.head_chunk < 1):
+            raise ValueError(f"model.head_chunk: expected a whole number from 1 on or null, found {self.head_chunk!r}")
 
     def check(self) -> None:
         """Raise ``ValueError`` for a path that cannot be loaded; reads headers only. Hub ids are not contacted."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halos.data.batches import Batch, Chunk
+from halos.data.packing import Pack
+from halos.policy.head import forward_scored
+from halos.policy.packed import can_pack, pack_logprobs
 
 
 @dataclass(slots=True)
@@ -19,8 +22,8 @@ class LogProbs:
     """log π(y_t | x, y_<t) of each completion token.
 
     ``tokens`` [B, K, C] is zero where ``mask`` [B, K, C] is false. ``hidden`` [B, K, C, H], where asked for, is the
-    detached state from which each token was predicted. ``last`` [B, K, H], of completions that were fed whole, is the
-    state of the last token, with gradient; ``tokens`` then have none.
+    state from which each token was predicted, detached unless asked otherwise. ``last`` [B, K, H], of completions that
+    were fed whole, is the state of the last token, with gradient; ``tokens`` then have none.
     """
 
     tokens: Tensor
@@ -44,23 +47,29 @@ class LogProbs:
         return self.sum / self.count
 
 
-def completion_logprobs(model: nn.Module, batch: Batch, *, with_hidden: bool = False) -> LogProbs:
-    """Log-probs of every branch of the batch, one forward per chunk; gradient only where a chunk needs it."""
-    values, states, lasts = [], [], []
-    for chunk in batch.chunks:
-        with nullcontext() if chunk.needs_grad else torch.no_grad():
-            logprobs, hidden, last = _chunk_logprobs(model, chunk)
-        values.append(logprobs)
-        lasts.append(last)
-        if with_hidden:
-            states.append(hidden.detach())
-    slots = torch.cat([chunk.slots for chunk in batch.chunks])
-    flat = torch.cat(values)
+def completion_logprobs(
+    model: nn.Module, batch: Batch, *, with_hidden: bool = False, head_chunk: int | None = None
+) -> LogProbs:
+    """Log-probs of every branch of the batch; gradient only where the batch says that it is needed.
+
+    From packed rows where the batch has them and the model can read them, else one forward per chunk. ``head_chunk``:
+    see :func:`halos.policy.head.forward_scored`.
+    """
+    packed = bool(batch.packs) and can_pack(model)
+    parts: Sequence[Pack | Chunk] = batch.packs if packed else batch.chunks
+    lasts: list[Tensor] = []
+    found = (
+        pack_logprobs(model, batch.packs, head_chunk=head_chunk)
+        if packed
+        else _chunk_logprobs(model, batch, head_chunk, lasts)
+    )
+    slots = torch.cat([part.slots for part in parts])
+    flat = torch.cat([values for values, _ in found])
     tokens = flat.new_zeros(batch.mask.numel()).scatter(0, slots, flat).view(batch.mask.shape)
     made = LogProbs(tokens, batch.mask)
     if with_hidden:
-        made.hidden = _placed(torch.cat(states), slots, batch.mask.shape)
-    if batch.chunks[0].last is not None:
+        made.hidden = _placed(torch.cat([states.detach() for _, states in found]), slots, batch.mask.shape)
+    if lasts:
         owners = torch.cat([chunk.owners for chunk in batch.chunks])
         made.last = _placed(torch.cat(lasts), owners, batch.mask.shape[:2])
     return made
@@ -71,35 +80,22 @@ def _placed(states: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
     return states.new_zeros(shape.numel(), states.shape[-1]).index_copy(0, places, states).view(*shape, -1)
 
 
-def _chunk_logprobs(model: Any, chunk: Chunk) -> tuple[Tensor, Tensor, Any]:
+def _chunk_logprobs(
+    model: Any, batch: Batch, head_chunk: int | None, lasts: list[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
     # No attention mask: padding is on the right and attention is causal, so scored tokens cannot see it.
-    with _head_only_at(model.get_output_embeddings(), chunk) as kept:
-        logits = model(input_ids=chunk.input_ids, use_cache=False).logits[0]
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    hidden, last = kept
-    return -F.cross_entropy(logits, chunk.targets, reduction="none"), hidden, last
+    found = []
+    for chunk in batch.chunks:
+        with nullcontext() if chunk.needs_grad else torch.no_grad():
+            forward = partial(model, input_ids=chunk.input_ids, use_cache=False)
+            choose = partial(_choose, chunk, lasts)
+            scored = forward_scored(model, forward, chunk.targets, choose, head_chunk=head_chunk)
+        found.append((scored.logprobs, scored.states))
+    return found
 
 
-@contextmanager
-def _head_only_at(head: nn.Module, chunk: Chunk) -> Iterator[list[Any]]:
-    """Within, the LM head sees only the [M, H] states that predict a scored token.
-
-    A hook rather than a call of our own: what a model does to its logits afterwards (scaling, soft-capping) stays its
-    own business. The list receives these states, and those [n, H] of the last tokens, or None.
-    """
-    kept: list[Any] = []
-
-    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        states = args[0]
-        if chunk.last is None:
-            kept.extend((states[chunk.predicts], None))
-        else:  # the loss is about the last states alone: the head keeps no graph
-            kept.extend((states[chunk.predicts].detach(), states[chunk.last]))
-        return (kept[0].unsqueeze(0), *args[1:])
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield kept
-    finally:
-        handle.remove()
+def _choose(chunk: Chunk, lasts: list[Tensor], states: Tensor) -> Tensor:
+    if chunk.last is None:
+        return states[chunk.predicts]
+    lasts.append(states[chunk.last])
+    return states[chunk.predicts].detach()  # the loss is about the last states alone: the head keeps no graph

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from rich import box
+from rich import box, progress
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -36,6 +36,12 @@ def set_up_logging() -> None:
     ours.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.WARNING)
     for message in (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*"):
         warnings.filterwarnings("ignore", message)
+
+
+def track(name: str, work: Sequence[Any], *, shown: bool = True) -> Iterable[Any]:
+    """Go through the work behind a progress bar, on rank 0; no bar for no work."""
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    return progress.track(work, name, console=console, disable=not (shown and first and work))
 
 
 @rank_zero_only

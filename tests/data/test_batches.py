@@ -133,11 +133,12 @@ def test_completions_fed_whole_have_their_last_token_and_where_it_is() -> None:
 
 def tensors(batch: Any) -> list[torch.Tensor]:
     inside = [t for c in batch.chunks for t in (c.input_ids, c.predicts, c.targets, c.slots, c.last, c.owners)]
+    inside += [t for p in batch.packs for t in (p.input_ids, p.tree, p.predicts, p.targets, p.sources, p.slots)]
     return [*inside, batch.mask, batch.group, batch.desirable]
 
 
 def test_moving_gives_a_copy_and_leaves_the_original() -> None:
-    batch = collate([A, B], mismatched=True, whole=True)
+    batch = collate([A, B], mismatched=True, whole=True, packing=True)
     moved = batch.to("meta")
     assert {tensor.device.type for tensor in tensors(moved)} == {"meta"}
     assert {tensor.device.type for tensor in tensors(batch)} == {"cpu"}

@@ -260,6 +260,16 @@ def test_sorting_by_length_leaves_batches_as_they_are(length_groups: int) -> Non
     assert all(len(batch.chunks) == 2 * min(length_groups, 4) for batch in made.train_dataloader())
 
 
+@pytest.mark.parametrize(("options", "packs"), [({}, 2), ({"share_prompts": False}, 2), ({"packing": False}, 0)])
+def test_batches_are_packed_unless_switched_off(options: dict[str, bool], packs: int) -> None:
+    made = module(10, val=4, batch_size=4, **options)
+    attach(made)
+    made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=1)
+    batches = [*made.train_dataloader(), *made.val_dataloader()]
+    assert {len(batch.packs) for batch in batches} == {packs}
+    assert {part.continues for batch in batches for part in batch.packs[1:]} <= {options.get("share_prompts", True)}
+
+
 def test_validation_serves_every_example_once_always_alike() -> None:
     made = module(4, val=9, batch_size=2)
     shares = []

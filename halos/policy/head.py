@@ -1,0 +1,210 @@
+"""The LM head, applied only to the states that predict a scored token, a chunk of them at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LogitShape:
+    """What a model does to its head's logits: z → ``scale`` · z, then z → ``cap`` · tanh(z / ``cap``) if capped."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        logits = logits if self.scale == 1 else logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """The derivative, at logits that the shape has already been given to."""
+        return self.scale if self.cap is None else self.scale * (1 - (logits / self.cap) ** 2)
+
+
+@dataclass(slots=True)
+class Scored:
+    """``logprobs`` [M] of the targets, the ``states`` [M, H] that predict them, and ``all_states`` [..., H]."""
+
+    logprobs: Tensor
+    states: Tensor
+    all_states: Tensor
+
+
+def forward_scored(
+    model: Any,
+    forward: Callable[[], Any],
+    targets: Tensor,
+    choose: Callable[[Tensor], Tensor],
+    *,
+    head_chunk: int | None = None,
+) -> Scored:
+    """One ``forward`` of the model, its head applied only to the M states that ``choose`` picks from the last layer's.
+
+    With ``head_chunk`` no more than so many rows of logits exist at a time, in the backward pass too; heads that are
+    no plain linear layer (LoRA's, a sharded one) or whose logits are changed in an unknown way get all rows at once.
+    """
+    head = model.get_output_embeddings()
+    shape = logit_shape(model) if head_chunk else None
+    with _head_sees(head, choose, nothing=shape is not None) as kept:
+        logits = forward().logits[0]
+    if head_chunk and shape is not None:
+        logprobs = chunked_logprobs(kept[1], head.weight, head.bias, targets, rows=head_chunk, shape=shape)
+    else:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logprobs = -F.cross_entropy(logits, targets, reduction="none")
+    return Scored(logprobs, kept[1], kept[0])
+
+
+@contextmanager
+def _head_sees(head: nn.Module, choose: Callable[[Tensor], Tensor], *, nothing: bool) -> Iterator[list[Tensor]]:
+    """Within, the LM head gets the chosen states [1, M, H], or none of them; the list receives all and the chosen.
+
+    A hook rather than a call of our own: what a model does around its head stays its own business.
+    """
+    kept: list[Tensor] = []
+
+    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        kept.extend((args[0], choose(args[0])))
+        seen = kept[1].detach()[:0] if nothing else kept[1]
+        return (seen.unsqueeze(0), *args[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def chunked_logprobs(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    rows: int,
+    shape: LogitShape = LogitShape(),
+) -> Tensor:
+    """log softmax(shape(states · weightᵀ + bias)) at the targets [M], in float32 (or float64).
+
+    Logits are computed in the precision of the model (that of autocast, if it is on), ``rows`` rows at a time, and
+    once more in the backward pass.
+    """
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    bias = None if bias is None else bias.to(dtype)
+    logprobs: Tensor = _ChunkedLogProbs.apply(states.to(dtype), weight.to(dtype), bias, targets, rows, shape)
+    return logprobs
+
+
+class _ChunkedLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int, shape: LogitShape
+    ) -> Tensor:
+        wide = torch.promote_types(states.dtype, torch.float32)
+        picked = states.new_empty(len(states), dtype=wide)
+        normaliser = torch.empty_like(picked)
+        for part in _parts(len(states), rows):
+            logits = shape(F.linear(states[part], weight, bias).to(wide))
+            picked[part] = logits.gather(1, targets[part, None])[:, 0]
+            normaliser[part] = logits.logsumexp(1)
+        ctx.save_for_backward(states, weight, bias, targets, normaliser)
+        ctx.rows, ctx.shape = rows, shape
+        return picked - normaliser
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        states, weight, bias, targets, normaliser = ctx.saved_tensors
+        wide = normaliser.dtype
+        of_states, of_weight, of_bias = (
+            torch.zeros_like(value, dtype=wide) if value is not None and needed else None
+            for value, needed in zip((states, weight, bias), ctx.needs_input_grad, strict=False)
+        )
+        for part in _parts(len(states), ctx.rows):
+            logits = ctx.shape(F.linear(states[part], weight, bias).to(wide))
+            slope = ctx.shape.slope(logits)
+            # d log p(target) / dz = 1[target] − softmax(z)
+            change = logits.sub_(normaliser[part, None]).exp_().mul_(-gradient[part, None])
+            change.scatter_add_(1, targets[part, None], gradient[part, None])
+            change = change.mul_(slope).to(states.dtype)
+            if of_states is not None:
+                of_states[part] = (change @ weight).to(wide)
+            if of_weight is not None:
+                of_weight = _add_product(of_weight, change, states[part])
+            if of_bias is not None:
+                of_bias += change.sum(0, dtype=wide)
+        return *_as((of_states, of_weight, of_bias), states.dtype), None, None, None
+
+
+def _parts(length: int, rows: int) -> Iterator[slice]:
+    return (slice(start, start + rows) for start in range(0, length, rows))
+
+
+def _add_product(total: Tensor, change: Tensor, states: Tensor) -> Tensor:
+    # Chunks are added up in float32, whatever the precision of their products.
+    if total.dtype == change.dtype:
+        return total.addmm_(change.T, states)
+    return total.add_(change.T @ states)
+
+
+def _as(gradients: tuple[Tensor | None, ...], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    return tuple(None if gradient is None else gradient.to(dtype) for gradient in gradients)
+
+
+_shapes: WeakKeyDictionary[nn.Module, LogitShape | None] = WeakKeyDictionary()
+
+
+def logit_shape(model: Any) -> LogitShape | None:
+    """What the model does to its head's logits, or None if its head cannot be computed in chunks.
+
+    Read from the config and checked once against the model's own logits.
+    """
+    if model not in _shapes:
+        _shapes[model] = _find_shape(model)
+        if _shapes[model] is None:
+            log.info("%s: the LM head is not computed in chunks (model.head_chunk)", type(model).__name__)
+    return _shapes[model]
+
+
+@torch.no_grad()
+def _find_shape(model: Any) -> LogitShape | None:
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
+        return None
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    shape = LogitShape(float(scale), getattr(config, "final_logit_softcapping", None))
+    kept: list[Tensor] = []
+    handle = head.register_forward_hook(lambda _, __, output: kept.append(output))
+    try:
+        with evaluating(model), torch.autocast(head.weight.device.type, enabled=False):
+            ids = torch.arange(4, device=head.weight.device)[None]
+            logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        handle.remove()
+    raw, logits = kept[0].double(), logits.double()
+    within = float(torch.finfo(head.weight.dtype).eps) ** 0.5 * float(raw.std())
+    return shape if torch.allclose(shape(raw), logits, rtol=0, atol=max(within, 1e-12)) else None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in evaluation mode: trying it out draws no random numbers."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,128 @@
+"""Forwards over packed rows, and which models can do them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from halos.data.packing import Pack, pack
+from halos.data.rows import Row
+from halos.policy.attention import PackedAttention, packed_attention, recomputes_alike
+from halos.policy.head import Scored, evaluating, forward_scored
+
+log = logging.getLogger(__name__)
+
+
+def pack_logprobs(model: Any, packs: Sequence[Pack], *, head_chunk: int | None = None) -> list[tuple[Tensor, Tensor]]:
+    """For each pack its branches' log-probs [S] and the states [S, H] that predict them.
+
+    A pack that the loss only reads is computed without gradient, on the detached keys and values of the prompts in the
+    pack before.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    done: list[Scored] = []
+    attention: PackedAttention | None = None
+    for number, part in enumerate(packs):
+        more = number + 1 < len(packs) and packs[number + 1].continues
+        earlier = attention.kept if attention is not None and part.continues else None
+        attention = PackedAttention(part, earlier=earlier, keep=more)
+        with nullcontext() if part.needs_grad else torch.no_grad():
+            done.append(_forward(model, part, attention, [scored.all_states[0] for scored in done], head_chunk))
+            values = torch.cat([scored.logprobs for scored in done])
+            states = torch.cat([scored.states for scored in done])
+            found.append((values[part.sources], states[part.sources]))
+    return found
+
+
+def _forward(
+    model: Any, part: Pack, attention: PackedAttention, earlier: list[Tensor], head_chunk: int | None
+) -> Scored:
+    def forward() -> Any:
+        ids, positions = part.input_ids[None], part.position[None, -len(part.input_ids) :]
+        with packed_attention(model):
+            return model(input_ids=ids, position_ids=positions, packed=attention, use_cache=False)
+
+    def choose(states: Tensor) -> Tensor:
+        return torch.cat([*earlier, states[0]])[part.predicts]
+
+    scored = forward_scored(model, forward, part.targets, choose, head_chunk=head_chunk)
+    attention.keep = False  # layers that are checkpointed run again
+    return scored
+
+
+_can: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_said: set[str] = set()
+
+_PROBE = [
+    Row("0", 0, (1, 5, 2, 4), ((3, 2, 1, 5), (5, 3, 3))),
+    Row("1", 1, (2, 3, 4, 1, 3, 2), ((1, 4), (5, 2, 4, 1))),
+    Row("2", 0, (1, 5, 2, 4), ((2, 4, 5), (1, 1, 4))),
+]
+
+
+def can_pack(model: Any) -> bool:
+    """Whether packed rows give this model's log-probs: tried out once, on rows of a few tokens.
+
+    State-space layers, biases that grow with distance (ALiBi) and attention that does not pass through the interface
+    of transformers give others; such models get padded rows of their own, and a message says so.
+    """
+    if model not in _can:
+        reason = _obstacle(model)
+        _can[model] = reason is None
+        message = f"{type(model).__name__}: prompts are not shared and rows are padded, as {reason}"
+        if reason is not None and message not in _said:
+            _said.add(message)
+            log.warning("%s", message)
+    return _can[model]
+
+
+def _obstacle(model: Any) -> str | None:
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its attention cannot be replaced"
+    if not recomputes_alike(model):
+        return "its layers are checkpointed with use_reentrant=True"
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return f"it has layers of other kinds than attention: {', '.join(sorted(kinds))}"
+    try:
+        difference, windows = _try_out(model)
+    except Exception as error:  # whatever a model's own code raises when its attention is replaced
+        return f"a packed forward failed: {type(error).__name__}: {error}"
+    if "sliding_attention" in kinds and windows == {None}:
+        return "its sliding window is not told to attention"
+    return None if difference < 1 else "packed rows give other log-probs"
+
+
+@torch.no_grad()
+def _try_out(model: Any) -> tuple[float, set[int | None]]:
+    """The difference between packed and separate rows, in units of what rounding may do, and the windows asked for."""
+    weight = model.get_output_embeddings().weight
+    packs = [part.map(lambda tensor: tensor.to(weight.device)) for part in pack(_PROBE, width=4, mismatched=True)]
+    with evaluating(model), torch.autocast(weight.device.type, enabled=False):
+        attention = PackedAttention(packs[0], keep=True)
+        first = _forward(model, packs[0], attention, [], None)
+        continued = PackedAttention(packs[1], earlier=attention.kept)
+        second = _forward(model, packs[1], continued, [first.all_states[0]], None)
+        found = torch.cat([first.logprobs, second.logprobs])
+        expected = torch.zeros_like(found)
+        for part in packs:
+            for b, row in enumerate(_PROBE):
+                for k, branch in enumerate(row.branches):
+                    here = (part.slots >= (b * 2 + k) * 4) & (part.slots < (b * 2 + k) * 4 + len(branch))
+                    if here.any():
+                        expected[part.sources[here]] = _alone(model, row.prompt, branch).to(expected)
+    within = max(float(torch.finfo(weight.dtype).eps) ** 0.5, 1e-4) * (1 + float(expected.abs().max()))
+    return float((found - expected).abs().max()) / within, attention.windows
+
+
+def _alone(model: Any, prompt: tuple[int, ...], branch: tuple[int, ...]) -> Tensor:
+    ids = torch.tensor([prompt + branch], device=model.get_output_embeddings().weight.device)
+    logprobs = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+    return logprobs[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]

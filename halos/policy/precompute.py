@@ -1,0 +1,81 @@
+"""The reference's log-probs, computed once before training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halos.data.batches import Batch, collate
+from halos.data.reference import ReferenceTable, completions
+from halos.data.rows import Row
+from halos.distributed import all_gather_list, from_rank_zero, rank_and_world
+from halos.policy.cache import ReferenceCache, model_key
+from halos.policy.head import evaluating
+from halos.policy.logprobs import completion_logprobs
+
+TOKENS = 4096
+"""Tokens in one forward."""
+
+Work = list[tuple[bytes, Row]]
+Track = Callable[[Sequence[Work]], Iterable[Work]]
+
+
+def reference_table(
+    model: Any,
+    rows: Iterable[Row],
+    *,
+    folder: Path,
+    precision: str,
+    packing: bool = True,
+    share_prompts: bool = True,
+    head_chunk: int | None = None,
+    track: Track = iter,
+) -> tuple[ReferenceTable, float]:
+    """Log-probs of all branches of the rows under the model as it is now, and the seconds that this took.
+
+    What the cache in ``folder`` has is read, the rest computed, divided over the ranks, and added to it. All ranks end
+    with the same table. ``track`` shows progress over the forwards.
+    """
+    start = time.perf_counter()
+    cache = ReferenceCache(folder, model_key(model, precision))
+    wanted = completions(rows)
+    known = from_rank_zero(lambda: {name: values for name, values in cache.read().items() if name in wanted})
+    new = ((name, Row("", 0, prompt, (ids,))) for name, (prompt, ids) in wanted.items() if name not in known)
+    rank, world = rank_and_world()
+    work = list(_batches(new))[rank::world]
+    found: list[tuple[bytes, Tensor]] = []
+    with evaluating(model), torch.no_grad():
+        for part in track(work):
+            batch = collate(
+                [row for _, row in part], chunks=-(-len(part) // 16), packing=packing, share_prompts=share_prompts
+            )
+            found += _score(model, part, batch, head_chunk)
+    added = dict(all_gather_list(found))
+    if added and rank == 0:
+        cache.write(added)
+    return ReferenceTable(known | added), time.perf_counter() - start
+
+
+def _batches(items: Iterable[tuple[bytes, Row]]) -> Iterator[Work]:
+    batch: Work = []
+    tokens = 0
+    for name, row in items:
+        shared = bool(batch) and batch[-1][1].prompt == row.prompt
+        size = len(row.branches[0]) + (0 if shared else len(row.prompt))
+        if batch and tokens + size > TOKENS:
+            yield batch
+            batch, tokens, size = [], 0, len(row.branches[0]) + len(row.prompt)
+        batch.append((name, row))
+        tokens += size
+    if batch:
+        yield batch
+
+
+def _score(model: Any, work: Work, batch: Batch, head_chunk: int | None) -> list[tuple[bytes, Tensor]]:
+    tokens = completion_logprobs(model, batch.to(model.device), head_chunk=head_chunk).tokens[:, 0].float().cpu()
+    return [(name, tokens[n, : len(row.branches[0])].clone()) for n, (name, row) in enumerate(work)]

@@ -1,0 +1,274 @@
+"""Packed rows give the log-probs and gradients of separate padded rows, for every architecture that can."""
+
+import logging
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from halos import objectives
+from halos.data import packing
+from halos.data.batches import Batch, collate
+from halos.data.rows import Row
+from halos.objectives import Objective
+from halos.policy import packed
+from halos.policy.backbone import Backbone
+from halos.policy.logprobs import LogProbs, completion_logprobs
+from halos.policy.packed import can_pack
+from tests import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+
+PLAIN = tiny.rows(5, branches=3, seed=1)
+ROWS = [*PLAIN, Row("again", 9, PLAIN[1].prompt, (PLAIN[1].branches[1], (3,), PLAIN[1].branches[0]))]
+"""Several completions of each prompt; two rows of one prompt, with completions in common."""
+TECHNIQUES = [
+    {"packing": packing, "share_prompts": share, "head_chunk": chunk}
+    for packing, share, chunk in product((True, False), (True, False), (None, 4))
+    if packing or share
+]
+VALUES, GRADIENTS = 1e-10, 1e-9
+
+
+@pytest.fixture(scope="module")
+def exact_softmax() -> Iterator[None]:
+    # Eager attention rounds to float32 inside, in float64 too.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "softmax", lambda x, dim, dtype=None: torch.softmax(x, dim))
+        yield
+
+
+@pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
+def model(request: pytest.FixtureRequest, exact_softmax: None) -> Any:
+    return tiny.exact(tiny.model(request.param, dtype=torch.float64))
+
+
+@pytest.fixture
+def llama() -> Any:
+    return tiny.exact(tiny.model("llama", dtype=torch.float64))
+
+
+def logprobs(model: Any, rows: list[Row] = ROWS, *, head_chunk: int | None = None, **options: Any) -> LogProbs:
+    return completion_logprobs(model, collate(rows, **options), head_chunk=head_chunk, with_hidden=True)
+
+
+def with_gradients(model: Any, **options: Any) -> tuple[LogProbs, list[Tensor]]:
+    found = logprobs(model, **options)
+    weights = torch.randn(found.tokens.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return found, list(torch.autograd.grad((found.tokens * weights).sum(), list(model.parameters())))
+
+
+def assert_same(mine: Any, other: Any, within: float) -> None:
+    for left, right in zip(mine, other, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=within)
+
+
+# Exactness
+
+
+@pytest.mark.parametrize("mismatched", [False, True])
+@pytest.mark.parametrize("technique", TECHNIQUES, ids=str)
+def test_every_technique_gives_the_same_numbers(model: Any, technique: dict[str, Any], mismatched: bool) -> None:
+    assert can_pack(model)
+    expected, expected_gradients = with_gradients(model, mismatched=mismatched)
+    found, gradients = with_gradients(model, mismatched=mismatched, **technique)
+    assert_same([found.tokens, found.hidden], [expected.tokens, expected.hidden], VALUES)
+    assert_same(gradients, expected_gradients, GRADIENTS)
+    assert max(float(gradient.abs().max()) for gradient in gradients) > 0.1
+
+
+@pytest.mark.parametrize(("grouped", "dense"), [(0, 10_000), (10_000, 10_000), (0, 5), (20, 20)])
+def test_the_pieces_that_attention_is_computed_in_do_not_matter(
+    model: Any, grouped: int, dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, expected_gradients = with_gradients(model, mismatched=True)
+    monkeypatch.setattr(packing, "GROUPED", grouped)
+    monkeypatch.setattr(packing, "DENSE", dense)
+    found, gradients = with_gradients(model, mismatched=True, packing=True)
+    assert_same([found.tokens], [expected.tokens], VALUES)
+    assert_same(gradients, expected_gradients, GRADIENTS)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("technique", TECHNIQUES, ids=str)
+def test_float32_models_agree_to_float32(architecture: str, technique: dict[str, Any]) -> None:
+    made = tiny.model(architecture)
+    expected, expected_gradients = with_gradients(made, mismatched=True)
+    found, gradients = with_gradients(made, mismatched=True, **technique)
+    torch.testing.assert_close(found.tokens, expected.tokens, rtol=1e-5, atol=1e-5)
+    for left, right in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-5 * max(1.0, float(right.abs().max())))
+
+
+KINDS = [
+    kind
+    for kind in (getattr(objectives, name) for name in objectives.__all__)
+    if isinstance(kind, type) and issubclass(kind, Objective) and kind is not Objective
+]
+
+
+def rows_for(kind: type[Objective]) -> list[Row]:
+    branches = 2 if kind.view == "pairs" or kind.mismatched else 1
+    return [
+        Row(row.id, row.group, row.prompt, row.branches[:branches], n % 2 == 0, 0.5 - n % 2)
+        for n, row in enumerate(ROWS)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_objective_has_the_same_loss_and_gradient(model: Any, kind: type[Objective]) -> None:
+    def loss_and_gradients(head_chunk: int | None, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        backbone = Backbone(model, with_reference=kind.needs_reference, head_chunk=head_chunk)
+        if backbone.reference is not None:
+            with torch.no_grad():
+                for parameter in backbone.reference.parameters():
+                    parameter *= 0.9
+        objective = kind(backbone)
+        objective.configure_model()
+        objective.double()
+        policy = backbone.logprobs(batch, with_hidden=objective.needs_hidden)
+        reference = backbone.reference_logprobs(batch) if objective.needs_reference else None
+        output = objective.compute(batch, policy, reference)
+        loss = torch.stack([term.total / float(term.step_count or 1) for term in output.loss.values()]).sum()
+        return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters())))
+
+    rows = rows_for(kind)
+    expected, expected_gradients = loss_and_gradients(None, collate(rows, mismatched=kind.mismatched))
+    for technique in TECHNIQUES:
+        options = {name: value for name, value in technique.items() if name != "head_chunk"}
+        batch = collate(rows, mismatched=kind.mismatched, chunks=2, **options)
+        loss, gradients = loss_and_gradients(technique["head_chunk"], batch)
+        assert_same([loss], [expected], VALUES)
+        assert_same(gradients, expected_gradients, GRADIENTS)
+
+
+# What is computed
+
+
+def fed(model: Any, batch: Batch) -> list[tuple[int, bool]]:
+    """Tokens of each forward, and whether it has gradient."""
+    seen: list[tuple[int, bool]] = []
+    handle = model.get_input_embeddings().register_forward_hook(
+        lambda _, args, __: seen.append((args[0].numel(), torch.is_grad_enabled()))
+    )
+    completion_logprobs(model, batch)
+    handle.remove()
+    return seen
+
+
+def test_each_token_is_fed_once_and_mismatched_completions_without_gradient_nor_prompt(llama: Any) -> None:
+    can_pack(llama)
+    rows = tiny.rows(6, branches=2)
+    trained = sum(len(row.prompt) + len(row.branches[0]) - 1 for row in rows)
+    others = sum(len(row.branches[1]) - 1 for row in rows)
+    assert fed(llama, collate(rows, mismatched=True, packing=True)) == [(trained, True), (others, False)]
+    assert fed(llama, collate(rows, packing=True)) == [(trained + others, True)]
+
+
+def test_gradient_flows_through_trained_completions_only(model: Any) -> None:
+    found = logprobs(model, mismatched=True, packing=True)
+    for gradient in torch.autograd.grad(
+        found.tokens[:, -1].sum(), list(model.parameters()), retain_graph=True, allow_unused=True
+    ):
+        assert gradient is None or gradient.eq(0).all()
+
+
+# What stays as it was
+
+
+def test_the_attention_implementation_is_put_back(model: Any) -> None:
+    before = model.config._attn_implementation
+    logprobs(model, packing=True)
+    assert model.config._attn_implementation == before != "halos_packed"
+    assert "halos_packed" not in model.config.to_json_string()
+    ids = torch.tensor([[5, 6, 7]])
+    said = model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert said[0, 3] == model(ids).logits[0, -1].argmax()
+
+
+def test_the_attention_implementation_is_put_back_after_an_error(llama: Any) -> None:
+    can_pack(llama)
+    with pytest.raises(IndexError):
+        logprobs(llama, [Row("r0", 0, (tiny.VOCABULARY,), ((1,),))], packing=True)
+    assert llama.config._attn_implementation == "sdpa"
+    assert not llama.get_output_embeddings()._forward_pre_hooks
+
+
+def test_trying_out_leaves_the_mode_of_every_module(llama: Any) -> None:
+    llama.model.norm.eval()
+    assert can_pack(llama)
+    assert llama.training
+    assert llama.model.layers[0].training
+    assert not llama.model.norm.training
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "mistral"])
+def test_checkpointed_layers_are_recomputed_with_packed_attention(architecture: str, exact_softmax: None) -> None:
+    made = tiny.exact(tiny.model(architecture, dtype=torch.float64))
+    expected, expected_gradients = with_gradients(made, mismatched=True)
+    made.gradient_checkpointing_enable({"use_reentrant": False})
+    found, gradients = with_gradients(made, mismatched=True, packing=True)
+    assert can_pack(made)
+    assert_same([found.tokens], [expected.tokens], VALUES)
+    assert_same(gradients, expected_gradients, GRADIENTS)
+    assert made.config._attn_implementation != "halos_packed"
+
+
+# Models that cannot
+
+
+def other(architecture: str, **sizes: Any) -> Any:
+    config = AutoConfig.for_model(architecture, vocab_size=tiny.VOCABULARY, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).double()
+
+
+BLOOM = {"hidden_size": 16, "n_layer": 2, "n_head": 2}
+MAMBA = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "why"),
+    [("bloom", BLOOM, "attention cannot be replaced"), ("mamba", MAMBA, "attention cannot be replaced")],
+)
+def test_models_that_cannot_get_padded_rows_and_say_so_once(
+    architecture: str, sizes: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = other(architecture, **sizes)
+    packed._said.clear()
+    with caplog.at_level(logging.WARNING, logger="halos"):
+        found = completion_logprobs(made, collate(ROWS, packing=True, chunks=2), head_chunk=3)
+        completion_logprobs(made, collate(ROWS, packing=True, chunks=2))
+    assert_same([found.tokens], [completion_logprobs(made, collate(ROWS)).tokens], 1e-6)
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("halos")]
+    assert [why in message for message in ours] == [True]
+
+
+def test_a_model_whose_packed_rows_give_other_numbers_gets_padded_ones(
+    llama: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As if positions were counted from the beginning of the pack.
+    rotary = llama.model.rotary_emb.forward
+    llama.model.rotary_emb.forward = lambda x, position_ids: rotary(x, torch.arange(x.shape[1])[None])
+    packed._said.clear()
+    assert not can_pack(llama)
+    assert "packed rows give other log-probs" in caplog.text
+
+
+def test_a_sliding_window_that_attention_is_not_told_of_rules_packing_out(caplog: pytest.LogCaptureFixture) -> None:
+    made = tiny.model("gemma2", dtype=torch.float64, sliding_window=64)  # longer than what is tried out
+    for layer in made.model.layers:
+        layer.self_attn.sliding_window = None
+    packed._said.clear()
+    assert not can_pack(made)
+    assert "its sliding window is not told to attention" in caplog.text
+
+
+def test_layers_that_are_checkpointed_the_other_way_rule_packing_out(llama: Any) -> None:
+    llama.gradient_checkpointing_enable({"use_reentrant": True})
+    assert not can_pack(llama)
