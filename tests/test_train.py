@@ -651,7 +651,7 @@ def train_as_rank(folder: Path, *overrides: str) -> dict[str, Any]:
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     options = ("sampling.size=4", "sampling.prompts=1")
     one = run(tmp_path / "one", *options)
-    both = ("strategy=ddp", "trainer.devices=2", "data.batch_size=2")
+    both = ("strategy=ddp", "trainer.devices=2", "data.batch_size=2", f"cache_dir={tmp_path}/cache")
     found = run_ranks(partial(train_as_rank, tmp_path / "two", *options, *both))
     for summary in found:
         assert summary["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)

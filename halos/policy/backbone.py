@@ -57,8 +57,7 @@ class Backbone(nn.Module):
             return LogProbs(batch.reference, batch.mask)
         if self.reference is None:
             raise ValueError(
-                "expected a batch with the reference's log-probs or a backbone with a reference, found a batch without "
-                "and a backbone made with with_reference=False"
+                "expected a backbone with a reference, or a batch with the reference's log-probs; found neither"
             )
         start = time.perf_counter()
         logprobs = completion_logprobs(self.reference, batch, head_chunk=self.head_chunk)

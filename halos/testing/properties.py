@@ -140,7 +140,7 @@ def padding(make: Make, rows: Sequence[Row]) -> None:
 @promise("prompt sharing", 2, 4)
 def prompt_sharing(make: Make, rows: Sequence[Row]) -> None:
     """Through a model: packed rows that share prompts give the loss and gradients of separate ones."""
-    answers = []
+    answers: list[tuple[Tensor, dict[str, Any]]] = []
     for packing in (False, True):
         objective = make_objective(make, moved=True)
         whole = objective.needs_last_hidden

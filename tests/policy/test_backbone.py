@@ -141,7 +141,7 @@ def test_without_a_reference_there_is_none() -> None:
     made = backbone(with_reference=False)
     assert made.reference is None
     assert made.to(torch.float64).logprobs(batch()).tokens.dtype == torch.float64
-    with pytest.raises(ValueError, match="or a backbone with a reference"):
+    with pytest.raises(ValueError, match="expected a backbone with a reference"):
         made.reference_logprobs(batch())
 
 
