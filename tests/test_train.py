@@ -187,8 +187,17 @@ def test_metrics_csv_has_each_step_once_under_known_names(trained: tuple[str, Pa
     assert {"train/loss", "train/lr", "train/grad_norm", *SPEED, "val/loss", "train/logps/chosen"} <= names
     rows = [row["step"] for row in table(folder) if row["train/loss"]]
     assert rows == [str(step) for step in range(1, STEPS + 1)]
-    assert list(column(folder, "train/loss").values()) == summary["train_loss"]
+    assert list(column(folder, "train/loss").values()) == pytest.approx(summary["train_loss"], rel=1e-6)
     assert list(column(folder, "val/loss")) == list(range(STEPS + 1))
+
+
+def test_a_step_without_undesirable_completions_has_no_metrics_of_them(tmp_path: Path) -> None:
+    run(tmp_path, "data.batch_size=1", "trainer.max_steps=8")
+    rows = [row for row in table(tmp_path) if row["train/loss"]]
+    assert len(rows) == 8
+    sides = [(bool(row["train/rewards/chosen"]), bool(row["train/rewards/rejected"])) for row in rows]
+    assert set(sides) == {(True, False), (False, True)}
+    assert not any(row["train/rewards/margins"] for row in rows)
 
 
 def test_the_summary_has_the_metrics_of_the_last_validation(trained: tuple[str, Path, dict]) -> None:

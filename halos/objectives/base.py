@@ -319,8 +319,14 @@ class Objective(pl.LightningModule, ABC):
         }
 
     def _log(self, stage: str, metrics: dict[str, float]) -> None:
-        training = stage == "train"
-        # Lightning's own count of steps is one behind: it would log the first step as step 0.
-        self.log("step", float(self.trainer.global_step + training), on_step=training, on_epoch=not training)
-        for name, value in metrics.items():
-            self.log(f"{stage}/{name}", value, prog_bar=training, on_step=training, on_epoch=not training)
+        named = {f"{stage}/{name}": value for name, value in metrics.items()}
+        step = self.trainer.global_step
+        if stage == "val":
+            self.log("step", float(step))
+            self.log_dict(named)
+            return
+        # Through Lightning's log() alone, a metric that this step lacks would get the value of an earlier one.
+        if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set when it is built
+            for logger in self.trainer.loggers:
+                logger.log_metrics(named, step + 1)
+        self.log_dict(named, prog_bar=True, logger=False)
