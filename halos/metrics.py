@@ -77,6 +77,11 @@ class LabelledRewards(Metric):
         return dim_zero_cat(self.rewards), dim_zero_cat(self.labels)
 
 
+TIE = 1e-4
+"""Rewards no further apart than this are equal: rounding alone, between a policy and the reference that it still is,
+makes differences of 1e-5."""
+
+
 def auc(rewards: Tensor, labels: Tensor) -> float | None:
     """P(reward of a desirable completion > reward of an undesirable one), ties counting half; None for one class.
 
@@ -85,5 +90,5 @@ def auc(rewards: Tensor, labels: Tensor) -> float | None:
     """
     if labels.all() or not labels.any():
         return None
-    distinct, ranks = torch.unique(rewards, return_inverse=True)
+    distinct, ranks = torch.unique((rewards.double() / TIE).round(), return_inverse=True)
     return float(binary_auroc(ranks.double() / len(distinct), labels.long()))

@@ -97,7 +97,13 @@ def brute_force(rewards: list[float], labels: list[bool]) -> float:
     return sum((g > b) + 0.5 * (g == b) for g, b in product(good, bad)) / (len(good) * len(bad))
 
 
-@pytest.mark.parametrize("scale", [1e-6, 0.1, 1.0, 1e3, -1e6])
+def test_rewards_that_differ_by_rounding_are_ties() -> None:
+    labels = torch.tensor([True, True, False, False])
+    assert auc(torch.tensor([2e-5, 1e-5, 0.0, -2e-5]), labels) == 0.5
+    assert auc(torch.tensor([2e-3, 1e-3, 0.0, -2e-3]), labels) == 1.0
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 1e3, -1e6])
 @pytest.mark.parametrize("levels", [2, 5, 1000])
 @pytest.mark.parametrize("seed", range(3))
 def test_auc_counts_pairs_with_ties_as_half(scale: float, levels: int, seed: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halos.data.batches import Batch
-from halos.metrics import Mean, mean_where
+from halos.metrics import TIE, Mean, mean_where
 from halos.policy.logprobs import LogProbs
 
 
@@ -58,5 +58,6 @@ def labelled(batch: Batch, rewards: Tensor) -> tuple[Tensor, Tensor]:
 
 def _accuracy(chosen: Tensor, rejected: Tensor) -> Mean:
     # A tie counts half: at step 0 all rewards are equal, and the accuracy is that of a coin.
-    wins = (chosen > rejected).float() + 0.5 * (chosen == rejected).float()
+    margins = chosen - rejected
+    wins = (margins > TIE).float() + 0.5 * (margins.abs() <= TIE).float()
     return Mean(wins.sum(), len(wins))

@@ -35,8 +35,10 @@ def check_property(make: Make, name: str) -> None:
             PROPERTIES[name](make, rows)
         except NotApplicable:
             raise
+        except Violation as violation:
+            raise Violation(f"{_name(make)}, {name}: {violation}\n{_describe(rows)}") from None
         except Exception as error:
-            said = str(error) if isinstance(error, Violation) else f"raised {type(error).__name__}: {error}"
+            said = f"raised {type(error).__name__}: {error}"
             raise Violation(f"{_name(make)}, {name}: {said}\n{_describe(rows)}") from error
 
 

@@ -45,6 +45,12 @@ def test_of_pairs() -> None:
     }
 
 
+def test_pairs_whose_rewards_differ_by_rounding_are_ties() -> None:
+    rows = [Row(str(i), i, (7, 8), (CHOSEN, REJECTED)) for i in range(2)]
+    rewards = torch.tensor([[1e-5, 0.0], [1e-3, 0.0]])
+    assert values(rows, [[-1.0, -1.0]] * 2, [[-1.0, -1.0]] * 2, rewards)["rewards/accuracies"] == 0.75
+
+
 def test_of_labels_the_mismatched_branch_is_neither_chosen_nor_rejected() -> None:
     rows = [Row(str(i), i, (7, 8), (CHOSEN, OTHER), desirable=i < 3) for i in range(4)]
     policy = [[-1.0, -90.0], [-2.0, -90.0], [-3.0, -90.0], [-4.0, -90.0]]
