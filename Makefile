@@ -1,10 +1,11 @@
-# `make train` aligns the embedded toy model; `make test` runs the suite. Both set .venv up by themselves.
+# `make train` aligns the embedded toy model; `make test` runs the suite; `make parity` compares the losses with TRL's.
+# Each sets .venv up by itself.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test lint format clean
+.PHONY: train test parity lint format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +17,13 @@ train: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(ARGS)
+
+$(VENV)/.parity: $(VENV)/.ready
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,parity]'
+	touch $@
+
+parity: $(VENV)/.parity
+	$(BIN)/python -m pytest parity $(ARGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,0 +1,80 @@
+"""The same model and rows for both sides; a loss and its gradient as one vector, so that equations are sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from halos.data.batches import collate
+from halos.data.rows import Row
+from halos.objectives.base import Objective
+from halos.policy.backbone import Backbone
+from halos.testing.examples import loss_of
+from tests import tiny
+
+TOLERANCE = 1e-5
+SEEDS = (0, 1, 3)
+"""The mean log-ratio of y' is below 0 with the first two and above with the last: KTO's z₀, clamped and not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The largest difference in one quantity, and the largest of its values."""
+
+    name: str
+    quantity: str
+    difference: float
+    size: float
+
+
+class Case:
+    """A tiny Llama in float32 that has left its reference, and rows of ragged lengths.
+
+    ``pairs`` have (chosen, rejected), and ``unpaired`` are the same as single completions; ``labelled`` have (y, y')
+    and a label, not equally many of each, and ``single`` are the same without y'.
+    """
+
+    def __init__(self, *, seed: int, packing: bool, folder: Path) -> None:
+        self.seed, self.packing, self.folder = seed, packing, folder
+        self.backbone = Backbone(tiny.model(seed=seed), with_reference=True)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in self.backbone.policy.parameters():
+                weight += 0.1 * torch.randn(weight.shape, generator=generator)
+        self.labelled = tiny.rows(5, branches=2, seed=seed)
+        self.pairs = [replace(row, desirable=None) for row in self.labelled]
+        self.single = [replace(row, branches=row.branches[:1]) for row in self.labelled]
+        self.unpaired = [
+            replace(row, branches=(branch,), desirable=desirable)
+            for row in self.pairs
+            for branch, desirable in zip(row.branches, (True, False), strict=True)
+        ]
+        self.compared: list[Comparison] = []
+
+    def ours(self, make: Callable[[Backbone], Objective], rows: Sequence[Row]) -> Tensor:
+        """Loss and gradient as a training step computes them."""
+        objective = make(self.backbone)
+        objective.configure_model()
+        objective.train()
+        batch = collate(rows, mismatched=objective.mismatched, chunks=2, packing=self.packing)
+        output, _ = objective._evaluate(batch)
+        return measure(loss_of(output), self.backbone.policy)
+
+    def compare(self, name: str, ours: Tensor, theirs: Tensor) -> None:
+        """Fails where a loss or a gradient differs by more than the tolerance; remembers the largest differences."""
+        for quantity, part in {"loss": slice(1), "gradient": slice(1, None)}.items():
+            a, b = ours[part], theirs[part]
+            self.compared.append(Comparison(name, quantity, float((a - b).abs().max()), float(b.abs().max())))
+            assert b.abs().max() > 100 * TOLERANCE  # else zeros would pass
+            difference = self.compared[-1].difference
+            assert difference <= TOLERANCE, f"{name}: the {quantity} differs by {difference:.1e}"
+
+
+def measure(loss: Tensor, model: nn.Module) -> Tensor:
+    """[1 + P]: the loss, then its gradient with respect to each of the model's P numbers."""
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return torch.cat([loss.detach()[None], *(gradient.flatten() for gradient in gradients)])
