@@ -81,8 +81,8 @@ class BCO(Objective):
     Deviations from the paper:
         1. The optional correction for prompts that differ between the two sides (a density ratio by a classifier on
            prompt embeddings) is not there.
-        2. The expectations in δ are running means over all training examples so far, on all ranks (as in TRL, which
-           however averages all rewards alike instead of each side by itself); validation uses δ as it stands.
+        2. The expectations in δ are running means over all training examples so far, on all ranks; validation uses δ as
+           it stands.
 
     Args:
         beta: β.
