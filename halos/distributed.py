@@ -6,9 +6,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 Made = TypeVar("Made")
+
+
+def on_first_process() -> bool:
+    """Whether this process writes and prints; known before there is a process group."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -34,15 +40,16 @@ def all_sum(values: Tensor) -> Tensor:
     ``dist.all_reduce`` on a tensor that carries gradient would be silently wrong.
     """
     total = values.detach().clone()
-    if dist.is_available() and dist.is_initialized():
+    if rank_and_world()[1] > 1:
         dist.all_reduce(total)
     return total
 
 
 def all_gather_list(values: list[Any]) -> list[Any]:
     """The lists of all ranks, one after the other."""
-    if not (dist.is_available() and dist.is_initialized()):
+    world = rank_and_world()[1]
+    if world == 1:
         return values
-    gathered: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    gathered: list[list[Any]] = [[] for _ in range(world)]
     dist.all_gather_object(gathered, values)
     return [value for part in gathered for value in part]

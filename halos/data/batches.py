@@ -190,11 +190,12 @@ def _chunks(
     places.sort(key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
     parts = min(parts, len(places))
     edges = [len(places) * part // parts for part in range(parts + 1)]
-    made = [_chunk(rows, places[a:z], width, whole) for a, z in pairwise(edges)]
-    return [replace(chunk, needs_grad=needs_grad) for chunk in made]
+    return [_chunk(rows, places[a:z], width, needs_grad=needs_grad, whole=whole) for a, z in pairwise(edges)]
 
 
-def _chunk(rows: Sequence[Row], places: Sequence[tuple[int, int]], width: int, whole: bool) -> Chunk:
+def _chunk(
+    rows: Sequence[Row], places: Sequence[tuple[int, int]], width: int, *, needs_grad: bool, whole: bool
+) -> Chunk:
     # The last token of a sequence predicts nothing, so it is not fed unless its state is asked for.
     lengths = [len(rows[b].prompt) + len(rows[b].branches[k]) - 1 for b, k in places]
     input_ids = torch.full((len(places), max(lengths) + whole), PAD, dtype=torch.long)
@@ -208,7 +209,7 @@ def _chunk(rows: Sequence[Row], places: Sequence[tuple[int, int]], width: int, w
         start = (b * len(rows[b].branches) + k) * width
         targets += branch
         slots += range(start, start + len(branch))
-    chunk = Chunk(input_ids, predicts, torch.tensor(targets), torch.tensor(slots))
+    chunk = Chunk(input_ids, predicts, torch.tensor(targets), torch.tensor(slots), needs_grad)
     if whole:
         chunk.last = torch.arange(input_ids.shape[1]) == torch.tensor(lengths)[:, None]
         chunk.owners = torch.tensor([b * len(rows[b].branches) + k for b, k in places])

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from halos.data.rows import Row
+from halos.distributed import on_first_process
 from halos.runs.comparison import Comparison
 
 console = Console(soft_wrap=False)
@@ -33,15 +34,14 @@ def set_up_logging() -> None:
     ours = logging.getLogger("halos")
     if not ours.handlers:
         ours.addHandler(RichHandler(console=console, show_time=False, show_path=False))
-    ours.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.WARNING)
+    ours.setLevel(logging.INFO if on_first_process() else logging.WARNING)
     for message in (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*"):
         warnings.filterwarnings("ignore", message)
 
 
 def track(name: str, work: Sequence[Any], *, shown: bool = True) -> Iterable[Any]:
     """Go through the work behind a progress bar, on rank 0; no bar for no work."""
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    return progress.track(work, name, console=console, disable=not (shown and first and work))
+    return progress.track(work, name, console=console, disable=not (shown and on_first_process() and work))
 
 
 @rank_zero_only

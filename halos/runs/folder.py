@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
+from halos.distributed import on_first_process
 
 CONTENTS = ("config.yaml", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json")
 
@@ -41,7 +41,7 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise ValueError(f"output_dir: expected a folder, found the file {self.root}")
         # Other processes may come here after the first one has begun to write.
-        if _first_process() and (found := self._contents()) and resume is None and not overwrite:
+        if on_first_process() and (found := self._contents()) and resume is None and not overwrite:
             raise ValueError(
                 f"output_dir: {self.root} holds another run ({', '.join(found)}); choose another folder, "
                 "or set resume=auto to go on with it, or overwrite=true to replace it"
@@ -50,7 +50,7 @@ class RunFolder:
 
     def open(self, config: str, *, fresh: bool) -> None:
         """Begin to write: make the folder, remove what an earlier run left if ``fresh``, and keep the config (YAML)."""
-        if _first_process():
+        if on_first_process():
             self.root.mkdir(parents=True, exist_ok=True)
             for name in self._contents() if fresh else ():
                 _remove(self.root / name)
@@ -72,10 +72,6 @@ class RunFolder:
         if not Path(resume).exists():
             raise ValueError(f"resume: expected 'auto' or a checkpoint's path, found {resume}, which does not exist")
         return _whole(Path(resume))
-
-
-def _first_process() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _whole(path: Path) -> Path:

@@ -56,9 +56,9 @@ def _text(value: Tensor) -> str:
 
 
 def agree_on_gradients(what: str, expected: Answer, found: Answer, *, tolerance: float = TIGHT) -> None:
-    """The gradient of each example's token log-probs is the same in both answers."""
-    for name, gradient in expected.gradients.items():
-        other = found.gradients[name]
+    """The gradient of the token log-probs of each example that was ``found`` is the same in both answers."""
+    for name, other in found.gradients.items():
+        gradient = expected.gradients[name]
         width = min(gradient.shape[-1], other.shape[-1])
         agree(f"{what}: gradient of {name}", gradient[:, :width], other[:, :width], tolerance=tolerance)
 

@@ -165,7 +165,7 @@ def accumulation(make: Make, rows: Sequence[Row]) -> None:
     if objective.couples_step:
         raise NotApplicable("declares that its steps cannot be accumulated")
     twins = [_renamed(row) for row in rows]
-    _parts_make_the_whole(make, [rows, twins] if objective.couples_micro_step else [rows, _other_rows(make, twins)])
+    _parts_make_the_whole(make, [rows, twins] if objective.couples_micro_step else [rows, _longer(twins)])
 
 
 @promise("ranks", 2, 4)
@@ -174,9 +174,7 @@ def ranks(make: Make, rows: Sequence[Row]) -> None:
     whole, parts = _on_two_ranks(make, rows)
     agree("sum of the ranks' losses", whole.loss, sum(part.loss for part in parts))
     for part in parts:
-        for name, gradient in part.gradients.items():
-            width = min(gradient.shape[-1], whole.gradients[name].shape[-1])
-            agree(f"gradient of {name}", whole.gradients[name][:, :width], gradient[:, :width])
+        agree_on_gradients("one of the ranks", whole, part)
 
 
 @promise("metrics", 2, 4)
@@ -281,7 +279,7 @@ def _renamed(row: Row) -> Row:
     return Row(f"{row.id} again", row.group + 1000, row.prompt, row.branches, row.desirable, row.score)
 
 
-def _other_rows(make: Make, rows: Sequence[Row]) -> list[Row]:
+def _longer(rows: Sequence[Row]) -> list[Row]:
     # Other lengths than the first micro-batch: a mean over a micro-batch's own tokens shows only then.
     return [
         Row(row.id, row.group, row.prompt, tuple((*b, 1, 2, 3) for b in row.branches), row.desirable, row.score)
@@ -298,9 +296,7 @@ def _parts_make_the_whole(make: Make, parts: Sequence[Sequence[Row]]) -> None:
     found = [_ask_as(make, part, step, twins) for part in parts]
     agree("sum of the micro-batches' losses", whole.loss, sum(part.loss for part in found))
     for part in found:
-        for name, gradient in part.gradients.items():
-            width = min(gradient.shape[-1], whole.gradients[name].shape[-1])
-            agree(f"gradient of {name}", whole.gradients[name][:, :width], gradient[:, :width])
+        agree_on_gradients("one of the micro-batches", whole, part)
 
 
 def _ask_as(make: Make, rows: Sequence[Row], step: Any, twins: bool) -> Answer:
