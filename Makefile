@@ -16,7 +16,7 @@ train: $(VENV)/.ready
 	$(BIN)/python scripts/train.py $(ARGS)
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical $(ARGS)
 
 $(VENV)/.parity: $(VENV)/.ready
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,parity]'
