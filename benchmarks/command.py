@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from benchmarks import inputs
@@ -57,7 +57,7 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
 
 
-def _choices(names: Sequence[str] | dict[str, object]):  # type: ignore[no-untyped-def]
+def _choices(names: Collection[str]) -> Callable[[str], tuple[str, ...]]:
     def choose(text: str) -> tuple[str, ...]:
         chosen = _listed(text)
         for name in chosen:

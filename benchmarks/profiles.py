@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from benchmarks.job import Job, config
 from halos.data.batches import Batches
 from halos.policy.backbone import Backbone
-from halos.train import set_up
+from halos.train import Run, set_up
 
 OPERATORS = (
     ("LM head", r"ChunkedLogProbs|HeadFunction"),
@@ -64,11 +64,16 @@ class _WatchOptimizer(Callback):
             optimizer.step = timed
 
 
+def _set_up(job: Job, folder: Path) -> tuple[Run, Any]:
+    run, trainer = set_up(config(job, folder))
+    run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)
+    return run, trainer
+
+
 def stages(job: Job, folder: Path) -> dict[str, Any]:
     """Seconds of the steps in the model with its head, forward and backward, in the optimizer (clipping included), in
     collating, and in the rest, which is Lightning, the loss, metrics and logging."""
-    run, trainer = set_up(config(job, folder))
-    run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)
+    run, trainer = _set_up(job, folder)
     watch = Stopwatch()
     trainer.callbacks.append(_WatchOptimizer(watch))
     trainer.strategy.backward = watch.wrap("backward", trainer.strategy.backward)
@@ -93,8 +98,7 @@ def split_off_rest(seconds: dict[str, float], total: float) -> dict[str, float]:
 
 def operators(job: Job, folder: Path) -> dict[str, Any]:
     """Seconds of the steps' operators by kind; profiling costs some time itself."""
-    run, trainer = set_up(config(job, folder))
-    run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)
+    run, trainer = _set_up(job, folder)
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
     trainer.callbacks.append(_Profiled(profiler))
     trainer.fit(run.objective, datamodule=run.data)

@@ -1,7 +1,7 @@
 """One epoch by each contestant, measured alike: seconds of the steps, memory, tokens fed to the model, losses.
 
-Loading models is nobody's time. Optimizer steps, batching and logging are everybody's, and the reference is too: ours is
-computed before the first step, the others' in every step.
+Loading models is nobody's time. Optimizer steps, batching and logging are everybody's, and so is the reference: ours
+is computed before the first step, the others' in every step.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def counted_tokens() -> Iterator[list[int]]:
         found.append(ids.numel())
         return original(self, ids)
 
-    nn.Embedding.forward = forward  # type: ignore[method-assign]
+    nn.Embedding.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield found
     finally:

@@ -83,10 +83,11 @@ SPEED = (
     *("ours takes", "tokens fed", "× needed", "losses differ by"),
 )
 SPEED_NOTES = (
-    "Medians over runs. *Ours is faster* (its reference pass included), *with the reference cached* (a second loss over "
-    "the same data) and *ours takes* (of its memory) are medians of ratios within a round of runs. *Floor*: the "
-    "operations that the loss needs, at this machine's rate of matrix products. *Losses differ by*: at most, from ours, "
-    "over all steps. All had the same model, rows, order, y', AdamW and clipping."
+    "Medians over runs. *Ours is faster* (its reference pass included), *with the reference cached* (a second loss "
+    "over the same data) and *ours takes* (of its memory) are medians of ratios within a round of runs. *Floor*: the "
+    "operations that the loss needs, at this machine's rate of matrix products; beside it, the share of our time that "
+    "it is. *Losses differ by*: at most, from ours, over all steps. All had the same model, rows, order, y', AdamW and "
+    "clipping."
 )
 
 
@@ -153,7 +154,9 @@ def profile(plan: Plan) -> str:
     if not stages:
         return ""
     by_stage = table(("loss", "precision", *stages_names, "overhead"), stages)
-    notes = "Shares of the steps' time. *rest*: Lightning, the loss, metrics, logging; *overhead*: data and rest over the "
+    notes = (
+        "Shares of the steps' time. *rest*: Lightning, the loss, metrics, logging; *overhead*: data and rest over the "
+    )
     notes += "sum of the others. By operator:"
     return f"{by_stage}\n\n{notes}\n\n{table(('loss', 'precision', 'operators'), operators)}"
 
@@ -181,7 +184,9 @@ def memory(plan: Plan) -> str:
             job = replace(plan.base, loss="dpo", model=model, data=data, head_chunk=chunk, batch_size=2)
             result = plan.runner.run(replace(job, max_length=1024, max_prompt_length=None))
             found.append("failed" if result is None else f"{beyond_weights_mb(result):,.0f}")
-        rows.append([f"{vocabulary:,}", f"{4 * completion:,}", *found, f"{vocabulary * 4 * completion * 4 / 2**20:,.0f}"])
+        rows.append(
+            [f"{vocabulary:,}", f"{4 * completion:,}", *found, f"{vocabulary * 4 * completion * 4 / 2**20:,.0f}"]
+        )
     heads = ("vocabulary", "scored tokens", f"MiB, head_chunk={plan.base.head_chunk}", "MiB, head_chunk=null")
     return table((*heads, "logits in float32, MiB"), rows)
 

@@ -66,7 +66,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
-    """Everything before the first file is written and weights are loaded: a run whose steps are planned, its Trainer."""
+    """The run, its steps planned, and its Trainer: everything before files are written and weights are loaded."""
     console.set_up_logging()
     pl.seed_everything(cfg.seed, verbose=False)
     run = prepare(cfg)
