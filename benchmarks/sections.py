@@ -147,13 +147,13 @@ def profile(plan: Plan) -> str:
             seconds = found["seconds"]
             overhead = f"{seconds.pop('overhead'):.1%}"
             stages.append([case.loss, case.precision, *_shares(seconds), overhead])
-            stages_names = list(seconds)
+            names = list(seconds)
         found = plan.runner.run(replace(case, kind="operators"))
         if found:
             operators.append([case.loss, case.precision, _listed(found["seconds"])])
     if not stages:
         return ""
-    by_stage = table(("loss", "precision", *stages_names, "overhead"), stages)
+    by_stage = table(("loss", "precision", *names, "overhead"), stages)
     notes = (
         "Shares of the steps' time. *rest*: Lightning, the loss, metrics, logging; *overhead*: data and rest over the "
     )
@@ -254,7 +254,13 @@ def sweep(plan: Plan) -> str:
             rows.append([precision, loss, *told, *[""] * (2 - len(told)), reference])
         summed = [f"{sum(values):.1f}" if values else "" for values in totals.values()]
         rows.append([precision, "**total**", *summed, ""])
-    return table(("precision", "loss", "ours, s", "TRL, s", "of ours: the reference, s"), rows)
+    return table(("precision", "loss", "ours, s", "TRL, s", "of ours: the reference, s"), rows) + "\n\n" + SWEEP_NOTES
+
+
+SWEEP_NOTES = (
+    "One after the other, over the same data: ours find the reference's log-probs that earlier ones computed. TRL's "
+    "ORPO also trains on the prompt's tokens."
+)
 
 
 SECTIONS: dict[str, Callable[[Plan], str]] = {
