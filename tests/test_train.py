@@ -531,7 +531,7 @@ def test_accumulated_steps_resume(tmp_path: Path) -> None:
 
 def test_a_checkpoints_path_resumes_into_another_folder(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:
     run_until("on_train_batch_start", 4, tmp_path / "old", *RESUMABLE)
-    (checkpoint,) = (tmp_path / "old" / "checkpoints").glob("step=*.ckpt")
+    checkpoint = tmp_path / "old" / "checkpoints" / "step=4.ckpt"
     # Hydra wants quotes round a value with an equals sign.
     summary = run(tmp_path / "new", *RESUMABLE, f"resume='{checkpoint}'")
     assert summary["train_loss"] == uninterrupted[1]["train_loss"]

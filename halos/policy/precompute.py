@@ -13,13 +13,16 @@ from torch import Tensor
 from halos.data.batches import Batch, collate
 from halos.data.reference import ReferenceTable, completions
 from halos.data.rows import Row
-from halos.distributed import all_gather_list, from_rank_zero, rank_and_world
+from halos.distributed import all_gather_list, all_max, from_rank_zero, rank_and_world
 from halos.policy.cache import ReferenceCache, model_key
 from halos.policy.head import evaluating
 from halos.policy.logprobs import completion_logprobs
+from halos import signals
 
 TOKENS = 4096
 """Tokens in one forward."""
+KEEP_EVERY = 60.0
+"""Seconds between additions to the cache, so that a run that is killed does not begin anew."""
 
 Work = list[tuple[bytes, Row]]
 Track = Callable[[Sequence[Work]], Iterable[Work]]
@@ -39,7 +42,8 @@ def reference_table(
     """Log-probs of all branches of the rows under the model as it is now, and the seconds that this took.
 
     What the cache in ``folder`` has is read, the rest computed, divided over the ranks, and added to it. All ranks end
-    with the same table. ``track`` shows progress over the forwards.
+    with the same table. ``track`` shows progress over the forwards. A signal ends it behind the forwards that are under
+    way; what was computed by then is in the cache.
     """
     start = time.perf_counter()
     cache = ReferenceCache(folder, model_key(model, precision))
@@ -47,18 +51,34 @@ def reference_table(
     known = from_rank_zero(lambda: {name: values for name, values in cache.read().items() if name in wanted})
     new = ((name, Row("", 0, prompt, (ids,))) for name, (prompt, ids) in wanted.items() if name not in known)
     rank, world = rank_and_world()
-    work = list(_batches(new))[rank::world]
+    work = list(_batches(new))
+    mine = iter(track(work[rank::world]))
     found: list[tuple[bytes, Tensor]] = []
+    deferred = signals.defer(True)
+    kept_at = start
     with evaluating(model), torch.no_grad():
-        for part in track(work):
-            batch = collate(
-                [row for _, row in part], chunks=-(-len(part) // 16), packing=packing, share_prompts=share_prompts
-            )
-            found += _score(model, part, batch, head_chunk)
+        for left in reversed(range(-(-len(work) // world))):
+            if part := next(mine, None):
+                batch = collate(
+                    [row for _, row in part], chunks=-(-len(part) // 16), packing=packing, share_prompts=share_prompts
+                )
+                found += _score(model, part, batch, head_chunk)
+            due = time.perf_counter() - kept_at > KEEP_EVERY
+            number, due = all_max([signals.received(), due], model.device)
+            if number or due or not left:
+                known |= _keep(cache, found)
+                found, kept_at = [], time.perf_counter()
+            signals.stop(number)
+    list(mine)  # the bar's last step
+    signals.defer(deferred)
+    return ReferenceTable(known), time.perf_counter() - start
+
+
+def _keep(cache: ReferenceCache, found: list[tuple[bytes, Tensor]]) -> dict[bytes, Tensor]:
     added = dict(all_gather_list(found))
-    if added and rank == 0:
+    if added and rank_and_world()[0] == 0:
         cache.write(added)
-    return ReferenceTable(known | added), time.perf_counter() - start
+    return added
 
 
 def _batches(items: Iterable[tuple[bytes, Row]]) -> Iterator[Work]:
