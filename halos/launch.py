@@ -42,9 +42,17 @@ def ranks_to_start(cfg: DictConfig) -> int:
         return devices
     from lightning.pytorch import Trainer  # what "auto", "0,2" and their like mean is Lightning's to say
 
-    options = {"accelerator": cfg.trainer.accelerator, "devices": devices if devices is not None else "auto"}
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return int(Trainer(**OmegaConf.to_container(OmegaConf.create(options)), **quiet, strategy="ddp").num_devices)
+    if OmegaConf.is_config(devices):
+        devices = OmegaConf.to_container(devices)
+    trainer = Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices="auto" if devices is None else devices,
+        strategy="ddp",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    return trainer.num_devices
 
 
 def run_ranks(cfg: DictConfig, count: int) -> None:
@@ -141,7 +149,9 @@ def _conclude(codes: list[int | None], folder: Path, received: int) -> None:
         raise Interrupted(received or signal.SIGTERM)
     if codes == [0] * len(codes):
         return
-    killed = [f"rank {n} was killed by {signal.Signals(-code).name}" for n, code in enumerate(codes) if (code or 0) < 0]
+    killed = [
+        f"rank {n} was killed by {signal.Signals(-code).name}" for n, code in enumerate(codes) if code and code < 0
+    ]
     if killed:
         raise RunFailed(f"{', '.join(killed)}; the others were ended; resume=auto goes on from the last checkpoint")
     told = sorted(folder.glob("*.txt"), key=lambda file: file.stat().st_mtime_ns)

@@ -1,8 +1,9 @@
 """Signals that ask a run to end: SIGTERM, SIGINT, and SIGUSR1 (SLURM's, before a job's time is up).
 
 Where ranks wait for each other the handler only takes a note, and all ranks end together at the next place where they
-compare notes (:func:`halos.distributed.all_max`): an optimizer step, a validation batch, a forward of the reference pass. Anywhere else
-it raises :class:`Interrupted` at once. A second SIGINT (Ctrl-C twice) ends the process where it stands.
+compare notes (:func:`halos.distributed.all_max`): an optimizer step, a validation batch, a forward of the reference
+pass. Anywhere else it raises :class:`Interrupted` at once. A second SIGINT (Ctrl-C twice) ends the process where it
+stands.
 """
 
 from __future__ import annotations

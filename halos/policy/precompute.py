@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halos import signals
 from halos.data.batches import Batch, collate
 from halos.data.reference import ReferenceTable, completions
 from halos.data.rows import Row
@@ -17,7 +18,6 @@ from halos.distributed import all_gather_list, all_max, from_rank_zero, rank_and
 from halos.policy.cache import ReferenceCache, model_key
 from halos.policy.head import evaluating
 from halos.policy.logprobs import completion_logprobs
-from halos import signals
 
 TOKENS = 4096
 """Tokens in one forward."""
@@ -63,7 +63,7 @@ def reference_table(
                     [row for _, row in part], chunks=-(-len(part) // 16), packing=packing, share_prompts=share_prompts
                 )
                 found += _score(model, part, batch, head_chunk)
-            due = time.perf_counter() - kept_at > KEEP_EVERY
+            due = int(time.perf_counter() - kept_at > KEEP_EVERY)
             number, due = all_max([signals.received(), due], model.device)
             if number or due or not left:
                 known |= _keep(cache, found)

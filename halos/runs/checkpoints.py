@@ -22,8 +22,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from halos.distributed import all_max
 from halos import signals
+from halos.distributed import all_max
 from halos.errors import RunFailed
 from halos.runs.record import RunRecord
 

@@ -44,10 +44,9 @@ def _flat(node: Any, name: str) -> list[tuple[str, Any]]:
 
 def _rows(rows: Iterable[Row]) -> str:
     digest = hashlib.sha256()
-    count = 0
-    for count, row in enumerate(rows, 1):
+    for row in rows:
         digest.update(repr((row.prompt, row.branches, row.desirable, row.score)).encode())
-    return f"{count} examples, {digest.hexdigest()[:12]}"
+    return digest.hexdigest()[:12]
 
 
 def _files(model: Path) -> str:
