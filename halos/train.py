@@ -113,7 +113,13 @@ def prepare(cfg: DictConfig) -> Run:
         return made
 
     objective: Objective = build(
-        cfg.loss, backbone, without=("name",), optim=build(cfg.optim), seed=cfg.seed, humanline=_humanline(cfg)
+        cfg.loss,
+        backbone,
+        without=("name",),
+        optim=build(cfg.optim),
+        seed=cfg.seed,
+        humanline=_humanline(cfg),
+        non_finite=cfg.non_finite,
     )
     data: PreferenceDataModule = build(cfg.data, without=("train", "val"), seed=cfg.seed)
     data.load(objective.view)
@@ -309,6 +315,7 @@ def _summary(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
         "peak_gpu_mb": peak_gpu_mb(),
         "train_loss": run.record.train_loss,
         "metrics": run.record.val_metrics,
+        **({"skipped_steps": run.objective.skipped_steps} if run.objective.non_finite == "skip" else {}),
     }
 
 

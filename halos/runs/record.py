@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -21,7 +22,8 @@ class RunRecord(Callback):
     """Losses of every step, the last validation's metrics, and seconds spent in training."""
 
     def __init__(self) -> None:
-        self.train_loss: list[float] = []
+        self.train_loss: list[float | None] = []
+        """None for a step that was skipped because its loss was not finite."""
         self.val_metrics: dict[str, float] = {}
         self.validated_at: int | None = None
         self.seconds = 0.0
@@ -49,7 +51,8 @@ class RunRecord(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step > len(self.train_loss):
-            self.train_loss.append(float(trainer.callback_metrics["train/loss"]))
+            loss = float(trainer.callback_metrics["train/loss"])
+            self.train_loss.append(loss if math.isfinite(loss) else None)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
