@@ -28,8 +28,8 @@ from halos.signals import EXIT_CODE, SIGNALS, Interrupted
 
 ERRORS = "HALOS_ERRORS"
 """The folder in which a rank leaves the message that it failed with."""
-GRACE = 8.0
-"""Seconds that the other ranks have to end by themselves once one of them has."""
+GRACE = 6.0
+"""Seconds that the other ranks have to end by themselves once a signal has ended one of them."""
 
 
 def ranks_to_start(cfg: DictConfig) -> int:

@@ -91,6 +91,7 @@ class Checkpoints(Checkpoint):
 
     def finish(self, trainer: pl.Trainer) -> None:
         """Save the run behind its last step; from here on ranks no longer wait for each other at every step."""
+        signals.defer(True)  # a run that went on from behind its last step has not begun to train
         self.save(trainer)
         (number,) = all_max([signals.received()], trainer.strategy.root_device)
         signals.defer(False)

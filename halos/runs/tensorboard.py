@@ -59,7 +59,8 @@ def log_hparams(trainer: pl.Trainer, params: Mapping[str, Any], metrics: Mapping
 
 
 def forget_behind(folder: Path, step: int, *, validated: bool) -> None:
-    """Take events behind ``step`` out of the folder's files, those of its own validation too unless ``validated``.
+    """Take events behind ``step`` out of the folder's files, those of its own validation too unless ``validated``, and
+    those of the run's end.
 
     A file that was cut off in the middle of an event keeps those before it.
     """
@@ -72,7 +73,9 @@ def forget_behind(folder: Path, step: int, *, validated: bool) -> None:
         kept = []
         for record in records:
             event = Event.FromString(record)
-            if event.step < step or (event.step == step and (validated or not _of_validation(event))):
+            if not _of(event, "final/") and (
+                event.step < step or (event.step == step and (validated or not _of(event, "val/", "samples")))
+            ):
                 kept.append(record)
         if len(kept) == len(records):
             continue
@@ -84,9 +87,8 @@ def forget_behind(folder: Path, step: int, *, validated: bool) -> None:
         part.replace(path)
 
 
-def _of_validation(event: Any) -> bool:
-    tags = [value.tag for value in event.summary.value]
-    return any(tag.startswith(("val/", "samples")) for tag in tags)
+def _of(event: Any, *prefixes: str) -> bool:
+    return any(value.tag.startswith(prefixes) for value in event.summary.value)
 
 
 def _writers(trainer: pl.Trainer) -> list[Any]:
