@@ -110,7 +110,8 @@ def start(cfg: DictConfig, ranks: int, log: Path) -> Forked:
         def job() -> None:
             os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
             os.environ |= {"MASTER_PORT": str(port), launch.ERRORS: str(config.parent)}
-            rank_zero_only.rank = rank  # Lightning reads it when it is imported
+            # Lightning reads it when it is imported.
+            rank_zero_only.rank = rank  # type: ignore[attr-defined]
             cli.die_with_parent()
             cli._train(cfg)
 
