@@ -87,7 +87,9 @@ def name_jobs_by_what_is_swept(words: list[str]) -> None:
     given = [parser.parse_override(word) for word in words[1:] if "=" in word and not word.startswith("-")]
     same = [o.key_or_group for o in given if not o.is_sweep_override() and not o.key_or_group.startswith("hydra.")]
     kept = ["output_dir", "overwrite", *same]
-    words.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(dict.fromkeys(kept))}]")
+    # Among the other overrides: Hydra's parser takes them in one stretch only.
+    place = max(n for n, word in enumerate(words) if n == 0 or ("=" in word and not word.startswith("-")))
+    words.insert(place + 1, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(dict.fromkeys(kept))}]")
 
 
 def end_with_one_line(job: Callable[[], Any]) -> None:
