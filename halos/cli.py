@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,7 +23,9 @@ from halos.errors import RunFailed
 from halos.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
 from halos.signals import caught
 
-COMMANDS = ("train",)
+COMMANDS = ("train", "cache-reference")
+COMMAND = "HALOS_COMMAND"
+"""The variable in which other processes of a run find the command."""
 
 
 def config_folder() -> str:
@@ -38,45 +41,68 @@ def main() -> None:
     if command == "rank" and len(sys.argv) == 3:  # one of several that halos.launch has started
         end_with_one_line(lambda: _rank_job(Path(sys.argv[2])))
         return
+    launched = os.environ.get(COMMAND, "") if "LOCAL_RANK" in os.environ else ""  # by DDP, without the command
     completing = "-sc" in sys.argv or "--shell-completion" in sys.argv
     if command in COMMANDS:
         del sys.argv[1]
+        os.environ[COMMAND] = command
+    elif launched:
+        command = launched
     elif not completing:
         _fail(f"usage: halos {{{','.join(COMMANDS)}}} [group=option …] [key=value …]; found {command!r}")
     if completing:
         # Hydra completes the words behind the program's name; the command's name is not one of its overrides.
-        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("halos train", "halos", 1)
-    main_train()
+        line = os.environ.get("COMP_LINE", "")
+        os.environ["COMP_LINE"] = re.sub(f"^halos ({'|'.join(COMMANDS)})", "halos", line)
+    main_cache_reference() if command == "cache-reference" else main_train()
 
 
 def main_train() -> None:
     """Compose the configuration from the command line and train."""
+    _main("train")
+
+
+def main_cache_reference() -> None:
+    """The same command line as for training, to fill the cache of the reference's log-probs."""
+    _main("cache-reference")
+
+
+def _main(command: str) -> None:
+    os.environ[COMMAND] = command
     name_jobs_by_what_is_swept(sys.argv)
-    end_with_one_line(hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")(_train_job))
+    end_with_one_line(hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")(_job))
 
 
-def _train_job(cfg: DictConfig) -> None:
-    context = HydraConfig.get()
-    # In a sweep this is the job's own folder; in a process that DDP launched, that of its parent.
-    cfg.output_dir = context.runtime.output_dir
+def _job(cfg: DictConfig) -> None:
+    _place(cfg)
     # In a sweep too, where this process goes on to the next job, several devices have their own processes.
     if (count := ranks_to_start(cfg)) > 1:
         run_ranks(cfg, count)
     else:
-        _train(cfg)
+        _run(cfg)
+
+
+def _place(cfg: DictConfig) -> None:
+    cfg.output_dir = HydraConfig.get().runtime.output_dir  # in a sweep the job's own folder
 
 
 def _rank_job(config: Path) -> None:
     die_with_parent()
-    _train(cast("DictConfig", OmegaConf.load(config)))
+    _run(cast("DictConfig", OmegaConf.load(config)))
 
 
-def _train(cfg: DictConfig) -> None:
+def _run(cfg: DictConfig) -> None:
     # The user's own modules (loss._target_=mylab.losses.MyLoss) lie where the command is run.
     sys.path.insert(0, str(Path.cwd()))
-    from halos.train import train  # heavy imports: a misspelt key should not wait for them
+    # Heavy imports: a misspelt key should not wait for them.
+    if os.environ.get(COMMAND) == "cache-reference":
+        from halos.cache_reference import cache_reference
 
-    train(cfg)
+        cache_reference(cfg)
+    else:
+        from halos.train import train
+
+        train(cfg)
 
 
 def name_jobs_by_what_is_swept(words: list[str]) -> None:

@@ -64,10 +64,23 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     :class:`halos.signals.Interrupted` (a ``SystemExit``) if a signal asks the run to end.
     """
     with signals.caught(), ranks.lost_ranks_named():
-        return _train(cfg)
+        run, trainer = set_up(cfg)
+        run.identity |= identity(
+            cfg,
+            {split: rows.rows for split, rows in run.data.rows.items()},
+            model=run.model.local,
+            examples_per_step=run.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+        )
+        if run.checkpoint is not None:
+            check_identity(run.checkpoint, run.identity)
+        run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=run.checkpoint is None)
+        _show(run)
+        fit(run, trainer)
+        return finish(run, trainer)
 
 
-def _train(cfg: DictConfig) -> dict[str, Any]:
+def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
+    """The run, its steps planned, and its Trainer: everything before files are written and weights are loaded."""
     console.set_up_logging()
     pl.seed_everything(cfg.seed, verbose=False)
     run = prepare(cfg)
@@ -80,18 +93,7 @@ def _train(cfg: DictConfig) -> dict[str, Any]:
         world_size=trainer.world_size,
     )
     run.objective.check(trainer.accumulate_grad_batches, run.data.label_counts)
-    run.identity |= identity(
-        cfg,
-        {split: rows.rows for split, rows in run.data.rows.items()},
-        model=run.model.local,
-        examples_per_step=run.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
-    )
-    if run.checkpoint is not None:
-        check_identity(run.checkpoint, run.identity)
-    run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=run.checkpoint is None)
-    _show(run)
-    fit(run, trainer)
-    return finish(run, trainer)
+    return run, trainer
 
 
 def prepare(cfg: DictConfig) -> Run:

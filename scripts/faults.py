@@ -113,13 +113,13 @@ def start(cfg: DictConfig, ranks: int, log: Path) -> Forked:
             # Lightning reads it when it is imported.
             rank_zero_only.rank = rank  # type: ignore[attr-defined]
             cli.die_with_parent()
-            cli._train(cfg)
+            cli._run(cfg)
 
         return Forked(job, log)
 
     def command() -> None:
         launch._start = start_rank  # type: ignore[assignment]
-        launch.run_ranks(cfg, ranks) if ranks > 1 else cli._train(cfg)
+        launch.run_ranks(cfg, ranks) if ranks > 1 else cli._run(cfg)
 
     return Forked(command, log, leader=True)
 

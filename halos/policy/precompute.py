@@ -21,8 +21,8 @@ from halos.policy.logprobs import completion_logprobs
 
 TOKENS = 4096
 """Tokens in one forward."""
-KEEP_EVERY = 60.0
-"""Seconds between additions to the cache, so that a run that is killed does not begin anew."""
+KEEP_SECONDS = 60.0
+"""Each rank keeps what it has found this often, for a run that is killed."""
 
 Work = list[tuple[bytes, Row]]
 Track = Callable[[Sequence[Work]], Iterable[Work]]
@@ -42,8 +42,8 @@ def reference_table(
     """Log-probs of all branches of the rows under the model as it is now, and the seconds that this took.
 
     What the cache in ``folder`` has is read, the rest computed, divided over the ranks, and added to it. All ranks end
-    with the same table. ``track`` shows progress over the forwards. A signal ends it behind the forwards that are under
-    way; what was computed by then is in the cache.
+    with the same table. ``track`` shows progress over the forwards. Of a run that is killed, the cache has what it
+    found until about a minute before; a signal that it can handle loses nothing.
     """
     start = time.perf_counter()
     cache = ReferenceCache(folder, model_key(model, precision))
@@ -54,31 +54,45 @@ def reference_table(
     work = list(_batches(new))
     mine = iter(track(work[rank::world]))
     found: list[tuple[bytes, Tensor]] = []
+    interim = _Interim(cache)
     deferred = signals.defer(True)
-    kept_at = start
     with evaluating(model), torch.no_grad():
-        for left in reversed(range(-(-len(work) // world))):
+        for _ in range(-(-len(work) // world)):  # equally often on all ranks, so that they can hear of signals
             if part := next(mine, None):
                 batch = collate(
                     [row for _, row in part], chunks=-(-len(part) // 16), packing=packing, share_prompts=share_prompts
                 )
                 found += _score(model, part, batch, head_chunk)
-            due = int(time.perf_counter() - kept_at > KEEP_EVERY)
-            number, due = all_max([signals.received(), due], model.device)
-            if number or due or not left:
-                known |= _keep(cache, found)
-                found, kept_at = [], time.perf_counter()
+            (number,) = all_max([signals.received()], model.device)
+            interim.keep(found, now=bool(number))
             signals.stop(number)
     list(mine)  # the bar's last step
     signals.defer(deferred)
-    return ReferenceTable(known), time.perf_counter() - start
-
-
-def _keep(cache: ReferenceCache, found: list[tuple[bytes, Tensor]]) -> dict[bytes, Tensor]:
     added = dict(all_gather_list(found))
-    if added and rank_and_world()[0] == 0:
-        cache.write(added)
-    return added
+    if added:
+        interim.replace_by(from_rank_zero(lambda: cache.write(added)))
+    return ReferenceTable(known | added, computed=len(added)), time.perf_counter() - start
+
+
+class _Interim:
+    """What this rank found, in parts of the cache, until the part with all ranks' findings takes their place."""
+
+    def __init__(self, cache: ReferenceCache) -> None:
+        self.cache, self.parts, self.count, self.since = cache, list[Path](), 0, time.perf_counter()
+
+    def keep(self, found: Sequence[tuple[bytes, Tensor]], *, now: bool = False) -> None:
+        """Write what has been found since the last time, if that is long enough ago or asked for ``now``."""
+        if len(found) == self.count or (time.perf_counter() - self.since < KEEP_SECONDS and not now):
+            return
+        part = self.cache.write(dict(found[self.count :]))
+        self.parts += [] if part is None else [part]
+        self.count, self.since = len(found), time.perf_counter()
+
+    def replace_by(self, whole: Path | None) -> None:
+        """Remove the parts if there is one with everything (it may be one of them)."""
+        for part in self.parts if whole is not None else ():
+            if part != whole:
+                part.unlink(missing_ok=True)
 
 
 def _batches(items: Iterable[tuple[bytes, Row]]) -> Iterator[Work]:
