@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halos import signals
 from halos.data.batches import Batch, collate
 from halos.data.reference import ReferenceTable, completions
 from halos.data.rows import Row
-from halos.distributed import all_gather_list, from_rank_zero, rank_and_world
+from halos.distributed import all_gather_list, all_max, from_rank_zero, rank_and_world
 from halos.policy.cache import ReferenceCache, model_key
 from halos.policy.head import evaluating
 from halos.policy.logprobs import completion_logprobs
@@ -42,7 +43,7 @@ def reference_table(
 
     What the cache in ``folder`` has is read, the rest computed, divided over the ranks, and added to it. All ranks end
     with the same table. ``track`` shows progress over the forwards. Of a run that is killed, the cache has what it
-    found until about a minute before.
+    found until about a minute before; a signal that it can handle loses nothing.
     """
     start = time.perf_counter()
     cache = ReferenceCache(folder, model_key(model, precision))
@@ -50,16 +51,23 @@ def reference_table(
     known = from_rank_zero(lambda: {name: values for name, values in cache.read().items() if name in wanted})
     new = ((name, Row("", 0, prompt, (ids,))) for name, (prompt, ids) in wanted.items() if name not in known)
     rank, world = rank_and_world()
-    work = list(_batches(new))[rank::world]
+    work = list(_batches(new))
+    mine = iter(track(work[rank::world]))
     found: list[tuple[bytes, Tensor]] = []
     interim = _Interim(cache)
+    deferred = signals.defer(True)
     with evaluating(model), torch.no_grad():
-        for part in track(work):
-            batch = collate(
-                [row for _, row in part], chunks=-(-len(part) // 16), packing=packing, share_prompts=share_prompts
-            )
-            found += _score(model, part, batch, head_chunk)
-            interim.keep(found)
+        for _ in range(-(-len(work) // world)):  # equally often on all ranks, so that they can hear of signals
+            if part := next(mine, None):
+                batch = collate(
+                    [row for _, row in part], chunks=-(-len(part) // 16), packing=packing, share_prompts=share_prompts
+                )
+                found += _score(model, part, batch, head_chunk)
+            (number,) = all_max([signals.received()], model.device)
+            interim.keep(found, now=bool(number))
+            signals.stop(number)
+    list(mine)  # the bar's last step
+    signals.defer(deferred)
     added = dict(all_gather_list(found))
     if added:
         interim.replace_by(from_rank_zero(lambda: cache.write(added)))
@@ -72,9 +80,9 @@ class _Interim:
     def __init__(self, cache: ReferenceCache) -> None:
         self.cache, self.parts, self.count, self.since = cache, list[Path](), 0, time.perf_counter()
 
-    def keep(self, found: Sequence[tuple[bytes, Tensor]]) -> None:
-        """Write what has been found since the last time, if that is long enough ago."""
-        if time.perf_counter() - self.since < KEEP_SECONDS:
+    def keep(self, found: Sequence[tuple[bytes, Tensor]], *, now: bool = False) -> None:
+        """Write what has been found since the last time, if that is long enough ago or asked for ``now``."""
+        if len(found) == self.count or (time.perf_counter() - self.since < KEEP_SECONDS and not now):
             return
         part = self.cache.write(dict(found[self.count :]))
         self.parts += [] if part is None else [part]
