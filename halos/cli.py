@@ -7,16 +7,18 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-COMMANDS = ("train",)
+COMMANDS = ("train", "sample", "evaluate", "label", "compare")
 
 
 def config_folder() -> str:
@@ -36,13 +38,30 @@ def main() -> None:
         _fail(f"usage: halos {{{','.join(COMMANDS)}}} [group=option …] [key=value …]; found {command!r}")
     if completing:
         # Hydra completes the words behind the program's name; the command's name is not one of its overrides.
-        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("halos train", "halos", 1)
-    main_train()
+        line = os.environ.get("COMP_LINE", "")
+        command = next((name for name in COMMANDS if line.startswith(f"halos {name}")), "train")
+        os.environ["COMP_LINE"] = line.replace(f"halos {command}", "halos", 1)
+    main_command(command)
 
 
 def main_train() -> None:
     """Compose the configuration from the command line and train."""
-    end_with_one_line(hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")(_train_job))
+    main_command("train")
+
+
+def main_command(name: str) -> None:
+    """Compose the configuration ``conf/NAME.yaml`` from the command line and do what the command says."""
+    job = _train_job if name == "train" else partial(_job, name)
+    end_with_one_line(hydra.main(version_base="1.3", config_path=config_folder(), config_name=name)(job))
+
+
+def _job(name: str, cfg: DictConfig) -> None:
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"{missing[0]}: expected a value, found none; set {missing[0]}=…")
+    sys.path.insert(0, str(Path.cwd()))
+    module = import_module(f"halos.{name}")
+    getattr(module, name)(cfg)
 
 
 def _train_job(cfg: DictConfig) -> None:

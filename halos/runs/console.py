@@ -45,6 +45,12 @@ def track(name: str, work: Sequence[Any], *, shown: bool = True) -> Iterable[Any
 
 
 @rank_zero_only
+def say(text: str) -> None:
+    """One line of a result."""
+    console.print(escape(text), highlight=False)
+
+
+@rank_zero_only
 def show_data(reports: Mapping[str, Counter[str]]) -> None:
     """Counts of what was read, converted, cut and dropped."""
     table = Table("data", *reports, box=box.SIMPLE_HEAD)
