@@ -59,7 +59,7 @@ class Evaluation:
         return float(self.cfg.beta if self.cfg.beta is not None else (run.loss.get("beta") if run else None) or 0.1)
 
     @property
-    def where(self) -> dict[str, str]:
+    def where(self) -> dict[str, Any]:
         """Device and precision."""
         return {"device": self.cfg.device, "precision": self.cfg.precision}
 

@@ -1,4 +1,4 @@
-"""Turn samples into feedback: ``python scripts/label.py data=json data.train=samples.jsonl judge=chat``."""
+"""Turn samples into feedback: ``python scripts/label.py samples=samples.jsonl judge=chat judge.model=NAME``."""
 
 from halos.cli import main_command
 

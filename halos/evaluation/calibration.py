@@ -1,4 +1,4 @@
-"""Calibration of the preference probability that rewards imply: σ(r_chosen − r_rejected) against how often it is right."""
+"""Calibration: the preference probability that rewards imply, σ(r_chosen − r_rejected), against how often it holds."""
 
 from __future__ import annotations
 

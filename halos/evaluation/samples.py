@@ -38,7 +38,8 @@ class Sampler:
         for name, value in (("samples", count), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name}: expected a whole number from 1 on, found {value}")
-        self._make_engine, self._engine = engine, None
+        self._make_engine = engine
+        self._engine: Engine | None = None
         self.tokens, self.control = tokens, control
         self.count, self.seed, self.batch = count, seed, max(1, batch_size // count)
 

@@ -15,7 +15,6 @@ from halos.data.batches import collate
 from halos.data.rows import Row
 
 Array = NDArray[np.float64]
-Ids = Sequence[int]
 Track = Callable[[Sequence[Any]], Iterable[Any]]
 
 
@@ -48,9 +47,9 @@ class Scores:
 def score(
     policy: Any,
     reference: Any | None,
-    policy_prompts: Sequence[Ids],
-    reference_prompts: Sequence[Ids],
-    completions: Sequence[Ids],
+    policy_prompts: Sequence[Sequence[int]],
+    reference_prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
     *,
     batch_size: int = 32,
     track: Track = iter,
@@ -62,17 +61,20 @@ def score(
     """
     if any(not ids for ids in completions):
         raise ValueError("completions: expected at least one token in each, found an empty one")
-    work = [slice(start, start + batch_size) for start in range(0, len(completions), batch_size)]
-    parts = []
+    work: list[slice[int, int, None]] = [
+        slice(start, start + batch_size) for start in range(0, len(completions), batch_size)
+    ]
+    parts: list[Tensor] = []
     for part in track(work):
-        ours = _distributions(policy, policy_prompts[part], completions[part])
-        theirs = None if reference is None else _distributions(reference, reference_prompts[part], completions[part])
-        parts.append(_sums(ours, theirs, [len(ids) for ids in completions[part]], completions[part]))
+        said = list(completions[part])
+        ours = _distributions(policy, policy_prompts[part], said)
+        theirs = None if reference is None else _distributions(reference, reference_prompts[part], said)
+        parts.append(_sums(ours, theirs, said))
     columns = torch.cat(parts, dim=1) if parts else torch.zeros(5, 0)
     return Scores(*columns.double().cpu().numpy())
 
 
-def _distributions(model: Any, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
+def _distributions(model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
     # log π(· | x, y_<t) [M, V] at all completion tokens, completion by completion.
     rows = [Row(str(i), i, tuple(p), (tuple(c),)) for i, (p, c) in enumerate(zip(prompts, completions, strict=True))]
     (chunk,) = collate(rows).to(model.device).chunks
@@ -80,7 +82,8 @@ def _distributions(model: Any, prompts: Sequence[Ids], completions: Sequence[Ids
     return logits[chunk.slots.argsort()].float().log_softmax(-1)
 
 
-def _sums(ours: Tensor, theirs: Tensor | None, lengths: list[int], completions: Sequence[Ids]) -> Tensor:
+def _sums(ours: Tensor, theirs: Tensor | None, completions: Sequence[Sequence[int]]) -> Tensor:
+    lengths = [len(ids) for ids in completions]
     targets = torch.tensor([token for ids in completions for token in ids], device=ours.device)[:, None]
     if theirs is not None and theirs.shape != ours.shape:
         raise ValueError(
