@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
 from halos.evaluation.runs import Group
 
-REWARDS = ("evaluation/judge/score_policy", "samples/policy_reward", "evaluation/judge/win_rate")
+REWARDS = ("samples/policy_reward", "evaluation/judge/score_policy", "evaluation/judge/win_rate")
 KLS = ("samples/kl", "evaluation/samples/kl_per_completion")
 CURVES = {
     "val/loss": "loss",
@@ -24,18 +24,20 @@ MOST_DISTRIBUTIONS = 12
 
 def frontier(groups: Sequence[Group]) -> str | None:
     """Reward against KL: a faint point for each seed, a strong one for their mean; None where there is no such pair."""
-    known = {name for group in groups for run in group.runs for name in run.numbers}
-    pair = [next((name for name in names if name in known), None) for names in (KLS, REWARDS)]
-    if None in pair:
+    have = Counter(
+        (x, y) for group in groups for run in group.runs for x in KLS for y in REWARDS if {x, y} <= run.numbers.keys()
+    )
+    if not have:
         return None
+    pair = max(have, key=lambda names: have[names])  # the one that most runs have
     figure, axes = _figure(6.4, 4.2)
     for n, group in enumerate(groups):
-        points = [[run.numbers[str(m)] for m in pair] for run in group.runs if all(str(m) in run.numbers for m in pair)]
+        points = [[run.numbers[m] for m in pair] for run in group.runs if set(pair) <= run.numbers.keys()]
         if points:
             x, y = zip(*points, strict=True)
             axes.scatter(x, y, s=14, alpha=0.35, color=_colour(n), linewidths=0)
             axes.scatter([fmean(x)], [fmean(y)], s=60, color=_colour(n), marker=_marker(n), label=group.label)
-    axes.set(xlabel=f"KL(policy ‖ reference), nats per completion ({pair[0]})", ylabel=str(pair[1]))
+    axes.set(xlabel=f"KL(policy ‖ reference), nats per completion ({pair[0]})", ylabel=pair[1])
     return _finish(figure, axes)
 
 

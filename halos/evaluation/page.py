@@ -19,10 +19,11 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1c1e21; background: #fff; m
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } p { color: #555; }
 table { border-collapse: collapse; font-size: 13.5px; } th, td { padding: .35rem .7rem; text-align: right; }
 th { border-bottom: 1.5px solid #1c1e21; font-weight: 600; vertical-align: bottom; }
-td { border-bottom: 1px solid #e4e6e9; } th:first-child, td:first-child { text-align: left; }
+td { border-bottom: 1px solid #e4e6e9; white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
 .scroll { overflow-x: auto; } .figures { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; } figcaption { font-size: 13px; font-weight: 600; text-align: center; }
-svg { max-width: 100%; height: auto; } .samples td { text-align: left; vertical-align: top; min-width: 11rem; }
+svg { max-width: 100%; height: auto; } .samples th, .samples td { text-align: left; vertical-align: top;
+       min-width: 11rem; white-space: normal; }
 """
 
 
@@ -32,8 +33,8 @@ def page(title: str, groups: Sequence[Group], comparison: Comparison, unfinished
     left_out = f" {unfinished} unfinished ones are left out." if unfinished else ""
     figure = frontier(groups)
     parts = [
-        f"<h1>{escape(title)}</h1><p>{runs} runs in {len(groups)} groups.{left_out} Numbers are means over seeds ± half "
-        "of the 95 % interval (Student's t).</p>",
+        f"<h1>{escape(title)}</h1><p>{runs} runs in {len(groups)} groups.{left_out} Numbers are means over seeds ± "
+        "half of the 95 % interval (Student's t).</p>",
         _section("Results", _table(comparison)),
         _section("Reward against KL", figure and _figures({"": figure})),
         _section("Learning curves (mean over seeds ± one standard deviation)", _figures(curves(groups))),
@@ -42,9 +43,8 @@ def page(title: str, groups: Sequence[Group], comparison: Comparison, unfinished
     ]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}{view}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
-    )
+    body = "\n".join(part for part in parts if part)
+    return f'<!doctype html>\n<html lang="en"><head>{head}{view}</head><body>\n{body}\n</body></html>\n'
 
 
 def _section(title: str, body: str | None) -> str:
@@ -52,7 +52,8 @@ def _section(title: str, body: str | None) -> str:
 
 
 def _table(comparison: Comparison) -> str:
-    header = "".join(f"<th>{escape(name)}</th>" for name in ("run", "seeds", *comparison.metrics))
+    names = (escape(name).replace("/", "/<wbr>") for name in ("run", "seeds", *comparison.metrics))
+    header = "".join(f"<th>{name}</th>" for name in names)
     rows = []
     for label, cells in zip(comparison.labels, comparison.cells, strict=True):
         seeds = max((cell.n for cell in cells if cell is not None), default=0)

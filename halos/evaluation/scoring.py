@@ -61,12 +61,11 @@ def score(
     """
     if any(not ids for ids in completions):
         raise ValueError("completions: expected at least one token in each, found an empty one")
-    work: list[slice[int, int, None]] = [
-        slice(start, start + batch_size) for start in range(0, len(completions), batch_size)
-    ]
+    starts = range(0, len(completions), batch_size)
     parts: list[Tensor] = []
-    for part in track(work):
-        said = list(completions[part])
+    for start in track(starts):
+        part = slice(start, start + batch_size)
+        said = completions[part]
         ours = _distributions(policy, policy_prompts[part], said)
         theirs = None if reference is None else _distributions(reference, reference_prompts[part], said)
         parts.append(_sums(ours, theirs, said))

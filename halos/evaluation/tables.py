@@ -19,7 +19,7 @@ PREFERRED = (
     "evaluation/rewards/accuracies", "evaluation/rewards/auc", "evaluation/rewards/ece", "val/rewards/accuracies",
     "val/rewards/auc", "val/rewards/margins", "val/loss", "run/train_seconds",
 )  # fmt: skip
-MOST_COLUMNS = 6
+MOST_COLUMNS = 5
 _LATEX = {"\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\^{}"}
 
 
@@ -44,7 +44,7 @@ def compare_groups(groups: Sequence[Group], metrics: Sequence[str] | None, basel
     chosen = list(metrics or [name for name in PREFERRED if name in known][:MOST_COLUMNS])
     cells = [[group.over_seeds(name) for name in chosen] for group in groups]
     if baseline is not None:
-        (base,) = [group for group in groups if group.label == baseline] or [None]
+        base = next((group for group in groups if group.label == baseline), None)
         if base is None:
             raise ValueError(f"baseline: expected one of {'; '.join(g.label for g in groups)}; found {baseline!r}")
         for group, row in zip(groups, cells, strict=True):
@@ -56,9 +56,8 @@ def compare_groups(groups: Sequence[Group], metrics: Sequence[str] | None, basel
 def difference(group: Group, base: Group, metric: str) -> Estimate | None:
     """The mean difference over the seeds that both have, with Student's t interval of the paired differences."""
     theirs = {run.seed: run.numbers[metric] for run in base.runs if metric in run.numbers}
-    found = [
-        run.numbers[metric] - theirs[run.seed] for run in group.runs if metric in run.numbers and run.seed in theirs
-    ]
+    both = [run for run in group.runs if metric in run.numbers and run.seed in theirs]
+    found = [run.numbers[metric] - theirs[run.seed] for run in both]
     return over_seeds(found) if found else None
 
 
@@ -91,7 +90,8 @@ def _header(comparison: Comparison) -> list[str]:
 def terminal(comparison: Comparison) -> RichTable:
     """For the console."""
     caption = "mean ± half of the 95 % interval over seeds (Student's t)"
-    table = RichTable(*map(escape, _header(comparison)), box=box.SIMPLE_HEAD, caption=caption)
+    names = [name.replace("/", "\n").replace("_", "\n") for name in _header(comparison)]  # narrow columns
+    table = RichTable(*map(escape, names), box=box.SIMPLE_HEAD, caption=caption)
     for row in _rows(comparison):
         table.add_row(*map(escape, row))
     return table

@@ -1,6 +1,7 @@
 """KL, entropy and log-probs against exact enumeration of everything that a tiny model can say."""
 
 import itertools
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,15 @@ def log_prob(made: Any, completion: list[int]) -> float:
     """log π(y|x), token by token, one forward each: no batch, no padding, no shared code."""
     total = 0.0
     for n, token in enumerate(completion):
-        with torch.no_grad():
-            logits = made(input_ids=torch.tensor([PROMPT + completion[:n]])).logits[0, -1].double()
+        logits = next_logits(made, tuple(completion[:n]))
         total += float(logits[token] - logits.exp().sum().log())
     return total
+
+
+@cache
+def next_logits(made: Any, start: tuple[int, ...]) -> torch.Tensor:
+    with torch.no_grad():
+        return made(input_ids=torch.tensor([[*PROMPT, *start]])).logits[0, -1].double()
 
 
 @pytest.fixture(scope="module")
