@@ -18,6 +18,7 @@ from halos.objectives import Humanline, Objective
 from halos.runs.reference_sync import ReferenceSync
 
 CONF = Path(config_folder())
+GROUPS = sorted(group for group in CONF.iterdir() if group.is_dir() and group.name != "judge")  # judges do not train
 
 
 def compose(*overrides: str) -> DictConfig:

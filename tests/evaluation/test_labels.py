@@ -89,4 +89,4 @@ def test_a_side_with_fewer_completions_is_counted_round() -> None:
 def test_the_datas_own_completions_are_those_that_people_liked() -> None:
     pair = Feedback("1", "p", (Completion("bad"), Completion("good")), ((1, 0),))
     marked = Feedback("2", "q", (Completion("no", False), Completion("yes", True)))
-    assert [texts for texts in best_of_data([pair, marked]).values()] == [["good"], ["yes"]]
+    assert list(best_of_data([pair, marked]).values()) == [["good"], ["yes"]]

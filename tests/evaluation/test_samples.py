@@ -76,7 +76,7 @@ def test_cut_completions_are_counted_and_keep_their_last_word(tmp_path: Path) ->
 
 def test_samples_for_other_prompts_are_refused(tmp_path: Path) -> None:
     sampler().write(ASKED, tmp_path / "a.jsonl")
-    with pytest.raises(ValueError, match="output: .* holds samples for other prompts"):
+    with pytest.raises(ValueError, match=r"output: .* holds samples for other prompts"):
         sampler().write(ASKED[:5], tmp_path / "a.jsonl")
 
 
@@ -105,7 +105,7 @@ def test_bad_decoding_is_named(bad: dict[str, float]) -> None:
 
 def test_an_unfinished_run_is_no_policy(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("loss: {name: kto}\ndata: {}\nmodel: {path: x}\n")
-    with pytest.raises(ValueError, match="policy: the run in .* has not finished"):
+    with pytest.raises(ValueError, match=r"policy: the run in .* has not finished"):
         find_policy("policy", str(tmp_path))
     with pytest.raises(ValueError, match="policy: no such directory"):
         find_policy("policy", "./nowhere")
