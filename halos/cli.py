@@ -8,7 +8,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +25,24 @@ from halos.errors import RunFailed
 from halos.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
 from halos.signals import caught
 
-COMMANDS = ("train", "cache-reference")
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """``function`` takes the configuration ``conf/CONFIG.yaml``; a ``run`` has a folder and may use many devices."""
+
+    function: str
+    config: str
+    run: bool = False
+
+
+COMMANDS = {
+    "train": Command("halos.train:train", "train", run=True),
+    "cache-reference": Command("halos.cache_reference:cache_reference", "train", run=True),
+    "sample": Command("halos.sample:sample", "sample"),
+    "evaluate": Command("halos.evaluate:evaluate", "evaluate"),
+    "label": Command("halos.label:label", "label"),
+    "compare": Command("halos.compare:compare", "compare"),
+}
 COMMAND = "HALOS_COMMAND"
 """The variable in which other processes of a run find the command."""
 
@@ -54,26 +73,21 @@ def main() -> None:
         # Hydra completes the words behind the program's name; the command's name is not one of its overrides.
         line = os.environ.get("COMP_LINE", "")
         os.environ["COMP_LINE"] = re.sub(f"^halos ({'|'.join(COMMANDS)})", "halos", line)
-    main_cache_reference() if command == "cache-reference" else main_train()
+    main_command(command or "train")
 
 
-def main_train() -> None:
-    """Compose the configuration from the command line and train."""
-    _main("train")
+def main_command(name: str) -> None:
+    """Compose the command's configuration from the command line and do what it says."""
+    os.environ[COMMAND] = name
+    if COMMANDS[name].run:
+        name_jobs_by_what_is_swept(sys.argv)
+    job = _run_job if COMMANDS[name].run else _run
+    end_with_one_line(
+        hydra.main(version_base="1.3", config_path=config_folder(), config_name=COMMANDS[name].config)(job)
+    )
 
 
-def main_cache_reference() -> None:
-    """The same command line as for training, to fill the cache of the reference's log-probs."""
-    _main("cache-reference")
-
-
-def _main(command: str) -> None:
-    os.environ[COMMAND] = command
-    name_jobs_by_what_is_swept(sys.argv)
-    end_with_one_line(hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")(_job))
-
-
-def _job(cfg: DictConfig) -> None:
+def _run_job(cfg: DictConfig) -> None:
     _place(cfg)
     # In a sweep too, where this process goes on to the next job, several devices have their own processes.
     if (count := ranks_to_start(cfg)) > 1:
@@ -92,17 +106,14 @@ def _rank_job(config: Path) -> None:
 
 
 def _run(cfg: DictConfig) -> None:
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"{missing[0]}: expected a value, found none; set {missing[0]}=…")
     # The user's own modules (loss._target_=mylab.losses.MyLoss) lie where the command is run.
     sys.path.insert(0, str(Path.cwd()))
+    module, _, function = COMMANDS[os.environ.get(COMMAND) or "train"].function.partition(":")
     # Heavy imports: a misspelt key should not wait for them.
-    if os.environ.get(COMMAND) == "cache-reference":
-        from halos.cache_reference import cache_reference
-
-        cache_reference(cfg)
-    else:
-        from halos.train import train
-
-        train(cfg)
+    getattr(import_module(module), function)(cfg)
 
 
 def name_jobs_by_what_is_swept(words: list[str]) -> None:

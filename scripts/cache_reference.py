@@ -1,6 +1,6 @@
 """The reference's log-probs alone: ``python scripts/cache_reference.py loss=kto trainer.devices=2 strategy=ddp``."""
 
-from halos.cli import main_cache_reference
+from halos.cli import main_command
 
 if __name__ == "__main__":
-    main_cache_reference()
+    main_command("cache-reference")

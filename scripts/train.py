@@ -1,6 +1,6 @@
 """Align a model: ``python scripts/train.py loss=kto strategy=ddp``."""
 
-from halos.cli import main_train
+from halos.cli import main_command
 
 if __name__ == "__main__":
-    main_train()
+    main_command("train")

@@ -56,6 +56,12 @@ def show_reference(report: Mapping[str, Any]) -> None:
 
 
 @rank_zero_only
+def say(text: str) -> None:
+    """One line of a result."""
+    console.print(escape(text), highlight=False)
+
+
+@rank_zero_only
 def show_data(reports: Mapping[str, Counter[str]]) -> None:
     """Counts of what was read, converted, cut and dropped."""
     table = Table("data", *reports, box=box.SIMPLE_HEAD)

@@ -13,7 +13,7 @@ from typing import Any
 from halos.distributed import on_first_process
 from halos.runs import checkpoints
 
-CONTENTS = ("config.yaml", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json")
+CONTENTS = ("config.yaml", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json", "evaluation")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,20 +22,20 @@ def sample(
     pad: int,
     max_new_tokens: int,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 256,
 ) -> list[list[int]]:
     """One completion's ids for each prompt's ids, up to and with the end-of-turn token.
 
-    Plain sampling: no top-k or top-p, whatever the model's own generation config says.
+    Plain sampling: no top-k, and no top-p unless asked for, whatever the model's own generation config says.
+    Temperature 0 takes the likeliest token each time.
     """
     from transformers import GenerationConfig
 
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
     config = GenerationConfig(
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
+        **(drawn if temperature > 0 else {"do_sample": False}),
         max_new_tokens=max_new_tokens,
         eos_token_id=end_of_turn,
         pad_token_id=pad,

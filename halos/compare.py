@@ -1,0 +1,40 @@
+"""``compare(cfg)``: many runs as a table and one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from halos.evaluation import tables
+from halos.evaluation.page import page
+from halos.evaluation.runs import group, read_runs
+from halos.runs import console
+from halos.runs.folder import write_atomically
+
+
+def compare(cfg: DictConfig) -> Path:
+    """Read the runs in and below ``cfg.runs`` and write the comparison into ``cfg.output``.
+
+    Raises ``ValueError`` for folders without finished runs and for metrics that no run has.
+    """
+    console.set_up_logging()
+    roots = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
+    runs, unfinished = read_runs(roots)
+    groups = group(runs)
+    comparison = tables.compare_groups(groups, cfg.metrics, cfg.baseline)
+    output = Path(cfg.output)
+    output.mkdir(parents=True, exist_ok=True)
+    files = {
+        "comparison.csv": tables.as_csv(comparison),
+        "comparison.md": tables.markdown(comparison),
+        "comparison.tex": tables.latex(comparison),
+        "comparison.html": page(cfg.title, groups, comparison, len(unfinished)),
+    }
+    for name, text in files.items():
+        write_atomically(output / name, text)
+    console.console.print(tables.terminal(comparison))
+    for folder in unfinished:
+        console.say(f"left out, as it has not finished: {folder}")
+    console.say(f"comparison: {output / 'comparison.html'}")
+    return output

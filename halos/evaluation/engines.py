@@ -1,0 +1,112 @@
+"""What completions are sampled with: plain transformers, or vLLM behind the same interface."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from halos.data.tokens import ChatTokens
+from halos.evaluation.policies import Policy
+from halos.runs.sampling import sample
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How completions are drawn. Temperature 0 takes the likeliest token each time."""
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: expected a whole number from 1 on, found {self.max_new_tokens}")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature: expected 0 or more, found {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: expected a share in (0, 1], found {self.top_p}")
+
+
+class Engine(Protocol):
+    """Samples completions; the same prompts and seed give the same completions."""
+
+    def generate(self, prompts: Sequence[Ids], *, seed: int) -> list[list[int]]:
+        """One completion's ids for each prompt's ids, up to and with the end-of-turn token."""
+        ...
+
+
+class TransformersEngine:
+    """``generate`` of transformers, on one left-padded batch."""
+
+    def __init__(self, model: Any, tokens: ChatTokens, decoding: Decoding) -> None:
+        self.model, self.tokens, self.decoding = model, tokens, decoding
+
+    def generate(self, prompts: Sequence[Ids], *, seed: int) -> list[list[int]]:
+        return sample(
+            self.model,
+            prompts,
+            end_of_turn=self.tokens.end_of_turn,
+            pad=self.tokens.tokenizer.pad_token_id,
+            max_new_tokens=self.decoding.max_new_tokens,
+            temperature=self.decoding.temperature,
+            top_p=self.decoding.top_p,
+            seed=seed,
+            batch_size=len(prompts),
+        )
+
+
+class VLLMEngine:
+    """vLLM's offline engine; each completion has a seed of its own.
+
+    Raises ``ValueError`` if vLLM is not installed.
+    """
+
+    def __init__(self, path: str, tokens: ChatTokens, decoding: Decoding, *, dtype: str) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise ValueError(
+                "engine=vllm: vLLM is not installed; pip install 'halos[vllm]', or use engine=transformers"
+            )
+        from vllm import LLM
+
+        self.tokens, self.decoding = tokens, decoding
+        self._llm = LLM(model=path, dtype=dtype)
+
+    def generate(self, prompts: Sequence[Ids], *, seed: int) -> list[list[int]]:
+        from vllm import SamplingParams
+
+        end = self.tokens.end_of_turn
+        settings = [
+            SamplingParams(
+                max_tokens=self.decoding.max_new_tokens,
+                temperature=self.decoding.temperature,
+                top_p=self.decoding.top_p,
+                stop_token_ids=[end],
+                seed=(seed + n) % 2**31,
+                detokenize=False,
+            )
+            for n in range(len(prompts))
+        ]
+        asked: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self._llm.generate(asked, settings, use_tqdm=False)
+        return [_with_end(output.outputs[0], end) for output in outputs]
+
+
+def _with_end(output: Any, end: int) -> list[int]:
+    ids = list(output.token_ids)
+    return [*ids, end] if output.stop_reason == end and ids[-1:] != [end] else ids
+
+
+def make_engine(name: str, policy: Policy, tokens: ChatTokens, decoding: Decoding, **where: str) -> Engine:
+    """The engine of this name (transformers or vllm); ``where``: device and precision."""
+    if policy.is_classifier:
+        raise ValueError(f"policy: {policy.name} is a reward model, which does not generate")
+    if name == "transformers":
+        return TransformersEngine(policy.load(**where, vocabulary=len(tokens.tokenizer)), tokens, decoding)
+    if name == "vllm":
+        dtype = "bfloat16" if where["precision"] == "bf16-true" else "float32"
+        return VLLMEngine(policy.spec.path, tokens, decoding, dtype=dtype)
+    raise ValueError(f"engine: expected transformers or vllm, found {name!r}")

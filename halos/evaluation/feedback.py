@@ -1,0 +1,73 @@
+"""The records that a command works on: a split of a data source, as a training run would split it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from halos.building import build
+from halos.data.feedback import Feedback, Prompt, prompt_key
+from halos.data.sources import Source
+from halos.data.split import split_by_prompt
+from halos.data.tokens import Limits
+from halos.evaluation.policies import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt, and the id of the first record that it stands in."""
+
+    id: str
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class HeldData:
+    """The records of one split, and where they come from."""
+
+    source: Source
+    limits: Limits
+    records: list[Feedback]
+
+
+def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: int) -> HeldData:
+    """The split ``val`` or ``train`` of the data given, or else of the data that the policy was trained on.
+
+    Raises ``ValueError`` if there is no data, or nothing held out.
+    """
+    if split not in ("val", "train"):
+        raise ValueError(f"split: expected val or train, found {split!r}")
+    if node is None and policy is not None and policy.run is not None:
+        node, seed = policy.run.data, policy.run.seed
+    if node is None:
+        raise ValueError("data: expected data=toy, data=json data.val=FILE, …; only a run's folder brings its own")
+    module: Any = build(node, without=("train", "val"), seed=seed)
+    return HeldData(module.source, module.limits, _records(module.source, split, int(node.val_size), seed))
+
+
+def _records(source: Source, split: str, val_size: int, seed: int) -> list[Feedback]:
+    held = source.val()
+    if split == "val" and held is not None:
+        return held.records
+    train = source.train().records
+    if held is None and val_size:
+        kept, out = split_by_prompt(train, val_size, seed)
+        return out if split == "val" else kept
+    if split == "val":
+        raise ValueError("split: expected held-out records; set data.val=FILE or data.val_size=N, or split=train")
+    return train
+
+
+def distinct_prompts(records: Sequence[Feedback], size: int | None, seed: int) -> list[Asked]:
+    """At most ``size`` different prompts, drawn with the seed, in the order of the records."""
+    if size is not None and size < 1:
+        raise ValueError(f"size: expected a number of prompts from 1 on or null, found {size}")
+    first = {prompt_key(record.prompt): record for record in reversed(records)}
+    found = [Asked(record.id, record.prompt) for record in records if first[prompt_key(record.prompt)] is record]
+    if size is None or size >= len(found):
+        return found
+    return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), size))]

@@ -1,0 +1,123 @@
+"""Which model a command is about: a run's folder, a hub id, a directory or a .gguf file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from halos.policy.loading import ModelSpec
+
+DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model by the name that the user gave it; ``run`` is the configuration of the run that trained it, if known."""
+
+    name: str
+    spec: ModelSpec
+    run: DictConfig | None = None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.spec.tokenizer()
+
+    @property
+    def control(self) -> str:
+        """The control token that prompts end with (CSFT's desirable one), where no chat template writes it."""
+        if self.run is None or self.tokenizer.chat_template is not None:
+            return ""
+        return str(self.run.loss.get("desirable_token") or "")
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it is a reward model: a sequence classifier, which scores and does not generate."""
+        file = Path(self.spec.path).expanduser() / "config.json"
+        if not file.is_file():
+            return False
+        names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or ()
+        return any(name.endswith("ForSequenceClassification") for name in names)
+
+    def load(self, *, device: str, precision: str, vocabulary: int = 0) -> Any:
+        """The model on its device, ready to be asked; ``vocabulary``: see :meth:`ModelSpec.load`."""
+        dtype = choice("precision", precision, DTYPES)
+        return self.spec.load(dtype=dtype, vocabulary=vocabulary).to(device_of(device)).eval()
+
+
+def find_policy(key: str, where: Any) -> Policy:
+    """The policy at ``where``, given under ``key``.
+
+    Raises ``ValueError`` for an unfinished run and for a model that cannot be loaded; hub ids are not contacted.
+    """
+    if not isinstance(where, str) or not where:
+        raise ValueError(f"{key}: expected a run's folder, a hub id or a model's directory, found {where!r}")
+    return _named(key, lambda: _find(key, where))
+
+
+def _find(key: str, where: str) -> Policy:
+    folder = Path(where).expanduser()
+    run = None
+    path = where
+    if (folder / "config.yaml").is_file():
+        run, path = run_config(folder), str(folder / "model")
+        if not (folder / "summary.json").is_file() or not Path(path).is_dir():
+            raise ValueError(f"{key}: the run in {where} has not finished: expected summary.json and model/ in it")
+    spec = ModelSpec(path=path)
+    spec.check()
+    return Policy(where, spec, run)
+
+
+def run_config(folder: Path) -> DictConfig:
+    """The resolved configuration of a run. Raises ``ValueError`` if it is not one of ours."""
+    try:
+        config = OmegaConf.load(folder / "config.yaml")
+    except Exception as error:  # YAML's and OmegaConf's own kinds
+        raise ValueError(f"{folder / 'config.yaml'}: expected a run's configuration, found {error}") from error
+    if not isinstance(config, DictConfig) or not {"loss", "data", "model"} <= set(config):
+        raise ValueError(f"{folder / 'config.yaml'}: expected a run's configuration with loss, data and model")
+    return config
+
+
+def reference_of(policy: Policy, where: str | None) -> Policy | None:
+    """The model that rewards and KL are measured against: the one given, else the one that the run started from."""
+    if where is not None:
+        return find_policy("reference", where)
+    if policy.run is None:
+        return None
+    path = str(policy.run.model.path)
+    if policy.run.model.get("random_weights"):
+        raise ValueError(f"reference: the run {policy.name} started from random weights; expected reference=MODEL")
+    return find_policy("reference", path)
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` is a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}") from error
+
+
+def choice(key: str, value: Any, options: Any) -> Any:
+    """``options[value]``, or a ``ValueError`` that lists them."""
+    if value not in options:
+        raise ValueError(f"{key}: expected one of {', '.join(options)}; found {value!r}")
+    return options[value]
+
+
+def _named(key: str, job: Callable[[], Policy]) -> Policy:
+    # The loader speaks of model.path, its key in a training run.
+    try:
+        return job()
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.path", key)) from error

@@ -1,0 +1,132 @@
+"""Many run folders, read and put together: runs that differ in nothing but their seed are one group."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from halos.evaluation.policies import run_config
+from halos.evaluation.statistics import Estimate, over_seeds
+
+_OF_NO_CONSEQUENCE = (
+    "seed", "data.source.seed", "output_dir", "resume", "overwrite", "cache_dir", "checkpoint_every", "logger.",
+    "sampling.", "trainer.enable_progress_bar", "loss._target_",
+)  # fmt: skip
+"""Keys whose values do not make two runs different experiments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One finished run. ``numbers``: ``val/…`` and ``samples/…`` of its summary, ``evaluation/…`` where it was
+    evaluated; ``curves``: the rows of ``metrics.csv``; ``rewards`` and ``samples``: what an evaluation left."""
+
+    folder: Path
+    seed: int
+    config: dict[str, Any]
+    numbers: dict[str, float]
+    curves: list[dict[str, float]]
+    rewards: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Group:
+    """Runs of one experiment over several seeds; ``label`` says what sets it apart from the others."""
+
+    label: str
+    runs: list[Run] = field(default_factory=list)
+
+    def over_seeds(self, metric: str) -> Estimate | None:
+        """The metric's mean over the runs that have it, with Student's t interval."""
+        values = [run.numbers[metric] for run in self.runs if metric in run.numbers]
+        return over_seeds(values) if values else None
+
+
+def read_runs(roots: Sequence[str]) -> tuple[list[Run], list[Path]]:
+    """(finished runs in or below the folders, folders of unfinished ones).
+
+    Raises ``ValueError`` for a folder that does not exist, if no run has finished, and for a damaged file.
+    """
+    found: dict[Path, None] = {}
+    for root in roots:
+        if not Path(root).is_dir():
+            raise ValueError(f"runs: no such folder: {root}")
+        found |= dict.fromkeys(sorted(file.parent for file in Path(root).rglob("config.yaml")))
+    finished = [folder for folder in found if (folder / "summary.json").is_file()]
+    if not finished:
+        raise ValueError(f"runs: expected finished runs in {', '.join(roots)}, found none")
+    return [_read(folder) for folder in finished], [folder for folder in found if folder not in finished]
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """The runs by experiment, in the order in which they are met."""
+    by_config: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_config[json.dumps(run.config, sort_keys=True)].append(run)
+    members = list(by_config.values())
+    labels = _labels([some[0].config for some in members])
+    return [Group(label, sorted(some, key=lambda run: run.seed)) for label, some in zip(labels, members, strict=True)]
+
+
+def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    # Keys tell groups apart only within one loss: other losses have other parameters and other settings anyway.
+    labels = []
+    for config in configs:
+        peers = [other for other in configs if other["loss.name"] == config["loss.name"]]
+        varied = [key for key in sorted(config) if any(other.get(key) != config[key] for other in peers)]
+        labels.append(", ".join([str(config["loss.name"]), *(f"{key}={config[key]}" for key in varied)]))
+    return labels
+
+
+def _read(folder: Path) -> Run:
+    config = run_config(folder)
+    flat = dict(_flat("", OmegaConf.to_container(config, resolve=True)))
+    kept = {key: value for key, value in flat.items() if not key.startswith(_OF_NO_CONSEQUENCE)}
+    summary = _json(folder / "summary.json")
+    numbers = _numbers("val", summary.get("metrics", {})) | _numbers("samples", summary.get("samples", {}))
+    numbers |= _numbers("run", {name: summary[name] for name in ("steps", "train_seconds") if name in summary})
+    evaluated = folder / "evaluation"
+    if (evaluated / "evaluation.json").is_file():
+        metrics = _json(evaluated / "evaluation.json")["metrics"]
+        numbers |= _numbers("evaluation", {name: found["value"] for name, found in metrics.items()})
+    lines = {name: _lines(evaluated / f"{name}.jsonl") for name in ("rewards", "samples")}
+    return Run(folder, int(config.seed), kept, numbers, _curves(folder / "metrics.csv"), **lines)
+
+
+def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield prefix, value
+        return
+    for key, inner in value.items():
+        yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+
+
+def _numbers(stage: str, found: Mapping[str, Any]) -> dict[str, float]:
+    return {f"{stage}/{name}": float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: expected JSON, found {error}") from error
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _curves(file: Path) -> list[dict[str, float]]:
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as stream:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]

@@ -1,0 +1,98 @@
+"""Reward models: sequence classifiers with one score, ours (``loss=bradley_terry``) or any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halos.data.feedback import messages_of
+from halos.data.tokens import ChatTokens, Limits
+from halos.evaluation.policies import DTYPES, choice, device_of
+from halos.judges.base import CompletionJudge, Said
+
+
+class RewardModel(CompletionJudge):
+    """The score that a sequence classifier gives to a conversation.
+
+    The prompt is rendered by the classifier's own chat template, and the completion follows with its end-of-turn token,
+    as our reward models are trained. A tokenizer without a chat template gets the prompt and the completion as a pair
+    of texts.
+
+    Args:
+        path: a run's folder, a hub id or a model's directory.
+        max_length: tokens of prompt and completion; longer prompts keep their end.
+    """
+
+    def __init__(
+        self,
+        path: str | None,
+        *,
+        threshold: float | None = None,
+        batch_size: int = 32,
+        max_length: int = 1024,
+        device: str = "auto",
+        precision: str = "32-true",
+    ) -> None:
+        super().__init__(threshold=threshold)
+        if not path:
+            raise ValueError("judge.path: expected a reward model: a run's folder, a hub id or a directory; found none")
+        folder = Path(path).expanduser()
+        self.path = str(folder / "model") if (folder / "config.yaml").is_file() else path
+        self.batch_size, self.max_length = batch_size, max_length
+        self.device, self.dtype = device_of(device), choice("precision", precision, DTYPES)
+        self._loaded: tuple[Any, Any] | None = None
+
+    @torch.no_grad()
+    def scores(self, said: Sequence[Said]) -> list[float | None]:
+        model, tokenizer = self._load()
+        rows = self._rows(tokenizer, said)
+        found: list[float | None] = []
+        for start in range(0, len(rows), self.batch_size):
+            batch = tokenizer.pad(rows[start : start + self.batch_size], return_tensors="pt", padding_side="right")
+            found += model(**batch.to(self.device)).logits[:, 0].float().tolist()
+        return found
+
+    def tokens(self, said: Sequence[Said]) -> list[int]:
+        """The number of tokens of each completion, its end-of-turn token included."""
+        tokenizer = self._load()[1]
+        return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for _, text in said]
+
+    def _rows(self, tokenizer: Any, said: Sequence[Said]) -> list[dict[str, Any]]:
+        if tokenizer.chat_template is None:
+            texts = ("\n\n".join(turn.content for turn in messages_of(prompt)) for prompt, _ in said)
+            return [
+                dict(tokenizer(text, completion, truncation=True, max_length=self.max_length))
+                for text, (_, completion) in zip(texts, said, strict=True)
+            ]
+        chat = ChatTokens(tokenizer, Limits(self.max_length, self.max_length // 2))
+        rows = []
+        for number, (prompt, completion) in enumerate(said):
+            ids = chat.prompt(prompt, where=f"prompt {number}")
+            end, _ = chat.fit_completion(chat.completion(completion), min(len(ids), self.max_length // 2))
+            rows.append(chat.fit_prompt(ids, f"prompt {number}")[0] + end)
+        return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            self._loaded = self._read()
+        return self._loaded
+
+    def _read(self) -> tuple[Any, Any]:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                self.path, dtype=self.dtype, output_loading_info=True
+            )
+        except (OSError, KeyError, ValueError, RuntimeError, ImportError) as error:
+            raise ValueError(f"judge.path: {self.path} could not be loaded as a classifier: {error}") from error
+        if info["missing_keys"]:
+            missing = ", ".join(sorted(info["missing_keys"])[:5])
+            raise ValueError(f"judge.path: expected a reward model, but {self.path} lacks the weights {missing}")
+        if model.config.num_labels != 1:
+            raise ValueError(f"judge.path: expected one score, {self.path} has {model.config.num_labels} classes")
+        return model.to(self.device).eval(), tokenizer

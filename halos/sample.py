@@ -1,0 +1,67 @@
+"""``sample(cfg)``: completions of a policy for the prompts of a data source, as a file of records."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from halos.data.tokens import ChatTokens
+from halos.evaluation.engines import Decoding, make_engine
+from halos.evaluation.feedback import distinct_prompts, read_data
+from halos.evaluation.policies import find_policy
+from halos.evaluation.samples import Sampler
+from halos.runs import console
+from halos.runs.folder import write_atomically
+
+log = logging.getLogger(__name__)
+
+_FREE = ("output", "overwrite", "device")
+"""Keys that may differ when a command goes on with a file: they do not change what is drawn."""
+
+
+def sample(cfg: DictConfig) -> Path:
+    """Sample as configured into ``cfg.output``; goes on with a file that an earlier, killed command left.
+
+    Raises ``ValueError`` for a bad configuration, bad prompts or a bad model, before weights are loaded.
+    """
+    console.set_up_logging()
+    output = Path(cfg.output)
+    policy = find_policy("policy", cfg.policy)
+    decoding = Decoding(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p)
+    data = read_data(cfg.get("data"), policy, cfg.split, cfg.seed)
+    asked = distinct_prompts(data.records, cfg.size, cfg.seed)
+    tokens = ChatTokens(policy.tokenizer, data.limits)
+    where = {"device": cfg.device, "precision": cfg.precision}
+    sampler = Sampler(
+        partial(make_engine, cfg.engine, policy, tokens, decoding, **where),
+        tokens,
+        control=policy.control,
+        count=cfg.samples,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+    )
+    sampler.prompt_ids(asked)
+    _begin(cfg, output)
+    total, cut = sampler.write(asked, output, partial(console.track, "sampling", shown=cfg.progress))
+    console.say(f"{len(asked) * cfg.samples:,} completions for {len(asked):,} prompts in {output}")
+    if cut:
+        log.warning("%s of %s completions were cut at max_new_tokens=%s", cut, total, cfg.max_new_tokens)
+    return output
+
+
+def _begin(cfg: DictConfig, output: Path) -> None:
+    # What drew the samples lies beside them: a file is only gone on with by the same command.
+    settings = output.with_name(output.name + ".config.yaml")
+    new = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in _FREE]), resolve=True)
+    if cfg.overwrite:
+        output.unlink(missing_ok=True)
+    elif output.exists() and (not settings.exists() or settings.read_text(encoding="utf-8") != new):
+        raise ValueError(
+            f"output: {output} holds samples that were drawn otherwise (see {settings}); choose another file, or set "
+            "overwrite=true to replace it"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(settings, new)

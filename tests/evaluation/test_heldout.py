@@ -1,0 +1,81 @@
+"""Metrics of held-out feedback against values computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional.classification import binary_calibration_error
+
+from halos.data.feedback import Completion, Feedback
+from halos.evaluation.calibration import calibration_error, reliability
+from halos.evaluation.heldout import feedback_metrics, held_out, likelihood_metrics
+from halos.evaluation.scoring import Scores
+
+RECORDS = [
+    Feedback("1", "p", (Completion("aa"), Completion("b")), ((0, 1),)),
+    Feedback("2", "q", (Completion("c"), Completion("dd")), ((1, 0),)),
+    Feedback("3", "q", (Completion("c"), Completion("e")), ((1, 0),)),
+]
+REWARDS, TOKENS = np.array([2.0, 1.0, 0.5, 0.0, 0.5]), np.array([3.0, 2.0, 4.0, 2.0, 4.0])
+
+
+def test_each_completion_stands_once_and_pairs_and_labels_point_to_it() -> None:
+    data = held_out(RECORDS)
+    assert [data.completions[a] + ">" + data.completions[b] for a, b in data.pairs] == ["aa>b", "dd>c", "e>c"]
+    assert sorted(data.completions) == ["aa", "b", "c", "dd", "e"]
+    assert len(set(data.groups)) == 2
+    assert len(data.labels) == 6  # c is undesirable in two records
+
+
+def test_metrics_have_the_values_computed_by_hand() -> None:
+    data = held_out(RECORDS)
+    by_text = dict(zip(("aa", "b", "dd", "c", "e"), zip(REWARDS, TOKENS, strict=True), strict=True))
+    rewards, tokens = (np.array([by_text[text][i] for text in data.completions]) for i in (0, 1))
+    found = {name: estimate.value for name, estimate in feedback_metrics(data, rewards, tokens, resamples=10).items()}
+    assert found["rewards/accuracies"] == 1.0
+    assert found["rewards/margins"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert found["rewards/chosen"] == pytest.approx((2 + 0.5 + 0.5) / 3)
+    assert found["rewards/rejected"] == pytest.approx((1 + 0 + 0) / 3)
+    assert found["rewards/auc"] == pytest.approx((3 + 2 + 2) / 9)
+    assert found["length/chosen_longer"] == 1.0
+    r, n = [2, 1, 0.5, 0, 0.5, 0], [3, 2, 4, 2, 4, 2]
+    assert found["length/reward_correlation"] == pytest.approx(np.corrcoef(r, n)[0, 1])
+
+
+def test_equal_rewards_are_right_half_of_the_time() -> None:
+    found = feedback_metrics(held_out(RECORDS), np.zeros(5), TOKENS, resamples=10)
+    assert found["rewards/accuracies"].value == found["rewards/auc"].value == 0.5
+
+
+def test_perplexity_is_that_of_liked_completions() -> None:
+    data = held_out(RECORDS)
+    logps = np.array([-float(len(text)) for text in data.completions])
+    nothing = np.full(5, math.nan)
+    scores = Scores(logps, nothing, -logps, nothing, np.full(5, 2.0))
+    found = likelihood_metrics(data, scores, resamples=10)
+    assert found["data/perplexity"].value == pytest.approx(math.exp((2 + 2 + 1) / 6))
+    assert set(found) == {"data/perplexity", "data/entropy_per_token"}
+
+
+def test_records_without_feedback_are_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        held_out([Feedback("1", "p", (Completion("a"),))])
+
+
+def test_the_calibration_error_is_that_of_torchmetrics() -> None:
+    margins = np.random.default_rng(0).normal(0.5, 2, size=500)
+    confidence = torch.sigmoid(torch.tensor(np.abs(margins)))
+    right = torch.tensor(margins > 0).long()
+    # 20 bins of [0, 1] are 10 of [0.5, 1].
+    expected = float(binary_calibration_error(confidence, right, n_bins=20, norm="l1"))
+    assert calibration_error(margins) == pytest.approx(expected, abs=1e-6)
+    assert sum(b.count for b in reliability(margins)) == 500
+
+
+def test_a_calibrated_policy_has_a_small_error_and_an_overconfident_one_a_large() -> None:
+    random = np.random.default_rng(1)
+    truth = random.normal(0, 1.5, size=20000)
+    margins = np.where(random.random(20000) < 1 / (1 + np.exp(-truth)), truth, -truth)
+    assert calibration_error(margins) < 0.02
+    assert calibration_error(5 * margins) > 0.1

@@ -1,0 +1,62 @@
+"""Reward models as judges: ours, exported, against the score of a single unpadded row."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from halos.data.tokens import ChatTokens, Limits
+from halos.judges.reward_model import RewardModel
+from halos.policy.loading import ModelSpec
+from halos.policy.reward import RewardHead, export_reward_model
+
+SPEC = ModelSpec(path="pkg://halos.toy/reference")
+SAID = [
+    ("i paid twice.", "thanks a lot. we will check the payment. best wishes."),
+    ("i bought a lamp on monday. i lost the manual.", "hm."),
+    ("it is broken.", "stop asking. we will settle the fault. now leave."),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    policy, tokenizer = SPEC.load(), SPEC.tokenizer()
+    head = RewardHead(policy.config.hidden_size)
+    torch.nn.init.normal_(head.linear.weight, generator=torch.Generator().manual_seed(0))
+    where = tmp_path_factory.mktemp("rm") / "model"
+    end = ChatTokens(tokenizer, Limits(64)).end_of_turn
+    export_reward_model(policy, head, tokenizer, where, end_of_turn=end, card={"loss": "bt", "base": "toy"})
+    return where
+
+
+def test_scores_are_those_of_single_rows(folder: Path) -> None:
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokens = ChatTokens(SPEC.tokenizer(), Limits(64))
+    rows = [torch.tensor([tokens.prompt(prompt) + tokens.completion(text)]) for prompt, text in SAID]
+    with torch.no_grad():
+        expected = [float(model(input_ids=row).logits[0, 0]) for row in rows]
+    assert len({round(score, 3) for score in expected}) == 3
+    assert RewardModel(str(folder), batch_size=2).scores(SAID) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_better_scored_completion_wins(folder: Path) -> None:
+    judge = RewardModel(str(folder))
+    (a, b) = judge.scores([SAID[0], (SAID[0][0], "hm.")])
+    assert judge.verdicts([(*SAID[0], "hm."), (SAID[0][0], "hm.", SAID[0][1]), (*SAID[0], SAID[0][1])]) == [
+        float(a > b),  # type: ignore[operator]
+        float(b > a),  # type: ignore[operator]
+        0.5,
+    ]
+
+
+def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"judge.path: expected a reward model: a run's folder"):
+        RewardModel(None)
+    with pytest.raises(ValueError, match=r"judge.path: .* could not be loaded as a classifier"):
+        RewardModel(str(tmp_path)).scores(SAID)
+    SPEC.load().save_pretrained(tmp_path)
+    SPEC.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"expected a reward model, but .* lacks the weights score"):
+        RewardModel(str(tmp_path)).scores(SAID)

@@ -1,0 +1,132 @@
+"""sample, evaluate and label from their configurations, on the toy world."""
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from halos.cli import COMMANDS, config_folder
+from halos.evaluate import evaluate
+from halos.label import label
+from halos.policy.export import export_policy
+from halos.policy.loading import ModelSpec
+from halos.sample import sample
+from halos.toy.model import END, GOOD
+
+SPEC = ModelSpec(path="pkg://halos.toy/reference")
+SMALL = ("data=toy", "data.source.val_size=12", "max_new_tokens=20", "progress=false")
+
+
+def compose(command: str, *words: str) -> DictConfig:
+    with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
+        return hydra.compose(command, list(words))
+
+
+@pytest.fixture(scope="module")
+def csft(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A policy as CSFT leaves it: its chat template ends with the control token."""
+    folder, tokenizer = tmp_path_factory.mktemp("csft") / "model", SPEC.tokenizer()
+    end = tokenizer.convert_tokens_to_ids(END)
+    export_policy(SPEC.load(), tokenizer, folder, end_of_turn=end, control=GOOD, card={"loss": "csft", "base": "toy"})
+    return str(folder)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_a_configuration_and_a_function(command: str) -> None:
+    compose(command)
+    assert callable(getattr(__import__(f"halos.{command}", fromlist=[command]), command))
+
+
+@pytest.mark.parametrize("name", ["truth", "reward_model", "chat"])
+def test_the_keys_of_a_judge_are_its_parameters(name: str) -> None:
+    node: Any = OmegaConf.to_container(compose("label", f"judge={name}").judge, resolve=True)
+    kind: Any = get_class(node.pop("_target_"))
+    from halos.judges.transport import ChatEndpoint
+
+    known = set(inspect.signature(kind.__init__).parameters) | set(inspect.signature(ChatEndpoint).parameters)
+    assert set(node) <= known
+
+
+def test_sample_goes_on_with_its_own_file_only(csft: str, tmp_path: Path) -> None:
+    words = (*SMALL, f"policy={csft}", f"output={tmp_path}/s.jsonl", "samples=2")
+    before = sample(compose("sample", *words)).read_bytes()
+    assert before.count(b"\n") == 12
+    (tmp_path / "s.jsonl").write_bytes(before[: len(before) // 2])
+    assert sample(compose("sample", *words)).read_bytes() == before
+    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn otherwise"):
+        sample(compose("sample", *words, "temperature=0.5"))
+    sample(compose("sample", *words, "temperature=0.5", "overwrite=true"))
+
+
+def test_a_policy_against_itself_has_no_kl_no_margin_and_wins_half(tmp_path: Path) -> None:
+    words = ("policy=pkg://halos.toy/reference", "reference=pkg://halos.toy/reference", "judge=truth")
+    found = evaluate(compose("evaluate", *SMALL, *words, f"output={tmp_path}", "resamples=20"))
+    values = {name: metric["value"] for name, metric in found["metrics"].items()}
+    assert values["samples/kl_per_completion"] == values["rewards/margins"] == 0
+    assert values["rewards/accuracies"] == values["rewards/auc"] == values["judge/win_rate"] == 0.5
+    assert found["win_rate"]["p_value"] == 1
+    assert values["data/perplexity"] == values["data/perplexity_reference"]
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == found
+    assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_csft_policy_is_asked_with_its_control_token_and_its_reference_without(csft: str, tmp_path: Path) -> None:
+    words = (f"policy={csft}", "reference=pkg://halos.toy/reference", f"output={tmp_path}", "resamples=20", "size=8")
+    found = evaluate(compose("evaluate", *SMALL, *words))
+    # The weights are the same: what differs is the prompt alone.
+    assert found["metrics"]["data/kl_per_token"]["value"] > 0.001
+
+
+def test_a_policy_meets_the_datas_own_completions(tmp_path: Path) -> None:
+    words = ("policy=pkg://halos.toy/reference", "judge=truth", "opponent=data", f"output={tmp_path}", "resamples=20")
+    found = evaluate(compose("evaluate", *SMALL, *words))
+    assert found["metrics"]["judge/desirable_opponent"]["value"] == 1.0
+    assert found["metrics"]["judge/win_rate"]["value"] < 0.5
+    assert "rewards/auc" not in found["metrics"]  # no reference, no rewards
+
+
+def test_samples_become_feedback(csft: str, tmp_path: Path) -> None:
+    sample(compose("sample", *SMALL, f"policy={csft}", f"output={tmp_path}/s.jsonl", "samples=4", "size=6"))
+    words = (f"samples={tmp_path}/s.jsonl", "data=toy", "judge=truth", f"output={tmp_path}/f.jsonl", "progress=false")
+    rows = [json.loads(line) for line in label(compose("label", *words)).read_text().splitlines()]
+    assert len(rows) == 6
+    assert {type(c["desirable"]) for row in rows for c in row["completions"]} == {bool}
+    with pytest.raises(ValueError, match=r"output: .* exists"):
+        label(compose("label", *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("policy=./none",), "policy: no such directory"),
+        (("policy=pkg://halos.toy/reference",), "output: expected a folder"),
+        (("policy=pkg://halos.toy/reference", "judge=truth", "output=x"), "opponent: expected reference=MODEL"),
+        (("policy=pkg://halos.toy/reference", "judge=chat", "output=x"), "judge.model: expected the model's name"),
+        (("policy=pkg://halos.toy/reference", "split=test", "output=x"), "split: expected val or train"),
+        (("policy=pkg://halos.toy/reference", "top_p=0", "output=x"), "top_p: expected"),
+    ],
+)
+def test_mistakes_are_found_before_a_model_is_loaded(
+    words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ModelSpec, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=said):
+        evaluate(compose("evaluate", *SMALL, *words))
+
+
+def test_another_tokenizer_is_refused(csft: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(csft, other)
+    tokenizer = SPEC.tokenizer()
+    tokenizer.add_tokens(["zzz"])
+    tokenizer.save_pretrained(other)
+    words = (f"policy={csft}", f"reference={other}", f"output={tmp_path}/e")
+    with pytest.raises(ValueError, match=r"reference: expected the tokenizer of .* differs in 1 tokens, such as 'zzz'"):
+        evaluate(compose("evaluate", *SMALL, *words))
