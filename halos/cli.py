@@ -16,7 +16,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-COMMANDS = ("train",)
+COMMANDS = ("train", "data")
 
 
 def config_folder() -> str:
@@ -36,13 +36,27 @@ def main() -> None:
         _fail(f"usage: halos {{{','.join(COMMANDS)}}} [group=option …] [key=value …]; found {command!r}")
     if completing:
         # Hydra completes the words behind the program's name; the command's name is not one of its overrides.
-        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("halos train", "halos", 1)
-    main_train()
+        line = os.environ.get("COMP_LINE", "")
+        command = next((name for name in COMMANDS if f"halos {name}" in line), "train")
+        os.environ["COMP_LINE"] = line.replace(f"halos {command}", "halos", 1)
+    main_data() if command == "data" else main_train()
 
 
 def main_train() -> None:
     """Compose the configuration from the command line and train."""
     end_with_one_line(hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")(_train_job))
+
+
+def main_data() -> None:
+    """Compose the configuration from the command line and look at the data."""
+    end_with_one_line(hydra.main(version_base="1.3", config_path=config_folder(), config_name="inspect")(_data_job))
+
+
+def _data_job(cfg: DictConfig) -> None:
+    sys.path.insert(0, str(Path.cwd()))
+    from halos.inspect_data import inspect_data
+
+    inspect_data(cfg)
 
 
 def _train_job(cfg: DictConfig) -> None:

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
-from halos.building import build, objective_class
+from halos.building import SOURCE_KEYS, build, objective_class
 from halos.data.module import PreferenceDataModule
 from halos.data.reference import ReferenceTable
 from halos.data.tokens import ChatTokens
@@ -28,6 +28,7 @@ from halos.policy.precompute import reference_table
 from halos.policy.reward import export_reward_model
 from halos.runs import console
 from halos.runs.comparison import Comparison, compare
+from halos.runs.data_report import show_report, write_report
 from halos.runs.folder import RunFolder
 from halos.runs.loggers import CSVMetrics
 from halos.runs.progress import Progress
@@ -71,6 +72,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     )
     run.objective.check(trainer.accumulate_grad_batches, run.data.label_counts)
     run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=run.checkpoint is None)
+    write_report(run.data.intake, run.folder.root)
     _show(run)
     fit(run, trainer)
     return finish(run, trainer)
@@ -97,7 +99,7 @@ def prepare(cfg: DictConfig) -> Run:
     objective: Objective = build(
         cfg.loss, backbone, without=("name",), optim=build(cfg.optim), seed=cfg.seed, humanline=_humanline(cfg)
     )
-    data: PreferenceDataModule = build(cfg.data, without=("train", "val"), seed=cfg.seed)
+    data: PreferenceDataModule = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed)
     data.load(objective.view)
     spec.check()
     tokenizer = spec.tokenizer()
@@ -306,6 +308,7 @@ def _hparams(cfg: DictConfig) -> Mapping[str, Any]:
 
 
 def _show(run: Run) -> None:
+    show_report(run.data.intake)
     console.show_data(run.data.reports)
     branches = ("chosen", "rejected") if run.objective.view == "pairs" else ("completion", "mismatched (KL)")
     row = run.data.rows["train"].rows[0]

@@ -12,7 +12,7 @@ from typing import Any
 
 from halos.distributed import on_first_process
 
-CONTENTS = ("config.yaml", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json")
+CONTENTS = ("config.yaml", "data_report.json", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json")
 
 
 @dataclass(frozen=True, slots=True)
