@@ -81,12 +81,14 @@ class FileSource(Source):
     ``columns`` renames keys: from the name that the format expects to the one that the files have.
     """
 
-    def __init__(self, train: Files | None, val: Files | None = None, columns: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, train: Files | None, val: Files | None = None, columns: Mapping[str, str | None] | None = None
+    ) -> None:
         if train is None or not _paths(train):
             raise ValueError(f"data={self.name} needs data.train=FILE")
         self._train_files = _paths(train)
         self._val_files = _paths(val) if val is not None else []
-        self._columns = dict(columns or {})
+        self._columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs is not None}
 
     @abstractmethod
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
@@ -146,7 +148,7 @@ class HHSource(FileSource):
         self,
         train: Files | None = "Anthropic/hh-rlhf:train",
         val: Files | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
     ) -> None:
         super().__init__(train, val, columns)
 
@@ -164,7 +166,7 @@ class SHPSource(FileSource):
         self,
         train: Files | None = "stanfordnlp/SHP:train",
         val: Files | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
         min_ratio: float = 2.0,
     ) -> None:
         super().__init__(train, val, columns)
@@ -186,7 +188,7 @@ class OasstSource(FileSource):
         self,
         train: Files | None = "OpenAssistant/oasst1:train",
         val: Files | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
         lang: str | None = "en",
     ) -> None:
         super().__init__(train, val, columns)
@@ -210,7 +212,7 @@ class UltraFeedbackSource(FileSource):
         self,
         train: Files | None = "openbmb/UltraFeedback:train",
         val: Files | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
         score: str = "overall_score",
     ) -> None:
         super().__init__(train, val, columns)
