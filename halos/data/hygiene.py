@@ -94,20 +94,18 @@ def examine(records: Iterable[Feedback]) -> Hygiene:
                 found.desirable += completion.desirable
                 found.undesirable += not completion.desirable
                 _contradiction(found, record.id, labels, text, completion.desirable)
-            _seen(found.duplicates, record.id, exact, text)
-            _seen(found.near_duplicates, record.id, near, digest(loose, normalised(completion.text)))
+            loosely = digest(loose, normalised(completion.text))
+            if text in exact:
+                found.duplicates.add(record.id)
+            elif loosely in near:
+                found.near_duplicates.add(record.id)
+            exact.add(text)
+            near.add(loosely)
         for better, worse in record.preferences:
             found.preferences += 1
             _preference(found, record, key, pairs, (record.completions[better].text, record.completions[worse].text))
-    found.near_duplicates.count -= found.duplicates.count
     found.lengths = {f"{name} (characters)": percentiles(values) for name, values in sizes.items()}
     return found
-
-
-def _seen(finding: Finding, record_id: str, known: set[bytes], text: bytes) -> None:
-    if text in known:
-        finding.add(record_id)
-    known.add(text)
 
 
 def _contradiction(found: Hygiene, record_id: str, labels: dict[bytes, int], text: bytes, desirable: bool) -> None:

@@ -83,7 +83,7 @@ def _make(name: str, options: dict[str, Any]) -> FileSource:
     if kind not in SOURCES:
         raise ValueError(f"data.mix.{name}.data: expected one of {', '.join(SOURCES)}, found {kind!r}")
     try:
-        return SOURCES[kind](**options)
+        return SOURCES[kind](**{"train": None, **options})
     except TypeError as error:
         raise ValueError(f"data.mix.{name}: {kind} does not take these settings: {error}") from None
     except ValueError as error:
