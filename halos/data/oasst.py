@@ -69,7 +69,7 @@ def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adap
 
 def _node(where: str, row: Row) -> _Node:
     role, rank = required(where, row, "role"), row.get("rank")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise wrong(where, "role", f"one of {', '.join(ROLES)}", role)
     if isinstance(rank, float) and rank.is_integer():
         rank = int(rank)  # a column of integers with gaps is one of floats in many a Parquet file

@@ -27,7 +27,7 @@ def read_csv(file: Path) -> Iterator[Located]:
     Cells are text, and an empty cell says nothing; :func:`typed` makes numbers of labels and scores.
     """
     csv.field_size_limit(LONGEST_CELL)  # a completion may be longer than the 128 KiB that the module starts with
-    text = (decode(f"{file}:{number}", line) for number, line in enumerate(lines(file), start=1))
+    text = _text(file)
     first = next(text, "")
     if not first.strip():
         return
@@ -42,6 +42,14 @@ def read_csv(file: Path) -> Iterator[Located]:
             number = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{file}:{number}: expected CSV, found a row that is not: {error}") from None
+
+
+def _text(file: Path) -> Iterator[str]:
+    for number, line in enumerate(lines(file), start=1):
+        try:
+            yield line.decode("utf-8") if number > 1 else decode(f"{file}:1", line)
+        except UnicodeDecodeError:
+            decode(f"{file}:{number}", line)  # raises, naming line and position
 
 
 def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:

@@ -46,7 +46,8 @@ def shp(n: int, label: int, ratio: float) -> dict[str, Any]:
     return {
         "post_id": f"p{n}", "domain": "askculinary_train", "upvote_ratio": 0.98, "history": f"question {n}",
         "c_root_id_A": "x", "c_root_id_B": "y", "created_at_utc_A": 1, "created_at_utc_B": 2, "score_A": 8,
-        "score_B": 4, "human_ref_A": "a", "human_ref_B": "b", "labels": label, "seconds_difference": 3.0, "score_ratio": ratio,
+        "score_B": 4, "human_ref_A": "a", "human_ref_B": "b", "labels": label,
+        "seconds_difference": 3.0, "score_ratio": ratio,
     }  # fmt: skip
 
 
