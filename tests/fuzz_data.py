@@ -113,7 +113,13 @@ class Hung(Exception):
     """Loading took more than :data:`SECONDS` of processor time."""
 
 
+DEEPEST = 8
+"""Levels that mutations reach; what lies deeper is there to be refused."""
+
+
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    if len(path) > DEEPEST:
+        return [path]
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path] * bool(path) + [found for key, item in inside for found in _paths(item, (*path, key))]
 
@@ -260,7 +266,7 @@ def _hung(*_: Any) -> None:
 
 
 def fuzz(count: int, seed: int, folder: Path) -> Counter[str]:
-    """Outcomes of ``count`` mutated files. Raises ``AssertionError`` naming the seeds of those that break the promise."""
+    """Outcomes of ``count`` mutated files. Raises ``AssertionError`` naming the seeds of what breaks the promise."""
     outcomes: Counter[str] = Counter()
     broken: list[str] = []
     signal.signal(signal.SIGPROF, _hung)

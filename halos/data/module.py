@@ -163,6 +163,7 @@ class PreferenceDataModule(pl.LightningDataModule):
                 f"max_epochs={epochs}, max_steps={max_steps}"
             )
         self.steps = min(choices)
+        self._order(batch_size=per_step, steps=self.steps)  # raises now for an order that cannot be had
         return self.steps
 
     def state_dict(self) -> dict[str, int]:
