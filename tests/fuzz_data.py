@@ -16,6 +16,7 @@ import tempfile
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def _replace(rows: list[Any], path: tuple[Any, ...], value: Any) -> None:
 
 
 def wrong_types(rows: list[Any], rng: random.Random) -> None:
-    _replace(rows, rng.choice(_paths(rows)), rng.choice(WRONG))
+    _replace(rows, rng.choice(_paths(rows)), deepcopy(rng.choice(WRONG)))
 
 
 def huge_field(rows: list[Any], rng: random.Random) -> None:
@@ -236,7 +237,7 @@ def mutate(rng: random.Random, folder: Path) -> tuple[type[FileSource], Path, in
             if mutation is not missing_key or all(isinstance(row, dict) for row in rows):
                 mutation(rows, rng)
     content = encode(rows, kind)
-    size = len(content)
+    size = max(len(content), len(encode(rows, "json")))  # Parquet is compressed
     packed = rng.random() < 0.15
     if by_bytes and not packed:
         content = rng.choice(BYTES)(content, rng)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from halos.data.feedback import Completion, Feedback
-from halos.data.fields import Row, has, prompt_of, required, score_of, text_of, wrong
+from halos.data.fields import Row, has, keys_of, prompt_of, required, score_of, text_of, wrong
 from halos.data.formats import preference_record, without_empty
 
 SCORES = ("overall_score", "fine-grained_score")
@@ -30,7 +30,7 @@ def _completion(where: str, name: str, item: object, score: str) -> Completion:
     if not isinstance(item, dict) or not has(item, "response"):
         raise wrong(where, name, "an object with 'response'", item)
     if score not in item:
-        raise ValueError(f"{where}: expected {name!r} to have {score!r} (data.source.score); found {', '.join(item)}")
+        raise ValueError(f"{where}: expected {name!r} to have {score!r} (data.source.score); found {keys_of(item)}")
     return Completion(
         text_of(where, f"{name}.response", item["response"]),
         score=score_of(where, f"{name}.{score}", item[score]),
