@@ -11,6 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos.objectives.base import Objective
 
+SOURCE_KEYS = ("train", "val", "columns", "mix")
+"""Keys of ``data`` that its source takes, within easy reach on the command line."""
+
 
 def build(node: DictConfig, *args: Any, without: tuple[str, ...] = (), **kwargs: Any) -> Any:
     """Call the node's ``_target_`` with its keys and the arguments; its own ValueErrors come out as they are."""

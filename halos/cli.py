@@ -38,6 +38,7 @@ class Command:
 COMMANDS = {
     "train": Command("halos.train:train", "train", run=True),
     "cache-reference": Command("halos.cache_reference:cache_reference", "train", run=True),
+    "data": Command("halos.inspect_data:inspect_data", "inspect"),
     "sample": Command("halos.sample:sample", "sample"),
     "evaluate": Command("halos.evaluate:evaluate", "evaluate"),
     "label": Command("halos.label:label", "label"),

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from halos import signals
-from halos.building import build, objective_class
+from halos.building import SOURCE_KEYS, build, objective_class
 from halos.data.module import PreferenceDataModule
 from halos.data.reference import ReferenceTable
 from halos.data.tokens import ChatTokens
@@ -30,6 +30,7 @@ from halos.policy.reward import export_reward_model
 from halos.runs import console, ranks
 from halos.runs.checkpoints import Checkpoints, LocalCheckpointIO, check_identity
 from halos.runs.comparison import Comparison, compare
+from halos.runs.data_report import show_report, write_report
 from halos.runs.folder import RunFolder
 from halos.runs.identity import identity
 from halos.runs.loggers import CSVMetrics
@@ -123,7 +124,7 @@ def prepare(cfg: DictConfig) -> Run:
         humanline=_humanline(cfg),
         non_finite=cfg.non_finite,
     )
-    data: PreferenceDataModule = build(cfg.data, without=("train", "val"), seed=cfg.seed)
+    data: PreferenceDataModule = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed)
     data.load(objective.view)
     spec.check()
     tokenizer = spec.tokenizer()
@@ -330,6 +331,7 @@ def _hparams(cfg: DictConfig) -> Mapping[str, Any]:
 
 
 def _show(run: Run) -> None:
+    show_report(run.data.intake)
     console.show_data(run.data.reports)
     branches = ("chosen", "rejected") if run.objective.view == "pairs" else ("completion", "mismatched (KL)")
     row = run.data.rows["train"].rows[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
+from reprlib import Repr
 from typing import Any
 
 from halos.data.feedback import ROLES, Message, Prompt
@@ -11,13 +13,27 @@ Row = Mapping[str, Any]
 
 LABELS = {"desirable": True, "undesirable": False}
 
+MOST_KEYS = 20
+SHORT = Repr()  # never copies all of a huge value, as repr would
+SHORT.maxstring = SHORT.maxother = 100
+SHORT.maxlist = SHORT.maxdict = 20
+
 
 def wrong(where: str, name: str, expected: str, found: Any) -> ValueError:
     """The error for a field with a wrong value."""
-    shown = repr(found)
-    return ValueError(
-        f"{where}: expected {name!r} to be {expected}; found {shown if len(shown) <= 80 else shown[:77] + '...'}"
-    )
+    return ValueError(f"{where}: expected {name!r} to be {expected}; found {shorten(found)}")
+
+
+def shorten(value: Any) -> str:
+    """A value as an error shows it: on one line, and not all of it where it is long."""
+    shown = SHORT.repr(value) if isinstance(value, str | list | dict) else repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def keys_of(row: Row) -> str:
+    """The keys of a row, as an error lists them."""
+    names = [shorten(key) for key in islice(row, MOST_KEYS)]
+    return ", ".join(names + ["..."] * (len(row) > MOST_KEYS)) or "an empty row"
 
 
 def has(row: Row, key: str) -> bool:
@@ -29,13 +45,15 @@ def required(where: str, row: Row, key: str) -> Any:
     if key in row and row[key] is None:
         raise wrong(where, key, "given", None)
     if key not in row:
-        raise ValueError(f"{where}: expected the key {key!r}; found {', '.join(map(repr, row)) or 'an empty row'}")
+        raise ValueError(f"{where}: expected the key {key!r}; found {keys_of(row)}")
     return row[key]
 
 
 def text_of(where: str, name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise wrong(where, name, "a text", value)
+    if value.isascii():  # most are; encoding would copy a huge one
+        return value
     try:
         value.encode()
     except UnicodeEncodeError:  # half of a surrogate pair (\ud83d alone), which no tokenizer takes

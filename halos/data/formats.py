@@ -13,13 +13,31 @@ from itertools import chain
 from typing import Any
 
 from halos.data.feedback import Completion, Feedback, Prompt, messages_of, prompt_key
-from halos.data.fields import Row, has, label_of, prompt_of, reply_of, required, score_of, text_of, wrong
+from halos.data.fields import (
+    Row,
+    has,
+    keys_of,
+    label_of,
+    prompt_of,
+    reply_of,
+    required,
+    score_of,
+    shorten,
+    text_of,
+    wrong,
+)
 
 Adapter = Callable[[str, Row, Counter[str]], Feedback | None]
 
 EMPTY = "empty completion"
 EMPTY_SIDE = "completion whose pair has an empty side"
 DIFFERENT_PROMPTS = "pair with different prompts"
+
+FILTERED = "filtered: "
+"""Begins the reasons that a setting asks for; the others are faults of the data."""
+
+Adapted = tuple[str, Feedback | None, Counter[str]]
+"""Where a row stands, its record if it has one, and what of it was left out."""
 
 COMPLETION_KEYS = {"text", "desirable", "score"}
 
@@ -38,7 +56,7 @@ def _adapter(where: str, row: Row) -> Adapter:
             return adapter
     raise ValueError(
         f"{where}: expected 'prompt' with 'completions', 'chosen' and 'rejected', 'completion', 'output', or "
-        f"'output_A' and 'output_B', or else 'messages'; found {', '.join(map(repr, row)) or 'an empty row'}"
+        f"'output_A' and 'output_B', or else 'messages'; found {keys_of(row)}"
     )
 
 
@@ -67,7 +85,7 @@ def _completion(where: str, name: str, item: Any) -> Completion:
     unknown = sorted(set(item) - COMPLETION_KEYS)
     if unknown:  # a mistyped 'desirable' would otherwise pass for a completion without feedback
         raise ValueError(
-            f"{where}: expected {name!r} to have 'text', 'desirable' and 'score' only; found {unknown[0]!r}"
+            f"{where}: expected {name!r} to have 'text', 'desirable' and 'score' only; found {shorten(unknown[0])}"
         )
     label = item.get("desirable")
     return Completion(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,41 +14,20 @@ from torch.utils.data import DataLoader
 
 from halos.data.batches import Batch, Batches, TrainingOrder, validation_order
 from halos.data.feedback import Prompt, prompt_key
+from halos.data.hygiene import origin_of
+from halos.data.intake import Intake, derive, read
+from halos.data.loader import ResumableLoader
 from halos.data.reference import ReferenceTable
-from halos.data.rows import Control, Example, Row, Rows, make_rows
+from halos.data.rows import Control, Example, Row, Rows, make_rows, texts_of
+from halos.data.select import Selection
 from halos.data.sources import Source
-from halos.data.split import split_by_prompt
+from halos.data.stratified import StratifiedOrder
+from halos.data.templates import check_prefixes
 from halos.data.tokens import ChatTokens, Limits
-from halos.data.views import VIEWS, Labelled
+from halos.data.views import Labelled
 
 SHOWN_PROMPTS = 16
 """Held-out prompts kept to sample replies to."""
-
-
-class ResumableLoader(DataLoader[Batch]):
-    """A loader that counts the micro-batches it has served, so that a resumed run goes on with the next one."""
-
-    def __init__(self, batches: Batches, order: TrainingOrder, **options: Any) -> None:
-        super().__init__(batches, sampler=order, batch_size=None, **options)
-        self._order = order
-        self._served = 0
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self._order.start = self._served
-        for batch in super().__iter__():
-            self._served += 1
-            yield batch
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def state_dict(self) -> dict[str, int]:
-        """Lightning keeps this in the checkpoint."""
-        return {"served": self._served}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind the micro-batches that were served before the checkpoint."""
-        self._served = state["served"]
 
 
 class PreferenceDataModule(pl.LightningDataModule):
@@ -63,6 +42,10 @@ class PreferenceDataModule(pl.LightningDataModule):
         max_length, max_prompt_length: token limits, see :class:`halos.data.tokens.Limits`.
         max_examples, max_val_examples: at most so many examples of each split, drawn with the seed.
         val_size: records held out of the training data, by prompt, where the source has no validation data.
+        strict: raise for what would be left out because the data are at fault.
+        train_on: ``last`` or, for demonstrations, ``all`` assistant turns of a conversation.
+        stratified: no step lacks a desirable or an undesirable completion.
+        select: which of the feedback is used.
         length_groups: parts into which a micro-batch is sorted by length, each padded by itself; results do not
             depend on it.
         packing: lay rows end to end, without padding, for models that can read them so; the others, and all models
@@ -82,6 +65,10 @@ class PreferenceDataModule(pl.LightningDataModule):
         max_examples: int | None = None,
         max_val_examples: int | None = None,
         val_size: int = 0,
+        strict: bool = False,
+        train_on: str = "last",
+        stratified: bool = False,
+        select: Selection | None = None,
         length_groups: int = 4,
         packing: bool = True,
         share_prompts: bool = True,
@@ -104,7 +91,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.batch_size, self.length_groups, self.workers, self.seed = batch_size, length_groups, workers, seed
         self.packing, self.share_prompts = packing, share_prompts
         self._most = {"train": max_examples, "val": max_val_examples}
-        self._val_size = val_size
+        self._val_size, self._strict, self._train_on, self._stratified = val_size, strict, train_on, stratified
+        self._select = select or Selection()
+        self.intake = Intake()
         self._examples: dict[str, list[Example]] = {}
         self.rows: dict[str, Rows] = {}
         self.reports: dict[str, Counter[str]] = {}
@@ -115,23 +104,22 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.reference: ReferenceTable | None = None
         """The reference's log-probs of :meth:`scored_rows`, where they were computed beforehand."""
 
+    def read(self) -> None:
+        """Read the records of both splits; :meth:`load` does, unless it was done."""
+        self.intake = read(self.source, val_size=self._val_size, seed=self.seed, strict=self._strict)
+        self.reports = self.intake.reports
+        self._origins = [file for files in self.intake.origins.values() for file in files]
+
     def load(self, view: str) -> None:
         """Read the records of both splits and derive the view's examples.
 
         Raises ``ValueError`` with file and line for bad records, and if the view cannot be had from them.
         """
-        train = self.source.train()
-        held = self.source.val()
-        splits = {"train": (train.records, train.dropped)}
-        if held is not None:
-            splits["val"] = (held.records, held.dropped)
-        elif self._val_size:
-            kept, out = split_by_prompt(train.records, self._val_size, self.seed)
-            splits = {"train": (kept, train.dropped), "val": (out, Counter())}
-        for split, (records, dropped) in splits.items():
-            derived = VIEWS[view](records)
-            self._examples[split] = _at_most(self._most[split], derived.examples, self.seed)
-            self.reports[split] = Counter({"records": len(records)}) + dropped + derived.report
+        if not self.intake.records:
+            self.read()
+        taken = self.intake
+        derive(taken, view, selection=self._select, most=self._most, train_on=self._train_on, seed=self.seed)
+        self._examples = taken.examples
         self.label_counts = _count_labels(self._examples["train"])
         held_out = self._examples.get("val", self._examples["train"])
         self.prompts = list({prompt_key(example.prompt): example.prompt for example in held_out}.values())[
@@ -155,11 +143,14 @@ class PreferenceDataModule(pl.LightningDataModule):
         tokens = ChatTokens(tokenizer, self.limits)
         self._mismatched, self._whole, self._grouped = mismatched, whole, grouped
         for split, examples in self._examples.items():
+            check_prefixes(tokenizer, ((e.id, e.prompt, texts_of(e)[0]) for e in examples))
             seed = self.seed if mismatched else None
-            rows = make_rows(examples, tokens, control=control, mismatched_seed=seed)
+            origin = partial(origin_of, origins=self._origins)
+            rows = make_rows(examples, tokens, control=control, mismatched_seed=seed, origin=origin)
             self.rows[split] = rows
-            self.reports[split] = self.reports[split] + Counter({"examples": len(rows)}) + rows.report
-        self._examples = {}
+            self.reports[split] += Counter({"examples": len(rows)}) + rows.report
+            self.intake.tokenised(split, rows)
+        self._examples = self.intake.examples = {}
 
     def plan(self, *, epochs: int | None, max_steps: int, accumulate: int, world_size: int) -> int:
         """Fix the number of optimizer steps of the run: ``max_steps``, or (if -1) as many as ``epochs`` take."""
@@ -172,6 +163,7 @@ class PreferenceDataModule(pl.LightningDataModule):
                 f"max_epochs={epochs}, max_steps={max_steps}"
             )
         self.steps = min(choices)
+        self._order(batch_size=per_step, steps=self.steps)  # raises now for an order that cannot be had
         return self.steps
 
     def state_dict(self) -> dict[str, int]:
@@ -200,33 +192,37 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def _rows_in(self, steps: int, accumulate: int, world_size: int) -> Iterator[Row]:
         rows = self.rows["train"].rows
-        order = TrainingOrder(
-            len(rows),
-            batch_size=self.batch_size * world_size * accumulate,
-            accumulate=1,
-            world_size=1,
-            rank=0,
-            steps=steps,
-            seed=self.seed,
-            groups=self._groups(),
-        )
-        return (rows[i] for micro in order for i in micro.rows)
+        whole = self.batch_size * world_size * accumulate
+        return (rows[i] for micro in self._order(batch_size=whole, steps=steps) for i in micro.rows)
+
+    def _order(
+        self, *, batch_size: int, steps: int, accumulate: int = 1, world_size: int = 1, rank: int = 0
+    ) -> TrainingOrder:
+        rows = self.rows["train"].rows
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "accumulate": accumulate,
+            "world_size": world_size,
+            "rank": rank,
+            "steps": steps,
+            "seed": self.seed,
+            "groups": [row.group for row in rows] if self._grouped else None,
+        }
+        if self._stratified:
+            return StratifiedOrder(len(rows), labels=[row.desirable for row in rows], **options)
+        return TrainingOrder(len(rows), **options)
 
     def train_dataloader(self) -> ResumableLoader:
         """All micro-batches of the run, as one Lightning epoch."""
         trainer = self._trainer()
-        rows = self.rows["train"].rows
-        order = TrainingOrder(
-            len(rows),
+        order = self._order(
             batch_size=self.batch_size,
             accumulate=trainer.accumulate_grad_batches,
             world_size=trainer.world_size,
             rank=trainer.global_rank,
             steps=self.steps,
-            seed=self.seed,
-            groups=self._groups(),
         )
-        return ResumableLoader(self._batches(rows), order, **self._loader_options())
+        return ResumableLoader(self._batches(self.rows["train"].rows), order, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Every validation example once, always in the same batches."""
@@ -244,9 +240,6 @@ class PreferenceDataModule(pl.LightningDataModule):
         options = {"packing": self.packing, "share_prompts": self.share_prompts, "reference": self.reference}
         return Batches(rows, mismatched=self._mismatched, chunks=chunks, whole=self._whole, **options)
 
-    def _groups(self) -> list[int] | None:
-        return [row.group for row in self.rows["train"].rows] if self._grouped else None
-
     def _loader_options(self) -> dict[str, Any]:
         return {"num_workers": self.workers, "pin_memory": torch.cuda.is_available()}
 
@@ -254,13 +247,6 @@ class PreferenceDataModule(pl.LightningDataModule):
         if self.trainer is None:
             raise ValueError("expected the data module to be attached to a Trainer")
         return self.trainer
-
-
-def _at_most(limit: int | None, examples: list[Any], seed: int) -> list[Any]:
-    if limit is None or limit >= len(examples):
-        return list(examples)
-    kept = random.Random(seed).sample(range(len(examples)), limit)
-    return [examples[i] for i in sorted(kept)]
 
 
 def _count_labels(examples: list[Example]) -> tuple[int, int] | None:

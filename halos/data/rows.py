@@ -38,6 +38,8 @@ class Rows:
 
     rows: list[Row]
     report: Counter[str] = field(default_factory=Counter)
+    truncated: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(what was cut, the file that it came from) → how often."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,27 +51,34 @@ def make_rows(
     *,
     control: Control = lambda _: "",
     mismatched_seed: int | None = None,
+    origin: Callable[[str], str] = str,
 ) -> Rows:
     """Tokenise examples; with ``mismatched_seed`` each row gets another prompt's completion as its last branch.
 
-    Raises ``ValueError`` naming the example for a prompt over the limits, and if nothing is left.
+    ``origin`` says which file an example comes from, by its id. Raises ``ValueError`` naming the example for a prompt
+    over the limits, and if nothing is left.
     """
     report: Counter[str] = Counter()
+    truncated: Counter[tuple[str, str]] = Counter()
     groups: dict[str, int] = defaultdict(lambda: len(groups))
     rows, whole = [], []
     for example in examples:
         ids = tokens.prompt(example.prompt, control(_label(example)), where=example.id)
         prompt, cut = tokens.fit_prompt(ids, example.id)
-        report["prompts truncated"] += cut
-        full = [tokens.completion(text) for text in _texts(example)]
-        branches = _fit(full, len(prompt), tokens, report)
+        full = [tokens.completion(text) for text in texts_of(example)]
+        branches = [tokens.fit_completion(ids, len(prompt))[0] for ids in full]
+        shortened = sum(len(b) < len(f) for b, f in zip(branches, full, strict=True))
+        for reason, count in (("prompts truncated", int(cut)), ("completions truncated", shortened)):
+            if count:
+                report[reason] += count
+                truncated[reason, origin(example.id)] += count
         whole.append(full[0])
         rows.append(_row(example, groups[prompt_key(example.prompt)], prompt, branches))
     if not rows:
         raise ValueError("expected at least one example, found none")
     if mismatched_seed is not None:
         rows = _with_mismatched(rows, whole, tokens, mismatched_seed)
-    return Rows(rows, +report)
+    return Rows(rows, report, truncated)
 
 
 def derangement(groups: Sequence[int], seed: int) -> list[int]:
@@ -125,17 +134,9 @@ def _label(example: Example) -> bool | None:
     return example.desirable if isinstance(example, Labelled) else None
 
 
-def _texts(example: Example) -> tuple[str, ...]:
+def texts_of(example: Example) -> tuple[str, ...]:
+    """The example's completions, the chosen one of a pair first."""
     return (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)
-
-
-def _fit(full: list[list[int]], prompt_length: int, tokens: ChatTokens, report: Counter[str]) -> list[list[int]]:
-    branches = []
-    for ids in full:
-        kept, cut = tokens.fit_completion(ids, prompt_length)
-        report["completions truncated"] += cut
-        branches.append(kept)
-    return branches
 
 
 def _row(example: Example, group: int, prompt: list[int], branches: list[list[int]]) -> Row:

@@ -4,28 +4,59 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, final
 
 from halos.data.feedback import Feedback
-from halos.data.fields import Row
-from halos.data.files import read_rows
-from halos.data.formats import Adapter, to_record
+from halos.data.files import expand, read_rows
+from halos.data.formats import FILTERED, Adapted, Adapter, to_record
 from halos.data.hh import hh_record
+from halos.data.json_files import Located
 from halos.data.judge import Judge
+from halos.data.oasst import oasst_records
+from halos.data.shp import shp_record
+from halos.data.ultrafeedback import SCORES, ultrafeedback_record
 
 Files = str | Path | Sequence[str | Path]
-"""One file or hub id (see :func:`halos.data.files.read_rows`), or several."""
+"""One file, pattern, folder or hub id (see :func:`halos.data.files.read_rows`), or several."""
+
+SHOWN_PLACES = 5
+"""Places named for each reason to leave something out."""
+
+
+@dataclass(slots=True)
+class Origin:
+    """What one file gave: rows read, records made of them, and what was left out, by reason, with the first places."""
+
+    rows: int = 0
+    records: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, adapted: Adapted) -> None:
+        where, record, dropped = adapted
+        self.records += record is not None
+        self.drop(where, dropped)
+
+    def drop(self, where: str, dropped: Counter[str]) -> None:
+        """Count what was left out at a place."""
+        self.dropped += dropped
+        for reason in dropped:
+            places = self.places.setdefault(reason, [])
+            places.extend([where] * (len(places) < SHOWN_PLACES))
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The records of one split, and what was left out of it: reason → how often."""
+    """The records of one split, what was left out of it (reason → how often), and the same for each file."""
 
     records: list[Feedback]
     dropped: Counter[str]
+    origins: dict[str, Origin] = field(default_factory=dict)
 
 
 class Source(ABC):
@@ -45,23 +76,53 @@ class Source(ABC):
 
 
 class FileSource(Source):
-    """A source that reads rows; a kind of file adds only its adapter."""
+    """A source that reads rows; a kind of file adds only its adapter.
 
-    def __init__(self, train: Files | None, val: Files | None = None) -> None:
+    ``columns`` renames keys: from the name that the format expects to the one that the files have.
+    """
+
+    def __init__(
+        self, train: Files | None, val: Files | None = None, columns: Mapping[str, str | None] | None = None
+    ) -> None:
         if train is None or not _paths(train):
             raise ValueError(f"data={self.name} needs data.train=FILE")
         self._train_files = _paths(train)
         self._val_files = _paths(val) if val is not None else []
+        self._columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs is not None}
 
     @abstractmethod
-    def adapt(self, where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
-        """The record in one row; see :mod:`halos.data.formats`."""
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        """The records in the rows of one file, see :mod:`halos.data.formats`."""
 
     def train(self) -> Records:
-        return read_records(self._train_files, self.adapt)
+        return self._read(self._train_files)
 
     def val(self) -> Records | None:
-        return read_records(self._val_files, self.adapt) if self._val_files else None
+        return self._read(self._val_files) if self._val_files else None
+
+    def _read(self, files: Sequence[str | Path]) -> Records:
+        """All records of the files, in order; ``ValueError`` where an id comes twice or no record is left."""
+        records: list[Feedback] = []
+        origins: dict[str, Origin] = {}
+        seen: dict[str, str] = {}
+        for file in chain.from_iterable(map(expand, files)):
+            origin = origins.setdefault(str(file), Origin())
+            for adapted in self.adapted(_counted(read_rows(file, self._columns), origin)):
+                origin.add(adapted)
+                where, record, _ = adapted
+                if record is None:
+                    continue
+                if record.id in seen:
+                    raise ValueError(
+                        f"{where}: expected ids to be unique; found {record.id!r}, as at {seen[record.id]}"
+                    )
+                seen[record.id] = where
+                records.append(record)
+        dropped = sum((origin.dropped for origin in origins.values()), Counter())
+        if not records:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
+            raise ValueError(f"{', '.join(origins)}: expected a record to train on; every one was left out: {reasons}")
+        return Records(records, dropped, origins)
 
 
 @final
@@ -70,43 +131,121 @@ class JsonSource(FileSource):
 
     name = "json"
 
-    def adapt(self, where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
-        return to_record(where, row, dropped)
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return by_row(rows, to_record)
 
 
 @final
 class HHSource(FileSource):
-    """Transcripts in the format of Anthropic's HH-RLHF; ``Anthropic/hh-rlhf:test`` is its test split."""
+    """Transcripts in the format of Anthropic's HH-RLHF.
+
+    ``Anthropic/hh-rlhf:test`` is the test split of all subsets, ``Anthropic/hh-rlhf/helpful-base:train`` one of one.
+    """
 
     name = "hh"
 
-    def __init__(self, train: Files | None = "Anthropic/hh-rlhf:train", val: Files | None = None) -> None:
-        super().__init__(train, val)
+    def __init__(
+        self,
+        train: Files | None = "Anthropic/hh-rlhf:train",
+        val: Files | None = None,
+        columns: Mapping[str, str | None] | None = None,
+    ) -> None:
+        super().__init__(train, val, columns)
 
-    def adapt(self, where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
-        return hh_record(where, row, dropped)
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return by_row(rows, hh_record)
 
 
-def read_records(paths: Sequence[str | Path], adapt: Adapter) -> Records:
-    """All records of ``paths``, in order; ``ValueError`` where an id comes twice or no record is left."""
-    records: list[Feedback] = []
-    dropped: Counter[str] = Counter()
-    seen: dict[str, str] = {}
-    for path in paths:
-        for where, row in read_rows(path):
-            record = adapt(where, row, dropped)
-            if record is None:
-                continue
-            if record.id in seen:
-                raise ValueError(f"{where}: expected ids to be unique; found {record.id!r}, as at {seen[record.id]}")
-            seen[record.id] = where
-            records.append(record)
-    if not records:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
-        raise ValueError(
-            f"{', '.join(map(str, paths))}: expected a record to train on; every one was left out: {reasons}"
-        )
-    return Records(records, dropped)
+@final
+class SHPSource(FileSource):
+    """Pairs of scored comments in the format of ``stanfordnlp/SHP``; ``min_ratio`` leaves out pairs of near scores."""
+
+    name = "shp"
+
+    def __init__(
+        self,
+        train: Files | None = "stanfordnlp/SHP:train",
+        val: Files | None = None,
+        columns: Mapping[str, str | None] | None = None,
+        min_ratio: float = 2.0,
+    ) -> None:
+        super().__init__(train, val, columns)
+        if min_ratio < 1:
+            raise ValueError(f"data.source.min_ratio: expected 1 (every pair) or more, found {min_ratio}")
+        self._min_ratio = min_ratio
+
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return by_row(rows, partial(shp_record, min_ratio=self._min_ratio))
+
+
+@final
+class OasstSource(FileSource):
+    """Conversation trees in the formats of ``OpenAssistant/oasst1``; ``lang`` keeps those in one language."""
+
+    name = "oasst"
+
+    def __init__(
+        self,
+        train: Files | None = "OpenAssistant/oasst1:train",
+        val: Files | None = None,
+        columns: Mapping[str, str | None] | None = None,
+        lang: str | None = "en",
+    ) -> None:
+        super().__init__(train, val, columns)
+        self._lang = lang
+
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return oasst_records(rows, lang=self._lang)
+
+
+@final
+class UltraFeedbackSource(FileSource):
+    """Scored completions in the format of ``openbmb/UltraFeedback``, or binarized ones (``HuggingFaceH4``'s).
+
+    ``score`` is the field of a raw completion that counts: ``overall_score`` or ``fine-grained_score`` (the mean over
+    helpfulness, honesty, instruction following and truthfulness).
+    """
+
+    name = "ultrafeedback"
+
+    def __init__(
+        self,
+        train: Files | None = "openbmb/UltraFeedback:train",
+        val: Files | None = None,
+        columns: Mapping[str, str | None] | None = None,
+        score: str = "overall_score",
+    ) -> None:
+        super().__init__(train, val, columns)
+        if score not in SCORES:
+            raise ValueError(f"data.source.score: expected {' or '.join(SCORES)}, found {score!r}")
+        self._score = score
+
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return by_row(rows, partial(ultrafeedback_record, score=self._score))
+
+
+def by_row(rows: Iterable[Located], adapter: Adapter) -> Iterator[Adapted]:
+    """The records of a format that has one in each row."""
+    for where, row in rows:
+        dropped: Counter[str] = Counter()
+        yield where, adapter(where, row, dropped), dropped
+
+
+def faults(origins: Mapping[str, Origin]) -> str:
+    """What was left out because the data are at fault, with the first places; empty if nothing was."""
+    found = [
+        f"{reason} ({count}: {', '.join(origin.places[reason])}{', …' if count > len(origin.places[reason]) else ''})"
+        for origin in origins.values()
+        for reason, count in origin.dropped.items()
+        if not reason.startswith(FILTERED)
+    ]
+    return "; ".join(found)
+
+
+def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:
+    for located in rows:
+        origin.rows += 1
+        yield located
 
 
 def _paths(files: Files) -> list[str | Path]:

@@ -7,16 +7,14 @@ end-of-turn token: the model is never taught to stop where a limit cut the text.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from halos.data.feedback import Prompt, messages_of
+from halos.data.templates import PLAIN_TEMPLATE
 
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
-)
-"""Used for conversations when the tokenizer has no chat template of its own."""
+log = logging.getLogger(__name__)
 
 _SENTINEL = "halos-sentinel"
 
@@ -56,6 +54,7 @@ class ChatTokens:
         self.tokenizer = tokenizer
         self.limits = limits
         self.end_of_turn: int = end_of_turn_id(tokenizer)
+        self._said_plain = False
         self._bos = _automatic_bos(tokenizer)
 
     def prompt(self, prompt: Prompt, control: str = "", *, where: str = "prompt") -> list[int]:
@@ -63,11 +62,20 @@ class ChatTokens:
         if isinstance(prompt, str) and self.tokenizer.chat_template is None:
             ids = self._bos + self._plain(prompt)
         elif self.tokenizer.chat_template is None:
+            self._say_plain()
             ids = self._bos + self._plain(self._render(prompt, PLAIN_TEMPLATE, where))
         else:
             # The template writes its own BOS, so the tokenizer must not add a second one.
             ids = self._plain(self._render(prompt, None, where))
         return ids + self._plain(control) if control else ids
+
+    def _say_plain(self) -> None:
+        if not self._said_plain:
+            log.warning(
+                "the tokenizer has no chat template: conversations are written as 'User:\\n…\\n\\nAssistant:\\n…'; "
+                "model.chat_template gives another"
+            )
+        self._said_plain = True
 
     def fit_prompt(self, ids: list[int], where: str) -> tuple[list[int], bool]:
         """(ids within the limits, whether they were cut).

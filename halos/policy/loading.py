@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,7 +13,10 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from halos.data.templates import template_of
 from halos.policy.checks import check_directory, check_gguf
+
+log = logging.getLogger(__name__)
 
 PACKAGED = "pkg://"
 """``pkg://halos.toy/reference`` is a directory inside an installed package."""
@@ -33,6 +37,8 @@ class ModelSpec:
         head_chunk: rows of logits (one a scored token, as wide as the vocabulary) that exist at a time; None: all.
         reference: ``cached``: its log-probs are computed once, before training, and kept on disk; ``live``: a frozen
             copy of the model computes them in every step.
+        chat_template: for a tokenizer that has none, or instead of its own: ``plain``, ``chatml``, a file or a Jinja
+            template. It is exported with the model.
     """
 
     path: str
@@ -42,6 +48,7 @@ class ModelSpec:
     dropout: float = 0.0
     head_chunk: int | None = 256
     reference: str = "cached"
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
@@ -79,6 +86,10 @@ class ModelSpec:
         tokenizer = self._from_pretrained(AutoTokenizer)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        if self.chat_template is not None:
+            if tokenizer.chat_template is not None:
+                log.info("model.chat_template replaces the chat template of %s", self.path)
+            tokenizer.chat_template = template_of(self.chat_template)
         return tokenizer
 
     def load(self, *, dtype: torch.dtype = torch.float32, new_tokens: Sequence[int] = (), vocabulary: int = 0) -> Any:

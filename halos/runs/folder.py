@@ -13,7 +13,16 @@ from typing import Any
 from halos.distributed import on_first_process
 from halos.runs import checkpoints
 
-CONTENTS = ("config.yaml", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json", "evaluation")
+CONTENTS = (
+    "config.yaml",
+    "data_report.json",
+    "checkpoints",
+    "model",
+    "tensorboard",
+    "metrics.csv",
+    "summary.json",
+    "evaluation",
+)
 
 
 @dataclass(frozen=True, slots=True)

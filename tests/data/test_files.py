@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from halos.data.files import read_rows
+from halos.data.files import expand, read_rows
 
 ROWS: list[dict[str, Any]] = [{"prompt": "é 😀", "n": 1}, {"prompt": "b", "list": [{"text": "x"}]}]
 
@@ -82,7 +82,20 @@ def test_parquet_gives_plain_rows(tmp_path: Path, name: str) -> None:
         ("a.json", "[" * 100_000, "a.json: expected rows of plain fields, found JSON that is nested too deeply"),
         ("a.parquet", "not parquet", "a.parquet: expected a parquet file, found broken data"),
         ("a.parquet", "", "a.parquet: expected a parquet file, found broken data"),
-        ("a.csv", "a,b", "expected a name that ends in .jsonl, .json, .parquet (or one of these and .gz); found .csv"),
+        ("a.csv", "a,b\n1\n", "a.csv:2: expected 2 cells as in the header, found 1"),
+        ("a.csv", 'a,b\n1,2\n"x\ny,2\n', "a.csv:3: expected CSV, found a row that is not: unexpected end of data"),
+        ("a.csv", "a,a\n1,2\n", "a.csv:1: expected every column once, found 'a' twice"),
+        ("a.csv", "a,\n1,2\n", "a.csv:1: expected a name for every column, found none for column 2"),
+        ("a.csv", "label\nmaybe\n", "a.csv:2: expected 'label' to be a number or a label; found 'maybe'"),
+        ("a.csv", "messages\n[{'role': 1}]\n", "a.csv:2: messages: expected JSON"),
+        ("a.csv", "prompt\n[{'role': 'user'}]\n", "a.csv:2: prompt: expected JSON"),
+        ("a.csv", b"a\n\xff\n", "a.csv:2: expected UTF-8 text, found byte 0xff at position 1"),
+        ("a.csv", "a,b", "a.csv: expected at least one row, found an empty file"),
+        (
+            "a.xls",
+            "a",
+            "expected a name that ends in .jsonl, .json, .csv, .tsv, .parquet (or one of these and .gz); found",
+        ),
         ("a", "x", "(or one of these and .gz); found no extension"),
     ],
 )
@@ -135,7 +148,7 @@ def test_a_mistyped_path_never_goes_to_the_hub(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
-    assert "expected a file, found a folder" in error(tmp_path)
+    assert "found a folder that datasets cannot load" in error(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +175,70 @@ def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     message = error("owner/name:test")
     assert message.startswith("owner/name:test: expected a local file or a hub id that can be reached")
     assert message.endswith("the split 'test' of the hub data set 'owner/name' failed: no route")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'prompt,label,score\n"é, ""q""\n2",1,0.5\nb,,-2\n'),
+        ("a.csv.gz", '\ufeffprompt;label;score\r\n"é, ""q""\n2";1;0.5\r\n\r\nb;;-2\r\n'),
+        ("a.tsv", 'prompt\tlabel\tscore\n"é, ""q""\n2"\t1\t0.5\nb\t\t-2\n'),
+    ],
+)
+def test_csv_cells_are_text_but_labels_and_scores(tmp_path: Path, name: str, content: str) -> None:
+    file = write(tmp_path / name, content)
+    after = 5 if "gz" in name else 4  # a blank row, and a cell of two lines
+    assert list(read_rows(file)) == [
+        (f"{file}:2", {"prompt": 'é, "q"\n2', "label": 1, "score": 0.5}),
+        (f"{file}:{after}", {"prompt": "b", "label": None, "score": -2}),
+    ]
+
+
+def test_csv_lists_are_json(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", 'prompt,label\n"[{""role"": ""user"", ""content"": ""q""}]",True\n')
+    assert list(read_rows(file)) == [(f"{file}:2", {"prompt": [{"role": "user", "content": "q"}], "label": True})]
+
+
+def test_columns_are_renamed_before_cells_are_read(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "question,answer,good\nq,a,1\n")
+    columns = {"prompt": "question", "completion": "answer", "label": "good"}
+    assert list(read_rows(file, columns)) == [(f"{file}:2", {"prompt": "q", "completion": "a", "label": 1})]
+    with pytest.raises(
+        ValueError, match=r"a.csv:2: expected the key 'quest' \(data.columns.prompt\); found 'question'"
+    ):
+        list(read_rows(file, {"prompt": "quest"}))
+
+
+def test_patterns_are_sorted_files(tmp_path: Path) -> None:
+    files = [str(write(tmp_path / name, "{}")) for name in ("b.jsonl", "a.jsonl", "c.json")]
+    assert expand(str(tmp_path / "*.jsonl")) == sorted(files[:2])
+    assert expand(files[0]) == [files[0]]
+    with pytest.raises(ValueError, match="no file matches this pattern"):
+        expand(str(tmp_path / "*.csv"))
+
+
+def test_data_sets_on_disk(tmp_path: Path) -> None:
+    one = datasets.Dataset.from_list([{"prompt": "q", "completion": "a"}])
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=one, val=one).save_to_disk(tmp_path / "two")
+    for path in ("one", "two", "two:val"):
+        assert list(read_rows(f"{tmp_path}/{path}")) == [(f"{tmp_path}/{path}[1]", {"prompt": "q", "completion": "a"})]
+    assert "expected the split 'test', found train, val" in error(f"{tmp_path}/two:test")
+    (tmp_path / "one" / "state.json").write_text("{")
+    assert "found a folder that datasets cannot load" in error(tmp_path / "one")
+
+
+def test_a_clone_of_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "clone").mkdir()
+    write(tmp_path / "clone" / "test.jsonl", '{"prompt": "q"}\n')
+    assert list(read_rows(f"{tmp_path}/clone:test")) == [(f"{tmp_path}/clone:test[1]", {"prompt": "q"})]
+
+
+def test_a_folder_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **more: asked.append((name, more)) or ROWS)
+    assert [where for where, _ in read_rows("o/hh/helpful-base:test")] == [
+        f"o/hh/helpful-base:test[{n}]" for n in (1, 2)
+    ]
+    assert asked == [("o/hh", {"split": "test", "data_dir": "helpful-base"})]

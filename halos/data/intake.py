@@ -1,0 +1,120 @@
+"""From a source to the examples of a view, with an account of everything on the way."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from halos.data.feedback import Feedback
+from halos.data.hygiene import Finding, Hygiene, as_json, examine, percentiles, without_leaks
+from halos.data.rows import Example, Rows
+from halos.data.select import Selection, expand_turns
+from halos.data.sources import Origin, Records, Source, faults
+from halos.data.split import split_by_prompt
+from halos.data.views import VIEWS
+
+LEAKED = "validation records whose prompt is in the training data left out"
+
+
+@dataclass(slots=True)
+class Intake:
+    """The examples of each split, counts of what was read, converted and left out, and what is wrong with the data."""
+
+    records: dict[str, list[Feedback]] = field(default_factory=dict)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+    reports: dict[str, Counter[str]] = field(default_factory=dict)
+    hygiene: dict[str, Hygiene] = field(default_factory=dict)
+    origins: dict[str, dict[str, Origin]] = field(default_factory=dict)
+    truncated: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
+    leaks: Finding = field(default_factory=Finding)
+
+    def tokenised(self, split: str, rows: Rows) -> None:
+        """Lengths in tokens and what was cut, once there are rows."""
+        self.truncated[split] = rows.truncated
+        lengths = {
+            "prompt (tokens)": [len(row.prompt) for row in rows.rows],
+            "completion (tokens)": [len(branch) for row in rows.rows for branch in row.branches],
+        }
+        self.hygiene[split].lengths |= {name: percentiles(values) for name, values in lengths.items()}
+
+    def report(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        splits = as_json(self.hygiene, self.origins, self.reports, self.truncated)
+        return {"splits": splits, "leaked_prompts": {"count": self.leaks.count, "ids": self.leaks.ids}}
+
+
+def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
+    """The records of both splits; validation records whose prompts are in the training data are left out.
+
+    Raises ``ValueError`` with file and line for bad records, and if ``strict`` for anything left out.
+    """
+    train, held = source.train(), source.val()
+    splits = {"train": train} | ({} if held is None else {"val": held})
+    if strict and (found := faults({k: v for records in splits.values() for k, v in records.origins.items()})):
+        raise ValueError(f"data.strict: expected nothing to leave out; found {found}")
+    if held is None and val_size:
+        kept, out = split_by_prompt(train.records, val_size, seed)
+        splits = {"train": Records(kept, train.dropped, train.origins), "val": Records(out, Counter())}
+    taken = Intake(origins={split: records.origins for split, records in splits.items()})
+    for split, records in splits.items():
+        taken.records[split] = records.records
+        taken.reports[split] = Counter({"records": len(records.records)}) + records.dropped
+    if "val" in splits:
+        _leave_out_leaks(taken, strict)
+    taken.hygiene = {split: examine(records) for split, records in taken.records.items()}
+    return taken
+
+
+def _leave_out_leaks(taken: Intake, strict: bool) -> None:
+    kept, taken.leaks = without_leaks(taken.records["train"], taken.records["val"])
+    if not taken.leaks.count:
+        return
+    where = f"{taken.leaks.count} ({', '.join(taken.leaks.ids)}{', …' if taken.leaks.count > 5 else ''})"
+    if strict:
+        raise ValueError(f"data.strict: expected validation prompts that are not in the training data; found {where}")
+    if not kept:
+        raise ValueError(f"expected a validation record whose prompt is not in the training data; found none: {where}")
+    taken.records["val"] = kept
+    taken.reports["val"][LEAKED] = taken.leaks.count
+
+
+def derive(
+    taken: Intake, view: str, *, selection: Selection, most: Mapping[str, int | None], train_on: str, seed: int
+) -> None:
+    """Make the view's examples of the records, which are let go.
+
+    Raises ``ValueError`` if the view cannot be had from them, or for settings that mean nothing to it.
+    """
+    selection.check(view)
+    if train_on not in ("last", "all"):
+        raise ValueError(f"data.train_on: expected last or all, found {train_on!r}")
+    if train_on == "all" and view != "demonstrations":
+        raise ValueError(
+            f"data.train_on=all is for losses that imitate (loss=sft); people judged only the last turn, and this loss "
+            f"learns from {view}"
+        )
+    training = taken.records["train"]
+    for split, records in taken.records.items():
+        prepared, counts = selection.prepare(view, records, training)
+        derived = VIEWS[view](prepared)
+        examples: list[Any] = derived.examples
+        counts = counts + derived.report
+        if train_on == "all":
+            examples, more = expand_turns(examples)
+            counts += more
+        if split == "train":
+            examples, more = selection.keep(examples, seed)
+            counts += more
+        taken.examples[split] = _at_most(most[split], examples, seed)
+        taken.reports[split] += counts
+    taken.records = {}
+
+
+def _at_most(limit: int | None, examples: Sequence[Any], seed: int) -> list[Any]:
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    kept = random.Random(seed).sample(range(len(examples)), limit)
+    return [examples[i] for i in sorted(kept)]

@@ -1,0 +1,116 @@
+"""Several sources as one, by weights or with caps."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, final
+
+from halos.data.feedback import Feedback
+from halos.data.sources import (
+    FileSource,
+    HHSource,
+    JsonSource,
+    OasstSource,
+    Records,
+    SHPSource,
+    Source,
+    UltraFeedbackSource,
+)
+
+SOURCES: dict[str, type[FileSource]] = {
+    kind.name: kind for kind in (JsonSource, HHSource, SHPSource, OasstSource, UltraFeedbackSource)
+}
+
+
+@final
+class MixedSource(Source):
+    """The records of several sources, one source after the other (training shuffles them).
+
+    Args:
+        mix: for each source, under a name of the user's, ``data`` (json unless told otherwise), ``train``, ``val`` and
+            what else that source takes, with ``weight`` or ``cap`` or neither. A cap is the most training records
+            taken. Weights are shares: of the sources that have one as many records are taken, drawn with the seed, as
+            keep the shares exact up to one record without repeating any. Validation data are taken whole.
+        seed: of the draws.
+
+    Raises ``ValueError`` naming the source for whatever cannot be used.
+    """
+
+    name = "mix"
+
+    def __init__(self, mix: Mapping[str, Mapping[str, Any]] | None = None, seed: int = 0) -> None:
+        if not mix:
+            raise ValueError("data=mix needs data.mix='{NAME: {data: json, train: FILE, weight: 1}, …}'")
+        self._sources: dict[str, FileSource] = {}
+        self._weights: dict[str, float] = {}
+        self._caps: dict[str, int] = {}
+        self._seed = seed
+        for name, given in mix.items():
+            options = dict(given)
+            weight, cap = options.pop("weight", None), options.pop("cap", None)
+            self._sources[name] = _make(name, options)
+            if weight is not None:
+                self._weights[name] = _positive(f"data.mix.{name}.weight", weight)
+            if cap is not None:
+                self._caps[name] = int(_positive(f"data.mix.{name}.cap", cap, least=1))
+
+    def train(self) -> Records:
+        read = {name: source.train() for name, source in self._sources.items()}
+        most = {name: min(len(r.records), self._caps.get(name, len(r.records))) for name, r in read.items()}
+        most |= shares({name: most[name] for name in self._weights}, self._weights)
+        return _joined(
+            Records(_drawn(r.records, most[name], self._seed), r.dropped, r.origins) for name, r in read.items()
+        )
+
+    def val(self) -> Records | None:
+        read = [found for source in self._sources.values() if (found := source.val()) is not None]
+        return _joined(read) if read else None
+
+
+def shares(available: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
+    """How many records to take of each source, so that they are to each other as the weights and none comes twice."""
+    if not weights:
+        return {}
+    total = min(available[name] / weight for name, weight in weights.items())
+    # The source that sets the total is taken whole, whatever rounding says.
+    return {name: max(1, min(available[name], round(total * weight))) for name, weight in weights.items()}
+
+
+def _make(name: str, options: dict[str, Any]) -> FileSource:
+    kind = options.pop("data", "json")
+    if kind not in SOURCES:
+        raise ValueError(f"data.mix.{name}.data: expected one of {', '.join(SOURCES)}, found {kind!r}")
+    try:
+        return SOURCES[kind](**{"train": None, **options})
+    except TypeError as error:
+        raise ValueError(f"data.mix.{name}: {kind} does not take these settings: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"data.mix.{name}: {error}") from None
+
+
+def _positive(name: str, value: Any, least: float = 0.0) -> float:
+    if type(value) not in (int, float) or value <= 0 or value < least or (least and value != int(value)):
+        raise ValueError(f"{name}: expected a {'whole ' if least else ''}number above 0, found {value!r}")
+    return float(value)
+
+
+def _drawn(records: list[Feedback], most: int, seed: int) -> list[Feedback]:
+    if most >= len(records):
+        return records
+    return [records[i] for i in sorted(random.Random(seed).sample(range(len(records)), most))]
+
+
+def _joined(parts: Iterable[Records]) -> Records:
+    joined = Records([], Counter(), {})
+    seen: set[str] = set()
+    for part in parts:
+        for record in part.records:
+            if record.id in seen:
+                raise ValueError(f"data.mix: expected ids to be unique; found {record.id!r} in two sources")
+            seen.add(record.id)
+        joined.records.extend(part.records)
+        joined.dropped.update(part.dropped)
+        joined.origins.update(part.origins)
+    return joined

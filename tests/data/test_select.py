@@ -1,0 +1,130 @@
+"""Selection: labels and pairs from scores, imbalance, one example of a prompt, all assistant turns."""
+
+from typing import Any
+
+import pytest
+
+from halos.data.feedback import Completion, Feedback, Message
+from halos.data.select import Selection, expand_turns
+from halos.data.views import Demonstration, Labelled, binary, pairs
+
+
+def scored(name: str, prompt: str, *scores: float) -> Feedback:
+    return Feedback(name, prompt, tuple(Completion(f"{name}{n}", score=s) for n, s in enumerate(scores)))
+
+
+RECORDS = [
+    scored("a", "p", 1, 2, 3),
+    scored("b", "p", 10),
+    scored("c", "q", 4, 8),
+    Feedback("d", "r", (Completion("x"),)),
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (3, {"a0": False, "a1": False, "b0": True, "c0": True, "c1": True}),  # a2 scores just this
+        (2.5, {"a0": False, "a1": False, "a2": True, "b0": True, "c0": True, "c1": True}),
+        ("median", {"a0": False, "a1": False, "a2": False, "b0": True, "c0": True, "c1": True}),  # of 1 2 3 4 8 10: 3.5
+        ("prompt", {"a0": False, "a1": False, "a2": True, "b0": True, "c0": False, "c1": True}),  # p: 2.5, q: 6
+    ],
+)
+def test_labels_from_scores(given: Any, expected: dict[str, bool]) -> None:
+    made, report = Selection(labels_from_scores=given).prepare("binary", RECORDS, RECORDS)
+    assert {e.completion: e.desirable for e in binary(made).examples} == expected
+    assert report == {"labels from scores": len(expected)}
+    assert RECORDS[0].completions[0].desirable is None, "records are never changed in place"
+
+
+def test_the_median_is_that_of_the_training_data_and_labels_stay() -> None:
+    held = [Feedback("v", "p", (Completion("x", False, 99.0), Completion("y", score=5.0)))]
+    made, _ = Selection(labels_from_scores="median").prepare("binary", held, RECORDS)
+    assert [c.desirable for c in made[0].completions] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "left_out"),
+    [
+        ({"pairs_from_scores": "all"}, [("s3", "s0"), ("s3", "s1"), ("s3", "s2"), ("s1", "s0"), ("s2", "s0")], 0),
+        ({"pairs_from_scores": "all", "min_margin": 2}, [("s3", "s0"), ("s3", "s1"), ("s3", "s2")], 0),
+        ({"min_margin": 3}, [("s3", "s0")], 2),
+        ({"pairs_from_scores": "all", "min_margin": 3}, [("s3", "s0")], 2),
+        ({}, [("s3", "s0")], 0),
+    ],
+)
+def test_pairs_from_scores(options: dict[str, Any], expected: list[tuple[str, str]], left_out: int) -> None:
+    record = scored("s", "p", 1, 2, 2, 4)  # equal scores never make a pair
+    made, report = Selection(**options).prepare("pairs", [record], [record])
+    assert sorted((e.chosen, e.rejected) for e in pairs(made).examples) == sorted(expected)
+    assert report["completions with close scores left out"] == left_out
+
+
+def test_a_record_without_a_pair_of_that_margin_is_left_out() -> None:
+    made, report = Selection(min_margin=5).prepare("pairs", [scored("s", "p", 1, 2)], [])
+    assert (made, report["completions with close scores left out"]) == ([], 2)
+    paired = Feedback(
+        "m", "p", (Completion("a", score=1), Completion("b", score=2), *scored("s", "p", 5, 6).completions), ((0, 1),)
+    )
+    ((kept,), _) = Selection(min_margin=5).prepare("pairs", [paired], [])
+    assert (kept.completions, kept.preferences) == (paired.completions[:2], ((0, 1),))
+
+
+def labelled(count: int, prompts: int = 100) -> list[Labelled]:
+    return [Labelled(f"r{n}", f"p{n % prompts}", "a", n % 2 == 0) for n in range(count)]
+
+
+def test_a_share_of_a_kind_is_kept_in_order_by_the_seed() -> None:
+    examples = labelled(100)
+    kept, report = Selection(keep_desirable=0.1).keep(examples, seed=3)
+    assert (sum(e.desirable for e in kept), len(kept)) == (5, 55)
+    assert report == {"desirable completions not kept": 45}
+    assert [e for e in examples if e in kept] == kept
+    assert (
+        Selection(keep_desirable=0.1).keep(examples, seed=3)[0]
+        == kept
+        != Selection(keep_desirable=0.1).keep(examples, 4)[0]
+    )
+    both, _ = Selection(keep_desirable=0.1, keep_undesirable=0.5).keep(examples, 0)
+    assert (sum(e.desirable for e in both), len(both)) == (5, 30)
+
+
+def test_one_of_each_prompt() -> None:
+    kept, report = Selection(one_per_prompt=True).keep(labelled(100, prompts=7), seed=0)
+    assert sorted(e.prompt for e in kept) == [f"p{n}" for n in range(7)]
+    assert {e.desirable for e in kept} == {True, False}, "drawn, not the first"
+    assert report == {"further examples of a prompt not kept": 93}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"keep_desirable": 0}, r"keep_desirable: expected a share in \(0, 1\], found 0"),
+        ({"keep_undesirable": 1.1}, "keep_undesirable"),
+        ({"labels_from_scores": "mean"}, "labels_from_scores: expected a number, median, prompt or null, found 'mean'"),
+        ({"pairs_from_scores": "none"}, "pairs_from_scores: expected best_worst or all, found 'none'"),
+        ({"min_margin": -1}, "min_margin: expected 0 or more"),
+    ],
+)
+def test_settings_that_make_no_sense(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Selection(**options)
+
+
+def test_shares_of_labels_need_labels() -> None:
+    with pytest.raises(ValueError, match="learns from pairs"):
+        Selection(keep_desirable=0.5).check("pairs")
+    Selection(keep_desirable=0.5).check("binary")
+
+
+def test_every_assistant_turn_once() -> None:
+    said = ["user", "assistant", "user", "assistant", "assistant", "user"]
+    prompt = tuple(Message(role, f"{n}") for n, role in enumerate(said))
+    expanded, report = expand_turns([Demonstration("r#0", prompt, "last"), Demonstration("s#0", "text", "b")])
+    assert [(e.id, len(e.prompt) if isinstance(e.prompt, tuple) else 0, e.completion) for e in expanded] == [
+        ("r#0.1", 1, "1"),
+        ("r#0.3", 3, "3"),
+        ("r#0", 6, "last"),
+        ("s#0", 0, "b"),
+    ]
+    assert report == {"earlier assistant turns": 2, "earlier assistant turns left out": 1}
