@@ -100,6 +100,11 @@ def attend(
     """Attention of one piece; a ``mask`` [queries, keys] of None is causal. Keys may have fewer heads than queries."""
     if softcap is not None:
         return _soft_capped(query, key, value, mask, scaling, dropout, softcap)
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        # PyTorch's backward pass takes twice as long in bfloat16 on CPUs as in float32.
+        with torch.autocast("cpu", enabled=False):
+            wide = attend(*(states.float() for states in (query, key, value)), mask, scaling=scaling, dropout=dropout)
+        return wide.to(query.dtype)
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and mask is not None and query.is_cuda:
         # CUDA's fast kernels take a mask or grouped heads, not both.
