@@ -103,7 +103,7 @@ def attend(
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         # PyTorch's backward pass takes twice as long in bfloat16 on CPUs as in float32.
         with torch.autocast("cpu", enabled=False):
-            wide = attend(*(states.float() for states in (query, key, value)), mask, scaling=scaling, dropout=dropout)
+            wide = attend(query.float(), key.float(), value.float(), mask, scaling=scaling, dropout=dropout)
         return wide.to(query.dtype)
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and mask is not None and query.is_cuda:
