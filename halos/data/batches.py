@@ -8,8 +8,9 @@ completion tokens is recorded by position, never found again from token values.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from halos.data.packing import Pack, pack
+from halos.data.packing import Pack, map_tensors, pack
 from halos.data.reference import ReferenceTable
 from halos.data.rows import Row
 
@@ -66,13 +67,12 @@ class Batch:
 
     ``mask`` [B, K, C] is true where branch k of example b has a token. Examples of one prompt share a number in
     ``group`` [B]. ``packs``, where there are any, hold the same tokens as ``chunks``, for models that can read them
-    packed. ``desirable`` is a bool tensor [B], or None for views without labels; ``scores`` stays plain Python,
-    so that no precision plugin rounds a reward to bf16; for the same reason ``reference_bits`` are float32 numbers
-    seen as int32.
+    packed; ``pad()`` then makes the chunks, and ``padded`` holds them once they are made. ``desirable`` is a bool
+    tensor [B], or None for views without labels; ``scores`` stays plain Python, so that no precision plugin rounds a
+    reward to bf16; for the same reason ``reference_bits`` are float32 numbers seen as int32.
     """
 
     ids: tuple[str, ...]
-    chunks: tuple[Chunk, ...]
     mask: Tensor
     group: Tensor
     step: StepSize
@@ -81,6 +81,8 @@ class Batch:
     total_tokens: int = 0
     packs: tuple[Pack, ...] = ()
     reference_bits: Any = None
+    pad: Any = tuple
+    padded: tuple[Chunk, ...] | None = None
 
     @property
     def reference(self) -> Tensor | None:
@@ -91,36 +93,28 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """The batch's sequences with padding; beside packs they are made only when something asks for them."""
+        if self.padded is None:
+            move = partial(Tensor.to, device=self.mask.device)
+            self.padded = tuple(map_tensors(chunk, move) for chunk in self.pad())
+        return self.padded
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """A copy on the device."""
-
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
-
-        return self._map(move)
+        return self._map(partial(Tensor.to, device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """A copy in pinned memory (called by the data loader)."""
-        return self._map(lambda tensor: None if tensor is None else tensor.pin_memory())
+        return self._map(Tensor.pin_memory)
 
-    def _map(self, function) -> Self:  # type: ignore[no-untyped-def]
-        chunks = tuple(
-            replace(
-                chunk,
-                input_ids=function(chunk.input_ids),
-                predicts=function(chunk.predicts),
-                targets=function(chunk.targets),
-                slots=function(chunk.slots),
-                last=function(chunk.last),
-                owners=function(chunk.owners),
-            )
-            for chunk in self.chunks
-        )
-        mask, group, desirable, bits = map(function, (self.mask, self.group, self.desirable, self.reference_bits))
-        packs = tuple(part.map(function) for part in self.packs)
-        return replace(
-            self, chunks=chunks, packs=packs, mask=mask, group=group, desirable=desirable, reference_bits=bits
-        )
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        made = map_tensors(self, function)
+        made.packs = tuple(map_tensors(part, function) for part in self.packs)
+        if self.padded is not None:
+            made.padded = tuple(map_tensors(chunk, function) for chunk in self.padded)
+        return made
 
 
 def collate(
@@ -148,14 +142,10 @@ def collate(
     for b, row in enumerate(rows):
         for k, branch in enumerate(row.branches):
             mask[b, k, : len(branch)] = True
-    trained = branches - mismatched
     packed = packing and not whole  # packs leave out each completion's last token
-    parts = _chunks(rows, range(trained), width, chunks, needs_grad=True, whole=whole)
-    if mismatched:
-        parts += _chunks(rows, [trained], width, chunks, needs_grad=False, whole=whole)
+    pad = partial(_padded, tuple(rows), width, chunks, mismatched=mismatched, whole=whole)
     return Batch(
         ids=tuple(row.id for row in rows),
-        chunks=tuple(parts),
         mask=mask,
         group=torch.tensor([row.group for row in rows]),
         step=step or step_size(rows),
@@ -164,6 +154,8 @@ def collate(
         total_tokens=sum(len(row.prompt) + len(branch) for row in rows for branch in row.branches),
         packs=pack(rows, width=width, mismatched=mismatched, share_prompts=share_prompts) if packed else (),
         reference_bits=None if reference is None else reference.logprobs(rows, width).view(torch.int32),
+        pad=pad,
+        padded=None if packed else pad(),
     )
 
 
@@ -181,6 +173,14 @@ def step_size(rows: Sequence[Row], members: Mapping[int, int] | None = None) -> 
 
 def _column(values: list[bool | None]) -> Tensor | None:
     return None if values[0] is None else torch.tensor([bool(value) for value in values])
+
+
+def _padded(rows: Sequence[Row], width: int, parts: int, *, mismatched: bool, whole: bool) -> tuple[Chunk, ...]:
+    trained = len(rows[0].branches) - mismatched
+    made = _chunks(rows, range(trained), width, parts, needs_grad=True, whole=whole)
+    if mismatched:
+        made += _chunks(rows, [trained], width, parts, needs_grad=False, whole=whole)
+    return tuple(made)
 
 
 def _chunks(

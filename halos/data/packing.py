@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from halos.data.rows import Row
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PROMPT = -1
 """The number, among branches, of the prompt."""
@@ -25,6 +28,15 @@ GROUPED = 128
 scores."""
 DENSE = 2048
 """A tree with more tokens is attended to branch by branch: its mask over all pairs of tokens would grow too large."""
+
+
+Bundle = TypeVar("Bundle", bound="DataclassInstance")
+
+
+def map_tensors(bundle: Bundle, function: Callable[[Tensor], Tensor]) -> Bundle:
+    """A copy of a dataclass with the function applied to every field that is a tensor."""
+    values = {item.name: getattr(bundle, item.name) for item in fields(bundle)}
+    return replace(bundle, **{name: function(value) for name, value in values.items() if isinstance(value, Tensor)})
 
 
 @dataclass(slots=True)  # not frozen: Lightning's precision plugins rebuild every dataclass that they find in a batch
@@ -63,12 +75,7 @@ class Pack:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Pack:
         """A copy with the function applied to every tensor."""
-        changed: dict[str, Any] = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                changed[item.name] = function(value)
-        return replace(self, **changed)
+        return map_tensors(self, function)
 
 
 def pack(rows: Sequence[Row], *, width: int, mismatched: bool = False, share_prompts: bool = True) -> tuple[Pack, ...]:

@@ -100,6 +100,13 @@ def attend(
     """Attention of one piece; a ``mask`` [queries, keys] of None is causal. Keys may have fewer heads than queries."""
     if softcap is not None:
         return _soft_capped(query, key, value, mask, scaling, dropout, softcap)
+    autocast = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else query.dtype
+    if query.device.type == "cpu" and dtype == torch.bfloat16:
+        # PyTorch's backward pass takes twice as long in bfloat16 on CPUs as in float32.
+        with torch.autocast("cpu", enabled=False):
+            wide = attend(query.float(), key.float(), value.float(), mask, scaling=scaling, dropout=dropout)
+        return wide.to(dtype)
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and mask is not None and query.is_cuda:
         # CUDA's fast kernels take a mask or grouped heads, not both.

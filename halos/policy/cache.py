@@ -26,7 +26,7 @@ from halos.data.reference import KEY_BYTES
 
 log = logging.getLogger(__name__)
 
-FORMAT = "1"
+FORMAT = "2"
 """Changes whenever the meaning of a file or the way to compute its numbers does."""
 NOT_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
 """Keys of a config that change no log-prob (the weights' own dtype is part of them)."""

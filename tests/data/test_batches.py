@@ -1,6 +1,7 @@
 """Batches: where each token goes, and which rows make up each step on each rank."""
 
 import math
+import pickle
 from dataclasses import replace
 from itertools import groupby, product
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 from torch.utils.data import DataLoader
 
 from halos.data.batches import PAD, Batches, MicroBatch, StepSize, TrainingOrder, collate, step_size, validation_order
@@ -154,6 +156,23 @@ def test_moving_gives_a_copy_and_leaves_the_original() -> None:
 
 def test_moving_a_batch_without_labels() -> None:
     assert collate([Row("a", 0, (1,), ((2,),))]).to("meta").desirable is None
+
+
+@pytest.mark.parametrize("mismatched", [False, True])
+def test_beside_packs_padded_chunks_are_made_when_they_are_asked_for(mismatched: bool) -> None:
+    options = {"mismatched": mismatched, "chunks": 2}
+    at_once = collate([A, B], **options)
+    assert at_once.padded is not None
+    batch = pickle.loads(pickle.dumps(collate([A, B], packing=True, **options)))  # as from a worker
+    through_plugin = HalfPrecision("bf16-true").convert_input(batch)
+    assert through_plugin.to("meta").chunks[0].input_ids.device.type == "meta"
+    assert through_plugin.padded is None
+    for mine, other in zip(through_plugin.chunks, at_once.chunks, strict=True):
+        assert torch.equal(mine.input_ids, other.input_ids)
+        assert torch.equal(mine.predicts, other.predicts)
+        assert (mine.targets.tolist(), mine.slots.tolist()) == (other.targets.tolist(), other.slots.tolist())
+        assert mine.needs_grad == other.needs_grad
+    assert through_plugin.chunks is through_plugin.padded
 
 
 # The order of training

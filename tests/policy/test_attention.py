@@ -92,3 +92,24 @@ def test_dropout_drops() -> None:
     for softcap in (None, 1.0):
         assert attend(query, key, value, None, softcap=softcap).std() < 1e-6
         assert attend(query, key, value, None, dropout=0.5, softcap=softcap).std() > 0.01
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_on_cpu_bfloat16_states_are_attended_to_in_float32(masked: bool, autocast: bool) -> None:
+    mask = torch.ones(5, 5, dtype=torch.bool).tril().fill_diagonal_(True) if masked else None
+    low = [states(5, heads, seed).bfloat16().requires_grad_() for seed, heads in enumerate((4, 2, 2))]
+    wide = [value.detach().float().requires_grad_() for value in low]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = attend(*low, mask, scaling=0.5)
+        if autocast:  # rotary embeddings leave queries and keys in float32
+            assert torch.equal(found, attend(low[0].float(), low[1].float(), low[2], mask, scaling=0.5))
+    expected = attend(*wide, mask, scaling=0.5).bfloat16()
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+    for mine, other in zip(
+        torch.autograd.grad(found.float().square().sum(), low),
+        torch.autograd.grad(expected.float().square().sum(), wide),
+        strict=True,
+    ):
+        assert torch.equal(mine, other.bfloat16())
