@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from halos.building import build
+from halos.building import SOURCE_KEYS, build
 from halos.data.sources import JsonSource, Source
 from halos.evaluation.labels import KINDS
 from halos.evaluation.labels import label as labelled
@@ -32,7 +32,7 @@ def label(cfg: DictConfig) -> Path:
         raise ValueError(f"output: {output} exists; choose another file, or set overwrite=true to replace it")
     samples = JsonSource(cfg.samples)
     records = samples.train().records
-    world: Source = build(cfg.data, without=("train", "val"), seed=cfg.seed).source if cfg.get("data") else samples
+    world: Source = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed).source if cfg.get("data") else samples
     track = partial(console.track, "asking the judge", shown=cfg.progress)
     judge = make_judge(cfg.judge, world, device=cfg.device, precision=cfg.precision, track=track)
     rows, counts = labelled(records, judge, cfg.feedback)

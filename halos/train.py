@@ -75,6 +75,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         if run.checkpoint is not None:
             check_identity(run.checkpoint, run.identity)
         run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=run.checkpoint is None)
+        write_report(run.data.intake, run.folder.root)
         _show(run)
         fit(run, trainer)
         return finish(run, trainer)

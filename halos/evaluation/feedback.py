@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from halos.building import build
+from halos.building import SOURCE_KEYS, build
 from halos.data.feedback import Feedback, Prompt, prompt_key
 from halos.data.sources import Source
 from halos.data.split import split_by_prompt
@@ -45,7 +45,7 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
         node, seed = policy.run.data, policy.run.seed
     if node is None:
         raise ValueError("data: expected data=toy, data=json data.val=FILE, …; only a run's folder brings its own")
-    module: Any = build(node, without=("train", "val"), seed=seed)
+    module: Any = build(node, without=SOURCE_KEYS, seed=seed)
     return HeldData(module.source, module.limits, _records(module.source, split, int(node.val_size), seed))
 
 
