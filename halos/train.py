@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -35,8 +34,7 @@ from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
 from halos.runs.reference_sync import ReferenceSync
 from halos.runs.replies import SampledReplies
 from halos.runs.tensorboard import TensorBoardReport, log_hparams
-
-log = logging.getLogger(__name__)
+from halos.runs.trainer import make_trainer, warn_if_emulated
 
 
 @dataclass(slots=True)
@@ -61,7 +59,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     console.set_up_logging()
     pl.seed_everything(cfg.seed, verbose=False)
     run = prepare(cfg)
-    trainer = _trainer(run)
+    trainer = make_trainer(cfg, _callbacks(run), _loggers(run))
     warn_if_emulated(cfg.precision, trainer.strategy.root_device)
     run.data.plan(
         epochs=cfg.trainer.max_epochs,
@@ -189,31 +187,6 @@ def _reference_sync(run: Run) -> list[Callback]:
     return [sync]
 
 
-def _trainer(run: Run) -> pl.Trainer:
-    cfg = run.cfg
-    given: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    options = {key: value for key, value in given.items() if value is not None}
-    options.pop("max_epochs", None)
-    options.pop("max_steps", None)
-    one_device = cfg.strategy.name == "auto"
-    devices = options.setdefault("devices", 1 if one_device else "auto")
-    if one_device and str(devices) not in ("1", "auto") and not isinstance(devices, list):
-        raise ValueError(f"trainer.devices: strategy=auto uses one device, found {devices}; set strategy=ddp")
-    return pl.Trainer(
-        **options,
-        strategy=cfg.strategy.trainer if isinstance(cfg.strategy.trainer, str) else instantiate(cfg.strategy.trainer),
-        precision=cfg.precision,
-        max_epochs=1,
-        callbacks=_callbacks(run),
-        logger=_loggers(run),
-        default_root_dir=cfg.output_dir,
-        check_val_every_n_epoch=1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-    )
-
-
 def _callbacks(run: Run) -> list[Callback]:
     sampling = run.cfg.sampling
     callbacks: list[Callback] = [
@@ -264,18 +237,6 @@ def _compare(run: Run) -> Comparison | None:
         seed=run.cfg.seed,
         control=run.objective.control,
     )
-
-
-def warn_if_emulated(precision: str, device: torch.device) -> None:
-    """Warn of bfloat16 on a CPU that has no instructions for it."""
-    supported: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    native = any(supported.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-    if "bf16" in precision and device.type == "cpu" and supported.get("architecture") == "x86_64" and not native:
-        log.warning(
-            "precision=%s: this CPU has no bfloat16 instructions and emulates them, many times slower than "
-            "precision=32-true",
-            precision,
-        )
 
 
 def _summary(run: Run, trainer: pl.Trainer) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import halos.train
 from halos.policy import precompute
 from halos.policy.loading import ModelSpec
 from halos.runs.folder import CONTENTS
+from halos.runs.trainer import warn_if_emulated
 from halos.toy.feedback import toy_feedback
 from halos.toy.model import ASSISTANT, BAD, END, GOOD
 from halos.train import train
@@ -623,7 +624,7 @@ def test_emulated_bfloat16_is_warned_of(
     precision: str, device: str, capabilities: dict[str, Any], warned: bool, caplog: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    halos.train.warn_if_emulated(precision, torch.device(device))
+    warn_if_emulated(precision, torch.device(device))
     assert bool(caplog.messages) is warned
 
 
