@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from halos.data.tokens import ChatTokens
 from halos.objectives.base import Objective
 from halos.objectives.humanline import Humanline
 from halos.policy.backbone import Backbone
-from halos.policy.export import export_policy, unconditioned
+from halos.policy.export import export_policy, part_of, unconditioned
 from halos.policy.loading import ModelSpec, add_control_tokens
+from halos.policy.meta import make_backbone
 from halos.policy.precompute import reference_table
 from halos.policy.reward import export_reward_model
+from halos.policy.sharding import full_state
 from halos.runs import console
 from halos.runs.comparison import Comparison, compare
 from halos.runs.folder import RunFolder
@@ -85,10 +87,15 @@ def prepare(cfg: DictConfig) -> Run:
 
     def backbone() -> Backbone:
         dtype = torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32
-        policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=len(tokenizer))
-        live = objective.needs_reference and spec.reference == "live"
-        made = Backbone(policy, with_reference=live, head_chunk=spec.head_chunk)
-        if objective.needs_reference and not live:
+        made = make_backbone(
+            spec,
+            getattr(objective.trainer.strategy, "sharding", None),
+            dtype=dtype,
+            new_tokens=new_tokens,
+            vocabulary=len(tokenizer),
+            with_reference=objective.needs_reference and spec.reference == "live",
+        )
+        if objective.needs_reference and spec.reference == "cached":
             data.reference, made.reference_seconds = _cached_reference(cfg, made, data, objective.trainer)
         return made
 
@@ -116,17 +123,18 @@ def _cached_reference(
 ) -> tuple[ReferenceTable, float]:
     # The policy, which is about to be moved and cast like this anyway, is the reference until its first step.
     precision = trainer.precision_plugin
-    precision.convert_module(backbone).to(trainer.strategy.root_device)
+    if not backbone.sharded:
+        precision.convert_module(backbone).to(trainer.strategy.root_device)
+    mixed_apart = backbone.sharded and cfg.precision == "bf16-mixed"  # other operations are rounded than by autocast
     rows = data.scored_rows(accumulate=trainer.accumulate_grad_batches, world_size=trainer.world_size)
     with precision.forward_context():
         return reference_table(
-            backbone.policy,
+            backbone,
             rows,
             folder=Path(cfg.cache_dir).expanduser(),
-            precision=cfg.precision,
+            precision=f"{cfg.precision}, sharded" if mixed_apart else cfg.precision,
             packing=data.packing,
             share_prompts=data.share_prompts,
-            head_chunk=backbone.head_chunk,
             track=partial(console.track, "reference log-probs", shown=cfg.trainer.enable_progress_bar),
         )
 
@@ -146,14 +154,15 @@ def fit(run: Run, trainer: pl.Trainer) -> None:
 def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     """Export the policy, sample from it where the true reward is known, and write the summary."""
     summary = _summary(run, trainer)
+    weights = full_state(run.objective) if run.objective.trained.sharded else None
     if not trainer.is_global_zero:
         return summary
+    card = {"loss": run.cfg.loss.name, "base": run.model.path, "steps": summary["steps"], **summary["metrics"]}
+    _export(run, card, weights)
     comparison = _compare(run)
     if comparison is not None:
         summary["samples"] = comparison.summary()
         console.show_comparison(comparison)
-    card = {"loss": run.cfg.loss.name, "base": run.model.path, "steps": summary["steps"], **summary["metrics"]}
-    _export(run, card)
     final = summary["metrics"] | {f"samples/{name}": value for name, value in summary.get("samples", {}).items()}
     log_hparams(trainer, _hparams(run.cfg), final)
     console.show_metrics(summary["metrics"])
@@ -162,14 +171,17 @@ def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     return summary
 
 
-def _export(run: Run, card: Mapping[str, Any]) -> None:
+def _export(run: Run, card: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None) -> None:
     policy, tokenizer, folder = run.objective.trained.policy, run.tokens.tokenizer, run.folder.model
     end = run.tokens.end_of_turn
     if run.objective.generates:
         control = run.objective.control(True)
-        export_policy(policy, tokenizer, folder, end_of_turn=end, control=control, card=card)
+        own = part_of(weights, "backbone.policy.")
+        export_policy(policy, tokenizer, folder, end_of_turn=end, control=control, card=card, weights=own)
     else:
-        export_reward_model(policy, run.objective.reward_head, tokenizer, folder, end_of_turn=end, card=card)
+        head = run.objective.reward_head
+        states = (part_of(weights, "backbone.policy."), part_of(weights, "reward_head."))
+        export_reward_model(policy, head, tokenizer, folder, end_of_turn=end, card=card, weights=states)
 
 
 def _humanline(cfg: DictConfig) -> Humanline | None:
@@ -224,11 +236,13 @@ def _compare(run: Run) -> Comparison | None:
     trained = run.objective.trained
     # Without a live reference, or with one that has moved, the policy is compared with the model that it started from.
     policy, reference = trained.policy, trained.reference if not run.cfg.reference_sync.every else None
+    if trained.sharded:  # the first process alone cannot sample from it
+        policy, reference = _exported(run, trained.device), None
     if reference is None:
         start = run.model.load(dtype=policy.dtype, vocabulary=len(run.tokens.tokenizer))
         reference = start.to(policy.device).eval()
     return compare(
-        trained.policy,
+        policy,
         reference,
         run.tokens,
         judge,
@@ -237,6 +251,10 @@ def _compare(run: Run) -> Comparison | None:
         seed=run.cfg.seed,
         control=run.objective.control,
     )
+
+
+def _exported(run: Run, device: torch.device) -> Any:
+    return replace(run.model, path=str(run.folder.model.absolute()), random_weights=False).load().to(device)
 
 
 def _summary(run: Run, trainer: pl.Trainer) -> dict[str, Any]:

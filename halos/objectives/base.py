@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halos.data.batches import Batch
-from halos.distributed import all_gather_list
+from halos.distributed import all_gather_list, whole
 from halos.metrics import Averages, LabelledRewards, Mean, auc
 from halos.objectives.feedback_metrics import feedback_metrics, labelled
 from halos.objectives.humanline import Humanline
@@ -147,6 +147,8 @@ class Objective(pl.LightningModule, ABC):
         if self.backbone is None:
             self.backbone = self._make_backbone()
             self.build(self.backbone.hidden_size)
+            if self.backbone.sharding is not None:
+                self.backbone.sharding.shard_beside(self)
 
     @final
     def setup(self, stage: str) -> None:
@@ -201,7 +203,7 @@ class Objective(pl.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         metrics = self._finish(self.train_averages)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        metrics["grad_norm"] = float(torch.nn.utils.get_total_norm(gradients))
+        metrics["grad_norm"] = float(whole(torch.nn.utils.get_total_norm(gradients)))
         self._refuse_non_finite(metrics)
         metrics["lr"] = optimizer.param_groups[0]["lr"]
         metrics |= self._speed()

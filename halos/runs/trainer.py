@@ -12,6 +12,8 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from halos.runs.fsdp import FSDP, ShardedMixed
+
 log = logging.getLogger(__name__)
 
 
@@ -28,10 +30,11 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
     devices = options.setdefault("devices", 1 if one_device else "auto")
     if one_device and str(devices) not in ("1", "auto") and not isinstance(devices, list):
         raise ValueError(f"trainer.devices: strategy=auto uses one device, found {devices}; set strategy=ddp")
-    return pl.Trainer(
+    strategy = cfg.strategy.trainer if isinstance(cfg.strategy.trainer, str) else instantiate(cfg.strategy.trainer)
+    trainer = pl.Trainer(
         **options,
-        strategy=cfg.strategy.trainer if isinstance(cfg.strategy.trainer, str) else instantiate(cfg.strategy.trainer),
-        precision=cfg.precision,
+        **_precision(cfg.precision, strategy, options),
+        strategy=strategy,
         max_epochs=1,
         callbacks=list(callbacks),
         logger=list(loggers),
@@ -41,6 +44,15 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
         use_distributed_sampler=False,
         enable_model_summary=False,
     )
+    if isinstance(strategy, FSDP):
+        strategy.check(trainer.world_size)
+    return trainer
+
+
+def _precision(precision: str, strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(strategy, FSDP) or precision != "bf16-mixed":
+        return {"precision": precision}
+    return {"plugins": [ShardedMixed(), *options.pop("plugins", ())]}
 
 
 def warn_if_emulated(precision: str, device: torch.device) -> None:
