@@ -187,6 +187,9 @@ class Objective(pl.LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of (seed, batch, rank), so that a resumed run draws as the uninterrupted one did.
         torch.manual_seed((self.seed * 1_000_003 + batch_idx * 4_099 + self.global_rank) % 2**63)
+        if self.trained.sharding is not None:
+            last = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+            self.trained.sharding.begin_micro_batch(self, last=last)
 
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from halos.distributed import rank_and_world
 from halos.policy.backbone import Backbone
 from halos.policy.loading import ModelSpec
-from halos.policy.sharding import Sharding
+from halos.policy.sharding import Sharding, load_full_state
 
 
 def make_backbone(
@@ -81,10 +80,10 @@ def load_weights(
     if files is not None:
         _read_parts(model, files)
         return
-    state: dict[str, Any] = {}
-    if dist.get_rank() == 0:
-        state = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary).state_dict()
-    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    first = rank_and_world()[0] == 0
+    load_full_state(
+        model, spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary).state_dict() if first else {}
+    )
 
 
 def matching_files(model: Any, folder: Path | None) -> dict[str, Path] | None:

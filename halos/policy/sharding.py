@@ -6,16 +6,18 @@ its forward, within which the head is read in chunks. Its live reference is a ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+from halos.distributed import rank_and_world
 from halos.policy.backbone import Backbone
 
 
@@ -30,6 +32,8 @@ class Sharding:
             sees keep their own, and gradients are added up in float32. None: all in the shards' own.
         reshard_after_forward: free a layer's whole weights between its forward and its backward.
         cpu_offload: keep the shards, their gradients and the optimizer state in the CPU's memory.
+        defer_gradient_sync: while gradients are accumulated, add up whole ones on each rank and divide them once a
+            step: less traffic, but the memory of a whole model's gradients.
     """
 
     mesh: DeviceMesh
@@ -37,6 +41,7 @@ class Sharding:
     compute_dtype: torch.dtype | None = None
     reshard_after_forward: bool = True
     cpu_offload: bool = False
+    defer_gradient_sync: bool = False
 
     def shard(self, backbone: Backbone) -> None:
         """Divide the policy, and the live reference if there is one, in place; parameters may be on the meta device.
@@ -68,6 +73,12 @@ class Sharding:
                 f"strategy=fsdp: expected the parameters of {type(module).__name__} to be inside modules that are "
                 f"called, found {', '.join(own)}"
             )
+
+    def begin_micro_batch(self, module: nn.Module, *, last: bool) -> None:
+        """Before each backward pass: ``last`` is that of an optimizer step."""
+        if self.defer_gradient_sync:
+            for part in sharded_modules(module):
+                part.set_requires_gradient_sync(last, recurse=False)
 
     def _shard(self, module: nn.Module, policy: MixedPrecisionPolicy, reshard: bool | None) -> None:
         offload = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
@@ -108,6 +119,24 @@ def full_state(module: nn.Module) -> dict[str, Any]:
     for part in sharded_modules(module):
         part.reshard()  # a root keeps its weights whole after a forward without a backward
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def load_full_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Hand out a state that rank 0 has, by the names of :func:`full_state`; all ranks have to call it."""
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(module, dict(state) if rank_and_world()[0] == 0 else {}, options=options)
+
+
+@contextmanager
+def whole_root(backbone: Backbone) -> Iterator[None]:
+    """Within, the policy can be called by itself (to generate), by all ranks together if it is sharded."""
+    if isinstance(backbone, FSDPModule):
+        backbone.unshard()
+    try:
+        yield
+    finally:
+        if isinstance(backbone, FSDPModule):
+            backbone.reshard()
 
 
 def sharded_modules(module: nn.Module) -> Iterator[FSDPModule]:

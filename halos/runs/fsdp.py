@@ -15,13 +15,12 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
-    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from halos.policy.sharding import Sharding, full_state
+from halos.policy.sharding import Sharding, full_state, load_full_state
 
 
 class ShardedMixed(Precision):
@@ -35,7 +34,7 @@ class FSDP(ModelParallelStrategy):
 
     Args:
         replicas: copies of the sharded model (HSDP): each is divided over devices / replicas devices.
-        reshard_after_forward, cpu_offload: see :class:`halos.policy.sharding.Sharding`.
+        reshard_after_forward, cpu_offload, defer_gradient_sync: see :class:`halos.policy.sharding.Sharding`.
         sharded_checkpoints: checkpoints are folders to which each rank writes its own part, instead of one file that
             rank 0 puts together. Folders are read by this strategy only, until ``scripts/consolidate.py`` makes a file.
     """
@@ -46,12 +45,14 @@ class FSDP(ModelParallelStrategy):
         replicas: int = 1,
         reshard_after_forward: bool = True,
         cpu_offload: bool = False,
+        defer_gradient_sync: bool = False,
         sharded_checkpoints: bool = False,
     ) -> None:
         if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1:
             raise ValueError(f"strategy.trainer.replicas: expected a whole number from 1 on, found {replicas!r}")
         super().__init__(save_distributed_checkpoint=sharded_checkpoints)
         self.replicas, self.reshard_after_forward, self.cpu_offload = replicas, reshard_after_forward, cpu_offload
+        self.defer_gradient_sync = defer_gradient_sync
 
     def check(self, devices: int) -> None:
         """Raise ``ValueError`` unless so many devices can be divided into replicas."""
@@ -70,6 +71,7 @@ class FSDP(ModelParallelStrategy):
             compute_dtype=torch.bfloat16 if mixed else None,
             reshard_after_forward=self.reshard_after_forward,
             cpu_offload=self.cpu_offload,
+            defer_gradient_sync=self.defer_gradient_sync,
         )
 
     def setup_environment(self) -> None:
@@ -133,10 +135,9 @@ class FSDP(ModelParallelStrategy):
             return super().load_checkpoint(path, weights_only)
         checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-        first = self.global_rank == 0
-        set_model_state_dict(self._module, checkpoint["state_dict"] if first else {}, options=options)
+        load_full_state(self._module, checkpoint["state_dict"])
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
-            named = by_name(state, self._module, optimizer) if first else {}
+            named = by_name(state, self._module, optimizer) if self.global_rank == 0 else {}
             set_optimizer_state_dict(self._module, optimizer, named, options=options)
         return checkpoint
 

@@ -23,10 +23,12 @@ def sample(
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 256,
+    together: bool = False,
 ) -> list[list[int]]:
     """One completion's ids for each prompt's ids, up to and with the end-of-turn token.
 
-    Plain sampling: no top-k or top-p, whatever the model's own generation config says.
+    Plain sampling: no top-k or top-p, whatever the model's own generation config says. ``together``: all
+    ranks sample the same, as the model is divided over them.
     """
     from transformers import GenerationConfig
 
@@ -48,7 +50,7 @@ def sample(
             torch.manual_seed(seed)
             for start in range(0, len(prompts), batch_size):
                 ids, mask = _left_padded(prompts[start : start + batch_size], pad, model.device)
-                out = model.generate(input_ids=ids, attention_mask=mask)
+                out = model.generate(input_ids=ids, attention_mask=mask, synced_gpus=together)
                 completions += [_until(row, end_of_turn) for row in out[:, ids.shape[1] :].tolist()]
     finally:
         model.train(was_training)
