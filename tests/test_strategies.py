@@ -14,13 +14,11 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_only
 
 from halos.distributed import whole
-from halos.objectives import PPO, Objective
+from halos.objectives import SFT, Objective
 from halos.policy.backbone import Backbone
 from halos.runs.fsdp import FSDP
 from tests.fork import run_ranks
 from tests.objectives.test_base import OBJECTIVES, Run, fit, objective_of, rows_for
-
-COUPLED_STEP = [PPO]
 
 
 def objective(kind: type[Objective], strategy: Any, **options: Any) -> Objective:
@@ -51,7 +49,7 @@ def run(kind: type[Objective], strategy: Any, *, ranks: int = 2, accumulate: int
         objective(kind, strategy, **options),
         rows,
         batch_size=6 // parts,
-        val=rows[:5],
+        val=rows[:6],
         strategy=strategy,
         ranks=ranks,
         precision=None,
@@ -90,3 +88,18 @@ def assert_alike(found: Run, expected: Run) -> None:
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_two_processes_train_as_one(kind: type[Objective], strategy: str, divided: Any) -> None:
     assert_alike(divided[kind.__name__, strategy], run(kind, "auto", ranks=1))
+
+
+def other_ways() -> dict[str, Run]:
+    return {
+        "accumulated": run(SFT, FSDP(), accumulate=3),
+        "deferred": run(SFT, FSDP(defer_gradient_sync=True), accumulate=3),
+        "kept whole": run(SFT, FSDP(reshard_after_forward=False)),
+        "replicated": run(SFT, FSDP(replicas=2)),
+    }
+
+
+def test_options_of_fsdp_change_no_number() -> None:
+    expected = run(SFT, "auto", ranks=1)
+    for found in run_ranks(partial(as_rank, other_ways))[0].values():
+        assert_alike(found, expected)

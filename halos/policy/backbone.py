@@ -74,6 +74,10 @@ class Backbone(nn.Module):
         for it and for its backward pass.
         """
         found = completion_logprobs(self.policy, batch, with_hidden=with_hidden, head_chunk=self.head_chunk)
+        if self.sharded:
+            # An in-place operation on a view would lose the hook that makes the weights whole for the backward pass.
+            found.tokens = found.tokens.clone()
+            found.last = None if found.last is None else found.last.clone()
         return found.tokens, found.mask, found.hidden, found.last
 
     @torch.no_grad()
