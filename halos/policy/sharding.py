@@ -53,8 +53,8 @@ class Sharding:
             for layer in repeated_layers(made.policy):
                 self._shard(layer, policy, self.reshard_after_forward)
             self._shard(made, policy, True if made is not backbone else None)
-            materialise(made, torch.device("cpu") if self.cpu_offload else self.device)
             made.sharding = self
+        materialise(backbone, shards=torch.device("cpu") if self.cpu_offload else self.device, buffers=self.device)
 
     def shard_beside(self, module: nn.Module) -> None:
         """Divide the modules beside the backbone, such as a value head; they compute in their own precision.
@@ -102,14 +102,13 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def materialise(module: nn.Module, device: torch.device) -> None:
-    """Give memory to parameters on the meta device, without values; buffers, which have theirs, are only moved."""
-    kept = {id(tensor) for tensor in module.parameters() if tensor.device.type != "meta"}
+def materialise(module: nn.Module, *, shards: torch.device, buffers: torch.device) -> None:
+    """Give memory to divided parameters on the meta device, without values; buffers, which have theirs, are moved."""
 
     def place(tensor: Tensor) -> Tensor:
         if tensor.device.type == "meta":
-            return torch.empty_like(tensor, device=device)
-        return tensor if id(tensor) in kept else tensor.to(device)
+            return torch.empty_like(tensor, device=shards)
+        return tensor if isinstance(tensor, nn.Parameter) else tensor.to(buffers)
 
     module._apply(place)
 

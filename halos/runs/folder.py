@@ -75,6 +75,10 @@ class RunFolder:
 
 
 def _whole(path: Path) -> Path:
+    if path.is_dir():
+        from halos.runs.consolidate import check_sharded  # heavy imports
+
+        return check_sharded(path)
     # A checkpoint is a zip file, whose directory stands at its end: a cut-off one has none.
     if not zipfile.is_zipfile(path):
         raise ValueError(f"resume: expected a checkpoint file, found {path}, which is damaged or something else")
