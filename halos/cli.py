@@ -55,11 +55,19 @@ def _train_job(cfg: DictConfig) -> None:
             f"trainer.devices: a sweep (-m) runs each job on one device, found {cfg.trainer.devices}; "
             "run jobs with several devices one command at a time"
         )
+    _require_output_dir(cfg, context.overrides.task)
     # The user's own modules (loss._target_=mylab.losses.MyLoss) lie where the command is run.
     sys.path.insert(0, str(Path.cwd()))
     from halos.train import train  # heavy imports: a misspelt key should not wait for them
 
     train(cfg)
+
+
+def _require_output_dir(cfg: DictConfig, words: Sequence[str]) -> None:
+    # Processes that something else starts (torchrun, srun) would each name a folder after their own clock.
+    apart = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if (apart or cfg.trainer.num_nodes > 1) and not any(word.startswith("output_dir=") for word in words):
+        raise ValueError("output_dir: expected one for all processes, as they are started apart; set output_dir=…")
 
 
 def end_with_one_line(job: Callable[[], Any]) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from halos import cli
@@ -114,6 +114,23 @@ def test_a_sweep_on_several_devices_is_refused(
     assert call(monkeypatch, tmp_path, *words) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: trainer.devices: a sweep (-m) runs each job on one device")
+
+
+@pytest.mark.parametrize("apart", ["nodes", "torchrun", "srun"])
+def test_processes_that_are_started_apart_need_one_folder(
+    apart: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[DictConfig] = []
+    monkeypatch.setattr("halos.train.train", seen.append)
+    if apart == "torchrun":
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    elif apart == "srun":
+        monkeypatch.setenv("SLURM_NTASKS", "16")
+    words = ["train", "trainer.num_nodes=2"] if apart == "nodes" else ["train"]
+    assert call(monkeypatch, tmp_path, *words) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: output_dir: expected one for all processes")
+    assert call(monkeypatch, tmp_path, *words, "output_dir=out") == 0
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,18 @@ from halos.objectives import SFT, Objective
 from halos.policy.backbone import Backbone
 from halos.runs.fsdp import FSDP
 from tests.fork import run_ranks
-from tests.objectives.test_base import OBJECTIVES, Run, fit, objective_of, rows_for
+from tests.objectives.test_base import OBJECTIVES, Run, fit, objective_of, rows_for, trainer_for
 
 
-def objective(kind: type[Objective], strategy: Any, **options: Any) -> Objective:
+def objective(kind: type[Objective], strategy: Any, *, checkpointing: bool = False) -> Objective:
     """A tiny objective, its backbone divided as the strategy says."""
-    made = objective_of(kind, moved=0.1, **options)
+    made = objective_of(kind, moved=0.1)
     make = made._make_backbone
 
     def sharded() -> Backbone:
         backbone = make()
+        if checkpointing:
+            backbone.policy.gradient_checkpointing_enable({"use_reentrant": False})
         if isinstance(strategy, FSDP):
             strategy.sharding.shard(backbone)
         return backbone
@@ -42,7 +44,7 @@ def as_rank(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     return function(*args, **options)
 
 
-def run(kind: type[Objective], strategy: Any, *, ranks: int = 2, accumulate: int = 1, **options: Any) -> Run:
+def run(kind: type[Objective], strategy: Any, *, ranks: int = 2, accumulate: int = 1, num_nodes: int = 1) -> Run:
     rows = rows_for(kind, 12, seed=1)
     parts = ranks * accumulate
     found = fit(
@@ -51,7 +53,8 @@ def run(kind: type[Objective], strategy: Any, *, ranks: int = 2, accumulate: int
         batch_size=6 // parts,
         val=rows[:6],
         strategy=strategy,
-        ranks=ranks,
+        ranks=ranks // num_nodes,
+        num_nodes=num_nodes,
         precision=None,
         plugins=[DoublePrecision()],  # Lightning would refuse 64-true for its model-parallel strategy, which can do it
         gradient_clip_val=0.3,
@@ -96,10 +99,35 @@ def other_ways() -> dict[str, Run]:
         "deferred": run(SFT, FSDP(defer_gradient_sync=True), accumulate=3),
         "kept whole": run(SFT, FSDP(reshard_after_forward=False)),
         "replicated": run(SFT, FSDP(replicas=2)),
+        "checkpointed": run(SFT, FSDP(), checkpointing=True),
     }
 
 
 def test_options_of_fsdp_change_no_number() -> None:
     expected = run(SFT, "auto", ranks=1)
     for found in run_ranks(partial(as_rank, other_ways))[0].values():
+        assert_alike(found, expected)
+
+
+# Two nodes of one process each, as torchrun describes them, over loopback
+
+
+def on_a_node() -> tuple[Run, dict[str, int]]:
+    rank = os.environ["RANK"]
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "none",
+        "GROUP_RANK": rank,
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+    }
+    rank_zero_only.rank = int(rank)
+    made = trainer_for(ranks=1, strategy=FSDP(), num_nodes=2, precision="32-true")
+    seen = {"world": made.world_size, "rank": made.global_rank, "node": made.node_rank, "local": made.local_rank}
+    return run(SFT, FSDP(), num_nodes=2), seen
+
+
+def test_two_nodes_train_as_one() -> None:
+    expected = run(SFT, "auto", ranks=1)
+    for rank, (found, seen) in enumerate(run_ranks(on_a_node)):
+        assert seen == {"world": 2, "rank": rank, "node": rank, "local": 0}
         assert_alike(found, expected)

@@ -9,10 +9,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from halos.building import build
 from halos.runs.fsdp import FSDP, ShardedMixed
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
     devices = options.setdefault("devices", 1 if one_device else "auto")
     if one_device and str(devices) not in ("1", "auto") and not isinstance(devices, list):
         raise ValueError(f"trainer.devices: strategy=auto uses one device, found {devices}; set strategy=ddp")
-    strategy = cfg.strategy.trainer if isinstance(cfg.strategy.trainer, str) else instantiate(cfg.strategy.trainer)
+    strategy = cfg.strategy.trainer if isinstance(cfg.strategy.trainer, str) else build(cfg.strategy.trainer)
     trainer = pl.Trainer(
         **options,
         **_precision(cfg.precision, strategy, options),

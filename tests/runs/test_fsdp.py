@@ -19,6 +19,7 @@ from tests.fork import run_ranks
 from tests.test_train import run, train_as_rank
 
 WORDS = ("model.reference=live", "trainer.max_steps=5", "checkpoint_every=3", "optim.eps=1e-6", "optim.lr=1e-3")
+MOVING = ("reference_sync.every=2", "optim.warmup=0")
 TWO = ("trainer.devices=2", "data.batch_size=2", "strategy=fsdp")
 
 
@@ -56,6 +57,7 @@ def runs_on_a_rank(folder: Path) -> list[Any]:
     found: list[Any] = [counted(train_as_rank, folder / "fsdp", *shared, "sampling.size=4", *replies)]
     cached = f"cache_dir={folder}/cache-{os.environ['RANK']}"
     found.append(train_as_rank(folder / "cached", *shared, "model.reference=cached", cached, sharded))
+    found.append(train_as_rank(folder / "moving", *shared, *MOVING))
     found.append(train_as_rank(folder / "auto-fsdp", *shared, checkpoint))
     found.append(train_as_rank(folder / "auto-ddp", *shared, "strategy=ddp", checkpoint))
     checkpoint = f"resume='{folder}/fsdp/checkpoints/step=3.ckpt'"
@@ -105,7 +107,7 @@ def test_each_process_holds_half_of_everything(runs: dict[str, Any]) -> None:
 
 def test_checkpoints_move_between_strategies(runs: dict[str, Any]) -> None:
     expected = runs["one"][0]["train_loss"]
-    for _, _, *resumed in runs["ranks"]:
+    for _, _, _, *resumed in runs["ranks"]:
         assert len(resumed) == 4
         for summary in resumed:
             assert summary["train_loss"] == pytest.approx(expected, rel=1e-5)
@@ -116,6 +118,16 @@ def test_checkpoints_move_between_strategies(runs: dict[str, Any]) -> None:
         summary = run(folder / name, *WORDS, f"resume='{file}'")
         assert summary["train_loss"] == pytest.approx(expected, rel=1e-5)
         assert summary["metrics"] == pytest.approx(runs["one"][0]["metrics"], rel=1e-3, abs=1e-4)
+
+
+def test_a_moving_reference_moves_between_strategies_too(runs: dict[str, Any], tmp_path: Path) -> None:
+    expected = run(tmp_path / "auto", *WORDS, *MOVING)["train_loss"]
+    for _, _, moving, *_ in runs["ranks"]:
+        assert moving["train_loss"] == pytest.approx(expected, rel=1e-5)
+    assert expected[:2] != pytest.approx(runs["one"][0]["train_loss"][:2], rel=1e-5)
+    checkpoint = runs["folder"] / "moving/checkpoints/step=3.ckpt"
+    resumed = run(tmp_path / "resumed", *WORDS, *MOVING, f"resume='{checkpoint}'")
+    assert resumed["train_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_folder_that_is_no_whole_checkpoint_is_refused(runs: dict[str, Any], tmp_path: Path) -> None:
