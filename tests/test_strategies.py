@@ -44,7 +44,9 @@ def as_rank(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     return function(*args, **options)
 
 
-def run(kind: type[Objective], strategy: Any, *, ranks: int = 2, accumulate: int = 1, num_nodes: int = 1) -> Run:
+def run(
+    kind: type[Objective], strategy: Any, *, ranks: int = 2, accumulate: int = 1, num_nodes: int = 1, **options: Any
+) -> Run:
     rows = rows_for(kind, 12, seed=1)
     parts = ranks * accumulate
     found = fit(

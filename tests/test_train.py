@@ -240,17 +240,17 @@ def test_a_reference_that_is_cached_is_neither_computed_nor_held(
     options = ("data.source.feedback=pairs", "sampling.size=0", cache)
     batches: list[int] = []
     objectives: list[Any] = []
-    score, fit = precompute.completion_logprobs, halos.train.fit
+    score, fit = precompute._score, halos.train.fit
 
-    def counting(model: Any, batch: Any, **options: Any) -> Any:
+    def counting(backbone: Any, work: Any, batch: Any) -> Any:
         batches.append(len(batch))
-        return score(model, batch, **options)
+        return score(backbone, work, batch)
 
     def keeping(run: halos.train.Run, trainer: pl.Trainer) -> None:
         fit(run, trainer)
         objectives.append(run.objective)
 
-    monkeypatch.setattr(precompute, "completion_logprobs", counting)
+    monkeypatch.setattr(precompute, "_score", counting)
     monkeypatch.setattr(halos.train, "fit", keeping)
     first = run(tmp_path / "first", "loss=dpo", *options)
     assert batches
