@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,7 +17,9 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-COMMANDS = ("train",)
+COMMANDS = ("train", "cache-reference")
+COMMAND = "HALOS_COMMAND"
+"""The variable in which the processes that DDP launches find the command."""
 
 
 def config_folder() -> str:
@@ -29,15 +32,20 @@ def config_folder() -> str:
 def main() -> None:
     """``halos COMMAND [overrides]``."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
+    launched = os.environ.get(COMMAND, "") if "LOCAL_RANK" in os.environ else ""  # by DDP, without the command
     completing = "-sc" in sys.argv or "--shell-completion" in sys.argv
     if command in COMMANDS:
         del sys.argv[1]
+        os.environ[COMMAND] = command
+    elif launched:
+        command = launched
     elif not completing:
         _fail(f"usage: halos {{{','.join(COMMANDS)}}} [group=option …] [key=value …]; found {command!r}")
     if completing:
         # Hydra completes the words behind the program's name; the command's name is not one of its overrides.
-        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("halos train", "halos", 1)
-    main_train()
+        line = os.environ.get("COMP_LINE", "")
+        os.environ["COMP_LINE"] = re.sub(f"^halos ({'|'.join(COMMANDS)})", "halos", line)
+    main_cache_reference() if command == "cache-reference" else main_train()
 
 
 def main_train() -> None:
@@ -45,7 +53,27 @@ def main_train() -> None:
     end_with_one_line(hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")(_train_job))
 
 
+def main_cache_reference() -> None:
+    """The same command line as for training, to fill the cache of the reference's log-probs."""
+    run = hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")
+    end_with_one_line(run(_cache_reference_job))
+
+
 def _train_job(cfg: DictConfig) -> None:
+    _place(cfg)
+    from halos.train import train  # heavy imports: a misspelt key should not wait for them
+
+    train(cfg)
+
+
+def _cache_reference_job(cfg: DictConfig) -> None:
+    _place(cfg)
+    from halos.cache_reference import cache_reference
+
+    cache_reference(cfg)
+
+
+def _place(cfg: DictConfig) -> None:
     context = HydraConfig.get()
     # In a sweep this is the job's own folder; in a process that DDP launched, that of its parent.
     cfg.output_dir = context.runtime.output_dir
@@ -58,9 +86,6 @@ def _train_job(cfg: DictConfig) -> None:
     _require_output_dir(cfg, context.overrides.task)
     # The user's own modules (loss._target_=mylab.losses.MyLoss) lie where the command is run.
     sys.path.insert(0, str(Path.cwd()))
-    from halos.train import train  # heavy imports: a misspelt key should not wait for them
-
-    train(cfg)
 
 
 def _require_output_dir(cfg: DictConfig, words: Sequence[str]) -> None:

@@ -58,6 +58,15 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     Raises ``ValueError`` for a bad configuration, bad data or a bad model, before weights are loaded.
     """
+    run, trainer = set_up(cfg)
+    run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=run.checkpoint is None)
+    _show(run)
+    fit(run, trainer)
+    return finish(run, trainer)
+
+
+def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
+    """The run, its steps planned, and its Trainer: everything before files are written and weights are loaded."""
     console.set_up_logging()
     pl.seed_everything(cfg.seed, verbose=False)
     run = prepare(cfg)
@@ -70,10 +79,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         world_size=trainer.world_size,
     )
     run.objective.check(trainer.accumulate_grad_batches, run.data.label_counts)
-    run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=run.checkpoint is None)
-    _show(run)
-    fit(run, trainer)
-    return finish(run, trainer)
+    return run, trainer
 
 
 def prepare(cfg: DictConfig) -> Run:

@@ -1,5 +1,6 @@
 """The command line: a mistake costs a second and one line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["halos", *words])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv(cli.COMMAND, os.environ.get(cli.COMMAND, ""))  # so that it is put back
     try:
         cli.main()
     except SystemExit as stop:
@@ -93,6 +95,35 @@ def test_the_train_command_trains_into_the_output_folder(monkeypatch: pytest.Mon
     assert (cfg.loss.name, cfg.loss.beta) == ("dpo", 0.3)
     assert Path(cfg.output_dir) == tmp_path / "here"
     assert str(tmp_path) in sys.path
+
+
+def test_the_cache_reference_command_has_the_same_configuration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+    monkeypatch.setattr("halos.cache_reference.cache_reference", seen.append)
+    assert call(monkeypatch, tmp_path, "cache-reference", "loss=dpo", "output_dir=here", "loss.beta=0.3") == 0
+    (cfg,) = seen
+    assert (cfg.loss.name, cfg.loss.beta, Path(cfg.output_dir)) == ("dpo", 0.3, tmp_path / "here")
+
+
+@pytest.mark.parametrize("command", ["train", "cache-reference"])
+def test_a_process_that_ddp_launches_does_the_same(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+    monkeypatch.setattr("halos.cache_reference.cache_reference", lambda cfg: seen.append("cache-reference"))
+    monkeypatch.setattr("halos.train.train", lambda cfg: seen.append("train"))
+    launched = []
+
+    def place(*_: object) -> None:
+        launched.extend(sys.argv)  # what Lightning starts the other processes with
+
+    monkeypatch.setattr(cli, "_place", place)
+    assert call(monkeypatch, tmp_path, command, "output_dir=here") == 0
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert call(monkeypatch, tmp_path, *launched[1:3]) == 0
+    assert seen == [command, command]
 
 
 def test_jobs_of_a_sweep_write_into_folders_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

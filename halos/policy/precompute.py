@@ -19,6 +19,8 @@ from halos.policy.head import evaluating
 
 TOKENS = 4096
 """Tokens in one forward."""
+KEEP_SECONDS = 60.0
+"""Each rank keeps what it has found this often, for a run that is killed."""
 
 Work = list[tuple[bytes, Row]]
 Track = Callable[[Sequence[Work]], Iterable[Work]]
@@ -37,7 +39,8 @@ def reference_table(
     """Log-probs of all branches of the rows under the policy as it is now, and the seconds that this took.
 
     What the cache in ``folder`` has is read, the rest computed, divided over the ranks, and added to it. All ranks end
-    with the same table. ``track`` shows progress over the forwards.
+    with the same table. ``track`` shows progress over the forwards. Of a run that is killed, the cache has what it
+    found until about a minute before.
     """
     start = time.perf_counter()
     cache = ReferenceCache(folder, model_key(backbone.policy, precision))
@@ -50,15 +53,38 @@ def reference_table(
     if backbone.sharded and len(work) < len(everything[::world]):
         work.append(everything[0])  # ranks that hold parts of one model run equally many forwards
     found: list[tuple[bytes, Tensor]] = []
+    interim = _Interim(cache)
     with evaluating(backbone), torch.no_grad():
         for part in track(work):
             chunks = 1 if backbone.sharded else -(-len(part) // 16)
             batch = collate([row for _, row in part], chunks=chunks, packing=packing, share_prompts=share_prompts)
             found += _score(backbone, part, batch)
+            interim.keep(found)
     added = dict(all_gather_list(found))
-    if added and rank == 0:
-        cache.write(added)
-    return ReferenceTable(known | added), time.perf_counter() - start
+    if added:
+        interim.replace_by(from_rank_zero(lambda: cache.write(added)))
+    return ReferenceTable(known | added, computed=len(added)), time.perf_counter() - start
+
+
+class _Interim:
+    """What this rank found, in parts of the cache, until the part with all ranks' findings takes their place."""
+
+    def __init__(self, cache: ReferenceCache) -> None:
+        self.cache, self.parts, self.count, self.since = cache, list[Path](), 0, time.perf_counter()
+
+    def keep(self, found: Sequence[tuple[bytes, Tensor]]) -> None:
+        """Write what has been found since the last time, if that is long enough ago."""
+        if time.perf_counter() - self.since < KEEP_SECONDS:
+            return
+        part = self.cache.write(dict(found[self.count :]))
+        self.parts += [] if part is None else [part]
+        self.count, self.since = len(found), time.perf_counter()
+
+    def replace_by(self, whole: Path | None) -> None:
+        """Remove the parts if there is one with everything (it may be one of them)."""
+        for part in self.parts if whole is not None else ():
+            if part != whole:
+                part.unlink(missing_ok=True)
 
 
 def _batches(items: Iterable[tuple[bytes, Row]]) -> Iterator[Work]:
