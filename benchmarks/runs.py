@@ -75,7 +75,8 @@ def _ours(job: Job, folder: Path, run: Run, trainer: Any, steps: Steps) -> Found
     run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)
     trainer.fit(run.objective, datamodule=run.data)
     backbone = run.objective.trained
-    return backbone.policy, run.record.train_loss, run.record.seconds, backbone.reference_seconds
+    losses = [loss for loss in run.record.train_loss if loss is not None]  # no step is skipped
+    return backbone.policy, losses, run.record.seconds, backbone.reference_seconds
 
 
 def _plain(job: Job, folder: Path, run: Run, trainer: Any, steps: Steps) -> Found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -64,3 +65,13 @@ def whole(tensor: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that is divided over ranks, or the whole of one that is not."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def all_max(values: list[int], device: torch.device) -> list[int]:
+    """The element-wise maximum over ranks."""
+    if rank_and_world()[1] == 1:
+        return values
+    most = torch.tensor(values, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    found: list[int] = most.tolist()
+    return found

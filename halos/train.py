@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from halos import signals
 from halos.building import build, objective_class
 from halos.data.module import PreferenceDataModule
 from halos.data.reference import ReferenceTable
@@ -27,9 +28,11 @@ from halos.policy.meta import make_backbone
 from halos.policy.precompute import reference_table
 from halos.policy.reward import export_reward_model
 from halos.policy.sharding import full_state
-from halos.runs import console
+from halos.runs import console, ranks
+from halos.runs.checkpoints import Checkpoints, check_identity
 from halos.runs.comparison import Comparison, compare
 from halos.runs.folder import RunFolder
+from halos.runs.identity import identity
 from halos.runs.loggers import CSVMetrics
 from halos.runs.progress import Progress
 from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
@@ -51,18 +54,29 @@ class Run:
     model: ModelSpec
     tokens: ChatTokens
     record: RunRecord
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train as configured and leave the outputs in ``cfg.output_dir``; returns the summary.
 
-    Raises ``ValueError`` for a bad configuration, bad data or a bad model, before weights are loaded.
+    Raises ``ValueError`` for a bad configuration, bad data or a bad model, before weights are loaded, and
+    :class:`halos.signals.Interrupted` (a ``SystemExit``) if a signal asks the run to end.
     """
-    run, trainer = set_up(cfg)
-    run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=run.checkpoint is None)
-    _show(run)
-    fit(run, trainer)
-    return finish(run, trainer)
+    with signals.caught(), ranks.lost_ranks_named():
+        run, trainer = set_up(cfg)
+        run.identity |= identity(
+            cfg,
+            {split: rows.rows for split, rows in run.data.rows.items()},
+            model=run.model.local,
+            examples_per_step=run.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+        )
+        if run.checkpoint is not None:
+            check_identity(run.checkpoint, run.identity)
+        run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=run.checkpoint is None)
+        _show(run)
+        fit(run, trainer)
+        return finish(run, trainer)
 
 
 def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
@@ -106,7 +120,13 @@ def prepare(cfg: DictConfig) -> Run:
         return made
 
     objective: Objective = build(
-        cfg.loss, backbone, without=("name",), optim=build(cfg.optim), seed=cfg.seed, humanline=_humanline(cfg)
+        cfg.loss,
+        backbone,
+        without=("name",),
+        optim=build(cfg.optim),
+        seed=cfg.seed,
+        humanline=_humanline(cfg),
+        non_finite=cfg.non_finite,
     )
     data: PreferenceDataModule = build(cfg.data, without=("train", "val"), seed=cfg.seed)
     data.load(objective.view)
@@ -152,7 +172,8 @@ def fit(run: Run, trainer: pl.Trainer) -> None:
         trainer.validate(run.objective, datamodule=run.data, verbose=False)
     checkpoint = str(run.checkpoint) if run.checkpoint else None
     trainer.fit(run.objective, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
-    trainer.save_checkpoint(run.folder.checkpoints / "last.ckpt")
+    checkpoints: Any = trainer.checkpoint_callback
+    checkpoints.finish(trainer)
     if has_val and run.record.validated_at != trainer.global_step:
         trainer.validate(run.objective, datamodule=run.data, verbose=False)
 
@@ -208,6 +229,7 @@ def _reference_sync(run: Run) -> list[Callback]:
 def _callbacks(run: Run) -> list[Callback]:
     sampling = run.cfg.sampling
     callbacks: list[Callback] = [
+        ranks.KnowRanks(),
         *_reference_sync(run),
         run.record,
         TensorBoardReport(),
@@ -217,13 +239,7 @@ def _callbacks(run: Run) -> list[Callback]:
             max_new_tokens=sampling.max_new_tokens,
             seed=run.cfg.seed,
         ),
-        ModelCheckpoint(
-            dirpath=run.folder.checkpoints,
-            filename="{step}",
-            every_n_train_steps=run.cfg.checkpoint_every,
-            save_last=True,
-            save_on_train_epoch_end=False,
-        ),
+        Checkpoints(run.folder.checkpoints, every=run.cfg.checkpoint_every, identity=run.identity, record=run.record),
     ]
     return [*callbacks, Progress()] if run.cfg.trainer.enable_progress_bar else callbacks
 
@@ -279,6 +295,7 @@ def _summary(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
         "peak_gpu_mb": peak_gpu_mb(),
         "train_loss": run.record.train_loss,
         "metrics": run.record.val_metrics,
+        **({"skipped_steps": run.objective.skipped_steps} if run.objective.non_finite == "skip" else {}),
     }
 
 

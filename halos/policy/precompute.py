@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from halos import signals
 from halos.data.batches import Batch, collate
 from halos.data.reference import ReferenceTable, completions
 from halos.data.rows import Row
-from halos.distributed import all_gather_list, from_rank_zero, rank_and_world
+from halos.distributed import all_gather_list, all_max, from_rank_zero, rank_and_world
 from halos.policy.backbone import Backbone
 from halos.policy.cache import ReferenceCache, model_key
 from halos.policy.head import evaluating
@@ -40,7 +41,7 @@ def reference_table(
 
     What the cache in ``folder`` has is read, the rest computed, divided over the ranks, and added to it. All ranks end
     with the same table. ``track`` shows progress over the forwards. Of a run that is killed, the cache has what it
-    found until about a minute before.
+    found until about a minute before; a signal that it can handle loses nothing.
     """
     start = time.perf_counter()
     cache = ReferenceCache(folder, model_key(backbone.policy, precision))
@@ -50,16 +51,24 @@ def reference_table(
     rank, world = rank_and_world()
     everything = list(_batches(new))
     work = everything[rank::world]
-    if backbone.sharded and len(work) < len(everything[::world]):
+    most = len(everything[::world])
+    if backbone.sharded and len(work) < most:
         work.append(everything[0])  # ranks that hold parts of one model run equally many forwards
+    mine = iter(track(work))
     found: list[tuple[bytes, Tensor]] = []
     interim = _Interim(cache)
+    deferred = signals.defer(True)
     with evaluating(backbone), torch.no_grad():
-        for part in track(work):
-            chunks = 1 if backbone.sharded else -(-len(part) // 16)
-            batch = collate([row for _, row in part], chunks=chunks, packing=packing, share_prompts=share_prompts)
-            found += _score(backbone, part, batch)
-            interim.keep(found)
+        for _ in range(most):  # equally often on all ranks, so that they can hear of signals
+            if part := next(mine, None):
+                chunks = 1 if backbone.sharded else -(-len(part) // 16)
+                batch = collate([row for _, row in part], chunks=chunks, packing=packing, share_prompts=share_prompts)
+                found += _score(backbone, part, batch)
+            (number,) = all_max([signals.received()], backbone.device)
+            interim.keep(found, now=bool(number))
+            signals.stop(number)
+    list(mine)  # the bar's last step
+    signals.defer(deferred)
     added = dict(all_gather_list(found))
     if added:
         interim.replace_by(from_rank_zero(lambda: cache.write(added)))
@@ -72,9 +81,9 @@ class _Interim:
     def __init__(self, cache: ReferenceCache) -> None:
         self.cache, self.parts, self.count, self.since = cache, list[Path](), 0, time.perf_counter()
 
-    def keep(self, found: Sequence[tuple[bytes, Tensor]]) -> None:
-        """Write what has been found since the last time, if that is long enough ago."""
-        if time.perf_counter() - self.since < KEEP_SECONDS:
+    def keep(self, found: Sequence[tuple[bytes, Tensor]], *, now: bool = False) -> None:
+        """Write what has been found since the last time, if that is long enough ago or asked for ``now``."""
+        if len(found) == self.count or (time.perf_counter() - self.since < KEEP_SECONDS and not now):
             return
         part = self.cache.write(dict(found[self.count :]))
         self.parts += [] if part is None else [part]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,26 +107,6 @@ class FSDP(ModelParallelStrategy):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_optimizer_state_dict(self._module, plain, options=options)
         return by_position(state) if self.global_rank == 0 else {}
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        path = Path(self.broadcast(str(filepath)))
-        if not self._save_distributed_checkpoint:
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        # A folder is filled beside its place, so that one which bears the name is whole.
-        part = path.with_name(path.name + ".part")
-        if self.is_global_zero and part.exists():
-            shutil.rmtree(part)
-        self.barrier()
-        super().save_checkpoint(checkpoint, part, storage_options)
-        self.barrier()
-        if self.is_global_zero:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-            part.rename(path)
-        self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(str(checkpoint_path)))

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from halos.building import build
+from halos.runs.checkpoints import LocalCheckpointIO
 from halos.runs.fsdp import FSDP, ShardedMixed
 
 log = logging.getLogger(__name__)
@@ -32,14 +33,18 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
     options = {key: value for key, value in given.items() if value is not None}
     options.pop("max_epochs", None)
     options.pop("max_steps", None)
+    options["plugins"] = [*(options.get("plugins") or ()), LocalCheckpointIO()]
     one_device = cfg.strategy.name == "auto"
     devices = options.setdefault("devices", 1 if one_device else "auto")
     if one_device and str(devices) not in ("1", "auto") and not isinstance(devices, list):
         raise ValueError(f"trainer.devices: strategy=auto uses one device, found {devices}; set strategy=ddp")
     strategy = cfg.strategy.trainer if isinstance(cfg.strategy.trainer, str) else build(cfg.strategy.trainer)
+    if isinstance(strategy, FSDP) and cfg.precision == "bf16-mixed":
+        options["plugins"].append(ShardedMixed())
+    else:
+        options["precision"] = cfg.precision
     trainer = pl.Trainer(
         **options,
-        **_precision(cfg.precision, strategy, options),
         strategy=strategy,
         max_epochs=1,
         callbacks=list(callbacks),
@@ -53,12 +58,6 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
     if isinstance(strategy, FSDP):
         strategy.check(trainer.world_size)
     return trainer
-
-
-def _precision(precision: str, strategy: Any, options: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(strategy, FSDP) or precision != "bf16-mixed":
-        return {"precision": precision}
-    return {"plugins": [ShardedMixed(), *options.pop("plugins", ())]}
 
 
 def check_precision(precision: str, *, strategy: str, accelerator: str, lr: float) -> None:

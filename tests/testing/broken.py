@@ -173,6 +173,11 @@ class LossOfEachExample(SFT):
         return Output({"sft": Mean(-policy.tokens[:, 0].sum(-1), len(batch), batch.step.examples)})
 
 
+class LossAsANumber(SFT):
+    def compute(self, batch: Any, policy: LogProbs, reference: None) -> Output:
+        return Output({"sft": Mean(float(-policy.tokens[:, 0].sum()), len(batch), batch.step.examples)})
+
+
 class OtherMask(SFT):
     """The batch's mask is replaced, rather than changed in place."""
 
@@ -211,6 +216,7 @@ FAULTS: dict[type[Objective], str] = {
     NoDenominator: "shapes",
     NothingToTrain: "shapes",
     LossOfEachExample: "shapes",
+    LossAsANumber: "shapes",
     OtherMask: "inputs untouched",
     OffsetRewards: "step 0",
 }

@@ -17,7 +17,8 @@ from halos.testing.promises import EXACT, NotApplicable, Violation, agree, finit
 def shapes(make: Make, rows: Sequence[Row]) -> None:
     """Loss terms are sums over examples or tokens with the count of the whole step; rewards have one row an example."""
     objective = make_objective(make)
-    output = ask(objective, make_inputs(objective, rows)).output
+    inputs = make_inputs(objective, rows)
+    output = objective.compute(inputs.batch, inputs.policy, inputs.reference)
     if not output.loss:
         raise Violation("expected at least one loss term, found none")
     for name, term in output.loss.items():
