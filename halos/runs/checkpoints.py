@@ -244,8 +244,6 @@ def newest(folder: Path) -> Path | None:
 def whole(path: Path) -> Path:
     """The path itself. Raises ``ValueError`` for a file that is cut off, altered or no checkpoint."""
     if path.is_dir():
-        if not (path / "meta.pt").is_file():  # Lightning's name; the last file of a sharded checkpoint
-            raise ValueError(f"resume: expected a checkpoint, found the folder {path}, which is none or incomplete")
         return check_sharded(path)
     # A checkpoint is a zip file with checksums, whose directory stands at its end: a cut-off one has none.
     try:

@@ -34,7 +34,7 @@ class _Metadata(pickle.Unpickler):
 def check_sharded(folder: Path, key: str = "resume") -> Path:
     """The folder, if it is a whole sharded checkpoint. Raises ``ValueError`` naming ``key`` otherwise."""
     if not (folder / ".metadata").is_file() or not zipfile.is_zipfile(folder / META):
-        raise ValueError(f"{key}: expected a checkpoint, found the folder {folder}, which is none or is incomplete")
+        raise ValueError(f"{key}: expected a checkpoint, found the folder {folder}, which is none or incomplete")
     try:
         with (folder / ".metadata").open("rb") as stream:
             _Metadata(stream).load()
