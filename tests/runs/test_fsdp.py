@@ -50,6 +50,12 @@ def counted(train: Any, folder: Path, *words: str) -> tuple[dict[str, Any], dict
 
 
 def runs_on_a_rank(folder: Path) -> list[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "destroy_process_group", lambda: None)  # one group for all of the runs
+        return _runs_on_a_rank(folder)
+
+
+def _runs_on_a_rank(folder: Path) -> list[Any]:
     checkpoint = f"resume='{folder}/auto/checkpoints/step=3.ckpt'"
     shared = (*WORDS, *TWO)
     sharded = "strategy.trainer.sharded_checkpoints=true"
