@@ -98,7 +98,9 @@ def _run_job(cfg: DictConfig) -> None:
 
 
 def _place(cfg: DictConfig) -> None:
-    cfg.output_dir = HydraConfig.get().runtime.output_dir  # in a sweep the job's own folder
+    context = HydraConfig.get()
+    cfg.output_dir = context.runtime.output_dir  # in a sweep the job's own folder
+    _require_output_dir(cfg, context.overrides.task)
 
 
 def _rank_job(config: Path) -> None:
@@ -128,6 +130,13 @@ def name_jobs_by_what_is_swept(words: list[str]) -> None:
     # Among the other overrides: Hydra's parser takes them in one stretch only.
     place = max(n for n, word in enumerate(words) if n == 0 or ("=" in word and not word.startswith("-")))
     words.insert(place + 1, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(dict.fromkeys(kept))}]")
+
+
+def _require_output_dir(cfg: DictConfig, words: Sequence[str]) -> None:
+    # Processes that something else starts (torchrun, srun) would each name a folder after their own clock.
+    apart = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if (apart or cfg.trainer.num_nodes > 1) and not any(word.startswith("output_dir=") for word in words):
+        raise ValueError("output_dir: expected one for all processes, as they are started apart; set output_dir=…")
 
 
 def end_with_one_line(job: Callable[[], Any]) -> None:

@@ -1,4 +1,4 @@
-"""Sums over ranks that are the identity without a process group."""
+"""What ranks tell each other; the identity without a process group."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 Made = TypeVar("Made")
 
@@ -54,6 +55,16 @@ def all_gather_list(values: list[Any]) -> list[Any]:
     gathered: list[list[Any]] = [[] for _ in range(world)]
     dist.all_gather_object(gathered, values)
     return [value for part in gathered for value in part]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that is divided over ranks; all of them have to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that is divided over ranks, or the whole of one that is not."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def all_max(values: list[int], device: torch.device) -> list[int]:

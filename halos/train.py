@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,14 @@ from halos.data.tokens import ChatTokens
 from halos.objectives.base import Objective
 from halos.objectives.humanline import Humanline
 from halos.policy.backbone import Backbone
-from halos.policy.export import export_policy, unconditioned
+from halos.policy.export import export_policy, part_of, unconditioned
 from halos.policy.loading import ModelSpec, add_control_tokens
+from halos.policy.meta import make_backbone
 from halos.policy.precompute import reference_table
 from halos.policy.reward import export_reward_model
+from halos.policy.sharding import full_state
 from halos.runs import console, ranks
-from halos.runs.checkpoints import Checkpoints, LocalCheckpointIO, check_identity
+from halos.runs.checkpoints import Checkpoints, check_identity
 from halos.runs.comparison import Comparison, compare
 from halos.runs.data_report import show_report, write_report
 from halos.runs.folder import RunFolder
@@ -39,8 +40,7 @@ from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
 from halos.runs.reference_sync import ReferenceSync
 from halos.runs.replies import SampledReplies
 from halos.runs.tensorboard import TensorBoardReport, log_hparams
-
-log = logging.getLogger(__name__)
+from halos.runs.trainer import make_trainer, warn_if_emulated
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
     console.set_up_logging()
     pl.seed_everything(cfg.seed, verbose=False)
     run = prepare(cfg)
-    trainer = _trainer(run)
+    trainer = make_trainer(cfg, _callbacks(run), _loggers(run))
     warn_if_emulated(cfg.precision, trainer.strategy.root_device)
     run.data.plan(
         epochs=cfg.trainer.max_epochs,
@@ -109,10 +109,15 @@ def prepare(cfg: DictConfig) -> Run:
 
     def backbone() -> Backbone:
         dtype = torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32
-        policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=len(tokenizer))
-        live = objective.needs_reference and spec.reference == "live"
-        made = Backbone(policy, with_reference=live, head_chunk=spec.head_chunk)
-        if objective.needs_reference and not live:
+        made = make_backbone(
+            spec,
+            getattr(objective.trainer.strategy, "sharding", None),
+            dtype=dtype,
+            new_tokens=new_tokens,
+            vocabulary=len(tokenizer),
+            with_reference=objective.needs_reference and spec.reference == "live",
+        )
+        if objective.needs_reference and spec.reference == "cached":
             data.reference, made.reference_seconds = _cached_reference(cfg, made, data, objective.trainer)
         return made
 
@@ -146,17 +151,18 @@ def _cached_reference(
 ) -> tuple[ReferenceTable, float]:
     # The policy, which is about to be moved and cast like this anyway, is the reference until its first step.
     precision = trainer.precision_plugin
-    precision.convert_module(backbone).to(trainer.strategy.root_device)
+    if not backbone.sharded:
+        precision.convert_module(backbone).to(trainer.strategy.root_device)
+    mixed_apart = backbone.sharded and cfg.precision == "bf16-mixed"  # other operations are rounded than by autocast
     rows = data.scored_rows(accumulate=trainer.accumulate_grad_batches, world_size=trainer.world_size)
     with precision.forward_context():
         return reference_table(
-            backbone.policy,
+            backbone,
             rows,
             folder=Path(cfg.cache_dir).expanduser(),
-            precision=cfg.precision,
+            precision=f"{cfg.precision}, sharded" if mixed_apart else cfg.precision,
             packing=data.packing,
             share_prompts=data.share_prompts,
-            head_chunk=backbone.head_chunk,
             track=partial(console.track, "reference log-probs", shown=cfg.trainer.enable_progress_bar),
         )
 
@@ -177,14 +183,15 @@ def fit(run: Run, trainer: pl.Trainer) -> None:
 def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     """Export the policy, sample from it where the true reward is known, and write the summary."""
     summary = _summary(run, trainer)
+    weights = full_state(run.objective) if run.objective.trained.sharded else None
     if not trainer.is_global_zero:
         return summary
+    card = {"loss": run.cfg.loss.name, "base": run.model.path, "steps": summary["steps"], **summary["metrics"]}
+    _export(run, card, weights)
     comparison = _compare(run)
     if comparison is not None:
         summary["samples"] = comparison.summary()
         console.show_comparison(comparison)
-    card = {"loss": run.cfg.loss.name, "base": run.model.path, "steps": summary["steps"], **summary["metrics"]}
-    _export(run, card)
     final = summary["metrics"] | {f"samples/{name}": value for name, value in summary.get("samples", {}).items()}
     log_hparams(trainer, _hparams(run.cfg), final)
     console.show_metrics(summary["metrics"])
@@ -193,14 +200,17 @@ def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     return summary
 
 
-def _export(run: Run, card: Mapping[str, Any]) -> None:
+def _export(run: Run, card: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None) -> None:
     policy, tokenizer, folder = run.objective.trained.policy, run.tokens.tokenizer, run.folder.model
     end = run.tokens.end_of_turn
     if run.objective.generates:
         control = run.objective.control(True)
-        export_policy(policy, tokenizer, folder, end_of_turn=end, control=control, card=card)
+        own = part_of(weights, "backbone.policy.")
+        export_policy(policy, tokenizer, folder, end_of_turn=end, control=control, card=card, weights=own)
     else:
-        export_reward_model(policy, run.objective.reward_head, tokenizer, folder, end_of_turn=end, card=card)
+        head = run.objective.reward_head
+        states = (part_of(weights, "backbone.policy."), part_of(weights, "reward_head."))
+        export_reward_model(policy, head, tokenizer, folder, end_of_turn=end, card=card, weights=states)
 
 
 def _humanline(cfg: DictConfig) -> Humanline | None:
@@ -216,32 +226,6 @@ def _reference_sync(run: Run) -> list[Callback]:
     if run.model.reference == "cached":
         raise ValueError("reference_sync.every: a reference that moves needs model.reference=live, found cached")
     return [sync]
-
-
-def _trainer(run: Run) -> pl.Trainer:
-    cfg = run.cfg
-    given: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    options = {key: value for key, value in given.items() if value is not None}
-    options.pop("max_epochs", None)
-    options.pop("max_steps", None)
-    options["plugins"] = [*(options.get("plugins") or ()), LocalCheckpointIO()]
-    one_device = cfg.strategy.name == "auto"
-    devices = options.setdefault("devices", 1 if one_device else "auto")
-    if one_device and str(devices) not in ("1", "auto") and not isinstance(devices, list):
-        raise ValueError(f"trainer.devices: strategy=auto uses one device, found {devices}; set strategy=ddp")
-    return pl.Trainer(
-        **options,
-        strategy=cfg.strategy.trainer if isinstance(cfg.strategy.trainer, str) else instantiate(cfg.strategy.trainer),
-        precision=cfg.precision,
-        max_epochs=1,
-        callbacks=_callbacks(run),
-        logger=_loggers(run),
-        default_root_dir=cfg.output_dir,
-        check_val_every_n_epoch=1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-    )
 
 
 def _callbacks(run: Run) -> list[Callback]:
@@ -276,11 +260,13 @@ def _compare(run: Run) -> Comparison | None:
     trained = run.objective.trained
     # Without a live reference, or with one that has moved, the policy is compared with the model that it started from.
     policy, reference = trained.policy, trained.reference if not run.cfg.reference_sync.every else None
+    if trained.sharded:  # the first process alone cannot sample from it
+        policy, reference = _exported(run, trained.device), None
     if reference is None:
         start = run.model.load(dtype=policy.dtype, vocabulary=len(run.tokens.tokenizer))
         reference = start.to(policy.device).eval()
     return compare(
-        trained.policy,
+        policy,
         reference,
         run.tokens,
         judge,
@@ -291,16 +277,8 @@ def _compare(run: Run) -> Comparison | None:
     )
 
 
-def warn_if_emulated(precision: str, device: torch.device) -> None:
-    """Warn of bfloat16 on a CPU that has no instructions for it."""
-    supported: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    native = any(supported.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-    if "bf16" in precision and device.type == "cpu" and supported.get("architecture") == "x86_64" and not native:
-        log.warning(
-            "precision=%s: this CPU has no bfloat16 instructions and emulates them, many times slower than "
-            "precision=32-true",
-            precision,
-        )
+def _exported(run: Run, device: torch.device) -> Any:
+    return replace(run.model, path=str(run.folder.model.absolute()), random_weights=False).load().to(device)
 
 
 def _summary(run: Run, trainer: pl.Trainer) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from halos import cli
@@ -159,6 +159,23 @@ def test_each_job_of_a_sweep_on_several_devices_has_ranks_of_its_own(
     words = ("train", "-m", "loss=kto,dpo", "strategy=ddp", "trainer.devices=2", "output_dir=out")
     assert call(monkeypatch, tmp_path, *words) == 0
     assert seen == [("loss=kto", 2), ("loss=dpo", 2)]
+
+
+@pytest.mark.parametrize("apart", ["nodes", "torchrun", "srun"])
+def test_processes_that_are_started_apart_need_one_folder(
+    apart: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[DictConfig] = []
+    monkeypatch.setattr("halos.train.train", seen.append)
+    if apart == "torchrun":
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    elif apart == "srun":
+        monkeypatch.setenv("SLURM_NTASKS", "16")
+    words = ["train", "trainer.num_nodes=2"] if apart == "nodes" else ["train"]
+    assert call(monkeypatch, tmp_path, *words) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: output_dir: expected one for all processes")
+    assert call(monkeypatch, tmp_path, *words, "output_dir=out") == 0
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(

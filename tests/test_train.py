@@ -27,6 +27,7 @@ from halos.errors import RunFailed
 from halos.policy import precompute
 from halos.policy.loading import ModelSpec
 from halos.runs.folder import CONTENTS
+from halos.runs.trainer import warn_if_emulated
 from halos.toy.feedback import toy_feedback
 from halos.toy.model import ASSISTANT, BAD, END, GOOD
 from halos.train import train
@@ -243,17 +244,17 @@ def test_a_reference_that_is_cached_is_neither_computed_nor_held(
     options = ("data.source.feedback=pairs", "sampling.size=0", cache)
     batches: list[int] = []
     objectives: list[Any] = []
-    score, fit = precompute.completion_logprobs, halos.train.fit
+    score, fit = precompute._score, halos.train.fit
 
-    def counting(model: Any, batch: Any, **options: Any) -> Any:
+    def counting(backbone: Any, work: Any, batch: Any) -> Any:
         batches.append(len(batch))
-        return score(model, batch, **options)
+        return score(backbone, work, batch)
 
     def keeping(run: halos.train.Run, trainer: pl.Trainer) -> None:
         fit(run, trainer)
         objectives.append(run.objective)
 
-    monkeypatch.setattr(precompute, "completion_logprobs", counting)
+    monkeypatch.setattr(precompute, "_score", counting)
     monkeypatch.setattr(halos.train, "fit", keeping)
     first = run(tmp_path / "first", "loss=dpo", *options)
     assert batches
@@ -726,7 +727,7 @@ def test_emulated_bfloat16_is_warned_of(
     precision: str, device: str, capabilities: dict[str, Any], warned: bool, caplog: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    halos.train.warn_if_emulated(precision, torch.device(device))
+    warn_if_emulated(precision, torch.device(device))
     assert bool(caplog.messages) is warned
 
 

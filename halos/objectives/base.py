@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halos.data.batches import Batch
-from halos.distributed import all_gather_list
+from halos.distributed import all_gather_list, whole
 from halos.metrics import Averages, LabelledRewards, Mean, auc
 from halos.objectives.feedback_metrics import feedback_metrics, labelled
 from halos.objectives.humanline import Humanline
@@ -156,6 +156,8 @@ class Objective(pl.LightningModule, ABC):
         if self.backbone is None:
             self.backbone = self._make_backbone()
             self.build(self.backbone.hidden_size)
+            if self.backbone.sharding is not None:
+                self.backbone.sharding.shard_beside(self)
 
     @final
     def setup(self, stage: str) -> None:
@@ -202,6 +204,9 @@ class Objective(pl.LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of (seed, batch, rank), so that a resumed run draws as the uninterrupted one did.
         torch.manual_seed((self.seed * 1_000_003 + batch_idx * 4_099 + self.global_rank) % 2**63)
+        if self.trained.sharding is not None:
+            last = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+            self.trained.sharding.begin_micro_batch(self, last=last)
 
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -218,7 +223,7 @@ class Objective(pl.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         metrics = self._finish(self.train_averages)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        metrics["grad_norm"] = float(torch.nn.utils.get_total_norm(gradients))
+        metrics["grad_norm"] = float(whole(torch.nn.utils.get_total_norm(gradients)))
         if self.non_finite == "skip":
             self._skip_non_finite(metrics, optimizer)
         else:

@@ -24,18 +24,39 @@ class Backbone(nn.Module):
     def __init__(self, policy: nn.Module, *, with_reference: bool, head_chunk: int | None = None) -> None:
         super().__init__()
         self.head_chunk = head_chunk
+        self.sharding: Any = None
+        """How the models are divided over ranks (:class:`halos.policy.sharding.Sharding`), if they are."""
         if getattr(policy, "get_output_embeddings", lambda: None)() is None:
             raise ValueError(f"expected a causal language model with an LM head, found {type(policy).__name__}")
         self.policy: Any = policy
         # A tuple hides it from nn.Module's registration.
-        self._reference: tuple[Any, ...] = (frozen_copy(policy),) if with_reference else ()
+        self._reference: tuple[Backbone, ...] = ()
+        if with_reference:
+            self._reference = (Backbone(frozen_copy(policy), with_reference=False, head_chunk=head_chunk),)
         self.reference_seconds = 0.0
         """Seconds spent on the reference's log-probs, before training or during it."""
 
     @property
     def reference(self) -> Any | None:
         """π_ref, or None for objectives that have none."""
-        return self._reference[0] if self._reference else None
+        return self._reference[0].policy if self._reference else None
+
+    def with_reference_backbone(self) -> tuple[Backbone, ...]:
+        """This backbone, and that of the live reference if there is one."""
+        return (self, *self._reference)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the policy is divided over ranks (FSDP2), so that they have to run equally many forwards."""
+        return self.sharding is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy computes; shards may be kept elsewhere."""
+        if self.sharding is not None:
+            return self.sharding.device
+        device: torch.device = self.policy.get_output_embeddings().weight.device
+        return device
 
     @property
     def hidden_size(self) -> int:
@@ -44,7 +65,20 @@ class Backbone(nn.Module):
 
     def logprobs(self, batch: Batch, *, with_hidden: bool = False) -> LogProbs:
         """Log-probs of the batch's completions under the policy, with gradient."""
-        return completion_logprobs(self.policy, batch, with_hidden=with_hidden, head_chunk=self.head_chunk)
+        return LogProbs(*self(batch, with_hidden))
+
+    def forward(self, batch: Batch, with_hidden: bool = False) -> tuple[Any, ...]:
+        """The fields of :meth:`logprobs`.
+
+        A forward, which leaves plain tensors, so that the hooks of a sharded root make embeddings and head whole
+        for it and for its backward pass.
+        """
+        found = completion_logprobs(self.policy, batch, with_hidden=with_hidden, head_chunk=self.head_chunk)
+        if self.sharded:
+            # An in-place operation on a view would lose the hook that makes the weights whole for the backward pass.
+            found.tokens = found.tokens.clone()
+            found.last = None if found.last is None else found.last.clone()
+        return found.tokens, found.mask, found.hidden, found.last
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> LogProbs:
@@ -55,12 +89,12 @@ class Backbone(nn.Module):
         """
         if batch.reference is not None:
             return LogProbs(batch.reference, batch.mask)
-        if self.reference is None:
+        if not self._reference:
             raise ValueError(
                 "expected a backbone with a reference, or a batch with the reference's log-probs; found neither"
             )
         start = time.perf_counter()
-        logprobs = completion_logprobs(self.reference, batch, head_chunk=self.head_chunk)
+        logprobs = self._reference[0].logprobs(batch)
         self.reference_seconds += time.perf_counter() - start
         return logprobs
 
@@ -68,15 +102,13 @@ class Backbone(nn.Module):
         # Every move of device or dtype passes through here; the reference has to come along.
         # Buffers outside the state dict (rotary frequencies) keep their dtype: the exported model will load them in
         # float32, and a cast would train another model than that.
-        parts = [part for part in (self.policy, self.reference) if part is not None]
         kept = [
             (module, name, module._buffers[name])
-            for part in parts
-            for module in part.modules()
+            for module in self.policy.modules()
             for name in module._non_persistent_buffers_set
         ]
-        if self.reference is not None:
-            self.reference._apply(fn)
+        for reference in self._reference:
+            reference._apply(fn)
         result = super()._apply(fn, recurse)
         for module, name, buffer in kept:
             if buffer is not None:

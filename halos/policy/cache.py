@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from halos.data.reference import KEY_BYTES
+from halos.distributed import whole
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +34,15 @@ NOT_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype"
 
 
 def model_key(model: Any, precision: str) -> str:
-    """The key of a model's log-probs: its weights to the bit, its config, and the precision it computes in."""
+    """The key of a model's log-probs: its weights to the bit, its config, and the precision it computes in.
+
+    All ranks have to ask for that of a sharded model, which is put together one tensor at a time.
+    """
     digest = hashlib.sha256()
     config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_THE_MODEL}
     digest.update(json.dumps([FORMAT, precision, type(model).__name__, config], sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
-        values = tensor.detach().cpu().contiguous()
+        values = whole(tensor.detach()).cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(_bytes(values))
     return digest.hexdigest()

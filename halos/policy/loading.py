@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -119,6 +120,29 @@ class ModelSpec:
         if self._location.suffix == ".gguf":
             forget_quantisation(model)
         grow_vocabulary(model, vocabulary, new_tokens)
+        return self._switched(model)
+
+    def skeleton(self, *, dtype: torch.dtype = torch.float32, vocabulary: int = 0) -> Any:
+        """What :meth:`load` returns, without its weights: to be called where parameters get no memory."""
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+        config = self._from_pretrained(AutoConfig)
+        set_dropout(config, self.dropout)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
+        if self._location.suffix == ".gguf":
+            forget_quantisation(model)
+        if not self.random_weights:
+            with suppress(ValueError):  # many models have no file of their own for it
+                model.generation_config = self._from_pretrained(GenerationConfig)
+        grow_vocabulary(model, vocabulary, ())
+        return self._switched(model)
+
+    @property
+    def folder(self) -> Path | None:
+        """The local directory that the model lies in, if it is one."""
+        return self._location if self._location.is_dir() else None
+
+    def _switched(self, model: Any) -> Any:
         if self.gradient_checkpointing:
             # transformers 5 renames it.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +14,9 @@ from halos.data.batches import Batch, collate
 from halos.data.reference import ReferenceTable, completions
 from halos.data.rows import Row
 from halos.distributed import all_gather_list, all_max, from_rank_zero, rank_and_world
+from halos.policy.backbone import Backbone
 from halos.policy.cache import ReferenceCache, model_key
 from halos.policy.head import evaluating
-from halos.policy.logprobs import completion_logprobs
 
 TOKENS = 4096
 """Tokens in one forward."""
@@ -29,41 +28,43 @@ Track = Callable[[Sequence[Work]], Iterable[Work]]
 
 
 def reference_table(
-    model: Any,
+    backbone: Backbone,
     rows: Iterable[Row],
     *,
     folder: Path,
     precision: str,
     packing: bool = True,
     share_prompts: bool = True,
-    head_chunk: int | None = None,
     track: Track = iter,
 ) -> tuple[ReferenceTable, float]:
-    """Log-probs of all branches of the rows under the model as it is now, and the seconds that this took.
+    """Log-probs of all branches of the rows under the policy as it is now, and the seconds that this took.
 
     What the cache in ``folder`` has is read, the rest computed, divided over the ranks, and added to it. All ranks end
     with the same table. ``track`` shows progress over the forwards. Of a run that is killed, the cache has what it
     found until about a minute before; a signal that it can handle loses nothing.
     """
     start = time.perf_counter()
-    cache = ReferenceCache(folder, model_key(model, precision))
+    cache = ReferenceCache(folder, model_key(backbone.policy, precision))
     wanted = completions(rows)
     known = from_rank_zero(lambda: {name: values for name, values in cache.read().items() if name in wanted})
     new = ((name, Row("", 0, prompt, (ids,))) for name, (prompt, ids) in wanted.items() if name not in known)
     rank, world = rank_and_world()
-    work = list(_batches(new))
-    mine = iter(track(work[rank::world]))
+    everything = list(_batches(new))
+    work = everything[rank::world]
+    most = len(everything[::world])
+    if backbone.sharded and len(work) < most:
+        work.append(everything[0])  # ranks that hold parts of one model run equally many forwards
+    mine = iter(track(work))
     found: list[tuple[bytes, Tensor]] = []
     interim = _Interim(cache)
     deferred = signals.defer(True)
-    with evaluating(model), torch.no_grad():
-        for _ in range(-(-len(work) // world)):  # equally often on all ranks, so that they can hear of signals
+    with evaluating(backbone), torch.no_grad():
+        for _ in range(most):  # equally often on all ranks, so that they can hear of signals
             if part := next(mine, None):
-                batch = collate(
-                    [row for _, row in part], chunks=-(-len(part) // 16), packing=packing, share_prompts=share_prompts
-                )
-                found += _score(model, part, batch, head_chunk)
-            (number,) = all_max([signals.received()], model.device)
+                chunks = 1 if backbone.sharded else -(-len(part) // 16)
+                batch = collate([row for _, row in part], chunks=chunks, packing=packing, share_prompts=share_prompts)
+                found += _score(backbone, part, batch)
+            (number,) = all_max([signals.received()], backbone.device)
             interim.keep(found, now=bool(number))
             signals.stop(number)
     list(mine)  # the bar's last step
@@ -110,6 +111,6 @@ def _batches(items: Iterable[tuple[bytes, Row]]) -> Iterator[Work]:
         yield batch
 
 
-def _score(model: Any, work: Work, batch: Batch, head_chunk: int | None) -> list[tuple[bytes, Tensor]]:
-    tokens = completion_logprobs(model, batch.to(model.device), head_chunk=head_chunk).tokens[:, 0].float().cpu()
+def _score(backbone: Backbone, work: Work, batch: Batch) -> list[tuple[bytes, Tensor]]:
+    tokens = backbone.logprobs(batch.to(backbone.device)).tokens[:, 0].float().cpu()
     return [(name, tokens[n, : len(row.branches[0])].clone()) for n, (name, row) in enumerate(work)]

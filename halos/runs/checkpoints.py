@@ -25,6 +25,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from halos import signals
 from halos.distributed import all_max
 from halos.errors import RunFailed
+from halos.runs.consolidate import check_sharded
 from halos.runs.record import RunRecord
 
 log = logging.getLogger(__name__)
@@ -243,9 +244,7 @@ def newest(folder: Path) -> Path | None:
 def whole(path: Path) -> Path:
     """The path itself. Raises ``ValueError`` for a file that is cut off, altered or no checkpoint."""
     if path.is_dir():
-        if not (path / "meta.pt").is_file():  # Lightning's name; the last file of a sharded checkpoint
-            raise ValueError(f"resume: expected a checkpoint, found the folder {path}, which is none or incomplete")
-        return path
+        return check_sharded(path)
     # A checkpoint is a zip file with checksums, whose directory stands at its end: a cut-off one has none.
     try:
         with zipfile.ZipFile(path) as archive:

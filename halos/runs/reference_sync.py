@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from halos.objectives.base import Objective
+from halos.policy.sharding import full_state, load_full_state
 
 
 class ReferenceSync(Callback):
@@ -56,13 +58,24 @@ class ReferenceSync(Callback):
             theirs.lerp_(ours, self.alpha)
 
     def state_dict(self) -> dict[str, Any]:
-        weights = self._models()[0].state_dict() if self.synced_at else {}
+        weights: Mapping[str, Any] = {}
+        if self.synced_at:
+            reference = self._models()[0]
+            weights = full_state(reference) if self._sharded else reference.state_dict()
         return {"synced_at": self.synced_at, "reference": dict(weights)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.synced_at = state["synced_at"]
-        if state["reference"]:
+        if not self.synced_at:
+            return
+        if self._sharded:
+            load_full_state(self._models()[0], state["reference"])
+        else:
             self._models()[0].load_state_dict(state["reference"])
+
+    @property
+    def _sharded(self) -> bool:
+        return self._objective is not None and self._objective.trained.sharded
 
     def _models(self) -> tuple[Any, Any]:
         backbone = self._objective.trained if self._objective is not None else None

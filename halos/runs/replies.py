@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from halos.data.feedback import Prompt
 from halos.data.tokens import ChatTokens
 from halos.objectives.base import Objective
+from halos.policy.sharding import whole_root
 from halos.runs.sampling import sample
 from halos.runs.tensorboard import log_text
 
@@ -20,18 +21,23 @@ class SampledReplies(Callback):
         self.max_new_tokens, self.seed = max_new_tokens, seed
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.prompts or not trainer.is_global_zero or not isinstance(pl_module, Objective):
+        if not self.prompts or not isinstance(pl_module, Objective):
+            return
+        backbone = pl_module.trained
+        if not (trainer.is_global_zero or backbone.sharded):
             return
         control, tokenizer = pl_module.control(True), self.tokens.tokenizer
         prompts = [self.tokens.fit_prompt(self.tokens.prompt(prompt, control), "prompt")[0] for prompt in self.prompts]
-        replies = sample(
-            pl_module.trained.policy,
-            prompts,
-            end_of_turn=self.tokens.end_of_turn,
-            pad=tokenizer.pad_token_id,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-        )
+        with whole_root(backbone):
+            replies = sample(
+                backbone.policy,
+                prompts,
+                end_of_turn=self.tokens.end_of_turn,
+                pad=tokenizer.pad_token_id,
+                max_new_tokens=self.max_new_tokens,
+                seed=self.seed,
+                together=backbone.sharded,
+            )
         texts = [
             f"{tokenizer.decode(prompt)}\n\n**{tokenizer.decode(reply)}**"
             for prompt, reply in zip(prompts, replies, strict=True)

@@ -25,11 +25,13 @@ def sample(
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 256,
+    together: bool = False,
 ) -> list[list[int]]:
     """One completion's ids for each prompt's ids, up to and with the end-of-turn token.
 
     Plain sampling: no top-k, and no top-p unless asked for, whatever the model's own generation config says.
-    Temperature 0 takes the likeliest token each time.
+    Temperature 0 takes the likeliest token each time. ``together``: all ranks sample the same, as the model is divided
+    over them.
     """
     from transformers import GenerationConfig
 
@@ -49,7 +51,7 @@ def sample(
             torch.manual_seed(seed)
             for start in range(0, len(prompts), batch_size):
                 ids, mask = _left_padded(prompts[start : start + batch_size], pad, model.device)
-                out = model.generate(input_ids=ids, attention_mask=mask)
+                out = model.generate(input_ids=ids, attention_mask=mask, synced_gpus=together)
                 completions += [_until(row, end_of_turn) for row in out[:, ids.shape[1] :].tolist()]
     finally:
         model.train(was_training)

@@ -23,9 +23,9 @@ ROWS = [*tiny.rows(9, branches=2, seed=5), Row("again", 0, tiny.rows(9, seed=5)[
 
 
 def table(folder: Path, model: Any = None, rows: Iterable[Row] = ROWS, **options: Any) -> ReferenceTable:
-    made, seconds = reference_table(
-        model or tiny.model(dtype=torch.float64), rows, folder=folder, precision="32-true", **options
-    )
+    model, head_chunk = model or tiny.model(dtype=torch.float64), options.pop("head_chunk", None)
+    backbone = Backbone(model, with_reference=False, head_chunk=head_chunk)
+    made, seconds = reference_table(backbone, rows, folder=folder, precision="32-true", **options)
     assert seconds > 0
     return made
 
@@ -34,11 +34,13 @@ def counted(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Completions of each forward from here on."""
     seen: list[int] = []
 
-    def counting(model: Any, batch: Any, **options: Any) -> Any:
-        seen.append(len(batch))
-        return completion_logprobs(model, batch, **options)
+    score = precompute._score
 
-    monkeypatch.setattr(precompute, "completion_logprobs", counting)
+    def counting(backbone: Any, work: Any, batch: Any) -> Any:
+        seen.append(len(batch))
+        return score(backbone, work, batch)
+
+    monkeypatch.setattr(precompute, "_score", counting)
     return seen
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 
 from halos.runs.checkpoints import IDENTITY, Checkpoints, LocalCheckpointIO, check_identity, clean, newest, whole
 from halos.runs.record import RunRecord
@@ -62,7 +63,7 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused(
 
 def test_a_sharded_checkpoint_is_whole_with_its_last_file(tmp_path: Path) -> None:
     folder = tmp_path / "step=2.ckpt"
-    folder.mkdir()
+    torch.distributed.checkpoint.save({"weight": torch.zeros(2)}, checkpoint_id=folder, no_dist=True)
     with pytest.raises(ValueError, match="none or incomplete"):
         whole(folder)
     save(folder / "meta.pt")

@@ -1,0 +1,96 @@
+"""Lightning's Trainer from the configuration: devices, strategy and precision, and which of them go together."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from halos.building import build
+from halos.runs.checkpoints import LocalCheckpointIO
+from halos.runs.fsdp import FSDP, ShardedMixed
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
+
+
+def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequence[Any]) -> pl.Trainer:
+    """The Trainer of a run, which is one Lightning epoch whatever ``trainer.max_epochs`` says.
+
+    Raises ``ValueError`` for devices, a strategy or a precision that do not go together.
+    """
+    check_precision(cfg.precision, strategy=cfg.strategy.name, accelerator=cfg.trainer.accelerator, lr=cfg.optim.lr)
+    if cfg.strategy.name == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise ValueError("strategy=deepspeed: install the extra with pip install 'halos[deepspeed]'")
+    given: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    options = {key: value for key, value in given.items() if value is not None}
+    options.pop("max_epochs", None)
+    options.pop("max_steps", None)
+    options["plugins"] = [*(options.get("plugins") or ()), LocalCheckpointIO()]
+    one_device = cfg.strategy.name == "auto"
+    devices = options.setdefault("devices", 1 if one_device else "auto")
+    if one_device and str(devices) not in ("1", "auto") and not isinstance(devices, list):
+        raise ValueError(f"trainer.devices: strategy=auto uses one device, found {devices}; set strategy=ddp")
+    strategy = cfg.strategy.trainer if isinstance(cfg.strategy.trainer, str) else build(cfg.strategy.trainer)
+    if isinstance(strategy, FSDP) and cfg.precision == "bf16-mixed":
+        options["plugins"].append(ShardedMixed())
+    else:
+        options["precision"] = cfg.precision
+    trainer = pl.Trainer(
+        **options,
+        strategy=strategy,
+        max_epochs=1,
+        callbacks=list(callbacks),
+        logger=list(loggers),
+        default_root_dir=cfg.output_dir,
+        check_val_every_n_epoch=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+    if isinstance(strategy, FSDP):
+        strategy.check(trainer.world_size)
+    return trainer
+
+
+def check_precision(precision: str, *, strategy: str, accelerator: str, lr: float) -> None:
+    """Raise ``ValueError`` for a precision that does not exist or not here; warn of steps that bfloat16 rounds away.
+
+    A bfloat16 weight w keeps a change only if that is above |w| · 2⁻⁹, half the distance to its neighbour. AdamW
+    changes weights by about the learning rate, and most weights of language models are near 0.02.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; found {precision!r}")
+    if precision == "16-mixed":
+        if strategy == "fsdp":
+            raise ValueError("precision=16-mixed: strategy=fsdp has no loss scaling; use precision=bf16-mixed")
+        if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+            raise ValueError(
+                f"precision=16-mixed: expected a CUDA device, found trainer.accelerator={accelerator} with "
+                f"{torch.cuda.device_count()} CUDA devices; use precision=bf16-mixed"
+            )
+    if precision == "bf16-true" and lr < 0.02 * 2**-9:
+        log.warning(
+            "precision=bf16-true with optim.lr=%g: most steps are smaller than bfloat16 weights can take in, and are "
+            "lost; precision=bf16-mixed keeps the weights in float32 (with strategy=fsdp each device only its part)",
+            lr,
+        )
+
+
+def warn_if_emulated(precision: str, device: torch.device) -> None:
+    """Warn of bfloat16 on a CPU that has no instructions for it."""
+    supported: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    native = any(supported.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    if "bf16" in precision and device.type == "cpu" and supported.get("architecture") == "x86_64" and not native:
+        log.warning(
+            "precision=%s: this CPU has no bfloat16 instructions and emulates them, many times slower than "
+            "precision=32-true",
+            precision,
+        )
