@@ -28,7 +28,7 @@ from halos.signals import EXIT_CODE, SIGNALS, Interrupted
 
 ERRORS = "HALOS_ERRORS"
 """The folder in which a rank leaves the message that it failed with."""
-GRACE = 6.0
+GRACE = 4.0
 """Seconds that the other ranks have to end by themselves once a signal has ended one of them."""
 
 
@@ -65,14 +65,19 @@ def run_ranks(cfg: DictConfig, count: int) -> None:
         folder = Path(name)
         config = folder / "config.yaml"
         config.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
-        ranks = [_start(config, rank, count, port) for port in [_free_port()] for rank in range(count)]
+        ranks: list[subprocess.Popen[bytes]] = []
+        port = _free_port()
         try:
             with _passed_on(ranks) as received:
+                for rank in range(count):
+                    ranks.append(_start(config, rank, count, port))
+                    if received.number and len(ranks) < count:  # the others would never hear of it
+                        raise Interrupted(received.number)
                 codes = _wait(ranks)
         finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
+            for process in ranks:
+                process.kill()
+                process.wait()
         _conclude(codes, folder, received.number)
 
 
@@ -128,8 +133,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int | None]:
     """Wait until all have ended, or until one has failed and the others were given their time; the exit codes, None
     for a rank that is still there."""
     deadline = float("inf")
-    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
-        codes = [rank.returncode for rank in ranks if rank.returncode]
+    # A list: any() would stop at the first rank that is alive and never look at those behind it.
+    while None in (polled := [rank.poll() for rank in ranks]) and time.monotonic() < deadline:
+        codes = [code for code in polled if code]
         if codes and deadline == float("inf"):
             ended = any(map(_by_signal, codes))
             deadline = time.monotonic() + (GRACE if ended else GRACE / 4)
