@@ -156,7 +156,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_a_run_leaves_exactly_the_promised_files(trained: tuple[str, Path, dict]) -> None:
     _, folder, _ = trained
-    assert {file.name for file in folder.iterdir()} == set(CONTENTS)
+    assert {file.name for file in folder.iterdir()} == set(CONTENTS) - {"evaluation"}
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == STEPS
     assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
 
@@ -784,7 +784,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
         assert [summary[key] for key in ("world_size", "examples", "tokens")] == [2, one["examples"], one["tokens"]]
     kept = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert kept["train_loss"] == found[0]["train_loss"]
-    assert {file.name for file in (tmp_path / "two").iterdir()} == set(CONTENTS) - {"tensorboard"}
+    assert {file.name for file in (tmp_path / "two").iterdir()} == set(CONTENTS) - {"tensorboard", "evaluation"}
     assert list(column(tmp_path / "two", "train/loss")) == list(range(1, one["steps"] + 1))
 
 
@@ -841,7 +841,9 @@ def test_bad_data_are_refused_with_their_place(text: str, loss: str, said: str, 
 def test_a_run_on_files_trains_and_validates(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text(jsonl(*LABELS, {**GOOD_ROW, "prompt": "i bought a tent."}))
-    words = ["data=json", f"data.train={file}", f"data.val={file}", "trainer.max_steps=2", "trainer.max_epochs=9"]
+    held = tmp_path / "val.jsonl"
+    held.write_text(jsonl(*({**row, "prompt": f"{row['prompt']} please help."} for row in LABELS)))
+    words = ["data=json", f"data.train={file}", f"data.val={held}", "trainer.max_steps=2", "trainer.max_epochs=9"]
     summary = run(tmp_path / "run", *words)
     assert len(summary["train_loss"]) == 2
     assert column(tmp_path / "run", "val/loss")[0] == pytest.approx(0.5, abs=1e-6)

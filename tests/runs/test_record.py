@@ -13,7 +13,7 @@ from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
 
 def at(step: int, loggers: list[Any] | None = None, **metrics: float) -> Any:
     named = {name.replace("_", "/", 1): value for name, value in metrics.items()}
-    return SimpleNamespace(global_step=step, callback_metrics=named, loggers=loggers or [])
+    return SimpleNamespace(global_step=step, callback_metrics=named, loggers=loggers or [], is_global_zero=True)
 
 
 def test_each_optimizer_step_leaves_one_loss_whatever_the_accumulation() -> None:
@@ -54,7 +54,7 @@ def test_losses_and_seconds_travel_in_checkpoints() -> None:
 
 def test_time_between_stop_and_resume_does_not_count() -> None:
     record = RunRecord()
-    record.load_state_dict({"train_loss": [], "seconds": 5.0})
+    record.load_state_dict({**record.state_dict(), "seconds": 5.0})
     assert record.state_dict()["seconds"] == 5.0
 
 
@@ -72,7 +72,7 @@ def test_a_resumed_run_cuts_its_table_back_to_the_checkpoint(step: int, kept: in
     logger = CSVMetrics(tmp_path / "metrics.csv")
     for number in range(3):
         logger.log_metrics({"a": 1.0}, number)
-    RunRecord().on_train_start(at(step, loggers=[logger]), None)
+    RunRecord().on_load_checkpoint(at(0, loggers=[logger]), None, {"global_step": step, "callbacks": {}})
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + kept
 
 
