@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from halos.data.reference import KEY_BYTES
+from halos.policy.adapters import effective_state
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def model_key(model: Any, precision: str) -> str:
     digest = hashlib.sha256()
     config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_THE_MODEL}
     digest.update(json.dumps([FORMAT, precision, type(model).__name__, config], sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in effective_state(model).items():
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(_bytes(values))

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from halos.policy.adapters import adapter_layers, save_adapter
+
 _CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -39,13 +41,17 @@ def export_policy(
 ) -> None:
     """Write weights (safetensors), config, tokenizer and a model card; the folder appears whole or not at all.
 
+    Of a policy that still has a LoRA adapter only that is written, as peft does it.
     ``control`` is the control token that replies are conditioned on: the exported chat template ends with it, so that
     every sampling path conditions on it by itself. ``card`` needs ``loss`` and ``base``; the rest goes into its table.
     """
     policy.generation_config.eos_token_id = end_of_turn
     policy.generation_config.pad_token_id = tokenizer.pad_token_id
     with whole_folder(folder) as part:
-        policy.save_pretrained(part)
+        if adapter_layers(policy):
+            save_adapter(policy, part)
+        else:
+            policy.save_pretrained(part)
         conditioned(tokenizer, control).save_pretrained(part)
         (part / "README.md").write_text(_card(card), encoding="utf-8")
 
