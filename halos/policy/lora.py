@@ -120,6 +120,9 @@ class LoRA:
                 raise ValueError(f"model.lora.target_modules: {error}") from error
             if self.path is not None:
                 self._load(model, Path(self.path).expanduser(), name)
+        if self.path is not None:  # the adapter put in last is the active one
+            for layer in adapter_layers(model).values():
+                layer.set_adapter(POLICY)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(f".{POLICY}." in name + ".")
         _check_targets(model)
