@@ -184,10 +184,11 @@ def test_a_checkpoint_holds_only_what_is_trained_and_fits_only_its_base() -> Non
     del missing[next(name for name in state if "lora_A" in name)]
     with pytest.raises(RuntimeError, match=r"Missing key.*lora_A"):
         other.load_state_dict(missing)
+    model = tiny.model(seed=1)
+    LoRA(enabled=True).attach(model, base="x")
+    strange = Backbone(model, with_reference=False)
     with pytest.raises(ValueError, match="another base"):
-        model = tiny.model(seed=1)
-        LoRA(enabled=True).attach(model, base="x")
-        Backbone(model, with_reference=False).load_state_dict(state)
+        strange.load_state_dict(state)
     with pytest.raises(ValueError, match="expected a checkpoint of LoRA adapters"):
         other.load_state_dict(Backbone(tiny.model(), with_reference=False).state_dict())
 
