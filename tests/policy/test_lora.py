@@ -118,6 +118,27 @@ def test_the_fast_path_gives_the_gradients_of_separate_rows(targets: Any, checkp
         torch.testing.assert_close(left, right, rtol=0, atol=1e-9)
 
 
+def test_the_first_step_is_that_of_the_whole_model_through_the_adapter() -> None:
+    # With B = 0: dL/dB = s·G·Aᵀ and dL/dA = 0, so that a step of SGD moves W by −lr·s²·G·Aᵀ·A; G is the whole model's.
+    model = adapted(dtype=torch.float64, rank=5, alpha=3.0)
+    plain = tiny.model(dtype=torch.float64)
+    start = {name: parameter.detach().clone() for name, parameter in plain.named_parameters()}
+    down = {
+        f"{name}.weight": layer.lora_A[POLICY].weight.detach().clone() for name, layer in adapter_layers(model).items()
+    }
+    for made in (model, plain):
+        trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.7)
+        completion_logprobs(made, batch()).sum[:, 0].mean().backward()
+        optimizer.step()
+    merge_adapter(model)
+    for name, parameter in model.named_parameters():
+        moved = plain.get_parameter(name).detach() - start[name]
+        expected = (3 / 5) ** 2 * moved @ down[name].T @ down[name] if name in down else torch.zeros_like(moved)
+        assert expected.abs().max() > 1e-4 or name not in down
+        torch.testing.assert_close(parameter.detach() - start[name], expected, rtol=1e-7, atol=1e-10)
+
+
 # Continuing an adapter
 
 
