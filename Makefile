@@ -1,11 +1,12 @@
-# `make train` aligns the embedded toy model; `make test` runs the suite; `make parity` compares the losses with TRL's.
+# `make train` aligns the embedded toy model; `make test` runs the suite; `make parity` compares the losses with TRL's;
+# `make mutation` changes their formulas one by one and lists the changes that no test notices (half an hour).
 # Each sets .venv up by itself.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test parity lint format clean
+.PHONY: train test parity mutation lint format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +26,14 @@ $(VENV)/.parity: $(VENV)/.ready
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest parity $(ARGS)
 
+$(VENV)/.mutation: $(VENV)/.ready
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,mutation]'
+	touch $@
+
+mutation: $(VENV)/.mutation
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(ARGS)
+	$(BIN)/mutmut results
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +44,4 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) mutants .pytest_cache .mypy_cache .ruff_cache

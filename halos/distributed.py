@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -53,3 +54,13 @@ def all_gather_list(values: list[Any]) -> list[Any]:
     gathered: list[list[Any]] = [[] for _ in range(world)]
     dist.all_gather_object(gathered, values)
     return [value for part in gathered for value in part]
+
+
+def all_max(values: list[int], device: torch.device) -> list[int]:
+    """The element-wise maximum over ranks."""
+    if rank_and_world()[1] == 1:
+        return values
+    most = torch.tensor(values, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    found: list[int] = most.tolist()
+    return found

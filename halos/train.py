@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from halos import signals
 from halos.building import build, objective_class
 from halos.data.module import PreferenceDataModule
 from halos.data.reference import ReferenceTable
@@ -27,9 +28,11 @@ from halos.policy.export import export_policy, unconditioned
 from halos.policy.loading import ModelSpec, add_control_tokens
 from halos.policy.precompute import reference_table
 from halos.policy.reward import export_reward_model
-from halos.runs import console
+from halos.runs import console, ranks
+from halos.runs.checkpoints import Checkpoints, LocalCheckpointIO, check_identity
 from halos.runs.comparison import Comparison, compare
 from halos.runs.folder import RunFolder
+from halos.runs.identity import identity
 from halos.runs.loggers import CSVMetrics
 from halos.runs.progress import Progress
 from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
@@ -52,13 +55,33 @@ class Run:
     model: ModelSpec
     tokens: ChatTokens
     record: RunRecord
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train as configured and leave the outputs in ``cfg.output_dir``; returns the summary.
 
-    Raises ``ValueError`` for a bad configuration, bad data or a bad model, before weights are loaded.
+    Raises ``ValueError`` for a bad configuration, bad data or a bad model, before weights are loaded, and
+    :class:`halos.signals.Interrupted` (a ``SystemExit``) if a signal asks the run to end.
     """
+    with signals.caught(), ranks.lost_ranks_named():
+        run, trainer = set_up(cfg)
+        run.identity |= identity(
+            cfg,
+            {split: rows.rows for split, rows in run.data.rows.items()},
+            model=run.model.local,
+            examples_per_step=run.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+        )
+        if run.checkpoint is not None:
+            check_identity(run.checkpoint, run.identity)
+        run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=run.checkpoint is None)
+        _show(run)
+        fit(run, trainer)
+        return finish(run, trainer)
+
+
+def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
+    """The run, its steps planned, and its Trainer: everything before files are written and weights are loaded."""
     console.set_up_logging()
     pl.seed_everything(cfg.seed, verbose=False)
     run = prepare(cfg)
@@ -71,10 +94,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         world_size=trainer.world_size,
     )
     run.objective.check(trainer.accumulate_grad_batches, run.data.label_counts)
-    run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=run.checkpoint is None)
-    _show(run)
-    fit(run, trainer)
-    return finish(run, trainer)
+    return run, trainer
 
 
 def prepare(cfg: DictConfig) -> Run:
@@ -101,7 +121,13 @@ def prepare(cfg: DictConfig) -> Run:
         return made
 
     objective: Objective = build(
-        cfg.loss, backbone, without=("name",), optim=build(cfg.optim), seed=cfg.seed, humanline=_humanline(cfg)
+        cfg.loss,
+        backbone,
+        without=("name",),
+        optim=build(cfg.optim),
+        seed=cfg.seed,
+        humanline=_humanline(cfg),
+        non_finite=cfg.non_finite,
     )
     data: PreferenceDataModule = build(cfg.data, without=("train", "val"), seed=cfg.seed)
     data.load(objective.view)
@@ -148,7 +174,8 @@ def fit(run: Run, trainer: pl.Trainer) -> None:
         trainer.validate(run.objective, datamodule=run.data, verbose=False)
     checkpoint = str(run.checkpoint) if run.checkpoint else None
     trainer.fit(run.objective, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
-    trainer.save_checkpoint(run.folder.checkpoints / "last.ckpt")
+    checkpoints: Any = trainer.checkpoint_callback
+    checkpoints.finish(trainer)
     if has_val and run.record.validated_at != trainer.global_step:
         trainer.validate(run.objective, datamodule=run.data, verbose=False)
 
@@ -207,6 +234,7 @@ def _trainer(run: Run) -> pl.Trainer:
     options = {key: value for key, value in given.items() if value is not None}
     options.pop("max_epochs", None)
     options.pop("max_steps", None)
+    options["plugins"] = [*(options.get("plugins") or ()), LocalCheckpointIO()]
     one_device = cfg.strategy.name == "auto"
     devices = options.setdefault("devices", 1 if one_device else "auto")
     if one_device and str(devices) not in ("1", "auto") and not isinstance(devices, list):
@@ -229,6 +257,7 @@ def _trainer(run: Run) -> pl.Trainer:
 def _callbacks(run: Run) -> list[Callback]:
     sampling = run.cfg.sampling
     callbacks: list[Callback] = [
+        ranks.KnowRanks(),
         *_reference_sync(run),
         run.record,
         TensorBoardReport(),
@@ -238,13 +267,7 @@ def _callbacks(run: Run) -> list[Callback]:
             max_new_tokens=sampling.max_new_tokens,
             seed=run.cfg.seed,
         ),
-        ModelCheckpoint(
-            dirpath=run.folder.checkpoints,
-            filename="{step}",
-            every_n_train_steps=run.cfg.checkpoint_every,
-            save_last=True,
-            save_on_train_epoch_end=False,
-        ),
+        Checkpoints(run.folder.checkpoints, every=run.cfg.checkpoint_every, identity=run.identity, record=run.record),
     ]
     return [*callbacks, Progress()] if run.cfg.trainer.enable_progress_bar else callbacks
 
@@ -306,6 +329,7 @@ def _summary(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
         "peak_gpu_mb": peak_gpu_mb(),
         "train_loss": run.record.train_loss,
         "metrics": run.record.val_metrics,
+        **({"skipped_steps": run.objective.skipped_steps} if run.objective.non_finite == "skip" else {}),
     }
 
 

@@ -1,5 +1,6 @@
 """The command line: a mistake costs a second and one line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["halos", *words])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv(cli.COMMAND, os.environ.get(cli.COMMAND, ""))  # so that it is put back
     try:
         cli.main()
     except SystemExit as stop:
@@ -95,6 +97,49 @@ def test_the_train_command_trains_into_the_output_folder(monkeypatch: pytest.Mon
     assert str(tmp_path) in sys.path
 
 
+def test_the_cache_reference_command_has_the_same_configuration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+    monkeypatch.setattr("halos.cache_reference.cache_reference", seen.append)
+    assert call(monkeypatch, tmp_path, "cache-reference", "loss=dpo", "output_dir=here", "loss.beta=0.3") == 0
+    (cfg,) = seen
+    assert (cfg.loss.name, cfg.loss.beta, Path(cfg.output_dir)) == ("dpo", 0.3, tmp_path / "here")
+
+
+@pytest.mark.parametrize("command", ["train", "cache-reference"])
+def test_a_process_that_ddp_launches_does_the_same(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+    monkeypatch.setattr("halos.cache_reference.cache_reference", lambda cfg: seen.append("cache-reference"))
+    monkeypatch.setattr("halos.train.train", lambda cfg: seen.append("train"))
+    launched = []
+
+    def place(*_: object) -> None:
+        launched.extend(sys.argv)  # what Lightning starts the other processes with
+
+    monkeypatch.setattr(cli, "_place", place)
+    assert call(monkeypatch, tmp_path, command, "output_dir=here") == 0
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert call(monkeypatch, tmp_path, *launched[1:3]) == 0
+    assert seen == [command, command]
+
+
+@pytest.mark.parametrize("command", ["train", "cache-reference"])
+def test_a_rank_does_what_the_command_that_started_it_was_asked_for(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+    monkeypatch.setattr("halos.cache_reference.cache_reference", lambda cfg: seen.append(("cache-reference", cfg.seed)))
+    monkeypatch.setattr("halos.train.train", lambda cfg: seen.append(("train", cfg.seed)))
+    monkeypatch.setattr(cli, "die_with_parent", lambda: None)
+    monkeypatch.setenv(cli.COMMAND, command)
+    (tmp_path / "config.yaml").write_text("seed: 7")
+    assert call(monkeypatch, tmp_path, "rank", str(tmp_path / "config.yaml")) == 0
+    assert seen == [(command, 7)]
+
+
 def test_jobs_of_a_sweep_write_into_folders_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
     monkeypatch.setattr("halos.train.train", seen.append)
@@ -102,18 +147,18 @@ def test_jobs_of_a_sweep_write_into_folders_of_their_own(monkeypatch: pytest.Mon
     assert [cfg.loss.name for cfg in seen] == ["kto", "dpo"]
     folders = [Path(cfg.output_dir) for cfg in seen]
     assert [folder.parent for folder in folders] == [tmp_path / "sweep"] * 2
-    assert [folder.name for folder in folders] == ["loss=kto,seed=3", "loss=dpo,seed=3"]
+    assert [folder.name for folder in folders] == ["loss=kto", "loss=dpo"]  # the seed is the same for all
 
 
-@pytest.mark.parametrize("devices", ["2", "auto"])
-def test_a_sweep_on_several_devices_is_refused(
-    devices: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_each_job_of_a_sweep_on_several_devices_has_ranks_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("halos.train.train", lambda cfg: pytest.fail("it trained"))
-    words = ("train", "-m", "loss=kto,dpo", "strategy=ddp", f"trainer.devices={devices}", "output_dir=out")
-    assert call(monkeypatch, tmp_path, *words) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: trainer.devices: a sweep (-m) runs each job on one device")
+    seen = []
+    monkeypatch.setattr("halos.train.train", lambda cfg: pytest.fail("it trained in this process"))
+    monkeypatch.setattr(cli, "run_ranks", lambda cfg, count: seen.append((Path(cfg.output_dir).name, count)))
+    words = ("train", "-m", "loss=kto,dpo", "strategy=ddp", "trainer.devices=2", "output_dir=out")
+    assert call(monkeypatch, tmp_path, *words) == 0
+    assert seen == [("loss=kto", 2), ("loss=dpo", 2)]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import os
+import resource
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,9 +19,11 @@ from hydra.utils import get_class
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import halos.train
+from halos.errors import RunFailed
 from halos.policy import precompute
 from halos.policy.loading import ModelSpec
 from halos.runs.folder import CONTENTS
@@ -534,9 +538,108 @@ def test_accumulated_steps_resume(tmp_path: Path) -> None:
     assert_same_run((stopped, run(stopped, *options, "resume=auto")), (whole, expected))
 
 
+class StopEachStep(pl.Callback):
+    """Sends this process SIGTERM at the first micro-batch of a step."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_step_by_step(folder: Path, *overrides: str) -> dict[str, Any]:
+    """A run that a signal ends behind each of its steps, before the validation that may be due."""
+    callbacks = halos.train._callbacks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halos.train, "_callbacks", lambda run: [*callbacks(run), StopEachStep()])
+        for step in range(1, 7):
+            with pytest.raises(SystemExit) as end:
+                run(folder, *overrides, "resume=auto")
+            assert end.value.code == 143
+            assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+        return run(folder, *overrides, "resume=auto")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("loss=ppo", "logger=tensorboard"),
+        ("trainer.accumulate_grad_batches=2", "data.batch_size=2"),
+    ],
+    ids=["kto", "ppo", "accumulated"],
+)
+def test_a_run_interrupted_at_each_step_is_the_uninterrupted_one(words: tuple[str, ...], tmp_path: Path) -> None:
+    options = (*RESUMABLE, *words)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    expected = run(whole, *options)
+    assert_same_run((stopped, run_step_by_step(stopped, *options)), (whole, expected))
+    assert points(stopped) == points(whole)
+    assert {path.name for path in (stopped / "checkpoints").iterdir()} == {"last.ckpt", "step=5.ckpt", "step=6.ckpt"}
+
+
+def points(folder: Path) -> list[tuple[str, int, float]]:
+    """What TensorBoard has of a run, without what a clock said."""
+    found = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0}, purge_orphaned_data=False)
+    if (folder / "tensorboard").exists():
+        found.Reload()
+    tags = [tag for tag in found.Tags()["scalars"] if tag not in SPEED] if (folder / "tensorboard").exists() else []
+    return sorted((tag, event.step, event.value) for tag in tags for event in found.Scalars(tag))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("loss.beta=0.3",), r"loss\.beta: 0\.1 in the checkpoint, 0\.3 now"),
+        (("seed=1", "data.source.seed=0"), r"seed: 0 in the checkpoint, 1 now"),
+        (("loss=kto_zero",), r"loss\.name: kto in the checkpoint, kto_zero now"),
+        (("data.source.noise=0.3",), r"data \(train\): \w+ in the checkpoint, \w+ now"),
+        (("data.batch_size=8",), r"examples per step: 4 in the checkpoint, 8 now"),
+        (("model.random_weights=true",), r"model\.random_weights: False in the checkpoint, True now"),
+    ],
+)
+def test_another_runs_checkpoint_is_refused_with_what_differs(
+    words: tuple[str, ...], said: str, uninterrupted: tuple[Path, dict], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ModelSpec, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    checkpoint = uninterrupted[0] / "checkpoints" / "step=4.ckpt"
+    with pytest.raises(ValueError, match=rf"resume: .*step=4\.ckpt belongs to another run .*{said}"):
+        run(tmp_path, *RESUMABLE, *words, f"resume='{checkpoint}'")
+
+
+def test_a_damaged_checkpoint_makes_way_for_the_one_before(
+    uninterrupted: tuple[Path, dict], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_until("on_train_batch_start", 5, tmp_path, *RESUMABLE)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    os.truncate(last, last.stat().st_size // 2)
+    assert_same_run((tmp_path, run(tmp_path, *RESUMABLE, "resume=auto")), uninterrupted)
+    assert any("damaged" in message and "going on from" in message for message in caplog.messages)
+
+
+def test_a_disk_that_is_full_ends_the_run_and_keeps_the_checkpoints_that_are_there(
+    uninterrupted: tuple[Path, dict], tmp_path: Path
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    callbacks = halos.train._callbacks
+
+    class Fill(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # bytes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halos.train, "_callbacks", lambda run: [*callbacks(run), Fill()])
+        try:
+            with pytest.raises(RunFailed, match=r"step=4\.ckpt: the checkpoint could not be written: File too large"):
+                run(tmp_path, *RESUMABLE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "step=2.ckpt"}
+    assert_same_run((tmp_path, run(tmp_path, *RESUMABLE, "resume=auto")), uninterrupted)
+
+
 def test_a_checkpoints_path_resumes_into_another_folder(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:
     run_until("on_train_batch_start", 4, tmp_path / "old", *RESUMABLE)
-    (checkpoint,) = (tmp_path / "old" / "checkpoints").glob("step=*.ckpt")
+    checkpoint = tmp_path / "old" / "checkpoints" / "step=4.ckpt"
     # Hydra wants quotes round a value with an equals sign.
     summary = run(tmp_path / "new", *RESUMABLE, f"resume='{checkpoint}'")
     assert summary["train_loss"] == uninterrupted[1]["train_loss"]
@@ -905,6 +1008,42 @@ def test_a_loss_that_is_not_a_number_stops_the_run_behind_its_last_checkpoint(
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values() if tensor.is_floating_point())
     assert not (folder / "summary.json").exists()
     assert list(column(folder, "train/loss")) == [1, 2]
+
+
+class Trace(pl.Callback):
+    """Weights and the optimizer's moments behind each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[Any]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        moments = [v.tolist() for state in trainer.optimizers[0].state.values() for v in state.values()]
+        self.seen.append([[p.tolist() for p in module.parameters()], moments])
+
+
+def test_a_step_that_is_not_finite_is_skipped_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "poisoned.py").write_text(POISONED)
+    monkeypatch.syspath_prepend(tmp_path)
+    callbacks, trace = halos.train._callbacks, Trace()
+    monkeypatch.setattr(halos.train, "_callbacks", lambda run: [*callbacks(run), trace])
+    folder = tmp_path / "run"
+    words = (
+        "loss=sft",
+        "loss._target_=poisoned.Poisoned",
+        "non_finite=skip",
+        "trainer.max_steps=5",
+        "data.batch_size=2",
+    )
+    summary = run(folder, *words)
+    assert [loss is None for loss in summary["train_loss"]] == [False, False, True, False, False]
+    assert summary["skipped_steps"] == 1
+    assert list(column(folder, "train/skipped_steps").values()) == [0, 0, 1, 1, 1]
+    assert trace.seen[1] == trace.seen[2]
+    assert trace.seen[2][0] != trace.seen[3][0]
+    assert any("loss is nan at step 3" in told and "toy/train:" in told for told in caplog.messages)
+    assert json.loads((folder / "summary.json").read_text())["train_loss"][2] is None
 
 
 @pytest.mark.parametrize("rate", ["1e30", "inf"])

@@ -29,9 +29,13 @@ def completions(rows: Iterable[Row]) -> dict[bytes, tuple[tuple[int, ...], tuple
 
 @dataclass(slots=True)
 class ReferenceTable:
-    """log π_ref(y_t | x, y_<t) in float32 for every token of completions y behind prompts x."""
+    """log π_ref(y_t | x, y_<t) in float32 for every token of completions y behind prompts x.
+
+    ``computed``: how many of the entries were not found in a cache.
+    """
 
     entries: dict[bytes, Tensor] = field(default_factory=dict)
+    computed: int = 0
 
     def logprobs(self, rows: Sequence[Row], width: int) -> Tensor:
         """Those of the rows' branches, [B, K, width], zero behind their ends.

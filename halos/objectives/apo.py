@@ -14,7 +14,8 @@ from halos.policy.logprobs import LogProbs
 
 
 def apo_zero_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
-    """APO-zero of each pair: (1 − σ(β r_w)) + σ(β r_l); raises the chosen, lowers the rejected.
+    """APO-zero of each pair, equation 7 of the paper: (1 − σ(β r_w)) + σ(β r_l); raises the
+    chosen, lowers the rejected.
 
     Args:
         chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x) summed over the completion's tokens, in nats, [B].
@@ -27,7 +28,7 @@ def apo_zero_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Ten
 
 
 def apo_down_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
-    """APO-down of each pair: σ(β r_w) + (1 − σ(β(r_w − r_l))); lowers both, the rejected more.
+    """APO-down of each pair, equation 8: σ(β r_w) + (1 − σ(β(r_w − r_l))); lowers both, the rejected more.
 
     Arguments and result as for :func:`apo_zero_loss`.
     """

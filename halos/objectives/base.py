@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -22,6 +23,8 @@ from halos.objectives.humanline import Humanline
 from halos.optim import AdamW, Optim
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs import LogProbs
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -52,6 +55,8 @@ class Objective(pl.LightningModule, ABC):
         seed: seeds whatever randomness a forward has (dropout).
         humanline: clamps the policy's token log-probs beside the reference's before the loss sees them; the metrics
             that all objectives share stay unclamped.
+        non_finite: what a loss or gradient that is not finite does: ``stop`` the run, or ``skip`` the step, which then
+            changes neither weights nor the optimizer's moments, and is counted.
     """
 
     # Variables of the class; where they depend on parameters, the constructor sets them on the instance.
@@ -86,9 +91,13 @@ class Objective(pl.LightningModule, ABC):
         optim: Optim | None = None,
         seed: int = 0,
         humanline: Humanline | None = None,
+        non_finite: str = "stop",
     ) -> None:
         super().__init__()
-        self.seed, self.humanline = seed, humanline
+        if non_finite not in ("stop", "skip"):
+            raise ValueError(f"non_finite: expected stop or skip, found {non_finite!r}")
+        self.seed, self.humanline, self.non_finite = seed, humanline, non_finite
+        self.skipped_steps = 0
         self.backbone: Backbone | None = None
         self._make_backbone = (lambda: backbone) if isinstance(backbone, Backbone) else backbone
         self._optim = optim or AdamW()
@@ -179,6 +188,14 @@ class Objective(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @final
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_steps"] = self.skipped_steps
+
+    @final
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
+
+    @final
     def on_train_start(self) -> None:
         self._step_started = time.perf_counter()
 
@@ -203,7 +220,10 @@ class Objective(pl.LightningModule, ABC):
         metrics = self._finish(self.train_averages)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         metrics["grad_norm"] = float(torch.nn.utils.get_total_norm(gradients))
-        self._refuse_non_finite(metrics)
+        if self.non_finite == "skip":
+            self._skip_non_finite(metrics, optimizer)
+        else:
+            self._refuse_non_finite(metrics)
         metrics["lr"] = optimizer.param_groups[0]["lr"]
         metrics |= self._speed()
         self._log("train", metrics)
@@ -300,14 +320,27 @@ class Objective(pl.LightningModule, ABC):
         return metrics
 
     def _refuse_non_finite(self, metrics: dict[str, float]) -> None:
+        if told := self._non_finite_step(metrics):
+            raise FloatingPointError(told)
+
+    def _skip_non_finite(self, metrics: dict[str, float], optimizer: Optimizer) -> None:
+        # Loss and gradient are those of all ranks by now, so all of them skip.
+        if told := self._non_finite_step(metrics):
+            optimizer.zero_grad(set_to_none=True)  # what has no gradient is left alone, moments and all
+            self.skipped_steps += 1
+            if self.global_rank == 0:
+                log.warning("%s", told)
+        metrics["skipped_steps"] = float(self.skipped_steps)
+
+    def _non_finite_step(self, metrics: dict[str, float]) -> str | None:
         scaled = self.trainer.precision == "16-mixed"  # its gradient scaler skips such steps by itself
         for name in ("loss",) if scaled else ("loss", "grad_norm"):
             if not math.isfinite(metrics[name]):
-                ids = all_gather_list(self._step_ids)
-                raise FloatingPointError(
+                return (
                     f"{name} is {metrics[name]} at step {self.trainer.global_step + 1}; the weights were not changed. "
-                    f"Examples of this step: {', '.join(ids)}"
+                    f"Examples of this step: {', '.join(all_gather_list(self._step_ids))}"
                 )
+        return None
 
     def _speed(self) -> dict[str, float]:
         seconds = time.perf_counter() - (self._step_started or time.perf_counter())

@@ -58,6 +58,8 @@ class RewardShift(nn.Module):
         """Take in the rewards βr [B] of this rank's micro-batch, together with those of the other ranks."""
         sides = torch.stack([~desirable, desirable]).to(rewards.dtype)
         totals, new = all_sum(torch.stack([sides @ rewards, sides.sum(1)]))
+        good = totals.isfinite().all()  # of a step that will be skipped nothing is learnt
+        totals, new = totals.where(good, 0), new.where(good, 0)
         self.counts += new.long()
         self.means += (totals - new * self.means) / self.counts.clamp(min=1)
 

@@ -15,7 +15,7 @@ from halos.policy.logprobs import LogProbs
 
 
 def cpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
-    """L_prefer of each pair (section 3 of the paper): −log σ(β log π_θ(y_w|x) − β log π_θ(y_l|x)).
+    """L_prefer of each pair (equation 3 of the paper): −log σ(β log π_θ(y_w|x) − β log π_θ(y_l|x)).
 
     It is DPO's loss with a uniform reference, which the paper takes in place of an ideal one.
 

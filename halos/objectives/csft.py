@@ -1,4 +1,4 @@
-"""CSFT: conditional SFT on control tokens (Korbak et al. 2023, arXiv 2302.08582; section 3.2 of 2402.01306)."""
+"""CSFT: conditional SFT on control tokens (Korbak et al. 2023, arXiv 2302.08582; section 3 of 2402.01306)."""
 
 from __future__ import annotations
 

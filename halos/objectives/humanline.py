@@ -12,11 +12,13 @@ from halos.policy.logprobs import LogProbs
 class Humanline:
     """log π_θ(y_t|·) − log π_ref(y_t|·) clamped to [log ε_P, log ε_R], upstream of any loss that has a reference.
 
-    A token outside the range has no gradient. The range must hold 0, where the policy starts.
+    A token outside the range has no gradient. The range must hold 0, where the policy starts. Its default is that of
+    the authors' code (HALOs). Their recipe also moves the reference to the policy every k steps: ``reference_sync``
+    with ``every=k``, ``alpha=1``.
     Raises ``ValueError`` naming the key for values that make no sense.
     """
 
-    log_epsilon_P: float = -1.5
+    log_epsilon_P: float = -1.0
     log_epsilon_R: float = 1.5
 
     def __post_init__(self) -> None:

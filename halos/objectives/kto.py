@@ -67,8 +67,9 @@ def kto_reference_point(policy: Tensor, reference: Tensor, *, clamp: bool = True
 def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, n_u: int) -> tuple[float, float]:
     """(λ_D, λ_U) with ``auto`` resolved from the counts of the training data.
 
-    An automatic weight starts at 1 and changes just so far that λ_D n_D / (λ_U n_U) lies in [1, 4/3]; where both are
-    automatic, that of the rarer side is raised. Raises ``ValueError`` if there is only one kind of completion.
+    An automatic weight starts at 1 and changes just so far that λ_D n_D / (λ_U n_U) lies in [1, 4/3] (equation 8 of
+    the paper); where both are automatic, that of the rarer side is raised. Raises ``ValueError`` if there
+    is only one kind of completion.
     """
     low, high = 1.0, 4 / 3
     fixed_d = 1.0 if desirable_weight == "auto" else float(desirable_weight)

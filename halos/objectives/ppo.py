@@ -1,4 +1,4 @@
-"""Offline PPO (Schulman et al. 2017, arXiv 1707.06347; offline as in section 3.2 of 2402.01306)."""
+"""Offline PPO (Schulman et al. 2017, arXiv 1707.06347; offline as in section 3 of 2402.01306)."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ class ReferenceCache:
                 path.unlink(missing_ok=True)
         return entries
 
-    def write(self, entries: Mapping[bytes, Tensor]) -> None:
-        """Add a part with these entries; it appears whole or not at all."""
+    def write(self, entries: Mapping[bytes, Tensor]) -> Path | None:
+        """Add a part with these entries, which appears whole or not at all; None, with a message, if it cannot be."""
         keys = sorted(entries)
         tensors = {
             "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, KEY_BYTES),
@@ -80,10 +80,12 @@ class ReferenceCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, part, {"format": FORMAT, "model": self.model, "checksum": _checksum(tensors)})
-            part.replace(self.folder / f"{name}.safetensors")
+            whole = part.replace(self.folder / f"{name}.safetensors")
         except OSError as error:
             log.warning("reference log-probs could not be kept in %s (cache_dir): %s", self.folder, error)
             part.unlink(missing_ok=True)
+            return None
+        return whole
 
     def _read_part(self, path: Path) -> dict[bytes, Tensor]:
         with safe_open(path, framework="pt") as file:

@@ -132,6 +132,11 @@ class ModelSpec:
         return model.train()
 
     @property
+    def local(self) -> Path | None:
+        """The file or folder of the model, if it is on this machine by the name given."""
+        return self._location if self._location.exists() else None
+
+    @property
     def _location(self) -> Path:
         if self.path.startswith(PACKAGED):
             package, _, folder = self.path.removeprefix(PACKAGED).partition("/")

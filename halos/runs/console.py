@@ -45,6 +45,17 @@ def track(name: str, work: Sequence[Any], *, shown: bool = True) -> Iterable[Any
 
 
 @rank_zero_only
+def show_reference(report: Mapping[str, Any]) -> None:
+    """What the cache of the reference's log-probs had, what was added, and where it is."""
+    console.print(
+        "reference log-probs of {completions:,} completions: {found:,} were there, {computed:,} computed in "
+        "{seconds:.1f} s → [bold]{folder}[/]".format(**{**report, "folder": escape(str(report["folder"]))}),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@rank_zero_only
 def show_data(reports: Mapping[str, Counter[str]]) -> None:
     """Counts of what was read, converted, cut and dropped."""
     table = Table("data", *reports, box=box.SIMPLE_HEAD)

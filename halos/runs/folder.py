@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from halos.distributed import on_first_process
+from halos.runs import checkpoints
 
 CONTENTS = ("config.yaml", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json")
 
@@ -54,6 +55,7 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             for name in self._contents() if fresh else ():
                 _remove(self.root / name)
+            checkpoints.clean(self.checkpoints)
             write_atomically(self.root / "config.yaml", config)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -67,24 +69,18 @@ class RunFolder:
         if resume is None:
             return None
         if resume == "auto":
-            last = self.checkpoints / "last.ckpt"
-            return _whole(last) if last.exists() else None
+            return checkpoints.newest(self.checkpoints)
         if not Path(resume).exists():
             raise ValueError(f"resume: expected 'auto' or a checkpoint's path, found {resume}, which does not exist")
-        return _whole(Path(resume))
-
-
-def _whole(path: Path) -> Path:
-    # A checkpoint is a zip file, whose directory stands at its end: a cut-off one has none.
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"resume: expected a checkpoint file, found {path}, which is damaged or something else")
-    return path
+        return checkpoints.whole(Path(resume))
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text, encoding="utf-8")
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
     temporary.replace(path)
 
 

@@ -47,21 +47,28 @@ class CSVMetrics(Logger):
         """They are in config.yaml."""
 
     @rank_zero_only
-    def resume_at(self, step: int) -> None:
-        """Keep the rows of an earlier part of this run, up to its checkpoint's step."""
+    def resume_at(self, step: int, *, validated: bool = True) -> None:
+        """Keep the rows of an earlier part of this run, up to its checkpoint's step; of that step's validation only
+        if it was ``validated`` before the checkpoint."""
         rows = [row for row in self._read() if float(row["step"]) <= step]
+        if not validated:
+            rows = [row for row in rows if float(row["step"]) < step or not row.get("val/loss")]
         if rows:
-            self._columns = list(rows[0])
-            self._write(rows)
+            # Columns in the order in which they were first used: those of dropped rows come again.
+            self._columns = [name for name in rows[0] if any(row[name] for row in rows)]
+            self._write([{name: row[name] for name in self._columns} for row in rows])
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
         with self.path.open(newline="", encoding="utf-8") as stream:
-            return list(csv.DictReader(stream))
+            # A last line without an end was cut off.
+            return list(csv.DictReader(line for line in stream if line.endswith("\n")))
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        with self.path.open("w", newline="", encoding="utf-8") as stream:
+        part = self.path.with_name(self.path.name + ".part")
+        with part.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, self._columns)
             writer.writeheader()
             writer.writerows(rows)
+        part.replace(self.path)

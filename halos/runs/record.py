@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from halos.runs.loggers import CSVMetrics
+from halos.runs.tensorboard import forget_behind
 
 
 class RunRecord(Callback):
     """Losses of every step, the last validation's metrics, and seconds spent in training."""
 
     def __init__(self) -> None:
-        self.train_loss: list[float] = []
+        self.train_loss: list[float | None] = []
+        """None for a step that was skipped because its loss was not finite."""
         self.val_metrics: dict[str, float] = {}
         self.validated_at: int | None = None
         self.seconds = 0.0
         self._started = 0.0
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # What an earlier part of this run has logged behind the checkpoint is going to be logged again.
+        step = checkpoint["global_step"]
+        validated = self.validated_at_in(checkpoint) == step
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            if isinstance(logger, CSVMetrics):
+                logger.resume_at(step, validated=validated)
+            elif isinstance(logger, TensorBoardLogger):
+                forget_behind(Path(logger.log_dir), step, validated=validated)
+
+    def validated_at_in(self, checkpoint: dict[str, Any]) -> int | None:
+        """The step of the last validation before the checkpoint."""
+        state: dict[str, Any] = checkpoint["callbacks"].get(self.state_key, {})
+        return state.get("validated_at")
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
-        for logger in trainer.loggers:
-            if isinstance(logger, CSVMetrics) and trainer.global_step:
-                logger.resume_at(trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step > len(self.train_loss):
-            self.train_loss.append(float(trainer.callback_metrics["train/loss"]))
+            loss = float(trainer.callback_metrics["train/loss"])
+            self.train_loss.append(loss if math.isfinite(loss) else None)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
@@ -46,10 +66,16 @@ class RunRecord(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._started:
             self._count_seconds()
-        return {"train_loss": list(self.train_loss), "seconds": self.seconds}
+        return {
+            "train_loss": list(self.train_loss),
+            "seconds": self.seconds,
+            "val_metrics": dict(self.val_metrics),
+            "validated_at": self.validated_at,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.train_loss, self.seconds = list(state["train_loss"]), state["seconds"]
+        self.val_metrics, self.validated_at = dict(state["val_metrics"]), state["validated_at"]
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()

@@ -9,6 +9,7 @@ import torch
 
 from halos.data.batches import collate
 from halos.data.rows import Row
+from halos.policy.head import evaluating
 from halos.policy.logprobs import completion_logprobs
 
 
@@ -75,7 +76,8 @@ def log_ratios(
             Row(str(i), i, tuple(p), (tuple(c),)) for i, (p, c) in enumerate(zip(prompts, completions, strict=True))
         ]
         parts = (collate(rows[i : i + batch_size], chunks=4) for i in range(0, len(rows), batch_size))
-        return torch.cat([completion_logprobs(model, part.to(model.device)).sum[:, 0] for part in parts])
+        with evaluating(model):
+            return torch.cat([completion_logprobs(model, part.to(model.device)).sum[:, 0] for part in parts])
 
     return logprobs(policy, policy_prompts) - logprobs(reference, reference_prompts)
 

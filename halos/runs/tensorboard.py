@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -55,6 +56,39 @@ def log_hparams(trainer: pl.Trainer, params: Mapping[str, Any], metrics: Mapping
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(dict(params), {f"final/{name}": value for name, value in metrics.items()})
             logger.save()
+
+
+def forget_behind(folder: Path, step: int, *, validated: bool) -> None:
+    """Take events behind ``step`` out of the folder's files, those of its own validation too unless ``validated``, and
+    those of the run's end.
+
+    A file that was cut off in the middle of an event keeps those before it.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        records = list(RawEventFileLoader(str(path)).Load())
+        kept = []
+        for record in records:
+            event = Event.FromString(record)
+            if not _of(event, "final/") and (
+                event.step < step or (event.step == step and (validated or not _of(event, "val/", "samples")))
+            ):
+                kept.append(record)
+        if len(kept) == len(records):
+            continue
+        part = path.with_name(f".{path.name}.part")
+        with part.open("wb") as stream:
+            writer = RecordWriter(stream)
+            for record in kept:
+                writer.write(record)
+        part.replace(path)
+
+
+def _of(event: Any, *prefixes: str) -> bool:
+    return any(value.tag.startswith(prefixes) for value in event.summary.value)
 
 
 def _writers(trainer: pl.Trainer) -> list[Any]:

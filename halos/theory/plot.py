@@ -30,5 +30,9 @@ def plot_values(makes: Mapping[str, Make], file: Path, *, reach: float = 50.0, p
         axes.axhline(0, color="grey", linewidth=0.5)
         axes.set(title=name, xlabel="log-ratio − reference point (nats)")
     figure.axes[0].set_ylabel("value")
-    figure.axes[0].legend(loc="center left")
+    # Beside the panels: curves cross or bend in any corner.
+    labels = {
+        label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(labels.values(), labels.keys(), loc="outside upper right", ncols=len(labels), frameon=False)
     figure.savefig(file, dpi=120)

@@ -7,12 +7,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
@@ -524,6 +525,23 @@ def test_speed_counts_every_example_and_token_of_a_step(accumulate: int) -> None
         assert metrics["train/examples_per_second"] > 0
 
 
+def test_a_clock_too_coarse_for_a_step_gives_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halos.objectives.base.time.perf_counter", lambda: 12.0)
+    (metrics,) = fit(objective_of(DPO), rows_for(DPO, 4), batch_size=4).steps
+    assert not SPEED & metrics.keys()
+
+
+def test_loggers_get_the_metrics_of_every_nth_step() -> None:
+    class Lines(DummyLogger):
+        seen: ClassVar[list[tuple[int, float]]] = []
+
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            self.seen += [(step, metrics[name]) for name in metrics if name == "train/loss"]
+
+    run = fit(objective_of(SFT), rows_for(SFT, 10), batch_size=2, logger=Lines(), log_every_n_steps=2)
+    assert Lines.seen == [(step, pytest.approx(run.losses[step - 1], rel=1e-6)) for step in (2, 4)]
+
+
 # Non-finite losses
 
 
@@ -579,6 +597,25 @@ def test_a_non_finite_step_stops_with_its_examples_and_leaves_the_weights(
         assert message.endswith("Examples of this step: example-8, example-9, example-10, example-11")
         assert moved
         assert not spoilt
+
+
+def test_a_non_finite_validation_names_its_examples() -> None:
+    rows = rows_for(SFT, 12)
+    with pytest.raises(FloatingPointError) as error:
+        fit(objective_of(Broken, loss=True), rows[:4], val=rows, batch_size=4)
+    assert str(error.value) == (
+        "the validation loss is nan after step 1; the last good checkpoint is kept. "
+        "Examples: example-8, example-9, example-10, example-11"
+    )
+
+
+def test_a_term_without_the_steps_count_is_refused() -> None:
+    class Uncounted(SFT):
+        def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
+            return Output({"mine": Mean(-policy.tokens.sum(), batch.mask.sum())})
+
+    with pytest.raises(ValueError, match="'mine' of Uncounted: expected the count of the whole step, found none"):
+        fit(objective_of(Uncounted), rows_for(SFT, 4), batch_size=4)
 
 
 # What is trained and what is saved
@@ -661,6 +698,17 @@ def test_the_critic_is_clipped_apart_from_the_policy(policy_clip: float | None) 
     objective.configure_gradient_clipping(None, policy_clip, None)
     assert norm(objective.value_head) == pytest.approx(2.0, rel=1e-5)
     assert norm(objective.backbone) == pytest.approx(policy_clip or before, rel=1e-5)
+
+
+def test_clipping_each_value_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^trainer\.gradient_clip_algorithm: expected norm, found .*VALUE; "):
+        fit(
+            objective_of(SFT),
+            rows_for(SFT, 4),
+            batch_size=4,
+            gradient_clip_val=1.0,
+            gradient_clip_algorithm="value",
+        )
 
 
 def test_clipping_bounds_the_step() -> None:

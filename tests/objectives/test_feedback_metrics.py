@@ -8,6 +8,7 @@ from torch import Tensor
 
 from halos.data.batches import collate
 from halos.data.rows import Row
+from halos.metrics import TIE
 from halos.objectives.feedback_metrics import feedback_metrics, labelled
 from halos.policy.logprobs import LogProbs
 
@@ -47,7 +48,7 @@ def test_of_pairs() -> None:
 
 def test_pairs_whose_rewards_differ_by_rounding_are_ties() -> None:
     rows = [Row(str(i), i, (7, 8), (CHOSEN, REJECTED)) for i in range(2)]
-    rewards = torch.tensor([[1e-5, 0.0], [1e-3, 0.0]])
+    rewards = torch.tensor([[TIE, 0.0], [1e-3, 0.0]])
     assert values(rows, [[-1.0, -1.0]] * 2, [[-1.0, -1.0]] * 2, rewards)["rewards/accuracies"] == 0.75
 
 
@@ -70,6 +71,7 @@ def test_labelled_rewards_of_pairs_and_of_labels() -> None:
     rewards, labels = labelled(collate(rows), torch.tensor([[2.0, 1.0], [4.0, 3.0]]))
     assert rewards.tolist() == [2.0, 1.0, 4.0, 3.0]
     assert labels.tolist() == [True, False, True, False]
+    assert labels.dtype == torch.bool
     rows = [Row(str(i), i, (7, 8), (CHOSEN,), desirable=i == 1) for i in range(2)]
     rewards, labels = labelled(collate(rows), torch.tensor([[2.0], [4.0]]))
     assert rewards.tolist() == [2.0, 4.0]
@@ -79,4 +81,9 @@ def test_labelled_rewards_of_pairs_and_of_labels() -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_demonstrations_have_no_rejected_side(count: int) -> None:
     batch = collate([Row(str(i), i, (7, 8), (CHOSEN,)) for i in range(count)])
-    assert set(feedback_metrics(batch, logprobs([[-1.0]] * count, batch.mask), None, None)) == {"logps/chosen"}
+    policy, reference = (logprobs([[sum_]] * count, batch.mask) for sum_ in (-1.0, -3.0))
+    assert set(feedback_metrics(batch, policy, None, None)) == {"logps/chosen"}
+    found = feedback_metrics(batch, policy, reference, torch.full((count, 1), 0.2))
+    assert {name: float(mean.total / mean.count) for name, mean in found.items()} == pytest.approx(
+        {"logps/chosen": -1.0, "rewards/chosen": 0.2, "kl/policy_reference": 2.0}
+    )

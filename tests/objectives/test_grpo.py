@@ -61,6 +61,15 @@ def test_equal_scores_that_do_not_add_up_exactly_prefer_nothing() -> None:
     assert group_advantages(scores, torch.zeros(3), scores, torch.zeros(3)).tolist() == [0.0] * 3
 
 
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [([100.0, 100.0001], [0.0, 0.0]), ([1.5e-6, -1.5e-6], [1.0, -1.0]), ([100.0, 100.001], [-1.0, 1.0])],
+)
+def test_what_counts_as_rounding_is_relative_to_the_scores(scores: list[float], expected: list[float]) -> None:
+    group = torch.zeros(2)
+    assert group_advantages(doubles(scores), group, doubles(scores), group).tolist() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("clip", [0.2, 0.6])
 def test_the_losses_by_hand(clip: float) -> None:
     advantages = [1.5, -0.7, 2.0, -1.0, 0.3, -2.2, 0.9]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from halos.objectives import DPO, SFT, Humanline, dpo_loss
+from halos.policy.logprobs import LogProbs
 from tests.objectives.test_base import fit, objective_of, rows_for
 from tests.pairs import POLICY, REFERENCE, columns, pairs
 
@@ -61,6 +62,13 @@ def test_tokens_outside_the_range_have_no_gradient_and_those_within_keep_their_v
     assert torch.equal(gradient, within.double())
 
 
+def test_nothing_but_token_log_probs_changes() -> None:
+    batch, policy, reference = pairs()
+    given = LogProbs(policy.tokens, batch.mask, torch.ones(1), torch.zeros(2))
+    seen = CLAMP.clamp(given, reference)
+    assert (seen.mask is batch.mask, seen.hidden is given.hidden, seen.last is given.last) == (True, True, True)
+
+
 def test_a_range_that_nothing_leaves_changes_nothing() -> None:
     rows = rows_for(DPO, 8)
     wide = fit(objective_of(DPO, humanline=Humanline(log_epsilon_P=-99.0, log_epsilon_R=99.0)), rows, batch_size=4)
@@ -77,9 +85,17 @@ def test_an_objective_without_a_reference_refuses_it() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("log_epsilon_P", 0.0), ("log_epsilon_P", 1.0), ("log_epsilon_R", 0.0), ("log_epsilon_R", math.inf)],
+    [
+        ("log_epsilon_P", 0.0),
+        ("log_epsilon_P", 1.0),
+        ("log_epsilon_R", 0.0),
+        ("log_epsilon_R", math.inf),
+        ("log_epsilon_R", True),
+        ("log_epsilon_R", None),
+        ("log_epsilon_P", "-1"),
+    ],
 )
 def test_the_range_must_hold_zero(name: str, value: Any) -> None:
     side = "below" if name.endswith("P") else "above"
-    with pytest.raises(ValueError, match=rf"humanline\.{name}: expected a number {side} 0, found {value}"):
+    with pytest.raises(ValueError, match=rf"humanline\.{name}: expected a number {side} 0, found {value!r}$"):
         Humanline(**{name: value})

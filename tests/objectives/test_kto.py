@@ -1,5 +1,6 @@
 """KTO."""
 
+import logging
 import math
 import re
 from functools import partial
@@ -148,7 +149,12 @@ def test_automatic_weights_keep_both_sides_in_balance(auto: tuple, counts: tuple
 @pytest.mark.parametrize("counts", [(0, 5), (5, 0)])
 @pytest.mark.parametrize("auto", [("auto", 1.0), (1.0, "auto"), ("auto", "auto")])
 def test_automatic_weights_need_both_kinds(auto: tuple, counts: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"found {counts[0]} desirable and {counts[1]} undesirable")):
+    name = "undesirable_weight" if auto[0] == 1.0 else "desirable_weight"
+    said = (
+        f"loss.{name}=auto needs both kinds of completions in the training data: found {counts[0]} desirable and "
+        f"{counts[1]} undesirable ones; set loss.desirable_weight and loss.undesirable_weight to numbers"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         kto_weights(*auto, *counts)
 
 
@@ -158,6 +164,14 @@ def test_the_module_resolves_its_weights_once_labels_are_known() -> None:
     assert (objective.desirable_weight, objective.undesirable_weight) == (2.0, 1.0)
     objective.see_labels(100, 100)
     assert objective.desirable_weight == 2.0
+
+
+def test_weights_that_were_chosen_are_logged_and_others_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="halos"):
+        KTO(lambda: None, desirable_weight=2.0).see_labels(100, 200)
+        assert not caplog.messages
+        KTO(lambda: None, undesirable_weight="auto").see_labels(400, 100)
+    assert caplog.messages == ["KTO weights from 400 desirable and 100 undesirable completions: λ_D = 1, λ_U = 3"]
 
 
 def test_the_module_scores_branch_0_against_the_reference_point_of_branch_1() -> None:
@@ -186,6 +200,18 @@ def test_the_module_scores_branch_0_against_the_reference_point_of_branch_1() ->
     assert float(output.metrics["kl"].total) == pytest.approx(1.3, rel=1e-14)
     (gradient,) = torch.autograd.grad(term.total, policy)
     assert (gradient[:, 1] == 0).all()
+
+
+def test_the_modules_reference_point_is_never_below_zero() -> None:
+    rows = [Row(str(i), i, (1,), ((5,), (6,)), desirable=label) for i, label in enumerate(DESIRABLE)]
+    batch = collate(rows, mismatched=True)
+    policy, reference = (
+        torch.stack([doubles(own), doubles([y] * 5)], 1)[:, :, None] for own, y in ((POLICY, -9.0), (REFERENCE, -4.0))
+    )
+    output = KTO(lambda: None, beta=0.3).compute(batch, LogProbs(policy, batch.mask), LogProbs(reference, batch.mask))
+    ratios = [p - r for p, r in zip(POLICY, REFERENCE, strict=True)]
+    assert_losses(output, [0.3 * r if good else -0.3 * r for r, good in zip(ratios, DESIRABLE, strict=True)])
+    assert {name: float(mean.total / mean.count) for name, mean in output.metrics.items()} == {"kl": 0, "kl/raw": -5}
 
 
 def variant(policy_requires_grad: bool = False, **parameters):  # type: ignore[no-untyped-def]
@@ -237,9 +263,13 @@ def test_reference_free_needs_no_reference_and_a_zero_point_no_mismatched_comple
     ("parameters", "said"),
     [
         ({"reference_point": "median"}, "expected one of mismatched, zero; found 'median'"),
-        ({"reference_point": "zero", "reference_free": True}, "expected mismatched with loss.reference_free=true"),
+        (
+            {"reference_point": "zero", "reference_free": True},
+            "expected mismatched with loss.reference_free=true, found 'zero': log π_θ without a reference is always "
+            "below 0",
+        ),
     ],
 )
 def test_variants_are_checked(parameters: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape("loss.reference_point: " + said)):
+    with pytest.raises(ValueError, match=f"^{re.escape('loss.reference_point: ' + said)}$"):
         KTO(lambda: None, **parameters)

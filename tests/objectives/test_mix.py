@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from halos.objectives import BCO, CSFT, DPO, IPO, KTO, PPO, SFT, BradleyTerry, Humanline, Mix, Objective
+from halos.objectives import BCO, CPO, CSFT, DPO, GRPO, IPO, KTO, PPO, SFT, BradleyTerry, Humanline, Mix, Objective
 from tests.objectives.test_base import assert_same, batch_of, evaluate, fit, objective_of, rows_for
 from tests.pairs import pairs
 
@@ -84,7 +84,7 @@ def test_parts_that_can_share_a_batch(kinds: tuple[Any, ...], view: str, referen
         ((partial(DPO, gama=1),), r"loss\.parts\.part does not take these parameters: .*gama"),
         ((partial(str),), r"loss\.parts\.part: expected an objective, found str"),
         ((3,), r"loss\.parts\.part: expected an objective, found 3; in YAML it needs _partial_: true"),
-        ((), r"loss\.weights: expected one for each of loss\.parts \(none\)"),
+        ((), r"^loss\.weights: expected one for each of loss\.parts \(none\), found none$"),
     ],
 )
 def test_parts_that_cannot(kinds: tuple[Any, ...], said: str) -> None:
@@ -98,6 +98,37 @@ def test_weights_belong_to_parts(weights: dict[str, float]) -> None:
         Mix(lambda: None, parts={"dpo": DPO, "sft": SFT}, weights=weights)
 
 
+def test_weights_for_other_parts_are_named() -> None:
+    said = r"^loss\.weights: expected one for each of loss\.parts \(dpo, sft\), found dpo, kto$"
+    with pytest.raises(ValueError, match=said):
+        Mix(lambda: None, parts={"dpo": DPO, "sft": SFT}, weights={"dpo": 1.0, "kto": 1.0})
+
+
+def test_what_couples_a_part_couples_the_mixture() -> None:
+    def says(*kinds: Any) -> tuple[bool, bool, bool]:
+        mixed = mix(*kinds)
+        return mixed.grouped, mixed.couples_step, mixed.couples_micro_step
+
+    assert says(DPO, IPO) == (False, False, False)
+    assert says(partial(KTO, reference_point="zero"), BCO) == (False, False, True)
+    assert says(GRPO, PPO) == (True, True, False)
+
+
+def test_a_part_has_no_backbone_of_its_own() -> None:
+    (part,) = mix(SFT).parts.values()
+    with pytest.raises(ValueError, match=r"^expected the mixture's backbone to be used, not a part's$"):
+        part.configure_model()
+
+
+def test_a_part_that_marks_only_desirable_prompts_cannot_share_them() -> None:
+    class Marks(SFT):
+        def control(self, desirable: bool | None) -> str:
+            return "<|good|>" if desirable else ""
+
+    with pytest.raises(ValueError, match=r"loss\.parts\.marks: Marks has control tokens, which no other part could"):
+        mix(Marks, DPO)
+
+
 def test_humanline_clamps_only_the_parts_with_a_reference() -> None:
     batch, policy, reference = pairs()
     humanline = Humanline(log_epsilon_P=-0.1, log_epsilon_R=0.1)
@@ -108,8 +139,11 @@ def test_humanline_clamps_only_the_parts_with_a_reference() -> None:
     assert float(clamped.loss["dpo"].total) != float(plain.loss["dpo"].total)
     assert float(clamped.loss["sft"].total) == float(plain.loss["sft"].total)
     assert torch.equal(clamped.rewards, plain.rewards)
-    with pytest.raises(ValueError, match=r"humanline\.enabled: expected a part with a reference, found sft"):
-        mix(SFT, humanline=humanline)
+    sft = objective.parts["sft"]
+    assert isinstance(sft, Objective)
+    assert sft.humanline is None
+    with pytest.raises(ValueError, match=r"^humanline\.enabled: expected a part with a reference, found cpo, sft$"):
+        mix(CPO, SFT, humanline=humanline)
 
 
 def test_labels_reach_the_parts() -> None:

@@ -30,6 +30,8 @@ from halos.objectives.parameters import require_between, require_positive, requi
         (PPO, "clip_range", 1),
         (PPO, "gamma", 1.01),
         (PPO, "gamma", -0.01),
+        (PPO, "gamma", True),
+        (PPO, "gamma", "1"),
         (PPO, "lam", 1.01),
         (PPO, "lam", -0.01),
         (PPO, "critic_coefficient", -1),

@@ -15,7 +15,7 @@ from halos.policy.logprobs import LogProbs
 from tests.fork import run_ranks
 
 LENGTHS = [4, 1, 3]
-SCORES = [1.0, -1.0, 0.5]
+SCORES = [1.0, -1.0, 0.3]
 MASK = torch.arange(4) < torch.tensor(LENGTHS)[:, None]
 _generator = torch.Generator().manual_seed(0)
 REFERENCE = -3 * torch.rand(3, 4, dtype=torch.float64, generator=_generator)

@@ -82,3 +82,17 @@ def test_only_the_first_process_writes(file: Path, monkeypatch: pytest.MonkeyPat
     logger.resume_at(1)
     logger.log_hyperparams({"a": 1})
     assert not file.exists()
+
+
+def test_a_validation_that_will_be_repeated_is_dropped(file: Path) -> None:
+    filled(file).resume_at(2, validated=False)
+    kept = [(row["step"], bool(row["train/loss"]), bool(row["val/loss"])) for row in read(file)]
+    assert kept == [("0", False, True), ("1", True, False), ("1", False, True), ("2", True, False)]
+
+
+def test_a_line_that_was_cut_off_is_dropped(file: Path) -> None:
+    filled(file)
+    before = file.read_text()
+    file.write_text(before + "12")  # of 123,…
+    CSVMetrics(file).resume_at(123)
+    assert file.read_text() == before

@@ -7,8 +7,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
+from torch.utils.tensorboard import SummaryWriter
 
-from halos.runs.tensorboard import LAYOUT
+from halos.runs.tensorboard import LAYOUT, forget_behind
 from tests.test_train import run
 
 STEPS = 2
@@ -76,3 +77,22 @@ def test_a_run_without_tensorboard_leaves_none(tmp_path: Path) -> None:
     run(tmp_path, "trainer.max_steps=1", "sampling.prompts=1")
     assert not (tmp_path / "tensorboard").exists()
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+@pytest.mark.parametrize(("validated", "last"), [(True, 2), (False, 1)])
+def test_a_resumed_run_forgets_what_it_will_log_again(validated: bool, last: int, tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    for step in range(4):
+        writer.add_scalar("train/loss", 0.5, step)
+        writer.add_scalar("val/loss", 0.5, step)
+    writer.add_scalar("final/loss", 0.5, 0)
+    writer.close()
+    (file,) = tmp_path.glob("events*")
+    forget_behind(tmp_path, 2, validated=validated)
+    file.write_bytes(file.read_bytes() + b"cut off")
+    found = EventAccumulator(str(tmp_path), purge_orphaned_data=False)
+    found.Reload()
+    assert [event.step for event in found.Scalars("train/loss")] == [0, 1, 2]
+    assert [event.step for event in found.Scalars("val/loss")] == list(range(last + 1))
+    assert "final/loss" not in found.Tags()["scalars"]
+    assert list(tmp_path.iterdir()) == [file]

@@ -161,6 +161,39 @@ class OffsetRewards(DPO):
         return Output(output.loss, self.beta * policy.sum)
 
 
+class NothingToTrain(SFT):
+    def compute(self, batch: Any, policy: LogProbs, reference: None) -> Output:
+        return Output({})
+
+
+class LossOfEachExample(SFT):
+    """Losses that nobody added up."""
+
+    def compute(self, batch: Any, policy: LogProbs, reference: None) -> Output:
+        return Output({"sft": Mean(-policy.tokens[:, 0].sum(-1), len(batch), batch.step.examples)})
+
+
+class LossAsANumber(SFT):
+    def compute(self, batch: Any, policy: LogProbs, reference: None) -> Output:
+        return Output({"sft": Mean(float(-policy.tokens[:, 0].sum()), len(batch), batch.step.examples)})
+
+
+class OtherMask(SFT):
+    """The batch's mask is replaced, rather than changed in place."""
+
+    def compute(self, batch: Any, policy: LogProbs, reference: None) -> Output:
+        batch.mask = batch.mask.clone()
+        return super().compute(batch, policy, reference)
+
+
+class IgnoredNumber(DPO):
+    """A whole number that is accepted, and that is all."""
+
+    def __init__(self, backbone: Any, *, steps: int = 3, **base: Any) -> None:
+        super().__init__(backbone, **base)
+        self.steps = steps
+
+
 FAULTS: dict[type[Objective], str] = {
     WrongSign: "signs",
     MeanOverPadding: "padding",
@@ -177,9 +210,14 @@ FAULTS: dict[type[Objective], str] = {
     ReferenceInTheOptimizer: "frozen reference",
     InPlace: "inputs untouched",
     IgnoredParameter: "parameters",
+    IgnoredNumber: "parameters",
     ForgetfulMean: "state",
     MeanOfMeans: "metrics",
     NoDenominator: "shapes",
+    NothingToTrain: "shapes",
+    LossOfEachExample: "shapes",
+    LossAsANumber: "shapes",
+    OtherMask: "inputs untouched",
     OffsetRewards: "step 0",
 }
 """The property that names each fault."""

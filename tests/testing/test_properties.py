@@ -11,7 +11,15 @@ from halos.building import objective_maker
 from halos.objectives import DPO, KTO, PPO, SFT, Objective
 from halos.testing import PROPERTIES, NotApplicable, Violation, check_objective, check_property
 from tests.test_config import compose, options
-from tests.testing.broken import FAULTS, MeanOverPadding, WrongSign
+from tests.testing.broken import (
+    FAULTS,
+    LossAsANumber,
+    LossOfEachExample,
+    MeanOverPadding,
+    NoDenominator,
+    NothingToTrain,
+    WrongSign,
+)
 
 
 @pytest.mark.parametrize("name", options("loss"))
@@ -43,6 +51,20 @@ def test_a_violation_has_both_numbers_and_the_smallest_batch() -> None:
     assert ", found 0.5255" in first
     assert batch == "smallest batch that shows it: 1 example(s)"
     assert row.startswith("  example 0: prompt 0 of ")
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (NothingToTrain, "expected at least one loss term, found none"),
+        (LossOfEachExample, "loss term 'sft': expected a scalar tensor, found tensor"),
+        (LossAsANumber, r"loss term 'sft': expected a scalar tensor, found \d"),
+        (NoDenominator, "loss term 'sft': expected the count of the whole step, found None"),
+    ],
+)
+def test_a_loss_of_another_shape_is_described(broken: type[Objective], said: str) -> None:
+    with pytest.raises(Violation, match=f"shapes: {said}"):
+        check_property(broken, "shapes")
 
 
 def test_an_error_inside_the_loss_is_a_violation_too() -> None:

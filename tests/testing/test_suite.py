@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from halos.objectives import KTO
+from halos.testing import suite
 from halos.testing.suite import find_objective
 
 
@@ -24,3 +25,13 @@ def test_a_dotted_path_names_a_class() -> None:
 def test_a_path_to_nothing_is_said_so(path: str, said: str) -> None:
     with pytest.raises(pytest.UsageError, match=said):
         find_objective(path)
+
+
+def test_a_promise_that_is_not_made_is_skipped() -> None:
+    with pytest.raises(pytest.skip.Exception, match="has no reference"):
+        suite.test_conformance("halos.objectives.SFT", "frozen reference")
+
+
+def test_a_broken_promise_fails() -> None:
+    with pytest.raises(pytest.fail.Exception, match=r"^WrongSign, signs: log π of desirable completions"):
+        suite.test_conformance("tests.testing.broken.WrongSign", "signs")

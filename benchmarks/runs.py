@@ -1,0 +1,133 @@
+"""One epoch by each contestant, measured alike: seconds of the steps, memory, tokens fed to the model, losses.
+
+Loading models is nobody's time. Optimizer steps, batching and logging are everybody's, and so is the reference: ours
+is computed before the first step, the others' in every step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from benchmarks import plain, trl_side
+from benchmarks.flops import Shape, needs
+from benchmarks.job import Job, config
+from halos.data.batches import TrainingOrder
+from halos.data.rows import Row
+from halos.runs.record import peak_rss_mb
+from halos.train import Run, set_up
+
+
+def train(job: Job, folder: Path) -> dict[str, Any]:
+    """Steps of the job's contestant on the rows and in the order of ours."""
+    run, trainer = set_up(config(job, folder))
+    steps = planned(run)
+    before = rss_mb("VmRSS")
+    contest = {"ours": _ours, "plain": _plain, "trl": _trl}[job.who]
+    with counted_tokens() as tokens:
+        model, losses, seconds, reference_seconds = contest(job, folder, run, trainer, steps)
+    objective = run.objective
+    needed = needs(steps, mismatched=objective.mismatched, reference=objective.needs_reference)
+    return {
+        "losses": losses,
+        "seconds": seconds + reference_seconds,
+        "reference_seconds": reference_seconds,
+        "examples": sum(map(len, steps)),
+        "tokens": sum(tokens),
+        "needed_tokens": needed.tokens,
+        "operations": needed.operations(Shape.of(model)),
+        "shape": asdict(Shape.of(model)),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "before_mb": before,
+        "peak_mb": rss_mb("VmHWM"),
+    }
+
+
+Found = tuple[Any, list[float], float, float]
+"""The model, losses, seconds of the steps and of a separate reference pass."""
+Steps = list[list[Row]]
+
+
+def planned(run: Run) -> Steps:
+    """The rows of each step, in our order."""
+    rows = run.data.rows["train"].rows
+    order = TrainingOrder(
+        len(rows),
+        batch_size=run.data.batch_size,
+        accumulate=1,
+        world_size=1,
+        rank=0,
+        steps=run.data.steps,
+        seed=run.cfg.seed,
+    )
+    return [[rows[i] for i in micro.rows] for micro in order]
+
+
+def _ours(job: Job, folder: Path, run: Run, trainer: Any, steps: Steps) -> Found:
+    run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)
+    trainer.fit(run.objective, datamodule=run.data)
+    backbone = run.objective.trained
+    losses = [loss for loss in run.record.train_loss if loss is not None]  # no step is skipped
+    return backbone.policy, losses, run.record.seconds, backbone.reference_seconds
+
+
+def _plain(job: Job, folder: Path, run: Run, trainer: Any, steps: Steps) -> Found:
+    policy, reference = run.model.load(), run.model.load().eval()
+    start = time.perf_counter()
+    losses = plain.train(policy, reference, steps, loss=job.loss, lr=job.lr, precision=job.precision)
+    return policy, losses, time.perf_counter() - start, 0.0
+
+
+def _trl(job: Job, folder: Path, run: Run, trainer: Any, steps: Steps) -> Found:
+    torch.manual_seed(job.seed)
+    made = trl_side.trainer(
+        job.loss,
+        [row for rows in steps for row in rows],
+        model=run.model.load(),
+        tokenizer=run.tokens.tokenizer,
+        folder=folder / "trl",
+        bf16=job.precision == "bf16-mixed",
+        per_device_train_batch_size=job.batch_size,
+        learning_rate=job.lr,
+        max_length=job.max_length,
+        seed=job.seed,
+    )
+    losses, seconds = trl_side.train(made)
+    return made.model, losses, seconds, 0.0
+
+
+@contextmanager
+def counted_tokens() -> Iterator[list[int]]:
+    """Within, tokens that any model reads are counted, whoever calls it."""
+    found: list[int] = []
+    original = nn.Embedding.forward
+
+    def forward(self: nn.Embedding, ids: Tensor) -> Tensor:
+        found.append(ids.numel())
+        return original(self, ids)
+
+    nn.Embedding.forward = forward  # type: ignore[method-assign, assignment]
+    try:
+        yield found
+    finally:
+        nn.Embedding.forward = original  # type: ignore[method-assign]
+
+
+def rss_mb(field: str) -> float:
+    """``VmRSS`` (now) or ``VmHWM`` (the most so far) of this process, in MiB.
+
+    Linux's own numbers begin with the program; the peak that ``getrusage`` tells begins with the parent's size.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return peak_rss_mb()
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024

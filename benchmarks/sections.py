@@ -1,0 +1,284 @@
+"""The parts of the benchmark: each runs its jobs and gives a piece of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import inputs, plain, trl_side
+from benchmarks.job import Job
+from benchmarks.runner import Result, Runner
+from benchmarks.table import number, table
+
+SWEEP = ("kto", "dpo", "ipo", "apo_zero", "simpo", "orpo")
+VOCABULARIES = (32_768, 131_072, 262_144)
+COMPLETIONS = (128, 512)
+CURVES: dict[str, tuple[int, ...]] = {
+    "prompt": (32, 128, 512),
+    "completion": (16, 64, 256),
+    "per_prompt": (1, 2, 4, 8),
+    "vocabulary": (8_192, 32_768, 131_072),
+}
+CURVE = {"hidden": 256, "layers": 4, "prompt": 128, "completion": 64, "per_prompt": 2, "vocabulary": 32_768}
+"""The point that all curves pass through."""
+TOLERANCE = 1e-4
+"""The most by which contestants' losses of the first step may differ in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was asked for; ``base`` has the model, the data and the settings of every job."""
+
+    base: Job
+    losses: tuple[str, ...]
+    precisions: tuple[str, ...]
+    peers: tuple[str, ...]
+    repeats: int
+    folder: Path
+    runner: Runner
+
+    def cases(self) -> Iterator[Job]:
+        """The base with every loss at every precision."""
+        for loss, precision in product(self.losses, self.precisions):
+            yield replace(self.base, loss=loss, precision=precision)
+
+    def cold(self, job: Job) -> Job:
+        """The job with a cache of its own, which is empty unless it has run before."""
+        name = f"{job.loss}-{job.precision}-{job.repeat}-{job.name('')[-12:]}"
+        return replace(job, cache=str(self.folder / "cache" / name))
+
+
+def speed(plan: Plan) -> str:
+    """Alternating runs: ours, each peer, ours with the reference cached."""
+    rows = []
+    for case in plan.cases():
+        found: dict[str, list[Result]] = {}
+        for repeat in range(plan.repeats):
+            for who, result in _round(plan, replace(case, repeat=repeat)):
+                found.setdefault(who, []).append(result)
+        rate = plan.runner.run(replace(plan.base, kind="rate", precision=case.precision))
+        rows += speed_rows(case, found, rate)
+    return table(SPEED, rows) + "\n\n" + SPEED_NOTES
+
+
+def _round(plan: Plan, job: Job) -> Iterator[tuple[str, Result]]:
+    ours = plan.cold(job)
+    warm = replace(ours, repeat=ours.repeat + 1000)  # the same job once more, but another measurement
+    turns = [("ours", ours), *((who, replace(job, who=who)) for who in plan.peers), (CACHED, warm)]
+    for who, turn in turns:
+        if turn.loss not in {"plain": plain.LOSSES, "trl": trl_side.LOSSES}.get(turn.who, (turn.loss,)):
+            continue
+        result = plan.runner.run(turn)
+        if result is not None:
+            yield who, result
+
+
+CACHED = "ours, reference cached"
+SPEED = (
+    *("loss", "precision", "", "examples/s", "ours is faster", "with the reference cached", "peak GB"),
+    *("ours takes", "tokens fed", "× needed", "losses differ by"),
+)
+SPEED_NOTES = (
+    "Medians over runs. *Ours is faster* (its reference pass included), *with the reference cached* (a second loss "
+    "over the same data) and *ours takes* (of its memory) are medians of ratios within a round of runs. *Floor*: the "
+    "operations that the loss needs, at this machine's rate of matrix products; beside it, the share of our time that "
+    "it is. *Losses differ by*: at most, from ours, over all steps. All had the same model, rows, order, y', AdamW and "
+    "clipping."
+)
+
+
+def speed_rows(case: Job, found: dict[str, list[Result]], rate: Result | None) -> list[list[str]]:
+    """Rows of the table for one loss at one precision; ``found``: each contestant's results, one a round."""
+    rows = []
+    ours, cached = found.get("ours", []), found.get(CACHED, [])
+    for who, results in found.items():
+        mine = who in ("ours", CACHED)
+        needed = results[0]["needed_tokens"]
+        pace = median(result["examples"] / result["seconds"] for result in results)
+        memory, tokens = (median(result[name] for result in results) for name in ("peak_mb", "tokens"))
+        rows.append(
+            [
+                *(case.loss, case.precision, who, number(pace)),
+                *("" if mine else _ratio(results, other, "seconds") for other in (ours, cached)),
+                f"{memory / 1024:.1f}",
+                "" if mine else _share(ours, results, "peak_mb"),
+                *(f"{tokens / 1000:.1f} k", number(tokens / needed), _agreement(case, ours, results)),
+            ]
+        )
+    if ours and rate:
+        seconds, needed = ours[0]["operations"] / rate["rate"], ours[0]["needed_tokens"]
+        name = f"floor ({rate['rate'] / 1e9:.0f} GFLOP/s)"
+        taken = f"{number(seconds / median(result['seconds'] for result in ours))} ×"
+        pace = ours[0]["examples"] / seconds
+        tokens = f"{needed / 1000:.1f} k"
+        rows.append([case.loss, case.precision, name, number(pace), taken, "", "", "", tokens, "1", ""])
+    return rows
+
+
+def _ratio(above: list[Result], below: list[Result], name: str) -> str:
+    ratios = [a[name] / b[name] for a, b in zip(above, below, strict=False)]
+    return f"{number(median(ratios))} ×" if ratios else ""
+
+
+def _share(part: list[Result], whole: list[Result], name: str) -> str:
+    ratios = [a[name] / b[name] for a, b in zip(part, whole, strict=False)]
+    return f"{median(ratios):.0%}" if ratios else ""
+
+
+def _agreement(case: Job, ours: list[Result], results: list[Result]) -> str:
+    if not ours or results is ours:
+        return ""
+    differences = [abs(a - b) for a, b in zip(ours[0]["losses"], results[0]["losses"], strict=True)]
+    warning = " (the first already)" if case.precision == "32-true" and differences[0] > TOLERANCE else ""
+    return f"{max(differences):.0e}{warning}"
+
+
+def profile(plan: Plan) -> str:
+    """Where our time goes, by stage and by operator."""
+    stages, operators = [], []
+    for case in plan.cases():
+        case = plan.cold(replace(case, repeat=2000))
+        found = plan.runner.run(replace(case, kind="stages"))
+        if found:
+            seconds = found["seconds"]
+            overhead = f"{seconds.pop('overhead'):.1%}"
+            stages.append([case.loss, case.precision, *_shares(seconds), overhead])
+            names = list(seconds)
+        found = plan.runner.run(replace(case, kind="operators"))
+        if found:
+            operators.append([case.loss, case.precision, _listed(found["seconds"])])
+    if not stages:
+        return ""
+    by_stage = table(("loss", "precision", *names, "overhead"), stages)
+    notes = (
+        "Shares of the steps' time. *rest*: Lightning, the loss, metrics, logging; *overhead*: data and rest over the "
+    )
+    notes += "sum of the others. By operator:"
+    return f"{by_stage}\n\n{notes}\n\n{table(('loss', 'precision', 'operators'), operators)}"
+
+
+def _shares(seconds: dict[str, float]) -> list[str]:
+    total = sum(seconds.values())
+    return [f"{value / total:.1%}" for value in seconds.values()]
+
+
+def _listed(seconds: dict[str, float]) -> str:
+    total = sum(seconds.values())
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {value / total:.0%}" for name, value in ordered)
+
+
+def memory(plan: Plan) -> str:
+    """Peak memory beyond weights, gradients and optimizer state, for growing vocabularies and completions."""
+    rows = []
+    for completion, vocabulary in product(COMPLETIONS, VOCABULARIES):
+        model = inputs.synthetic_model(plan.folder, hidden=64, layers=2, vocabulary=vocabulary)
+        sizes = {"prompt": 32, "completion": completion, "vocabulary": vocabulary}
+        data = inputs.synthetic_pairs(plan.folder, count=4, **sizes)
+        found = []
+        for chunk in (plan.base.head_chunk, None):
+            job = replace(plan.base, loss="dpo", model=model, data=data, head_chunk=chunk, batch_size=2)
+            result = plan.runner.run(replace(job, max_length=1024, max_prompt_length=None))
+            found.append("failed" if result is None else f"{beyond_weights_mb(result):,.0f}")
+        rows.append(
+            [f"{vocabulary:,}", f"{4 * completion:,}", *found, f"{vocabulary * 4 * completion * 4 / 2**20:,.0f}"]
+        )
+    heads = ("vocabulary", "scored tokens", f"MiB, head_chunk={plan.base.head_chunk}", "MiB, head_chunk=null")
+    return table((*heads, "logits in float32, MiB"), rows)
+
+
+def beyond_weights_mb(result: Result) -> float:
+    """Peak memory less what the process had before the model, and less weights, gradients and AdamW's two moments."""
+    return float(result["peak_mb"] - result["before_mb"] - 4 * 4 * result["parameters"] / 2**20)
+
+
+def curves(plan: Plan) -> str:
+    """Cost of an example against its sizes."""
+    rows, drawn = [], {}
+    for name, values in CURVES.items():
+        points = []
+        for value in values:
+            shape = tuple(sorted((CURVE | {name: value}).items()))
+            job = replace(plan.base, kind="cost", precision=plan.precisions[0], shape=shape, model="", data="")
+            result = plan.runner.run(job)
+            if result:
+                points.append((value, result["ours"], result["plain"]))
+                ratio = result["plain"] / result["ours"]
+                rows.append(
+                    [name.replace("_", " "), f"{value:,}", *(f"{1000 * s:.1f}" for s in points[-1][1:]), number(ratio)]
+                )
+        drawn[name] = points
+    draw(drawn, plan.folder / "costs.png")
+    heads = ("varied", "value", "ours, ms/example", "plain, ms/example", "ratio")
+    told = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in CURVE.items())
+    return f"{table(heads, rows)}\n\nKTO at {plan.precisions[0]}; all else: {told}. Figure: costs.png"
+
+
+def draw(drawn: dict[str, list[tuple[int, float, float]]], file: Path) -> None:
+    """One panel for each curve, both axes logarithmic."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(drawn), 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    for axis, (name, points) in zip(axes, drawn.items(), strict=True):
+        for column, who in ((2, "plain"), (1, "ours")):
+            axis.plot([p[0] for p in points], [1000 * p[column] for p in points], marker="o", label=who)
+        axis.set(xscale="log", yscale="log", xlabel=name.replace("_", " "))
+    axes[0].set_ylabel("ms per example")
+    axes[0].legend()
+    figure.savefig(file, dpi=150)
+
+
+def sweep(plan: Plan) -> str:
+    """Six objectives over the same data: ours share one reference, TRL's runs are separate."""
+    rows = []
+    for precision in plan.precisions:
+        totals: dict[str, list[float]] = {"ours": [], "trl": []}
+        cache = str(plan.folder / "cache" / f"sweep-{precision}-{plan.base.name('')[-12:]}")
+        for number_, loss in enumerate(SWEEP):
+            job = replace(plan.base, loss=loss, precision=precision, cache=cache, repeat=3000 + number_)
+            seconds = [plan.runner.run(job)]
+            if "trl" in plan.peers:
+                seconds.append(plan.runner.run(replace(job, who="trl", cache="", repeat=0)))
+            told = []
+            for who, result in zip(totals, seconds, strict=False):
+                totals[who].append(result["seconds"] if result else float("nan"))
+                told.append("failed" if result is None else f"{result['seconds']:.1f}")
+            reference = "" if seconds[0] is None else f"{seconds[0]['reference_seconds']:.1f}"
+            rows.append([precision, loss, *told, *[""] * (2 - len(told)), reference])
+        summed = [f"{sum(values):.1f}" if values else "" for values in totals.values()]
+        rows.append([precision, "**total**", *summed, ""])
+    return table(("precision", "loss", "ours, s", "TRL, s", "of ours: the reference, s"), rows) + "\n\n" + SWEEP_NOTES
+
+
+SWEEP_NOTES = (
+    "One after the other, over the same data: ours find the reference's log-probs that earlier ones computed. TRL's "
+    "ORPO also trains on the prompt's tokens."
+)
+
+
+SECTIONS: dict[str, Callable[[Plan], str]] = {
+    "speed": speed,
+    "profile": profile,
+    "memory": memory,
+    "curves": curves,
+    "sweep": sweep,
+}
+
+
+def planned(name: str, plan: Plan) -> int:
+    """How many jobs a section has, at most."""
+    cases = len(plan.losses) * len(plan.precisions)
+    return {
+        "speed": cases * (plan.repeats * (2 + len(plan.peers)) + 1),
+        "profile": cases * 2,
+        "memory": len(VOCABULARIES) * len(COMPLETIONS) * 2,
+        "curves": sum(map(len, CURVES.values())),
+        "sweep": len(plan.precisions) * len(SWEEP) * (1 + ("trl" in plan.peers)),
+    }[name]

@@ -1,0 +1,43 @@
+"""``python -m benchmarks.worker JOB RESULT``: one measurement in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.job import Job
+
+
+def main(job_file: str, result_file: str) -> None:
+    """Measure what the job says; the result appears whole or not at all."""
+    import torch
+
+    job = Job.load(Path(job_file))
+    torch.set_num_threads(job.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(job, Path(folder))
+    part = Path(result_file).with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1))
+    part.replace(result_file)
+
+
+def measure(job: Job, folder: Path) -> dict[str, Any]:
+    """The numbers of one job."""
+    from benchmarks import costs, profiles, runs
+
+    kinds: dict[str, Callable[[Job, Path], dict[str, Any]]] = {
+        "train": runs.train,
+        "stages": profiles.stages,
+        "operators": profiles.operators,
+        "cost": costs.cost,
+        "rate": costs.rate,
+    }
+    return kinds[job.kind](job, folder)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,121 @@
+"""What a batch gives: the shapes of an objective's answer, its value, its signs, its gradient, its precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from halos.data.rows import Row
+from halos.objectives.base import Objective
+from halos.testing.examples import Make, ask, loss_of, make_inputs, make_objective, tiny_rows
+from halos.testing.promises import EXACT, NotApplicable, Violation, agree, finite, promise
+
+
+@promise("shapes", 1, 2, 3, 4, 6)
+def shapes(make: Make, rows: Sequence[Row]) -> None:
+    """Loss terms are sums over examples or tokens with the count of the whole step; rewards have one row an example."""
+    objective = make_objective(make)
+    inputs = make_inputs(objective, rows)
+    output = objective.compute(inputs.batch, inputs.policy, inputs.reference)
+    if not output.loss:
+        raise Violation("expected at least one loss term, found none")
+    for name, term in output.loss.items():
+        if not isinstance(term.total, Tensor) or term.total.ndim:
+            raise Violation(f"loss term {name!r}: expected a scalar tensor, found {term.total!r}")
+        if not term.step_count:
+            raise Violation(f"loss term {name!r}: expected the count of the whole step, found {term.step_count!r}")
+    if output.rewards is not None:
+        agree("number of rows of rewards [B, K]", len(rows), len(output.rewards))
+        agree("dimensions of rewards [B, K]", 2, output.rewards.ndim)
+
+
+@promise("step 0", 1, 2, 4)
+def step_zero(make: Make, rows: Sequence[Row]) -> None:
+    """Where policy and reference agree, rewards are 0, and loss and gradient are finite and continuous."""
+    objective = make_objective(make)
+    answer = ask(objective, make_inputs(objective, rows, at_reference=True))
+    if objective.needs_reference and answer.output.rewards is not None and objective.moves != (0, 0):
+        agree("rewards", torch.zeros(answer.output.rewards.shape), answer.output.rewards.detach(), tolerance=EXACT)
+    finite(answer)
+    beside = ask(make_objective(make), make_inputs(objective, rows, at_reference=True, shift=1e-9))
+    agree("loss with log-ratios of 1e-9, against exactly 0", answer.loss, beside.loss, tolerance=1e-6)
+
+
+@promise("signs", 2, 4, 6)
+def signs(make: Make, rows: Sequence[Row]) -> None:
+    """The first step raises log π of desirable completions and lowers that of undesirable ones (or as declared)."""
+    objective = make_objective(make)
+    if objective.moves == (0, 0):
+        raise NotApplicable("declares that it does not move log-probs")
+    answer = ask(objective, make_inputs(objective, rows, at_reference=True))
+    slopes: dict[bool, list[float]] = {True: [], False: []}
+    for row in rows:
+        sides = (True, False) if objective.view == "pairs" else (row.desirable is not False,)
+        for side, gradient in zip(sides, answer.gradients[row.id], strict=False):
+            slopes[side].append(-float(gradient.sum()))
+    for side, direction, word in ((True, objective.moves[0], "desirable"), (False, objective.moves[1], "undesirable")):
+        wrong = [s for s in slopes[side] if abs(s - direction * abs(s)) > EXACT]
+        if wrong or (direction and slopes[side] and not any(slopes[side])):
+            expected = {1: "above 0", -1: "below 0", 0: "of 0"}[direction]
+            raise Violation(f"log π of {word} completions: expected a push {expected}, found {slopes[side]}")
+
+
+@promise("gradient", 1, 2, 4)
+def gradient(make: Make, rows: Sequence[Row]) -> None:
+    """In float64 the gradient is that of the loss, by finite differences; none flows into mismatched completions."""
+    objective = make_objective(make).eval()
+    if objective.moves == (0, 0):
+        raise NotApplicable("declares that it does not move log-probs")
+    inputs = make_inputs(objective, rows)
+    tokens, trained = inputs.leaves[0].detach(), len(rows[0].branches) - objective.mismatched
+    rest = tokens[:, trained:]
+
+    def loss(own: Tensor) -> Tensor:
+        inputs.policy.tokens = torch.cat([own, rest], dim=1)
+        return loss_of(objective.compute(inputs.batch, inputs.policy, inputs.reference))
+
+    own = tokens[:, :trained].clone().requires_grad_()
+    value = loss(own)
+    if not value.requires_grad:
+        raise Violation("expected a loss that depends on the policy's log-probs, found one that does not")
+    (analytic,) = torch.autograd.grad(value, [own])
+    for index in inputs.batch.mask[:, :trained].nonzero():
+        place = tuple(index.tolist())
+        high, low = own.detach().clone(), own.detach().clone()
+        high[place] += 1e-6
+        low[place] -= 1e-6
+        numeric = (loss(high) - loss(low)) / 2e-6
+        agree(f"gradient of {rows[place[0]].id}, token {place[1:]}", numeric, analytic[place], tolerance=1e-6)
+    if objective.mismatched:
+        full = ask(make_objective(make), make_inputs(objective, rows)).gradients
+        found = torch.stack([gradients[trained:].abs().sum() for gradients in full.values()])
+        agree("gradient of mismatched completions", torch.zeros(len(rows)), found, tolerance=EXACT)
+
+
+def _one_sided(objective: Objective) -> list[list[Row]]:
+    return [tiny_rows(objective, size, labels=[label] * size) for size in (1, 3) for label in (True, False)]
+
+
+@promise("one-sided batches", batches=_one_sided)
+def one_sided(make: Make, rows: Sequence[Row]) -> None:
+    """A batch with only one kind of completion, or with one example, has finite loss, gradient and metrics."""
+    objective = make_objective(make)
+    finite(ask(objective, make_inputs(objective, rows)))
+
+
+@promise("precision", 1, 4)
+def precision(make: Make, rows: Sequence[Row]) -> None:
+    """float32 log-probs give the loss of float64 ones; with half-precision ones it stays finite and near."""
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)):
+        objective = make_objective(make)
+        exact = make_inputs(objective, rows, dtype=dtype)
+        rounded = make_inputs(objective, rows)
+        for parts in ((rounded.policy, exact.policy), (rounded.reference, exact.reference)):
+            if parts[0] is not None and parts[1] is not None:
+                parts[0].tokens = parts[1].tokens.detach().double()
+        expected = loss_of(objective.compute(rounded.batch, rounded.policy, rounded.reference))
+        low = make_objective(make).to(dtype)
+        found = loss_of(low.compute(exact.batch, exact.policy, exact.reference))
+        agree(f"loss from {dtype} log-probs", expected.detach(), found.detach(), tolerance=tolerance)

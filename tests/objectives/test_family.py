@@ -1,0 +1,180 @@
+"""The family in one table: each member's defaults and the names under which it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from halos.objectives import (
+    BCO,
+    CPO,
+    CSFT,
+    DPO,
+    GRPO,
+    IPO,
+    KTO,
+    ORPO,
+    PPO,
+    SFT,
+    APODown,
+    APOZero,
+    BradleyTerry,
+    Humanline,
+    Mix,
+    Objective,
+    RobustDPO,
+    SimPO,
+    SLiC,
+    apo_down_loss,
+    apo_zero_loss,
+    bco_loss,
+    cpo_loss,
+    dpo_loss,
+    grpo_loss,
+    ipo_loss,
+    kto_loss,
+    kto_reference_point,
+    ppo_loss,
+    robust_dpo_loss,
+    simpo_loss,
+    slic_loss,
+)
+from halos.objectives.bco import RewardShift
+from halos.optim import AdamW
+from halos.testing.examples import ask, make_inputs, make_objective, tiny_rows
+from tests.objectives.test_base import OBJECTIVES
+
+DPO_AND_SFT: Any = partial(Mix, parts={"dpo": DPO, "sft": SFT}, weights={"dpo": 1.0, "sft": 0.1})
+
+
+@dataclass(frozen=True)
+class Member:
+    """``rewards``: columns of the rewards [B, K], 0 for none."""
+
+    make: Any
+    terms: tuple[str, ...]
+    rewards: int
+    defaults: dict[str, Any] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
+
+
+FAMILY = {
+    KTO: Member(
+        KTO,
+        ("kto",),
+        1,
+        {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "mismatched": True, "needs_reference": True},
+        ("kl", "kl/raw"),
+    ),
+    BCO: Member(BCO, ("bco",), 1, {"beta": 0.1}, ("delta",)),
+    DPO: Member(DPO, ("dpo",), 2, {"beta": 0.1, "label_smoothing": 0.0}),
+    RobustDPO: Member(RobustDPO, ("robust_dpo",), 2, {"beta": 0.1, "label_smoothing": 0.1}),
+    IPO: Member(IPO, ("ipo",), 2, {"beta": 0.1}),
+    APOZero: Member(APOZero, ("apo_zero",), 2, {"beta": 0.1}),
+    APODown: Member(APODown, ("apo_down",), 2, {"beta": 0.1}),
+    SimPO: Member(SimPO, ("simpo",), 2, {"beta": 2.0, "gamma": 0.5}),
+    ORPO: Member(ORPO, ("sft", "odds"), 2, {"beta": 0.1}),
+    CPO: Member(CPO, ("prefer", "sft"), 2, {"beta": 0.1, "alpha": 1.0}),
+    SLiC: Member(SLiC, ("calibration", "sft"), 2, {"delta": 1.0, "lam": 0.1}),
+    PPO: Member(
+        PPO,
+        ("policy", "critic", "kl"),
+        1,
+        {"beta": 0.1, "clip_range": 0.5, "gamma": 1.0, "lam": 0.95, "critic_coefficient": 0.5, "own_clip": 1.0},
+    ),
+    GRPO: Member(GRPO, ("policy", "kl"), 1, {"beta": 0.04, "clip_range": 0.5}, ("groups/incomplete",)),
+    BradleyTerry: Member(BradleyTerry, ("bradley_terry",), 2),
+    CSFT: Member(CSFT, ("csft",), 0, {"control_tokens": ("<|good|>", "<|bad|>")}),
+    SFT: Member(SFT, ("sft",), 0),
+    Mix: Member(DPO_AND_SFT, ("dpo", "sft"), 2, {"weights": {"dpo": 1.0, "sft": 0.1}, "grouped": False}),
+}
+
+
+def test_the_table_is_complete() -> None:
+    assert set(FAMILY) == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_defaults(kind: type[Objective]) -> None:
+    objective = FAMILY[kind].make(lambda: None)
+    assert {name: getattr(objective, name) for name in FAMILY[kind].defaults} == FAMILY[kind].defaults
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_the_bases_parameters_reach_it(kind: type[Objective]) -> None:
+    optim = AdamW(lr=0.123)
+    objective = FAMILY[kind].make(lambda: None, seed=7, optim=optim)
+    assert objective.seed == 7
+    assert objective._optim is optim
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_terms_metrics_and_rewards(kind: type[Objective]) -> None:
+    member = FAMILY[kind]
+    objective = make_objective(member.make)
+    output = ask(objective, make_inputs(objective, tiny_rows(objective, 4))).output
+    assert tuple(output.loss) == member.terms
+    assert tuple(output.metrics) == member.metrics
+    assert (0 if output.rewards is None else output.rewards.shape[1]) == member.rewards
+    # Each example counts once: once as a number of its own, or as one that all of the micro-batch share.
+    assert {float(mean.count) for mean in output.metrics.values()} <= {1.0, 4.0}
+
+
+def column(seed: int, *shape: int) -> Tensor:
+    return -3 * torch.rand(*(shape or (5,)), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+LABELS = torch.tensor([True, False, True, False, True])
+MASK = torch.arange(3) < torch.tensor([3, 2, 1, 3, 2])[:, None]
+PAIR = (column(0), column(1))
+FUNCTIONS: dict[Callable[..., Any], tuple[tuple[Any, ...], dict[str, float]]] = {
+    kto_loss: ((*PAIR, LABELS, 0.3), {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}),
+    bco_loss: ((*PAIR, LABELS, 0.3), {"beta": 0.1}),
+    dpo_loss: ((*PAIR, column(2), column(3)), {"beta": 0.1, "label_smoothing": 0.0}),
+    robust_dpo_loss: (PAIR, {"beta": 0.1, "label_smoothing": 0.1}),
+    ipo_loss: (PAIR, {"beta": 0.1}),
+    apo_zero_loss: (PAIR, {"beta": 0.1}),
+    apo_down_loss: (PAIR, {"beta": 0.1}),
+    simpo_loss: (PAIR, {"beta": 2.0, "gamma": 0.5}),
+    cpo_loss: (PAIR, {"beta": 0.1}),
+    slic_loss: (PAIR, {"delta": 1.0}),
+    ppo_loss: (
+        (column(0, 5, 3), column(1, 5, 3), column(2, 5, 3), column(3), MASK),
+        {"clip_range": 0.5, "gamma": 1.0, "lam": 0.95},
+    ),
+    grpo_loss: ((column(0, 5, 3) - column(1, 5, 3), column(2), MASK), {"clip_range": 0.5}),
+}
+
+
+def numbers(found: Any) -> list[Any]:
+    return [part.tolist() for part in (found if isinstance(found, tuple) else (found,))]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_defaults_of_the_pure_functions(function: Callable[..., Any]) -> None:
+    tensors, defaults = FUNCTIONS[function]
+    plain = numbers(function(*tensors))
+    assert numbers(function(*tensors, **defaults)) == plain
+    for name, value in defaults.items():
+        assert numbers(function(*tensors, **(defaults | {name: value + 0.3 if value < 0.9 else value - 0.3}))) != plain
+
+
+def test_the_reference_point_is_clamped_unless_told_otherwise() -> None:
+    low, high = torch.tensor([-5.0]), torch.tensor([-3.0])
+    assert float(kto_reference_point(low, high)[0]) == 0
+    assert float(kto_reference_point(low, high, clamp=False)[0]) == -2
+
+
+def test_the_range_of_humanline() -> None:
+    assert (Humanline().log_epsilon_P, Humanline().log_epsilon_R) == (-1.0, 1.5)
+
+
+def test_a_shift_counts_in_whole_numbers() -> None:
+    shift = RewardShift()
+    assert shift.counts.dtype == torch.long  # a float32 count would stop at 2^24
