@@ -10,7 +10,7 @@ ARGS ?=
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf]'
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora]'
 	touch $@
 
 train: $(VENV)/.ready
@@ -20,7 +20,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n logical $(ARGS)
 
 $(VENV)/.parity: $(VENV)/.ready
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,parity]'
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora,parity]'
 	touch $@
 
 parity: $(VENV)/.parity

@@ -21,6 +21,7 @@ from halos.data.reference import ReferenceTable
 from halos.data.tokens import ChatTokens
 from halos.objectives.base import Objective
 from halos.objectives.humanline import Humanline
+from halos.policy.adapters import merge_adapter
 from halos.policy.backbone import Backbone
 from halos.policy.export import export_policy, part_of, unconditioned
 from halos.policy.loading import ModelSpec, add_control_tokens
@@ -109,15 +110,17 @@ def prepare(cfg: DictConfig) -> Run:
 
     def backbone() -> Backbone:
         dtype = torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32
+        mode = spec.reference if objective.needs_reference else None
         made = make_backbone(
             spec,
             getattr(objective.trainer.strategy, "sharding", None),
             dtype=dtype,
             new_tokens=new_tokens,
             vocabulary=len(tokenizer),
-            with_reference=objective.needs_reference and spec.reference == "live",
+            with_reference=mode == "live",
+            adapter_reference=mode == "adapter",
         )
-        if objective.needs_reference and spec.reference == "cached":
+        if mode == "cached":
             data.reference, made.reference_seconds = _cached_reference(cfg, made, data, objective.trainer)
         return made
 
@@ -133,6 +136,8 @@ def prepare(cfg: DictConfig) -> Run:
     data: PreferenceDataModule = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed)
     data.load(objective.view)
     spec.check()
+    if spec.lora.export == "adapter" and not objective.generates:
+        raise ValueError("model.lora.export: expected merged for a reward model, found adapter")
     tokenizer = spec.tokenizer()
     unconditioned(tokenizer, objective.control(True))
     new_tokens = add_control_tokens(tokenizer, (objective.control(True), objective.control(False)))
@@ -203,6 +208,8 @@ def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
 def _export(run: Run, card: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None) -> None:
     policy, tokenizer, folder = run.objective.trained.policy, run.tokens.tokenizer, run.folder.model
     end = run.tokens.end_of_turn
+    if run.model.lora.enabled and run.model.lora.export == "merged":
+        merge_adapter(policy)
     if run.objective.generates:
         control = run.objective.control(True)
         own = part_of(weights, "backbone.policy.")
@@ -223,8 +230,10 @@ def _reference_sync(run: Run) -> list[Callback]:
         return []
     sync = ReferenceSync(every=run.cfg.reference_sync.every, alpha=run.cfg.reference_sync.alpha)
     sync.check(run.objective)
-    if run.model.reference == "cached":
-        raise ValueError("reference_sync.every: a reference that moves needs model.reference=live, found cached")
+    if run.model.reference != "live":
+        raise ValueError(
+            f"reference_sync.every: a reference that moves needs model.reference=live, found {run.model.reference}"
+        )
     return [sync]
 
 

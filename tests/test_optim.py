@@ -1,13 +1,16 @@
 """The learning-rate schedule by hand, and what the optimizer refuses."""
 
+import importlib.util
 import math
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import Parameter
 
-from halos.optim import AdamW, learning_rate_factor
+from halos.optim import Adafactor, AdamW, BitsAndBytesAdamW, Optim, learning_rate_factor
 
 
 def factors(steps: int, warmup: int, schedule: str) -> list[float]:
@@ -40,7 +43,7 @@ def test_no_step_of_the_run_has_rate_zero_and_none_is_above_the_peak(schedule: s
     assert learning_rate_factor(99, warmup=warmup, steps=10, schedule=schedule) == 0
 
 
-def rates(optim: AdamW, steps: int) -> list[float]:
+def rates(optim: Optim, steps: int) -> list[float]:
     """The rate that each optimizer step uses."""
     optimizer, schedule = optim.build([Parameter(torch.ones(1))], steps)
     used = []
@@ -96,3 +99,71 @@ def test_a_rate_of_zero_leaves_the_weights() -> None:
 def test_values_that_make_no_sense_are_refused_by_key(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdamW(**options)
+
+
+# Others than AdamW
+
+
+@pytest.mark.parametrize("scale_parameter", [False, True])
+def test_adafactor_by_hand(scale_parameter: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    gradients = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+    weight = Parameter(start.clone())
+    optim = Adafactor(lr=0.1, clip_threshold=0.5, schedule="constant", warmup=0, scale_parameter=scale_parameter)
+    optimizer, _ = optim.build([weight], 2)
+    expected, second = start.clone(), torch.zeros(3, 5, dtype=torch.float64)
+    for step, gradient in enumerate(gradients, 1):
+        weight.grad = gradient.clone()
+        optimizer.step()
+        decay = 1 - step**-0.8
+        second = decay * second + (1 - decay) * gradient**2
+        # Adafactor, eq. 2 and algorithm 4: V = R Cᵀ / 1ᵀR, then the update clipped by its root mean square.
+        factored = second.sum(1, keepdim=True) * second.sum(0, keepdim=True) / second.sum()
+        update = gradient / factored.sqrt()
+        update /= max(1.0, update.pow(2).mean().sqrt().item() / 0.5)
+        scale = expected.pow(2).mean().sqrt().item() if scale_parameter else 1.0
+        expected = expected - 0.1 * scale * update
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_adafactor_follows_the_schedule_and_keeps_means_of_rows_and_columns_alone() -> None:
+    assert rates(Adafactor(lr=1.0, warmup=0.4), 5) == pytest.approx([1 / 3, 2 / 3, 1, 2 / 3, 1 / 3])
+    weight = Parameter(torch.ones(30, 50))
+    optimizer, _ = Adafactor(lr=1.0).build([weight], 5)
+    weight.grad = torch.ones(30, 50)
+    optimizer.step()
+    held = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor) and value.dim()]
+    assert sum(value.numel() for value in held) == 30 + 50
+
+
+def test_bitsandbytes_and_its_device_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"^optim: bitsandbytes is missing; .*halos\[bnb\]"):
+        BitsAndBytesAdamW().check()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"^optim: .*need a CUDA device, found none"):
+        BitsAndBytesAdamW().check()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=r"^optim: .*weights on a CUDA device, found cpu"):
+        BitsAndBytesAdamW().build([Parameter(torch.ones(1))], 5)
+    with pytest.raises(ValueError, match=r"^optim\.bits: expected 8 or 32, found 4"):
+        BitsAndBytesAdamW(bits=4)
+
+
+@pytest.mark.parametrize(("bits", "paged"), [(8, False), (32, True)])
+def test_the_options_reach_bitsandbytes(bits: int, paged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cuda: Any = SimpleNamespace(device=torch.device("cuda"))
+
+    def recorded(parameters: Any, *, optim_bits: int, is_paged: bool, **options: Any) -> torch.optim.Optimizer:
+        assert (optim_bits, is_paged) == (bits, paged)
+        assert parameters == [on_cuda]
+        return torch.optim.AdamW([Parameter(torch.ones(1))], **options)
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(AdamW=recorded)))
+    monkeypatch.setattr(BitsAndBytesAdamW, "check", lambda _: None)
+    optim = BitsAndBytesAdamW(lr=0.5, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, bits=bits, paged=paged)
+    optimizer, _ = optim.build([on_cuda], 5)
+    group = optimizer.param_groups[0]
+    assert (group["initial_lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.5, (0.8, 0.9), 1e-6, 0.1)

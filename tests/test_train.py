@@ -451,6 +451,9 @@ def run_until(hook: str, step: int, folder: Path, *overrides: str) -> None:
 RESUMABLE = ("model.dropout=0.1", "checkpoint_every=2", "trainer.val_check_interval=0.5", "optim.lr=1e-2")
 """Dropout, so that a run resumes only if its randomness does; validation after 3 of 6 steps."""
 
+LORA = ("model.lora.enabled=true", "model.reference=adapter", "optim.eps=1e-4")
+"""With the toy world's eps of 1e-2 so few steps would hardly move an adapter."""
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
@@ -504,8 +507,10 @@ def test_a_run_stopped_between_a_checkpoint_and_its_validation_resumes(tmp_path:
         ("loss=bco",),  # its reward shift
         ("loss=grpo", "data.source.completions_per_prompt=4", "data.batch_size=8"),  # its groups
         ("reference_sync.every=3", "model.reference=live"),  # its reference: once before the stop, once behind it
+        (*LORA, "model.lora.dropout=0.1"),
+        (*LORA, "loss=ppo", "model.reference=cached"),  # a value head beside the adapters
     ],
-    ids=["bco", "grpo", "reference_sync"],
+    ids=["bco", "grpo", "reference_sync", "lora", "lora_ppo"],
 )
 def test_what_a_run_has_learnt_beside_its_weights_resumes(words: tuple[str, ...], tmp_path: Path) -> None:
     options = (*RESUMABLE, *words)
@@ -773,8 +778,9 @@ def train_as_rank(folder: Path, *overrides: str) -> dict[str, Any]:
     return run(folder, *overrides)
 
 
-def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
-    options = ("sampling.size=4", "sampling.prompts=1")
+@pytest.mark.parametrize("words", [(), LORA], ids=["all weights", "lora"])
+def test_two_processes_train_as_one_with_twice_the_batch(words: tuple[str, ...], tmp_path: Path) -> None:
+    options = ("sampling.size=4", "sampling.prompts=1", *words)
     one = run(tmp_path / "one", *options)
     both = ("strategy=ddp", "trainer.devices=2", "data.batch_size=2", f"cache_dir={tmp_path}/cache")
     found = run_ranks(partial(train_as_rank, tmp_path / "two", *options, *both))
@@ -885,7 +891,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "a bad parameter of the loss": (lambda tmp: ["loss.beta=-1"], r"loss\.beta: expected a number .* found -1"),
     "an unknown kind of reference": (
         lambda tmp: ["model.reference=none"],
-        r"model\.reference: expected cached or live, found 'none'",
+        r"model\.reference: expected cached, live or adapter, found 'none'",
     ),
     "a head without rows": (
         lambda tmp: ["model.head_chunk=0"],
@@ -938,6 +944,7 @@ def test_bad_settings_are_refused_with_their_key(case: str, tmp_path: Path) -> N
         (["reference_sync.every=2"], "reference_sync.every: a reference that moves needs model.reference=live"),
         (["loss=mix", "~loss.weights.sft"], "loss.weights: expected one for each of loss.parts"),
         (["loss=mix", "loss.parts.sft._target_=halos.objectives.KTO"], "loss.parts: expected parts with one view"),
+        (["optim=adamw_8bit"], r"optim: bitsandbytes(' optimizers need a CUDA device| is missing)"),
         (["trainer.devices=2"], "trainer.devices: strategy=auto uses one device, found 2"),
         (["trainer.max_steps=0"], "at least one step"),
     ],

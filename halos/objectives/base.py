@@ -20,7 +20,7 @@ from halos.distributed import all_gather_list, whole
 from halos.metrics import Averages, LabelledRewards, Mean, auc
 from halos.objectives.feedback_metrics import feedback_metrics, labelled
 from halos.objectives.humanline import Humanline
-from halos.optim import AdamW
+from halos.optim import AdamW, Optim
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs import LogProbs
 
@@ -88,7 +88,7 @@ class Objective(pl.LightningModule, ABC):
         self,
         backbone: BackboneSource,
         *,
-        optim: AdamW | None = None,
+        optim: Optim | None = None,
         seed: int = 0,
         humanline: Humanline | None = None,
         non_finite: str = "stop",
@@ -177,6 +177,7 @@ class Objective(pl.LightningModule, ABC):
                 f"trainer.accumulate_grad_batches: {type(self).__name__} needs all examples of a step at once, so "
                 f"expected 1, found {accumulate}; raise data.batch_size or trainer.devices instead"
             )
+        self._optim.check()
         if counts is not None:
             self.see_labels(*counts)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from halos.data.batches import Batch
+from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters
+from halos.policy.head import evaluating
 from halos.policy.logprobs import LogProbs, completion_logprobs
 from halos.policy.reference import frozen_copy
 
@@ -19,11 +21,21 @@ class Backbone(nn.Module):
 
     The reference is no submodule: it has no place in the optimizer, in checkpoints or in DDP's buckets. It follows the
     policy to its device and precision. ``head_chunk``: the most rows of logits that exist at a time, None for all.
+
+    With LoRA the reference can be the policy itself with its adapter switched off (``adapter_reference``), and the
+    state dict holds only what is trained.
     """
 
-    def __init__(self, policy: nn.Module, *, with_reference: bool, head_chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        policy: nn.Module,
+        *,
+        with_reference: bool,
+        adapter_reference: bool = False,
+        head_chunk: int | None = None,
+    ) -> None:
         super().__init__()
-        self.head_chunk = head_chunk
+        self.head_chunk, self.adapter_reference = head_chunk, adapter_reference
         self.sharding: Any = None
         """How the models are divided over ranks (:class:`halos.policy.sharding.Sharding`), if they are."""
         if getattr(policy, "get_output_embeddings", lambda: None)() is None:
@@ -33,6 +45,10 @@ class Backbone(nn.Module):
         self._reference: tuple[Backbone, ...] = ()
         if with_reference:
             self._reference = (Backbone(frozen_copy(policy), with_reference=False, head_chunk=head_chunk),)
+        if adapter_layers(policy):
+            keep_only_adapters(self)
+        elif adapter_reference:
+            raise ValueError(f"expected a model with LoRA adapters, found a {type(policy).__name__} without any")
         self.reference_seconds = 0.0
         """Seconds spent on the reference's log-probs, before training or during it."""
 
@@ -83,34 +99,44 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> LogProbs:
         """Log-probs of the batch's completions under the reference: those that the batch carries, computed before
-        training, or else the live reference's, by the same code path as the policy's.
+        training, or else the live reference's or those of the policy without its adapter, by the same code path as
+        the policy's.
 
         Raises ``ValueError`` if there is neither.
         """
         if batch.reference is not None:
             return LogProbs(batch.reference, batch.mask)
-        if not self._reference:
+        if not self._reference and not self.adapter_reference:
             raise ValueError(
                 "expected a backbone with a reference, or a batch with the reference's log-probs; found neither"
             )
         start = time.perf_counter()
-        logprobs = self._reference[0].logprobs(batch)
+        if self._reference:
+            logprobs = self._reference[0].logprobs(batch)
+        else:
+            with evaluating(self.policy), as_reference(self.policy):
+                logprobs = self.logprobs(batch)
         self.reference_seconds += time.perf_counter() - start
         return logprobs
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Every move of device or dtype passes through here; the reference has to come along.
         # Buffers outside the state dict (rotary frequencies) keep their dtype: the exported model will load them in
-        # float32, and a cast would train another model than that.
+        # float32, and a cast would train another model than that. So do float32 adapters when the model goes to half
+        # precision: their steps are small, and they are too few to save much.
         kept = [
             (module, name, module._buffers[name])
             for module in self.policy.modules()
             for name in module._non_persistent_buffers_set
         ]
+        wide = [(p, p.data) for p in adapter_parameters(self.policy) if p.dtype == torch.float32]
         for reference in self._reference:
             reference._apply(fn)
         result = super()._apply(fn, recurse)
         for module, name, buffer in kept:
             if buffer is not None:
                 module._buffers[name] = buffer.to(module._buffers[name].device)
+        for parameter, values in wide:
+            if parameter.dtype.itemsize < values.dtype.itemsize:
+                parameter.data = values.to(parameter.device)
         return result

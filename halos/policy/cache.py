@@ -24,6 +24,7 @@ from torch import Tensor
 
 from halos.data.reference import KEY_BYTES
 from halos.distributed import whole
+from halos.policy.adapters import effective_state
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def model_key(model: Any, precision: str) -> str:
     digest = hashlib.sha256()
     config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_THE_MODEL}
     digest.update(json.dumps([FORMAT, precision, type(model).__name__, config], sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in effective_state(model).items():
         values = whole(tensor.detach()).cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(_bytes(values))

@@ -41,20 +41,20 @@ def _weight_files(folder: Path) -> list[str]:
     raise ValueError(f"model.path: expected weights (model.safetensors) in {folder}, found none{hint}")
 
 
-def check_safetensors(path: Path) -> None:
-    """Raise ``ValueError`` if the file is shorter than its header says, or has no valid header."""
+def check_safetensors(path: Path, *, key: str = "model.path") -> None:
+    """Raise ``ValueError`` that names the key if the file is shorter than its header says, or has no valid header."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= size - 8:
-            raise ValueError(f"model.path: {path} is cut off or not a safetensors file ({size} bytes)")
+            raise ValueError(f"{key}: {path} is cut off or not a safetensors file ({size} bytes)")
         try:
             header = json.loads(stream.read(length))
             end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"model.path: {path} is not a safetensors file: {error}") from error
+            raise ValueError(f"{key}: {path} is not a safetensors file: {error}") from error
     if 8 + length + end != size:
-        raise ValueError(f"model.path: {path} is cut off: expected {8 + length + end} bytes, found {size}")
+        raise ValueError(f"{key}: {path} is cut off: expected {8 + length + end} bytes, found {size}")
 
 
 def check_gguf(path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from halos.policy.adapters import adapter_layers, save_adapter
+
 _CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -48,6 +50,7 @@ def export_policy(
 ) -> None:
     """Write weights (safetensors), config, tokenizer and a model card; the folder appears whole or not at all.
 
+    Of a policy that still has a LoRA adapter only that is written, as peft does it.
     ``control`` is the control token that replies are conditioned on: the exported chat template ends with it, so that
     every sampling path conditions on it by itself. ``card`` needs ``loss`` and ``base``; the rest goes into its table.
     ``weights``: the policy's state where its own tensors are divided over ranks.
@@ -55,7 +58,10 @@ def export_policy(
     policy.generation_config.eos_token_id = end_of_turn
     policy.generation_config.pad_token_id = tokenizer.pad_token_id
     with whole_folder(folder) as part:
-        policy.save_pretrained(part, state_dict=weights and untied(policy, weights))
+        if adapter_layers(policy):
+            save_adapter(policy, part)
+        else:
+            policy.save_pretrained(part, state_dict=weights and untied(policy, weights))
         conditioned(tokenizer, control).save_pretrained(part)
         (part / "README.md").write_text(_card(card), encoding="utf-8")
 

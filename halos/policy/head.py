@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halos.policy.adapters import head_delta, plain_head
+
 log = logging.getLogger(__name__)
 
 
@@ -52,14 +54,16 @@ def forward_scored(
     """One ``forward`` of the model, its head applied only to the M states that ``choose`` picks from the last layer's.
 
     With ``head_chunk`` no more than so many rows of logits exist at a time, in the backward pass too; heads that are
-    no plain linear layer (LoRA's, a sharded one) or whose logits are changed in an unknown way get all rows at once.
+    no plain linear layer, with or without LoRA (a sharded one), or whose logits are changed in an unknown way get all
+    rows at once.
     """
     head = model.get_output_embeddings()
     shape = logit_shape(model) if head_chunk else None
     with _head_sees(head, choose, nothing=shape is not None) as kept:
         logits = forward().logits[0]
     if head_chunk and shape is not None:
-        logprobs = chunked_logprobs(kept[1], head.weight, head.bias, targets, rows=head_chunk, shape=shape)
+        delta = head_delta(head, kept[1])
+        logprobs = chunked_logprobs(kept[1], head.weight, head.bias, targets, rows=head_chunk, shape=shape, delta=delta)
     else:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logprobs = -F.cross_entropy(logits, targets, reduction="none")
@@ -94,8 +98,11 @@ def chunked_logprobs(
     *,
     rows: int,
     shape: LogitShape = LogitShape(),
+    delta: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """log softmax(shape(states · weightᵀ + bias)) at the targets [M], in float32 (or float64).
+    """log softmax(shape(states · weightᵀ + bias + low · upᵀ)) at the targets [M], in float32 (or float64).
+
+    ``delta``: the factors ``low`` [M, r] and ``up`` [V, r] of what LoRA adds, if it adds anything.
 
     Logits are computed in the precision of the model (that of autocast, if it is on), ``rows`` rows at a time, and
     once more in the backward pass.
@@ -103,48 +110,78 @@ def chunked_logprobs(
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     bias = None if bias is None else bias.to(dtype)
-    logprobs: Tensor = _ChunkedLogProbs.apply(states.to(dtype), weight.to(dtype), bias, targets, rows, shape)
+    low, up = delta or (None, None)
+    factors = (states.to(dtype), weight.to(dtype), bias, low, up)
+    logprobs: Tensor = _ChunkedLogProbs.apply(*factors, targets, rows, shape)
     return logprobs
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int, shape: LogitShape
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        low: Tensor | None,
+        up: Tensor | None,
+        targets: Tensor,
+        rows: int,
+        shape: LogitShape,
     ) -> Tensor:
         wide = torch.promote_types(states.dtype, torch.float32)
         picked = states.new_empty(len(states), dtype=wide)
         normaliser = torch.empty_like(picked)
         for part in _parts(len(states), rows):
-            logits = shape(F.linear(states[part], weight, bias).to(wide))
+            logits = shape(_logits(states, weight, bias, low, up, part, wide))
             picked[part] = logits.gather(1, targets[part, None])[:, 0]
             normaliser[part] = logits.logsumexp(1)
-        ctx.save_for_backward(states, weight, bias, targets, normaliser)
+        ctx.save_for_backward(states, weight, bias, low, up, targets, normaliser)
         ctx.rows, ctx.shape = rows, shape
         return picked - normaliser
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        states, weight, bias, targets, normaliser = ctx.saved_tensors
+        states, weight, bias, low, up, targets, normaliser = ctx.saved_tensors
         wide = normaliser.dtype
-        of_states, of_weight, of_bias = (
+        of_states, of_weight, of_bias, of_low, of_up = (
             torch.zeros_like(value, dtype=wide) if value is not None and needed else None
-            for value, needed in zip((states, weight, bias), ctx.needs_input_grad, strict=False)
+            for value, needed in zip((states, weight, bias, low, up), ctx.needs_input_grad, strict=False)
         )
         for part in _parts(len(states), ctx.rows):
-            logits = ctx.shape(F.linear(states[part], weight, bias).to(wide))
+            logits = ctx.shape(_logits(states, weight, bias, low, up, part, wide))
             slope = ctx.shape.slope(logits)
             # d log p(target) / dz = 1[target] − softmax(z)
             change = logits.sub_(normaliser[part, None]).exp_().mul_(-gradient[part, None])
             change.scatter_add_(1, targets[part, None], gradient[part, None])
-            change = change.mul_(slope).to(states.dtype)
+            change = change.mul_(slope)
+            if of_low is not None:
+                of_low[part] = (change.to(up.dtype) @ up).to(wide)
+            if of_up is not None:
+                of_up = _add_product(of_up, change.to(low.dtype), low[part])
+            change = change.to(states.dtype)
             if of_states is not None:
                 of_states[part] = (change @ weight).to(wide)
             if of_weight is not None:
                 of_weight = _add_product(of_weight, change, states[part])
             if of_bias is not None:
                 of_bias += change.sum(0, dtype=wide)
-        return *_as((of_states, of_weight, of_bias), states.dtype), None, None, None
+        of_head = _as((of_states, of_weight, of_bias), states.dtype)
+        of_delta = (None, None) if low is None else _as((of_low, of_up), low.dtype)
+        return *of_head, *of_delta, None, None, None
+
+
+def _logits(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    low: Tensor | None,
+    up: Tensor | None,
+    part: slice,
+    wide: torch.dtype,
+) -> Tensor:
+    logits = F.linear(states[part], weight, bias).to(wide)
+    return logits if low is None or up is None else logits + F.linear(low[part], up).to(wide)
 
 
 def _parts(length: int, rows: int) -> Iterator[slice]:
@@ -180,7 +217,7 @@ def logit_shape(model: Any) -> LogitShape | None:
 @torch.no_grad()
 def _find_shape(model: Any) -> LogitShape | None:
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
+    if not plain_head(head):
         return None
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from halos.data.templates import template_of
 from halos.policy.checks import check_directory, check_gguf
+from halos.policy.lora import LoRA, quantization
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +38,10 @@ class ModelSpec:
             policy would differ from its reference before the first step.
         head_chunk: rows of logits (one a scored token, as wide as the vocabulary) that exist at a time; None: all.
         reference: ``cached``: its log-probs are computed once, before training, and kept on disk; ``live``: a frozen
-            copy of the model computes them in every step.
+            copy of the model computes them in every step; ``adapter``: the model does, with LoRA switched off.
         chat_template: for a tokenizer that has none, or instead of its own: ``plain``, ``chatml``, a file or a Jinja
             template. It is exported with the model.
+        lora: train adapters instead of the whole model.
     """
 
     path: str
@@ -50,6 +52,7 @@ class ModelSpec:
     head_chunk: int | None = 256
     reference: str = "cached"
     chat_template: str | None = None
+    lora: LoRA = field(default_factory=LoRA)
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
@@ -59,13 +62,18 @@ class ModelSpec:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout}")
-        if self.reference not in ("cached", "live"):
-            raise ValueError(f"model.reference: expected cached or live, found {self.reference!r}")
+        if self.reference not in ("cached", "live", "adapter"):
+            raise ValueError(f"model.reference: expected cached, live or adapter, found {self.reference!r}")
+        if self.reference == "adapter" and not self.lora.enabled:
+            raise ValueError("model.reference: expected model.lora.enabled=true with adapter, found false")
+        if self.lora.quantize and (self.random_weights or self.path.endswith(".gguf")):
+            raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
         if self.head_chunk is not None and (not isinstance(self.head_chunk, int) or self.head_chunk < 1):
             raise ValueError(f"model.head_chunk: expected a whole number from 1 on or null, found {self.head_chunk!r}")
 
     def check(self) -> None:
         """Raise ``ValueError`` for a path that cannot be loaded; reads headers only. Hub ids are not contacted."""
+        self.lora.check()
         location = self._location
         if location.suffix == ".gguf":
             if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
@@ -94,12 +102,17 @@ class ModelSpec:
         return tokenizer
 
     def load(self, *, dtype: torch.dtype = torch.float32, new_tokens: Sequence[int] = (), vocabulary: int = 0) -> Any:
-        """The policy, in training mode.
+        """The policy, in training mode; with LoRA, its adapters attached and the rest frozen.
 
         ``vocabulary`` is the least number of embeddings; rows of ``new_tokens`` start as the mean of the others.
         """
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        if self.lora.enabled and new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
+            raise ValueError(
+                "model.lora: new control tokens need rows in the embeddings, which an adapter alone does not hold: "
+                "expected model.lora.export=merged and no model.lora.path"
+            )
         config = self._from_pretrained(AutoConfig)
         set_dropout(config, self.dropout)
         if self.random_weights:
@@ -111,6 +124,7 @@ class ModelSpec:
                 dtype=dtype,
                 attn_implementation=self.attention,
                 output_loading_info=True,
+                **(quantization() if self.lora.quantize else {}),
             )
             if info["missing_keys"]:
                 raise ValueError(
@@ -120,7 +134,11 @@ class ModelSpec:
         if self._location.suffix == ".gguf":
             forget_quantisation(model)
         grow_vocabulary(model, vocabulary, new_tokens)
-        return self._switched(model)
+        self._switched(model)
+        if self.lora.enabled:
+            base, keep_start = self._names[0], self.reference == "adapter"
+            self.lora.attach(model, base=base, new_tokens=new_tokens, keep_start=keep_start)
+        return model.train()
 
     def skeleton(self, *, dtype: torch.dtype = torch.float32, vocabulary: int = 0) -> Any:
         """What :meth:`load` returns, without its weights: to be called where parameters get no memory."""
@@ -164,14 +182,18 @@ class ModelSpec:
                 raise ValueError(f"model.path: no such package: {package} (of {self.path})") from error
         return Path(self.path).expanduser()
 
-    def _from_pretrained(self, factory: Any, **options: Any) -> Any:
+    @property
+    def _names(self) -> tuple[str, dict[str, str]]:
+        # What transformers calls the model: a hub id or a folder, and the file in it.
         location = self._location
         if location.suffix == ".gguf":
-            name, options = str(location.parent), {**options, "gguf_file": location.name}
-        else:
-            name = str(location) if location.is_dir() else self.path
+            return str(location.parent), {"gguf_file": location.name}
+        return str(location) if location.is_dir() else self.path, {}
+
+    def _from_pretrained(self, factory: Any, **options: Any) -> Any:
+        name, file = self._names
         try:
-            return factory.from_pretrained(name, **options)
+            return factory.from_pretrained(name, **file, **options)
         except (OSError, KeyError, ValueError, RuntimeError, ImportError, StrictDataclassError) as error:
             raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {error}") from error
 

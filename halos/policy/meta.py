@@ -28,11 +28,14 @@ def make_backbone(
     new_tokens: Sequence[int],
     vocabulary: int,
     with_reference: bool,
+    adapter_reference: bool = False,
 ) -> Backbone:
     """The policy, and its live reference if asked for, whole or (all ranks together) divided before it has weights."""
     if sharding is None:
         policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
-        return Backbone(policy, with_reference=with_reference, head_chunk=spec.head_chunk)
+        return Backbone(
+            policy, with_reference=with_reference, adapter_reference=adapter_reference, head_chunk=spec.head_chunk
+        )
     with parameters_on_meta():
         policy = spec.skeleton(dtype=dtype, vocabulary=vocabulary)
         made = Backbone(policy, with_reference=with_reference, head_chunk=spec.head_chunk)

@@ -1,0 +1,205 @@
+"""``model.lora``: train low-rank adapters instead of all weights (Hu et al. 2021, arXiv 2106.09685), through peft."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from halos.policy.adapters import POLICY, REFERENCE, adapter_layers
+from halos.policy.checks import check_safetensors
+
+RANK = 16
+INITS = {"kaiming": True, "gaussian": "gaussian"}
+_READ = {"r", "lora_alpha", "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "use_rslora"}
+_READ |= {"fan_in_fan_out", "layers_to_transform", "layers_pattern"}
+_WITHOUT_EFFECT = {"peft_version", "base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping"}
+_WITHOUT_EFFECT |= {"lora_dropout", "init_lora_weights", "runtime_config"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRA:
+    """W + (alpha / rank) · B·A in place of W, with A [rank, in] and B [out, rank] trained and all else frozen.
+
+    B starts at zero, so that the policy starts at the reference to the bit.
+
+    Args:
+        enabled: off, the whole model is trained.
+        rank: 16, or that of the adapter in ``path``.
+        alpha: 2 · rank, or that of the adapter in ``path``.
+        target_modules: names (or a regular expression) of linear layers, or ``all-linear``, which is the default and
+            means all but the LM head; with ``path``, those of the adapter there.
+        dropout: on what A reads.
+        init: how A starts: ``kaiming`` or ``gaussian``.
+        path: a folder of peft's with an adapter, for example from SFT. The policy starts from it, and the reference
+            is the base model with this adapter as it was.
+        export: ``merged`` into the weights, or ``adapter``: a folder of peft's.
+        quantize: ``4bit`` holds the frozen weights as NF4 (QLoRA, arXiv 2305.14314); CUDA only.
+    """
+
+    enabled: bool = False
+    rank: int | None = None
+    alpha: float | None = None
+    target_modules: str | Sequence[str] | None = None
+    dropout: float = 0.0
+    init: str = "kaiming"
+    path: str | None = None
+    export: str = "merged"
+    quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
+            raise ValueError(f"model.lora.rank: expected a whole number from 1 on, found {self.rank!r}")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"model.lora.alpha: expected a number above 0, found {self.alpha!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.lora.dropout: expected a probability in [0, 1), found {self.dropout}")
+        if self.init not in INITS:
+            raise ValueError(
+                f"model.lora.init: expected one of {', '.join(INITS)}; found {self.init!r}. With others the policy "
+                "would not start at its reference"
+            )
+        if self.export not in ("merged", "adapter"):
+            raise ValueError(f"model.lora.export: expected merged or adapter, found {self.export!r}")
+        if self.quantize not in (None, "4bit"):
+            raise ValueError(f"model.lora.quantize: expected 4bit or null, found {self.quantize!r}")
+        for name in ("path", "quantize"):
+            if getattr(self, name) is not None and not self.enabled:
+                raise ValueError(f"model.lora.{name}: expected model.lora.enabled=true with it, found false")
+        if self.quantize and self.export == "merged":
+            raise ValueError(
+                "model.lora.export: expected adapter with model.lora.quantize=4bit, found merged: weights that were "
+                "rounded to 4 bits are no place to merge it into"
+            )
+        given = [name for name in ("rank", "alpha", "target_modules") if getattr(self, name) is not None]
+        if self.path is not None and given:
+            raise ValueError(f"model.lora.{given[0]}: the adapter in model.lora.path={self.path} says it; leave it out")
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for a missing package or device, or an adapter that cannot be continued; reads headers
+        only."""
+        if not self.enabled:
+            return
+        if importlib.util.find_spec("peft") is None:
+            raise ValueError("model.lora.enabled: peft is missing; install the extra with pip install 'halos[lora]'")
+        if self.quantize:
+            check_quantization()
+        if self.path is not None:
+            self._stored_config(Path(self.path).expanduser())
+
+    def attach(self, model: Any, *, base: str, new_tokens: Sequence[int] = (), keep_start: bool = False) -> None:
+        """Put adapters into the model, in place, and freeze the rest.
+
+        ``base``: what the exported adapter names as its base. ``new_tokens``: rows of the embeddings that are trained
+        as well. ``keep_start``: keep the adapter in ``path`` beside the trained one, as a part of the reference.
+        """
+        from peft import LoraConfig, inject_adapter_in_model
+
+        if self.path is None:
+            options: dict[str, Any] = {
+                "r": self.rank or RANK,
+                "lora_alpha": self.alpha or 2 * (self.rank or RANK),
+                "target_modules": self.target_modules or "all-linear",
+                "init_lora_weights": INITS[self.init],
+                "trainable_token_indices": list(new_tokens) or None,
+            }
+        else:
+            options = self._stored_config(Path(self.path).expanduser())
+        options |= {"lora_dropout": self.dropout, "base_model_name_or_path": base, "task_type": "CAUSAL_LM"}
+        for name in (POLICY, REFERENCE) if self.path is not None and keep_start else (POLICY,):
+            try:
+                inject_adapter_in_model(LoraConfig(**options), model, name)
+            except ValueError as error:
+                raise ValueError(f"model.lora.target_modules: {error}") from error
+            if self.path is not None:
+                self._load(model, Path(self.path).expanduser(), name)
+        if self.path is not None:  # the adapter put in last is the active one
+            for layer in adapter_layers(model).values():
+                layer.set_adapter(POLICY)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(f".{POLICY}." in name + ".")
+        _check_targets(model)
+
+    def _stored_config(self, folder: Path) -> dict[str, Any]:
+        from peft import LoraConfig
+
+        file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+        for path in (file, weights):
+            if not path.is_file():
+                raise ValueError(f"model.lora.path: expected {path.name} in {folder}, found none")
+        check_safetensors(weights, key="model.lora.path")
+        try:
+            stored = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"model.lora.path: {file} is not an adapter's config: {error}") from error
+        if stored.pop("peft_type", None) != "LORA":
+            raise ValueError(f"model.lora.path: expected a LoRA adapter in {folder}, found another kind")
+        usual = LoraConfig().to_dict()
+        strange = [
+            f"{name}={value}"
+            for name, value in stored.items()
+            if name not in _READ | _WITHOUT_EFFECT and value and value != usual.get(name)
+        ]
+        if strange:
+            raise ValueError(
+                f"model.lora.path: the adapter in {folder} is more than plain LoRA ({', '.join(strange)}); merge it "
+                "into its base and set model.path to that"
+            )
+        return {name: value for name, value in stored.items() if name in _READ}
+
+    def _load(self, model: Any, folder: Path, name: str) -> None:
+        from peft import set_peft_model_state_dict
+
+        result: Any
+        try:
+            result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), name)
+        except RuntimeError as error:  # other shapes
+            raise ValueError(f"model.lora.path: the adapter in {folder} is not of this model: {error}") from error
+        missing = [key for key in result.missing_keys if f".{name}." in key]
+        if missing or result.unexpected_keys:
+            raise ValueError(
+                f"model.lora.path: the adapter in {folder} is not of this model: it lacks {missing[:3]} and has "
+                f"{list(result.unexpected_keys)[:3]} besides"
+            )
+
+
+def _check_targets(model: Any) -> None:
+    for name, layer in adapter_layers(model).items():
+        base = layer.get_base_layer() if hasattr(layer, "lora_A") else None
+        if base is not None and not isinstance(base, nn.Linear) and type(base).__name__ != "Conv1D":
+            raise ValueError(f"model.lora.target_modules: expected linear layers, found {name}: {type(base).__name__}")
+    head = model.get_output_embeddings()
+    if hasattr(head, "lora_A") and head.base_layer.weight is model.get_input_embeddings().weight:
+        raise ValueError(
+            "model.lora.target_modules: this model's LM head shares its weights with the embeddings; choose others"
+        )
+
+
+def check_quantization() -> None:
+    """Raise ``ValueError`` unless weights can be held in 4 bits here."""
+    if any(importlib.util.find_spec(name) is None for name in ("bitsandbytes", "accelerate")):
+        raise ValueError(
+            "model.lora.quantize: bitsandbytes is missing; install the extra with pip install 'halos[qlora]'"
+        )
+    if not torch.cuda.is_available():
+        raise ValueError("model.lora.quantize: 4bit needs a CUDA device, found none")
+
+
+def quantization() -> dict[str, Any]:
+    """What transformers' ``from_pretrained`` needs to hold frozen weights as NF4, computing in bf16."""
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
