@@ -27,7 +27,7 @@ parity: $(VENV)/.parity
 	$(BIN)/python -m pytest parity $(ARGS)
 
 $(VENV)/.mutation: $(VENV)/.ready
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,mutation]'
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora,mutation]'
 	touch $@
 
 mutation: $(VENV)/.mutation
