@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from halos.policy.products import Linear
+
 POLICY, REFERENCE = "default", "reference"
 """Names of the trained adapter and of the frozen one."""
 BASE = "base_fingerprint"
@@ -69,7 +71,7 @@ def plain_head(head: Any) -> bool:
     """Whether the head is a linear layer, with nothing more to it than plain LoRA."""
     base = head.base_layer if hasattr(head, "lora_A") else head
     plain = not getattr(head, "lora_variant", {}) and not any(getattr(head, "lora_bias", {}).values())
-    return plain and type(base) is nn.Linear and type(base.weight) is nn.Parameter
+    return plain and type(base) in (nn.Linear, Linear) and type(base.weight) is nn.Parameter
 
 
 def head_delta(head: Any, states: Tensor) -> tuple[Tensor, Tensor] | None:
