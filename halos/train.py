@@ -24,6 +24,7 @@ from halos.objectives.base import Objective
 from halos.objectives.humanline import Humanline
 from halos.policy.adapters import merge_adapter
 from halos.policy.backbone import Backbone
+from halos.policy.compiling import check_compiler, uncompiled
 from halos.policy.export import export_policy, unconditioned
 from halos.policy.loading import ModelSpec, add_control_tokens
 from halos.policy.meta import make_backbone, whole_policy
@@ -104,6 +105,8 @@ def prepare(cfg: DictConfig) -> Run:
     folder = RunFolder(Path(cfg.output_dir))
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
     spec: ModelSpec = build(cfg.model)
+    if spec.compile:
+        check_compiler(cfg.trainer.accelerator)
     objective_class(cfg.loss)  # or an error that names it
     tokenizer: Any = None
     new_tokens: list[int] = []
@@ -193,8 +196,9 @@ def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     if not trainer.is_global_zero:
         return summary
     card = {"loss": run.cfg.loss.name, "base": run.model.path, "steps": summary["steps"], **summary["metrics"]}
-    _export(run, card, policy, score)
-    comparison = _compare(run, policy)
+    with uncompiled(policy):
+        _export(run, card, policy, score)
+        comparison = _compare(run, policy)
     if comparison is not None:
         summary["samples"] = comparison.summary()
         console.show_comparison(comparison)

@@ -34,6 +34,7 @@ class ModelSpec:
         attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …); None lets
             it choose what the architecture supports.
         gradient_checkpointing: recompute activations in the backward pass.
+        compile: put the decoder layers through torch.compile (:mod:`halos.policy.compiling`).
         dropout: probability for every dropout of the model. 0 by default, as in the authors' code: with dropout the
             policy would differ from its reference before the first step.
         head_chunk: rows of logits (one a scored token, as wide as the vocabulary) that exist at a time; None: all.
@@ -48,6 +49,7 @@ class ModelSpec:
     random_weights: bool = False
     attention: str | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
     dropout: float = 0.0
     head_chunk: int | None = 256
     reference: str = "cached"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from halos.distributed import rank_and_world
 from halos.policy.adapters import adapter_layers, base_state, mark_base
 from halos.policy.backbone import Backbone
+from halos.policy.compiling import compile_layers
 from halos.policy.loading import ModelSpec
 from halos.policy.sharding import Sharding, full_state, load_full_state, sharded_modules
 
@@ -33,20 +34,26 @@ def make_backbone(
     adapter_reference: bool = False,
 ) -> Backbone:
     """The policy, and its live reference if asked for, whole or (all ranks together) divided before it has weights."""
-    if sharding is None:
-        policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
-        return Backbone(
-            policy, with_reference=with_reference, adapter_reference=adapter_reference, head_chunk=spec.head_chunk
-        )
+    options: dict[str, Any] = {
+        "with_reference": with_reference,
+        "adapter_reference": adapter_reference,
+        "head_chunk": spec.head_chunk,
+    }
+    weights: dict[str, Any] = {"dtype": dtype, "new_tokens": new_tokens, "vocabulary": vocabulary}
+    made = Backbone(spec.load(**weights), **options) if sharding is None else _divided(spec, sharding, weights, options)
+    for part in made.with_reference_backbone() if spec.compile else ():
+        compile_layers(part.policy)
+    return made
+
+
+def _divided(spec: ModelSpec, sharding: Sharding, weights: Mapping[str, Any], options: Mapping[str, Any]) -> Backbone:
     with parameters_on_meta():
-        policy = spec.skeleton(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
+        policy = spec.skeleton(**weights)
         skeleton = copy.deepcopy(policy)
-        made = Backbone(
-            policy, with_reference=with_reference, adapter_reference=adapter_reference, head_chunk=spec.head_chunk
-        )
+        made = Backbone(policy, **options)
     made.skeleton = (skeleton,)
     sharding.shard(made)
-    load_weights(made.policy, spec, dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
+    load_weights(made.policy, spec, **weights)
     if made.reference is not None:
         for theirs, ours in zip(_tensors(made.reference), _tensors(made.policy), strict=True):
             theirs.data.copy_(ours.data)

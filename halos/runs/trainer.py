@@ -33,7 +33,7 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
         raise ValueError(f"model.lora.enabled: expected strategy=auto, ddp or fsdp, found {cfg.strategy.name}")
     if cfg.model.lora.quantize and cfg.strategy.name == "fsdp":
         raise ValueError(
-            "model.lora.quantize: expected strategy=auto or ddp, found fsdp: 4-bit weights cannot be divided"
+            "model.lora.quantize: expected strategy=auto or ddp, found fsdp; 4-bit weights are not divided"
         )
     given: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     options = {key: value for key, value in given.items() if value is not None}
