@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,17 @@ from halos.building import SOURCE_KEYS, build, objective_class
 from halos.data.module import PreferenceDataModule
 from halos.data.reference import ReferenceTable
 from halos.data.tokens import ChatTokens
+from halos.distributed import whole
 from halos.objectives.base import Objective
 from halos.objectives.humanline import Humanline
 from halos.policy.adapters import merge_adapter
 from halos.policy.backbone import Backbone
-from halos.policy.export import export_policy, part_of, unconditioned
+from halos.policy.compiling import check_compiler, uncompiled
+from halos.policy.export import export_policy, unconditioned
 from halos.policy.loading import ModelSpec, add_control_tokens
-from halos.policy.meta import make_backbone
+from halos.policy.meta import make_backbone, whole_policy
 from halos.policy.precompute import reference_table
 from halos.policy.reward import export_reward_model
-from halos.policy.sharding import full_state
 from halos.runs import console, ranks
 from halos.runs.checkpoints import Checkpoints, check_identity
 from halos.runs.comparison import Comparison, compare
@@ -104,6 +105,8 @@ def prepare(cfg: DictConfig) -> Run:
     folder = RunFolder(Path(cfg.output_dir))
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
     spec: ModelSpec = build(cfg.model)
+    if spec.compile:
+        check_compiler(cfg.trainer.accelerator)
     objective_class(cfg.loss)  # or an error that names it
     tokenizer: Any = None
     new_tokens: list[int] = []
@@ -188,12 +191,14 @@ def fit(run: Run, trainer: pl.Trainer) -> None:
 def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     """Export the policy, sample from it where the true reward is known, and write the summary."""
     summary = _summary(run, trainer)
-    weights = full_state(run.objective) if run.objective.trained.sharded else None
+    policy = whole_policy(run.objective.trained)
+    score = None if run.objective.generates else whole(run.objective.reward_head.linear.weight).detach()
     if not trainer.is_global_zero:
         return summary
     card = {"loss": run.cfg.loss.name, "base": run.model.path, "steps": summary["steps"], **summary["metrics"]}
-    _export(run, card, weights)
-    comparison = _compare(run)
+    with uncompiled(policy):
+        _export(run, card, policy, score)
+        comparison = _compare(run, policy)
     if comparison is not None:
         summary["samples"] = comparison.summary()
         console.show_comparison(comparison)
@@ -205,19 +210,15 @@ def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     return summary
 
 
-def _export(run: Run, card: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None) -> None:
-    policy, tokenizer, folder = run.objective.trained.policy, run.tokens.tokenizer, run.folder.model
-    end = run.tokens.end_of_turn
+def _export(run: Run, card: Mapping[str, Any], policy: Any, score: torch.Tensor | None) -> None:
+    tokenizer, folder, end = run.tokens.tokenizer, run.folder.model, run.tokens.end_of_turn
     if run.model.lora.enabled and run.model.lora.export == "merged":
         merge_adapter(policy)
-    if run.objective.generates:
+    if score is None:
         control = run.objective.control(True)
-        own = part_of(weights, "backbone.policy.")
-        export_policy(policy, tokenizer, folder, end_of_turn=end, control=control, card=card, weights=own)
+        export_policy(policy, tokenizer, folder, end_of_turn=end, control=control, card=card)
     else:
-        head = run.objective.reward_head
-        states = (part_of(weights, "backbone.policy."), part_of(weights, "reward_head."))
-        export_reward_model(policy, head, tokenizer, folder, end_of_turn=end, card=card, weights=states)
+        export_reward_model(policy, score, tokenizer, folder, end_of_turn=end, card=card)
 
 
 def _humanline(cfg: DictConfig) -> Humanline | None:
@@ -262,15 +263,15 @@ def _loggers(run: Run) -> list[Any]:
     return loggers
 
 
-def _compare(run: Run) -> Comparison | None:
+def _compare(run: Run, policy: Any) -> Comparison | None:
     judge = run.data.source.judge()
     if judge is None or not run.cfg.sampling.size or not run.objective.generates:
         return None
     trained = run.objective.trained
     # Without a live reference, or with one that has moved, the policy is compared with the model that it started from.
-    policy, reference = trained.policy, trained.reference if not run.cfg.reference_sync.every else None
-    if trained.sharded:  # the first process alone cannot sample from it
-        policy, reference = _exported(run, trained.device), None
+    # That of a sharded policy is sharded too: the first process alone cannot sample from it.
+    reference = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
+    policy = policy.to(trained.device)
     if reference is None:
         start = run.model.load(dtype=policy.dtype, vocabulary=len(run.tokens.tokenizer))
         reference = start.to(policy.device).eval()
@@ -284,10 +285,6 @@ def _compare(run: Run) -> Comparison | None:
         seed=run.cfg.seed,
         control=run.objective.control,
     )
-
-
-def _exported(run: Run, device: torch.device) -> Any:
-    return replace(run.model, path=str(run.folder.model.absolute()), random_weights=False).load().to(device)
 
 
 def _summary(run: Run, trainer: pl.Trainer) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class Backbone(nn.Module):
         self.head_chunk, self.adapter_reference = head_chunk, adapter_reference
         self.sharding: Any = None
         """How the models are divided over ranks (:class:`halos.policy.sharding.Sharding`), if they are."""
+        self.skeleton: tuple[Any, ...] = ()
+        """Of a sharded policy: the same without memory for its weights, hidden from nn.Module in a tuple."""
         if getattr(policy, "get_output_embeddings", lambda: None)() is None:
             raise ValueError(f"expected a causal language model with an LM head, found {type(policy).__name__}")
         use_faster_products(policy)

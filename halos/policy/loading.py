@@ -34,6 +34,7 @@ class ModelSpec:
         attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …); None lets
             it choose what the architecture supports.
         gradient_checkpointing: recompute activations in the backward pass.
+        compile: put the decoder layers through torch.compile (:mod:`halos.policy.compiling`).
         dropout: probability for every dropout of the model. 0 by default, as in the authors' code: with dropout the
             policy would differ from its reference before the first step.
         head_chunk: rows of logits (one a scored token, as wide as the vocabulary) that exist at a time; None: all.
@@ -48,6 +49,7 @@ class ModelSpec:
     random_weights: bool = False
     attention: str | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
     dropout: float = 0.0
     head_chunk: int | None = 256
     reference: str = "cached"
@@ -108,11 +110,7 @@ class ModelSpec:
         """
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        if self.lora.enabled and new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
-            raise ValueError(
-                "model.lora: new control tokens need rows in the embeddings, which an adapter alone does not hold: "
-                "expected model.lora.export=merged and no model.lora.path"
-            )
+        self._check_new_tokens(new_tokens)
         config = self._from_pretrained(AutoConfig)
         set_dropout(config, self.dropout)
         if self.random_weights:
@@ -134,16 +132,15 @@ class ModelSpec:
         if self._location.suffix == ".gguf":
             forget_quantisation(model)
         grow_vocabulary(model, vocabulary, new_tokens)
-        self._switched(model)
-        if self.lora.enabled:
-            base, keep_start = self._names[0], self.reference == "adapter"
-            self.lora.attach(model, base=base, new_tokens=new_tokens, keep_start=keep_start)
-        return model.train()
+        return self._prepared(model, new_tokens)
 
-    def skeleton(self, *, dtype: torch.dtype = torch.float32, vocabulary: int = 0) -> Any:
+    def skeleton(
+        self, *, dtype: torch.dtype = torch.float32, new_tokens: Sequence[int] = (), vocabulary: int = 0
+    ) -> Any:
         """What :meth:`load` returns, without its weights: to be called where parameters get no memory."""
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+        self._check_new_tokens(new_tokens)
         config = self._from_pretrained(AutoConfig)
         set_dropout(config, self.dropout)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
@@ -153,18 +150,28 @@ class ModelSpec:
             with suppress(ValueError):  # many models have no file of their own for it
                 model.generation_config = self._from_pretrained(GenerationConfig)
         grow_vocabulary(model, vocabulary, ())
-        return self._switched(model)
+        return self._prepared(model, new_tokens)
 
     @property
     def folder(self) -> Path | None:
         """The local directory that the model lies in, if it is one."""
         return self._location if self._location.is_dir() else None
 
-    def _switched(self, model: Any) -> Any:
+    def _check_new_tokens(self, new_tokens: Sequence[int]) -> None:
+        if self.lora.enabled and new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
+            raise ValueError(
+                "model.lora: new control tokens need rows in the embeddings, which an adapter alone does not hold: "
+                "expected model.lora.export=merged and no model.lora.path"
+            )
+
+    def _prepared(self, model: Any, new_tokens: Sequence[int]) -> Any:
         if self.gradient_checkpointing:
             # transformers 5 renames it.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
+        if self.lora.enabled:
+            base, keep_start = self._names[0], self.reference == "adapter"
+            self.lora.attach(model, base=base, new_tokens=new_tokens, keep_start=keep_start)
         return model.train()
 
     @property
