@@ -102,6 +102,8 @@ def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
 
 def prepare(cfg: DictConfig) -> Run:
     """Check the configuration, read and tokenise the data, and look at the model's files; cheapest checks first."""
+    if (cfg.rounds.count != 1 or cfg.get("before")) and cfg.rounds.round is None:
+        raise ValueError("rounds: expected halos.rounds.run_rounds(cfg, train), which trains each of them; found train")
     folder = RunFolder(Path(cfg.output_dir))
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
     spec: ModelSpec = build(cfg.model)
@@ -114,17 +116,18 @@ def prepare(cfg: DictConfig) -> Run:
     def backbone() -> Backbone:
         dtype = torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32
         mode = spec.reference if objective.needs_reference else None
-        made = make_backbone(
-            spec,
-            getattr(objective.trainer.strategy, "sharding", None),
+        make = partial(
+            make_backbone,
+            sharding=getattr(objective.trainer.strategy, "sharding", None),
             dtype=dtype,
-            new_tokens=new_tokens,
             vocabulary=len(tokenizer),
-            with_reference=mode == "live",
-            adapter_reference=mode == "adapter",
         )
+        made = make(spec, new_tokens=new_tokens, with_reference=mode == "live", adapter_reference=mode == "adapter")
         if mode == "cached":
-            data.reference, made.reference_seconds = _cached_reference(cfg, made, data, objective.trainer)
+            scored = made
+            if spec.reference_path is not None:
+                scored = make(spec.of_reference(), new_tokens=(), with_reference=False)
+            data.reference, made.reference_seconds = _cached_reference(cfg, scored, data, objective.trainer)
         return made
 
     objective: Objective = build(
@@ -142,6 +145,8 @@ def prepare(cfg: DictConfig) -> Run:
     if spec.lora.export == "adapter" and not objective.generates:
         raise ValueError("model.lora.export: expected merged for a reward model, found adapter")
     tokenizer = spec.tokenizer()
+    if spec.reference_path is not None and spec.of_reference().tokenizer().get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"model.reference_path: expected the tokenizer of {spec.path}, found another")
     unconditioned(tokenizer, objective.control(True))
     new_tokens = add_control_tokens(tokenizer, (objective.control(True), objective.control(False)))
     data.tokenise(
@@ -157,7 +162,8 @@ def prepare(cfg: DictConfig) -> Run:
 def _cached_reference(
     cfg: DictConfig, backbone: Backbone, data: PreferenceDataModule, trainer: pl.Trainer
 ) -> tuple[ReferenceTable, float]:
-    # The policy, which is about to be moved and cast like this anyway, is the reference until its first step.
+    # The policy, which is about to be moved and cast like this anyway, is the reference until its first step, unless
+    # model.reference_path names another.
     precision = trainer.precision_plugin
     if not backbone.sharded:
         precision.convert_module(backbone).to(trainer.strategy.root_device)
@@ -268,12 +274,13 @@ def _compare(run: Run, policy: Any) -> Comparison | None:
     if judge is None or not run.cfg.sampling.size or not run.objective.generates:
         return None
     trained = run.objective.trained
-    # Without a live reference, or with one that has moved, the policy is compared with the model that it started from.
+    # Without a live reference, or with one that has moved, the policy is compared with what the reference was at first.
     # That of a sharded policy is sharded too: the first process alone cannot sample from it.
     reference = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
     policy = policy.to(trained.device)
     if reference is None:
-        start = run.model.load(dtype=policy.dtype, vocabulary=len(run.tokens.tokenizer))
+        spec = run.model.of_reference() if run.model.reference_path is not None else run.model
+        start = spec.load(dtype=policy.dtype, vocabulary=len(run.tokens.tokenizer))
         reference = start.to(policy.device).eval()
     return compare(
         policy,

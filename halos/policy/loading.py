@@ -6,7 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class ModelSpec:
         head_chunk: rows of logits (one a scored token, as wide as the vocabulary) that exist at a time; None: all.
         reference: ``cached``: its log-probs are computed once, before training, and kept on disk; ``live``: a frozen
             copy of the model computes them in every step; ``adapter``: the model does, with LoRA switched off.
+        reference_path: the model whose log-probs are the reference's, where that is not the one that the policy starts
+            from. With ``cached`` only; of the same tokenizer.
         chat_template: for a tokenizer that has none, or instead of its own: ``plain``, ``chatml``, a file or a Jinja
             template. It is exported with the model.
         lora: train adapters instead of the whole model.
@@ -53,6 +55,7 @@ class ModelSpec:
     dropout: float = 0.0
     head_chunk: int | None = 256
     reference: str = "cached"
+    reference_path: str | None = None
     chat_template: str | None = None
     lora: LoRA = field(default_factory=LoRA)
 
@@ -68,6 +71,10 @@ class ModelSpec:
             raise ValueError(f"model.reference: expected cached, live or adapter, found {self.reference!r}")
         if self.reference == "adapter" and not self.lora.enabled:
             raise ValueError("model.reference: expected model.lora.enabled=true with adapter, found false")
+        if self.reference_path is not None and (self.reference != "cached" or self.lora.path or self.lora.quantize):
+            raise ValueError(
+                "model.reference_path: expected model.reference=cached, no model.lora.path and no model.lora.quantize"
+            )
         if self.lora.quantize and (self.random_weights or self.path.endswith(".gguf")):
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
         if self.head_chunk is not None and (not isinstance(self.head_chunk, int) or self.head_chunk < 1):
@@ -76,6 +83,8 @@ class ModelSpec:
     def check(self) -> None:
         """Raise ``ValueError`` for a path that cannot be loaded; reads headers only. Hub ids are not contacted."""
         self.lora.check()
+        if self.reference_path is not None:
+            self.of_reference().check()
         location = self._location
         if location.suffix == ".gguf":
             if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
@@ -89,6 +98,11 @@ class ModelSpec:
             raise ValueError(f"model.path: expected a model directory or a .gguf file, found the file {self.path}")
         elif self.path.startswith((PACKAGED, "/", "./", "../", "~")) or self.path.count("/") > 1:
             raise ValueError(f"model.path: no such directory or file: {self.path}")
+
+    def of_reference(self) -> ModelSpec:
+        """The model that the reference is, as it is loaded without a policy."""
+        path = self.reference_path or self.path
+        return replace(self, path=path, reference_path=None, random_weights=False, lora=LoRA())
 
     def tokenizer(self) -> Any:
         """The model's tokenizer; a missing pad token becomes EOS (padding is never found by its id)."""
