@@ -149,7 +149,7 @@ def collate(
     packed = packing and not whole  # packs leave out each completion's last token
     pad = partial(_padded, tuple(rows), width, chunks, mismatched=mismatched, whole=whole)
     parts = divide(rows, max_tokens, share_prompts=share_prompts) if max_tokens else [slice(0, len(rows))]
-    options = {"width": width, "mismatched": mismatched, "share_prompts": share_prompts}
+    options: dict[str, Any] = {"width": width, "mismatched": mismatched, "share_prompts": share_prompts}
     return Batch(
         ids=tuple(row.id for row in rows),
         mask=mask,
