@@ -20,7 +20,7 @@ class StratifiedOrder(TrainingOrder):
 
     def __init__(self, size: int, *, labels: Sequence[bool | None], **options: Any) -> None:
         super().__init__(size, **options)
-        if options.get("groups") is not None or any(label is None for label in labels):
+        if options.get("groups") is not None or any(label is None or label < 0 for label in labels):
             raise ValueError("data.stratified: expected a loss that learns from labels; this one's examples have none")
         if self.batch_size * self.world_size * self.accumulate < 2:
             raise ValueError("data.stratified: expected at least two examples in a step, found one")

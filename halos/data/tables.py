@@ -119,8 +119,8 @@ def read_parquet(file: Path) -> Iterator[Located]:
         raise ValueError(f"{file}: expected a parquet file, found broken data ({first_line(error)})") from None
 
 
-def read_folder(folder: Path, split: str | None) -> Iterator[Located]:
-    """A split of a data set that ``datasets`` saved there, or of a folder of data files (a clone of a hub data set)."""
+def read_folder(folder: Path, split: str | None) -> tuple[str, Any]:
+    """(name, rows) of a split of a data set that ``datasets`` saved there, or of a folder of data files."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
@@ -136,11 +136,11 @@ def read_folder(folder: Path, split: str | None) -> Iterator[Located]:
         if name not in found:
             raise ValueError(f"{folder}: expected the split {name!r}, found {', '.join(found)}; write {folder}:SPLIT")
         found = found[name]
-    yield from _numbered(f"{folder}:{split}" if split else str(folder), found)
+    return f"{folder}:{split}" if split else str(folder), found
 
 
-def read_hub(path: str, match: re.Match[str]) -> Iterator[Located]:
-    """A split of a hub data set, or of one of its folders."""
+def read_hub(path: str, match: re.Match[str]) -> tuple[str, Any]:
+    """(name, rows) of a split of a hub data set, or of one of its folders."""
     from datasets import load_dataset
 
     name, split = match["name"], match["split"] or "train"
@@ -152,9 +152,15 @@ def read_hub(path: str, match: re.Match[str]) -> Iterator[Located]:
             f"{path}: expected a local file or a hub id that can be reached; there is no such file, and loading the "
             f"split {split!r} of the hub data set {name!r} failed: {first_line(error)}"
         ) from error
-    yield from _numbered(f"{'/'.join([name, *folder.values()])}:{split}", rows)
+    return f"{'/'.join([name, *folder.values()])}:{split}", rows
 
 
-def _numbered(where: str, rows: Any) -> Iterator[Located]:
+def fingerprint(where: str, rows: Any) -> str | None:
+    """The key that ``datasets`` has for the content of a data set."""
+    return getattr(rows, "_fingerprint", None)
+
+
+def numbered(where: str, rows: Any) -> Iterator[Located]:
+    """The rows of a data set with their places, counted from 1."""
     for number, row in enumerate(rows, start=1):
         yield f"{where}[{number}]", dict(row)
