@@ -342,7 +342,7 @@ def _each(
         yield [((index, i), None if j is None else (index, j), value) for i, j, value in local], report
 
 
-def _view(kind: type[Any], records: Sequence[Feedback], found: Iterable[tuple[list[Found], Counter[str]]]) -> View[E]:
+def _view(kind: type[Any], records: Sequence[Feedback], found: Iterable[tuple[list[Found], Counter[str]]]) -> View[Any]:
     table = table_of(records)
     chosen, rejected, values = array("i"), array("i"), array("d")
     report: Counter[str] = Counter()
