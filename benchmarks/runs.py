@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from benchmarks import plain, trl_side
 from benchmarks.flops import Shape, needs
 from benchmarks.job import Job, config
-from halos.data.batches import TrainingOrder
 from halos.data.rows import Row
 from halos.runs.record import peak_rss_mb
 from halos.train import Run, set_up
@@ -59,15 +58,7 @@ Steps = list[list[Row]]
 def planned(run: Run) -> Steps:
     """The rows of each step, in our order."""
     rows = run.data.rows["train"].rows
-    order = TrainingOrder(
-        len(rows),
-        batch_size=run.data.batch_size,
-        accumulate=1,
-        world_size=1,
-        rank=0,
-        steps=run.data.steps,
-        seed=run.cfg.seed,
-    )
+    order = run.data.order(batch_size=run.data.batch_size, steps=run.data.steps)
     return [[rows[i] for i in micro.rows] for micro in order]
 
 

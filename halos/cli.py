@@ -23,6 +23,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from halos.errors import RunFailed
 from halos.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
+from halos.runs.result import result
 from halos.signals import caught
 
 
@@ -88,8 +89,21 @@ def main_command(name: str) -> None:
     )
 
 
-def _run_job(cfg: DictConfig) -> None:
+def _run_job(cfg: DictConfig) -> float | None:
     _place(cfg)
+    folder = Path(cfg.output_dir)
+    if cfg.rounds.count != 1 or cfg.get("before"):
+        from halos.rounds import run_rounds
+
+        folder = run_rounds(cfg, _run_on_devices)
+    else:
+        _run_on_devices(cfg)
+    # A sweeper that looks for the best settings is told how the run did; Hydra's own takes no notice.
+    told = cfg.sweep_metric is not None and os.environ[COMMAND] == "train"
+    return result(folder, cfg.sweep_metric) if told else None
+
+
+def _run_on_devices(cfg: DictConfig) -> None:
     # In a sweep too, where this process goes on to the next job, several devices have their own processes.
     if (count := ranks_to_start(cfg)) > 1:
         run_ranks(cfg, count)

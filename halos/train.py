@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,17 @@ from halos.building import SOURCE_KEYS, build, objective_class
 from halos.data.module import PreferenceDataModule
 from halos.data.reference import ReferenceTable
 from halos.data.tokens import ChatTokens
+from halos.distributed import whole
 from halos.objectives.base import Objective
 from halos.objectives.humanline import Humanline
 from halos.policy.adapters import merge_adapter
 from halos.policy.backbone import Backbone
-from halos.policy.export import export_policy, part_of, unconditioned
+from halos.policy.compiling import check_compiler, uncompiled
+from halos.policy.export import export_policy, unconditioned
 from halos.policy.loading import ModelSpec, add_control_tokens
-from halos.policy.meta import make_backbone
+from halos.policy.meta import make_backbone, whole_policy
 from halos.policy.precompute import reference_table
 from halos.policy.reward import export_reward_model
-from halos.policy.sharding import full_state
 from halos.runs import console, ranks
 from halos.runs.checkpoints import Checkpoints, check_identity
 from halos.runs.comparison import Comparison, compare
@@ -101,9 +102,13 @@ def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
 
 def prepare(cfg: DictConfig) -> Run:
     """Check the configuration, read and tokenise the data, and look at the model's files; cheapest checks first."""
+    if (cfg.rounds.count != 1 or cfg.get("before")) and cfg.rounds.round is None:
+        raise ValueError("rounds: expected halos.rounds.run_rounds(cfg, train), which trains each of them; found train")
     folder = RunFolder(Path(cfg.output_dir))
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
     spec: ModelSpec = build(cfg.model)
+    if spec.compile:
+        check_compiler(cfg.trainer.accelerator)
     objective_class(cfg.loss)  # or an error that names it
     tokenizer: Any = None
     new_tokens: list[int] = []
@@ -111,17 +116,18 @@ def prepare(cfg: DictConfig) -> Run:
     def backbone() -> Backbone:
         dtype = torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32
         mode = spec.reference if objective.needs_reference else None
-        made = make_backbone(
-            spec,
-            getattr(objective.trainer.strategy, "sharding", None),
+        make = partial(
+            make_backbone,
+            sharding=getattr(objective.trainer.strategy, "sharding", None),
             dtype=dtype,
-            new_tokens=new_tokens,
             vocabulary=len(tokenizer),
-            with_reference=mode == "live",
-            adapter_reference=mode == "adapter",
         )
+        made = make(spec, new_tokens=new_tokens, with_reference=mode == "live", adapter_reference=mode == "adapter")
         if mode == "cached":
-            data.reference, made.reference_seconds = _cached_reference(cfg, made, data, objective.trainer)
+            scored = made
+            if spec.reference_path is not None:
+                scored = make(spec.of_reference(), new_tokens=(), with_reference=False)
+            data.reference, made.reference_seconds = _cached_reference(cfg, scored, data, objective.trainer)
         return made
 
     objective: Objective = build(
@@ -139,6 +145,8 @@ def prepare(cfg: DictConfig) -> Run:
     if spec.lora.export == "adapter" and not objective.generates:
         raise ValueError("model.lora.export: expected merged for a reward model, found adapter")
     tokenizer = spec.tokenizer()
+    if spec.reference_path is not None and spec.of_reference().tokenizer().get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"model.reference_path: expected the tokenizer of {spec.path}, found another")
     unconditioned(tokenizer, objective.control(True))
     new_tokens = add_control_tokens(tokenizer, (objective.control(True), objective.control(False)))
     data.tokenise(
@@ -154,7 +162,8 @@ def prepare(cfg: DictConfig) -> Run:
 def _cached_reference(
     cfg: DictConfig, backbone: Backbone, data: PreferenceDataModule, trainer: pl.Trainer
 ) -> tuple[ReferenceTable, float]:
-    # The policy, which is about to be moved and cast like this anyway, is the reference until its first step.
+    # The policy, which is about to be moved and cast like this anyway, is the reference until its first step, unless
+    # model.reference_path names another.
     precision = trainer.precision_plugin
     if not backbone.sharded:
         precision.convert_module(backbone).to(trainer.strategy.root_device)
@@ -188,12 +197,14 @@ def fit(run: Run, trainer: pl.Trainer) -> None:
 def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     """Export the policy, sample from it where the true reward is known, and write the summary."""
     summary = _summary(run, trainer)
-    weights = full_state(run.objective) if run.objective.trained.sharded else None
+    policy = whole_policy(run.objective.trained)
+    score = None if run.objective.generates else whole(run.objective.reward_head.linear.weight).detach()
     if not trainer.is_global_zero:
         return summary
     card = {"loss": run.cfg.loss.name, "base": run.model.path, "steps": summary["steps"], **summary["metrics"]}
-    _export(run, card, weights)
-    comparison = _compare(run)
+    with uncompiled(policy):
+        _export(run, card, policy, score)
+        comparison = _compare(run, policy)
     if comparison is not None:
         summary["samples"] = comparison.summary()
         console.show_comparison(comparison)
@@ -205,19 +216,15 @@ def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     return summary
 
 
-def _export(run: Run, card: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None) -> None:
-    policy, tokenizer, folder = run.objective.trained.policy, run.tokens.tokenizer, run.folder.model
-    end = run.tokens.end_of_turn
+def _export(run: Run, card: Mapping[str, Any], policy: Any, score: torch.Tensor | None) -> None:
+    tokenizer, folder, end = run.tokens.tokenizer, run.folder.model, run.tokens.end_of_turn
     if run.model.lora.enabled and run.model.lora.export == "merged":
         merge_adapter(policy)
-    if run.objective.generates:
+    if score is None:
         control = run.objective.control(True)
-        own = part_of(weights, "backbone.policy.")
-        export_policy(policy, tokenizer, folder, end_of_turn=end, control=control, card=card, weights=own)
+        export_policy(policy, tokenizer, folder, end_of_turn=end, control=control, card=card)
     else:
-        head = run.objective.reward_head
-        states = (part_of(weights, "backbone.policy."), part_of(weights, "reward_head."))
-        export_reward_model(policy, head, tokenizer, folder, end_of_turn=end, card=card, weights=states)
+        export_reward_model(policy, score, tokenizer, folder, end_of_turn=end, card=card)
 
 
 def _humanline(cfg: DictConfig) -> Humanline | None:
@@ -262,17 +269,18 @@ def _loggers(run: Run) -> list[Any]:
     return loggers
 
 
-def _compare(run: Run) -> Comparison | None:
+def _compare(run: Run, policy: Any) -> Comparison | None:
     judge = run.data.source.judge()
     if judge is None or not run.cfg.sampling.size or not run.objective.generates:
         return None
     trained = run.objective.trained
-    # Without a live reference, or with one that has moved, the policy is compared with the model that it started from.
-    policy, reference = trained.policy, trained.reference if not run.cfg.reference_sync.every else None
-    if trained.sharded:  # the first process alone cannot sample from it
-        policy, reference = _exported(run, trained.device), None
+    # Without a live reference, or with one that has moved, the policy is compared with what the reference was at first.
+    # That of a sharded policy is sharded too: the first process alone cannot sample from it.
+    reference = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
+    policy = policy.to(trained.device)
     if reference is None:
-        start = run.model.load(dtype=policy.dtype, vocabulary=len(run.tokens.tokenizer))
+        spec = run.model.of_reference() if run.model.reference_path is not None else run.model
+        start = spec.load(dtype=policy.dtype, vocabulary=len(run.tokens.tokenizer))
         reference = start.to(policy.device).eval()
     return compare(
         policy,
@@ -284,10 +292,6 @@ def _compare(run: Run) -> Comparison | None:
         seed=run.cfg.seed,
         control=run.objective.control,
     )
-
-
-def _exported(run: Run, device: torch.device) -> Any:
-    return replace(run.model, path=str(run.folder.model.absolute()), random_weights=False).load().to(device)
 
 
 def _summary(run: Run, trainer: pl.Trainer) -> dict[str, Any]:

@@ -62,12 +62,15 @@ class Table:
             self._numbers[name] = np.concatenate(parts or [np.zeros(0, np.int64)])
         return self._numbers[name]
 
-    def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(how many each row has, [len]; all of them) of a column of lists of numbers; copies."""
+    def sizes(self, name: str) -> np.ndarray:
+        """How many numbers each row of a column of lists has, [len]."""
+        parts = [np.diff(self.flat(n, name)[0]) for n in range(len(self.batches))]
+        return np.concatenate(parts or [np.zeros(0, np.int32)])
+
+    def values(self, name: str) -> np.ndarray:
+        """All numbers of a column of lists, one row's behind another's; a copy."""
         parts = [self.flat(n, name) for n in range(len(self.batches))]
-        sizes = [np.diff(offsets) for offsets, _ in parts] or [np.zeros(0, np.int64)]
-        values = [values[offsets[0] : offsets[-1]] for offsets, values in parts] or [np.zeros(0, np.int64)]
-        return np.concatenate(sizes), np.concatenate(values)
+        return np.concatenate([values[ends[0] : ends[-1]] for ends, values in parts] or [np.zeros(0, np.int64)])
 
     def list_at(self, row: int, name: str) -> np.ndarray:
         """The numbers of one row of a column of lists; not copied."""
@@ -85,11 +88,12 @@ class Table:
 
     def select(self, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
         """The given rows, which ascend, as record batches."""
-        edges = np.searchsorted(rows, self.starts)
-        for n, batch in enumerate(self.batches):
-            chosen = rows[edges[n] : edges[n + 1]] - self.starts[n]
-            if not len(chosen):
-                continue
+        if not len(rows):
+            return
+        owners = np.searchsorted(self.starts, rows, side="right") - 1
+        found, edges = np.unique(owners, return_index=True)
+        for n, part in zip(found.tolist(), np.split(rows, edges[1:]), strict=True):
+            batch, chosen = self.batches[n], part - self.starts[n]
             if chosen[-1] - chosen[0] + 1 == len(chosen):
                 yield batch.slice(int(chosen[0]), len(chosen))
             else:
@@ -150,7 +154,8 @@ class Store:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with _locked(place.with_name(f"{place.name}.lock")):
-                return _open(place, key) or self._build(place, key, make, tasks)
+                found = _open(place, key)
+                return self._build(place, key, make, tasks) if found is None else found
         except OSError as error:
             log.warning("prepared data could not be kept in %s (cache_dir), memory takes it: %s", self.folder, error)
             return _in_memory(make, tasks)

@@ -1,4 +1,4 @@
-"""Rows → tensors, and which rows make up each step.
+"""Rows → tensors.
 
 A batch holds B examples with K branches each. Its sequences (prompt + branch, right-padded) are sorted by length and
 split into chunks, so that little of a chunk is padding; where each scored token belongs in the [B, K, C] grid of
@@ -7,8 +7,7 @@ completion tokens is recorded by position, never found again from token values.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -17,8 +16,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
+from halos.data.order import MicroBatch
 from halos.data.packing import Pack, map_tensors, pack
 from halos.data.reference import ReferenceTable
 from halos.data.rows import Row, group_sizes
@@ -215,88 +215,6 @@ def _chunk(
         chunk.last = torch.arange(input_ids.shape[1]) == torch.tensor(lengths)[:, None]
         chunk.owners = torch.tensor([b * len(rows[b].branches) + k for b, k in places])
     return chunk
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Row indices of one rank's micro-batch, and of the whole step that it belongs to."""
-
-    rows: tuple[int, ...]
-    step: tuple[int, ...]
-
-
-class TrainingOrder(Sampler[MicroBatch]):
-    """The run's micro-batches for one rank: all epochs as one stream, shuffled anew each epoch from (seed, epoch).
-
-    Micro-step m of the run is the m-th stretch of ``world_size * batch_size`` examples of the stream, whichever way it
-    is divided over ranks, so one device and many see the same steps. The last step is filled from the next epoch's
-    stream: every example is seen, and every step has the same size. With ``groups`` (one number for each example)
-    whole groups are shuffled, so that only a step's edge separates the examples of one.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        *,
-        batch_size: int,
-        accumulate: int,
-        world_size: int,
-        rank: int,
-        steps: int,
-        seed: int,
-        groups: Sequence[int] | None = None,
-    ) -> None:
-        self.size, self.batch_size, self.accumulate = size, batch_size, accumulate
-        self.world_size, self.rank, self.steps, self.seed = world_size, rank, steps, seed
-        members: dict[int, list[int]] = defaultdict(list)
-        for index, group in enumerate(() if groups is None else groups):
-            members[group].append(index)
-        self._groups = list(members.values())
-        self.start = 0
-
-    def __len__(self) -> int:
-        return self.steps * self.accumulate
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        wide = self.batch_size * self.world_size
-        per_step = wide * self.accumulate
-        for number in range(self.start, len(self)):
-            step = self._stretch(number // self.accumulate * per_step, per_step)
-            offset = number % self.accumulate * wide + self.rank * self.batch_size
-            yield MicroBatch(step[offset : offset + self.batch_size], step)
-
-    def _stretch(self, start: int, length: int) -> tuple[int, ...]:
-        return tuple(self._epoch(i // self.size)[i % self.size] for i in range(start, start + length))
-
-    def _epoch(self, epoch: int) -> list[int]:
-        cached = getattr(self, "_permutations", {})
-        if epoch not in cached:
-            generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
-            # Two epochs at most: a stretch spans no more, except over data sets smaller than a step.
-            cached = {e: p for e, p in cached.items() if e == epoch - 1}
-            cached[epoch] = torch.randperm(len(self._groups) or self.size, generator=generator).tolist()
-            if self._groups:
-                cached[epoch] = [index for group in cached[epoch] for index in self._groups[group]]
-            self._permutations = cached
-        return cached[epoch]
-
-
-def validation_order(size: int, *, batch_size: int, world_size: int, rank: int) -> list[MicroBatch]:
-    """Every example exactly once, in the data's order, as equally many micro-batches on every rank.
-
-    Micro-batches have up to twice ``batch_size`` examples, so that no rank is ever left without one.
-    """
-    if size < world_size:
-        raise ValueError(
-            f"validation data: expected at least one example for each of {world_size} devices, found {size}"
-        )
-    count = max(1, size // (batch_size * world_size))
-    order = []
-    for number in range(count):
-        step = tuple(range(size * number // count, size * (number + 1) // count))
-        mine = step[len(step) * rank // world_size : len(step) * (rank + 1) // world_size]
-        order.append(MicroBatch(mine, step))
-    return order
 
 
 class Batches(Dataset[Batch]):

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from halos.data.batches import Batch, Batches, TrainingOrder
+from halos.data.batches import Batch, Batches
+from halos.data.order import TrainingOrder
 
 
 class ResumableLoader(DataLoader[Batch]):

@@ -15,11 +15,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from halos.data.arrow import Store
-from halos.data.batches import Batch, Batches, TrainingOrder, validation_order
+from halos.data.batches import Batch, Batches
 from halos.data.feedback import Prompt
 from halos.data.hygiene import origin_of
 from halos.data.intake import Intake, derive, read
 from halos.data.loader import ResumableLoader
+from halos.data.order import TrainingOrder, validation_order
 from halos.data.reference import ReferenceTable
 from halos.data.rows import Control, Row, Rows, make_rows
 from halos.data.select import Selection
@@ -47,6 +48,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         strict: raise for what would be left out because the data are at fault.
         train_on: ``last`` or, for demonstrations, ``all`` assistant turns of a conversation.
         stratified: no step lacks a desirable or an undesirable completion.
+        keep_together: at most so many examples of one prompt are drawn together, so that they share it in a
+            micro-batch, as the sides of a pair do; 1 draws every example by itself. Objectives that need all of a
+            prompt's examples in one step get them so, and ``stratified`` draws them one by one.
         select: which of the feedback is used.
         length_groups: parts into which a micro-batch is sorted by length, each padded by itself; results do not
             depend on it.
@@ -72,6 +76,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         strict: bool = False,
         train_on: str = "last",
         stratified: bool = False,
+        keep_together: int = 2,
         select: Selection | None = None,
         length_groups: int = 4,
         packing: bool = True,
@@ -87,6 +92,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             ("max_examples", max_examples, 1),
             ("max_val_examples", max_val_examples, 1),
             ("val_size", val_size, 0),
+            ("keep_together", keep_together, 1),
             ("length_groups", length_groups, 1),
             ("workers", workers, 0),
             ("num_proc", num_proc, 1),
@@ -100,6 +106,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.packing, self.share_prompts = packing, share_prompts
         self._most = {"train": max_examples, "val": max_val_examples}
         self._val_size, self._strict, self._train_on, self._stratified = val_size, strict, train_on, stratified
+        self._keep_together = keep_together
         self._select = select or Selection()
         self.intake = Intake()
         self._examples: dict[str, Examples[Any]] = {}
@@ -169,7 +176,7 @@ class PreferenceDataModule(pl.LightningDataModule):
                 f"max_epochs={epochs}, max_steps={max_steps}"
             )
         self.steps = min(choices)
-        self._order(batch_size=per_step, steps=self.steps)  # raises now for an order that cannot be had
+        self.order(batch_size=per_step, steps=self.steps)  # raises now for an order that cannot be had
         return self.steps
 
     def state_dict(self) -> dict[str, int]:
@@ -199,11 +206,12 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def _indices(self, steps: int, accumulate: int, world_size: int) -> np.ndarray:
         whole = self.batch_size * world_size * accumulate
-        return np.array([i for micro in self._order(batch_size=whole, steps=steps) for i in micro.rows], dtype=np.int64)
+        return np.array([i for micro in self.order(batch_size=whole, steps=steps) for i in micro.rows], dtype=np.int64)
 
-    def _order(
+    def order(
         self, *, batch_size: int, steps: int, accumulate: int = 1, world_size: int = 1, rank: int = 0
     ) -> TrainingOrder:
+        """Which training rows make up each micro-batch."""
         rows: Any = self.rows["train"].rows
         options: dict[str, Any] = {
             "batch_size": batch_size,
@@ -212,16 +220,17 @@ class PreferenceDataModule(pl.LightningDataModule):
             "rank": rank,
             "steps": steps,
             "seed": self.seed,
-            "groups": rows.groups if self._grouped else None,
         }
         if self._stratified:
-            return StratifiedOrder(len(rows), labels=rows.labels, **options)
-        return TrainingOrder(len(rows), **options)
+            labels = np.full(len(rows), -1) if self._grouped else rows.labels
+            return StratifiedOrder(len(rows), labels=labels, **options)
+        together = None if self._grouped else self._keep_together
+        return TrainingOrder(len(rows), groups=rows.groups, together=together, **options)
 
     def train_dataloader(self) -> ResumableLoader:
         """All micro-batches of the run, as one Lightning epoch."""
         trainer = self._trainer()
-        order = self._order(
+        order = self.order(
             batch_size=self.batch_size,
             accumulate=trainer.accumulate_grad_batches,
             world_size=trainer.world_size,

@@ -144,8 +144,8 @@ class RecordTable(Stored[Feedback]):
 
     def _column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         if name not in self._ends:
-            sizes, values = self.table.lists(name)
-            self._ends[name] = (np.concatenate([[0], np.cumsum(sizes)]), values)
+            ends = np.concatenate([[0], np.cumsum(self.table.sizes(name))])
+            self._ends[name] = (ends, self.table.values(name))
         return self._ends[name]
 
 

@@ -79,10 +79,10 @@ class TokenRows(Stored[Row]):
         self.groups = in_order(table.numbers("prompt_digest"))
         self.control = {label: tokens.control(control(said)) for label, said in ((1, True), (0, False), (-1, None))}
         added = np.array([len(self.control[label]) for label in (0, 1, -1)])  # -1 is the last
-        self._prompts = table.lists("prompt")[0] + added[self.labels]
+        self._prompts = table.sizes("prompt") + added[self.labels]
         limit = self.limits.max_prompt_length
         self.prompt_sizes = self._prompts if limit is None else np.minimum(self._prompts, limit)
-        self._whole = [table.lists(name)[0] for name in BRANCHES]
+        self._whole = [table.sizes(name) for name in BRANCHES]
         if not self._whole[1].any():
             del self._whole[1]
         wrong = (self._prompts == 0) | (False if limit is not None else self._prompts >= self.limits.max_length)

@@ -5,6 +5,7 @@ Scores become labels and pairs before the view; what is kept is drawn from the v
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -88,14 +89,14 @@ class Selection:
             if share < 1 and labels is not None:
                 kind = np.flatnonzero(labels == desirable)
                 count = len(kind) - max(1, round(share * len(kind))) if len(kind) else 0
-                kept[np.random.default_rng(seed).choice(kind, count, replace=False)] = False
+                kept[random.Random(seed).sample(kind.tolist(), max(0, count))] = False
                 report[f"{'desirable' if desirable else 'undesirable'} completions not kept"] += count
         if self.one_per_prompt:
-            shuffled = np.random.default_rng(seed).permutation(np.flatnonzero(kept))
-            _, first = np.unique(examples.prompts[shuffled], return_index=True)
-            report["further examples of a prompt not kept"] += len(shuffled) - len(first)
+            left = np.flatnonzero(kept)
+            chosen = left[_one_of_each(examples.prompts[left], random.Random(seed))]
+            report["further examples of a prompt not kept"] += len(left) - len(chosen)
             kept[:] = False
-            kept[shuffled[first]] = True
+            kept[chosen] = True
         return (examples if kept.all() else examples.take(np.flatnonzero(kept))), +report
 
     def _threshold(self, records: RecordTable, training: RecordTable) -> Callable[[int], float | None]:
@@ -164,6 +165,15 @@ def _expanded(records: RecordTable, span: range) -> Part:
     pairs = zip(span, records.many(np.array(span)), strict=True)
     yield from batches((None, made) for index, record in pairs for made in (*turns(index, record), record))
     return dict(report)
+
+
+def _one_of_each(prompts: np.ndarray, rng: random.Random) -> np.ndarray:
+    """A place of each prompt, drawn from all that it has; prompts in the order in which they first come."""
+    _, first, counts = np.unique(prompts, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    members = np.argsort(prompts, kind="stable")
+    starts = (np.cumsum(counts) - counts)[order]
+    return members[starts + [rng.randrange(count) for count in counts[order].tolist()]]
 
 
 def _labelled(record: Judgement, threshold: float | None) -> tuple[Judgement, Counter[str]]:

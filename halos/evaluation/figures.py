@@ -30,15 +30,15 @@ def frontier(groups: Sequence[Group]) -> str | None:
     if not have:
         return None
     pair = max(have, key=lambda names: have[names])  # the one that most runs have
-    figure, axes = _figure(6.4, 4.2)
+    figure, axes = new_figure(6.4, 4.2)
     for n, group in enumerate(groups):
         points = [[run.numbers[m] for m in pair] for run in group.runs if set(pair) <= run.numbers.keys()]
         if points:
             x, y = zip(*points, strict=True)
-            axes.scatter(x, y, s=14, alpha=0.35, color=_colour(n), linewidths=0)
-            axes.scatter([fmean(x)], [fmean(y)], s=60, color=_colour(n), marker=_marker(n), label=group.label)
+            axes.scatter(x, y, s=14, alpha=0.35, color=line_colour(n), linewidths=0)
+            axes.scatter([fmean(x)], [fmean(y)], s=60, color=line_colour(n), marker=_marker(n), label=group.label)
     axes.set(xlabel=f"KL(policy ‖ reference), nats per completion ({pair[0]})", ylabel=pair[1])
-    return _finish(figure, axes)
+    return as_svg(figure, axes)
 
 
 def curves(groups: Sequence[Group]) -> dict[str, str]:
@@ -48,17 +48,17 @@ def curves(groups: Sequence[Group]) -> dict[str, str]:
         lines = [(n, group, _curve(group, metric)) for n, group in enumerate(groups)]
         if not any(points for _, _, points in lines):
             continue
-        figure, axes = _figure(5.2, 3.4)
+        figure, axes = new_figure(5.2, 3.4)
         for n, group, points in lines:
             if points:
                 steps = sorted(points)
                 middle = [fmean(points[step]) for step in steps]
                 spread = [stdev(points[step]) if len(points[step]) > 1 else 0.0 for step in steps]
-                axes.plot(steps, middle, color=_colour(n), label=group.label, linewidth=1.6)
+                axes.plot(steps, middle, color=line_colour(n), label=group.label, linewidth=1.6)
                 low, high = ([m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1))
-                axes.fill_between(steps, low, high, color=_colour(n), alpha=0.18, linewidth=0)
+                axes.fill_between(steps, low, high, color=line_colour(n), alpha=0.18, linewidth=0)
         axes.set(xlabel="optimizer step", ylabel=name)
-        figures[name] = _finish(figure, axes)
+        figures[name] = as_svg(figure, axes)
     return figures
 
 
@@ -69,14 +69,14 @@ def distributions(groups: Sequence[Group]) -> dict[str, str]:
         sides: dict[bool, list[float]] = defaultdict(list)
         for row in (row for run in group.runs for row in run.rewards):
             sides[row["desirable"]].append(row["reward"])
-        figure, axes = _figure(3.6, 2.5)
+        figure, axes = new_figure(3.6, 2.5)
         both = [value for values in sides.values() for value in values]
         span = (min(both), max(both)) if min(both) < max(both) else (min(both) - 0.5, max(both) + 0.5)
         for desirable, colour, name in ((True, "tab:green", "desirable"), (False, "tab:red", "undesirable")):
             if sides[desirable]:
                 axes.hist(sides[desirable], bins=40, range=span, density=True, alpha=0.55, color=colour, label=name)
         axes.set(xlabel="reward", ylabel="density")
-        figures[group.label] = _finish(figure, axes)
+        figures[group.label] = as_svg(figure, axes)
     return figures
 
 
@@ -89,7 +89,8 @@ def _curve(group: Group, metric: str) -> dict[float, list[float]]:
     return points
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches and its axes."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -99,19 +100,20 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _finish(figure: Any, axes: Any) -> str:
+def as_svg(figure: Any, axes: Any) -> str:
+    """The figure with its legend; the same runs give the same text."""
     from matplotlib import rc_context
 
     entries = len(axes.get_legend_handles_labels()[1])
     axes.legend(fontsize=7, frameon=False, ncols=2 if entries > 8 else 1)
     out = io.StringIO()
-    # A fixed salt, so that the same runs give the same file.
     with rc_context({"svg.hashsalt": "halos"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 
-def _colour(n: int) -> Any:
+def line_colour(n: int) -> Any:
+    """The colour of line ``n``."""
     from matplotlib import colormaps
 
     return colormaps["tab10" if n < 10 else "tab20b"](n % 10 if n < 10 else n % 20)

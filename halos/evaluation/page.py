@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from halos.evaluation.figures import curves, distributions, frontier
+from halos.evaluation.claim_figure import claim_figure
+from halos.evaluation.claims import Verdict
+from halos.evaluation.figures import as_svg, curves, distributions, frontier
 from halos.evaluation.runs import Group
 from halos.evaluation.tables import Comparison, shown
 
@@ -27,7 +29,9 @@ svg { max-width: 100%; height: auto; } .samples th, .samples td { text-align: le
 """
 
 
-def page(title: str, groups: Sequence[Group], comparison: Comparison, unfinished: int) -> str:
+def page(
+    title: str, groups: Sequence[Group], comparison: Comparison, unfinished: int, verdicts: Sequence[Verdict] = ()
+) -> str:
     """The page's text."""
     runs = sum(len(group.runs) for group in groups)
     left_out = f" {unfinished} unfinished ones are left out." if unfinished else ""
@@ -35,6 +39,7 @@ def page(title: str, groups: Sequence[Group], comparison: Comparison, unfinished
     parts = [
         f"<h1>{escape(title)}</h1><p>{runs} runs in {len(groups)} groups.{left_out} Numbers are means over seeds ± "
         "half of the 95 % interval (Student's t).</p>",
+        _section("Claims", _claims(verdicts)),
         _section("Results", _table(comparison)),
         _section("Reward against KL", figure and _figures({"": figure})),
         _section("Learning curves (mean over seeds ± one standard deviation)", _figures(curves(groups))),
@@ -51,6 +56,11 @@ def _section(title: str, body: str | None) -> str:
     return f"<h2>{escape(title)}</h2>\n{body}" if body else ""
 
 
+def _claims(verdicts: Sequence[Verdict]) -> str:
+    figures = _figures({v.claim.name: as_svg(*claim_figure(v)) for v in verdicts}, "c")
+    return "".join(f"<p>{escape(v.sentence())}</p>" for v in verdicts) + figures
+
+
 def _table(comparison: Comparison) -> str:
     names = (escape(name).replace("/", "/<wbr>") for name in ("run", "seeds", *comparison.metrics))
     header = "".join(f"<th>{name}</th>" for name in names)
@@ -62,17 +72,17 @@ def _table(comparison: Comparison) -> str:
     return f'<div class="scroll"><table><tr>{header}</tr>{"".join(rows)}</table></div>'
 
 
-def _figures(figures: Mapping[str, str]) -> str:
+def _figures(figures: Mapping[str, str], kind: str = "f") -> str:
     made = [
-        f"<figure>{f'<figcaption>{escape(name)}</figcaption>' if name else ''}{_unique(svg, n)}</figure>"
+        f"<figure>{f'<figcaption>{escape(name)}</figcaption>' if name else ''}{_unique(svg, f'{kind}{n}')}</figure>"
         for n, (name, svg) in enumerate(figures.items())
     ]
     return f'<div class="figures">{"".join(made)}</div>' if made else ""
 
 
-def _unique(svg: str, number: int) -> str:
+def _unique(svg: str, name: str) -> str:
     # Ids must differ between the pictures of a page, or one would use the other's clip paths.
-    tag = f"f{number}n{len(svg)}-"
+    tag = f"{name}n{len(svg)}-"
     for before in ('id="', 'href="#', "url(#"):
         svg = svg.replace(before, before + tag)
     return svg

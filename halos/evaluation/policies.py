@@ -87,12 +87,13 @@ def run_config(folder: Path) -> DictConfig:
 
 
 def reference_of(policy: Policy, where: str | None) -> Policy | None:
-    """The model that rewards and KL are measured against: the one given, else the one that the run started from."""
+    """The model that rewards and KL are measured against: the one given, else the run's reference, which is the model
+    that it started from unless it named another."""
     if where is not None:
         return find_policy("reference", where)
     if policy.run is None:
         return None
-    path = str(policy.run.model.path)
+    path = str(policy.run.model.get("reference_path") or policy.run.model.path)
     if policy.run.model.get("random_weights"):
         raise ValueError(f"reference: the run {policy.name} started from random weights; expected reference=MODEL")
     return find_policy("reference", path)

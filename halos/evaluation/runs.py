@@ -17,7 +17,7 @@ from halos.evaluation.statistics import Estimate, over_seeds
 
 _OF_NO_CONSEQUENCE = (
     "seed", "data.source.seed", "output_dir", "resume", "overwrite", "cache_dir", "checkpoint_every", "logger.",
-    "sampling.", "trainer.enable_progress_bar", "loss._target_",
+    "sampling.", "trainer.enable_progress_bar", "loss._target_", "claim", "sweep_metric",
 )  # fmt: skip
 """Keys whose values do not make two runs different experiments."""
 
@@ -34,6 +34,8 @@ class Run:
     curves: list[dict[str, float]]
     rewards: list[dict[str, Any]]
     samples: list[dict[str, Any]]
+    claim: dict[str, Any] | None = None
+    """What the run's experiment claims, if it claims anything (:mod:`halos.evaluation.claims`)."""
 
 
 @dataclass(slots=True)
@@ -87,8 +89,6 @@ def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _read(folder: Path) -> Run:
     config = run_config(folder)
-    flat = dict(_flat("", OmegaConf.to_container(config, resolve=True)))
-    kept = {key: value for key, value in flat.items() if not key.startswith(_OF_NO_CONSEQUENCE)}
     summary = _json(folder / "summary.json")
     numbers = _numbers("val", summary.get("metrics", {})) | _numbers("samples", summary.get("samples", {}))
     numbers |= _numbers("run", {name: summary[name] for name in ("steps", "train_seconds") if name in summary})
@@ -97,7 +97,24 @@ def _read(folder: Path) -> Run:
         metrics = _json(evaluated / "evaluation.json")["metrics"]
         numbers |= _numbers("evaluation", {name: found["value"] for name, found in metrics.items()})
     lines = {name: _lines(evaluated / f"{name}.jsonl") for name in ("rewards", "samples")}
-    return Run(folder, int(config.seed), kept, numbers, _curves(folder / "metrics.csv"), **lines)
+    claim: Any = OmegaConf.to_container(config.claim, resolve=True) if config.get("claim") else None
+    return Run(
+        folder, int(config.seed), _of_experiment(config), numbers, _curves(folder / "metrics.csv"), **lines, claim=claim
+    )
+
+
+def _of_experiment(config: Any) -> dict[str, Any]:
+    """The flat keys that tell one experiment from another.
+
+    What the rounds of a command have from each other (the last one's model, feedback on its samples) follows from
+    their number, so the model is that of the first round and the data are where the prompts come from.
+    """
+    flat = dict(_flat("", OmegaConf.to_container(config, resolve=True)))
+    if flat.get("rounds.round") is not None:
+        world = {k.replace(".world", "", 1): v for k, v in flat.items() if k.startswith("data.source.world.")}
+        of_round = ("model.path", "model.reference_path", "data.train", *(["data.source."] if world else []))
+        flat = {k: v for k, v in flat.items() if not k.startswith(of_round)} | world
+    return {key: value for key, value in flat.items() if not key.startswith(_OF_NO_CONSEQUENCE)}
 
 
 def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:

@@ -17,6 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from halos.distributed import whole
+from halos.policy.products import Linear
+
 POLICY, REFERENCE = "default", "reference"
 """Names of the trained adapter and of the frozen one."""
 BASE = "base_fingerprint"
@@ -69,7 +72,7 @@ def plain_head(head: Any) -> bool:
     """Whether the head is a linear layer, with nothing more to it than plain LoRA."""
     base = head.base_layer if hasattr(head, "lora_A") else head
     plain = not getattr(head, "lora_variant", {}) and not any(getattr(head, "lora_bias", {}).values())
-    return plain and type(base) is nn.Linear and type(base.weight) is nn.Parameter
+    return plain and type(base) in (nn.Linear, Linear) and type(base.weight) is nn.Parameter
 
 
 def head_delta(head: Any, states: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -81,7 +84,18 @@ def head_delta(head: Any, states: Tensor) -> tuple[Tensor, Tensor] | None:
     return low * head.scaling[name], head.lora_B[name].weight.to(low.dtype)
 
 
-# Identity: what the model computes with, told from how it is held
+# Identity: what the model computes with, told from how it is held. All ranks have to ask for that of a sharded model.
+
+
+def plain_name(name: str) -> str:
+    """The name that a base weight has in the model without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def base_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the model without its adapters, as it would be without any: the tensors themselves."""
+    own = {id(p) for p in adapter_parameters(model)}
+    return {plain_name(name): p for name, p in model.state_dict(keep_vars=True).items() if id(p) not in own}
 
 
 def effective_state(model: nn.Module) -> dict[str, Tensor]:
@@ -90,19 +104,20 @@ def effective_state(model: nn.Module) -> dict[str, Tensor]:
     state = dict(model.state_dict())
     for name, layer in adapter_layers(model).items():
         for adapter, up in getattr(layer, "lora_B", {}).items():
-            if adapter == REFERENCE or not up.weight.any():
+            if adapter == REFERENCE or not whole(up.weight).any():
                 for part in ("lora_A", "lora_B"):
                     state.pop(f"{name}.{part}.{adapter}.weight")
             else:
                 state[f"{name}.scaling.{adapter}"] = torch.tensor(float(layer.scaling[adapter]))
-    return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items()}
+    return {plain_name(name): tensor for name, tensor in state.items()}
 
 
 def fingerprint(model: nn.Module) -> Tensor:
     """16 bytes that tell one starting point from another: names, shapes, types and samples of all weights."""
     digest: Any = hashlib.sha256()
     for name, tensor in effective_state(model).items():
-        values = tensor.detach().flatten()
+        tensor = whole(tensor.detach())
+        values = tensor.flatten()
         values = values[:: max(1, len(values) // 64)][:64].cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(tensor.shape)}".encode())
         digest.update(values.view(torch.uint8).numpy())
@@ -116,11 +131,19 @@ def keep_only_adapters(backbone: Any) -> None:
     """From now on the backbone's state dict is what is trained, and a fingerprint of what is not.
 
     Loading it is as strict as ever about what it holds, and raises ``ValueError`` if it was trained on another base.
+    A policy on the meta device gets its fingerprint from :func:`mark_base`, once it has weights.
     """
-    backbone.register_buffer(BASE, fingerprint(backbone.policy))
+    backbone.register_buffer(BASE, torch.zeros(16, dtype=torch.uint8))
+    if not any(parameter.is_meta for parameter in backbone.policy.parameters()):
+        mark_base(backbone)
     backbone.register_state_dict_post_hook(_drop_frozen)
     backbone.register_load_state_dict_pre_hook(_check_base)
     backbone.register_load_state_dict_post_hook(_miss_no_frozen)
+
+
+def mark_base(backbone: Any) -> None:
+    """Note which weights the adapters are trained on; all ranks have to call it if the policy is sharded."""
+    getattr(backbone, BASE).copy_(fingerprint(backbone.policy))
 
 
 def _kept(backbone: nn.Module) -> set[str]:

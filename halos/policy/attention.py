@@ -179,6 +179,12 @@ def _packed_attention(
     ), None
 
 
+def leave_uncompiled() -> None:
+    """Keep torch.compile out of packed attention, wherever a compiled layer calls it."""
+    global _packed_attention
+    _packed_attention = torch.compiler.disable(_packed_attention)
+
+
 @contextmanager
 def packed_attention(model: nn.Module) -> Iterator[None]:
     """Within, attention modules of the model call the :class:`PackedAttention` that its forward gets as ``packed``.

@@ -13,6 +13,7 @@ from halos.data.batches import Batch
 from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters
 from halos.policy.head import evaluating
 from halos.policy.logprobs import LogProbs, completion_logprobs
+from halos.policy.products import use_faster_products
 from halos.policy.reference import frozen_copy
 
 
@@ -38,8 +39,11 @@ class Backbone(nn.Module):
         self.head_chunk, self.adapter_reference = head_chunk, adapter_reference
         self.sharding: Any = None
         """How the models are divided over ranks (:class:`halos.policy.sharding.Sharding`), if they are."""
+        self.skeleton: tuple[Any, ...] = ()
+        """Of a sharded policy: the same without memory for its weights, hidden from nn.Module in a tuple."""
         if getattr(policy, "get_output_embeddings", lambda: None)() is None:
             raise ValueError(f"expected a causal language model with an LM head, found {type(policy).__name__}")
+        use_faster_products(policy)
         self.policy: Any = policy
         # A tuple hides it from nn.Module's registration.
         self._reference: tuple[Backbone, ...] = ()

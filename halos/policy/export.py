@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from halos.policy.adapters import adapter_layers, save_adapter
 
 _CARD = """---
@@ -46,14 +44,12 @@ def export_policy(
     end_of_turn: int,
     control: str = "",
     card: Mapping[str, Any],
-    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write weights (safetensors), config, tokenizer and a model card; the folder appears whole or not at all.
 
     Of a policy that still has a LoRA adapter only that is written, as peft does it.
     ``control`` is the control token that replies are conditioned on: the exported chat template ends with it, so that
     every sampling path conditions on it by itself. ``card`` needs ``loss`` and ``base``; the rest goes into its table.
-    ``weights``: the policy's state where its own tensors are divided over ranks.
     """
     policy.generation_config.eos_token_id = end_of_turn
     policy.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -61,22 +57,9 @@ def export_policy(
         if adapter_layers(policy):
             save_adapter(policy, part)
         else:
-            policy.save_pretrained(part, state_dict=weights and untied(policy, weights))
+            policy.save_pretrained(part)
         conditioned(tokenizer, control).save_pretrained(part)
         (part / "README.md").write_text(_card(card), encoding="utf-8")
-
-
-def part_of(state: Mapping[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
-    """The entries under this prefix, without it."""
-    if state is None:
-        return None
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def untied(policy: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, of tied ones only the first."""
-    names = {name for name, _ in policy.named_parameters()} | {name for name, _ in policy.named_buffers()}
-    return {name: tensor for name, tensor in weights.items() if name in names}
 
 
 @contextmanager

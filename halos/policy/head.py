@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halos.policy.adapters import head_delta, plain_head
+from halos.policy.products import affine
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +110,13 @@ def chunked_logprobs(
     """
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-    bias = None if bias is None else bias.to(dtype)
     low, up = delta or (None, None)
-    factors = (states.to(dtype), weight.to(dtype), bias, low, up)
-    logprobs: Tensor = _ChunkedLogProbs.apply(*factors, targets, rows, shape)
+    logprobs: Tensor = _ChunkedLogProbs.apply(states, weight, bias, low, up, targets, rows, shape, dtype)
     return logprobs
+
+
+BLOCK = 16
+"""Rows of logits in float32 that exist at a time on a CPU: few enough to stay in its cache."""
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
@@ -128,75 +131,72 @@ class _ChunkedLogProbs(torch.autograd.Function):
         targets: Tensor,
         rows: int,
         shape: LogitShape,
+        dtype: torch.dtype,
     ) -> Tensor:
-        wide = torch.promote_types(states.dtype, torch.float32)
+        cast = _cast(states, weight, bias, dtype)
+        wide = torch.promote_types(dtype, torch.float32)
         picked = states.new_empty(len(states), dtype=wide)
         normaliser = torch.empty_like(picked)
         for part in _parts(len(states), rows):
-            logits = shape(_logits(states, weight, bias, low, up, part, wide))
-            picked[part] = logits.gather(1, targets[part, None])[:, 0]
-            normaliser[part] = logits.logsumexp(1)
+            for block, raw in _blocks(part, affine(cast[0][part], *cast[1:])):
+                logits = shape(_with_delta(raw.to(wide), low, up, block))
+                picked[block] = logits.gather(1, targets[block, None])[:, 0]
+                normaliser[block] = logits.logsumexp(1)
         ctx.save_for_backward(states, weight, bias, low, up, targets, normaliser)
-        ctx.rows, ctx.shape = rows, shape
+        ctx.rows, ctx.shape, ctx.dtype = rows, shape, dtype
         return picked - normaliser
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         states, weight, bias, low, up, targets, normaliser = ctx.saved_tensors
+        cast = _cast(states, weight, bias, ctx.dtype)
         wide = normaliser.dtype
         of_states, of_weight, of_bias, of_low, of_up = (
             torch.zeros_like(value, dtype=wide) if value is not None and needed else None
             for value, needed in zip((states, weight, bias, low, up), ctx.needs_input_grad, strict=False)
         )
         for part in _parts(len(states), ctx.rows):
-            logits = ctx.shape(_logits(states, weight, bias, low, up, part, wide))
-            slope = ctx.shape.slope(logits)
-            # d log p(target) / dz = 1[target] − softmax(z)
-            change = logits.sub_(normaliser[part, None]).exp_().mul_(-gradient[part, None])
-            change.scatter_add_(1, targets[part, None], gradient[part, None])
-            change = change.mul_(slope)
-            if of_low is not None:
-                of_low[part] = (change.to(up.dtype) @ up).to(wide)
-            if of_up is not None:
-                of_up = _add_product(of_up, change.to(low.dtype), low[part])
-            change = change.to(states.dtype)
+            changes = affine(cast[0][part], *cast[1:])  # first the logits, then, block by block, their gradient
+            for block, raw in _blocks(part, changes):
+                logits = ctx.shape(_with_delta(raw.to(wide, copy=True), low, up, block))
+                slope = ctx.shape.slope(logits)
+                # d log p(target) / dz = 1[target] − softmax(z)
+                change = logits.sub_(normaliser[block, None]).exp_().mul_(-gradient[block, None])
+                change.scatter_add_(1, targets[block, None], gradient[block, None])
+                change = change if ctx.shape == LogitShape() else change.mul_(slope)
+                if of_low is not None:
+                    of_low[block] = (change.to(up.dtype) @ up).to(wide)
+                if of_up is not None:
+                    of_up += change.to(low.dtype).T @ low[block]
+                if of_bias is not None:
+                    of_bias += change.sum(0)
+                raw.copy_(change)
             if of_states is not None:
-                of_states[part] = (change @ weight).to(wide)
-            if of_weight is not None:
-                of_weight = _add_product(of_weight, change, states[part])
-            if of_bias is not None:
-                of_bias += change.sum(0, dtype=wide)
-        of_head = _as((of_states, of_weight, of_bias), states.dtype)
-        of_delta = (None, None) if low is None else _as((of_low, of_up), low.dtype)
-        return *of_head, *of_delta, None, None, None
+                of_states[part] = affine(changes, cast[1].T).to(wide)
+            if of_weight is not None:  # chunks are added up in float32, whatever the precision of their products
+                of_weight += affine(changes.T, cast[0][part].T)
+        found = zip((of_states, of_weight, of_bias, of_low, of_up), (states, weight, bias, low, up), strict=True)
+        return *(None if one is None else one.to(value.dtype) for one, value in found), None, None, None, None
 
 
-def _logits(
-    states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    low: Tensor | None,
-    up: Tensor | None,
-    part: slice,
-    wide: torch.dtype,
-) -> Tensor:
-    logits = F.linear(states[part], weight, bias).to(wide)
-    return logits if low is None or up is None else logits + F.linear(low[part], up).to(wide)
+def _cast(
+    states: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _with_delta(logits: Tensor, low: Tensor | None, up: Tensor | None, block: slice) -> Tensor:
+    return logits if low is None or up is None else logits + F.linear(low[block], up).to(logits)
 
 
 def _parts(length: int, rows: int) -> Iterator[slice]:
-    return (slice(start, start + rows) for start in range(0, length, rows))
+    return (slice(start, min(start + rows, length)) for start in range(0, length, rows))
 
 
-def _add_product(total: Tensor, change: Tensor, states: Tensor) -> Tensor:
-    # Chunks are added up in float32, whatever the precision of their products.
-    if total.dtype == change.dtype:
-        return total.addmm_(change.T, states)
-    return total.add_(change.T @ states)
-
-
-def _as(gradients: tuple[Tensor | None, ...], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-    return tuple(None if gradient is None else gradient.to(dtype) for gradient in gradients)
+def _blocks(part: slice, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    # Views of a chunk's logits, with their places among all.
+    for block in _parts(len(logits), BLOCK if logits.device.type == "cpu" else len(logits)):
+        yield slice(part.start + block.start, part.start + block.stop), logits[block]
 
 
 _shapes: WeakKeyDictionary[nn.Module, LogitShape | None] = WeakKeyDictionary()

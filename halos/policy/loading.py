@@ -6,7 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,14 @@ class ModelSpec:
         attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …); None lets
             it choose what the architecture supports.
         gradient_checkpointing: recompute activations in the backward pass.
+        compile: put the decoder layers through torch.compile (:mod:`halos.policy.compiling`).
         dropout: probability for every dropout of the model. 0 by default, as in the authors' code: with dropout the
             policy would differ from its reference before the first step.
         head_chunk: rows of logits (one a scored token, as wide as the vocabulary) that exist at a time; None: all.
         reference: ``cached``: its log-probs are computed once, before training, and kept on disk; ``live``: a frozen
             copy of the model computes them in every step; ``adapter``: the model does, with LoRA switched off.
+        reference_path: the model whose log-probs are the reference's, where that is not the one that the policy starts
+            from. With ``cached`` only; of the same tokenizer.
         chat_template: for a tokenizer that has none, or instead of its own: ``plain``, ``chatml``, a file or a Jinja
             template. It is exported with the model.
         lora: train adapters instead of the whole model.
@@ -48,9 +51,11 @@ class ModelSpec:
     random_weights: bool = False
     attention: str | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
     dropout: float = 0.0
     head_chunk: int | None = 256
     reference: str = "cached"
+    reference_path: str | None = None
     chat_template: str | None = None
     lora: LoRA = field(default_factory=LoRA)
 
@@ -66,6 +71,10 @@ class ModelSpec:
             raise ValueError(f"model.reference: expected cached, live or adapter, found {self.reference!r}")
         if self.reference == "adapter" and not self.lora.enabled:
             raise ValueError("model.reference: expected model.lora.enabled=true with adapter, found false")
+        if self.reference_path is not None and (self.reference != "cached" or self.lora.path or self.lora.quantize):
+            raise ValueError(
+                "model.reference_path: expected model.reference=cached, no model.lora.path and no model.lora.quantize"
+            )
         if self.lora.quantize and (self.random_weights or self.path.endswith(".gguf")):
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
         if self.head_chunk is not None and (not isinstance(self.head_chunk, int) or self.head_chunk < 1):
@@ -74,6 +83,8 @@ class ModelSpec:
     def check(self) -> None:
         """Raise ``ValueError`` for a path that cannot be loaded; reads headers only. Hub ids are not contacted."""
         self.lora.check()
+        if self.reference_path is not None:
+            self.of_reference().check()
         location = self._location
         if location.suffix == ".gguf":
             if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
@@ -87,6 +98,11 @@ class ModelSpec:
             raise ValueError(f"model.path: expected a model directory or a .gguf file, found the file {self.path}")
         elif self.path.startswith((PACKAGED, "/", "./", "../", "~")) or self.path.count("/") > 1:
             raise ValueError(f"model.path: no such directory or file: {self.path}")
+
+    def of_reference(self) -> ModelSpec:
+        """The model that the reference is, as it is loaded without a policy."""
+        path = self.reference_path or self.path
+        return replace(self, path=path, reference_path=None, random_weights=False, lora=LoRA())
 
     def tokenizer(self) -> Any:
         """The model's tokenizer; a missing pad token becomes EOS (padding is never found by its id)."""
@@ -108,11 +124,7 @@ class ModelSpec:
         """
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        if self.lora.enabled and new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
-            raise ValueError(
-                "model.lora: new control tokens need rows in the embeddings, which an adapter alone does not hold: "
-                "expected model.lora.export=merged and no model.lora.path"
-            )
+        self._check_new_tokens(new_tokens)
         config = self._from_pretrained(AutoConfig)
         set_dropout(config, self.dropout)
         if self.random_weights:
@@ -134,16 +146,15 @@ class ModelSpec:
         if self._location.suffix == ".gguf":
             forget_quantisation(model)
         grow_vocabulary(model, vocabulary, new_tokens)
-        self._switched(model)
-        if self.lora.enabled:
-            base, keep_start = self._names[0], self.reference == "adapter"
-            self.lora.attach(model, base=base, new_tokens=new_tokens, keep_start=keep_start)
-        return model.train()
+        return self._prepared(model, new_tokens)
 
-    def skeleton(self, *, dtype: torch.dtype = torch.float32, vocabulary: int = 0) -> Any:
+    def skeleton(
+        self, *, dtype: torch.dtype = torch.float32, new_tokens: Sequence[int] = (), vocabulary: int = 0
+    ) -> Any:
         """What :meth:`load` returns, without its weights: to be called where parameters get no memory."""
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+        self._check_new_tokens(new_tokens)
         config = self._from_pretrained(AutoConfig)
         set_dropout(config, self.dropout)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
@@ -153,18 +164,28 @@ class ModelSpec:
             with suppress(ValueError):  # many models have no file of their own for it
                 model.generation_config = self._from_pretrained(GenerationConfig)
         grow_vocabulary(model, vocabulary, ())
-        return self._switched(model)
+        return self._prepared(model, new_tokens)
 
     @property
     def folder(self) -> Path | None:
         """The local directory that the model lies in, if it is one."""
         return self._location if self._location.is_dir() else None
 
-    def _switched(self, model: Any) -> Any:
+    def _check_new_tokens(self, new_tokens: Sequence[int]) -> None:
+        if self.lora.enabled and new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
+            raise ValueError(
+                "model.lora: new control tokens need rows in the embeddings, which an adapter alone does not hold: "
+                "expected model.lora.export=merged and no model.lora.path"
+            )
+
+    def _prepared(self, model: Any, new_tokens: Sequence[int]) -> Any:
         if self.gradient_checkpointing:
             # transformers 5 renames it.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
+        if self.lora.enabled:
+            base, keep_start = self._names[0], self.reference == "adapter"
+            self.lora.attach(model, base=base, new_tokens=new_tokens, keep_start=keep_start)
         return model.train()
 
     @property

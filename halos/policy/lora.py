@@ -97,6 +97,7 @@ class LoRA:
     def attach(self, model: Any, *, base: str, new_tokens: Sequence[int] = (), keep_start: bool = False) -> None:
         """Put adapters into the model, in place, and freeze the rest.
 
+        Where the model's weights are on the meta device, those of LoRA's own layers are on the CPU nevertheless.
         ``base``: what the exported adapter names as its base. ``new_tokens``: rows of the embeddings that are trained
         as well. ``keep_start``: keep the adapter in ``path`` beside the trained one, as a part of the reference.
         """
@@ -118,6 +119,7 @@ class LoRA:
                 inject_adapter_in_model(LoraConfig(**options), model, name)
             except ValueError as error:
                 raise ValueError(f"model.lora.target_modules: {error}") from error
+            draw_start(model, name, INITS[self.init])
             if self.path is not None:
                 self._load(model, Path(self.path).expanduser(), name)
         if self.path is not None:  # the adapter put in last is the active one
@@ -168,6 +170,18 @@ class LoRA:
                 f"model.lora.path: the adapter in {folder} is not of this model: it lacks {missing[:3]} and has "
                 f"{list(result.unexpected_keys)[:3]} besides"
             )
+
+
+def draw_start(model: nn.Module, name: str, init: Any) -> None:
+    """Draw the adapter's start from the seed and the order of its layers alone, however the model is held."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed())
+        for layer in adapter_layers(model).values():
+            if name in getattr(layer, "lora_A", ()):
+                for part in (layer.lora_A[name], layer.lora_B[name]):
+                    if part.weight.is_meta:
+                        part.to_empty(device="cpu")
+                layer.reset_lora_parameters(name, init)
 
 
 def _check_targets(model: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from halos.distributed import rank_and_world
+from halos.policy.adapters import adapter_layers, base_state, mark_base
 from halos.policy.backbone import Backbone
+from halos.policy.compiling import compile_layers
 from halos.policy.loading import ModelSpec
-from halos.policy.sharding import Sharding, load_full_state
+from halos.policy.sharding import Sharding, full_state, load_full_state, sharded_modules
 
 
 def make_backbone(
@@ -31,20 +34,48 @@ def make_backbone(
     adapter_reference: bool = False,
 ) -> Backbone:
     """The policy, and its live reference if asked for, whole or (all ranks together) divided before it has weights."""
-    if sharding is None:
-        policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
-        return Backbone(
-            policy, with_reference=with_reference, adapter_reference=adapter_reference, head_chunk=spec.head_chunk
-        )
+    options: dict[str, Any] = {
+        "with_reference": with_reference,
+        "adapter_reference": adapter_reference,
+        "head_chunk": spec.head_chunk,
+    }
+    weights: dict[str, Any] = {"dtype": dtype, "new_tokens": new_tokens, "vocabulary": vocabulary}
+    made = Backbone(spec.load(**weights), **options) if sharding is None else _divided(spec, sharding, weights, options)
+    for part in made.with_reference_backbone() if spec.compile else ():
+        compile_layers(part.policy)
+    return made
+
+
+def _divided(spec: ModelSpec, sharding: Sharding, weights: Mapping[str, Any], options: Mapping[str, Any]) -> Backbone:
     with parameters_on_meta():
-        policy = spec.skeleton(dtype=dtype, vocabulary=vocabulary)
-        made = Backbone(policy, with_reference=with_reference, head_chunk=spec.head_chunk)
+        policy = spec.skeleton(**weights)
+        skeleton = copy.deepcopy(policy)
+        made = Backbone(policy, **options)
+    made.skeleton = (skeleton,)
     sharding.shard(made)
-    load_weights(made.policy, spec, dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
+    load_weights(made.policy, spec, **weights)
     if made.reference is not None:
         for theirs, ours in zip(_tensors(made.reference), _tensors(made.policy), strict=True):
             theirs.data.copy_(ours.data)
+    if adapter_layers(made.policy):
+        mark_base(made)
     return made
+
+
+def whole_policy(backbone: Backbone) -> Any:
+    """The policy with all its weights. Of a sharded one this is a copy in the CPU's memory on rank 0, and None on the
+    others; all ranks have to ask for it."""
+    if not backbone.sharded:
+        return backbone.policy
+    for part in sharded_modules(backbone):
+        part.reshard()
+    state = full_state(backbone.policy)
+    if rank_and_world()[0]:
+        return None
+    (policy,) = backbone.skeleton
+    policy.load_state_dict(state, assign=True)
+    policy.tie_weights()
+    return policy
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -90,8 +121,8 @@ def load_weights(
 
 
 def matching_files(model: Any, folder: Path | None) -> dict[str, Path] | None:
-    """For each entry of the model's state dict the safetensors file that holds it, or None unless all are there, by the
-    same names and shapes, and no others. Of tied weights one name is enough."""
+    """For each entry of the model's state dict, adapters aside, the safetensors file that holds it, or None unless all
+    are there, by the same names and shapes, and no others. Of tied weights one name is enough."""
     if folder is None or _converted_while_loading(model):
         return None
     found: dict[str, Path] = {}
@@ -100,15 +131,11 @@ def matching_files(model: Any, folder: Path | None) -> dict[str, Path] | None:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (it is no dictionary)
                 found[name], shapes[name] = path, file.get_slice(name).get_shape()
-    state = model.state_dict()
+    state = base_state(model)
     if any(name not in state or list(state[name].shape) != shape for name, shape in shapes.items()):
         return None
-    there = {id(state[name]) for name in found} | {
-        id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name in found
-    }
-    tied = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    complete = all(name in found or tied.get(name) in there for name in state)
-    return found if complete else None
+    there = {id(state[name]) for name in found}
+    return found if all(id(tensor) in there for tensor in state.values()) else None
 
 
 def _converted_while_loading(model: Any) -> bool:
@@ -130,7 +157,7 @@ def _safetensors(folder: Path) -> list[Path]:
 
 @torch.no_grad()
 def _read_parts(model: Any, files: dict[str, Path]) -> None:
-    state = model.state_dict()
+    state = base_state(model)
     for path in sorted(set(files.values())):
         with safe_open(path, framework="pt") as file:
             for name in (name for name, place in files.items() if place == path):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halos.policy.export import part_of, results_table, whole_folder
+from halos.policy.export import results_table, whole_folder
 
 _CARD = """---
 library_name: transformers
@@ -77,26 +77,23 @@ def _classifier(config: Any) -> Any:
 
 def export_reward_model(
     policy: Any,
-    head: RewardHead,
+    score: Tensor,
     tokenizer: Any,
     folder: Path,
     *,
     end_of_turn: int,
     card: Mapping[str, Any],
-    weights: tuple[Mapping[str, Tensor] | None, Mapping[str, Tensor] | None] = (None, None),
 ) -> None:
     """Write the classifier's weights, its config, the tokenizer and a card; the folder appears whole or not at all.
 
-    ``weights``: the states of policy and head where their own tensors are divided over ranks.
+    ``score``: the reward head's weight [1, H].
 
     transformers finds a sequence's end by its padding, so the exported padding token is never the end of a turn.
     """
     tokenizer = copy.deepcopy(tokenizer)
     model = _classifier(policy.config).to(policy.dtype)
-    of_policy, of_head = weights[0] or policy.state_dict(), weights[1] or head.state_dict()
-    base = getattr(model, model.base_model_prefix)
-    base.load_state_dict(part_of(of_policy, f"{policy.base_model_prefix}."))
-    model.score.weight.data.copy_(of_head["linear.weight"])
+    getattr(model, model.base_model_prefix).load_state_dict(policy.base_model.state_dict())
+    model.score.weight.data.copy_(score)
     model.config.pad_token_id = tokenizer.pad_token_id = padding_token(tokenizer, end_of_turn)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

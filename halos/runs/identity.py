@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 GROUPS = ("loss", "optim", "humanline", "reference_sync")
 """Groups of the configuration of which every value counts."""
-MODEL = ("random_weights", "dropout", "lora")
+MODEL = ("random_weights", "dropout", "lora", "reference_path")
 """Keys of the model, beside its files, that count; the others change speed and memory only."""
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".json")
 EDGE = 1 << 16

@@ -9,6 +9,7 @@ import torch
 
 from halos.data.batches import collate
 from halos.data.rows import Row
+from halos.policy.compiling import uncompiled
 from halos.policy.head import evaluating
 from halos.policy.logprobs import completion_logprobs
 
@@ -47,7 +48,7 @@ def sample(
     model.generation_config = config  # generate() would take what is unset here from the model's own
     completions: list[list[int]] = []
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), uncompiled(model):
             torch.manual_seed(seed)
             for start in range(0, len(prompts), batch_size):
                 ids, mask = _left_padded(prompts[start : start + batch_size], pad, model.device)

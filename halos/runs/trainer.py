@@ -29,8 +29,12 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
     check_precision(cfg.precision, strategy=cfg.strategy.name, accelerator=cfg.trainer.accelerator, lr=cfg.optim.lr)
     if cfg.strategy.name == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         raise ValueError("strategy=deepspeed: install the extra with pip install 'halos[deepspeed]'")
-    if cfg.strategy.name not in ("auto", "ddp") and cfg.model.lora.enabled:
-        raise ValueError(f"model.lora.enabled: expected strategy=auto or ddp, found {cfg.strategy.name}")
+    if cfg.model.lora.enabled and cfg.strategy.name not in ("auto", "ddp", "fsdp"):
+        raise ValueError(f"model.lora.enabled: expected strategy=auto, ddp or fsdp, found {cfg.strategy.name}")
+    if cfg.model.lora.quantize and cfg.strategy.name == "fsdp":
+        raise ValueError(
+            "model.lora.quantize: expected strategy=auto or ddp, found fsdp; 4-bit weights are not divided"
+        )
     given: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     options = {key: value for key, value in given.items() if value is not None}
     options.pop("max_epochs", None)

@@ -27,7 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.nn.init.normal_(head.linear.weight, generator=torch.Generator().manual_seed(0))
     where = tmp_path_factory.mktemp("rm") / "model"
     end = ChatTokens(tokenizer, Limits(64)).end_of_turn
-    export_reward_model(policy, head, tokenizer, where, end_of_turn=end, card={"loss": "bt", "base": "toy"})
+    card = {"loss": "bt", "base": "toy"}
+    export_reward_model(policy, head.linear.weight, tokenizer, where, end_of_turn=end, card=card)
     return where
 
 

@@ -19,7 +19,8 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from halos import objectives
-from halos.data.batches import Batch, Batches, MicroBatch, collate, validation_order
+from halos.data.batches import Batch, Batches, collate
+from halos.data.order import MicroBatch, validation_order
 from halos.data.rows import Row
 from halos.metrics import Mean
 from halos.objectives import (

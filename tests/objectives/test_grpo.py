@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from halos.data.batches import Batches, MicroBatch, collate
+from halos.data.batches import Batches, collate
+from halos.data.order import MicroBatch
 from halos.data.rows import Row
 from halos.objectives import GRPO, group_advantages, grpo_loss
 from halos.policy.logprobs import LogProbs

@@ -152,7 +152,7 @@ def test_a_continued_adapter_is_part_of_the_reference(reference: str, tmp_path: 
     LoRA(enabled=True, path=str(folder)).attach(model, base="x", keep_start=reference == "adapter")
     made = Backbone(model, with_reference=reference == "live", adapter_reference=reference == "adapter", head_chunk=3)
     assert torch.equal(made.logprobs(batch()).tokens, made.reference_logprobs(batch()).tokens)
-    torch.testing.assert_close(made.reference_logprobs(batch()).tokens, expected.tokens, rtol=0, atol=2e-6)
+    torch.testing.assert_close(made.reference_logprobs(batch()).tokens, expected.tokens, rtol=0, atol=5e-6)
     before = made.reference_logprobs(batch()).tokens
     assert (completion_logprobs(tiny.model(), batch()).sum - before.sum(-1)).abs().min() > 1e-3
     optimizer = torch.optim.SGD([p for p in made.parameters() if p.requires_grad], lr=0.5)

@@ -24,7 +24,7 @@ def head(width: int = 16) -> RewardHead:
 
 
 def export(policy: Any, tokenizer: Any, folder: Path, end: int) -> Any:
-    export_reward_model(policy, head(), tokenizer, folder, end_of_turn=end, card=CARD)
+    export_reward_model(policy, head().linear.weight, tokenizer, folder, end_of_turn=end, card=CARD)
     return AutoModelForSequenceClassification.from_pretrained(folder).eval()
 
 

@@ -26,7 +26,10 @@ def trainer(*words: str) -> Any:
         (("precision=16-mixed",), "16-mixed: expected a CUDA device, found trainer.accelerator=cpu"),
         (("precision=16-mixed", "strategy=fsdp"), "strategy=fsdp has no loss scaling; use precision=bf16-mixed"),
         (("trainer.devices=2",), "strategy=auto uses one device, found 2"),
-        (("strategy=fsdp", "model.lora.enabled=true"), "model.lora.enabled: expected strategy=auto or ddp, found fsdp"),
+        (
+            ("strategy=fsdp", "model.lora.enabled=true", "model.lora.quantize=4bit"),
+            "model.lora.quantize: expected strategy=auto or ddp, found fsdp",
+        ),
         (("strategy=fsdp", "strategy.trainer.replicas=0"), "replicas: expected a whole number from 1 on, found 0"),
         (
             ("strategy=fsdp", "trainer.devices=3", "strategy.trainer.replicas=2"),

@@ -1,0 +1,163 @@
+"""``run_rounds(cfg, train)``: runs that follow each other, each from the last one's policy.
+
+Round 1 learns from the configured data, perhaps after a round 0 of another loss on the same data (``before``). Each
+further round samples the last policy on the data's training prompts, has the judge say what it thinks of the samples,
+and learns from that; its validation data stay the same. Every round is a whole run in a folder of its own, with its
+samples and its feedback beside its model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from halos.building import SOURCE_KEYS, build, objective_class
+from halos.evaluation.engines import Decoding
+from halos.evaluation.labels import KINDS
+from halos.judges.making import make_judge
+from halos.label import label
+from halos.runs import console
+from halos.runs.folder import RunFolder, write_atomically
+from halos.sample import sample
+
+SETTINGS = "rounds.yaml"
+REFERENCES = ("last", "first")
+_FREE = (
+    "output_dir", "resume", "overwrite", "cache_dir", "rounds.count", "trainer.enable_progress_bar", "claim", "logger",
+)  # fmt: skip
+"""Keys that may differ when a command goes on with rounds that another one began."""
+
+
+def run_rounds(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> Path:
+    """All rounds as configured, each by ``train``; returns the folder of the last one.
+
+    Raises ``ValueError`` for a bad configuration before the first round, and for a folder that holds other rounds.
+    """
+    _check(cfg)
+    root = Path(cfg.output_dir)
+    _open(cfg, root)
+    first = 0 if cfg.get("before") else 1
+    for number in range(first, cfg.rounds.count + 1):
+        folder = root / f"round{number}"
+        if (folder / "summary.json").is_file():
+            console.say(f"round {number} is there: {folder}")
+            continue
+        if number > 1:
+            _feedback(cfg, number)
+        console.say(f"round {number} of {cfg.rounds.count}: {folder}")
+        train(round_config(cfg, number))
+    return folder
+
+
+def round_config(cfg: DictConfig, number: int) -> DictConfig:
+    """The configuration of one round: that of the rounds, with its own loss, model, data and folder."""
+    root = Path(cfg.output_dir)
+    start = _folder(cfg, number - 1) / "model"
+    # First the folder: other keys are made of it.
+    made: Any = OmegaConf.merge(cfg, {"output_dir": str(_folder(cfg, number)), "resume": "auto", "overwrite": False})
+    made = OmegaConf.to_container(made, resolve=True)
+    if number == 0:
+        others = {key: value for key, value in made["before"].items() if key != "loss"}
+        made = OmegaConf.to_container(OmegaConf.merge(made, others))
+        made["loss"] = made["before"].get("loss", made["loss"])
+    elif number > 1 or cfg.get("before"):
+        made["model"] |= {"path": str(start), "random_weights": False}
+    if number > 1:
+        file = str(_folder(cfg, number) / "feedback.jsonl")
+        world, held = made["data"]["source"], {"val_size": made["data"]["val_size"], "seed": cfg.seed}
+        made["data"] |= {"train": file} if "train" in made["data"] else {}
+        made["data"]["source"] = {
+            "_target_": "halos.data.on_policy.OnPolicySource", "feedback": file, "world": world, **held
+        }  # fmt: skip
+        if cfg.rounds.reference == "first":
+            made["model"]["reference_path"] = str(root / "round0" / "model") if cfg.get("before") else cfg.model.path
+    made["rounds"] |= {"round": number, "start": cfg.model.path}
+    made |= {"claim": made["claim"] if number == cfg.rounds.count else None}
+    return OmegaConf.create(made)
+
+
+def _folder(cfg: DictConfig, number: int) -> Path:
+    return Path(cfg.output_dir) / f"round{number}"
+
+
+def _feedback(cfg: DictConfig, number: int) -> None:
+    """Samples of the last round's policy, and what the judge says of them; what is there is not made again."""
+    rounds, folder = cfg.rounds, _folder(cfg, number)
+    common = {"device": "auto", "precision": "32-true", "progress": cfg.trainer.enable_progress_bar}
+    common |= {"seed": cfg.seed, "overwrite": False, "data": OmegaConf.to_container(cfg.data, resolve=True)}
+    samples, feedback = folder / "samples.jsonl", folder / "feedback.jsonl"
+    if feedback.is_file():
+        return
+    drawing = {name: rounds[name] for name in ("samples", "max_new_tokens", "temperature", "top_p", "engine")}
+    where = {"policy": str(_folder(cfg, number - 1)), "split": "train", "output": str(samples)}
+    sample(OmegaConf.create({**common, **drawing, **where, "size": rounds.prompts, "batch_size": rounds.batch_size}))
+    asking = {"samples": str(samples), "judge": cfg.judge, "feedback": rounds.feedback, "output": str(feedback)}
+    label(OmegaConf.create({**common, **asking}))
+
+
+def _check(cfg: DictConfig) -> None:
+    rounds = cfg.rounds
+    if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        raise ValueError("rounds: expected one process, which starts those of each round; found ranks started apart")
+    if not isinstance(rounds.count, int) or rounds.count < 1:
+        raise ValueError(f"rounds.count: expected a whole number from 1 on, found {rounds.count!r}")
+    for name, options in (("reference", REFERENCES), ("feedback", KINDS)):
+        if rounds[name] not in options:
+            raise ValueError(f"rounds.{name}: expected one of {', '.join(options)}; found {rounds[name]!r}")
+    if not objective_class(cfg.loss).generates:
+        raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
+    if cfg.model.lora.enabled and cfg.model.lora.export != "merged":
+        raise ValueError("rounds: expected model.lora.export=merged, as the next round starts from the export")
+    if rounds.count == 1:
+        return
+    Decoding(max_new_tokens=rounds.max_new_tokens, temperature=rounds.temperature, top_p=rounds.top_p)
+    if cfg.get("judge") is None:
+        raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat for rounds, found none")
+    source = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed).source
+    track = partial(console.track, "asking the judge", shown=False)
+    make_judge(cfg.judge, source, device="cpu", precision="32-true", track=track)
+
+
+def _open(cfg: DictConfig, root: Path) -> None:
+    """Make the folder of the rounds, or make sure that it holds these."""
+    settings, new = root / SETTINGS, _settings(cfg)
+    if cfg.resume not in (None, "auto"):
+        raise ValueError(f"resume: expected auto with rounds, found {cfg.resume}")
+    there = sorted(path for path in root.glob("round*") if path.is_dir())
+    if cfg.overwrite:
+        for folder in there:
+            shutil.rmtree(folder)
+    elif settings.is_file() and cfg.resume is None:
+        raise ValueError(
+            f"output_dir: {root} holds other rounds; choose another folder, or set resume=auto to go on with them, or "
+            "overwrite=true to replace them"
+        )
+    elif settings.is_file():
+        old = dict(_flat(OmegaConf.to_container(OmegaConf.load(settings))))
+        found = dict(_flat(new))
+        if differ := [key for key in {**old, **found} if old.get(key) != found.get(key)]:
+            key = differ[0]
+            was = f"{key} was {old.get(key)}, found {found.get(key)}"
+            raise ValueError(f"resume: expected the settings of the rounds in {root}: {was}")
+    else:
+        RunFolder(root).check(resume=None, overwrite=False)  # no run lies here
+    root.mkdir(parents=True, exist_ok=True)
+    write_atomically(settings, OmegaConf.to_yaml(OmegaConf.create(new)))
+
+
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    """What has to stay the same from one command to the next, by flat keys."""
+    nodes: Any = OmegaConf.to_container(cfg, resolve=True)
+    return {key: value for key, value in _flat(nodes) if not key.startswith(_FREE)}
+
+
+def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(node, dict) or not node:
+        return [(prefix, node)]
+    return [pair for key, value in node.items() for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))]

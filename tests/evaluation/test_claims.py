@@ -1,0 +1,147 @@
+"""Claims: a verdict follows from differences paired by seed, and every claim of an experiment can be decided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from halos.cli import config_folder
+from halos.evaluation.claim_figure import claim_figure
+from halos.evaluation.claims import FAILED, HELD, UNDECIDED, as_markdown, decide
+from halos.evaluation.runs import Run
+
+EXPERIMENTS = sorted(
+    file.stem for file in (Path(config_folder()) / "experiment").glob("claims_*.yaml") if file.stem != "claims_tune"
+)
+
+CLAIM: dict[str, Any] = {
+    "name": "noise",
+    "states": "KTO stands noise better than DPO",
+    "metric": "samples/policy_desirable",
+    "measure": "share",
+    "figure": {"x": "data.source.noise", "label": "noise", "lines": ["loss.name"]},
+    "contrasts": [
+        {
+            "at": "at 40 %",
+            "of": {"loss.name": "kto", "data.source.noise": 0.4},
+            "against": {"loss.name": "dpo", "data.source.noise": 0.4},
+            "above": 0.0,
+        }
+    ],
+}
+
+
+def run(loss: str, seed: int, share: float, noise: float = 0.4, claim: dict[str, Any] | None = CLAIM) -> Run:
+    config = {"loss.name": loss, "data.source.noise": noise}
+    numbers = {"samples/policy_desirable": share, "samples/reference_desirable": 0.5, "samples/kl": 2 * share}
+    return Run(Path(f"{loss}-{noise}-{seed}"), seed, config, numbers, [], [], [], claim)
+
+
+def runs(kto: list[float], dpo: list[float]) -> list[Run]:
+    return [run(loss, seed, x) for loss, xs in (("kto", kto), ("dpo", dpo)) for seed, x in enumerate(xs)]
+
+
+@pytest.mark.parametrize(
+    ("kto", "dpo", "word"),
+    [
+        # Differences 0.1, 0.2, 0.3: mean 0.2, and t = 4.303 at two degrees of freedom makes it 0.2 ± 0.248.
+        ([0.8, 0.8, 0.8], [0.7, 0.6, 0.5], UNDECIDED),
+        ([0.8, 0.8, 0.8], [0.62, 0.60, 0.58], HELD),  # 0.2 ± 0.050
+        ([0.6, 0.6, 0.6], [0.78, 0.80, 0.82], FAILED),
+        # The seeds' own spread cancels: without pairing, this would be undecided.
+        ([0.3, 0.6, 0.9], [0.2, 0.49, 0.81], HELD),
+        ([0.8], [0.2], UNDECIDED),  # no interval
+    ],
+)
+def test_a_claim_holds_if_the_interval_of_paired_differences_lies_above(
+    kto: list[float], dpo: list[float], word: str
+) -> None:
+    (verdict,) = decide(runs(kto, dpo))
+    assert verdict.word == word
+
+
+def test_the_sentence_has_the_interval_and_the_number_of_seeds() -> None:
+    (verdict,) = decide(runs([0.8, 0.8, 0.8], [0.62, 0.60, 0.58]))
+    assert verdict.sentence() == (
+        "“KTO stands noise better than DPO” held here. at 40 %: the share differs by +0.200, claimed to be above 0; "
+        "95 % interval +0.150 to +0.250, 3 seeds (held)."
+    )
+    assert "claim_noise.png" in as_markdown([verdict])
+
+
+def test_a_match_within_a_margin_and_a_metric_of_its_own() -> None:
+    contrast = {**CLAIM["contrasts"][0], "above": -0.1}
+    of_kl = {**contrast, "metric": "samples/kl", "measure": "KL", "above": -0.05}
+    claim = {**CLAIM, "contrasts": [contrast, of_kl]}
+    shares = {"kto": [0.50, 0.51, 0.52], "dpo": [0.55, 0.56, 0.57]}
+    (verdict,) = decide([run(k, seed, x, claim=claim) for k, xs in shares.items() for seed, x in enumerate(xs)])
+    assert verdict.words == [HELD, FAILED]  # −0.05 is above −0.1; −0.1 is below −0.05
+    assert verdict.word == FAILED
+
+
+def test_runs_that_are_not_there_leave_a_claim_undecided_and_only_seeds_that_both_have_count() -> None:
+    (verdict,) = decide([run("kto", seed, 0.8) for seed in range(3)])
+    assert (verdict.word, verdict.differences) == (UNDECIDED, [None])
+    assert "no finished runs" in verdict.sentence()
+    (verdict,) = decide([*runs([0.8, 0.8], [0.7, 0.6]), run("kto", 7, 0.0)])
+    assert verdict.differences[0] is not None
+    assert verdict.differences[0].n == 2
+    assert verdict.differences[0].value == pytest.approx(0.15)
+
+
+def test_what_cannot_be_decided_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"claim noise: expected one run of seed 0 with \{'loss.name': 'kto'.* two"):
+        decide([run("kto", 0, 0.5), run("kto", 0, 0.6)])
+    with pytest.raises(ValueError, match=r"claim noise: kto-0.4-0 and dpo-0.4-0 state it differently"):
+        decide([run("kto", 0, 0.5), run("dpo", 0, 0.6, claim={**CLAIM, "states": "else"})])
+    for change, message in (
+        (
+            {"figure": {"x": "data.source.nose", "label": ""}},
+            "expected a key of the configuration or a metric, found",
+        ),
+        ({"contrasts": []}, "claim.contrasts: expected at least one"),
+        ({"contrasts": [{"at": "", "of": {}}]}, r"claim.contrasts\[0\]: expected above, against.*; found at, of"),
+        ({"contrasts": [{**CLAIM["contrasts"][0], "of": {"loss.nam": 1}}]}, "found loss.nam"),
+        ({"contrasts": [{**CLAIM["contrasts"][0], "metric": "samples/no"}]}, "expected samples/no in the summary"),
+        ({"extra": 1}, "config.yaml: claim: expected contrasts, figure"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decide([run("kto", 0, 0.5, claim={**CLAIM, **change})])
+
+
+def test_the_figure_has_a_line_for_each_loss_with_intervals_and_the_reference() -> None:
+    some = [run(loss, s, 0.5 + s / 10 + n / 4, n) for loss in ("kto", "dpo") for s in (0, 1, 2) for n in (0.4, 0.0)]
+    (verdict,) = decide(some)
+    _, axes = claim_figure(verdict)
+    assert sorted(text.get_text() for text in axes.get_legend().get_texts()) == ["dpo", "kto", "reference"]
+    line = axes.containers[0]
+    assert list(line[0].get_xdata()) == [0.0, 0.4]
+    assert list(line[0].get_ydata()) == pytest.approx([0.6, 0.7])
+    low, high = line[2][0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((0.6 - 4.302653 * 0.1 / 3**0.5, 0.6 + 4.302653 * 0.1 / 3**0.5), abs=1e-6)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_runs_that_an_experiment_compares_are_among_those_that_it_sweeps(experiment: str) -> None:
+    with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
+        cfg = hydra.compose("train", [f"experiment={experiment}"], return_hydra_config=True)
+    claim: Any = OmegaConf.to_container(cfg.claim, resolve=True, throw_on_missing=True)
+    values = {}
+    for key, words in cfg.hydra.sweeper.params.items():
+        group = Path(config_folder(), key)
+        chosen = [OmegaConf.create(f"x: {word}").x for word in str(words).split(",")]
+        values[key] = chosen
+        if group.is_dir():  # a condition names what the option is called in the configuration
+            made = [option and OmegaConf.load(group / f"{option}.yaml") for option in chosen]
+            path = "name" if key == "loss" else "loss.name"
+            values[f"{key}.{path}"] = [option and OmegaConf.select(option, path) for option in made]
+    for contrast in claim["contrasts"]:
+        for side in (contrast["of"], contrast["against"]):
+            assert set(side) <= set(values)
+            assert all(value in values[key] for key, value in side.items())
+        assert contrast["of"] != contrast["against"]
+    assert len(values["seed"]) >= 3

@@ -1,0 +1,98 @@
+"""float32 products by oneDNN: the numbers of PyTorch's own, but for rounding."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from halos.policy import products
+from halos.policy.products import Linear, affine, linear, use_faster_products
+
+
+@pytest.fixture(autouse=True)
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this build of PyTorch has no oneDNN")
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+
+
+def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("leading", [(7,), (2, 5)])
+def test_values_and_gradients_are_those_in_float64(leading: tuple[int, ...], with_bias: bool) -> None:
+    given = tensors((*leading, 12), (9, 12), (9,))[: 2 + with_bias]
+    exact = [value.detach().double().requires_grad_() for value in given]
+    found, expected = linear(*given), nn.functional.linear(*exact)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    (found * found.detach().sin()).sum().backward()
+    (expected * expected.detach().sin()).sum().backward()
+    for one, other in zip(given, exact, strict=True):
+        assert one.grad is not None
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=0, atol=1e-4)
+
+
+def test_what_needs_no_gradient_gets_none() -> None:
+    states, weight = tensors((3, 4), (5, 4))
+    linear(states.detach(), weight).sum().backward()
+    assert weight.grad is not None
+    frozen = weight.detach()
+    linear(states, frozen).sum().backward()
+    assert states.grad is not None
+    assert frozen.grad is None
+
+
+def test_transposed_operands_are_read_as_they_lie() -> None:
+    a, b = (value.detach() for value in tensors((6, 4), (6, 5)))
+    torch.testing.assert_close(affine(a.T, b.T), a.T @ b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_are_left_to_pytorch(dtype: torch.dtype) -> None:
+    given = tensors((3, 4), (5, 4), dtype=dtype)
+    assert torch.equal(linear(*given), nn.functional.linear(*given))
+    assert not products.applies(*given)
+
+
+def test_autocast_is_left_to_pytorch() -> None:
+    given = tensors((3, 4), (5, 4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(*given).dtype == torch.bfloat16
+
+
+def test_no_states_give_no_numbers() -> None:
+    states, weight = tensors((0, 4), (5, 4))
+    assert linear(states, weight).shape == (0, 5)
+
+
+class Own(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input
+
+
+def test_a_model_keeps_its_weights_names_and_special_layers() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Own(5, 2))
+    before: dict[str, Any] = dict(model.state_dict())
+    use_faster_products(model)
+    assert [type(layer) for layer in model] == [Linear, nn.Tanh, Own]
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin[0].weight.zero_()
+    assert model[0].weight.any()
+
+
+def test_nothing_changes_where_nothing_is_gained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    model = nn.Sequential(nn.Linear(4, 5))
+    use_faster_products(model)
+    assert type(model[0]) is nn.Linear
+    assert not products.applies(*tensors((1, 1)))
