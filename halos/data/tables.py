@@ -13,7 +13,9 @@ from halos.data.fields import LABELS, Row, wrong
 from halos.data.json_files import Located, parse_json
 from halos.data.lines import decode, first_line, lines
 
-LONGEST_CELL = 2**31 - 1
+LONGEST_CELL = 1 << 22
+"""Characters. The module that parses CSV needs 8 bytes for each character of a cell: without a limit, a quote that is
+never closed would take eight times the file."""
 DELIMITERS = ",;\t"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 NUMBERS = re.compile(r"desirable|rank|deleted|labels?|(score|reward)(_\w+)?|(overall|fine-grained)_score")
@@ -26,7 +28,7 @@ def read_csv(file: Path) -> Iterator[Located]:
 
     Cells are text, and an empty cell says nothing; :func:`typed` makes numbers of labels and scores.
     """
-    csv.field_size_limit(LONGEST_CELL)  # a completion may be longer than the 128 KiB that the module starts with
+    csv.field_size_limit(LONGEST_CELL)
     text = _text(file)
     first = next(text, "")
     if not first.strip():
@@ -41,7 +43,16 @@ def read_csv(file: Path) -> Iterator[Located]:
                 yield _row(f"{file}:{number}", header, cells)
             number = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{file}:{number}: expected CSV, found a row that is not: {error}") from None
+        raise ValueError(f"{file}:{number}: {_fault(error)}") from None
+
+
+def _fault(error: csv.Error) -> str:
+    if "field limit" in str(error):
+        return (
+            f"expected cells of at most {LONGEST_CELL:,} characters, found a longer one, or a quote that is never "
+            "closed; longer texts can be read from .jsonl"
+        )
+    return f"expected CSV, found a row that is not: {error}"
 
 
 def _text(file: Path) -> Iterator[str]:
