@@ -9,6 +9,7 @@ what an interrupted build leaves is not looked at and makes way for the next one
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import shutil
@@ -16,13 +17,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from operator import eq
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
+import tokenizers
+import transformers
 
 from halos.data.parallel import mapped
 
@@ -30,8 +33,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FORMAT = 1
-"""Changes whenever the meaning of a stored table does."""
 NOTES = "notes.json"
 
 Notes = dict[str, Any]
@@ -150,7 +151,7 @@ class Store:
         """
         if self.folder is None or key is None:
             return _in_memory(make, tasks)
-        place = self.folder / "data" / f"{key}-{FORMAT}"
+        place = self.folder / "data" / f"{key}-{code()}"
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with _locked(place.with_name(f"{place.name}.lock")):
@@ -179,6 +180,15 @@ class Store:
 
 
 MEMORY = Store()
+
+
+@cache
+def code() -> str:
+    """A key of the code that reads and tokenises: what another version of it made is not used."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    found = hashlib.sha256(b"".join(file.read_bytes() for file in files))
+    found.update(f"{transformers.__version__} {tokenizers.__version__}".encode())
+    return found.hexdigest()[:8]
 
 
 def _in_memory(make: Callable[[T], Part], tasks: Sequence[T]) -> Table:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -141,11 +143,13 @@ class FileSource(Source):
     def _key(self, files: Sequence[str | Path]) -> str | None:
         """A key of what is in the files and of what this source makes of it; None where that cannot be known."""
         contents = [content_key(file) for file in files]
-        if None in contents:
+        with suppress(TypeError, OSError):  # a class that was typed in has no file
+            contents.append(content_key(inspect.getfile(type(self))))  # a user's own source lies in a module of theirs
+        if None in contents or len(contents) == len(files):
             return None
         apart = ("store", "_train_files", "_val_files")
         settings = {name: value for name, value in sorted(vars(self).items()) if name not in apart}
-        told = repr((self.name, settings, [str(file) for file in files], contents))
+        told = repr((self.name, settings, list(map(str, files)), contents))
         return hashlib.sha256(told.encode()).hexdigest()[:24]
 
     def _part(self, piece: Piece) -> Part:

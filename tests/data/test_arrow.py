@@ -94,7 +94,7 @@ def test_a_table_that_is_not_what_was_written_is_made_anew(
     harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table(Store(tmp_path, 1))
-    (place,) = (tmp_path / "data").glob("k-*[0-9]")
+    (place,) = (tmp_path / "data").glob(f"k-{arrow.code()}")
     file = place / "00001.arrow"
     if harm == "cut":
         os.truncate(file, file.stat().st_size - 8)
@@ -113,6 +113,19 @@ def test_a_table_that_is_not_what_was_written_is_made_anew(
         assert table(Store(tmp_path, 1)).numbers("n").tolist() == EXPECTED
     assert harm == "a file" or "refused and made anew" in caplog.text
     assert len(json.loads((place / arrow.NOTES).read_text(encoding="utf-8"))) == 3
+
+
+def test_a_table_that_other_code_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table(Store(tmp_path, 1))
+    monkeypatch.setattr(arrow, "code", lambda: "other")
+    built: list[int] = []
+
+    def counted(task: int) -> Part:
+        built.append(task)
+        return (yield from part(task))
+
+    table(Store(tmp_path, 1), make=counted)
+    assert built == [0, 1, 2]
 
 
 def test_an_error_in_a_part_leaves_nothing(tmp_path: Path) -> None:
@@ -145,6 +158,7 @@ def forked(work: Callable[[], Any]) -> int:
     os._exit(1)
 
 
+WHOLE = f"k-{arrow.code()}"
 KILLED = ("first batch", "between batches", "second part", "before the notes", "before the move", "after the move")
 
 
@@ -156,7 +170,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_used(
     child = forked(lambda: _build_and_die(Store(tmp_path, workers), point, os.getpid(), monkeypatch))
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it was killed at this point"
     left = [entry.name for entry in (tmp_path / "data").iterdir() if entry.is_dir()]
-    assert left == (["k-1"] if point == "after the move" else ["k-1.part"]), "the name of a whole table"
+    assert left == ([WHOLE] if point == "after the move" else [f"{WHOLE}.part"]), "the name of a whole table"
     built: list[int] = []
 
     def counted(task: int) -> Part:
@@ -165,7 +179,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_used(
 
     assert table(Store(tmp_path, 1), make=counted).numbers("n").tolist() == EXPECTED
     assert built == ([] if point == "after the move" else [0, 1, 2])
-    assert [entry.name for entry in (tmp_path / "data").iterdir() if entry.is_dir()] == ["k-1"]
+    assert [entry.name for entry in (tmp_path / "data").iterdir() if entry.is_dir()] == [WHOLE]
 
 
 def _build_and_die(store: Store, point: str, process: int, monkeypatch: pytest.MonkeyPatch) -> None:
