@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from halos.data.order import MicroBatch
-from halos.data.packing import Pack, map_tensors, pack
+from halos.data.packing import Pack, divide, map_tensors, pack
 from halos.data.reference import ReferenceTable
 from halos.data.rows import Row, group_sizes
 
@@ -68,9 +68,10 @@ class Batch:
 
     ``mask`` [B, K, C] is true where branch k of example b has a token. Examples of one prompt share a number in
     ``group`` [B]. ``packs``, where there are any, hold the same tokens as ``chunks``, for models that can read them
-    packed; ``pad()`` then makes the chunks, and ``padded`` holds them once they are made. ``desirable`` is a bool
-    tensor [B], or None for views without labels; ``scores`` stays plain Python, so that no precision plugin rounds a
-    reward to bf16; for the same reason ``reference_bits`` are float32 numbers seen as int32.
+    packed, each behind the one that it continues; ``pad()`` then makes the chunks, and ``padded`` holds them once they
+    are made. ``desirable`` is a bool tensor [B], or None for views without labels; ``scores`` stays plain Python, so
+    that no precision plugin rounds a reward to bf16; for the same reason ``reference_bits`` are float32 numbers seen
+    as int32.
     """
 
     ids: tuple[str, ...]
@@ -127,6 +128,7 @@ def collate(
     whole: bool = False,
     packing: bool = False,
     share_prompts: bool = True,
+    max_tokens: int | None = None,
     reference: ReferenceTable | None = None,
 ) -> Batch:
     """Tensors for the rows of one micro-batch.
@@ -134,7 +136,8 @@ def collate(
     ``mismatched`` says that the last branch is KTO's y', which needs no gradient. ``chunks`` is the number of
     length-sorted parts (for each of the two kinds): a constant, so that all ranks run equally many forwards.
     ``whole`` feeds each completion's last token too, for objectives that read its state; it rules packing out.
-    ``packing`` adds the same tokens as packs, in which branches of one prompt share it if ``share_prompts``.
+    ``packing`` adds the same tokens as packs, in which branches of one prompt share it if ``share_prompts``, and of
+    which there are as many as it takes for none to have more than ``max_tokens`` tokens.
     ``reference`` gives the batch the reference's log-probs.
     """
     width = max(len(branch) for row in rows for branch in row.branches)
@@ -145,6 +148,8 @@ def collate(
             mask[b, k, : len(branch)] = True
     packed = packing and not whole  # packs leave out each completion's last token
     pad = partial(_padded, tuple(rows), width, chunks, mismatched=mismatched, whole=whole)
+    parts = divide(rows, max_tokens, share_prompts=share_prompts) if max_tokens else [slice(0, len(rows))]
+    options: dict[str, Any] = {"width": width, "mismatched": mismatched, "share_prompts": share_prompts}
     return Batch(
         ids=tuple(row.id for row in rows),
         mask=mask,
@@ -153,7 +158,7 @@ def collate(
         desirable=_column([row.desirable for row in rows]),
         scores=None if rows[0].score is None else tuple(float(row.score or 0.0) for row in rows),
         total_tokens=sum(len(row.prompt) + len(branch) for row in rows for branch in row.branches),
-        packs=pack(rows, width=width, mismatched=mismatched, share_prompts=share_prompts) if packed else (),
+        packs=tuple(p for part in parts for p in pack(rows[part], start=part.start, **options)) if packed else (),
         reference_bits=None if reference is None else reference.logprobs(rows, width).view(torch.int32),
         pad=pad,
         padded=None if packed else pad(),

@@ -57,6 +57,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         packing: lay rows end to end, without padding, for models that can read them so; the others, and all models
             without it, get padded parts.
         share_prompts: in packed rows, compute a prompt once for all its completions in the micro-batch.
+        max_tokens_per_batch: the most tokens (of an example that has more: its own) whose activations exist at a time.
+            A micro-batch with more is computed in parts, each once more in the backward pass; results do not depend
+            on it. For packed rows of models that are not divided over devices.
         workers: processes that collate batches.
         num_proc: processes that prepare data; None for one on each core.
         cache_dir: where what was made of files is kept, memory-mapped; None keeps it in memory.
@@ -81,6 +84,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         length_groups: int = 4,
         packing: bool = True,
         share_prompts: bool = True,
+        max_tokens_per_batch: int | None = None,
         workers: int = 0,
         num_proc: int | None = None,
         cache_dir: str | Path | None = None,
@@ -93,6 +97,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             ("max_val_examples", max_val_examples, 1),
             ("val_size", val_size, 0),
             ("keep_together", keep_together, 1),
+            ("max_tokens_per_batch", max_tokens_per_batch, 1),
             ("length_groups", length_groups, 1),
             ("workers", workers, 0),
             ("num_proc", num_proc, 1),
@@ -103,7 +108,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._store = Store(None if cache_dir is None else Path(cache_dir).expanduser(), num_proc)
         self.limits = Limits(max_length, max_prompt_length)
         self.batch_size, self.length_groups, self.workers, self.seed = batch_size, length_groups, workers, seed
-        self.packing, self.share_prompts = packing, share_prompts
+        self.packing, self.share_prompts, self.max_tokens = packing, share_prompts, max_tokens_per_batch
+        if max_tokens_per_batch is not None and not packing:
+            raise ValueError("data.max_tokens_per_batch: expected packed rows (data.packing=true), found false")
         self._most = {"train": max_examples, "val": max_val_examples}
         self._val_size, self._strict, self._train_on, self._stratified = val_size, strict, train_on, stratified
         self._keep_together = keep_together
@@ -156,6 +163,11 @@ class PreferenceDataModule(pl.LightningDataModule):
         """
         tokens = ChatTokens(tokenizer, self.limits)
         self._mismatched, self._whole, self._grouped = mismatched, whole, grouped
+        if whole and self.max_tokens is not None:
+            raise ValueError(
+                "data.max_tokens_per_batch: expected a loss on completions' log-probs; this one reads their "
+                "last states, which needs padded rows"
+            )
         for split, examples in self._examples.items():
             seed = self.seed if mismatched else None
             options: dict[str, Any] = {"origin": partial(origin_of, origins=self._origins), "store": self._store}
@@ -252,7 +264,8 @@ class PreferenceDataModule(pl.LightningDataModule):
     def _batches(self, rows: Sequence[Row]) -> Batches:
         # Every rank must run equally many forwards, whatever its share of a small validation step.
         chunks = min(self.length_groups, self.batch_size, max(1, len(rows) // self._trainer().world_size))
-        options = {"packing": self.packing, "share_prompts": self.share_prompts, "reference": self.reference}
+        options: dict[str, Any] = {"packing": self.packing, "share_prompts": self.share_prompts}
+        options |= {"reference": self.reference, "max_tokens": self.max_tokens}
         return Batches(rows, mismatched=self._mismatched, chunks=chunks, whole=self._whole, **options)
 
     def _loader_options(self) -> dict[str, Any]:
