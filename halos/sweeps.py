@@ -59,8 +59,9 @@ def passed_on_to_jobs() -> Iterator[None]:
 @contextmanager
 def job() -> Iterator[None]:
     """Around a job, wherever it runs. In a process that the sweep has started, a signal that ends it, or has ended an
-    earlier one there, is :class:`RunFailed`, and signals between jobs do no harm."""
-    if os.environ.get(SWEEP) != str(os.getppid()):
+    earlier one there, is :class:`RunFailed`, and signals between jobs do no harm; once the sweep is gone they end the
+    process."""
+    if not _of_a_sweep():
         yield
         return
     if not _received:
@@ -73,9 +74,15 @@ def job() -> Iterator[None]:
                 raise signals.Interrupted(_received[0])
             yield
     except signals.Interrupted as end:
-        _received.append(end.signal)
+        _note(end.signal, None)
         raise RunFailed(f"ended by {end.signal.name}; resume=auto goes on from the last checkpoint") from end
+
+
+def _of_a_sweep() -> bool:
+    return os.environ.get(SWEEP) == str(os.getppid())
 
 
 def _note(number: int, frame: object) -> None:
     _received.append(number)
+    if not _of_a_sweep():
+        os._exit(signals.EXIT_CODE)

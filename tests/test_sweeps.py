@@ -24,7 +24,7 @@ def train():
     while not signals.received():
         time.sleep(0.01)
     time.sleep(0.3)
-    queue.put("saved")
+    print("saved", flush=True)
     signals.stop(signals.received())
 
 def work():
@@ -66,6 +66,10 @@ def test_the_sweep_waits_for_its_jobs_which_save_and_start_no_others(number: int
 
 def test_ctrl_c_twice_kills_the_jobs() -> None:
     assert run(signal.SIGINT, signal.SIGINT) == ["-9 SIGINT 143"]
+
+
+def test_when_the_sweep_is_killed_its_jobs_save_and_are_gone() -> None:
+    assert run(signal.SIGKILL) == ["saved"]  # what is printed ends with the last process
 
 
 def test_without_processes_of_its_own_a_sweep_ends_at_once() -> None:
