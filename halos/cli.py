@@ -21,6 +21,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from halos import sweeps
 from halos.errors import RunFailed
 from halos.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
 from halos.runs.result import result
@@ -84,12 +85,21 @@ def main_command(name: str) -> None:
     if COMMANDS[name].run:
         name_jobs_by_what_is_swept(sys.argv)
     job = _run_job if COMMANDS[name].run else _run
-    end_with_one_line(
-        hydra.main(version_base="1.3", config_path=config_folder(), config_name=COMMANDS[name].config)(job)
-    )
+    command = hydra.main(version_base="1.3", config_path=config_folder(), config_name=COMMANDS[name].config)(job)
+
+    def sweep() -> None:
+        with sweeps.passed_on_to_jobs():
+            command()
+
+    end_with_one_line(sweep if COMMANDS[name].run and {"-m", "--multirun"} & set(sys.argv) else command)
 
 
 def _run_job(cfg: DictConfig) -> float | None:
+    with sweeps.job():
+        return _run_placed(cfg)
+
+
+def _run_placed(cfg: DictConfig) -> float | None:
     _place(cfg)
     folder = Path(cfg.output_dir)
     if cfg.rounds.count != 1 or cfg.get("before"):
@@ -99,7 +109,7 @@ def _run_job(cfg: DictConfig) -> float | None:
     else:
         _run_on_devices(cfg)
     # A sweeper that looks for the best settings is told how the run did; Hydra's own takes no notice.
-    told = cfg.sweep_metric is not None and os.environ[COMMAND] == "train"
+    told = cfg.sweep_metric is not None and os.environ.get(COMMAND, "train") == "train"
     return result(folder, cfg.sweep_metric) if told else None
 
 
@@ -139,7 +149,8 @@ def name_jobs_by_what_is_swept(words: list[str]) -> None:
         return
     parser = OverridesParser.create()
     given = [parser.parse_override(word) for word in words[1:] if "=" in word and not word.startswith("-")]
-    same = [o.key_or_group for o in given if not o.is_sweep_override() and not o.key_or_group.startswith("hydra.")]
+    swept = {o.key_or_group for o in given if o.is_sweep_override()}
+    same = [o.key_or_group for o in given if o.key_or_group not in swept and not o.key_or_group.startswith("hydra.")]
     kept = ["output_dir", "overwrite", *same]
     # Among the other overrides: Hydra's parser takes them in one stretch only.
     place = max(n for n, word in enumerate(words) if n == 0 or ("=" in word and not word.startswith("-")))
