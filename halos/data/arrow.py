@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NOTES = "notes.json"
+FILES = 128
+"""At most so many files make a table: all are open at a time."""
 
 Notes = dict[str, Any]
 Part = Generator[pa.RecordBatch, None, Notes]
@@ -167,7 +169,9 @@ class Store:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:
-            kept = list(mapped(partial(_write, make, part), list(enumerate(tasks)), self.workers))
+            together = max(1, -(-len(tasks) // FILES))
+            shares = [tasks[start : start + together] for start in range(0, len(tasks), together)]
+            kept = list(mapped(partial(_write, make, part), list(enumerate(shares)), self.workers))
             (part / NOTES).write_text(json.dumps(kept), encoding="utf-8")
             part.rename(place)
         except BaseException:
@@ -204,8 +208,8 @@ def _drain(part: Part, take: Callable[[pa.RecordBatch], Any]) -> Notes:
             return end.value or {}
 
 
-def _write(make: Callable[[T], Part], folder: Path, numbered: tuple[int, T]) -> dict[str, Any]:
-    number, task = numbered
+def _write(make: Callable[[T], Part], folder: Path, numbered: tuple[int, Sequence[T]]) -> dict[str, Any]:
+    number, tasks = numbered
     file = folder / f"{number:05}.arrow"
     writer: Any = None
 
@@ -215,7 +219,7 @@ def _write(make: Callable[[T], Part], folder: Path, numbered: tuple[int, T]) -> 
         writer.write_batch(batch)
 
     try:
-        notes = _drain(make(task), take)
+        notes = [_drain(make(task), take) for task in tasks]
     finally:
         if writer is not None:
             writer.close()
@@ -239,11 +243,12 @@ def _open(place: Path, key: str) -> Table | None:
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         log.warning("prepared data in %s are refused and made anew: %s", place, error)
         return None
-    return Table(batches, [part["notes"] for part in kept], key)
+    return Table(batches, [notes for part in kept for notes in part["notes"]], key)
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
+    # Processes that the holder starts hold it too: of a build that is killed, none writes once the next one begins.
     with file.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -63,6 +63,15 @@ def test_a_table_holds_what_its_parts_gave_in_order(store: Store) -> None:
         assert texts(found, rows) == [f"t{EXPECTED[row]}" for row in rows]
 
 
+def test_many_tasks_share_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow, "FILES", 2)
+    for _ in range(2):  # built, then opened
+        found = table(Store(tmp_path, 2))
+        assert found.numbers("n").tolist() == EXPECTED
+        assert found.notes == [{"task": task} for task in range(3)]
+    assert len(list(tmp_path.glob("data/*/*.arrow"))) == 2
+
+
 def test_an_empty_table_has_empty_columns(tmp_path: Path) -> None:
     def nothing(task: int) -> Part:
         yield from ()
@@ -111,8 +120,9 @@ def test_a_table_that_is_not_what_was_written_is_made_anew(
         place.write_text("no folder", encoding="utf-8")
     with caplog.at_level(logging.WARNING):
         assert table(Store(tmp_path, 1)).numbers("n").tolist() == EXPECTED
-    assert harm == "a file" or "refused and made anew" in caplog.text
-    assert len(json.loads((place / arrow.NOTES).read_text(encoding="utf-8"))) == 3
+    if harm != "a file":
+        assert "refused and made anew" in caplog.text
+        assert len(json.loads((place / arrow.NOTES).read_text(encoding="utf-8"))) == 3
 
 
 def test_a_table_that_other_code_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
