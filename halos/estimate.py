@@ -44,6 +44,8 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     if not 0 < asked.utilisation <= 1:
         raise ValueError(f"estimate.utilisation: expected a share above 0 and up to 1, found {asked.utilisation!r}")
     spec: ModelSpec = build(cfg.model)
+    if cfg.strategy.name == "deepspeed":
+        raise ValueError("estimate: expected strategy=auto, ddp or fsdp, found deepspeed, which is not estimated")
     if spec.lora.enabled:
         raise ValueError("estimate: expected model.lora.enabled=false, as adapters are not estimated")
     objective = _objective(cfg)
@@ -55,7 +57,7 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     live = spec.reference == "live" and objective.needs_reference
     setting = Setting(
         precision=cfg.precision,
-        divided=devices // int(cfg.strategy.trainer.get("replicas", 1)) if cfg.strategy.name == "fsdp" else 1,
+        divided=devices // int(cfg.strategy.trainer.replicas) if cfg.strategy.name == "fsdp" else 1,
         state=_state_bytes(build(cfg.optim), 2 if cfg.precision == "bf16-true" else 4),
         live_reference=live,
         checkpointing=spec.gradient_checkpointing,
