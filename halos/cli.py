@@ -24,7 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from halos import sweeps
 from halos.errors import RunFailed
 from halos.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
-from halos.runs.result import result
+from halos.runs.result import trial_value
 from halos.signals import caught
 
 
@@ -40,6 +40,7 @@ class Command:
 COMMANDS = {
     "train": Command("halos.train:train", "train", run=True),
     "cache-reference": Command("halos.cache_reference:cache_reference", "train", run=True),
+    "estimate": Command("halos.estimate:estimate", "train"),
     "data": Command("halos.inspect_data:inspect_data", "inspect"),
     "sample": Command("halos.sample:sample", "sample"),
     "evaluate": Command("halos.evaluate:evaluate", "evaluate"),
@@ -84,6 +85,8 @@ def main_command(name: str) -> None:
     os.environ[COMMAND] = name
     if COMMANDS[name].run:
         name_jobs_by_what_is_swept(sys.argv)
+    elif COMMANDS[name].config == "train":
+        sys.argv.insert(1, "hydra.run.dir=.")  # it leaves nothing behind
     job = _run_job if COMMANDS[name].run else _run
     command = hydra.main(version_base="1.3", config_path=config_folder(), config_name=COMMANDS[name].config)(job)
 
@@ -101,16 +104,32 @@ def _run_job(cfg: DictConfig) -> float | None:
 
 def _run_placed(cfg: DictConfig) -> float | None:
     _place(cfg)
-    folder = Path(cfg.output_dir)
+    if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":
+        if cfg.sweep_seeds is not None or cfg.sweep_max_kl is not None:
+            raise ValueError("sweep_metric: expected one with sweep_seeds and sweep_max_kl, found none")
+        _run_or_rounds(cfg)
+        return None
+    # A sweeper that looks for the best settings is told how they did; Hydra's own takes no notice.
+    folders = [_run_or_rounds(of_seed) for of_seed in _of_seeds(cfg)]
+    return trial_value(folders, cfg.sweep_metric, max_kl=cfg.sweep_max_kl)
+
+
+def _of_seeds(cfg: DictConfig) -> list[DictConfig]:
+    if cfg.sweep_seeds is None:
+        return [cfg]
+    if not cfg.sweep_seeds or len(set(cfg.sweep_seeds)) < len(cfg.sweep_seeds):
+        raise ValueError(f"sweep_seeds: expected different seeds, found {cfg.sweep_seeds}")
+    own: Any = [{"seed": seed, "output_dir": f"{cfg.output_dir}/seed={seed}"} for seed in cfg.sweep_seeds]
+    return [cast("DictConfig", OmegaConf.merge(cfg, keys)) for keys in own]
+
+
+def _run_or_rounds(cfg: DictConfig) -> Path:
     if cfg.rounds.count != 1 or cfg.get("before"):
         from halos.rounds import run_rounds
 
-        folder = run_rounds(cfg, _run_on_devices)
-    else:
-        _run_on_devices(cfg)
-    # A sweeper that looks for the best settings is told how the run did; Hydra's own takes no notice.
-    told = cfg.sweep_metric is not None and os.environ.get(COMMAND, "train") == "train"
-    return result(folder, cfg.sweep_metric) if told else None
+        return run_rounds(cfg, _run_on_devices)
+    _run_on_devices(cfg)
+    return Path(cfg.output_dir)
 
 
 def _run_on_devices(cfg: DictConfig) -> None:

@@ -99,6 +99,26 @@ class BitsAndBytesAdamW(AdamW):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RMSprop(Optim):
+    """torch's, without momentum: one moment a weight, in its precision, with decay ``alpha``."""
+
+    lr: float = 5e-7
+    warmup: float = 150
+    schedule: str = "constant"
+    alpha: float = 0.99
+    eps: float = 1e-8
+
+    def _optimizer(self, parameters: list[Parameter]) -> torch.optim.Optimizer:
+        options: dict[str, Any] = {
+            "lr": self.lr,
+            "alpha": self.alpha,
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+        }
+        return torch.optim.RMSprop(parameters, **options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adafactor(Optim):
     """transformers' Adafactor (arXiv 1804.04235): of a matrix's second moments only the means of rows and columns are
     kept, and no first moments.

@@ -1,15 +1,18 @@
 """The command line: a mistake costs a second and one line."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from halos import cli
+from halos.runs.result import trial_value
 from tests.test_config import compose
 
 ROOT = Path(__file__).parents[1]
@@ -158,6 +161,36 @@ def test_a_key_that_is_also_given_one_value_still_tells_jobs_apart(
     assert call(monkeypatch, tmp_path, "train", "-m", "seed=3", "seed=4,5", "output_dir=sweep") == 0
     assert [cfg.seed for cfg in seen] == [4, 5]
     assert len({cfg.output_dir for cfg in seen}) == 2
+
+
+def test_a_trial_is_a_run_of_each_seed_and_its_value_their_mean(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen, told = [], []
+
+    def train(cfg: DictConfig) -> None:
+        seen.append((cfg.seed, cfg.data.source.seed, Path(cfg.output_dir).relative_to(tmp_path)))
+        summary = {"samples": {"policy_desirable": cfg.seed / 100, "kl": 3.0}}
+        Path(cfg.output_dir).mkdir(parents=True)
+        (Path(cfg.output_dir) / "summary.json").write_text(json.dumps(summary))
+
+    def value(*args: Any, **kwargs: Any) -> float:
+        told.append(trial_value(*args, **kwargs))
+        return told[-1]
+
+    monkeypatch.setattr("halos.train.train", train)
+    monkeypatch.setattr(cli, "trial_value", value)
+    words = ("train", "output_dir=here", "sweep_seeds=[40,60]", "sweep_max_kl=2.75")
+    assert call(monkeypatch, tmp_path, *words, "sweep_metric=samples/policy_desirable") == 0
+    assert seen == [(40, 40, Path("here/seed=40")), (60, 60, Path("here/seed=60"))]
+    assert told == [pytest.approx(0.5 - 0.25)]
+    assert call(monkeypatch, tmp_path, *words) == 1
+    assert call(monkeypatch, tmp_path, *words, "sweep_metric=samples/kl", "sweep_seeds=[4,4]") == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert said == [
+        "error: sweep_metric: expected one with sweep_seeds and sweep_max_kl, found none",
+        "error: sweep_seeds: expected different seeds, found [4, 4]",
+    ]
 
 
 def test_each_job_of_a_sweep_on_several_devices_has_ranks_of_its_own(

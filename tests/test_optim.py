@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from halos.optim import Adafactor, AdamW, BitsAndBytesAdamW, Optim, learning_rate_factor
+from halos.optim import Adafactor, AdamW, BitsAndBytesAdamW, Optim, RMSprop, learning_rate_factor
 
 
 def factors(steps: int, warmup: int, schedule: str) -> list[float]:
@@ -135,6 +135,20 @@ def test_adafactor_follows_the_schedule_and_keeps_means_of_rows_and_columns_alon
     optimizer.step()
     held = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor) and value.dim()]
     assert sum(value.numel() for value in held) == 30 + 50
+
+
+def test_rmsprop_by_hand() -> None:
+    weight = Parameter(torch.tensor([1.0, -2.0]))
+    optimizer, _ = RMSprop(lr=0.1, alpha=0.9, eps=0.01, weight_decay=0.5, warmup=0).build([weight], 5)
+    expected, moments = [1.0, -2.0], [0.0, 0.0]
+    for gradients in ([3.0, 0.5], [-1.0, 2.0]):
+        weight.grad = torch.tensor(gradients)
+        optimizer.step()
+        for n, found in enumerate(gradients):
+            whole = found + 0.5 * expected[n]
+            moments[n] = 0.9 * moments[n] + 0.1 * whole**2
+            expected[n] -= 0.1 * whole / (math.sqrt(moments[n]) + 0.01)
+    assert weight.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_bitsandbytes_and_its_device_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

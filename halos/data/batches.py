@@ -7,13 +7,13 @@ completion tokens is recorded by position, never found again from token values.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from halos.data.order import MicroBatch
 from halos.data.packing import Pack, divide, map_tensors, pack
 from halos.data.reference import ReferenceTable
-from halos.data.rows import Row
+from halos.data.rows import Row, group_sizes
 
 PAD = 0
 """Any id does: attention is causal and padding is on the right, so no scored token ever sees it."""
@@ -165,15 +165,15 @@ def collate(
     )
 
 
-def step_size(rows: Sequence[Row], members: Mapping[int, int] | None = None) -> StepSize:
+def step_size(rows: Sequence[Row], members: np.ndarray | None = None) -> StepSize:
     """The denominators of a step made of these rows; ``members``: how many examples each group has, if not these."""
     branches = zip(*(row.branches for row in rows), strict=True)
     size = StepSize(len(rows), tuple(sum(map(len, branch)) for branch in branches))
     if rows[0].score is not None:
-        members = members or Counter(row.group for row in rows)
+        members = group_sizes(rows) if members is None else members
         size.groups = tuple(row.group for row in rows)
         size.scores = tuple(float(row.score or 0.0) for row in rows)
-        size.members = tuple(members[group] for group in size.groups)
+        size.members = tuple(int(members[group]) for group in size.groups)
     return size
 
 
@@ -227,7 +227,7 @@ class Batches(Dataset[Batch]):
 
     def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int, **options: Any) -> None:
         self.rows, self.mismatched, self.chunks, self.options = rows, mismatched, chunks, options
-        self._members = Counter(row.group for row in rows)
+        self._members = group_sizes(rows)
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
         return collate(

@@ -60,4 +60,4 @@ def _reach(points: Points) -> list[list[float]]:
 
 
 def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool | None) else str(value)

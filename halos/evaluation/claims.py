@@ -2,8 +2,8 @@
 
 An experiment (``conf/experiment/claims_*.yaml``) states its claim in its configuration, so every run carries it. A
 contrast is the difference of a metric between two sorts of runs, paired by seed, with Student's t interval over seeds;
-it held if the whole interval lies above the value claimed, did not hold if it lies below, and is undecided otherwise. A
-claim held if all its contrasts did. Intervals are not corrected for the number of contrasts.
+it held if the whole interval lies above the value claimed, did not hold if none of it does, and is undecided
+otherwise. A claim held if all its contrasts did. Intervals are not corrected for the number of contrasts.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _word(difference: Estimate | None, above: float) -> str:
         return UNDECIDED
     if difference.low > above:
         return HELD
-    return FAILED if difference.high < above else UNDECIDED
+    return FAILED if difference.high <= above else UNDECIDED
 
 
 def _difference(contrast: Contrast, found: Estimate | None) -> str:

@@ -17,7 +17,7 @@ from halos.evaluation.statistics import Estimate, over_seeds
 
 _OF_NO_CONSEQUENCE = (
     "seed", "data.source.seed", "output_dir", "resume", "overwrite", "cache_dir", "checkpoint_every", "logger.",
-    "sampling.", "trainer.enable_progress_bar", "loss._target_", "claim", "sweep_metric",
+    "sampling.", "trainer.enable_progress_bar", "loss._target_", "claim", "sweep_", "estimate.",
 )  # fmt: skip
 """Keys whose values do not make two runs different experiments."""
 
@@ -99,11 +99,11 @@ def _read(folder: Path) -> Run:
     lines = {name: _lines(evaluated / f"{name}.jsonl") for name in ("rewards", "samples")}
     claim: Any = OmegaConf.to_container(config.claim, resolve=True) if config.get("claim") else None
     return Run(
-        folder, int(config.seed), _of_experiment(config), numbers, _curves(folder / "metrics.csv"), **lines, claim=claim
+        folder, int(config.seed), of_experiment(config), numbers, _curves(folder / "metrics.csv"), **lines, claim=claim
     )
 
 
-def _of_experiment(config: Any) -> dict[str, Any]:
+def of_experiment(config: Any) -> dict[str, Any]:
     """The flat keys that tell one experiment from another.
 
     What the rounds of a command have from each other (the last one's model, feedback on its samples) follows from

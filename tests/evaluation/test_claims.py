@@ -7,12 +7,14 @@ from typing import Any
 
 import hydra
 import pytest
-from omegaconf import OmegaConf
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from halos.cli import config_folder
 from halos.evaluation.claim_figure import claim_figure
 from halos.evaluation.claims import FAILED, HELD, UNDECIDED, as_markdown, decide
-from halos.evaluation.runs import Run
+from halos.evaluation.runs import Run, of_experiment
 
 EXPERIMENTS = sorted(
     file.stem for file in (Path(config_folder()) / "experiment").glob("claims_*.yaml") if file.stem != "claims_tune"
@@ -55,6 +57,7 @@ def runs(kto: list[float], dpo: list[float]) -> list[Run]:
         # The seeds' own spread cancels: without pairing, this would be undecided.
         ([0.3, 0.6, 0.9], [0.2, 0.49, 0.81], HELD),
         ([0.8], [0.2], UNDECIDED),  # no interval
+        ([0.5, 0.6, 0.7], [0.5, 0.6, 0.7], FAILED),  # the same in every seed, so not above
     ],
 )
 def test_a_claim_holds_if_the_interval_of_paired_differences_lies_above(
@@ -125,23 +128,28 @@ def test_the_figure_has_a_line_for_each_loss_with_intervals_and_the_reference() 
     assert (low, high) == pytest.approx((0.6 - 4.302653 * 0.1 / 3**0.5, 0.6 + 4.302653 * 0.1 / 3**0.5), abs=1e-6)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_runs_that_an_experiment_compares_are_among_those_that_it_sweeps(experiment: str) -> None:
+def jobs(experiment: str) -> list[DictConfig]:
+    """What Hydra's sweeper makes of the experiment, composed for its first seed."""
     with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
-        cfg = hydra.compose("train", [f"experiment={experiment}"], return_hydra_config=True)
-    claim: Any = OmegaConf.to_container(cfg.claim, resolve=True, throw_on_missing=True)
-    values = {}
-    for key, words in cfg.hydra.sweeper.params.items():
-        group = Path(config_folder(), key)
-        chosen = [OmegaConf.create(f"x: {word}").x for word in str(words).split(",")]
-        values[key] = chosen
-        if group.is_dir():  # a condition names what the option is called in the configuration
-            made = [option and OmegaConf.load(group / f"{option}.yaml") for option in chosen]
-            path = "name" if key == "loss" else "loss.name"
-            values[f"{key}.{path}"] = [option and OmegaConf.select(option, path) for option in made]
+        made = hydra.compose("train", [f"experiment={experiment}"], return_hydra_config=True)
+        swept = [f"{key}={words}" for key, words in made.hydra.sweeper.params.items()]
+        (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), max_batch_size=None)
+        assert len({word for job in batch for word in job if word.startswith("seed=")}) >= 3
+        first = [job for job in batch if "seed=0" in job]
+        return [hydra.compose("train", [f"experiment={experiment}", *job, "output_dir=out"]) for job in first]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_sweeps_each_run_that_its_claim_compares_once(experiment: str) -> None:
+    cfgs = jobs(experiment)
+    configs = [of_experiment(cfg) for cfg in cfgs]
+    claim: Any = OmegaConf.to_container(cfgs[0].claim, resolve=True, throw_on_missing=True)
     for contrast in claim["contrasts"]:
-        for side in (contrast["of"], contrast["against"]):
-            assert set(side) <= set(values)
-            assert all(value in values[key] for key, value in side.items())
-        assert contrast["of"] != contrast["against"]
-    assert len(values["seed"]) >= 3
+        sides = [
+            [config for config in configs if all(config.get(key) == value for key, value in wanted.items())]
+            for wanted in (contrast["of"], contrast["against"])
+        ]
+        assert [len(side) for side in sides] == [1, 1], contrast["at"]
+        assert sides[0] != sides[1]
+    for loss in {cfg.loss.name for cfg in cfgs}:  # or the toy world's settings would be taken without a word
+        assert (Path(config_folder()) / "tuned" / f"claims_{loss}.yaml").is_file()
