@@ -21,6 +21,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from halos import sweeps
 from halos.errors import RunFailed
 from halos.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
 from halos.runs.result import trial_value
@@ -87,16 +88,25 @@ def main_command(name: str) -> None:
     elif COMMANDS[name].config == "train":
         sys.argv.insert(1, "hydra.run.dir=.")  # it leaves nothing behind
     job = _run_job if COMMANDS[name].run else _run
-    end_with_one_line(
-        hydra.main(version_base="1.3", config_path=config_folder(), config_name=COMMANDS[name].config)(job)
-    )
+    command = hydra.main(version_base="1.3", config_path=config_folder(), config_name=COMMANDS[name].config)(job)
+
+    def sweep() -> None:
+        with sweeps.passed_on_to_jobs():
+            command()
+
+    end_with_one_line(sweep if COMMANDS[name].run and {"-m", "--multirun"} & set(sys.argv) else command)
 
 
 def _run_job(cfg: DictConfig) -> float | None:
+    with sweeps.job():
+        return _run_placed(cfg)
+
+
+def _run_placed(cfg: DictConfig) -> float | None:
     _place(cfg)
-    if cfg.sweep_metric is None or os.environ[COMMAND] != "train":
-        if cfg.sweep_seeds is not None or cfg.sweep_max_kl is not None:
-            raise ValueError("sweep_metric: expected one with sweep_seeds and sweep_max_kl, found none")
+    if cfg.sweep_metric is None and (cfg.sweep_seeds is not None or cfg.sweep_max_kl is not None):
+        raise ValueError("sweep_metric: expected one with sweep_seeds and sweep_max_kl, found none")
+    if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":
         _run_or_rounds(cfg)
         return None
     # A sweeper that looks for the best settings is told how they did; Hydra's own takes no notice.
@@ -158,7 +168,8 @@ def name_jobs_by_what_is_swept(words: list[str]) -> None:
         return
     parser = OverridesParser.create()
     given = [parser.parse_override(word) for word in words[1:] if "=" in word and not word.startswith("-")]
-    same = [o.key_or_group for o in given if not o.is_sweep_override() and not o.key_or_group.startswith("hydra.")]
+    swept = {o.key_or_group for o in given if o.is_sweep_override()}
+    same = [o.key_or_group for o in given if o.key_or_group not in swept and not o.key_or_group.startswith("hydra.")]
     kept = ["output_dir", "overwrite", *same]
     # Among the other overrides: Hydra's parser takes them in one stretch only.
     place = max(n for n, word in enumerate(words) if n == 0 or ("=" in word and not word.startswith("-")))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 from rich.markup import escape
 
@@ -32,35 +34,27 @@ def inspect_data(cfg: DictConfig) -> PreferenceDataModule:
     tokens = cfg.model.path is not None
     if tokens and cfg.view is None:
         raise ValueError("model.path: tokens are those of a view's examples; set view=binary (or another)")
-    data: PreferenceDataModule = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed)
+    data: PreferenceDataModule = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed, cache_dir=cfg.cache_dir)
     data.read()
-    rows: list[dict[str, Any]] = [record_row(record) for record in data.intake.records["train"]] if cfg.convert else []
-    lengths = _character_lengths(data)
+    records = data.intake.records["train"]
+    written: Iterable[dict[str, Any]] = map(record_row, records)
+    lengths = {
+        "prompt (characters)": records.numbers("prompt_characters"),
+        "completion (characters)": records.lists("completion_characters")[1],
+    }
     if cfg.view is not None:
         data.load(cfg.view)
         examples = data.intake.examples["train"]
-        rows = [example_row(example) for example in examples] if cfg.convert else []
+        written = map(example_row, examples)
         for example in () if tokens else examples[: cfg.show]:
             _show(example)
     if tokens:
         _tokenise(data, cfg)
-        train = data.rows["train"].rows
-        lengths = {
-            "prompt (tokens)": [len(row.prompt) for row in train],
-            "completion (tokens)": [len(branch) for row in train for branch in row.branches],
-        }
+        lengths = data.rows["train"].lengths
     show_report(data.intake)
     show_data(data.reports)
-    _write(cfg, data, rows, lengths)
+    _write(cfg, data, written, lengths)
     return data
-
-
-def _character_lengths(data: PreferenceDataModule) -> dict[str, list[int]]:
-    records = data.intake.records["train"]
-    return {
-        "prompt (characters)": [sum(len(turn.content) for turn in messages_of(record.prompt)) for record in records],
-        "completion (characters)": [len(c.text) for record in records for c in record.completions],
-    }
 
 
 def _tokenise(data: PreferenceDataModule, cfg: DictConfig) -> None:
@@ -88,11 +82,11 @@ def _name(example: Example) -> str:
 
 
 def _write(
-    cfg: DictConfig, data: PreferenceDataModule, rows: list[dict[str, Any]], lengths: dict[str, list[int]]
+    cfg: DictConfig, data: PreferenceDataModule, rows: Iterable[dict[str, Any]], lengths: Mapping[str, np.ndarray]
 ) -> None:
     if cfg.convert:
-        write_jsonl(Path(cfg.convert), rows)
-        console.print(f"{len(rows):,} records → [bold]{escape(str(cfg.convert))}[/]", highlight=False)
+        count = write_jsonl(Path(cfg.convert), rows)
+        console.print(f"{count:,} records → [bold]{escape(str(cfg.convert))}[/]", highlight=False)
     if cfg.plot:
         plot_lengths(lengths, Path(cfg.plot))
         console.print(f"lengths → [bold]{escape(str(cfg.plot))}[/]", highlight=False)

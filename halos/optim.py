@@ -109,7 +109,12 @@ class RMSprop(Optim):
     eps: float = 1e-8
 
     def _optimizer(self, parameters: list[Parameter]) -> torch.optim.Optimizer:
-        options = {"lr": self.lr, "alpha": self.alpha, "eps": self.eps, "weight_decay": self.weight_decay}
+        options: dict[str, Any] = {
+            "lr": self.lr,
+            "alpha": self.alpha,
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+        }
         return torch.optim.RMSprop(parameters, **options)
 
 

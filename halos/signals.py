@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 EXIT_CODE = 143
 """Of every run that a signal has ended, as a shell reports it for SIGTERM."""
@@ -30,6 +31,9 @@ class Interrupted(SystemExit):
     def __init__(self, number: int) -> None:
         super().__init__(EXIT_CODE)
         self.signal = signal.Signals(number)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.signal,)  # from a sweep's own process to the one that started it
 
 
 @dataclass(slots=True)
@@ -46,11 +50,11 @@ _state = _State()
 def caught() -> Iterator[None]:
     """Handle the signals inside; outside, everything is as it was. Does nothing off the main thread
     and inside itself."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _handle:
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is handle:
         yield
         return
     _state.received, _state.deferred = 0, False
-    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
@@ -85,7 +89,7 @@ def stop(number: int) -> None:
     raise Interrupted(number)
 
 
-def _handle(number: int, frame: object) -> None:
+def handle(number: int, frame: object) -> None:
     if number == signal.SIGINT == _state.received:
         os._exit(128 + number)
     first, _state.received = not _state.received, _state.received or number

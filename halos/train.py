@@ -70,7 +70,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         run, trainer = set_up(cfg)
         run.identity |= identity(
             cfg,
-            {split: rows.rows for split, rows in run.data.rows.items()},
+            {split: rows.digest() for split, rows in run.data.rows.items()},
             model=run.model.local,
             examples_per_step=run.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         )
@@ -139,7 +139,7 @@ def prepare(cfg: DictConfig) -> Run:
         humanline=_humanline(cfg),
         non_finite=cfg.non_finite,
     )
-    data: PreferenceDataModule = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed)
+    data: PreferenceDataModule = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed, cache_dir=cfg.cache_dir)
     data.load(objective.view)
     spec.check()
     if spec.lora.export == "adapter" and not objective.generates:

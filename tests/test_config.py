@@ -145,7 +145,7 @@ def test_the_keys_of_a_model_are_its_parameters(option: str) -> None:
 def test_the_keys_of_data_are_the_parameters_of_the_module_and_of_its_source(option: str) -> None:
     node = compose(f"data={option}").data
     files = {*SOURCE_KEYS} & keys(node)
-    assert keys(node, *files) == parameters(get_class(node._target_)) - {"seed"}
+    assert keys(node, *files) == parameters(get_class(node._target_)) - {"seed", "cache_dir"}
     assert keys(node.source) == parameters(get_class(node.source._target_))
     assert all(node.source[name] == node[name] for name in files)
 

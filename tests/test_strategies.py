@@ -102,6 +102,7 @@ def other_ways() -> dict[str, Run]:
         "kept whole": run(SFT, FSDP(reshard_after_forward=False)),
         "replicated": run(SFT, FSDP(replicas=2)),
         "checkpointed": run(SFT, FSDP(), checkpointing=True),
+        "offloaded": run(SFT, FSDP(cpu_offload=True)),
     }
 
 

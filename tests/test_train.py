@@ -1,6 +1,7 @@
 """Whole runs on the toy world: what they leave behind, how they resume, and what they refuse."""
 
 import csv
+import gzip
 import json
 import math
 import os
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pyarrow as pa
 import pytest
 import torch
 from hydra.utils import get_class
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
+from pyarrow import parquet
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -33,6 +36,7 @@ from halos.toy.model import ASSISTANT, BAD, END, GOOD
 from halos.train import train
 from tests.fork import run_ranks
 from tests.test_config import compose, options
+from tests.test_inspect_data import ROWS
 
 QUICK = (
     "trainer.accelerator=cpu",
@@ -54,7 +58,8 @@ SPEED = ("train/examples_per_second", "train/tokens_per_second")
 
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
-    quick = [word for word in QUICK if not ("data=json" in overrides and word.startswith("data.source."))]
+    files = any(word.startswith("data=") for word in overrides)
+    quick = [word for word in QUICK if not (files and word.startswith("data.source."))]
     return train(compose(*quick, f"output_dir={folder}", *overrides))
 
 
@@ -854,6 +859,36 @@ def test_a_run_on_files_trains_and_validates(tmp_path: Path) -> None:
     assert len(summary["train_loss"]) == 2
     assert column(tmp_path / "run", "val/loss")[0] == pytest.approx(0.5, abs=1e-6)
     assert list(summary) == [key for key in SUMMARY if key != "samples"]
+
+
+def written(folder: Path, source: str) -> Path:
+    """The rows of a public set's schema in a file, of another kind for each."""
+    file = folder / {"hh": "a.jsonl.gz", "shp": "a.parquet", "oasst": "a.json", "json": "a.csv"}.get(source, "a.jsonl")
+    rows, lines = ROWS[source], jsonl(*ROWS[source])
+    if source == "shp":
+        parquet.write_table(pa.Table.from_pylist(rows), file)
+    elif source == "hh":
+        file.write_bytes(gzip.compress(lines.encode()))
+    elif source == "json":
+        file.write_text("\n".join(",".join(cells) for cells in (rows[0], *(row.values() for row in rows))))
+    else:
+        file.write_text(json.dumps(rows) if source == "oasst" else lines)
+    return file
+
+
+@pytest.mark.parametrize("source", [*ROWS, "mix"])
+def test_every_source_trains_from_files(source: str, tmp_path: Path) -> None:
+    if source == "mix":
+        parts = [f"{name}: {{data: {name}, train: {written(tmp_path, name)}}}" for name in ("hh", "json")]
+        words = [f"data.mix={{{', '.join(parts)}}}"]
+    else:
+        words = [f"data.train={written(tmp_path, source)}"]
+    common = ["loss=dpo", "trainer.max_steps=1", f"cache_dir={tmp_path / 'cache'}", "model.reference=live"]
+    summary = run(tmp_path / "run", f"data={source}", *words, *common)
+    assert summary["train_loss"] == [pytest.approx(math.log(2), abs=1e-6)]
+    report = json.loads((tmp_path / "run" / "data_report.json").read_text())["splits"]["train"]
+    assert report["counts"]["examples"] == (2 if source == "mix" else 1)
+    assert list((tmp_path / "cache" / "data").glob("*/*.arrow")), "records and token ids are kept"
 
 
 def test_without_validation_data_there_are_no_validation_metrics(tmp_path: Path) -> None:

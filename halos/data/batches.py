@@ -7,21 +7,21 @@ completion tokens is recorded by position, never found again from token values.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from halos.data.order import MicroBatch
-from halos.data.packing import Pack, map_tensors, pack
+from halos.data.packing import Pack, divide, map_tensors, pack
 from halos.data.reference import ReferenceTable
-from halos.data.rows import Row
+from halos.data.rows import Row, group_sizes
 
 PAD = 0
 """Any id does: attention is causal and padding is on the right, so no scored token ever sees it."""
@@ -68,9 +68,10 @@ class Batch:
 
     ``mask`` [B, K, C] is true where branch k of example b has a token. Examples of one prompt share a number in
     ``group`` [B]. ``packs``, where there are any, hold the same tokens as ``chunks``, for models that can read them
-    packed; ``pad()`` then makes the chunks, and ``padded`` holds them once they are made. ``desirable`` is a bool
-    tensor [B], or None for views without labels; ``scores`` stays plain Python, so that no precision plugin rounds a
-    reward to bf16; for the same reason ``reference_bits`` are float32 numbers seen as int32.
+    packed, each behind the one that it continues; ``pad()`` then makes the chunks, and ``padded`` holds them once they
+    are made. ``desirable`` is a bool tensor [B], or None for views without labels; ``scores`` stays plain Python, so
+    that no precision plugin rounds a reward to bf16; for the same reason ``reference_bits`` are float32 numbers seen
+    as int32.
     """
 
     ids: tuple[str, ...]
@@ -127,6 +128,7 @@ def collate(
     whole: bool = False,
     packing: bool = False,
     share_prompts: bool = True,
+    max_tokens: int | None = None,
     reference: ReferenceTable | None = None,
 ) -> Batch:
     """Tensors for the rows of one micro-batch.
@@ -134,7 +136,8 @@ def collate(
     ``mismatched`` says that the last branch is KTO's y', which needs no gradient. ``chunks`` is the number of
     length-sorted parts (for each of the two kinds): a constant, so that all ranks run equally many forwards.
     ``whole`` feeds each completion's last token too, for objectives that read its state; it rules packing out.
-    ``packing`` adds the same tokens as packs, in which branches of one prompt share it if ``share_prompts``.
+    ``packing`` adds the same tokens as packs, in which branches of one prompt share it if ``share_prompts``, and of
+    which there are as many as it takes for none to have more than ``max_tokens`` tokens.
     ``reference`` gives the batch the reference's log-probs.
     """
     width = max(len(branch) for row in rows for branch in row.branches)
@@ -145,6 +148,8 @@ def collate(
             mask[b, k, : len(branch)] = True
     packed = packing and not whole  # packs leave out each completion's last token
     pad = partial(_padded, tuple(rows), width, chunks, mismatched=mismatched, whole=whole)
+    parts = divide(rows, max_tokens, share_prompts=share_prompts) if max_tokens else [slice(0, len(rows))]
+    options: dict[str, Any] = {"width": width, "mismatched": mismatched, "share_prompts": share_prompts}
     return Batch(
         ids=tuple(row.id for row in rows),
         mask=mask,
@@ -153,22 +158,22 @@ def collate(
         desirable=_column([row.desirable for row in rows]),
         scores=None if rows[0].score is None else tuple(float(row.score or 0.0) for row in rows),
         total_tokens=sum(len(row.prompt) + len(branch) for row in rows for branch in row.branches),
-        packs=pack(rows, width=width, mismatched=mismatched, share_prompts=share_prompts) if packed else (),
+        packs=tuple(p for part in parts for p in pack(rows[part], start=part.start, **options)) if packed else (),
         reference_bits=None if reference is None else reference.logprobs(rows, width).view(torch.int32),
         pad=pad,
         padded=None if packed else pad(),
     )
 
 
-def step_size(rows: Sequence[Row], members: Mapping[int, int] | None = None) -> StepSize:
+def step_size(rows: Sequence[Row], members: np.ndarray | None = None) -> StepSize:
     """The denominators of a step made of these rows; ``members``: how many examples each group has, if not these."""
     branches = zip(*(row.branches for row in rows), strict=True)
     size = StepSize(len(rows), tuple(sum(map(len, branch)) for branch in branches))
     if rows[0].score is not None:
-        members = members or Counter(row.group for row in rows)
+        members = group_sizes(rows) if members is None else members
         size.groups = tuple(row.group for row in rows)
         size.scores = tuple(float(row.score or 0.0) for row in rows)
-        size.members = tuple(members[group] for group in size.groups)
+        size.members = tuple(int(members[group]) for group in size.groups)
     return size
 
 
@@ -222,7 +227,7 @@ class Batches(Dataset[Batch]):
 
     def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int, **options: Any) -> None:
         self.rows, self.mismatched, self.chunks, self.options = rows, mismatched, chunks, options
-        self._members = Counter(row.group for row in rows)
+        self._members = group_sizes(rows)
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
         return collate(

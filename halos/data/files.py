@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import difflib
 import glob
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from halos.data.fields import keys_of
 from halos.data.json_files import Located, read_json, read_jsonl
-from halos.data.tables import read_csv, read_folder, read_hub, read_parquet, typed
+from halos.data.tables import fingerprint, numbered, read_csv, read_folder, read_hub, read_parquet, typed
 
 READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
 EXTENSIONS = tuple(READERS)
+PIECE = 1 << 23
+"""Bytes."""
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<folder>\w[\w./-]*))?(:(?P<split>\w[\w.-]*))?")
 
 
@@ -29,13 +34,60 @@ def read_rows(path: str | Path, columns: Mapping[str, str] | None = None) -> Ite
     Raises ``ValueError`` naming the file and the line or item for whatever cannot be read.
     """
     empty = True
-    is_csv = _extension(Path(path)) in (".csv", ".tsv")
-    for where, row in _open(path):
+    for located in read_piece(Piece(path), columns):
         empty = False
-        renamed = _renamed(where, row, columns) if columns else row
-        yield where, typed(where, renamed) if is_csv else renamed
+        yield located
     if empty:
         raise ValueError(f"{path}: expected at least one row, found an empty file")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A file, folder or hub data set; of plain JSON lines perhaps the lines between two bytes, from line ``number``."""
+
+    file: str | Path
+    start: int = 0
+    stop: int | None = None
+    number: int = 1
+
+
+def pieces(path: str | Path) -> Iterator[Piece]:
+    """What can be read apart: JSON lines by stretches of some megabytes, everything else whole."""
+    file = Path(path)
+    if file.suffix.lower() != ".jsonl" or not file.is_file() or file.stat().st_size <= PIECE:
+        yield Piece(path)
+        return
+    position, number = 0, 1
+    with file.open("rb") as stream:
+        while block := stream.read(PIECE):
+            count = block.count(b"\n")
+            size = len(block)
+            del block
+            rest = stream.readline()
+            size, count = size + len(rest), count + rest.count(b"\n")
+            yield Piece(path, position, position + size, number)
+            position, number = position + size, number + count
+
+
+def content_key(path: str | Path) -> str | None:
+    """A key that changes with the content; None where it cannot be known."""
+    file = Path(path)
+    if file.is_file():
+        try:
+            with file.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError:
+            return None  # whoever reads it says so
+    found = _data_set(path)
+    return None if found is None else fingerprint(*found)
+
+
+def read_piece(piece: Piece, columns: Mapping[str, str] | None = None) -> Iterator[Located]:
+    """The rows of a piece, none where it has none; see :func:`read_rows`."""
+    is_csv = _extension(Path(piece.file)) in (".csv", ".tsv")
+    for where, row in _open(piece):
+        renamed = _renamed(where, row, columns) if columns else row
+        yield where, typed(where, renamed) if is_csv else renamed
 
 
 def expand(path: str | Path) -> list[str | Path]:
@@ -48,14 +100,22 @@ def expand(path: str | Path) -> list[str | Path]:
     return found
 
 
-def _open(path: str | Path) -> Iterator[Located]:
+def _open(piece: Piece) -> Iterator[Located]:
+    if piece.stop is not None:
+        return read_jsonl(Path(piece.file), piece.start, piece.stop, piece.number)
+    found = _data_set(piece.file)
+    return _read_file(Path(piece.file)) if found is None else numbered(*found)
+
+
+def _data_set(path: str | Path) -> tuple[str, Any] | None:
+    """(its name, its rows) of a folder or a hub data set; None for a file."""
     match = HUB_ID.fullmatch(path) if isinstance(path, str) and _may_be_hub_id(path) else None
     if match is not None:
         return read_hub(str(path), match)
     folder, _, split = str(path).rpartition(":")
     if Path(path).is_dir():
         return read_folder(Path(path), None)
-    return read_folder(Path(folder), split) if Path(folder).is_dir() and split and folder else _read_file(Path(path))
+    return read_folder(Path(folder), split) if Path(folder).is_dir() and split and folder else None
 
 
 def _extension(file: Path) -> str:

@@ -1,12 +1,10 @@
 """What is wrong or worth knowing about a data set, before anything is trained on it.
 
-Only digests of texts are kept, so memory grows by some bytes a completion, whatever their length.
+All of it is found in the numbers of :mod:`halos.data.records`, texts are not read again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,26 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from halos.data.feedback import Feedback, Prompt, messages_of, prompt_key
+from halos.data.feedback import Feedback
+from halos.data.records import RecordTable, table_of
 from halos.data.sources import SHOWN_PLACES, Origin
 
 PERCENTILES = (5, 50, 95, 99, 100)
-
-
-def normalised(text: str) -> str:
-    """``text`` in NFKC, lower case and with single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def digest(*parts: str) -> bytes:
-    """A key of texts: equal for equal texts."""
-    joined = "\x1d".join(parts)
-    return hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=12).digest()
-
-
-def normalised_prompt(prompt: Prompt) -> bytes:
-    """A key that is equal for prompts that differ in case, white space and forms of characters alone."""
-    return digest(*(f"{turn.role}\x1f{normalised(turn.content)}" for turn in messages_of(prompt)))
 
 
 @dataclass(slots=True)
@@ -42,11 +25,6 @@ class Finding:
 
     count: int = 0
     ids: list[str] = field(default_factory=list)
-
-    def add(self, record_id: str) -> None:
-        self.count += 1
-        if len(self.ids) < SHOWN_PLACES and record_id not in self.ids:
-            self.ids.append(record_id)
 
 
 @dataclass(slots=True)
@@ -73,76 +51,80 @@ class Hygiene:
     lengths: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def examine(records: Iterable[Feedback]) -> Hygiene:
-    """Go once through the records."""
-    found = Hygiene()
-    exact: set[bytes] = set()
-    near: set[bytes] = set()
-    labels: dict[bytes, int] = {}
-    pairs: set[bytes] = set()
-    sizes: dict[str, list[int]] = {"prompt": [], "completion": []}
-    for record in records:
-        found.records += 1
-        key, loose = prompt_key(record.prompt), normalised_prompt(record.prompt).hex()
-        sizes["prompt"].append(sum(len(turn.content) for turn in messages_of(record.prompt)))
-        for completion in record.completions:
-            found.completions += 1
-            sizes["completion"].append(len(completion.text))
-            found.scored += completion.score is not None
-            text = digest(key, completion.text)
-            if completion.desirable is not None:
-                found.desirable += completion.desirable
-                found.undesirable += not completion.desirable
-                _contradiction(found, record.id, labels, text, completion.desirable)
-            loosely = digest(loose, normalised(completion.text))
-            if text in exact:
-                found.duplicates.add(record.id)
-            elif loosely in near:
-                found.near_duplicates.add(record.id)
-            exact.add(text)
-            near.add(loosely)
-        for better, worse in record.preferences:
-            found.preferences += 1
-            _preference(found, record, key, pairs, (record.completions[better].text, record.completions[worse].text))
-    found.lengths = {f"{name} (characters)": percentiles(values) for name, values in sizes.items()}
+def examine(records: Sequence[Feedback]) -> Hygiene:
+    """Find it out."""
+    table = table_of(records)
+    owner, exact = table.lists("completions")
+    _, loose = table.lists("loose_completions")
+    _, labels = table.lists("labels")
+    _, scores = table.lists("scores")
+    preferring, pairs = table.lists("pairs")
+    pairs, preferring = pairs.reshape(-1, 2), preferring[::2]
+    new = _first(exact)
+    lengths = {"prompt": table.numbers("prompt_characters"), "completion": table.lists("completion_characters")[1]}
+    return Hygiene(
+        records=len(table),
+        completions=len(exact),
+        desirable=int((labels == 1).sum()),
+        undesirable=int((labels == 0).sum()),
+        scored=int((~np.isnan(scores)).sum()),
+        preferences=len(pairs),
+        duplicates=_found(table, owner[~new]),
+        near_duplicates=_found(table, owner[new & ~_first(loose)]),
+        contradictions=_found(table, owner[_contradictions(exact, labels)]),
+        contradictory_pairs=_found(table, preferring[_reversed(pairs)]),
+        identical_pairs=_found(table, preferring[pairs[:, 0] == 0]),
+        lengths={f"{name} (characters)": percentiles(values) for name, values in lengths.items()},
+    )
+
+
+def _found(table: RecordTable, owners: np.ndarray) -> Finding:
+    """The records in which something was found, in order, as often as it was."""
+    shown = list(dict.fromkeys(owners[: 100 * SHOWN_PLACES].tolist()))[:SHOWN_PLACES]
+    return Finding(len(owners), table.ids(shown))
+
+
+def _first(values: np.ndarray) -> np.ndarray:
+    """Whether a value comes for the first time, [n]."""
+    found = np.zeros(len(values), dtype=bool)
+    found[np.unique(values, return_index=True)[1]] = True
     return found
 
 
-def _contradiction(found: Hygiene, record_id: str, labels: dict[bytes, int], text: bytes, desirable: bool) -> None:
-    before = labels.get(text, 0)
-    labels[text] = before | (1 if desirable else 2)
-    if labels[text] == 3 != before:
-        found.contradictions.add(record_id)
+def _contradictions(texts: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The places, in order, at which a text has been marked both ways for the first time."""
+    firsts = []
+    for kind in (0, 1):
+        places = np.flatnonzero(labels == kind)
+        found, index = np.unique(texts[places], return_index=True)
+        firsts.append((found, places[index]))
+    _, bad, good = np.intersect1d(firsts[0][0], firsts[1][0], assume_unique=True, return_indices=True)
+    return np.sort(np.maximum(firsts[0][1][bad], firsts[1][1][good]))
 
 
-def _preference(found: Hygiene, record: Feedback, key: str, pairs: set[bytes], texts: tuple[str, str]) -> None:
-    if texts[0] == texts[1]:
-        found.identical_pairs.add(record.id)
-        return
-    if digest(key, *reversed(texts)) in pairs and digest(key, *texts) not in pairs:
-        found.contradictory_pairs.add(record.id)
-    pairs.add(digest(key, *texts))
+def _reversed(pairs: np.ndarray) -> np.ndarray:
+    """The places, in order, at which a pair [n, 2] (a digest for each way round) comes for the first time and the
+    other way round came before."""
+    ways, index = np.unique(pairs[:, 0], return_index=True)
+    other = np.minimum(np.searchsorted(ways, pairs[index, 1]), max(len(ways) - 1, 0))
+    before = (ways[other] == pairs[index, 1]) & (index[other] < index) if len(ways) else np.zeros(0, dtype=bool)
+    return np.sort(index[before])
 
 
-def percentiles(values: Sequence[int]) -> dict[str, int]:
+def percentiles(values: Sequence[int] | np.ndarray) -> dict[str, int]:
     """Percentiles of lengths, the greatest as ``p100``; each is one that occurs."""
-    if not values:
+    if not len(values):
         return {}
     found = np.percentile(np.asarray(values), PERCENTILES, method="inverted_cdf")
     return {f"p{p}": int(value) for p, value in zip(PERCENTILES, found, strict=True)}
 
 
-def without_leaks(train: Iterable[Feedback], val: Sequence[Feedback]) -> tuple[list[Feedback], Finding]:
+def without_leaks(train: Sequence[Feedback], val: Sequence[Feedback]) -> tuple[RecordTable, Finding]:
     """The validation records whose prompts are not in the training data (case, white space and forms of characters do
     not count), and the others."""
-    known = {normalised_prompt(record.prompt) for record in train}
-    kept, leaks = [], Finding()
-    for record in val:
-        if normalised_prompt(record.prompt) in known:
-            leaks.add(record.id)
-        else:
-            kept.append(record)
-    return kept, leaks
+    held = table_of(val)
+    leaked = np.isin(held.numbers("loose_prompt"), table_of(train).numbers("loose_prompt"))
+    return held.take(np.flatnonzero(~leaked)), _found(held, np.flatnonzero(leaked))
 
 
 def origin_of(example_id: str, origins: Iterable[str]) -> str:

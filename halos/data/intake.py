@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from halos.data.feedback import Feedback
+import numpy as np
+
+from halos.data.arrow import Store
 from halos.data.hygiene import Finding, Hygiene, as_json, examine, percentiles, without_leaks
-from halos.data.rows import Example, Rows
+from halos.data.records import RecordTable, table_of
+from halos.data.rows import Rows
 from halos.data.select import Selection, expand_turns
 from halos.data.sources import Origin, Records, Source, faults
 from halos.data.split import split_by_prompt
-from halos.data.views import VIEWS
+from halos.data.views import VIEWS, Examples
 
 LEAKED = "validation records whose prompt is in the training data left out"
 
@@ -23,8 +26,8 @@ LEAKED = "validation records whose prompt is in the training data left out"
 class Intake:
     """The examples of each split, counts of what was read, converted and left out, and what is wrong with the data."""
 
-    records: dict[str, list[Feedback]] = field(default_factory=dict)
-    examples: dict[str, list[Example]] = field(default_factory=dict)
+    records: dict[str, RecordTable] = field(default_factory=dict)
+    examples: dict[str, Examples[Any]] = field(default_factory=dict)
     reports: dict[str, Counter[str]] = field(default_factory=dict)
     hygiene: dict[str, Hygiene] = field(default_factory=dict)
     origins: dict[str, dict[str, Origin]] = field(default_factory=dict)
@@ -34,11 +37,7 @@ class Intake:
     def tokenised(self, split: str, rows: Rows) -> None:
         """Lengths in tokens and what was cut, once there are rows."""
         self.truncated[split] = rows.truncated
-        lengths = {
-            "prompt (tokens)": [len(row.prompt) for row in rows.rows],
-            "completion (tokens)": [len(branch) for row in rows.rows for branch in row.branches],
-        }
-        self.hygiene[split].lengths |= {name: percentiles(values) for name, values in lengths.items()}
+        self.hygiene[split].lengths |= {name: percentiles(values) for name, values in rows.lengths.items()}
 
     def report(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -60,7 +59,7 @@ def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
         splits = {"train": Records(kept, train.dropped, train.origins), "val": Records(out, Counter())}
     taken = Intake(origins={split: records.origins for split, records in splits.items()})
     for split, records in splits.items():
-        taken.records[split] = records.records
+        taken.records[split] = table_of(records.records)
         taken.reports[split] = Counter({"records": len(records.records)}) + records.dropped
     if "val" in splits:
         _leave_out_leaks(taken, strict)
@@ -82,7 +81,14 @@ def _leave_out_leaks(taken: Intake, strict: bool) -> None:
 
 
 def derive(
-    taken: Intake, view: str, *, selection: Selection, most: Mapping[str, int | None], train_on: str, seed: int
+    taken: Intake,
+    view: str,
+    *,
+    selection: Selection,
+    most: Mapping[str, int | None],
+    train_on: str,
+    seed: int,
+    store: Store,
 ) -> None:
     """Make the view's examples of the records, which are let go.
 
@@ -98,13 +104,12 @@ def derive(
         )
     training = taken.records["train"]
     for split, records in taken.records.items():
-        prepared, counts = selection.prepare(view, records, training)
-        derived = VIEWS[view](prepared)
-        examples: list[Any] = derived.examples
-        counts = counts + derived.report
+        counts: Counter[str] = Counter()
         if train_on == "all":
-            examples, more = expand_turns(examples)
-            counts += more
+            records, counts = expand_turns(records, store)
+        derived = VIEWS[view](records, selection.prepare(view, records, training))
+        examples: Any = derived.examples
+        counts += derived.report
         if split == "train":
             examples, more = selection.keep(examples, seed)
             counts += more
@@ -113,8 +118,7 @@ def derive(
     taken.records = {}
 
 
-def _at_most(limit: int | None, examples: Sequence[Any], seed: int) -> list[Any]:
+def _at_most(limit: int | None, examples: Examples[Any], seed: int) -> Examples[Any]:
     if limit is None or limit >= len(examples):
-        return list(examples)
-    kept = random.Random(seed).sample(range(len(examples)), limit)
-    return [examples[i] for i in sorted(kept)]
+        return examples
+    return examples.take(np.array(sorted(random.Random(seed).sample(range(len(examples)), limit))))

@@ -18,11 +18,12 @@ from halos.data.lines import decode, lines
 Located = tuple[str, dict[str, Any]]
 
 
-def read_jsonl(file: Path) -> Iterator[Located]:
-    """One object a line, located by line; blank lines are skipped."""
-    number = 0
-    for line in lines(file):  # not through enumerate, which holds on to the line while its text is parsed
-        number += 1  # noqa: SIM113
+def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int = 1) -> Iterator[Located]:
+    """One object a line, located by line; blank lines are skipped. Of a plain file perhaps the lines between two bytes,
+    the first of which is line ``number``."""
+    number -= 1
+    for line in lines(file, start, stop):  # not through enumerate, which holds on to the line while its text is parsed
+        number += 1
         where = f"{file}:{number}"
         text = decode(where, line)
         del line

@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def lines(file: Path) -> Iterator[bytes]:
-    """The lines of ``file``, decompressed. Holds none of them: memory is the caller's."""
+def lines(file: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The lines of ``file``, decompressed, of a plain one perhaps those between two bytes. Holds none of them: memory
+    is the caller's."""
     opened: BinaryIO | gzip.GzipFile
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as opened:
-            yield from opened
+            if start:
+                opened.seek(start)
+            if stop is None:
+                yield from opened
+            else:
+                while opened.tell() < stop:
+                    yield opened.readline()
     except EOFError:
         raise ValueError(f"{file}: the gzip file ends too early, it is truncated; copy or download it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, final
 
-from halos.data.feedback import Feedback
+import numpy as np
+
+from halos.data.records import RecordTable, joined, table_of
 from halos.data.sources import (
     FileSource,
     HHSource,
@@ -17,6 +19,7 @@ from halos.data.sources import (
     SHPSource,
     Source,
     UltraFeedbackSource,
+    check_ids,
 )
 
 SOURCES: dict[str, type[FileSource]] = {
@@ -57,16 +60,22 @@ class MixedSource(Source):
                 self._caps[name] = int(_positive(f"data.mix.{name}.cap", cap, least=1))
 
     def train(self) -> Records:
-        read = {name: source.train() for name, source in self._sources.items()}
+        read = {name: source.train() for name, source in self._opened()}
         most = {name: min(len(r.records), self._caps.get(name, len(r.records))) for name, r in read.items()}
         most |= shares({name: most[name] for name in self._weights}, self._weights)
         return _joined(
-            Records(_drawn(r.records, most[name], self._seed), r.dropped, r.origins) for name, r in read.items()
+            Records(_drawn(table_of(r.records), most[name], self._seed), r.dropped, r.origins)
+            for name, r in read.items()
         )
 
     def val(self) -> Records | None:
-        read = [found for source in self._sources.values() if (found := source.val()) is not None]
+        read = [found for _, source in self._opened() if (found := source.val()) is not None]
         return _joined(read) if read else None
+
+    def _opened(self) -> Iterator[tuple[str, FileSource]]:
+        for name, source in self._sources.items():
+            source.store = self.store
+            yield name, source
 
 
 def shares(available: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
@@ -96,21 +105,21 @@ def _positive(name: str, value: Any, least: float = 0.0) -> float:
     return float(value)
 
 
-def _drawn(records: list[Feedback], most: int, seed: int) -> list[Feedback]:
+def _drawn(records: RecordTable, most: int, seed: int) -> RecordTable:
     if most >= len(records):
         return records
-    return [records[i] for i in sorted(random.Random(seed).sample(range(len(records)), most))]
+    return records.take(np.sort(random.Random(seed).sample(range(len(records)), most)))
 
 
 def _joined(parts: Iterable[Records]) -> Records:
-    joined = Records([], Counter(), {})
-    seen: set[str] = set()
+    parts = list(parts)
+    records = joined([table_of(part.records) for part in parts])
+    try:
+        check_ids(records)
+    except ValueError as error:
+        raise ValueError(f"data.mix: {error}") from None
+    found = Records(records, Counter(), {})
     for part in parts:
-        for record in part.records:
-            if record.id in seen:
-                raise ValueError(f"data.mix: expected ids to be unique; found {record.id!r} in two sources")
-            seen.add(record.id)
-        joined.records.extend(part.records)
-        joined.dropped.update(part.dropped)
-        joined.origins.update(part.origins)
-    return joined
+        found.dropped.update(part.dropped)
+        found.origins.update(part.origins)
+    return found

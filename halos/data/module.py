@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from halos.data.arrow import Store
 from halos.data.batches import Batch, Batches
-from halos.data.feedback import Prompt, prompt_key
+from halos.data.feedback import Prompt
 from halos.data.hygiene import origin_of
 from halos.data.intake import Intake, derive, read
 from halos.data.loader import ResumableLoader
 from halos.data.order import TrainingOrder, validation_order
 from halos.data.reference import ReferenceTable
-from halos.data.rows import Control, Example, Row, Rows, make_rows, texts_of
+from halos.data.rows import Control, Row, Rows, make_rows
 from halos.data.select import Selection
 from halos.data.sources import Source
 from halos.data.stratified import StratifiedOrder
-from halos.data.templates import check_prefixes
 from halos.data.tokens import ChatTokens, Limits
-from halos.data.views import Labelled
+from halos.data.views import Examples
 
 SHOWN_PROMPTS = 16
 """Held-out prompts kept to sample replies to."""
@@ -55,7 +57,12 @@ class PreferenceDataModule(pl.LightningDataModule):
         packing: lay rows end to end, without padding, for models that can read them so; the others, and all models
             without it, get padded parts.
         share_prompts: in packed rows, compute a prompt once for all its completions in the micro-batch.
+        max_tokens_per_batch: the most tokens (of an example that has more: its own) whose activations exist at a time.
+            A micro-batch with more is computed in parts, each once more in the backward pass; results do not depend
+            on it. For packed rows of models that are not divided over devices.
         workers: processes that collate batches.
+        num_proc: processes that prepare data; None for one on each core.
+        cache_dir: where what was made of files is kept, memory-mapped; None keeps it in memory.
         seed: of the order of examples, of the split and of the mismatched completions.
     """
 
@@ -77,7 +84,10 @@ class PreferenceDataModule(pl.LightningDataModule):
         length_groups: int = 4,
         packing: bool = True,
         share_prompts: bool = True,
+        max_tokens_per_batch: int | None = None,
         workers: int = 0,
+        num_proc: int | None = None,
+        cache_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -87,21 +97,26 @@ class PreferenceDataModule(pl.LightningDataModule):
             ("max_val_examples", max_val_examples, 1),
             ("val_size", val_size, 0),
             ("keep_together", keep_together, 1),
+            ("max_tokens_per_batch", max_tokens_per_batch, 1),
             ("length_groups", length_groups, 1),
             ("workers", workers, 0),
+            ("num_proc", num_proc, 1),
         ):
             if value is not None and (not isinstance(value, int) or value < least):
                 raise ValueError(f"data.{name}: expected a whole number from {least} on, found {value!r}")
         self.source = source
+        self._store = Store(None if cache_dir is None else Path(cache_dir).expanduser(), num_proc)
         self.limits = Limits(max_length, max_prompt_length)
         self.batch_size, self.length_groups, self.workers, self.seed = batch_size, length_groups, workers, seed
-        self.packing, self.share_prompts = packing, share_prompts
+        self.packing, self.share_prompts, self.max_tokens = packing, share_prompts, max_tokens_per_batch
+        if max_tokens_per_batch is not None and not packing:
+            raise ValueError("data.max_tokens_per_batch: expected packed rows (data.packing=true), found false")
         self._most = {"train": max_examples, "val": max_val_examples}
         self._val_size, self._strict, self._train_on, self._stratified = val_size, strict, train_on, stratified
         self._keep_together = keep_together
         self._select = select or Selection()
         self.intake = Intake()
-        self._examples: dict[str, list[Example]] = {}
+        self._examples: dict[str, Examples[Any]] = {}
         self.rows: dict[str, Rows] = {}
         self.reports: dict[str, Counter[str]] = {}
         self.label_counts: tuple[int, int] | None = None
@@ -113,6 +128,7 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def read(self) -> None:
         """Read the records of both splits; :meth:`load` does, unless it was done."""
+        self.source.store = self._store
         self.intake = read(self.source, val_size=self._val_size, seed=self.seed, strict=self._strict)
         self.reports = self.intake.reports
         self._origins = [file for files in self.intake.origins.values() for file in files]
@@ -125,13 +141,11 @@ class PreferenceDataModule(pl.LightningDataModule):
         if not self.intake.records:
             self.read()
         taken = self.intake
-        derive(taken, view, selection=self._select, most=self._most, train_on=self._train_on, seed=self.seed)
+        options: dict[str, Any] = {"train_on": self._train_on, "seed": self.seed, "store": self._store}
+        derive(taken, view, selection=self._select, most=self._most, **options)
         self._examples = taken.examples
         self.label_counts = _count_labels(self._examples["train"])
-        held_out = self._examples.get("val", self._examples["train"])
-        self.prompts = list({prompt_key(example.prompt): example.prompt for example in held_out}.values())[
-            :SHOWN_PROMPTS
-        ]
+        self.prompts = _first_prompts(self._examples.get("val", self._examples["train"]))
 
     def tokenise(
         self,
@@ -149,11 +163,15 @@ class PreferenceDataModule(pl.LightningDataModule):
         """
         tokens = ChatTokens(tokenizer, self.limits)
         self._mismatched, self._whole, self._grouped = mismatched, whole, grouped
+        if whole and self.max_tokens is not None:
+            raise ValueError(
+                "data.max_tokens_per_batch: expected a loss on completions' log-probs; this one reads their "
+                "last states, which needs padded rows"
+            )
         for split, examples in self._examples.items():
-            check_prefixes(tokenizer, ((e.id, e.prompt, texts_of(e)[0]) for e in examples))
             seed = self.seed if mismatched else None
-            origin = partial(origin_of, origins=self._origins)
-            rows = make_rows(examples, tokens, control=control, mismatched_seed=seed, origin=origin)
+            options: dict[str, Any] = {"origin": partial(origin_of, origins=self._origins), "store": self._store}
+            rows = make_rows(examples, tokens, control=control, mismatched_seed=seed, **options)
             self.rows[split] = rows
             self.reports[split] += Counter({"examples": len(rows)}) + rows.report
             self.intake.tokenised(split, rows)
@@ -189,24 +207,24 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def tokens_in(self, steps: int, *, accumulate: int, world_size: int) -> int:
         """Tokens (prompts and completions) that the first ``steps`` optimizer steps read, on all ranks."""
-        read = self._rows_in(steps, accumulate, world_size)
-        return sum(len(row.prompt) + len(branch) for row in read for branch in row.branches)
+        rows: Any = self.rows["train"].rows
+        return int(rows.tokens()[self._indices(steps, accumulate, world_size)].sum())
 
     def scored_rows(self, *, accumulate: int, world_size: int) -> list[Row]:
         """The rows that the planned run reads, on all ranks: of its training steps and of validation."""
-        read = self._rows_in(self.steps, accumulate, world_size)
+        rows: Any = self.rows["train"].rows
+        read = rows.many(np.unique(self._indices(self.steps, accumulate, world_size)))
         return [*read, *(self.rows["val"].rows if "val" in self.rows else ())]
 
-    def _rows_in(self, steps: int, accumulate: int, world_size: int) -> Iterator[Row]:
-        rows = self.rows["train"].rows
+    def _indices(self, steps: int, accumulate: int, world_size: int) -> np.ndarray:
         whole = self.batch_size * world_size * accumulate
-        return (rows[i] for micro in self.order(batch_size=whole, steps=steps) for i in micro.rows)
+        return np.array([i for micro in self.order(batch_size=whole, steps=steps) for i in micro.rows], dtype=np.int64)
 
     def order(
         self, *, batch_size: int, steps: int, accumulate: int = 1, world_size: int = 1, rank: int = 0
     ) -> TrainingOrder:
         """Which training rows make up each micro-batch."""
-        rows = self.rows["train"].rows
+        rows: Any = self.rows["train"].rows
         options: dict[str, Any] = {
             "batch_size": batch_size,
             "accumulate": accumulate,
@@ -216,10 +234,10 @@ class PreferenceDataModule(pl.LightningDataModule):
             "seed": self.seed,
         }
         if self._stratified:
-            labels = [None if self._grouped else row.desirable for row in rows]
+            labels = np.full(len(rows), -1) if self._grouped else rows.labels
             return StratifiedOrder(len(rows), labels=labels, **options)
         together = None if self._grouped else self._keep_together
-        return TrainingOrder(len(rows), groups=[row.group for row in rows], together=together, **options)
+        return TrainingOrder(len(rows), groups=rows.groups, together=together, **options)
 
     def train_dataloader(self) -> ResumableLoader:
         """All micro-batches of the run, as one Lightning epoch."""
@@ -243,10 +261,11 @@ class PreferenceDataModule(pl.LightningDataModule):
         )
         return DataLoader(self._batches(rows), sampler=order, batch_size=None, **self._loader_options())
 
-    def _batches(self, rows: list[Row]) -> Batches:
+    def _batches(self, rows: Sequence[Row]) -> Batches:
         # Every rank must run equally many forwards, whatever its share of a small validation step.
         chunks = min(self.length_groups, self.batch_size, max(1, len(rows) // self._trainer().world_size))
-        options = {"packing": self.packing, "share_prompts": self.share_prompts, "reference": self.reference}
+        options: dict[str, Any] = {"packing": self.packing, "share_prompts": self.share_prompts}
+        options |= {"reference": self.reference, "max_tokens": self.max_tokens}
         return Batches(rows, mismatched=self._mismatched, chunks=chunks, whole=self._whole, **options)
 
     def _loader_options(self) -> dict[str, Any]:
@@ -258,6 +277,11 @@ class PreferenceDataModule(pl.LightningDataModule):
         return self.trainer
 
 
-def _count_labels(examples: list[Example]) -> tuple[int, int] | None:
-    labels = [example.desirable for example in examples if isinstance(example, Labelled)]
-    return (sum(labels), len(labels) - sum(labels)) if labels else None
+def _count_labels(examples: Examples[Any]) -> tuple[int, int] | None:
+    labels = examples.labels
+    return None if labels is None else (int(labels.sum()), int((~labels).sum()))
+
+
+def _first_prompts(examples: Examples[Any]) -> list[Prompt]:
+    _, first = np.unique(examples.prompts, return_index=True)
+    return [example.prompt for example in examples.many(np.sort(first)[:SHOWN_PROMPTS])]

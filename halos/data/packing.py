@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -78,23 +79,44 @@ class Pack:
         return map_tensors(self, function)
 
 
-def pack(rows: Sequence[Row], *, width: int, mismatched: bool = False, share_prompts: bool = True) -> tuple[Pack, ...]:
+def pack(
+    rows: Sequence[Row], *, width: int, mismatched: bool = False, share_prompts: bool = True, start: int = 0
+) -> tuple[Pack, ...]:
     """One pack with the branches that are trained and, if the last branch is ``mismatched``, one with those.
 
-    ``width`` is C of the [B, K, C] grid. With ``share_prompts`` the second pack continues the prompts of the first, and
-    completions that a prompt has twice are scored once; without, every branch has a prompt of its own.
+    ``width`` is C of the [B, K, C] grid, and ``start`` the place in it of the first of these rows. With
+    ``share_prompts`` the second pack continues the prompts of the first, and completions that a prompt has twice are
+    scored once; without, every branch has a prompt of its own.
     """
     last = len(rows[0].branches) - 1
     trained = [(b, k) for b in range(len(rows)) for k in range(last + 1 - mismatched)]
-    first = _Writer(rows, width)
+    first = _Writer(rows, width, start=start)
     trees = first.write({}, trained, share_prompts)
     if not mismatched:
         return (first.finish(),)
-    second = _Writer(rows, width, needs_grad=False, behind=first)
+    second = _Writer(rows, width, needs_grad=False, behind=first, start=start)
     if share_prompts:
         second.continue_prompts(first)
     second.write(trees if share_prompts else {}, [(b, last) for b in range(len(rows))], share_prompts)
     return (first.finish(), second.finish())
+
+
+def divide(rows: Sequence[Row], most: int, *, share_prompts: bool = True) -> list[slice]:
+    """Stretches of rows that have at most so many tokens, all branches counted, when they are packed; a row that has
+    more is a stretch by itself."""
+    edges, tokens = [0], 0
+    prompts: set[tuple[int, ...]] = set()
+    for number, row in enumerate(rows):
+        branches = sum(map(len, row.branches))
+        known = share_prompts and row.prompt in prompts
+        size = branches + (0 if known else len(row.prompt) * (1 if share_prompts else len(row.branches)))
+        if tokens and tokens + size > most:
+            edges.append(number)
+            prompts.clear()
+            tokens, size = 0, size + (len(row.prompt) if known else 0)
+        tokens += size
+        prompts.add(row.prompt)
+    return [slice(a, z) for a, z in pairwise([*edges, len(rows)])]
 
 
 @dataclass(slots=True)
@@ -114,9 +136,15 @@ class _Writer:
     """Writes trees one after the other, and notes places as it goes."""
 
     def __init__(
-        self, rows: Sequence[Row], width: int, *, needs_grad: bool = True, behind: _Writer | None = None
+        self,
+        rows: Sequence[Row],
+        width: int,
+        *,
+        needs_grad: bool = True,
+        behind: _Writer | None = None,
+        start: int = 0,
     ) -> None:
-        self.rows, self.width, self.needs_grad = rows, width, needs_grad
+        self.rows, self.width, self.needs_grad, self.start = rows, width, needs_grad, start
         self.states = 0 if behind is None else len(behind.ids)
         self.logprobs = 0 if behind is None else len(behind.targets)
         self.ids: list[int] = []
@@ -155,7 +183,7 @@ class _Writer:
         for b, k in places:
             ids = self.rows[b].branches[k]
             source = trees[self.rows[b].prompt if share else (b, k)].scored[ids]
-            slot = (b * len(self.rows[b].branches) + k) * self.width
+            slot = ((self.start + b) * len(self.rows[b].branches) + k) * self.width
             self.sources += range(source, source + len(ids))
             self.slots += range(slot, slot + len(ids))
         return trees

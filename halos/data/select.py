@@ -1,22 +1,28 @@
 """Which of the feedback is used: labels and pairs from scores, imbalance, one completion per prompt.
 
-Scores become labels and pairs as records, before the view; what is kept is drawn from the view's training examples.
+Scores become labels and pairs before the view; what is kept is drawn from the view's training examples.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, combinations
-from statistics import median
+from functools import partial
+from itertools import chain, combinations, pairwise
+from typing import Any
 
-from halos.data.feedback import Completion, Feedback, prompt_key
-from halos.data.rows import Example
-from halos.data.views import Demonstration, Labelled
+import numpy as np
+
+from halos.data.arrow import Part, Store
+from halos.data.feedback import Completion, Feedback
+from halos.data.records import Judged, Judgement, RecordTable, batches, table_of
+from halos.data.views import Examples, Prepare, demonstrated
 
 TOO_CLOSE = "completions with close scores left out"
+EXPANDED = 4096
+"""Records expanded at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,57 +70,50 @@ class Selection:
                 f"this one learns from {view}"
             )
 
-    def prepare(
-        self, view: str, records: Sequence[Feedback], training: Sequence[Feedback]
-    ) -> tuple[Sequence[Feedback], Counter[str]]:
-        """Records whose scores have become labels (binary view) or pairs (pairs), and what that did; ``training`` are
-        the records that set the median."""
-        report: Counter[str] = Counter()
+    def prepare(self, view: str, records: Sequence[Feedback], training: Sequence[Feedback]) -> Prepare | None:
+        """How scores become labels (binary view) or pairs (pairs), None if they do not; ``training`` are the records
+        that set the median."""
         if view == "binary" and self.labels_from_scores is not None:
-            threshold = self._threshold(records, training)
-            return [_labelled(record, threshold(record), report) for record in records], report
+            threshold = self._threshold(table_of(records), table_of(training))
+            return lambda index, judgement: _labelled(judgement, threshold(index))
         if view == "pairs" and (self.pairs_from_scores == "all" or self.min_margin):
-            made = [self._paired(record, report) for record in records]
-            return [record for record in made if record is not None], report
-        return records, report
+            return lambda _, judgement: self._paired(judgement)
+        return None
 
-    def keep(self, examples: Sequence[Example], seed: int) -> tuple[list[Example], Counter[str]]:
+    def keep(self, examples: Examples[Any], seed: int) -> tuple[Examples[Any], Counter[str]]:
         """The training examples that are kept, in their order, and how many of which kind were not."""
         report: Counter[str] = Counter()
-        kept = list(range(len(examples)))
+        kept = np.ones(len(examples), dtype=bool)
+        labels = examples.labels
         for desirable, share in ((True, self.keep_desirable), (False, self.keep_undesirable)):
-            if share < 1:
-                kind = [i for i in kept if (e := examples[i]) and isinstance(e, Labelled) and e.desirable == desirable]
-                gone = set(_drawn(kind, len(kind) - max(1, round(share * len(kind))), seed))
-                report[f"{'desirable' if desirable else 'undesirable'} completions not kept"] += len(gone)
-                kept = [i for i in kept if i not in gone]
+            if share < 1 and labels is not None:
+                kind = np.flatnonzero(labels == desirable)
+                count = len(kind) - max(1, round(share * len(kind))) if len(kind) else 0
+                kept[random.Random(seed).sample(kind.tolist(), max(0, count))] = False
+                report[f"{'desirable' if desirable else 'undesirable'} completions not kept"] += count
         if self.one_per_prompt:
-            members: dict[str, list[int]] = defaultdict(list)
-            for i in kept:
-                members[prompt_key(examples[i].prompt)].append(i)
-            rng = random.Random(seed)
-            chosen = sorted(rng.choice(group) for group in members.values())
-            report["further examples of a prompt not kept"] += len(kept) - len(chosen)
-            kept = chosen
-        return [examples[i] for i in kept], +report
+            left = np.flatnonzero(kept)
+            chosen = left[_one_of_each(examples.prompts[left], random.Random(seed))]
+            report["further examples of a prompt not kept"] += len(left) - len(chosen)
+            kept[:] = False
+            kept[chosen] = True
+        return (examples if kept.all() else examples.take(np.flatnonzero(kept))), +report
 
-    def _threshold(
-        self, records: Sequence[Feedback], training: Sequence[Feedback]
-    ) -> Callable[[Feedback], float | None]:
+    def _threshold(self, records: RecordTable, training: RecordTable) -> Callable[[int], float | None]:
         if self.labels_from_scores == "prompt":
-            scores: dict[str, list[float]] = defaultdict(list)
-            for record in records:
-                scores[prompt_key(record.prompt)] += _scores([record])
-            medians = {key: median(found) for key, found in scores.items() if found}
-            return lambda record: medians.get(prompt_key(record.prompt))
+            owner, scores = _scores(records)
+            prompts, member = np.unique(records.numbers("prompt"), return_inverse=True)
+            medians = _medians(member[owner], scores, len(prompts))
+            return lambda index: medians[member[index]]
         if self.labels_from_scores == "median":
-            found = _scores(training)
-            fixed = median(found) if found else None
+            _, scores = _scores(training)
+            fixed = float(np.median(scores)) if len(scores) else None
         else:
             fixed = float(self.labels_from_scores or 0.0)
-        return lambda record: fixed
+        return lambda _: fixed
 
-    def _paired(self, record: Feedback, report: Counter[str]) -> Feedback | None:
+    def _paired(self, record: Judgement) -> tuple[Judgement, Counter[str]]:
+        report: Counter[str] = Counter()
         paired = set(chain(*record.preferences))
         alone = [i for i, c in enumerate(record.completions) if i not in paired and c.desirable is None]
         scores = {i: score for i in alone if (score := record.completions[i].score) is not None}
@@ -127,52 +126,79 @@ class Selection:
         report["pairs from scores"] += len(made)
         report[TOO_CLOSE] += len(gone)
         position = {old: new for new, old in enumerate(i for i in range(len(record.completions)) if i not in gone)}
-        if not position:
-            return None
-        return replace(
-            record,
-            completions=tuple(record.completions[i] for i in position),
-            preferences=tuple((position[i], position[j]) for i, j in (*record.preferences, *made)),
-        )
+        kept = tuple(record.completions[i] for i in position)
+        preferences = tuple((position[i], position[j]) for i, j in (*record.preferences, *made))
+        return Judgement(kept, preferences), report
 
 
-def expand_turns(examples: Sequence[Demonstration]) -> tuple[list[Demonstration], Counter[str]]:
-    """Each demonstration after one for every earlier assistant's turn of its prompt, so that all turns are trained on.
+def expand_turns(records: RecordTable, store: Store) -> tuple[RecordTable, Counter[str]]:
+    """Each record that has something to imitate after one for every earlier assistant's turn of its prompt, so that all
+    turns are trained on.
 
     A turn that nothing asks for (the first of the conversation, or one after another assistant's turn) and an empty
     one are counted, not trained on. Scored tokens are those of one row with every assistant's turn scored; what the
     turns share is computed for each of them.
     """
-    expanded: list[Demonstration] = []
+    spans = [range(start, min(start + EXPANDED, len(records))) for start in range(0, len(records), EXPANDED)]
+    key = None if records.key is None else f"{records.key}-turns"
+    table = store.table(key, partial(_expanded, records), spans)
+    return RecordTable(table), sum((Counter(notes) for notes in table.notes), Counter())
+
+
+def _expanded(records: RecordTable, span: range) -> Part:
     report: Counter[str] = Counter()
-    for example in examples:
-        turns = () if isinstance(example.prompt, str) else example.prompt
-        for n, turn in enumerate(turns):
+
+    def turns(index: int, record: Feedback) -> list[Feedback]:
+        if isinstance(record.prompt, str) or not demonstrated(records.judgement(index), Counter()):
+            return []
+        found = []
+        for n, turn in enumerate(record.prompt):
             if turn.role != "assistant":
                 continue
-            if n == 0 or turns[n - 1].role == "assistant" or not turn.content.strip():
+            if n == 0 or record.prompt[n - 1].role == "assistant" or not turn.content.strip():
                 report["earlier assistant turns left out"] += 1
                 continue
             report["earlier assistant turns"] += 1
-            expanded.append(Demonstration(f"{example.id}.{n}", turns[:n], turn.content))
-        expanded.append(example)
-    return expanded, report
+            found.append(Feedback(f"{record.id}.{n}", record.prompt[:n], (Completion(turn.content),)))
+        return found
+
+    pairs = zip(span, records.many(np.array(span)), strict=True)
+    yield from batches((None, made) for index, record in pairs for made in (*turns(index, record), record))
+    return dict(report)
 
 
-def _labelled(record: Feedback, threshold: float | None, report: Counter[str]) -> Feedback:
-    def judge(completion: Completion) -> Completion:
+def _one_of_each(prompts: np.ndarray, rng: random.Random) -> np.ndarray:
+    """A place of each prompt, drawn from all that it has; prompts in the order in which they first come."""
+    _, first, counts = np.unique(prompts, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    members = np.argsort(prompts, kind="stable")
+    starts = (np.cumsum(counts) - counts)[order]
+    return members[starts + [rng.randrange(count) for count in counts[order].tolist()]]
+
+
+def _labelled(record: Judgement, threshold: float | None) -> tuple[Judgement, Counter[str]]:
+    report: Counter[str] = Counter()
+
+    def judge(completion: Judged) -> Judged:
         score = completion.score
         if threshold is None or score is None or completion.desirable is not None or score == threshold:
             return completion
         report["labels from scores"] += 1
         return replace(completion, desirable=score > threshold)
 
-    return replace(record, completions=tuple(map(judge, record.completions)))
+    return replace(record, completions=tuple(map(judge, record.completions))), report
 
 
-def _scores(records: Sequence[Feedback]) -> list[float]:
-    return [c.score for record in records for c in record.completions if c.score is not None]
+def _scores(records: RecordTable) -> tuple[np.ndarray, np.ndarray]:
+    """(the record of each, the scores) of all completions that have one."""
+    owner, scores = records.lists("scores")
+    known = ~np.isnan(scores)
+    return owner[known], scores[known]
 
 
-def _drawn(found: list[int], count: int, seed: int) -> list[int]:
-    return random.Random(seed).sample(found, max(0, count))
+def _medians(groups: np.ndarray, values: np.ndarray, count: int) -> list[float | None]:
+    """The median of the values of each of ``count`` groups."""
+    order = np.lexsort((values, groups))
+    edges = np.searchsorted(groups[order], np.arange(count + 1))
+    ordered = values[order]
+    return [float(np.median(ordered[a:z])) if z > a else None for a, z in pairwise(edges)]

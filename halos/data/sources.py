@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar, final
 
+import numpy as np
+
+from halos.data.arrow import MEMORY, Part, Store
 from halos.data.feedback import Feedback
-from halos.data.files import expand, read_rows
+from halos.data.files import Piece, content_key, expand, pieces, read_piece
 from halos.data.formats import FILTERED, Adapted, Adapter, to_record
 from halos.data.hh import hh_record
 from halos.data.json_files import Located
 from halos.data.judge import Judge
 from halos.data.oasst import oasst_records
+from halos.data.records import RecordTable, batches
 from halos.data.shp import shp_record
 from halos.data.ultrafeedback import SCORES, ultrafeedback_record
 
@@ -46,23 +53,37 @@ class Origin:
         """Count what was left out at a place."""
         self.dropped += dropped
         for reason in dropped:
-            places = self.places.setdefault(reason, [])
-            places.extend([where] * (len(places) < SHOWN_PLACES))
+            self._place(reason, [where])
+
+    def join(self, other: Origin) -> None:
+        """Add what a later part of the same file gave."""
+        self.rows, self.records = self.rows + other.rows, self.records + other.records
+        self.dropped.update(other.dropped)
+        for reason, places in other.places.items():
+            self._place(reason, places)
+
+    def _place(self, reason: str, found: list[str]) -> None:
+        places = self.places.setdefault(reason, [])
+        places.extend(found[: SHOWN_PLACES - len(places)])
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
     """The records of one split, what was left out of it (reason → how often), and the same for each file."""
 
-    records: list[Feedback]
+    records: Sequence[Feedback]
     dropped: Counter[str]
     origins: dict[str, Origin] = field(default_factory=dict)
 
 
 class Source(ABC):
-    """Training records and, where there are any, validation records."""
+    """Training records and, where there are any, validation records.
+
+    ``store``: where sources that read files keep what they made of them.
+    """
 
     name: ClassVar[str]
+    store: Store = MEMORY
 
     @abstractmethod
     def train(self) -> Records: ...
@@ -102,27 +123,47 @@ class FileSource(Source):
 
     def _read(self, files: Sequence[str | Path]) -> Records:
         """All records of the files, in order; ``ValueError`` where an id comes twice or no record is left."""
-        records: list[Feedback] = []
+        expanded = list(chain.from_iterable(map(expand, files)))
+        table = self.store.table(self._key(expanded), self._part, [part for file in expanded for part in pieces(file)])
         origins: dict[str, Origin] = {}
-        seen: dict[str, str] = {}
-        for file in chain.from_iterable(map(expand, files)):
-            origin = origins.setdefault(str(file), Origin())
-            for adapted in self.adapted(_counted(read_rows(file, self._columns), origin)):
-                origin.add(adapted)
-                where, record, _ = adapted
-                if record is None:
-                    continue
-                if record.id in seen:
-                    raise ValueError(
-                        f"{where}: expected ids to be unique; found {record.id!r}, as at {seen[record.id]}"
-                    )
-                seen[record.id] = where
-                records.append(record)
+        for notes in table.notes:
+            told = {**notes["origin"], "dropped": Counter(notes["origin"]["dropped"])}
+            origins.setdefault(notes["file"], Origin()).join(Origin(**told))
+        for file, origin in origins.items():
+            if not origin.rows:
+                raise ValueError(f"{file}: expected at least one row, found an empty file")
         dropped = sum((origin.dropped for origin in origins.values()), Counter())
-        if not records:
+        if not len(table):
             reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
             raise ValueError(f"{', '.join(origins)}: expected a record to train on; every one was left out: {reasons}")
+        records = RecordTable(table)
+        check_ids(records)
         return Records(records, dropped, origins)
+
+    def _key(self, files: Sequence[str | Path]) -> str | None:
+        """A key of what is in the files and of what this source makes of it; None where that cannot be known."""
+        contents = [content_key(file) for file in files]
+        with suppress(TypeError, OSError):  # a class that was typed in has no file
+            contents.append(content_key(inspect.getfile(type(self))))  # a user's own source lies in a module of theirs
+        if None in contents or len(contents) == len(files):
+            return None
+        apart = ("store", "_train_files", "_val_files")
+        settings = {name: value for name, value in sorted(vars(self).items()) if name not in apart}
+        told = repr((self.name, settings, list(map(str, files)), contents))
+        return hashlib.sha256(told.encode()).hexdigest()[:24]
+
+    def _part(self, piece: Piece) -> Part:
+        origin = Origin()
+
+        def records() -> Iterator[tuple[str | None, Feedback]]:
+            for adapted in self.adapted(_counted(read_piece(piece, self._columns), origin)):
+                origin.add(adapted)
+                where, record, _ = adapted
+                if record is not None:
+                    yield where, record
+
+        yield from batches(records())
+        return {"file": str(piece.file), "origin": {name: getattr(origin, name) for name in Origin.__slots__}}
 
 
 @final
@@ -222,6 +263,20 @@ class UltraFeedbackSource(FileSource):
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         return by_row(rows, partial(ultrafeedback_record, score=self._score))
+
+
+def check_ids(records: RecordTable) -> None:
+    """Raises ``ValueError`` naming both places where two records have one id."""
+    names = records.numbers("name")
+    _, first = np.unique(names, return_index=True)
+    if len(first) == len(names):
+        return
+    seen: dict[int, int] = {}
+    for index in np.flatnonzero(np.isin(names, np.delete(names, first))).tolist():
+        before = seen.setdefault(int(names[index]), index)
+        if before != index and len({*records.ids((before, index))}) == 1:
+            where, name = records.where(index), records.ids([index])[0]
+            raise ValueError(f"{where}: expected ids to be unique; found {name!r}, as at {records.where(before)}")
 
 
 def by_row(rows: Iterable[Located], adapter: Adapter) -> Iterator[Adapted]:

@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from halos.data.order import TrainingOrder
 
 
@@ -15,20 +17,21 @@ class StratifiedOrder(TrainingOrder):
     Each class is spread evenly over the epoch, shuffled, so a step's shares are near those of the data. A step that
     would still lack a class, because it is rarer than one in a step, gives its last example up for one of it; these
     are taken in turn, so a rare class is seen more than once an epoch and a few examples of the other one are not.
-    The order does not depend on the division over devices and micro-batches.
+    The order does not depend on the division over devices and micro-batches. ``labels``: 1 desirable, 0 not, -1
+    unknown, which is refused.
     """
 
-    def __init__(self, size: int, *, labels: Sequence[bool | None], **options: Any) -> None:
+    def __init__(self, size: int, *, labels: Sequence[int] | np.ndarray, **options: Any) -> None:
         super().__init__(size, **options)
-        if any(label is None for label in labels):
+        self._labels = np.asarray(labels, dtype=np.int8)
+        if (self._labels < 0).any():
             raise ValueError("data.stratified: expected a loss that learns from labels; this one's examples have none")
         if self.batch_size * self.world_size * self.accumulate < 2:
             raise ValueError("data.stratified: expected at least two examples in a step, found one")
-        self._labels = [bool(label) for label in labels]
         self._classes = [found for kind in (True, False) if (found := self._of(kind))]
 
     def _of(self, kind: bool) -> list[int]:
-        return [i for i, label in enumerate(self._labels) if label == kind]
+        return [int(i) for i in np.flatnonzero(self._labels == kind)]
 
     def _stretch(self, start: int, length: int) -> tuple[int, ...]:
         step = list(super()._stretch(start, length))

@@ -13,7 +13,9 @@ from halos.data.fields import LABELS, Row, wrong
 from halos.data.json_files import Located, parse_json
 from halos.data.lines import decode, first_line, lines
 
-LONGEST_CELL = 2**31 - 1
+LONGEST_CELL = 1 << 22
+"""Characters. The module that parses CSV needs 8 bytes for each character of a cell: without a limit, a quote that is
+never closed would take eight times the file."""
 DELIMITERS = ",;\t"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 NUMBERS = re.compile(r"desirable|rank|deleted|labels?|(score|reward)(_\w+)?|(overall|fine-grained)_score")
@@ -26,7 +28,7 @@ def read_csv(file: Path) -> Iterator[Located]:
 
     Cells are text, and an empty cell says nothing; :func:`typed` makes numbers of labels and scores.
     """
-    csv.field_size_limit(LONGEST_CELL)  # a completion may be longer than the 128 KiB that the module starts with
+    csv.field_size_limit(LONGEST_CELL)
     text = _text(file)
     first = next(text, "")
     if not first.strip():
@@ -41,7 +43,16 @@ def read_csv(file: Path) -> Iterator[Located]:
                 yield _row(f"{file}:{number}", header, cells)
             number = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{file}:{number}: expected CSV, found a row that is not: {error}") from None
+        raise ValueError(f"{file}:{number}: {_fault(error)}") from None
+
+
+def _fault(error: csv.Error) -> str:
+    if "field limit" in str(error):
+        return (
+            f"expected cells of at most {LONGEST_CELL:,} characters, found a longer one, or a quote that is never "
+            "closed; longer texts can be read from .jsonl"
+        )
+    return f"expected CSV, found a row that is not: {error}"
 
 
 def _text(file: Path) -> Iterator[str]:
@@ -119,8 +130,8 @@ def read_parquet(file: Path) -> Iterator[Located]:
         raise ValueError(f"{file}: expected a parquet file, found broken data ({first_line(error)})") from None
 
 
-def read_folder(folder: Path, split: str | None) -> Iterator[Located]:
-    """A split of a data set that ``datasets`` saved there, or of a folder of data files (a clone of a hub data set)."""
+def read_folder(folder: Path, split: str | None) -> tuple[str, Any]:
+    """(name, rows) of a split of a data set that ``datasets`` saved there, or of a folder of data files."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
@@ -136,11 +147,11 @@ def read_folder(folder: Path, split: str | None) -> Iterator[Located]:
         if name not in found:
             raise ValueError(f"{folder}: expected the split {name!r}, found {', '.join(found)}; write {folder}:SPLIT")
         found = found[name]
-    yield from _numbered(f"{folder}:{split}" if split else str(folder), found)
+    return f"{folder}:{split}" if split else str(folder), found
 
 
-def read_hub(path: str, match: re.Match[str]) -> Iterator[Located]:
-    """A split of a hub data set, or of one of its folders."""
+def read_hub(path: str, match: re.Match[str]) -> tuple[str, Any]:
+    """(name, rows) of a split of a hub data set, or of one of its folders."""
     from datasets import load_dataset
 
     name, split = match["name"], match["split"] or "train"
@@ -152,9 +163,15 @@ def read_hub(path: str, match: re.Match[str]) -> Iterator[Located]:
             f"{path}: expected a local file or a hub id that can be reached; there is no such file, and loading the "
             f"split {split!r} of the hub data set {name!r} failed: {first_line(error)}"
         ) from error
-    yield from _numbered(f"{'/'.join([name, *folder.values()])}:{split}", rows)
+    return f"{'/'.join([name, *folder.values()])}:{split}", rows
 
 
-def _numbered(where: str, rows: Any) -> Iterator[Located]:
+def fingerprint(where: str, rows: Any) -> str | None:
+    """The key that ``datasets`` has for the content of a data set."""
+    return getattr(rows, "_fingerprint", None)
+
+
+def numbered(where: str, rows: Any) -> Iterator[Located]:
+    """The rows of a data set with their places, counted from 1."""
     for number, row in enumerate(rows, start=1):
         yield f"{where}[{number}]", dict(row)

@@ -1,17 +1,24 @@
 """What an objective eats, derived from feedback records: demonstrations, labelled completions, pairs, scores.
 
-Conversions are explicit: a view's ``report`` counts what was converted and what was left out.
+Conversions are explicit: a view's ``report`` counts what was converted and what was left out. A view is made of what is
+said of the completions; their texts are read when an example is asked for.
 """
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
-from halos.data.feedback import Completion, Feedback, Prompt, prompt_key
+import numpy as np
+
+from halos.data.arrow import Stored
+from halos.data.feedback import Feedback, Prompt
+from halos.data.records import Judged, Judgement, RecordTable, table_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,82 @@ class Scored:
 
 E = TypeVar("E", Demonstration, Labelled, Pair, Scored)
 
+Place = tuple[int, int]
+"""A record's number, and that of a completion in it."""
+Value = bool | float | None
+"""What an example knows beside its texts: a label or a score."""
+Found = tuple[Place, Place | None, Value]
+"""An example: its completion (of a pair the chosen one), of a pair the rejected one, and what it knows."""
+Prepare = Callable[[int, Judgement], tuple[Judgement, Counter[str]]]
+"""What a record's number and what is said of it become before the view, and what that did."""
+
+REMEMBERED = 1 << 12
+"""Kinds of judgement of which a view remembers what became of them: most data have few."""
+
+
+class Examples(Stored[E]):
+    """Examples of a view, made of their records when they are asked for.
+
+    ``records``: where they come from. ``chosen`` [n, 2] and for pairs ``rejected`` [n, 2]: places of their completions;
+    ``values`` [n]: labels or scores, NaN where the view has none; ``number`` [n]: of the example in its record.
+    """
+
+    def __init__(
+        self,
+        kind: type[Any],
+        records: RecordTable,
+        chosen: np.ndarray,
+        rejected: np.ndarray | None,
+        values: np.ndarray,
+        number: np.ndarray,
+    ) -> None:
+        self.kind, self.records = kind, records
+        self.chosen, self.rejected, self.values, self.number = chosen, rejected, values, number
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def take(self, indices: np.ndarray) -> Examples[E]:
+        """Those of these examples."""
+        rejected = None if self.rejected is None else self.rejected[indices]
+        return Examples(
+            self.kind, self.records, self.chosen[indices], rejected, self.values[indices], self.number[indices]
+        )
+
+    @property
+    def key(self) -> str | None:
+        """A key of the examples and their order; None where the records are in memory."""
+        if self.records.key is None:
+            return None
+        found = hashlib.sha256(f"{self.records.key} {self.kind.__name__}".encode())
+        for numbers in (self.chosen, self.rejected, self.values, self.number):
+            found.update(b"" if numbers is None else np.ascontiguousarray(numbers).tobytes())
+        return found.hexdigest()[:24]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Whether each is desirable, where the view says so."""
+        return self.values == 1 if self.kind is Labelled else None
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """A number for each example that is the same for the same prompt."""
+        return self.records.numbers("prompt")[self.chosen[:, 0]]
+
+    def many(self, indices: np.ndarray) -> list[E]:
+        owners = self.records.many(self.chosen[indices, 0])
+        others = None if self.rejected is None else self.records.many(self.rejected[indices, 0])
+        made: list[Any] = []
+        for n, (index, record) in enumerate(zip(indices.tolist(), owners, strict=True)):
+            start = (f"{record.id}#{self.number[index]}", record.prompt, record.completions[self.chosen[index, 1]].text)
+            if others is not None and self.rejected is not None:
+                made.append(Pair(*start, others[n].completions[self.rejected[index, 1]].text))
+            elif self.kind is Labelled:
+                made.append(Labelled(*start, bool(self.values[index])))
+            else:
+                made.append(Scored(*start, float(self.values[index])) if self.kind is Scored else Demonstration(*start))
+        return made
+
 
 @dataclass(frozen=True, slots=True)
 class View(Generic[E]):
@@ -63,25 +146,28 @@ class View(Generic[E]):
     An example's id is its record's with ``#`` and the number of the example in that record.
     """
 
-    examples: list[E]
+    examples: Examples[E]
     report: Counter[str]
 
 
-def demonstrations(records: Sequence[Feedback]) -> View[Demonstration]:
+def demonstrations(records: Sequence[Feedback], prepare: Prepare | None = None) -> View[Demonstration]:
     """Preferred, desirable, best-scored and unjudged completions."""
-    examples: list[Demonstration] = []
-    report: Counter[str] = Counter()
-    for record in records:
-        reasons = [_why_no_demonstration(record, i) for i in range(len(record.completions))]
-        report.update(reason for reason in reasons if reason is not None)
-        kept = [c for c, reason in zip(record.completions, reasons, strict=True) if reason is None]
-        examples += [Demonstration(f"{record.id}#{n}", record.prompt, c.text) for n, c in enumerate(kept)]
-    if not examples:
-        raise ValueError(f"no completion is preferred, desirable or unjudged: nothing to imitate{_left_out(report)}")
-    return View(examples, report)
+    view = _view(Demonstration, records, _each(records, prepare, demonstrated))
+    if not view.examples:
+        raise ValueError(
+            f"no completion is preferred, desirable or unjudged: nothing to imitate{_left_out(view.report)}"
+        )
+    return view
 
 
-def _why_no_demonstration(record: Feedback, i: int) -> str | None:
+def demonstrated(record: Judgement, report: Counter[str]) -> list[Local]:
+    """The completions of one record to imitate."""
+    reasons = [_why_no_demonstration(record, i) for i in range(len(record.completions))]
+    report.update(reason for reason in reasons if reason is not None)
+    return [(i, None, None) for i, reason in enumerate(reasons) if reason is None]
+
+
+def _why_no_demonstration(record: Judgement, i: int) -> str | None:
     """The reason to leave completion ``i`` out, None if it is one to imitate."""
     completion = record.completions[i]
     if completion.desirable is not None:
@@ -93,28 +179,28 @@ def _why_no_demonstration(record: Feedback, i: int) -> str | None:
     return None if completion.score is None or i == _by_score(record)[-1] else "lower-scored completions left out"
 
 
-def binary(records: Sequence[Feedback]) -> View[Labelled]:
+def binary(records: Sequence[Feedback], prepare: Prepare | None = None) -> View[Labelled]:
     """Labels where there are any; otherwise a pair gives a desirable and an undesirable completion."""
-    examples: list[Labelled] = []
-    report: Counter[str] = Counter()
-    for record in records:
-        labels = _labels(record, report)
-        for n, (i, desirable) in enumerate(labels):
-            examples.append(Labelled(f"{record.id}#{n}", record.prompt, record.completions[i].text, desirable))
-            report["labelled completions from pairs"] += record.completions[i].desirable is None
-        for i in sorted(set(range(len(record.completions))) - {i for i, _ in labels}):
-            report[_unlabelled(record.completions[i])] += 1
-    if not examples:
+    view = _view(Labelled, records, _each(records, prepare, _labelled))
+    if not view.examples:
         raise ValueError(
             "no completion has a label or stands in a pair: the loss needs desirable and undesirable completions; "
             "scores are not labels, they need a threshold: write 'desirable' for each completion"
-            if report["scored completions without a label left out"]
-            else f"no completion has a label or stands in a pair: nothing to learn from{_left_out(report)}"
+            if view.report["scored completions without a label left out"]
+            else f"no completion has a label or stands in a pair: nothing to learn from{_left_out(view.report)}"
         )
-    return View(examples, +report)
+    return view
 
 
-def _labels(record: Feedback, report: Counter[str]) -> list[tuple[int, bool]]:
+def _labelled(record: Judgement, report: Counter[str]) -> list[Local]:
+    labels = _labels(record, report)
+    report["labelled completions from pairs"] += sum(record.completions[i].desirable is None for i, _ in labels)
+    for i in sorted(set(range(len(record.completions))) - {i for i, _ in labels}):
+        report[_unlabelled(record.completions[i])] += 1
+    return [(i, None, desirable) for i, desirable in labels]
+
+
+def _labels(record: Judgement, report: Counter[str]) -> list[tuple[int, bool]]:
     """(completion, desirable) for all that have a label or a pair, pair by pair, then the others."""
     implied = chain.from_iterable(((better, True), (worse, False)) for better, worse in record.preferences)
     candidates: list[tuple[int, bool | None]] = [*implied, *((i, None) for i in range(len(record.completions)))]
@@ -128,58 +214,59 @@ def _labels(record: Feedback, report: Counter[str]) -> list[tuple[int, bool]]:
     return list(found)
 
 
-def _unlabelled(completion: Completion) -> str:
+def _unlabelled(completion: Judged) -> str:
     kind = "completions without feedback" if completion.score is None else "scored completions without a label"
     return f"{kind} left out"
 
 
-def pairs(records: Sequence[Feedback]) -> View[Pair]:
+def pairs(records: Sequence[Feedback], prepare: Prepare | None = None) -> View[Pair]:
     """Preferences where there are any; otherwise desirable with undesirable completions of the same prompt, in order
     and each once; otherwise the best-scored completion of a record with its worst."""
-    found: list[tuple[Feedback, str, str]] = []
+    table = table_of(records)
     report: Counter[str] = Counter()
-    waiting: dict[tuple[str, bool], deque[tuple[Feedback, str]]] = defaultdict(deque)
-    for record in records:
-        texts = [completion.text for completion in record.completions]
-        found += [(record, texts[better], texts[worse]) for better, worse in record.preferences]
-        found += _pairs_from_labels(record, waiting, report)
-        found += _pairs_from_scores(record, report)
-    for (_, desirable), rest in waiting.items():
-        report[f"unpaired {'desirable' if desirable else 'undesirable'} completions left out"] += len(rest)
-    if not found:
+    view = _view(Pair, table, _across(table, _each(table, prepare, _paired), report))
+    view.report.update(report)
+    if not view.examples:
         raise ValueError(
             "no prompt has both a desirable and an undesirable completion: the loss needs pairs, or labels or scores "
-            f"that tell a prompt's completions apart; loss=kto learns from labels alone{_left_out(report)}"
+            f"that tell a prompt's completions apart; loss=kto learns from labels alone{_left_out(view.report)}"
         )
-    number: Counter[str] = Counter()
-    examples = []
-    for record, chosen, rejected in found:
-        examples.append(Pair(f"{record.id}#{number[record.id]}", record.prompt, chosen, rejected))
-        number[record.id] += 1
-    return View(examples, +report)
+    return view
 
 
-def _pairs_from_labels(
-    record: Feedback, waiting: dict[tuple[str, bool], deque[tuple[Feedback, str]]], report: Counter[str]
-) -> list[tuple[Feedback, str, str]]:
+def _paired(record: Judgement, report: Counter[str]) -> list[Local]:
+    """Pairs, and by themselves the completions with a label that wait for another of their prompt."""
+    found: list[Local] = [(better, worse, None) for better, worse in record.preferences]
+    found += [(i, None, c.desirable) for i, c in _without_pair(record).items() if c.desirable is not None]
+    return found + _pairs_from_scores(record, report)
+
+
+def _across(
+    records: RecordTable, found: Iterable[tuple[list[Found], Counter[str]]], report: Counter[str]
+) -> Iterator[tuple[list[Found], Counter[str]]]:
     """Pair each labelled completion with the first one of its prompt that waits for it, or let it wait."""
-    found = []
-    key = prompt_key(record.prompt)
-    for completion in _without_pair(record).values():
-        if completion.desirable is None:
-            continue
-        if waiting[key, not completion.desirable]:
-            other, text = waiting[key, not completion.desirable].popleft()
-            mine, theirs = (record, completion.text), (other, text)
-            (owner, chosen), (_, rejected) = (mine, theirs) if completion.desirable else (theirs, mine)
-            found.append((owner, chosen, rejected))
-        else:
-            waiting[key, completion.desirable].append((record, completion.text))
-    report["pairs from labels"] += len(found)
-    return found
+    prompts = records.numbers("prompt")
+    waiting: dict[tuple[int, bool], deque[Place]] = defaultdict(deque)
+    for examples, counts in found:
+        made: list[Found] = []
+        for chosen, rejected, desirable in examples:
+            if desirable is None:
+                made.append((chosen, rejected, None))
+                continue
+            key = int(prompts[chosen[0]])
+            if other := waiting.get((key, not desirable)):
+                mates = (chosen, other.popleft())
+                made.append((*(mates if desirable else mates[::-1]), None))
+                report["pairs from labels"] += 1
+            else:
+                waiting[key, bool(desirable)].append(chosen)
+        yield made, counts
+    for (_, kind), rest in waiting.items():
+        if rest:
+            report[f"unpaired {'desirable' if kind else 'undesirable'} completions left out"] += len(rest)
 
 
-def _pairs_from_scores(record: Feedback, report: Counter[str]) -> list[tuple[Feedback, str, str]]:
+def _pairs_from_scores(record: Judgement, report: Counter[str]) -> list[Local]:
     scored = _by_score(record)
     unjudged = [c for c in _without_pair(record).values() if c.desirable is None and c.score is None]
     report["completions without feedback left out"] += len(unjudged)
@@ -192,38 +279,95 @@ def _pairs_from_scores(record: Feedback, report: Counter[str]) -> list[tuple[Fee
         return []
     report["pairs from scores"] += 1
     report["completions with middle scores left out"] += len(scored) - 2
-    return [(record, best.text, worst.text)]
+    return [(scored[-1], scored[0], None)]
 
 
-def _without_pair(record: Feedback) -> dict[int, Completion]:
+def _without_pair(record: Judgement) -> dict[int, Judged]:
     paired = set(chain(*record.preferences))
     return {i: completion for i, completion in enumerate(record.completions) if i not in paired}
 
 
-def _by_score(record: Feedback) -> list[int]:
+def _by_score(record: Judgement) -> list[int]:
     """The completions of which only a score is known, worst first; of equals the first given is the best."""
     scores = {i: c.score for i, c in _without_pair(record).items() if c.desirable is None and c.score is not None}
     return sorted(scores, key=lambda i: (scores[i], -i))
 
 
-def scored(records: Sequence[Feedback]) -> View[Scored]:
+def scored(records: Sequence[Feedback], prepare: Prepare | None = None) -> View[Scored]:
     """Scores where there are any; otherwise +1 and −1 from labels, then from pairs."""
-    examples: list[Scored] = []
+    view = _view(Scored, records, _each(records, prepare, _scored))
+    if not view.examples:
+        raise ValueError(
+            f"no completion has a score or a label, or stands in a pair: no reward{_left_out(view.report)}"
+        )
+    return view
+
+
+def _scored(record: Judgement, report: Counter[str]) -> list[Local]:
+    values: list[tuple[int, float]] = [(i, c.score) for i, c in enumerate(record.completions) if c.score is not None]
+    have = {i for i, _ in values}
+    for i, desirable in _labels(record, report):
+        if i not in have:
+            values.append((i, 1.0 if desirable else -1.0))
+            known = record.completions[i].desirable is not None
+            report["scores from labels" if known else "scores from pairs"] += 1
+    report["completions without feedback left out"] += len(record.completions) - len({i for i, _ in values})
+    return [(i, None, score) for i, score in values]
+
+
+Local = tuple[int, int | None, Value]
+"""Of one record: a completion, of a pair the rejected one, and what is known, by positions in a judgement."""
+
+
+def _each(
+    records: Sequence[Feedback], prepare: Prepare | None, derive: Callable[[Judgement, Counter[str]], list[Local]]
+) -> Iterator[tuple[list[Found], Counter[str]]]:
+    """Record by record the examples of a view and what was counted; what is said of many records is looked at once."""
+    table = table_of(records)
+    kinds = table.numbers("judged")
+    known: dict[int, tuple[list[Local], Counter[str]]] = {}
+    for index in range(len(table)):
+        kind = int(kinds[index])
+        found = known.get(kind)
+        if found is None:
+            judgement, report = table.judgement(index), Counter[str]()
+            if prepare is not None:
+                judgement, report = prepare(index, judgement)
+            local = derive(judgement, report)
+            at = [completion.place for completion in judgement.completions]
+            found = [(at[i], None if j is None else at[j], value) for i, j, value in local], +report
+            if prepare is None and len(known) < REMEMBERED:
+                known[kind] = found
+        local, report = found
+        yield [((index, i), None if j is None else (index, j), value) for i, j, value in local], report
+
+
+def _view(kind: type[Any], records: Sequence[Feedback], found: Iterable[tuple[list[Found], Counter[str]]]) -> View[Any]:
+    table = table_of(records)
+    chosen, rejected, values = array("i"), array("i"), array("d")
     report: Counter[str] = Counter()
-    for record in records:
-        values = [(i, c.score) for i, c in enumerate(record.completions) if c.score is not None]
-        have = {i for i, _ in values}
-        for i, desirable in _labels(record, report):
-            if i not in have:
-                values.append((i, 1.0 if desirable else -1.0))
-                known = record.completions[i].desirable is not None
-                report["scores from labels" if known else "scores from pairs"] += 1
-        report["completions without feedback left out"] += len(record.completions) - len({i for i, _ in values})
-        for n, (i, score) in enumerate(values):
-            examples.append(Scored(f"{record.id}#{n}", record.prompt, record.completions[i].text, score))
-    if not examples:
-        raise ValueError(f"no completion has a score or a label, or stands in a pair: no reward{_left_out(report)}")
-    return View(examples, +report)
+    for examples, counts in found:
+        for one, other, value in examples:
+            chosen.extend(one)
+            rejected.extend(other or ())
+            values.append(float("nan") if value is None else value)
+        for reason, count in counts.items():
+            report[reason] += count
+    places = np.frombuffer(chosen, dtype=np.int32).reshape(-1, 2)
+    others = np.frombuffer(rejected, dtype=np.int32).reshape(-1, 2) if kind is Pair else None
+    known = np.frombuffer(values, dtype=np.float64)
+    return View(Examples(kind, table, places, others, known, _numbered(places[:, 0])), report)
+
+
+def _numbered(owners: np.ndarray) -> np.ndarray:
+    """How many of the same owner came before, [n]."""
+    order = np.argsort(owners, kind="stable")
+    ordered = owners[order]
+    new = np.concatenate([[True], ordered[1:] != ordered[:-1]]) if len(owners) else np.zeros(0, dtype=bool)
+    starts = np.flatnonzero(new)
+    number = np.empty(len(owners), dtype=np.int32)
+    number[order] = np.arange(len(owners)) - starts[np.cumsum(new) - 1]
+    return number
 
 
 def _left_out(report: Counter[str]) -> str:
@@ -231,7 +375,7 @@ def _left_out(report: Counter[str]) -> str:
     return f" ({counts})" if counts else ""
 
 
-VIEWS: dict[str, Callable[[Sequence[Feedback]], View[Any]]] = {
+VIEWS: dict[str, Callable[..., View[Any]]] = {
     "demonstrations": demonstrations,
     "binary": binary,
     "pairs": pairs,

@@ -44,12 +44,18 @@ def _prompt(prompt: Prompt) -> Any:
     return prompt if isinstance(prompt, str) else [{"role": turn.role, "content": turn.content} for turn in prompt]
 
 
-def write_jsonl(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows whole or not at all. Raises ``ValueError`` for a name that is not .jsonl or .jsonl.gz."""
+def write_jsonl(file: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows whole or not at all; how many they were.
+
+    Raises ``ValueError`` for a name that is not .jsonl or .jsonl.gz.
+    """
     if not file.name.endswith((".jsonl", ".jsonl.gz")):
         raise ValueError(f"convert: expected a file that ends in .jsonl or .jsonl.gz, found {file}")
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
+    count = 0
     with gzip.open(part, "wt", encoding="utf-8") if file.suffix == ".gz" else part.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        for row in rows:
+            count += out.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n") > 0
     part.replace(file)
+    return count

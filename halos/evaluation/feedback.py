@@ -31,7 +31,7 @@ class HeldData:
 
     source: Source
     limits: Limits
-    records: list[Feedback]
+    records: Sequence[Feedback]
 
 
 def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: int) -> HeldData:
@@ -49,7 +49,7 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
     return HeldData(module.source, module.limits, _records(module.source, split, int(node.val_size), seed))
 
 
-def _records(source: Source, split: str, val_size: int, seed: int) -> list[Feedback]:
+def _records(source: Source, split: str, val_size: int, seed: int) -> Sequence[Feedback]:
     held = source.val()
     if split == "val" and held is not None:
         return held.records

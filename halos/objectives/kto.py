@@ -102,6 +102,7 @@ class KTO(Objective):
         2. The mean behind z₀ runs over the examples of all ranks in the micro-step, not over one device's.
         3. Reference-free, y' are other prompts' completions, not samples of π_θ(·|x), so −H is estimated too low.
            Uniform over outputs, as in the paper, is not uniform over tokens: long completions have low rewards.
+        4. Two examples of one prompt are drawn together (``data.keep_together``), not each by itself.
 
     Args:
         beta: β.

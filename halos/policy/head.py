@@ -60,7 +60,7 @@ def forward_scored(
     """
     head = model.get_output_embeddings()
     shape = logit_shape(model) if head_chunk else None
-    with _head_sees(head, choose, nothing=shape is not None) as kept:
+    with _head_sees(head, choose, idle=shape is not None) as kept:
         logits = forward().logits[0]
     if head_chunk and shape is not None:
         delta = head_delta(head, kept[1])
@@ -72,8 +72,8 @@ def forward_scored(
 
 
 @contextmanager
-def _head_sees(head: nn.Module, choose: Callable[[Tensor], Tensor], *, nothing: bool) -> Iterator[list[Tensor]]:
-    """Within, the LM head gets the chosen states [1, M, H], or none of them; the list receives all and the chosen.
+def _head_sees(head: Any, choose: Callable[[Tensor], Tensor], *, idle: bool) -> Iterator[list[Tensor]]:
+    """Within, the LM head gets the chosen states [1, M, H], or does nothing; the list receives all and the chosen.
 
     A hook rather than a call of our own: what a model does around its head stays its own business.
     """
@@ -81,14 +81,20 @@ def _head_sees(head: nn.Module, choose: Callable[[Tensor], Tensor], *, nothing: 
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         kept.extend((args[0], choose(args[0])))
-        seen = kept[1].detach()[:0] if nothing else kept[1]
-        return (seen.unsqueeze(0), *args[1:])
+        return (kept[1].unsqueeze(0), *args[1:])
 
     handle = head.register_forward_pre_hook(select)
+    own = head.__dict__.get("forward")
+    if idle:
+        head.forward = lambda states: states.new_empty(1, 0, head.weight.shape[0])
     try:
         yield kept
     finally:
         handle.remove()
+        if idle:
+            del head.forward
+            if own is not None:
+                head.forward = own
 
 
 def chunked_logprobs(
@@ -142,21 +148,21 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 logits = shape(_with_delta(raw.to(wide), low, up, block))
                 picked[block] = logits.gather(1, targets[block, None])[:, 0]
                 normaliser[block] = logits.logsumexp(1)
-        ctx.save_for_backward(states, weight, bias, low, up, targets, normaliser)
-        ctx.rows, ctx.shape, ctx.dtype = rows, shape, dtype
+        ctx.save_for_backward(*cast, low, up, targets, normaliser)
+        ctx.rows, ctx.shape, ctx.dtypes = rows, shape, [None if t is None else t.dtype for t in (states, weight, bias)]
         return picked - normaliser
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         states, weight, bias, low, up, targets, normaliser = ctx.saved_tensors
-        cast = _cast(states, weight, bias, ctx.dtype)
         wide = normaliser.dtype
-        of_states, of_weight, of_bias, of_low, of_up = (
-            torch.zeros_like(value, dtype=wide) if value is not None and needed else None
+        of_weight: Tensor | None = None
+        of_states, _, of_bias, of_low, of_up = (
+            torch.zeros_like(value, dtype=wide) if value is not None and needed and value is not weight else None
             for value, needed in zip((states, weight, bias, low, up), ctx.needs_input_grad, strict=False)
         )
         for part in _parts(len(states), ctx.rows):
-            changes = affine(cast[0][part], *cast[1:])  # first the logits, then, block by block, their gradient
+            changes = affine(states[part], weight, bias)  # first the logits, then, block by block, their gradient
             for block, raw in _blocks(part, changes):
                 logits = ctx.shape(_with_delta(raw.to(wide, copy=True), low, up, block))
                 slope = ctx.shape.slope(logits)
@@ -172,11 +178,13 @@ class _ChunkedLogProbs(torch.autograd.Function):
                     of_bias += change.sum(0)
                 raw.copy_(change)
             if of_states is not None:
-                of_states[part] = affine(changes, cast[1].T).to(wide)
-            if of_weight is not None:  # chunks are added up in float32, whatever the precision of their products
-                of_weight += affine(changes.T, cast[0][part].T)
-        found = zip((of_states, of_weight, of_bias, of_low, of_up), (states, weight, bias, low, up), strict=True)
-        return *(None if one is None else one.to(value.dtype) for one, value in found), None, None, None, None
+                of_states[part] = affine(changes, weight.T).to(wide)
+            if ctx.needs_input_grad[1]:  # chunks are added up in float32, whatever the precision of their products
+                added = affine(changes.T, states[part].T)
+                of_weight = added.to(wide) if of_weight is None else of_weight.add_(added)
+        dtypes = (*ctx.dtypes, None if low is None else low.dtype, None if up is None else up.dtype)
+        found = zip((of_states, of_weight, of_bias, of_low, of_up), dtypes, strict=True)
+        return *(None if one is None else one.to(dtype) for one, dtype in found), None, None, None, None
 
 
 def _cast(

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from halos.data.batches import Batch, Chunk
 from halos.data.packing import Pack
@@ -52,16 +54,20 @@ def completion_logprobs(
 ) -> LogProbs:
     """Log-probs of every branch of the batch; gradient only where the batch says that it is needed.
 
-    From packed rows where the batch has them and the model can read them, else one forward per chunk. ``head_chunk``:
-    see :func:`halos.policy.head.forward_scored`.
+    From packed rows where the batch has them and the model can read them, else one forward per chunk. Where the batch
+    has them in several parts (``max_tokens``), the backward pass runs each part again, so that the activations of one
+    alone exist at a time. ``head_chunk``: see :func:`halos.policy.head.forward_scored`.
     """
     packed = bool(batch.packs) and can_pack(model)
+    if not packed and sum(part.needs_grad for part in batch.packs) > 1:
+        raise ValueError(
+            f"data.max_tokens_per_batch: expected a model that can read packed rows, found {type(model).__name__}, "
+            "which cannot; lower data.batch_size and raise trainer.accumulate_grad_batches instead"
+        )
     parts: Sequence[Pack | Chunk] = batch.packs if packed else batch.chunks
     lasts: list[Tensor] = []
     found = (
-        pack_logprobs(model, batch.packs, head_chunk=head_chunk)
-        if packed
-        else _chunk_logprobs(model, batch, head_chunk, lasts)
+        _pack_logprobs(model, batch.packs, head_chunk) if packed else _chunk_logprobs(model, batch, head_chunk, lasts)
     )
     slots = torch.cat([part.slots for part in parts])
     flat = torch.cat([values for values, _ in found])
@@ -78,6 +84,15 @@ def completion_logprobs(
 def _placed(states: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
     # States [N, H] at their places in a grid of this shape, zero elsewhere.
     return states.new_zeros(shape.numel(), states.shape[-1]).index_copy(0, places, states).view(*shape, -1)
+
+
+def _pack_logprobs(model: Any, packs: Sequence[Pack], head_chunk: int | None) -> list[tuple[Tensor, Tensor]]:
+    edges = [number for number, part in enumerate(packs) if part.needs_grad]
+    parts = [packs[a:z] for a, z in pairwise([*edges, len(packs)])]
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        return [found for part in parts for found in pack_logprobs(model, part, head_chunk=head_chunk)]
+    run = partial(checkpoint, pack_logprobs, use_reentrant=False)
+    return [found for part in parts for found in run(model, part, head_chunk=head_chunk)]
 
 
 def _chunk_logprobs(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ def reference_table(
     start = time.perf_counter()
     cache = ReferenceCache(folder, model_key(backbone.policy, precision))
     wanted = completions(rows)
-    known = from_rank_zero(lambda: {name: values for name, values in cache.read().items() if name in wanted})
+    known = _unpacked(from_rank_zero(lambda: _packed({k: v for k, v in cache.read().items() if k in wanted})))
     new = ((name, Row("", 0, prompt, (ids,))) for name, (prompt, ids) in wanted.items() if name not in known)
     rank, world = rank_and_world()
     everything = list(_batches(new))
@@ -69,7 +71,7 @@ def reference_table(
             signals.stop(number)
     list(mine)  # the bar's last step
     signals.defer(deferred)
-    added = dict(all_gather_list(found))
+    added = {k: v for part in all_gather_list([_packed(dict(found))]) for k, v in _unpacked(part).items()}
     if added:
         interim.replace_by(from_rank_zero(lambda: cache.write(added)))
     return ReferenceTable(known | added, computed=len(added)), time.perf_counter() - start
@@ -94,6 +96,21 @@ class _Interim:
         for part in self.parts if whole is not None else ():
             if part != whole:
                 part.unlink(missing_ok=True)
+
+
+Packed = tuple[list[bytes], list[int], Any]
+"""Keys, lengths, and all values in one array: pickled one by one, each tensor would bring the whole part of the cache
+that it is a view of."""
+
+
+def _packed(entries: Mapping[bytes, Tensor]) -> Packed:
+    values = [entry.numpy() for entry in entries.values()]
+    return list(entries), [len(entry) for entry in values], np.concatenate(values) if values else np.zeros(0, "f4")
+
+
+def _unpacked(packed: Packed) -> dict[bytes, Tensor]:
+    keys, lengths, values = packed
+    return dict(zip(keys, torch.from_numpy(values).split(lengths), strict=True)) if keys else {}
 
 
 def _batches(items: Iterable[tuple[bytes, Row]]) -> Iterator[Work]:

@@ -81,7 +81,8 @@ class Sharding:
                 part.set_requires_gradient_sync(last, recurse=False)
 
     def _shard(self, module: nn.Module, policy: MixedPrecisionPolicy, reshard: bool | None) -> None:
-        offload = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
+        pinned = self.device.type != "cpu"
+        offload = CPUOffloadPolicy(pin_memory=pinned) if self.cpu_offload else OffloadPolicy()
         fully_shard(module, mesh=self.mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=offload)
 
     def _reduced_in(self) -> torch.dtype | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
@@ -70,7 +71,7 @@ def write_report(taken: Intake, folder: Path) -> None:
         write_atomically(folder / REPORT, text + "\n")
 
 
-def plot_lengths(lengths: Mapping[str, Sequence[int]], file: Path) -> None:
+def plot_lengths(lengths: Mapping[str, Any], file: Path) -> None:
     """Histograms of lengths, one for each name, as a picture."""
     from matplotlib.figure import Figure
 

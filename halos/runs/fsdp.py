@@ -85,6 +85,11 @@ class FSDP(ModelParallelStrategy):
         names = ("replicate", "shard")
         return init_device_mesh(self.root_device.type, (self.replicas, shards), mesh_dim_names=names)
 
+    def _get_process_group_backend(self) -> str:
+        # The norm of offloaded gradients is added up where they are.
+        both = self.cpu_offload and self.root_device.type == "cuda"
+        return "cpu:gloo,cuda:nccl" if both else super()._get_process_group_backend()
+
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         return {"num_replicas": self.world_size, "rank": self.global_rank}

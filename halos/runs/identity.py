@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-
-from halos.data.rows import Row
 
 GROUPS = ("loss", "optim", "humanline", "reference_sync")
 """Groups of the configuration of which every value counts."""
@@ -20,18 +18,16 @@ EDGE = 1 << 16
 """Bytes at both ends of a file of weights that are looked at, with its size: whole models would take minutes."""
 
 
-def identity(
-    cfg: DictConfig, rows: Mapping[str, Iterable[Row]], *, model: Path | None, examples_per_step: int
-) -> dict[str, Any]:
+def identity(cfg: DictConfig, data: Mapping[str, str], *, model: Path | None, examples_per_step: int) -> dict[str, Any]:
     """{key: value}: the objective, the optimizer, the model, the data to the token, their order, and the seed.
 
-    ``model``: the local file or folder of its weights, if it has one.
+    ``data``: a key of the rows of each split. ``model``: the local file or folder of its weights, if it has one.
     """
     nodes: Any = OmegaConf.to_container(cfg, resolve=True)
     found = {key: value for group in GROUPS for key, value in _flat(nodes[group], group)}
     found["model.path"] = f"{model.name} ({_files(model)})" if model else cfg.model.path
     found |= {key: value for name in MODEL for key, value in _flat(nodes["model"].get(name), f"model.{name}")}
-    found |= {f"data ({split})": _rows(part) for split, part in rows.items()}
+    found |= {f"data ({split})": key for split, key in data.items()}
     found |= {"examples per step": examples_per_step, "precision": cfg.precision, "seed": cfg.seed}
     return found
 
@@ -40,13 +36,6 @@ def _flat(node: Any, name: str) -> list[tuple[str, Any]]:
     if isinstance(node, dict):
         return [pair for key, value in node.items() for pair in _flat(value, f"{name}.{key}")]
     return [(name, node)]
-
-
-def _rows(rows: Iterable[Row]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr((row.prompt, row.branches, row.desirable, row.score)).encode())
-    return digest.hexdigest()[:12]
 
 
 def _files(model: Path) -> str:

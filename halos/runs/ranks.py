@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from collections.abc import Iterator
@@ -25,24 +26,37 @@ class KnowRanks(Callback):
     """Learns where each rank lives, before the first step."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() != trainer.world_size:
+            _leave_group()  # that of an earlier run
         if not _known:
             _known.extend(all_gather_list([(socket.gethostname(), os.getpid())]))
 
 
 @contextmanager
 def lost_ranks_named() -> Iterator[None]:
-    """Turn an error that comes from another rank's end into :class:`RunFailed` with its name, and leave no process
-    group behind."""
+    """Turn an error that comes from another rank's end into :class:`RunFailed` with its name.
+
+    A failed run leaves no process group behind. One that went well leaves it to the next run of this process, which
+    would hang on a new one if another rank had not yet left the old.
+    """
     _known.clear()
     try:
         yield
     except RuntimeError as error:
+        _leave_group()
         if not any(words in str(error).lower() for words in LOST):
             raise
         raise RunFailed(f"{_gone()}; resume=auto goes on from the last checkpoint") from error
-    finally:
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+    except BaseException:
+        _leave_group()
+        raise
+    atexit.unregister(_leave_group)
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _gone() -> str:

@@ -35,6 +35,8 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
         raise ValueError(
             "model.lora.quantize: expected strategy=auto or ddp, found fsdp; 4-bit weights are not divided"
         )
+    if cfg.data.max_tokens_per_batch is not None and cfg.strategy.name not in ("auto", "ddp"):
+        raise ValueError(f"data.max_tokens_per_batch: expected strategy=auto or ddp, found {cfg.strategy.name}")
     given: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     options = {key: value for key, value in given.items() if value is not None}
     options.pop("max_epochs", None)

@@ -82,7 +82,7 @@ def test_all_assistant_turns_for_imitation_alone(tmp_path: Path) -> None:
     made.load("demonstrations")
     made.tokenise(tiny.word_tokenizer(tiny.CHATML))
     first, last = made.rows["train"].rows
-    assert (first.id, last.id) == (f"{train}:1#0.1", f"{train}:1#0")
+    assert (first.id, last.id) == (f"{train}:1.1#0", f"{train}:1#0")
     tokenizer = tiny.word_tokenizer(tiny.CHATML)
     assert [tokenizer.decode(r.branches[0]).split()[0] for r in (first, last)] == ["good", "world"]
     assert last.prompt[: len(first.prompt)] == first.prompt

@@ -72,5 +72,5 @@ def test_mixtures_that_make_no_sense(mix: Any, said: str) -> None:
 
 def test_one_file_in_two_sources(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", 2)
-    with pytest.raises(ValueError, match=r"expected ids to be unique; found .* in two sources"):
+    with pytest.raises(ValueError, match=r"data.mix: .*: expected ids to be unique; found .*, as at "):
         MixedSource({"a": {"train": file}, "b": {"train": file}}).train()

@@ -270,6 +270,23 @@ def test_batches_are_packed_unless_switched_off(options: dict[str, bool], packs:
     assert {part.continues for batch in batches for part in batch.packs[1:]} <= {options.get("share_prompts", True)}
 
 
+def test_a_micro_batch_with_too_many_tokens_comes_in_parts() -> None:
+    made = module(10, batch_size=4, max_tokens_per_batch=1)
+    attach(made)
+    made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=1)
+    for batch in made.train_dataloader():
+        assert [part.needs_grad for part in batch.packs] == [True, False] * 4
+
+
+def test_parts_need_packed_rows() -> None:
+    with pytest.raises(ValueError, match=r"data\.max_tokens_per_batch: expected packed rows"):
+        module(packing=False, max_tokens_per_batch=100)
+    made = PreferenceDataModule(Listed([record(n) for n in range(4)]), max_length=200, max_tokens_per_batch=100)
+    made.load("binary")
+    with pytest.raises(ValueError, match=r"data\.max_tokens_per_batch: expected a loss on completions' log-probs"):
+        made.tokenise(tiny.word_tokenizer(tiny.CHATML), whole=True)
+
+
 def test_validation_serves_every_example_once_always_alike() -> None:
     made = module(4, val=9, batch_size=2)
     shares = []

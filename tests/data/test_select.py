@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
+from halos.data.arrow import Store
 from halos.data.feedback import Completion, Feedback, Message
+from halos.data.records import table_of
 from halos.data.select import Selection, expand_turns
-from halos.data.views import Demonstration, Labelled, binary, pairs
+from halos.data.views import Examples, Labelled, Pair, binary, pairs
 
 
 def scored(name: str, prompt: str, *scores: float) -> Feedback:
@@ -31,16 +33,16 @@ RECORDS = [
     ],
 )
 def test_labels_from_scores(given: Any, expected: dict[str, bool]) -> None:
-    made, report = Selection(labels_from_scores=given).prepare("binary", RECORDS, RECORDS)
-    assert {e.completion: e.desirable for e in binary(made).examples} == expected
-    assert report == {"labels from scores": len(expected)}
+    made = binary(RECORDS, Selection(labels_from_scores=given).prepare("binary", RECORDS, RECORDS))
+    assert {e.completion: e.desirable for e in made.examples} == expected
+    assert made.report["labels from scores"] == len(expected)
     assert RECORDS[0].completions[0].desirable is None, "records are never changed in place"
 
 
 def test_the_median_is_that_of_the_training_data_and_labels_stay() -> None:
     held = [Feedback("v", "p", (Completion("x", False, 99.0), Completion("y", score=5.0)))]
-    made, _ = Selection(labels_from_scores="median").prepare("binary", held, RECORDS)
-    assert [c.desirable for c in made[0].completions] == [False, True]
+    made = binary(held, Selection(labels_from_scores="median").prepare("binary", held, RECORDS))
+    assert [(e.completion, e.desirable) for e in made.examples] == [("x", False), ("y", True)]
 
 
 @pytest.mark.parametrize(
@@ -55,23 +57,26 @@ def test_the_median_is_that_of_the_training_data_and_labels_stay() -> None:
 )
 def test_pairs_from_scores(options: dict[str, Any], expected: list[tuple[str, str]], left_out: int) -> None:
     record = scored("s", "p", 1, 2, 2, 4)  # equal scores never make a pair
-    made, report = Selection(**options).prepare("pairs", [record], [record])
-    assert sorted((e.chosen, e.rejected) for e in pairs(made).examples) == sorted(expected)
-    assert report["completions with close scores left out"] == left_out
+    made = pairs([record], Selection(**options).prepare("pairs", [record], [record]))
+    assert sorted((e.chosen, e.rejected) for e in made.examples) == sorted(expected)
+    assert made.report["completions with close scores left out"] == left_out
+    assert made.report["pairs from scores"] == len(expected)
 
 
 def test_a_record_without_a_pair_of_that_margin_is_left_out() -> None:
-    made, report = Selection(min_margin=5).prepare("pairs", [scored("s", "p", 1, 2)], [])
-    assert (made, report["completions with close scores left out"]) == ([], 2)
+    prepare = Selection(min_margin=5).prepare("pairs", [], [])
+    with pytest.raises(ValueError, match=r"the loss needs pairs.*\(2 completions with close scores left out\)"):
+        pairs([scored("s", "p", 1, 2)], prepare)
     paired = Feedback(
         "m", "p", (Completion("a", score=1), Completion("b", score=2), *scored("s", "p", 5, 6).completions), ((0, 1),)
     )
-    ((kept,), _) = Selection(min_margin=5).prepare("pairs", [paired], [])
-    assert (kept.completions, kept.preferences) == (paired.completions[:2], ((0, 1),))
+    view = pairs([scored("s", "p", 1, 2), paired], prepare)
+    assert view.examples == [Pair("m#0", "p", "a", "b")]
+    assert view.report == {"completions with close scores left out": 4}
 
 
-def labelled(count: int, prompts: int = 100) -> list[Labelled]:
-    return [Labelled(f"r{n}", f"p{n % prompts}", "a", n % 2 == 0) for n in range(count)]
+def labelled(count: int, prompts: int = 100) -> Examples[Labelled]:
+    return binary([Feedback(f"r{n}", f"p{n % prompts}", (Completion("a", n % 2 == 0),)) for n in range(count)]).examples
 
 
 def test_a_share_of_a_kind_is_kept_in_order_by_the_seed() -> None:
@@ -120,11 +125,17 @@ def test_shares_of_labels_need_labels() -> None:
 def test_every_assistant_turn_once() -> None:
     said = ["user", "assistant", "user", "assistant", "assistant", "user"]
     prompt = tuple(Message(role, f"{n}") for n, role in enumerate(said))
-    expanded, report = expand_turns([Demonstration("r#0", prompt, "last"), Demonstration("s#0", "text", "b")])
-    assert [(e.id, len(e.prompt) if isinstance(e.prompt, tuple) else 0, e.completion) for e in expanded] == [
-        ("r#0.1", 1, "1"),
-        ("r#0.3", 3, "3"),
-        ("r#0", 6, "last"),
-        ("s#0", 0, "b"),
+    records = [
+        Feedback("r", prompt, (Completion("last"), Completion("other"))),
+        Feedback("s", "text", (Completion("b"),)),
+        Feedback("t", prompt, (Completion("bad", False),)),  # nothing to imitate: its earlier turns are not either
+    ]
+    expanded, report = expand_turns(table_of(records), Store())
+    assert [(r.id, len(r.prompt) if isinstance(r.prompt, tuple) else 0, r.completions[0].text) for r in expanded] == [
+        ("r.1", 1, "1"),
+        ("r.3", 3, "3"),
+        ("r", 6, "last"),
+        ("s", 0, "b"),
+        ("t", 6, "bad"),
     ]
     assert report == {"earlier assistant turns": 2, "earlier assistant turns left out": 1}

@@ -19,7 +19,7 @@ def test_no_prompt_is_on_both_sides(val_size: int) -> None:
     train, val = split_by_prompt(RECORDS, val_size, seed=0)
     assert val_size <= len(val) <= val_size + 2
     assert not {prompt_key(r.prompt) for r in train} & {prompt_key(r.prompt) for r in val}
-    assert sorted(train + val, key=RECORDS.index) == RECORDS
+    assert sorted([*train, *val], key=RECORDS.index) == RECORDS
     assert train == sorted(train, key=RECORDS.index)
     assert val == sorted(val, key=RECORDS.index)
 

@@ -56,7 +56,7 @@ def test_one_class_alone_and_a_resumed_run() -> None:
 @pytest.mark.parametrize(
     ("labels", "options", "said"),
     [
-        ([None, None], {}, "expected a loss that learns from labels"),
+        ([-1, -1], {}, "expected a loss that learns from labels"),
         ([True, False], {"batch_size": 1}, "expected at least two examples in a step"),
     ],
 )

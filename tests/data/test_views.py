@@ -155,7 +155,7 @@ def test_a_score_goes_before_a_label() -> None:
         (binary, [SCORES, PLAIN], "scores are not labels, they need a threshold"),
         (binary, [PLAIN], r"no completion has a label .*\(1 completions without feedback left out\)"),
         (pairs, [GOOD], r"no prompt has both a desirable and an undesirable completion: the loss needs pairs"),
-        (pairs, [GOOD, labelled("y", "r", False)], r"\(1 unpaired undesirable .*, 1 unpaired desirable"),
+        (pairs, [GOOD, labelled("y", "r", False)], r"\(1 unpaired desirable .*, 1 unpaired undesirable"),
         (scored, [PLAIN], "no completion has a score or a label"),
     ],
 )

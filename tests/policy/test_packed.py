@@ -318,3 +318,44 @@ def test_a_sliding_window_that_attention_is_not_told_of_rules_packing_out(caplog
 def test_layers_that_are_checkpointed_the_other_way_rule_packing_out(llama: Any) -> None:
     llama.gradient_checkpointing_enable({"use_reentrant": True})
     assert not can_pack(llama)
+
+
+# Parts
+
+
+@pytest.mark.parametrize("mismatched", [True, False])
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("most", [1, 25, 60])
+def test_parts_of_a_micro_batch_give_the_same_numbers(llama: Any, most: int, share: bool, mismatched: bool) -> None:
+    def found(**options: Any) -> tuple[Tensor, list[Tensor]]:
+        batch = collate(ROWS, packing=True, share_prompts=share, mismatched=mismatched, **options)
+        logprobs = completion_logprobs(llama, batch, head_chunk=3).tokens
+        trained = logprobs[:, :-1] if mismatched else logprobs
+        return logprobs, list(torch.autograd.grad(trained.sin().sum(), list(llama.parameters())))
+
+    (values, gradients), (expected, whole) = found(max_tokens=most), found()
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-10)
+    for left, right in zip(gradients, whole, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-9)
+
+
+def test_parts_keep_the_activations_of_one_at_a_time(llama: Any) -> None:
+    kept: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    def activations(most: int | None) -> int:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            completion_logprobs(llama, collate(ROWS, packing=True, max_tokens=most), head_chunk=3)
+        return sum(kept)
+
+    assert activations(1) < activations(None) / 10
+
+
+def test_parts_are_refused_for_a_model_that_cannot_read_them(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "_supports_attention_backend", False)
+    with pytest.raises(ValueError, match=r"data\.max_tokens_per_batch: expected a model that can read packed rows"):
+        completion_logprobs(llama, collate(ROWS, packing=True, max_tokens=1))

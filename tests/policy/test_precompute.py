@@ -1,6 +1,7 @@
 """Reference log-probs computed beforehand are those of the live reference."""
 
 import functools
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,23 @@ def test_what_is_known_is_not_computed_again(tmp_path: Path, monkeypatch: pytest
     more = table(tmp_path, model, ROWS)
     assert sum(seen) == len(completions(ROWS)) - len(completions(ROWS[:5]))
     assert more.entries.keys() == completions(ROWS).keys()
+
+
+def test_ranks_are_sent_no_more_than_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tiny.rows(40, branches=2, seed=5)
+    first = table(tmp_path, rows=rows)
+    sent: list[int] = []
+
+    def recorded(make: Any) -> Any:
+        sent.append(len(pickle.dumps(made := make())))
+        return made
+
+    monkeypatch.setattr(precompute, "from_rank_zero", recorded)
+    again = table(tmp_path, rows=rows)
+    assert again.computed == 0
+    assert all(torch.equal(again.entries[key], first.entries[key]) for key in first.entries)
+    values = sum(4 * len(entry) for entry in first.entries.values())
+    assert values < sent[0] < values + 32 * len(first.entries) + 500
 
 
 def test_other_weights_are_another_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from tests.test_train import run, train_as_rank
 
 WORDS = ("model.reference=live", "trainer.max_steps=5", "checkpoint_every=3", "optim.eps=1e-6", "optim.lr=1e-3")
 MOVING = ("reference_sync.every=2",)
+BFLOAT16 = {"bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}
 TWO = ("trainer.devices=2", "data.batch_size=2", "strategy=fsdp")
 
 
@@ -50,12 +51,6 @@ def counted(train: Any, folder: Path, *words: str) -> tuple[dict[str, Any], dict
 
 
 def runs_on_a_rank(folder: Path) -> list[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.distributed, "destroy_process_group", lambda: None)  # one group for all of the runs
-        return _runs_on_a_rank(folder)
-
-
-def _runs_on_a_rank(folder: Path) -> list[Any]:
     checkpoint = f"resume='{folder}/auto/checkpoints/step=3.ckpt'"
     shared = (*WORDS, *TWO)
     sharded = "strategy.trainer.sharded_checkpoints=true"
@@ -136,6 +131,26 @@ def test_a_moving_reference_moves_between_strategies_too(runs: dict[str, Any], t
     checkpoint = runs["folder"] / "moving/checkpoints/step=3.ckpt"
     resumed = run(tmp_path / "resumed", *WORDS, *MOVING, f"resume='{checkpoint}'")
     assert resumed["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def in_bfloat16_on_a_rank(folder: Path) -> list[dict[str, Any]]:
+    return [train_as_rank(folder / precision, *WORDS, *TWO, f"precision={precision}") for precision in BFLOAT16]
+
+
+def test_bfloat16_follows_float32_and_its_mixed_form_keeps_float32_weights(
+    runs: dict[str, Any], tmp_path: Path
+) -> None:
+    expected = runs["one"][0]["train_loss"]
+    for summaries in run_ranks(partial(in_bfloat16_on_a_rank, tmp_path)):
+        for summary in summaries:
+            assert summary["train_loss"][0] == pytest.approx(0.5, abs=1e-6)  # the live reference is rounded alike
+            assert summary["train_loss"] == pytest.approx(expected, rel=2e-2)
+            assert summary["train_loss"] != pytest.approx(expected, rel=1e-5)
+    for precision, dtype in BFLOAT16.items():
+        model = load_file(tmp_path / precision / "model" / "model.safetensors")
+        assert {tensor.dtype for tensor in model.values()} == {dtype}
+        checkpoint = torch.load(tmp_path / precision / "checkpoints/last.ckpt", weights_only=True)
+        assert {tensor.dtype for tensor in checkpoint["state_dict"].values()} == {dtype}
 
 
 def test_a_folder_that_is_no_whole_checkpoint_is_refused(runs: dict[str, Any], tmp_path: Path) -> None:

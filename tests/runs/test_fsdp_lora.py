@@ -40,15 +40,13 @@ def runs_on_a_rank(folder: Path) -> dict[str, Any]:
     def train(name: str, *words: str) -> None:
         found[name] = train_as_rank(folder / name, *WORDS, *words)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.distributed, "destroy_process_group", lambda: None)  # one group for all of the runs
-        found["live"], found["held"] = counted(train_as_rank, folder / "live", *WORDS, *FSDP, "sampling.size=4")
-        train("off", *FSDP, OFF, FOLDERS)
-        train("control", *FSDP, "loss=csft")
-        train("continued", *FSDP, *continued(folder))
-        train("from one", *FSDP, f"resume='{folder}/merged/checkpoints/step=3.ckpt'")
-        train("from folder", *FSDP, OFF, f"resume='{folder}/off/checkpoints/step=3.ckpt'", FOLDERS)
-        train("to ddp", *DDP, f"resume='{folder}/live/checkpoints/step=3.ckpt'")
+    found["live"], found["held"] = counted(train_as_rank, folder / "live", *WORDS, *FSDP, "sampling.size=4")
+    train("off", *FSDP, OFF, FOLDERS)
+    train("control", *FSDP, "loss=csft")
+    train("continued", *FSDP, *continued(folder))
+    train("from one", *FSDP, f"resume='{folder}/merged/checkpoints/step=3.ckpt'")
+    train("from folder", *FSDP, OFF, f"resume='{folder}/off/checkpoints/step=3.ckpt'", FOLDERS)
+    train("to ddp", *DDP, f"resume='{folder}/live/checkpoints/step=3.ckpt'")
     return found
 
 

@@ -4,8 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 
 from halos.errors import RunFailed
 from halos.runs import ranks
@@ -45,3 +49,28 @@ def test_what_the_network_says_of_a_lost_peer_becomes_the_name_of_a_rank(
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match=r"^CUDA out of memory$"):
         fail("CUDA out of memory", [])
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def test_a_failed_run_leaves_no_process_group(group: None) -> None:
+    with pytest.raises(SystemExit), ranks.lost_ranks_named():
+        raise SystemExit(143)
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(("world_size", "kept"), [(1, True), (2, False)])
+def test_the_next_run_takes_over_a_process_group_that_fits(group: None, world_size: int, kept: bool) -> None:
+    for _ in range(2):
+        with ranks.lost_ranks_named():
+            assert dist.is_initialized()
+    with ranks.lost_ranks_named():
+        ranks.KnowRanks().setup(SimpleNamespace(world_size=world_size), None, "fit")
+        assert dist.is_initialized() == kept

@@ -30,6 +30,10 @@ def trainer(*words: str) -> Any:
             ("strategy=fsdp", "model.lora.enabled=true", "model.lora.quantize=4bit"),
             "model.lora.quantize: expected strategy=auto or ddp, found fsdp",
         ),
+        (
+            ("strategy=fsdp", "data.max_tokens_per_batch=64"),
+            "data.max_tokens_per_batch: expected strategy=auto or ddp, found fsdp",
+        ),
         (("strategy=fsdp", "strategy.trainer.replicas=0"), "replicas: expected a whole number from 1 on, found 0"),
         (
             ("strategy=fsdp", "trainer.devices=3", "strategy.trainer.replicas=2"),

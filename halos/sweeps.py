@@ -1,0 +1,81 @@
+"""Sweeps whose jobs run at the same time in processes of their own on this machine (``hydra/launcher=joblib``).
+
+joblib kills its processes as soon as the one that started them is interrupted, or one of them ends by a signal. So the
+first waits for the jobs and passes signals on, and a job that a signal ends fails like any other.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from halos import signals
+from halos.errors import RunFailed
+from halos.launch import die_with_parent
+
+SWEEP = "HALOS_SWEEP"
+"""The process id of the command that has started a sweep."""
+_received: list[int] = []
+
+
+@contextmanager
+def passed_on_to_jobs() -> Iterator[None]:
+    """Within, signals are passed on to processes that run jobs, which end with a checkpoint each; a second SIGINT
+    (Ctrl-C twice) kills them. Without such processes everything is as :func:`halos.signals.caught` has it.
+
+    Raises :class:`halos.signals.Interrupted` in the place of what the jobs' ends have led to.
+    """
+    os.environ[SWEEP] = str(os.getpid())
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+
+    def handle(number: int, frame: object) -> None:
+        jobs = multiprocessing.active_children()
+        if not jobs:
+            signals.handle(number, frame)
+        received.append(number)
+        for job in jobs:
+            if received.count(signal.SIGINT) > 1:
+                job.kill()
+            else:  # Ctrl-C has reached them by itself: a second SIGINT would end them where they stand
+                os.kill(job.pid or 0, signal.SIGTERM if number == signal.SIGINT else number)
+
+    for number in signals.SIGNALS:
+        signal.signal(number, handle)
+    try:
+        yield
+    except Exception as error:
+        if received:
+            raise signals.Interrupted(received[0]) from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def job() -> Iterator[None]:
+    """Around a job, wherever it runs. In a process that the sweep has started, a signal that ends it, or has ended an
+    earlier one there, is :class:`RunFailed`, and signals between jobs do no harm."""
+    if os.environ.get(SWEEP) != str(os.getppid()):
+        yield
+        return
+    if not _received:
+        die_with_parent()
+    for number in signals.SIGNALS:
+        signal.signal(number, _note)
+    try:
+        with signals.caught():
+            if _received:
+                raise signals.Interrupted(_received[0])
+            yield
+    except signals.Interrupted as end:
+        _received.append(end.signal)
+        raise RunFailed(f"ended by {end.signal.name}; resume=auto goes on from the last checkpoint") from end
+
+
+def _note(number: int, frame: object) -> None:
+    _received.append(number)
