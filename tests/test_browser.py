@@ -5,6 +5,7 @@ Skipped where there is no browser, unless HALOS_BROWSER=1 asks for it.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("browser") / "run"
     shown = ["logger=tensorboard", "sampling.prompts=2", "sampling.size=4", "trainer.val_check_interval=1"]
     run(folder, *shown, "trainer.max_steps=2", "loss.beta=0.25")
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # its thread goes on when pytest's streams are closed
     server = program.TensorBoard()
     server.configure(argv=[None, "--logdir", str(folder), "--port", "0", "--load_fast", "false"])
     return server.launch()

@@ -153,16 +153,6 @@ def test_jobs_of_a_sweep_write_into_folders_of_their_own(monkeypatch: pytest.Mon
     assert [folder.name for folder in folders] == ["loss=kto", "loss=dpo"]  # the seed is the same for all
 
 
-def test_a_key_that_is_also_given_one_value_still_tells_jobs_apart(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    seen = []
-    monkeypatch.setattr("halos.train.train", seen.append)
-    assert call(monkeypatch, tmp_path, "train", "-m", "seed=3", "seed=4,5", "output_dir=sweep") == 0
-    assert [cfg.seed for cfg in seen] == [4, 5]
-    assert len({cfg.output_dir for cfg in seen}) == 2
-
-
 def test_a_trial_is_a_run_of_each_seed_and_its_value_their_mean(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +181,16 @@ def test_a_trial_is_a_run_of_each_seed_and_its_value_their_mean(
         "error: sweep_metric: expected one with sweep_seeds and sweep_max_kl, found none",
         "error: sweep_seeds: expected different seeds, found [4, 4]",
     ]
+
+
+def test_a_key_that_is_also_given_one_value_still_tells_jobs_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+    monkeypatch.setattr("halos.train.train", seen.append)
+    assert call(monkeypatch, tmp_path, "train", "-m", "seed=3", "seed=4,5", "output_dir=sweep") == 0
+    assert [cfg.seed for cfg in seen] == [4, 5]
+    assert len({cfg.output_dir for cfg in seen}) == 2
 
 
 def test_each_job_of_a_sweep_on_several_devices_has_ranks_of_its_own(
