@@ -104,15 +104,9 @@ def _run_job(cfg: DictConfig) -> float | None:
 
 def _run_placed(cfg: DictConfig) -> float | None:
     _place(cfg)
-<<<<<<< HEAD
-    if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":
-        if cfg.sweep_seeds is not None or cfg.sweep_max_kl is not None:
-            raise ValueError("sweep_metric: expected one with sweep_seeds and sweep_max_kl, found none")
-=======
     if cfg.sweep_metric is None and (cfg.sweep_seeds is not None or cfg.sweep_max_kl is not None):
         raise ValueError("sweep_metric: expected one with sweep_seeds and sweep_max_kl, found none")
     if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":
->>>>>>> issue7
         _run_or_rounds(cfg)
         return None
     # A sweeper that looks for the best settings is told how they did; Hydra's own takes no notice.
