@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,14 @@ class Averages(Metric):
 
     def update(self, means: Mapping[str, Mean]) -> None:
         """Add one micro-batch. The names must be the same in each call, so that ranks and steps line up."""
+        new = self._sums_of(means)
+        self.sums = new if len(self.sums) == 0 else self.sums + new
+
+    def compute(self) -> Any:
+        """{name: sum / count} over everything since the last reset, on all ranks."""
+        return self._divided(self.sums.tolist())
+
+    def _sums_of(self, means: Mapping[str, Mean]) -> Tensor:
         if self.names and self.names != list(means):
             raise ValueError(f"expected the metrics {self.names}, found {list(means)}")
         self.names = list(means)
@@ -46,13 +55,39 @@ class Averages(Metric):
         # MPS has no float64.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         parts = [torch.as_tensor(part) for mean in means.values() for part in (mean.total, mean.count)]
-        new = torch.stack([part.detach().to(device, dtype) for part in parts]).view(-1, 2)
-        self.sums = new if len(self.sums) == 0 else self.sums + new
+        return torch.stack([part.detach().to(device, dtype) for part in parts]).view(-1, 2)
 
-    def compute(self) -> dict[str, float]:
-        """{name: sum / count} over everything since the last reset, on all ranks."""
-        pairs = zip(self.names, self.sums.tolist(), strict=True) if len(self.sums) else ()
+    def _divided(self, sums: list[list[float]]) -> dict[str, float]:
+        pairs = zip(self.names, sums, strict=True) if sums else ()
         return {name: total / count for name, (total, count) in pairs if count > 0}
+
+
+class StepAverages(Averages):
+    """The same for each of several optimizer steps, [steps, names, 2]: they wait on the device until they are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._within = False
+
+    def update(self, means: Mapping[str, Mean]) -> None:
+        """Add one micro-batch of the step that has not ended."""
+        new = self._sums_of(means)[None]
+        before = self.sums.view(-1, *new.shape[1:])
+        self.sums = torch.cat([before[:-1], before[-1:] + new] if self._within else [before, new])
+        self._within = True
+
+    def end_step(self) -> None:
+        """What comes from now on belongs to the next step."""
+        self._within = False
+
+    def compute(self) -> list[dict[str, float]]:
+        """{name: sum / count} of each step since the last reset, on all ranks, which are read all at once."""
+        return [self._divided(step) for step in self.sums.tolist()]
+
+    def reset(self) -> None:
+        """Forget all steps."""
+        super().reset()
+        self._within = False
 
 
 class LabelledRewards(Metric):

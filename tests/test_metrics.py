@@ -5,8 +5,10 @@ from itertools import product
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from halos.metrics import Averages, LabelledRewards, Mean, auc, mean_where
+from halos.metrics import Averages, LabelledRewards, Mean, StepAverages, auc, mean_where
+from tests.fork import run_ranks
 
 
 def averages(*updates: dict[str, Mean]) -> Averages:
@@ -61,6 +63,38 @@ def test_a_reset_forgets_the_sums() -> None:
     assert metric.compute() == {}
     metric.update({"x": tensor_mean([1.0])})
     assert metric.compute() == {"x": 1.0}
+
+
+def test_each_step_has_averages_of_its_own() -> None:
+    metric = StepAverages()
+    for step in ([[1.0, 2.0, 3.0], [10.0]], [[5.0]], [[0.5], [1.5]]):
+        for micro_batch in step:
+            metric.update({"x": tensor_mean(micro_batch), "y": Mean(torch.tensor(0.0), len(micro_batch) - 1)})
+        metric.end_step()
+    assert metric.compute() == [{"x": 4.0, "y": 0.0}, {"x": 5.0}, {"x": 1.0}]
+
+
+def test_a_step_that_begins_behind_a_reset_is_not_added_to_the_last() -> None:
+    metric = StepAverages()
+    metric.update({"x": tensor_mean([100.0])})
+    metric.reset()
+    metric.update({"x": tensor_mean([1.0])})
+    metric.update({"x": tensor_mean([2.0])})
+    assert metric.compute() == [{"x": 1.5}]
+
+
+def _steps_of_a_rank() -> list[dict[str, float]]:
+    dist.init_process_group("gloo")
+    metric, rank = StepAverages(), dist.get_rank()
+    for step in range(3):
+        metric.update({"x": Mean(torch.tensor(1.0 + step + rank), 1 + rank)})
+        metric.end_step()
+    return metric.compute()
+
+
+def test_steps_are_summed_over_ranks_all_at_once() -> None:
+    expected = [{"x": (1 + step + 2 + step) / 3} for step in range(3)]
+    assert run_ranks(_steps_of_a_rank) == [expected, expected]
 
 
 def test_many_small_numbers_keep_their_precision() -> None:

@@ -70,7 +70,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def column(folder: Path, name: str) -> dict[int, float]:
-    return {int(row["step"]): float(row[name]) for row in table(folder) if row[name]}
+    return {int(row["step"]): float(row[name]) for row in table(folder) if row.get(name)}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -1033,19 +1033,21 @@ class Poisoned(SFT):
 """
 
 
+@pytest.mark.parametrize("log_every", [1, 10])
 def test_a_loss_that_is_not_a_number_stops_the_run_behind_its_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "poisoned.py").write_text(POISONED)
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "run"
+    words = (f"trainer.log_every_n_steps={log_every}", "checkpoint_every=1")
     with pytest.raises(FloatingPointError, match=r"loss is nan at step 3; .*Examples of this step: toy/train:\d+#\d+"):
-        run(folder, "loss=sft", "loss._target_=poisoned.Poisoned", "checkpoint_every=1")
+        run(folder, "loss=sft", "loss._target_=poisoned.Poisoned", *words)
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 2
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values() if tensor.is_floating_point())
     assert not (folder / "summary.json").exists()
-    assert list(column(folder, "train/loss")) == [1, 2]
+    assert list(column(folder, "train/loss")) == ([1, 2] if log_every == 1 else [])
 
 
 class Trace(pl.Callback):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from halos.distributed import all_gather_list, whole
 from halos.metrics import Averages, LabelledRewards, Mean, auc
 from halos.objectives.feedback_metrics import feedback_metrics, labelled
 from halos.objectives.humanline import Humanline
+from halos.objectives.steps import Step, Steps, complete
 from halos.optim import AdamW, Optim
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs import LogProbs
@@ -57,6 +57,10 @@ class Objective(pl.LightningModule, ABC):
             that all objectives share stay unclamped.
         non_finite: what a loss or gradient that is not finite does: ``stop`` the run, or ``skip`` the step, which then
             changes neither weights nor the optimizer's moments, and is counted.
+
+    Metrics stay on the device until a step is logged (every ``log_every_n_steps``), a checkpoint is due or training
+    ends, so that the host need not wait for every step; a loss that is not finite is found then. ``skip`` reads every
+    step.
     """
 
     # Variables of the class; where they depend on parameters, the constructor sets them on the instance.
@@ -101,13 +105,12 @@ class Objective(pl.LightningModule, ABC):
         self.backbone: Backbone | None = None
         self._make_backbone = (lambda: backbone) if isinstance(backbone, Backbone) else backbone
         self._optim = optim or AdamW()
-        self.train_averages, self.val_averages = Averages(), Averages()
+        self.steps, self.val_averages = Steps(), Averages()
         self.val_rewards = LabelledRewards()
         self.labelled_rewards: tuple[Tensor, Tensor] | None = None
-        self._step_ids: list[str] = []
+        self._losses: list[float] = []
+        self._norm: Any = None
         self._non_finite_ids: list[str] = []
-        self._step_tokens = 0
-        self._step_started: float | None = None
 
     # What an objective says
 
@@ -198,11 +201,8 @@ class Objective(pl.LightningModule, ABC):
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
 
     @final
-    def on_train_start(self) -> None:
-        self._step_started = time.perf_counter()
-
-    @final
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.steps.begin()
         # Dropout is a function of (seed, batch, rank), so that a resumed run draws as the uninterrupted one did.
         torch.manual_seed((self.seed * 1_000_003 + batch_idx * 4_099 + self.global_rank) % 2**63)
         if self.trained.sharding is not None:
@@ -212,9 +212,7 @@ class Objective(pl.LightningModule, ABC):
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output, metrics = self._evaluate(batch)
-        self.train_averages.update(metrics)
-        self._step_ids += batch.ids
-        self._step_tokens += batch.total_tokens
+        self.steps.add(batch, metrics)
         # Lightning divides by the number of micro-batches, DDP by that of ranks; the counts are the step's already.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
         terms = [term.total / self._step_count(name, term) for name, term in output.loss.items()]
@@ -222,17 +220,29 @@ class Objective(pl.LightningModule, ABC):
 
     @final
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        metrics = self._finish(self.train_averages)
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        metrics["grad_norm"] = float(whole(torch.nn.utils.get_total_norm(gradients)))
+        self._norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        step = self.steps.end(self.trainer.global_step + 1, whole(self._norm), optimizer.param_groups[0]["lr"])
+        logged = step.number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # set when it is built
+        if not logged and self.non_finite == "stop":
+            return
+        metrics = self._read()
         if self.non_finite == "skip":
-            self._skip_non_finite(metrics, optimizer)
-        else:
-            self._refuse_non_finite(metrics)
-        metrics["lr"] = optimizer.param_groups[0]["lr"]
-        metrics |= self._speed()
-        self._log("train", metrics)
-        self._step_ids, self._step_tokens = [], 0
+            self._skip_non_finite(step, metrics, optimizer)
+        named = {f"train/{name}": value for name, value in metrics.items()}
+        # Through Lightning's log() alone, a metric that this step lacks would get the value of an earlier one.
+        for logger in self.trainer.loggers if logged else ():
+            logger.log_metrics(named, step.number)
+        self.log_dict(named, prog_bar=True, logger=False)
+
+    @final
+    def take_losses(self) -> list[float]:
+        """The losses of the steps since the last call; all ranks call it.
+
+        Raises :class:`FloatingPointError` if one is not finite and steps are not to be skipped.
+        """
+        self._catch_up()
+        losses, self._losses = self._losses, []
+        return losses
 
     @final
     def configure_gradient_clipping(
@@ -242,15 +252,17 @@ class Objective(pl.LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         policy = list(self.trained.parameters())
-        if gradient_clip_val:
-            if gradient_clip_algorithm not in (None, "norm"):
-                raise ValueError(
-                    f"trainer.gradient_clip_algorithm: expected norm, found {gradient_clip_algorithm}; "
-                    "the policy and modules beside it are each clipped by their norm"
-                )
-            torch.nn.utils.clip_grad_norm_(policy, gradient_clip_val)
+        if gradient_clip_val and gradient_clip_algorithm not in (None, "norm"):
+            raise ValueError(
+                f"trainer.gradient_clip_algorithm: expected norm, found {gradient_clip_algorithm}; "
+                "the policy and modules beside it are each clipped by their norm"
+            )
         inside = {id(p) for p in policy}
         own = [p for p in self.parameters() if id(p) not in inside]
+        if gradient_clip_val and not own:  # the norm that is logged is theirs
+            torch.nn.utils.clip_grads_with_norm_(policy, gradient_clip_val, self._norm)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(policy, gradient_clip_val)
         own_clip = self.own_clip or gradient_clip_val
         if own_clip and own:
             torch.nn.utils.clip_grad_norm_(own, own_clip)
@@ -266,7 +278,8 @@ class Objective(pl.LightningModule, ABC):
 
     @final
     def on_validation_epoch_end(self) -> None:
-        metrics = self._finish(self.val_averages)
+        metrics = complete(self.val_averages.compute())
+        self.val_averages.reset()
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(
                 f"the validation loss is {metrics['loss']} after step {self.trainer.global_step}; the last good "
@@ -278,16 +291,16 @@ class Objective(pl.LightningModule, ABC):
             area = auc(*self.labelled_rewards)
             if area is not None and "rewards/accuracies" not in metrics:
                 metrics["rewards/auc"] = area
-        self._log("val", metrics)
+        self.log("step", float(self.trainer.global_step))
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
 
     @final
-    def on_validation_end(self) -> None:
-        self._step_started = time.perf_counter()
+    def on_validation_start(self) -> None:
+        self._catch_up()
 
     @final
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            self._step_started = time.perf_counter()
+    def on_train_end(self) -> None:
+        self._catch_up()
 
     # The pieces
 
@@ -313,59 +326,43 @@ class Objective(pl.LightningModule, ABC):
             )
         return term.step_count
 
-    def _finish(self, averages: Averages) -> dict[str, float]:
-        metrics = averages.compute()
-        averages.reset()
-        terms = [name for name in metrics if name.startswith("loss/")]
-        metrics["loss"] = math.fsum(metrics[name] for name in terms)
-        if len(terms) == 1:
-            del metrics[terms[0]]
-        if "rewards/chosen" in metrics and "rewards/rejected" in metrics:
-            metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
-        return metrics
+    def _catch_up(self) -> None:
+        # Before anything that takes its time and is to know whether all is well.
+        if self.steps.unread:
+            self._read()
+        self.steps.pause()
 
-    def _refuse_non_finite(self, metrics: dict[str, float]) -> None:
-        if told := self._non_finite_step(metrics):
-            raise FloatingPointError(told)
+    def _read(self) -> dict[str, float]:
+        # Metrics of the last step; earlier ones that were not read are looked through with it.
+        found = self.steps.read(self.trainer.world_size)
+        for step, metrics in found:
+            told = self._non_finite_step(step, metrics)
+            if told and self.non_finite == "stop":
+                raise FloatingPointError(told)
+        self._losses += [metrics["loss"] for _, metrics in found]
+        return found[-1][1]
 
-    def _skip_non_finite(self, metrics: dict[str, float], optimizer: Optimizer) -> None:
+    def _skip_non_finite(self, step: Step, metrics: dict[str, float], optimizer: Optimizer) -> None:
         # Loss and gradient are those of all ranks by now, so all of them skip.
-        if told := self._non_finite_step(metrics):
+        if told := self._non_finite_step(step, metrics):
             optimizer.zero_grad(set_to_none=True)  # what has no gradient is left alone, moments and all
             self.skipped_steps += 1
             if self.global_rank == 0:
                 log.warning("%s", told)
         metrics["skipped_steps"] = float(self.skipped_steps)
 
-    def _non_finite_step(self, metrics: dict[str, float]) -> str | None:
+    def _non_finite_step(self, step: Step, metrics: dict[str, float]) -> str | None:
         scaled = self.trainer.precision == "16-mixed"  # its gradient scaler skips such steps by itself
         for name in ("loss",) if scaled else ("loss", "grad_norm"):
             if not math.isfinite(metrics[name]):
+                late = self.trainer.global_step >= step.number
+                weights = (
+                    "the weights are spoilt, those of the last checkpoint are not"
+                    if late
+                    else "the weights were not changed"
+                )
                 return (
-                    f"{name} is {metrics[name]} at step {self.trainer.global_step + 1}; the weights were not changed. "
-                    f"Examples of this step: {', '.join(all_gather_list(self._step_ids))}"
+                    f"{name} is {metrics[name]} at step {step.number}; {weights}. "
+                    f"Examples of this step: {', '.join(all_gather_list(step.ids))}"
                 )
         return None
-
-    def _speed(self) -> dict[str, float]:
-        seconds = time.perf_counter() - (self._step_started or time.perf_counter())
-        if seconds <= 0:
-            return {}
-        ranks = self.trainer.world_size
-        return {
-            "examples_per_second": len(self._step_ids) * ranks / seconds,
-            "tokens_per_second": self._step_tokens * ranks / seconds,
-        }
-
-    def _log(self, stage: str, metrics: dict[str, float]) -> None:
-        named = {f"{stage}/{name}": value for name, value in metrics.items()}
-        step = self.trainer.global_step
-        if stage == "val":
-            self.log("step", float(step))
-            self.log_dict(named)
-            return
-        # Through Lightning's log() alone, a metric that this step lacks would get the value of an earlier one.
-        if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set when it is built
-            for logger in self.trainer.loggers:
-                logger.log_metrics(named, step + 1)
-        self.log_dict(named, prog_bar=True, logger=False)

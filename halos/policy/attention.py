@@ -1,8 +1,9 @@
 """Attention over packed rows, through the attention interface of transformers: no model code is copied.
 
 For the time of one forward the model's attention implementation is ours. Each piece of a pack is a call of its own, so
-nothing is computed between rows that do not see each other. The implementation that the model was loaded with serves
-everything else: generation, separate rows, the exported config.
+nothing is computed between rows that do not see each other; or FlexAttention does all of them in one call
+(:func:`attend_by_flex`). The implementation that the model was loaded with serves everything else: generation, separate
+rows, the exported config.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from halos.data.packing import PROMPT, Pack
+from halos.policy.flex import block_mask, flex_attend
 
 NAME = "halos_packed"
 KeysValues = tuple[Tensor, Tensor]
@@ -30,14 +34,23 @@ class PackedAttention:
         earlier: for each attention module the keys and values [1, heads, P, width] of the prompts that the pack
             continues.
         keep: whether to collect those of this pack's prompts, detached, in ``kept``.
+        flex: whether to attend by one call of FlexAttention, which knows no dropout.
     """
 
-    def __init__(self, pack: Pack, *, earlier: dict[nn.Module, KeysValues] | None = None, keep: bool = False) -> None:
-        self.pack, self.earlier, self.keep = pack, earlier, keep
+    def __init__(
+        self,
+        pack: Pack,
+        *,
+        earlier: dict[nn.Module, KeysValues] | None = None,
+        keep: bool = False,
+        flex: bool = False,
+    ) -> None:
+        self.pack, self.earlier, self.keep, self.flex = pack, earlier, keep, flex
         self.kept: dict[nn.Module, KeysValues] = {}
         self.windows: set[int | None] = set()
         """The sliding windows that the model asked for."""
         self._masks: dict[int | None, list[Tensor | None]] = {}
+        self._block_masks: dict[int | None, BlockMask] = {}
 
     def __call__(
         self,
@@ -58,6 +71,11 @@ class PackedAttention:
         if self.earlier is not None:
             key, value = (torch.cat(both, 2) for both in zip(self.earlier[module], (key, value), strict=True))
         self.windows.add(window)
+        if self.flex and not dropout:
+            if window not in self._block_masks:
+                self._block_masks[window] = block_mask(self.pack, window)
+            attended = flex_attend(query, key, value, self._block_masks[window], scaling=scaling, softcap=softcap)
+            return attended.transpose(1, 2)
         # split, not slices: the gradient of each slice would be as large as the whole.
         queries = query.split(list(self.pack.sizes[-len(self.pack.attends) :]), 2)
         keys, values = (states.split(list(self.pack.sizes), 2) for states in (key, value))
@@ -183,6 +201,19 @@ def leave_uncompiled() -> None:
     """Keep torch.compile out of packed attention, wherever a compiled layer calls it."""
     global _packed_attention
     _packed_attention = torch.compiler.disable(_packed_attention)
+
+
+_by_flex: WeakSet[nn.Module] = WeakSet()
+
+
+def attend_by_flex(model: nn.Module) -> None:
+    """Have the model attend to packed rows by FlexAttention from now on."""
+    _by_flex.add(model)
+
+
+def attends_by_flex(model: nn.Module) -> bool:
+    """Whether :func:`attend_by_flex` was called for it."""
+    return model in _by_flex
 
 
 @contextmanager

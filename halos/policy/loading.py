@@ -33,6 +33,8 @@ class ModelSpec:
         random_weights: take only the config (and tokenizer) from ``path``.
         attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …); None lets
             it choose what the architecture supports.
+        packed_attention: how packed rows attend: ``pieces``, a call of PyTorch's fused attention for each, or ``flex``,
+            one call of FlexAttention for all (CUDA; compiled when it is first used).
         gradient_checkpointing: recompute activations in the backward pass.
         compile: put the decoder layers through torch.compile (:mod:`halos.policy.compiling`).
         dropout: probability for every dropout of the model. 0 by default, as in the authors' code: with dropout the
@@ -50,6 +52,7 @@ class ModelSpec:
     path: str
     random_weights: bool = False
     attention: str | None = None
+    packed_attention: str = "pieces"
     gradient_checkpointing: bool = False
     compile: bool = False
     dropout: float = 0.0
@@ -67,6 +70,10 @@ class ModelSpec:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout}")
+        if self.packed_attention not in ("pieces", "flex"):
+            raise ValueError(f"model.packed_attention: expected pieces or flex, found {self.packed_attention!r}")
+        if self.packed_attention == "flex" and self.compile:
+            raise ValueError("model.packed_attention: expected pieces with model.compile=true, found flex")
         if self.reference not in ("cached", "live", "adapter"):
             raise ValueError(f"model.reference: expected cached, live or adapter, found {self.reference!r}")
         if self.reference == "adapter" and not self.lora.enabled:

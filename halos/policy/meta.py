@@ -17,6 +17,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from halos.distributed import rank_and_world
 from halos.policy.adapters import adapter_layers, base_state, mark_base
+from halos.policy.attention import attend_by_flex
 from halos.policy.backbone import Backbone
 from halos.policy.compiling import compile_layers
 from halos.policy.loading import ModelSpec
@@ -41,8 +42,11 @@ def make_backbone(
     }
     weights: dict[str, Any] = {"dtype": dtype, "new_tokens": new_tokens, "vocabulary": vocabulary}
     made = Backbone(spec.load(**weights), **options) if sharding is None else _divided(spec, sharding, weights, options)
-    for part in made.with_reference_backbone() if spec.compile else ():
-        compile_layers(part.policy)
+    for part in made.with_reference_backbone():
+        if spec.compile:
+            compile_layers(part.policy)
+        if spec.packed_attention == "flex":
+            attend_by_flex(part.policy)
     return made
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from halos.data.packing import Pack, pack
 from halos.data.rows import Row
-from halos.policy.attention import PackedAttention, packed_attention, recomputes_alike
+from halos.policy.attention import PackedAttention, attends_by_flex, packed_attention, recomputes_alike
 from halos.policy.head import Scored, evaluating, forward_scored
 
 log = logging.getLogger(__name__)
@@ -28,10 +28,11 @@ def pack_logprobs(model: Any, packs: Sequence[Pack], *, head_chunk: int | None =
     found: list[tuple[Tensor, Tensor]] = []
     done: list[Scored] = []
     attention: PackedAttention | None = None
+    flex = attends_by_flex(model)
     for number, part in enumerate(packs):
         more = number + 1 < len(packs) and packs[number + 1].continues
         earlier = attention.kept if attention is not None and part.continues else None
-        attention = PackedAttention(part, earlier=earlier, keep=more)
+        attention = PackedAttention(part, earlier=earlier, keep=more, flex=flex)
         with nullcontext() if part.needs_grad else torch.no_grad():
             done.append(_forward(model, part, attention, [scored.all_states[0] for scored in done], head_chunk))
             values = torch.cat([scored.logprobs for scored in done])
@@ -106,9 +107,10 @@ def _try_out(model: Any) -> tuple[float, set[int | None]]:
     weight = model.get_output_embeddings().weight
     packs = [part.map(lambda tensor: tensor.to(weight.device)) for part in pack(_PROBE, width=4, mismatched=True)]
     with evaluating(model), torch.autocast(weight.device.type, enabled=False):
-        attention = PackedAttention(packs[0], keep=True)
+        flex = attends_by_flex(model)
+        attention = PackedAttention(packs[0], keep=True, flex=flex)
         first = _forward(model, packs[0], attention, [], None)
-        continued = PackedAttention(packs[1], earlier=attention.kept)
+        continued = PackedAttention(packs[1], earlier=attention.kept, flex=flex)
         second = _forward(model, packs[1], continued, [first.all_states[0]], None)
         found = torch.cat([first.logprobs, second.logprobs])
         expected = torch.zeros_like(found)

@@ -66,8 +66,10 @@ class Checkpoints(Checkpoint):
     def save(self, trainer: pl.Trainer) -> None:
         """Save the run as it stands; to be called on all ranks.
 
-        Raises :class:`RunFailed` if the file cannot be written; earlier checkpoints are as they were.
+        Raises :class:`RunFailed` if the file cannot be written, and :class:`FloatingPointError` if a loss or gradient
+        since the last one was not finite; earlier checkpoints are as they were.
         """
+        self.record.take_losses(trainer)
         path = self.folder / f"step={trainer.global_step}.ckpt"
         part = path.with_name(path.name + PART)
         try:

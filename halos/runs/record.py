@@ -49,10 +49,13 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step > len(self.train_loss):
-            loss = float(trainer.callback_metrics["train/loss"])
-            self.train_loss.append(loss if math.isfinite(loss) else None)
+    def take_losses(self, trainer: pl.Trainer) -> None:
+        """Take in the losses of the steps since the last call; all ranks call it, before a checkpoint is written.
+
+        Raises :class:`FloatingPointError` if one is not finite and such steps are not to be skipped.
+        """
+        losses = trainer.lightning_module.take_losses()  # type: ignore[operator]  # an Objective
+        self.train_loss += [loss if math.isfinite(loss) else None for loss in losses]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
@@ -60,6 +63,7 @@ class RunRecord(Callback):
         self.validated_at = trainer.global_step
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.take_losses(trainer)
         self._count_seconds()
         self._started = 0.0  # a checkpoint saved from now on adds nothing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +41,7 @@ from halos.objectives import (
     Output,
     RobustDPO,
 )
+from halos.objectives.steps import Step, Steps
 from halos.optim import AdamW
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs import LogProbs
@@ -200,6 +202,7 @@ def trainer_for(*callbacks: Callback, ranks: int = 1, **options: Any) -> pl.Trai
             "callbacks": list(callbacks),
             "use_distributed_sampler": False,
             "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
             "logger": False,
             "enable_checkpointing": False,
             "enable_progress_bar": False,
@@ -527,7 +530,7 @@ def test_speed_counts_every_example_and_token_of_a_step(accumulate: int) -> None
 
 
 def test_a_clock_too_coarse_for_a_step_gives_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halos.objectives.base.time.perf_counter", lambda: 12.0)
+    monkeypatch.setattr("halos.objectives.steps.time.perf_counter", lambda: 12.0)
     (metrics,) = fit(objective_of(DPO), rows_for(DPO, 4), batch_size=4).steps
     assert not SPEED & metrics.keys()
 
@@ -539,8 +542,33 @@ def test_loggers_get_the_metrics_of_every_nth_step() -> None:
         def log_metrics(self, metrics: dict[str, float], step: int) -> None:
             self.seen += [(step, metrics[name]) for name in metrics if name == "train/loss"]
 
-    run = fit(objective_of(SFT), rows_for(SFT, 10), batch_size=2, logger=Lines(), log_every_n_steps=2)
-    assert Lines.seen == [(step, pytest.approx(run.losses[step - 1], rel=1e-6)) for step in (2, 4)]
+    each = fit(objective_of(SFT), rows_for(SFT, 10), batch_size=2)
+    fit(objective_of(SFT), rows_for(SFT, 10), batch_size=2, logger=Lines(), log_every_n_steps=2)
+    assert Lines.seen == [(step, pytest.approx(each.losses[step - 1], rel=1e-6)) for step in (2, 4)]
+
+
+@pytest.mark.parametrize(("every", "reads"), [(1, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (50, [5])])
+def test_metrics_are_read_when_a_step_is_logged_and_at_the_end(
+    every: int, reads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []  # the steps of each reading
+    read, objective = Steps.read, objective_of(KTO)
+
+    def counted(steps: Steps, ranks: int) -> list[tuple[Step, dict[str, float]]]:
+        found = read(steps, ranks)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr(Steps, "read", counted)
+    rows = rows_for(KTO, 20, labels=[True, False] * 10)
+    run = fit(objective, rows, batch_size=2, accumulate_grad_batches=2, log_every_n_steps=every)
+    assert seen == reads
+    losses = objective.take_losses()
+    assert len(losses) == 5
+    assert objective.take_losses() == []
+    expected = fit(objective_of(KTO), rows, batch_size=2, accumulate_grad_batches=2)
+    assert losses == pytest.approx(expected.losses, rel=1e-6)
+    torch.testing.assert_close(run.weights, expected.weights, rtol=0, atol=0)
 
 
 # Non-finite losses
@@ -598,6 +626,21 @@ def test_a_non_finite_step_stops_with_its_examples_and_leaves_the_weights(
         assert message.endswith("Examples of this step: example-8, example-9, example-10, example-11")
         assert moved
         assert not spoilt
+
+
+@pytest.mark.parametrize("loss", [True, False], ids=["loss", "gradient"])
+def test_a_non_finite_step_that_was_not_logged_is_found_later(loss: bool) -> None:
+    objective = objective_of(Broken, loss=loss)
+    with pytest.raises(FloatingPointError) as error:
+        fit(objective, rows_for(SFT, 20), batch_size=4, log_every_n_steps=4)
+    assert re.match(r"(loss|grad_norm) is (nan|inf) at step 3; the weights are spoilt", str(error.value))
+    assert str(error.value).endswith("Examples of this step: example-8, example-9, example-10, example-11")
+    assert objective.trainer.global_step == 3  # of step 4 the metrics were to be logged
+
+
+def test_a_non_finite_step_is_found_at_the_end_if_none_is_logged() -> None:
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 3; "):
+        fit(objective_of(Broken, loss=True), rows_for(SFT, 12), batch_size=4, log_every_n_steps=50)
 
 
 def test_a_non_finite_validation_names_its_examples() -> None:

@@ -43,12 +43,21 @@ def by_hand(part: Pack, query: Tensor, key: Tensor, value: Tensor, window: int |
     return out
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
-@pytest.mark.parametrize(("grouped", "dense"), [(0, 1000), (30, 1000), (0, 10)])
+@pytest.mark.parametrize(
+    ("grouped", "dense", "flex"), [(0, 1000, False), (30, 1000, False), (0, 10, False), (30, 10, True)]
+)
 def test_it_is_softmax_over_what_each_token_may_see(
-    heads: int, softcap: float | None, window: int | None, grouped: int, dense: int, monkeypatch: pytest.MonkeyPatch
+    heads: int,
+    softcap: float | None,
+    window: int | None,
+    grouped: int,
+    dense: int,
+    flex: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(packing, "GROUPED", grouped)
     monkeypatch.setattr(packing, "DENSE", dense)
@@ -56,13 +65,13 @@ def test_it_is_softmax_over_what_each_token_may_see(
     options: dict[str, Any] = {"scaling": 0.5, "dropout": 0.0, "window": window, "softcap": softcap}
     n = len(first.input_ids)
     query, key, value = states(n, 4, 0), states(n, heads, 1), states(n, heads, 2)
-    attention = PackedAttention(first, keep=True)
+    attention = PackedAttention(first, keep=True, flex=flex)
     found = attention(MODULE, query, key, value, **options)
     torch.testing.assert_close(found, by_hand(first, query, key, value, window, softcap), rtol=0, atol=1e-12)
     # The second pack sees the prompts of the first.
     m = len(second.input_ids)
     query, key2, value2 = states(m, 4, 3), states(m, heads, 4), states(m, heads, 5)
-    found = PackedAttention(second, earlier=attention.kept)(MODULE, query, key2, value2, **options)
+    found = PackedAttention(second, earlier=attention.kept, flex=flex)(MODULE, query, key2, value2, **options)
     key, value = (torch.cat([old[:, :, first.prompts], new], 2) for old, new in ((key, key2), (value, value2)))
     torch.testing.assert_close(found, by_hand(second, query, key, value, window, softcap), rtol=0, atol=1e-12)
 

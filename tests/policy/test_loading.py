@@ -272,6 +272,18 @@ def test_a_path_is_needed(path: Any) -> None:
         ModelSpec(path=path)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"packed_attention": "flash"}, "expected pieces or flex, found 'flash'"),
+        ({"packed_attention": "flex", "compile": True}, "expected pieces with model.compile=true, found flex"),
+    ],
+)
+def test_packed_attention_is_pieces_or_flex_and_flex_compiles_itself(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=rf"^model\.packed_attention: {told}"):
+        ModelSpec(path="x", **options)
+
+
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
 def test_dropout_is_a_probability(dropout: float) -> None:
     with pytest.raises(ValueError, match=r"^model\.dropout: expected a probability"):

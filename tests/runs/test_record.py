@@ -1,5 +1,6 @@
 """What a run remembers of itself, across a stop too."""
 
+import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,16 +12,21 @@ from halos.runs.loggers import CSVMetrics
 from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
 
 
-def at(step: int, loggers: list[Any] | None = None, **metrics: float) -> Any:
-    named = {name.replace("_", "/", 1): value for name, value in metrics.items()}
-    return SimpleNamespace(global_step=step, callback_metrics=named, loggers=loggers or [], is_global_zero=True)
+def at(step: int, loggers: list[Any] | None = None, losses: tuple[float, ...] = (), **metrics: float) -> Any:
+    return SimpleNamespace(
+        global_step=step,
+        callback_metrics={name.replace("_", "/", 1): value for name, value in metrics.items()},
+        loggers=loggers or [],
+        is_global_zero=True,
+        lightning_module=SimpleNamespace(take_losses=lambda: list(losses)),
+    )
 
 
-def test_each_optimizer_step_leaves_one_loss_whatever_the_accumulation() -> None:
+def test_losses_are_kept_in_order_and_one_that_is_not_finite_as_none() -> None:
     record = RunRecord()
-    for step, loss in [(0, 9.0), (1, 0.5), (1, 9.0), (2, 0.4)]:
-        record.on_train_batch_end(at(step, train_loss=loss))
-    assert record.train_loss == [0.5, 0.4]
+    for losses in [(0.5, math.nan), (), (0.4, math.inf)]:
+        record.take_losses(at(1, losses=losses))
+    assert record.train_loss == [0.5, None, 0.4, None]
 
 
 def test_the_last_validation_is_kept_with_its_step() -> None:
@@ -35,19 +41,18 @@ def test_the_last_validation_is_kept_with_its_step() -> None:
 def test_losses_and_seconds_travel_in_checkpoints() -> None:
     record = RunRecord()
     record.on_train_start(at(0), None)
-    record.on_train_batch_end(at(1, train_loss=0.5))
+    record.take_losses(at(1, losses=(0.5,)))
     time.sleep(0.02)
     state = record.state_dict()
     assert 0.02 <= state["seconds"] < 1
-    record.on_train_batch_end(at(2, train_loss=0.4))
+    record.take_losses(at(2, losses=(0.4,)))
     assert state["train_loss"] == [0.5]  # a copy, not what the run goes on to change
 
     resumed = RunRecord()
     resumed.load_state_dict(state)
     resumed.on_train_start(at(1), None)
-    resumed.on_train_batch_end(at(2, train_loss=0.4))
     time.sleep(0.02)
-    resumed.on_train_end(at(2), None)
+    resumed.on_train_end(at(2, losses=(0.4,)), None)
     assert resumed.train_loss == [0.5, 0.4]
     assert state["seconds"] + 0.02 <= resumed.seconds < 1
 

@@ -1,0 +1,95 @@
+"""Attention over a whole pack in one call: FlexAttention, which computes only those blocks of scores that something
+sees.
+
+For CUDA, where it is compiled once for the shapes that come up; elsewhere PyTorch runs it uncompiled, for trying out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from halos.data.packing import PROMPT, Pack
+
+BLOCK = 128
+"""Queries, and keys, of a block; the smallest that PyTorch's kernels take by default."""
+
+
+def flex_attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, *, scaling: float | None, softcap: float | None
+) -> Tensor:
+    """Attention of queries [1, heads, N, width] → the same shape; keys [1, ·, P + N, width] may have fewer heads."""
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    attended: Tensor = _function(kind)(
+        query.to(dtype),
+        key.to(dtype),
+        value.to(dtype),
+        score_mod=None if softcap is None else _capped(softcap),
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended
+
+
+@cache
+def _function(kind: str) -> Callable[..., Any]:
+    return torch.compile(flex_attention) if kind == "cuda" else flex_attention
+
+
+@cache
+def _capped(cap: float) -> Callable[..., Tensor]:
+    def score_mod(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return cap * torch.tanh(score / cap)
+
+    return score_mod
+
+
+def block_mask(pack: Pack, window: int | None) -> BlockMask:
+    """Which keys [P + N] each query [N] of the pack sees, and which blocks of them need to be looked at."""
+    tree, branch, position = pack.tree, pack.branch, pack.position
+    before = len(tree) - len(pack.input_ids)
+
+    def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = query + before
+        distance = position[own] - position[key]
+        found = (tree[own] == tree[key]) & (distance >= 0)
+        found = found & ((branch[key] == PROMPT) | (branch[own] == branch[key]))
+        return found if window is None else found & (distance < window)
+
+    blocks = _blocks(pack, before)
+    # Listed first in each row, as the kernel reads only so many of them.
+    order = blocks.int().argsort(dim=1, descending=True, stable=True).int()
+    device = tree.device
+    return BlockMask.from_kv_blocks(
+        blocks.sum(1, dtype=torch.int32)[None, None].to(device),
+        order[None, None].to(device),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=seen,
+        seq_lengths=(len(pack.input_ids), len(tree)),
+    )
+
+
+def _blocks(pack: Pack, before: int) -> Tensor:
+    # [blocks of queries, blocks of keys], from what the host knows of the pack: nothing waits for the device.
+    edges = [0, *accumulate(pack.sizes)]
+    queries, keys = (-(-count // BLOCK) for count in (edges[-1] - before, edges[-1]))
+    blocks = torch.zeros(queries, keys, dtype=torch.bool)
+    for own, pieces in enumerate(pack.attends, len(pack.sizes) - len(pack.attends)):
+        rows = _covering(edges[own] - before, edges[own + 1] - before)
+        for piece in pieces:
+            blocks[rows, _covering(edges[piece], edges[piece + 1])] = True
+    # No key comes behind its query.
+    last = before + BLOCK * torch.arange(1, queries + 1) - 1
+    return blocks & (BLOCK * torch.arange(keys) <= last[:, None])
+
+
+def _covering(start: int, stop: int) -> slice:
+    return slice(start // BLOCK, -(-stop // BLOCK))
