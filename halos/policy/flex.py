@@ -42,7 +42,8 @@ def flex_attend(
 
 @cache
 def _function(kind: str) -> Callable[..., Any]:
-    return torch.compile(flex_attention) if kind == "cuda" else flex_attention
+    compiled: Callable[..., Any] = torch.compile(flex_attention)
+    return compiled if kind == "cuda" else flex_attention
 
 
 @cache
