@@ -41,9 +41,9 @@ def flex_attend(
 
 
 @cache
-def _function(kind: str) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(flex_attention)
-    return compiled if kind == "cuda" else flex_attention
+def _function(kind: str) -> Any:
+    function: Any = flex_attention
+    return torch.compile(function) if kind == "cuda" else function
 
 
 @cache
