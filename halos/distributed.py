@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+from torch.nn import Parameter
 
 Made = TypeVar("Made")
 
@@ -96,7 +98,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm of all tensors together; they may be divided over ranks in different ways."""
-    if len({tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor)}) < 2:
+    if len({_mesh(tensor) for tensor in tensors}) < 2:
         return torch.nn.utils.get_total_norm(tensors)
     # Elements that several ranks hold count once.
     squares = [torch.linalg.vector_norm(local(tensor)) ** 2 / _copies(tensor) for tensor in tensors]
@@ -105,10 +107,16 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     return total.sqrt()
 
 
-def clip_grad_norm(parameters: Sequence[torch.nn.Parameter], limit: float) -> None:
-    """Scale the gradients so that their :func:`total_norm` is at most ``limit``."""
-    norm = total_norm([p.grad for p in parameters if p.grad is not None])
-    torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+def clip_gradients(parameters: Sequence[Parameter], limit: float, norm: Tensor | None = None) -> None:
+    """Scale the gradients so that their :func:`total_norm`, or a ``norm`` that they are part of, is at most ``limit``."""
+    trained = [p for p in parameters if p.grad is not None]
+    norm = total_norm([p.grad for p in trained if p.grad is not None]) if norm is None else norm
+    for mesh in {_mesh(p): None for p in trained}:  # PyTorch multiplies tensors of one mesh at a time
+        torch.nn.utils.clip_grads_with_norm_([p for p in trained if _mesh(p) == mesh], limit, norm)
+
+
+def _mesh(tensor: Tensor) -> DeviceMesh | None:
+    return tensor.device_mesh if isinstance(tensor, DTensor) else None
 
 
 def _copies(tensor: Tensor) -> int:

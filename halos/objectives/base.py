@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halos.data.batches import Batch
-from halos.distributed import all_gather_list, clip_grad_norm, data_ranks, total_norm, use_data_group, whole
+from halos.distributed import all_gather_list, clip_gradients, data_ranks, total_norm, use_data_group, whole
 from halos.metrics import Averages, LabelledRewards, Mean, auc
 from halos.objectives.feedback_metrics import feedback_metrics, labelled
 from halos.objectives.humanline import Humanline
@@ -264,12 +264,12 @@ class Objective(pl.LightningModule, ABC):
         inside = {id(p) for p in policy}
         own = [p for p in self.parameters() if id(p) not in inside]
         if gradient_clip_val and not own:  # the norm that is logged is theirs
-            torch.nn.utils.clip_grads_with_norm_(policy, gradient_clip_val, self._norm)
+            clip_gradients(policy, gradient_clip_val, self._norm)
         elif gradient_clip_val:
-            clip_grad_norm(policy, gradient_clip_val)
+            clip_gradients(policy, gradient_clip_val)
         own_clip = self.own_clip or gradient_clip_val
         if own_clip and own:
-            clip_grad_norm(own, own_clip)
+            clip_gradients(own, own_clip)
 
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
