@@ -101,14 +101,14 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     if len({_mesh(tensor) for tensor in tensors}) < 2:
         return torch.nn.utils.get_total_norm(tensors)
     # Elements that several ranks hold count once.
-    squares = [torch.linalg.vector_norm(local(tensor)) ** 2 / _copies(tensor) for tensor in tensors]
+    squares = [_norm(local(tensor)) ** 2 / _copies(tensor) for tensor in tensors]
     total = torch.stack(squares).sum()
     dist.all_reduce(total)
     return total.sqrt()
 
 
 def clip_gradients(parameters: Sequence[Parameter], limit: float, norm: Tensor | None = None) -> None:
-    """Scale the gradients so that their :func:`total_norm`, or a ``norm`` that they are part of, is at most ``limit``."""
+    """Scale the gradients so that their :func:`total_norm`, or the ``norm`` given, is at most ``limit``."""
     trained = [p for p in parameters if p.grad is not None]
     norm = total_norm([p.grad for p in trained if p.grad is not None]) if norm is None else norm
     for mesh in {_mesh(p): None for p in trained}:  # PyTorch multiplies tensors of one mesh at a time
@@ -117,6 +117,10 @@ def clip_gradients(parameters: Sequence[Parameter], limit: float, norm: Tensor |
 
 def _mesh(tensor: Tensor) -> DeviceMesh | None:
     return tensor.device_mesh if isinstance(tensor, DTensor) else None
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _copies(tensor: Tensor) -> int:

@@ -22,6 +22,7 @@ from halos.data.tokens import ChatTokens
 from halos.distributed import data_ranks, whole
 from halos.objectives.base import Objective
 from halos.objectives.humanline import Humanline
+from halos.optim import Optim
 from halos.policy.adapters import merge_adapter
 from halos.policy.backbone import Backbone
 from halos.policy.compiling import check_compiler, uncompiled
@@ -108,6 +109,7 @@ def prepare(cfg: DictConfig) -> Run:
     folder = RunFolder(Path(cfg.output_dir))
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
     spec: ModelSpec = build(cfg.model)
+    optim: Optim = build(cfg.optim)
     if spec.compile:
         check_compiler(cfg.trainer.accelerator)
     objective_class(cfg.loss)  # or an error that names it
@@ -135,7 +137,7 @@ def prepare(cfg: DictConfig) -> Run:
         cfg.loss,
         backbone,
         without=("name",),
-        optim=build(cfg.optim),
+        optim=optim,
         seed=cfg.seed,
         humanline=_humanline(cfg),
         non_finite=cfg.non_finite,
@@ -144,7 +146,7 @@ def prepare(cfg: DictConfig) -> Run:
     data.load(objective.view)
     spec.check()
     if cfg.strategy.name == "fsdp_tp":
-        check_model(spec, cfg.strategy.tensor_parallel_size)
+        check_model(spec, optim, cfg.strategy.tensor_parallel_size)
     if spec.lora.export == "adapter" and not objective.generates:
         raise ValueError("model.lora.export: expected merged for a reward model, found adapter")
     tokenizer = spec.tokenizer()

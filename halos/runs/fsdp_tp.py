@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from halos.optim import AdamW, Optim, RMSprop
 from halos.policy.loading import ModelSpec
 from halos.policy.meta import parameters_on_meta
 from halos.policy.sharding import Sharding
@@ -16,8 +18,8 @@ DATA, TENSOR = "data_parallel", "tensor_parallel"
 """Lightning's names for the dimensions of the mesh."""
 
 
-def check_model(spec: ModelSpec, ranks: int) -> None:
-    """Raise ``ValueError`` for a model, or a way to use it, that cannot be divided over groups of so many ranks; reads
+def check_model(spec: ModelSpec, optim: Optim, ranks: int) -> None:
+    """Raise ``ValueError`` for a model, or a way to train it, that cannot be divided over groups of so many ranks; reads
     the model's config only."""
     for key, found, expected in (
         ("lora.enabled", spec.lora.enabled, False),
@@ -27,6 +29,8 @@ def check_model(spec: ModelSpec, ranks: int) -> None:
     ):
         if found != expected:
             raise ValueError(f"model.{key}: expected {expected} with strategy=fsdp_tp, found {found}")
+    if type(optim) not in (AdamW, RMSprop):
+        raise ValueError(f"optim: expected AdamW or RMSprop with strategy=fsdp_tp, found {type(optim).__name__}")
     with parameters_on_meta():
         check_plan(spec.skeleton(), ranks)
 
@@ -88,6 +92,8 @@ class FSDPTP(FSDP):
         return self.device_mesh[DATA].get_group()
 
     def _mesh(self) -> DeviceMesh:
+        # PyTorch warns that whole tensors are put together in two steps, which checkpoints and exports alone do.
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         kind, groups = self.root_device.type, self.world_size // self.tensor_parallel_size
         self._all = init_device_mesh(kind, (self.world_size,), mesh_dim_names=("all",))
         return init_device_mesh(kind, (groups, self.tensor_parallel_size), mesh_dim_names=(DATA, TENSOR))

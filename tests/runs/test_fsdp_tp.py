@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from halos.objectives import BCO, DPO, KTO, PPO, BradleyTerry, Objective
+import halos.train
+from halos.objectives import BCO, DPO, KTO, PPO, BradleyTerry
+from halos.optim import Adafactor, AdamW, BitsAndBytesAdamW, RMSprop
 from halos.policy.loading import ModelSpec
 from halos.policy.lora import LoRA
 from halos.runs.consolidate import consolidate
@@ -18,6 +21,7 @@ from halos.runs.fsdp_tp import FSDPTP, check_model
 from halos.toy.model import REFERENCE_DIR
 from tests.fork import run_ranks
 from tests.runs.test_fsdp import counted
+from tests.test_config import compose
 from tests.test_strategies import Run, as_rank, assert_alike
 from tests.test_strategies import run as run_tiny
 from tests.test_train import run, run_until, train_as_rank
@@ -49,7 +53,8 @@ def test_groups_of_two_processes_train_as_one(groups: int) -> None:
 
 WORDS = ("model.reference=live", "trainer.max_steps=5", "checkpoint_every=3", "optim.lr=1e-3")
 TWO = ("trainer.devices=2", "strategy=fsdp_tp", "strategy.data_parallel_size=1")
-OTHERS = {"dpo": ("loss=dpo", "model.reference=cached"), "ppo": ("loss=ppo",)}
+RMSPROP = ("optim=rmsprop", "optim.eps=1e-2", "optim.warmup=0")
+OTHERS = {"dpo": ("loss=dpo", "model.reference=cached"), "ppo": ("loss=ppo",), "csft": ("loss=csft", *RMSPROP)}
 MOVING = ("reference_sync.every=2",)
 
 
@@ -140,19 +145,29 @@ def test_the_reference_may_move(runs: dict[str, Any], tmp_path: Path) -> None:
         assert rank["moving"]["train_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def in_two_groups(folder: Path) -> dict[str, Any]:
-    four = ("trainer.devices=4", "data.batch_size=2", "strategy=fsdp_tp", "model.reference=cached")
-    words = (*WORDS, *four, f"cache_dir={folder}/cache-of-four")
-    as_rank(run_until, "on_train_batch_start", 4, folder / "four", *words)
-    return train_as_rank(folder / "four", *words, "resume=auto")
+FOUR = (*WORDS, "trainer.devices=4", "data.batch_size=2", "strategy=fsdp_tp", "model.reference=cached")
 
 
 def test_two_groups_of_two_are_stopped_and_train_as_one_device(runs: dict[str, Any]) -> None:
     folder, (expected, _) = runs["folder"], runs["one"]
-    for summary in run_ranks(partial(in_two_groups, folder), 4, timeout=400):
+    words = (folder / "four", *FOUR, f"cache_dir={folder}/cache-of-four")
+    run_ranks(partial(as_rank, run_until, "on_train_batch_start", 4, *words), 4)
+    for summary in run_ranks(partial(train_as_rank, *words, "resume=auto"), 4):
         assert summary["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
         assert (summary["world_size"], summary["examples"]) == (4, expected["examples"])
     assert_same_model(folder / "four", folder / "auto")
+
+
+def test_log_probs_that_are_rounded_otherwise_are_kept_apart() -> None:
+    divided: Any = SimpleNamespace(sharded=True)
+    ways = (("strategy=fsdp",), ("strategy=fsdp_tp",), ("strategy=fsdp_tp", "strategy.tensor_parallel_size=4"))
+
+    def keys(precision: str) -> list[str]:
+        return [halos.train._rounding(compose(*way, precision), divided) for way in ways]
+
+    assert keys("precision=32-true") == ["32-true"] * 3
+    for precision in ("bf16-true", "bf16-mixed"):
+        assert len(set(keys(f"precision={precision}"))) == 3
 
 
 # What is refused
@@ -160,8 +175,12 @@ def test_two_groups_of_two_are_stopped_and_train_as_one_device(runs: dict[str, A
 TOY = {"path": str(REFERENCE_DIR)}
 
 
-def test_the_toy_model_is_not_refused() -> None:
-    check_model(ModelSpec(**TOY), 2)
+def test_the_toy_model_is_not_refused_and_optimizers_that_were_not_tried_are() -> None:
+    for optim in (AdamW(), RMSprop()):
+        check_model(ModelSpec(**TOY), optim, 2)
+    for other in (Adafactor(), BitsAndBytesAdamW()):
+        with pytest.raises(ValueError, match=f"optim: expected AdamW or RMSprop .*, found {type(other).__name__}"):
+            check_model(ModelSpec(**TOY), other, 2)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +195,13 @@ def test_the_toy_model_is_not_refused() -> None:
 )
 def test_what_does_not_go_with_it_is_refused(options: dict[str, Any], ranks: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        check_model(ModelSpec(**TOY, **options), ranks)
+        check_model(ModelSpec(**TOY, **options), AdamW(), ranks)
+
+
+def test_a_model_that_cannot_be_divided_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a divisor of the 4 num_attention_heads of LlamaForCausalLM, found 3"):
+        run(tmp_path / "run", "strategy=fsdp_tp", "strategy.tensor_parallel_size=3", "trainer.devices=3")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
