@@ -19,7 +19,7 @@ DATA, TENSOR = "data_parallel", "tensor_parallel"
 
 
 def check_model(spec: ModelSpec, optim: Optim, ranks: int) -> None:
-    """Raise ``ValueError`` for a model, or a way to train it, that cannot be divided over groups of so many ranks; reads
+    """Raise ``ValueError`` for a model, or a way to train it, that does not go with groups of so many ranks; reads
     the model's config only."""
     for key, found, expected in (
         ("lora.enabled", spec.lora.enabled, False),
