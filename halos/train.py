@@ -340,4 +340,6 @@ def _show(run: Run) -> None:
     branches = ("chosen", "rejected") if run.objective.view == "pairs" else ("completion", "mismatched (KL)")
     row = data.example()
     console.show_example(row, run.tokens.tokenizer, branches[: len(row.branches)])
-    console.show_plan(data.steps, None if data.streams else len(data.rows["train"]), data.batch_size, run.cfg.output_dir)
+    console.show_plan(
+        data.steps, None if data.streams else len(data.rows["train"]), data.batch_size, run.cfg.output_dir
+    )

@@ -85,9 +85,7 @@ def content_key(path: str | Path) -> str | None:
     return None if found is None else fingerprint(*found)
 
 
-def read_piece(
-    piece: Piece, columns: Mapping[str, str] | None = None, *, streaming: bool = False
-) -> Iterator[Located]:
+def read_piece(piece: Piece, columns: Mapping[str, str] | None = None, *, streaming: bool = False) -> Iterator[Located]:
     """The rows of a piece, none where it has none; see :func:`read_rows`. ``streaming`` begins at once with data sets
     that would otherwise be downloaded or converted first."""
     is_csv = _extension(Path(piece.file)) in (".csv", ".tsv")

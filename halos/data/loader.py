@@ -59,6 +59,9 @@ class StreamLoader(Resumable):
         super().__init__(batches, batches, **options)
         self.counted = Counted()
 
-    def batch_of(self, served: tuple[Batch, Counted]) -> Batch:
+    def batch_of(self, served: tuple[Batch | ValueError, Counted]) -> Batch:
+        """The batch. Raises ``ValueError`` for bad data."""
         batch, self.counted = served
+        if isinstance(batch, ValueError):
+            raise batch
         return batch

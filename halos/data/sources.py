@@ -103,7 +103,8 @@ class Source(ABC):
         records = self.train()
         if strict and (found := faults(records.origins)):
             raise ValueError(f"data.strict: expected nothing to leave out; found {found}")
-        origins.update(records.origins)
+        count, places = len(records.records), {reason: [self.name] for reason in records.dropped}
+        origins.update(records.origins or {self.name: Origin(count, count, records.dropped, places)})
         yield from records.records
 
     def stream_key(self) -> str:

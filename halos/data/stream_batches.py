@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from halos.data.batches import Batch, StepSize, collate, step_size
 from halos.data.rows import Control, Row, few_rows
@@ -52,8 +52,9 @@ class StreamRows:
         return rows
 
 
-class StreamBatches(IterableDataset[tuple[Batch, Counted]]):
-    """Each micro-batch of a rank from number ``start`` on, with what was counted up to it.
+class StreamBatches(IterableDataset[tuple[Batch | ValueError, Counted]]):
+    """Each micro-batch of a rank from number ``start`` on, with what was counted up to it; in a worker of a loader, an
+    error with bad data takes the place of the batch.
 
     Every rank reads the whole stream and collates its part: the m-th stretch of ``world_size * batch_size`` examples is
     micro-step m, whichever way it is divided, and the denominators of a step are known without communication. What was
@@ -67,8 +68,17 @@ class StreamBatches(IterableDataset[tuple[Batch, Counted]]):
     def __len__(self) -> int:
         return self.layout.steps * self.layout.accumulate
 
-    def __iter__(self) -> Iterator[tuple[Batch, Counted]]:
-        layout, counted = self.layout, Counted()
+    def __iter__(self) -> Iterator[tuple[Batch | ValueError, Counted]]:
+        counted = Counted()
+        try:
+            yield from self._batches(counted)
+        except ValueError as error:
+            if get_worker_info() is None:
+                raise
+            yield error, counted  # a loader would wrap it in the worker's traceback
+
+    def _batches(self, counted: Counted) -> Iterator[tuple[Batch, Counted]]:
+        layout = self.layout
         done, micro = divmod(self.start, layout.accumulate)
         drawn = islice(self.rows.stream.drawn(counted), done * layout.per_step, None)
         for _ in range(done, layout.steps):

@@ -75,7 +75,10 @@ class StreamingDataModule(PreferenceDataModule):
             self.read()
         self._derive(view)
         held = self._held or frozenset()
-        options: dict[str, Any] = {"strict": self._strict, "strict_held": self._strict and bool(self.intake.origins.get("val"))}
+        options: dict[str, Any] = {
+            "strict": self._strict,
+            "strict_held": self._strict and bool(self.intake.origins.get("val")),
+        }
         options |= {"selection": self._select, "train_on": self._train_on, "seed": self.seed, "held": held}
         self._stream = Stream(source=self.source, view=view, buffer=self.shuffle_buffer, **options)
         tried = islice(self._stream.examples(Counted()), TRIED)

@@ -79,7 +79,9 @@ class ModelSpec:
             raise ValueError(f"model.reference: expected auto, cached, live or adapter, found {self.reference!r}")
         if self.reference == "adapter" and not self.lora.enabled:
             raise ValueError("model.reference: expected model.lora.enabled=true with adapter, found false")
-        if self.reference_path is not None and (self.reference not in ("auto", "cached") or self.lora.path or self.lora.quantize):
+        if self.reference_path is not None and (
+            self.reference not in ("auto", "cached") or self.lora.path or self.lora.quantize
+        ):
             raise ValueError(
                 "model.reference_path: expected model.reference=cached, no model.lora.path and no model.lora.quantize"
             )

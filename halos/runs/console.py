@@ -38,7 +38,12 @@ def set_up_logging() -> None:
     if not ours.handlers:
         ours.addHandler(RichHandler(console=console, show_time=False, show_path=False))
     ours.setLevel(logging.INFO if on_first_process() else logging.WARNING)
-    for message in (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*", STREAMS):
+    for message in (
+        ".*does not have many workers.*",
+        ".*sync_dist=True.*",
+        ".*`isinstance.treespec, LeafSpec.`.*",
+        STREAMS,
+    ):
         warnings.filterwarnings("ignore", message)
 
 
