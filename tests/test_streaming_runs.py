@@ -74,10 +74,8 @@ def test_the_toy_worlds_own_feedback_can_be_streamed(tmp_path: Path) -> None:
     assert summary["examples"] == 36
 
 
-def test_a_buffer_of_one_trains_on_the_files_order_as_a_loss_without_reference_does(
-    data: tuple[str, ...], tmp_path: Path
-) -> None:
-    # A second derivation of the first step's loss: SFT's is the mean over the tokens of the first examples.
+def test_accumulated_micro_batches_are_one_large_batch(data: tuple[str, ...], tmp_path: Path) -> None:
+    # SFT divides by the tokens of the whole step, which have to be known at its first micro-batch.
     words = (*data, "loss=sft", "data.streaming=true", "data.shuffle_buffer=1", "trainer.max_steps=1")
     one = run(tmp_path / "one", *words, "data.batch_size=4")
     half = run(tmp_path / "half", *words, "data.batch_size=2", "trainer.accumulate_grad_batches=2")
@@ -125,7 +123,7 @@ def test_what_cannot_be_streamed_is_refused(words: tuple[str, ...], said: str, t
 
 def test_a_mixture_of_sources_is_refused(tmp_path: Path, data: tuple[str, ...]) -> None:
     file = data[1].removeprefix("data.train=")
-    with pytest.raises(ValueError, match="data.streaming: expected one source, found data=mix"):
+    with pytest.raises(ValueError, match=r"data.streaming: expected one source, found data=mix"):
         run(tmp_path, "data=mix", f"data.mix={{a: {{train: {file}}}}}", *STREAMING)
 
 

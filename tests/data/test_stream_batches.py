@@ -1,7 +1,6 @@
 """Micro-batches of a stream: those of rows in the file's order, whichever way they are divided and wherever they start."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,6 @@ def test_what_was_used_is_counted_once_a_step(tmp_path: Path) -> None:
         totals.append(totals[-1] + batch.total_tokens)
         counts.append(counted.used["tokens"])
     assert counts[2::2] == totals[2::2]
-    assert all(one == other for one, other in pairwise(counts[1::1])) is False
     materialised = make_rows(list(binary(JsonSource(file).train().records).examples), TOKENS).report
     assert counted.used["completions truncated"] == materialised["completions truncated"] > 0
     assert counted.used["prompts truncated"] == materialised["prompts truncated"] > 0
