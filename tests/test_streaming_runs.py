@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from halos.toy.feedback import toy_feedback
 from halos.data.writing import record_row, write_jsonl
+from halos.toy.feedback import toy_feedback
 from tests.fork import run_ranks
-from tests.test_train import assert_same_run, assert_same_weights, run, run_until
+from tests.test_train import assert_same_run, assert_same_weights, run, run_until, train_as_rank
 
 STREAMING = ("data.streaming=true", "data.shuffle_buffer=10", "trainer.max_steps=9", "checkpoint_every=2")
 RESUMABLE = (*STREAMING, "model.dropout=0.1", "trainer.val_check_interval=0.5", "optim.lr=1e-2")
@@ -83,16 +83,15 @@ def test_accumulated_micro_batches_are_one_large_batch(data: tuple[str, ...], tm
     assert one["tokens"] == half["tokens"]
 
 
-def ranks_run(folder: str, *words: str) -> dict[str, Any]:
-    return run(Path(folder), *words, "strategy=ddp", "trainer.devices=2", "data.batch_size=2")
-
-
 def test_two_ranks_train_as_one_process_does(data: tuple[str, ...], tmp_path: Path) -> None:
     words = (*data, *STREAMING, "trainer.max_steps=4")
     expected = run(tmp_path / "one", *words)
-    found = run_ranks(partial(ranks_run, str(tmp_path / "two"), *words))[0]
-    assert found["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-6)
-    assert found["tokens"] == expected["tokens"]
+    both = ("strategy=ddp", "trainer.devices=2", "data.batch_size=2")
+    for found in run_ranks(partial(train_as_rank, tmp_path / "two", *words, *both)):
+        assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+        assert found["tokens"] == expected["tokens"]
+    reports = [json.loads((tmp_path / name / "data_report.json").read_text()) for name in ("one", "two")]
+    assert reports[0] == reports[1]
 
 
 def test_a_streamed_reference_is_live_or_the_model_without_its_adapter(tmp_path: Path) -> None:

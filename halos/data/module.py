@@ -19,7 +19,7 @@ from halos.data.batches import Batch, Batches
 from halos.data.feedback import Prompt
 from halos.data.hygiene import origin_of
 from halos.data.intake import Intake, derive, read
-from halos.data.loader import ResumableLoader
+from halos.data.loader import Resumable, ResumableLoader
 from halos.data.order import TrainingOrder, validation_order
 from halos.data.reference import ReferenceTable
 from halos.data.rows import Control, Row, Rows, make_rows
@@ -258,7 +258,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         together = None if self._grouped else self._keep_together
         return TrainingOrder(len(rows), groups=rows.groups, together=together, **options)
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> Resumable:
         """All micro-batches of the run, as one Lightning epoch."""
         trainer = self._trainer()
         order = self.order(

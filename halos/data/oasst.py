@@ -72,8 +72,8 @@ def only_trees(rows: Iterable[Located]) -> Iterator[Located]:
     for where, row in rows:
         if not isinstance(row.get("prompt"), dict):
             raise ValueError(
-                f"{where}: expected one tree a row ('prompt' with nested 'replies') with data.streaming=true, found one "
-                "message a row, whose trees need the whole file"
+                f"{where}: expected one tree a row ('prompt' with nested 'replies') with data.streaming=true, found "
+                "one message a row, whose trees need the whole file"
             )
         yield where, row
 

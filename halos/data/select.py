@@ -109,8 +109,8 @@ class Selection:
         report: Counter[str] = Counter()
         kept = []
         for example in examples:
-            kind = getattr(example, "desirable", None)
-            share = {True: self.keep_desirable, False: self.keep_undesirable}.get(kind, 1.0)
+            kind: bool | None = getattr(example, "desirable", None)
+            share = 1.0 if kind is None else self.keep_desirable if kind else self.keep_undesirable
             if share == 1 or digest("share", str(seed), example.id) < share * 2**64:
                 kept.append(example)
             else:

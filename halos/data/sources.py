@@ -91,7 +91,7 @@ class Source(ABC):
     @abstractmethod
     def val(self) -> Records | None: ...
 
-    def check_stream(self) -> None:
+    def check_stream(self) -> None:  # noqa: B027 (most sources have nothing to check)
         """Raises ``ValueError`` if :meth:`stream` cannot be had without reading everything first."""
 
     def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Feedback]:

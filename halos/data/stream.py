@@ -95,7 +95,7 @@ class Stream:
         found = self._passes(counted)
         return with_partners(found) if self.mismatched else found
 
-    def examples(self, counted: Counted) -> Iterator[list[Any]]:
+    def examples(self, counted: Counted) -> Iterator[Sequence[Any]]:
         """One pass in the order of the source, in bundles of examples that are drawn together."""
         for run in runs(self._records(counted)):
             counts = counted.read

@@ -60,8 +60,8 @@ def _records(source: Source, split: str, val_size: int, seed: int, *, streamed: 
     if held is None and val_size and streamed:
         first = first_records(source, val_size)
         prompts = {loose_prompt(record.prompt) for record in first}
-        kept = (record for record in source.stream({}) if loose_prompt(record.prompt) not in prompts)
-        return first if split == "val" else list(kept)
+        rest = (record for record in source.stream({}) if loose_prompt(record.prompt) not in prompts)
+        return first if split == "val" else list(rest)
     train = source.train().records
     if held is None and val_size:
         kept, out = split_by_prompt(train, val_size, seed)

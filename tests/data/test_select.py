@@ -167,6 +167,8 @@ def test_one_example_of_a_run_is_kept() -> None:
 
 
 def test_a_median_of_all_data_is_refused_for_a_stream() -> None:
-    with pytest.raises(ValueError, match=r"data.select.labels_from_scores: expected a number or prompt .* found median"):
+    with pytest.raises(
+        ValueError, match=r"data.select.labels_from_scores: expected a number or prompt .* found median"
+    ):
         Selection(labels_from_scores="median").check_stream()
     Selection(labels_from_scores="prompt").check_stream()

@@ -1,4 +1,4 @@
-"""Micro-batches of a stream: those of rows in the file's order, whichever way they are divided and wherever they start."""
+"""Micro-batches of a stream: those of the file's rows, whichever way they are divided and wherever they start."""
 
 import json
 from pathlib import Path

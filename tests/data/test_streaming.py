@@ -107,8 +107,8 @@ def test_a_key_covers_files_and_settings(tmp_path: Path) -> None:
     key = module(file).keys()["train"]
     assert key == module(file).keys()["train"]
     others = [
-        module(file, shuffle_buffer=9), module(file, seed=1), module(file, max_length=99), module(file, keep_together=1),
-        module(file, val_size=2), module(file, view="demonstrations"),
+        module(file, shuffle_buffer=9), module(file, seed=1), module(file, max_length=99), module(file, val_size=2),
+        module(file, keep_together=1), module(file, view="demonstrations"),
         module(file, select=Selection(keep_desirable=0.5)), module(write(tmp_path / "t.jsonl", count=31)),
     ]  # fmt: skip
     assert key not in {other.keys()["train"] for other in others}

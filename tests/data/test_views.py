@@ -6,7 +6,19 @@ from typing import Any
 import pytest
 
 from halos.data.feedback import Completion, Feedback, Message
-from halos.data.views import VIEWS, Demonstration, Labelled, Pair, Scored, View, binary, demonstrations, of_run, pairs, scored
+from halos.data.views import (
+    VIEWS,
+    Demonstration,
+    Labelled,
+    Pair,
+    Scored,
+    View,
+    binary,
+    demonstrations,
+    of_run,
+    pairs,
+    scored,
+)
 
 PAIR = Feedback("p", "q", (Completion("a"), Completion("b")), ((1, 0),))
 GOOD = Feedback("g", "q", (Completion("good", True),))
