@@ -6,8 +6,10 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -25,6 +27,13 @@ OPERATORS = (
     ("matrix products", r"aten::(addmm|mm|bmm|linear|matmul)$|AddmmBackward|MmBackward|LinearBackward"),
 )
 """Kinds of operators by a pattern of their names; what fits none is elementwise work, copies and everything else."""
+
+WATCHED: tuple[tuple[Any, str, str], ...] = (
+    (Backbone, "logprobs", "forward"),
+    (Batches, "__getitem__", "data"),
+    *((torch.nn.utils, name, "optimizer") for name in ("get_total_norm", "clip_grads_with_norm_", "clip_grad_norm_")),
+)
+"""Functions by the stage that they are."""
 
 
 class Stopwatch:
@@ -49,11 +58,14 @@ class Stopwatch:
         return timed
 
 
-class _WatchOptimizer(Callback):
+class WatchOptimizer(Callback):
+    """Watches from the first step on: the reference's pass before it is none of the steps' time."""
+
     def __init__(self, watch: Stopwatch) -> None:
         self.watch = watch
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.watch.seconds.clear()
         for optimizer in trainer.optimizers:
             step = optimizer.step
 
@@ -75,16 +87,13 @@ def stages(job: Job, folder: Path) -> dict[str, Any]:
     collating, and in the rest, which is Lightning, the loss, metrics and logging."""
     run, trainer = _set_up(job, folder)
     watch = Stopwatch()
-    trainer.callbacks.append(_WatchOptimizer(watch))
+    trainer.callbacks.append(WatchOptimizer(watch))
     trainer.strategy.backward = watch.wrap("backward", trainer.strategy.backward)
-    kept = Backbone.logprobs, Batches.__getitem__, torch.nn.utils.clip_grad_norm_
-    try:
-        Backbone.logprobs = watch.wrap("forward", kept[0])  # type: ignore[method-assign]
-        Batches.__getitem__ = watch.wrap("data", kept[1])  # type: ignore[method-assign]
-        torch.nn.utils.clip_grad_norm_ = watch.wrap("optimizer", kept[2])
+    with ExitStack() as stack:
+        for owner, function, stage in WATCHED:
+            watched = watch.wrap(stage, getattr(owner, function))
+            stack.enter_context(patch.object(owner, function, watched))
         trainer.fit(run.objective, datamodule=run.data)
-    finally:
-        Backbone.logprobs, Batches.__getitem__, torch.nn.utils.clip_grad_norm_ = kept  # type: ignore[method-assign]
     return {"seconds": split_off_rest(watch.seconds, run.record.seconds)}
 
 

@@ -1,7 +1,8 @@
 """Attention over a whole pack in one call: FlexAttention, which computes only those blocks of scores that something
 sees.
 
-For CUDA, where it is compiled once for the shapes that come up; elsewhere PyTorch runs it uncompiled, for trying out.
+For CUDA, where it is compiled for the shapes that come up. On CPUs PyTorch has its forward pass only, and runs that
+uncompiled.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def flex_attend(
 
 
 @cache
-def _function(kind: str) -> Callable[..., Any]:
-    return torch.compile(flex_attention) if kind == "cuda" else flex_attention
+def _function(kind: str) -> Any:
+    function: Any = flex_attention
+    return torch.compile(function) if kind == "cuda" else function
 
 
 @cache
@@ -56,21 +58,21 @@ def block_mask(pack: Pack, window: int | None) -> BlockMask:
     """Which keys [P + N] each query [N] of the pack sees, and which blocks of them need to be looked at."""
     tree, branch, position = pack.tree, pack.branch, pack.position
     before = len(tree) - len(pack.input_ids)
+    # Tensors all: a number that changes from pack to pack would be compiled into the kernel.
+    own_tree, own_branch, own_position = (keys[before:].contiguous() for keys in (tree, branch, position))
 
     def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        own = query + before
-        distance = position[own] - position[key]
-        found = (tree[own] == tree[key]) & (distance >= 0)
-        found = found & ((branch[key] == PROMPT) | (branch[own] == branch[key]))
+        distance = own_position[query] - position[key]
+        found = (own_tree[query] == tree[key]) & (distance >= 0)
+        found = found & ((branch[key] == PROMPT) | (own_branch[query] == branch[key]))
         return found if window is None else found & (distance < window)
 
     blocks = _blocks(pack, before)
     # Listed first in each row, as the kernel reads only so many of them.
     order = blocks.int().argsort(dim=1, descending=True, stable=True).int()
-    device = tree.device
     return BlockMask.from_kv_blocks(
-        blocks.sum(1, dtype=torch.int32)[None, None].to(device),
-        order[None, None].to(device),
+        blocks.sum(1, dtype=torch.int32)[None, None].to(tree.device),
+        order[None, None].to(tree.device),
         BLOCK_SIZE=BLOCK,
         mask_mod=seen,
         seq_lengths=(len(pack.input_ids), len(tree)),

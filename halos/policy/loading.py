@@ -93,6 +93,10 @@ class ModelSpec:
     def check(self) -> None:
         """Raise ``ValueError`` for a path that cannot be loaded; reads headers only. Hub ids are not contacted."""
         self.lora.check()
+        if self.packed_attention == "flex" and not torch.cuda.is_available():
+            raise ValueError(
+                "model.packed_attention: flex needs a CUDA device, found none; use model.packed_attention=pieces"
+            )
         if self.reference_path is not None:
             self.of_reference().check()
         location = self._location

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.profiles import Stopwatch, by_kind, kind_of, split_off_rest
+from benchmarks.profiles import WATCHED, Stopwatch, WatchOptimizer, by_kind, kind_of, split_off_rest
 
 
 def test_of_nested_functions_each_counts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +24,17 @@ def test_of_nested_functions_each_counts_alone(monkeypatch: pytest.MonkeyPatch) 
 
     assert watch.wrap("outer", outer)() == 7
     assert watch.seconds == {"inner": 7, "outer": 1}
+
+
+def test_what_comes_before_the_first_step_is_none_of_its_time() -> None:
+    watch = Stopwatch()
+    watch.wrap("forward", time.sleep)(0.01)  # the reference's pass
+    WatchOptimizer(watch).on_train_start(SimpleNamespace(optimizers=[]), None)
+    assert not watch.seconds
+
+
+def test_what_is_watched_exists() -> None:
+    assert all(callable(getattr(owner, function)) for owner, function, _ in WATCHED)
 
 
 def test_the_rest_is_what_no_stage_took() -> None:
