@@ -80,6 +80,8 @@ class Objective(pl.LightningModule, ABC):
     couples_micro_step: bool = False
     """Whether it depends on the others of its micro-step, on all ranks (KTO's z₀): accumulated micro-batches are then
     not quite one large batch."""
+    needs_label_counts: bool = False
+    """Whether :meth:`see_labels` has to be called, which a stream cannot."""
     moves: tuple[int, int] = (1, -1)
     """Which way the first step moves log π of desirable and of undesirable completions: 1, -1, or 0 for neither."""
     generates: bool = True
