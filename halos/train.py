@@ -15,13 +15,15 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from halos import signals
-from halos.building import SOURCE_KEYS, build, objective_class
+from halos.building import build, build_data, objective_class
 from halos.data.module import PreferenceDataModule
 from halos.data.reference import ReferenceTable
+from halos.data.streaming import StreamingDataModule
 from halos.data.tokens import ChatTokens
-from halos.distributed import whole
+from halos.distributed import data_ranks, whole
 from halos.objectives.base import Objective
 from halos.objectives.humanline import Humanline
+from halos.optim import Optim
 from halos.policy.adapters import merge_adapter
 from halos.policy.backbone import Backbone
 from halos.policy.compiling import check_compiler, uncompiled
@@ -33,8 +35,9 @@ from halos.policy.reward import export_reward_model
 from halos.runs import console, ranks
 from halos.runs.checkpoints import Checkpoints, check_identity
 from halos.runs.comparison import Comparison, compare
-from halos.runs.data_report import show_report, write_report
+from halos.runs.data_report import StreamReport, show_report, write_report
 from halos.runs.folder import RunFolder
+from halos.runs.fsdp_tp import check_model
 from halos.runs.identity import identity
 from halos.runs.loggers import CSVMetrics
 from halos.runs.progress import Progress
@@ -70,9 +73,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         run, trainer = set_up(cfg)
         run.identity |= identity(
             cfg,
-            {split: rows.digest() for split, rows in run.data.rows.items()},
+            run.data.keys(),
             model=run.model.local,
-            examples_per_step=run.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+            examples_per_step=run.data.batch_size * trainer.accumulate_grad_batches * data_ranks(trainer)[1],
         )
         if run.checkpoint is not None:
             check_identity(run.checkpoint, run.identity)
@@ -94,7 +97,7 @@ def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
         epochs=cfg.trainer.max_epochs,
         max_steps=cfg.trainer.max_steps,
         accumulate=trainer.accumulate_grad_batches,
-        world_size=trainer.world_size,
+        world_size=data_ranks(trainer)[1],
     )
     run.objective.check(trainer.accumulate_grad_batches, run.data.label_counts)
     return run, trainer
@@ -107,6 +110,7 @@ def prepare(cfg: DictConfig) -> Run:
     folder = RunFolder(Path(cfg.output_dir))
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
     spec: ModelSpec = build(cfg.model)
+    optim: Optim = build(cfg.optim)
     if spec.compile:
         check_compiler(cfg.trainer.accelerator)
     objective_class(cfg.loss)  # or an error that names it
@@ -134,14 +138,22 @@ def prepare(cfg: DictConfig) -> Run:
         cfg.loss,
         backbone,
         without=("name",),
-        optim=build(cfg.optim),
+        optim=optim,
         seed=cfg.seed,
         humanline=_humanline(cfg),
         non_finite=cfg.non_finite,
     )
-    data: PreferenceDataModule = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed, cache_dir=cfg.cache_dir)
+    spec = spec.resolved(streaming=cfg.data.streaming and objective.needs_reference)
+    data = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir)
+    if data.streams and objective.needs_label_counts:
+        raise ValueError(
+            "loss: expected weights that are numbers with data.streaming=true, found auto: they are set by the counts "
+            "of all training data"
+        )
     data.load(objective.view)
     spec.check()
+    if cfg.strategy.name == "fsdp_tp":
+        check_model(spec, optim, cfg.strategy.tensor_parallel_size)
     if spec.lora.export == "adapter" and not objective.generates:
         raise ValueError("model.lora.export: expected merged for a reward model, found adapter")
     tokenizer = spec.tokenizer()
@@ -167,18 +179,25 @@ def _cached_reference(
     precision = trainer.precision_plugin
     if not backbone.sharded:
         precision.convert_module(backbone).to(trainer.strategy.root_device)
-    mixed_apart = backbone.sharded and cfg.precision == "bf16-mixed"  # other operations are rounded than by autocast
-    rows = data.scored_rows(accumulate=trainer.accumulate_grad_batches, world_size=trainer.world_size)
+    rows = data.scored_rows(accumulate=trainer.accumulate_grad_batches, world_size=data_ranks(trainer)[1])
     with precision.forward_context():
         return reference_table(
             backbone,
             rows,
             folder=Path(cfg.cache_dir).expanduser(),
-            precision=f"{cfg.precision}, sharded" if mixed_apart else cfg.precision,
+            precision=_rounding(cfg, backbone),
             packing=data.packing,
             share_prompts=data.share_prompts,
             track=partial(console.track, "reference log-probs", shown=cfg.trainer.enable_progress_bar),
         )
+
+
+def _rounding(cfg: DictConfig, backbone: Backbone) -> str:
+    # What the log-probs depend on beside the weights: where numbers are rounded visibly, also how the model is divided.
+    if cfg.strategy.name == "fsdp_tp" and cfg.precision != "32-true":
+        return f"{cfg.precision}, tensor parallel {cfg.strategy.tensor_parallel_size}"
+    mixed_apart = backbone.sharded and cfg.precision == "bf16-mixed"  # other operations are rounded than by autocast
+    return f"{cfg.precision}, sharded" if mixed_apart else str(cfg.precision)
 
 
 def fit(run: Run, trainer: pl.Trainer) -> None:
@@ -211,6 +230,8 @@ def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     final = summary["metrics"] | {f"samples/{name}": value for name, value in summary.get("samples", {}).items()}
     log_hparams(trainer, _hparams(run.cfg), final)
     console.show_metrics(summary["metrics"])
+    if run.data.streams:
+        console.show_data({"train": run.data.reports["train"]})
     run.folder.write_summary(summary)
     console.show_where_next(run.folder.root, run.folder.model)
     return summary
@@ -259,6 +280,8 @@ def _callbacks(run: Run) -> list[Callback]:
         ),
         Checkpoints(run.folder.checkpoints, every=run.cfg.checkpoint_every, identity=run.identity, record=run.record),
     ]
+    if isinstance(run.data, StreamingDataModule):
+        callbacks.append(StreamReport(run.data, run.folder.root))
     return [*callbacks, Progress()] if run.cfg.trainer.enable_progress_bar else callbacks
 
 
@@ -295,12 +318,12 @@ def _compare(run: Run, policy: Any) -> Comparison | None:
 
 
 def _summary(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
-    accumulate, world_size = trainer.accumulate_grad_batches, trainer.world_size
+    accumulate, world_size = trainer.accumulate_grad_batches, data_ranks(trainer)[1]
     return {
         "loss": run.cfg.loss.name,
         "strategy": run.cfg.strategy.name,
         "precision": run.cfg.precision,
-        "world_size": world_size,
+        "world_size": trainer.world_size,
         "steps": trainer.global_step,
         "examples": trainer.global_step * accumulate * world_size * run.data.batch_size,
         "tokens": run.data.tokens_in(trainer.global_step, accumulate=accumulate, world_size=world_size),
@@ -325,8 +348,10 @@ def _hparams(cfg: DictConfig) -> Mapping[str, Any]:
 def _show(run: Run) -> None:
     show_report(run.data.intake)
     console.show_data(run.data.reports)
+    data = run.data
     branches = ("chosen", "rejected") if run.objective.view == "pairs" else ("completion", "mismatched (KL)")
-    row = run.data.rows["train"].rows[0]
+    row = data.example()
     console.show_example(row, run.tokens.tokenizer, branches[: len(row.branches)])
-    rows = run.data.rows["train"]
-    console.show_plan(run.data.steps, len(rows), run.data.batch_size, run.cfg.output_dir)
+    console.show_plan(
+        data.steps, None if data.streams else len(data.rows["train"]), data.batch_size, run.cfg.output_dir
+    )

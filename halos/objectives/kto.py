@@ -103,6 +103,8 @@ class KTO(Objective):
         3. Reference-free, y' are other prompts' completions, not samples of π_θ(·|x), so −H is estimated too low.
            Uniform over outputs, as in the paper, is not uniform over tokens: long completions have low rewards.
         4. Two examples of one prompt are drawn together (``data.keep_together``), not each by itself.
+        5. With ``data.streaming`` y' is that of the next example of the shuffled stream with another prompt, as in the
+           paper but for the batch's edges: each is y' once.
 
     Args:
         beta: β.
@@ -142,6 +144,7 @@ class KTO(Objective):
         self.beta = require_positive("beta", beta)
         self.desirable_weight = require_weight("desirable_weight", desirable_weight)
         self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)
+        self.needs_label_counts = "auto" in (self.desirable_weight, self.undesirable_weight)
 
     def see_labels(self, desirable: int, undesirable: int) -> None:
         automatic = "auto" in (self.desirable_weight, self.undesirable_weight)

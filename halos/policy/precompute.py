@@ -15,7 +15,7 @@ from halos import signals
 from halos.data.batches import Batch, collate
 from halos.data.reference import ReferenceTable, completions
 from halos.data.rows import Row
-from halos.distributed import all_gather_list, all_max, from_rank_zero, rank_and_world
+from halos.distributed import all_gather_list, all_max, data_rank_and_world, from_rank_zero
 from halos.policy.backbone import Backbone
 from halos.policy.cache import ReferenceCache, model_key
 from halos.policy.head import evaluating
@@ -50,7 +50,7 @@ def reference_table(
     wanted = completions(rows)
     known = _unpacked(from_rank_zero(lambda: _packed({k: v for k, v in cache.read().items() if k in wanted})))
     new = ((name, Row("", 0, prompt, (ids,))) for name, (prompt, ids) in wanted.items() if name not in known)
-    rank, world = rank_and_world()
+    rank, world = data_rank_and_world()
     everything = list(_batches(new))
     work = everything[rank::world]
     most = len(everything[::world])
