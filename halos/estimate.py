@@ -44,8 +44,10 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     if not 0 < asked.utilisation <= 1:
         raise ValueError(f"estimate.utilisation: expected a share above 0 and up to 1, found {asked.utilisation!r}")
     spec: ModelSpec = build(cfg.model).resolved(streaming=cfg.data.streaming)
-    if cfg.strategy.name == "deepspeed":
-        raise ValueError("estimate: expected strategy=auto, ddp or fsdp, found deepspeed, which is not estimated")
+    if cfg.strategy.name not in ("auto", "ddp", "fsdp"):
+        raise ValueError(
+            f"estimate: expected strategy=auto, ddp or fsdp, found {cfg.strategy.name}, which is not estimated"
+        )
     if spec.lora.enabled:
         raise ValueError("estimate: expected model.lora.enabled=false, as adapters are not estimated")
     objective = _objective(cfg)

@@ -20,9 +20,10 @@ from halos.data.module import PreferenceDataModule
 from halos.data.reference import ReferenceTable
 from halos.data.streaming import StreamingDataModule
 from halos.data.tokens import ChatTokens
-from halos.distributed import whole
+from halos.distributed import data_ranks, whole
 from halos.objectives.base import Objective
 from halos.objectives.humanline import Humanline
+from halos.optim import Optim
 from halos.policy.adapters import merge_adapter
 from halos.policy.backbone import Backbone
 from halos.policy.compiling import check_compiler, uncompiled
@@ -36,6 +37,7 @@ from halos.runs.checkpoints import Checkpoints, check_identity
 from halos.runs.comparison import Comparison, compare
 from halos.runs.data_report import StreamReport, show_report, write_report
 from halos.runs.folder import RunFolder
+from halos.runs.fsdp_tp import check_model
 from halos.runs.identity import identity
 from halos.runs.loggers import CSVMetrics
 from halos.runs.progress import Progress
@@ -73,7 +75,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             cfg,
             run.data.keys(),
             model=run.model.local,
-            examples_per_step=run.data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+            examples_per_step=run.data.batch_size * trainer.accumulate_grad_batches * data_ranks(trainer)[1],
         )
         if run.checkpoint is not None:
             check_identity(run.checkpoint, run.identity)
@@ -95,7 +97,7 @@ def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
         epochs=cfg.trainer.max_epochs,
         max_steps=cfg.trainer.max_steps,
         accumulate=trainer.accumulate_grad_batches,
-        world_size=trainer.world_size,
+        world_size=data_ranks(trainer)[1],
     )
     run.objective.check(trainer.accumulate_grad_batches, run.data.label_counts)
     return run, trainer
@@ -108,6 +110,7 @@ def prepare(cfg: DictConfig) -> Run:
     folder = RunFolder(Path(cfg.output_dir))
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
     spec: ModelSpec = build(cfg.model)
+    optim: Optim = build(cfg.optim)
     if spec.compile:
         check_compiler(cfg.trainer.accelerator)
     objective_class(cfg.loss)  # or an error that names it
@@ -135,7 +138,7 @@ def prepare(cfg: DictConfig) -> Run:
         cfg.loss,
         backbone,
         without=("name",),
-        optim=build(cfg.optim),
+        optim=optim,
         seed=cfg.seed,
         humanline=_humanline(cfg),
         non_finite=cfg.non_finite,
@@ -149,6 +152,8 @@ def prepare(cfg: DictConfig) -> Run:
         )
     data.load(objective.view)
     spec.check()
+    if cfg.strategy.name == "fsdp_tp":
+        check_model(spec, optim, cfg.strategy.tensor_parallel_size)
     if spec.lora.export == "adapter" and not objective.generates:
         raise ValueError("model.lora.export: expected merged for a reward model, found adapter")
     tokenizer = spec.tokenizer()
@@ -174,18 +179,25 @@ def _cached_reference(
     precision = trainer.precision_plugin
     if not backbone.sharded:
         precision.convert_module(backbone).to(trainer.strategy.root_device)
-    mixed_apart = backbone.sharded and cfg.precision == "bf16-mixed"  # other operations are rounded than by autocast
-    rows = data.scored_rows(accumulate=trainer.accumulate_grad_batches, world_size=trainer.world_size)
+    rows = data.scored_rows(accumulate=trainer.accumulate_grad_batches, world_size=data_ranks(trainer)[1])
     with precision.forward_context():
         return reference_table(
             backbone,
             rows,
             folder=Path(cfg.cache_dir).expanduser(),
-            precision=f"{cfg.precision}, sharded" if mixed_apart else cfg.precision,
+            precision=_rounding(cfg, backbone),
             packing=data.packing,
             share_prompts=data.share_prompts,
             track=partial(console.track, "reference log-probs", shown=cfg.trainer.enable_progress_bar),
         )
+
+
+def _rounding(cfg: DictConfig, backbone: Backbone) -> str:
+    # What the log-probs depend on beside the weights: where numbers are rounded visibly, also how the model is divided.
+    if cfg.strategy.name == "fsdp_tp" and cfg.precision != "32-true":
+        return f"{cfg.precision}, tensor parallel {cfg.strategy.tensor_parallel_size}"
+    mixed_apart = backbone.sharded and cfg.precision == "bf16-mixed"  # other operations are rounded than by autocast
+    return f"{cfg.precision}, sharded" if mixed_apart else str(cfg.precision)
 
 
 def fit(run: Run, trainer: pl.Trainer) -> None:
@@ -306,12 +318,12 @@ def _compare(run: Run, policy: Any) -> Comparison | None:
 
 
 def _summary(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
-    accumulate, world_size = trainer.accumulate_grad_batches, trainer.world_size
+    accumulate, world_size = trainer.accumulate_grad_batches, data_ranks(trainer)[1]
     return {
         "loss": run.cfg.loss.name,
         "strategy": run.cfg.strategy.name,
         "precision": run.cfg.precision,
-        "world_size": world_size,
+        "world_size": trainer.world_size,
         "steps": trainer.global_step,
         "examples": trainer.global_step * accumulate * world_size * run.data.batch_size,
         "tokens": run.data.tokens_in(trainer.global_step, accumulate=accumulate, world_size=world_size),

@@ -75,6 +75,7 @@ def test_what_cannot_be_estimated_is_refused(tmp_path: Path) -> None:
         ("model.lora.enabled=true", "expected model.lora.enabled=false"),
         ("trainer.devices=auto", "trainer.devices: expected a number for an estimate, found 'auto'"),
         ("strategy=deepspeed", "expected strategy=auto, ddp or fsdp, found deepspeed"),
+        ("strategy=fsdp_tp", "expected strategy=auto, ddp or fsdp, found fsdp_tp"),
         ("model.path=./nowhere", "model.path: ./nowhere could not be loaded"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -21,9 +21,9 @@ from tests.fork import run_ranks
 from tests.objectives.test_base import OBJECTIVES, Run, fit, objective_of, rows_for, trainer_for
 
 
-def objective(kind: type[Objective], strategy: Any, *, checkpointing: bool = False) -> Objective:
+def objective(kind: type[Objective], strategy: Any, *, checkpointing: bool = False, **options: Any) -> Objective:
     """A tiny objective, its backbone divided as the strategy says."""
-    made = objective_of(kind, moved=0.1)
+    made = objective_of(kind, moved=0.1, **options)
     make = made._make_backbone
 
     def sharded() -> Backbone:
@@ -48,7 +48,7 @@ def run(
     kind: type[Objective], strategy: Any, *, ranks: int = 2, accumulate: int = 1, num_nodes: int = 1, **options: Any
 ) -> Run:
     rows = rows_for(kind, 12, seed=1)
-    parts = ranks * accumulate
+    parts = ranks // getattr(strategy, "tensor_parallel_size", 1) * accumulate
     found = fit(
         objective(kind, strategy, **options),
         rows,

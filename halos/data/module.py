@@ -28,6 +28,7 @@ from halos.data.sources import Source
 from halos.data.stratified import StratifiedOrder
 from halos.data.tokens import ChatTokens, Limits
 from halos.data.views import Examples
+from halos.distributed import data_ranks
 
 SHOWN_PROMPTS = 16
 """Held-out prompts kept to sample replies to."""
@@ -261,11 +262,12 @@ class PreferenceDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Resumable:
         """All micro-batches of the run, as one Lightning epoch."""
         trainer = self._trainer()
+        rank, world_size = data_ranks(trainer)
         order = self.order(
             batch_size=self.batch_size,
             accumulate=trainer.accumulate_grad_batches,
-            world_size=trainer.world_size,
-            rank=trainer.global_rank,
+            world_size=world_size,
+            rank=rank,
             steps=self.steps,
         )
         return ResumableLoader(self._batches(self.rows["train"].rows), order, **self._loader_options())
@@ -274,15 +276,14 @@ class PreferenceDataModule(pl.LightningDataModule):
         """Every validation example once, always in the same batches."""
         if "val" not in self.rows:
             return []
-        trainer, rows = self._trainer(), self.rows["val"].rows
-        order = validation_order(
-            len(rows), batch_size=self.batch_size, world_size=trainer.world_size, rank=trainer.global_rank
-        )
+        rows = self.rows["val"].rows
+        rank, world_size = data_ranks(self._trainer())
+        order = validation_order(len(rows), batch_size=self.batch_size, world_size=world_size, rank=rank)
         return DataLoader(self._batches(rows), sampler=order, batch_size=None, **self._loader_options())
 
     def _batches(self, rows: Sequence[Row]) -> Batches:
         # Every rank must run equally many forwards, whatever its share of a small validation step.
-        chunks = min(self.length_groups, self.batch_size, max(1, len(rows) // self._trainer().world_size))
+        chunks = min(self.length_groups, self.batch_size, max(1, len(rows) // data_ranks(self._trainer())[1]))
         return Batches(rows, chunks=chunks, **self._collation())
 
     def _collation(self) -> dict[str, Any]:

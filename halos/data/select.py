@@ -28,8 +28,8 @@ EXPANDED = 4096
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """Args:
-    keep_desirable, keep_undesirable: share of the labelled training completions kept (the KTO paper's section 4.3
-        drops up to 95% of the desirable ones).
+    keep_desirable, keep_undesirable: share of the labelled training completions kept (the KTO paper drops up to 90% of
+        the desirable ones, section 4.2 of its first version).
     one_per_prompt: keep one training example of each prompt (the paper's "one y per x").
     labels_from_scores: a completion without a label that scores above this is desirable, below it undesirable; one
         that scores just this stays without: a number, ``median`` (of all training scores) or ``prompt`` (the

@@ -19,6 +19,7 @@ from halos.data.sources import Source
 from halos.data.stream import Counted, Stream
 from halos.data.stream_batches import Layout, StreamBatches, StreamRows
 from halos.data.tokens import ChatTokens
+from halos.distributed import data_ranks
 
 TRIED = 256
 """Bundles of examples that are looked at before the run."""
@@ -141,11 +142,12 @@ class StreamingDataModule(PreferenceDataModule):
     def train_dataloader(self) -> StreamLoader:
         """All micro-batches of the run, as one Lightning epoch."""
         trainer = self._trainer()
+        rank, world_size = data_ranks(trainer)
         layout = Layout(
             batch_size=self.batch_size,
             accumulate=trainer.accumulate_grad_batches,
-            world_size=trainer.world_size,
-            rank=trainer.global_rank,
+            world_size=world_size,
+            rank=rank,
             steps=self.steps,
         )
         chunks = min(self.length_groups, self.batch_size)

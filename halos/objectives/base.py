@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halos.data.batches import Batch
-from halos.distributed import all_gather_list, whole
+from halos.distributed import all_gather_list, clip_gradients, data_ranks, total_norm, use_data_group, whole
 from halos.metrics import Averages, LabelledRewards, Mean, auc
 from halos.objectives.feedback_metrics import feedback_metrics, labelled
 from halos.objectives.humanline import Humanline
@@ -107,7 +107,7 @@ class Objective(pl.LightningModule, ABC):
         self.backbone: Backbone | None = None
         self._make_backbone = (lambda: backbone) if isinstance(backbone, Backbone) else backbone
         self._optim = optim or AdamW()
-        self.steps, self.val_averages = Steps(), Averages()
+        self._steps, self.val_averages = Steps(), Averages()
         self.val_rewards = LabelledRewards()
         self.labelled_rewards: tuple[Tensor, Tensor] | None = None
         self._losses: list[float] = []
@@ -166,6 +166,10 @@ class Objective(pl.LightningModule, ABC):
 
     @final
     def setup(self, stage: str) -> None:
+        group = getattr(self.trainer.strategy, "data_group", None)
+        use_data_group(group)
+        for metric in (self._steps.averages, self.val_averages, self.val_rewards):
+            metric.process_group = group
         counts = getattr(getattr(self.trainer, "datamodule", None), "label_counts", None)
         self.check(self.trainer.accumulate_grad_batches, counts)
 
@@ -204,9 +208,9 @@ class Objective(pl.LightningModule, ABC):
 
     @final
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self.steps.begin()
+        self._steps.begin()
         # Dropout is a function of (seed, batch, rank), so that a resumed run draws as the uninterrupted one did.
-        torch.manual_seed((self.seed * 1_000_003 + batch_idx * 4_099 + self.global_rank) % 2**63)
+        torch.manual_seed((self.seed * 1_000_003 + batch_idx * 4_099 + data_ranks(self.trainer)[0]) % 2**63)
         if self.trained.sharding is not None:
             last = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
             self.trained.sharding.begin_micro_batch(self, last=last)
@@ -214,16 +218,16 @@ class Objective(pl.LightningModule, ABC):
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output, metrics = self._evaluate(batch)
-        self.steps.add(batch, metrics)
+        self._steps.add(batch, metrics)
         # Lightning divides by the number of micro-batches, DDP by that of ranks; the counts are the step's already.
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        scale = self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[1]
         terms = [term.total / self._step_count(name, term) for name, term in output.loss.items()]
         return scale * torch.stack(terms).sum()
 
     @final
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self._norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        step = self.steps.end(self.trainer.global_step + 1, whole(self._norm), optimizer.param_groups[0]["lr"])
+        self._norm = total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        step = self._steps.end(self.trainer.global_step + 1, whole(self._norm), optimizer.param_groups[0]["lr"])
         logged = step.number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # set when it is built
         if not logged and self.non_finite == "stop":
             return
@@ -262,12 +266,12 @@ class Objective(pl.LightningModule, ABC):
         inside = {id(p) for p in policy}
         own = [p for p in self.parameters() if id(p) not in inside]
         if gradient_clip_val and not own:  # the norm that is logged is theirs
-            torch.nn.utils.clip_grads_with_norm_(policy, gradient_clip_val, self._norm)
+            clip_gradients(policy, gradient_clip_val, self._norm)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(policy, gradient_clip_val)
+            clip_gradients(policy, gradient_clip_val)
         own_clip = self.own_clip or gradient_clip_val
         if own_clip and own:
-            torch.nn.utils.clip_grad_norm_(own, own_clip)
+            clip_gradients(own, own_clip)
 
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -330,13 +334,13 @@ class Objective(pl.LightningModule, ABC):
 
     def _catch_up(self) -> None:
         # Before anything that takes its time and is to know whether all is well.
-        if self.steps.unread:
+        if self._steps.unread:
             self._read()
-        self.steps.pause()
+        self._steps.pause()
 
     def _read(self) -> dict[str, float]:
         # Metrics of the last step; earlier ones that were not read are looked through with it.
-        found = self.steps.read(self.trainer.world_size)
+        found = self._steps.read(data_ranks(self.trainer)[1])
         for step, metrics in found:
             told = self._non_finite_step(step, metrics)
             if told and self.non_finite == "stop":

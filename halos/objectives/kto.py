@@ -31,7 +31,7 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Tensor:
-    """The KTO loss of each completion (section 4 of the paper): λ_y − v(x, y).
+    """The KTO loss of each completion (section 4.1 of the paper): λ_y − v(x, y).
 
     r = log π_θ(y|x) − log π_ref(y|x);  v = λ_D σ(β(r − z₀)) for desirable y, λ_U σ(β(z₀ − r)) for undesirable y.
 
@@ -68,8 +68,8 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
     """(λ_D, λ_U) with ``auto`` resolved from the counts of the training data.
 
     An automatic weight starts at 1 and changes just so far that λ_D n_D / (λ_U n_U) lies in [1, 4/3] (equation 8 of
-    the paper); where both are automatic, that of the rarer side is raised. Raises ``ValueError`` if there
-    is only one kind of completion.
+    the paper's first version); where both are automatic, that of the rarer side is raised. Raises ``ValueError`` if
+    there is only one kind of completion.
     """
     low, high = 1.0, 4 / 3
     fixed_d = 1.0 if desirable_weight == "auto" else float(desirable_weight)

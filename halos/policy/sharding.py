@@ -19,6 +19,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from halos.distributed import rank_and_world
 from halos.policy.backbone import Backbone
+from halos.policy.tensor_parallel import divide_products
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,8 @@ class Sharding:
             sees keep their own, and gradients are added up in float32. None: all in the shards' own.
         reshard_after_forward: free a layer's whole weights between its forward and its backward.
         cpu_offload: keep the shards, their gradients and the optimizer state in the CPU's memory.
+        root_mesh: of what lies outside the decoder layers, where that is another.
+        tensor_mesh: over which the products of decoder layers are divided before the models are, if they are.
         defer_gradient_sync: while gradients are accumulated, add up whole ones on each rank and divide them once a
             step: less traffic, but the memory of a whole model's gradients.
     """
@@ -41,6 +44,8 @@ class Sharding:
     compute_dtype: torch.dtype | None = None
     reshard_after_forward: bool = True
     cpu_offload: bool = False
+    root_mesh: DeviceMesh | None = None
+    tensor_mesh: DeviceMesh | None = None
     defer_gradient_sync: bool = False
 
     def shard(self, backbone: Backbone) -> None:
@@ -50,9 +55,11 @@ class Sharding:
         """
         policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=self._reduced_in())
         for made in backbone.with_reference_backbone():
+            if self.tensor_mesh is not None:
+                divide_products(made.policy, self.tensor_mesh)
             for layer in repeated_layers(made.policy):
-                self._shard(layer, policy, self.reshard_after_forward)
-            self._shard(made, policy, True if made is not backbone else None)
+                self._shard(layer, self.mesh, policy, self.reshard_after_forward)
+            self._shard(made, self._root_mesh, policy, True if made is not backbone else None)
             made.sharding = self
         materialise(backbone, shards=torch.device("cpu") if self.cpu_offload else self.device, buffers=self.device)
 
@@ -67,7 +74,7 @@ class Sharding:
             if type(child).forward is _NO_FORWARD or hasattr(child, "training_step"):
                 self.shard_beside(child)
             else:
-                self._shard(child.to(self.device), MixedPrecisionPolicy(), True)
+                self._shard(child.to(self.device), self._root_mesh, MixedPrecisionPolicy(), True)
         if own := [name for name, _ in module.named_parameters(recurse=False)]:
             raise ValueError(
                 f"strategy=fsdp: expected the parameters of {type(module).__name__} to be inside modules that are "
@@ -80,10 +87,14 @@ class Sharding:
             for part in sharded_modules(module):
                 part.set_requires_gradient_sync(last, recurse=False)
 
-    def _shard(self, module: nn.Module, policy: MixedPrecisionPolicy, reshard: bool | None) -> None:
+    @property
+    def _root_mesh(self) -> DeviceMesh:
+        return self.mesh if self.root_mesh is None else self.root_mesh
+
+    def _shard(self, module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, reshard: bool | None) -> None:
         pinned = self.device.type != "cpu"
         offload = CPUOffloadPolicy(pin_memory=pinned) if self.cpu_offload else OffloadPolicy()
-        fully_shard(module, mesh=self.mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=offload)
+        fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=offload)
 
     def _reduced_in(self) -> torch.dtype | None:
         return None if self.compute_dtype is None else torch.float32

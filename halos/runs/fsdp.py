@@ -63,15 +63,19 @@ class FSDP(ModelParallelStrategy):
     @property
     def sharding(self) -> Sharding:
         """How models are divided; known once the process group is."""
-        mixed = isinstance(self.precision_plugin, ShardedMixed)
         return Sharding(
             mesh=self.device_mesh,
             device=self.root_device,
-            compute_dtype=torch.bfloat16 if mixed else None,
+            compute_dtype=self.compute_dtype,
             reshard_after_forward=self.reshard_after_forward,
             cpu_offload=self.cpu_offload,
             defer_gradient_sync=self.defer_gradient_sync,
         )
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """What weights are cast to for a forward, if they are."""
+        return torch.bfloat16 if isinstance(self.precision_plugin, ShardedMixed) else None
 
     def setup_environment(self) -> None:
         self._setup_distributed()

@@ -29,7 +29,7 @@ class KnowRanks(Callback):
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() != trainer.world_size:
             _leave_group()  # that of an earlier run
         if not _known:
-            _known.extend(all_gather_list([(socket.gethostname(), os.getpid())]))
+            _known.extend(all_gather_list([(socket.gethostname(), os.getpid())], everywhere=True))
 
 
 @contextmanager

@@ -31,9 +31,10 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
         raise ValueError("strategy=deepspeed: install the extra with pip install 'halos[deepspeed]'")
     if cfg.model.lora.enabled and cfg.strategy.name not in ("auto", "ddp", "fsdp"):
         raise ValueError(f"model.lora.enabled: expected strategy=auto, ddp or fsdp, found {cfg.strategy.name}")
-    if cfg.model.lora.quantize and cfg.strategy.name == "fsdp":
+    if cfg.model.lora.quantize and cfg.strategy.name.startswith("fsdp"):
         raise ValueError(
-            "model.lora.quantize: expected strategy=auto or ddp, found fsdp; 4-bit weights are not divided"
+            f"model.lora.quantize: expected strategy=auto or ddp, found {cfg.strategy.name}; 4-bit weights are not "
+            "divided"
         )
     if cfg.data.max_tokens_per_batch is not None and cfg.strategy.name not in ("auto", "ddp"):
         raise ValueError(f"data.max_tokens_per_batch: expected strategy=auto or ddp, found {cfg.strategy.name}")
@@ -77,8 +78,8 @@ def check_precision(precision: str, *, strategy: str, accelerator: str, lr: floa
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; found {precision!r}")
     if precision == "16-mixed":
-        if strategy == "fsdp":
-            raise ValueError("precision=16-mixed: strategy=fsdp has no loss scaling; use precision=bf16-mixed")
+        if strategy.startswith("fsdp"):
+            raise ValueError(f"precision=16-mixed: strategy={strategy} has no loss scaling; use precision=bf16-mixed")
         if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
             raise ValueError(
                 f"precision=16-mixed: expected a CUDA device, found trainer.accelerator={accelerator} with "

@@ -23,6 +23,7 @@ from halos import objectives
 from halos.data.batches import Batch, Batches, collate
 from halos.data.order import MicroBatch, validation_order
 from halos.data.rows import Row
+from halos.distributed import data_ranks
 from halos.metrics import Mean
 from halos.objectives import (
     BCO,
@@ -73,21 +74,27 @@ SPEED = {"train/examples_per_second", "train/tokens_per_second"}
 # A model, rows and a training run
 
 
-def tiny_backbone(*, with_reference: bool = True, moved: float = 0.0, dropout: float = 0.0) -> Backbone:
+def tiny_backbone(
+    *, with_reference: bool = True, moved: float = 0.0, dropout: float = 0.0, key_value_heads: int = 1
+) -> Backbone:
     """The same in each call; ``moved`` flattens what the policy predicts, which makes random tokens likelier than
     they are under the reference."""
-    backbone = Backbone(tiny.model(attention_dropout=dropout), with_reference=with_reference)
+    model = tiny.model(attention_dropout=dropout, num_key_value_heads=key_value_heads)
+    backbone = Backbone(model, with_reference=with_reference)
     with torch.no_grad():
         for parameter in backbone.policy.parameters():
             parameter *= 1 - moved
     return backbone
 
 
-def objective_of(kind: type[Objective], *, moved: float = 0.0, dropout: float = 0.0, **parameters: Any) -> Objective:
+def objective_of(
+    kind: type[Objective], *, moved: float = 0.0, dropout: float = 0.0, key_value_heads: int = 1, **parameters: Any
+) -> Objective:
     """An objective round a tiny backbone, with a rate at which a few steps change the losses visibly."""
     parameters = REQUIRED.get(kind, {}) | parameters
     with_reference = kind(lambda: None, **parameters).needs_reference
-    backbone = tiny_backbone(with_reference=with_reference, moved=moved, dropout=dropout)
+    model: dict[str, Any] = {"moved": moved, "dropout": dropout, "key_value_heads": key_value_heads}
+    backbone = tiny_backbone(with_reference=with_reference, **model)
     return kind(backbone, optim=AdamW(lr=3e-3, warmup=0, schedule="constant"), **parameters)
 
 
@@ -142,7 +149,7 @@ class InOrder(pl.LightningDataModule):
         self.label_counts = label_counts
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        n, ranks, rank = self.batch_size, self.trainer.world_size, self.trainer.global_rank
+        n, (rank, ranks) = self.batch_size, data_ranks(self.trainer)
         per_step = n * ranks * self.trainer.accumulate_grad_batches
         order = []
         for start in range(0, len(self.rows), per_step):
@@ -153,7 +160,7 @@ class InOrder(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         if not self.val:
             return []
-        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        rank, ranks = data_ranks(self.trainer)
         return self._loader(
             self.val, validation_order(len(self.val), batch_size=self.batch_size, world_size=ranks, rank=rank)
         )

@@ -25,6 +25,15 @@ def trainer(*words: str) -> Any:
         (("precision=fp8",), "precision: expected one of 32-true, bf16-mixed, bf16-true, 16-mixed; found 'fp8'"),
         (("precision=16-mixed",), "16-mixed: expected a CUDA device, found trainer.accelerator=cpu"),
         (("precision=16-mixed", "strategy=fsdp"), "strategy=fsdp has no loss scaling; use precision=bf16-mixed"),
+        (("precision=16-mixed", "strategy=fsdp_tp"), "strategy=fsdp_tp has no loss scaling; use precision=bf16-mixed"),
+        (
+            ("strategy=fsdp_tp", "model.lora.enabled=true"),
+            "model.lora.enabled: expected strategy=auto, ddp or fsdp, found fsdp_tp",
+        ),
+        (
+            ("strategy=fsdp_tp", "trainer.devices=4", "strategy.tensor_parallel_size=3"),
+            "tensor_parallel_size: expected a divisor of the 4 devices",
+        ),
         (("trainer.devices=2",), "strategy=auto uses one device, found 2"),
         (
             ("strategy=fsdp", "model.lora.enabled=true", "model.lora.quantize=4bit"),
