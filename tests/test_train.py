@@ -926,7 +926,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "a bad parameter of the loss": (lambda tmp: ["loss.beta=-1"], r"loss\.beta: expected a number .* found -1"),
     "an unknown kind of reference": (
         lambda tmp: ["model.reference=none"],
-        r"model\.reference: expected cached, live or adapter, found 'none'",
+        r"model\.reference: expected auto, cached, live or adapter, found 'none'",
     ),
     "a head without rows": (
         lambda tmp: ["model.head_chunk=0"],

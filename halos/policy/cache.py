@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -65,7 +66,7 @@ class ReferenceCache:
         entries: dict[bytes, Tensor] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
-                entries |= self._read_part(path)
+                entries |= self.read_part(path)
             except (ValueError, KeyError, OSError, SafetensorError) as error:
                 log.warning("cached reference log-probs in %s are refused and made anew: %s", path, error)
                 path.unlink(missing_ok=True)
@@ -91,17 +92,36 @@ class ReferenceCache:
             return None
         return whole
 
-    def _read_part(self, path: Path) -> dict[bytes, Tensor]:
+    def read_part(self, path: Path) -> dict[bytes, Tensor]:
+        """The entries of a part; their numbers stay in the file, whose pages the system reads and drops as it likes.
+
+        Raises ``ValueError`` and what safetensors raises for a part that is cut off, altered or another model's.
+        """
         with safe_open(path, framework="pt") as file:
             told = file.metadata() or {}
             if (told.get("format"), told.get("model")) != (FORMAT, self.model):
                 raise ValueError("it is of another model or version")
-            tensors = {name: file.get_tensor(name) for name in ("keys", "lengths", "logprobs")}
+            tensors = {name: file.get_tensor(name) for name in ("keys", "lengths")}
+        tensors["logprobs"] = _mapped(path, "logprobs")
         if told.get("checksum") != _checksum(tensors):
             raise ValueError("its checksum does not fit")
         keys = tensors["keys"].numpy().tobytes()
         parts = tensors["logprobs"].split(tensors["lengths"].tolist())
         return {keys[n * KEY_BYTES : (n + 1) * KEY_BYTES]: part for n, part in enumerate(parts)}
+
+
+def _mapped(path: Path, name: str) -> Tensor:
+    """A float32 tensor of a safetensors file, memory-mapped: safetensors itself copies what it reads."""
+    with path.open("rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+        told = json.loads(stream.read(header))[name]
+    start, stop = told["data_offsets"]
+    if told["dtype"] != "F32":
+        raise ValueError(f"its {name} are {told['dtype']}")
+    count = (stop - start) // 4
+    # Copy-on-write, as torch wants memory that could be written to; nothing is.
+    values = np.memmap(path, np.float32, "c", offset=8 + header + start, shape=(count,)) if count else np.zeros(0, "f4")
+    return torch.from_numpy(values)
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from halos import signals
 from halos.data.batches import Batch, collate
 from halos.data.reference import ReferenceTable, completions
 from halos.data.rows import Row
-from halos.distributed import all_gather_list, all_max, data_rank_and_world, from_rank_zero
+from halos.distributed import all_gather_list, all_max, data_rank_and_world, from_rank_zero, rank_and_world
 from halos.policy.backbone import Backbone
 from halos.policy.cache import ReferenceCache, model_key
 from halos.policy.head import evaluating
@@ -48,7 +48,8 @@ def reference_table(
     start = time.perf_counter()
     cache = ReferenceCache(folder, model_key(backbone.policy, precision))
     wanted = completions(rows)
-    known = _unpacked(from_rank_zero(lambda: _packed({k: v for k, v in cache.read().items() if k in wanted})))
+    alone = rank_and_world()[1] == 1
+    known = _known(cache, wanted, alone)
     new = ((name, Row("", 0, prompt, (ids,))) for name, (prompt, ids) in wanted.items() if name not in known)
     rank, world = data_rank_and_world()
     everything = list(_batches(new))
@@ -73,8 +74,20 @@ def reference_table(
     signals.defer(deferred)
     added = {k: v for part in all_gather_list([_packed(dict(found))]) for k, v in _unpacked(part).items()}
     if added:
-        interim.replace_by(from_rank_zero(lambda: cache.write(added)))
+        whole = from_rank_zero(lambda: cache.write(added))
+        interim.replace_by(whole)
+        if whole is not None and alone:
+            added = cache.read_part(whole)  # the same numbers, memory-mapped
     return ReferenceTable(known | added, computed=len(added)), time.perf_counter() - start
+
+
+def _known(cache: ReferenceCache, wanted: Collection[bytes], alone: bool) -> dict[bytes, Tensor]:
+    """What the cache has of the entries that are wanted; memory-mapped for one process, sent to several."""
+
+    def found() -> dict[bytes, Tensor]:
+        return {key: values for key, values in cache.read().items() if key in wanted}
+
+    return found() if alone else _unpacked(from_rank_zero(lambda: _packed(found())))
 
 
 class _Interim:

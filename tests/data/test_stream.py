@@ -88,6 +88,12 @@ def test_a_prompts_own_median_is_that_of_its_run() -> None:
     ]  # fmt: skip
 
 
+def test_a_threshold_is_that_number() -> None:
+    records = [Feedback(f"f:{n}", f"q{n}", (Completion("x", score=n),)) for n in (1.0, 2.0, 3.0)]
+    made = stream(records, selection=Selection(labels_from_scores=2.5))
+    assert [e.desirable for bundle in made.examples(Counted()) for e in bundle] == [False, False, True]
+
+
 def test_all_turns_are_trained_on() -> None:
     turns = tuple(Message(role, text) for role, text in (("user", "u1"), ("assistant", "r1"), ("user", "u2")))
     records = [Feedback("a", turns, (Completion("r2"),)), Feedback("b", "q", (Completion("s"),))]
@@ -200,6 +206,12 @@ def test_partners_of_pairs_are_one_bundle_on() -> None:
     # Two of a prompt at a time: first with first, second with second, never twice the first.
     found = {one.example.id: one.partner.id for one in with_partners(drawn("aabbcc")) if one.partner}
     assert found == {"0": "2", "1": "3", "2": "4", "3": "5"}
+
+
+def test_a_partner_that_was_given_stays_while_an_earlier_example_waits() -> None:
+    # 2 has its partner, 3, and still waits for 1 to have one; 4 is nobody's.
+    found = {one.example.id: one.partner.id for one in with_partners(drawn("aacaabb")) if one.partner}
+    assert found == {"0": "2", "1": "5", "2": "3", "3": "6"}
 
 
 def test_a_prompt_with_most_of_the_stream_shares_partners(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,29 @@ def test_what_is_written_is_read(cache: ReferenceCache) -> None:
     assert same(cache.read(), ENTRIES)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+def test_numbers_stay_in_the_file(tmp_path: Path) -> None:
+    made = ReferenceCache(tmp_path, MODEL)
+    path = made.write({bytes([n] * 16): torch.rand(1 << 20) for n in range(16)})  # 64 MiB
+    assert path is not None
+    before = own_memory()
+    entries = made.read()
+    assert sum(len(entry) for entry in entries.values()) == 16 << 20
+    assert own_memory() - before < 16 << 10
+    assert same(entries, load_entries(path))
+
+
+def own_memory() -> int:
+    """KiB that are not pages of files."""
+    told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(told["RssAnon"].split()[0])
+
+
+def load_entries(path: Path) -> dict[bytes, Tensor]:
+    found = load_file(path)
+    return {bytes(key.tolist()): found["logprobs"][n << 20 : (n + 1) << 20] for n, key in enumerate(found["keys"])}
+
+
 def test_parts_add_up(cache: ReferenceCache) -> None:
     more = {b"m" * 16: torch.tensor([-0.5])}
     cache.write(more)

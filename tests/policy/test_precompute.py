@@ -15,6 +15,7 @@ from halos.data.reference import ReferenceTable, completions
 from halos.data.rows import Row
 from halos.policy import precompute
 from halos.policy.backbone import Backbone
+from halos.policy.cache import ReferenceCache, model_key
 from halos.policy.logprobs import completion_logprobs
 from halos.policy.precompute import reference_table
 from tests import tiny
@@ -110,9 +111,12 @@ def test_ranks_are_sent_no_more_than_what_is_known(tmp_path: Path, monkeypatch: 
         return made
 
     monkeypatch.setattr(precompute, "from_rank_zero", recorded)
-    again = table(tmp_path, rows=rows)
-    assert again.computed == 0
-    assert all(torch.equal(again.entries[key], first.entries[key]) for key in first.entries)
+    assert table(tmp_path, rows=rows).computed == 0
+    assert not sent, "one process reads the cache itself"
+    cache = ReferenceCache(tmp_path, model_key(tiny.model(dtype=torch.float64), "32-true"))
+    again = precompute._known(cache, first.entries, alone=False)
+    assert again.keys() == first.entries.keys()
+    assert all(torch.equal(again[key], first.entries[key]) for key in first.entries)
     values = sum(4 * len(entry) for entry in first.entries.values())
     assert values < sent[0] < values + 32 * len(first.entries) + 500
 
