@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import halos.train
-from halos.objectives import BCO, DPO, KTO, PPO, BradleyTerry
+from halos.objectives import BCO, DPO, KTO, PPO, BradleyTerry, Objective
 from halos.optim import Adafactor, AdamW, BitsAndBytesAdamW, RMSprop
 from halos.policy.loading import ModelSpec
 from halos.policy.lora import LoRA
@@ -32,21 +32,35 @@ KINDS = (KTO, DPO, PPO, BCO, BradleyTerry)
 """With an average over the micro-step, without, with a value head, with running means, with a reward head."""
 
 
-def of_tiny_models(groups: int) -> dict[str, Run]:
-    ranks = 2 * groups
-    options: dict[str, Any] = {"ranks": ranks, "key_value_heads": 2}
-    found = {kind.__name__: run_tiny(kind, FSDPTP(tensor_parallel_size=2), **options) for kind in KINDS}
-    found["accumulated"] = run_tiny(DPO, FSDPTP(tensor_parallel_size=2), accumulate=3, **options)
-    found["checkpointed"] = run_tiny(DPO, FSDPTP(tensor_parallel_size=2), checkpointing=True, **options)
-    return found
+def divided(kind: type[Objective], *, groups: int, **options: Any) -> Run:
+    return run_tiny(kind, FSDPTP(tensor_parallel_size=2), ranks=2 * groups, key_value_heads=2, **options)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_groups_of_two_processes_train_as_one(groups: int) -> None:
-    expected = {kind.__name__: run_tiny(kind, "auto", ranks=1, key_value_heads=2) for kind in KINDS}
-    for found in run_ranks(partial(as_rank, of_tiny_models, groups), 2 * groups):
-        for name, divided in found.items():
-            assert_alike(divided, expected.get(name, expected["DPO"]))
+def alone(kind: type[Objective]) -> Run:
+    return run_tiny(kind, "auto", ranks=1, key_value_heads=2)
+
+
+def in_one_group() -> list[Run]:
+    found = [divided(kind, groups=1) for kind in KINDS]
+    return [*found, divided(DPO, groups=1, accumulate=3), divided(DPO, groups=1, checkpointing=True)]
+
+
+def test_a_group_of_two_processes_trains_as_one() -> None:
+    expected = [alone(kind) for kind in (*KINDS, DPO, DPO)]
+    for found in run_ranks(partial(as_rank, in_one_group)):
+        for mine, theirs in zip(found, expected, strict=True):
+            assert_alike(mine, theirs)
+
+
+def in_two_groups() -> list[Run]:
+    return [divided(kind, groups=2) for kind in (KTO, PPO)]
+
+
+def test_two_groups_of_two_train_as_one() -> None:
+    expected = [alone(kind) for kind in (KTO, PPO)]
+    for found in run_ranks(partial(as_rank, in_two_groups), 4):
+        for mine, theirs in zip(found, expected, strict=True):
+            assert_alike(mine, theirs)
 
 
 # Whole runs of the toy world
@@ -159,11 +173,11 @@ def test_two_groups_of_two_are_stopped_and_train_as_one_device(runs: dict[str, A
 
 
 def test_log_probs_that_are_rounded_otherwise_are_kept_apart() -> None:
-    divided: Any = SimpleNamespace(sharded=True)
+    backbone: Any = SimpleNamespace(sharded=True)
     ways = (("strategy=fsdp",), ("strategy=fsdp_tp",), ("strategy=fsdp_tp", "strategy.tensor_parallel_size=4"))
 
     def keys(precision: str) -> list[str]:
-        return [halos.train._rounding(compose(*way, precision), divided) for way in ways]
+        return [halos.train._rounding(compose(*way, precision), backbone) for way in ways]
 
     assert keys("precision=32-true") == ["32-true"] * 3
     for precision in ("bf16-true", "bf16-mixed"):
