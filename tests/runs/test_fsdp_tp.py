@@ -20,7 +20,7 @@ from halos.runs.consolidate import consolidate
 from halos.runs.fsdp_tp import FSDPTP, check_model
 from halos.toy.model import REFERENCE_DIR
 from tests.fork import run_ranks
-from tests.runs.test_fsdp import counted
+from tests.runs.test_fsdp import BFLOAT16, counted
 from tests.test_config import compose
 from tests.test_strategies import Run, as_rank, assert_alike
 from tests.test_strategies import run as run_tiny
@@ -80,6 +80,8 @@ def runs_on_a_rank(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"counted": counted(train_as_rank, folder / "tp", *shared, *replies)}
     for name, words in OTHERS.items():
         found[name] = train_as_rank(folder / f"tp-{name}", *shared, *words, cached)
+    for precision in BFLOAT16:
+        found[precision] = train_as_rank(folder / precision, *shared, cached, f"precision={precision}")
     found["moving"] = train_as_rank(folder / "tp-moving", *shared, *MOVING)
     found["folder"] = train_as_rank(folder / "folder", *shared, sharded)
     checkpoints = {"auto": folder / "auto/checkpoints/step=3.ckpt", "own": folder / "tp/checkpoints/step=3.ckpt"}
@@ -150,6 +152,16 @@ def test_checkpoints_move_between_strategies(runs: dict[str, Any]) -> None:
         summary = run(folder / name, *WORDS, f"resume='{file}'")
         assert summary["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
         assert_same_model(folder / name, folder / "auto")
+
+
+@pytest.mark.parametrize("precision", BFLOAT16)
+def test_bfloat16_follows_float32(precision: str, runs: dict[str, Any]) -> None:
+    expected = runs["one"][0]["train_loss"]
+    for rank in runs["ranks"]:
+        assert rank[precision]["train_loss"][0] == pytest.approx(0.5, abs=1e-6)  # the reference is rounded alike
+        assert rank[precision]["train_loss"] == pytest.approx(expected, rel=2e-2)
+        assert rank[precision]["train_loss"] != pytest.approx(expected, rel=1e-5)
+    assert {tensor.dtype for tensor in weights_of(runs["folder"] / precision).values()} == {BFLOAT16[precision]}
 
 
 def test_the_reference_may_move(runs: dict[str, Any], tmp_path: Path) -> None:
