@@ -35,22 +35,35 @@ def main(words: list[str] | None = None) -> None:
     made.add_argument("--rows", type=int, default=100_000)
     made.add_argument("--steps", type=int, default=100)
     made.add_argument("--alone", action="store_true", help="without datasets, for memory")
+    made.add_argument("--stream", action="store_true", help="nothing but training, with data.streaming=true")
     made.add_argument("--folder", type=Path, required=True)
     options = made.parse_args(words)
     options.folder.mkdir(parents=True, exist_ok=True)
     try:
-        measure(options.folder, options.rows, options.steps, compare=not options.alone)
+        measure(options.folder, options.rows, options.steps, compare=not options.alone, stream=options.stream)
     finally:
         shutil.rmtree(options.folder)
 
 
-def measure(folder: Path, rows: int, steps: int, *, compare: bool) -> None:
+def measure(folder: Path, rows: int, steps: int, *, compare: bool, stream: bool = False) -> None:
     """Print the numbers of each part as it ends."""
     file = folder / "feedback.jsonl"
     with file.open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(row) + "\n" for row in feedback(rows))
     write_model(folder / "model", file)
     print(f"{rows:,} completions, {file.stat().st_size / 2**20:,.0f} MiB", flush=True)
+    words = [
+        *("loss=kto", "model=hf", f"model.path={folder / 'model'}", "data=json", f"data.train={file}"),
+        *(f"data.{name}={value}" for name, value in LENGTHS.items()),
+        *(f"data.num_proc={PROCESSES}", f"cache_dir={folder / 'cache'}"),
+        *("trainer.accelerator=cpu", "trainer.enable_progress_bar=false"),
+    ]
+    train = [sys.executable, "-m", "halos.cli", "train", *words]
+    if stream:
+        for count in (1, steps):
+            run = [f"trainer.max_steps={count}", f"output_dir={folder / f'run{count}'}", "data.streaming=true"]
+            report(f"{count} steps of KTO on the stream", [*train, *run])
+        return
     rates = {}
     for part in ("ours", "datasets") if compare else ("ours",):
         seconds = report(f"prepared by {part}", [sys.executable, "-m", "benchmarks.scale_parts", part, str(folder)])
@@ -59,13 +72,7 @@ def measure(folder: Path, rows: int, steps: int, *, compare: bool) -> None:
         shutil.rmtree(folder / "datasets", ignore_errors=True)
     if compare:
         print(f"ours / datasets: {rates['ours'] / rates['datasets']:.2f}", flush=True)
-    words = [
-        *("loss=kto", "model=hf", f"model.path={folder / 'model'}", "data=json", f"data.train={file}"),
-        *(f"data.{name}={value}" for name, value in LENGTHS.items()),
-        *(f"data.num_proc={PROCESSES}", f"cache_dir={folder / 'cache'}", f"output_dir={folder / 'run'}"),
-        *(f"trainer.max_steps={steps}", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"),
-    ]
-    report(f"{steps} steps of KTO on it", [sys.executable, "-m", "halos.cli", "train", *words])
+    report(f"{steps} steps of KTO on it", [*train, f"trainer.max_steps={steps}", f"output_dir={folder / 'run'}"])
 
 
 def feedback(rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from halos.data.module import PreferenceDataModule
+from halos.data.streaming import StreamingDataModule
 from halos.objectives.base import Objective
 
 SOURCE_KEYS = ("train", "val", "columns", "mix")
@@ -22,6 +24,14 @@ def build(node: DictConfig, *args: Any, without: tuple[str, ...] = (), **kwargs:
         return make(*args, **kwargs)
     except TypeError as error:
         raise ValueError(f"{node._target_} does not take these parameters: {error}") from error
+
+
+def build_data(node: DictConfig, **more: Any) -> PreferenceDataModule:
+    """The DataModule of a ``data`` node, for a run."""
+    kind = StreamingDataModule if node.streaming else None
+    node = OmegaConf.merge(node, {"_target_": f"{kind.__module__}.{kind.__qualname__}"}) if kind else node  # type: ignore[assignment]
+    made: PreferenceDataModule = build(node, without=SOURCE_KEYS, **more)
+    return made
 
 
 def objective_class(node: DictConfig) -> type[Objective]:

@@ -45,7 +45,9 @@ def _check(cfg: DictConfig) -> None:
     objective = build(cfg.loss, _no_backbone, without=("name",))
     if not objective.needs_reference:
         raise ValueError(f"loss={cfg.loss.name}: expected a loss with a reference, found one that reads none")
-    if cfg.model.reference != "cached":
+    if cfg.data.streaming:
+        raise ValueError("data.streaming: expected false, found true: the reference of a stream is not computed before")
+    if cfg.model.reference not in ("auto", "cached"):
         raise ValueError(f"model.reference: expected cached, found {cfg.model.reference}: there is nothing to compute")
 
 

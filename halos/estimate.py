@@ -43,7 +43,7 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError(f"estimate.gpu: expected one of {', '.join(GPUS)}; found {asked.gpu!r}")
     if not 0 < asked.utilisation <= 1:
         raise ValueError(f"estimate.utilisation: expected a share above 0 and up to 1, found {asked.utilisation!r}")
-    spec: ModelSpec = build(cfg.model)
+    spec: ModelSpec = build(cfg.model).resolved(streaming=cfg.data.streaming)
     if cfg.strategy.name not in ("auto", "ddp", "fsdp"):
         raise ValueError(
             f"estimate: expected strategy=auto, ddp or fsdp, found {cfg.strategy.name}, which is not estimated"

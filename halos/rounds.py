@@ -116,6 +116,8 @@ def _check(cfg: DictConfig) -> None:
         raise ValueError("rounds: expected model.lora.export=merged, as the next round starts from the export")
     if rounds.count == 1:
         return
+    if cfg.data.streaming:
+        raise ValueError("data.streaming: expected false with rounds, which sample the prompts of all data; found true")
     Decoding(max_new_tokens=rounds.max_new_tokens, temperature=rounds.temperature, top_p=rounds.top_p)
     if cfg.get("judge") is None:
         raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat for rounds, found none")

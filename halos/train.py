@@ -15,9 +15,10 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from halos import signals
-from halos.building import SOURCE_KEYS, build, objective_class
+from halos.building import build, build_data, objective_class
 from halos.data.module import PreferenceDataModule
 from halos.data.reference import ReferenceTable
+from halos.data.streaming import StreamingDataModule
 from halos.data.tokens import ChatTokens
 from halos.distributed import data_ranks, whole
 from halos.objectives.base import Objective
@@ -34,7 +35,7 @@ from halos.policy.reward import export_reward_model
 from halos.runs import console, ranks
 from halos.runs.checkpoints import Checkpoints, check_identity
 from halos.runs.comparison import Comparison, compare
-from halos.runs.data_report import show_report, write_report
+from halos.runs.data_report import StreamReport, show_report, write_report
 from halos.runs.folder import RunFolder
 from halos.runs.fsdp_tp import check_model
 from halos.runs.identity import identity
@@ -72,7 +73,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         run, trainer = set_up(cfg)
         run.identity |= identity(
             cfg,
-            {split: rows.digest() for split, rows in run.data.rows.items()},
+            run.data.keys(),
             model=run.model.local,
             examples_per_step=run.data.batch_size * trainer.accumulate_grad_batches * data_ranks(trainer)[1],
         )
@@ -142,7 +143,13 @@ def prepare(cfg: DictConfig) -> Run:
         humanline=_humanline(cfg),
         non_finite=cfg.non_finite,
     )
-    data: PreferenceDataModule = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed, cache_dir=cfg.cache_dir)
+    spec = spec.resolved(streaming=cfg.data.streaming and objective.needs_reference)
+    data = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir)
+    if data.streams and objective.needs_label_counts:
+        raise ValueError(
+            "loss: expected weights that are numbers with data.streaming=true, found auto: they are set by the counts "
+            "of all training data"
+        )
     data.load(objective.view)
     spec.check()
     if cfg.strategy.name == "fsdp_tp":
@@ -223,6 +230,8 @@ def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     final = summary["metrics"] | {f"samples/{name}": value for name, value in summary.get("samples", {}).items()}
     log_hparams(trainer, _hparams(run.cfg), final)
     console.show_metrics(summary["metrics"])
+    if run.data.streams:
+        console.show_data({"train": run.data.reports["train"]})
     run.folder.write_summary(summary)
     console.show_where_next(run.folder.root, run.folder.model)
     return summary
@@ -271,6 +280,8 @@ def _callbacks(run: Run) -> list[Callback]:
         ),
         Checkpoints(run.folder.checkpoints, every=run.cfg.checkpoint_every, identity=run.identity, record=run.record),
     ]
+    if isinstance(run.data, StreamingDataModule):
+        callbacks.append(StreamReport(run.data, run.folder.root))
     return [*callbacks, Progress()] if run.cfg.trainer.enable_progress_bar else callbacks
 
 
@@ -337,8 +348,10 @@ def _hparams(cfg: DictConfig) -> Mapping[str, Any]:
 def _show(run: Run) -> None:
     show_report(run.data.intake)
     console.show_data(run.data.reports)
+    data = run.data
     branches = ("chosen", "rejected") if run.objective.view == "pairs" else ("completion", "mismatched (KL)")
-    row = run.data.rows["train"].rows[0]
+    row = data.example()
     console.show_example(row, run.tokens.tokenizer, branches[: len(row.branches)])
-    rows = run.data.rows["train"]
-    console.show_plan(run.data.steps, len(rows), run.data.batch_size, run.cfg.output_dir)
+    console.show_plan(
+        data.steps, None if data.streams else len(data.rows["train"]), data.batch_size, run.cfg.output_dir
+    )

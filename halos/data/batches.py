@@ -7,7 +7,7 @@ completion tokens is recorded by position, never found again from token values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -165,7 +165,7 @@ def collate(
     )
 
 
-def step_size(rows: Sequence[Row], members: np.ndarray | None = None) -> StepSize:
+def step_size(rows: Sequence[Row], members: np.ndarray | Mapping[int, int] | None = None) -> StepSize:
     """The denominators of a step made of these rows; ``members``: how many examples each group has, if not these."""
     branches = zip(*(row.branches for row in rows), strict=True)
     size = StepSize(len(rows), tuple(sum(map(len, branch)) for branch in branches))

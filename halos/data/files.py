@@ -10,8 +10,9 @@ import difflib
 import glob
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": r
 EXTENSIONS = tuple(READERS)
 PIECE = 1 << 23
 """Bytes."""
+EDGE = 1 << 16
+"""Bytes at both ends of a file that its quick key covers."""
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<folder>\w[\w./-]*))?(:(?P<split>\w[\w.-]*))?")
 
 
@@ -82,10 +85,11 @@ def content_key(path: str | Path) -> str | None:
     return None if found is None else fingerprint(*found)
 
 
-def read_piece(piece: Piece, columns: Mapping[str, str] | None = None) -> Iterator[Located]:
-    """The rows of a piece, none where it has none; see :func:`read_rows`."""
+def read_piece(piece: Piece, columns: Mapping[str, str] | None = None, *, streaming: bool = False) -> Iterator[Located]:
+    """The rows of a piece, none where it has none; see :func:`read_rows`. ``streaming`` begins at once with data sets
+    that would otherwise be downloaded or converted first."""
     is_csv = _extension(Path(piece.file)) in (".csv", ".tsv")
-    for where, row in _open(piece):
+    for where, row in _open(piece, streaming):
         renamed = _renamed(where, row, columns) if columns else row
         yield where, typed(where, renamed) if is_csv else renamed
 
@@ -100,22 +104,54 @@ def expand(path: str | Path) -> list[str | Path]:
     return found
 
 
-def _open(piece: Piece) -> Iterator[Located]:
+def check_streamable(path: str | Path) -> None:
+    """Raises ``ValueError`` for a file that is not there, or whose kind can only be read whole."""
+    file = Path(path)
+    if _data_set_of(path) is not None:
+        return
+    _reader(file)
+    if _extension(file) == ".json" or file.name.endswith(".parquet.gz"):
+        raise ValueError(
+            f"{file}: expected a file that can be read row by row with data.streaming=true (.jsonl, .csv, .tsv, each "
+            "also gzipped, or .parquet); this kind is read whole"
+        )
+
+
+def edges_key(path: str | Path) -> str:
+    """A key of a file's name, size, beginning and end: quick for a file of any size; of other data the name alone."""
+    file = Path(path)
+    found = hashlib.sha256(file.name.encode() if file.is_file() else str(path).encode())
+    if file.is_file():
+        size = file.stat().st_size
+        found.update(str(size).encode())
+        with file.open("rb") as stream:
+            found.update(stream.read(EDGE))
+            stream.seek(max(0, size - EDGE))
+            found.update(stream.read())
+    return found.hexdigest()
+
+
+def _open(piece: Piece, streaming: bool) -> Iterator[Located]:
     if piece.stop is not None:
         return read_jsonl(Path(piece.file), piece.start, piece.stop, piece.number)
-    found = _data_set(piece.file)
+    found = _data_set(piece.file, streaming=streaming)
     return _read_file(Path(piece.file)) if found is None else numbered(*found)
 
 
-def _data_set(path: str | Path) -> tuple[str, Any] | None:
+def _data_set(path: str | Path, *, streaming: bool = False) -> tuple[str, Any] | None:
     """(its name, its rows) of a folder or a hub data set; None for a file."""
+    read = _data_set_of(path)
+    return None if read is None else read(streaming=streaming)
+
+
+def _data_set_of(path: str | Path) -> Callable[..., tuple[str, Any]] | None:
     match = HUB_ID.fullmatch(path) if isinstance(path, str) and _may_be_hub_id(path) else None
     if match is not None:
-        return read_hub(str(path), match)
+        return partial(read_hub, str(path), match)
     folder, _, split = str(path).rpartition(":")
     if Path(path).is_dir():
-        return read_folder(Path(path), None)
-    return read_folder(Path(folder), split) if Path(folder).is_dir() and split and folder else None
+        return partial(read_folder, Path(path), None)
+    return partial(read_folder, Path(folder), split) if Path(folder).is_dir() and split and folder else None
 
 
 def _extension(file: Path) -> str:
@@ -139,6 +175,10 @@ def _renamed(where: str, row: dict[str, object], columns: Mapping[str, str]) -> 
 
 
 def _read_file(file: Path) -> Iterator[Located]:
+    return _reader(file)(file)
+
+
+def _reader(file: Path) -> Callable[[Path], Iterator[Located]]:
     if not file.exists():
         raise ValueError(f"{file}: no such file{_near_matches(file)}")
     reader = READERS.get(_extension(file))
@@ -147,7 +187,7 @@ def _read_file(file: Path) -> Iterator[Located]:
             f"{file}: expected a name that ends in {', '.join(EXTENSIONS)} (or one of these and .gz); "
             f"found {''.join(file.suffixes) or 'no extension'}"
         )
-    return reader(file)
+    return reader
 
 
 def _near_matches(file: Path) -> str:

@@ -133,6 +133,20 @@ def origin_of(example_id: str, origins: Iterable[str]) -> str:
     return max(found, key=len, default="(named records)")
 
 
+def files_as_json(origins: Mapping[str, Origin]) -> dict[str, dict[str, Any]]:
+    """What each file gave, as plain data."""
+    return {
+        file: {
+            "rows": origin.rows,
+            "records": origin.records,
+            "dropped": {
+                reason: {"count": count, "ids": origin.places[reason]} for reason, count in origin.dropped.items()
+            },
+        }
+        for file, origin in origins.items()
+    }
+
+
 def as_json(
     hygiene: Mapping[str, Hygiene],
     origins: Mapping[str, Mapping[str, Origin]],
@@ -149,17 +163,9 @@ def as_json(
         cut: dict[str, dict[str, int]] = {}
         for (reason, file), count in truncated.get(split, Counter()).items():
             cut.setdefault(file, {})[reason] = count
-        files = {
-            file: {
-                "rows": origin.rows,
-                "records": origin.records,
-                "dropped": {
-                    reason: {"count": count, "ids": origin.places[reason]} for reason, count in origin.dropped.items()
-                },
-                "truncated": cut.pop(file, {}),
-            }
-            for file, origin in origins[split].items()
-        }
+        files = files_as_json(origins[split])
+        for file, told in files.items():
+            told["truncated"] = cut.pop(file, {})
         splits[split] = {
             **{name: plain(getattr(found, name)) for name in Hygiene.__slots__},
             "files": files,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from halos.data.arrow import Store
-from halos.data.hygiene import Finding, Hygiene, as_json, examine, percentiles, without_leaks
+from halos.data.feedback import Feedback
+from halos.data.hygiene import Finding, Hygiene, as_json, examine, files_as_json, percentiles, without_leaks
 from halos.data.records import RecordTable, table_of
 from halos.data.rows import Rows
 from halos.data.select import Selection, expand_turns
@@ -42,6 +44,9 @@ class Intake:
     def report(self) -> dict[str, Any]:
         """All of it as plain data."""
         splits = as_json(self.hygiene, self.origins, self.reports, self.truncated)
+        if "train" in self.origins and "train" not in splits:  # a stream
+            counts = dict(self.reports.get("train", {}))
+            splits = {"train": {"files": files_as_json(self.origins["train"]), "counts": counts}} | splits
         return {"splits": splits, "leaked_prompts": {"count": self.leaks.count, "ids": self.leaks.ids}}
 
 
@@ -65,6 +70,35 @@ def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
         _leave_out_leaks(taken, strict)
     taken.hygiene = {split: examine(records) for split, records in taken.records.items()}
     return taken
+
+
+def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, Sequence[Feedback]]:
+    """What is to be known before a stream is trained on: its validation records, the source's own or the first
+    ``val_size`` ones of the stream, and these again as they are.
+
+    Raises ``ValueError`` as :func:`read` does, and if the stream has fewer records than that.
+    """
+    held = source.val()
+    if held is None and val_size:
+        held = Records(first_records(source, val_size), Counter())
+    taken = Intake(origins={"train": {}})
+    if held is None:
+        return taken, ()
+    if strict and (found := faults(held.origins)):
+        raise ValueError(f"data.strict: expected nothing to leave out; found {found}")
+    taken.origins["val"] = held.origins
+    taken.records["val"] = table_of(held.records)
+    taken.reports["val"] = Counter({"records": len(held.records)}) + held.dropped
+    taken.hygiene["val"] = examine(taken.records["val"])
+    return taken, held.records
+
+
+def first_records(source: Source, count: int) -> list[Feedback]:
+    """The first training records of a stream. Raises ``ValueError`` if it has fewer."""
+    found = list(islice(source.stream({}), count))
+    if len(found) < count:
+        raise ValueError(f"data.val_size: expected at most all {len(found)} records of the stream, found {count}")
+    return found
 
 
 def _leave_out_leaks(taken: Intake, strict: bool) -> None:
@@ -102,12 +136,11 @@ def derive(
             f"data.train_on=all is for losses that imitate (loss=sft); people judged only the last turn, and this loss "
             f"learns from {view}"
         )
-    training = taken.records["train"]
     for split, records in taken.records.items():
         counts: Counter[str] = Counter()
         if train_on == "all":
             records, counts = expand_turns(records, store)
-        derived = VIEWS[view](records, selection.prepare(view, records, training))
+        derived = VIEWS[view](records, selection.prepare(view, records, taken.records.get("train", records)))
         examples: Any = derived.examples
         counts += derived.report
         if split == "train":

@@ -1,4 +1,4 @@
-"""A loader that a resumed run takes up where it was."""
+"""Loaders that a resumed run takes up where it was."""
 
 from __future__ import annotations
 
@@ -9,21 +9,29 @@ from torch.utils.data import DataLoader
 
 from halos.data.batches import Batch, Batches
 from halos.data.order import TrainingOrder
+from halos.data.stream import Counted
+from halos.data.stream_batches import StreamBatches
 
 
-class ResumableLoader(DataLoader[Batch]):
-    """A loader that counts the micro-batches it has served, so that a resumed run goes on with the next one."""
+class Resumable(DataLoader[Batch]):
+    """Counts the micro-batches it has served, so that a resumed run goes on with the next one. ``order`` is told where
+    to start."""
 
-    def __init__(self, batches: Batches, order: TrainingOrder, **options: Any) -> None:
-        super().__init__(batches, sampler=order, batch_size=None, **options)
+    def __init__(self, order: Any, dataset: Any, **options: Any) -> None:
+        super().__init__(dataset, batch_size=None, **options)
         self._order = order
         self._served = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self._order.start = self._served
-        for batch in super().__iter__():
+        for served in super().__iter__():
             self._served += 1
-            yield batch
+            yield self.batch_of(served)
+
+    def batch_of(self, served: Any) -> Batch:
+        """The batch in what the data set serves."""
+        batch: Batch = served
+        return batch
 
     def __len__(self) -> int:
         return len(self._order)
@@ -35,3 +43,25 @@ class ResumableLoader(DataLoader[Batch]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on behind the micro-batches that were served before the checkpoint."""
         self._served = state["served"]
+
+
+class ResumableLoader(Resumable):
+    """Of rows that are all there."""
+
+    def __init__(self, batches: Batches, order: TrainingOrder, **options: Any) -> None:
+        super().__init__(order, batches, sampler=order, **options)
+
+
+class StreamLoader(Resumable):
+    """Of rows that are read as they are needed; ``counted`` is what was counted up to the last batch."""
+
+    def __init__(self, batches: StreamBatches, **options: Any) -> None:
+        super().__init__(batches, batches, **options)
+        self.counted = Counted()
+
+    def batch_of(self, served: tuple[Batch | ValueError, Counted]) -> Batch:
+        """The batch. Raises ``ValueError`` for bad data."""
+        batch, self.counted = served
+        if isinstance(batch, ValueError):
+            raise batch
+        return batch

@@ -72,6 +72,9 @@ class MixedSource(Source):
         read = [found for _, source in self._opened() if (found := source.val()) is not None]
         return _joined(read) if read else None
 
+    def check_stream(self) -> None:
+        raise ValueError("data.streaming: expected one source, found data=mix, whose shares need the number of records")
+
     def _opened(self) -> Iterator[tuple[str, FileSource]]:
         for name, source in self._sources.items():
             source.store = self.store

@@ -19,7 +19,7 @@ from halos.data.batches import Batch, Batches
 from halos.data.feedback import Prompt
 from halos.data.hygiene import origin_of
 from halos.data.intake import Intake, derive, read
-from halos.data.loader import ResumableLoader
+from halos.data.loader import Resumable, ResumableLoader
 from halos.data.order import TrainingOrder, validation_order
 from halos.data.reference import ReferenceTable
 from halos.data.rows import Control, Row, Rows, make_rows
@@ -63,9 +63,14 @@ class PreferenceDataModule(pl.LightningDataModule):
             on it. For packed rows of models that are not divided over devices.
         workers: processes that collate batches.
         num_proc: processes that prepare data; None for one on each core.
+        streaming, shuffle_buffer: of runs whose training data are read as they are needed, which have
+            :class:`halos.data.streaming.StreamingDataModule`; here they mean nothing.
         cache_dir: where what was made of files is kept, memory-mapped; None keeps it in memory.
         seed: of the order of examples, of the split and of the mismatched completions.
     """
+
+    streams = False
+    """Whether training data are read as they are needed."""
 
     def __init__(
         self,
@@ -88,6 +93,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         max_tokens_per_batch: int | None = None,
         workers: int = 0,
         num_proc: int | None = None,
+        streaming: bool = False,
+        shuffle_buffer: int = 10_000,
         cache_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
@@ -102,6 +109,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             ("length_groups", length_groups, 1),
             ("workers", workers, 0),
             ("num_proc", num_proc, 1),
+            ("shuffle_buffer", shuffle_buffer, 1),
         ):
             if value is not None and (not isinstance(value, int) or value < least):
                 raise ValueError(f"data.{name}: expected a whole number from {least} on, found {value!r}")
@@ -116,6 +124,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._val_size, self._strict, self._train_on, self._stratified = val_size, strict, train_on, stratified
         self._keep_together = keep_together
         self._select = select or Selection()
+        self.shuffle_buffer = shuffle_buffer
         self.intake = Intake()
         self._examples: dict[str, Examples[Any]] = {}
         self.rows: dict[str, Rows] = {}
@@ -141,12 +150,14 @@ class PreferenceDataModule(pl.LightningDataModule):
         """
         if not self.intake.records:
             self.read()
-        taken = self.intake
-        options: dict[str, Any] = {"train_on": self._train_on, "seed": self.seed, "store": self._store}
-        derive(taken, view, selection=self._select, most=self._most, **options)
-        self._examples = taken.examples
+        self._derive(view)
         self.label_counts = _count_labels(self._examples["train"])
-        self.prompts = _first_prompts(self._examples.get("val", self._examples["train"]))
+        self.prompts = first_prompts(self._examples.get("val", self._examples["train"]))
+
+    def _derive(self, view: str) -> None:
+        options: dict[str, Any] = {"train_on": self._train_on, "seed": self.seed, "store": self._store}
+        derive(self.intake, view, selection=self._select, most=self._most, **options)
+        self._examples = self.intake.examples
 
     def tokenise(
         self,
@@ -177,6 +188,14 @@ class PreferenceDataModule(pl.LightningDataModule):
             self.reports[split] += Counter({"examples": len(rows)}) + rows.report
             self.intake.tokenised(split, rows)
         self._examples = self.intake.examples = {}
+
+    def keys(self) -> dict[str, str]:
+        """For each split a key of all that the run reads of it, once there are rows."""
+        return {split: rows.digest() for split, rows in self.rows.items()}
+
+    def example(self) -> Row:
+        """A row of the training data."""
+        return self.rows["train"].rows[0]
 
     def plan(self, *, epochs: int | None, max_steps: int, accumulate: int, world_size: int) -> int:
         """Fix the number of optimizer steps of the run: ``max_steps``, or (if -1) as many as ``epochs`` take."""
@@ -240,7 +259,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         together = None if self._grouped else self._keep_together
         return TrainingOrder(len(rows), groups=rows.groups, together=together, **options)
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> Resumable:
         """All micro-batches of the run, as one Lightning epoch."""
         trainer = self._trainer()
         rank, world_size = data_ranks(trainer)
@@ -265,9 +284,12 @@ class PreferenceDataModule(pl.LightningDataModule):
     def _batches(self, rows: Sequence[Row]) -> Batches:
         # Every rank must run equally many forwards, whatever its share of a small validation step.
         chunks = min(self.length_groups, self.batch_size, max(1, len(rows) // data_ranks(self._trainer())[1]))
+        return Batches(rows, chunks=chunks, **self._collation())
+
+    def _collation(self) -> dict[str, Any]:
         options: dict[str, Any] = {"packing": self.packing, "share_prompts": self.share_prompts}
         options |= {"reference": self.reference, "max_tokens": self.max_tokens}
-        return Batches(rows, mismatched=self._mismatched, chunks=chunks, whole=self._whole, **options)
+        return options | {"mismatched": self._mismatched, "whole": self._whole}
 
     def _loader_options(self) -> dict[str, Any]:
         return {"num_workers": self.workers, "pin_memory": torch.cuda.is_available()}
@@ -283,6 +305,7 @@ def _count_labels(examples: Examples[Any]) -> tuple[int, int] | None:
     return None if labels is None else (int(labels.sum()), int((~labels).sum()))
 
 
-def _first_prompts(examples: Examples[Any]) -> list[Prompt]:
+def first_prompts(examples: Examples[Any]) -> list[Prompt]:
+    """A few different prompts, in the order of the examples."""
     _, first = np.unique(examples.prompts, return_index=True)
     return [example.prompt for example in examples.many(np.sort(first)[:SHOWN_PROMPTS])]

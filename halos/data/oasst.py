@@ -67,6 +67,17 @@ def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adap
     yield from ((node.where, None, Counter({ORPHAN: 1})) for name, node in nodes.items() if name not in reached)
 
 
+def only_trees(rows: Iterable[Located]) -> Iterator[Located]:
+    """The rows. Raises ``ValueError`` for one that is a message: where its tree ends is known at the file's end."""
+    for where, row in rows:
+        if not isinstance(row.get("prompt"), dict):
+            raise ValueError(
+                f"{where}: expected one tree a row ('prompt' with nested 'replies') with data.streaming=true, found "
+                "one message a row, whose trees need the whole file"
+            )
+        yield where, row
+
+
 def _node(where: str, row: Row) -> _Node:
     role, rank = required(where, row, "role"), row.get("rank")
     if not isinstance(role, str) or role not in ROLES:

@@ -58,6 +58,15 @@ def digest(*parts: str) -> int:
     return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "little") or 1
 
 
+def loose_prompt(prompt: Prompt) -> int:
+    """A key that is the same for prompts that differ in case, white space and forms of characters alone."""
+    return digest(*_loosely(messages_of(prompt)))
+
+
+def _loosely(turns: Sequence[Message]) -> list[str]:
+    return [f"{turn.role}\x1f{normalised(turn.content)}" for turn in turns]
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """What is said of one completion of a record, and its place among the record's completions."""
@@ -73,6 +82,12 @@ class Judgement:
 
     completions: tuple[Judged, ...]
     preferences: tuple[tuple[int, int], ...] = ()
+
+
+def judgement_of(record: Feedback) -> Judgement:
+    """What is said of the completions of a record."""
+    judged = (Judged(place, c.desirable, c.score) for place, c in enumerate(record.completions))
+    return Judgement(tuple(judged), record.preferences)
 
 
 class RecordTable(Stored[Feedback]):
@@ -167,7 +182,7 @@ class Builder:
         labels = [-1 if c.desirable is None else int(c.desirable) for c in record.completions]
         scores = [float("nan") if c.score is None else c.score for c in record.completions]
         preferences = [place for pair in record.preferences for place in pair]
-        key, loosely = prompt_key(record.prompt), [f"{turn.role}\x1f{normalised(turn.content)}" for turn in turns]
+        key, loosely = prompt_key(record.prompt), _loosely(turns)
         values = (
             record.id,
             None if where == record.id else where,

@@ -203,12 +203,30 @@ def make_rows(
     return Rows(rows, +report, truncated, lengths)
 
 
+def few_rows(
+    examples: Sequence[Example], partners: Sequence[Example], tokens: ChatTokens, control: Control
+) -> tuple[list[Row], Counter[str]]:
+    """The rows that :func:`make_rows` makes of these examples, and counts of what was cut; ``partners``: for each
+    the one whose completion is the mismatched one, or none at all."""
+    more = {partner.id: partner for partner in partners}
+    for example in examples:
+        more.pop(example.id, None)
+    everything = [*examples, *more.values()]
+    check_prefixes(tokens.tokenizer, ((e.id, e.prompt, texts_of(e)[0]) for e in everything))
+    rows = TokenRows(Table([token_batch(everything, tokens)]), tokens, control, None)
+    if partners:
+        places = {example.id: place for place, example in enumerate(everything)}
+        rows.partners = np.array([places[partner.id] for partner in partners])
+    cut = {reason: int(counts[: len(examples)].sum()) for reason, counts in rows.cut().items()}
+    return rows.many(np.arange(len(examples))), Counter(cut)
+
+
 def _tokenised(examples: Sequence[Example], tokens: ChatTokens, span: range) -> Part:
     found = hashlib.sha256()
     for start in range(span.start, span.stop, TOGETHER):
         part = examples[start : min(start + TOGETHER, span.stop)]
         check_prefixes(tokens.tokenizer, ((e.id, e.prompt, texts_of(e)[0]) for e in part))
-        batch = _batch(part, tokens)
+        batch = token_batch(part, tokens)
         for name in ("prompt", *BRANCHES, "label", "score"):
             column = batch.column(name)
             for array_ in (column.offsets, column.values) if name in ("prompt", *BRANCHES) else (column,):
@@ -217,7 +235,8 @@ def _tokenised(examples: Sequence[Example], tokens: ChatTokens, span: range) -> 
     return {"digest": found.hexdigest()}
 
 
-def _batch(examples: Sequence[Example], tokens: ChatTokens) -> pa.RecordBatch:
+def token_batch(examples: Sequence[Example], tokens: ChatTokens) -> pa.RecordBatch:
+    """The token ids of examples, whole, as a batch of :data:`COLUMNS`."""
     texts = [texts_of(example) for example in examples]
     branches = iter(tokens.many_completions([text for both in texts for text in both]))
     both = [(next(branches), next(branches) if len(given) == 2 else []) for given in texts]

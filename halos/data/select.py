@@ -17,7 +17,7 @@ import numpy as np
 
 from halos.data.arrow import Part, Store
 from halos.data.feedback import Completion, Feedback
-from halos.data.records import Judged, Judgement, RecordTable, batches, table_of
+from halos.data.records import Judged, Judgement, RecordTable, batches, digest, judgement_of, table_of
 from halos.data.views import Examples, Prepare, demonstrated
 
 TOO_CLOSE = "completions with close scores left out"
@@ -28,8 +28,8 @@ EXPANDED = 4096
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """Args:
-    keep_desirable, keep_undesirable: share of the labelled training completions kept (the KTO paper's section 4.3
-        drops up to 95% of the desirable ones).
+    keep_desirable, keep_undesirable: share of the labelled training completions kept (the KTO paper drops up to 90% of
+        the desirable ones, section 4.2 of its first version).
     one_per_prompt: keep one training example of each prompt (the paper's "one y per x").
     labels_from_scores: a completion without a label that scores above this is desirable, below it undesirable; one
         that scores just this stays without: a number, ``median`` (of all training scores) or ``prompt`` (the
@@ -76,9 +76,49 @@ class Selection:
         if view == "binary" and self.labels_from_scores is not None:
             threshold = self._threshold(table_of(records), table_of(training))
             return lambda index, judgement: _labelled(judgement, threshold(index))
+        return self._prepare_pairs(view)
+
+    def _prepare_pairs(self, view: str) -> Prepare | None:
         if view == "pairs" and (self.pairs_from_scores == "all" or self.min_margin):
             return lambda _, judgement: self._paired(judgement)
         return None
+
+    def check_stream(self) -> None:
+        """Raises ``ValueError`` for settings that need all of the data at once."""
+        if self.labels_from_scores == "median":
+            raise ValueError(
+                "data.select.labels_from_scores: expected a number or prompt with data.streaming=true, found median, "
+                "which is that of all training scores"
+            )
+
+    def prepare_run(self, view: str, run: Sequence[Feedback]) -> Prepare | None:
+        """:meth:`prepare` of a few records that have one prompt."""
+        if view != "binary" or self.labels_from_scores is None:
+            return self._prepare_pairs(view)
+        scores = [c.score for record in run for c in record.completions if c.score is not None]
+        threshold = float(np.median(scores)) if scores else None
+        if self.labels_from_scores != "prompt":
+            threshold = float(self.labels_from_scores)
+        return lambda _, judgement: _labelled(judgement, threshold)
+
+    def keep_of_run(self, examples: Sequence[Any], seed: int) -> tuple[list[Any], Counter[str]]:
+        """The examples that are kept of those of one prompt, and how many of which kind were not.
+
+        Each has a draw of its own, from the seed and its id: shares are kept on average, and the same ones every time.
+        """
+        report: Counter[str] = Counter()
+        kept = []
+        for example in examples:
+            kind: bool | None = getattr(example, "desirable", None)
+            share = 1.0 if kind is None else self.keep_desirable if kind else self.keep_undesirable
+            if share == 1 or digest("share", str(seed), example.id) < share * 2**64:
+                kept.append(example)
+            else:
+                report[f"{'desirable' if kind else 'undesirable'} completions not kept"] += 1
+        if self.one_per_prompt and kept:
+            report["further examples of a prompt not kept"] += len(kept) - 1
+            kept = [min(kept, key=lambda example: digest("one", str(seed), example.id))]
+        return kept, +report
 
     def keep(self, examples: Examples[Any], seed: int) -> tuple[Examples[Any], Counter[str]]:
         """The training examples that are kept, in their order, and how many of which kind were not."""
@@ -148,23 +188,25 @@ def expand_turns(records: RecordTable, store: Store) -> tuple[RecordTable, Count
 def _expanded(records: RecordTable, span: range) -> Part:
     report: Counter[str] = Counter()
 
-    def turns(index: int, record: Feedback) -> list[Feedback]:
-        if isinstance(record.prompt, str) or not demonstrated(records.judgement(index), Counter()):
-            return []
-        found = []
-        for n, turn in enumerate(record.prompt):
-            if turn.role != "assistant":
-                continue
-            if n == 0 or record.prompt[n - 1].role == "assistant" or not turn.content.strip():
-                report["earlier assistant turns left out"] += 1
-                continue
-            report["earlier assistant turns"] += 1
-            found.append(Feedback(f"{record.id}.{n}", record.prompt[:n], (Completion(turn.content),)))
-        return found
-
-    pairs = zip(span, records.many(np.array(span)), strict=True)
-    yield from batches((None, made) for index, record in pairs for made in (*turns(index, record), record))
+    found = records.many(np.array(span))
+    yield from batches((None, made) for record in found for made in with_turns(record, report))
     return dict(report)
+
+
+def with_turns(record: Feedback, report: Counter[str]) -> list[Feedback]:
+    """The record after one for each earlier assistant's turn, see :func:`expand_turns`."""
+    if isinstance(record.prompt, str) or not demonstrated(judgement_of(record), Counter()):
+        return [record]
+    found = []
+    for n, turn in enumerate(record.prompt):
+        if turn.role != "assistant":
+            continue
+        if n == 0 or record.prompt[n - 1].role == "assistant" or not turn.content.strip():
+            report["earlier assistant turns left out"] += 1
+            continue
+        report["earlier assistant turns"] += 1
+        found.append(Feedback(f"{record.id}.{n}", record.prompt[:n], (Completion(turn.content),)))
+    return [*found, record]
 
 
 def _one_of_each(prompts: np.ndarray, rng: random.Random) -> np.ndarray:

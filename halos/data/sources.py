@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
 from halos.data.arrow import MEMORY, Part, Store
 from halos.data.feedback import Feedback
-from halos.data.files import Piece, content_key, expand, pieces, read_piece
+from halos.data.files import Piece, check_streamable, content_key, edges_key, expand, pieces, read_piece
 from halos.data.formats import FILTERED, Adapted, Adapter, to_record
 from halos.data.hh import hh_record
 from halos.data.json_files import Located
 from halos.data.judge import Judge
-from halos.data.oasst import oasst_records
+from halos.data.oasst import oasst_records, only_trees
 from halos.data.records import RecordTable, batches
 from halos.data.shp import shp_record
 from halos.data.ultrafeedback import SCORES, ultrafeedback_record
@@ -91,6 +91,29 @@ class Source(ABC):
     @abstractmethod
     def val(self) -> Records | None: ...
 
+    def check_stream(self) -> None:  # noqa: B027 (most sources have nothing to check)
+        """Raises ``ValueError`` if :meth:`stream` cannot be had without reading everything first."""
+
+    def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Feedback]:
+        """The training records one after the other; what each file gave so far is in ``origins``.
+
+        ``strict`` raises ``ValueError`` for what would be left out because the data are at fault. This one is for
+        sources whose records are in memory anyway.
+        """
+        records = self.train()
+        if strict and (found := faults(records.origins)):
+            raise ValueError(f"data.strict: expected nothing to leave out; found {found}")
+        count, places = len(records.records), {reason: [self.name] for reason in records.dropped}
+        origins.update(records.origins or {self.name: Origin(count, count, records.dropped, places)})
+        yield from records.records
+
+    def stream_key(self) -> str:
+        """A key of what :meth:`stream` gives, quick to have."""
+        found = hashlib.sha256()
+        for record in self.train().records:
+            found.update(repr(record).encode("utf-8", "surrogatepass"))
+        return found.hexdigest()
+
     def judge(self) -> Judge | None:
         """The true reward, for sources whose world is known."""
         return None
@@ -115,11 +138,37 @@ class FileSource(Source):
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         """The records in the rows of one file, see :mod:`halos.data.formats`."""
 
+    def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        """The same for a stream; raises ``ValueError`` for rows that only the whole file makes sense of."""
+        return self.adapted(rows)
+
     def train(self) -> Records:
         return self._read(self._train_files)
 
     def val(self) -> Records | None:
         return self._read(self._val_files) if self._val_files else None
+
+    def check_stream(self) -> None:
+        for file in chain.from_iterable(map(expand, self._train_files)):
+            check_streamable(file)
+
+    def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Feedback]:
+        for file in chain.from_iterable(map(expand, self._train_files)):
+            origin = origins.setdefault(str(file), Origin())
+            rows = _counted(read_piece(Piece(file), self._columns, streaming=True), origin)
+            for adapted in self.adapted_one_by_one(rows):
+                origin.add(adapted)
+                if strict and (found := faults({str(file): origin})):
+                    raise ValueError(f"data.strict: expected nothing to leave out; found {found}")
+                if adapted[1] is not None:
+                    yield adapted[1]
+            if not origin.rows:
+                raise ValueError(f"{file}: expected at least one row, found an empty file")
+
+    def stream_key(self) -> str:
+        files = list(chain.from_iterable(map(expand, self._train_files)))
+        told = repr((self.name, self._settings(), list(map(str, files)), list(map(edges_key, files))))
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def _read(self, files: Sequence[str | Path]) -> Records:
         """All records of the files, in order; ``ValueError`` where an id comes twice or no record is left."""
@@ -147,10 +196,12 @@ class FileSource(Source):
             contents.append(content_key(inspect.getfile(type(self))))  # a user's own source lies in a module of theirs
         if None in contents or len(contents) == len(files):
             return None
-        apart = ("store", "_train_files", "_val_files")
-        settings = {name: value for name, value in sorted(vars(self).items()) if name not in apart}
-        told = repr((self.name, settings, list(map(str, files)), contents))
+        told = repr((self.name, self._settings(), list(map(str, files)), contents))
         return hashlib.sha256(told.encode()).hexdigest()[:24]
+
+    def _settings(self) -> dict[str, Any]:
+        apart = ("store", "_train_files", "_val_files")
+        return {name: value for name, value in sorted(vars(self).items()) if name not in apart}
 
     def _part(self, piece: Piece) -> Part:
         origin = Origin()
@@ -237,6 +288,9 @@ class OasstSource(FileSource):
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         return oasst_records(rows, lang=self._lang)
+
+    def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return self.adapted(only_trees(rows))
 
 
 @final

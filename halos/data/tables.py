@@ -130,19 +130,20 @@ def read_parquet(file: Path) -> Iterator[Located]:
         raise ValueError(f"{file}: expected a parquet file, found broken data ({first_line(error)})") from None
 
 
-def read_folder(folder: Path, split: str | None) -> tuple[str, Any]:
-    """(name, rows) of a split of a data set that ``datasets`` saved there, or of a folder of data files."""
-    from datasets import DatasetDict, load_dataset, load_from_disk
+def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> tuple[str, Any]:
+    """(name, rows) of a split of a data set that ``datasets`` saved there, or of a folder of data files, which
+    ``streaming`` does not convert first."""
+    from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        found = load_from_disk(str(folder)) if saved else load_dataset(str(folder))
+        found = load_from_disk(str(folder)) if saved else load_dataset(str(folder), **_streaming(streaming))
     except Exception as error:  # of dozens of kinds, none of which a user can act on by type
         raise ValueError(
             f"{folder}: expected a file, a data set saved by datasets or a folder of data files; "
             f"found a folder that datasets cannot load: {first_line(error)}"
         ) from None
-    if isinstance(found, DatasetDict):
+    if isinstance(found, DatasetDict | IterableDatasetDict):
         name = split or "train"
         if name not in found:
             raise ValueError(f"{folder}: expected the split {name!r}, found {', '.join(found)}; write {folder}:SPLIT")
@@ -150,20 +151,24 @@ def read_folder(folder: Path, split: str | None) -> tuple[str, Any]:
     return f"{folder}:{split}" if split else str(folder), found
 
 
-def read_hub(path: str, match: re.Match[str]) -> tuple[str, Any]:
-    """(name, rows) of a split of a hub data set, or of one of its folders."""
+def read_hub(path: str, match: re.Match[str], *, streaming: bool = False) -> tuple[str, Any]:
+    """(name, rows) of a split of a hub data set, or of one of its folders; ``streaming`` does not download it first."""
     from datasets import load_dataset
 
     name, split = match["name"], match["split"] or "train"
     folder: Mapping[str, str] = {"data_dir": match["folder"]} if match["folder"] else {}
     try:
-        rows = load_dataset(name, split=split, **folder)
+        rows = load_dataset(name, split=split, **folder, **_streaming(streaming))
     except Exception as error:  # the hub client raises dozens of kinds, none of which a user can act on by type
         raise ValueError(
             f"{path}: expected a local file or a hub id that can be reached; there is no such file, and loading the "
             f"split {split!r} of the hub data set {name!r} failed: {first_line(error)}"
         ) from error
     return f"{'/'.join([name, *folder.values()])}:{split}", rows
+
+
+def _streaming(asked: bool) -> dict[str, Any]:
+    return {"streaming": True} if asked else {}
 
 
 def fingerprint(where: str, rows: Any) -> str | None:
@@ -173,5 +178,13 @@ def fingerprint(where: str, rows: Any) -> str | None:
 
 def numbered(where: str, rows: Any) -> Iterator[Located]:
     """The rows of a data set with their places, counted from 1."""
-    for number, row in enumerate(rows, start=1):
-        yield f"{where}[{number}]", dict(row)
+    number, found = 0, iter(rows)
+    while True:
+        number += 1
+        try:
+            row = dict(next(found))
+        except StopIteration:
+            return
+        except Exception as error:  # of a streamed data set: files that are broken or cannot be reached any more
+            raise ValueError(f"{where}[{number}]: expected a row, found {first_line(error)}") from error
+        yield f"{where}[{number}]", row

@@ -18,7 +18,7 @@ import numpy as np
 
 from halos.data.arrow import Stored
 from halos.data.feedback import Feedback, Prompt
-from halos.data.records import Judged, Judgement, RecordTable, table_of
+from halos.data.records import Judged, Judgement, RecordTable, judgement_of, table_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +129,19 @@ class Examples(Stored[E]):
         others = None if self.rejected is None else self.records.many(self.rejected[indices, 0])
         made: list[Any] = []
         for n, (index, record) in enumerate(zip(indices.tolist(), owners, strict=True)):
-            start = (f"{record.id}#{self.number[index]}", record.prompt, record.completions[self.chosen[index, 1]].text)
+            known: Any = self.values[index]
             if others is not None and self.rejected is not None:
-                made.append(Pair(*start, others[n].completions[self.rejected[index, 1]].text))
-            elif self.kind is Labelled:
-                made.append(Labelled(*start, bool(self.values[index])))
-            else:
-                made.append(Scored(*start, float(self.values[index])) if self.kind is Scored else Demonstration(*start))
+                known = others[n].completions[self.rejected[index, 1]].text
+            made.append(_example(self.kind, record, int(self.chosen[index, 1]), int(self.number[index]), known))
         return made
+
+
+def _example(kind: type[Any], record: Feedback, place: int, number: int, known: Any) -> Any:
+    """The example of a record's completion; ``known``: the rejected text, the label or the score."""
+    start = (f"{record.id}#{number}", record.prompt, record.completions[place].text)
+    if kind is Demonstration:
+        return kind(*start)
+    return kind(*start, known if kind is Pair else bool(known) if kind is Labelled else float(known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +229,7 @@ def pairs(records: Sequence[Feedback], prepare: Prepare | None = None) -> View[P
     and each once; otherwise the best-scored completion of a record with its worst."""
     table = table_of(records)
     report: Counter[str] = Counter()
-    view = _view(Pair, table, _across(table, _each(table, prepare, _paired), report))
+    view = _view(Pair, table, _across(table.numbers("prompt"), _each(table, prepare, _paired), report))
     view.report.update(report)
     if not view.examples:
         raise ValueError(
@@ -242,10 +247,10 @@ def _paired(record: Judgement, report: Counter[str]) -> list[Local]:
 
 
 def _across(
-    records: RecordTable, found: Iterable[tuple[list[Found], Counter[str]]], report: Counter[str]
+    prompts: Sequence[int] | np.ndarray, found: Iterable[tuple[list[Found], Counter[str]]], report: Counter[str]
 ) -> Iterator[tuple[list[Found], Counter[str]]]:
-    """Pair each labelled completion with the first one of its prompt that waits for it, or let it wait."""
-    prompts = records.numbers("prompt")
+    """Pair each labelled completion with the first one of its prompt that waits for it, or let it wait; ``prompts``:
+    a number for that of each record."""
     waiting: dict[tuple[int, bool], deque[Place]] = defaultdict(deque)
     for examples, counts in found:
         made: list[Found] = []
@@ -317,10 +322,11 @@ def _scored(record: Judgement, report: Counter[str]) -> list[Local]:
 
 Local = tuple[int, int | None, Value]
 """Of one record: a completion, of a pair the rejected one, and what is known, by positions in a judgement."""
+Derive = Callable[[Judgement, Counter[str]], list[Local]]
 
 
 def _each(
-    records: Sequence[Feedback], prepare: Prepare | None, derive: Callable[[Judgement, Counter[str]], list[Local]]
+    records: Sequence[Feedback], prepare: Prepare | None, derive: Derive
 ) -> Iterator[tuple[list[Found], Counter[str]]]:
     """Record by record the examples of a view and what was counted; what is said of many records is looked at once."""
     table = table_of(records)
@@ -330,16 +336,44 @@ def _each(
         kind = int(kinds[index])
         found = known.get(kind)
         if found is None:
-            judgement, report = table.judgement(index), Counter[str]()
-            if prepare is not None:
-                judgement, report = prepare(index, judgement)
-            local = derive(judgement, report)
-            at = [completion.place for completion in judgement.completions]
-            found = [(at[i], None if j is None else at[j], value) for i, j, value in local], +report
+            found = _local(index, table.judgement(index), prepare, derive)
             if prepare is None and len(known) < REMEMBERED:
                 known[kind] = found
-        local, report = found
-        yield [((index, i), None if j is None else (index, j), value) for i, j, value in local], report
+        yield _placed(index, *found)
+
+
+def _local(
+    index: int, judgement: Judgement, prepare: Prepare | None, derive: Derive
+) -> tuple[list[Local], Counter[str]]:
+    report = Counter[str]()
+    if prepare is not None:
+        judgement, report = prepare(index, judgement)
+    local = derive(judgement, report)
+    at = [completion.place for completion in judgement.completions]
+    return [(at[i], None if j is None else at[j], value) for i, j, value in local], +report
+
+
+def _placed(index: int, local: list[Local], report: Counter[str]) -> tuple[list[Found], Counter[str]]:
+    return [((index, i), None if j is None else (index, j), value) for i, j, value in local], report
+
+
+def of_run(view: str, run: Sequence[Feedback], prepare: Prepare | None = None) -> tuple[list[Any], Counter[str]]:
+    """The examples of a view from a few records, the same as :data:`VIEWS` makes of them, and what was counted.
+
+    Labelled completions of different records are paired as if all records had one prompt. No example is no error.
+    """
+    kind, derive = DERIVED[view]
+    report: Counter[str] = Counter()
+    found = (_placed(n, *_local(n, judgement_of(record), prepare, derive)) for n, record in enumerate(run))
+    made: list[Any] = []
+    number: Counter[int] = Counter()
+    for examples, counts in _across([0] * len(run), found, report) if kind is Pair else found:
+        report.update(counts)
+        for (owner, place), other, value in examples:
+            known = value if other is None else run[other[0]].completions[other[1]].text
+            made.append(_example(kind, run[owner], place, number[owner], known))
+            number[owner] += 1
+    return made, report
 
 
 def _view(kind: type[Any], records: Sequence[Feedback], found: Iterable[tuple[list[Found], Counter[str]]]) -> View[Any]:
@@ -375,6 +409,12 @@ def _left_out(report: Counter[str]) -> str:
     return f" ({counts})" if counts else ""
 
 
+DERIVED: dict[str, tuple[type[Any], Derive]] = {
+    "demonstrations": (Demonstration, demonstrated),
+    "binary": (Labelled, _labelled),
+    "pairs": (Pair, _paired),
+    "scored": (Scored, _scored),
+}
 VIEWS: dict[str, Callable[..., View[Any]]] = {
     "demonstrations": demonstrations,
     "binary": binary,

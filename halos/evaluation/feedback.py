@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 
 from halos.building import SOURCE_KEYS, build
 from halos.data.feedback import Feedback, Prompt, prompt_key
+from halos.data.intake import first_records
+from halos.data.records import loose_prompt
 from halos.data.sources import Source
 from halos.data.split import split_by_prompt
 from halos.data.tokens import Limits
@@ -46,13 +48,20 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
     if node is None:
         raise ValueError("data: expected data=toy, data=json data.val=FILE, …; only a run's folder brings its own")
     module: Any = build(node, without=SOURCE_KEYS, seed=seed)
-    return HeldData(module.source, module.limits, _records(module.source, split, int(node.val_size), seed))
+    streamed = bool(node.get("streaming", False))
+    records = _records(module.source, split, int(node.val_size), seed, streamed=streamed)
+    return HeldData(module.source, module.limits, records)
 
 
-def _records(source: Source, split: str, val_size: int, seed: int) -> Sequence[Feedback]:
+def _records(source: Source, split: str, val_size: int, seed: int, *, streamed: bool = False) -> Sequence[Feedback]:
     held = source.val()
     if split == "val" and held is not None:
         return held.records
+    if held is None and val_size and streamed:
+        first = first_records(source, val_size)
+        prompts = {loose_prompt(record.prompt) for record in first}
+        rest = (record for record in source.stream({}) if loose_prompt(record.prompt) not in prompts)
+        return first if split == "val" else list(rest)
     train = source.train().records
     if held is None and val_size:
         kept, out = split_by_prompt(train, val_size, seed)

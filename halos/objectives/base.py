@@ -80,6 +80,8 @@ class Objective(pl.LightningModule, ABC):
     couples_micro_step: bool = False
     """Whether it depends on the others of its micro-step, on all ranks (KTO's z₀): accumulated micro-batches are then
     not quite one large batch."""
+    needs_label_counts: bool = False
+    """Whether :meth:`see_labels` has to be called, which a stream cannot."""
     moves: tuple[int, int] = (1, -1)
     """Which way the first step moves log π of desirable and of undesirable completions: 1, -1, or 0 for neither."""
     generates: bool = True
@@ -105,7 +107,7 @@ class Objective(pl.LightningModule, ABC):
         self.backbone: Backbone | None = None
         self._make_backbone = (lambda: backbone) if isinstance(backbone, Backbone) else backbone
         self._optim = optim or AdamW()
-        self.steps, self.val_averages = Steps(), Averages()
+        self._steps, self.val_averages = Steps(), Averages()
         self.val_rewards = LabelledRewards()
         self.labelled_rewards: tuple[Tensor, Tensor] | None = None
         self._losses: list[float] = []
@@ -166,7 +168,7 @@ class Objective(pl.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         group = getattr(self.trainer.strategy, "data_group", None)
         use_data_group(group)
-        for metric in (self.steps.averages, self.val_averages, self.val_rewards):
+        for metric in (self._steps.averages, self.val_averages, self.val_rewards):
             metric.process_group = group
         counts = getattr(getattr(self.trainer, "datamodule", None), "label_counts", None)
         self.check(self.trainer.accumulate_grad_batches, counts)
@@ -206,7 +208,7 @@ class Objective(pl.LightningModule, ABC):
 
     @final
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self.steps.begin()
+        self._steps.begin()
         # Dropout is a function of (seed, batch, rank), so that a resumed run draws as the uninterrupted one did.
         torch.manual_seed((self.seed * 1_000_003 + batch_idx * 4_099 + data_ranks(self.trainer)[0]) % 2**63)
         if self.trained.sharding is not None:
@@ -216,7 +218,7 @@ class Objective(pl.LightningModule, ABC):
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output, metrics = self._evaluate(batch)
-        self.steps.add(batch, metrics)
+        self._steps.add(batch, metrics)
         # Lightning divides by the number of micro-batches, DDP by that of ranks; the counts are the step's already.
         scale = self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[1]
         terms = [term.total / self._step_count(name, term) for name, term in output.loss.items()]
@@ -225,7 +227,7 @@ class Objective(pl.LightningModule, ABC):
     @final
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self._norm = total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        step = self.steps.end(self.trainer.global_step + 1, whole(self._norm), optimizer.param_groups[0]["lr"])
+        step = self._steps.end(self.trainer.global_step + 1, whole(self._norm), optimizer.param_groups[0]["lr"])
         logged = step.number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # set when it is built
         if not logged and self.non_finite == "stop":
             return
@@ -332,13 +334,13 @@ class Objective(pl.LightningModule, ABC):
 
     def _catch_up(self) -> None:
         # Before anything that takes its time and is to know whether all is well.
-        if self.steps.unread:
+        if self._steps.unread:
             self._read()
-        self.steps.pause()
+        self._steps.pause()
 
     def _read(self) -> dict[str, float]:
         # Metrics of the last step; earlier ones that were not read are looked through with it.
-        found = self.steps.read(data_ranks(self.trainer)[1])
+        found = self._steps.read(data_ranks(self.trainer)[1])
         for step, metrics in found:
             told = self._non_finite_step(step, metrics)
             if told and self.non_finite == "stop":

@@ -31,7 +31,7 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Tensor:
-    """The KTO loss of each completion (section 4 of the paper): λ_y − v(x, y).
+    """The KTO loss of each completion (section 4.1 of the paper): λ_y − v(x, y).
 
     r = log π_θ(y|x) − log π_ref(y|x);  v = λ_D σ(β(r − z₀)) for desirable y, λ_U σ(β(z₀ − r)) for undesirable y.
 
@@ -68,8 +68,8 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
     """(λ_D, λ_U) with ``auto`` resolved from the counts of the training data.
 
     An automatic weight starts at 1 and changes just so far that λ_D n_D / (λ_U n_U) lies in [1, 4/3] (equation 8 of
-    the paper); where both are automatic, that of the rarer side is raised. Raises ``ValueError`` if there
-    is only one kind of completion.
+    the paper's first version); where both are automatic, that of the rarer side is raised. Raises ``ValueError`` if
+    there is only one kind of completion.
     """
     low, high = 1.0, 4 / 3
     fixed_d = 1.0 if desirable_weight == "auto" else float(desirable_weight)
@@ -103,6 +103,8 @@ class KTO(Objective):
         3. Reference-free, y' are other prompts' completions, not samples of π_θ(·|x), so −H is estimated too low.
            Uniform over outputs, as in the paper, is not uniform over tokens: long completions have low rewards.
         4. Two examples of one prompt are drawn together (``data.keep_together``), not each by itself.
+        5. With ``data.streaming`` y' is that of the next example of the shuffled stream with another prompt, as in the
+           paper but for the batch's edges: each is y' once.
 
     Args:
         beta: β.
@@ -142,6 +144,7 @@ class KTO(Objective):
         self.beta = require_positive("beta", beta)
         self.desirable_weight = require_weight("desirable_weight", desirable_weight)
         self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)
+        self.needs_label_counts = "auto" in (self.desirable_weight, self.undesirable_weight)
 
     def see_labels(self, desirable: int, undesirable: int) -> None:
         automatic = "auto" in (self.desirable_weight, self.undesirable_weight)

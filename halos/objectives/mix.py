@@ -50,6 +50,7 @@ class Mix(Objective):
         self.mismatched = any(part.mismatched for part in made.values())
         self.needs_hidden = any(part.needs_hidden for part in made.values())
         self.grouped = any(part.grouped for part in made.values())
+        self.needs_label_counts = any(part.needs_label_counts for part in made.values())
         self.couples_step = any(part.couples_step for part in made.values())
         self.couples_micro_step = any(part.couples_micro_step for part in made.values())
         self.own_clip = min((part.own_clip for part in made.values() if part.own_clip), default=None)

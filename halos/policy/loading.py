@@ -41,7 +41,8 @@ class ModelSpec:
             policy would differ from its reference before the first step.
         head_chunk: rows of logits (one a scored token, as wide as the vocabulary) that exist at a time; None: all.
         reference: ``cached``: its log-probs are computed once, before training, and kept on disk; ``live``: a frozen
-            copy of the model computes them in every step; ``adapter``: the model does, with LoRA switched off.
+            copy of the model computes them in every step; ``adapter``: the model does, with LoRA switched off;
+            ``auto``: see :meth:`resolved`.
         reference_path: the model whose log-probs are the reference's, where that is not the one that the policy starts
             from. With ``cached`` only; of the same tokenizer.
         chat_template: for a tokenizer that has none, or instead of its own: ``plain``, ``chatml``, a file or a Jinja
@@ -57,7 +58,7 @@ class ModelSpec:
     compile: bool = False
     dropout: float = 0.0
     head_chunk: int | None = 256
-    reference: str = "cached"
+    reference: str = "auto"
     reference_path: str | None = None
     chat_template: str | None = None
     lora: LoRA = field(default_factory=LoRA)
@@ -74,11 +75,13 @@ class ModelSpec:
             raise ValueError(f"model.packed_attention: expected pieces or flex, found {self.packed_attention!r}")
         if self.packed_attention == "flex" and self.compile:
             raise ValueError("model.packed_attention: expected pieces with model.compile=true, found flex")
-        if self.reference not in ("cached", "live", "adapter"):
-            raise ValueError(f"model.reference: expected cached, live or adapter, found {self.reference!r}")
+        if self.reference not in ("auto", "cached", "live", "adapter"):
+            raise ValueError(f"model.reference: expected auto, cached, live or adapter, found {self.reference!r}")
         if self.reference == "adapter" and not self.lora.enabled:
             raise ValueError("model.reference: expected model.lora.enabled=true with adapter, found false")
-        if self.reference_path is not None and (self.reference != "cached" or self.lora.path or self.lora.quantize):
+        if self.reference_path is not None and (
+            self.reference not in ("auto", "cached") or self.lora.path or self.lora.quantize
+        ):
             raise ValueError(
                 "model.reference_path: expected model.reference=cached, no model.lora.path and no model.lora.quantize"
             )
@@ -109,6 +112,21 @@ class ModelSpec:
             raise ValueError(f"model.path: expected a model directory or a .gguf file, found the file {self.path}")
         elif self.path.startswith((PACKAGED, "/", "./", "../", "~")) or self.path.count("/") > 1:
             raise ValueError(f"model.path: no such directory or file: {self.path}")
+
+    def resolved(self, *, streaming: bool) -> ModelSpec:
+        """The same with ``auto`` decided: ``cached``, or for data of which nobody knows beforehand which are read,
+        ``adapter`` with LoRA and ``live`` without.
+
+        Raises ``ValueError`` for a cached reference of such data.
+        """
+        uncached = "adapter" if self.lora.enabled else "live"
+        if streaming and (self.reference == "cached" or self.reference_path is not None):
+            raise ValueError(
+                f"model.reference: expected {uncached} with data.streaming=true, found cached: a stream's log-probs "
+                "cannot be computed before it is read"
+            )
+        chosen = uncached if streaming else "cached"
+        return replace(self, reference=chosen) if self.reference == "auto" else self
 
     def of_reference(self) -> ModelSpec:
         """The model that the reference is, as it is loaded without a policy."""

@@ -22,6 +22,9 @@ from halos.runs.comparison import Comparison
 
 console = Console(soft_wrap=False)
 
+STREAMS = ".*Your `IterableDataset` has `__len__` defined.*"
+"""Lightning's warning of a length that is wrong with several workers: a stream has one at most."""
+
 
 def set_up_logging() -> None:
     """Our own messages on the first process's console; from other libraries only warnings that a user can act on."""
@@ -35,7 +38,12 @@ def set_up_logging() -> None:
     if not ours.handlers:
         ours.addHandler(RichHandler(console=console, show_time=False, show_path=False))
     ours.setLevel(logging.INFO if on_first_process() else logging.WARNING)
-    for message in (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*sync_dist=True.*",
+        ".*`isinstance.treespec, LeafSpec.`.*",
+        STREAMS,
+    ):
         warnings.filterwarnings("ignore", message)
 
 
@@ -82,10 +90,11 @@ def show_example(row: Row, tokenizer: Any, branches: tuple[str, ...]) -> None:
 
 
 @rank_zero_only
-def show_plan(steps: int, examples: int, batch_size: int, root: str) -> None:
-    """What is about to happen, and where it will be found."""
+def show_plan(steps: int, examples: int | None, batch_size: int, root: str) -> None:
+    """What is about to happen, and where it will be found; ``examples``: None for a stream."""
+    over = "a stream" if examples is None else f"{examples:,} examples"
     console.print(
-        f"{steps:,} steps over {examples:,} examples, {batch_size} a device and micro-step → [bold]{escape(root)}[/]\n",
+        f"{steps:,} steps over {over}, {batch_size} a device and micro-step → [bold]{escape(root)}[/]\n",
         highlight=False,
     )
 

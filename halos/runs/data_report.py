@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
 from rich.markup import escape
@@ -14,6 +16,7 @@ from rich.table import Table
 
 from halos.data.hygiene import Finding
 from halos.data.intake import Intake
+from halos.data.streaming import StreamingDataModule
 from halos.distributed import on_first_process
 from halos.runs.console import console
 from halos.runs.folder import write_atomically
@@ -33,6 +36,8 @@ FINDINGS = {
 def show_report(taken: Intake) -> None:
     """Print what was read and what is wrong with it; with the first records where something is."""
     splits = taken.hygiene
+    if not splits:  # a stream without validation data
+        return
     table = Table("feedback", *splits, "for example", box=box.SIMPLE_HEAD)
     for name in COUNTS:
         if any(getattr(found, name) for found in splits.values()):
@@ -69,6 +74,19 @@ def write_report(taken: Intake, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(taken.report(), indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(folder / REPORT, text + "\n")
+
+
+class StreamReport(Callback):
+    """Writes what was read of a stream with every checkpoint: it is not known before."""
+
+    def __init__(self, data: StreamingDataModule, folder: Path) -> None:
+        self.data, self.folder = data, folder
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.data.take_account():
+            write_report(self.data.intake, self.folder)
 
 
 def plot_lengths(lengths: Mapping[str, Any], file: Path) -> None:

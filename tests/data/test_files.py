@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from halos.data.files import expand, read_rows
+from halos.data.files import Piece, check_streamable, edges_key, expand, read_piece, read_rows
 
 ROWS: list[dict[str, Any]] = [{"prompt": "é 😀", "n": 1}, {"prompt": "b", "list": [{"text": "x"}]}]
 
@@ -242,3 +242,49 @@ def test_a_folder_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
         f"o/hh/helpful-base:test[{n}]" for n in (1, 2)
     ]
     assert asked == [("o/hh", {"split": "test", "data_dir": "helpful-base"})]
+
+
+def test_what_can_be_read_row_by_row(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv.gz", "a.parquet"):
+        write(tmp_path / name, "")
+        check_streamable(tmp_path / name)
+    check_streamable(tmp_path)
+    check_streamable("owner/name:train")
+    for name in ("a.json", "a.json.gz", "a.parquet.gz"):
+        write(tmp_path / name, "")
+        with pytest.raises(ValueError, match=rf"{name}: expected a file that can be read row by row"):
+            check_streamable(tmp_path / name)
+
+
+def test_a_quick_key_sees_size_name_and_ends(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    keys = set()
+    for content in ("a" * 300_000, "b" + "a" * 299_999, "a" * 299_999 + "b", "a" * 300_001):
+        file.write_text(content)
+        assert edges_key(file) == edges_key(str(file))
+        keys.add(edges_key(file))
+    assert len(keys) == 4
+    assert edges_key(file.rename(tmp_path / "b.jsonl")) not in keys
+    assert edges_key("owner/name") != edges_key("owner/name:test")
+
+
+def test_streamed_data_sets_are_not_converted_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "clone").mkdir()
+    write(tmp_path / "clone" / "train.jsonl", '{"prompt": "q"}\n{"prompt": "r"}\n')
+    found = list(read_piece(Piece(f"{tmp_path}/clone"), streaming=True))
+    assert found == [(f"{tmp_path}/clone[1]", {"prompt": "q"}), (f"{tmp_path}/clone[2]", {"prompt": "r"})]
+    asked: list[Any] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **more: asked.append((name, more)) or ROWS)
+    assert len(list(read_piece(Piece("o/n:test"), streaming=True))) == 2
+    assert asked == [("o/n", {"split": "test", "streaming": True})]
+
+
+def test_a_streamed_data_set_that_breaks_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Any:
+        yield {"prompt": "q"}
+        raise ConnectionError("gone\ntrace")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **more: rows())
+    with pytest.raises(ValueError, match=r"^o/n:train\[2\]: expected a row, found gone$"):
+        list(read_piece(Piece("o/n"), streaming=True))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from halos.data.feedback import Completion, Feedback, Message
-from halos.data.sources import FileSource, HHSource, JsonSource, OasstSource, SHPSource, UltraFeedbackSource
+from halos.data.sources import FileSource, HHSource, JsonSource, OasstSource, Origin, SHPSource, UltraFeedbackSource
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -136,6 +136,15 @@ def test_oasst_trees(tmp_path: Path) -> None:
     assert records[0].id == f"{file}:1/prompt"
     assert len({record.id for record in records}) == 2
     assert dropped == {"deleted message": 1, "prompt without a reply": 1}
+    origins: dict[str, Origin] = {}
+    assert list(OasstSource(str(file)).stream(origins)) == records
+    assert origins[str(file)].dropped == dropped
+
+
+def test_oasst_messages_are_no_stream(tmp_path: Path) -> None:
+    file = write(tmp_path / "oasst.jsonl", TREE)
+    with pytest.raises(ValueError, match=rf"{file}:1: expected one tree a row .* found one message a row"):
+        list(OasstSource(str(file)).stream({}))
 
 
 def test_a_tree_that_loops_is_counted_not_followed(tmp_path: Path) -> None:

@@ -74,3 +74,8 @@ def test_one_file_in_two_sources(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", 2)
     with pytest.raises(ValueError, match=r"data.mix: .*: expected ids to be unique; found .*, as at "):
         MixedSource({"a": {"train": file}, "b": {"train": file}}).train()
+
+
+def test_a_mixture_is_no_stream(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.streaming: expected one source, found data=mix"):
+        MixedSource({"a": {"train": write(tmp_path / "a.jsonl", 2)}}).check_stream()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from halos.data.feedback import Message
-from halos.data.rows import derangement, make_rows
+from halos.data.rows import derangement, few_rows, make_rows
 from halos.data.tokens import ChatTokens, Limits
 from halos.data.views import Demonstration, Labelled, Pair, Scored
 from tests.tiny import BOS, CHATML, EOS, GOOD, NO_SYSTEM, bpe_tokenizer, word_tokenizer
@@ -219,3 +219,17 @@ def test_a_mismatched_completion_needs_a_second_prompt() -> None:
     examples = [Labelled(f"x#{n}", "a", "b", True) for n in range(3)]
     with pytest.raises(ValueError, match="at least two different prompts"):
         make_rows(examples, chat(), mismatched_seed=0)
+
+
+def test_few_rows_are_those_of_many() -> None:
+    examples = [Labelled(f"{n}", f"{'a ' * (1 + n % 3)}{n % 2}", "b " * (1 + n % 5), n % 2 == 0) for n in range(12)]
+    tokens, control = chat(6, 2), lambda label: GOOD if label else ""
+    rows = make_rows(examples, tokens, control=control, mismatched_seed=0)
+    partners = [examples[index] for index in rows.rows.partners]  # type: ignore[attr-defined]
+    found, cut = few_rows(examples[3:8], partners[3:8], tokens, control)
+    assert [(row.id, row.prompt, row.branches, row.desirable) for row in found] == [
+        (row.id, row.prompt, row.branches, row.desirable) for row in rows.rows[3:8]
+    ]
+    alone, _ = few_rows(examples[3:8], [], tokens, control)
+    assert [row.branches for row in alone] == [row.branches[:1] for row in found]
+    assert +cut == make_rows(examples[3:8], tokens, control=control).report > Counter()

@@ -139,3 +139,36 @@ def test_every_assistant_turn_once() -> None:
         ("t", 6, "bad"),
     ]
     assert report == {"earlier assistant turns": 2, "earlier assistant turns left out": 1}
+
+
+# Of a stream
+
+
+def test_shares_of_a_stream_are_kept_on_average_and_the_same_ones_every_time() -> None:
+    examples = [Labelled(f"f:{n}#0", "p", "x", n % 4 != 0) for n in range(4000)]
+    selection = Selection(keep_desirable=0.1)
+    kept, report = selection.keep_of_run(examples, seed=0)
+    desirable = [example for example in kept if example.desirable]
+    assert len(kept) - len(desirable) == 1000
+    assert 240 < len(desirable) < 360  # 300 expected, with a standard deviation of 16
+    assert report == {"desirable completions not kept": 3000 - len(desirable)}
+    # Drawn one by one, whatever stands beside it.
+    assert kept == [e for example in examples for e in selection.keep_of_run([example], seed=0)[0]]
+    assert kept != selection.keep_of_run(examples, seed=1)[0]
+
+
+def test_one_example_of_a_run_is_kept() -> None:
+    runs = [[Labelled(f"{n}#{i}", f"p{n}", f"{i}", True) for i in range(3)] for n in range(300)]
+    found = [Selection(one_per_prompt=True).keep_of_run(run, seed=0) for run in runs]
+    assert all(report == {"further examples of a prompt not kept": 2} for _, report in found)
+    chosen = [kept[0].completion for kept, _ in found if len(kept) == 1]
+    assert len(chosen) == 300
+    assert all(70 < chosen.count(place) < 130 for place in "012")
+
+
+def test_a_median_of_all_data_is_refused_for_a_stream() -> None:
+    with pytest.raises(
+        ValueError, match=r"data.select.labels_from_scores: expected a number or prompt .* found median"
+    ):
+        Selection(labels_from_scores="median").check_stream()
+    Selection(labels_from_scores="prompt").check_stream()

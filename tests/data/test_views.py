@@ -6,7 +6,19 @@ from typing import Any
 import pytest
 
 from halos.data.feedback import Completion, Feedback, Message
-from halos.data.views import VIEWS, Demonstration, Labelled, Pair, Scored, View, binary, demonstrations, pairs, scored
+from halos.data.views import (
+    VIEWS,
+    Demonstration,
+    Labelled,
+    Pair,
+    Scored,
+    View,
+    binary,
+    demonstrations,
+    of_run,
+    pairs,
+    scored,
+)
 
 PAIR = Feedback("p", "q", (Completion("a"), Completion("b")), ((1, 0),))
 GOOD = Feedback("g", "q", (Completion("good", True),))
@@ -173,3 +185,13 @@ def test_every_view(name: str) -> None:
     assert all(count > 0 for count in view.report.values())
     with pytest.raises(ValueError, match=r"^no "):
         VIEWS[name]([])
+
+
+@pytest.mark.parametrize("view", sorted(VIEWS))
+def test_a_few_records_give_what_all_of_them_do(view: str) -> None:
+    # All have one prompt, as those of a run do.
+    examples, report = of_run(view, EVERYTHING)
+    expected = VIEWS[view](EVERYTHING)
+    assert examples == list(expected.examples)
+    assert +report == +expected.report
+    assert of_run(view, [])[0] == []

@@ -273,3 +273,8 @@ def test_reference_free_needs_no_reference_and_a_zero_point_no_mismatched_comple
 def test_variants_are_checked(parameters: dict, said: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape('loss.reference_point: ' + said)}$"):
         KTO(lambda: None, **parameters)
+
+
+def test_automatic_weights_say_that_they_need_counts() -> None:
+    assert KTO(lambda: None, undesirable_weight="auto").needs_label_counts  # type: ignore[arg-type, return-value]
+    assert not KTO(lambda: None).needs_label_counts  # type: ignore[arg-type, return-value]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from halos.policy.loading import ModelSpec, add_control_tokens, grow_vocabulary, set_dropout
+from halos.policy.lora import LoRA
 from tests import tiny
 
 IDS = torch.arange(12).view(2, 6)
@@ -382,3 +383,30 @@ def test_a_gguf_without_its_library_names_the_extra(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'halos\[gguf\]'"):
         ModelSpec(path=str(tmp_path / "x.gguf")).check()
+
+
+# The reference of a stream
+
+
+@pytest.mark.parametrize(
+    ("reference", "streaming", "lora", "expected"),
+    [
+        ("auto", False, False, "cached"),
+        ("auto", False, True, "cached"),
+        ("auto", True, False, "live"),
+        ("auto", True, True, "adapter"),
+        ("live", True, True, "live"),
+        ("cached", False, False, "cached"),
+    ],
+)
+def test_what_auto_is(reference: str, streaming: bool, lora: bool, expected: str) -> None:
+    made = ModelSpec(path="x", reference=reference, lora=LoRA(enabled=lora))
+    assert made.resolved(streaming=streaming).reference == expected
+
+
+@pytest.mark.parametrize("options", [{"reference": "cached"}, {"reference_path": "y"}])
+def test_a_streams_reference_is_not_cached(options: dict[str, str]) -> None:
+    made = ModelSpec(path="x", **options)  # type: ignore[arg-type]
+    assert made.resolved(streaming=False).reference == "cached"
+    with pytest.raises(ValueError, match=r"model.reference: expected live with data.streaming=true, found cached"):
+        made.resolved(streaming=True)
