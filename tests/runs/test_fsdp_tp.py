@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import halos.train
-from halos.objectives import BCO, DPO, KTO, PPO, BradleyTerry
+from halos.objectives import BCO, DPO, KTO, PPO, BradleyTerry, Objective
 from halos.optim import Adafactor, AdamW, BitsAndBytesAdamW, RMSprop
 from halos.policy.loading import ModelSpec
 from halos.policy.lora import LoRA
@@ -20,7 +20,7 @@ from halos.runs.consolidate import consolidate
 from halos.runs.fsdp_tp import FSDPTP, check_model
 from halos.toy.model import REFERENCE_DIR
 from tests.fork import run_ranks
-from tests.runs.test_fsdp import counted
+from tests.runs.test_fsdp import BFLOAT16, counted
 from tests.test_config import compose
 from tests.test_strategies import Run, as_rank, assert_alike
 from tests.test_strategies import run as run_tiny
@@ -32,21 +32,35 @@ KINDS = (KTO, DPO, PPO, BCO, BradleyTerry)
 """With an average over the micro-step, without, with a value head, with running means, with a reward head."""
 
 
-def of_tiny_models(groups: int) -> dict[str, Run]:
-    ranks = 2 * groups
-    options: dict[str, Any] = {"ranks": ranks, "key_value_heads": 2}
-    found = {kind.__name__: run_tiny(kind, FSDPTP(tensor_parallel_size=2), **options) for kind in KINDS}
-    found["accumulated"] = run_tiny(DPO, FSDPTP(tensor_parallel_size=2), accumulate=3, **options)
-    found["checkpointed"] = run_tiny(DPO, FSDPTP(tensor_parallel_size=2), checkpointing=True, **options)
-    return found
+def divided(kind: type[Objective], *, groups: int, **options: Any) -> Run:
+    return run_tiny(kind, FSDPTP(tensor_parallel_size=2), ranks=2 * groups, key_value_heads=2, **options)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_groups_of_two_processes_train_as_one(groups: int) -> None:
-    expected = {kind.__name__: run_tiny(kind, "auto", ranks=1, key_value_heads=2) for kind in KINDS}
-    for found in run_ranks(partial(as_rank, of_tiny_models, groups), 2 * groups):
-        for name, divided in found.items():
-            assert_alike(divided, expected.get(name, expected["DPO"]))
+def alone(kind: type[Objective]) -> Run:
+    return run_tiny(kind, "auto", ranks=1, key_value_heads=2)
+
+
+def in_one_group() -> list[Run]:
+    found = [divided(kind, groups=1) for kind in KINDS]
+    return [*found, divided(DPO, groups=1, accumulate=3), divided(DPO, groups=1, checkpointing=True)]
+
+
+def test_a_group_of_two_processes_trains_as_one() -> None:
+    expected = [alone(kind) for kind in (*KINDS, DPO, DPO)]
+    for found in run_ranks(partial(as_rank, in_one_group)):
+        for mine, theirs in zip(found, expected, strict=True):
+            assert_alike(mine, theirs)
+
+
+def in_two_groups() -> list[Run]:
+    return [divided(kind, groups=2) for kind in (KTO, PPO)]
+
+
+def test_two_groups_of_two_train_as_one() -> None:
+    expected = [alone(kind) for kind in (KTO, PPO)]
+    for found in run_ranks(partial(as_rank, in_two_groups), 4):
+        for mine, theirs in zip(found, expected, strict=True):
+            assert_alike(mine, theirs)
 
 
 # Whole runs of the toy world
@@ -66,6 +80,8 @@ def runs_on_a_rank(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"counted": counted(train_as_rank, folder / "tp", *shared, *replies)}
     for name, words in OTHERS.items():
         found[name] = train_as_rank(folder / f"tp-{name}", *shared, *words, cached)
+    for precision in BFLOAT16:
+        found[precision] = train_as_rank(folder / precision, *shared, cached, f"precision={precision}")
     found["moving"] = train_as_rank(folder / "tp-moving", *shared, *MOVING)
     found["folder"] = train_as_rank(folder / "folder", *shared, sharded)
     checkpoints = {"auto": folder / "auto/checkpoints/step=3.ckpt", "own": folder / "tp/checkpoints/step=3.ckpt"}
@@ -138,6 +154,16 @@ def test_checkpoints_move_between_strategies(runs: dict[str, Any]) -> None:
         assert_same_model(folder / name, folder / "auto")
 
 
+@pytest.mark.parametrize("precision", BFLOAT16)
+def test_bfloat16_follows_float32(precision: str, runs: dict[str, Any]) -> None:
+    expected = runs["one"][0]["train_loss"]
+    for rank in runs["ranks"]:
+        assert rank[precision]["train_loss"][0] == pytest.approx(0.5, abs=1e-6)  # the reference is rounded alike
+        assert rank[precision]["train_loss"] == pytest.approx(expected, rel=2e-2)
+        assert rank[precision]["train_loss"] != pytest.approx(expected, rel=1e-5)
+    assert {tensor.dtype for tensor in weights_of(runs["folder"] / precision).values()} == {BFLOAT16[precision]}
+
+
 def test_the_reference_may_move(runs: dict[str, Any], tmp_path: Path) -> None:
     expected = run(tmp_path / "auto", *WORDS, *MOVING)["train_loss"]
     assert expected[2:] != pytest.approx(runs["one"][0]["train_loss"][2:], rel=1e-5)
@@ -159,11 +185,11 @@ def test_two_groups_of_two_are_stopped_and_train_as_one_device(runs: dict[str, A
 
 
 def test_log_probs_that_are_rounded_otherwise_are_kept_apart() -> None:
-    divided: Any = SimpleNamespace(sharded=True)
+    backbone: Any = SimpleNamespace(sharded=True)
     ways = (("strategy=fsdp",), ("strategy=fsdp_tp",), ("strategy=fsdp_tp", "strategy.tensor_parallel_size=4"))
 
     def keys(precision: str) -> list[str]:
-        return [halos.train._rounding(compose(*way, precision), divided) for way in ways]
+        return [halos.train._rounding(compose(*way, precision), backbone) for way in ways]
 
     assert keys("precision=32-true") == ["32-true"] * 3
     for precision in ("bf16-true", "bf16-mixed"):
