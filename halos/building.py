@@ -28,8 +28,8 @@ def build(node: DictConfig, *args: Any, without: tuple[str, ...] = (), **kwargs:
 
 def build_data(node: DictConfig, **more: Any) -> PreferenceDataModule:
     """The DataModule of a ``data`` node, for a run."""
-    kind = StreamingDataModule if node.streaming else None
-    node = OmegaConf.merge(node, {"_target_": f"{kind.__module__}.{kind.__qualname__}"}) if kind else node  # type: ignore[assignment]
+    target = f"{StreamingDataModule.__module__}.{StreamingDataModule.__qualname__}"
+    node = OmegaConf.merge(node, {"_target_": target} if node.streaming else {})  # type: ignore[assignment]
     made: PreferenceDataModule = build(node, without=SOURCE_KEYS, **more)
     return made
 

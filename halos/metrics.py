@@ -71,9 +71,11 @@ class StepAverages(Averages):
 
     def update(self, means: Mapping[str, Mean]) -> None:
         """Add one micro-batch of the step that has not ended."""
-        new = self._sums_of(means)[None]
-        before = self.sums.view(-1, *new.shape[1:])
-        self.sums = torch.cat([before[:-1], before[-1:] + new] if self._within else [before, new])
+        new = self._sums_of(means)
+        if self._within:
+            self.sums[-1] += new
+        else:
+            self.sums = torch.cat([self.sums.view(-1, *new.shape), new[None]])
         self._within = True
 
     def end_step(self) -> None:

@@ -265,10 +265,8 @@ class Objective(pl.LightningModule, ABC):
             )
         inside = {id(p) for p in policy}
         own = [p for p in self.parameters() if id(p) not in inside]
-        if gradient_clip_val and not own:  # the norm that is logged is theirs
-            clip_gradients(policy, gradient_clip_val, self._norm)
-        elif gradient_clip_val:
-            clip_gradients(policy, gradient_clip_val)
+        if gradient_clip_val:  # of the policy alone the norm is known: it is logged
+            clip_gradients(policy, gradient_clip_val, None if own else self._norm)
         own_clip = self.own_clip or gradient_clip_val
         if own_clip and own:
             clip_gradients(own, own_clip)
