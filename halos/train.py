@@ -40,6 +40,7 @@ from halos.runs.folder import RunFolder
 from halos.runs.fsdp_tp import check_model
 from halos.runs.identity import identity
 from halos.runs.loggers import CSVMetrics
+from halos.runs.memory import KeepFreedMemory
 from halos.runs.progress import Progress
 from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
 from halos.runs.reference_sync import ReferenceSync
@@ -268,6 +269,7 @@ def _reference_sync(run: Run) -> list[Callback]:
 def _callbacks(run: Run) -> list[Callback]:
     sampling = run.cfg.sampling
     callbacks: list[Callback] = [
+        KeepFreedMemory(),
         ranks.KnowRanks(),
         *_reference_sync(run),
         run.record,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from halos.data.batches import Batch
 from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters
+from halos.policy.elementwise import use_fewer_temporaries
 from halos.policy.head import evaluating
 from halos.policy.logprobs import LogProbs, completion_logprobs
 from halos.policy.products import use_faster_products
@@ -44,6 +45,7 @@ class Backbone(nn.Module):
         if getattr(policy, "get_output_embeddings", lambda: None)() is None:
             raise ValueError(f"expected a causal language model with an LM head, found {type(policy).__name__}")
         use_faster_products(policy)
+        use_fewer_temporaries(policy)
         self.policy: Any = policy
         # A tuple hides it from nn.Module's registration.
         self._reference: tuple[Backbone, ...] = ()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halos.policy.adapters import head_delta, plain_head
-from halos.policy.products import affine
+from halos.policy.products import add_product, affine
 
 log = logging.getLogger(__name__)
 
@@ -143,8 +143,9 @@ class _ChunkedLogProbs(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         picked = states.new_empty(len(states), dtype=wide)
         normaliser = torch.empty_like(picked)
+        memory = _memory(cast[0], weight, rows)
         for part in _parts(len(states), rows):
-            for block, raw in _blocks(part, affine(cast[0][part], *cast[1:])):
+            for block, raw in _blocks(part, affine(cast[0][part], *cast[1:], out=memory)):
                 logits = shape(_with_delta(raw.to(wide), low, up, block))
                 picked[block] = logits.gather(1, targets[block, None])[:, 0]
                 normaliser[block] = logits.logsumexp(1)
@@ -156,13 +157,14 @@ class _ChunkedLogProbs(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         states, weight, bias, low, up, targets, normaliser = ctx.saved_tensors
         wide = normaliser.dtype
-        of_weight: Tensor | None = None
-        of_states, _, of_bias, of_low, of_up = (
-            torch.zeros_like(value, dtype=wide) if value is not None and needed and value is not weight else None
+        of_states, of_weight, of_bias, of_low, of_up = (
+            torch.zeros_like(value, dtype=wide) if value is not None and needed else None
             for value, needed in zip((states, weight, bias, low, up), ctx.needs_input_grad, strict=False)
         )
+        memory = _memory(states, weight, ctx.rows)
         for part in _parts(len(states), ctx.rows):
-            changes = affine(states[part], weight, bias)  # first the logits, then, block by block, their gradient
+            # First the logits, then, block by block, their gradient.
+            changes = affine(states[part], weight, bias, out=memory)
             for block, raw in _blocks(part, changes):
                 logits = ctx.shape(_with_delta(raw.to(wide, copy=True), low, up, block))
                 slope = ctx.shape.slope(logits)
@@ -179,9 +181,8 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 raw.copy_(change)
             if of_states is not None:
                 of_states[part] = affine(changes, weight.T).to(wide)
-            if ctx.needs_input_grad[1]:  # chunks are added up in float32, whatever the precision of their products
-                added = affine(changes.T, states[part].T)
-                of_weight = added.to(wide) if of_weight is None else of_weight.add_(added)
+            if of_weight is not None:  # chunks are added up in float32, whatever the precision of their products
+                add_product(of_weight, changes.T, states[part])
         dtypes = (*ctx.dtypes, None if low is None else low.dtype, None if up is None else up.dtype)
         found = zip((of_states, of_weight, of_bias, of_low, of_up), dtypes, strict=True)
         return *(None if one is None else one.to(dtype) for one, dtype in found), None, None, None, None
@@ -191,6 +192,15 @@ def _cast(
     states: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     return states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _memory(states: Tensor, weight: Tensor, rows: int) -> Tensor:
+    """Room for a chunk of logits, which all chunks use: on a CPU new memory costs as much as a tenth of the product.
+
+    Its rows lie a few numbers further apart than their length, often a multiple of a page, which caches handle badly.
+    """
+    length = weight.shape[0]
+    return states.new_empty(min(rows, len(states)), length + 16)[:, :length]
 
 
 def _with_delta(logits: Tensor, low: Tensor | None, up: Tensor | None, block: slice) -> Tensor:

@@ -56,12 +56,25 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return found
 
 
-def affine(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """:func:`linear`, without gradient and outside of autocast."""
-    if not applies(states, weight) or not states.numel() or not weight.numel():
+def affine(states: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+    """:func:`linear` of states [m, k], without gradient and outside of autocast; in the first m rows of ``out``
+    [≥ m, n], if that is given and can be used."""
+    if applies(states, weight) and states.numel() and weight.numel():
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+        return found
+    if out is None:
         return F.linear(states, weight, bias)
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
-    return found
+    if bias is None:
+        return torch.mm(states, weight.t(), out=out[: len(states)])
+    return torch.addmm(bias, states, weight.t(), out=out[: len(states)])
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total [m, n] += left [m, k] · right [k, n], without gradient; the total may be wider than the factors."""
+    if total.dtype == left.dtype and not applies(left, right):
+        total.addmm_(left, right)
+    else:
+        total += affine(left, right.t())
 
 
 class _Linear(torch.autograd.Function):

@@ -99,7 +99,7 @@ def test_autocast_gives_the_weight_a_float32_gradient() -> None:
 def test_no_more_rows_of_logits_exist_than_a_chunk_has(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     affine = head.affine
-    monkeypatch.setattr(head, "affine", lambda x, *rest: seen.append(x.numel()) or affine(x, *rest))
+    monkeypatch.setattr(head, "affine", lambda x, *rest, **more: seen.append(x.numel()) or affine(x, *rest, **more))
     states, weight, _, targets = tensors()
     with torch.no_grad():
         chunked_logprobs(states, weight, None, targets, rows=4)
