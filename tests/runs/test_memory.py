@@ -1,0 +1,60 @@
+"""Freed memory stays with the process on CPUs."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from halos.runs import memory
+
+FAULTS = """
+import resource
+import torch
+from halos.runs.memory import keep_freed_memory
+if {keep}:
+    assert keep_freed_memory()
+before = torch.ones(12_000_000)
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for n in range(6):
+    if n == 1:
+        start = faults()
+    made = before * 2
+    del made
+print(faults() - start)
+"""
+"""Pages that the system has to provide while five tensors of 48 MB come and go."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_memory_that_was_freed_is_used_again() -> None:
+    def faults(keep: bool) -> int:
+        program = [sys.executable, "-c", FAULTS.format(keep=keep)]
+        return int(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+
+    kept, returned = faults(keep=True), faults(keep=False)
+    assert kept < 50  # five tensors have 60,000 pages, or 115 large ones
+    assert kept < returned / 2
+
+
+@pytest.mark.parametrize(("device", "calls"), [("cpu", 1), ("cuda", 0)])
+def test_only_on_cpus(device: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: called.append(1))
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
+    memory.KeepFreedMemory().setup(trainer, None, "fit")  # type: ignore[arg-type]
+    assert len(called) == calls
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    assert not memory.keep_freed_memory()
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace())  # no mallopt, as with musl
+    assert not memory.keep_freed_memory()
