@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halos.policy.products import plain_float32
+
 
 class RMSNorm(torch.autograd.Function):
     """x [..., H], w [H] → x · r · w with r = 1 / √(mean x² + ε)."""
@@ -57,10 +59,8 @@ class SwiGLU(torch.autograd.Function):
         return of_gate, of_up
 
 
-def _plain(*tensors: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and all(
-        type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors
-    )
+def _applies(*tensors: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and plain_float32(*tensors)
 
 
 class _Changed(nn.Module):
@@ -70,7 +70,7 @@ class _Changed(nn.Module):
 
 class _Norm(_Changed):
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        if not _plain(hidden_states, self.weight):
+        if not _applies(hidden_states, self.weight):
             own: Tensor = super().forward(hidden_states)
             return own
         found: Tensor = RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
@@ -79,7 +79,7 @@ class _Norm(_Changed):
 
 class _GatedLayer(_Changed):
     def forward(self: Any, x: Tensor) -> Tensor:
-        if not _plain(x):
+        if not _applies(x):
             own: Tensor = super().forward(x)
             return own
         gate, up = self.gate_proj(x), self.up_proj(x)

@@ -195,7 +195,7 @@ def _cast(
 
 
 def _memory(states: Tensor, weight: Tensor, rows: int) -> Tensor:
-    """Room for a chunk of logits, which all chunks use: on a CPU new memory costs as much as a tenth of the product.
+    """Room for a chunk of logits, which all chunks use: on a CPU new memory costs a fifth of the product's time.
 
     Its rows lie a few numbers further apart than their length, often a multiple of a page, which caches handle badly.
     """

@@ -25,11 +25,16 @@ def onednn_is_faster() -> bool:
     return hasattr(torch.ops.mkldnn, "_linear_pointwise") and info.exists() and "AuthenticAMD" in info.read_text()
 
 
-def applies(*tensors: Tensor) -> bool:
-    """Whether products of these tensors are computed by oneDNN."""
-    return onednn_is_faster() and all(
+def plain_float32(*tensors: Tensor) -> bool:
+    """Whether all of these are float32 on a CPU, and no shards or other kinds of tensors."""
+    return all(
         type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors
     )
+
+
+def applies(*tensors: Tensor) -> bool:
+    """Whether products of these tensors are computed by oneDNN."""
+    return onednn_is_faster() and plain_float32(*tensors)
 
 
 class Linear(nn.Linear):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from halos.policy.elementwise import RMSNorm, SwiGLU, use_fewer_temporaries
+from halos.policy.elementwise import RMSNorm, SwiGLU, _Changed, use_fewer_temporaries
 from tests import tiny
 
 CHANGED = {"llama", "qwen2", "qwen3", "mistral"}
@@ -23,13 +23,7 @@ def tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 def changed(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, tuple(_ours()))]
-
-
-def _ours() -> list[type]:
-    from halos.policy import elementwise
-
-    return [elementwise._Norm, elementwise._GatedLayer]
+    return [module for module in model.modules() if isinstance(module, _Changed)]
 
 
 def gradients(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -160,17 +154,15 @@ def test_hooks_are_not_called_by_the_trial_and_stay() -> None:
 
 def test_fewer_values_are_kept_for_the_backward_pass() -> None:
     def kept(model: Any) -> int:
-        sizes: dict[int, int] = {}
+        held: dict[int, torch.UntypedStorage] = {}  # each storage once
 
         def pack(value: torch.Tensor) -> torch.Tensor:
-            sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-            held.append(value)
+            held[value.untyped_storage().data_ptr()] = value.untyped_storage()
             return value
 
-        held: list[torch.Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
             model(input_ids=torch.arange(1, 33)[None], use_cache=False)
-        return sum(sizes.values())
+        return sum(storage.nbytes() for storage in held.values())
 
     own = tiny.model("llama").eval()
     other = copy.deepcopy(own)
