@@ -59,6 +59,7 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     live = spec.reference == "live" and objective.needs_reference
     setting = Setting(
         precision=cfg.precision,
+        cpu=cfg.trainer.accelerator == "cpu",
         divided=devices // int(cfg.strategy.trainer.replicas) if cfg.strategy.name == "fsdp" else 1,
         state=_state_bytes(build(cfg.optim), 2 if cfg.precision == "bf16-true" else 4),
         live_reference=live,

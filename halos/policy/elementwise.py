@@ -9,6 +9,7 @@ being compiled keep the model's own.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -94,22 +95,26 @@ def use_fewer_temporaries(model: nn.Module) -> None:
     A module takes part if it has the parts of one and a trial of its class agrees to the bit. Names, weights and hooks
     stay.
     """
+    for module, changed in list(lean_modules(model)):
+        module.__class__ = changed
+
+
+def lean_modules(model: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+    """The modules of the model that take part, each with the class that it gets or has."""
     agreed: dict[type[nn.Module], bool] = {}
     for module in model.modules():
-        changed = _changed(module)
-        if changed is None:
-            continue
-        if changed not in agreed:
-            agreed[changed] = _agrees(module, changed)
-        if agreed[changed]:
-            module.__class__ = changed
+        if isinstance(module, _Changed):
+            yield module, type(module)
+        elif changed := _changed(module):
+            if changed not in agreed:
+                agreed[changed] = _agrees(module, changed)
+            if agreed[changed]:
+                yield module, changed
 
 
 def _changed(module: nn.Module) -> type[nn.Module] | None:
     """The class that the module would get, by the parts that it has."""
     theirs: Any = type(module)
-    if isinstance(module, _Changed):
-        return None
     if hasattr(module, "variance_epsilon") and set(module._parameters) == {"weight"} and not module._modules:
         return _subclass(_Norm, theirs)
     gated = set(module._modules) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and not module._parameters
@@ -131,7 +136,7 @@ def _agrees(module: nn.Module, changed: type[nn.Module]) -> bool:
     """Whether the two classes give the same numbers, tried on a copy with small weights of its own."""
     trial = copy.copy(module)
     parts = module._modules.items()
-    with torch.random.fork_rng([]):
+    with torch.device("cpu"), torch.random.fork_rng([]):
         torch.manual_seed(0)
         inputs = torch.randn(3, 8)
         trial._parameters = {name: nn.Parameter(torch.randn(8)) for name in module._parameters}

@@ -8,7 +8,8 @@ tokens with gradient in a micro-batch of one device, n devices over which ``fsdp
 - compute copies: what a forward reads in another form than it is kept in. Under mixed precision 2·P (autocast keeps its
   casts of the weights), under ``fsdp`` instead the embeddings, the head and two layers gathered whole
 - activations: T·a·(layers·(9·h + 2·k + m·i) + 3·h) for hidden size h, keys of width k, an MLP of width i, of which a
-  gated one keeps m = 4 tensors and another 2; with gradient checkpointing T·a·(layers·h + one layer)
+  gated one keeps m = 4 tensors and another 2; with gradient checkpointing T·a·(layers·h + one layer). On a CPU, unless
+  in bf16-true, RMSNorm and SwiGLU keep fewer temporaries: 7·h for 9·h, m = 3
 - logits: a chunk of ``head_chunk`` positions over the vocabulary V, in float32 three times (values, their softmax, its
   gradient); without chunks every position of T
 
@@ -23,6 +24,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import nn
+
+from halos.policy.elementwise import lean_modules
 
 GIB = 2**30
 
@@ -40,6 +43,8 @@ class Shape:
     mlp: int
     gated: bool
     vocabulary: int
+    lean: bool = False
+    """Whether its RMSNorm and SwiGLU keep fewer temporaries on a CPU (:mod:`halos.policy.elementwise`)."""
 
     @classmethod
     def of(cls, model: Any) -> Self:
@@ -61,12 +66,13 @@ class Shape:
             mlp=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             gated=any(name.endswith("gate_proj") for name, _ in model.named_modules()),
             vocabulary=table.shape[0],
+            lean=any(True for _ in lean_modules(model)),
         )
 
-    @property
-    def layer(self) -> int:
+    def layer(self, *, lean: bool = False) -> int:
         """Activations that one layer keeps for its backward pass, in numbers a token."""
-        return 9 * self.hidden + 2 * self.keys + (4 if self.gated else 2) * self.mlp
+        mlp = (4 - lean if self.gated else 2) * self.mlp
+        return (9 - 2 * lean) * self.hidden + 2 * self.keys + mlp
 
     def forward(self, tokens: float, length: float) -> float:
         """Operations of a forward over ``tokens`` in sequences of ``length``, each position scored."""
@@ -97,6 +103,7 @@ class Setting:
     parameter; ``head_chunk``: None for all positions at once."""
 
     precision: str = "32-true"
+    cpu: bool = False
     divided: int = 1
     state: float = 8.0
     live_reference: bool = False
@@ -116,8 +123,10 @@ def memory(shape: Shape, setting: Setting, *, tokens: float) -> dict[str, float]
     """Bytes that a device holds at the peak of a step, by part, for ``tokens`` with gradient in its largest
     micro-batch."""
     weights = shape.parameters * setting.weight / setting.divided
-    kept = shape.layers * (shape.hidden if setting.checkpointing else shape.layer)
-    once = 3 * shape.hidden + (shape.layer if setting.checkpointing else 0)
+    lean = shape.lean and setting.cpu and setting.precision != "bf16-true"
+    layer = shape.layer(lean=lean)
+    kept = shape.layers * (shape.hidden if setting.checkpointing else layer)
+    once = 3 * shape.hidden + (layer if setting.checkpointing else 0)
     positions = tokens if setting.head_chunk is None else min(tokens, setting.head_chunk)
     return {
         "weights": weights,
