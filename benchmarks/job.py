@@ -40,7 +40,7 @@ class Job:
     threads: int = 1
     seed: int = 0
     cache: str = ""
-    head_chunk: int | None = 256
+    head_chunk: int | None = 512
     shape: tuple[tuple[str, int], ...] = ()
     repeat: int = 0
 

@@ -29,6 +29,9 @@ GROUPED = 128
 scores."""
 DENSE = 2048
 """A tree with more tokens is attended to branch by branch: its mask over all pairs of tokens would grow too large."""
+UNSEEN = 2**16
+"""So is one in which more pairs of tokens are in different branches, or a branch and the prompt before it: they cost
+more than further calls."""
 
 
 Bundle = TypeVar("Bundle", bound="DataclassInstance")
@@ -212,10 +215,13 @@ class _Writer:
         self, tree: _Tree | None, number: int, prompt: tuple[int, ...], branches: list[tuple[int, ...]]
     ) -> _Tree:
         new = [ids for ids in branches if tree is None or ids not in tree.scored]
-        size = len(prompt) + sum(len(ids) - 1 for ids in new)
+        lengths = [len(ids) - 1 for ids in new]
+        size = len(prompt) + sum(lengths)
         if size + self._open + sum(self.sizes[piece] for piece in self._reads) > GROUPED:
             self._close()
-        apart = size > DENSE and len(new) > 1
+        unseen = sum(lengths) ** 2 - sum(length**2 for length in lengths)
+        unseen += len(prompt) * sum(lengths) if tree is None else 0
+        apart = len(new) > 1 and (size > DENSE or unseen > UNSEEN)
         reads: list[int] = []
         if tree is not None:
             reads = [tree.number]

@@ -111,8 +111,8 @@ def chunked_logprobs(
 
     ``delta``: the factors ``low`` [M, r] and ``up`` [V, r] of what LoRA adds, if it adds anything.
 
-    Logits are computed in the precision of the model (that of autocast, if it is on), ``rows`` rows at a time, and
-    once more in the backward pass.
+    Logits are computed in the precision of the model (that of autocast, if it is on), ``rows`` rows at a time, and,
+    except for the first rows, once more in the backward pass.
     """
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
@@ -143,28 +143,31 @@ class _ChunkedLogProbs(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         picked = states.new_empty(len(states), dtype=wide)
         normaliser = torch.empty_like(picked)
-        memory = _memory(cast[0], weight, rows)
-        for part in _parts(len(states), rows):
-            for block, raw in _blocks(part, affine(cast[0][part], *cast[1:], out=memory)):
+        kept = memory = _memory(cast[0], weight, rows)
+        for part in reversed([*_parts(len(states), rows)]):
+            kept = affine(cast[0][part], *cast[1:], out=memory)
+            for block, raw in _blocks(part, kept):
                 logits = shape(_with_delta(raw.to(wide), low, up, block))
                 picked[block] = logits.gather(1, targets[block, None])[:, 0]
                 normaliser[block] = logits.logsumexp(1)
-        ctx.save_for_backward(*cast, low, up, targets, normaliser)
+        # The backward pass begins with the chunk that is there; it needs the memory in any case.
+        ctx.save_for_backward(*cast, low, up, targets, normaliser, kept)
+        ctx.used = False
         ctx.rows, ctx.shape, ctx.dtypes = rows, shape, [None if t is None else t.dtype for t in (states, weight, bias)]
         return picked - normaliser
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        states, weight, bias, low, up, targets, normaliser = ctx.saved_tensors
+        states, weight, bias, low, up, targets, normaliser, kept = ctx.saved_tensors
         wide = normaliser.dtype
         of_states, of_weight, of_bias, of_low, of_up = (
             torch.zeros_like(value, dtype=wide) if value is not None and needed else None
             for value, needed in zip((states, weight, bias, low, up), ctx.needs_input_grad, strict=False)
         )
-        memory = _memory(states, weight, ctx.rows)
+        memory = kept.data  # changes of it are ours: a second backward pass, for which it is used up, may follow
         for part in _parts(len(states), ctx.rows):
             # First the logits, then, block by block, their gradient.
-            changes = affine(states[part], weight, bias, out=memory)
+            changes = affine(states[part], weight, bias, out=memory) if part.start or ctx.used else memory
             for block, raw in _blocks(part, changes):
                 logits = ctx.shape(_with_delta(raw.to(wide, copy=True), low, up, block))
                 slope = ctx.shape.slope(logits)
@@ -183,6 +186,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 of_states[part] = affine(changes, weight.T).to(wide)
             if of_weight is not None:  # chunks are added up in float32, whatever the precision of their products
                 add_product(of_weight, changes.T, states[part])
+        ctx.used = True
         dtypes = (*ctx.dtypes, None if low is None else low.dtype, None if up is None else up.dtype)
         found = zip((of_states, of_weight, of_bias, of_low, of_up), dtypes, strict=True)
         return *(None if one is None else one.to(dtype) for one, dtype in found), None, None, None, None

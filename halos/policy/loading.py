@@ -57,7 +57,7 @@ class ModelSpec:
     gradient_checkpointing: bool = False
     compile: bool = False
     dropout: float = 0.0
-    head_chunk: int | None = 256
+    head_chunk: int | None = 512
     reference: str = "auto"
     reference_path: str | None = None
     chat_template: str | None = None

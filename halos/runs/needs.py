@@ -108,7 +108,7 @@ class Setting:
     state: float = 8.0
     live_reference: bool = False
     checkpointing: bool = False
-    head_chunk: int | None = 256
+    head_chunk: int | None = 512
 
     @property
     def weight(self) -> int:

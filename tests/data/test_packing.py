@@ -209,6 +209,25 @@ def test_short_trees_share_a_call_and_long_ones_are_taken_apart(monkeypatch: pyt
     (part,) = pack(rows, width=WIDTH)
     assert part.sizes == (11, 7, 8, 9, 6, 2, 2)
     assert part.attends[-3:] == ((4,), (4, 5), (4, 6))
+    monkeypatch.setattr(packing, "DENSE", 100)
+    # A prompt of 6 tokens, branches of 2 and 2: 6 x 4 pairs of the prompt with what follows, 2 x 2 x 2 of branches.
+    monkeypatch.setattr(packing, "UNSEEN", 31)
+    (part,) = pack(rows, width=WIDTH)
+    assert part.sizes == (11, 7, 8, 9, 6, 2, 2)
+    monkeypatch.setattr(packing, "UNSEEN", 32)
+    (part,) = pack(rows, width=WIDTH)
+    assert part.sizes == (11, 7, 8, 9, 10)
+
+
+def test_further_branches_of_a_prompt_are_taken_apart_by_what_they_do_not_see_of_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [Row(str(n), 0, tuple(range(50)), ((1, 2), (3, 4, 5 + n))) for n in range(2)]
+    for limit, sizes in ((7, (50, 51, 2, 2)), (8, (50, 51, 4))):  # 2 x 2 x 2 pairs; they see the whole prompt
+        monkeypatch.setattr(packing, "UNSEEN", limit)
+        monkeypatch.setattr(packing, "GROUPED", 0)
+        _, second = pack(rows, width=WIDTH, mismatched=True)
+        assert (second.sizes[0], 51, *second.sizes[1:]) == sizes
 
 
 def test_a_copy_on_a_device_has_all_tensors_there() -> None:
