@@ -216,11 +216,11 @@ class _Writer:
     ) -> _Tree:
         new = [ids for ids in branches if tree is None or ids not in tree.scored]
         lengths = [len(ids) - 1 for ids in new]
-        size = len(prompt) + sum(lengths)
+        total = sum(lengths)
+        size = len(prompt) + total
         if size + self._open + sum(self.sizes[piece] for piece in self._reads) > GROUPED:
             self._close()
-        unseen = sum(lengths) ** 2 - sum(length**2 for length in lengths)
-        unseen += len(prompt) * sum(lengths) if tree is None else 0
+        unseen = sum(length * (total - length) for length in lengths) + (len(prompt) * total if tree is None else 0)
         apart = len(new) > 1 and (size > DENSE or unseen > UNSEEN)
         reads: list[int] = []
         if tree is not None:
