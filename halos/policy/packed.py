@@ -9,7 +9,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from halos.data.packing import Pack, pack
 from halos.data.rows import Row
@@ -113,18 +115,20 @@ def _try_out(model: Any) -> tuple[float, set[int | None]]:
         continued = PackedAttention(packs[1], earlier=attention.kept, flex=flex)
         second = _forward(model, packs[1], continued, [first.all_states[0]], None)
         found = torch.cat([first.logprobs, second.logprobs])
+        separate = _separately(model, [row.prompt + branch for row in _PROBE for branch in row.branches])
         expected = torch.zeros_like(found)
         for part in packs:
-            for b, row in enumerate(_PROBE):
-                for k, branch in enumerate(row.branches):
-                    here = (part.slots >= (b * 2 + k) * 4) & (part.slots < (b * 2 + k) * 4 + len(branch))
-                    if here.any():
-                        expected[part.sources[here]] = _alone(model, row.prompt, branch).to(expected)
+            number, token = part.slots // 4, part.slots % 4
+            starts = torch.tensor([len(row.prompt) for row in _PROBE for _ in row.branches]).to(number)
+            expected[part.sources] = separate[number, starts[number] + token].to(expected)
     within = max(float(torch.finfo(weight.dtype).eps) ** 0.5, 1e-4) * (1 + float(expected.abs().max()))
     return float((found - expected).abs().max()) / within, attention.windows
 
 
-def _alone(model: Any, prompt: tuple[int, ...], branch: tuple[int, ...]) -> Tensor:
-    ids = torch.tensor([prompt + branch], device=model.get_output_embeddings().weight.device)
-    logprobs = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
-    return logprobs[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])[:, 0]
+def _separately(model: Any, texts: Sequence[tuple[int, ...]]) -> Tensor:
+    """log p of the tokens [B, T] of separate rows, in one forward, as each reads all weights; padding is on the
+    right, where no token sees it."""
+    rows = [torch.tensor(text) for text in texts]
+    ids = pad_sequence(rows, batch_first=True).to(model.get_output_embeddings().weight.device)
+    logprobs = model(input_ids=ids, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+    return F.pad(logprobs.gather(2, ids[:, 1:, None])[:, :, 0], (1, 0))
