@@ -201,10 +201,13 @@ def _cast(
 def _memory(states: Tensor, weight: Tensor, rows: int) -> Tensor:
     """Room for a chunk of logits, which all chunks use: on a CPU new memory costs a fifth of the product's time.
 
-    Its rows lie a few numbers further apart than their length, often a multiple of a page, which caches handle badly.
+    Where their length could be a multiple of a page, which caches handle badly, its rows lie a few numbers further
+    apart. Other lengths get no such gap: oneDNN's bfloat16 products on AMX read past the end of rows whose length is
+    no multiple of 32 (uxlfoundation/oneDNN#5603), and a NaN left there would reach the gradient.
     """
     length = weight.shape[0]
-    return states.new_empty(min(rows, len(states)), length + 16)[:, :length]
+    gap = 0 if length % 32 else 16
+    return states.new_empty(min(rows, len(states)), length + gap)[:, :length]
 
 
 def _with_delta(logits: Tensor, low: Tensor | None, up: Tensor | None, block: slice) -> Tensor:

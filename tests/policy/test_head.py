@@ -85,6 +85,22 @@ def test_bf16_is_normalised_and_added_up_in_float32() -> None:
     assert weight.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("vocabulary", [31, 64, 259])
+def test_what_was_in_the_memory_before_does_not_matter(vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(n, 16, generator=generator).bfloat16().requires_grad_() for n in (67, vocabulary))
+    targets = torch.randint(vocabulary, (67,), generator=generator)
+    new_empty = Tensor.new_empty
+
+    def gradients(before: float) -> list[Tensor]:
+        monkeypatch.setattr(Tensor, "new_empty", lambda *given, **more: new_empty(*given, **more).fill_(before))
+        logprobs = chunked_logprobs(states, weight, None, targets, rows=32)
+        return [logprobs.detach(), *torch.autograd.grad(logprobs.sum(), [states, weight])]
+
+    for left, right in zip(gradients(torch.nan), gradients(0.0), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
 def test_autocast_gives_the_weight_a_float32_gradient() -> None:
     states, weight, _, targets = tensors(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
