@@ -272,6 +272,12 @@ class Objective(pl.LightningModule, ABC):
             clip_gradients(own, own_clip)
 
     @final
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Lightning does so after the next forward pass, whose activations can now take the gradients' place.
+        optimizer.zero_grad(set_to_none=True)
+
+    @final
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         output, metrics = self._evaluate(batch)
         if not all(term.total.isfinite() for term in output.loss.values()):

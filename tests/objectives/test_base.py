@@ -578,6 +578,21 @@ def test_metrics_are_read_when_a_step_is_logged_and_at_the_end(
     torch.testing.assert_close(run.weights, expected.weights, rtol=1e-9, atol=1e-12)
 
 
+class GradientsBeforeEachBatch(Callback):
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        self.seen.append(any(p.grad is not None for p in module.parameters()))
+
+
+def test_no_gradient_takes_memory_beside_the_next_steps_activations() -> None:
+    before = GradientsBeforeEachBatch()
+    data = InOrder(rows_for(SFT, 8), batch_size=2, mismatched=False)
+    trainer_for(before, accumulate_grad_batches=2).fit(objective_of(SFT), datamodule=data)
+    assert before.seen == [False, True, False, True]  # within a step they are added up
+
+
 # Non-finite losses
 
 

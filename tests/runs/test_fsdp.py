@@ -25,18 +25,21 @@ TWO = ("trainer.devices=2", "data.batch_size=2", "strategy=fsdp")
 
 
 class Counted(pl.Callback):
-    """Elements that this process holds when a step is done: of weights, gradients, optimizer state and reference."""
+    """Elements that this process holds in a step: of gradients before the optimizer's work, of weights, optimizer state
+    and reference after it."""
 
     def __init__(self) -> None:
         self.held: dict[str, int] = {}
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+        self.held["gradients"] = sum(local(p.grad).numel() for p in module.parameters() if p.grad is not None)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
         optimizer = trainer.optimizers[0]
         weights = list(module.parameters())
         state = [value for entry in optimizer.state.values() for value in entry.values() if value.dim()]
-        self.held = {
+        self.held |= {
             "weights": sum(local(p).numel() for p in weights),
-            "gradients": sum(local(p.grad).numel() for p in weights if p.grad is not None),
             "optimizer": sum(local(value).numel() for value in state),
             "reference": sum(local(p).numel() for p in module.trained.reference.parameters()),
         }
