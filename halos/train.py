@@ -28,6 +28,7 @@ from halos.policy.adapters import merge_adapter
 from halos.policy.backbone import Backbone
 from halos.policy.compiling import check_compiler, uncompiled
 from halos.policy.export import export_policy, unconditioned
+from halos.policy.liger import check_liger
 from halos.policy.loading import ModelSpec, add_control_tokens
 from halos.policy.meta import make_backbone, whole_policy
 from halos.policy.precompute import reference_table
@@ -114,6 +115,8 @@ def prepare(cfg: DictConfig) -> Run:
     optim: Optim = build(cfg.optim)
     if spec.compile:
         check_compiler(cfg.trainer.accelerator)
+    if spec.liger:
+        check_liger(cfg.trainer.accelerator)
     objective_class(cfg.loss)  # or an error that names it
     tokenizer: Any = None
     new_tokens: list[int] = []

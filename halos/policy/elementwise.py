@@ -9,7 +9,7 @@ being compiled keep the model's own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -64,12 +64,15 @@ def _applies(*tensors: Tensor) -> bool:
     return not torch.compiler.is_compiling() and plain_float32(*tensors)
 
 
-class _Changed(nn.Module):
+class Changed(nn.Module):
+    """A module that computes what its own class does in another way: the first base of a class made by :func:`fitting`,
+    whose second is the module's own."""
+
     def __reduce__(self) -> Any:  # pickle does not find classes that were made here
         return _blank, type(self).__bases__, self.__dict__
 
 
-class _Norm(_Changed):
+class _Norm(Changed):
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         if not _applies(hidden_states, self.weight):
             own: Tensor = super().forward(hidden_states)
@@ -78,7 +81,7 @@ class _Norm(_Changed):
         return found
 
 
-class _GatedLayer(_Changed):
+class _GatedLayer(Changed):
     def forward(self: Any, x: Tensor) -> Tensor:
         if not _applies(x):
             own: Tensor = super().forward(x)
@@ -101,24 +104,53 @@ def use_fewer_temporaries(model: nn.Module) -> None:
 
 def lean_modules(model: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
     """The modules of the model that take part, each with the class that it gets or has."""
-    agreed: dict[type[nn.Module], bool] = {}
+
+    def agrees(own: list[Tensor], changed: list[Tensor]) -> bool:
+        return torch.equal(own[0], changed[0])
+
+    return fitting(model, _Norm, _GatedLayer, agrees)
+
+
+Agrees = Callable[[list[Tensor], list[Tensor]], bool]
+
+
+def fitting(
+    model: nn.Module,
+    norm: type[Changed],
+    gated: type[Changed],
+    agrees: Agrees,
+    *,
+    device: str = "cpu",
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
+    """The modules of the model that look like an RMSNorm or a SwiGLU layer, each with the class that it may get.
+
+    Of each class one is tried out, on a copy with small weights of its own on the ``device``, in each of the
+    ``dtypes``; ``agrees`` gets output and gradients of its own class, and of the changed one.
+    """
+    fits: dict[type[nn.Module], bool] = {}
     for module in model.modules():
-        if isinstance(module, _Changed):
-            yield module, type(module)
-        elif changed := _changed(module):
-            if changed not in agreed:
-                agreed[changed] = _agrees(module, changed)
-            if agreed[changed]:
-                yield module, changed
+        changed = _changed(module, norm, gated)
+        if changed is None:
+            continue
+        if changed not in fits:
+            trials = (_try_out(module, changed, device, dtype) for dtype in dtypes)
+            fits[changed] = all(results is not None and agrees(*results) for results in trials)
+        if fits[changed]:
+            yield module, changed
 
 
-def _changed(module: nn.Module) -> type[nn.Module] | None:
+def _changed(module: nn.Module, norm: Any, gated: Any) -> type[nn.Module] | None:
     """The class that the module would get, by the parts that it has."""
-    theirs: Any = type(module)
+    theirs: Any = _own_class(module)
     if hasattr(module, "variance_epsilon") and set(module._parameters) == {"weight"} and not module._modules:
-        return _subclass(_Norm, theirs)
-    gated = set(module._modules) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and not module._parameters
-    return _subclass(_GatedLayer, theirs) if gated else None
+        return _subclass(norm, theirs)
+    is_gated = set(module._modules) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and not module._parameters
+    return _subclass(gated, theirs) if is_gated else None
+
+
+def _own_class(module: nn.Module) -> type[nn.Module]:
+    return type(module).__bases__[1] if isinstance(module, Changed) else type(module)
 
 
 @cache
@@ -131,19 +163,28 @@ def _blank(ours: Any, theirs: Any) -> nn.Module:
     return made.__new__(made)
 
 
-@torch.no_grad()
-def _agrees(module: nn.Module, changed: type[nn.Module]) -> bool:
-    """Whether the two classes give the same numbers, tried on a copy with small weights of its own."""
+def _try_out(
+    module: nn.Module, changed: type[nn.Module], device: str, dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]] | None:
     trial = copy.copy(module)
-    parts = module._modules.items()
-    with torch.device("cpu"), torch.random.fork_rng([]):
+    with torch.device(device), torch.random.fork_rng([]):
         torch.manual_seed(0)
-        inputs = torch.randn(3, 8)
-        trial._parameters = {name: nn.Parameter(torch.randn(8)) for name in module._parameters}
-        trial._modules = {name: nn.Linear(8, 8) if name.endswith("proj") else part for name, part in parts}
+        inputs = torch.randn(3, 8, dtype=dtype, requires_grad=True)
+        trial._parameters = {name: nn.Parameter(torch.randn(8, dtype=dtype)) for name in module._parameters}
+        trial._modules = {
+            name: nn.Linear(8, 8, dtype=dtype) if name.endswith("proj") else part
+            for name, part in module._modules.items()
+        }
     try:
-        expected = trial.forward(inputs)
+        trial.__class__ = _own_class(module)
+        own = _results(trial, inputs)
         trial.__class__ = changed
-        return torch.equal(trial.forward(inputs), expected)
+        return own, _results(trial, inputs)
     except Exception:  # whatever a model's own code raises when its parts have other widths
-        return False
+        return None
+
+
+@torch.enable_grad()
+def _results(trial: Any, inputs: Tensor) -> list[Tensor]:
+    output = trial.forward(inputs)  # hooks are not called
+    return [output.detach(), *torch.autograd.grad(output.sin().sum(), [inputs, *trial.parameters()])]

@@ -37,6 +37,7 @@ class ModelSpec:
             one call of FlexAttention for all (CUDA; compiled when it is first used).
         gradient_checkpointing: recompute activations in the backward pass.
         compile: put the decoder layers through torch.compile (:mod:`halos.policy.compiling`).
+        liger: RMSNorm and SwiGLU by Liger's kernels, on CUDA (:mod:`halos.policy.liger`).
         dropout: probability for every dropout of the model. 0 by default, as in the authors' code: with dropout the
             policy would differ from its reference before the first step.
         head_chunk: rows of logits (one a scored token, as wide as the vocabulary) that exist at a time; None: all.
@@ -56,6 +57,7 @@ class ModelSpec:
     packed_attention: str = "pieces"
     gradient_checkpointing: bool = False
     compile: bool = False
+    liger: bool = False
     dropout: float = 0.0
     head_chunk: int | None = 512
     reference: str = "auto"
@@ -75,6 +77,8 @@ class ModelSpec:
             raise ValueError(f"model.packed_attention: expected pieces or flex, found {self.packed_attention!r}")
         if self.packed_attention == "flex" and self.compile:
             raise ValueError("model.packed_attention: expected pieces with model.compile=true, found flex")
+        if self.liger and self.compile:
+            raise ValueError("model.liger: expected false with model.compile=true, found true")
         if self.reference not in ("auto", "cached", "live", "adapter"):
             raise ValueError(f"model.reference: expected auto, cached, live or adapter, found {self.reference!r}")
         if self.reference == "adapter" and not self.lora.enabled:

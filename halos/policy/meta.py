@@ -20,6 +20,7 @@ from halos.policy.adapters import adapter_layers, base_state, mark_base
 from halos.policy.attention import attend_by_flex
 from halos.policy.backbone import Backbone
 from halos.policy.compiling import compile_layers
+from halos.policy.liger import use_liger
 from halos.policy.loading import ModelSpec
 from halos.policy.sharding import Sharding, full_state, load_full_state, sharded_modules
 
@@ -45,6 +46,8 @@ def make_backbone(
     for part in made.with_reference_backbone():
         if spec.compile:
             compile_layers(part.policy)
+        if spec.liger:
+            use_liger(part.policy)
         if spec.packed_attention == "flex":
             attend_by_flex(part.policy)
     return made

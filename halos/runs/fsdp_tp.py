@@ -24,6 +24,7 @@ def check_model(spec: ModelSpec, optim: Optim, ranks: int) -> None:
     for key, found, expected in (
         ("lora.enabled", spec.lora.enabled, False),
         ("compile", spec.compile, False),
+        ("liger", spec.liger, False),
         ("packed_attention", spec.packed_attention, "pieces"),
         ("dropout", spec.dropout, 0),  # heads on different ranks would have to draw apart, all else alike
     ):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from halos.policy.elementwise import RMSNorm, SwiGLU, _Changed, use_fewer_temporaries
+from halos.policy.elementwise import Changed, RMSNorm, SwiGLU, use_fewer_temporaries
 from tests import tiny
 
 CHANGED = {"llama", "qwen2", "qwen3", "mistral"}
@@ -23,7 +23,7 @@ def tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 def changed(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, _Changed)]
+    return [module for module in model.modules() if isinstance(module, Changed)]
 
 
 def gradients(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
