@@ -2,6 +2,8 @@
 
 Only these two: Liger's rotary embedding replaces a function for every model of the process, and the LM head is ours.
 Modules take part of which a trial on the device gives their own output and gradients to rounding.
+Liger's SwiGLU writes its gradients over the values that it kept, so one backward pass may follow a forward pass, as in
+training.
 """
 
 from __future__ import annotations
