@@ -9,7 +9,7 @@ being compiled keep the model's own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from typing import Any
 
@@ -111,19 +111,16 @@ def lean_modules(model: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module]]
     return fitting(model, _Norm, _GatedLayer, agrees)
 
 
-Agrees = Callable[[list[Tensor], list[Tensor]], bool]
-
-
 def fitting(
     model: nn.Module,
     norm: type[Changed],
     gated: type[Changed],
-    agrees: Agrees,
+    agrees: Callable[[list[Tensor], list[Tensor]], bool],
     *,
     device: str = "cpu",
-    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    dtypes: Collection[torch.dtype] = (torch.float32,),
 ) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
-    """The modules of the model that look like an RMSNorm or a SwiGLU layer, each with the class that it may get.
+    """The modules of the model that look like an RMSNorm or a SwiGLU layer, each with the class that it may get or has.
 
     Of each class one is tried out, on a copy with small weights of its own on the ``device``, in each of the
     ``dtypes``; ``agrees`` gets output and gradients of its own class, and of the changed one.
@@ -135,7 +132,7 @@ def fitting(
             continue
         if changed not in fits:
             trials = (_try_out(module, changed, device, dtype) for dtype in dtypes)
-            fits[changed] = all(results is not None and agrees(*results) for results in trials)
+            fits[changed] = changed is type(module) or all(found is not None and agrees(*found) for found in trials)
         if fits[changed]:
             yield module, changed
 

@@ -60,7 +60,7 @@ def use_liger(model: nn.Module) -> None:
 
     Raises ``ValueError`` if they do for none.
     """
-    changed = list(fitting(model, _Norm, _GatedLayer, _agree, device=DEVICE, dtypes=list(WITHIN)))
+    changed = list(fitting(model, _Norm, _GatedLayer, _agree, device=DEVICE, dtypes=WITHIN))
     if not changed:
         raise ValueError(
             "model.liger: expected a model with RMSNorm or SwiGLU layers as Llama has them, found "
