@@ -74,12 +74,19 @@ def affine(states: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: T
     return torch.addmm(bias, states, weight.t(), out=out[: len(states)])
 
 
+ROWS = 1024
+"""Rows of a product that exist at a time on a CPU before they are added to the total: new memory for all of them, and
+for all of them in the total's precision, would cost more than the product."""
+
+
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total [m, n] += left [m, k] · right [k, n], without gradient; the total may be wider than the factors."""
     if total.dtype == left.dtype and not applies(left, right):
         total.addmm_(left, right)
-    else:
-        total += affine(left, right.t())
+        return
+    size = ROWS if total.device.type == "cpu" else len(total)
+    for part, rows in zip(total.split(size), left.split(size), strict=True):
+        part += affine(rows, right.t())
 
 
 class _Linear(torch.autograd.Function):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from halos.policy import products
-from halos.policy.products import Linear, affine, linear, use_faster_products
+from halos.policy.products import Linear, add_product, affine, linear, use_faster_products
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +52,28 @@ def test_what_needs_no_gradient_gets_none() -> None:
 def test_transposed_operands_are_read_as_they_lie() -> None:
     a, b = (value.detach() for value in tensors((6, 4), (6, 5)))
     torch.testing.assert_close(affine(a.T, b.T), a.T @ b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows", [4, 7, 100])
+def test_a_product_is_added_some_rows_at_a_time(dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    own = products.affine
+
+    def watched(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        seen.append(len(states))
+        return own(states, weight)
+
+    monkeypatch.setattr(products, "ROWS", rows)
+    monkeypatch.setattr(products, "affine", watched)
+    left, right, total = (value.detach() for value in tensors((11, 4), (4, 5), (11, 5)))
+    left, right = left.to(dtype), right.to(dtype)
+    total = total.to(torch.promote_types(dtype, torch.float32))
+    expected = total.double() + left.double() @ right.double()
+    add_product(total, left, right)
+    within = {torch.float32: 1e-5, torch.float64: 1e-14, torch.bfloat16: 0.03}[dtype]
+    torch.testing.assert_close(total.double(), expected, rtol=0, atol=within)
+    assert not seen if dtype == torch.float64 else (sum(seen) == 11 and max(seen) == min(rows, 11))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
