@@ -29,7 +29,7 @@ GROUPED = 128
 scores."""
 DENSE = 2048
 """A tree with more tokens is attended to branch by branch: its mask over all pairs of tokens would grow too large."""
-UNSEEN = 2**16
+UNSEEN = 2**14
 """So is one in which more pairs of tokens are in different branches, or a branch and the prompt before it: they cost
 more than further calls."""
 
