@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,34 +31,16 @@ def pack_logprobs(model: Any, packs: Sequence[Pack], *, head_chunk: int | None =
     done: list[Scored] = []
     attention: PackedAttention | None = None
     flex = attends_by_flex(model)
-    with weights_cast_once():
-        for number, part in enumerate(packs):
-            more = number + 1 < len(packs) and packs[number + 1].continues
-            earlier = attention.kept if attention is not None and part.continues else None
-            attention = PackedAttention(part, earlier=earlier, keep=more, flex=flex)
-            with nullcontext() if part.needs_grad else torch.no_grad():
-                done.append(_forward(model, part, attention, [scored.all_states[0] for scored in done], head_chunk))
-                values = torch.cat([scored.logprobs for scored in done])
-                states = torch.cat([scored.states for scored in done])
-                found.append((values[part.sources], states[part.sources]))
+    for number, part in enumerate(packs):
+        more = number + 1 < len(packs) and packs[number + 1].continues
+        earlier = attention.kept if attention is not None and part.continues else None
+        attention = PackedAttention(part, earlier=earlier, keep=more, flex=flex)
+        with nullcontext() if part.needs_grad else torch.no_grad():
+            done.append(_forward(model, part, attention, [scored.all_states[0] for scored in done], head_chunk))
+            values = torch.cat([scored.logprobs for scored in done])
+            states = torch.cat([scored.states for scored in done])
+            found.append((values[part.sources], states[part.sources]))
     return found
-
-
-@contextmanager
-def weights_cast_once() -> Iterator[None]:
-    """Within, autocast casts a weight for the first forward that reads it, and later ones read the same cast.
-
-    Lightning has switched this off, as a cast that is made without gradient would pass none on. Forwards within have
-    to begin with one that has the gradient, or all have none; casts are forgotten at the end.
-    """
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(True)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
-        if not before:
-            torch.clear_autocast_cache()
 
 
 def _forward(

@@ -19,7 +19,6 @@ from halos.distributed import all_gather_list, all_max, data_rank_and_world, fro
 from halos.policy.backbone import Backbone
 from halos.policy.cache import ReferenceCache, model_key
 from halos.policy.head import evaluating
-from halos.policy.packed import weights_cast_once
 
 TOKENS = 4096
 """Tokens in one forward."""
@@ -62,7 +61,7 @@ def reference_table(
     found: list[tuple[bytes, Tensor]] = []
     interim = _Interim(cache)
     deferred = signals.defer(True)
-    with evaluating(backbone), torch.no_grad(), weights_cast_once():
+    with evaluating(backbone), torch.no_grad():
         for _ in range(most):  # equally often on all ranks, so that they can hear of signals
             if part := next(mine, None):
                 chunks = 1 if backbone.sharded else -(-len(part) // 16)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos import objectives
@@ -177,50 +176,6 @@ def test_gradient_flows_through_trained_completions_only(model: Any) -> None:
         found.tokens[:, -1].sum(), list(model.parameters()), retain_graph=True, allow_unused=True
     ):
         assert gradient is None or gradient.eq(0).all()
-
-
-class Casts(TorchDispatchMode):
-    """How often each weight is cast; of the head, whose chunks autocast does not see, nothing is asked."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        head = model.get_output_embeddings().weight
-        self.names = {p.data_ptr(): name for name, p in model.named_parameters() if p.dim() == 2 and p is not head}
-        self.counts: dict[str, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._to_copy.default and (name := self.names.get(args[0].data_ptr())):
-            self.counts[name] = self.counts.get(name, 0) + 1
-        return func(*args, **(kwargs or {}))
-
-
-def lightnings_autocast() -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
-
-
-def test_autocast_casts_a_weight_once_for_passes_with_and_without_gradient() -> None:
-    model = tiny.model("llama")
-    can_pack(model)
-    with lightnings_autocast(), Casts(model) as casts:
-        logprobs(model, mismatched=True, packing=True)
-        assert not torch.is_autocast_cache_enabled()
-    assert len(casts.counts) == 7 * len(model.model.layers)
-    assert set(casts.counts.values()) == {1}
-
-
-def test_casts_are_forgotten_so_that_none_without_gradient_is_read_with_it() -> None:
-    def gradients(*, before: bool) -> list[Tensor]:
-        model = tiny.model("llama")
-        can_pack(model)
-        with lightnings_autocast(), Casts(model) as casts:
-            if before:
-                with torch.no_grad():
-                    logprobs(model, mismatched=True, packing=True)
-            tokens = logprobs(model, mismatched=True, packing=True).tokens
-        assert set(casts.counts.values()) == {1 + before}
-        return list(torch.autograd.grad(tokens[:, 0].sum(), list(model.parameters())))
-
-    assert_same(gradients(before=True), gradients(before=False), 0)
 
 
 # What stays as it was

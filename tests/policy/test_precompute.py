@@ -88,21 +88,6 @@ def test_dropout_and_gradients_are_off(tmp_path: Path) -> None:
 # What is computed
 
 
-def test_autocast_casts_a_weight_once_in_all_forwards_and_forgets_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(precompute, "TOKENS", 30)
-    model = tiny.model()
-    seen = counted(model, monkeypatch)
-    forgotten = []
-    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: forgotten.append(len(seen)))
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        table(tmp_path, model)
-        assert not torch.is_autocast_cache_enabled()
-        assert len(seen) > 3
-        assert forgotten == [len(seen)]
-
-
 def test_what_is_known_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model(dtype=torch.float64)
     first = table(tmp_path, model, ROWS[:5])
