@@ -76,7 +76,7 @@ def affine(states: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: T
 
 ROWS = 1024
 """Rows of a product that exist at a time on a CPU before they are added to the total: new memory for all of them, and
-for all of them in the total's precision, would cost more than the product."""
+for a copy in the total's precision, can cost more than the product."""
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -85,7 +85,7 @@ def test_bf16_is_normalised_and_added_up_in_float32() -> None:
     assert weight.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("vocabulary", [31, 64, 259])
+@pytest.mark.parametrize("vocabulary", [31, 64, 259, 1055])
 def test_what_was_in_the_memory_before_does_not_matter(vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     states, weight = (torch.randn(n, 16, generator=generator).bfloat16().requires_grad_() for n in (67, vocabulary))
