@@ -14,7 +14,7 @@ from halos.policy.adapters import adapter_layers, adapter_parameters, as_referen
 from halos.policy.elementwise import use_fewer_temporaries
 from halos.policy.head import evaluating
 from halos.policy.logprobs import LogProbs, completion_logprobs
-from halos.policy.products import use_faster_products
+from halos.policy.products import limit_kernel_caches, use_faster_products
 from halos.policy.reference import frozen_copy
 
 
@@ -44,6 +44,7 @@ class Backbone(nn.Module):
         """Of a sharded policy: the same without memory for its weights, hidden from nn.Module in a tuple."""
         if getattr(policy, "get_output_embeddings", lambda: None)() is None:
             raise ValueError(f"expected a causal language model with an LM head, found {type(policy).__name__}")
+        limit_kernel_caches()
         use_faster_products(policy)
         use_fewer_temporaries(policy)
         self.policy: Any = policy

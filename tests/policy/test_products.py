@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -10,7 +14,9 @@ import torch
 from torch import nn
 
 from halos.policy import products
-from halos.policy.products import Linear, add_product, affine, linear, use_faster_products
+from halos.policy.backbone import Backbone
+from halos.policy.products import CACHES, KERNELS, Linear, add_product, affine, linear, use_faster_products
+from tests import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -118,3 +124,40 @@ def test_nothing_changes_where_nothing_is_gained(monkeypatch: pytest.MonkeyPatch
     use_faster_products(model)
     assert type(model[0]) is nn.Linear
     assert not products.applies(*tensors((1, 1)))
+
+
+GROWTH = """
+import ctypes
+import torch
+from halos.policy.products import KERNELS, limit_kernel_caches
+if {limited}:
+    limit_kernel_caches()
+counts = ctypes.c_size_t * 10
+read = ctypes.CDLL(None).mallinfo2
+read.restype = type("Mallinfo2", (ctypes.Structure,), {{"_fields_": [("counts", counts)]}})
+states, weight = torch.ones(4 * KERNELS, 64), torch.ones(96, 64)
+for size in range(1, len(states) + 1):
+    torch.ops.mkldnn._linear_pointwise(states[:size], weight, None, "none", [], "")
+    if size == 2 * KERNELS:
+        before = read().counts[7]
+print(read().counts[7] - before)
+"""
+"""Bytes in use that are more after some sizes of a product, by glibc's count (``uordblks``)."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_products_of_ever_new_sizes_take_no_more_memory() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in CACHES}
+
+    def growth(limited: bool) -> int:
+        program = [sys.executable, "-c", GROWTH.format(limited=limited)]
+        return int(subprocess.run(program, capture_output=True, text=True, check=True, env=environment).stdout)
+
+    assert growth(limited=True) < growth(limited=False) / 4
+
+
+def test_a_policy_limits_what_is_kept_for_products_unless_the_environment_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHES[0], "7")
+    monkeypatch.delenv(CACHES[1], raising=False)
+    Backbone(tiny.model(), with_reference=False)
+    assert [os.environ[name] for name in CACHES] == ["7", str(KERNELS)]
