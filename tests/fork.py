@@ -22,12 +22,7 @@ import torch.distributed as dist
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    [
-        "torch",
-        "lightning.pytorch",
-        "torchmetrics.functional.classification",
-        "transformers.models.llama.modeling_llama",
-    ]
+    ["halos.train", "pytest", "torchmetrics.functional.classification", "transformers.models.llama.modeling_llama"]
 )
 _GRACE = 3.0
 """Seconds that the other ranks have to end by themselves once one has failed."""

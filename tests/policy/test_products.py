@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
-import platform
-import subprocess
-import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,8 +14,18 @@ from torch import nn
 
 from halos.policy import products
 from halos.policy.backbone import Backbone
-from halos.policy.products import CACHES, KERNELS, Linear, add_product, affine, linear, use_faster_products
+from halos.policy.products import (
+    CACHES,
+    KERNELS,
+    Linear,
+    add_product,
+    affine,
+    limit_kernel_caches,
+    linear,
+    use_faster_products,
+)
 from tests import tiny
+from tests.fork import run_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -126,34 +135,33 @@ def test_nothing_changes_where_nothing_is_gained(monkeypatch: pytest.MonkeyPatch
     assert not products.applies(*tensors((1, 1)))
 
 
-GROWTH = """
-import ctypes
-import torch
-from halos.policy.products import KERNELS, limit_kernel_caches
-if {limited}:
-    limit_kernel_caches()
-counts = ctypes.c_size_t * 10
-read = ctypes.CDLL(None).mallinfo2
-read.restype = type("Mallinfo2", (ctypes.Structure,), {{"_fields_": [("counts", counts)]}})
-states, weight = torch.ones(4 * KERNELS, 64), torch.ones(96, 64)
-for size in range(1, len(states) + 1):
-    torch.ops.mkldnn._linear_pointwise(states[:size], weight, None, "none", [], "")
-    if size == 2 * KERNELS:
-        before = read().counts[7]
-print(read().counts[7] - before)
-"""
-"""Bytes in use that are more after some sizes of a product, by glibc's count (``uordblks``)."""
+class Mallinfo(ctypes.Structure):
+    """glibc's ``struct mallinfo2``: ten counts, of which the eighth is the bytes in use."""
+
+    _fields_ = (("counts", ctypes.c_size_t * 10),)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def growth(limited: bool) -> int:
+    """Bytes in use that are more after 64 sizes of a product, once 64 others are known."""
+    for variable in CACHES:
+        os.environ.pop(variable, None)
+    if limited:
+        limit_kernel_caches()
+    count = ctypes.CDLL(None).mallinfo2
+    count.restype = Mallinfo
+    states, weight = torch.ones(4 * KERNELS, 64), torch.ones(96, 64)
+    before = 0
+    for size in range(1, len(states) + 1):
+        torch.ops.mkldnn._linear_pointwise(states[:size], weight, None, "none", [], "")
+        if size == 2 * KERNELS:
+            before = count().counts[7]
+    return int(count().counts[7]) - before
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library is not glibc from 2.33 on")
 def test_products_of_ever_new_sizes_take_no_more_memory() -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in CACHES}
-
-    def growth(limited: bool) -> int:
-        program = [sys.executable, "-c", GROWTH.format(limited=limited)]
-        return int(subprocess.run(program, capture_output=True, text=True, check=True, env=environment).stdout)
-
-    assert growth(limited=True) < growth(limited=False) / 4
+    [limited], [usual] = (run_ranks(partial(growth, limited), 1) for limited in (True, False))
+    assert limited < usual / 4
 
 
 def test_a_policy_limits_what_is_kept_for_products_unless_the_environment_does(monkeypatch: pytest.MonkeyPatch) -> None:

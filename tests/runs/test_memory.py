@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
+import resource
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,35 +12,26 @@ import pytest
 import torch
 
 from halos.runs import memory
+from tests.fork import run_ranks
 
-FAULTS = """
-import resource
-import torch
-from halos.runs.memory import keep_freed_memory
-if {keep}:
-    assert keep_freed_memory()
-before = torch.ones(12_000_000)
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-found = []
-for n in range(6):
-    start = faults()
-    made = before * 2
-    del made
-    found.append(faults() - start)
-print(sorted(found[1:])[2])
-"""
-"""Pages that the system has to provide for a tensor of 48 MB, the median of five that come and go: one may lose its
-place to a small allocation in between."""
+
+def faults(keep: bool) -> int:
+    """Pages that the system has to provide for a tensor of 48 MB, the median of five that come and go: one may lose
+    its place to a small allocation in between."""
+    if keep:
+        assert memory.keep_freed_memory()
+    before, found = torch.ones(12_000_000), []
+    for _ in range(6):
+        start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        made = before * 2
+        del made
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)
+    return sorted(found[1:])[2]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_memory_that_was_freed_is_used_again() -> None:
-    def faults(keep: bool) -> int:
-        program = [sys.executable, "-c", FAULTS.format(keep=keep)]
-        return int(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
-
-    kept, returned = faults(keep=True), faults(keep=False)
+    [kept], [returned] = (run_ranks(partial(faults, keep), 1) for keep in (True, False))
     assert kept < 10  # a tensor has 12,000 pages, or 23 large ones
     assert kept < returned / 2
 
