@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from halos.policy import attention
-from halos.policy.sharding import repeated_layers
+from halos.policy.layers import repeated_layers
 
 VARIANTS = 64
 """Versions of a layer's code that are kept: with and without gradient, adapter, sliding window, …"""

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from halos.data.packing import Pack, pack
 from halos.data.rows import Row
 from halos.policy.attention import PackedAttention, attends_by_flex, packed_attention, recomputes_alike
+from halos.policy.compiling import uncompiled
 from halos.policy.head import Scored, evaluating, forward_scored
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def _try_out(model: Any) -> tuple[float, set[int | None]]:
     """The difference between packed and separate rows, in units of what rounding may do, and the windows asked for."""
     weight = model.get_output_embeddings().weight
     packs = [part.map(lambda tensor: tensor.to(weight.device)) for part in pack(_PROBE, width=4, mismatched=True)]
-    with evaluating(model), torch.autocast(weight.device.type, enabled=False):
+    with evaluating(model), uncompiled(model), torch.autocast(weight.device.type, enabled=False):
         flex = attends_by_flex(model)
         attention = PackedAttention(packs[0], keep=True, flex=flex)
         first = _forward(model, packs[0], attention, [], None)

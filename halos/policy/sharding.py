@@ -19,6 +19,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from halos.distributed import rank_and_world
 from halos.policy.backbone import Backbone
+from halos.policy.layers import repeated_layers
 from halos.policy.tensor_parallel import divide_products
 
 
@@ -101,17 +102,6 @@ class Sharding:
 
 
 _NO_FORWARD = nn.ModuleList.forward
-
-
-def repeated_layers(model: nn.Module) -> list[nn.Module]:
-    """The decoder layers: the elements of the outermost lists of modules that the model has."""
-    found: list[nn.Module] = []
-    for child in model.children():
-        if isinstance(child, nn.ModuleList):
-            found += [layer for layer in child if any(True for _ in layer.parameters())]
-        else:
-            found += repeated_layers(child)
-    return found
 
 
 def materialise(module: nn.Module, *, shards: torch.device, buffers: torch.device) -> None:

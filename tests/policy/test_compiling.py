@@ -14,8 +14,9 @@ from torch import Tensor
 from halos.data.batches import collate
 from halos.policy.backbone import Backbone
 from halos.policy.compiling import check_compiler, compile_layers, uncompiled
+from halos.policy.layers import repeated_layers
 from halos.policy.lora import LoRA
-from halos.policy.sharding import repeated_layers
+from halos.policy.packed import can_pack
 from tests import tiny
 from tests.fork import run_ranks
 from tests.test_train import run, train_as_rank
@@ -83,6 +84,14 @@ def test_code_of_inductor_gives_the_same_numbers() -> None:
     expected = values_and_gradients(model, 4)
     compile_layers(model)
     torch.testing.assert_close(values_and_gradients(model, 4), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_whether_rows_can_be_packed_is_tried_out_without_new_code() -> None:
+    model = tiny.model()
+    compile_layers(model)
+    before = graphs()
+    assert can_pack(model)
+    assert graphs() == before
 
 
 def test_names_stay_and_the_plain_model_can_be_had(tmp_path: Path) -> None:

@@ -1,23 +1,18 @@
-"""What is divided by itself."""
+"""What FSDP2 needs of a model before its shards have values; the rest is tested in ``tests/runs/test_fsdp.py``."""
 
 from __future__ import annotations
 
-import pytest
+import torch
 from torch import nn
 
-from halos.policy.sharding import repeated_layers
-from tests import tiny
+from halos.policy.sharding import materialise
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_the_decoder_layers_are_found_in_the_model_itself(architecture: str) -> None:
-    layers = repeated_layers(tiny.model(architecture))
-    assert len(layers) == 2
-    assert len({type(layer) for layer in layers}) == 1
-    assert "Layer" in type(layers[0]).__name__ or "Block" in type(layers[0]).__name__
-
-
-def test_lists_within_layers_stay_whole() -> None:
-    experts = nn.ModuleList([nn.Linear(2, 2) for _ in range(3)])
-    layers = nn.ModuleList([nn.ModuleDict({"experts": experts}), nn.Linear(2, 2)])
-    assert repeated_layers(nn.Sequential(layers, nn.ModuleList([nn.ReLU()]))) == list(layers)
+def test_parameters_get_memory_and_buffers_keep_their_values() -> None:
+    module = nn.BatchNorm1d(3)
+    module.running_mean = torch.tensor([1.0, 2.0, 3.0])
+    for name, parameter in list(module.named_parameters()):
+        setattr(module, name, nn.Parameter(parameter.to("meta")))
+    materialise(module, shards=torch.device("cpu"), buffers=torch.device("cpu"))
+    assert {(p.device.type, p.shape) for p in module.parameters()} == {("cpu", (3,))}
+    assert module.running_mean.tolist() == [1, 2, 3]
