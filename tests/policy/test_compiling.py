@@ -29,7 +29,7 @@ WORDS = (
     "optim.lr=1e-3",
     "model.compile=true",
 )
-TWO = ("trainer.devices=2", "data.batch_size=2", "trainer.limit_val_batches=0")
+TWO = ("trainer.devices=2", "data.batch_size=2")
 KINDS = {
     "ddp": ("strategy=ddp",),
     "fsdp": ("strategy=fsdp",),

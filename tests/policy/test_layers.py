@@ -1,4 +1,4 @@
-"""What is divided by itself."""
+"""Which modules are the decoder layers: those that are divided and compiled one by one."""
 
 from __future__ import annotations
 
