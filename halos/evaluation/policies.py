@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from halos.policy.loading import ModelSpec
+from halos.policy.products import limit_kernel_caches
 
 DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 
@@ -49,6 +50,7 @@ class Policy:
     def load(self, *, device: str, precision: str, vocabulary: int = 0) -> Any:
         """The model on its device, ready to be asked; ``vocabulary``: see :meth:`ModelSpec.load`."""
         dtype = choice("precision", precision, DTYPES)
+        limit_kernel_caches()
         return self.spec.load(dtype=dtype, vocabulary=vocabulary).to(device_of(device)).eval()
 
 

@@ -12,6 +12,7 @@ from halos.data.feedback import messages_of
 from halos.data.tokens import ChatTokens, Limits
 from halos.evaluation.policies import DTYPES, choice, device_of
 from halos.judges.base import CompletionJudge, Said
+from halos.policy.products import limit_kernel_caches
 
 
 class RewardModel(CompletionJudge):
@@ -83,6 +84,7 @@ class RewardModel(CompletionJudge):
     def _read(self) -> tuple[Any, Any]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        limit_kernel_caches()
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path)
             model, info = AutoModelForSequenceClassification.from_pretrained(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import ctypes
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,8 +14,11 @@ import pytest
 import torch
 from torch import nn
 
+from halos.evaluation.policies import Policy
+from halos.judges.reward_model import RewardModel
 from halos.policy import products
 from halos.policy.backbone import Backbone
+from halos.policy.loading import ModelSpec
 from halos.policy.products import (
     CACHES,
     KERNELS,
@@ -24,6 +29,7 @@ from halos.policy.products import (
     linear,
     use_faster_products,
 )
+from halos.toy.model import REFERENCE_DIR
 from tests import tiny
 from tests.fork import run_ranks
 
@@ -164,8 +170,22 @@ def test_products_of_ever_new_sizes_take_no_more_memory() -> None:
     assert limited < usual / 4
 
 
-def test_a_policy_limits_what_is_kept_for_products_unless_the_environment_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def ways_to_load() -> dict[str, Callable[[], Any]]:
+    spec = ModelSpec(path=str(REFERENCE_DIR))
+    return {
+        "trained": lambda: Backbone(tiny.model(), with_reference=False),
+        "evaluated": lambda: Policy("toy", spec).load(device="cpu", precision="bf16-true"),
+        "judging": lambda: RewardModel(path=spec.path)._read(),
+    }
+
+
+@pytest.mark.parametrize("name", ways_to_load())
+def test_a_model_limits_what_is_kept_for_products_unless_the_environment_does(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(CACHES[0], "7")
-    monkeypatch.delenv(CACHES[1], raising=False)
-    Backbone(tiny.model(), with_reference=False)
+    monkeypatch.setenv(CACHES[1], "7")
+    monkeypatch.delenv(CACHES[1])
+    with suppress(ValueError):  # the toy model is no judge, which is said once it is read
+        ways_to_load()[name]()
     assert [os.environ[name] for name in CACHES] == ["7", str(KERNELS)]
