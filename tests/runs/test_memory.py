@@ -16,14 +16,17 @@ from tests.fork import run_ranks
 
 
 def faults(keep: bool) -> int:
-    """Pages that the system has to provide for a tensor of 48 MB, the median of five that come and go: one may lose
-    its place to a small allocation in between."""
+    """Pages that the system has to provide for a tensor of 48 MB, the median of five that come and go.
+
+    Each is a little smaller than the one before: aligned memory is cut out of a larger piece, whose remaining bytes can
+    go to a small allocation, and then another tensor of the same size does not fit where the last one was.
+    """
     if keep:
         assert memory.keep_freed_memory()
     before, found = torch.ones(12_000_000), []
-    for _ in range(6):
+    for size in range(12_000_000, 11_940_000, -10_000):
         start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        made = before * 2
+        made = before[:size] * 2
         del made
         found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)
     return sorted(found[1:])[2]
