@@ -130,7 +130,7 @@ OWN_NAMES = {
     "bco": {"delta"},
     "cpo": {"loss/prefer", "loss/sft"},
     "grpo": {"groups/incomplete"},
-    "kto_reference_free": {"entropy"},
+    "kto_reference_free": {"logps/mismatched"},
     "mix": {"loss/dpo", "loss/sft"},
     "orpo": {"loss/odds", "loss/sft"},
     "slic": {"loss/calibration", "loss/sft"},
@@ -715,6 +715,18 @@ def test_numbers_do_not_depend_on(option: str, plain: dict[str, Any], tmp_path: 
     assert other["tokens"] == plain["tokens"]
 
 
+def test_statistics_of_scored_tokens_are_logged_where_asked_for(plain: dict[str, Any], tmp_path: Path) -> None:
+    words = ("trainer.max_steps=3", "trainer.val_check_interval=1", "model.statistics=[entropy,token_accuracy]")
+    summary = run(tmp_path, "optim.lr=1e-2", *words)
+    assert summary["train_loss"] == plain["train_loss"]
+    assert set(summary["metrics"]) == {*plain["metrics"], "entropy", "token_accuracy"}
+    for split in ("train", "val"):
+        entropies, accuracies = (column(tmp_path, f"{split}/{name}").values() for name in ("entropy", "token_accuracy"))
+        assert len(entropies) == len(accuracies) == 3
+        assert all(0 < value < math.log(100) for value in entropies)
+        assert all(0.1 < value < 1 for value in accuracies)
+
+
 def test_max_epochs_counts_passes_over_the_data(tmp_path: Path) -> None:
     summary = run(tmp_path, "trainer.max_epochs=2", "data.batch_size=5")
     assert summary["steps"] == len(summary["train_loss"]) == math.ceil(2 * 24 / 5)
@@ -931,6 +943,10 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "a head without rows": (
         lambda tmp: ["model.head_chunk=0"],
         r"model\.head_chunk: expected a whole number from 1 on or null, found 0",
+    ),
+    "an unknown statistic": (
+        lambda tmp: ["model.statistics=[entropie]"],
+        r"model\.statistics: expected a list of entropy, token_accuracy; found \['entropie'\]",
     ),
     "a parameter that the loss lacks": (lambda tmp: ["+loss.gama=1"], r"halos\.objectives\.KTO .*'?gama'?"),
     "a parameter that the source lacks": (lambda tmp: ["+data.source.sise=1"], r"sise"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,13 @@ def feedback_metrics(
         own = chosen if rejected is None else chosen | rejected
         metrics["kl/policy_reference"] = mean_where(sums - reference.sum, own)
     return metrics
+
+
+def statistic_metrics(batch: Batch, policy: LogProbs, names: Sequence[str]) -> dict[str, Mean]:
+    """The means of the named statistics over the scored tokens of what people liked and disliked."""
+    chosen, rejected = _sides(batch)
+    own = batch.mask & (chosen if rejected is None else chosen | rejected)[..., None]
+    return {name: mean_where(policy.statistics[..., number], own) for number, name in enumerate(names)}
 
 
 def _sides(batch: Batch) -> tuple[Tensor, Tensor | None]:

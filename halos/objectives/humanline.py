@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from halos.policy.logprobs import LogProbs
 
@@ -32,4 +32,4 @@ class Humanline:
     def clamp(self, policy: LogProbs, reference: LogProbs) -> LogProbs:
         """The policy's log-probs as they are perceived beside the reference's."""
         low, high = reference.tokens + self.log_epsilon_P, reference.tokens + self.log_epsilon_R
-        return LogProbs(policy.tokens.clamp(low, high), policy.mask, policy.hidden, policy.last)
+        return replace(policy, tokens=policy.tokens.clamp(low, high))

@@ -179,4 +179,4 @@ class KTO(Objective):
         if not self.mismatched:
             return 0.0, {}
         z0, raw = kto_reference_point(policy[:, 1], reference[:, 1], clamp=self.needs_reference)
-        return z0, {"kl": Mean(z0, 1.0), "kl/raw": raw} if self.needs_reference else {"entropy": Mean(-z0, 1.0)}
+        return z0, {"kl": Mean(z0, 1.0), "kl/raw": raw} if self.needs_reference else {"logps/mismatched": raw}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -16,6 +16,7 @@ from halos.policy.head import evaluating
 from halos.policy.logprobs import LogProbs, completion_logprobs
 from halos.policy.products import limit_kernel_caches, use_faster_products
 from halos.policy.reference import frozen_copy
+from halos.policy.statistics import check_statistics
 
 
 class Backbone(nn.Module):
@@ -23,6 +24,7 @@ class Backbone(nn.Module):
 
     The reference is no submodule: it has no place in the optimizer, in checkpoints or in DDP's buckets. It follows the
     policy to its device and precision. ``head_chunk``: the most rows of logits that exist at a time, None for all.
+    ``statistics``: what the policy's log-probs come with (:mod:`halos.policy.statistics`).
 
     With LoRA the reference can be the policy itself with its adapter switched off (``adapter_reference``), and the
     state dict holds only what is trained.
@@ -35,9 +37,11 @@ class Backbone(nn.Module):
         with_reference: bool,
         adapter_reference: bool = False,
         head_chunk: int | None = None,
+        statistics: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.head_chunk, self.adapter_reference = head_chunk, adapter_reference
+        self.statistics = check_statistics(statistics)
         self.sharding: Any = None
         """How the models are divided over ranks (:class:`halos.policy.sharding.Sharding`), if they are."""
         self.skeleton: tuple[Any, ...] = ()
@@ -96,12 +100,13 @@ class Backbone(nn.Module):
         A forward, which leaves plain tensors, so that the hooks of a sharded root make embeddings and head whole
         for it and for its backward pass.
         """
-        found = completion_logprobs(self.policy, batch, with_hidden=with_hidden, head_chunk=self.head_chunk)
+        options: dict[str, Any] = {"head_chunk": self.head_chunk, "statistics": self.statistics}
+        found = completion_logprobs(self.policy, batch, with_hidden=with_hidden, **options)
         if self.sharded:
             # An in-place operation on a view would lose the hook that makes the weights whole for the backward pass.
             found.tokens = found.tokens.clone()
             found.last = None if found.last is None else found.last.clone()
-        return found.tokens, found.mask, found.hidden, found.last
+        return found.tokens, found.mask, found.hidden, found.last, found.statistics
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> LogProbs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from halos.policy.adapters import head_delta, plain_head
 from halos.policy.products import add_product, affine
+from halos.policy.statistics import measure
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +38,11 @@ class LogitShape:
 
 @dataclass(slots=True)
 class Scored:
-    """``logprobs`` [M] of the targets, the ``states`` [M, H] that predict them, and ``all_states`` [..., H]."""
+    """``logprobs`` [M] of the targets, ``statistics`` [M, names] where they were predicted (without gradient), the
+    ``states`` [M, H] that predict them, and ``all_states`` [..., H]."""
 
     logprobs: Tensor
+    statistics: Tensor
     states: Tensor
     all_states: Tensor
 
@@ -51,12 +54,13 @@ def forward_scored(
     choose: Callable[[Tensor], Tensor],
     *,
     head_chunk: int | None = None,
+    statistics: Sequence[str] = (),
 ) -> Scored:
     """One ``forward`` of the model, its head applied only to the M states that ``choose`` picks from the last layer's.
 
     With ``head_chunk`` no more than so many rows of logits exist at a time, in the backward pass too; heads that are
     no plain linear layer, with or without LoRA (a sharded one), or whose logits are changed in an unknown way get all
-    rows at once.
+    rows at once. ``statistics``: names in :data:`halos.policy.statistics.STATISTICS`.
     """
     head = model.get_output_embeddings()
     shape = logit_shape(model) if head_chunk else None
@@ -64,11 +68,14 @@ def forward_scored(
         logits = forward().logits[0]
     if head_chunk and shape is not None:
         delta = head_delta(head, kept[1])
-        logprobs = chunked_logprobs(kept[1], head.weight, head.bias, targets, rows=head_chunk, shape=shape, delta=delta)
+        options: dict[str, Any] = {"rows": head_chunk, "shape": shape, "delta": delta, "statistics": statistics}
+        logprobs, measured = chunked_logprobs(kept[1], head.weight, head.bias, targets, **options)
     else:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logprobs = -F.cross_entropy(logits, targets, reduction="none")
-    return Scored(logprobs, kept[1], kept[0])
+        given = logits.detach()
+        measured = measure(statistics, given, given.logsumexp(1) if statistics else given, targets)
+    return Scored(logprobs, measured, kept[1], kept[0])
 
 
 @contextmanager
@@ -106,8 +113,10 @@ def chunked_logprobs(
     rows: int,
     shape: LogitShape = LogitShape(),
     delta: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """log softmax(shape(states · weightᵀ + bias + low · upᵀ)) at the targets [M], in float32 (or float64).
+    statistics: Sequence[str] = (),
+) -> tuple[Tensor, Tensor]:
+    """log softmax(shape(states · weightᵀ + bias + low · upᵀ)) at the targets [M], in float32 (or float64), and
+    the named ``statistics`` [M, names] of the same logits, without gradient.
 
     ``delta``: the factors ``low`` [M, r] and ``up`` [V, r] of what LoRA adds, if it adds anything.
 
@@ -117,8 +126,10 @@ def chunked_logprobs(
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     low, up = delta or (None, None)
-    logprobs: Tensor = _ChunkedLogProbs.apply(states, weight, bias, low, up, targets, rows, shape, dtype)
-    return logprobs
+    found: tuple[Tensor, Tensor] = _ChunkedLogProbs.apply(
+        *(states, weight, bias, low, up, targets), rows, shape, dtype, tuple(statistics)
+    )
+    return found
 
 
 BLOCK = 16
@@ -138,11 +149,13 @@ class _ChunkedLogProbs(torch.autograd.Function):
         rows: int,
         shape: LogitShape,
         dtype: torch.dtype,
-    ) -> Tensor:
+        statistics: tuple[str, ...],
+    ) -> tuple[Tensor, Tensor]:
         cast = _cast(states, weight, bias, dtype)
         wide = torch.promote_types(dtype, torch.float32)
         picked = states.new_empty(len(states), dtype=wide)
         normaliser = torch.empty_like(picked)
+        measured = picked.new_empty(len(states), len(statistics))
         kept = memory = _memory(cast[0], weight, rows)
         for part in reversed([*_parts(len(states), rows)]):
             kept = affine(cast[0][part], *cast[1:], out=memory)
@@ -150,14 +163,17 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 logits = shape(_with_delta(raw.to(wide), low, up, block))
                 picked[block] = logits.gather(1, targets[block, None])[:, 0]
                 normaliser[block] = logits.logsumexp(1)
+                if statistics:
+                    measured[block] = measure(statistics, logits, normaliser[block], targets[block])
         # The backward pass begins with the chunk that is there; it needs the memory in any case.
         ctx.save_for_backward(*cast, low, up, targets, normaliser, kept)
         ctx.used = False
         ctx.rows, ctx.shape, ctx.dtypes = rows, shape, [None if t is None else t.dtype for t in (states, weight, bias)]
-        return picked - normaliser
+        ctx.mark_non_differentiable(measured)
+        return picked - normaliser, measured
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Any:
         states, weight, bias, low, up, targets, normaliser, kept = ctx.saved_tensors
         wide = normaliser.dtype
         of_states, of_weight, of_bias, of_low, of_up = (
@@ -189,7 +205,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         ctx.used = True
         dtypes = (*ctx.dtypes, None if low is None else low.dtype, None if up is None else up.dtype)
         found = zip((of_states, of_weight, of_bias, of_low, of_up), dtypes, strict=True)
-        return *(None if one is None else one.to(dtype) for one, dtype in found), None, None, None, None
+        return *(None if one is None else one.to(dtype) for one, dtype in found), *5 * [None]
 
 
 def _cast(

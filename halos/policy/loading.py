@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from halos.data.templates import template_of
 from halos.policy.checks import check_directory, check_gguf
 from halos.policy.lora import LoRA, quantization
+from halos.policy.statistics import check_statistics
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class ModelSpec:
         dropout: probability for every dropout of the model. 0 by default, as in the authors' code: with dropout the
             policy would differ from its reference before the first step.
         head_chunk: rows of logits (one a scored token, as wide as the vocabulary) that exist at a time; None: all.
+        statistics: what is logged of the policy's distributions at scored tokens: ``entropy``, ``token_accuracy``.
         reference: ``cached``: its log-probs are computed once, before training, and kept on disk; ``live``: a frozen
             copy of the model computes them in every step; ``adapter``: the model does, with LoRA switched off;
             ``auto``: see :meth:`resolved`.
@@ -60,6 +62,7 @@ class ModelSpec:
     liger: bool = False
     dropout: float = 0.0
     head_chunk: int | None = 512
+    statistics: Sequence[str] = ()
     reference: str = "auto"
     reference_path: str | None = None
     chat_template: str | None = None
@@ -93,6 +96,7 @@ class ModelSpec:
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
         if self.head_chunk is not None and (not isinstance(self.head_chunk, int) or self.head_chunk < 1):
             raise ValueError(f"model.head_chunk: expected a whole number from 1 on or null, found {self.head_chunk!r}")
+        check_statistics(self.statistics)
 
     def check(self) -> None:
         """Raise ``ValueError`` for a path that cannot be loaded; reads headers only. Hub ids are not contacted."""

@@ -25,13 +25,15 @@ class LogProbs:
 
     ``tokens`` [B, K, C] is zero where ``mask`` [B, K, C] is false. ``hidden`` [B, K, C, H], where asked for, is the
     state from which each token was predicted, detached unless asked otherwise. ``last`` [B, K, H], of completions that
-    were fed whole, is the state of the last token, with gradient; ``tokens`` then have none.
+    were fed whole, is the state of the last token, with gradient; ``tokens`` then have none. ``statistics``
+    [B, K, C, names] are those of :mod:`halos.policy.statistics` that were asked for, zero where ``mask`` is false.
     """
 
     tokens: Tensor
     mask: Tensor
     hidden: Any = None
     last: Any = None
+    statistics: Any = None
 
     @property
     def sum(self) -> Tensor:
@@ -50,13 +52,18 @@ class LogProbs:
 
 
 def completion_logprobs(
-    model: nn.Module, batch: Batch, *, with_hidden: bool = False, head_chunk: int | None = None
+    model: nn.Module,
+    batch: Batch,
+    *,
+    with_hidden: bool = False,
+    head_chunk: int | None = None,
+    statistics: Sequence[str] = (),
 ) -> LogProbs:
     """Log-probs of every branch of the batch; gradient only where the batch says that it is needed.
 
     From packed rows where the batch has them and the model can read them, else one forward per chunk. Where the batch
     has them in several parts (``max_tokens``), the backward pass runs each part again, so that the activations of one
-    alone exist at a time. ``head_chunk``: see :func:`halos.policy.head.forward_scored`.
+    alone exist at a time. ``head_chunk``, ``statistics``: see :func:`halos.policy.head.forward_scored`.
     """
     packed = bool(batch.packs) and can_pack(model)
     if not packed and sum(part.needs_grad for part in batch.packs) > 1:
@@ -66,15 +73,16 @@ def completion_logprobs(
         )
     parts: Sequence[Pack | Chunk] = batch.packs if packed else batch.chunks
     lasts: list[Tensor] = []
-    found = (
-        _pack_logprobs(model, batch.packs, head_chunk) if packed else _chunk_logprobs(model, batch, head_chunk, lasts)
-    )
+    head = {"head_chunk": head_chunk, "statistics": statistics}
+    found = _pack_logprobs(model, batch.packs, head) if packed else _chunk_logprobs(model, batch, head, lasts)
     slots = torch.cat([part.slots for part in parts])
-    flat = torch.cat([values for values, _ in found])
+    flat = torch.cat([values for values, _, _ in found])
     tokens = flat.new_zeros(batch.mask.numel()).scatter(0, slots, flat).view(batch.mask.shape)
     made = LogProbs(tokens, batch.mask)
     if with_hidden:
-        made.hidden = _placed(torch.cat([states.detach() for _, states in found]), slots, batch.mask.shape)
+        made.hidden = _placed(torch.cat([states.detach() for _, _, states in found]), slots, batch.mask.shape)
+    if statistics:
+        made.statistics = _placed(torch.cat([measured for _, measured, _ in found]), slots, batch.mask.shape)
     if lasts:
         owners = torch.cat([chunk.owners for chunk in batch.chunks])
         made.last = _placed(torch.cat(lasts), owners, batch.mask.shape[:2])
@@ -86,26 +94,28 @@ def _placed(states: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
     return states.new_zeros(shape.numel(), states.shape[-1]).index_copy(0, places, states).view(*shape, -1)
 
 
-def _pack_logprobs(model: Any, packs: Sequence[Pack], head_chunk: int | None) -> list[tuple[Tensor, Tensor]]:
+Found = list[tuple[Tensor, Tensor, Tensor]]
+"""Of each part the log-probs [S], statistics [S, names] and states [S, H]."""
+
+
+def _pack_logprobs(model: Any, packs: Sequence[Pack], head: dict[str, Any]) -> Found:
     edges = [number for number, part in enumerate(packs) if part.needs_grad]
     parts = [packs[a:z] for a, z in pairwise([*edges, len(packs)])]
     if len(parts) == 1 or not torch.is_grad_enabled():
-        return [found for part in parts for found in pack_logprobs(model, part, head_chunk=head_chunk)]
+        return [found for part in parts for found in pack_logprobs(model, part, **head)]
     run = partial(checkpoint, pack_logprobs, use_reentrant=False)
-    return [found for part in parts for found in run(model, part, head_chunk=head_chunk)]
+    return [found for part in parts for found in run(model, part, **head)]
 
 
-def _chunk_logprobs(
-    model: Any, batch: Batch, head_chunk: int | None, lasts: list[Tensor]
-) -> list[tuple[Tensor, Tensor]]:
+def _chunk_logprobs(model: Any, batch: Batch, head: dict[str, Any], lasts: list[Tensor]) -> Found:
     # No attention mask: padding is on the right and attention is causal, so scored tokens cannot see it.
     found = []
     for chunk in batch.chunks:
         with nullcontext() if chunk.needs_grad else torch.no_grad():
             forward = partial(model, input_ids=chunk.input_ids, use_cache=False)
             choose = partial(_choose, chunk, lasts)
-            scored = forward_scored(model, forward, chunk.targets, choose, head_chunk=head_chunk)
-        found.append((scored.logprobs, scored.states))
+            scored = forward_scored(model, forward, chunk.targets, choose, **head)
+        found.append((scored.logprobs, scored.statistics, scored.states))
     return found
 
 

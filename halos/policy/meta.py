@@ -40,6 +40,7 @@ def make_backbone(
         "with_reference": with_reference,
         "adapter_reference": adapter_reference,
         "head_chunk": spec.head_chunk,
+        "statistics": spec.statistics,
     }
     weights: dict[str, Any] = {"dtype": dtype, "new_tokens": new_tokens, "vocabulary": vocabulary}
     made = Backbone(spec.load(**weights), **options) if sharding is None else _divided(spec, sharding, weights, options)

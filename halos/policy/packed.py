@@ -22,13 +22,15 @@ from halos.policy.head import Scored, evaluating, forward_scored
 log = logging.getLogger(__name__)
 
 
-def pack_logprobs(model: Any, packs: Sequence[Pack], *, head_chunk: int | None = None) -> list[tuple[Tensor, Tensor]]:
-    """For each pack its branches' log-probs [S] and the states [S, H] that predict them.
+def pack_logprobs(model: Any, packs: Sequence[Pack], **head: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each pack its branches' log-probs [S], statistics [S, names] and the states [S, H] that predict them.
+
+    ``head``: the options of :func:`halos.policy.head.forward_scored`.
 
     A pack that the loss only reads is computed without gradient, on the detached keys and values of the prompts in the
     pack before.
     """
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     done: list[Scored] = []
     attention: PackedAttention | None = None
     flex = attends_by_flex(model)
@@ -37,16 +39,16 @@ def pack_logprobs(model: Any, packs: Sequence[Pack], *, head_chunk: int | None =
         earlier = attention.kept if attention is not None and part.continues else None
         attention = PackedAttention(part, earlier=earlier, keep=more, flex=flex)
         with nullcontext() if part.needs_grad else torch.no_grad():
-            done.append(_forward(model, part, attention, [scored.all_states[0] for scored in done], head_chunk))
-            values = torch.cat([scored.logprobs for scored in done])
-            states = torch.cat([scored.states for scored in done])
-            found.append((values[part.sources], states[part.sources]))
+            done.append(_forward(model, part, attention, [scored.all_states[0] for scored in done], **head))
+            values, statistics, states = (
+                torch.cat([getattr(scored, name) for scored in done])[part.sources]
+                for name in ("logprobs", "statistics", "states")
+            )
+            found.append((values, statistics, states))
     return found
 
 
-def _forward(
-    model: Any, part: Pack, attention: PackedAttention, earlier: list[Tensor], head_chunk: int | None
-) -> Scored:
+def _forward(model: Any, part: Pack, attention: PackedAttention, earlier: list[Tensor], **head: Any) -> Scored:
     def forward() -> Any:
         ids, positions = part.input_ids[None], part.position[None, -len(part.input_ids) :]
         with packed_attention(model):
@@ -55,7 +57,7 @@ def _forward(
     def choose(states: Tensor) -> Tensor:
         return torch.cat([*earlier, states[0]])[part.predicts]
 
-    scored = forward_scored(model, forward, part.targets, choose, head_chunk=head_chunk)
+    scored = forward_scored(model, forward, part.targets, choose, **head)
     attention.keep = False  # layers that are checkpointed run again
     return scored
 
@@ -112,9 +114,9 @@ def _try_out(model: Any) -> tuple[float, set[int | None]]:
     with evaluating(model), uncompiled(model), torch.autocast(weight.device.type, enabled=False):
         flex = attends_by_flex(model)
         attention = PackedAttention(packs[0], keep=True, flex=flex)
-        first = _forward(model, packs[0], attention, [], None)
+        first = _forward(model, packs[0], attention, [])
         continued = PackedAttention(packs[1], earlier=attention.kept, flex=flex)
-        second = _forward(model, packs[1], continued, [first.all_states[0]], None)
+        second = _forward(model, packs[1], continued, [first.all_states[0]])
         found = torch.cat([first.logprobs, second.logprobs])
         separate = _separately(model, [row.prompt + branch for row in _PROBE for branch in row.branches])
         expected = torch.zeros_like(found)

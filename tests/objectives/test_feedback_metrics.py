@@ -9,7 +9,7 @@ from torch import Tensor
 from halos.data.batches import collate
 from halos.data.rows import Row
 from halos.metrics import TIE
-from halos.objectives.feedback_metrics import feedback_metrics, labelled
+from halos.objectives.feedback_metrics import feedback_metrics, labelled, statistic_metrics
 from halos.policy.logprobs import LogProbs
 
 CHOSEN, REJECTED, OTHER = (1, 2), (3,), (4, 5, 6)
@@ -76,6 +76,23 @@ def test_labelled_rewards_of_pairs_and_of_labels() -> None:
     rewards, labels = labelled(collate(rows), torch.tensor([[2.0], [4.0]]))
     assert rewards.tolist() == [2.0, 4.0]
     assert labels.tolist() == [False, True]
+
+
+def test_statistics_are_means_over_the_tokens_of_the_views_own_branches() -> None:
+    def values(rows: list[Row], *, mismatched: bool = False) -> dict[str, float]:
+        batch = collate(rows, mismatched=mismatched)
+        policy = logprobs([[0.0] * batch.mask.shape[1]] * len(rows), batch.mask)
+        places = torch.arange(1.0, 1 + batch.mask.numel()).view(batch.mask.shape)
+        policy.statistics = torch.stack([places, -places], -1) * batch.mask[..., None]
+        found = statistic_metrics(batch, policy, ("entropy", "token_accuracy"))
+        return {name: float(mean.total / mean.count) for name, mean in found.items()}
+
+    # Places of 2 tokens: (1, 2), (3, –), (5, 6), (7, –).
+    pairs = [Row(str(i), i, (7, 8), (CHOSEN, REJECTED)) for i in range(2)]
+    assert values(pairs) == {"entropy": 24 / 6, "token_accuracy": -24 / 6}
+    # Places of 3 tokens: (1, 2, –), y' (4, 5, 6), (7, 8, –), y' (10, 11, 12).
+    labels = [Row(str(i), i, (7, 8), (CHOSEN, OTHER), desirable=i == 0) for i in range(2)]
+    assert values(labels, mismatched=True) == {"entropy": 18 / 4, "token_accuracy": -18 / 4}
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -246,7 +246,7 @@ def test_reference_free_compares_with_the_mean_of_mismatched_log_probs() -> None
     output, tokens = variant(policy_requires_grad=True, reference_free=True)
     assert_losses(output, [0.3 * (p + 3) * (1 if good else -1) for p, good in zip(POLICY, DESIRABLE, strict=True)])
     torch.testing.assert_close(output.rewards[:, 0], 0.3 * doubles(POLICY), rtol=1e-14, atol=0)
-    assert {name: float(mean.total / mean.count) for name, mean in output.metrics.items()} == {"entropy": 3.0}
+    assert {name: float(mean.total / mean.count) for name, mean in output.metrics.items()} == {"logps/mismatched": -3.0}
     (gradient,) = torch.autograd.grad(output.loss["kto"].total, tokens)
     assert (gradient[:, 1] == 0).all()
     assert [value < 0 for value in gradient[:, 0, 0].tolist()] == DESIRABLE

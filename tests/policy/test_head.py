@@ -45,7 +45,7 @@ def test_values_and_gradients_are_those_of_the_whole(rows: int, shape: LogitShap
     states, weight, bias, targets = tensors()
     given = [states, weight, bias] if with_bias else [states, weight]
     expected = whole(states, weight, bias if with_bias else None, targets, shape)
-    found = chunked_logprobs(states, weight, bias if with_bias else None, targets, rows=rows, shape=shape)
+    found, _ = chunked_logprobs(states, weight, bias if with_bias else None, targets, rows=rows, shape=shape)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     upstream = torch.linspace(-1, 2, COUNT, dtype=torch.float64)
     for left, right in zip(
@@ -60,13 +60,13 @@ def test_values_and_gradients_are_those_of_the_whole(rows: int, shape: LogitShap
 def test_what_needs_no_gradient_gets_none(frozen: int) -> None:
     *given, targets = tensors()
     given[frozen].requires_grad_(False)
-    chunked_logprobs(*given, targets, rows=4).sum().backward()
+    chunked_logprobs(*given, targets, rows=4)[0].sum().backward()
     assert [value.grad is None for value in given] == [n == frozen for n in range(3)]
 
 
 def test_extreme_logits_stay_finite() -> None:
     states, weight, _, targets = tensors()
-    found = chunked_logprobs(states * 1e4, weight, None, targets, rows=4)
+    found, _ = chunked_logprobs(states * 1e4, weight, None, targets, rows=4)
     found.sum().backward()
     torch.testing.assert_close(found, whole(states * 1e4, weight, None, targets, LogitShape()), rtol=1e-10, atol=1e-9)
     assert weight.grad is not None
@@ -75,7 +75,7 @@ def test_extreme_logits_stay_finite() -> None:
 
 def test_bf16_is_normalised_and_added_up_in_float32() -> None:
     states, weight, bias, targets = tensors(torch.bfloat16)
-    found = chunked_logprobs(states, weight, bias, targets, rows=2)
+    found, _ = chunked_logprobs(states, weight, bias, targets, rows=2)
     assert found.dtype == torch.float32
     logits = torch.nn.functional.linear(states, weight, bias).float()
     expected = logits.log_softmax(-1)[torch.arange(COUNT), targets]
@@ -83,6 +83,29 @@ def test_bf16_is_normalised_and_added_up_in_float32() -> None:
     found.sum().backward()
     assert weight.grad is not None
     assert weight.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rows", [4, 100])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_statistics_are_of_the_same_logits_and_change_nothing(rows: int, shape: LogitShape) -> None:
+    states, weight, bias, targets = tensors()
+    delta = (states.detach()[:, :2], weight.detach()[:, :2])
+    options: dict[str, Any] = {"rows": rows, "shape": shape, "delta": delta}
+    names = ("token_accuracy", "entropy")
+    found, measured = chunked_logprobs(states, weight, bias, targets, **options, statistics=names)
+    with torch.no_grad():
+        logits = shape(states @ weight.T + bias + delta[0] @ delta[1].T)
+        right = logits.argmax(1) == targets
+        expected = torch.stack([right.double(), torch.distributions.Categorical(logits=logits).entropy()], 1)
+    torch.testing.assert_close(measured, expected, rtol=0, atol=1e-12)
+    assert not measured.requires_grad
+    plain, nothing = chunked_logprobs(states, weight, bias, targets, **options)
+    assert nothing.shape == (COUNT, 0)
+    assert torch.equal(found, plain)
+    for left, other in zip(
+        *(torch.autograd.grad(logprobs.sum(), [states, weight, bias]) for logprobs in (found, plain)), strict=True
+    ):
+        assert torch.equal(left, other)
 
 
 @pytest.mark.parametrize("vocabulary", [31, 64, 259, 1055])
@@ -94,7 +117,7 @@ def test_what_was_in_the_memory_before_does_not_matter(vocabulary: int, monkeypa
 
     def gradients(before: float) -> list[Tensor]:
         monkeypatch.setattr(Tensor, "new_empty", lambda *given, **more: new_empty(*given, **more).fill_(before))
-        logprobs = chunked_logprobs(states, weight, None, targets, rows=32)
+        logprobs, _ = chunked_logprobs(states, weight, None, targets, rows=32)
         return [logprobs.detach(), *torch.autograd.grad(logprobs.sum(), [states, weight])]
 
     for left, right in zip(gradients(torch.nan), gradients(0.0), strict=True):
@@ -104,7 +127,7 @@ def test_what_was_in_the_memory_before_does_not_matter(vocabulary: int, monkeypa
 def test_autocast_gives_the_weight_a_float32_gradient() -> None:
     states, weight, _, targets = tensors(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = chunked_logprobs(states, weight, None, targets, rows=4)
+        found, _ = chunked_logprobs(states, weight, None, targets, rows=4)
     found.sum().backward()
     exact = whole(states, weight, None, targets, LogitShape())
     assert 1e-4 < (found - exact).abs().max() < 0.1
@@ -121,7 +144,7 @@ def test_no_more_rows_of_logits_exist_than_a_chunk_has(monkeypatch: pytest.Monke
         chunked_logprobs(states, weight, None, targets, rows=4)
     assert sorted(seen) == [rows * states.shape[1] for rows in (3, 4, 4)]
     seen.clear()
-    chunked_logprobs(states, weight, None, targets, rows=4).sum().backward()
+    chunked_logprobs(states, weight, None, targets, rows=4)[0].sum().backward()
     assert max(seen) <= 4 * len(weight)
 
 
@@ -137,7 +160,7 @@ def test_the_first_rows_are_computed_once_and_a_second_backward_pass_is_as_exact
         return affine(x, w, *rest, **more)
 
     monkeypatch.setattr(head, "affine", counted)
-    found = chunked_logprobs(states, weight, None, targets, rows=4)
+    found, _ = chunked_logprobs(states, weight, None, targets, rows=4)
     assert sorted(products) == [3, 4, 4]
     products.clear()
     first = torch.autograd.grad(found.sin().sum(), (states, weight), retain_graph=True)

@@ -19,6 +19,7 @@ from halos.policy import packed
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs import LogProbs, completion_logprobs
 from halos.policy.packed import can_pack
+from halos.policy.statistics import STATISTICS
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -53,7 +54,8 @@ def llama() -> Any:
 
 
 def logprobs(model: Any, rows: list[Row] = ROWS, *, head_chunk: int | None = None, **options: Any) -> LogProbs:
-    return completion_logprobs(model, collate(rows, **options), head_chunk=head_chunk, with_hidden=True)
+    batch, given = collate(rows, **options), {"head_chunk": head_chunk, "statistics": tuple(STATISTICS)}
+    return completion_logprobs(model, batch, with_hidden=True, **given)
 
 
 def with_gradients(model: Any, **options: Any) -> tuple[LogProbs, list[Tensor]]:
@@ -77,6 +79,7 @@ def test_every_technique_gives_the_same_numbers(model: Any, technique: dict[str,
     expected, expected_gradients = with_gradients(model, mismatched=mismatched)
     found, gradients = with_gradients(model, mismatched=mismatched, **technique)
     assert_same([found.tokens, found.hidden], [expected.tokens, expected.hidden], VALUES)
+    assert_same([found.statistics], [expected.statistics], VALUES)
     assert_same(gradients, expected_gradients, GRADIENTS)
     assert max(float(gradient.abs().max()) for gradient in gradients) > 0.1
 
@@ -327,14 +330,14 @@ def test_layers_that_are_checkpointed_the_other_way_rule_packing_out(llama: Any)
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("most", [1, 25, 60])
 def test_parts_of_a_micro_batch_give_the_same_numbers(llama: Any, most: int, share: bool, mismatched: bool) -> None:
-    def found(**options: Any) -> tuple[Tensor, list[Tensor]]:
+    def found(**options: Any) -> tuple[list[Tensor], list[Tensor]]:
         batch = collate(ROWS, packing=True, share_prompts=share, mismatched=mismatched, **options)
-        logprobs = completion_logprobs(llama, batch, head_chunk=3).tokens
-        trained = logprobs[:, :-1] if mismatched else logprobs
-        return logprobs, list(torch.autograd.grad(trained.sin().sum(), list(llama.parameters())))
+        made = completion_logprobs(llama, batch, head_chunk=3, statistics=["entropy"])
+        trained = made.tokens[:, :-1] if mismatched else made.tokens
+        return [made.tokens, made.statistics], list(torch.autograd.grad(trained.sin().sum(), list(llama.parameters())))
 
     (values, gradients), (expected, whole) = found(max_tokens=most), found()
-    torch.testing.assert_close(values, expected, rtol=0, atol=1e-10)
+    assert_same(values, expected, 1e-10)
     for left, right in zip(gradients, whole, strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=1e-9)
 

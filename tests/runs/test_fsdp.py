@@ -18,7 +18,8 @@ from halos.runs.consolidate import check_sharded, consolidate
 from tests.fork import run_ranks
 from tests.test_train import run, train_as_rank
 
-WORDS = ("model.reference=live", "trainer.max_steps=5", "checkpoint_every=3", "optim.eps=1e-6", "optim.lr=1e-3")
+ASKED = "model.statistics=[entropy]"
+WORDS = ("model.reference=live", "trainer.max_steps=5", "checkpoint_every=3", "optim.eps=1e-6", "optim.lr=1e-3", ASKED)
 MOVING = ("reference_sync.every=2",)
 BFLOAT16 = {"bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}
 TWO = ("trainer.devices=2", "data.batch_size=2", "strategy=fsdp")
@@ -86,6 +87,7 @@ def test_losses_and_metrics_are_those_of_one_device(runs: dict[str, Any]) -> Non
         assert cached["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
         assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-3, abs=1e-4)
     assert len(set(expected["train_loss"])) == 5
+    assert expected["metrics"]["entropy"] > 0.1
     samples = runs["ranks"][0][0][0]["samples"]
     assert samples == pytest.approx(expected["samples"], abs=1e-4)
 

@@ -65,7 +65,8 @@ def test_two_groups_of_two_train_as_one() -> None:
 
 # Whole runs of the toy world
 
-WORDS = ("model.reference=live", "trainer.max_steps=5", "checkpoint_every=3", "optim.lr=1e-3")
+ASKED = "model.statistics=[entropy]"
+WORDS = ("model.reference=live", "trainer.max_steps=5", "checkpoint_every=3", "optim.lr=1e-3", ASKED)
 TWO = ("trainer.devices=2", "strategy=fsdp_tp", "strategy.data_parallel_size=1")
 RMSPROP = ("optim=rmsprop", "optim.eps=1e-2", "optim.warmup=0")
 OTHERS = {"dpo": ("loss=dpo", "model.reference=cached"), "ppo": ("loss=ppo",), "csft": ("loss=csft", *RMSPROP)}
@@ -113,6 +114,7 @@ def assert_same_model(one: Path, other: Path) -> None:
 def test_losses_metrics_and_model_are_those_of_one_device(runs: dict[str, Any]) -> None:
     expected, _ = runs["one"]
     assert len(set(expected["train_loss"])) == 5
+    assert expected["metrics"]["entropy"] > 0.1
     for rank in runs["ranks"]:
         found, _ = rank["counted"]
         assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
