@@ -721,8 +721,9 @@ def test_statistics_of_scored_tokens_are_logged_where_asked_for(plain: dict[str,
     assert summary["train_loss"] == plain["train_loss"]
     assert set(summary["metrics"]) == {*plain["metrics"], "entropy", "token_accuracy"}
     for split in ("train", "val"):
-        entropies, accuracies = (column(tmp_path, f"{split}/{name}").values() for name in ("entropy", "token_accuracy"))
-        assert len(entropies) == len(accuracies) == 3
+        losses, *found = (column(tmp_path, f"{split}/{name}") for name in ("loss", "entropy", "token_accuracy"))
+        assert all(values.keys() == losses.keys() for values in found)
+        entropies, accuracies = (values.values() for values in found)
         assert all(0 < value < math.log(100) for value in entropies)
         assert all(0.1 < value < 1 for value in accuracies)
 
