@@ -78,6 +78,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             run.data.keys(),
             model=run.model.local,
             examples_per_step=run.data.batch_size * trainer.accumulate_grad_batches * data_ranks(trainer)[1],
+            accumulate=trainer.accumulate_grad_batches,
         )
         if run.checkpoint is not None:
             check_identity(run.checkpoint, run.identity)

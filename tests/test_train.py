@@ -599,6 +599,12 @@ def points(folder: Path) -> list[tuple[str, int, float]]:
         (("loss=kto_zero",), r"loss\.name: kto in the checkpoint, kto_zero now"),
         (("data.source.noise=0.3",), r"data \(train\): \w+ in the checkpoint, \w+ now"),
         (("data.batch_size=8",), r"examples per step: 4 in the checkpoint, 8 now"),
+        (
+            ("data.batch_size=2", "trainer.accumulate_grad_batches=2"),
+            r"\(micro-batches per step: 1 in the checkpoint, 2 now\)",
+        ),
+        (("data.keep_together=1",), r"\(data\.keep_together: 2 in the checkpoint, 1 now\)"),
+        (("data.stratified=true",), r"\(data\.stratified: False in the checkpoint, True now\)"),
         (("model.random_weights=true",), r"model\.random_weights: False in the checkpoint, True now"),
     ],
 )
