@@ -122,8 +122,11 @@ class Source(ABC):
 class FileSource(Source):
     """A source that reads rows; a kind of file adds only its adapter.
 
-    ``columns`` renames keys: from the name that the format expects to the one that the files have.
+    ``columns`` renames keys: from the name that the format expects to the one that the files have. ``rows_alone``:
+    whether each row makes sense by itself, so that a large file can be read in pieces.
     """
+
+    rows_alone: ClassVar[bool] = False
 
     def __init__(
         self, train: Files | None, val: Files | None = None, columns: Mapping[str, str | None] | None = None
@@ -136,7 +139,7 @@ class FileSource(Source):
 
     @abstractmethod
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        """The records in the rows of one file, see :mod:`halos.data.formats`."""
+        """The records in the rows of one file, of a part of it where ``rows_alone``; see :mod:`halos.data.formats`."""
 
     def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         """The same for a stream; raises ``ValueError`` for rows that only the whole file makes sense of."""
@@ -173,7 +176,8 @@ class FileSource(Source):
     def _read(self, files: Sequence[str | Path]) -> Records:
         """All records of the files, in order; ``ValueError`` where an id comes twice or no record is left."""
         expanded = list(chain.from_iterable(map(expand, files)))
-        table = self.store.table(self._key(expanded), self._part, [part for file in expanded for part in pieces(file)])
+        split = pieces if self.rows_alone else _whole
+        table = self.store.table(self._key(expanded), self._part, [part for file in expanded for part in split(file)])
         origins: dict[str, Origin] = {}
         for notes in table.notes:
             told = {**notes["origin"], "dropped": Counter(notes["origin"]["dropped"])}
@@ -222,6 +226,7 @@ class JsonSource(FileSource):
     """Files in this project's format, TRL's, HALOs' or UltraFeedback's, recognised row by row."""
 
     name = "json"
+    rows_alone = True
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         return by_row(rows, to_record)
@@ -235,6 +240,7 @@ class HHSource(FileSource):
     """
 
     name = "hh"
+    rows_alone = True
 
     def __init__(
         self,
@@ -253,6 +259,7 @@ class SHPSource(FileSource):
     """Pairs of scored comments in the format of ``stanfordnlp/SHP``; ``min_ratio`` leaves out pairs of near scores."""
 
     name = "shp"
+    rows_alone = True
 
     def __init__(
         self,
@@ -302,6 +309,7 @@ class UltraFeedbackSource(FileSource):
     """
 
     name = "ultrafeedback"
+    rows_alone = True
 
     def __init__(
         self,
@@ -355,6 +363,10 @@ def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:
     for located in rows:
         origin.rows += 1
         yield located
+
+
+def _whole(file: str | Path) -> list[Piece]:
+    return [Piece(file)]
 
 
 def _paths(files: Files) -> list[str | Path]:

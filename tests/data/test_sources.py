@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from halos.data import files
 from halos.data.feedback import Completion, Feedback
-from halos.data.sources import HHSource, JsonSource, Source
+from halos.data.sources import HHSource, JsonSource, OasstSource, Source
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
@@ -90,3 +91,17 @@ def test_an_error_names_file_and_line(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", row("q"), row("q", label="maybe"))
     with pytest.raises(ValueError, match=r"a.jsonl:2: expected 'label' to be true/false"):
         JsonSource(str(file)).train()
+
+
+def test_only_files_whose_rows_stand_alone_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [{"message_id": f"q{n}", "parent_id": None, "role": "prompter", "text": f"q{n}"} for n in range(9)]
+    given = [{"message_id": f"a{n}", "parent_id": f"q{n}", "role": "assistant", "text": f"a{n}"} for n in range(9)]
+    messages = write(tmp_path / "messages.jsonl", *asked, *given)
+    plain = write(tmp_path / "plain.jsonl", *(row(f"q{n}") for n in range(9)))
+    monkeypatch.setattr(files, "PIECE", 64)
+    records = OasstSource(messages, lang=None).train()
+    assert [record.completions[0].text for record in records.records] == [f"a{n}" for n in range(9)]
+    assert records.dropped == Counter()
+    assert OasstSource.rows_alone is False
+    assert (JsonSource.rows_alone, len(list(files.pieces(plain)))) == (True, 5)
+    assert len(JsonSource(plain).train().records) == 9
