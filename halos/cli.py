@@ -155,11 +155,24 @@ def _run(cfg: DictConfig) -> None:
     missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"{missing[0]}: expected a value, found none; set {missing[0]}=…")
+    require_plain_booleans(OmegaConf.to_container(cfg))
     # The user's own modules (loss._target_=mylab.losses.MyLoss) lie where the command is run.
     sys.path.insert(0, str(Path.cwd()))
     module, _, function = COMMANDS[os.environ.get(COMMAND) or "train"].function.partition(":")
     # Heavy imports: a misspelt key should not wait for them.
     getattr(import_module(module), function)(cfg)
+
+
+def require_plain_booleans(node: Any, key: str = "") -> None:
+    """Raise ``ValueError`` for a key that is set to yes, no, on or off: to Hydra these are texts, and a text is true.
+
+    The names of the data's own columns may be any.
+    """
+    if isinstance(node, dict):
+        for name, value in node.items():
+            require_plain_booleans(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, str) and node.lower() in ("yes", "no", "on", "off") and not key.startswith("data.columns."):
+        raise ValueError(f"{key}: expected true or false, found {node!r}")
 
 
 def name_jobs_by_what_is_swept(words: list[str]) -> None:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from halos import cli
+from halos.cli import require_plain_booleans
 from halos.runs.result import trial_value
 from tests.test_config import compose
 
@@ -240,3 +241,10 @@ def test_a_failed_run_ends_with_one_line_and_a_bad_exit_code(
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == line
     assert isinstance(error, ValueError) == ("Traceback (most recent call last):" not in said)
+
+
+@pytest.mark.parametrize("word", ["yes", "no", "On", "off"])
+def test_other_words_for_true_and_false_are_refused(word: str) -> None:
+    with pytest.raises(ValueError, match=rf"^model\.lora\.enabled: expected true or false, found '{word}'$"):
+        require_plain_booleans({"overwrite": False, "model": {"path": "none", "lora": {"enabled": word}}})
+    require_plain_booleans({"data": {"columns": {"label": word}, "train": ["no.jsonl", "yes"]}})
