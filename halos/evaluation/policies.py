@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,17 +54,17 @@ class Policy:
         return self.spec.load(dtype=dtype, vocabulary=vocabulary).to(device_of(device)).eval()
 
 
-def find_policy(key: str, where: Any) -> Policy:
-    """The policy at ``where``, given under ``key``.
+def find_policy(key: str, where: Any, **options: Any) -> Policy:
+    """The policy at ``where``, given under ``key``; ``options``: what else its :class:`ModelSpec` is made with.
 
     Raises ``ValueError`` for an unfinished run and for a model that cannot be loaded; hub ids are not contacted.
     """
     if not isinstance(where, str) or not where:
         raise ValueError(f"{key}: expected a run's folder, a hub id or a model's directory, found {where!r}")
-    return _named(key, lambda: _find(key, where))
+    return _named(key, lambda: _find(key, where, options))
 
 
-def _find(key: str, where: str) -> Policy:
+def _find(key: str, where: str, options: Mapping[str, Any]) -> Policy:
     folder = Path(where).expanduser()
     run = None
     path = where
@@ -72,7 +72,7 @@ def _find(key: str, where: str) -> Policy:
         run, path = run_config(folder), str(folder / "model")
         if not (folder / "summary.json").is_file() or not Path(path).is_dir():
             raise ValueError(f"{key}: the run in {where} has not finished: expected summary.json and model/ in it")
-    spec = ModelSpec(path=path)
+    spec = ModelSpec(path=path, **options)
     spec.check()
     return Policy(where, spec, run)
 
@@ -95,10 +95,11 @@ def reference_of(policy: Policy, where: str | None) -> Policy | None:
         return find_policy("reference", where)
     if policy.run is None:
         return None
-    path = str(policy.run.model.get("reference_path") or policy.run.model.path)
-    if policy.run.model.get("random_weights"):
+    model = policy.run.model
+    if model.get("random_weights"):
         raise ValueError(f"reference: the run {policy.name} started from random weights; expected reference=MODEL")
-    return find_policy("reference", path)
+    path = str(model.get("reference_path") or model.path)
+    return find_policy("reference", path, chat_template=model.get("chat_template"))
 
 
 def device_of(name: str) -> torch.device:
