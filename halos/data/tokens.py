@@ -142,8 +142,12 @@ class ChatTokens:
         """A key of all that decides which ids a text becomes."""
         tokenizer = self.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        words = json.dumps(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
-        told = (type(tokenizer).__name__, words, tokenizer.chat_template, self._bos, self.end_of_turn)
+        # Without a backend, whose file tells everything, settings such as do_lower_case lie in what it was made with.
+        given = (tokenizer.get_vocab(), tokenizer.init_kwargs)
+        words = json.dumps(given, sort_keys=True, default=str) if backend is None else backend.to_str()
+        # A template writes special tokens by their names; whether they split in text is no part of the backend's file.
+        special = (sorted(tokenizer.special_tokens_map.items()), tokenizer.split_special_tokens)
+        told = (type(tokenizer).__name__, words, tokenizer.chat_template, self._bos, self.end_of_turn, special)
         return hashlib.sha256(repr(told).encode()).hexdigest()[:24]
 
     def _is_text(self, prompt: Prompt) -> bool:

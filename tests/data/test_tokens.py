@@ -1,9 +1,12 @@
 """Tokens: which ids a prompt and a completion become, where they meet, and what a limit cuts."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Wav2Vec2CTCTokenizer
 
 from halos.data.feedback import Message
 from halos.data.tokens import ChatTokens, Limits, end_of_turn_id
@@ -238,3 +241,31 @@ def test_a_cut_completion_keeps_its_start_and_gets_no_end_of_turn(prompt: int, k
     assert ids == whole[:kept]
     assert cut == (kept < 5)
     assert (tokens.end_of_turn in ids) == (not cut)
+
+
+# The key of kept token ids
+
+
+def test_the_key_knows_what_the_template_writes_for_a_special_token() -> None:
+    template = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    plain, other = chat(bpe_tokenizer(template)), chat(bpe_tokenizer(template))
+    assert plain.key == other.key
+    other.tokenizer.bos_token = EOT
+    assert plain.prompt("hello") != other.prompt("hello")
+    assert plain.key != other.key
+
+
+def test_the_key_knows_whether_special_tokens_in_text_are_split() -> None:
+    plain, other = chat(bpe_tokenizer(CHATML)), chat(bpe_tokenizer(CHATML))
+    other.tokenizer.split_special_tokens = True
+    assert plain.completion("</s>") != other.completion("</s>")
+    assert plain.key != other.key
+
+
+def test_the_key_knows_the_settings_of_a_tokenizer_without_a_backend(tmp_path: Path) -> None:
+    file = tmp_path / "vocab.json"
+    file.write_text(json.dumps({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "a": 5, "A": 6}))
+    plain, same, other = (chat(Wav2Vec2CTCTokenizer(file, do_lower_case=lower)) for lower in (False, False, True))
+    assert plain.key == same.key
+    assert plain.completion("a") != other.completion("a")
+    assert plain.key != other.key
