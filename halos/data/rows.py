@@ -208,15 +208,13 @@ def few_rows(
 ) -> tuple[list[Row], Counter[str]]:
     """The rows that :func:`make_rows` makes of these examples, and counts of what was cut; ``partners``: for each
     the one whose completion is the mismatched one, or none at all."""
-    more = {partner.id: partner for partner in partners}
-    for example in examples:
-        more.pop(example.id, None)
-    everything = [*examples, *more.values()]
+    own = {id(example) for example in examples}  # not their names: a stream may have one in several places
+    everything = [*examples, *(partner for partner in partners if id(partner) not in own)]
     check_prefixes(tokens.tokenizer, ((e.id, e.prompt, texts_of(e)[0]) for e in everything))
     rows = TokenRows(Table([token_batch(everything, tokens)]), tokens, control, None)
     if partners:
-        places = {example.id: place for place, example in enumerate(everything)}
-        rows.partners = np.array([places[partner.id] for partner in partners])
+        places = {id(example): place for place, example in enumerate(everything)}
+        rows.partners = np.array([places[id(partner)] for partner in partners])
     cut = {reason: int(counts[: len(examples)].sum()) for reason, counts in rows.cut().items()}
     return rows.many(np.arange(len(examples))), Counter(cut)
 

@@ -233,3 +233,11 @@ def test_few_rows_are_those_of_many() -> None:
     alone, _ = few_rows(examples[3:8], [], tokens, control)
     assert [row.branches for row in alone] == [row.branches[:1] for row in found]
     assert +cut == make_rows(examples[3:8], tokens, control=control).report > Counter()
+
+
+def test_few_rows_find_partners_of_the_same_name() -> None:
+    examples = [Labelled("x#0", prompt, f"{prompt} b", True) for prompt in "abcd"]
+    found, _ = few_rows(examples[:3], examples[1:], chat(), lambda _: "")
+    assert [row.branches for row in found] == [
+        (ids(f"{one} b {EOS}"), ids(f"{other} b {EOS}")) for one, other in zip("abc", "bcd", strict=True)
+    ]
