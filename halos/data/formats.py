@@ -199,11 +199,13 @@ def without_empty(record: Feedback, dropped: Counter[str]) -> Feedback | None:
         return record
     dropped[EMPTY] += len(record.completions) - len(kept)
     preferences = [pair for pair in record.preferences if set(pair) <= set(kept)]
-    # A completion known only through a pair that is gone would pass for one that nobody judged.
+    # A completion known only through a pair that is gone would pass for one that nobody judged, the worse side of such
+    # a pair, alone with its score, for the best.
+    beaten = {worse for _, worse in record.preferences}
     orphans = {
         i
         for i in set(chain(*record.preferences)).intersection(kept).difference(chain(*preferences))
-        if record.completions[i].desirable is None and record.completions[i].score is None
+        if record.completions[i].desirable is None and (record.completions[i].score is None or i in beaten)
     }
     if orphans:
         dropped[EMPTY_SIDE] += len(orphans)

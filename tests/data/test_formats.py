@@ -223,3 +223,14 @@ def test_preferences_follow_their_completions_when_one_is_dropped() -> None:
         "f:3", "q", (Completion("a"), Completion("c"), Completion("e", True), Completion("f")), ((1, 0),)
     )
     assert dropped == {"empty completion": 1, "completion whose pair has an empty side": 1}
+
+
+def test_the_worse_side_of_half_a_pair_does_not_pass_for_the_best_score() -> None:
+    scores = {"score_chosen": 9.0, "score_rejected": 1.0}
+    expected = Counter({"empty completion": 1, "completion whose pair has an empty side": 1})
+    assert read({"prompt": "q", "chosen": "", "rejected": "bad", **scores}) == (None, expected)
+    better = Feedback("f:3", "q", (Completion("good", score=9.0),))
+    assert read({"prompt": "q", "chosen": "good", "rejected": "", **scores}) == (better, {"empty completion": 1})
+    labelled = [{"text": ""}, {"text": "b", "desirable": True, "score": 1.0}]
+    record, _ = read({"prompt": "q", "completions": labelled, "preferences": [[0, 1]]})
+    assert record == Feedback("f:3", "q", (Completion("b", True, 1.0),))
