@@ -107,6 +107,11 @@ def make_engine(name: str, policy: Policy, tokens: ChatTokens, decoding: Decodin
     if name == "transformers":
         return TransformersEngine(policy.load(**where, vocabulary=len(tokens.tokenizer)), tokens, decoding)
     if name == "vllm":
+        if policy.spec.lora.enabled:
+            raise ValueError(
+                f"engine: expected transformers for {policy.name} with the adapter {policy.spec.lora.path}, which vllm "
+                "would leave out; found vllm"
+            )
         dtype = "bfloat16" if where["precision"] == "bf16-true" else "float32"
         return VLLMEngine(policy.spec.path, tokens, decoding, dtype=dtype)
     raise ValueError(f"engine: expected transformers or vllm, found {name!r}")

@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from halos.policy.loading import ModelSpec
+from halos.policy.lora import LoRA
 from halos.policy.products import limit_kernel_caches
 
 DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
@@ -90,7 +91,7 @@ def run_config(folder: Path) -> DictConfig:
 
 def reference_of(policy: Policy, where: str | None) -> Policy | None:
     """The model that rewards and KL are measured against: the one given, else the run's reference, which is the model
-    that it started from unless it named another."""
+    that it started from (with the adapter that it continued, if any) unless it named another."""
     if where is not None:
         return find_policy("reference", where)
     if policy.run is None:
@@ -99,7 +100,9 @@ def reference_of(policy: Policy, where: str | None) -> Policy | None:
     if model.get("random_weights"):
         raise ValueError(f"reference: the run {policy.name} started from random weights; expected reference=MODEL")
     path = str(model.get("reference_path") or model.path)
-    return find_policy("reference", path, chat_template=model.get("chat_template"))
+    adapter = (model.get("lora") or {}).get("path")
+    lora = LoRA() if adapter is None else LoRA(enabled=True, path=adapter)
+    return find_policy("reference", path, chat_template=model.get("chat_template"), lora=lora)
 
 
 def device_of(name: str) -> torch.device:

@@ -4,10 +4,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from omegaconf import OmegaConf
 
 from halos.data.templates import PLAIN_TEMPLATE
+from halos.data.tokens import ChatTokens, Limits
+from halos.evaluation.engines import Decoding, make_engine
 from halos.evaluation.policies import Policy, find_policy, reference_of
+from halos.policy.adapters import save_adapter
+from halos.policy.loading import ModelSpec
+from halos.policy.lora import LoRA
 from halos.toy.model import REFERENCE_DIR
 
 
@@ -30,3 +37,21 @@ def test_the_reference_reads_prompts_by_the_runs_chat_template(tmp_path: Path) -
     assert reference(run(tmp_path / "given", chat_template="plain")).tokenizer.chat_template == PLAIN_TEMPLATE
     own = reference(run(tmp_path / "own"))
     assert own.tokenizer.chat_template == find_policy("reference", str(REFERENCE_DIR)).tokenizer.chat_template
+
+
+def test_the_reference_of_a_continued_adapter_has_it_as_it_was(tmp_path: Path) -> None:
+    started = ModelSpec(path=str(REFERENCE_DIR), lora=LoRA(enabled=True, rank=2)).load().eval()
+    for name, parameter in started.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(started, tmp_path / "adapter")
+    lora = {"enabled": True, "path": str(tmp_path / "adapter"), "rank": None, "export": "merged"}
+    found = reference(run(tmp_path / "run", lora=lora))
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        loaded = found.load(device="cpu", precision="32-true", vocabulary=len(found.tokenizer))
+        torch.testing.assert_close(loaded(ids).logits, started(ids).logits)
+    tokens = ChatTokens(found.tokenizer, Limits(64))
+    with pytest.raises(ValueError, match=r"engine: expected transformers for .* with the adapter"):
+        make_engine("vllm", found, tokens, Decoding(), device="cpu", precision="32-true")
