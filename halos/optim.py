@@ -41,26 +41,32 @@ class Optim(ABC):
         """Raise ``ValueError`` for a missing package or device."""
         return
 
-    def build(self, parameters: Iterable[Parameter], steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """The optimizer over the parameters and a schedule to be stepped once per optimizer step."""
-        optimizer = self._optimizer(list(parameters))
+    def build(
+        self, parameters: Iterable[Parameter], steps: int, *, fused: bool = True
+    ) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """The optimizer over the parameters and a schedule to be stepped once per optimizer step.
+
+        ``fused``: in one kernel, where there is one. Such a kernel takes the loss's scale out of gradients by itself,
+        behind clipping, which would see scaled ones.
+        """
+        optimizer = self._optimizer(list(parameters), fused)
         warmup = round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
         factor = partial(learning_rate_factor, warmup=warmup, steps=steps, schedule=self.schedule)
         return optimizer, LambdaLR(optimizer, factor)
 
     @abstractmethod
-    def _optimizer(self, parameters: list[Parameter]) -> torch.optim.Optimizer: ...
+    def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamW(Optim):
-    """torch's, fused: two float32 moments a weight."""
+    """torch's: two float32 moments a weight."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    def _optimizer(self, parameters: list[Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, **self._options(), fused=True)
+    def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, **self._options(), fused=fused)
 
     def _options(self) -> dict[str, Any]:
         return {"lr": self.lr, "betas": tuple(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}
@@ -85,7 +91,7 @@ class BitsAndBytesAdamW(AdamW):
         if not torch.cuda.is_available():
             raise ValueError("optim: bitsandbytes' optimizers need a CUDA device, found none")
 
-    def _optimizer(self, parameters: list[Parameter]) -> torch.optim.Optimizer:
+    def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         self.check()
         elsewhere = {p.device.type for p in parameters} - {"cuda"}
         if elsewhere:
@@ -108,7 +114,7 @@ class RMSprop(Optim):
     alpha: float = 0.99
     eps: float = 1e-8
 
-    def _optimizer(self, parameters: list[Parameter]) -> torch.optim.Optimizer:
+    def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         options: dict[str, Any] = {
             "lr": self.lr,
             "alpha": self.alpha,
@@ -136,7 +142,7 @@ class Adafactor(Optim):
     decay_rate: float = -0.8
     scale_parameter: bool = False
 
-    def _optimizer(self, parameters: list[Parameter]) -> torch.optim.Optimizer:
+    def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         from transformers.optimization import Adafactor as TransformersAdafactor
 
         return TransformersAdafactor(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 from hydra.utils import get_class
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from pyarrow import parquet
@@ -732,6 +734,25 @@ def test_statistics_of_scored_tokens_are_logged_where_asked_for(plain: dict[str,
         entropies, accuracies = (values.values() for values in found)
         assert all(0 < value < math.log(100) for value in entropies)
         assert all(0.1 < value < 1 for value in accuracies)
+
+
+def test_gradients_are_clipped_and_logged_without_the_scale_of_16_mixed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ("trainer.max_steps=3", "optim.lr=1e-2", "trainer.gradient_clip_val=0.1")
+    expected = run(tmp_path / "32", *words)
+
+    def scaled(*, precision: str, plugins: list[Any], **options: Any) -> pl.Trainer:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        return pl.Trainer(plugins=[*plugins, MixedPrecision("16-mixed", "cpu", scaler)], **options)
+
+    monkeypatch.setattr(halos.runs.trainer, "check_precision", lambda *_, **__: None)  # the real one wants a GPU
+    monkeypatch.setattr(halos.runs.trainer, "pl", SimpleNamespace(Trainer=scaled))
+    found = run(tmp_path / "16", *words, "precision=16-mixed")
+    assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)
+    norms = [list(column(tmp_path / name, "train/grad_norm").values()) for name in ("16", "32")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-2)
+    assert min(norms[1]) > 0.1
 
 
 def test_max_epochs_counts_passes_over_the_data(tmp_path: Path) -> None:

@@ -195,7 +195,8 @@ class Objective(pl.LightningModule, ABC):
         parameters = [p for p in self.parameters() if p.requires_grad]
         # `estimated_stepping_batches` sets up the train loader, too early for a checkpoint's position to reach it.
         steps = getattr(getattr(self.trainer, "datamodule", None), "steps", 0)
-        optimizer, schedule = self._optim.build(parameters, steps or int(self.trainer.estimated_stepping_batches))
+        steps = steps or int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = self._optim.build(parameters, steps, fused=self.trainer.precision != "16-mixed")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @final
