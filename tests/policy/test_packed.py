@@ -318,6 +318,15 @@ def test_a_sliding_window_that_attention_is_not_told_of_rules_packing_out(caplog
     assert "its sliding window is not told to attention" in caplog.text
 
 
+def test_a_window_of_all_layers_that_attention_is_not_told_of_rules_packing_out_too() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    common = {"num_key_value_heads": 2, "vocab_size": tiny.VOCABULARY, "num_local_experts": 2}
+    windows = {64: False, None: True}  # None: it has no window
+    for window, packable in windows.items():
+        config = AutoConfig.for_model("phimoe", **sizes, **common, sliding_window=window)
+        assert can_pack(AutoModelForCausalLM.from_config(config)) == packable
+
+
 def test_layers_that_are_checkpointed_the_other_way_rule_packing_out(llama: Any) -> None:
     llama.gradient_checkpointing_enable({"use_reentrant": True})
     assert not can_pack(llama)
