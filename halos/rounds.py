@@ -114,6 +114,11 @@ def _check(cfg: DictConfig) -> None:
         raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
     if cfg.model.lora.enabled and cfg.model.lora.export != "merged":
         raise ValueError("rounds: expected model.lora.export=merged, as the next round starts from the export")
+    if cfg.model.lora.path is not None and (rounds.count > 1 or cfg.get("before")):
+        raise ValueError(
+            "model.lora.path: expected none with rounds, as the next round starts from the merged export, which holds "
+            f"the adapter already; found {cfg.model.lora.path}; merge it into its base and set model.path to that"
+        )
     if rounds.count == 1:
         return
     if cfg.data.streaming:

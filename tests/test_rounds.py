@@ -150,6 +150,8 @@ def test_rounds_of_one_command_are_told_apart_by_their_number_alone(tmp_path: Pa
         (("rounds.top_p=0",), "top_p: expected"),
         (("resume=some.ckpt",), "resume: expected auto with rounds"),
         (("model=toy_lora", "model.lora.export=adapter"), "model.lora.export=merged"),
+        (("model=toy_lora", "model.lora.path=a"), "model.lora.path: expected none with rounds, .*; found a; merge it"),
+        (("model=toy_lora", "model.lora.path=a", "rounds.count=1", "before=sft"), "model.lora.path: expected none"),
     ],
 )
 def test_mistakes_are_found_before_the_first_round(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
