@@ -51,13 +51,20 @@ def _adapter(where: str, row: Row) -> Adapter:
     for adapter, key, value in BY_TYPE:
         if row.get(key) == value:
             return adapter
-    for adapter, keys in BY_KEYS:
-        if any(has(row, key) for key in keys):
-            return adapter
+    # A table of several formats has empty texts in the columns of the others.
+    for given in (_says, has):
+        for adapter, keys in BY_KEYS:
+            if any(given(row, key) for key in keys):
+                return adapter
     raise ValueError(
         f"{where}: expected 'prompt' with 'completions', 'chosen' and 'rejected', 'completion', 'output', or "
         f"'output_A' and 'output_B', or else 'messages'; found {keys_of(row)}"
     )
+
+
+def _says(row: Row, key: str) -> bool:
+    value = row.get(key)
+    return bool(value.strip()) if isinstance(value, str) else value is not None
 
 
 def own_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:

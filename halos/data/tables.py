@@ -18,7 +18,12 @@ LONGEST_CELL = 1 << 22
 never closed would take eight times the file."""
 DELIMITERS = ",;\t"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-NUMBERS = re.compile(r"desirable|rank|deleted|labels?|(score|reward)(_\w+)?|(overall|fine-grained)_score")
+NUMBERS = re.compile(
+    r"desirable|rank|deleted|review_result|labels?|score(_chosen|_rejected|_A|_B|_ratio)?|reward(_A|_B)?"
+    r"|(overall|fine-grained)_score"
+)
+COMPLETIONS = re.compile(r"chosen|rejected|completion|output(_A|_B)?|human_ref_[AB]|text")
+"""Texts that are left out and counted where they are empty."""
 STRUCTURES = ("completions", "preferences", "messages", "replies")
 MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 
@@ -26,7 +31,7 @@ MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 def read_csv(file: Path) -> Iterator[Located]:
     """Rows under a header; the delimiter is a comma, a semicolon or a tab, whichever the header has most of.
 
-    Cells are text, and an empty cell says nothing; :func:`typed` makes numbers of labels and scores.
+    Cells are text; :func:`typed` makes numbers of labels and scores.
     """
     csv.field_size_limit(LONGEST_CELL)
     text = _text(file)
@@ -84,7 +89,8 @@ def _row(where: str, header: list[str], cells: list[str]) -> Located:
 
 
 def typed(where: str, row: Row) -> dict[str, Any]:
-    """A row of CSV cells with what its columns' names say: labels and scores become numbers, lists are read as JSON.
+    """A row of CSV cells with what its columns' names say: labels and scores become numbers, lists are read as JSON,
+    and an empty cell says nothing, but that a completion is empty.
 
     Raises ``ValueError`` for a list of messages that is not JSON: as a text it would be trained on with its brackets.
     """
@@ -94,8 +100,10 @@ def typed(where: str, row: Row) -> dict[str, Any]:
 def _typed(where: str, name: str, cell: str) -> Any:
     if NUMBERS.fullmatch(name):
         return _number(where, name, cell.strip())
+    if not cell.strip():
+        return cell if COMPLETIONS.fullmatch(name) else None
     if MESSAGES.match(cell) or name in STRUCTURES:
-        return parse_json(f"{where}: {name}", cell) if cell.strip() else None
+        return parse_json(f"{where}: {name}", cell)
     return cell
 
 
