@@ -9,6 +9,7 @@ from typing import Any, final
 
 import numpy as np
 
+from halos.data.formats import FILTERED
 from halos.data.records import RecordTable, joined, table_of
 from halos.data.sources import (
     FileSource,
@@ -64,7 +65,9 @@ class MixedSource(Source):
         most = {name: min(len(r.records), self._caps.get(name, len(r.records))) for name, r in read.items()}
         most |= shares({name: most[name] for name in self._weights}, self._weights)
         return _joined(
-            Records(_drawn(table_of(r.records), most[name], self._seed), r.dropped, r.origins)
+            Records(
+                _drawn(table_of(r.records), most[name], self._seed), r.dropped + _beyond(name, r, most[name]), r.origins
+            )
             for name, r in read.items()
         )
 
@@ -112,6 +115,10 @@ def _drawn(records: RecordTable, most: int, seed: int) -> RecordTable:
     if most >= len(records):
         return records
     return records.take(np.sort(random.Random(seed).sample(range(len(records)), most)))
+
+
+def _beyond(name: str, read: Records, most: int) -> Counter[str]:
+    return +Counter({f"{FILTERED}records of {name} beyond its cap or share": len(read.records) - most})
 
 
 def _joined(parts: Iterable[Records]) -> Records:

@@ -1,6 +1,7 @@
 """Mixtures: weights, caps, and what cannot be mixed."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,16 @@ def test_weights_caps_and_neither(tmp_path: Path) -> None:
         "d": {"train": files["d"]},
     }
     assert counts(mix) == {"a": 4, "b": 8, "c": 3, "d": 20}
+    left_out = {name: f"filtered: records of {name} beyond its cap or share" for name in "abc"}
+    expected = Counter({left_out["a"]: 16, left_out["b"]: 12, left_out["c"]: 17})
+    assert MixedSource(mix).train().dropped == expected
     chosen = [MixedSource(mix, seed).train().records for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
     found = MixedSource(mix | {"a": {"train": files["a"], "val": files["d"]}})
     assert len(found.train().origins) == 4
     validation = found.val()
     assert validation is not None
-    assert len(validation.records) == 20
+    assert (len(validation.records), validation.dropped) == (20, Counter())
     assert MixedSource(mix).val() is None
 
 
