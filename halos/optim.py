@@ -17,6 +17,14 @@ from torch.optim.lr_scheduler import LambdaLR
 SCHEDULES = ("constant", "linear", "cosine")
 
 
+def _numbers(name: str, values: Any, told: str, *, count: int, least: float = 0.0, below: float = math.inf) -> None:
+    # ``told``: what is expected, in words.
+    found = tuple(values) if isinstance(values, list | tuple) else (values,)
+    plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
+    if len(found) != count or not plain or not all(least <= value < below for value in found):
+        raise ValueError(f"optim.{name}: expected {told}, found {values!r}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optim(ABC):
     """An optimizer with linear warm-up, then a constant rate or a linear or cosine decay to zero at the end of the run.
@@ -32,8 +40,7 @@ class Optim(ABC):
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "warmup"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"optim.{name}: expected a number from 0 on, found {getattr(self, name)}")
+            _numbers(name, getattr(self, name), "a number from 0 on", count=1)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"optim.schedule: expected one of {', '.join(SCHEDULES)}; found {self.schedule!r}")
 
@@ -64,6 +71,11 @@ class AdamW(Optim):
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        Optim.__post_init__(self)
+        _numbers("betas", self.betas, "two numbers from 0 to below 1", count=2, below=1)
+        _numbers("eps", self.eps, "a number from 0 on", count=1)
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, **self._options(), fused=fused)
@@ -114,6 +126,11 @@ class RMSprop(Optim):
     alpha: float = 0.99
     eps: float = 1e-8
 
+    def __post_init__(self) -> None:
+        Optim.__post_init__(self)
+        _numbers("alpha", self.alpha, "a number from 0 to below 1", count=1, below=1)
+        _numbers("eps", self.eps, "a number from 0 on", count=1)
+
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         options: dict[str, Any] = {
             "lr": self.lr,
@@ -141,6 +158,10 @@ class Adafactor(Optim):
     clip_threshold: float = 1.0
     decay_rate: float = -0.8
     scale_parameter: bool = False
+
+    def __post_init__(self) -> None:
+        Optim.__post_init__(self)
+        _numbers("eps", self.eps, "two numbers from 0 on, such as [1e-30,1e-3]", count=2)
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         from transformers.optimization import Adafactor as TransformersAdafactor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import signals
 from halos.building import build, build_data, objective_class
+from halos.data.judge import Judge
 from halos.data.module import PreferenceDataModule
 from halos.data.reference import ReferenceTable
 from halos.data.streaming import StreamingDataModule
@@ -48,6 +50,8 @@ from halos.runs.reference_sync import ReferenceSync
 from halos.runs.replies import SampledReplies
 from halos.runs.tensorboard import TensorBoardReport, log_hparams
 from halos.runs.trainer import make_trainer, warn_if_emulated
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -156,6 +160,7 @@ def prepare(cfg: DictConfig) -> Run:
             "of all training data"
         )
     data.load(objective.view)
+    _check_sampling(cfg.sampling.size, data.source.judge())
     spec.check()
     if cfg.strategy.name == "fsdp_tp":
         check_model(spec, optim, cfg.strategy.tensor_parallel_size)
@@ -174,6 +179,15 @@ def prepare(cfg: DictConfig) -> Run:
         grouped=objective.grouped,
     )
     return Run(cfg, folder, checkpoint, objective, data, spec, ChatTokens(tokenizer, data.limits), RunRecord())
+
+
+def _check_sampling(size: int, judge: Judge | None) -> None:
+    # What is sampled at the end of a run is asked for now: an error there would cost the run.
+    try:
+        if judge is not None and size:
+            judge.prompts(size)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"sampling.size: {str(error).removeprefix('size: ')}") from error
 
 
 def _cached_reference(
@@ -307,6 +321,9 @@ def _compare(run: Run, policy: Any) -> Comparison | None:
     # That of a sharded policy is sharded too: the first process alone cannot sample from it.
     reference = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
     policy = policy.to(trained.device)
+    if reference is None and run.model.random_weights:
+        log.info("samples: not compared, as the random weights that training started from are gone")
+        return None
     if reference is None:
         spec = run.model.of_reference() if run.model.reference_path is not None else run.model
         start = spec.load(dtype=policy.dtype, vocabulary=len(run.tokens.tokenizer))

@@ -93,6 +93,12 @@ def test_a_rate_of_zero_leaves_the_weights() -> None:
         ({"lr": math.nan}, r"^optim\.lr"),
         ({"weight_decay": -0.1}, r"^optim\.weight_decay"),
         ({"warmup": -1}, r"^optim\.warmup"),
+        ({"betas": (0.9,)}, r"^optim\.betas: expected two numbers from 0 to below 1, found \(0\.9,\)"),
+        ({"betas": 0.9}, r"^optim\.betas: expected two"),
+        ({"betas": [0.9, 1.5]}, r"^optim\.betas: expected two"),
+        ({"eps": -1.0}, r"^optim\.eps: expected a number from 0 on, found -1"),
+        ({"eps": [1e-30, 1e-3]}, r"^optim\.eps: expected a number"),
+        ({"lr": "fast"}, r"^optim\.lr: expected a number from 0 on, found 'fast'"),
         ({"schedule": "exponential"}, r"^optim\.schedule: expected one of constant, linear, cosine; found 'exponen"),
     ],
 )
@@ -102,6 +108,17 @@ def test_values_that_make_no_sense_are_refused_by_key(options: dict[str, Any], m
 
 
 # Others than AdamW
+
+
+def test_their_own_values_are_refused_by_key_too() -> None:
+    with pytest.raises(ValueError, match=r"^optim\.alpha: expected a number from 0 to below 1, found -3"):
+        RMSprop(alpha=-3)
+    with pytest.raises(ValueError, match=r"^optim\.eps: expected a number from 0 on, found -1"):
+        RMSprop(eps=-1)
+    with pytest.raises(
+        ValueError, match=r"^optim\.eps: expected two numbers from 0 on, such as \[1e-30,1e-3\], found 0"
+    ):
+        Adafactor(eps=0.01)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scale_parameter", [False, True])

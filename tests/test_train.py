@@ -755,6 +755,13 @@ def test_gradients_are_clipped_and_logged_without_the_scale_of_16_mixed(
     assert min(norms[1]) > 0.1
 
 
+def test_random_weights_are_compared_only_where_they_are_kept(tmp_path: Path) -> None:
+    words = ("model.random_weights=true", "trainer.max_steps=1", "optim.lr=0", "sampling.size=4")
+    assert "samples" not in run(tmp_path / "gone", *words)
+    kept = run(tmp_path / "kept", *words, "model.reference=live")
+    assert kept["samples"]["kl"] == pytest.approx(0, abs=1e-5)
+
+
 def test_max_epochs_counts_passes_over_the_data(tmp_path: Path) -> None:
     summary = run(tmp_path, "trainer.max_epochs=2", "data.batch_size=5")
     assert summary["steps"] == len(summary["train_loss"]) == math.ceil(2 * 24 / 5)
@@ -975,6 +982,10 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "an unknown statistic": (
         lambda tmp: ["model.statistics=[entropie]"],
         r"model\.statistics: expected a list of entropy, token_accuracy; found \['entropie'\]",
+    ),
+    "more prompts than the world has": (
+        lambda tmp: ["sampling.size=5000"],
+        r"sampling\.size: expected .*5000",
     ),
     "a parameter that the loss lacks": (lambda tmp: ["+loss.gama=1"], r"halos\.objectives\.KTO .*'?gama'?"),
     "a parameter that the source lacks": (lambda tmp: ["+data.source.sise=1"], r"sise"),

@@ -94,7 +94,7 @@ class ModelSpec:
             )
         if self.lora.quantize and (self.random_weights or self.path.endswith(".gguf")):
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
-        if self.head_chunk is not None and (not isinstance(self.head_chunk, int) or self.head_chunk < 1):
+        if self.head_chunk is not None and (type(self.head_chunk) is not int or self.head_chunk < 1):
             raise ValueError(f"model.head_chunk: expected a whole number from 1 on or null, found {self.head_chunk!r}")
         check_statistics(self.statistics)
 

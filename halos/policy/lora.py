@@ -78,6 +78,8 @@ class LoRA:
                 "model.lora.export: expected adapter with model.lora.quantize=4bit, found merged: weights that were "
                 "rounded to 4 bits are no place to merge it into"
             )
+        if self.target_modules is not None and not self.target_modules:
+            raise ValueError("model.lora.target_modules: expected names or null, found none")
         given = [name for name in ("rank", "alpha", "target_modules") if getattr(self, name) is not None]
         if self.path is not None and given:
             raise ValueError(f"model.lora.{given[0]}: the adapter in model.lora.path={self.path} says it; leave it out")

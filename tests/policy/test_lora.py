@@ -258,6 +258,7 @@ def test_rows_of_new_tokens_are_trained_and_merged() -> None:
         ({"rank": 0}, "model.lora.rank: expected a whole number"),
         ({"alpha": 0.0}, "model.lora.alpha"),
         ({"dropout": 1.0}, "model.lora.dropout"),
+        ({"target_modules": []}, "model.lora.target_modules: expected names or null, found none"),
         ({"init": "pissa"}, "model.lora.init: .*would not start at its reference"),
         ({"export": "both"}, "model.lora.export: expected merged or adapter"),
         ({"quantize": "8bit", "export": "adapter"}, "model.lora.quantize: expected 4bit"),
