@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import final
 
@@ -34,8 +35,8 @@ class OnPolicySource(Source):
         held = self._world.val()
         if held is not None or not self._val_size:
             return held
-        everything = self._world.train()
-        return Records(split_by_prompt(everything.records, self._val_size, self._seed)[1], everything.dropped)
+        everything = self._world.train().records
+        return Records(split_by_prompt(everything, self._val_size, self._seed)[1], Counter())
 
     def judge(self) -> Judge | None:
         return self._world.judge()
