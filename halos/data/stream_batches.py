@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -86,7 +87,8 @@ class StreamBatches(IterableDataset[tuple[Batch | ValueError, Counted]]):
             rows = self.rows.rows(step, counted)
             size = step_size(rows, {row.group: one.members for row, one in zip(rows, step, strict=True)})
             for number in range(micro, layout.accumulate):
-                yield self._batch(rows, number, size), counted
+                # A worker's thread pickles what was counted while the next batch already counts on.
+                yield self._batch(rows, number, size), counted if get_worker_info() is None else deepcopy(counted)
             micro = 0
 
     def _batch(self, rows: list[Row], number: int, size: StepSize) -> Batch:

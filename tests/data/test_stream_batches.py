@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from halos.data import stream_batches
 from halos.data.batches import Batch, collate, step_size
 from halos.data.rows import make_rows
 from halos.data.sources import JsonSource
@@ -125,3 +126,13 @@ def test_groups_know_how_many_were_drawn_together(tmp_path: Path) -> None:
     for batch, _ in made:
         assert batch.step.members == (3, 3, 3, 3)
     assert isinstance(next(iter(made))[1], Counted)
+
+
+def test_what_a_worker_counted_up_to_a_batch_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(source=JsonSource(feedback(tmp_path)), view="binary", buffer=1)
+    made = StreamBatches(StreamRows(stream=stream, tokens=TOKENS), Layout(batch_size=2, steps=6), chunks=1)
+    alone = [(counted.used["tokens"], counted.read["examples"]) for _, counted in made]
+    monkeypatch.setattr(stream_batches, "get_worker_info", object)
+    later = [(counted.used["tokens"], counted.read["examples"]) for _, counted in list(made)]
+    assert later == alone
+    assert len(set(alone)) == 6
