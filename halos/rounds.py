@@ -57,7 +57,6 @@ def run_rounds(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> Path:
 
 def round_config(cfg: DictConfig, number: int) -> DictConfig:
     """The configuration of one round: that of the rounds, with its own loss, model, data and folder."""
-    root = Path(cfg.output_dir)
     start = _folder(cfg, number - 1) / "model"
     # First the folder: other keys are made of it.
     made: Any = OmegaConf.merge(cfg, {"output_dir": str(_folder(cfg, number)), "resume": "auto", "overwrite": False})
@@ -75,11 +74,15 @@ def round_config(cfg: DictConfig, number: int) -> DictConfig:
         made["data"]["source"] = {
             "_target_": "halos.data.on_policy.OnPolicySource", "feedback": file, "world": world, **held
         }  # fmt: skip
-        if cfg.rounds.reference == "first":
-            made["model"]["reference_path"] = str(root / "round0" / "model") if cfg.get("before") else cfg.model.path
+        made["model"]["reference_path"] = _first_reference(cfg) if cfg.rounds.reference == "first" else None
     made["rounds"] |= {"round": number, "start": cfg.model.path}
     made |= {"claim": made["claim"] if number == cfg.rounds.count else None}
     return OmegaConf.create(made)
+
+
+def _first_reference(cfg: DictConfig) -> str:
+    start = str(_folder(cfg, 0) / "model") if cfg.get("before") else cfg.model.path
+    return str(cfg.model.reference_path or start)
 
 
 def _folder(cfg: DictConfig, number: int) -> Path:
@@ -121,6 +124,7 @@ def _check(cfg: DictConfig) -> None:
         )
     if rounds.count == 1:
         return
+    _check_reference(cfg)
     if cfg.data.streaming:
         raise ValueError("data.streaming: expected false with rounds, which sample the prompts of all data; found true")
     Decoding(max_new_tokens=rounds.max_new_tokens, temperature=rounds.temperature, top_p=rounds.top_p)
@@ -129,6 +133,21 @@ def _check(cfg: DictConfig) -> None:
     source = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed).source
     track = partial(console.track, "asking the judge", shown=False)
     make_judge(cfg.judge, source, device="cpu", precision="32-true", track=track)
+
+
+def _check_reference(cfg: DictConfig) -> None:
+    first = cfg.rounds.reference == "first"
+    if first and cfg.model.reference not in ("auto", "cached"):
+        raise ValueError(
+            "model.reference: expected auto or cached with rounds.reference=first, as the later rounds have another "
+            f"model as their reference than they start from; found {cfg.model.reference}"
+        )
+    if first and cfg.model.random_weights and not cfg.model.reference_path and not cfg.get("before"):
+        raise ValueError(
+            "rounds.reference: expected last with model.random_weights=true, as the weights that round 1 starts from "
+            "are kept nowhere; found first"
+        )
+    build(round_config(cfg, 2).model)  # what is wrong with it would else be found when round 1 has been trained
 
 
 def _open(cfg: DictConfig, root: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from halos.evaluation.runs import group, read_runs
-from halos.rounds import run_rounds
+from halos.rounds import round_config, run_rounds
 from halos.toy.model import REFERENCE_DIR
 from halos.toy.world import is_desirable
 from halos.train import train
@@ -84,6 +84,26 @@ def test_a_round_starts_from_the_last_policy_against_the_reference_that_was_chos
     assert (first_loss == pytest.approx(0.5, abs=1e-6)) == (reference == "last")
 
 
+@pytest.mark.parametrize(
+    ("words", "references"),
+    [
+        (("rounds.reference=last", "model.reference_path=x"), ["x", None, None]),
+        (("rounds.reference=first", "model.reference_path=x"), ["x", "x", "x"]),
+        (("rounds.reference=first", "model.reference_path=x", "model.random_weights=true"), ["x", "x", "x"]),
+        (("rounds.reference=first", "model.path=y"), [None, "y", "y"]),
+        (("rounds.reference=first", "before=sft", "model.random_weights=true"), [None, *["out/round0/model"] * 2]),
+    ],
+)
+def test_the_reference_of_later_rounds_is_what_they_start_from_or_that_of_round_1(
+    words: tuple[str, ...], references: list[str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = compose(*QUICK, "output_dir=out", *words)
+    assert [round_config(cfg, number).model.reference_path for number in (1, 2, 3)] == references
+    with pytest.raises(RuntimeError, match="killed"):  # nothing is wrong with it
+        run_rounds(cfg, Trained(fail=0 if cfg.get("before") else 1))
+
+
 def test_what_a_round_learns_from_are_the_judges_labels_of_the_last_policys_samples(tmp_path: Path) -> None:
     trained = Trained()
     run_rounds(compose(*QUICK, f"output_dir={tmp_path}", "rounds.count=3"), trained)
@@ -149,6 +169,9 @@ def test_rounds_of_one_command_are_told_apart_by_their_number_alone(tmp_path: Pa
         (("rounds.feedback=likes",), "rounds.feedback: expected one of binary, pairs, scores; found 'likes'"),
         (("rounds.top_p=0",), "top_p: expected"),
         (("resume=some.ckpt",), "resume: expected auto with rounds"),
+        (("rounds.reference=first", "model.reference=live"), "model.reference: expected auto or cached .*; found live"),
+        (("rounds.reference=first", "model.random_weights=true"), "rounds.reference: expected last with .*; found fir"),
+        (("model.dropout=2",), "model.dropout: expected"),
         (("model=toy_lora", "model.lora.export=adapter"), "model.lora.export=merged"),
         (("model=toy_lora", "model.lora.path=a"), "model.lora.path: expected none with rounds, .*; found a; merge it"),
         (("model=toy_lora", "model.lora.path=a", "rounds.count=1", "before=sft"), "model.lora.path: expected none"),
