@@ -12,6 +12,7 @@ from halos.data.formats import DIFFERENT_PROMPTS, without_empty
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
 EMPTY_PROMPT = "pair with an empty prompt"
+ENDS_WITH_HUMAN = "pair with a side that ends with a human turn"
 
 
 def hh_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
@@ -21,6 +22,10 @@ def hh_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
     if turns != others:
         dropped[DIFFERENT_PROMPTS] += 1
         return None
+    if any(TURN.search(completion) for completion in (chosen, rejected)):
+        dropped[ENDS_WITH_HUMAN] += 1  # the policy would learn to speak for the human
+        return None
+    chosen, rejected = chosen.strip(), rejected.strip()
     if turns[-1].role == "assistant":
         # Two assistant turns in a row: a prompt cannot end with the first, so it opens both completions.
         start = turns.pop().content
@@ -37,7 +42,7 @@ def _split(where: str, key: str, row: Row) -> tuple[list[Message], str]:
     turns = _turns(before)
     if not marker or not turns or turns[0].role != "user":
         raise wrong(where, key, "a transcript '\\n\\nHuman: ...\\n\\nAssistant: ...'", text)
-    return turns, completion.strip()
+    return turns, completion
 
 
 def _turns(text: str) -> list[Message]:

@@ -56,10 +56,10 @@ def test_an_assistant_turn_before_the_last_opens_both_completions() -> None:
     assert record.completions == (Completion("first\n\nyes"), Completion("first"))
 
 
-def test_text_after_the_last_assistant_stays_in_the_completion() -> None:
-    record, _ = read("\n\nHuman: q\n\nAssistant: a\n\nHuman: b", "\n\nHuman: q\n\nAssistant: c")
-    assert record is not None
-    assert record.completions == (Completion("a\n\nHuman: b"), Completion("c"))
+def test_a_completion_says_nothing_for_the_human() -> None:
+    good, ends = "\n\nHuman: q\n\nAssistant: c", "\n\nHuman: q\n\nAssistant: a\n\nHuman: b"
+    for sides in ((ends, good), (good, ends), (ends, ends), (good, "\n\nHuman: q\n\nAssistant:\n\nHuman: b")):
+        assert read(*sides) == (None, Counter({"pair with a side that ends with a human turn": 1}))
 
 
 def test_dropped_pairs() -> None:
