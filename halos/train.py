@@ -28,6 +28,7 @@ from halos.objectives.humanline import Humanline
 from halos.optim import Optim
 from halos.policy.adapters import merge_adapter
 from halos.policy.backbone import Backbone
+from halos.policy.checks import warn_of_rotary
 from halos.policy.compiling import check_compiler, uncompiled
 from halos.policy.export import export_policy, unconditioned
 from halos.policy.liger import check_liger
@@ -136,6 +137,7 @@ def prepare(cfg: DictConfig) -> Run:
             vocabulary=len(tokenizer),
         )
         made = make(spec, new_tokens=new_tokens, with_reference=mode == "live", adapter_reference=mode == "adapter")
+        warn_of_rotary(made.policy.config.get_text_config(), data.limits.max_length)
         if mode == "cached":
             scored = made
             if spec.reference_path is not None:

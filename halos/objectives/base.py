@@ -322,7 +322,7 @@ class Objective(pl.LightningModule, ABC):
         return self.backbone
 
     def _evaluate(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
-        policy = self.trained.logprobs(batch, with_hidden=self.needs_hidden)
+        policy = self.trained.logprobs(batch, with_hidden=self.needs_hidden, with_statistics=True)
         reference = self.trained.reference_logprobs(batch) if self.needs_reference else None
         output = self.outcome(batch, policy, reference)
         metrics = {f"loss/{name}": Mean(term.total, term.count) for name, term in output.loss.items()}

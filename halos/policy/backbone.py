@@ -24,7 +24,7 @@ class Backbone(nn.Module):
 
     The reference is no submodule: it has no place in the optimizer, in checkpoints or in DDP's buckets. It follows the
     policy to its device and precision. ``head_chunk``: the most rows of logits that exist at a time, None for all.
-    ``statistics``: what the policy's log-probs come with (:mod:`halos.policy.statistics`).
+    ``statistics``: what the policy's log-probs come with where they are asked for (:mod:`halos.policy.statistics`).
 
     With LoRA the reference can be the policy itself with its adapter switched off (``adapter_reference``), and the
     state dict holds only what is trained.
@@ -90,17 +90,18 @@ class Backbone(nn.Module):
         """The width of the states that the LM head reads."""
         return int(self.policy.get_output_embeddings().weight.shape[1])
 
-    def logprobs(self, batch: Batch, *, with_hidden: bool = False) -> LogProbs:
+    def logprobs(self, batch: Batch, *, with_hidden: bool = False, with_statistics: bool = False) -> LogProbs:
         """Log-probs of the batch's completions under the policy, with gradient."""
-        return LogProbs(*self(batch, with_hidden))
+        return LogProbs(*self(batch, with_hidden, with_statistics))
 
-    def forward(self, batch: Batch, with_hidden: bool = False) -> tuple[Any, ...]:
+    def forward(self, batch: Batch, with_hidden: bool = False, with_statistics: bool = False) -> tuple[Any, ...]:
         """The fields of :meth:`logprobs`.
 
         A forward, which leaves plain tensors, so that the hooks of a sharded root make embeddings and head whole
         for it and for its backward pass.
         """
-        options: dict[str, Any] = {"head_chunk": self.head_chunk, "statistics": self.statistics}
+        statistics = self.statistics if with_statistics else ()
+        options: dict[str, Any] = {"head_chunk": self.head_chunk, "statistics": statistics}
         found = completion_logprobs(self.policy, batch, with_hidden=with_hidden, **options)
         if self.sharded:
             # An in-place operation on a view would lose the hook that makes the weights whole for the backward pass.

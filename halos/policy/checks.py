@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -74,3 +78,17 @@ def check_gguf(path: Path) -> None:
         raise ValueError(f"model.path: {path} is cut off or damaged: {error}") from error
     if not tensors:
         raise ValueError(f"model.path: {path} holds no tensors")
+
+
+def warn_of_rotary(config: Any, longest: int) -> None:
+    """Warn of rotary frequencies that depend on the longest row of a forward, where rows can be so long."""
+    given = getattr(config, "rope_parameters", None) or {}
+    for rope in [given, *(value for value in given.values() if isinstance(value, dict))]:
+        trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        if rope.get("rope_type") in ("dynamic", "longrope") and longest > trained:
+            log.warning(
+                "data.max_length=%d: with rope_type=%s transformers changes the frequencies of all rows of a forward in "
+                "which one has more than %d tokens; log-probs, those of a cached reference too, then depend on which "
+                "rows are computed together. Set data.max_length=%d or lower",
+                *(longest, rope["rope_type"], trained, trained),
+            )

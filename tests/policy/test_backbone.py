@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaModel
 
 from halos.data.batches import collate
+from halos.policy import head
 from halos.policy.backbone import Backbone
 from tests import tiny
 
@@ -143,6 +144,21 @@ def test_without_a_reference_there_is_none() -> None:
     assert made.to(torch.float64).logprobs(batch()).tokens.dtype == torch.float64
     with pytest.raises(ValueError, match="expected a backbone with a reference"):
         made.reference_logprobs(batch())
+
+
+def test_statistics_are_computed_for_the_policy_where_they_are_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    own = head.measure
+    monkeypatch.setattr(head, "measure", lambda names, *given: seen.append(len(names)) or own(names, *given))
+    made = Backbone(tiny.model(), with_reference=True, head_chunk=4, statistics=["entropy"])
+    assert made.logprobs(batch()).statistics is made.reference_logprobs(batch()).statistics is None
+    assert not seen
+    found = made.logprobs(batch(), with_statistics=True)
+    assert found.statistics.shape == (*found.mask.shape, 1)
+    assert (found.statistics[found.mask] > 0).all()
+    assert (found.statistics[~found.mask] == 0).all()
+    with pytest.raises(ValueError, match=r"model\.statistics"):
+        Backbone(tiny.model(), with_reference=False, statistics=["entropi"])
 
 
 def test_the_time_that_the_reference_takes_is_kept() -> None:

@@ -1,13 +1,14 @@
 """Damaged and incomplete model files are refused from their headers, before anything long starts."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from halos.policy.checks import check_directory, check_gguf, check_safetensors
+from halos.policy.checks import check_directory, check_gguf, check_safetensors, warn_of_rotary
 from tests import tiny
 
 
@@ -194,3 +195,27 @@ def test_a_gguf_without_tensors_is_refused(tmp_path: Path) -> None:
 def test_a_gguf_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         check_gguf(tmp_path / "x.gguf")
+
+
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("rope", "longest", "warned"),
+    [
+        (DYNAMIC, 64, False),
+        (DYNAMIC, 65, True),
+        (LONG | {"rope_theta": 1e4, "original_max_position_embeddings": 16}, 17, True),
+        (LONG | {"rope_theta": 1e4, "original_max_position_embeddings": 16}, 16, False),
+        ({"rope_type": "default", "rope_theta": 1e4}, 65, False),
+    ],
+)
+def test_frequencies_that_depend_on_the_longest_row_are_warned_of_where_rows_can_be_so_long(
+    rope: dict[str, Any], longest: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny.model("llama", max_position_embeddings=64, rope_parameters=rope).config
+    with caplog.at_level(logging.WARNING, logger="halos"):
+        warn_of_rotary(config, longest)
+    found = [record for record in caplog.records if record.name == "halos.policy.checks"]
+    assert [record.args[0] for record in found] == ([longest] if warned else [])
