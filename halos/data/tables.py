@@ -35,18 +35,18 @@ def read_csv(file: Path) -> Iterator[Located]:
     """
     csv.field_size_limit(LONGEST_CELL)
     text = _text(file)
-    first = next(text, "")
-    if not first.strip():
+    blank, first = next(((n, line) for n, line in enumerate(text) if line.strip()), (0, ""))
+    if not first:
         return
     reader = csv.reader(_chained(first, text), delimiter=max(DELIMITERS, key=first.count), strict=True)
-    number = 1
+    number = blank + 1
     try:
-        header = _header(file, next(reader))
-        number = reader.line_num + 1
+        header = _header(f"{file}:{number}", next(reader))
+        number = blank + reader.line_num + 1
         for cells in reader:
             if cells:
                 yield _row(f"{file}:{number}", header, cells)
-            number = reader.line_num + 1
+            number = blank + reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{file}:{number}: {_fault(error)}") from None
 
@@ -73,12 +73,12 @@ def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
     yield from rest
 
 
-def _header(file: Path, names: list[str]) -> list[str]:
+def _header(where: str, names: list[str]) -> list[str]:
     names = [name.strip() for name in names]
     if not all(names):
-        raise ValueError(f"{file}:1: expected a name for every column, found none for column {names.index('') + 1}")
+        raise ValueError(f"{where}: expected a name for every column, found none for column {names.index('') + 1}")
     if twice := [name for n, name in enumerate(names) if name in names[:n]]:
-        raise ValueError(f"{file}:1: expected every column once, found {twice[0]!r} twice")
+        raise ValueError(f"{where}: expected every column once, found {twice[0]!r} twice")
     return names
 
 
@@ -129,7 +129,7 @@ def read_parquet(file: Path) -> Iterator[Located]:
     number = 0
     try:
         table = pq.ParquetFile(source, page_checksum_verification=True)
-        _header(file, table.schema_arrow.names)
+        _header(f"{file}:1", table.schema_arrow.names)
         for batch in table.iter_batches(batch_size=256):
             for row in batch.to_pylist():
                 number += 1

@@ -73,3 +73,17 @@ def test_trees_of_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["score_explanation", "reward_model", "scores"])
 def test_only_columns_that_a_format_has_are_numbers(name: str) -> None:
     assert typed("f:2", {name: "gpt-4", "score_chosen": "4"}) == {name: "gpt-4", "score_chosen": 4}
+
+
+def test_blank_lines_before_the_header(tmp_path: Path) -> None:
+    file = tmp_path / "blank.csv"
+    file.write_text("\n \nprompt,completion\na,b\n\nc,d\n")
+    assert list(read_csv(file)) == [
+        (f"{file}:4", {"prompt": "a", "completion": "b"}),
+        (f"{file}:6", {"prompt": "c", "completion": "d"}),
+    ]
+    file.write_text("\na,a\n1,2\n")
+    with pytest.raises(ValueError, match=r"blank\.csv:2: expected every column once, found 'a' twice"):
+        list(read_csv(file))
+    file.write_text("\n\n")
+    assert list(read_csv(file)) == []
