@@ -87,8 +87,8 @@ def warn_of_rotary(config: Any, longest: int) -> None:
         trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         if rope.get("rope_type") in ("dynamic", "longrope") and longest > trained:
             log.warning(
-                "data.max_length=%d: with rope_type=%s transformers changes the frequencies of all rows of a forward in "
-                "which one has more than %d tokens; log-probs, those of a cached reference too, then depend on which "
+                "data.max_length=%d: with rope_type=%s transformers changes the frequencies of all rows of a forward "
+                "in which one has more than %d tokens; log-probs, a cached reference's too, then depend on which "
                 "rows are computed together. Set data.max_length=%d or lower",
                 *(longest, rope["rope_type"], trained, trained),
             )
