@@ -8,14 +8,18 @@ from typing import Any
 
 import hydra
 import pytest
+import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from halos.cli import COMMANDS, config_folder
+from halos.data.tokens import Limits
 from halos.evaluate import evaluate
+from halos.judges.reward_model import RewardModel
 from halos.label import label
 from halos.policy.export import export_policy
 from halos.policy.loading import ModelSpec
+from halos.policy.reward import export_reward_model
 from halos.sample import sample
 from halos.toy.model import END, GOOD
 
@@ -90,6 +94,27 @@ def test_a_policy_meets_the_datas_own_completions(tmp_path: Path) -> None:
     assert found["metrics"]["judge/desirable_opponent"]["value"] == 1.0
     assert found["metrics"]["judge/win_rate"]["value"] < 0.5
     assert "rewards/auc" not in found["metrics"]  # no reference, no rewards
+
+
+def test_a_reward_model_is_evaluated_within_the_limits_of_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, tokenizer = SPEC.load(), SPEC.tokenizer()
+    end, card = tokenizer.convert_tokens_to_ids(END), {"loss": "bt", "base": "toy"}
+    head = torch.ones(1, policy.config.hidden_size)
+    export_reward_model(policy, head, tokenizer, tmp_path / "model", end_of_turn=end, card=card)
+    given: list[Limits] = []
+
+    class Seen(RewardModel):
+        def __init__(self, path: str, *, limits: Limits, **options: Any) -> None:
+            given.append(limits)
+            super().__init__(path, limits=limits, **options)
+
+    monkeypatch.setattr("halos.evaluate.RewardModel", Seen)
+    words = (f"policy={tmp_path}/model", f"output={tmp_path}/e", "resamples=20", "data.max_length=48")
+    assert "rewards/auc" in evaluate(compose("evaluate", *SMALL, *words))["metrics"]
+    evaluate(compose("evaluate", *SMALL, *words, "data.max_prompt_length=9"))
+    assert given == [Limits(48), Limits(48, 9)]
 
 
 def test_samples_become_feedback(csft: str, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ class RewardModel(CompletionJudge):
 
     Args:
         path: a run's folder, a hub id or a model's directory.
-        max_length: tokens of prompt and completion; longer prompts keep their end.
+        max_length: tokens of prompt and completion; prompts of more than half as many keep their end.
+        limits: those that the reward model was trained with, in place of ``max_length``.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class RewardModel(CompletionJudge):
         threshold: float | None = None,
         batch_size: int = 32,
         max_length: int = 1024,
+        limits: Limits | None = None,
         device: str = "auto",
         precision: str = "32-true",
     ) -> None:
@@ -42,7 +44,8 @@ class RewardModel(CompletionJudge):
             raise ValueError("judge.path: expected a reward model: a run's folder, a hub id or a directory; found none")
         folder = Path(path).expanduser()
         self.path = str(folder / "model") if (folder / "config.yaml").is_file() else path
-        self.batch_size, self.max_length = batch_size, max_length
+        self.batch_size = batch_size
+        self.limits = limits or Limits(max_length, max_length // 2)
         self.device, self.dtype = device_of(device), choice("precision", precision, DTYPES)
         self._loaded: tuple[Any, Any] | None = None
 
@@ -65,15 +68,15 @@ class RewardModel(CompletionJudge):
         if tokenizer.chat_template is None:
             texts = ("\n\n".join(turn.content for turn in messages_of(prompt)) for prompt, _ in said)
             return [
-                dict(tokenizer(text, completion, truncation=True, max_length=self.max_length))
+                dict(tokenizer(text, completion, truncation=True, max_length=self.limits.max_length))
                 for text, (_, completion) in zip(texts, said, strict=True)
             ]
-        chat = ChatTokens(tokenizer, Limits(self.max_length, self.max_length // 2))
+        chat = ChatTokens(tokenizer, self.limits)
         rows = []
         for number, (prompt, completion) in enumerate(said):
-            ids = chat.prompt(prompt, where=f"prompt {number}")
-            end, _ = chat.fit_completion(chat.completion(completion), min(len(ids), self.max_length // 2))
-            rows.append(chat.fit_prompt(ids, f"prompt {number}")[0] + end)
+            where = f"prompt {number}"
+            start, _ = chat.fit_prompt(chat.prompt(prompt, where=where), where)
+            rows.append(start + chat.fit_completion(chat.completion(completion), len(start))[0])
         return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
 
     def _load(self) -> tuple[Any, Any]:

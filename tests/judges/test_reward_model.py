@@ -32,14 +32,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def test_scores_are_those_of_single_rows(folder: Path) -> None:
+def scores_of_rows(folder: Path, limits: Limits) -> list[float]:
+    """The score of each row by itself, made as training makes it."""
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokens = ChatTokens(SPEC.tokenizer(), Limits(64))
-    rows = [torch.tensor([tokens.prompt(prompt) + tokens.completion(text)]) for prompt, text in SAID]
-    with torch.no_grad():
-        expected = [float(model(input_ids=row).logits[0, 0]) for row in rows]
+    tokens = ChatTokens(SPEC.tokenizer(), limits)
+    found = []
+    for prompt, text in SAID:
+        start, _ = tokens.fit_prompt(tokens.prompt(prompt), "prompt")
+        row = start + tokens.fit_completion(tokens.completion(text), len(start))[0]
+        with torch.no_grad():
+            found.append(float(model(input_ids=torch.tensor([row])).logits[0, 0]))
+    return found
+
+
+def test_scores_are_those_of_single_rows(folder: Path) -> None:
+    expected = scores_of_rows(folder, Limits(64))
     assert len({round(score, 3) for score in expected}) == 3
     assert RewardModel(str(folder), batch_size=2).scores(SAID) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("limits", [Limits(20), Limits(20, 9), Limits(20, 6)])
+def test_prompts_are_cut_as_in_training(limits: Limits, folder: Path) -> None:
+    expected = pytest.approx(scores_of_rows(folder, limits), abs=1e-4)
+    assert RewardModel(str(folder), limits=limits).scores(SAID) == expected
 
 
 def test_the_better_scored_completion_wins(folder: Path) -> None:
