@@ -107,14 +107,27 @@ def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
         accumulate=trainer.accumulate_grad_batches,
         world_size=data_ranks(trainer)[1],
     )
+    _check_validation(cfg.trainer.val_check_interval, run.data.steps * trainer.accumulate_grad_batches)
     run.objective.check(trainer.accumulate_grad_batches, run.data.label_counts)
     return run, trainer
+
+
+def _check_validation(interval: float, micro_batches: int) -> None:
+    # Lightning finds it out behind the first validation.
+    if isinstance(interval, int) and interval > micro_batches:
+        raise ValueError(
+            f"trainer.val_check_interval: expected at most the {micro_batches} micro-batches of the run, or a share of "
+            f"it such as 0.25, found {interval}"
+        )
 
 
 def prepare(cfg: DictConfig) -> Run:
     """Check the configuration, read and tokenise the data, and look at the model's files; cheapest checks first."""
     if (cfg.rounds.count != 1 or cfg.get("before")) and cfg.rounds.round is None:
         raise ValueError("rounds: expected halos.rounds.run_rounds(cfg, train), which trains each of them; found train")
+    for name in ("output_dir", "cache_dir"):
+        if not isinstance(cfg[name], str):
+            raise ValueError(f"{name}: expected a folder, found {cfg[name]!r}")
     folder = RunFolder(Path(cfg.output_dir))
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
     spec: ModelSpec = build(cfg.model)

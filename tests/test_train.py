@@ -983,6 +983,11 @@ REFUSED: dict[str, tuple[Words, str]] = {
         lambda tmp: ["model.statistics=[entropie]"],
         r"model\.statistics: expected a list of entropy, token_accuracy; found \['entropie'\]",
     ),
+    "no folder": (lambda tmp: ["cache_dir=null"], r"cache_dir: expected a folder, found None"),
+    "a validation behind the end": (
+        lambda tmp: ["trainer.max_steps=3", "trainer.val_check_interval=4"],
+        r"trainer\.val_check_interval: expected at most the 3 micro-batches of the run, .* found 4",
+    ),
     "more prompts than the world has": (
         lambda tmp: ["sampling.size=5000"],
         r"sampling\.size: expected .*5000",

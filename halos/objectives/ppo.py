@@ -113,7 +113,8 @@ class PPO(Objective):
         2. The KL penalty is its exact estimator on the reference's samples (the data stand for those), in the loss; a
            plain mean of log-ratios would lower the probability of all data alike.
         3. The value head reads detached states, and its gradient is clipped apart from the policy's.
-        4. Advantages are whitened over the whole step, on all ranks; so steps cannot be accumulated.
+        4. Advantages are whitened over the whole step, on all ranks; so steps cannot be accumulated. Validation whitens
+           over each of its batches, so that its loss depends a little on ``data.batch_size``.
 
     Args:
         beta: coefficient of the KL penalty, and the scale of the logged rewards β · log-ratio.
