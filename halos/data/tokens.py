@@ -33,6 +33,10 @@ class Limits:
     max_prompt_length: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("max_length", "max_prompt_length"):
+            value = getattr(self, name)
+            if type(value) is not int and (name == "max_length" or value is not None):
+                raise ValueError(f"data.{name}: expected a whole number, found {value!r}")
         if self.max_length < 2:
             raise ValueError(
                 f"data.max_length: expected at least 2 (a prompt and a completion token), found {self.max_length}"
