@@ -55,8 +55,8 @@ class Evaluation:
     @property
     def beta(self) -> float:
         """β of the implied rewards."""
-        run = self.policy.run
-        return float(self.cfg.beta if self.cfg.beta is not None else (run.loss.get("beta") if run else None) or 0.1)
+        given = self.cfg.beta if self.cfg.beta is not None else self.policy.beta
+        return 0.1 if given is None else float(given)
 
     @property
     def where(self) -> dict[str, Any]:

@@ -40,6 +40,14 @@ class Policy:
         return str(self.run.loss.get("desirable_token") or "")
 
     @property
+    def beta(self) -> float | None:
+        """β of the loss that trained it; of a mixture, that of the first part that has one."""
+        if self.run is None:
+            return None
+        losses = (self.run.loss, *(self.run.loss.get("parts") or {}).values())
+        return next((float(loss.beta) for loss in losses if loss.get("beta") is not None), None)
+
+    @property
     def is_classifier(self) -> bool:
         """Whether it is a reward model: a sequence classifier, which scores and does not generate."""
         file = Path(self.spec.path).expanduser() / "config.json"

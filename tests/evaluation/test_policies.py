@@ -10,21 +10,44 @@ from omegaconf import OmegaConf
 
 from halos.data.templates import PLAIN_TEMPLATE
 from halos.data.tokens import ChatTokens, Limits
+from halos.evaluate import Evaluation
 from halos.evaluation.engines import Decoding, make_engine
 from halos.evaluation.policies import Policy, find_policy, reference_of
 from halos.policy.adapters import save_adapter
 from halos.policy.loading import ModelSpec
 from halos.policy.lora import LoRA
 from halos.toy.model import REFERENCE_DIR
+from tests.test_config import compose
 
 
-def run(folder: Path, **model: Any) -> Policy:
-    """A finished run that started from the toy reference, with these settings of its model."""
+def run(folder: Path, loss: str = "kto", words: tuple[str, ...] = (), **model: Any) -> Policy:
+    """A finished run that started from the toy reference, with these settings of its loss and of its model."""
     shutil.copytree(REFERENCE_DIR, folder / "model")
-    config = {"loss": {"name": "kto"}, "data": {}, "model": {"path": str(REFERENCE_DIR), **model}}
+    node = compose(f"loss={loss}", *words).loss
+    config = {"loss": node, "data": {}, "model": {"path": str(REFERENCE_DIR), **model}}
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
     (folder / "summary.json").write_text("{}")
     return find_policy("policy", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("loss", "words", "beta"),
+    [
+        ("kto", ("loss.beta=0.3",), 0.3),
+        ("ppo", ("loss.beta=0",), 0.0),
+        ("mix", ("loss.parts.dpo.beta=0.5",), 0.5),
+        ("mix", ("~loss.parts.dpo", "~loss.weights.dpo"), None),
+        ("sft", (), None),
+    ],
+)
+def test_the_beta_of_a_run_is_that_of_its_loss(
+    loss: str, words: tuple[str, ...], beta: float | None, tmp_path: Path
+) -> None:
+    policy = run(tmp_path / "run", loss, words)
+    assert policy.beta == beta
+    rest: Any = dict.fromkeys(("reference", "opponent", "data", "held", "judge", "decoding", "folder"))
+    for given, expected in ((None, 0.1 if beta is None else beta), (0.0, 0.0), (0.2, 0.2)):
+        assert Evaluation(OmegaConf.create({"beta": given}), policy, **rest).beta == expected
 
 
 def reference(policy: Policy) -> Policy:
