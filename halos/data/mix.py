@@ -55,6 +55,7 @@ class MixedSource(Source):
             options = dict(given)
             weight, cap = options.pop("weight", None), options.pop("cap", None)
             self._sources[name] = _make(name, options)
+            self.whole_trees |= self._sources[name].whole_trees
             if weight is not None:
                 self._weights[name] = _positive(f"data.mix.{name}.weight", weight)
             if cap is not None:

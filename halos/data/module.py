@@ -123,6 +123,11 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._most = {"train": max_examples, "val": max_val_examples}
         self._val_size, self._strict, self._train_on, self._stratified = val_size, strict, train_on, stratified
         self._keep_together = keep_together
+        if train_on == "all" and source.whole_trees:
+            raise ValueError(
+                f"data.train_on: expected last with data={source.name}, found all: the earlier turns of its trees are "
+                "completions of other records already, or were left out as others were preferred to them"
+            )
         self._select = select or Selection()
         self.shuffle_buffer = shuffle_buffer
         self.intake = Intake()

@@ -84,6 +84,8 @@ class Source(ABC):
 
     name: ClassVar[str]
     store: Store = MEMORY
+    whole_trees: bool = False
+    """Whether each assistant's turn of a conversation is a completion of a record of its own."""
 
     @abstractmethod
     def train(self) -> Records: ...
@@ -282,6 +284,7 @@ class OasstSource(FileSource):
     """Conversation trees in the formats of ``OpenAssistant/oasst1``; ``lang`` keeps those in one language."""
 
     name = "oasst"
+    whole_trees = True
 
     def __init__(
         self,

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from halos.data.intake import LEAKED
+from halos.data.mix import MixedSource
 from halos.data.module import PreferenceDataModule
 from halos.data.select import Selection
-from halos.data.sources import JsonSource
+from halos.data.sources import JsonSource, OasstSource
 from halos.data.writing import example_row, record_row, write_jsonl
 from tests import tiny
 
@@ -90,6 +91,12 @@ def test_all_assistant_turns_for_imitation_alone(tmp_path: Path) -> None:
         data(train, train_on="all").load("binary")
     with pytest.raises(ValueError, match="train_on: expected last or all, found 'first'"):
         data(train, train_on="first").load("demonstrations")
+
+
+def test_all_turns_of_trees_are_records_already(tmp_path: Path) -> None:
+    for source in (OasstSource("trees.jsonl"), MixedSource({"a": {"data": "oasst", "train": "trees.jsonl"}})):
+        with pytest.raises(ValueError, match=rf"data\.train_on: expected last with data={source.name}, found all"):
+            PreferenceDataModule(source, train_on="all")
 
 
 def test_what_was_cut_is_told_by_file_and_lengths_in_tokens(tmp_path: Path) -> None:

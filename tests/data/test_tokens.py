@@ -180,7 +180,10 @@ def test_no_token_that_ends_a_turn_is_a_value_error(template: str | None) -> Non
 # Limits
 
 
-@pytest.mark.parametrize(("longest", "prompt"), [(1, None), (0, None), (8, 0), (8, 8), (8, 9), (2, -1), (20.5, None), (20, 3.0), (None, None)])
+@pytest.mark.parametrize(
+    ("longest", "prompt"),
+    [(1, None), (0, None), (8, 0), (8, 8), (8, 9), (2, -1), (20.5, None), (20, 3.0), (None, None)],
+)
 def test_impossible_limits_are_refused(longest: Any, prompt: Any) -> None:
     with pytest.raises(ValueError, match=r"^data\.max_"):
         Limits(longest, prompt)
