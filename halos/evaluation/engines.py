@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -79,16 +80,17 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         end = self.tokens.end_of_turn
+        seeds = random.Random(seed)  # seed + n would also be among those of the next batch
         settings = [
             SamplingParams(
                 max_tokens=self.decoding.max_new_tokens,
                 temperature=self.decoding.temperature,
                 top_p=self.decoding.top_p,
                 stop_token_ids=[end],
-                seed=(seed + n) % 2**31,
+                seed=seeds.getrandbits(63),
                 detokenize=False,
             )
-            for n in range(len(prompts))
+            for _ in prompts
         ]
         asked: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs = self._llm.generate(asked, settings, use_tqdm=False)
