@@ -126,7 +126,7 @@ def _check_vocabulary(policy: Policy, reference: Policy) -> None:
 
 
 def _classifier(this: Evaluation) -> dict[str, Estimate]:
-    model = RewardModel(this.policy.spec.path, limits=this.data.limits, **this.where)
+    model = RewardModel(this.policy.name, limits=this.data.limits, **this.where)
     said = list(zip(this.held.prompts, this.held.completions, strict=True))
     rewards, tokens = np.array(model.scores(said), dtype=float), np.array(model.tokens(said), dtype=float)
     _write_rewards(this, rewards)

@@ -20,7 +20,7 @@ class RewardModel(CompletionJudge):
 
     The prompt is rendered by the classifier's own chat template, and the completion follows with its end-of-turn token,
     as our reward models are trained. A tokenizer without a chat template gets the prompt and the completion as a pair
-    of texts.
+    of texts, unless the model is known as ours by its run's folder.
 
     Args:
         path: a run's folder, a hub id or a model's directory.
@@ -43,7 +43,8 @@ class RewardModel(CompletionJudge):
         if not path:
             raise ValueError("judge.path: expected a reward model: a run's folder, a hub id or a directory; found none")
         folder = Path(path).expanduser()
-        self.path = str(folder / "model") if (folder / "config.yaml").is_file() else path
+        self._ours = (folder / "config.yaml").is_file()
+        self.path = str(folder / "model") if self._ours else path
         self.batch_size = batch_size
         self.limits = limits or Limits(max_length, max_length // 2)
         self.device, self.dtype = device_of(device), choice("precision", precision, DTYPES)
@@ -65,7 +66,7 @@ class RewardModel(CompletionJudge):
         return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for _, text in said]
 
     def _rows(self, tokenizer: Any, said: Sequence[Said]) -> list[dict[str, Any]]:
-        if tokenizer.chat_template is None:
+        if tokenizer.chat_template is None and not self._ours:
             texts = ("\n\n".join(turn.content for turn in messages_of(prompt)) for prompt, _ in said)
             return [
                 dict(tokenizer(text, completion, truncation=True, max_length=self.limits.max_length))

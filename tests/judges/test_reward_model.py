@@ -1,5 +1,6 @@
 """Reward models as judges: ours, exported, against the score of a single unpadded row."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def scores_of_rows(folder: Path, limits: Limits) -> list[float]:
+def scores_of_rows(folder: Path, limits: Limits, tokenizer: Any = None) -> list[float]:
     """The score of each row by itself, made as training makes it."""
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokens = ChatTokens(SPEC.tokenizer(), limits)
+    tokens = ChatTokens(tokenizer or SPEC.tokenizer(), limits)
     found = []
     for prompt, text in SAID:
         start, _ = tokens.fit_prompt(tokens.prompt(prompt), "prompt")
@@ -55,6 +56,19 @@ def test_scores_are_those_of_single_rows(folder: Path) -> None:
 def test_prompts_are_cut_as_in_training(limits: Limits, folder: Path) -> None:
     expected = pytest.approx(scores_of_rows(folder, limits), abs=1e-4)
     assert RewardModel(str(folder), limits=limits).scores(SAID) == expected
+
+
+def test_without_a_chat_template_a_run_reads_what_it_was_trained_on_and_others_pairs(
+    folder: Path, tmp_path: Path
+) -> None:
+    model, tokenizer = tmp_path / "model", SPEC.tokenizer()
+    shutil.copytree(folder, model)
+    (model / "chat_template.jinja").unlink()
+    tokenizer.chat_template = None
+    expected = pytest.approx(scores_of_rows(folder, Limits(64), tokenizer), abs=1e-4)
+    assert RewardModel(str(model)).scores(SAID) != expected
+    (tmp_path / "config.yaml").touch()
+    assert RewardModel(str(tmp_path)).scores(SAID) == expected
 
 
 def test_the_better_scored_completion_wins(folder: Path) -> None:
