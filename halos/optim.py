@@ -148,20 +148,22 @@ class Adafactor(Optim):
 
     Args:
         eps: ε₁ beside squared gradients, and ε₂, the least root mean square of weights that ``scale_parameter`` sees.
+            One number is beside gradients as AdamW's, so that ε₁ is its square.
         clip_threshold: d, the largest root mean square of an update.
         decay_rate: of the second moments, β₂ = 1 − step^decay_rate.
         scale_parameter: multiply the rate by the root mean square of the weights, as in the paper. Off, ``lr`` means
             what it does for AdamW; on, weights that start at zero (LoRA's B) hardly move.
     """
 
-    eps: tuple[float, float] = (1e-30, 1e-3)
+    eps: tuple[float, float] | float = (1e-30, 1e-3)
     clip_threshold: float = 1.0
     decay_rate: float = -0.8
     scale_parameter: bool = False
 
     def __post_init__(self) -> None:
         Optim.__post_init__(self)
-        _numbers("eps", self.eps, "two numbers from 0 on, such as [1e-30,1e-3]", count=2)
+        one = isinstance(self.eps, int | float)
+        _numbers("eps", self.eps, "one or two numbers from 0 on, such as [1e-30,1e-3]", count=1 if one else 2)
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         from transformers.optimization import Adafactor as TransformersAdafactor
@@ -169,7 +171,7 @@ class Adafactor(Optim):
         return TransformersAdafactor(
             parameters,
             lr=self.lr,
-            eps=tuple(self.eps),
+            eps=tuple(self.eps) if isinstance(self.eps, list | tuple) else (self.eps**2, 1e-3),
             clip_threshold=self.clip_threshold,
             decay_rate=self.decay_rate,
             weight_decay=self.weight_decay,

@@ -115,10 +115,15 @@ def test_their_own_values_are_refused_by_key_too() -> None:
         RMSprop(alpha=-3)
     with pytest.raises(ValueError, match=r"^optim\.eps: expected a number from 0 on, found -1"):
         RMSprop(eps=-1)
-    with pytest.raises(
-        ValueError, match=r"^optim\.eps: expected two numbers from 0 on, such as \[1e-30,1e-3\], found 0"
-    ):
-        Adafactor(eps=0.01)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^optim\.eps: expected one or two numbers .* found \[1, 2, 3\]"):
+        Adafactor(eps=[1, 2, 3])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^optim\.eps: expected one or two numbers .* found -1"):
+        Adafactor(eps=-1)
+
+
+def test_one_eps_of_adafactor_is_beside_gradients_not_their_squares() -> None:
+    made = [Adafactor(eps=eps).build([Parameter(torch.ones(2))], 1)[0] for eps in (0.01, (1e-4, 1e-3))]
+    assert made[0].defaults["eps"] == pytest.approx(made[1].defaults["eps"], rel=1e-12)
 
 
 @pytest.mark.parametrize("scale_parameter", [False, True])
