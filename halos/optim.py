@@ -17,11 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-def _numbers(name: str, values: Any, told: str, *, count: int, least: float = 0.0, below: float = math.inf) -> None:
-    # ``told``: what is expected, in words.
+def _numbers(name: str, values: Any, told: str, *, count: int, below: float = math.inf) -> None:
+    # Numbers from 0 on; ``told``: what is expected, in words.
     found = tuple(values) if isinstance(values, list | tuple) else (values,)
     plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
-    if len(found) != count or not plain or not all(least <= value < below for value in found):
+    if len(found) != count or not plain or not all(0 <= value < below for value in found):
         raise ValueError(f"optim.{name}: expected {told}, found {values!r}")
 
 

@@ -50,7 +50,7 @@ from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
 from halos.runs.reference_sync import ReferenceSync
 from halos.runs.replies import SampledReplies
 from halos.runs.tensorboard import TensorBoardReport, log_hparams
-from halos.runs.trainer import make_trainer, warn_if_emulated
+from halos.runs.trainer import check_validation, make_trainer, warn_if_emulated
 
 log = logging.getLogger(__name__)
 
@@ -107,18 +107,9 @@ def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
         accumulate=trainer.accumulate_grad_batches,
         world_size=data_ranks(trainer)[1],
     )
-    _check_validation(cfg.trainer.val_check_interval, run.data.steps * trainer.accumulate_grad_batches)
+    check_validation(cfg.trainer.val_check_interval, run.data.steps * trainer.accumulate_grad_batches)
     run.objective.check(trainer.accumulate_grad_batches, run.data.label_counts)
     return run, trainer
-
-
-def _check_validation(interval: float, micro_batches: int) -> None:
-    # Lightning finds it out behind the first validation.
-    if isinstance(interval, int) and interval > micro_batches:
-        raise ValueError(
-            f"trainer.val_check_interval: expected at most the {micro_batches} micro-batches of the run, or a share of "
-            f"it such as 0.25, found {interval}"
-        )
 
 
 def prepare(cfg: DictConfig) -> Run:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from halos.data.batches import collate
 from halos.data.rows import Row
+from halos.policy.statistics import expectation
 
 Array = NDArray[np.float64]
 Track = Callable[[Sequence[Any]], Iterable[Any]]
@@ -89,14 +90,9 @@ def _sums(ours: Tensor, theirs: Tensor | None, completions: Sequence[Sequence[in
             f"reference: expected a vocabulary of {ours.shape[1]} tokens as the policy has, found {theirs.shape[1]}"
         )
     p = ours.exp()
-    entropy = -_products(p, ours)
+    entropy = -expectation(p, ours)
     nothing = torch.full_like(entropy, torch.nan)
     reference = nothing if theirs is None else theirs.gather(1, targets)[:, 0]
-    kl = nothing if theirs is None else _products(p, ours - theirs)
+    kl = nothing if theirs is None else expectation(p, ours - theirs)
     per_token = torch.stack([ours.gather(1, targets)[:, 0], reference, entropy, kl, torch.ones_like(entropy)])
     return torch.stack([part.double().sum(1) for part in per_token.split(lengths, dim=1)], dim=1)
-
-
-def _products(p: Tensor, values: Tensor) -> Tensor:
-    # Σ p·v over the vocabulary, where 0 · ∞ is 0: what never happens adds nothing.
-    return torch.where(p > 0, p * values, 0.0).sum(-1)

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from halos.data.batches import Batch
 from halos.distributed import all_gather_list, clip_gradients, data_ranks, total_norm, use_data_group, whole
 from halos.metrics import Averages, LabelledRewards, Mean, auc
-from halos.objectives.feedback_metrics import feedback_metrics, labelled, statistic_metrics
+from halos.objectives.feedback_metrics import feedback_metrics, labelled
 from halos.objectives.humanline import Humanline
 from halos.objectives.steps import Step, Steps, complete
 from halos.optim import AdamW, Optim
@@ -326,8 +326,7 @@ class Objective(pl.LightningModule, ABC):
         reference = self.trained.reference_logprobs(batch) if self.needs_reference else None
         output = self.outcome(batch, policy, reference)
         metrics = {f"loss/{name}": Mean(term.total, term.count) for name, term in output.loss.items()}
-        metrics |= feedback_metrics(batch, policy, reference, output.rewards)
-        metrics |= statistic_metrics(batch, policy, self.trained.statistics)
+        metrics |= feedback_metrics(batch, policy, reference, output.rewards, self.trained.statistics)
         return output, metrics | dict(output.metrics)
 
     def _step_count(self, name: str, term: Mean) -> float:

@@ -13,9 +13,16 @@ from halos.policy.logprobs import LogProbs
 
 
 def feedback_metrics(
-    batch: Batch, policy: LogProbs, reference: LogProbs | None, rewards: Tensor | None
+    batch: Batch,
+    policy: LogProbs,
+    reference: LogProbs | None,
+    rewards: Tensor | None,
+    statistics: Sequence[str] = (),
 ) -> dict[str, Mean]:
-    """Log-probs, rewards and KL of what people liked and disliked; ``rewards`` [B, K] if the objective implies any."""
+    """Log-probs, rewards and KL of what people liked and disliked; ``rewards`` [B, K] if the objective implies any.
+
+    ``statistics``: names of those that the policy's log-probs come with; their means are over scored tokens.
+    """
     chosen, rejected = _sides(batch)
     sums = policy.sum.detach()
     metrics = {"logps/chosen": mean_where(sums, chosen)}
@@ -29,17 +36,12 @@ def feedback_metrics(
             metrics["rewards/rejected"] = mean_where(full, rejected)
         if batch.desirable is None and rejected is not None:
             metrics["rewards/accuracies"] = _accuracy(full[:, 0], full[:, 1])
+    own = chosen if rejected is None else chosen | rejected
     if reference is not None:
-        own = chosen if rejected is None else chosen | rejected
         metrics["kl/policy_reference"] = mean_where(sums - reference.sum, own)
+    for number, name in enumerate(statistics):
+        metrics[name] = mean_where(policy.statistics[..., number], batch.mask & own[..., None])
     return metrics
-
-
-def statistic_metrics(batch: Batch, policy: LogProbs, names: Sequence[str]) -> dict[str, Mean]:
-    """The means of the named statistics over the scored tokens of what people liked and disliked."""
-    chosen, rejected = _sides(batch)
-    own = batch.mask & (chosen if rejected is None else chosen | rejected)[..., None]
-    return {name: mean_where(policy.statistics[..., number], own) for number, name in enumerate(names)}
 
 
 def _sides(batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -11,13 +11,17 @@ from torch import Tensor
 def entropy(logits: Tensor, normaliser: Tensor, targets: Tensor) -> Tensor:
     """H(π(·|x, y_<t)) = −Σ_v π(v) log π(v), in nats."""
     logprobs = logits - normaliser[:, None]
-    # A token that the model rules out has a log-prob of −∞ and adds 0.
-    return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(1)
+    return -expectation(logprobs.exp(), logprobs)
 
 
 def token_accuracy(logits: Tensor, normaliser: Tensor, targets: Tensor) -> Tensor:
     """1 where no token is more probable than the target, else 0."""
     return (logits.gather(1, targets[:, None])[:, 0] >= logits.amax(1)).to(logits.dtype)
+
+
+def expectation(p: Tensor, values: Tensor) -> Tensor:
+    """Σ_v p(v) · value(v), where 0 · ∞ is 0: what never happens adds nothing."""
+    return torch.where(p > 0, p * values, 0.0).sum(-1)
 
 
 STATISTICS = {"entropy": entropy, "token_accuracy": token_accuracy}

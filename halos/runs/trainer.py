@@ -80,6 +80,16 @@ def _check_numbers(cfg: DictConfig) -> None:
         raise ValueError(f"trainer.gradient_clip_val: expected a number from 0 on or null, found {clip!r}")
 
 
+def check_validation(interval: float, micro_batches: int) -> None:
+    """Raise ``ValueError`` for validations further apart than the run is long; Lightning finds it out behind the
+    first."""
+    if isinstance(interval, int) and interval > micro_batches:
+        raise ValueError(
+            f"trainer.val_check_interval: expected at most the {micro_batches} micro-batches of the run, or a share of "
+            f"it such as 0.25, found {interval}"
+        )
+
+
 def check_precision(precision: str, *, strategy: str, accelerator: str, lr: float) -> None:
     """Raise ``ValueError`` for a precision that does not exist or not here; warn of steps that bfloat16 rounds away.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from halos.data.batches import collate
 from halos.data.rows import Row
 from halos.metrics import TIE
-from halos.objectives.feedback_metrics import feedback_metrics, labelled, statistic_metrics
+from halos.objectives.feedback_metrics import feedback_metrics, labelled
 from halos.policy.logprobs import LogProbs
 
 CHOSEN, REJECTED, OTHER = (1, 2), (3,), (4, 5, 6)
@@ -84,8 +84,9 @@ def test_statistics_are_means_over_the_tokens_of_the_views_own_branches() -> Non
         policy = logprobs([[0.0] * batch.mask.shape[1]] * len(rows), batch.mask)
         places = torch.arange(1.0, 1 + batch.mask.numel()).view(batch.mask.shape)
         policy.statistics = torch.stack([places, -places], -1) * batch.mask[..., None]
-        found = statistic_metrics(batch, policy, ("entropy", "token_accuracy"))
-        return {name: float(mean.total / mean.count) for name, mean in found.items()}
+        names = ("entropy", "token_accuracy")
+        found = feedback_metrics(batch, policy, None, None, names)
+        return {name: float(found[name].total / found[name].count) for name in names}
 
     # Places of 2 tokens: (1, 2), (3, –), (5, 6), (7, –).
     pairs = [Row(str(i), i, (7, 8), (CHOSEN, REJECTED)) for i in range(2)]
