@@ -66,7 +66,9 @@ def test_models_compute_by_the_kernels_what_they_did(architecture: str, lean: bo
     assert CALLS.count("gated") == layers
     assert CALLS.count("norm") >= 2 * layers + 1
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-5)
+    for left, right in zip(found[1], expected[1], strict=True):
+        # Next to the largest, as elements and sums whose large terms cancel keep the rounding of these.
+        assert (left - right).abs().max() <= 1e-5 + 2e-6 * right.abs().max()
 
 
 def test_float64_keeps_the_models_own() -> None:
