@@ -28,12 +28,13 @@ from halos.objectives.humanline import Humanline
 from halos.optim import Optim
 from halos.policy.adapters import merge_adapter
 from halos.policy.backbone import Backbone
-from halos.policy.checks import warn_of_rotary
+from halos.policy.checks import check_positions, warn_of_rotary
 from halos.policy.compiling import check_compiler, uncompiled
 from halos.policy.export import export_policy, unconditioned
 from halos.policy.liger import check_liger
 from halos.policy.loading import ModelSpec, add_control_tokens
 from halos.policy.meta import make_backbone, whole_policy
+from halos.policy.packed import check_packing
 from halos.policy.precompute import reference_table
 from halos.policy.reward import export_reward_model
 from halos.runs import console, ranks
@@ -50,7 +51,7 @@ from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
 from halos.runs.reference_sync import ReferenceSync
 from halos.runs.replies import SampledReplies
 from halos.runs.tensorboard import TensorBoardReport, log_hparams
-from halos.runs.trainer import check_validation, make_trainer, warn_if_emulated
+from halos.runs.trainer import make_trainer, validation_interval, warn_if_emulated
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,9 @@ def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
         accumulate=trainer.accumulate_grad_batches,
         world_size=data_ranks(trainer)[1],
     )
-    check_validation(cfg.trainer.val_check_interval, run.data.steps * trainer.accumulate_grad_batches)
+    trainer.val_check_interval = validation_interval(
+        cfg.trainer.val_check_interval, steps=run.data.steps, accumulate=trainer.accumulate_grad_batches
+    )
     run.objective.check(trainer.accumulate_grad_batches, run.data.label_counts)
     return run, trainer
 
@@ -142,6 +145,9 @@ def prepare(cfg: DictConfig) -> Run:
         )
         made = make(spec, new_tokens=new_tokens, with_reference=mode == "live", adapter_reference=mode == "adapter")
         warn_of_rotary(made.policy.config.get_text_config(), data.limits.max_length)
+        check_positions(made.policy, data.longest())
+        if data.max_tokens is not None:
+            check_packing(made.policy)
         if mode == "cached":
             scored = made
             if spec.reference_path is not None:

@@ -546,6 +546,24 @@ def test_accumulated_steps_resume(tmp_path: Path) -> None:
     assert_same_run((stopped, run(stopped, *options, "resume=auto")), (whole, expected))
 
 
+class StopWithinStep(pl.Callback):
+    """Asks the run to end from the third micro-batch on, as ``trainer.max_time`` does."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop = trainer.should_stop or batch_idx >= 2
+
+
+def test_steps_of_several_micro_batches_are_never_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("data.batch_size=1", "trainer.accumulate_grad_batches=4", "trainer.log_every_n_steps=10")
+    whole = run(tmp_path / "whole", *options, "trainer.max_steps=5", "trainer.val_check_interval=0.3")
+    assert whole["steps"] == 5
+    assert list(column(tmp_path / "whole", "val/loss")) == [0, 1, 2, 3, 4, 5]
+    callbacks = halos.train._callbacks
+    monkeypatch.setattr(halos.train, "_callbacks", lambda run: [*callbacks(run), StopWithinStep()])
+    stopped = run(tmp_path / "stopped", *options, "trainer.max_steps=5")
+    assert stopped["train_loss"] == whole["train_loss"][:1]
+
+
 class StopEachStep(pl.Callback):
     """Sends this process SIGTERM at the first micro-batch of a step."""
 
@@ -987,6 +1005,10 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "a validation behind the end": (
         lambda tmp: ["trainer.max_steps=3", "trainer.val_check_interval=4"],
         r"trainer\.val_check_interval: expected at most the 3 micro-batches of the run, .* found 4",
+    ),
+    "a validation within a step": (
+        lambda tmp: ["trainer.accumulate_grad_batches=4", "trainer.val_check_interval=6"],
+        r"trainer\.val_check_interval: .* a multiple of trainer\.accumulate_grad_batches=4, .* found 6",
     ),
     "more prompts than the world has": (
         lambda tmp: ["sampling.size=5000"],

@@ -228,11 +228,18 @@ class Batches(Dataset[Batch]):
     def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int, **options: Any) -> None:
         self.rows, self.mismatched, self.chunks, self.options = rows, mismatched, chunks, options
         self._members = group_sizes(rows)
+        self._last: tuple[tuple[int, ...], StepSize] | None = None
+
+    def _size(self, step: tuple[int, ...]) -> StepSize:
+        # The micro-batches of a step follow each other.
+        if self._last is None or self._last[0] != step:
+            self._last = step, step_size([self.rows[i] for i in step], self._members)
+        return self._last[1]
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
         return collate(
             [self.rows[i] for i in micro.rows],
-            step=step_size([self.rows[i] for i in micro.step], self._members),
+            step=self._size(micro.step),
             mismatched=self.mismatched,
             chunks=self.chunks,
             **self.options,

@@ -213,8 +213,16 @@ class PreferenceDataModule(pl.LightningDataModule):
                 f"max_epochs={epochs}, max_steps={max_steps}"
             )
         self.steps = min(choices)
-        self.order(batch_size=per_step, steps=self.steps)  # raises now for an order that cannot be had
+        # These raise now for an order that cannot be had.
+        self.order(batch_size=per_step, steps=self.steps)
+        if "val" in self.rows:
+            validation_order(len(self.rows["val"]), batch_size=self.batch_size, world_size=world_size, rank=0)
         return self.steps
+
+    def longest(self) -> int:
+        """The tokens of the longest sequence, prompt and completion, that a model will read."""
+        tables: list[Any] = [rows.rows for rows in self.rows.values()]
+        return max(table.longest() for table in tables)
 
     def state_dict(self) -> dict[str, int]:
         """Lightning keeps this in the checkpoint."""

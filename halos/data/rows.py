@@ -110,6 +110,10 @@ class TokenRows(Stored[Row]):
         """The tokens of each row's branches with their prompt before each, [n]."""
         return np.sum([self.prompt_sizes + size for size in self.sizes()], axis=0)
 
+    def longest(self) -> int:
+        """The tokens of the longest branch with its prompt."""
+        return int((self.prompt_sizes + np.max(self.sizes(), axis=0)).max())
+
     def cut(self) -> dict[str, np.ndarray]:
         """How often something was cut in each row, [n], by what it was."""
         room = self.limits.max_length - self.prompt_sizes

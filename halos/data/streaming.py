@@ -122,6 +122,10 @@ class StreamingDataModule(PreferenceDataModule):
         self.steps = max_steps
         return max_steps
 
+    def longest(self) -> int:
+        """The most tokens that a sequence, prompt and completion, can have."""
+        return self.limits.max_length
+
     def state_dict(self) -> dict[str, Any]:
         """Lightning keeps this in the checkpoint."""
         return {**super().state_dict(), "used": dict(self._used())}

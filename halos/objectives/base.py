@@ -159,8 +159,9 @@ class Objective(pl.LightningModule, ABC):
     @final
     def configure_model(self) -> None:
         if self.backbone is None:
-            self.backbone = self._make_backbone()
-            self.build(self.backbone.hidden_size)
+            with torch.device("cpu"):  # Lightning's default here is the run's, where random numbers would be others
+                self.backbone = self._make_backbone()
+                self.build(self.backbone.hidden_size)
             if self.backbone.sharding is not None:
                 self.backbone.sharding.shard_beside(self)
 

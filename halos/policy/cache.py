@@ -14,6 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class ReferenceCache:
                 entries |= self.read_part(path)
             except (ValueError, KeyError, OSError, SafetensorError) as error:
                 log.warning("cached reference log-probs in %s are refused and made anew: %s", path, error)
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # where others may only read, it is refused again
+                    path.unlink()
         return entries
 
     def write(self, entries: Mapping[bytes, Tensor]) -> Path | None:
@@ -86,7 +88,7 @@ class ReferenceCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, part, {"format": FORMAT, "model": self.model, "checksum": _checksum(tensors)})
             whole = part.replace(self.folder / f"{name}.safetensors")
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
             log.warning("reference log-probs could not be kept in %s (cache_dir): %s", self.folder, error)
             part.unlink(missing_ok=True)
             return None

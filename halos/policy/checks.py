@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 log = logging.getLogger(__name__)
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -78,6 +80,25 @@ def check_gguf(path: Path) -> None:
         raise ValueError(f"model.path: {path} is cut off or damaged: {error}") from error
     if not tensors:
         raise ValueError(f"model.path: {path} holds no tensors")
+
+
+def check_positions(model: Any, longest: int) -> None:
+    """Raise ``ValueError`` for sequences of more tokens than the model has learned positions for; warn where positions
+    are computed, and the model was trained with fewer."""
+    trained = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not trained or longest <= trained:
+        return
+    tokens = model.get_input_embeddings()
+    embeddings = [part for part in model.modules() if isinstance(part, nn.Embedding) and part is not tokens]
+    if any(trained <= part.num_embeddings <= trained + 2 for part in embeddings):  # OPT has two more
+        raise ValueError(
+            f"data.max_length: expected at most {trained}, the positions that {type(model).__name__} has learned, as "
+            f"the data have a row of {longest} tokens"
+        )
+    log.warning(
+        "data.max_length: the longest row has %d tokens, and %s was trained with at most %d (max_position_embeddings)",
+        *(longest, type(model).__name__, trained),
+    )
 
 
 def warn_of_rotary(config: Any, longest: int) -> None:

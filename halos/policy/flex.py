@@ -21,6 +21,10 @@ from halos.data.packing import PROMPT, Pack
 BLOCK = 128
 """Queries, and keys, of a block; the smallest that PyTorch's kernels take by default."""
 
+VERSIONS = 64
+"""Versions of the compiled function that are kept: with and without gradient, earlier keys, several blocks, for each
+window of the model."""
+
 
 def flex_attend(
     query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, *, scaling: float | None, softcap: float | None
@@ -43,7 +47,13 @@ def flex_attend(
 @cache
 def _function(kind: str) -> Any:
     function: Any = flex_attention
-    return torch.compile(function) if kind == "cuda" else function
+    if kind != "cuda":
+        return function
+    import torch._dynamo
+
+    # Beyond the limit it would run uncompiled, all scores of a pack at once.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
+    return torch.compile(function)
 
 
 @cache

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from halos.data.batches import Batch, Chunk
 from halos.data.packing import Pack
 from halos.policy.head import forward_scored
-from halos.policy.packed import can_pack, pack_logprobs
+from halos.policy.packed import can_pack, check_packing, pack_logprobs
 
 
 @dataclass(slots=True)
@@ -65,16 +65,16 @@ def completion_logprobs(
     has them in several parts (``max_tokens``), the backward pass runs each part again, so that the activations of one
     alone exist at a time. ``head_chunk``, ``statistics``: see :func:`halos.policy.head.forward_scored`.
     """
+    if sum(part.needs_grad for part in batch.packs) > 1:
+        check_packing(model)
     packed = bool(batch.packs) and can_pack(model)
-    if not packed and sum(part.needs_grad for part in batch.packs) > 1:
-        raise ValueError(
-            f"data.max_tokens_per_batch: expected a model that can read packed rows, found {type(model).__name__}, "
-            "which cannot; lower data.batch_size and raise trainer.accumulate_grad_batches instead"
-        )
     parts: Sequence[Pack | Chunk] = batch.packs if packed else batch.chunks
     lasts: list[Tensor] = []
     head = {"head_chunk": head_chunk, "statistics": statistics}
-    found = _pack_logprobs(model, batch.packs, head) if packed else _chunk_logprobs(model, batch, head, lasts)
+    if packed:
+        found = _pack_logprobs(model, batch.packs, head | {"with_states": with_hidden})
+    else:
+        found = _chunk_logprobs(model, batch, head, lasts)
     slots = torch.cat([part.slots for part in parts])
     flat = torch.cat([values for values, _, _ in found])
     tokens = flat.new_zeros(batch.mask.numel()).scatter(0, slots, flat).view(batch.mask.shape)
@@ -94,8 +94,8 @@ def _placed(states: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
     return states.new_zeros(shape.numel(), states.shape[-1]).index_copy(0, places, states).view(*shape, -1)
 
 
-Found = list[tuple[Tensor, Tensor, Tensor]]
-"""Of each part the log-probs [S], statistics [S, names] and states [S, H]."""
+Found = list[tuple[Tensor, Tensor, Any]]
+"""Of each part the log-probs [S], statistics [S, names] and, where asked for, states [S, H]."""
 
 
 def _pack_logprobs(model: Any, packs: Sequence[Pack], head: dict[str, Any]) -> Found:
@@ -103,8 +103,13 @@ def _pack_logprobs(model: Any, packs: Sequence[Pack], head: dict[str, Any]) -> F
     parts = [packs[a:z] for a, z in pairwise([*edges, len(packs)])]
     if len(parts) == 1 or not torch.is_grad_enabled():
         return [found for part in parts for found in pack_logprobs(model, part, **head)]
-    run = partial(checkpoint, pack_logprobs, use_reentrant=False)
-    return [found for part in parts for found in run(model, part, **head)]
+    run = partial(checkpoint, _on_device_of, use_reentrant=False)
+    return [found for part in parts for found in run(part[0].input_ids, model, part, **head)]
+
+
+def _on_device_of(_: Tensor, model: Any, part: Sequence[Pack], **head: Any) -> Found:
+    # Checkpointing keeps the random numbers of the devices of those tensors that it is given itself.
+    return pack_logprobs(model, part, **head)
 
 
 def _chunk_logprobs(model: Any, batch: Batch, head: dict[str, Any], lasts: list[Tensor]) -> Found:

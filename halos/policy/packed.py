@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,15 +23,18 @@ from halos.policy.head import Scored, evaluating, forward_scored
 log = logging.getLogger(__name__)
 
 
-def pack_logprobs(model: Any, packs: Sequence[Pack], **head: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """For each pack its branches' log-probs [S], statistics [S, names] and the states [S, H] that predict them.
+def pack_logprobs(
+    model: Any, packs: Sequence[Pack], *, with_states: bool = False, **head: Any
+) -> list[tuple[Tensor, Tensor, Any]]:
+    """For each pack its branches' log-probs [S], statistics [S, names] and, where asked for, the states [S, H] that
+    predict them.
 
     ``head``: the options of :func:`halos.policy.head.forward_scored`.
 
     A pack that the loss only reads is computed without gradient, on the detached keys and values of the prompts in the
     pack before.
     """
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    found: list[tuple[Tensor, Tensor, Any]] = []
     done: list[Scored] = []
     attention: PackedAttention | None = None
     flex = attends_by_flex(model)
@@ -40,12 +44,13 @@ def pack_logprobs(model: Any, packs: Sequence[Pack], **head: Any) -> list[tuple[
         attention = PackedAttention(part, earlier=earlier, keep=more, flex=flex)
         with nullcontext() if part.needs_grad else torch.no_grad():
             done.append(_forward(model, part, attention, [scored.all_states[0] for scored in done], **head))
-            values, statistics, states = (
-                torch.cat([getattr(scored, name) for scored in done])[part.sources]
-                for name in ("logprobs", "statistics", "states")
-            )
-            found.append((values, statistics, states))
+            gather = partial(_gathered, done, part)
+            found.append((gather("logprobs"), gather("statistics"), gather("states") if with_states else None))
     return found
+
+
+def _gathered(done: Sequence[Scored], part: Pack, name: str) -> Tensor:
+    return torch.cat([getattr(scored, name) for scored in done])[part.sources]
 
 
 def _forward(model: Any, part: Pack, attention: PackedAttention, earlier: list[Tensor], **head: Any) -> Scored:
@@ -86,6 +91,15 @@ def can_pack(model: Any) -> bool:
             _said.add(message)
             log.warning("%s", message)
     return _can[model]
+
+
+def check_packing(model: Any) -> None:
+    """Raise ``ValueError`` if batches cannot be computed in parts, as that takes packed rows."""
+    if not can_pack(model):
+        raise ValueError(
+            f"data.max_tokens_per_batch: expected a model that can read packed rows, found {type(model).__name__}, "
+            "which cannot; lower data.batch_size and raise trainer.accumulate_grad_batches instead"
+        )
 
 
 def _obstacle(model: Any) -> str | None:

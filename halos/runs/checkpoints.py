@@ -140,6 +140,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step == self._step:
+            trainer.should_stop = False  # within a step; trainer.max_time ends the run behind it, as it asks again then
             return
         self._step = step
         (number,) = all_max([signals.received()], pl_module.device)

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from halos.policy.sharding import Sharding, full_state, load_full_state
+from halos.policy.sharding import Sharding, full_state, load_full_state, materialise
 
 
 class ShardedMixed(Precision):
@@ -99,7 +99,9 @@ class FSDP(ModelParallelStrategy):
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     def model_to_device(self) -> None:
-        if not self.cpu_offload:
+        if self.cpu_offload and self.model is not None:  # weights stay where they are; buffers and metrics compute where activations do
+            materialise(self.model, shards=torch.device("cpu"), buffers=self.root_device)
+        else:
             super().model_to_device()
 
     # Checkpoints: one file has the form that every other strategy writes

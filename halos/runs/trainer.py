@@ -39,6 +39,12 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
         )
     if cfg.data.max_tokens_per_batch is not None and cfg.strategy.name not in ("auto", "ddp"):
         raise ValueError(f"data.max_tokens_per_batch: expected strategy=auto or ddp, found {cfg.strategy.name}")
+    half = cfg.precision == "bf16-true" or (cfg.precision == "bf16-mixed" and cfg.strategy.name.startswith("fsdp"))
+    if str(cfg.model.attention).startswith("flash") and not half:
+        raise ValueError(
+            f"model.attention: expected sdpa or null with precision={cfg.precision} and strategy={cfg.strategy.name}, "
+            f"found {cfg.model.attention}, which computes with weights in bfloat16 alone (precision=bf16-true)"
+        )
     given: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     options = {key: value for key, value in given.items() if value is not None}
     options.pop("max_epochs", None)
@@ -80,14 +86,26 @@ def _check_numbers(cfg: DictConfig) -> None:
         raise ValueError(f"trainer.gradient_clip_val: expected a number from 0 on or null, found {clip!r}")
 
 
-def check_validation(interval: float, micro_batches: int) -> None:
-    """Raise ``ValueError`` for validations further apart than the run is long; Lightning finds it out behind the
-    first."""
-    if isinstance(interval, int) and interval > micro_batches:
+def validation_interval(interval: Any, *, steps: int, accumulate: int) -> int:
+    """Micro-batches from one validation to the next, always whole optimizer steps: a checkpoint that is taken while
+    validating has no place for the gradient of half a step.
+
+    Args:
+        interval: a share of the run, or a number of micro-batches.
+        steps: optimizer steps of the run.
+        accumulate: micro-batches a step.
+
+    Raises ``ValueError`` for another interval, also one that is longer than the run.
+    """
+    if isinstance(interval, float) and 0 < interval <= 1:
+        return max(1, int(steps * interval)) * accumulate
+    if type(interval) is not int or not 0 < interval <= steps * accumulate or interval % accumulate:
+        whole = "" if accumulate == 1 else f", a multiple of trainer.accumulate_grad_batches={accumulate}"
         raise ValueError(
-            f"trainer.val_check_interval: expected at most the {micro_batches} micro-batches of the run, or a share of "
-            f"it such as 0.25, found {interval}"
+            f"trainer.val_check_interval: expected at most the {steps * accumulate} micro-batches of the run{whole}, "
+            f"or a share of it such as 0.25, found {interval!r}"
         )
+    return interval
 
 
 def check_precision(precision: str, *, strategy: str, accelerator: str, lr: float) -> None:

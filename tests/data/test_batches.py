@@ -168,3 +168,19 @@ def test_beside_packs_padded_chunks_are_made_when_they_are_asked_for(mismatched:
         assert (mine.targets.tolist(), mine.slots.tolist()) == (other.targets.tolist(), other.slots.tolist())
         assert mine.needs_grad == other.needs_grad
     assert through_plugin.chunks is through_plugin.padded
+
+
+def test_a_step_is_counted_once_for_all_its_micro_batches() -> None:
+    rows = tiny.rows(6, branches=2)
+    taken: list[int] = []
+
+    class Watched(list[Row]):
+        def __getitem__(self, index: Any) -> Any:
+            taken.append(index)
+            return super().__getitem__(index)
+
+    batches = Batches(Watched(rows), mismatched=False, chunks=1)
+    taken.clear()
+    found = [batches[MicroBatch((n,), step)] for step in ((0, 1, 2), (3, 4, 5)) for n in step]
+    assert len(taken) == 6 + 6
+    assert [batch.step for batch in found] == 3 * [step_size(rows[:3])] + 3 * [step_size(rows[3:])]

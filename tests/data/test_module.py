@@ -339,3 +339,16 @@ def test_a_loader_serves_batches_with_the_denominators_of_their_step() -> None:
         assert one.step.examples == 4
         assert one.step.tokens[0] == int(one.mask[:, 0].sum() + other.mask[:, 0].sum())
     assert all(torch.equal(batch.mask.any(-1), torch.ones(2, 2, dtype=torch.bool)) for batch in batches)
+
+
+def test_fewer_validation_examples_than_devices_are_refused_when_steps_are_planned() -> None:
+    made = module(10, batch_size=2, val=3)
+    made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=3)
+    with pytest.raises(ValueError, match="at least one example for each of 4 devices, found 3"):
+        made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=4)
+
+
+def test_the_longest_sequence_is_known() -> None:
+    made = module(10, val=5)
+    rows = [row for split in made.rows.values() for row in split.rows]
+    assert made.longest() == max(len(row.prompt) + len(branch) for row in rows for branch in row.branches)

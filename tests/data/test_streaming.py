@@ -150,6 +150,11 @@ def test_steps_have_to_be_given(tmp_path: Path) -> None:
         made.scored_rows(accumulate=1, world_size=1)
 
 
+def test_the_longest_sequence_is_as_long_as_the_limit(tmp_path: Path) -> None:
+    made = module(write(tmp_path / "t.jsonl"))
+    assert made.longest() == made.limits.max_length
+
+
 def test_a_prompt_over_the_limit_is_named_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"t.jsonl:1#0: expected a prompt shorter than data\.max_length = 4"):
         module(write(tmp_path / "t.jsonl"), max_length=4)

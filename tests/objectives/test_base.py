@@ -748,6 +748,21 @@ def test_the_critic_alone_does_not_move_the_policy() -> None:
     assert all(p.grad is not None and p.grad.any() for p in objective.value_head.parameters())
 
 
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_models_are_made_on_the_cpu_whatever_lightnings_default_device(device: str) -> None:
+    seen: list[torch.device] = []
+
+    def make() -> Backbone:
+        seen.append(torch.empty(0).device)
+        return Backbone(tiny.model(), with_reference=False)
+
+    objective = PPO(make)
+    with torch.device(device):  # as Lightning's strategies call it, with the device that they train on
+        objective.configure_model()
+    assert seen == [torch.device("cpu")]
+    assert {p.device.type for p in objective.parameters()} == {"cpu"}
+
+
 @pytest.mark.parametrize("policy_clip", [None, 0.25])
 def test_the_critic_is_clipped_apart_from_the_policy(policy_clip: float | None) -> None:
     objective = objective_of(PPO, critic_clip=2.0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -80,13 +81,15 @@ def test_an_empty_folder_has_nothing(tmp_path: Path) -> None:
     assert ReferenceCache(tmp_path / "none", MODEL).read() == {}
 
 
+@pytest.mark.parametrize("error", [OSError, SafetensorError])
 def test_a_write_that_fails_leaves_nothing_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError("no space left")
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"as far as it went")
+        raise error("no space left")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr("halos.policy.cache.save_file", full)
     made = ReferenceCache(tmp_path, MODEL)
     made.write(ENTRIES)
     assert not list(made.folder.iterdir())

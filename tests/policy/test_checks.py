@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from halos.policy.checks import check_directory, check_gguf, check_safetensors, warn_of_rotary
+from halos.policy.checks import check_directory, check_gguf, check_positions, check_safetensors, warn_of_rotary
 from tests import tiny
 
 
@@ -219,3 +221,24 @@ def test_frequencies_that_depend_on_the_longest_row_are_warned_of_where_rows_can
         warn_of_rotary(config, longest)
     found = [record for record in caplog.records if record.name == "halos.policy.checks"]
     assert [record.args[0] for record in found] == ([longest] if warned else [])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])
+def test_rows_longer_than_learned_positions_are_refused(architecture: str) -> None:
+    common = {"vocab_size": 67, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "ffn_dim": 8}
+    config = AutoConfig.for_model(architecture, **common, max_position_embeddings=(most := 32), word_embed_proj_dim=16)
+    model = AutoModelForCausalLM.from_config(config)
+    check_positions(model, most)
+    with torch.no_grad(), pytest.raises(IndexError):  # what would be met without the check
+        model(input_ids=torch.zeros(1, most + 1, dtype=torch.long))
+    with pytest.raises(ValueError, match=rf"^data\.max_length: expected at most {most}, .* a row of {most + 1} tokens"):
+        check_positions(model, most + 1)
+
+
+def test_rows_longer_than_a_rotary_model_was_trained_with_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny.model("llama")
+    most = model.config.max_position_embeddings
+    check_positions(model, most)
+    assert not caplog.records
+    check_positions(model, most + 1)
+    assert f"the longest row has {most + 1} tokens, and LlamaForCausalLM was trained with at most {most}" in caplog.text

@@ -110,3 +110,12 @@ def test_with_dropout_pieces_are_attended_to_one_by_one() -> None:
     options: dict[str, Any] = {"scaling": None, "window": None, "softcap": None}
     assert PackedAttention(part, flex=True)(torch.nn.Identity(), *states, dropout=0.0, **options).std() < 1e-6
     assert PackedAttention(part, flex=True)(torch.nn.Identity(), *states, dropout=0.5, **options).std() > 0.01
+
+
+def test_enough_versions_are_kept_for_models_with_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo
+
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    flex._function.cache_clear()
+    flex._function("cuda")
+    assert torch._dynamo.config.recompile_limit == flex.VERSIONS > 2 * 2 * 2 * 2

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos import objectives
@@ -371,3 +372,19 @@ def test_parts_are_refused_for_a_model_that_cannot_read_them(llama: Any, monkeyp
     monkeypatch.setattr(llama, "_supports_attention_backend", False)
     with pytest.raises(ValueError, match=r"data\.max_tokens_per_batch: expected a model that can read packed rows"):
         completion_logprobs(llama, collate(ROWS, packing=True, max_tokens=1))
+
+
+def test_parts_run_again_with_the_random_numbers_of_their_device(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def noted(function: Any, *values: Any, use_reentrant: bool, **options: Any) -> Any:
+        given.append(values)
+        return checkpoint(function, *values, use_reentrant=use_reentrant, **options)
+
+    monkeypatch.setattr("halos.policy.logprobs.checkpoint", noted)
+    batch = collate(ROWS, packing=True, max_tokens=1)
+    completion_logprobs(llama, batch)
+    # PyTorch keeps the state of the devices of these tensors alone.
+    assert [[part.device for part in values if isinstance(part, Tensor)] for values in given] == (
+        [[batch.mask.device]] * sum(part.needs_grad for part in batch.packs)
+    )

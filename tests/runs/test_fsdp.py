@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import halos.train
 from halos.distributed import local
 from halos.runs.consolidate import check_sharded, consolidate
+from halos.runs.fsdp import FSDP
 from tests.fork import run_ranks
 from tests.test_train import run, train_as_rank
 
@@ -179,3 +180,12 @@ def test_an_index_that_would_run_code_is_refused(runs: dict[str, Any], tmp_path:
     (tmp_path / ".metadata").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(ValueError, match=r"unexpected os\.system"):
         check_sharded(tmp_path)
+
+
+def test_buffers_of_offloaded_models_are_moved_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = FSDP(cpu_offload=True)
+    strategy._model = torch.nn.BatchNorm1d(2)
+    monkeypatch.setattr(FSDP, "root_device", torch.device("meta"))
+    strategy.model_to_device()
+    assert {parameter.device.type for parameter in strategy._model.parameters()} == {"cpu"}
+    assert {buffer.device.type for buffer in strategy._model.buffers()} == {"meta"}

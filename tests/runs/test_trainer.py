@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from halos.runs.fsdp import FSDP, ShardedMixed
-from halos.runs.trainer import check_precision, make_trainer
+from halos.runs.trainer import check_precision, make_trainer, validation_interval
 from tests.test_config import compose
 
 ASKED = {"strategy": "auto", "accelerator": "cpu", "lr": 1e-3}
@@ -38,6 +38,10 @@ def trainer(*words: str) -> Any:
         (("trainer.log_every_n_steps=0",), "trainer.log_every_n_steps: expected a whole number from 1 on, found 0"),
         (("trainer.accumulate_grad_batches=0",), "accumulate_grad_batches: expected a whole number from 1 on, found 0"),
         (("trainer.max_steps=1.5",), "trainer.max_steps: expected a whole number from -1 on, found 1.5"),
+        (
+            ("model.attention=flash_attention_2", "precision=bf16-mixed"),
+            "model.attention: expected sdpa or null with precision=bf16-mixed and strategy=auto, found flash_attention",
+        ),
         (("trainer.devices=2",), "strategy=auto uses one device, found 2"),
         (
             ("strategy=fsdp", "model.lora.enabled=true", "model.lora.quantize=4bit"),
@@ -97,3 +101,18 @@ def test_shards_compute_in_the_precision_asked_for(precision: str) -> None:
     assert isinstance(made.precision_plugin, ShardedMixed) is (precision == "bf16-mixed")
     made.strategy._device_mesh = "mesh"
     assert made.strategy.sharding.compute_dtype == (torch.bfloat16 if precision == "bf16-mixed" else None)
+
+
+@pytest.mark.parametrize(
+    ("interval", "accumulate", "expected"),
+    [(0.25, 1, 2), (0.25, 4, 8), (1.0, 4, 40), (0.01, 4, 4), (0.99, 4, 36), (3, 1, 3), (8, 4, 8), (40, 4, 40)],
+)
+def test_validations_are_behind_whole_steps(interval: float, accumulate: int, expected: int) -> None:
+    assert validation_interval(interval, steps=10, accumulate=accumulate) == expected
+
+
+@pytest.mark.parametrize("interval", [0, -1, 0.0, 1.5, 6, 44, True, "00:00:10:00", None])
+def test_other_validations_are_refused(interval: Any) -> None:
+    said = r"val_check_interval: expected at most the 40 micro-batches of the run, a multiple of .*=4, or a share"
+    with pytest.raises(ValueError, match=said):
+        validation_interval(interval, steps=10, accumulate=4)
