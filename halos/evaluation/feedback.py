@@ -72,11 +72,18 @@ def _records(source: Source, split: str, val_size: int, seed: int, *, streamed: 
 
 
 def distinct_prompts(records: Sequence[Feedback], size: int | None, seed: int) -> list[Asked]:
-    """At most ``size`` different prompts, drawn with the seed, in the order of the records."""
+    """At most ``size`` different prompts, drawn with the seed, in the order of the records.
+
+    Raises ``ValueError`` if there are none.
+    """
     if size is not None and size < 1:
         raise ValueError(f"size: expected a number of prompts from 1 on or null, found {size}")
-    first = {prompt_key(record.prompt): record for record in reversed(records)}
-    found = [Asked(record.id, record.prompt) for record in records if first[prompt_key(record.prompt)] is record]
+    asked: dict[str, Asked] = {}
+    for record in records:
+        asked.setdefault(prompt_key(record.prompt), Asked(record.id, record.prompt))
+    found = list(asked.values())
+    if not found:
+        raise ValueError("split: expected records with prompts, found none")
     if size is None or size >= len(found):
         return found
     return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), size))]

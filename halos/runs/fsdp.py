@@ -99,7 +99,7 @@ class FSDP(ModelParallelStrategy):
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     def model_to_device(self) -> None:
-        if self.cpu_offload and self.model is not None:  # weights stay where they are; buffers and metrics compute where activations do
+        if self.cpu_offload and self.model is not None:  # buffers and metrics compute where activations do
             materialise(self.model, shards=torch.device("cpu"), buffers=self.root_device)
         else:
             super().model_to_device()
