@@ -87,8 +87,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             accumulate=trainer.accumulate_grad_batches,
         )
         if run.checkpoint is not None:
-            check_identity(run.checkpoint, run.identity)
-        run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=run.checkpoint is None)
+            saved = check_identity(run.checkpoint, run.identity)
+            run.data.check_state(saved[type(run.data).__qualname__])
+        run.folder.open(OmegaConf.to_yaml(cfg, resolve=True), fresh=not run.folder.owns(run.checkpoint))
         write_report(run.data.intake, run.folder.root)
         _show(run)
         fit(run, trainer)

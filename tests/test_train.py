@@ -692,9 +692,11 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_finished_run_cannot_be_made_longer_or_shorter(steps: int, tmp_path: Path) -> None:
     run(tmp_path, "trainer.max_steps=2")
+    config = (tmp_path / "config.yaml").read_text()
     with pytest.raises(ValueError, match=f"resume: .* after 2 of 2 steps, but {steps} are asked for .*max_steps"):
         run(tmp_path, f"trainer.max_steps={steps}", "resume=auto")
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 2
+    assert (tmp_path / "config.yaml").read_text() == config
 
 
 def test_resume_auto_in_an_empty_folder_is_a_new_run(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,11 @@ class PreferenceDataModule(pl.LightningDataModule):
         return {"planned": self.steps, "done": self._trainer().global_step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises ``ValueError`` if the checkpoint leaves nothing to do for the steps that are planned now."""
+        """Raises ``ValueError`` as :meth:`check_state` does."""
+        self.check_state(state)
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` if the checkpoint leaves nothing to do for the steps that are planned now."""
         done = state["done"]
         if self.steps != state["planned"] and done >= min(self.steps, state["planned"]):
             raise ValueError(

@@ -261,12 +261,12 @@ def whole(path: Path) -> Path:
     return path
 
 
-def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` with the keys that differ if the checkpoint is another run's."""
+def check_identity(path: Path, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is in the checkpoint; raises ``ValueError`` with the keys that differ if it is another run's."""
     file = path / "meta.pt" if path.is_dir() else path
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        theirs = saved[IDENTITY]
+        theirs: Mapping[str, Any] = saved[IDENTITY]
     except Exception as error:  # torch raises several kinds
         raise ValueError(f"resume: expected a checkpoint of this program, found {path}: {error!r}") from error
     told = [
@@ -276,3 +276,5 @@ def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
     ]
     if told:
         raise ValueError(f"resume: {path} belongs to another run ({'; '.join(told)})")
+    found: Mapping[str, Any] = saved
+    return found

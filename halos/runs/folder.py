@@ -44,19 +44,29 @@ class RunFolder:
     def check(self, *, resume: str | None, overwrite: bool) -> Path | None:
         """The checkpoint to go on from, if any; changes nothing.
 
-        Raises ``ValueError`` if the folder holds another run and neither ``resume`` nor ``overwrite`` is given, or if
-        the checkpoint to resume from does not exist.
+        Raises ``ValueError`` if the folder holds another run than the one to go on with and ``overwrite`` is not given,
+        or if the checkpoint to resume from does not exist.
         """
         checkpoint = self._checkpoint(resume)
         if self.root.exists() and not self.root.is_dir():
             raise ValueError(f"output_dir: expected a folder, found the file {self.root}")
         # Other processes may come here after the first one has begun to write.
-        if on_first_process() and (found := self._contents()) and resume is None and not overwrite:
+        found = self._contents() if on_first_process() and not overwrite and not self.owns(checkpoint) else []
+        if found and resume != "auto":
             raise ValueError(
                 f"output_dir: {self.root} holds another run ({', '.join(found)}); choose another folder, "
                 "or set resume=auto to go on with it, or overwrite=true to replace it"
             )
+        if "summary.json" in found:
+            raise ValueError(
+                f"resume=auto: {self.root} holds a complete run whose checkpoints are gone; choose another folder, "
+                "or set overwrite=true to train it anew"
+            )
         return checkpoint
+
+    def owns(self, checkpoint: Path | None) -> bool:
+        """Whether the checkpoint is one of the run in this folder."""
+        return checkpoint is not None and checkpoint.resolve().parent == self.checkpoints.resolve()
 
     def open(self, config: str, *, fresh: bool) -> None:
         """Begin to write: make the folder, remove what an earlier run left if ``fresh``, and keep the config (YAML)."""

@@ -79,10 +79,30 @@ def test_resume_auto_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).check(resume="auto", overwrite=False) is None
 
 
+def test_a_complete_run_without_its_checkpoints_is_not_made_anew(tmp_path: Path) -> None:
+    fill(tmp_path, "model", "summary.json")
+    with pytest.raises(ValueError, match=r"^resume=auto: .* complete run whose checkpoints are gone; .* overwrite=true"):
+        RunFolder(tmp_path).check(resume="auto", overwrite=False)
+    assert RunFolder(tmp_path).check(resume="auto", overwrite=True) is None
+
+
 def test_a_checkpoint_can_be_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    file = whole_checkpoint(folder.checkpoints / "step=2.ckpt")
+    fill(folder.root, "metrics.csv")
+    assert folder.check(resume=str(file), overwrite=False) == file
+    assert folder.owns(file)
+
+
+def test_a_run_is_not_written_over_by_one_that_goes_on_from_elsewhere(tmp_path: Path) -> None:
     file = whole_checkpoint(tmp_path / "elsewhere" / "step=2.ckpt")
-    fill(tmp_path / "run", "metrics.csv")
-    assert RunFolder(tmp_path / "run").check(resume=str(file), overwrite=False) == file
+    folder = RunFolder(tmp_path / "run")
+    assert folder.check(resume=str(file), overwrite=False) == file
+    assert not folder.owns(file)
+    fill(folder.root, "metrics.csv")
+    with pytest.raises(ValueError, match=r"^output_dir: .* holds another run \(metrics\.csv\)"):
+        folder.check(resume=str(file), overwrite=False)
+    assert folder.check(resume=str(file), overwrite=True) == file
 
 
 def test_a_named_checkpoint_must_exist_and_the_folder_is_left_alone(tmp_path: Path) -> None:

@@ -162,8 +162,9 @@ def test_bfloat16_follows_float32_and_its_mixed_form_keeps_float32_weights(
 def test_a_folder_that_is_no_whole_checkpoint_is_refused(runs: dict[str, Any], tmp_path: Path) -> None:
     complete = runs["folder"] / "cached/checkpoints/last.ckpt"
     assert check_sharded(complete) == complete
+    (tmp_path / "whole.ckpt").touch()
     with pytest.raises(ValueError, match="exists"):
-        consolidate(complete, runs["folder"] / "whole.ckpt")
+        consolidate(complete, tmp_path / "whole.ckpt")
     for missing in (".metadata", "meta.pt"):
         part = tmp_path / f"without{missing}"
         part.mkdir()
