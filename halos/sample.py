@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from halos.data.tokens import ChatTokens
 from halos.evaluation.engines import Decoding, make_engine
 from halos.evaluation.feedback import distinct_prompts, read_data
-from halos.evaluation.policies import find_policy
+from halos.evaluation.policies import Policy, find_policy
 from halos.evaluation.samples import Sampler
 from halos.runs import console
 from halos.runs.folder import write_atomically
+from halos.runs.identity import weights_key
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def sample(cfg: DictConfig) -> Path:
         seed=cfg.seed,
     )
     sampler.prompt_ids(asked)
-    _begin(cfg, output)
+    _begin(cfg, output, policy)
     total, cut = sampler.write(asked, output, partial(console.track, "sampling", shown=cfg.progress))
     console.say(f"{len(asked) * cfg.samples:,} completions for {len(asked):,} prompts in {output}")
     if cut:
@@ -52,10 +54,15 @@ def sample(cfg: DictConfig) -> Path:
     return output
 
 
-def _begin(cfg: DictConfig, output: Path) -> None:
-    # What drew the samples lies beside them: a file is only gone on with by the same command.
+def _begin(cfg: DictConfig, output: Path, policy: Policy) -> None:
+    # What drew the samples lies beside them: a file is only gone on with by the same command about the same model.
     settings = output.with_name(output.name + ".config.yaml")
-    new = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in _FREE]), resolve=True)
+    told: Any = OmegaConf.to_container(cfg, resolve=True)
+    if policy.run is not None and told.get("data") is None:
+        told["data"] = OmegaConf.to_container(policy.run.data, resolve=True)
+    if policy.spec.local is not None:
+        told["weights"] = weights_key(policy.spec.local)
+    new = OmegaConf.to_yaml({key: value for key, value in told.items() if key not in _FREE})
     if cfg.overwrite:
         output.unlink(missing_ok=True)
     elif output.exists() and (not settings.exists() or settings.read_text(encoding="utf-8") != new):

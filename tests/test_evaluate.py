@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
 
 from halos.cli import COMMANDS, config_folder
 from halos.data.tokens import Limits
@@ -67,6 +68,17 @@ def test_sample_goes_on_with_its_own_file_only(csft: str, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn otherwise"):
         sample(compose("sample", *words, "temperature=0.5"))
     sample(compose("sample", *words, "temperature=0.5", "overwrite=true"))
+
+
+def test_samples_of_a_policy_that_was_trained_again_are_not_those_of_the_old_one(csft: str, tmp_path: Path) -> None:
+    policy = tmp_path / "policy"
+    shutil.copytree(csft, policy)
+    words = (*SMALL, f"policy={policy}", f"output={tmp_path}/s.jsonl")
+    sample(compose("sample", *words))
+    weights = load_file(policy / "model.safetensors")
+    save_file({name: value + 1e-3 for name, value in weights.items()}, policy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn otherwise"):
+        sample(compose("sample", *words))
 
 
 def test_a_policy_against_itself_has_no_kl_no_margin_and_wins_half(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def identity(
     """
     nodes: Any = OmegaConf.to_container(cfg, resolve=True)
     found = {key: value for group in GROUPS for key, value in _flat(nodes[group], group)}
-    found["model.path"] = f"{model.name} ({_files(model)})" if model else cfg.model.path
+    found["model.path"] = f"{model.name} ({weights_key(model)})" if model else cfg.model.path
     found |= {key: value for name in MODEL for key, value in _flat(nodes["model"].get(name), f"model.{name}")}
     found |= {f"data ({split})": key for split, key in data.items()}
     found |= {f"data.{name}": nodes["data"].get(name) for name in ORDER}
@@ -45,7 +45,8 @@ def _flat(node: Any, name: str) -> list[tuple[str, Any]]:
     return [(name, node)]
 
 
-def _files(model: Path) -> str:
+def weights_key(model: Path) -> str:
+    """A key of a model: its file or folder of weights and configs, at the edges and the size of each."""
     files = sorted(file for file in model.iterdir() if file.suffix in WEIGHTS) if model.is_dir() else [model]
     digest = hashlib.sha256()
     for file in files:

@@ -81,7 +81,7 @@ def test_resume_auto_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
 
 def test_a_complete_run_without_its_checkpoints_is_not_made_anew(tmp_path: Path) -> None:
     fill(tmp_path, "model", "summary.json")
-    with pytest.raises(ValueError, match=r"^resume=auto: .* complete run whose checkpoints are gone; .* overwrite=true"):
+    with pytest.raises(ValueError, match=r"^resume=auto: .* whose checkpoints are gone; .* overwrite=true"):
         RunFolder(tmp_path).check(resume="auto", overwrite=False)
     assert RunFolder(tmp_path).check(resume="auto", overwrite=True) is None
 
