@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
@@ -144,6 +145,7 @@ def _place(cfg: DictConfig) -> None:
     context = HydraConfig.get()
     cfg.output_dir = context.runtime.output_dir  # in a sweep the job's own folder
     _require_output_dir(cfg, context.overrides.task)
+    _require_options(context.overrides.task)
 
 
 def _rank_job(config: Path) -> None:
@@ -196,6 +198,16 @@ def _require_output_dir(cfg: DictConfig, words: Sequence[str]) -> None:
         raise ValueError("output_dir: expected one for all processes, as they are started apart; set output_dir=…")
 
 
+def _require_options(words: Sequence[str]) -> None:
+    # Hydra passes over an optional group that has no such option, a misspelt one too.
+    for group, _, name in (word.partition("=") for word in words):
+        if group in ("tuned", "feedback"):
+            options = GlobalHydra.instance().config_loader().get_group_options(group)
+            if name not in options:
+                told = ", ".join(options)
+                raise ValueError(f"{group}={name}: no such option{_near(name, options)}; expected one of {told}")
+
+
 def end_with_one_line(job: Callable[[], Any]) -> None:
     """Do the job; if it fails, the process ends with status 1 and one clear line last."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing them its own way
@@ -205,7 +217,7 @@ def end_with_one_line(job: Callable[[], Any]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain(error))
     except (ValueError, RunFailed) as error:
-        _fail(str(error))
+        _fail(" ".join(str(error).split()))  # those of other packages may have several
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             traceback.print_exc()

@@ -52,6 +52,7 @@ from halos.runs.reference_sync import ReferenceSync
 from halos.runs.replies import SampledReplies
 from halos.runs.tensorboard import TensorBoardReport, log_hparams
 from halos.runs.trainer import make_trainer, validation_interval, warn_if_emulated
+from halos.runs.values import check_values
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
     """The run, its steps planned, and its Trainer: everything before files are written and weights are loaded."""
     console.set_up_logging()
+    check_values(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     run = prepare(cfg)
     trainer = make_trainer(cfg, _callbacks(run), _loggers(run))
@@ -120,9 +122,6 @@ def prepare(cfg: DictConfig) -> Run:
     """Check the configuration, read and tokenise the data, and look at the model's files; cheapest checks first."""
     if (cfg.rounds.count != 1 or cfg.get("before")) and cfg.rounds.round is None:
         raise ValueError("rounds: expected halos.rounds.run_rounds(cfg, train), which trains each of them; found train")
-    for name in ("output_dir", "cache_dir"):
-        if not isinstance(cfg[name], str):
-            raise ValueError(f"{name}: expected a folder, found {cfg[name]!r}")
     folder = RunFolder(Path(cfg.output_dir))
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
     spec: ModelSpec = build(cfg.model)

@@ -62,6 +62,27 @@ def test_no_name_is_suggested_where_none_comes_near() -> None:
     assert "did you mean" not in cli.explain(caught.value)
 
 
+@pytest.mark.parametrize("word", ["tuned=toy_cfst", "feedback=toy_grop"])
+def test_a_misspelt_name_of_an_optional_group_is_not_passed_over(
+    word: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_run_or_rounds", lambda cfg: pytest.fail("it ran"))
+    assert call(monkeypatch, tmp_path, "train", word) == 1
+    assert f"error: {word}: no such option (did you mean toy_" in capsys.readouterr().err
+
+
+def test_an_error_of_several_lines_ends_as_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(cfg: DictConfig) -> None:
+        raise ValueError("something is wrong\n  Check your internet connection")
+
+    monkeypatch.setattr(cli, "_run_or_rounds", fail)
+    assert call(monkeypatch, tmp_path, "train") == 1
+    last = capsys.readouterr().err.rstrip("\n").rpartition("\n")[2]
+    assert last == "error: something is wrong Check your internet connection"
+
+
 @pytest.mark.parametrize("word", ["loss=kt0", "optim.lrr=1"])
 def test_a_misspelt_word_fails_before_torch_is_imported(word: str, tmp_path: Path) -> None:
     code = f"""

@@ -200,3 +200,9 @@ def test_settings_tuned_for_a_model_with_a_loss_apply_to_those_two_alone_and_yie
     assert compose("loss=csft", "trainer.max_epochs=2").trainer.max_epochs == 2
     assert compose("loss=kto").trainer.max_epochs == 3
     assert compose("loss=csft", "model=hf").trainer.max_epochs == 1
+
+
+def test_feedback_that_a_loss_needs_is_that_of_the_toy_world_alone() -> None:
+    assert compose("loss=grpo").data.source.completions_per_prompt == 8
+    assert compose("loss=grpo", "data.source.completions_per_prompt=4").data.source.completions_per_prompt == 4
+    assert "completions_per_prompt" not in compose("loss=grpo", "data=json").data.source

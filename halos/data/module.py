@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ from halos.data.stratified import StratifiedOrder
 from halos.data.tokens import ChatTokens, Limits
 from halos.data.views import Examples
 from halos.distributed import data_ranks
+
+log = logging.getLogger(__name__)
 
 SHOWN_PROMPTS = 16
 """Held-out prompts kept to sample replies to."""
@@ -213,6 +216,11 @@ class PreferenceDataModule(pl.LightningDataModule):
                 f"max_epochs={epochs}, max_steps={max_steps}"
             )
         self.steps = min(choices)
+        if self.steps < max_steps:
+            log.warning(
+                "trainer.max_steps=%d: the run has %d steps, as trainer.max_epochs=%s takes no more",
+                *(max_steps, self.steps, epochs),
+            )
         # These raise now for an order that cannot be had.
         self.order(batch_size=per_step, steps=self.steps)
         if "val" in self.rows:

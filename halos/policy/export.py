@@ -28,12 +28,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
-prompt = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": "..."}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
+prompt = {prompt}
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=64)[0]))
 ```
 """
+
+_CHAT_PROMPT = """tokenizer.apply_chat_template(
+    [{"role": "user", "content": "..."}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+)"""
 
 
 def export_policy(
@@ -59,7 +61,7 @@ def export_policy(
         else:
             policy.save_pretrained(part)
         conditioned(tokenizer, control).save_pretrained(part)
-        (part / "README.md").write_text(_card(card), encoding="utf-8")
+        (part / "README.md").write_text(_card(card, tokenizer, control), encoding="utf-8")
 
 
 @contextmanager
@@ -100,6 +102,9 @@ def results_table(card: Mapping[str, Any]) -> str:
     return f"| | |\n|---|---|\n{rows}" if rows else ""
 
 
-def _card(card: Mapping[str, Any]) -> str:
+def _card(card: Mapping[str, Any], tokenizer: Any, control: str) -> str:
     title = f"{card['base']} aligned by {card['loss']}"
-    return _CARD.format(title=title, base=card["base"], loss=card["loss"], table=results_table(card))
+    # Without a chat template nothing writes the control token for whoever asks.
+    plain = f'tokenizer("...{control}", return_tensors="pt")'
+    prompt = plain if tokenizer.chat_template is None else _CHAT_PROMPT
+    return _CARD.format(title=title, base=card["base"], loss=card["loss"], table=results_table(card), prompt=prompt)

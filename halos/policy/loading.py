@@ -120,6 +120,11 @@ class ModelSpec:
             raise ValueError(f"model.path: expected a model directory or a .gguf file, found the file {self.path}")
         elif self.path.startswith((PACKAGED, "/", "./", "../", "~")) or self.path.count("/") > 1:
             raise ValueError(f"model.path: no such directory or file: {self.path}")
+        elif "/" in self.path and location.parent.is_dir():
+            raise ValueError(
+                f"model.path: no such directory or file: {self.path}; it is not taken for a hub id, as "
+                f"{location.parent} is a folder here"
+            )
 
     def resolved(self, *, streaming: bool) -> ModelSpec:
         """The same with ``auto`` decided: ``cached``, or for data of which nobody knows beforehand which are read,

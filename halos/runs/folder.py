@@ -87,6 +87,8 @@ class RunFolder:
     def _checkpoint(self, resume: str | None) -> Path | None:
         if resume is None:
             return None
+        if not isinstance(resume, str):
+            raise ValueError(f"resume: expected 'auto' or a checkpoint's path, found {resume!r}")
         if resume == "auto":
             return checkpoints.newest(self.checkpoints)
         if not Path(resume).exists():

@@ -26,7 +26,6 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
 
     Raises ``ValueError`` for devices, a strategy or a precision that do not go together.
     """
-    _check_numbers(cfg.trainer)
     check_precision(cfg.precision, strategy=cfg.strategy.name, accelerator=cfg.trainer.accelerator, lr=cfg.optim.lr)
     if cfg.strategy.name == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         raise ValueError("strategy=deepspeed: install the extra with pip install 'halos[deepspeed]'")
@@ -74,16 +73,6 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
     if isinstance(strategy, FSDP):
         strategy.check(trainer.world_size)
     return trainer
-
-
-def _check_numbers(cfg: DictConfig) -> None:
-    # Those that Lightning lets pass, and that mean something else or nothing at all.
-    for name, least in (("accumulate_grad_batches", 1), ("log_every_n_steps", 1), ("max_steps", -1)):
-        if type(cfg[name]) is not int or cfg[name] < least:
-            raise ValueError(f"trainer.{name}: expected a whole number from {least} on, found {cfg[name]!r}")
-    clip = cfg.gradient_clip_val
-    if clip is not None and (isinstance(clip, bool | str) or not clip >= 0):
-        raise ValueError(f"trainer.gradient_clip_val: expected a number from 0 on or null, found {clip!r}")
 
 
 def validation_interval(interval: Any, *, steps: int, accumulate: int) -> int:

@@ -352,3 +352,11 @@ def test_the_longest_sequence_is_known() -> None:
     made = module(10, val=5)
     rows = [row for split in made.rows.values() for row in split.rows]
     assert made.longest() == max(len(row.prompt) + len(branch) for row in rows for branch in row.branches)
+
+
+@pytest.mark.parametrize(("max_steps", "told"), [(-1, False), (5, False), (6, True)])
+def test_steps_that_the_epochs_do_not_have_are_told(
+    max_steps: int, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert module(10, batch_size=2).plan(epochs=1, max_steps=max_steps, accumulate=1, world_size=1) == 5
+    assert ("trainer.max_steps=6: the run has 5 steps, as trainer.max_epochs=1" in caplog.text) == told

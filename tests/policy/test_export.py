@@ -112,6 +112,18 @@ def test_the_card_names_loss_base_and_results(policy: Any, tokenizer: Any, tmp_p
     assert '[{"role": "user", "content": "..."}]' in card
 
 
+@pytest.mark.parametrize("template", [True, False])
+def test_the_code_on_the_card_runs(
+    template: bool, policy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tiny.word_tokenizer(tiny.CHATML if template else None)
+    folder = export(policy, tokenizer, tmp_path / "model", control=tiny.GOOD)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    code = card.partition("```python\n")[2].partition("```")[0]
+    exec(code.replace("max_new_tokens=64", "max_new_tokens=2"), {"folder": folder})
+    assert tiny.GOOD in capsys.readouterr().out
+
+
 def test_a_card_without_results_has_no_table(policy: Any, tokenizer: Any, tmp_path: Path) -> None:
     export(policy, tokenizer, tmp_path / "model", card={"loss": "sft", "base": "some/model"})
     assert "|---|" not in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")

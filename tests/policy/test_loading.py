@@ -249,6 +249,15 @@ def test_a_path_to_nowhere_is_refused(path: str) -> None:
         ModelSpec(path=path).check()
 
 
+def test_a_misspelt_name_in_a_folder_is_not_taken_for_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^model\.path: no such directory or file: runs/kot; .* runs is a folder here"):
+        ModelSpec(path="runs/kot").check()
+
+
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"^model\.path: expected a model directory or a \.gguf file"):

@@ -105,6 +105,12 @@ def test_a_run_is_not_written_over_by_one_that_goes_on_from_elsewhere(tmp_path: 
     assert folder.check(resume=str(file), overwrite=True) == file
 
 
+@pytest.mark.parametrize("value", [True, 3])
+def test_what_is_no_path_is_refused(value: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^resume: expected 'auto' or a checkpoint's path, found {value}"):
+        RunFolder(tmp_path).check(resume=value, overwrite=False)  # type: ignore[arg-type]
+
+
 def test_a_named_checkpoint_must_exist_and_the_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"resume: expected 'auto' or a checkpoint's path, found .*no\.ckpt"):
         RunFolder(tmp_path / "run").check(resume=str(tmp_path / "no.ckpt"), overwrite=True)
