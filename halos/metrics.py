@@ -54,8 +54,10 @@ class Averages(Metric):
         device = self.sums.device
         # MPS has no float64.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        parts = [torch.as_tensor(part) for mean in means.values() for part in (mean.total, mean.count)]
-        return torch.stack([part.detach().to(device, dtype) for part in parts]).view(-1, 2)
+        parts = [part for mean in means.values() for part in (mean.total, mean.count)]
+        # A plain number must not become the default dtype: with precision=bf16-true that would round a count.
+        whole = [part.detach() if isinstance(part, Tensor) else torch.tensor(part, dtype=dtype) for part in parts]
+        return torch.stack([part.to(device, dtype) for part in whole]).view(-1, 2)
 
     def _divided(self, sums: list[list[float]]) -> dict[str, float]:
         pairs = zip(self.names, sums, strict=True) if sums else ()

@@ -177,3 +177,13 @@ def test_labelled_rewards_are_collected_in_float32() -> None:
     assert labels.tolist() == [True, False, True]
     metric.reset()
     assert metric.rewards == []
+
+
+def test_counts_that_are_plain_numbers_are_not_rounded_where_bfloat16_is_the_default() -> None:
+    averages = Averages()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        averages.update({"a": Mean(torch.tensor(514.0, dtype=torch.float32), 257.0)})  # type: ignore[arg-type]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert averages.compute() == {"a": pytest.approx(514 / 257, rel=1e-12)}

@@ -249,12 +249,10 @@ def test_a_path_to_nowhere_is_refused(path: str) -> None:
         ModelSpec(path=path).check()
 
 
-def test_a_misspelt_name_in_a_folder_is_not_taken_for_a_hub_id(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_misspelt_name_in_a_folder_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"^model\.path: no such directory or file: runs/kot; .* runs is a folder here"):
+    with pytest.raises(ValueError, match=r"^model\.path: no such directory or file: runs/kot; .* runs is a folder"):
         ModelSpec(path="runs/kot").check()
 
 
