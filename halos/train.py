@@ -240,6 +240,8 @@ def fit(run: Run, trainer: pl.Trainer) -> None:
     trainer.fit(run.objective, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
     checkpoints: Any = trainer.checkpoint_callback
     checkpoints.finish(trainer)
+    if trainer.global_step < run.data.steps:  # trainer.max_time
+        log.warning("stopped after %d of %d steps; resume=auto goes on", trainer.global_step, run.data.steps)
     if has_val and run.record.validated_at != trainer.global_step:
         trainer.validate(run.objective, datamodule=run.data, verbose=False)
 

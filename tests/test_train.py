@@ -553,15 +553,23 @@ class StopWithinStep(pl.Callback):
         trainer.should_stop = trainer.should_stop or batch_idx >= 2
 
 
-def test_steps_of_several_micro_batches_are_never_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_several_micro_batches_are_never_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     options = ("data.batch_size=1", "trainer.accumulate_grad_batches=4", "trainer.log_every_n_steps=10")
     whole = run(tmp_path / "whole", *options, "trainer.max_steps=5", "trainer.val_check_interval=0.3")
     assert whole["steps"] == 5
     assert list(column(tmp_path / "whole", "val/loss")) == [0, 1, 2, 3, 4, 5]
     callbacks = halos.train._callbacks
     monkeypatch.setattr(halos.train, "_callbacks", lambda run: [*callbacks(run), StopWithinStep()])
-    stopped = run(tmp_path / "stopped", *options, "trainer.max_steps=5")
+    options = (*options, "trainer.max_steps=5", "trainer.val_check_interval=0.3")
+    stopped = run(tmp_path / "stopped", *options)
     assert stopped["train_loss"] == whole["train_loss"][:1]
+    assert "stopped after 1 of 5 steps; resume=auto goes on" in caplog.text
+    monkeypatch.undo()
+    resumed = run(tmp_path / "stopped", *options, "resume=auto")
+    assert resumed["train_loss"] == whole["train_loss"]
+    assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
 
 
 class StopEachStep(pl.Callback):

@@ -93,9 +93,11 @@ class Checkpoints(Checkpoint):
         trainer.strategy.barrier()
 
     def finish(self, trainer: pl.Trainer) -> None:
-        """Save the run behind its last step; from here on ranks no longer wait for each other at every step."""
+        """Save the run behind its last step, unless it was stopped before that; from here on ranks no longer wait for
+        each other at every step."""
         signals.defer(True)  # a run that went on from behind its last step has not begun to train
-        self.save(trainer)
+        if not trainer.should_stop:  # that checkpoint is there, and says that the run can go on
+            self.save(trainer)
         (number,) = all_max([signals.received()], trainer.strategy.root_device)
         signals.defer(False)
         signals.stop(number)
@@ -140,11 +142,11 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step == self._step:
-            trainer.should_stop = False  # within a step; trainer.max_time ends the run behind it, as it asks again then
+            trainer.should_stop = False  # not within a step: trainer.max_time asks again behind it
             return
         self._step = step
         (number,) = all_max([signals.received()], pl_module.device)
-        if number or step % self.every == 0:
+        if number or trainer.should_stop or step % self.every == 0:
             self.save(trainer)
         signals.stop(number)
 

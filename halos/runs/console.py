@@ -26,6 +26,10 @@ STREAMS = ".*Your `IterableDataset` has `__len__` defined.*"
 """Lightning's warning of a length that is wrong with several workers: a stream has one at most."""
 
 
+def _not_ours(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] != "halos"
+
+
 def set_up_logging() -> None:
     """Our own messages on the first process's console; from other libraries only warnings that a user can act on."""
     from transformers.utils import logging as transformers_logging
@@ -37,6 +41,9 @@ def set_up_logging() -> None:
     ours = logging.getLogger("halos")
     if not ours.handlers:
         ours.addHandler(RichHandler(console=console, show_time=False, show_path=False))
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:  # Hydra's, which would say all of ours once more
+            handler.addFilter(_not_ours)
     ours.setLevel(logging.INFO if on_first_process() else logging.WARNING)
     for message in (
         ".*does not have many workers.*",

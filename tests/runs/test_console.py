@@ -1,5 +1,7 @@
 """What a run prints, read back as plain text."""
 
+import io
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -100,3 +102,12 @@ def test_the_final_metrics_are_a_table_and_nothing_without_validation(capsys: Pr
     console.show_metrics({"loss": 0.123456, "rewards/auc": 1.0})
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
     assert lines == [["validation", "final"], ["loss", "0.1235"], ["rewards/auc", "1.0000"]]
+
+
+def test_what_is_logged_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    root, stream = logging.getLogger(), io.StringIO()
+    monkeypatch.setattr(root, "handlers", [*root.handlers, logging.StreamHandler(stream)])  # as Hydra's
+    console.set_up_logging()
+    for name in ("halos.train", "halos", "hydra", "halosque"):
+        logging.getLogger(name).warning("from %s", name)
+    assert stream.getvalue() == "from hydra\nfrom halosque\n"
