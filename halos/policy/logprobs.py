@@ -103,11 +103,11 @@ def _pack_logprobs(model: Any, packs: Sequence[Pack], head: dict[str, Any]) -> F
     parts = [packs[a:z] for a, z in pairwise([*edges, len(packs)])]
     if len(parts) == 1 or not torch.is_grad_enabled():
         return [found for part in parts for found in pack_logprobs(model, part, **head)]
-    run = partial(checkpoint, _on_device_of, use_reentrant=False)
+    run = partial(checkpoint, _part_logprobs, use_reentrant=False)
     return [found for part in parts for found in run(part[0].input_ids, model, part, **head)]
 
 
-def _on_device_of(_: Tensor, model: Any, part: Sequence[Pack], **head: Any) -> Found:
+def _part_logprobs(_: Tensor, model: Any, part: Sequence[Pack], **head: Any) -> Found:
     # Checkpointing keeps the random numbers of the devices of those tensors that it is given itself.
     return pack_logprobs(model, part, **head)
 
