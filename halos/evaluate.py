@@ -77,7 +77,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "reference": this.reference.name if this.reference else None,
         "beta": this.beta,
         "counts": {"records": len(this.data.records), "pairs": len(this.held.pairs), "labels": len(this.held.labels)},
-        "left_out": dict(this.held.report),
+        "left_out": dict(this.data.report + this.held.report),
     }
     metrics = _classifier(this) if this.policy.is_classifier else _language_model(this, results)
     results["metrics"] = {name: estimate.as_json() for name, estimate in metrics.items()}
@@ -112,7 +112,7 @@ def _prepare(cfg: DictConfig) -> Evaluation:
     folder = Path(cfg.output) if cfg.output is not None else Path(policy.name).expanduser() / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     decoding = Decoding(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p)
-    held = held_out(data.records)
+    held = held_out(data.records, data.selection, data.training)
     return Evaluation(cfg, policy, reference, opponent, data, held, judge, decoding, folder)
 
 

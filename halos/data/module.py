@@ -131,7 +131,7 @@ class PreferenceDataModule(pl.LightningDataModule):
                 f"data.train_on: expected last with data={source.name}, found all: the earlier turns of its trees are "
                 "completions of other records already, or were left out as others were preferred to them"
             )
-        self._select = select or Selection()
+        self.selection = select or Selection()
         self.shuffle_buffer = shuffle_buffer
         self.intake = Intake()
         self._examples: dict[str, Examples[Any]] = {}
@@ -164,7 +164,7 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def _derive(self, view: str) -> None:
         options: dict[str, Any] = {"train_on": self._train_on, "seed": self.seed, "store": self._store}
-        derive(self.intake, view, selection=self._select, most=self._most, **options)
+        derive(self.intake, view, selection=self.selection, most=self._most, **options)
         self._examples = self.intake.examples
 
     def tokenise(

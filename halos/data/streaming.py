@@ -56,7 +56,7 @@ class StreamingDataModule(PreferenceDataModule):
         ):
             if refused:
                 raise ValueError(f"data.{name} with data.streaming=true, found {options[name.split(':')[0]]!r}")
-        self._select.check_stream()
+        self.selection.check_stream()
         source.check_stream()
         self._held: frozenset[int] | None = None
         self._counted: Callable[[], Counted] = Counted
@@ -80,7 +80,7 @@ class StreamingDataModule(PreferenceDataModule):
             "strict": self._strict,
             "strict_held": self._strict and bool(self.intake.origins.get("val")),
         }
-        options |= {"selection": self._select, "train_on": self._train_on, "seed": self.seed, "held": held}
+        options |= {"selection": self.selection, "train_on": self._train_on, "seed": self.seed, "held": held}
         self._stream = Stream(source=self.source, view=view, buffer=self.shuffle_buffer, **options)
         tried = islice(self._stream.examples(Counted()), TRIED)
         prompts = {prompt_key(example.prompt): example.prompt for bundle in tried for example in bundle}

@@ -190,7 +190,7 @@ def binary(records: Sequence[Feedback], prepare: Prepare | None = None) -> View[
     if not view.examples:
         raise ValueError(
             "no completion has a label or stands in a pair: the loss needs desirable and undesirable completions; "
-            "scores are not labels, they need a threshold: write 'desirable' for each completion"
+            "scores are not labels, they need a threshold: data.select.labels_from_scores=median, prompt or a number"
             if view.report["scored completions without a label left out"]
             else f"no completion has a label or stands in a pair: nothing to learn from{_left_out(view.report)}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,10 @@ from omegaconf import DictConfig
 
 from halos.building import SOURCE_KEYS, build
 from halos.data.feedback import Feedback, Prompt, prompt_key
-from halos.data.intake import first_records
-from halos.data.records import loose_prompt
+from halos.data.intake import LEAKED, Intake, read, read_held
+from halos.data.records import loose_prompt, table_of
+from halos.data.select import Selection
 from halos.data.sources import Source
-from halos.data.split import split_by_prompt
 from halos.data.tokens import Limits
 from halos.evaluation.policies import Policy
 
@@ -29,11 +30,17 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class HeldData:
-    """The records of one split, and where they come from."""
+    """The records of one split, and where they come from.
+
+    ``training``: the records that set the median of scores. ``report``: what was left out of the split.
+    """
 
     source: Source
     limits: Limits
     records: Sequence[Feedback]
+    training: Sequence[Feedback]
+    selection: Selection
+    report: Counter[str]
 
 
 def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: int) -> HeldData:
@@ -49,26 +56,25 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
         raise ValueError("data: expected data=toy, data=json data.val=FILE, …; only a run's folder brings its own")
     module: Any = build(node, without=SOURCE_KEYS, seed=seed)
     streamed = bool(node.get("streaming", False))
-    records = _records(module.source, split, int(node.val_size), seed, streamed=streamed)
-    return HeldData(module.source, module.limits, records)
-
-
-def _records(source: Source, split: str, val_size: int, seed: int, *, streamed: bool = False) -> Sequence[Feedback]:
-    held = source.val()
-    if split == "val" and held is not None:
-        return held.records
-    if held is None and val_size and streamed:
-        first = first_records(source, val_size)
-        prompts = {loose_prompt(record.prompt) for record in first}
-        rest = (record for record in source.stream({}) if loose_prompt(record.prompt) not in prompts)
-        return first if split == "val" else list(rest)
-    train = source.train().records
-    if held is None and val_size:
-        kept, out = split_by_prompt(train, val_size, seed)
-        return out if split == "val" else kept
-    if split == "val":
+    taken = _read(module.source, split, int(node.val_size), seed, streamed=streamed)
+    if split not in taken.records:
         raise ValueError("split: expected held-out records; set data.val=FILE or data.val_size=N, or split=train")
-    return train
+    records = taken.records[split]
+    training = taken.records.get("train", records)  # a stream has no median
+    left_out = +Counter({LEAKED: taken.reports[split][LEAKED]})
+    return HeldData(module.source, module.limits, records, training, module.selection, left_out)
+
+
+def _read(source: Source, split: str, val_size: int, seed: int, *, streamed: bool) -> Intake:
+    """What a training run would read; of a stream, training records only if these are asked for."""
+    if not streamed:
+        return read(source, val_size=val_size, seed=seed, strict=False)
+    taken, held = read_held(source, val_size=val_size, strict=False)
+    if split == "train":  # a stream leaves out of training what is in the validation data
+        prompts = {loose_prompt(record.prompt) for record in held}
+        rest = [record for record in source.stream({}) if loose_prompt(record.prompt) not in prompts]
+        taken.records["train"], taken.reports["train"] = table_of(rest), Counter()
+    return taken
 
 
 def distinct_prompts(records: Sequence[Feedback], size: int | None, seed: int) -> list[Asked]:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from halos.data.feedback import Feedback, Prompt, prompt_key
-from halos.data.views import VIEWS
+from halos.data.select import Selection
+from halos.data.views import VIEWS, Prepare
 from halos.evaluation.calibration import calibration_error
 from halos.evaluation.scoring import Array, Scores
 from halos.evaluation.statistics import Estimate, bootstrap, correlation, mean, rate, ratio
@@ -34,9 +35,16 @@ class HeldOut:
     report: Counter[str] = field(default_factory=Counter)
 
 
-def held_out(records: Sequence[Feedback]) -> HeldOut:
-    """Pairs and labels of the records, each completion once. Raises ``ValueError`` if they hold neither."""
-    data = HeldOut()
+def held_out(
+    records: Sequence[Feedback], selection: Selection | None = None, training: Sequence[Feedback] | None = None
+) -> HeldOut:
+    """Pairs and labels of the records, each completion once, those that ``selection`` makes of scores among them.
+
+    ``training``: the records that set the median of scores, by default the same. Raises ``ValueError`` if there is
+    neither a pair nor a label.
+    """
+    selection, data = selection or Selection(), HeldOut()
+    training = records if training is None else training
     places: dict[tuple[str, str], int] = {}
     prompts: dict[str, int] = {}
 
@@ -49,17 +57,18 @@ def held_out(records: Sequence[Feedback]) -> HeldOut:
             data.groups.append(prompts.setdefault(key, len(prompts)))
         return places[key, text]
 
-    examples = {name: _view(name, records, data.report) for name in ("pairs", "binary")}
+    prepare = {name: selection.prepare(name, records, training) for name in ("pairs", "binary")}
+    examples = {name: _view(name, records, how, data.report) for name, how in prepare.items()}
     if not any(examples.values()):
-        VIEWS["binary"](records)  # raises, and says why
+        VIEWS["binary"](records, prepare["binary"])  # raises, and says why
     data.pairs = [(place(e.prompt, e.chosen), place(e.prompt, e.rejected)) for e in examples["pairs"]]
     data.labels = [(place(e.prompt, e.completion), e.desirable) for e in examples["binary"]]
     return data
 
 
-def _view(name: str, records: Sequence[Feedback], report: Counter[str]) -> Sequence[Any]:
+def _view(name: str, records: Sequence[Feedback], prepare: Prepare | None, report: Counter[str]) -> Sequence[Any]:
     try:
-        view = VIEWS[name](records)
+        view = VIEWS[name](records, prepare)
     except ValueError:  # this kind of feedback cannot be had from these records
         return ()
     report.update({f"{name}: {reason}": count for reason, count in view.report.items()})

@@ -8,6 +8,7 @@ import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
 from halos.data.feedback import Completion, Feedback
+from halos.data.select import Selection
 from halos.evaluation.calibration import calibration_error, reliability
 from halos.evaluation.heldout import feedback_metrics, held_out, likelihood_metrics
 from halos.evaluation.scoring import Scores
@@ -56,6 +57,12 @@ def test_perplexity_is_that_of_liked_completions() -> None:
     found = likelihood_metrics(data, scores, resamples=10)
     assert found["data/perplexity"].value == pytest.approx(math.exp((2 + 2 + 1) / 6))
     assert set(found) == {"data/perplexity", "data/entropy_per_token"}
+
+
+def test_pairs_from_scores_are_those_of_the_selection() -> None:
+    scored = [Feedback("1", "p", tuple(Completion(text, score=n) for n, text in enumerate("abc")))]
+    assert len(held_out(scored).pairs) == 1
+    assert len(held_out(scored, Selection(pairs_from_scores="all")).pairs) == 3
 
 
 def test_records_without_feedback_are_refused() -> None:
