@@ -62,6 +62,8 @@ def _begin(cfg: DictConfig, output: Path, policy: Policy) -> None:
         told["data"] = OmegaConf.to_container(policy.run.data, resolve=True)
     if policy.spec.local is not None:
         told["weights"] = weights_key(policy.spec.local)
+    if policy.spec.lora.path is not None:
+        told["adapter"] = weights_key(Path(policy.spec.lora.path))
     new = OmegaConf.to_yaml({key: value for key, value in told.items() if key not in _FREE})
     if cfg.overwrite:
         output.unlink(missing_ok=True)

@@ -21,16 +21,20 @@ DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Policy:
-    """A model by the name that the user gave it; ``run`` is the configuration of the run that trained it, if known."""
+    """A model by the name that the user gave it; ``run`` is the configuration of the run that trained it, if known.
+
+    ``exported``: where its tokenizer and chat template are, if not with the weights in ``spec``.
+    """
 
     name: str
     spec: ModelSpec
     run: DictConfig | None = None
+    exported: ModelSpec | None = None
 
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return self.spec.tokenizer()
+        return (self.exported or self.spec).tokenizer()
 
     @property
     def control(self) -> str:
@@ -81,9 +85,24 @@ def _find(key: str, where: str, options: Mapping[str, Any]) -> Policy:
         run, path = run_config(folder), str(folder / "model")
         if not (folder / "summary.json").is_file() or not Path(path).is_dir():
             raise ValueError(f"{key}: the run in {where} has not finished: expected summary.json and model/ in it")
-    spec = ModelSpec(path=path, **options)
+    spec, exported = ModelSpec(path=path, **options), None
+    if run is not None and (Path(path) / "adapter_config.json").is_file():
+        spec, exported = _adapted(key, where, run, path), spec
     spec.check()
-    return Policy(where, spec, run)
+    return Policy(where, spec, run, exported)
+
+
+def _adapted(key: str, where: str, run: DictConfig, adapter: str) -> ModelSpec:
+    """The model that a run started from with the adapter that the run exported.
+
+    The base is not held in 4 bits where the run did (QLoRA): neither is that of the reference.
+    """
+    if run.model.get("random_weights"):
+        raise ValueError(
+            f"{key}: the run {where} exported an adapter for random weights, which nobody has kept; expected a run "
+            "with model.lora.export=merged"
+        )
+    return ModelSpec(path=str(run.model.path), lora=LoRA(enabled=True, path=adapter))
 
 
 def run_config(folder: Path) -> DictConfig:

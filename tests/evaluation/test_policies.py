@@ -14,9 +14,10 @@ from halos.evaluate import Evaluation
 from halos.evaluation.engines import Decoding, make_engine
 from halos.evaluation.policies import Policy, find_policy, reference_of
 from halos.policy.adapters import save_adapter
+from halos.policy.export import export_policy
 from halos.policy.loading import ModelSpec
 from halos.policy.lora import LoRA
-from halos.toy.model import REFERENCE_DIR
+from halos.toy.model import END, GOOD, REFERENCE_DIR
 from tests.test_config import compose
 
 
@@ -62,11 +63,17 @@ def test_the_reference_reads_prompts_by_the_runs_chat_template(tmp_path: Path) -
     assert own.tokenizer.chat_template == find_policy("reference", str(REFERENCE_DIR)).tokenizer.chat_template
 
 
-def test_the_reference_of_a_continued_adapter_has_it_as_it_was(tmp_path: Path) -> None:
-    started = ModelSpec(path=str(REFERENCE_DIR), lora=LoRA(enabled=True, rank=2)).load().eval()
-    for name, parameter in started.named_parameters():
+def adapted() -> Any:
+    """The toy reference with an adapter that changes it."""
+    model = ModelSpec(path=str(REFERENCE_DIR), lora=LoRA(enabled=True, rank=2)).load().eval()
+    for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def test_the_reference_of_a_continued_adapter_has_it_as_it_was(tmp_path: Path) -> None:
+    started = adapted()
     (tmp_path / "adapter").mkdir()
     save_adapter(started, tmp_path / "adapter")
     lora = {"enabled": True, "path": str(tmp_path / "adapter"), "rank": None, "export": "merged"}
@@ -78,3 +85,34 @@ def test_the_reference_of_a_continued_adapter_has_it_as_it_was(tmp_path: Path) -
     tokens = ChatTokens(found.tokenizer, Limits(64))
     with pytest.raises(ValueError, match=r"engine: expected transformers for .* with the adapter"):
         make_engine("vllm", found, tokens, Decoding(), device="cpu", precision="32-true")
+
+
+def export_adapter(folder: Path, **model: Any) -> Any:
+    """The policy of a finished run with ``model.lora.export=adapter``, which is written to the folder."""
+    trained, tokenizer = adapted(), ModelSpec(path=str(REFERENCE_DIR), chat_template="plain").tokenizer()
+    end = tokenizer.convert_tokens_to_ids(END)
+    run(folder, **model)
+    export_policy(trained, tokenizer, folder / "model", end_of_turn=end, control=GOOD, card={"loss": "k", "base": "b"})
+    return trained
+
+
+def test_a_run_that_exported_its_adapter_is_its_base_with_it_and_its_chat_template(tmp_path: Path) -> None:
+    trained = export_adapter(tmp_path / "run", lora={"enabled": True, "export": "adapter"})
+    found = find_policy("policy", str(tmp_path / "run"))
+    assert found.tokenizer.chat_template.startswith(PLAIN_TEMPLATE)
+    assert GOOD in found.tokenizer.chat_template
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        loaded = found.load(device="cpu", precision="32-true", vocabulary=len(found.tokenizer))
+        torch.testing.assert_close(loaded(ids).logits, trained(ids).logits)
+        base = reference(found).load(device="cpu", precision="32-true", vocabulary=len(found.tokenizer))
+        assert (base(ids).logits - loaded(ids).logits).abs().max() > 0.1
+
+
+def test_an_adapter_without_its_base_is_refused(tmp_path: Path) -> None:
+    export_adapter(tmp_path / "drawn", random_weights=True)
+    with pytest.raises(ValueError, match=r"policy: .* exported an adapter for random weights"):
+        find_policy("policy", str(tmp_path / "drawn"))
+    export_adapter(tmp_path / "moved", path=str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match=r"policy: no such directory or file: .*gone"):
+        find_policy("policy", str(tmp_path / "moved"))
