@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,13 @@ class Evaluation:
     folder: Path
     policy_model: Any = None
     reference_model: Any = None
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, metrics: Mapping[str, Estimate]) -> None:
+        """Write what is known by now: a judge that does not answer afterwards costs only itself."""
+        self.results["metrics"] = {name: estimate.as_json() for name, estimate in metrics.items()}
+        text = json.dumps(self.results, indent=2, allow_nan=False) + "\n"
+        write_atomically(self.folder / "evaluation.json", text)
 
     @property
     def beta(self) -> float:
@@ -67,26 +74,28 @@ class Evaluation:
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate as configured and leave the results in ``cfg.output``; returns what ``evaluation.json`` holds.
 
+    Results are written as they come, with the judge's and those of tasks last.
+
     Raises ``ValueError`` for a bad configuration, bad data or a bad model, before weights are loaded.
     """
     console.set_up_logging()
     pl.seed_everything(cfg.seed, verbose=False)
     this = _prepare(cfg)
-    results: dict[str, Any] = {
+    this.results |= {
         "policy": this.policy.name,
         "reference": this.reference.name if this.reference else None,
         "beta": this.beta,
         "counts": {"records": len(this.data.records), "pairs": len(this.held.pairs), "labels": len(this.held.labels)},
         "left_out": dict(this.data.report + this.held.report),
     }
-    metrics = _classifier(this) if this.policy.is_classifier else _language_model(this, results)
-    results["metrics"] = {name: estimate.as_json() for name, estimate in metrics.items()}
+    metrics = _classifier(this) if this.policy.is_classifier else _language_model(this)
+    this.save(metrics)
     if cfg.tasks:
-        results["tasks"] = _tasks(this)
-    write_atomically(this.folder / "evaluation.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
-    report.show(results)
+        this.results["tasks"] = _tasks(this)
+        this.save(metrics)
+    report.show(this.results)
     console.say(f"results: {this.folder}")
-    return results
+    return this.results
 
 
 def _prepare(cfg: DictConfig) -> Evaluation:
@@ -133,7 +142,7 @@ def _classifier(this: Evaluation) -> dict[str, Estimate]:
     return feedback_metrics(this.held, rewards, tokens, resamples=this.cfg.resamples)
 
 
-def _language_model(this: Evaluation, results: dict[str, Any]) -> dict[str, Estimate]:
+def _language_model(this: Evaluation) -> dict[str, Estimate]:
     resamples = this.cfg.resamples
     tokens = ChatTokens(this.policy.tokenizer, this.data.limits)
     prompts = [Asked(f"prompt {n}", prompt) for n, prompt in enumerate(this.held.prompts)]
@@ -152,9 +161,8 @@ def _language_model(this: Evaluation, results: dict[str, Any]) -> dict[str, Esti
         metrics |= feedback_metrics(this.held, rewards, scores.tokens, resamples=resamples)
         _write_rewards(this, rewards)
     metrics |= likelihood_metrics(this.held, scores, resamples=resamples)
-    if this.cfg.size != 0:
-        metrics |= _samples(this, tokens, results)
-    return metrics
+    this.save(metrics)
+    return metrics if this.cfg.size == 0 else _samples(this, tokens, metrics)
 
 
 def _prompt_ids(this: Evaluation, asked: Sequence[Asked]) -> tuple[list[list[int]], list[list[int]]]:
@@ -172,22 +180,22 @@ def _score(this: Evaluation, ours: Any, theirs: Any, completions: Any, name: str
     return score(*models, ours, theirs, completions, batch_size=this.cfg.batch_size, track=track)
 
 
-def _samples(this: Evaluation, tokens: ChatTokens, results: dict[str, Any]) -> dict[str, Estimate]:
+def _samples(this: Evaluation, tokens: ChatTokens, metrics: dict[str, Estimate]) -> dict[str, Estimate]:
+    """The metrics with those of samples, and of what the judge says of them."""
     asked = distinct_prompts(this.data.records, this.cfg.size, this.cfg.seed)
     drawn = _draw(this, this.policy, this.policy_model, asked)
+    lines: list[dict[str, Any]] = [{"prompt": _shown(one.asked.prompt), "completions": one.texts} for one in drawn]
+    _write_lines(this.folder / "samples.jsonl", lines)
     ours, theirs = _prompt_ids(this, asked)
     times = [len(one.completions) for one in drawn]
     flat = [ids for one in drawn for ids in one.completions]
     groups = [group for group, count in enumerate(times) for _ in range(count)]
     scores = _score(this, [ours[g] for g in groups], [theirs[g] for g in groups], flat, "KL of samples")
-    metrics = on_policy_metrics(scores, groups, resamples=this.cfg.resamples)
+    metrics = metrics | on_policy_metrics(scores, groups, resamples=this.cfg.resamples)
     cut = [float(ids[-1] != tokens.end_of_turn) for ids in flat]
     metrics["samples/cut_by_limit"] = rate(cut, groups, resamples=this.cfg.resamples)
-    lines = [{"prompt": _shown(one.asked.prompt), "completions": one.texts} for one in drawn]
-    if this.judge is not None:
-        metrics |= _judged(this, this.judge, asked, drawn, lines, results)
-    _write_lines(this.folder / "samples.jsonl", lines)
-    return metrics
+    this.save(metrics)
+    return metrics if this.judge is None else metrics | _judged(this, this.judge, asked, drawn, lines)
 
 
 def _judged(
@@ -196,7 +204,6 @@ def _judged(
     asked: Sequence[Asked],
     drawn: Sequence[Drawn],
     lines: list[dict[str, Any]],
-    results: dict[str, Any],
 ) -> dict[str, Estimate]:
     resamples = this.cfg.resamples
     theirs = _opponents(this, asked)
@@ -207,12 +214,13 @@ def _judged(
     ours, opponents = [drawn[n].texts for n in met], [theirs[n] for n in met]
     for n in met:
         lines[n]["opponent"] = theirs[n]
+    _write_lines(this.folder / "samples.jsonl", lines)
     result = win_rate(judge, prompts, ours, opponents, resamples=resamples)
-    results["win_rate"] = {"opponent": this.cfg.opponent, "prompts": len(met), **result.as_json()}
+    this.results["win_rate"] = {"opponent": this.cfg.opponent, "prompts": len(met), **result.as_json()}
     metrics = {"judge/win_rate": result.rate}
     if not judge.asks_twice:
         metrics |= _rated(judge, prompts, {"policy": ours, "opponent": opponents}, resamples)
-    results["judge"] = judge.report()
+    this.results["judge"] = judge.report()
     return metrics
 
 

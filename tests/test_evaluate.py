@@ -108,6 +108,19 @@ def test_a_policy_meets_the_datas_own_completions(tmp_path: Path) -> None:
     assert "rewards/auc" not in found["metrics"]  # no reference, no rewards
 
 
+def test_what_was_computed_before_the_judge_failed_is_kept(tmp_path: Path) -> None:
+    words = ("policy=pkg://halos.toy/reference", "reference=pkg://halos.toy/reference", "resamples=20", "size=4")
+    endpoint = ("judge=chat", "judge.model=m", "judge.base_url=http://127.0.0.1:9", "judge.tries=1")
+    cache = f"judge.cache={tmp_path}/judge.jsonl"
+    with pytest.raises(ValueError, match="judge: expected an answer to at least one of 4 duels, found none"):
+        evaluate(compose("evaluate", *SMALL, *words, *endpoint, cache, f"output={tmp_path}/judged"))
+    found = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
+    assert found == evaluate(compose("evaluate", *SMALL, *words, f"output={tmp_path}/plain"))
+    assert "samples/kl_per_completion" in found["metrics"]
+    lines = [json.loads(line) for line in (tmp_path / "judged" / "samples.jsonl").read_text().splitlines()]
+    assert [set(line) for line in lines] == [{"prompt", "completions", "opponent"}] * 4
+
+
 def test_a_reward_model_is_evaluated_within_the_limits_of_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
