@@ -18,12 +18,13 @@ from halos.data.feedback import Prompt, prompt_key
 from halos.data.tokens import ChatTokens
 from halos.evaluation import report
 from halos.evaluation.calibration import calibration_error, draw_reliability, reliability
+from halos.evaluation.checks import check_number, check_place, check_whole
 from halos.evaluation.duels import best_of_data, win_rate
-from halos.evaluation.engines import Decoding, TransformersEngine, make_engine
+from halos.evaluation.engines import Decoding, TransformersEngine, check_engine, make_engine
 from halos.evaluation.feedback import Asked, HeldData, distinct_prompts, read_data
 from halos.evaluation.harness import check_installed, run_tasks
 from halos.evaluation.heldout import HeldOut, feedback_metrics, held_out, likelihood_metrics, on_policy_metrics
-from halos.evaluation.policies import Policy, find_policy, reference_of
+from halos.evaluation.policies import Policy, check_tokenizer, find_policy, reference_of
 from halos.evaluation.samples import Drawn, Sampler
 from halos.evaluation.scoring import Array, Scores, score
 from halos.evaluation.statistics import Estimate, mean, rate
@@ -79,6 +80,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises ``ValueError`` for a bad configuration, bad data or a bad model, before weights are loaded.
     """
     console.set_up_logging()
+    _check_settings(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     this = _prepare(cfg)
     this.results |= {
@@ -98,7 +100,18 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return this.results
 
 
+def _check_settings(cfg: DictConfig) -> None:
+    for name, least in (("seed", 0), ("batch_size", 1), ("resamples", 1), ("samples", 1), ("max_new_tokens", 1)):
+        check_whole(name, cfg[name], least)
+    check_whole("size", cfg.size, 0, null=True)
+    check_whole("task_limit", cfg.task_limit, 1, null=True)
+    if cfg.beta is not None:
+        check_number("beta", cfg.beta)
+    check_place(cfg.device, cfg.precision)
+
+
 def _prepare(cfg: DictConfig) -> Evaluation:
+    decoding = Decoding(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p)
     policy = find_policy("policy", cfg.policy)
     reference = None if policy.is_classifier else reference_of(policy, cfg.reference)
     if cfg.output is None and policy.run is None:
@@ -116,11 +129,16 @@ def _prepare(cfg: DictConfig) -> Evaluation:
         check_installed()
     if policy.is_classifier and (judge is not None or cfg.tasks):
         raise ValueError(f"policy: {policy.name} is a reward model: it has no samples to judge and no tasks to do")
+    sampled = {"policy"} if judge is None or cfg.opponent == "data" else {"policy", str(cfg.opponent), "opponent"}
+    for name, model in (("policy", policy), ("reference", reference), ("opponent", opponent)):
+        if model is not None:
+            check_tokenizer(name, model)
+            if name in sampled and cfg.size != 0 and not policy.is_classifier:
+                check_engine(cfg.engine, model, key=name)
     if reference is not None:
         _check_vocabulary(policy, reference)
     folder = Path(cfg.output) if cfg.output is not None else Path(policy.name).expanduser() / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    decoding = Decoding(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p)
     held = held_out(data.records, data.selection, data.training)
     return Evaluation(cfg, policy, reference, opponent, data, held, judge, decoding, folder)
 

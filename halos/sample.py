@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from halos.data.tokens import ChatTokens
-from halos.evaluation.engines import Decoding, make_engine
+from halos.evaluation.checks import check_place, check_whole
+from halos.evaluation.engines import Decoding, check_engine, make_engine
 from halos.evaluation.feedback import distinct_prompts, read_data
 from halos.evaluation.policies import Policy, find_policy
 from halos.evaluation.samples import Sampler
@@ -30,8 +31,11 @@ def sample(cfg: DictConfig) -> Path:
     Raises ``ValueError`` for a bad configuration, bad prompts or a bad model, before weights are loaded.
     """
     console.set_up_logging()
+    check_whole("seed", cfg.seed, 0)
+    check_place(cfg.device, cfg.precision)
     output = Path(cfg.output)
     policy = find_policy("policy", cfg.policy)
+    check_engine(cfg.engine, policy)
     decoding = Decoding(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p)
     data = read_data(cfg.get("data"), policy, cfg.split, cfg.seed)
     asked = distinct_prompts(data.records, cfg.size, cfg.seed)

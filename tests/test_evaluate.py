@@ -25,6 +25,7 @@ from halos.sample import sample
 from halos.toy.model import END, GOOD
 
 SPEC = ModelSpec(path="pkg://halos.toy/reference")
+ITSELF = ("policy=pkg://halos.toy/reference", "reference=pkg://halos.toy/reference", "output=x")
 SMALL = ("data=toy", "data.source.val_size=12", "max_new_tokens=20", "progress=false")
 
 
@@ -161,6 +162,19 @@ def test_samples_become_feedback(csft: str, tmp_path: Path) -> None:
         (("policy=pkg://halos.toy/reference", "judge=chat", "output=x"), "judge.model: expected the model's name"),
         (("policy=pkg://halos.toy/reference", "split=test", "output=x"), "split: expected val or train"),
         (("policy=pkg://halos.toy/reference", "top_p=0", "output=x"), "top_p: expected"),
+        ((*ITSELF, "batch_size=0"), "batch_size: expected a whole number from 1 on, found 0"),
+        ((*ITSELF, "resamples=0"), "resamples: expected a whole number from 1 on, found 0"),
+        ((*ITSELF, "size=-1"), "size: expected a whole number from 0 on or null, found -1"),
+        ((*ITSELF, "size=4.5"), "size: expected a whole number from 0 on or null, found 4.5"),
+        ((*ITSELF, "samples=0"), "samples: expected a whole number from 1 on, found 0"),
+        ((*ITSELF, "max_new_tokens=abc"), "max_new_tokens: expected a whole number from 1 on, found 'abc'"),
+        ((*ITSELF, "beta=abc"), "beta: expected a number from 0 on, found 'abc'"),
+        ((*ITSELF, "seed=abc"), "seed: expected a whole number from 0 on, found 'abc'"),
+        ((*ITSELF, "engine=foo"), "engine: expected transformers or vllm, found 'foo'"),
+        ((*ITSELF, "device=cuda:99"), "device: expected cpu or one of .* CUDA devices, found 'cuda:99'"),
+        ((*ITSELF, "precision=foo"), "precision: expected one of 32-true, bf16-true; found 'foo'"),
+        ((*ITSELF, "judge=reward_model", "judge.path=none"), "judge.path: none could not be loaded as a classifier"),
+        ((*ITSELF, "judge=truth", "opponent=none"), "opponent: none could not be loaded by transformers"),
     ],
 )
 def test_mistakes_are_found_before_a_model_is_loaded(
@@ -170,6 +184,25 @@ def test_mistakes_are_found_before_a_model_is_loaded(
     monkeypatch.setattr(ModelSpec, "load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(ValueError, match=said):
         evaluate(compose("evaluate", *SMALL, *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("engine=foo",), "engine: expected transformers or vllm, found 'foo'"),
+        (("device=cuda:99",), "device: expected cpu or one of"),
+        (("precision=foo",), "precision: expected one of"),
+        (("size=0",), "size: expected a whole number from 1 on or null, found 0"),
+        (("samples=1.5",), "samples: expected a whole number from 1 on, found 1.5"),
+        (("batch_size=abc",), "batch_size: expected a whole number from 1 on, found 'abc'"),
+    ],
+)
+def test_mistakes_of_sampling_are_found_before_a_model_is_loaded(
+    words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ModelSpec, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=said):
+        sample(compose("sample", *SMALL, ITSELF[0], f"output={tmp_path}/s.jsonl", *words))
 
 
 def test_another_tokenizer_is_refused(csft: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from halos.data.tokens import ChatTokens
+from halos.evaluation.checks import check_number, check_whole
 from halos.evaluation.policies import Policy
 from halos.runs.sampling import sample
 
@@ -24,12 +25,10 @@ class Decoding:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: expected a whole number from 1 on, found {self.max_new_tokens}")
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature: expected 0 or more, found {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: expected a share in (0, 1], found {self.top_p}")
+        check_whole("max_new_tokens", self.max_new_tokens, 1)
+        check_number("temperature", self.temperature)
+        if type(self.top_p) not in (int, float) or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: expected a share in (0, 1], found {self.top_p!r}")
 
 
 class Engine(Protocol):
@@ -67,10 +66,7 @@ class VLLMEngine:
     """
 
     def __init__(self, path: str, tokens: ChatTokens, decoding: Decoding, *, dtype: str) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise ValueError(
-                "engine=vllm: vLLM is not installed; pip install 'halos[vllm]', or use engine=transformers"
-            )
+        _check_vllm()
         from vllm import LLM
 
         self.tokens, self.decoding = tokens, decoding
@@ -102,18 +98,31 @@ def _with_end(output: Any, end: int) -> list[int]:
     return [*ids, end] if output.stop_reason == end and ids[-1:] != [end] else ids
 
 
+def check_engine(name: Any, policy: Policy, *, key: str = "policy") -> None:
+    """Raise ``ValueError`` unless the policy, given under ``key``, can be sampled by this engine; loads nothing."""
+    if policy.is_classifier:
+        raise ValueError(f"{key}: {policy.name} is a reward model, which does not generate")
+    if name not in ("transformers", "vllm"):
+        raise ValueError(f"engine: expected transformers or vllm, found {name!r}")
+    if name == "transformers":
+        return
+    if policy.spec.lora.enabled:
+        raise ValueError(
+            f"engine: expected transformers for {policy.name} with the adapter {policy.spec.lora.path}, which vllm "
+            "would leave out; found vllm"
+        )
+    _check_vllm()
+
+
+def _check_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError("engine=vllm: vLLM is not installed; pip install 'halos[vllm]', or use engine=transformers")
+
+
 def make_engine(name: str, policy: Policy, tokens: ChatTokens, decoding: Decoding, **where: str) -> Engine:
     """The engine of this name (transformers or vllm); ``where``: device and precision."""
-    if policy.is_classifier:
-        raise ValueError(f"policy: {policy.name} is a reward model, which does not generate")
+    check_engine(name, policy)
     if name == "transformers":
         return TransformersEngine(policy.load(**where, vocabulary=len(tokens.tokenizer)), tokens, decoding)
-    if name == "vllm":
-        if policy.spec.lora.enabled:
-            raise ValueError(
-                f"engine: expected transformers for {policy.name} with the adapter {policy.spec.lora.path}, which vllm "
-                "would leave out; found vllm"
-            )
-        dtype = "bfloat16" if where["precision"] == "bf16-true" else "float32"
-        return VLLMEngine(policy.spec.path, tokens, decoding, dtype=dtype)
-    raise ValueError(f"engine: expected transformers or vllm, found {name!r}")
+    dtype = "bfloat16" if where["precision"] == "bf16-true" else "float32"
+    return VLLMEngine(policy.spec.path, tokens, decoding, dtype=dtype)

@@ -17,6 +17,7 @@ from halos.data.records import loose_prompt, table_of
 from halos.data.select import Selection
 from halos.data.sources import Source
 from halos.data.tokens import Limits
+from halos.evaluation.checks import check_whole
 from halos.evaluation.policies import Policy
 
 
@@ -82,8 +83,7 @@ def distinct_prompts(records: Sequence[Feedback], size: int | None, seed: int) -
 
     Raises ``ValueError`` if there are none.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size: expected a number of prompts from 1 on or null, found {size}")
+    check_whole("size", size, 1, null=True)
     asked: dict[str, Asked] = {}
     for record in records:
         asked.setdefault(prompt_key(record.prompt), Asked(record.id, record.prompt))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +16,7 @@ from halos.policy.loading import ModelSpec
 from halos.policy.lora import LoRA
 from halos.policy.products import limit_kernel_caches
 
+T = TypeVar("T")
 DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 
 
@@ -116,6 +117,11 @@ def run_config(folder: Path) -> DictConfig:
     return config
 
 
+def check_tokenizer(key: str, policy: Policy) -> None:
+    """Raise ``ValueError`` that names the key if the model has no tokenizer, as a hub id that is none has not."""
+    _named(key, lambda: policy.tokenizer)
+
+
 def reference_of(policy: Policy, where: str | None) -> Policy | None:
     """The model that rewards and KL are measured against: the one given, else the run's reference, which is the model
     that it started from (with the adapter that it continued, if any) unless it named another."""
@@ -133,13 +139,16 @@ def reference_of(policy: Policy, where: str | None) -> Policy | None:
 
 
 def device_of(name: str) -> torch.device:
-    """``auto`` is a GPU where there is one."""
+    """``auto`` is a GPU where there is one. Raises ``ValueError`` for a device that is none or not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(str(name))
     except RuntimeError as error:
         raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: expected cpu or one of {torch.cuda.device_count()} CUDA devices, found {name!r}")
+    return device
 
 
 def choice(key: str, value: Any, options: Any) -> Any:
@@ -149,7 +158,7 @@ def choice(key: str, value: Any, options: Any) -> Any:
     return options[value]
 
 
-def _named(key: str, job: Callable[[], Policy]) -> Policy:
+def _named(key: str, job: Callable[[], T]) -> T:
     # The loader speaks of model.path, its key in a training run.
     try:
         return job()

@@ -9,6 +9,7 @@ from typing import Any
 
 from halos.data.feedback import Prompt, messages_of
 from halos.data.tokens import ChatTokens
+from halos.evaluation.checks import check_whole
 from halos.evaluation.engines import Engine
 from halos.evaluation.feedback import Asked
 from halos.evaluation.jsonl import Journal
@@ -35,9 +36,8 @@ class Sampler:
     def __init__(
         self, engine: Callable[[], Engine], tokens: ChatTokens, *, control: str, count: int, batch_size: int, seed: int
     ) -> None:
-        for name, value in (("samples", count), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name}: expected a whole number from 1 on, found {value}")
+        check_whole("samples", count, 1)
+        check_whole("batch_size", batch_size, 1)
         self._make_engine = engine
         self._engine: Engine | None = None
         self.tokens, self.control = tokens, control

@@ -32,6 +32,9 @@ class CompletionJudge(ABC):
         """Whether a label does not depend on what else is labelled."""
         return self.threshold is not None
 
+    def check(self) -> None:  # noqa: B027 (most judges have nothing to load)
+        """Raise ``ValueError`` for a model that cannot be asked; loads no weights."""
+
     @abstractmethod
     def scores(self, said: Sequence[Said]) -> list[float | None]:
         """The score of each completion."""

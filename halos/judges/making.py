@@ -34,4 +34,5 @@ def make_judge(node: DictConfig, source: Source, *, device: str, precision: str,
     elif issubclass(kind, ChatJudge):
         given = {"track": track}
     judge: CompletionJudge = build(node, **given)
+    judge.check()
     return judge

@@ -50,6 +50,12 @@ class RewardModel(CompletionJudge):
         self.device, self.dtype = device_of(device), choice("precision", precision, DTYPES)
         self._loaded: tuple[Any, Any] | None = None
 
+    def check(self) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        self._pretrained(AutoTokenizer)
+        self._check_labels(self._pretrained(AutoConfig))
+
     @torch.no_grad()
     def scores(self, said: Sequence[Said]) -> list[float | None]:
         model, tokenizer = self._load()
@@ -89,16 +95,21 @@ class RewardModel(CompletionJudge):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         limit_kernel_caches()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                self.path, dtype=self.dtype, output_loading_info=True
-            )
-        except (OSError, KeyError, ValueError, RuntimeError, ImportError) as error:
-            raise ValueError(f"judge.path: {self.path} could not be loaded as a classifier: {error}") from error
+        tokenizer = self._pretrained(AutoTokenizer)
+        kind = AutoModelForSequenceClassification
+        model, info = self._pretrained(kind, dtype=self.dtype, output_loading_info=True)
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:5])
             raise ValueError(f"judge.path: expected a reward model, but {self.path} lacks the weights {missing}")
-        if model.config.num_labels != 1:
-            raise ValueError(f"judge.path: expected one score, {self.path} has {model.config.num_labels} classes")
+        self._check_labels(model.config)
         return model.to(self.device).eval(), tokenizer
+
+    def _pretrained(self, factory: Any, **options: Any) -> Any:
+        try:
+            return factory.from_pretrained(self.path, **options)
+        except (OSError, KeyError, ValueError, RuntimeError, ImportError) as error:
+            raise ValueError(f"judge.path: {self.path} could not be loaded as a classifier: {error}") from error
+
+    def _check_labels(self, config: Any) -> None:
+        if config.num_labels != 1:
+            raise ValueError(f"judge.path: expected one score, {self.path} has {config.num_labels} classes")

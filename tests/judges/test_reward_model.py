@@ -1,5 +1,6 @@
 """Reward models as judges: ours, exported, against the score of a single unpadded row."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -90,3 +91,15 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     SPEC.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"expected a reward model, but .* lacks the weights score"):
         RewardModel(str(tmp_path)).scores(SAID)
+
+
+def test_what_can_be_told_without_weights_is_told_by_the_check(folder: Path, tmp_path: Path) -> None:
+    RewardModel(str(folder)).check()
+    shutil.copytree(folder, tmp_path / "two")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "two" / "config.json").write_text(json.dumps(config | {"id2label": {"0": "a", "1": "b"}}))
+    (tmp_path / "two" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"judge.path: expected one score, .* has 2 classes"):
+        RewardModel(str(tmp_path / "two")).check()
+    with pytest.raises(ValueError, match=r"judge.path: .*gone could not be loaded as a classifier"):
+        RewardModel(str(tmp_path / "gone")).check()
