@@ -125,6 +125,8 @@ def _prepare(cfg: DictConfig) -> Evaluation:
             opponent = find_policy("opponent", cfg.opponent)
         elif cfg.opponent == "reference" and reference is None:
             raise ValueError("opponent: expected reference=MODEL to compare with, found none")
+        elif cfg.opponent == "data":
+            best_of_data(data.records)  # raises if there is nothing to compare with
     if cfg.tasks:
         check_installed()
     if policy.is_classifier and (judge is not None or cfg.tasks):
@@ -137,9 +139,9 @@ def _prepare(cfg: DictConfig) -> Evaluation:
                 check_engine(cfg.engine, model, key=name)
     if reference is not None:
         _check_vocabulary(policy, reference)
+    held = held_out(data.records, data.selection, data.training)
     folder = Path(cfg.output) if cfg.output is not None else Path(policy.name).expanduser() / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    held = held_out(data.records, data.selection, data.training)
     return Evaluation(cfg, policy, reference, opponent, data, held, judge, decoding, folder)
 
 

@@ -23,6 +23,7 @@ from halos.policy.loading import ModelSpec
 from halos.policy.reward import export_reward_model
 from halos.sample import sample
 from halos.toy.model import END, GOOD
+from tests.evaluation.test_policies import export_adapter
 
 SPEC = ModelSpec(path="pkg://halos.toy/reference")
 ITSELF = ("policy=pkg://halos.toy/reference", "reference=pkg://halos.toy/reference", "output=x")
@@ -71,13 +72,19 @@ def test_sample_goes_on_with_its_own_file_only(csft: str, tmp_path: Path) -> Non
     sample(compose("sample", *words, "temperature=0.5", "overwrite=true"))
 
 
-def test_samples_of_a_policy_that_was_trained_again_are_not_those_of_the_old_one(csft: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "model/adapter_model.safetensors"])
+def test_samples_of_a_policy_that_was_trained_again_are_not_those_of_the_old_one(
+    name: str, csft: str, tmp_path: Path
+) -> None:
     policy = tmp_path / "policy"
-    shutil.copytree(csft, policy)
+    if "adapter" in name:
+        export_adapter(policy)
+    else:
+        shutil.copytree(csft, policy)
     words = (*SMALL, f"policy={policy}", f"output={tmp_path}/s.jsonl")
     sample(compose("sample", *words))
-    weights = load_file(policy / "model.safetensors")
-    save_file({name: value + 1e-3 for name, value in weights.items()}, policy / "model.safetensors", {"format": "pt"})
+    weights = load_file(policy / name)
+    save_file({key: value + 1e-3 for key, value in weights.items()}, policy / name, {"format": "pt"})
     with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn otherwise"):
         sample(compose("sample", *words))
 
@@ -99,6 +106,17 @@ def test_a_csft_policy_is_asked_with_its_control_token_and_its_reference_without
     found = evaluate(compose("evaluate", *SMALL, *words))
     # The weights are the same: what differs is the prompt alone.
     assert found["metrics"]["data/kl_per_token"]["value"] > 0.001
+
+
+def test_data_without_an_opponent_are_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelSpec, "load", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "t.jsonl").write_text('{"prompt": "q", "completion": "a", "label": false}\n')
+    words = (ITSELF[0], "judge=chat", "judge.model=m", f"judge.cache={tmp_path}/judge.jsonl", "opponent=data")
+    words += (f"output={tmp_path}/e", "split=train", "data=json", f"data.train={tmp_path}/t.jsonl")
+    with pytest.raises(ValueError, match="opponent=data: no completion is preferred, desirable or unjudged"):
+        evaluate(compose("evaluate", *words, "progress=false"))
 
 
 def test_a_policy_meets_the_datas_own_completions(tmp_path: Path) -> None:

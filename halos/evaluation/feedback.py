@@ -54,7 +54,7 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
     if node is None and policy is not None and policy.run is not None:
         node, seed = policy.run.data, policy.run.seed
     if node is None:
-        raise ValueError("data: expected data=toy, data=json data.val=FILE, …; only a run's folder brings its own")
+        raise ValueError("data: expected data=toy, data=json data.train=FILE …; only a run's folder brings its own")
     module: Any = build(node, without=SOURCE_KEYS, seed=seed)
     streamed = bool(node.get("streaming", False))
     taken = _read(module.source, split, int(node.val_size), seed, streamed=streamed)

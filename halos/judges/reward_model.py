@@ -10,6 +10,7 @@ import torch
 
 from halos.data.feedback import messages_of
 from halos.data.tokens import ChatTokens, Limits
+from halos.evaluation.checks import check_whole
 from halos.evaluation.policies import DTYPES, choice, device_of
 from halos.judges.base import CompletionJudge, Said
 from halos.policy.products import limit_kernel_caches
@@ -42,6 +43,8 @@ class RewardModel(CompletionJudge):
         super().__init__(threshold=threshold)
         if not path:
             raise ValueError("judge.path: expected a reward model: a run's folder, a hub id or a directory; found none")
+        check_whole("judge.batch_size", batch_size, 1)
+        check_whole("judge.max_length", max_length, 2)
         folder = Path(path).expanduser()
         self._ours = (folder / "config.yaml").is_file()
         self.path = str(folder / "model") if self._ours else path

@@ -85,6 +85,8 @@ def test_the_better_scored_completion_wins(folder: Path) -> None:
 def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"judge.path: expected a reward model: a run's folder"):
         RewardModel(None)
+    with pytest.raises(ValueError, match=r"judge.batch_size: expected a whole number from 1 on, found 0"):
+        RewardModel(str(tmp_path), batch_size=0)
     with pytest.raises(ValueError, match=r"judge.path: .* could not be loaded as a classifier"):
         RewardModel(str(tmp_path)).scores(SAID)
     SPEC.load().save_pretrained(tmp_path)
