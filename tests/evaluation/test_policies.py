@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from halos.data.templates import PLAIN_TEMPLATE
 from halos.data.tokens import ChatTokens, Limits
-from halos.evaluate import Evaluation
 from halos.evaluation.engines import Decoding, make_engine
 from halos.evaluation.policies import Policy, find_policy, reference_of
+from halos.evaluation.preparation import Evaluation
 from halos.policy.adapters import save_adapter
 from halos.policy.export import export_policy
 from halos.policy.loading import ModelSpec
