@@ -155,7 +155,12 @@ def _open(cfg: DictConfig, root: Path) -> None:
     settings, new = root / SETTINGS, _settings(cfg)
     if cfg.resume not in (None, "auto"):
         raise ValueError(f"resume: expected auto with rounds, found {cfg.resume}")
-    there = sorted(path for path in root.glob("round*") if path.is_dir())
+    there = sorted(path for path in root.glob("round*") if path.is_dir() and path.name[5:].isdecimal())
+    if there and not settings.is_file():  # a run of another command may have any name; overwrite would remove it
+        raise ValueError(
+            f"output_dir: expected {SETTINGS} beside the rounds in {root}, found {there[0].name} without it, which "
+            "other commands have left; choose another folder"
+        )
     if cfg.overwrite:
         for folder in there:
             shutil.rmtree(folder)

@@ -183,6 +183,21 @@ def test_mistakes_are_found_before_the_first_round(words: tuple[str, ...], said:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("word", ["overwrite=false", "overwrite=true", "resume=auto"])
+def test_runs_that_other_commands_left_are_neither_taken_for_rounds_nor_removed(word: str, tmp_path: Path) -> None:
+    cfg = compose(*QUICK, f"output_dir={tmp_path}", word)
+    for name in ("round1", "round2", "roundabout"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"output_dir: expected rounds.yaml beside the rounds in .*, found round1"):
+        run_rounds(cfg, lambda _: pytest.fail("trained"))
+    assert (tmp_path / "round1" / "summary.json").is_file()
+    for name in ("round1", "round2"):
+        shutil.rmtree(tmp_path / name)
+    run_rounds(cfg, Trained())
+    assert (tmp_path / "roundabout").is_dir()
+
+
 def test_rounds_are_not_mistaken_for_a_run_nor_started_by_each_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
