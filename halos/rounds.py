@@ -32,6 +32,9 @@ _FREE = (
     "output_dir", "resume", "overwrite", "cache_dir", "rounds.count", "trainer.enable_progress_bar", "claim", "logger",
 )  # fmt: skip
 """Keys that may differ when a command goes on with rounds that another one began."""
+_OF_FEEDBACK = ("judge", "rounds.")
+"""Keys that may differ besides, as long as no round has feedback."""
+_DRAWING = ("samples", "max_new_tokens", "temperature", "top_p", "engine")
 
 
 def run_rounds(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> Path:
@@ -97,7 +100,7 @@ def _feedback(cfg: DictConfig, number: int) -> None:
     samples, feedback = folder / "samples.jsonl", folder / "feedback.jsonl"
     if feedback.is_file():
         return
-    drawing = {name: rounds[name] for name in ("samples", "max_new_tokens", "temperature", "top_p", "engine")}
+    drawing = {name: rounds[name] for name in _DRAWING}
     where = {"policy": str(_folder(cfg, number - 1)), "split": "train", "output": str(samples)}
     sample(OmegaConf.create({**common, **drawing, **where, "size": rounds.prompts, "batch_size": rounds.batch_size}))
     asking = {"samples": str(samples), "judge": cfg.judge, "feedback": rounds.feedback, "output": str(feedback)}
@@ -170,16 +173,24 @@ def _open(cfg: DictConfig, root: Path) -> None:
             "overwrite=true to replace them"
         )
     elif settings.is_file():
-        old = dict(_flat(OmegaConf.to_container(OmegaConf.load(settings))))
-        found = dict(_flat(new))
-        if differ := [key for key in {**old, **found} if old.get(key) != found.get(key)]:
-            key = differ[0]
-            was = f"{key} was {old.get(key)}, found {found.get(key)}"
-            raise ValueError(f"resume: expected the settings of the rounds in {root}: {was}")
+        _go_on(root, dict(_flat(OmegaConf.to_container(OmegaConf.load(settings)))), new)
     else:
         RunFolder(root).check(resume=None, overwrite=False)  # no run lies here
     root.mkdir(parents=True, exist_ok=True)
     write_atomically(settings, OmegaConf.to_yaml(OmegaConf.create(new)))
+
+
+def _go_on(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    judged = any(root.glob("round*/feedback.jsonl"))
+    for key in differ:
+        if judged or not key.startswith(_OF_FEEDBACK):
+            was = f"{key} was {old.get(key)}, found {new.get(key)}"
+            raise ValueError(f"resume: expected the settings of the rounds in {root}: {was}")
+    if any(key.removeprefix("rounds.") in (*_DRAWING, "prompts", "batch_size") for key in differ):
+        for samples in root.glob("round*/samples.jsonl"):
+            console.say(f"samples are drawn again, as {', '.join(differ)} differs: {samples}")
+            samples.unlink()
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:

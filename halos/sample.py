@@ -21,7 +21,7 @@ from halos.runs.identity import weights_key
 
 log = logging.getLogger(__name__)
 
-_FREE = ("output", "overwrite", "device")
+_FREE = ("output", "overwrite", "device", "progress")
 """Keys that may differ when a command goes on with a file: they do not change what is drawn."""
 
 

@@ -139,6 +139,44 @@ def test_a_stopped_command_goes_on_where_it_was_and_may_add_rounds(tmp_path: Pat
     assert over.rounds == [1, 2]
 
 
+def test_the_judge_and_the_sampling_may_be_corrected_until_a_round_has_feedback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*QUICK, f"output_dir={tmp_path}")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no judge")
+
+    monkeypatch.setattr("halos.rounds.label", fail)
+    with pytest.raises(RuntimeError, match="no judge"):
+        run_rounds(compose(*words), Trained())
+    samples = tmp_path / "round2" / "samples.jsonl"
+    drawn = samples.stat().st_mtime_ns
+    monkeypatch.setattr("halos.rounds.make_judge", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match="no judge"):
+        run_rounds(compose(*words, "resume=auto", "+judge.threshold=0.5"), Trained())
+    assert samples.stat().st_mtime_ns == drawn  # another judge is asked about the same samples
+    monkeypatch.undo()
+    trained = Trained()
+    run_rounds(compose(*words, "resume=auto", "rounds.samples=2"), trained)
+    assert trained.rounds == [2]
+    assert {len(row["completions"]) for row in records(samples)} == {2}
+    with pytest.raises(ValueError, match=r"resume: .*: rounds.samples was 2, found 3"):
+        run_rounds(compose(*words, "resume=auto"), Trained())
+
+
+def test_sampling_goes_on_whether_or_not_progress_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (*QUICK, f"output_dir={tmp_path}")
+    with monkeypatch.context() as patched:
+        patched.setattr("halos.rounds.label", lambda _: None)
+        run_rounds(compose(*words), Trained())
+    shutil.rmtree(tmp_path / "round2" / "model")
+    (tmp_path / "round2" / "summary.json").unlink()
+    trained = Trained()
+    run_rounds(compose(*words, "resume=auto", "trainer.enable_progress_bar=true"), trained)
+    assert trained.rounds == [2]
+
+
 def test_a_round_of_sft_before_takes_its_own_loss_and_settings_and_leaves_the_others_alone(tmp_path: Path) -> None:
     trained = Trained()
     words = ("rounds.count=1", "before=sft", "+before.optim.lr=0.5", "+claim.name=x")
