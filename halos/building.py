@@ -11,7 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos.data.module import PreferenceDataModule
 from halos.data.streaming import StreamingDataModule
-from halos.objectives.base import Objective
+from halos.objectives.base import BackboneSource, Objective
+from halos.objectives.humanline import Humanline
+from halos.optim import Optim
 
 SOURCE_KEYS = ("train", "val", "columns", "mix")
 """Keys of ``data`` that its source takes, within easy reach on the command line."""
@@ -43,6 +45,22 @@ def objective_class(node: DictConfig) -> type[Objective]:
     if not issubclass(found, Objective):
         raise ValueError(f"loss._target_: expected a subclass of halos.objectives.Objective, found {node._target_}")
     return found
+
+
+def build_objective(cfg: DictConfig, backbone: BackboneSource, optim: Optim) -> Objective:
+    """The objective of a run's configuration. Raises ``ValueError`` for a bad class and bad parameters."""
+    objective_class(cfg.loss)  # or an error that names it
+    options = {str(key): value for key, value in cfg.humanline.items() if key != "enabled"}
+    made: Objective = build(
+        cfg.loss,
+        backbone,
+        without=("name",),
+        optim=optim,
+        seed=cfg.seed,
+        humanline=Humanline(**options) if cfg.humanline.enabled else None,
+        non_finite=cfg.non_finite,
+    )
+    return made
 
 
 def objective_maker(node: DictConfig) -> partial[Objective]:

@@ -126,6 +126,7 @@ def _of_seeds(cfg: DictConfig) -> list[DictConfig]:
 
 def _run_or_rounds(cfg: DictConfig) -> Path:
     if cfg.rounds.count != 1 or cfg.get("before"):
+        _get_ready(cfg)
         from halos.rounds import run_rounds
 
         return run_rounds(cfg, _run_on_devices)
@@ -154,15 +155,19 @@ def _rank_job(config: Path) -> None:
 
 
 def _run(cfg: DictConfig) -> None:
+    _get_ready(cfg)
+    module, _, function = COMMANDS[os.environ.get(COMMAND) or "train"].function.partition(":")
+    # Heavy imports: a misspelt key should not wait for them.
+    getattr(import_module(module), function)(cfg)
+
+
+def _get_ready(cfg: DictConfig) -> None:
     missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"{missing[0]}: expected a value, found none; set {missing[0]}=…")
     require_plain_booleans(OmegaConf.to_container(cfg))
     # The user's own modules (loss._target_=mylab.losses.MyLoss) lie where the command is run.
     sys.path.insert(0, str(Path.cwd()))
-    module, _, function = COMMANDS[os.environ.get(COMMAND) or "train"].function.partition(":")
-    # Heavy imports: a misspelt key should not wait for them.
-    getattr(import_module(module), function)(cfg)
 
 
 def require_plain_booleans(node: Any, key: str = "") -> None:

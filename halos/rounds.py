@@ -8,7 +8,6 @@ samples and its feedback beside its model.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -17,17 +16,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from halos.building import SOURCE_KEYS, build, objective_class
-from halos.evaluation.engines import Decoding
-from halos.evaluation.labels import KINDS
-from halos.judges.making import make_judge
 from halos.label import label
+from halos.round_checks import check_rounds
 from halos.runs import console
 from halos.runs.folder import RunFolder, write_atomically
 from halos.sample import sample
 
 SETTINGS = "rounds.yaml"
-REFERENCES = ("last", "first")
 _FREE = (
     "output_dir", "resume", "overwrite", "cache_dir", "rounds.count", "trainer.enable_progress_bar", "claim", "logger",
 )  # fmt: skip
@@ -42,7 +37,7 @@ def run_rounds(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> Path:
 
     Raises ``ValueError`` for a bad configuration before the first round, and for a folder that holds other rounds.
     """
-    _check(cfg)
+    check_rounds(cfg, partial(round_config, cfg))
     root = Path(cfg.output_dir)
     _open(cfg, root)
     first = 0 if cfg.get("before") else 1
@@ -105,52 +100,6 @@ def _feedback(cfg: DictConfig, number: int) -> None:
     sample(OmegaConf.create({**common, **drawing, **where, "size": rounds.prompts, "batch_size": rounds.batch_size}))
     asking = {"samples": str(samples), "judge": cfg.judge, "feedback": rounds.feedback, "output": str(feedback)}
     label(OmegaConf.create({**common, **asking}))
-
-
-def _check(cfg: DictConfig) -> None:
-    rounds = cfg.rounds
-    if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        raise ValueError("rounds: expected one process, which starts those of each round; found ranks started apart")
-    if not isinstance(rounds.count, int) or rounds.count < 1:
-        raise ValueError(f"rounds.count: expected a whole number from 1 on, found {rounds.count!r}")
-    for name, options in (("reference", REFERENCES), ("feedback", KINDS)):
-        if rounds[name] not in options:
-            raise ValueError(f"rounds.{name}: expected one of {', '.join(options)}; found {rounds[name]!r}")
-    if not objective_class(cfg.loss).generates:
-        raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
-    if cfg.model.lora.enabled and cfg.model.lora.export != "merged":
-        raise ValueError("rounds: expected model.lora.export=merged, as the next round starts from the export")
-    if cfg.model.lora.path is not None and (rounds.count > 1 or cfg.get("before")):
-        raise ValueError(
-            "model.lora.path: expected none with rounds, as the next round starts from the merged export, which holds "
-            f"the adapter already; found {cfg.model.lora.path}; merge it into its base and set model.path to that"
-        )
-    if rounds.count == 1:
-        return
-    _check_reference(cfg)
-    if cfg.data.streaming:
-        raise ValueError("data.streaming: expected false with rounds, which sample the prompts of all data; found true")
-    Decoding(max_new_tokens=rounds.max_new_tokens, temperature=rounds.temperature, top_p=rounds.top_p)
-    if cfg.get("judge") is None:
-        raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat for rounds, found none")
-    source = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed).source
-    track = partial(console.track, "asking the judge", shown=False)
-    make_judge(cfg.judge, source, device="cpu", precision="32-true", track=track)
-
-
-def _check_reference(cfg: DictConfig) -> None:
-    first = cfg.rounds.reference == "first"
-    if first and cfg.model.reference not in ("auto", "cached"):
-        raise ValueError(
-            "model.reference: expected auto or cached with rounds.reference=first, as the later rounds have another "
-            f"model as their reference than they start from; found {cfg.model.reference}"
-        )
-    if first and cfg.model.random_weights and not cfg.model.reference_path and not cfg.get("before"):
-        raise ValueError(
-            "rounds.reference: expected last with model.random_weights=true, as the weights that round 1 starts from "
-            "are kept nowhere; found first"
-        )
-    build(round_config(cfg, 2).model)  # what is wrong with it would else be found when round 1 has been trained
 
 
 def _open(cfg: DictConfig, root: Path) -> None:

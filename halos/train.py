@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from halos import signals
-from halos.building import build, build_data, objective_class
+from halos.building import build, build_data, build_objective
 from halos.data.judge import Judge
 from halos.data.module import PreferenceDataModule
 from halos.data.reference import ReferenceTable
@@ -24,7 +24,6 @@ from halos.data.streaming import StreamingDataModule
 from halos.data.tokens import ChatTokens
 from halos.distributed import data_ranks, whole
 from halos.objectives.base import Objective
-from halos.objectives.humanline import Humanline
 from halos.optim import Optim
 from halos.policy.adapters import merge_adapter
 from halos.policy.backbone import Backbone
@@ -130,7 +129,6 @@ def prepare(cfg: DictConfig) -> Run:
         check_compiler(cfg.trainer.accelerator)
     if spec.liger:
         check_liger(cfg.trainer.accelerator)
-    objective_class(cfg.loss)  # or an error that names it
     tokenizer: Any = None
     new_tokens: list[int] = []
 
@@ -155,15 +153,7 @@ def prepare(cfg: DictConfig) -> Run:
             data.reference, made.reference_seconds = _cached_reference(cfg, scored, data, objective.trainer)
         return made
 
-    objective: Objective = build(
-        cfg.loss,
-        backbone,
-        without=("name",),
-        optim=optim,
-        seed=cfg.seed,
-        humanline=_humanline(cfg),
-        non_finite=cfg.non_finite,
-    )
+    objective = build_objective(cfg, backbone, optim)
     spec = spec.resolved(streaming=cfg.data.streaming and objective.needs_reference)
     data = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir)
     if data.streams and objective.needs_label_counts:
@@ -279,11 +269,6 @@ def _export(run: Run, card: Mapping[str, Any], policy: Any, score: torch.Tensor 
         export_policy(policy, tokenizer, folder, end_of_turn=end, control=control, card=card)
     else:
         export_reward_model(policy, score, tokenizer, folder, end_of_turn=end, card=card)
-
-
-def _humanline(cfg: DictConfig) -> Humanline | None:
-    options = {str(key): value for key, value in cfg.humanline.items() if key != "enabled"}
-    return Humanline(**options) if cfg.humanline.enabled else None
 
 
 def _reference_sync(run: Run) -> list[Callback]:

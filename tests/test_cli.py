@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -120,6 +121,17 @@ def test_the_train_command_trains_into_the_output_folder(monkeypatch: pytest.Mon
     assert (cfg.loss.name, cfg.loss.beta) == ("dpo", 0.3)
     assert Path(cfg.output_dir) == tmp_path / "here"
     assert str(tmp_path) in sys.path
+
+
+def test_rounds_may_have_a_loss_of_ones_own_and_lack_no_value(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_losses.py").write_text("from halos.objectives import SFT\nclass Mine(SFT): pass\n")
+    monkeypatch.setattr("halos.rounds.run_rounds", lambda cfg, train: get_class(cfg.loss._target_))
+    words = ("train", "rounds.count=2", "output_dir=here")
+    assert call(monkeypatch, tmp_path, *words, "loss._target_=my_losses.Mine") == 0
+    assert call(monkeypatch, tmp_path, *words, "model.path=???") == 1
+    assert "error: model.path: expected a value, found none" in capsys.readouterr().err
 
 
 def test_the_cache_reference_command_has_the_same_configuration(

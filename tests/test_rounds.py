@@ -152,7 +152,7 @@ def test_the_judge_and_the_sampling_may_be_corrected_until_a_round_has_feedback(
         run_rounds(compose(*words), Trained())
     samples = tmp_path / "round2" / "samples.jsonl"
     drawn = samples.stat().st_mtime_ns
-    monkeypatch.setattr("halos.rounds.make_judge", lambda *_, **__: None)
+    monkeypatch.setattr("halos.round_checks.make_judge", lambda *_, **__: None)
     with pytest.raises(RuntimeError, match="no judge"):
         run_rounds(compose(*words, "resume=auto", "+judge.threshold=0.5"), Trained())
     assert samples.stat().st_mtime_ns == drawn  # another judge is asked about the same samples
@@ -205,7 +205,18 @@ def test_rounds_of_one_command_are_told_apart_by_their_number_alone(tmp_path: Pa
         (("rounds.count=0",), "rounds.count: expected a whole number from 1 on, found 0"),
         (("rounds.reference=none",), "rounds.reference: expected one of last, first; found 'none'"),
         (("rounds.feedback=likes",), "rounds.feedback: expected one of binary, pairs, scores; found 'likes'"),
-        (("rounds.top_p=0",), "top_p: expected"),
+        (("rounds.top_p=0",), "rounds.top_p: expected"),
+        (("rounds.samples=0",), "rounds.samples: expected a whole number from 1 on, found 0"),
+        (("rounds.prompts=0",), "rounds.prompts: expected a whole number from 1 on, found 0"),
+        (("rounds.batch_size=0.5",), "rounds.batch_size: expected a whole number from 1 on, found 0.5"),
+        (("rounds.engine=vlm",), "rounds.engine: expected transformers or vllm, found 'vlm'"),
+        (("judge=reward_model", "judge.path=/no/rm"), "judge.path: /no/rm could not be loaded as a classifier"),
+        (("loss.beta=-1", "rounds.count=1", "before=sft"), "beta: expected"),
+        (("before=sft", "humanline.enabled=true"), "humanline.enabled: expected a loss with a reference, found SFT"),
+        (("rounds.feedback=scores",), "rounds.feedback: expected feedback that loss=kto .* they need a threshold"),
+        (("loss=dpo", "rounds.feedback=pairs", "rounds.samples=1"), "rounds.samples: expected from 2 on, .* found"),
+        (("loss=dpo", "rounds.samples=1"), "rounds.feedback: .* loss=dpo .* binary of 1 different .* needs pairs"),
+        (("loss=dpo", "rounds.temperature=0"), "rounds.feedback: .* loss=dpo .* binary of 1 different"),
         (("resume=some.ckpt",), "resume: expected auto with rounds"),
         (("rounds.reference=first", "model.reference=live"), "model.reference: expected auto or cached .*; found live"),
         (("rounds.reference=first", "model.random_weights=true"), "rounds.reference: expected last with .*; found fir"),
@@ -219,6 +230,22 @@ def test_mistakes_are_found_before_the_first_round(words: tuple[str, ...], said:
     with pytest.raises(ValueError, match=said):
         run_rounds(compose(*QUICK, f"output_dir={tmp_path}", *words), lambda _: pytest.fail("trained"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("loss=dpo", "rounds.feedback=scores", "data.select.min_margin=3"),
+        ("rounds.feedback=scores", "rounds.samples=1", "data.select.labels_from_scores=median"),
+        ("rounds.feedback=pairs",),
+        ("loss=grpo",),
+        ("loss=csft", "rounds.samples=1"),
+        ("loss=sft", "rounds.feedback=scores"),
+    ],
+)
+def test_feedback_that_a_loss_can_learn_from_is_taken(words: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        run_rounds(compose(*QUICK, f"output_dir={tmp_path}", *words), Trained(fail=1))
 
 
 @pytest.mark.parametrize("word", ["overwrite=false", "overwrite=true", "resume=auto"])

@@ -66,7 +66,7 @@ class VLLMEngine:
     """
 
     def __init__(self, path: str, tokens: ChatTokens, decoding: Decoding, *, dtype: str) -> None:
-        _check_vllm()
+        check_installed("vllm")
         from vllm import LLM
 
         self.tokens, self.decoding = tokens, decoding
@@ -102,20 +102,19 @@ def check_engine(name: Any, policy: Policy, *, key: str = "policy") -> None:
     """Raise ``ValueError`` unless the policy, given under ``key``, can be sampled by this engine; loads nothing."""
     if policy.is_classifier:
         raise ValueError(f"{key}: {policy.name} is a reward model, which does not generate")
-    if name not in ("transformers", "vllm"):
-        raise ValueError(f"engine: expected transformers or vllm, found {name!r}")
-    if name == "transformers":
-        return
-    if policy.spec.lora.enabled:
+    if name == "vllm" and policy.spec.lora.enabled:
         raise ValueError(
             f"engine: expected transformers for {policy.name} with the adapter {policy.spec.lora.path}, which vllm "
             "would leave out; found vllm"
         )
-    _check_vllm()
+    check_installed(name)
 
 
-def _check_vllm() -> None:
-    if importlib.util.find_spec("vllm") is None:
+def check_installed(name: Any) -> None:
+    """Raise ``ValueError`` for an engine that there is not, or that is not installed."""
+    if name not in ("transformers", "vllm"):
+        raise ValueError(f"engine: expected transformers or vllm, found {name!r}")
+    if name == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError("engine=vllm: vLLM is not installed; pip install 'halos[vllm]', or use engine=transformers")
 
 
