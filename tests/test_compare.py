@@ -69,6 +69,46 @@ def test_means_over_seeds_and_paired_differences_have_students_interval(sweep: P
     assert (difference.value, difference.low, difference.high) == pytest.approx((-0.1, -0.1, -0.1))
 
 
+def test_a_command_that_ran_twice_is_refused_as_it_adds_no_seed(sweep: Path) -> None:
+    run(sweep / "again", "kto", 1, 0.9, beta=0.1)
+    with pytest.raises(ValueError, match=r"runs: expected one run of seed 1 of kto, .*=0.1, found .*again and .*kto,1"):
+        group(read_runs([str(sweep)])[0])
+
+
+def test_what_was_sampled_otherwise_is_another_row(tmp_path: Path) -> None:
+    for seed, (tokens, shown) in enumerate([(64, 3), (64, 0), (8, 3)]):
+        config = run(tmp_path / str(seed), "kto", seed, 0.5) / "config.yaml"
+        sampling = {"max_new_tokens": tokens, "size": 8, "prompts": shown}
+        OmegaConf.save({**OmegaConf.load(config), "sampling": sampling}, config)
+    runs, _ = read_runs([str(tmp_path)])
+    assert {g.label: len(g.runs) for g in group(runs)} == {
+        "kto, sampling.max_new_tokens=64": 2,
+        "kto, sampling.max_new_tokens=8": 1,
+    }
+
+
+def judged(folder: Path, opponent: str, rate: float) -> None:
+    (folder / "evaluation").mkdir()
+    results = {"metrics": {"judge/win_rate": {"value": rate}, "rewards/auc": {"value": 0.5}}}
+    results["win_rate"] = {"opponent": opponent}  # type: ignore[assignment]
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(results))
+
+
+def test_win_rates_against_different_opponents_have_columns_of_their_own(sweep: Path) -> None:
+    judged(sweep / "kto,0", "reference", 0.8)
+    judged(sweep / "kto,1", "reference", 0.6)
+    assert "evaluation/judge/win_rate" in compare_groups(group(read_runs([str(sweep)])[0]), None, None).metrics
+    judged(sweep / "kto,2", "data", 0.1)
+    table = compare_groups(group(read_runs([str(sweep)])[0]), None, None)
+    cells = dict(zip(table.metrics, table.cells[table.labels.index("kto, loss.beta=0.1")], strict=True))
+    found = {name: (cell.value, cell.n) for name, cell in cells.items() if cell is not None and "evaluation" in name}
+    assert found == {
+        "evaluation/judge/win_rate against data": (0.1, 1),
+        "evaluation/judge/win_rate against reference": (pytest.approx(0.7), 2),
+        "evaluation/rewards/auc": (0.5, 3),
+    }
+
+
 def test_every_file_is_written_and_the_page_needs_nothing_else(sweep: Path, tmp_path: Path) -> None:
     cfg = OmegaConf.create(
         {"runs": str(sweep), "metrics": None, "baseline": None, "title": "A <sweep>", "output": str(tmp_path / "out")}

@@ -6,7 +6,8 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from halos.evaluation.statistics import Estimate, over_seeds
 
 _OF_NO_CONSEQUENCE = (
     "seed", "data.source.seed", "output_dir", "resume", "overwrite", "cache_dir", "checkpoint_every", "logger.",
-    "sampling.", "trainer.enable_progress_bar", "loss._target_", "claim", "sweep_", "estimate.",
+    "sampling.prompts", "trainer.enable_progress_bar", "loss._target_", "claim", "sweep_", "estimate.",
 )  # fmt: skip
 """Keys whose values do not make two runs different experiments."""
 
@@ -36,6 +37,8 @@ class Run:
     samples: list[dict[str, Any]]
     claim: dict[str, Any] | None = None
     """What the run's experiment claims, if it claims anything (:mod:`halos.evaluation.claims`)."""
+    opponent: str | None = None
+    """Whom the judge of its evaluation compared it with."""
 
 
 @dataclass(slots=True)
@@ -54,6 +57,8 @@ class Group:
 def read_runs(roots: Sequence[str]) -> tuple[list[Run], list[Path]]:
     """(finished runs in or below the folders, folders of unfinished ones).
 
+    Where they were judged against different opponents, the names of ``evaluation/judge/…`` end with `` against …``.
+
     Raises ``ValueError`` for a folder that does not exist, if no run has finished, and for a damaged file.
     """
     found: dict[Path, None] = {}
@@ -64,17 +69,31 @@ def read_runs(roots: Sequence[str]) -> tuple[list[Run], list[Path]]:
     finished = [folder for folder in found if (folder / "summary.json").is_file()]
     if not finished:
         raise ValueError(f"runs: expected finished runs in {', '.join(roots)}, found none")
-    return [_read(folder) for folder in finished], [folder for folder in found if folder not in finished]
+    runs = [_read(folder) for folder in finished]
+    if len({run.opponent for run in runs if run.opponent is not None}) > 1:
+        runs = [_against(run) for run in runs]
+    return runs, [folder for folder in found if folder not in finished]
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-    """The runs by experiment, in the order in which they are met."""
+    """The runs by experiment, in the order in which they are met.
+
+    Raises ``ValueError`` for two runs of one experiment with the same seed: they are no two draws.
+    """
     by_config: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_config[json.dumps(run.config, sort_keys=True)].append(run)
     members = list(by_config.values())
     labels = _labels([some[0].config for some in members])
-    return [Group(label, sorted(some, key=lambda run: run.seed)) for label, some in zip(labels, members, strict=True)]
+    groups = [Group(label, sorted(some, key=lambda run: run.seed)) for label, some in zip(labels, members, strict=True)]
+    for one in groups:
+        for run, other in pairwise(one.runs):
+            if run.seed == other.seed:
+                raise ValueError(
+                    f"runs: expected one run of seed {run.seed} of {one.label}, found {run.folder} and {other.folder}, "
+                    "which differ in nothing that counts; leave one out"
+                )
+    return groups
 
 
 def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -93,14 +112,20 @@ def _read(folder: Path) -> Run:
     numbers = _numbers("val", summary.get("metrics", {})) | _numbers("samples", summary.get("samples", {}))
     numbers |= _numbers("run", {name: summary[name] for name in ("steps", "train_seconds") if name in summary})
     evaluated = folder / "evaluation"
+    opponent = None
     if (evaluated / "evaluation.json").is_file():
-        metrics = _json(evaluated / "evaluation.json")["metrics"]
-        numbers |= _numbers("evaluation", {name: found["value"] for name, found in metrics.items()})
+        results = _json(evaluated / "evaluation.json")
+        numbers |= _numbers("evaluation", {name: found["value"] for name, found in results["metrics"].items()})
+        opponent = results.get("win_rate", {}).get("opponent")
     lines = {name: _lines(evaluated / f"{name}.jsonl") for name in ("rewards", "samples")}
     claim: Any = OmegaConf.to_container(config.claim, resolve=True) if config.get("claim") else None
-    return Run(
-        folder, int(config.seed), of_experiment(config), numbers, _curves(folder / "metrics.csv"), **lines, claim=claim
-    )
+    seed, curves = int(config.seed), _curves(folder / "metrics.csv")
+    return Run(folder, seed, of_experiment(config), numbers, curves, **lines, claim=claim, opponent=opponent)
+
+
+def _against(run: Run) -> Run:
+    end = {name: f" against {run.opponent}" for name in run.numbers if name.startswith("evaluation/judge/")}
+    return replace(run, numbers={f"{name}{end.get(name, '')}": value for name, value in run.numbers.items()})
 
 
 def of_experiment(config: Any) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def compare_groups(groups: Sequence[Group], metrics: Sequence[str] | None, basel
     known = {name for group in groups for run in group.runs for name in run.numbers}
     if missing := [name for name in metrics or () if name not in known]:
         raise ValueError(f"metrics: expected some of {', '.join(sorted(known))}; found {missing[0]!r}")
-    chosen = list(metrics or [name for name in PREFERRED if name in known][:MOST_COLUMNS])
+    preferred = [n for name in PREFERRED for n in sorted(known) if n == name or n.startswith(f"{name} against ")]
+    chosen = list(metrics or preferred[:MOST_COLUMNS])
     cells = [[group.over_seeds(name) for name in chosen] for group in groups]
     if baseline is not None:
         base = next((group for group in groups if group.label == baseline), None)
