@@ -50,6 +50,7 @@ COMMANDS = {
 }
 COMMAND = "HALOS_COMMAND"
 """The variable in which other processes of a run find the command."""
+_EXPECTED = (HydraException, OmegaConfBaseException, ValueError, RunFailed)
 
 
 def config_folder() -> str:
@@ -92,14 +93,15 @@ def main_command(name: str) -> None:
     command = hydra.main(version_base="1.3", config_path=config_folder(), config_name=COMMANDS[name].config)(job)
 
     def sweep() -> None:
-        with sweeps.passed_on_to_jobs():
+        with sweeps.passed_on_to_jobs(), sweeps.failures_counted(_message):
             command()
 
     end_with_one_line(sweep if COMMANDS[name].run and {"-m", "--multirun"} & set(sys.argv) else command)
 
 
 def _run_job(cfg: DictConfig) -> float | None:
-    with sweeps.job():
+    name = HydraConfig.get().job.override_dirname
+    with sweeps.failure_told(name, _line), sweeps.job():
         return _run_placed(cfg)
 
 
@@ -219,17 +221,24 @@ def end_with_one_line(job: Callable[[], Any]) -> None:
     try:
         with caught():
             job()
-    except (HydraException, OmegaConfBaseException) as error:
-        _fail(explain(error))
-    except (ValueError, RunFailed) as error:
-        _fail(" ".join(str(error).split()))  # those of other packages may have several
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            traceback.print_exc()
-        _fail(f"{type(error).__name__}: {error}")
     except Exception as error:
-        traceback.print_exc()
-        _fail(f"{type(error).__name__}: {error}")
+        _fail(_line(error))
+
+
+def _line(error: BaseException) -> str:
+    """What is said of an error; of one that nobody expected, its traceback is printed first."""
+    full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if not full_disk and not isinstance(error, _EXPECTED):
+        traceback.print_exception(error)
+    return _message(error)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return explain(error)
+    if isinstance(error, _EXPECTED):
+        return " ".join(str(error).split())  # those of other packages may have several
+    return f"{type(error).__name__}: {error}"
 
 
 def explain(error: BaseException) -> str:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from halos import signals
 from halos.errors import RunFailed
@@ -18,6 +21,8 @@ from halos.launch import die_with_parent
 
 SWEEP = "HALOS_SWEEP"
 """The process id of the command that has started a sweep."""
+FAILED = "HALOS_FAILED_JOBS"
+"""The file in which jobs, in whatever process, leave their names when they fail."""
 _received: list[int] = []
 
 
@@ -54,6 +59,46 @@ def passed_on_to_jobs() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def failures_counted(explain: Callable[[BaseException], str]) -> Iterator[None]:
+    """Around a sweep, whose launcher lets the other jobs run when one has failed.
+
+    Raises :class:`RunFailed` that names all jobs that failed, in the place of the first one's error.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "failed.txt"
+        file.touch()
+        os.environ[FAILED] = str(file)
+        try:
+            yield
+        except Exception as error:
+            if failed := _failed(file):
+                raise RunFailed(f"{failed}: {explain(error)}") from error
+            raise
+        finally:
+            del os.environ[FAILED]
+        if failed := _failed(file):  # a sweeper that goes on with other settings
+            print(failed, file=sys.stderr)
+
+
+def _failed(file: Path) -> str:
+    names = file.read_text(encoding="utf-8").splitlines()
+    return f"{len(names)} {'job' if len(names) == 1 else 'jobs'} failed ({'; '.join(names)})" if names else ""
+
+
+@contextmanager
+def failure_told(name: str, explain: Callable[[BaseException], str]) -> Iterator[None]:
+    """Around a job: of a sweep, its failure is printed at once, as the sweep's other jobs may take hours."""
+    try:
+        yield
+    except Exception as error:
+        if file := os.environ.get(FAILED):
+            print(f"job {name}: error: {explain(error)}", file=sys.stderr, flush=True)
+            with suppress(OSError), Path(file).open("a", encoding="utf-8") as stream:  # it may run on another machine
+                stream.write(f"{name}\n")
+        raise
 
 
 @contextmanager

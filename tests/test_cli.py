@@ -12,7 +12,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from halos import cli
+from halos import cli, sweeps
 from halos.cli import require_plain_booleans
 from halos.runs.result import trial_value
 from tests.test_config import compose
@@ -185,6 +185,29 @@ def test_jobs_of_a_sweep_write_into_folders_of_their_own(monkeypatch: pytest.Mon
     folders = [Path(cfg.output_dir) for cfg in seen]
     assert [folder.parent for folder in folders] == [tmp_path / "sweep"] * 2
     assert [folder.name for folder in folders] == ["loss=kto", "loss=dpo"]  # the seed is the same for all
+
+
+def test_a_job_of_a_sweep_that_fails_says_so_at_once_and_the_sweep_counts_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+
+    def train(cfg: DictConfig) -> None:
+        said.append(capsys.readouterr().err)
+        if cfg.loss.name != "kto":
+            raise ValueError(f"{cfg.loss.name} needs pairs") if cfg.loss.name == "dpo" else KeyError("x")
+
+    monkeypatch.setattr("halos.train.train", train)
+    assert call(monkeypatch, tmp_path, "train", "-m", "loss=dpo,kto,ipo", "seed=3", "output_dir=sweep") == 1
+    said.append(capsys.readouterr().err)
+    assert said[1] == "job loss=dpo: error: dpo needs pairs\n"
+    assert said[2] == ""
+    assert said[3].count("Traceback (most recent call last):") == 1
+    assert "job loss=ipo: error: KeyError: 'x'\n" in said[3]
+    assert said[3].splitlines()[-1] == "error: 2 jobs failed (loss=dpo; loss=ipo): dpo needs pairs"
+    assert sweeps.FAILED not in os.environ
+    assert call(monkeypatch, tmp_path, "train", "loss=dpo", "output_dir=alone") == 1
+    assert "job" not in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_trial_is_a_run_of_each_seed_and_its_value_their_mean(
