@@ -49,6 +49,7 @@ from halos.runs.progress import Progress
 from halos.runs.record import RunRecord, peak_gpu_mb, peak_rss_mb
 from halos.runs.reference_sync import ReferenceSync
 from halos.runs.replies import SampledReplies
+from halos.runs.result import check_metric, check_validated
 from halos.runs.tensorboard import TensorBoardReport, log_hparams
 from halos.runs.trainer import make_trainer, validation_interval, warn_if_emulated
 from halos.runs.values import check_values
@@ -162,7 +163,10 @@ def prepare(cfg: DictConfig) -> Run:
             "of all training data"
         )
     data.load(objective.view)
-    _check_sampling(cfg.sampling.size, data.source.judge())
+    judge = data.source.judge()
+    _check_sampling(cfg.sampling.size, judge)
+    samples = judge is not None and bool(cfg.sampling.size) and objective.generates
+    check_metric(cfg.sweep_metric, max_kl=cfg.sweep_max_kl, samples=samples)
     spec.check()
     if cfg.strategy.name == "fsdp_tp":
         check_model(spec, optim, cfg.strategy.tensor_parallel_size)
@@ -226,6 +230,8 @@ def fit(run: Run, trainer: pl.Trainer) -> None:
     has_val = "val" in run.data.rows
     if run.checkpoint is None and has_val:
         trainer.validate(run.objective, datamodule=run.data, verbose=False)
+    if run.checkpoint is None and run.cfg.rounds.round in (None, run.cfg.rounds.count):  # the one that a sweep is told
+        check_validated(run.cfg.sweep_metric, run.record.val_metrics)
     checkpoint = str(run.checkpoint) if run.checkpoint else None
     trainer.fit(run.objective, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
     checkpoints: Any = trainer.checkpoint_callback

@@ -368,6 +368,31 @@ def test_a_reward_model_is_exported_as_a_classifier_with_its_scores(tmp_path: Pa
     assert abs(summary["metrics"]["rewards/margins"]) > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("sweep_metric=samples/kll",), "sweep_metric: expected val/… or one of samples/kl, .*; found 'samples/kll'"),
+        (
+            ("sweep_metric=samples/kl",),
+            "sweep_metric: expected a run with samples .* for samples/kl, found one",
+        ),
+        (("sweep_metric=val/loss", "sweep_max_kl=2"), "sweep_max_kl: expected a run with samples .* for samples/kl"),
+        (("sweep_metric=val/los",), "sweep_metric: expected one of .*val/loss, .*; found 'val/los'"),
+        (("sweep_metric=val/los", "rounds.count=2", "rounds.round=1"), "a step"),
+        (("sweep_metric=val/los", "rounds.count=2", "rounds.round=2"), "sweep_metric: expected one of .*val/loss"),
+    ],
+)
+def test_what_a_sweep_cannot_be_told_is_found_before_the_first_step(
+    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: object, **__: object) -> None:
+        raise ValueError("a step")
+
+    monkeypatch.setattr(pl.Trainer, "fit", fit)
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path, *words)
+
+
 def test_reference_free_kto_loads_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr("halos.policy.backbone.frozen_copy", lambda policy: made.append(policy) or policy)

@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 KL = "samples/kl"
+SAMPLES = (
+    KL, "samples/policy_desirable", "samples/policy_reward", "samples/reference_desirable", "samples/reference_reward",
+)  # fmt: skip
+"""What a run's summary says of its samples, where there are any."""
+
+
+def check_metric(name: str | None, *, max_kl: float | None, samples: bool) -> None:
+    """Look at what a sweep is told of a run that is about to begin; ``samples``: whether it will have any.
+
+    Raises ``ValueError`` for a name that its summary cannot have.
+    """
+    if name is None:
+        return
+    if not name.startswith("val/") and name not in SAMPLES:
+        raise ValueError(f"sweep_metric: expected val/… or one of {', '.join(SAMPLES)}; found {name!r}")
+    for key, wanted in (("sweep_metric", name), ("sweep_max_kl", KL if max_kl is not None else "")):
+        if wanted in SAMPLES and not samples:
+            raise ValueError(
+                f"{key}: expected a run with samples to compare (data whose true reward is known, sampling.size above "
+                f"0, a loss that generates) for {wanted}, found one without"
+            )
+
+
+def check_validated(name: str | None, found: Mapping[str, float]) -> None:
+    """Raise ``ValueError`` if ``val/…`` is not among what the first validation has found."""
+    known = sorted(f"val/{key}" for key in found)
+    if name is not None and name.startswith("val/") and name not in known:
+        wanted = f"one of {', '.join(known)}" if known else "no val/… without validation data"
+        raise ValueError(f"sweep_metric: expected {wanted}; found {name!r}")
 
 
 def trial_value(folders: Sequence[Path], name: str, *, max_kl: float | None = None) -> float:

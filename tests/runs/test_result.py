@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from halos.runs.result import result, trial_value
+from halos.runs.comparison import Comparison, Samples
+from halos.runs.result import SAMPLES, check_metric, check_validated, result, trial_value
 
 
 def run(folder: Path, auc: float, share: float, kl: float) -> Path:
@@ -30,3 +31,13 @@ def test_a_number_that_a_run_lacks_is_named(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", 0.5, 0.9, 1.0)
     with pytest.raises(ValueError, match=r"sweep_metric: expected of .*a one of samples/kl, .*; found 'val/los'"):
         result(folder, "val/los")
+
+
+def test_the_names_of_what_is_said_of_samples_are_known_before_there_are_any() -> None:
+    side = Samples([], [0.0], [False])
+    assert {f"samples/{name}" for name in Comparison([], side, side, 0.0).summary()} == set(SAMPLES)
+    check_metric("samples/policy_reward", max_kl=2.0, samples=True)
+    check_metric(None, max_kl=None, samples=False)
+    check_validated("samples/kl", {})
+    with pytest.raises(ValueError, match=r"sweep_metric: expected no val/… without validation data; found 'val/loss'"):
+        check_validated("val/loss", {})
