@@ -271,8 +271,14 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 def _fail(message: str) -> None:
     if folder := os.environ.get(ERRORS):  # of a rank: the process that watches it says it, once
         Path(folder, f"{os.environ['LOCAL_RANK']}.txt").write_text(message, encoding="utf-8")
-        sys.exit(1)
-    print(f"error: {message}", file=sys.stderr)
+    else:
+        print(f"error: {message}", file=sys.stderr)
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        # A process group that is still there is NCCL's, and leaving it at exit would wait for ranks that wait for us.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     sys.exit(1)
 
 

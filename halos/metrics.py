@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,8 +57,9 @@ class Averages(Metric):
         dtype = torch.float32 if device.type == "mps" else torch.float64
         parts = [part for mean in means.values() for part in (mean.total, mean.count)]
         # A plain number must not become the default dtype: with precision=bf16-true that would round a count.
-        whole = [part.detach() if isinstance(part, Tensor) else torch.tensor(part, dtype=dtype) for part in parts]
-        return torch.stack([part.to(device, dtype) for part in whole]).view(-1, 2)
+        made = partial(torch.full, (), dtype=dtype, device=device)
+        whole = [part.detach().to(device, dtype) if isinstance(part, Tensor) else made(part) for part in parts]
+        return torch.stack(whole).view(-1, 2)
 
     def _divided(self, sums: list[list[float]]) -> dict[str, float]:
         pairs = zip(self.names, sums, strict=True) if sums else ()

@@ -78,7 +78,7 @@ class AdamW(Optim):
         _numbers("eps", self.eps, "a number from 0 on", count=1)
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, **self._options(), fused=fused)
+        return torch.optim.AdamW(parameters, **self._options(), fused=fused or None)
 
     def _options(self) -> dict[str, Any]:
         return {"lr": self.lr, "betas": tuple(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}

@@ -8,12 +8,14 @@ samples and its feedback beside its model.
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from halos.label import label
@@ -48,6 +50,7 @@ def run_rounds(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> Path:
             continue
         if number > 1:
             _feedback(cfg, number)
+            _free_gpu()
         console.say(f"round {number} of {cfg.rounds.count}: {folder}")
         train(round_config(cfg, number))
     return folder
@@ -85,6 +88,13 @@ def _first_reference(cfg: DictConfig) -> str:
 
 def _folder(cfg: DictConfig, number: int) -> Path:
     return Path(cfg.output_dir) / f"round{number}"
+
+
+def _free_gpu() -> None:
+    # What sampled and judged is gone, but PyTorch keeps its memory, which other processes may now train in.
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _feedback(cfg: DictConfig, number: int) -> None:

@@ -218,11 +218,18 @@ def _cached_reference(
 
 
 def _rounding(cfg: DictConfig, backbone: Backbone) -> str:
-    # What the log-probs depend on beside the weights: where numbers are rounded visibly, also how the model is divided.
-    if cfg.strategy.name == "fsdp_tp" and cfg.precision != "32-true":
-        return f"{cfg.precision}, tensor parallel {cfg.strategy.tensor_parallel_size}"
-    mixed_apart = backbone.sharded and cfg.precision == "bf16-mixed"  # other operations are rounded than by autocast
-    return f"{cfg.precision}, sharded" if mixed_apart else str(cfg.precision)
+    # What the log-probs depend on beside the weights: where numbers are rounded visibly, also how the model is divided,
+    # and on what it computes.
+    told = [str(cfg.precision)]
+    if cfg.precision == "32-true":
+        return told[0]
+    if cfg.strategy.name == "fsdp_tp":
+        told.append(f"tensor parallel {cfg.strategy.tensor_parallel_size}")
+    elif backbone.sharded and cfg.precision == "bf16-mixed":  # other operations are rounded than by autocast
+        told.append("sharded")
+    if backbone.device.type != "cpu":  # where attention is computed in float32
+        told.append(backbone.device.type)
+    return ", ".join(told)
 
 
 def fit(run: Run, trainer: pl.Trainer) -> None:
@@ -252,7 +259,7 @@ def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     card = {"loss": run.cfg.loss.name, "base": run.model.path, "steps": summary["steps"], **summary["metrics"]}
     with uncompiled(policy):
         _export(run, card, policy, score)
-        comparison = _compare(run, policy)
+        comparison = _compare(run, policy, trainer.strategy.root_device)
     if comparison is not None:
         summary["samples"] = comparison.summary()
         console.show_comparison(comparison)
@@ -317,7 +324,7 @@ def _loggers(run: Run) -> list[Any]:
     return loggers
 
 
-def _compare(run: Run, policy: Any) -> Comparison | None:
+def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
     judge = run.data.source.judge()
     if judge is None or not run.cfg.sampling.size or not run.objective.generates:
         return None
@@ -325,17 +332,17 @@ def _compare(run: Run, policy: Any) -> Comparison | None:
     # Without a live reference, or with one that has moved, the policy is compared with what the reference was at first.
     # That of a sharded policy is sharded too: the first process alone cannot sample from it.
     reference = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
-    policy = policy.to(trained.device)
+    policy = policy.to(device)  # Lightning has moved everything to the CPU
     if reference is None and run.model.random_weights:
         log.info("samples: not compared, as the random weights that training started from are gone")
         return None
     if reference is None:
         spec = run.model.of_reference() if run.model.reference_path is not None else run.model
         start = spec.load(dtype=policy.dtype, vocabulary=len(run.tokens.tokenizer))
-        reference = start.to(policy.device).eval()
+        reference = start.eval()
     return compare(
         policy,
-        reference,
+        reference.to(device),
         run.tokens,
         judge,
         size=run.cfg.sampling.size,

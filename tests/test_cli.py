@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +71,22 @@ def test_a_misspelt_name_of_an_optional_group_is_not_passed_over(
     monkeypatch.setattr(cli, "_run_or_rounds", lambda cfg: pytest.fail("it ran"))
     assert call(monkeypatch, tmp_path, "train", word) == 1
     assert f"error: {word}: no such option (did you mean toy_" in capsys.readouterr().err
+
+
+def test_a_rank_whose_process_group_is_left_ends_without_leaving_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def end(status: int) -> None:
+        raise InterruptedError(status)
+
+    group = SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True)
+    monkeypatch.setitem(sys.modules, "torch.distributed", group)
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv(cli.ERRORS, str(tmp_path))
+    with pytest.raises(InterruptedError, match="1"):
+        cli._fail("CUDA out of memory")
+    assert (tmp_path / "1.txt").read_text() == "CUDA out of memory"
 
 
 def test_an_error_of_several_lines_ends_as_one(

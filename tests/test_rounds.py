@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from halos import rounds
 from halos.evaluation.runs import group, read_runs
 from halos.rounds import round_config, run_rounds
 from halos.toy.model import REFERENCE_DIR
@@ -275,3 +277,13 @@ def test_rounds_are_not_mistaken_for_a_run_nor_started_by_each_rank(
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ValueError, match="rounds: expected one process"):
         run_rounds(cfg, Trained())
+
+
+def test_a_gpu_is_left_to_the_next_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+    rounds._free_gpu()
+    assert not freed  # there is none
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    rounds._free_gpu()
+    assert freed

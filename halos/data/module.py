@@ -317,7 +317,14 @@ class PreferenceDataModule(pl.LightningDataModule):
         return options | {"mismatched": self._mismatched, "whole": self._whole}
 
     def _loader_options(self) -> dict[str, Any]:
-        return {"num_workers": self.workers, "pin_memory": torch.cuda.is_available()}
+        pinned = torch.cuda.is_available() and self._trainer().strategy.root_device.type == "cuda"
+        return {"num_workers": self.workers, "pin_memory": pinned}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lightning's, which waits for each tensor of a batch that is not a tensor itself."""
+        if isinstance(batch, Batch) and device.type == "cuda":
+            return batch.to(device, non_blocking=True)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:

@@ -99,5 +99,5 @@ class GRPO(Objective):
     def _incomplete(self, batch: Batch, step_groups: Tensor) -> Mean:
         here = (batch.group[:, None] == step_groups[None]).sum(1)
         whole = dict(zip(batch.step.groups, batch.step.members, strict=True))
-        members = torch.tensor([whole[int(group)] for group in batch.group], device=here.device)
+        members = torch.tensor([whole[group] for group in batch.group.tolist()], device=here.device)
         return Mean(((here < members) | (here < 2)).sum(), len(batch))

@@ -59,7 +59,7 @@ def kto_reference_point(policy: Tensor, reference: Tensor, *, clamp: bool = True
     gradient) and the mean before clamping.
     """
     r = (policy - reference).detach()
-    total, count = all_sum(torch.stack([r.sum(), r.new_tensor(len(r))]))
+    total, count = all_sum(torch.stack([r.sum(), r.new_full((), len(r))]))
     z0 = total / count
     return z0.clamp(min=0) if clamp else z0, Mean(r.sum(), len(r))
 

@@ -118,16 +118,15 @@ def attend(
     """Attention of one piece; a ``mask`` [queries, keys] of None is causal. Keys may have fewer heads than queries."""
     if softcap is not None:
         return _soft_capped(query, key, value, mask, scaling, dropout, softcap)
-    autocast = query.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else query.dtype
-    if query.device.type == "cpu" and dtype == torch.bfloat16:
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    if kind == "cpu" and dtype == torch.bfloat16:
         # PyTorch's backward pass takes twice as long in bfloat16 on CPUs as in float32.
         with torch.autocast("cpu", enabled=False):
             wide = attend(query.float(), key.float(), value.float(), mask, scaling=scaling, dropout=dropout)
         return wide.to(dtype)
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and mask is not None and query.is_cuda:
-        # CUDA's fast kernels take a mask or grouped heads, not both.
+    if groups > 1 and repeats_heads(kind, dtype, masked=mask is not None):
         key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
     return F.scaled_dot_product_attention(
         query,
@@ -139,6 +138,12 @@ def attend(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+
+
+def repeats_heads(device: str, dtype: torch.dtype, *, masked: bool) -> bool:
+    """Whether keys and values of grouped heads are repeated for each query head: on CUDA the one fused kernel that
+    knows groups, FlashAttention, has no masks and no float32, and without a fused kernel all scores are kept."""
+    return device == "cuda" and (masked or dtype not in (torch.bfloat16, torch.float16))
 
 
 def _soft_capped(

@@ -8,6 +8,7 @@ head and what is exported are not compiled.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from halos.policy import attention
+from halos.policy.flex import keep_versions
 from halos.policy.layers import repeated_layers
 
 VARIANTS = 64
@@ -28,13 +30,13 @@ def compile_layers(model: nn.Module) -> None:
     """
     import torch._dynamo
 
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    options = keep_versions(VARIANTS)
     torch._dynamo.config.optimize_ddp = False  # it would divide each layer's graph by DDP's buckets
     attention.leave_uncompiled()
     for layer in repeated_layers(model):
         checkpointed = getattr(layer, "gradient_checkpointing", False)
         for part in layer.children() if checkpointed else (layer,):
-            part.forward = torch.compile(part.forward, dynamic=True)
+            part.forward = torch.compile(part.forward, dynamic=True, **options)
 
 
 @contextmanager
@@ -51,7 +53,9 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 
 def check_compiler(accelerator: str) -> None:
     """Raise ``ValueError`` unless torch.compile can make code for this accelerator here, which is tried out."""
-    device = "cpu" if accelerator == "cpu" or not torch.cuda.is_available() else "cuda"
+    # A rank's own GPU: its context would take memory of another's.
+    gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    device = "cpu" if accelerator == "cpu" or not torch.cuda.is_available() else gpu
     try:
         if device == "cpu":
             from torch._inductor.cpp_builder import get_cpp_compiler

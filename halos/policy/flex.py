@@ -7,6 +7,7 @@ uncompiled.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from itertools import accumulate
@@ -47,13 +48,21 @@ def flex_attend(
 @cache
 def _function(kind: str) -> Any:
     function: Any = flex_attention
-    if kind != "cuda":
-        return function
+    # Beyond the limit it would run uncompiled, all scores of a pack at once.
+    return torch.compile(function, **keep_versions(VERSIONS)) if kind == "cuda" else function
+
+
+def keep_versions(count: int) -> dict[str, Any]:
+    """Have dynamo keep so many versions of compiled code, with the options of torch.compile that say so.
+
+    The global limit holds for this thread alone, and on CUDA checkpointed layers run again in another; PyTorch before
+    2.13 has no other.
+    """
     import torch._dynamo
 
-    # Beyond the limit it would run uncompiled, all scores of a pack at once.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
-    return torch.compile(function)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, count)
+    known = "recompile_limit" in inspect.signature(torch.compile).parameters
+    return {"recompile_limit": count} if known else {}
 
 
 @cache

@@ -125,7 +125,27 @@ def full_state(module: nn.Module) -> dict[str, Any]:
 def load_full_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     """Hand out a state that rank 0 has, by the names of :func:`full_state`; all ranks have to call it."""
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_model_state_dict(module, dict(state) if rank_and_world()[0] == 0 else {}, options=options)
+    with _buffers_beside_weights(module):
+        set_model_state_dict(module, dict(state) if rank_and_world()[0] == 0 else {}, options=options)
+
+
+@contextmanager
+def _buffers_beside_weights(module: nn.Module) -> Iterator[None]:
+    # PyTorch hands out a state on one device only; the weights of offloaded models are on the CPU, buffers are not.
+    device = next(module.parameters()).device
+    moved = [
+        (part, name, buffer.device)
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None and buffer.device != device
+    ]
+    for part, name, _ in moved:
+        part._buffers[name] = part._buffers[name].to(device)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for part, name, place in moved:
+            part._buffers[name] = part._buffers[name].to(place)  # type: ignore[union-attr]
 
 
 @contextmanager

@@ -36,26 +36,29 @@ class KnowRanks(Callback):
 def lost_ranks_named() -> Iterator[None]:
     """Turn an error that comes from another rank's end into :class:`RunFailed` with its name.
 
-    A failed run leaves no process group behind. One that went well leaves it to the next run of this process, which
-    would hang on a new one if another rank had not yet left the old.
+    A failed run leaves no process group behind, unless it is NCCL's. One that went well leaves it to the next run of
+    this process, which would hang on a new one if another rank had not yet left the old.
     """
     _known.clear()
     try:
         yield
     except RuntimeError as error:
-        _leave_group()
+        _leave_group(failed=True)
         if not any(words in str(error).lower() for words in LOST):
             raise
         raise RunFailed(f"{_gone()}; resume=auto goes on from the last checkpoint") from error
     except BaseException:
-        _leave_group()
+        _leave_group(failed=True)
         raise
     atexit.unregister(_leave_group)
     atexit.register(_leave_group)
 
 
-def _leave_group() -> None:
-    if dist.is_available() and dist.is_initialized():
+def _leave_group(*, failed: bool = False) -> None:
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    # NCCL's end waits for all ranks, and those that did not fail wait for this one: it just has to die.
+    if not (failed and "nccl" in dist.get_backend()):
         dist.destroy_process_group()
 
 

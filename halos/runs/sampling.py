@@ -48,7 +48,7 @@ def sample(
     model.generation_config = config  # generate() would take what is unset here from the model's own
     completions: list[list[int]] = []
     try:
-        with torch.random.fork_rng(), uncompiled(model):
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), uncompiled(model):
             torch.manual_seed(seed)
             for start in range(0, len(prompts), batch_size):
                 ids, mask = _left_padded(prompts[start : start + batch_size], pad, model.device)

@@ -38,6 +38,11 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
         )
     if cfg.data.max_tokens_per_batch is not None and cfg.strategy.name not in ("auto", "ddp"):
         raise ValueError(f"data.max_tokens_per_batch: expected strategy=auto or ddp, found {cfg.strategy.name}")
+    if cfg.strategy.name.startswith("fsdp") and str(cfg.optim._target_).endswith(".BitsAndBytesAdamW"):
+        raise ValueError(f"optim: expected strategy=auto or ddp with bitsandbytes' AdamW, found {cfg.strategy.name}")
+    if cfg.trainer.accelerator == "cpu" and (cfg.model.packed_attention == "flex" or cfg.model.lora.quantize):
+        key = "packed_attention=flex" if cfg.model.packed_attention == "flex" else "lora.quantize"
+        raise ValueError(f"model.{key}: expected a CUDA device, found trainer.accelerator=cpu")
     half = cfg.precision == "bf16-true" or (cfg.precision == "bf16-mixed" and cfg.strategy.name.startswith("fsdp"))
     if str(cfg.model.attention).startswith("flash") and not half:
         raise ValueError(
@@ -51,7 +56,9 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
     options["plugins"] = [*(options.get("plugins") or ()), LocalCheckpointIO()]
     one_device = cfg.strategy.name == "auto"
     devices = options.setdefault("devices", 1 if one_device else "auto")
-    if one_device and str(devices) not in ("1", "auto") and not isinstance(devices, list):
+    if one_device and devices == "auto":
+        devices = options["devices"] = 1  # of several, Lightning would take all
+    if one_device and str(devices) != "1" and not (isinstance(devices, list) and len(devices) == 1):
         raise ValueError(f"trainer.devices: strategy=auto uses one device, found {devices}; set strategy=ddp")
     strategy = cfg.strategy.trainer if isinstance(cfg.strategy.trainer, str) else build(cfg.strategy.trainer)
     if isinstance(strategy, FSDP) and cfg.precision == "bf16-mixed":
@@ -69,6 +76,8 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
+        # What FSDP2 makes in its first forward, which a validation can be, would be no tensors to train with.
+        inference_mode=False,
     )
     if isinstance(strategy, FSDP):
         strategy.check(trainer.world_size)

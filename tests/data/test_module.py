@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from halos.data.batches import Batches
+from halos.data.batches import Batch, Batches
 from halos.data.feedback import Completion, Feedback, prompt_key
 from halos.data.module import PreferenceDataModule, ResumableLoader
 from halos.data.sources import Records, Source
@@ -360,3 +360,15 @@ def test_steps_that_the_epochs_do_not_have_are_told(
 ) -> None:
     assert module(10, batch_size=2).plan(epochs=1, max_steps=max_steps, accumulate=1, world_size=1) == 5
     assert ("trainer.max_steps=6: the run has 5 steps, as trainer.max_epochs=1" in caplog.text) == told
+
+
+def test_batches_are_copied_to_a_gpu_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = module(4, batch_size=4)
+    made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=1)
+    attach(made)
+    (batch,) = made.train_dataloader()
+    assert made.transfer_batch_to_device(batch, torch.device("cpu"), 0).ids == batch.ids
+    asked: list[Any] = []
+    monkeypatch.setattr(Batch, "to", lambda self, device, non_blocking=False: asked.append((device, non_blocking)))
+    made.transfer_batch_to_device(batch, torch.device("cuda", 1), 0)
+    assert asked == [(torch.device("cuda", 1), True)]

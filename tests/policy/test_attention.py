@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from halos.data import packing
 from halos.data.packing import PROMPT, Pack, pack
 from halos.data.rows import Row
-from halos.policy.attention import PackedAttention, attend
+from halos.policy.attention import PackedAttention, attend, repeats_heads
 from tests import tiny
 
 ROWS = [*tiny.rows(4, branches=2, seed=2), Row("long", 7, tuple(range(12)), (tuple(range(9)), tuple(range(11))))]
@@ -122,3 +122,30 @@ def test_on_cpu_bfloat16_states_are_attended_to_in_float32(masked: bool, autocas
         strict=True,
     ):
         assert torch.equal(mine, other.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "masked", "expected"),
+    [
+        ("cuda", torch.bfloat16, False, False),
+        ("cuda", torch.float16, False, False),
+        ("cuda", torch.bfloat16, True, True),
+        ("cuda", torch.float32, False, True),
+        ("cuda", torch.float32, True, True),
+        ("cpu", torch.float32, True, False),
+    ],
+)
+def test_grouped_heads_are_repeated_where_no_fused_kernel_knows_them(
+    device: str, dtype: torch.dtype, masked: bool, expected: bool
+) -> None:
+    assert repeats_heads(device, dtype, masked=masked) == expected
+
+
+def test_repeated_heads_attend_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 5, 4, dtype=torch.float64) for heads in (6, 2, 2))
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    expected = [attend(query, key, value, None), attend(query, key, value, mask)]
+    monkeypatch.setattr("halos.policy.attention.repeats_heads", lambda *_, masked: True)
+    found = [attend(query, key, value, None), attend(query, key, value, mask)]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

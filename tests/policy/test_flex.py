@@ -112,10 +112,19 @@ def test_with_dropout_pieces_are_attended_to_one_by_one() -> None:
     assert PackedAttention(part, flex=True)(torch.nn.Identity(), *states, dropout=0.5, **options).std() > 0.01
 
 
-def test_enough_versions_are_kept_for_models_with_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enough_versions_are_kept_for_models_with_windows() -> None:
     import torch._dynamo
 
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     flex._function.cache_clear()
-    flex._function("cuda")
-    assert torch._dynamo.config.recompile_limit == flex.VERSIONS > 2 * 2 * 2 * 2
+    with torch._dynamo.config.patch(recompile_limit=8):
+        flex._function("cuda")
+        assert torch._dynamo.config.recompile_limit == flex.VERSIONS > 2 * 2 * 2 * 2
+
+
+def test_versions_are_kept_in_every_thread_where_pytorch_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def before(function: Any, *, dynamic: bool | None = None) -> Any:
+        return function
+
+    assert flex.keep_versions(64) == {"recompile_limit": 64}
+    monkeypatch.setattr(torch, "compile", before)
+    assert flex.keep_versions(64) == {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 
-from halos.policy.sharding import materialise
+from halos.policy.sharding import load_full_state, materialise
 
 
 def test_parameters_get_memory_and_buffers_keep_their_values() -> None:
@@ -16,3 +19,17 @@ def test_parameters_get_memory_and_buffers_keep_their_values() -> None:
     materialise(module, shards=torch.device("cpu"), buffers=torch.device("cpu"))
     assert {(p.device.type, p.shape) for p in module.parameters()} == {("cpu", (3,))}
     assert module.running_mean.tolist() == [1, 2, 3]
+
+
+def test_a_state_is_handed_out_where_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.BatchNorm1d(2, device="meta")
+    module._buffers["running_mean"] = torch.zeros(2)
+
+    def load(given: nn.Module, state: Any, options: Any) -> None:
+        assert {buffer.device.type for buffer in given.buffers()} == {"meta"}
+        given._buffers["running_mean"] = torch.ones(2)  # no values come back from where there are none
+
+    monkeypatch.setattr("halos.policy.sharding.set_model_state_dict", load)
+    load_full_state(module, {})
+    assert module.running_mean.device.type == "cpu"
+    assert module.running_var.device.type == "meta"

@@ -187,7 +187,7 @@ def test_two_groups_of_two_are_stopped_and_train_as_one_device(runs: dict[str, A
 
 
 def test_log_probs_that_are_rounded_otherwise_are_kept_apart() -> None:
-    backbone: Any = SimpleNamespace(sharded=True)
+    backbone: Any = SimpleNamespace(sharded=True, device=torch.device("cpu"))
     ways = (("strategy=fsdp",), ("strategy=fsdp_tp",), ("strategy=fsdp_tp", "strategy.tensor_parallel_size=4"))
 
     def keys(precision: str) -> list[str]:
@@ -196,6 +196,9 @@ def test_log_probs_that_are_rounded_otherwise_are_kept_apart() -> None:
     assert keys("precision=32-true") == ["32-true"] * 3
     for precision in ("bf16-true", "bf16-mixed"):
         assert len(set(keys(f"precision={precision}"))) == 3
+        on_cpu, backbone.device = keys(f"precision={precision}"), torch.device("meta")
+        assert not set(keys(f"precision={precision}")) & set(on_cpu)  # attention is rounded otherwise there
+        backbone.device = torch.device("cpu")
 
 
 # What is refused

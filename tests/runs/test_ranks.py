@@ -66,6 +66,15 @@ def test_a_failed_run_leaves_no_process_group(group: None) -> None:
     assert not dist.is_initialized()
 
 
+def test_a_rank_that_failed_does_not_wait_for_the_others_of_nccl(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "get_backend", lambda: "cpu:gloo,cuda:nccl")
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: pytest.fail("it would wait"))
+    for error in (ValueError, RuntimeError):
+        with pytest.raises(error), ranks.lost_ranks_named():
+            raise error("CUDA out of memory")
+    monkeypatch.undo()
+
+
 @pytest.mark.parametrize(("world_size", "kept"), [(1, True), (2, False)])
 def test_the_next_run_takes_over_a_process_group_that_fits(group: None, world_size: int, kept: bool) -> None:
     for _ in range(2):

@@ -38,7 +38,17 @@ def trainer(*words: str) -> Any:
             ("model.attention=flash_attention_2", "precision=bf16-mixed"),
             "model.attention: expected sdpa or null with precision=bf16-mixed and strategy=auto, found flash_attention",
         ),
+        (
+            ("strategy=fsdp", "optim=adamw_8bit"),
+            "optim: expected strategy=auto or ddp with bitsandbytes' AdamW, found fsdp",
+        ),
+        (
+            ("model.packed_attention=flex",),
+            "model.packed_attention=flex: expected a CUDA device, found trainer.accelerator",
+        ),
+        (("model.lora.quantize=4bit",), "model.lora.quantize: expected a CUDA device, found trainer.accelerator=cpu"),
         (("trainer.devices=2",), "strategy=auto uses one device, found 2"),
+        (("trainer.devices=[0,1]",), r"strategy=auto uses one device, found \[0, 1\]"),
         (
             ("strategy=fsdp", "model.lora.enabled=true", "model.lora.quantize=4bit"),
             "model.lora.quantize: expected strategy=auto or ddp, found fsdp",
@@ -112,3 +122,18 @@ def test_other_validations_are_refused(interval: Any) -> None:
     said = r"val_check_interval: expected at most the 40 micro-batches of the run, a multiple of .*=4, or a share"
     with pytest.raises(ValueError, match=said):
         validation_interval(interval, steps=10, accumulate=4)
+
+
+def test_one_device_is_taken_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr("lightning.pytorch.Trainer", lambda **options: made.append(options["devices"]))
+    for words in (("trainer.devices=auto",), ("trainer.devices=null",), ("trainer.devices=1",), ()):
+        trainer(*words)
+    assert made == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp"])
+def test_validation_makes_tensors_that_can_be_trained_with(strategy: str) -> None:
+    made = trainer(f"strategy={strategy}", "trainer.devices=1")
+    assert not made.validate_loop.inference_mode
+    assert not made.fit_loop.epoch_loop.val_loop.inference_mode
