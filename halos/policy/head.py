@@ -158,6 +158,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         measured = picked.new_empty(len(states), len(statistics))
         kept = memory = _memory(cast[0], weight, rows)
         for part in reversed([*_parts(len(states), rows)]):
+            del kept  # or two chunks would exist at a time where products have memory of their own (oneDNN)
             kept = affine(cast[0][part], *cast[1:], out=memory)
             for block, raw in _blocks(part, kept):
                 logits = shape(_with_delta(raw.to(wide), low, up, block))
@@ -180,10 +181,13 @@ class _ChunkedLogProbs(torch.autograd.Function):
             torch.zeros_like(value, dtype=wide) if value is not None and needed else None
             for value, needed in zip((states, weight, bias, low, up), ctx.needs_input_grad, strict=False)
         )
-        memory = kept.data  # changes of it are ours: a second backward pass, for which it is used up, may follow
+        # Changes of it are ours: a second backward pass, for which it is used up, may follow.
+        changes = memory = kept.data
         for part in _parts(len(states), ctx.rows):
             # First the logits, then, block by block, their gradient.
-            changes = affine(states[part], weight, bias, out=memory) if part.start or ctx.used else memory
+            if part.start or ctx.used:
+                del changes
+                changes = affine(states[part], weight, bias, out=memory)
             for block, raw in _blocks(part, changes):
                 logits = ctx.shape(_with_delta(raw.to(wide, copy=True), low, up, block))
                 slope = ctx.shape.slope(logits)
