@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from halos.bounds import check_whole
 from halos.building import SOURCE_KEYS, build, build_objective, objective_class
 from halos.data.feedback import Completion, Feedback
 from halos.data.select import Selection
@@ -32,7 +33,7 @@ def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None
     rounds = cfg.rounds
     if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise ValueError("rounds: expected one process, which starts those of each round; found ranks started apart")
-    _check_number(cfg, "count")
+    check_whole("rounds.count", rounds.count, 1)
     for name, options in (("reference", REFERENCES), ("feedback", KINDS)):
         if rounds[name] not in options:
             raise ValueError(f"rounds.{name}: expected one of {', '.join(options)}; found {rounds[name]!r}")
@@ -45,12 +46,6 @@ def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None
         _check_sampling(cfg)
         _check_feedback(cfg, objectives[-1].view)
         _check_judge(cfg)
-
-
-def _check_number(cfg: DictConfig, name: str) -> None:
-    value = cfg.rounds[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"rounds.{name}: expected a whole number from 1 on, found {value!r}")
 
 
 def _check_adapter(cfg: DictConfig) -> None:
@@ -96,7 +91,7 @@ def _check_sampling(cfg: DictConfig) -> None:
     if cfg.data.streaming:
         raise ValueError("data.streaming: expected false with rounds, which sample the prompts of all data; found true")
     for name in ("samples", "batch_size", "max_new_tokens", *(["prompts"] if rounds.prompts is not None else [])):
-        _check_number(cfg, name)
+        check_whole(f"rounds.{name}", rounds[name], 1)
     try:
         Decoding(max_new_tokens=rounds.max_new_tokens, temperature=rounds.temperature, top_p=rounds.top_p)
         check_installed(rounds.engine)

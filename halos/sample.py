@@ -9,11 +9,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from halos.bounds import check_whole
 from halos.data.tokens import ChatTokens
-from halos.evaluation.checks import check_place, check_whole
 from halos.evaluation.engines import Decoding, check_engine, make_engine
 from halos.evaluation.feedback import distinct_prompts, read_data
-from halos.evaluation.policies import Policy, find_policy
+from halos.evaluation.policies import Policy, check_place, find_policy
 from halos.evaluation.samples import Sampler
 from halos.runs import console
 from halos.runs.folder import write_atomically

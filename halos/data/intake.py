@@ -36,6 +36,10 @@ class Intake:
     truncated: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
     leaks: Finding = field(default_factory=Finding)
 
+    def examine(self) -> None:
+        """Look for what is wrong with the records; only a report needs it."""
+        self.hygiene = {split: examine(records) for split, records in self.records.items()}
+
     def tokenised(self, split: str, rows: Rows) -> None:
         """Lengths in tokens and what was cut, once there are rows."""
         self.truncated[split] = rows.truncated
@@ -68,7 +72,6 @@ def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
         taken.reports[split] = Counter({"records": len(records.records)}) + records.dropped
     if "val" in splits:
         _leave_out_leaks(taken, strict)
-    taken.hygiene = {split: examine(records) for split, records in taken.records.items()}
     return taken
 
 
@@ -89,7 +92,6 @@ def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, S
     taken.origins["val"] = held.origins
     taken.records["val"] = table_of(held.records)
     taken.reports["val"] = Counter({"records": len(held.records)}) + held.dropped
-    taken.hygiene["val"] = examine(taken.records["val"])
     return taken, held.records
 
 

@@ -148,6 +148,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         """Read the records of both splits; :meth:`load` does, unless it was done."""
         self.source.store = self._store
         self.intake = read(self.source, val_size=self._val_size, seed=self.seed, strict=self._strict)
+        self.intake.examine()
         self.reports = self.intake.reports
         self._origins = [file for files in self.intake.origins.values() for file in files]
 

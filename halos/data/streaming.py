@@ -66,6 +66,7 @@ class StreamingDataModule(PreferenceDataModule):
         """Read the validation records."""
         self.source.store = self._store
         self.intake, held = read_held(self.source, val_size=self._val_size, strict=self._strict)
+        self.intake.examine()
         self.reports = self.intake.reports
         self._held = frozenset(loose_prompt(record.prompt) for record in held)
         self._origins = [file for files in self.intake.origins.values() for file in files]

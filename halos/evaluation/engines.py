@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from halos.bounds import check_number, check_whole
 from halos.data.tokens import ChatTokens
-from halos.evaluation.checks import check_number, check_whole
 from halos.evaluation.policies import Policy
 from halos.runs.sampling import sample
 

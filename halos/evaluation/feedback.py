@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from halos.bounds import check_whole
 from halos.building import SOURCE_KEYS, build
 from halos.data.feedback import Feedback, Prompt, prompt_key
 from halos.data.intake import LEAKED, Intake, read, read_held
@@ -17,7 +18,6 @@ from halos.data.records import loose_prompt, table_of
 from halos.data.select import Selection
 from halos.data.sources import Source
 from halos.data.tokens import Limits
-from halos.evaluation.checks import check_whole
 from halos.evaluation.policies import Policy
 
 

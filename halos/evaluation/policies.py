@@ -151,6 +151,12 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def check_place(device: Any, precision: Any) -> None:
+    """Raise ``ValueError`` for a device that is not here, and for an unknown precision."""
+    device_of(device)
+    choice("precision", precision, DTYPES)
+
+
 def choice(key: str, value: Any, options: Any) -> Any:
     """``options[value]``, or a ``ValueError`` that lists them."""
     if value not in options:

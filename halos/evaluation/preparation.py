@@ -11,13 +11,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from halos.evaluation.checks import check_number, check_place, check_whole
+from halos.bounds import check_number, check_whole
 from halos.evaluation.duels import best_of_data
 from halos.evaluation.engines import Decoding, check_engine
 from halos.evaluation.feedback import HeldData, read_data
 from halos.evaluation.harness import check_installed
 from halos.evaluation.heldout import HeldOut, held_out
-from halos.evaluation.policies import Policy, check_tokenizer, find_policy, reference_of
+from halos.evaluation.policies import Policy, check_place, check_tokenizer, find_policy, reference_of
 from halos.evaluation.statistics import Estimate
 from halos.judges.base import CompletionJudge
 from halos.judges.making import make_judge

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halos.bounds import check_whole
 from halos.data.feedback import Prompt, messages_of
 from halos.data.tokens import ChatTokens
-from halos.evaluation.checks import check_whole
 from halos.evaluation.engines import Engine
 from halos.evaluation.feedback import Asked
 from halos.evaluation.jsonl import Journal

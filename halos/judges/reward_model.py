@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from halos.bounds import check_whole
 from halos.data.feedback import messages_of
 from halos.data.tokens import ChatTokens, Limits
-from halos.evaluation.checks import check_whole
 from halos.evaluation.policies import DTYPES, choice, device_of
 from halos.judges.base import CompletionJudge, Said
 from halos.policy.products import limit_kernel_caches

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from halos.bounds import check_whole
 from halos.data.templates import template_of
 from halos.policy.checks import check_directory, check_gguf
 from halos.policy.lora import LoRA, quantization
@@ -94,8 +95,7 @@ class ModelSpec:
             )
         if self.lora.quantize and (self.random_weights or self.path.endswith(".gguf")):
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
-        if self.head_chunk is not None and (type(self.head_chunk) is not int or self.head_chunk < 1):
-            raise ValueError(f"model.head_chunk: expected a whole number from 1 on or null, found {self.head_chunk!r}")
+        check_whole("model.head_chunk", self.head_chunk, 1, null=True)
         check_statistics(self.statistics)
 
     def check(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from halos.bounds import check_whole
 from halos.policy.adapters import POLICY, REFERENCE, adapter_layers
 from halos.policy.checks import check_safetensors
 
@@ -55,8 +56,8 @@ class LoRA:
     quantize: str | None = None
 
     def __post_init__(self) -> None:
-        if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
-            raise ValueError(f"model.lora.rank: expected a whole number from 1 on, found {self.rank!r}")
+        if self.rank is not None:
+            check_whole("model.lora.rank", self.rank, 1)
         if self.alpha is not None and not self.alpha > 0:
             raise ValueError(f"model.lora.alpha: expected a number above 0, found {self.alpha!r}")
         if not 0 <= self.dropout < 1:

@@ -17,6 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
+from halos.bounds import check_whole
+
 
 class _PerHead(ParallelStyle):
     """A norm of each head by itself: the weights are whole, and each rank's gradient comes from its own heads."""
@@ -46,8 +48,7 @@ STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
 
 def check_size(name: str, value: Any) -> int:
     """The number. Raises ``ValueError`` naming the key of the strategy unless it is a whole one from 1 on."""
-    if type(value) is not int or value < 1:
-        raise ValueError(f"strategy.{name}: expected a whole number from 1 on, found {value!r}")
+    check_whole(f"strategy.{name}", value, 1)
     return value
 
 

@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from halos import signals
+from halos.bounds import check_whole
 from halos.distributed import all_max
 from halos.errors import RunFailed
 from halos.runs.consolidate import check_sharded
@@ -58,8 +59,7 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, folder: Path, *, every: int, identity: Mapping[str, Any], record: RunRecord) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"checkpoint_every: expected a whole number from 1 on, found {every!r}")
+        check_whole("checkpoint_every", every, 1)
         self.folder, self.every, self.identity, self.record = folder, every, identity, record
         self._step = 0
 

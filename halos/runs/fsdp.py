@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
+from halos.bounds import check_whole
 from halos.policy.sharding import Sharding, full_state, load_full_state, materialise
 
 
@@ -47,8 +48,7 @@ class FSDP(ModelParallelStrategy):
         defer_gradient_sync: bool = False,
         sharded_checkpoints: bool = False,
     ) -> None:
-        if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1:
-            raise ValueError(f"strategy.trainer.replicas: expected a whole number from 1 on, found {replicas!r}")
+        check_whole("strategy.trainer.replicas", replicas, 1)
         super().__init__(save_distributed_checkpoint=sharded_checkpoints)
         self.replicas, self.reshard_after_forward, self.cpu_offload = replicas, reshard_after_forward, cpu_offload
         self.defer_gradient_sync = defer_gradient_sync

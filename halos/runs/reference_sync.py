@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from halos.bounds import check_whole
 from halos.objectives.base import Objective
 from halos.policy.sharding import full_state, load_full_state
 
@@ -25,8 +26,7 @@ class ReferenceSync(Callback):
     """
 
     def __init__(self, *, every: int, alpha: float = 0.6) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"reference_sync.every: expected a whole number from 1 on, found {every!r}")
+        check_whole("reference_sync.every", every, 1)
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:
             raise ValueError(f"reference_sync.alpha: expected a share in (0, 1], found {alpha!r}")
         self.every, self.alpha = every, float(alpha)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from omegaconf import DictConfig
+
+from halos.bounds import check_whole
 
 WHOLE = {
     "seed": 0,
@@ -22,9 +22,7 @@ def check_values(cfg: DictConfig) -> None:
     """Raise ``ValueError`` with the first key whose value makes no sense."""
     for key, least in WHOLE.items():
         group, _, name = key.rpartition(".")
-        value: Any = (cfg[group] if group else cfg)[name]
-        if type(value) is not int or value < least:
-            raise ValueError(f"{key}: expected a whole number from {least} on, found {value!r}")
+        check_whole(key, (cfg[group] if group else cfg)[name], least)
     if cfg.seed >= 2**32:
         raise ValueError(f"seed: expected a whole number below 2^32, found {cfg.seed}")
     for name in ("output_dir", "cache_dir"):

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from halos.data.templates import PLAIN_TEMPLATE
 from halos.data.tokens import ChatTokens, Limits
 from halos.evaluation.engines import Decoding, make_engine
-from halos.evaluation.policies import Policy, find_policy, reference_of
+from halos.evaluation.policies import Policy, check_place, find_policy, reference_of
 from halos.evaluation.preparation import Evaluation
 from halos.policy.adapters import save_adapter
 from halos.policy.export import export_policy
@@ -116,3 +116,17 @@ def test_an_adapter_without_its_base_is_refused(tmp_path: Path) -> None:
     export_adapter(tmp_path / "moved", path=str(tmp_path / "gone"))
     with pytest.raises(ValueError, match=r"policy: no such directory or file: .*gone"):
         find_policy("policy", str(tmp_path / "moved"))
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "said"),
+    [
+        ("foo", "32-true", "device: expected auto, cpu, cuda or cuda:N, found 'foo'"),
+        ("cuda:99", "32-true", "device: expected cpu or one of .* CUDA devices, found 'cuda:99'"),
+        ("cpu", "16", "precision: expected one of 32-true, bf16-true; found '16'"),
+    ],
+)
+def test_a_place_that_is_not_here_is_refused(device: str, precision: str, said: str) -> None:
+    check_place("auto", "bf16-true")
+    with pytest.raises(ValueError, match=said):
+        check_place(device, precision)

@@ -1,11 +1,9 @@
-"""Settings of the commands that ask models, checked before any is loaded."""
+"""Numbers that a user gives, checked by key."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
-
-from halos.evaluation.policies import DTYPES, choice, device_of
 
 
 def check_whole(key: str, value: Any, least: int, *, null: bool = False) -> None:
@@ -20,9 +18,3 @@ def check_number(key: str, value: Any, least: float = 0.0) -> None:
     """Raise ``ValueError`` unless the value is a number from ``least`` on."""
     if type(value) not in (int, float) or not least <= value < math.inf:
         raise ValueError(f"{key}: expected a number from {least:g} on, found {value!r}")
-
-
-def check_place(device: Any, precision: Any) -> None:
-    """Raise ``ValueError`` for a device that is not here, and for an unknown precision."""
-    device_of(device)
-    choice("precision", precision, DTYPES)
