@@ -16,8 +16,8 @@ from benchmarks import plain
 from benchmarks.flops import matmul_rate
 from benchmarks.inputs import llama
 from benchmarks.job import Job
-from halos.data.batches import collate
-from halos.data.rows import Row
+from halos.data.batches.collate import collate
+from halos.data.rows.token_rows import Row
 from halos.objectives import KTO
 from halos.policy.backbone import Backbone
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from halos.data.rows import Row
+from halos.data.rows.token_rows import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def matmul_rate(precision: str, shapes: Iterable[tuple[int, int, int]] = ((1024,
     that is faster on it."""
     import torch
 
-    from halos.policy.products import affine
+    from halos.policy.kernels.matmul import affine
 
     dtype = torch.float32 if precision == "32-true" else torch.bfloat16
     best = 0.0

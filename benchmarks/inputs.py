@@ -32,8 +32,9 @@ def pairs_file(path: str, folder: Path, *, source: str, count: int, seed: int = 
 
     Raises ``ValueError`` if the file has fewer.
     """
-    from halos.data.sources import HHSource, JsonSource
-    from halos.data.views import VIEWS
+    from halos.data.sources.hh import HHSource
+    from halos.data.sources.json_source import JsonSource
+    from halos.data.views.derive import VIEWS
 
     read = HHSource(path) if source == "hh" else JsonSource(path)
     pairs = VIEWS["pairs"](read.train().records).examples

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from halos.data.rows import Row
+from halos.data.rows.token_rows import Row
 
 BETA = 0.1
 LOSSES = ("kto", "dpo")

@@ -16,9 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
 from benchmarks.job import Job, config
-from halos.data.batches import Batches
+from halos.commands.train import Run, set_up
+from halos.data.batches.collate import Batches
 from halos.policy.backbone import Backbone
-from halos.train import Run, set_up
 
 OPERATORS = (
     ("LM head", r"ChunkedLogProbs|HeadFunction"),

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from benchmarks import plain, trl_side
 from benchmarks.flops import Shape, needs
 from benchmarks.job import Job, config
-from halos.data.rows import Row
-from halos.runs.record import peak_rss_mb
-from halos.train import Run, set_up
+from halos.commands.train import Run, set_up
+from halos.data.rows.token_rows import Row
+from halos.training.record import peak_rss_mb
 
 
 def train(job: Job, folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from benchmarks.scale import LENGTHS, PROCESSES
 def ours(folder: Path, tokenizer: Any) -> Any:
     """Token rows of labelled completions with their mismatched ones, as ``loss=kto`` has them made."""
     from halos.data.module import PreferenceDataModule
-    from halos.data.sources import JsonSource
+    from halos.data.sources.json_source import JsonSource
 
     options: dict[str, Any] = {"num_proc": PROCESSES, "cache_dir": folder / "cache", **LENGTHS}
     data = PreferenceDataModule(JsonSource(folder / "feedback.jsonl"), **options)

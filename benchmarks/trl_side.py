@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from halos.data.rows import Row
+from halos.data.rows.token_rows import Row
 
 OF_DPO = {"dpo": "sigmoid", "ipo": "ipo", "apo_zero": "apo_zero", "apo_down": "apo_down", "robust_dpo": "robust"}
 LOSSES = ("kto", *OF_DPO, "simpo", "cpo", "orpo")

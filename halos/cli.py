@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -18,15 +17,16 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from halos import sweeps
-from halos.errors import RunFailed
-from halos.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
-from halos.runs.result import trial_value
-from halos.signals import caught
+from halos.config.errors import _near, explain, require_plain_booleans
+from halos.processes import sweeps
+from halos.processes.errors import RunFailed
+from halos.processes.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
+from halos.processes.signals import caught
+from halos.training.result import trial_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("halos.train:train", "train", run=True),
-    "cache-reference": Command("halos.cache_reference:cache_reference", "train", run=True),
-    "estimate": Command("halos.estimate:estimate", "train"),
-    "data": Command("halos.inspect_data:inspect_data", "inspect"),
-    "sample": Command("halos.sample:sample", "sample"),
-    "evaluate": Command("halos.evaluate:evaluate", "evaluate"),
-    "label": Command("halos.label:label", "label"),
-    "compare": Command("halos.compare:compare", "compare"),
+    "train": Command("halos.commands.train:train", "train", run=True),
+    "cache-reference": Command("halos.commands.cache_reference:cache_reference", "train", run=True),
+    "estimate": Command("halos.commands.estimate:estimate", "train"),
+    "data": Command("halos.commands.inspect_data:inspect_data", "inspect"),
+    "sample": Command("halos.commands.sample:sample", "sample"),
+    "evaluate": Command("halos.commands.evaluate:evaluate", "evaluate"),
+    "label": Command("halos.commands.label:label", "label"),
+    "compare": Command("halos.commands.compare:compare", "compare"),
 }
 COMMAND = "HALOS_COMMAND"
 """The variable in which other processes of a run find the command."""
@@ -63,7 +63,7 @@ def config_folder() -> str:
 def main() -> None:
     """``halos COMMAND [overrides]``."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
-    if command == "rank" and len(sys.argv) == 3:  # one of several that halos.launch has started
+    if command == "rank" and len(sys.argv) == 3:  # one of several that halos.processes.launch has started
         end_with_one_line(lambda: _rank_job(Path(sys.argv[2])))
         return
     launched = os.environ.get(COMMAND, "") if "LOCAL_RANK" in os.environ else ""  # by DDP, without the command
@@ -129,7 +129,7 @@ def _of_seeds(cfg: DictConfig) -> list[DictConfig]:
 def _run_or_rounds(cfg: DictConfig) -> Path:
     if cfg.rounds.count != 1 or cfg.get("before"):
         _get_ready(cfg)
-        from halos.rounds import run_rounds
+        from halos.commands.rounds import run_rounds
 
         return run_rounds(cfg, _run_on_devices)
     _run_on_devices(cfg)
@@ -170,18 +170,6 @@ def _get_ready(cfg: DictConfig) -> None:
     require_plain_booleans(OmegaConf.to_container(cfg))
     # The user's own modules (loss._target_=mylab.losses.MyLoss) lie where the command is run.
     sys.path.insert(0, str(Path.cwd()))
-
-
-def require_plain_booleans(node: Any, key: str = "") -> None:
-    """Raise ``ValueError`` for a key that is set to yes, no, on or off: to Hydra these are texts, and a text is true.
-
-    The names of the data's own columns may be any.
-    """
-    if isinstance(node, dict):
-        for name, value in node.items():
-            require_plain_booleans(value, f"{key}.{name}".lstrip("."))
-    elif isinstance(node, str) and node.lower() in ("yes", "no", "on", "off") and not key.startswith("data.columns."):
-        raise ValueError(f"{key}: expected true or false, found {node!r}")
 
 
 def name_jobs_by_what_is_swept(words: list[str]) -> None:
@@ -239,33 +227,6 @@ def _message(error: BaseException) -> str:
     if isinstance(error, _EXPECTED):
         return " ".join(str(error).split())  # those of other packages may have several
     return f"{type(error).__name__}: {error}"
-
-
-def explain(error: BaseException) -> str:
-    """One line for an error in the configuration, with names that come near a misspelt one."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: no such option{_near(name, error.options)}; expected one of {', '.join(error.options)}"
-    for cause in _chain(error):
-        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
-            key = str(cause.full_key or cause.key)
-            names = [str(name) for name in cause.parent_node]
-            return f"{key}: no such key{_near(key.rpartition('.')[2], names)}"
-    last = [cause for cause in _chain(error) if not isinstance(cause, ConfigCompositionException)]
-    return " ".join(str(last[-1] if last else error).split())
-
-
-def _near(name: str, names: Sequence[str]) -> str:
-    close = get_close_matches(name, names, n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    chain = []
-    while error is not None:
-        chain.append(error)
-        error = error.__cause__
-    return chain
 
 
 def _fail(message: str) -> None:

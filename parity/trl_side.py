@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from halos.data.rows import Row
+from halos.data.rows.token_rows import Row
 from parity.case import Case, measure
 from tests import tiny
 

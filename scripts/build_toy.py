@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from halos.data.tokens import ChatTokens, Limits
-from halos.runs.comparison import judged
-from halos.runs.sampling import sample
+from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.sampling.before_after import judged
+from halos.sampling.generate import sample
 from halos.toy.model import MAX_NEW_TOKENS, MAX_POSITIONS, REFERENCE_DIR, build_model, build_tokenizer, pretrain
 from halos.toy.source import ToySource
 

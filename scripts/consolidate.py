@@ -1,6 +1,6 @@
 """Make one checkpoint file of a sharded folder: ``python scripts/consolidate.py FOLDER FILE``."""
 
-from halos.runs.consolidate import main
+from halos.sharding.consolidate import main
 
 if __name__ == "__main__":
     main()

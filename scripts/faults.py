@@ -33,8 +33,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from halos import cli, launch
-from halos.runs.checkpoints import newest
+from halos import cli
+from halos.processes import launch
+from halos.training.checkpoints import newest
 
 RUN = (
     "trainer.accelerator=cpu",
@@ -57,7 +58,7 @@ PATIENCE = 300.0
 
 
 class Forked:
-    """A forked process with what :mod:`halos.launch` needs of ``subprocess.Popen``."""
+    """A forked process with what :mod:`halos.processes.launch` needs of ``subprocess.Popen``."""
 
     def __init__(self, job: Callable[[], None], log: Path, *, leader: bool = False) -> None:
         self.returncode: int | None = None

@@ -22,7 +22,12 @@ import torch.distributed as dist
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["halos.train", "pytest", "torchmetrics.functional.classification", "transformers.models.llama.modeling_llama"]
+    [
+        "halos.commands.train",
+        "pytest",
+        "torchmetrics.functional.classification",
+        "transformers.models.llama.modeling_llama",
+    ]
 )
 _GRACE = 3.0
 """Seconds that the other ranks have to end by themselves once one has failed."""

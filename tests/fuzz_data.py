@@ -23,7 +23,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from halos.data.sources import FileSource, HHSource, JsonSource, OasstSource, SHPSource, UltraFeedbackSource
+from halos.data.sources.base import FileSource
+from halos.data.sources.hh import HHSource
+from halos.data.sources.json_source import JsonSource
+from halos.data.sources.oasst import OasstSource
+from halos.data.sources.shp import SHPSource
+from halos.data.sources.ultrafeedback import UltraFeedbackSource
 
 SECONDS = 10
 CSV_FACTOR = 14

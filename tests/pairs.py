@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from halos.data.batches import Batch, collate
-from halos.data.rows import Row
+from halos.data.batches.collate import Batch, collate
+from halos.data.rows.token_rows import Row
 from halos.metrics import Mean
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 LENGTHS = ((3, 1), (2, 4), (1, 2), (4, 4))
 _generator = torch.Generator().manual_seed(3)

@@ -13,9 +13,10 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from halos import cli, sweeps
-from halos.cli import require_plain_booleans
-from halos.runs.result import trial_value
+from halos import cli
+from halos.config.errors import require_plain_booleans
+from halos.processes import sweeps
+from halos.training.result import trial_value
 from tests.test_config import compose
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +133,7 @@ def test_a_command_is_needed(
 
 def test_the_train_command_trains_into_the_output_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
-    monkeypatch.setattr("halos.train.train", seen.append)
+    monkeypatch.setattr("halos.commands.train.train", seen.append)
     assert call(monkeypatch, tmp_path, "train", "loss=dpo", "output_dir=here", "loss.beta=0.3") == 0
     (cfg,) = seen
     assert (cfg.loss.name, cfg.loss.beta) == ("dpo", 0.3)
@@ -144,7 +145,7 @@ def test_rounds_may_have_a_loss_of_ones_own_and_lack_no_value(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "my_losses.py").write_text("from halos.objectives import SFT\nclass Mine(SFT): pass\n")
-    monkeypatch.setattr("halos.rounds.run_rounds", lambda cfg, train: get_class(cfg.loss._target_))
+    monkeypatch.setattr("halos.commands.rounds.run_rounds", lambda cfg, train: get_class(cfg.loss._target_))
     words = ("train", "rounds.count=2", "output_dir=here")
     assert call(monkeypatch, tmp_path, *words, "loss._target_=my_losses.Mine") == 0
     assert call(monkeypatch, tmp_path, *words, "model.path=???") == 1
@@ -155,7 +156,7 @@ def test_the_cache_reference_command_has_the_same_configuration(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen = []
-    monkeypatch.setattr("halos.cache_reference.cache_reference", seen.append)
+    monkeypatch.setattr("halos.commands.cache_reference.cache_reference", seen.append)
     assert call(monkeypatch, tmp_path, "cache-reference", "loss=dpo", "output_dir=here", "loss.beta=0.3") == 0
     (cfg,) = seen
     assert (cfg.loss.name, cfg.loss.beta, Path(cfg.output_dir)) == ("dpo", 0.3, tmp_path / "here")
@@ -166,8 +167,8 @@ def test_a_process_that_ddp_launches_does_the_same(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen = []
-    monkeypatch.setattr("halos.cache_reference.cache_reference", lambda cfg: seen.append("cache-reference"))
-    monkeypatch.setattr("halos.train.train", lambda cfg: seen.append("train"))
+    monkeypatch.setattr("halos.commands.cache_reference.cache_reference", lambda cfg: seen.append("cache-reference"))
+    monkeypatch.setattr("halos.commands.train.train", lambda cfg: seen.append("train"))
     launched = []
 
     def place(*_: object) -> None:
@@ -185,8 +186,11 @@ def test_a_rank_does_what_the_command_that_started_it_was_asked_for(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen = []
-    monkeypatch.setattr("halos.cache_reference.cache_reference", lambda cfg: seen.append(("cache-reference", cfg.seed)))
-    monkeypatch.setattr("halos.train.train", lambda cfg: seen.append(("train", cfg.seed)))
+    monkeypatch.setattr(
+        "halos.commands.cache_reference.cache_reference",
+        lambda cfg: seen.append(("cache-reference", cfg.seed)),
+    )
+    monkeypatch.setattr("halos.commands.train.train", lambda cfg: seen.append(("train", cfg.seed)))
     monkeypatch.setattr(cli, "die_with_parent", lambda: None)
     monkeypatch.setenv(cli.COMMAND, command)
     (tmp_path / "config.yaml").write_text("seed: 7")
@@ -196,7 +200,7 @@ def test_a_rank_does_what_the_command_that_started_it_was_asked_for(
 
 def test_jobs_of_a_sweep_write_into_folders_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
-    monkeypatch.setattr("halos.train.train", seen.append)
+    monkeypatch.setattr("halos.commands.train.train", seen.append)
     assert call(monkeypatch, tmp_path, "train", "-m", "loss=kto,dpo", "seed=3", "output_dir=sweep") == 0
     assert [cfg.loss.name for cfg in seen] == ["kto", "dpo"]
     folders = [Path(cfg.output_dir) for cfg in seen]
@@ -214,7 +218,7 @@ def test_a_job_of_a_sweep_that_fails_says_so_at_once_and_the_sweep_counts_them(
         if cfg.loss.name != "kto":
             raise ValueError(f"{cfg.loss.name} needs pairs") if cfg.loss.name == "dpo" else KeyError("x")
 
-    monkeypatch.setattr("halos.train.train", train)
+    monkeypatch.setattr("halos.commands.train.train", train)
     assert call(monkeypatch, tmp_path, "train", "-m", "loss=dpo,kto,ipo", "seed=3", "output_dir=sweep") == 1
     said.append(capsys.readouterr().err)
     assert said[1] == "job loss=dpo: error: dpo needs pairs\n"
@@ -242,7 +246,7 @@ def test_a_trial_is_a_run_of_each_seed_and_its_value_their_mean(
         told.append(trial_value(*args, **kwargs))
         return told[-1]
 
-    monkeypatch.setattr("halos.train.train", train)
+    monkeypatch.setattr("halos.commands.train.train", train)
     monkeypatch.setattr(cli, "trial_value", value)
     words = ("train", "output_dir=here", "sweep_seeds=[40,60]", "sweep_max_kl=2.75")
     assert call(monkeypatch, tmp_path, *words, "sweep_metric=samples/policy_desirable") == 0
@@ -261,7 +265,7 @@ def test_a_key_that_is_also_given_one_value_still_tells_jobs_apart(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen = []
-    monkeypatch.setattr("halos.train.train", seen.append)
+    monkeypatch.setattr("halos.commands.train.train", seen.append)
     assert call(monkeypatch, tmp_path, "train", "-m", "seed=3", "seed=4,5", "output_dir=sweep") == 0
     assert [cfg.seed for cfg in seen] == [4, 5]
     assert len({cfg.output_dir for cfg in seen}) == 2
@@ -271,7 +275,7 @@ def test_each_job_of_a_sweep_on_several_devices_has_ranks_of_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen = []
-    monkeypatch.setattr("halos.train.train", lambda cfg: pytest.fail("it trained in this process"))
+    monkeypatch.setattr("halos.commands.train.train", lambda cfg: pytest.fail("it trained in this process"))
     monkeypatch.setattr(cli, "run_ranks", lambda cfg, count: seen.append((Path(cfg.output_dir).name, count)))
     words = ("train", "-m", "loss=kto,dpo", "strategy=ddp", "trainer.devices=2", "output_dir=out")
     assert call(monkeypatch, tmp_path, *words) == 0
@@ -283,7 +287,7 @@ def test_processes_that_are_started_apart_need_one_folder(
     apart: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[DictConfig] = []
-    monkeypatch.setattr("halos.train.train", seen.append)
+    monkeypatch.setattr("halos.commands.train.train", seen.append)
     if apart == "torchrun":
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     elif apart == "srun":
@@ -309,7 +313,7 @@ def test_a_failed_run_ends_with_one_line_and_a_bad_exit_code(
     def fail(cfg: object) -> None:
         raise error
 
-    monkeypatch.setattr("halos.train.train", fail)
+    monkeypatch.setattr("halos.commands.train.train", fail)
     assert call(monkeypatch, tmp_path, "train", "output_dir=out") == 1
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == line

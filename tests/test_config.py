@@ -12,10 +12,10 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from halos import objectives
-from halos.building import SOURCE_KEYS, build
 from halos.cli import config_folder
+from halos.config.building import SOURCE_KEYS, build
 from halos.objectives import Humanline, Objective
-from halos.runs.reference_sync import ReferenceSync
+from halos.training.reference_sync import ReferenceSync
 
 CONF = Path(config_folder())
 GROUPS = sorted(group for group in CONF.iterdir() if group.is_dir() and group.name != "judge")  # judges do not train

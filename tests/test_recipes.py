@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from halos.commands.train import train
 from halos.objectives.kto import KTO
-from halos.train import train
 from tests import tiny
 from tests.data.test_golden import message, shp, write
 from tests.test_config import compose

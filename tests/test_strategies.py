@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_only
 
-from halos.distributed import whole
 from halos.objectives import SFT, Objective
 from halos.policy.backbone import Backbone
-from halos.runs.fsdp import FSDP
+from halos.processes.collectives import whole
+from halos.sharding.fsdp import FSDP
 from tests.fork import run_ranks
 from tests.objectives.test_base import OBJECTIVES, Run, fit, objective_of, rows_for, trainer_for
 

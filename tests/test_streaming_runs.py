@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.writing import record_row, write_jsonl
+from halos.data.preparation.writing import record_row, write_jsonl
 from halos.toy.feedback import toy_feedback
 from tests.fork import run_ranks
 from tests.test_train import assert_same_run, assert_same_weights, run, run_until, train_as_rank

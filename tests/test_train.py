@@ -27,18 +27,18 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-import halos.train
-from halos.errors import RunFailed
-from halos.policy import precompute
+import halos.commands.train
+from halos.commands.train import train
 from halos.policy.loading import ModelSpec
-from halos.runs.folder import CONTENTS
-from halos.runs.trainer import warn_if_emulated
+from halos.policy.reference import precompute
+from halos.processes.errors import RunFailed
 from halos.toy.feedback import toy_feedback
 from halos.toy.model import ASSISTANT, BAD, END, GOOD
-from halos.train import train
+from halos.training.run_folder import CONTENTS
+from halos.training.trainer import warn_if_emulated
+from tests.commands.test_inspect_data import ROWS
 from tests.fork import run_ranks
 from tests.test_config import compose, options
-from tests.test_inspect_data import ROWS
 
 QUICK = (
     "trainer.accelerator=cpu",
@@ -251,18 +251,18 @@ def test_a_reference_that_is_cached_is_neither_computed_nor_held(
     options = ("data.source.feedback=pairs", "sampling.size=0", cache)
     batches: list[int] = []
     objectives: list[Any] = []
-    score, fit = precompute._score, halos.train.fit
+    score, fit = precompute._score, halos.commands.train.fit
 
     def counting(backbone: Any, work: Any, batch: Any) -> Any:
         batches.append(len(batch))
         return score(backbone, work, batch)
 
-    def keeping(run: halos.train.Run, trainer: pl.Trainer) -> None:
+    def keeping(run: halos.commands.train.Run, trainer: pl.Trainer) -> None:
         fit(run, trainer)
         objectives.append(run.objective)
 
     monkeypatch.setattr(precompute, "_score", counting)
-    monkeypatch.setattr(halos.train, "fit", keeping)
+    monkeypatch.setattr(halos.commands.train, "fit", keeping)
     first = run(tmp_path / "first", "loss=dpo", *options)
     assert batches
     assert first["reference_seconds"] > 0
@@ -326,7 +326,7 @@ def test_a_conditioned_model_trained_on_is_conditioned_once(tmp_path: Path) -> N
     first = tmp_path / "first"
     run(first, "loss=csft", "trainer.max_steps=1")
     cfg = compose(*QUICK, "loss=csft", f"model.path={first / 'model'}", f"output_dir={tmp_path / 'second'}")
-    prepared = halos.train.prepare(cfg)
+    prepared = halos.commands.train.prepare(cfg)
     controls = prepared.tokens.tokenizer.convert_tokens_to_ids([GOOD, BAD])
     for row in prepared.data.rows["train"].rows:
         assert [token for token in row.prompt if token in controls] == [controls[0 if row.desirable else 1]]
@@ -336,8 +336,8 @@ def test_control_tokens_that_are_new_to_the_vocabulary_are_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []
-    compare = halos.train.compare
-    monkeypatch.setattr(halos.train, "compare", lambda *a, **k: (compared.extend(a[:2]), compare(*a, **k))[1])
+    compare = halos.commands.train.compare
+    monkeypatch.setattr(halos.commands.train, "compare", lambda *a, **k: (compared.extend(a[:2]), compare(*a, **k))[1])
     tokens = ("loss.desirable_token='<yes>'", "loss.undesirable_token='<no>'")
     run(tmp_path, "loss=csft", *tokens, "trainer.max_steps=1", "sampling.size=4")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -472,9 +472,9 @@ class StopAt(pl.Callback):
 
 def run_until(hook: str, step: int, folder: Path, *overrides: str) -> None:
     """A run that is interrupted in this hook, behind so many optimizer steps."""
-    callbacks = halos.train._callbacks
+    callbacks = halos.commands.train._callbacks
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(halos.train, "_callbacks", lambda run: [*callbacks(run), StopAt(hook, step)])
+        patch.setattr(halos.commands.train, "_callbacks", lambda run: [*callbacks(run), StopAt(hook, step)])
         with pytest.raises(InterruptedError):
             run(folder, *overrides)
     assert not (folder / "summary.json").exists()
@@ -585,8 +585,8 @@ def test_steps_of_several_micro_batches_are_never_divided(
     whole = run(tmp_path / "whole", *options, "trainer.max_steps=5", "trainer.val_check_interval=0.3")
     assert whole["steps"] == 5
     assert list(column(tmp_path / "whole", "val/loss")) == [0, 1, 2, 3, 4, 5]
-    callbacks = halos.train._callbacks
-    monkeypatch.setattr(halos.train, "_callbacks", lambda run: [*callbacks(run), StopWithinStep()])
+    callbacks = halos.commands.train._callbacks
+    monkeypatch.setattr(halos.commands.train, "_callbacks", lambda run: [*callbacks(run), StopWithinStep()])
     options = (*options, "trainer.max_steps=5", "trainer.val_check_interval=0.3")
     stopped = run(tmp_path / "stopped", *options)
     assert stopped["train_loss"] == whole["train_loss"][:1]
@@ -606,9 +606,9 @@ class StopEachStep(pl.Callback):
 
 def run_step_by_step(folder: Path, *overrides: str) -> dict[str, Any]:
     """A run that a signal ends behind each of its steps, before the validation that may be due."""
-    callbacks = halos.train._callbacks
+    callbacks = halos.commands.train._callbacks
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(halos.train, "_callbacks", lambda run: [*callbacks(run), StopEachStep()])
+        patch.setattr(halos.commands.train, "_callbacks", lambda run: [*callbacks(run), StopEachStep()])
         for step in range(1, 7):
             with pytest.raises(SystemExit) as end:
                 run(folder, *overrides, "resume=auto")
@@ -684,7 +684,7 @@ def test_a_disk_that_is_full_ends_the_run_and_keeps_the_checkpoints_that_are_the
     uninterrupted: tuple[Path, dict], tmp_path: Path
 ) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    callbacks = halos.train._callbacks
+    callbacks = halos.commands.train._callbacks
 
     class Fill(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -692,7 +692,7 @@ def test_a_disk_that_is_full_ends_the_run_and_keeps_the_checkpoints_that_are_the
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # bytes
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(halos.train, "_callbacks", lambda run: [*callbacks(run), Fill()])
+        patch.setattr(halos.commands.train, "_callbacks", lambda run: [*callbacks(run), Fill()])
         try:
             with pytest.raises(RunFailed, match=r"step=4\.ckpt: the checkpoint could not be written: File too large"):
                 run(tmp_path, *RESUMABLE)
@@ -799,8 +799,8 @@ def test_gradients_are_clipped_and_logged_without_the_scale_of_16_mixed(
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
         return pl.Trainer(plugins=[*plugins, MixedPrecision("16-mixed", "cpu", scaler)], **options)
 
-    monkeypatch.setattr(halos.runs.trainer, "check_precision", lambda *_, **__: None)  # the real one wants a GPU
-    monkeypatch.setattr(halos.runs.trainer, "pl", SimpleNamespace(Trainer=scaled))
+    monkeypatch.setattr(halos.training.trainer, "check_precision", lambda *_, **__: None)  # the real one wants a GPU
+    monkeypatch.setattr(halos.training.trainer, "pl", SimpleNamespace(Trainer=scaled))
     found = run(tmp_path / "16", *words, "precision=16-mixed")
     assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)
     norms = [list(column(tmp_path / name, "train/grad_norm").values()) for name in ("16", "32")]
@@ -859,9 +859,11 @@ def test_lower_precisions_start_at_the_reference_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     policies = []
-    export = halos.train.export_policy
+    export = halos.commands.train.export_policy
     monkeypatch.setattr(
-        halos.train, "export_policy", lambda policy, *a, **k: [policies.append(policy), export(policy, *a, **k)]
+        halos.commands.train,
+        "export_policy",
+        lambda policy, *a, **k: [policies.append(policy), export(policy, *a, **k)],
     )
     options = [f"precision={precision}", f"model.reference={reference}", f"loss={loss}"]
     options += [f"data.source.feedback={feedback}", "trainer.max_steps=2", "sampling.size=4"]
@@ -1183,8 +1185,8 @@ def test_a_step_that_is_not_finite_is_skipped_where_asked(
 ) -> None:
     (tmp_path / "poisoned.py").write_text(POISONED)
     monkeypatch.syspath_prepend(tmp_path)
-    callbacks, trace = halos.train._callbacks, Trace()
-    monkeypatch.setattr(halos.train, "_callbacks", lambda run: [*callbacks(run), trace])
+    callbacks, trace = halos.commands.train._callbacks, Trace()
+    monkeypatch.setattr(halos.commands.train, "_callbacks", lambda run: [*callbacks(run), trace])
     folder = tmp_path / "run"
     words = (
         "loss=sft",

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from halos.data.rows import Row
+from halos.data.rows.token_rows import Row
 
 VOCABULARY = 67
 WINDOW = 4

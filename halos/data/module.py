@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from halos.data.arrow import Store
-from halos.data.batches import Batch, Batches
-from halos.data.feedback import Prompt
-from halos.data.hygiene import origin_of
-from halos.data.intake import Intake, derive, read
-from halos.data.loader import Resumable, ResumableLoader
-from halos.data.order import TrainingOrder, validation_order
-from halos.data.reference import ReferenceTable
-from halos.data.rows import Control, Row, Rows, make_rows
-from halos.data.select import Selection
-from halos.data.sources import Source
-from halos.data.stratified import StratifiedOrder
-from halos.data.tokens import ChatTokens, Limits
-from halos.data.views import Examples
-from halos.distributed import data_ranks
+from halos.data.batches.collate import Batch, Batches
+from halos.data.batches.loader import Resumable, ResumableLoader
+from halos.data.batches.order import TrainingOrder, validation_order
+from halos.data.batches.reference_table import ReferenceTable
+from halos.data.batches.stratified import StratifiedOrder
+from halos.data.preparation.hygiene import origin_of
+from halos.data.preparation.intake import Intake, derive, read
+from halos.data.records.feedback import Prompt
+from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.data.rows.token_rows import Control, Row, Rows, make_rows
+from halos.data.sources.base import Source
+from halos.data.store.arrow import Store
+from halos.data.views.derive import Examples
+from halos.data.views.selection import Selection
+from halos.processes.collectives import data_ranks
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ class PreferenceDataModule(pl.LightningDataModule):
     is: :meth:`load` reads records and derives the view, :meth:`tokenise` makes rows. Both are the same on every rank.
 
     Args:
-        source: where feedback comes from (:mod:`halos.data.sources`).
+        source: where feedback comes from (:mod:`halos.data.sources.base`).
         batch_size: examples per device and micro-step.
-        max_length, max_prompt_length: token limits, see :class:`halos.data.tokens.Limits`.
+        max_length, max_prompt_length: token limits, see :class:`halos.data.rows.chat_tokens.Limits`.
         max_examples, max_val_examples: at most so many examples of each split, drawn with the seed.
         val_size: records held out of the training data, by prompt, where the source has no validation data.
         strict: raise for what would be left out because the data are at fault.
@@ -67,7 +67,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         workers: processes that collate batches.
         num_proc: processes that prepare data; None for one on each core.
         streaming, shuffle_buffer: of runs whose training data are read as they are needed, which have
-            :class:`halos.data.streaming.StreamingDataModule`; here they mean nothing.
+            :class:`halos.data.streaming.module.StreamingDataModule`; here they mean nothing.
         cache_dir: where what was made of files is kept, memory-mapped; None keeps it in memory.
         seed: of the order of examples, of the split and of the mismatched completions.
     """

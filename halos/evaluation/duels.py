@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from halos.data.feedback import Feedback, Prompt, prompt_key
-from halos.data.views import demonstrations
+from halos.data.records.feedback import Feedback, Prompt, prompt_key
+from halos.data.views.derive import demonstrations
 from halos.evaluation.statistics import Estimate, rate, sign_flip_p
 from halos.judges.base import CompletionJudge
 

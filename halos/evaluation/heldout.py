@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from halos.data.feedback import Feedback, Prompt, prompt_key
-from halos.data.select import Selection
-from halos.data.views import VIEWS, Prepare
+from halos.data.records.feedback import Feedback, Prompt, prompt_key
+from halos.data.views.derive import VIEWS, Prepare
+from halos.data.views.selection import Selection
 from halos.evaluation.calibration import calibration_error
 from halos.evaluation.scoring import Array, Scores
 from halos.evaluation.statistics import Estimate, bootstrap, correlation, mean, rate, ratio

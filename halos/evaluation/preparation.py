@@ -11,18 +11,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from halos.bounds import check_number, check_whole
+from halos import terminal
+from halos.config.bounds import check_number, check_whole
+from halos.config.devices import check_place
 from halos.evaluation.duels import best_of_data
-from halos.evaluation.engines import Decoding, check_engine
-from halos.evaluation.feedback import HeldData, read_data
 from halos.evaluation.harness import check_installed
 from halos.evaluation.heldout import HeldOut, held_out
-from halos.evaluation.policies import Policy, check_place, check_tokenizer, find_policy, reference_of
 from halos.evaluation.statistics import Estimate
+from halos.files import write_atomically
 from halos.judges.base import CompletionJudge
 from halos.judges.making import make_judge
-from halos.runs import console
-from halos.runs.folder import write_atomically
+from halos.policy.lookup import Policy, check_tokenizer, find_policy, reference_of
+from halos.sampling.engines import Decoding, check_engine
+from halos.sampling.prompts import HeldData, read_data
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ def prepare(cfg: DictConfig) -> Evaluation:
     data = read_data(cfg.get("data"), policy, cfg.split, cfg.seed)
     judge = opponent = None
     if cfg.get("judge") is not None:
-        track = partial(console.track, "asking the judge", shown=cfg.progress)
+        track = partial(terminal.track, "asking the judge", shown=cfg.progress)
         judge = make_judge(cfg.judge, data.source, device=cfg.device, precision=cfg.precision, track=track)
         if cfg.opponent not in ("reference", "data"):
             opponent = find_policy("opponent", cfg.opponent)

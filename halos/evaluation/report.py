@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from halos.runs.console import console
+from halos.terminal import console
 
 
 @rank_zero_only

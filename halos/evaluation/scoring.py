@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halos.data.batches import collate
-from halos.data.rows import Row
-from halos.policy.statistics import expectation
+from halos.data.batches.collate import collate
+from halos.data.rows.token_rows import Row
+from halos.policy.logprobs.token_statistics import expectation
 
 Array = NDArray[np.float64]
 Track = Callable[[Sequence[Any]], Iterable[Any]]

@@ -8,8 +8,8 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from halos.building import build
-from halos.data.sources import Source
+from halos.config.building import build
+from halos.data.sources.base import Source
 from halos.judges.base import CompletionJudge
 from halos.judges.chat import ChatJudge
 from halos.judges.reward_model import RewardModel

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from halos.bounds import check_whole
-from halos.data.feedback import messages_of
-from halos.data.tokens import ChatTokens, Limits
-from halos.evaluation.policies import DTYPES, choice, device_of
+from halos.config.bounds import check_whole
+from halos.config.devices import DTYPES, choice, device_of
+from halos.data.records.feedback import messages_of
+from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.judges.base import CompletionJudge, Said
-from halos.policy.products import limit_kernel_caches
+from halos.policy.kernels.matmul import limit_kernel_caches
 
 
 class RewardModel(CompletionJudge):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from halos.data.feedback import Prompt
-from halos.data.judge import Judge
+from halos.data.records.feedback import Prompt
+from halos.data.records.truth import Judge
 from halos.judges.base import CompletionJudge, Said
 
 

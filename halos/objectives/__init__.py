@@ -1,5 +1,6 @@
 """One file per objective: a pure function in the paper's symbols and a thin module round it."""
 
+from halos.loop.humanline import Humanline
 from halos.objectives.apo import APODown, APOZero, apo_down_loss, apo_zero_loss
 from halos.objectives.base import Objective, Output
 from halos.objectives.bco import BCO, bco_loss
@@ -8,7 +9,6 @@ from halos.objectives.cpo import CPO, cpo_loss
 from halos.objectives.csft import CSFT
 from halos.objectives.dpo import DPO, dpo_loss
 from halos.objectives.grpo import GRPO, group_advantages, grpo_loss
-from halos.objectives.humanline import Humanline
 from halos.objectives.ipo import IPO, ipo_loss
 from halos.objectives.kto import KTO, kto_loss, kto_reference_point
 from halos.objectives.mix import Mix

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halos.data.batches import Batch
+from halos.config.parameters import require_positive
+from halos.data.batches.collate import Batch
 from halos.objectives.base import BackboneSource, Objective, Output
-from halos.objectives.parameters import require_positive
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 
 def apo_zero_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:

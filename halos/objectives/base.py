@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from halos.data.batches import Batch
-from halos.distributed import all_gather_list, clip_gradients, data_ranks, total_norm, use_data_group, whole
+from halos.data.batches.collate import Batch
+from halos.loop.feedback_metrics import feedback_metrics, labelled
+from halos.loop.humanline import Humanline
+from halos.loop.steps import Step, Steps, complete
 from halos.metrics import Averages, LabelledRewards, Mean, auc
-from halos.objectives.feedback_metrics import feedback_metrics, labelled
-from halos.objectives.humanline import Humanline
-from halos.objectives.steps import Step, Steps, complete
 from halos.optim import AdamW, Optim
 from halos.policy.backbone import Backbone
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
+from halos.processes.collectives import all_gather_list, clip_gradients, data_ranks, total_norm, use_data_group, whole
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from halos.data.batches import Batch
-from halos.distributed import all_sum
+from halos.config.parameters import require_positive
+from halos.data.batches.collate import Batch
 from halos.metrics import Mean
 from halos.objectives.base import BackboneSource, Objective, Output
-from halos.objectives.parameters import require_positive
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
+from halos.processes.collectives import all_sum
 
 
 def bco_loss(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from halos.data.batches import Batch
+from halos.data.batches.collate import Batch
 from halos.objectives.base import Objective, Output
-from halos.policy.logprobs import LogProbs
-from halos.policy.reward import RewardHead, require_classifier
+from halos.policy.export.reward_model import require_classifier
+from halos.policy.heads import RewardHead
+from halos.policy.logprobs.completions import LogProbs
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ class BradleyTerry(Objective):
 
     Backbone and head are trained together; the LM head has no part in it and stays as it was. The result scores and
     does not generate: it is exported as a sequence classifier of transformers (see
-    :func:`halos.policy.reward.export_reward_model`). The logged rewards are the scores.
+    :func:`halos.policy.export.reward_model.export_reward_model`). The logged rewards are the scores.
 
     Raises ``ValueError`` before training if transformers has no such class for the model.
     """

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from halos.data.batches import Batch
+from halos.config.parameters import require_between, require_positive
+from halos.data.batches.collate import Batch
 from halos.objectives.base import BackboneSource, Objective, Output
-from halos.objectives.parameters import require_between, require_positive
 from halos.objectives.sft import sft_loss
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 
 def cpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from halos.data.batches import Batch
+from halos.data.batches.collate import Batch
 from halos.objectives.base import BackboneSource, Objective, Output
 from halos.objectives.sft import sft_loss
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 
 class CSFT(Objective):

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halos.data.batches import Batch
+from halos.config.parameters import require_between
+from halos.data.batches.collate import Batch
 from halos.metrics import Mean
 from halos.objectives.base import BackboneSource, Objective, Output
-from halos.objectives.parameters import require_between
 from halos.objectives.ppo import clipped_surrogate, reference_kl
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 
 def grpo_loss(

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from halos.data.batches import Batch
-from halos.distributed import all_sum
+from halos.config.parameters import require_positive, require_weight
+from halos.data.batches.collate import Batch
 from halos.metrics import Mean
 from halos.objectives.base import BackboneSource, Objective, Output
-from halos.objectives.parameters import require_positive, require_weight
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
+from halos.processes.collectives import all_sum
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from halos.data.batches import Batch
+from halos.config.parameters import require_between
+from halos.data.batches.collate import Batch
+from halos.loop.humanline import Humanline
 from halos.metrics import Mean
 from halos.objectives.base import BackboneSource, Objective, Output
-from halos.objectives.humanline import Humanline
-from halos.objectives.parameters import require_between
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 Part = Callable[..., Objective]
 """A subclass of :class:`Objective`, or a ``functools.partial`` of one, that still wants its backbone."""

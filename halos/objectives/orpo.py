@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from halos.data.batches import Batch
+from halos.config.parameters import require_between
+from halos.data.batches.collate import Batch
 from halos.objectives.base import BackboneSource, Objective, Output
-from halos.objectives.parameters import require_between
 from halos.objectives.sft import sft_loss
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 
 def orpo_loss(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from halos.data.batches import Batch
-from halos.distributed import all_sum
+from halos.config.parameters import require_between, require_positive, require_share
+from halos.data.batches.collate import Batch
 from halos.objectives.base import BackboneSource, Objective, Output
-from halos.objectives.parameters import require_between, require_positive, require_share
-from halos.policy.logprobs import LogProbs
-from halos.policy.value import ValueHead
+from halos.policy.heads import ValueHead
+from halos.policy.logprobs.completions import LogProbs
+from halos.processes.collectives import all_sum
 
 
 class PPOLosses(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from halos.data.batches import Batch
+from halos.data.batches.collate import Batch
 from halos.objectives.base import Objective, Output
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 
 def sft_loss(policy: Tensor) -> Tensor:

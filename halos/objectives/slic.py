@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from halos.data.batches import Batch
+from halos.config.parameters import require_between, require_positive
+from halos.data.batches.collate import Batch
 from halos.objectives.base import BackboneSource, Objective, Output
-from halos.objectives.parameters import require_between, require_positive
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 
 def slic_loss(chosen: Tensor, rejected: Tensor, *, delta: float = 1.0) -> Tensor:

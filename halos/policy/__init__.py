@@ -2,6 +2,6 @@
 
 from halos.policy.backbone import Backbone
 from halos.policy.loading import ModelSpec
-from halos.policy.logprobs import LogProbs, completion_logprobs
+from halos.policy.logprobs.completions import LogProbs, completion_logprobs
 
 __all__ = ["Backbone", "LogProbs", "ModelSpec", "completion_logprobs"]

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from halos.distributed import whole
-from halos.policy.products import Linear
+from halos.policy.kernels.matmul import Linear
+from halos.processes.collectives import whole
 
 POLICY, REFERENCE = "default", "reference"
 """Names of the trained adapter and of the frozen one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -9,14 +10,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from halos.data.batches import Batch
+from halos.data.batches.collate import Batch
 from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters
-from halos.policy.elementwise import use_fewer_temporaries
-from halos.policy.head import evaluating
-from halos.policy.logprobs import LogProbs, completion_logprobs
-from halos.policy.products import limit_kernel_caches, use_faster_products
-from halos.policy.reference import frozen_copy
-from halos.policy.statistics import check_statistics
+from halos.policy.kernels.elementwise import use_fewer_temporaries
+from halos.policy.kernels.matmul import limit_kernel_caches, use_faster_products
+from halos.policy.logprobs.completions import LogProbs, completion_logprobs
+from halos.policy.logprobs.head import evaluating
+from halos.policy.logprobs.token_statistics import check_statistics
 
 
 class Backbone(nn.Module):
@@ -24,7 +24,7 @@ class Backbone(nn.Module):
 
     The reference is no submodule: it has no place in the optimizer, in checkpoints or in DDP's buckets. It follows the
     policy to its device and precision. ``head_chunk``: the most rows of logits that exist at a time, None for all.
-    ``statistics``: what the policy's log-probs come with where they are asked for (:mod:`halos.policy.statistics`).
+    ``statistics``: what the policy's log-probs come with where they are asked for (:mod:`.token_statistics`).
 
     With LoRA the reference can be the policy itself with its adapter switched off (``adapter_reference``), and the
     state dict holds only what is trained.
@@ -43,7 +43,7 @@ class Backbone(nn.Module):
         self.head_chunk, self.adapter_reference = head_chunk, adapter_reference
         self.statistics = check_statistics(statistics)
         self.sharding: Any = None
-        """How the models are divided over ranks (:class:`halos.policy.sharding.Sharding`), if they are."""
+        """How the models are divided over ranks (:class:`halos.sharding.sharding.Sharding`), if they are."""
         self.skeleton: tuple[Any, ...] = ()
         """Of a sharded policy: the same without memory for its weights, hidden from nn.Module in a tuple."""
         if getattr(policy, "get_output_embeddings", lambda: None)() is None:
@@ -153,3 +153,8 @@ class Backbone(nn.Module):
             if parameter.dtype.itemsize < values.dtype.itemsize:
                 parameter.data = values.to(parameter.device)
         return result
+
+
+def frozen_copy(policy: nn.Module) -> nn.Module:
+    """A copy of the policy as it is now, in evaluation mode, without gradients: the live reference."""
+    return copy.deepcopy(policy).eval().requires_grad_(False)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from halos.bounds import check_whole
-from halos.data.templates import template_of
+from halos.config.bounds import check_whole
+from halos.data.rows.templates import template_of
 from halos.policy.checks import check_directory, check_gguf
+from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.lora import LoRA, quantization
-from halos.policy.statistics import check_statistics
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class ModelSpec:
         packed_attention: how packed rows attend: ``pieces``, a call of PyTorch's fused attention for each, or ``flex``,
             one call of FlexAttention for all (CUDA; compiled when it is first used).
         gradient_checkpointing: recompute activations in the backward pass.
-        compile: put the decoder layers through torch.compile (:mod:`halos.policy.compiling`).
-        liger: RMSNorm and SwiGLU by Liger's kernels, on CUDA (:mod:`halos.policy.liger`).
+        compile: put the decoder layers through torch.compile (:mod:`halos.policy.logprobs.compiling`).
+        liger: RMSNorm and SwiGLU by Liger's kernels, on CUDA (:mod:`halos.policy.kernels.liger`).
         dropout: probability for every dropout of the model. 0 by default, as in the authors' code: with dropout the
             policy would differ from its reference before the first step.
         head_chunk: rows of logits (one a scored token, as wide as the vocabulary) that exist at a time; None: all.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from halos.data.rows import Row
+from halos.data.rows.token_rows import Row
 from halos.testing import properties as _registered  # noqa: F401
 from halos.testing.examples import Make, make_objective
 from halos.testing.promises import BATCHES, PROPERTIES, NotApplicable, Violation

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halos.data.batches import Batch, StepSize, collate, step_size
-from halos.data.rows import Row
+from halos.data.batches.collate import Batch, StepSize, collate, step_size
+from halos.data.rows.token_rows import Row
 from halos.objectives.base import Objective, Output
 from halos.policy.backbone import Backbone
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 VOCABULARY = 23
 HIDDEN = 8

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halos.data.rows import Row
+from halos.data.rows.token_rows import Row
 from halos.objectives.base import Objective
 from halos.testing.examples import Answer, Make, tiny_rows
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import hydra
 
-from halos.building import objective_maker
 from halos.cli import config_folder, end_with_one_line
+from halos.commands.assembly import objective_maker
 from halos.testing.examples import Make
 from halos.theory.definition import is_halo
 from halos.theory.plot import plot_values

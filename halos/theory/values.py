@@ -7,10 +7,10 @@ from enum import Enum
 
 import torch
 
-from halos.data.batches import collate
-from halos.data.rows import Row
+from halos.data.batches.collate import collate
+from halos.data.rows.token_rows import Row
 from halos.objectives.base import Objective
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 from halos.testing.examples import HIDDEN, Make, make_objective
 
 REFERENCE = -5.0

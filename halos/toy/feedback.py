@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Sequence
 
-from halos.data.feedback import Completion, Feedback
+from halos.data.records.feedback import Completion, Feedback
 from halos.toy.world import (
     CHAT,
     HESITATION,

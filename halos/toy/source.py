@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import final
 
-from halos.data.judge import Judge
-from halos.data.sources import Records, Source
+from halos.data.records.truth import Judge
+from halos.data.sources.base import Records, Source
 from halos.toy.feedback import toy_feedback
 from halos.toy.world import is_desirable, toy_prompts, true_reward
 

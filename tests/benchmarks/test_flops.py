@@ -4,7 +4,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.flops import Needs, Shape, Work, matmul_rate, needs, work_of
-from halos.data.rows import Row
+from halos.data.rows.token_rows import Row
 
 A, B = (1, 2, 3), (7, 8)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import plain
-from halos.data.batches import collate
+from halos.data.batches.collate import collate
 from halos.objectives import DPO, KTO
 from halos.policy.backbone import Backbone
 from halos.testing.examples import loss_of

@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 
-from halos.data.feedback import Completion, Feedback, Message
-from halos.data.sources import FileSource, HHSource, JsonSource, OasstSource, Origin, SHPSource, UltraFeedbackSource
+from halos.data.records.feedback import Completion, Feedback, Message
+from halos.data.sources.base import FileSource
+from halos.data.sources.hh import HHSource
+from halos.data.sources.json_source import JsonSource
+from halos.data.sources.oasst import OasstSource
+from halos.data.sources.origin import Origin
+from halos.data.sources.shp import SHPSource
+from halos.data.sources.ultrafeedback import UltraFeedbackSource
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

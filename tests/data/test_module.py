@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from halos.data.batches import Batch, Batches
-from halos.data.feedback import Completion, Feedback, prompt_key
+from halos.data.batches.collate import Batch, Batches
 from halos.data.module import PreferenceDataModule, ResumableLoader
-from halos.data.sources import Records, Source
+from halos.data.records.feedback import Completion, Feedback, prompt_key
+from halos.data.sources.base import Records, Source
 from tests import tiny
 
 

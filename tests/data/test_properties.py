@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from halos.data.feedback import Completion, Feedback, Message, Prompt
-from halos.data.rows import Example, make_rows
-from halos.data.tokens import ChatTokens, Limits
-from halos.data.views import VIEWS
+from halos.data.records.feedback import Completion, Feedback, Message, Prompt
+from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.data.rows.token_rows import Example, make_rows
+from halos.data.views.derive import VIEWS
 from tests.tiny import BOS, CHATML, EOS, PAD, SPECIAL, UNK, WITH_BOS, WITH_EOT, bpe_tokenizer, wrap
 
 ALPHABET = "abcdefgh .,:\n<|>é漢🙂"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from halos.data.feedback import Completion, Feedback
-from halos.data.select import Selection
+from halos.data.records.feedback import Completion, Feedback
+from halos.data.views.selection import Selection
 from halos.evaluation.calibration import calibration_error, reliability
 from halos.evaluation.heldout import feedback_metrics, held_out, likelihood_metrics
 from halos.evaluation.scoring import Scores

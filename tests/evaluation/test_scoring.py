@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from halos.evaluation.scoring import Scores, score
-from halos.runs.sampling import sample
+from halos.sampling.generate import sample
 from tests.tiny import model
 
 VOCABULARY, LONGEST, END = 5, 4, 1

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from halos.data.tokens import ChatTokens, Limits
+from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.judges.reward_model import RewardModel
+from halos.policy.export.reward_model import export_reward_model
+from halos.policy.heads import RewardHead
 from halos.policy.loading import ModelSpec
-from halos.policy.reward import RewardHead, export_reward_model
 
 SPEC = ModelSpec(path="pkg://halos.toy/reference")
 SAID = [

@@ -20,10 +20,10 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from halos import objectives
-from halos.data.batches import Batch, Batches, collate
-from halos.data.order import MicroBatch, validation_order
-from halos.data.rows import Row
-from halos.distributed import data_ranks
+from halos.data.batches.collate import Batch, Batches, collate
+from halos.data.batches.order import MicroBatch, validation_order
+from halos.data.rows.token_rows import Row
+from halos.loop.steps import Step, Steps
 from halos.metrics import Mean
 from halos.objectives import (
     BCO,
@@ -42,10 +42,10 @@ from halos.objectives import (
     Output,
     RobustDPO,
 )
-from halos.objectives.steps import Step, Steps
 from halos.optim import AdamW
 from halos.policy.backbone import Backbone
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
+from halos.processes.collectives import data_ranks
 from tests import tiny
 from tests.fork import run_ranks
 
@@ -537,7 +537,7 @@ def test_speed_counts_every_example_and_token_of_a_step(accumulate: int) -> None
 
 
 def test_a_clock_too_coarse_for_a_step_gives_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halos.objectives.steps.time.perf_counter", lambda: 12.0)
+    monkeypatch.setattr("halos.loop.steps.time.perf_counter", lambda: 12.0)
     (metrics,) = fit(objective_of(DPO), rows_for(DPO, 4), batch_size=4).steps
     assert not SPEED & metrics.keys()
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from halos.data.batches import collate
-from halos.data.rows import Row
+from halos.data.batches.collate import collate
+from halos.data.rows.token_rows import Row
 from halos.objectives import BCO, bco_loss
 from halos.objectives.bco import RewardShift
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 from tests.fork import run_ranks
 
 POLICY = [-3.0, -8.0, -1.0, -40.0, -2.5]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from halos.data.batches import collate
+from halos.data.batches.collate import collate
 from halos.objectives import BradleyTerry, bradley_terry_loss
 from halos.policy.backbone import Backbone
 from tests import tiny

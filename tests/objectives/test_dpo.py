@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from halos.data.batches import collate
-from halos.data.rows import Row
+from halos.data.batches.collate import collate
+from halos.data.rows.token_rows import Row
 from halos.objectives import DPO, dpo_loss
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 # log π_θ(y_w), log π_θ(y_l), log π_ref(y_w), log π_ref(y_l): preferences that are kept, reversed, undecided, far apart.
 PAIRS = [(-3.0, -9.5, -4.0, -7.25), (-8.0, -2.0, -5.5, -6.0), (-1.0, -2.0, -1.0, -2.0), (-10.0, -900.0, -300.0, -20.0)]

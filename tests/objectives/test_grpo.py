@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from halos.data.batches import Batches, collate
-from halos.data.order import MicroBatch
-from halos.data.rows import Row
+from halos.data.batches.collate import Batches, collate
+from halos.data.batches.order import MicroBatch
+from halos.data.rows.token_rows import Row
 from halos.objectives import GRPO, group_advantages, grpo_loss
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 SCORES = [1.0, 4.0, -1.0, 0.5, 2.5, 2.5, 7.0]
 GROUPS = [5, 3, 5, 5, 2, 2, 9]

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from halos.data.batches import collate
-from halos.data.rows import Row
+from halos.data.batches.collate import collate
+from halos.data.rows.token_rows import Row
 from halos.objectives import KTO, kto_loss, kto_reference_point
 from halos.objectives.kto import kto_weights
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 from tests.fork import run_ranks
 
 POLICY = [-3.0, -8.0, -1.0, -40.0, -2.5]

@@ -7,11 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from halos.data.batches import collate
-from halos.data.rows import Row
+from halos.data.batches.collate import collate
+from halos.data.rows.token_rows import Row
 from halos.objectives import PPO, PPOLosses, ppo_loss
 from halos.objectives.ppo import generalised_advantages, whiten
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 from tests.fork import run_ranks
 
 LENGTHS = [4, 1, 3]

@@ -2,10 +2,10 @@
 
 import torch
 
-from halos.data.batches import collate
-from halos.data.rows import Row
+from halos.data.batches.collate import collate
+from halos.data.rows.token_rows import Row
 from halos.objectives import SFT, sft_loss
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 ROWS = [Row("a", 0, (1,), ((5,),)), Row("b", 1, (2, 3), ((4, 5, 6),))]
 TOKENS = torch.tensor([[[-0.5, 0.0, 0.0]], [[-1.0, -2.0, -4.0]]], dtype=torch.float64)

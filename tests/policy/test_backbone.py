@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaModel
 
-from halos.data.batches import collate
-from halos.policy import head
+from halos.data.batches.collate import collate
 from halos.policy.backbone import Backbone
+from halos.policy.logprobs import head
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from halos.data.batches import collate
+from halos.data.batches.collate import collate
 from halos.policy.adapters import POLICY, adapter_layers, adapter_parameters, effective_state, merge_adapter
 from halos.policy.backbone import Backbone
-from halos.policy.cache import model_key
-from halos.policy.export import export_policy
-from halos.policy.head import logit_shape
+from halos.policy.export.language_model import export_policy
 from halos.policy.loading import ModelSpec
-from halos.policy.logprobs import completion_logprobs
+from halos.policy.logprobs.completions import completion_logprobs
+from halos.policy.logprobs.head import logit_shape
 from halos.policy.lora import LoRA
+from halos.policy.reference.cache import model_key
 from tests import tiny
 
 peft = pytest.importorskip("peft")

@@ -9,7 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from halos.metrics import Mean
 from halos.objectives import DPO, KTO, SFT, Objective, Output, kto_loss
-from halos.policy.logprobs import LogProbs
+from halos.policy.logprobs.completions import LogProbs
 
 
 def pair_margin(policy: LogProbs, reference: LogProbs) -> Any:

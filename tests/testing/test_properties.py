@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from halos.building import objective_maker
+from halos.commands.assembly import objective_maker
 from halos.objectives import DPO, KTO, PPO, SFT, Objective
 from halos.testing import PROPERTIES, NotApplicable, Violation, check_objective, check_property
 from tests.test_config import compose, options

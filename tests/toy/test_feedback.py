@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from halos.data.feedback import Feedback
+from halos.data.records.feedback import Feedback
 from halos.toy.feedback import behaviour_completion, toy_feedback
 from halos.toy.world import is_complete, is_desirable, is_on_topic, is_polite, prompts_of, true_reward
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from halos.data.tokens import ChatTokens, Limits
-from halos.runs.comparison import judged
-from halos.runs.sampling import sample
+from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.sampling.before_after import judged
+from halos.sampling.generate import sample
 from halos.toy.feedback import behaviour_completion
 from halos.toy.model import (
     END,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.feedback import Feedback
+from halos.data.records.feedback import Feedback
 from halos.toy.source import ToyJudge, ToySource
 from halos.toy.world import is_desirable, prompts_of, true_reward
 

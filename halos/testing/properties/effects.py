@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halos.data.batches import collate
-from halos.data.rows import Row
+from halos.data.batches.collate import collate
+from halos.data.rows.token_rows import Row
 from halos.objectives.base import Objective
 from halos.testing.examples import Inputs, Make, ask, loss_of, make_inputs, make_objective
 from halos.testing.promises import NotApplicable, Violation, agree, promise, same_means

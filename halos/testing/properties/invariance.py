@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from halos.data.batches import collate, step_size
-from halos.data.rows import Row
+from halos.data.batches.collate import collate, step_size
+from halos.data.rows.token_rows import Row
 from halos.testing.examples import Answer, Make, ask, loss_of, make_inputs, make_objective
 from halos.testing.promises import NotApplicable, agree, agree_on_gradients, promise, same_means
 from halos.testing.ranks import on_ranks

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from halos.data.rows import Row
+from halos.data.rows.token_rows import Row
 from halos.objectives.base import Objective
 from halos.testing.examples import Make, ask, loss_of, make_inputs, make_objective, tiny_rows
 from halos.testing.promises import EXACT, NotApplicable, Violation, agree, finite, promise

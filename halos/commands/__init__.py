@@ -1,0 +1,1 @@
+"""The commands of halos: one file each."""

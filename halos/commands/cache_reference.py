@@ -1,0 +1,55 @@
+"""``cache_reference(cfg)``: the reference's log-probs of a run, computed and kept without training."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from halos.commands.train import set_up
+from halos.config.building import build
+from halos.reporting import run_report
+
+
+def cache_reference(cfg: DictConfig) -> dict[str, Any]:
+    """Fill ``cfg.cache_dir`` with what training with this configuration reads from it, on as many devices.
+
+    What is there already is not computed again, and of a call that was killed most is there. Nothing is written to
+    ``output_dir``. Returns how many ``completions`` the run reads, how many were ``found`` and how many ``computed``,
+    the ``seconds`` and the ``folder``.
+
+    Raises ``ValueError`` for whatever training would refuse, and for a loss or a model without a cached reference.
+    """
+    _check(cfg)
+    # output_dir may hold a run: none of its files is touched.
+    cfg = OmegaConf.merge(cfg, {"overwrite": True, "resume": None, "logger": {"_target_": None}})  # type: ignore[assignment]
+    start = time.perf_counter()
+    run, trainer = set_up(cfg)
+    warnings.filterwarnings("ignore", "Total length of .*")
+    # Launches the processes and makes the model, which is where training computes the reference too.
+    trainer.validate(run.objective, dataloaders=[], verbose=False)
+    table = run.data.reference
+    if table is None:
+        raise ValueError("expected the objective's backbone to have computed the reference's log-probs, found none")
+    folder = Path(cfg.cache_dir).expanduser() / "reference"
+    found = {"completions": len(table.entries), "found": len(table.entries) - table.computed}
+    report = found | {"computed": table.computed, "seconds": time.perf_counter() - start, "folder": str(folder)}
+    run_report.show_reference(report)
+    return report
+
+
+def _check(cfg: DictConfig) -> None:
+    objective = build(cfg.loss, _no_backbone, without=("name",))
+    if not objective.needs_reference:
+        raise ValueError(f"loss={cfg.loss.name}: expected a loss with a reference, found one that reads none")
+    if cfg.data.streaming:
+        raise ValueError("data.streaming: expected false, found true: the reference of a stream is not computed before")
+    if cfg.model.reference not in ("auto", "cached"):
+        raise ValueError(f"model.reference: expected cached, found {cfg.model.reference}: there is nothing to compute")
+
+
+def _no_backbone() -> Any:
+    raise ValueError("expected no one to ask for the backbone of an objective that is only looked at")

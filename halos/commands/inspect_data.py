@@ -1,0 +1,95 @@
+"""``scripts/data.py``: what is in the data and what is wrong with it, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.markup import escape
+
+from halos.config.building import SOURCE_KEYS, build
+from halos.data.module import PreferenceDataModule
+from halos.data.preparation.writing import example_row, record_row, write_jsonl
+from halos.data.records.feedback import messages_of
+from halos.data.rows.token_rows import Example, texts_of
+from halos.data.views.derive import VIEWS, Labelled, Scored
+from halos.policy.loading import ModelSpec
+from halos.reporting.data_report import plot_lengths, show_report, write_report
+from halos.reporting.run_report import show_data, show_example
+from halos.terminal import console, set_up_logging
+
+LONGEST_SHOWN = 400
+
+
+def inspect_data(cfg: DictConfig) -> PreferenceDataModule:
+    """Read the data as configured, show and write what is asked for.
+
+    Raises ``ValueError`` for bad data or settings.
+    """
+    set_up_logging()
+    if cfg.view is not None and cfg.view not in VIEWS:
+        raise ValueError(f"view: expected one of {', '.join(VIEWS)} or null, found {cfg.view!r}")
+    tokens = cfg.model.path is not None
+    if tokens and cfg.view is None:
+        raise ValueError("model.path: tokens are those of a view's examples; set view=binary (or another)")
+    data: PreferenceDataModule = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed, cache_dir=cfg.cache_dir)
+    data.read()
+    records = data.intake.records["train"]
+    written: Iterable[dict[str, Any]] = map(record_row, records)
+    lengths = {
+        "prompt (characters)": records.numbers("prompt_characters"),
+        "completion (characters)": records.lists("completion_characters")[1],
+    }
+    if cfg.view is not None:
+        data.load(cfg.view)
+        examples = data.intake.examples["train"]
+        written = map(example_row, examples)
+        for example in () if tokens else examples[: cfg.show]:
+            _show(example)
+    if tokens:
+        _tokenise(data, cfg)
+        lengths = data.rows["train"].lengths
+    show_report(data.intake)
+    show_data(data.reports)
+    _write(cfg, data, written, lengths)
+    return data
+
+
+def _tokenise(data: PreferenceDataModule, cfg: DictConfig) -> None:
+    spec: ModelSpec = build(cfg.model)
+    tokenizer = spec.tokenizer()
+    data.tokenise(tokenizer)
+    names = ("chosen", "rejected") if cfg.view == "pairs" else ("completion",)
+    for row in data.rows["train"].rows[: cfg.show]:
+        show_example(row, tokenizer, names)
+
+
+def _show(example: Example) -> None:
+    console.print(f"[bold]{escape(example.id)}[/]", highlight=False)
+    for turn in messages_of(example.prompt):
+        console.print(f"  [dim]{turn.role}:[/] {escape(turn.content[:LONGEST_SHOWN])}", highlight=False)
+    names = ("chosen", "rejected") if len(texts_of(example)) == 2 else (_name(example),)
+    for name, text in zip(names, texts_of(example), strict=True):
+        console.print(f"  [bold]{name}:[/] [green]{escape(text[:LONGEST_SHOWN])}[/]", highlight=False)
+
+
+def _name(example: Example) -> str:
+    if isinstance(example, Labelled):
+        return "desirable" if example.desirable else "undesirable"
+    return f"score {example.score:g}" if isinstance(example, Scored) else "completion"
+
+
+def _write(
+    cfg: DictConfig, data: PreferenceDataModule, rows: Iterable[dict[str, Any]], lengths: Mapping[str, np.ndarray]
+) -> None:
+    if cfg.convert:
+        count = write_jsonl(Path(cfg.convert), rows)
+        console.print(f"{count:,} records → [bold]{escape(str(cfg.convert))}[/]", highlight=False)
+    if cfg.plot:
+        plot_lengths(lengths, Path(cfg.plot))
+        console.print(f"lengths → [bold]{escape(str(cfg.plot))}[/]", highlight=False)
+    if cfg.output_dir:
+        write_report(data.intake, Path(cfg.output_dir))

@@ -1,0 +1,1 @@
+"""Tables, figures and claims that compare finished runs."""

@@ -1,0 +1,1 @@
+"""Checks of values, building objects from configuration nodes, and devices."""

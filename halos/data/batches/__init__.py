@@ -1,0 +1,1 @@
+"""Rows collated to tensors, in a seeded order."""

@@ -1,0 +1,1 @@
+"""From files to prepared tables, with a report of what was left out."""

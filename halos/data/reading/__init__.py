@@ -1,0 +1,1 @@
+"""Files of any supported kind, read as rows."""

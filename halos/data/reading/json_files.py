@@ -1,0 +1,146 @@
+"""JSON lines and JSON: strict, one row at a time, each with where it stands.
+
+Neither reader holds more than the text that is being parsed and one row: a line of JSON lines, the whole of a .json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from json.decoder import WHITESPACE  # type: ignore[attr-defined]
+from pathlib import Path
+from typing import Any
+
+from halos.data.reading.fields import shorten
+from halos.data.reading.lines import decode, lines
+
+Located = tuple[str, dict[str, Any]]
+
+
+def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int = 1) -> Iterator[Located]:
+    """One object a line, located by line; blank lines are skipped. Of a plain file perhaps the lines between two bytes,
+    the first of which is line ``number``."""
+    number -= 1
+    for line in lines(file, start, stop):  # not through enumerate, which holds on to the line while its text is parsed
+        number += 1
+        where = f"{file}:{number}"
+        text = decode(where, line)
+        del line
+        if text.strip():
+            hint = "; one list of objects is .json, rename the file" if number == 1 and text.lstrip()[0] == "[" else ""
+            with _explained(lambda error, where=where, hint=hint: (where, hint)):  # type: ignore[misc]
+                row = DECODER.decode(text)
+            yield _as_row(where, row)
+
+
+def read_json(file: Path) -> Iterator[Located]:
+    """A list of objects, located by number; the list may be wrapped in an object that says nothing more."""
+    text = _whole(file)
+    if not text.strip():
+        return
+    start = _skip(text, 0)
+    if text[start] == "[":
+        yield from (_as_row(f"{file}[{n}]", item) for n, item in enumerate(_items(file, text, start + 1), start=1))
+        return
+    with _explained(lambda error: _in_whole(file, error)):
+        value = DECODER.decode(text)
+    del text
+    if isinstance(value, dict) and len(value) == 1:
+        (value,) = value.values()
+    if not isinstance(value, list):
+        raise ValueError(f"{file}: expected a list of objects [{{...}}, ...], found {_kind(value)}")
+    for number, item in enumerate(value, start=1):
+        yield _as_row(f"{file}[{number}]", item)
+
+
+def parse_json(where: str, text: str) -> Any:
+    """``text`` as strict JSON; ``ValueError`` starting with ``where`` if it is not."""
+    with _explained(lambda error: (where, "")):
+        return DECODER.decode(text)
+
+
+def _whole(file: Path) -> str:
+    content = b"".join(lines(file))
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        start = content.rfind(b"\n", 0, error.start) + 1
+        end = content.find(b"\n", error.start)
+        number = content.count(b"\n", 0, error.start) + 1
+        return decode(f"{file}:{number}", content[start : None if end < 0 else end])  # raises, naming line and position
+
+
+def _items(file: Path, text: str, position: int) -> Iterator[Any]:
+    """The items of the list that begins before ``position``, parsed one by one."""
+    position = _skip(text, position)
+    closed = text.startswith("]", position)
+    while not closed:
+        with _explained(lambda error: _in_whole(file, error)):
+            item, position = DECODER.raw_decode(text, position)
+            position = _skip(text, position)
+            closed = text.startswith("]", position)
+            if not closed and not text.startswith(",", position):
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+        position = position if closed else _skip(text, position + 1)
+        yield item
+    with _explained(lambda error: _in_whole(file, error)):
+        if _skip(text, position + 1) != len(text):
+            raise json.JSONDecodeError("Extra data", text, _skip(text, position + 1))
+
+
+def _skip(text: str, position: int) -> int:
+    found = WHITESPACE.match(text, position)
+    return found.end() if found else position
+
+
+Explain = Callable[[json.JSONDecodeError | None], tuple[str, str]]
+"""From an error to where it stands and a hint; None stands for an error without a position."""
+
+
+@contextmanager
+def _explained(explain: Explain) -> Iterator[None]:
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        where, hint = explain(error)
+        raise ValueError(f"{where}: expected JSON, found an error at column {error.colno}: {error.msg}{hint}") from None
+    except RecursionError:
+        where = explain(None)[0]
+        raise ValueError(f"{where}: expected rows of plain fields, found JSON that is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{explain(None)[0]}: expected JSON, found {error}") from None
+
+
+def _in_whole(file: Path, error: json.JSONDecodeError | None) -> tuple[str, str]:
+    if error is None:
+        return str(file), ""
+    hint = "; one object a line is .jsonl, rename the file" if error.msg == "Extra data" else ""
+    return f"{file}:{error.lineno}", hint
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant}, which JSON does not have; use a number or null")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        seen: set[str] = set()
+        key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shorten(key)} twice in one object")
+    return row
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+
+
+def _as_row(where: str, value: Any) -> Located:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object {{...}}, found {_kind(value)}")
+    return where, value
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", dict: "an object", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

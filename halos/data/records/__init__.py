@@ -1,0 +1,1 @@
+"""Feedback records: one prompt with its completions and judgements."""

@@ -1,0 +1,1 @@
+"""Token rows: one prompt and its completions as token ids."""

@@ -1,0 +1,1 @@
+"""Where feedback comes from: one file a source."""

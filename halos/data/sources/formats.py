@@ -1,0 +1,240 @@
+"""From rows to feedback records: one short adapter for each format, chosen by the keys of the row.
+
+An adapter takes (location, row, dropped) and returns a record, or None for a row that is well formed but says nothing;
+then, and for each completion left out, it counts the reason in ``dropped``. Malformed rows raise ``ValueError``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from halos.data.reading.fields import (
+    Row,
+    has,
+    keys_of,
+    label_of,
+    prompt_of,
+    reply_of,
+    required,
+    score_of,
+    shorten,
+    text_of,
+    wrong,
+)
+from halos.data.records.feedback import Completion, Feedback, Prompt, messages_of, prompt_key
+
+Adapter = Callable[[str, Row, Counter[str]], Feedback | None]
+
+EMPTY = "empty completion"
+EMPTY_SIDE = "completion whose pair has an empty side"
+DIFFERENT_PROMPTS = "pair with different prompts"
+
+FILTERED = "filtered: "
+"""Begins the reasons that a setting asks for; the others are faults of the data."""
+
+Adapted = tuple[str, Feedback | None, Counter[str]]
+"""Where a row stands, its record if it has one, and what of it was left out."""
+
+COMPLETION_KEYS = {"text", "desirable", "score"}
+
+
+def to_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+    """The record in ``row``, whatever its format."""
+    return _adapter(where, row)(where, row, dropped)
+
+
+def _adapter(where: str, row: Row) -> Adapter:
+    for adapter, key, value in BY_TYPE:
+        if row.get(key) == value:
+            return adapter
+    # A table of several formats has empty texts in the columns of the others.
+    for given in (_says, has):
+        for adapter, keys in BY_KEYS:
+            if any(given(row, key) for key in keys):
+                return adapter
+    raise ValueError(
+        f"{where}: expected 'prompt' with 'completions', 'chosen' and 'rejected', 'completion', 'output', or "
+        f"'output_A' and 'output_B', or else 'messages'; found {keys_of(row)}"
+    )
+
+
+def _says(row: Row, key: str) -> bool:
+    value = row.get(key)
+    return bool(value.strip()) if isinstance(value, str) else value is not None
+
+
+def own_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+    """This project's format: a prompt, its completions with labels or scores, and preferences between them."""
+    items = required(where, row, "completions")
+    if not isinstance(items, list) or not items:
+        raise wrong(where, "completions", "a list of objects with 'text'", items)
+    record = Feedback(
+        id=where,
+        prompt=prompt_of(where, row),
+        completions=tuple(_completion(where, f"completions[{i}]", item) for i, item in enumerate(items)),
+        preferences=_preferences(where, row.get("preferences")),
+    )
+    name = row.get("id")
+    if name is not None:  # only now, so that the record's own checks have named the file and the line
+        if not text_of(where, "id", name).strip():
+            raise wrong(where, "id", "a name", name)
+        record = replace(record, id=name)
+    return without_empty(record, dropped)
+
+
+def _completion(where: str, name: str, item: Any) -> Completion:
+    if not isinstance(item, dict) or not has(item, "text"):
+        raise wrong(where, name, "an object with 'text'", item)
+    unknown = sorted(set(item) - COMPLETION_KEYS)
+    if unknown:  # a mistyped 'desirable' would otherwise pass for a completion without feedback
+        raise ValueError(
+            f"{where}: expected {name!r} to have 'text', 'desirable' and 'score' only; found {shorten(unknown[0])}"
+        )
+    label = item.get("desirable")
+    return Completion(
+        text=text_of(where, f"{name}.text", item["text"]),
+        desirable=None if label is None else label_of(where, f"{name}.desirable", label),
+        score=score_of(where, f"{name}.score", item.get("score")),
+    )
+
+
+def _preferences(where: str, value: Any) -> tuple[tuple[int, int], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise wrong(where, "preferences", "a list of [better, worse]", value)
+    for i, pair in enumerate(value):
+        if not isinstance(pair, list) or [type(index) for index in pair] != [int, int]:
+            raise wrong(where, f"preferences[{i}]", "two indices [better, worse]", pair)
+    return tuple((better, worse) for better, worse in value)
+
+
+def preference_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+    """TRL's preference format and UltraFeedback's: ``chosen`` and ``rejected`` as text, as one message or with the
+    whole conversation, whose turns before the last are then the prompt."""
+    given = prompt_of(where, row) if has(row, "prompt") else None
+    (before, chosen), (before_rejected, rejected) = (reply_of(where, row, key) for key in ("chosen", "rejected"))
+    prompt, other = before or given, before_rejected or given
+    if prompt is None or other is None:
+        raise ValueError(f"{where}: expected 'prompt' next to 'chosen' and 'rejected'; found none{_hh_hint(chosen)}")
+    if prompt_key(prompt) != prompt_key(other):
+        dropped[DIFFERENT_PROMPTS] += 1
+        return None
+    _check_agreement(where, "chosen", given, prompt)
+    completions = (
+        Completion(chosen, score=score_of(where, "score_chosen", row.get("score_chosen"))),
+        Completion(rejected, score=score_of(where, "score_rejected", row.get("score_rejected"))),
+    )
+    return without_empty(Feedback(where, prompt, completions, ((0, 1),)), dropped)
+
+
+def _hh_hint(text: str) -> str:
+    return "; for transcripts 'Human: ... Assistant: ...' use data=hh" if text.lstrip().startswith("Human:") else ""
+
+
+def _check_agreement(where: str, key: str, given: Prompt | None, own: Prompt) -> None:
+    """``own``, the turns before the completion, must repeat the row's prompt; text may be just the first user turn."""
+    if given is None or prompt_key(given) == prompt_key(own):
+        return
+    asked = next((message.content for message in messages_of(own) if message.role == "user"), None)
+    if isinstance(given, str) and asked is not None and asked.strip() == given.strip():
+        return
+    raise ValueError(
+        f"{where}: expected {key!r} to be one assistant message, or the conversation that 'prompt' starts; "
+        "found other turns before the completion"
+    )
+
+
+def completion_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+    """TRL's unpaired format: ``completion`` with ``label``, ``score``, both, or neither (a demonstration)."""
+    return _single(where, row, "completion", "score", dropped)
+
+
+def binary_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+    """HALOs' ``binary_feedback`` and ``scalar_feedback``: ``output`` with ``label``, ``reward`` or both."""
+    if row.get("type") == "binary_feedback" or not has(row, "reward"):
+        required(where, row, "label")
+    return _single(where, row, "output", "reward", dropped)
+
+
+def _single(where: str, row: Row, key: str, score: str, dropped: Counter[str]) -> Feedback | None:
+    given = prompt_of(where, row)
+    before, text = reply_of(where, row, key)
+    prompt = before or given
+    _check_agreement(where, key, given, prompt)
+    return without_empty(Feedback(where, prompt, (_judged(where, row, text, score),)), dropped)
+
+
+def _judged(where: str, row: Row, text: str, score: str) -> Completion:
+    # A label that is there but null is an error, not a completion without feedback.
+    label = label_of(where, "label", row["label"]) if "label" in row else None
+    return Completion(text, label, score_of(where, score, row.get(score)))
+
+
+def pairwise_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+    """HALOs' ``pairwise_feedback``: ``label`` 1 means that ``output_A`` is preferred, 0 that ``output_B`` is."""
+    prompt = prompt_of(where, row)
+    label = required(where, row, "label")
+    if type(label) not in (bool, int) or label not in (0, 1):
+        raise wrong(where, "label", "1 (output_A is preferred) or 0 (output_B is)", label)
+    (before_a, a), (before_b, b) = (reply_of(where, row, key) for key in ("output_A", "output_B"))
+    for key, before in (("output_A", before_a), ("output_B", before_b)):
+        _check_agreement(where, key, prompt, before or prompt)
+    completions = (
+        Completion(a, score=score_of(where, "reward_A", row.get("reward_A"))),
+        Completion(b, score=score_of(where, "reward_B", row.get("reward_B"))),
+    )
+    return without_empty(Feedback(where, prompt, completions, ((0, 1) if label else (1, 0),)), dropped)
+
+
+def conversation_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+    """A conversation whose last turn is the completion, with or without ``label`` and ``score``."""
+    prompt, text = reply_of(where, row, "messages")
+    if not prompt:
+        raise wrong(where, "messages", "a prompt and an assistant's turn after it", row["messages"])
+    return without_empty(Feedback(where, prompt, (_judged(where, row, text, "score"),)), dropped)
+
+
+def without_empty(record: Feedback, dropped: Counter[str]) -> Feedback | None:
+    """``record`` without completions that are only whitespace; None if nothing is left."""
+    kept = [i for i, completion in enumerate(record.completions) if completion.text.strip()]
+    if len(kept) == len(record.completions):
+        return record
+    dropped[EMPTY] += len(record.completions) - len(kept)
+    preferences = [pair for pair in record.preferences if set(pair) <= set(kept)]
+    # A completion known only through a pair that is gone would pass for one that nobody judged, the worse side of such
+    # a pair, alone with its score, for the best.
+    beaten = {worse for _, worse in record.preferences}
+    orphans = {
+        i
+        for i in set(chain(*record.preferences)).intersection(kept).difference(chain(*preferences))
+        if record.completions[i].desirable is None and (record.completions[i].score is None or i in beaten)
+    }
+    if orphans:
+        dropped[EMPTY_SIDE] += len(orphans)
+    position = {old: new for new, old in enumerate(i for i in kept if i not in orphans)}
+    if not position:
+        return None
+    return replace(
+        record,
+        completions=tuple(record.completions[i] for i in position),
+        preferences=tuple((position[better], position[worse]) for better, worse in preferences),
+    )
+
+
+BY_TYPE: tuple[tuple[Adapter, str, str], ...] = (
+    (binary_record, "type", "binary_feedback"),
+    (pairwise_record, "type", "pairwise_feedback"),
+)
+BY_KEYS: tuple[tuple[Adapter, tuple[str, ...]], ...] = (
+    (own_record, ("completions",)),
+    (pairwise_record, ("output_A", "output_B")),
+    (preference_record, ("chosen", "rejected")),
+    (completion_record, ("completion",)),
+    (binary_record, ("output",)),
+    (conversation_record, ("messages",)),
+)

@@ -1,0 +1,84 @@
+"""Anthropic's HH transcripts: ``\\n\\nHuman: ... \\n\\nAssistant: ...`` as ``chosen`` and ``rejected``."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import final
+
+from halos.data.reading.fields import Row, required, text_of, wrong
+from halos.data.reading.json_files import Located
+from halos.data.records.feedback import Completion, Feedback, Message
+from halos.data.sources.base import Files, FileSource, by_row
+from halos.data.sources.formats import DIFFERENT_PROMPTS, Adapted, without_empty
+
+TURN = re.compile(r"\n\n(Human|Assistant):")
+ROLE = {"Human": "user", "Assistant": "assistant"}
+EMPTY_PROMPT = "pair with an empty prompt"
+ENDS_WITH_HUMAN = "pair with a side that ends with a human turn"
+
+
+def hh_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+    """One pair: the prompt is what stands before the last ``\\n\\nAssistant:``, the completion what stands after it."""
+    turns, chosen = _split(where, "chosen", row)
+    others, rejected = _split(where, "rejected", row)
+    if turns != others:
+        dropped[DIFFERENT_PROMPTS] += 1
+        return None
+    if any(TURN.search(completion) for completion in (chosen, rejected)):
+        dropped[ENDS_WITH_HUMAN] += 1  # the policy would learn to speak for the human
+        return None
+    chosen, rejected = chosen.strip(), rejected.strip()
+    if turns[-1].role == "assistant":
+        # Two assistant turns in a row: a prompt cannot end with the first, so it opens both completions.
+        start = turns.pop().content
+        chosen, rejected = (f"{start}\n\n{completion}".strip() for completion in (chosen, rejected))
+    if not any(turn.content for turn in turns):
+        dropped[EMPTY_PROMPT] += 1
+        return None
+    return without_empty(Feedback(where, tuple(turns), (Completion(chosen), Completion(rejected)), ((0, 1),)), dropped)
+
+
+def _split(where: str, key: str, row: Row) -> tuple[list[Message], str]:
+    text = text_of(where, key, required(where, row, key))
+    before, marker, completion = text.rpartition("\n\nAssistant:")
+    turns = _turns(before)
+    if not marker or not turns or turns[0].role != "user":
+        raise wrong(where, key, "a transcript '\\n\\nHuman: ...\\n\\nAssistant: ...'", text)
+    return turns, completion
+
+
+def _turns(text: str) -> list[Message]:
+    """The turns of a transcript, none if it does not start with one; turns of one role in a row become one turn,
+    as chat templates want the roles to alternate."""
+    opening, *parts = TURN.split("\n\n" + text.lstrip())
+    turns: list[Message] = []
+    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+        role, content = ROLE[speaker], said.strip()
+        if turns and turns[-1].role == role:
+            content = f"{turns.pop().content}\n\n{content}".strip()
+        turns.append(Message(role, content))
+    return [] if opening.strip() else turns
+
+
+@final
+class HHSource(FileSource):
+    """Transcripts in the format of Anthropic's HH-RLHF.
+
+    ``Anthropic/hh-rlhf:test`` is the test split of all subsets, ``Anthropic/hh-rlhf/helpful-base:train`` one of one.
+    """
+
+    name = "hh"
+    rows_alone = True
+
+    def __init__(
+        self,
+        train: Files | None = "Anthropic/hh-rlhf:train",
+        val: Files | None = None,
+        columns: Mapping[str, str | None] | None = None,
+    ) -> None:
+        super().__init__(train, val, columns)
+
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return by_row(rows, hh_record)

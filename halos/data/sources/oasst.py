@@ -1,0 +1,173 @@
+"""OpenAssistant's conversation trees: siblings' ranks (0 is the best) become preferences.
+
+Both of its forms: one message a row (``message_id``, ``parent_id``, ``role``, ``text``, ``rank``; the hub's Parquet
+files), whose trees are put together from the whole file, and one tree a row (``prompt`` with nested ``replies``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, final
+
+from halos.data.reading.fields import Row, has, required, text_of, wrong
+from halos.data.reading.json_files import Located
+from halos.data.records.feedback import Completion, Feedback, Message
+from halos.data.sources.base import Files, FileSource
+from halos.data.sources.formats import FILTERED, Adapted, without_empty
+
+ROLES = {"prompter": "user", "assistant": "assistant"}
+DELETED = "deleted message"
+ORPHAN = "message whose parent is missing"
+NO_REPLY = "prompt without a reply"
+
+
+@dataclass(slots=True)
+class _Node:
+    where: str
+    role: str
+    text: str
+    rank: int | None
+    lang: str | None
+    kept: bool
+    replies: list[_Node] = field(default_factory=list)
+
+
+def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adapted]:
+    """A record for each prompter's message that has replies; the turns before it are its prompt.
+
+    ``lang`` keeps trees whose first message is in that language (``en``). A message that was deleted is left out with
+    all that hangs on it, a message that nothing leads to is counted.
+    """
+    nodes: dict[str, _Node] = {}
+    children: dict[str, list[str]] = defaultdict(list)
+    roots: list[str] = []
+    for where, row in rows:
+        if isinstance(row.get("prompt"), dict):
+            yield from _records(_tree(f"{where}/prompt", row["prompt"]), lang)
+            continue
+        name = text_of(where, "message_id", required(where, row, "message_id"))
+        if name in nodes:
+            raise ValueError(f"{where}: expected message ids to be unique; found {name!r}, as at {nodes[name].where}")
+        nodes[name] = _node(where, row)
+        if has(row, "parent_id"):
+            children[text_of(where, "parent_id", row["parent_id"])].append(name)
+        else:
+            roots.append(name)
+    reached = set()
+    for root in roots:
+        open_names = [root]
+        while open_names:
+            name = open_names.pop()
+            reached.add(name)
+            nodes[name].replies = [nodes[child] for child in children[name]]
+            open_names += children[name]
+        yield from _records(nodes[root], lang)
+    yield from ((node.where, None, Counter({ORPHAN: 1})) for name, node in nodes.items() if name not in reached)
+
+
+def only_trees(rows: Iterable[Located]) -> Iterator[Located]:
+    """The rows. Raises ``ValueError`` for one that is a message: where its tree ends is known at the file's end."""
+    for where, row in rows:
+        if not isinstance(row.get("prompt"), dict):
+            raise ValueError(
+                f"{where}: expected one tree a row ('prompt' with nested 'replies') with data.streaming=true, found "
+                "one message a row, whose trees need the whole file"
+            )
+        yield where, row
+
+
+def _node(where: str, row: Row) -> _Node:
+    role, rank = required(where, row, "role"), row.get("rank")
+    if not isinstance(role, str) or role not in ROLES:
+        raise wrong(where, "role", f"one of {', '.join(ROLES)}", role)
+    if isinstance(rank, float) and rank.is_integer():
+        rank = int(rank)  # a column of integers with gaps is one of floats in many a Parquet file
+    if rank is not None and type(rank) is not int:
+        raise wrong(where, "rank", "a whole number, 0 for the best", rank)
+    lang = row.get("lang")
+    text = text_of(where, "text", required(where, row, "text"))
+    return _Node(where, ROLES[role], text, rank, None if lang is None else text_of(where, "lang", lang), _kept(row))
+
+
+def _kept(row: Row) -> bool:
+    return not row.get("deleted") and row.get("review_result") is not False
+
+
+def _tree(where: str, row: Any) -> _Node:
+    """The node of a message with all that hangs on it."""
+    root = _node(where, _message(where, row))
+    waiting = [(root, row)]
+    while waiting:
+        node, row = waiting.pop()
+        replies = row.get("replies") or []
+        if not isinstance(replies, list):
+            raise wrong(node.where, "replies", "a list of messages", replies)
+        for n, reply in enumerate(replies):
+            place = f"{node.where.removesuffix('/prompt')}/{n}"
+            node.replies.append(_node(place, _message(place, reply)))
+            waiting.append((node.replies[-1], reply))
+    return root
+
+
+def _message(where: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise wrong(where, "replies", "messages with 'role' and 'text'", value)
+    return value
+
+
+def _records(root: _Node, lang: str | None) -> Iterator[Adapted]:
+    if lang is not None and root.lang != lang:
+        yield root.where, None, Counter({f"{FILTERED}trees in another language than {lang}": 1})
+        return
+    waiting: list[tuple[_Node, tuple[Message, ...]]] = [(root, ())]
+    while waiting:
+        node, before = waiting.pop()
+        if not node.kept:
+            yield node.where, None, Counter({DELETED: 1})
+            continue
+        turns = (*before, Message(node.role, node.text))
+        if node.role == "user":
+            yield _record(node, turns)
+        waiting += [(reply, turns) for reply in reversed(node.replies)]
+
+
+def _record(node: _Node, turns: tuple[Message, ...]) -> Adapted:
+    dropped: Counter[str] = Counter()
+    replies = [reply for reply in node.replies if reply.kept and reply.role == "assistant"]
+    if not replies:
+        return node.where, None, Counter({NO_REPLY: 1})
+    if not any(turn.content.strip() for turn in turns):
+        return node.where, None, Counter({"empty prompt": 1})
+    ranked = [(n, reply.rank) for n, reply in enumerate(replies) if reply.rank is not None]
+    preferences = tuple(
+        (i, j) if rank < other else (j, i) for (i, rank), (j, other) in combinations(ranked, 2) if rank != other
+    )
+    record = Feedback(node.where, turns, tuple(Completion(reply.text) for reply in replies), preferences)
+    return node.where, without_empty(record, dropped), dropped
+
+
+@final
+class OasstSource(FileSource):
+    """Conversation trees in the formats of ``OpenAssistant/oasst1``; ``lang`` keeps those in one language."""
+
+    name = "oasst"
+    whole_trees = True
+
+    def __init__(
+        self,
+        train: Files | None = "OpenAssistant/oasst1:train",
+        val: Files | None = None,
+        columns: Mapping[str, str | None] | None = None,
+        lang: str | None = "en",
+    ) -> None:
+        super().__init__(train, val, columns)
+        self._lang = lang
+
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return oasst_records(rows, lang=self._lang)
+
+    def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return self.adapted(only_trees(rows))

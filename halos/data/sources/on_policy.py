@@ -1,0 +1,43 @@
+"""Feedback on a policy's own samples, held out against the data that the prompts came from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import final
+
+from halos.data.records.split import split_by_prompt
+from halos.data.records.truth import Judge
+from halos.data.sources.base import Records, Source
+from halos.data.sources.json_source import JsonSource
+
+
+@final
+class OnPolicySource(Source):
+    """Training records from a file of judged samples; validation data and true reward from another source.
+
+    Args:
+        feedback: a file in this project's format, as ``scripts/label.py`` writes it.
+        world: the source of the prompts.
+        val_size, seed: what is held out of the world's training data, where it has no validation data of its own; the
+            same as when that data was trained on.
+    """
+
+    name = "on_policy"
+
+    def __init__(self, *, feedback: str | Path, world: Source, val_size: int = 0, seed: int = 0) -> None:
+        self._feedback, self._world = JsonSource(feedback), world
+        self._val_size, self._seed = val_size, seed
+
+    def train(self) -> Records:
+        return self._feedback.train()
+
+    def val(self) -> Records | None:
+        held = self._world.val()
+        if held is not None or not self._val_size:
+            return held
+        everything = self._world.train().records
+        return Records(split_by_prompt(everything, self._val_size, self._seed)[1], Counter())
+
+    def judge(self) -> Judge | None:
+        return self._world.judge()

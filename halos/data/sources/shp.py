@@ -1,0 +1,55 @@
+"""Stanford Human Preferences: two comments under a post, of which readers scored one higher than the other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import final
+
+from halos.data.reading.fields import Row, prompt_of, required, score_of, text_of, wrong
+from halos.data.reading.json_files import Located
+from halos.data.records.feedback import Completion, Feedback
+from halos.data.sources.base import Files, FileSource, by_row
+from halos.data.sources.formats import FILTERED, Adapted, without_empty
+
+
+def shp_record(where: str, row: Row, dropped: Counter[str], *, min_ratio: float) -> Feedback | None:
+    """One pair with both scores: ``labels`` is 1 where A is preferred, 0 where B is. Pairs whose scores are less than
+    ``min_ratio`` apart (``score_ratio``, the higher over the lower) are left out."""
+    label = required(where, row, "labels")
+    if type(label) not in (bool, int) or label not in (0, 1):
+        raise wrong(where, "labels", "1 (human_ref_A is preferred) or 0 (human_ref_B is)", label)
+    ratio = score_of(where, "score_ratio", required(where, row, "score_ratio"))
+    a, b = (
+        Completion(text_of(where, ref, required(where, row, ref)), score=score_of(where, score, row.get(score)))
+        for ref, score in (("human_ref_A", "score_A"), ("human_ref_B", "score_B"))
+    )
+    record = Feedback(where, prompt_of(where, row, "history"), (a, b), ((0, 1) if label else (1, 0),))
+    if ratio is not None and ratio < min_ratio:
+        dropped[f"{FILTERED}pairs with a score ratio below {min_ratio:g}"] += 1
+        return None
+    return without_empty(record, dropped)
+
+
+@final
+class SHPSource(FileSource):
+    """Pairs of scored comments in the format of ``stanfordnlp/SHP``; ``min_ratio`` leaves out pairs of near scores."""
+
+    name = "shp"
+    rows_alone = True
+
+    def __init__(
+        self,
+        train: Files | None = "stanfordnlp/SHP:train",
+        val: Files | None = None,
+        columns: Mapping[str, str | None] | None = None,
+        min_ratio: float = 2.0,
+    ) -> None:
+        super().__init__(train, val, columns)
+        if min_ratio < 1:
+            raise ValueError(f"data.source.min_ratio: expected 1 (every pair) or more, found {min_ratio}")
+        self._min_ratio = min_ratio
+
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return by_row(rows, partial(shp_record, min_ratio=self._min_ratio))

@@ -1,0 +1,69 @@
+"""UltraFeedback: raw, with four scored completions of an instruction, and binarized, with the best and another one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import final
+
+from halos.data.reading.fields import Row, has, keys_of, prompt_of, required, score_of, text_of, wrong
+from halos.data.reading.json_files import Located
+from halos.data.records.feedback import Completion, Feedback
+from halos.data.sources.base import Files, FileSource, by_row
+from halos.data.sources.formats import Adapted, preference_record, without_empty
+
+SCORES = ("overall_score", "fine-grained_score")
+NO_COMPLETIONS = "instruction without completions"
+
+
+def ultrafeedback_record(where: str, row: Row, dropped: Counter[str], *, score: str) -> Feedback | None:
+    """A raw row's completions with the score named ``score``; a binarized row as a pair with its two scores."""
+    if not has(row, "instruction"):
+        return preference_record(where, row, dropped)
+    items = required(where, row, "completions")
+    if not isinstance(items, list):
+        raise wrong(where, "completions", "a list of objects with 'response'", items)
+    if not items:
+        dropped[NO_COMPLETIONS] += 1
+        return None
+    completions = tuple(_completion(where, f"completions[{n}]", item, score) for n, item in enumerate(items))
+    return without_empty(Feedback(where, prompt_of(where, row, "instruction"), completions), dropped)
+
+
+def _completion(where: str, name: str, item: object, score: str) -> Completion:
+    if not isinstance(item, dict) or not has(item, "response"):
+        raise wrong(where, name, "an object with 'response'", item)
+    if score not in item:
+        raise ValueError(f"{where}: expected {name!r} to have {score!r} (data.source.score); found {keys_of(item)}")
+    return Completion(
+        text_of(where, f"{name}.response", item["response"]),
+        score=score_of(where, f"{name}.{score}", item[score]),
+    )
+
+
+@final
+class UltraFeedbackSource(FileSource):
+    """Scored completions in the format of ``openbmb/UltraFeedback``, or binarized ones (``HuggingFaceH4``'s).
+
+    ``score`` is the field of a raw completion that counts: ``overall_score`` or ``fine-grained_score`` (the mean over
+    helpfulness, honesty, instruction following and truthfulness).
+    """
+
+    name = "ultrafeedback"
+    rows_alone = True
+
+    def __init__(
+        self,
+        train: Files | None = "openbmb/UltraFeedback:train",
+        val: Files | None = None,
+        columns: Mapping[str, str | None] | None = None,
+        score: str = "overall_score",
+    ) -> None:
+        super().__init__(train, val, columns)
+        if score not in SCORES:
+            raise ValueError(f"data.source.score: expected {' or '.join(SCORES)}, found {score!r}")
+        self._score = score
+
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return by_row(rows, partial(ultrafeedback_record, score=self._score))

@@ -1,0 +1,1 @@
+"""Training data that are read as they are needed."""

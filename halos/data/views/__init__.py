@@ -1,0 +1,1 @@
+"""What an objective takes, derived from records."""

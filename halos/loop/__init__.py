@@ -1,0 +1,1 @@
+"""The Lightning half of an objective: its steps, denominators and metrics."""

@@ -1,0 +1,35 @@
+"""Humanline: token log-ratios clamped to what people perceive (Liu et al. 2025, arXiv 2509.24207)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from halos.policy.logprobs.completions import LogProbs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Humanline:
+    """log π_θ(y_t|·) − log π_ref(y_t|·) clamped to [log ε_P, log ε_R], upstream of any loss that has a reference.
+
+    A token outside the range has no gradient. The range must hold 0, where the policy starts. Its default is that of
+    the authors' code (HALOs). Their recipe also moves the reference to the policy every k steps: ``reference_sync``
+    with ``every=k``, ``alpha=1``.
+    Raises ``ValueError`` naming the key for values that make no sense.
+    """
+
+    log_epsilon_P: float = -1.0
+    log_epsilon_R: float = 1.5
+
+    def __post_init__(self) -> None:
+        for name, sign in (("log_epsilon_P", -1), ("log_epsilon_R", 1)):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < sign * value < math.inf:
+                side = "below" if sign < 0 else "above"
+                raise ValueError(f"humanline.{name}: expected a number {side} 0, found {value!r}")
+
+    def clamp(self, policy: LogProbs, reference: LogProbs) -> LogProbs:
+        """The policy's log-probs as they are perceived beside the reference's."""
+        low, high = reference.tokens + self.log_epsilon_P, reference.tokens + self.log_epsilon_R
+        return replace(policy, tokens=policy.tokens.clamp(low, high))

@@ -1,0 +1,1 @@
+"""The trained policy or reward model as a Hugging Face folder."""

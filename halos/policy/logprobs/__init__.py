@@ -1,0 +1,1 @@
+"""Log-probs of completions, padded or packed."""

@@ -1,0 +1,1 @@
+"""Starting ranks, signals, collectives and sweeps."""

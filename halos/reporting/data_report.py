@@ -1,0 +1,101 @@
+"""The hygiene report: a table, ``data_report.json`` and a picture of the lengths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from halos.data.preparation.hygiene import Finding
+from halos.data.preparation.intake import Intake
+from halos.data.streaming.module import StreamingDataModule
+from halos.files import write_atomically
+from halos.processes.collectives import on_first_process
+from halos.terminal import console
+
+REPORT = "data_report.json"
+COUNTS = ("records", "completions", "desirable", "undesirable", "scored", "preferences")
+FINDINGS = {
+    "duplicates": "duplicates, word for word",
+    "near_duplicates": "duplicates but for case and spaces",
+    "contradictions": "marked both desirable and undesirable",
+    "contradictory_pairs": "preferred both ways round",
+    "identical_pairs": "pairs with identical sides",
+}
+
+
+@rank_zero_only
+def show_report(taken: Intake) -> None:
+    """Print what was read and what is wrong with it; with the first records where something is."""
+    splits = taken.hygiene
+    if not splits:  # a stream without validation data
+        return
+    table = Table("feedback", *splits, "for example", box=box.SIMPLE_HEAD)
+    for name in COUNTS:
+        if any(getattr(found, name) for found in splits.values()):
+            table.add_row(name, *(f"{getattr(found, name):,}" for found in splits.values()), "")
+    for name, said in FINDINGS.items():
+        findings: list[Finding] = [getattr(found, name) for found in splits.values()]
+        if any(finding.count for finding in findings):
+            ids = next(finding.ids for finding in findings if finding.count)
+            table.add_row(said, *(f"{finding.count:,}" for finding in findings), escape(", ".join(ids[:2])))
+    if taken.leaks.count:
+        counts = [f"{taken.leaks.count:,}" if split == "val" else "" for split in splits]
+        table.add_row("prompts of training, left out", *counts, escape(", ".join(taken.leaks.ids[:2])))
+    for name in next(iter(splits.values())).lengths:
+        table.add_row(
+            f"{name}, median / 95% / longest", *(_lengths(f.lengths.get(name, {})) for f in splits.values()), ""
+        )
+    for split, origins in taken.origins.items():
+        for file, origin in origins.items():
+            for reason, count in origin.dropped.items():
+                cells = [f"{count:,}" if other == split else "" for other in splits]
+                table.add_row(
+                    escape(f"left out of {Path(file).name}: {reason}"), *cells, escape(origin.places[reason][0])
+                )
+    console.print(table)
+
+
+def _lengths(found: Mapping[str, int]) -> str:
+    return " / ".join(f"{found[p]:,}" for p in ("p50", "p95", "p100")) if found else ""
+
+
+def write_report(taken: Intake, folder: Path) -> None:
+    """Write ``data_report.json`` on the first process."""
+    if on_first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(taken.report(), indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(folder / REPORT, text + "\n")
+
+
+class StreamReport(Callback):
+    """Writes what was read of a stream with every checkpoint: it is not known before."""
+
+    def __init__(self, data: StreamingDataModule, folder: Path) -> None:
+        self.data, self.folder = data, folder
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.data.take_account():
+            write_report(self.data.intake, self.folder)
+
+
+def plot_lengths(lengths: Mapping[str, Any], file: Path) -> None:
+    """Histograms of lengths, one for each name, as a picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(lengths), 3.2), layout="constrained")
+    for axes, (name, values) in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths.items(), strict=True):
+        axes.hist(values, bins=50)
+        axes.set(xlabel=name, ylabel="number")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)

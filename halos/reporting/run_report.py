@@ -1,0 +1,100 @@
+"""What a run prints: the data, one example with its scored tokens marked, and the result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from halos.data.rows.token_rows import Row
+from halos.sampling.before_after import Comparison
+from halos.terminal import console
+
+
+@rank_zero_only
+def show_reference(report: Mapping[str, Any]) -> None:
+    """What the cache of the reference's log-probs had, what was added, and where it is."""
+    console.print(
+        "reference log-probs of {completions:,} completions: {found:,} were there, {computed:,} computed in "
+        "{seconds:.1f} s → [bold]{folder}[/]".format(**{**report, "folder": escape(str(report["folder"]))}),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@rank_zero_only
+def show_data(reports: Mapping[str, Counter[str]]) -> None:
+    """Counts of what was read, converted, cut and dropped."""
+    table = Table("data", *reports, box=box.SIMPLE_HEAD)
+    for name in dict.fromkeys(name for report in reports.values() for name in report):
+        table.add_row(name, *(f"{report[name]:,}" for report in reports.values()))
+    console.print(table)
+
+
+@rank_zero_only
+def show_example(row: Row, tokenizer: Any, branches: tuple[str, ...]) -> None:
+    """One decoded example with its scored tokens in ⟦brackets⟧ (and green, on a terminal)."""
+    console.print(f"[bold]One example[/] ({escape(row.id)}); the tokens in ⟦brackets⟧ are scored:")
+    prompt = escape(tokenizer.decode(row.prompt))
+    for name, branch in zip(branches, row.branches, strict=True):
+        scored = escape(tokenizer.decode(branch))
+        console.print(f"  [dim]{name}:[/] {prompt}[bold]⟦[/][green]{scored}[/][bold]⟧[/]", highlight=False)
+    console.print()
+
+
+@rank_zero_only
+def show_plan(steps: int, examples: int | None, batch_size: int, root: str) -> None:
+    """What is about to happen, and where it will be found; ``examples``: None for a stream."""
+    over = "a stream" if examples is None else f"{examples:,} examples"
+    console.print(
+        f"{steps:,} steps over {over}, {batch_size} a device and micro-step → [bold]{escape(root)}[/]\n",
+        highlight=False,
+    )
+
+
+@rank_zero_only
+def show_comparison(comparison: Comparison) -> None:
+    """The table of sampled replies: reference against policy."""
+    reference, policy = comparison.reference, comparison.policy
+    table = Table("", "reference", "policy", box=box.SIMPLE_HEAD, title=f"{len(comparison.prompts)} held-out prompts")
+    table.add_row("desirable by the true reward", f"{reference.desirable_share:.1%}", f"{policy.desirable_share:.1%}")
+    table.add_row("mean true reward", f"{reference.mean_reward:.3f}", f"{policy.mean_reward:.3f}")
+    table.add_row("KL(policy ‖ reference), nats per completion", "0", f"{comparison.kl:.2f}")
+    console.print(table)
+    replies = Table("prompt", "reference", "policy", box=box.SIMPLE_HEAD, show_lines=True)
+    for index in range(min(3, len(comparison.prompts))):
+        replies.add_row(
+            escape(comparison.prompts[index]),
+            _marked(reference.completions[index], reference.desirable[index]),
+            _marked(policy.completions[index], policy.desirable[index]),
+        )
+    console.print(replies)
+
+
+@rank_zero_only
+def show_metrics(metrics: Mapping[str, float]) -> None:
+    """The final validation metrics."""
+    if not metrics:
+        return
+    table = Table("validation", "final", box=box.SIMPLE_HEAD)
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+
+
+@rank_zero_only
+def show_where_next(root: Path, model: Path) -> None:
+    """Where to look when the run is over."""
+    console.print(f"curves: [bold]tensorboard --logdir {escape(str(root))}[/]", highlight=False)
+    console.print(f"model:  [bold]{escape(str(model))}[/]", highlight=False)
+
+
+def _marked(text: str, desirable: bool) -> str:
+    colour, sign = ("green", "✓") if desirable else ("red", "✗")
+    return f"[{colour}]{sign}[/] {escape(text)}"

@@ -1,1 +1,0 @@
-"""What surrounds a training run: its folder, loggers, samples and what it prints."""

@@ -1,0 +1,1 @@
+"""Generating replies and writing them down."""

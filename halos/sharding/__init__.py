@@ -1,0 +1,1 @@
+"""FSDP2, tensor parallelism, sharded loading and consolidation of sharded checkpoints."""

@@ -1,0 +1,74 @@
+"""A sharded checkpoint folder → one file that every strategy resumes from."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+from halos.sharding.fsdp import by_position
+
+META = "meta.pt"
+"""Lightning's name for what is not divided; written last, so a folder with a whole one is complete."""
+_ALLOWED = ("torch.distributed.checkpoint.", "torch.serialization", "torch._utils", "torch.storage")
+
+
+class _Metadata(pickle.Unpickler):
+    # PyTorch's index of a folder is a pickle; nothing but descriptions of tensors may be in it.
+    def find_class(self, module: str, name: str) -> Any:
+        harmless = {("torch", "Size"), ("pathlib", "PosixPath"), ("collections", "OrderedDict")}
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if (module, name) in harmless or module.startswith(_ALLOWED):
+            return super().find_class(module, name)
+        raise ValueError(f"unexpected {module}.{name}")
+
+
+def check_sharded(folder: Path, key: str = "resume") -> Path:
+    """The folder, if it is a whole sharded checkpoint. Raises ``ValueError`` naming ``key`` otherwise."""
+    if not (folder / ".metadata").is_file() or not zipfile.is_zipfile(folder / META):
+        raise ValueError(f"{key}: expected a checkpoint, found the folder {folder}, which is none or incomplete")
+    try:
+        with (folder / ".metadata").open("rb") as stream:
+            _Metadata(stream).load()
+    except Exception as error:  # whatever a damaged pickle raises
+        raise ValueError(f"{key}: {folder}/.metadata is damaged or something else: {error}") from error
+    return folder
+
+
+def consolidate(folder: Path, file: Path) -> None:
+    """Put the parts together in this process's memory and write them as one checkpoint, whole or not at all.
+
+    Raises ``ValueError`` for a folder that is no whole sharded checkpoint, and for a file that exists.
+    """
+    check_sharded(folder, "consolidate")
+    if file.exists():
+        raise ValueError(f"consolidate: expected a new file, found {file}, which exists")
+    parts: dict[str, Any] = {}
+    _load_state_dict(parts, FileSystemReader(folder), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    checkpoint: dict[str, Any] = torch.load(folder / META, map_location="cpu", weights_only=True)
+    checkpoint["state_dict"] = parts.pop("state_dict")
+    checkpoint["optimizer_states"] = [by_position(parts[name]) for name in sorted(parts)]
+    temporary = file.with_name(file.name + ".part")
+    torch.save(checkpoint, temporary)
+    temporary.replace(file)
+
+
+def main() -> None:
+    """``consolidate FOLDER FILE``."""
+    parser = argparse.ArgumentParser(description="Make one checkpoint file of a sharded checkpoint folder.")
+    parser.add_argument("folder", type=Path, help="a folder that strategy.trainer.sharded_checkpoints=true wrote")
+    parser.add_argument("file", type=Path, help="the file to write: resume=FILE goes on from it with any strategy")
+    options = parser.parse_args()
+    try:
+        consolidate(options.folder, options.file)
+    except ValueError as error:
+        parser.exit(1, f"error: {error}\n")
+    print(f"{options.file}: go on with resume={options.file}")

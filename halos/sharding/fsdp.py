@@ -1,0 +1,154 @@
+"""``strategy=fsdp``: FSDP2 through Lightning's ModelParallelStrategy, with checkpoints for any strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.optim import Optimizer
+
+from halos.config.bounds import check_whole
+from halos.sharding.sharding import Sharding, full_state, load_full_state, materialise
+
+
+class ShardedMixed(Precision):
+    """bf16-mixed where the shards are float32: FSDP2 casts weights for each forward, so nothing is left to autocast."""
+
+    precision = "bf16-mixed"
+
+
+class FSDP(ModelParallelStrategy):
+    """Fully sharded data parallelism; :class:`halos.objectives.Objective` applies its :attr:`sharding`.
+
+    Args:
+        replicas: copies of the sharded model (HSDP): each is divided over devices / replicas devices.
+        reshard_after_forward, cpu_offload, defer_gradient_sync: see :class:`halos.sharding.sharding.Sharding`.
+        sharded_checkpoints: checkpoints are folders to which each rank writes its own part, instead of one file that
+            rank 0 puts together. Folders are read by this strategy only, until ``scripts/consolidate.py`` makes a file.
+    """
+
+    def __init__(
+        self,
+        *,
+        replicas: int = 1,
+        reshard_after_forward: bool = True,
+        cpu_offload: bool = False,
+        defer_gradient_sync: bool = False,
+        sharded_checkpoints: bool = False,
+    ) -> None:
+        check_whole("strategy.trainer.replicas", replicas, 1)
+        super().__init__(save_distributed_checkpoint=sharded_checkpoints)
+        self.replicas, self.reshard_after_forward, self.cpu_offload = replicas, reshard_after_forward, cpu_offload
+        self.defer_gradient_sync = defer_gradient_sync
+
+    def check(self, devices: int) -> None:
+        """Raise ``ValueError`` unless so many devices can be divided into replicas."""
+        if devices % self.replicas:
+            raise ValueError(
+                f"strategy.trainer.replicas: expected a divisor of the {devices} devices, found {self.replicas}"
+            )
+
+    @property
+    def sharding(self) -> Sharding:
+        """How models are divided; known once the process group is."""
+        return Sharding(
+            mesh=self.device_mesh,
+            device=self.root_device,
+            compute_dtype=self.compute_dtype,
+            reshard_after_forward=self.reshard_after_forward,
+            cpu_offload=self.cpu_offload,
+            defer_gradient_sync=self.defer_gradient_sync,
+        )
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """What weights are cast to for a forward, if they are."""
+        return torch.bfloat16 if isinstance(self.precision_plugin, ShardedMixed) else None
+
+    def setup_environment(self) -> None:
+        self._setup_distributed()
+        if self._device_mesh is None:
+            self._device_mesh = self._mesh()
+
+    def _mesh(self) -> DeviceMesh:
+        shards = self.world_size // self.replicas
+        if self.replicas == 1:
+            return init_device_mesh(self.root_device.type, (shards,), mesh_dim_names=("shard",))
+        names = ("replicate", "shard")
+        return init_device_mesh(self.root_device.type, (self.replicas, shards), mesh_dim_names=names)
+
+    def _get_process_group_backend(self) -> str:
+        # The norm of offloaded gradients is added up where they are.
+        both = self.cpu_offload and self.root_device.type == "cuda"
+        return "cpu:gloo,cuda:nccl" if both else super()._get_process_group_backend()
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    def model_to_device(self) -> None:
+        if self.cpu_offload and self.model is not None:  # buffers and metrics compute where activations do
+            materialise(self.model, shards=torch.device("cpu"), buffers=self.root_device)
+        else:
+            super().model_to_device()
+
+    # Checkpoints: one file has the form that every other strategy writes
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if self._save_distributed_checkpoint:
+            return super().lightning_module_state_dict()
+        return full_state(self._module)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        if self._save_distributed_checkpoint:
+            return super().optimizer_state(optimizer)
+        plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_optimizer_state_dict(self._module, plain, options=options)
+        return by_position(state) if self.global_rank == 0 else {}
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if path.is_dir():
+            return super().load_checkpoint(path, weights_only)
+        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        load_full_state(self._module, checkpoint["state_dict"])
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
+            named = by_name(state, self._module, optimizer) if self.global_rank == 0 else {}
+            set_optimizer_state_dict(self._module, optimizer, named, options=options)
+        return checkpoint
+
+    @property
+    def _module(self) -> nn.Module:
+        if self.model is None:
+            raise ValueError("expected a strategy that has been set up, found one without a model")
+        return self.model
+
+
+def by_position(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state by parameter names → by their positions, as ``Optimizer.state_dict`` gives it."""
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    positions = {name: position for position, name in enumerate(names)}
+    groups = [{**group, "params": [positions[name] for name in group["params"]]} for group in state["param_groups"]]
+    return {"state": {positions[name]: found for name, found in state["state"].items()}, "param_groups": groups}
+
+
+def by_name(state: Mapping[str, Any], module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """The reverse of :func:`by_position`, for this optimizer over the module's parameters."""
+    known = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = [known[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    groups = [{**group, "params": [names[position] for position in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[position]: found for position, found in state["state"].items()}, "param_groups": groups}

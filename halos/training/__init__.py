@@ -1,0 +1,1 @@
+"""The Trainer, checkpoints, the run folder and the end of a run."""

@@ -1,0 +1,97 @@
+"""What a run did, for its summary; kept in checkpoints, so that a resumed run knows of its beginning."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from halos.reporting.csv_metrics import CSVMetrics
+from halos.reporting.tensorboard import forget_behind
+
+
+class RunRecord(Callback):
+    """Losses of every step, the last validation's metrics, and seconds spent in training."""
+
+    def __init__(self) -> None:
+        self.train_loss: list[float | None] = []
+        """None for a step that was skipped because its loss was not finite."""
+        self.val_metrics: dict[str, float] = {}
+        self.validated_at: int | None = None
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # What an earlier part of this run has logged behind the checkpoint is going to be logged again.
+        step = checkpoint["global_step"]
+        validated = self.validated_at_in(checkpoint) == step
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            if isinstance(logger, CSVMetrics):
+                logger.resume_at(step, validated=validated)
+            elif isinstance(logger, TensorBoardLogger):
+                forget_behind(Path(logger.log_dir), step, validated=validated)
+
+    def validated_at_in(self, checkpoint: dict[str, Any]) -> int | None:
+        """The step of the last validation before the checkpoint."""
+        state: dict[str, Any] = checkpoint["callbacks"].get(self.state_key, {})
+        return state.get("validated_at")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def take_losses(self, trainer: pl.Trainer) -> None:
+        """Take in the losses of the steps since the last call; all ranks call it, before a checkpoint is written.
+
+        Raises :class:`FloatingPointError` if one is not finite and such steps are not to be skipped.
+        """
+        losses = trainer.lightning_module.take_losses()  # type: ignore[operator]  # an Objective
+        self.train_loss += [loss if math.isfinite(loss) else None for loss in losses]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self.val_metrics = {name.removeprefix("val/"): value for name, value in found.items()}
+        self.validated_at = trainer.global_step
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.take_losses(trainer)
+        self._count_seconds()
+        self._started = 0.0  # a checkpoint saved from now on adds nothing
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._started:
+            self._count_seconds()
+        return {
+            "train_loss": list(self.train_loss),
+            "seconds": self.seconds,
+            "val_metrics": dict(self.val_metrics),
+            "validated_at": self.validated_at,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.train_loss, self.seconds = list(state["train_loss"]), state["seconds"]
+        self.val_metrics, self.validated_at = dict(state["val_metrics"]), state["validated_at"]
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self._started = self.seconds + now - self._started, now
+
+
+def peak_rss_mb() -> float:
+    """The most memory that this process has held, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def peak_gpu_mb() -> float:
+    """The most memory that tensors have held on this process's GPU, in MiB; 0 without one."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0

@@ -1,0 +1,84 @@
+"""TR-DPO's moving reference (Gorbatovski et al. 2024, arXiv 2404.09656)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from halos.config.bounds import check_whole
+from halos.objectives.base import Objective
+from halos.sharding.sharding import full_state, load_full_state
+
+
+class ReferenceSync(Callback):
+    """Every so many optimizer steps: π_ref ← α π_θ + (1 − α) π_ref, in weights.
+
+    α = 1 is the paper's hard update. From the first update on the reference is kept in checkpoints, because no file
+    holds it any more; so a resumed run goes on exactly.
+
+    Args:
+        every: τ, optimizer steps between updates.
+        alpha: α in (0, 1].
+    """
+
+    def __init__(self, *, every: int, alpha: float = 0.6) -> None:
+        check_whole("reference_sync.every", every, 1)
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:
+            raise ValueError(f"reference_sync.alpha: expected a share in (0, 1], found {alpha!r}")
+        self.every, self.alpha = every, float(alpha)
+        self.synced_at = 0
+        self._objective: Objective | None = None
+
+    def check(self, objective: Objective) -> None:
+        """Raise ``ValueError`` for an objective without a reference."""
+        if not objective.needs_reference:
+            raise ValueError(
+                f"reference_sync.every: expected a loss with a reference, found {type(objective).__name__}"
+            )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if isinstance(pl_module, Objective):
+            self.check(pl_module)
+            self._objective = pl_module
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if step != self.synced_at and step % self.every == 0:
+            self._move()
+            self.synced_at = step
+
+    @torch.no_grad()
+    def _move(self) -> None:
+        reference, policy = self._models()
+        for theirs, ours in zip(reference.parameters(), policy.parameters(), strict=True):
+            theirs.lerp_(ours, self.alpha)
+
+    def state_dict(self) -> dict[str, Any]:
+        weights: Mapping[str, Any] = {}
+        if self.synced_at:
+            reference = self._models()[0]
+            weights = full_state(reference) if self._sharded else reference.state_dict()
+        return {"synced_at": self.synced_at, "reference": dict(weights)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.synced_at = state["synced_at"]
+        if not self.synced_at:
+            return
+        if self._sharded:
+            load_full_state(self._models()[0], state["reference"])
+        else:
+            self._models()[0].load_state_dict(state["reference"])
+
+    @property
+    def _sharded(self) -> bool:
+        return self._objective is not None and self._objective.trained.sharded
+
+    def _models(self) -> tuple[Any, Any]:
+        backbone = self._objective.trained if self._objective is not None else None
+        if backbone is None or backbone.reference is None:
+            raise ValueError("reference_sync.every: expected a live reference model, found none that could be moved")
+        return backbone.reference, backbone.policy

@@ -1,0 +1,161 @@
+"""Claims: a verdict follows from differences paired by seed, and every claim of an experiment can be decided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from halos.cli import config_folder
+from halos.comparison.claim_figure import claim_figure
+from halos.comparison.claims import FAILED, HELD, UNDECIDED, as_markdown, decide
+from halos.comparison.runs import Run, of_experiment
+
+EXPERIMENTS = sorted(
+    file.stem for file in (Path(config_folder()) / "experiment").glob("claims_*.yaml") if file.stem != "claims_tune"
+)
+
+CLAIM: dict[str, Any] = {
+    "name": "noise",
+    "states": "KTO stands noise better than DPO",
+    "metric": "samples/policy_desirable",
+    "measure": "share",
+    "figure": {"x": "data.source.noise", "label": "noise", "lines": ["loss.name"]},
+    "contrasts": [
+        {
+            "at": "at 40 %",
+            "of": {"loss.name": "kto", "data.source.noise": 0.4},
+            "against": {"loss.name": "dpo", "data.source.noise": 0.4},
+            "above": 0.0,
+        }
+    ],
+}
+
+
+def run(loss: str, seed: int, share: float, noise: float = 0.4, claim: dict[str, Any] | None = CLAIM) -> Run:
+    config = {"loss.name": loss, "data.source.noise": noise}
+    numbers = {"samples/policy_desirable": share, "samples/reference_desirable": 0.5, "samples/kl": 2 * share}
+    return Run(Path(f"{loss}-{noise}-{seed}"), seed, config, numbers, [], [], [], claim)
+
+
+def runs(kto: list[float], dpo: list[float]) -> list[Run]:
+    return [run(loss, seed, x) for loss, xs in (("kto", kto), ("dpo", dpo)) for seed, x in enumerate(xs)]
+
+
+@pytest.mark.parametrize(
+    ("kto", "dpo", "word"),
+    [
+        # Differences 0.1, 0.2, 0.3: mean 0.2, and t = 4.303 at two degrees of freedom makes it 0.2 ± 0.248.
+        ([0.8, 0.8, 0.8], [0.7, 0.6, 0.5], UNDECIDED),
+        ([0.8, 0.8, 0.8], [0.62, 0.60, 0.58], HELD),  # 0.2 ± 0.050
+        ([0.6, 0.6, 0.6], [0.78, 0.80, 0.82], FAILED),
+        # The seeds' own spread cancels: without pairing, this would be undecided.
+        ([0.3, 0.6, 0.9], [0.2, 0.49, 0.81], HELD),
+        ([0.8], [0.2], UNDECIDED),  # no interval
+        ([0.5, 0.6, 0.7], [0.5, 0.6, 0.7], FAILED),  # the same in every seed, so not above
+    ],
+)
+def test_a_claim_holds_if_the_interval_of_paired_differences_lies_above(
+    kto: list[float], dpo: list[float], word: str
+) -> None:
+    (verdict,) = decide(runs(kto, dpo))
+    assert verdict.word == word
+
+
+def test_the_sentence_has_the_interval_and_the_number_of_seeds() -> None:
+    (verdict,) = decide(runs([0.8, 0.8, 0.8], [0.62, 0.60, 0.58]))
+    assert verdict.sentence() == (
+        "“KTO stands noise better than DPO” held here. at 40 %: the share differs by +0.200, claimed to be above 0; "
+        "95 % interval +0.150 to +0.250, 3 seeds (held)."
+    )
+    assert "claim_noise.png" in as_markdown([verdict])
+
+
+def test_a_match_within_a_margin_and_a_metric_of_its_own() -> None:
+    contrast = {**CLAIM["contrasts"][0], "above": -0.1}
+    of_kl = {**contrast, "metric": "samples/kl", "measure": "KL", "above": -0.05}
+    claim = {**CLAIM, "contrasts": [contrast, of_kl]}
+    shares = {"kto": [0.50, 0.51, 0.52], "dpo": [0.55, 0.56, 0.57]}
+    (verdict,) = decide([run(k, seed, x, claim=claim) for k, xs in shares.items() for seed, x in enumerate(xs)])
+    assert verdict.words == [HELD, FAILED]  # −0.05 is above −0.1; −0.1 is below −0.05
+    assert verdict.word == FAILED
+
+
+def test_runs_that_are_not_there_leave_a_claim_undecided_and_only_seeds_that_both_have_count() -> None:
+    (verdict,) = decide([run("kto", seed, 0.8) for seed in range(3)])
+    assert (verdict.word, verdict.differences) == (UNDECIDED, [None])
+    assert "no finished runs" in verdict.sentence()
+    (verdict,) = decide([*runs([0.8, 0.8], [0.7, 0.6]), run("kto", 7, 0.0)])
+    assert verdict.differences[0] is not None
+    assert verdict.differences[0].n == 2
+    assert verdict.differences[0].value == pytest.approx(0.15)
+
+
+def test_what_cannot_be_decided_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"claim noise: expected one run of seed 0 with \{'loss.name': 'kto'.* two"):
+        decide([run("kto", 0, 0.5), run("kto", 0, 0.6)])
+    with pytest.raises(ValueError, match=r"claim noise: kto-0.4-0 and dpo-0.4-0 state it differently"):
+        decide([run("kto", 0, 0.5), run("dpo", 0, 0.6, claim={**CLAIM, "states": "else"})])
+    for change, message in (
+        (
+            {"figure": {"x": "data.source.nose", "label": ""}},
+            "expected a key of the configuration or a metric, found",
+        ),
+        ({"contrasts": []}, "claim.contrasts: expected at least one"),
+        ({"contrasts": [{"at": "", "of": {}}]}, r"claim.contrasts\[0\]: expected above, against.*; found at, of"),
+        ({"contrasts": [{**CLAIM["contrasts"][0], "of": {"loss.nam": 1}}]}, "found loss.nam"),
+        ({"contrasts": [{**CLAIM["contrasts"][0], "metric": "samples/no"}]}, "expected samples/no in the summary"),
+        ({"extra": 1}, "config.yaml: claim: expected contrasts, figure"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decide([run("kto", 0, 0.5, claim={**CLAIM, **change})])
+
+
+def test_the_figure_has_a_line_for_each_loss_with_intervals_and_the_reference() -> None:
+    some = [run(loss, s, 0.5 + s / 10 + n / 4, n) for loss in ("kto", "dpo") for s in (0, 1, 2) for n in (0.4, 0.0)]
+    (verdict,) = decide(some)
+    _, axes = claim_figure(verdict)
+    assert sorted(text.get_text() for text in axes.get_legend().get_texts()) == ["dpo", "kto", "reference"]
+    line = axes.containers[0]
+    assert list(line[0].get_xdata()) == [0.0, 0.4]
+    assert list(line[0].get_ydata()) == pytest.approx([0.6, 0.7])
+    low, high = line[2][0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((0.6 - 4.302653 * 0.1 / 3**0.5, 0.6 + 4.302653 * 0.1 / 3**0.5), abs=1e-6)
+
+
+def jobs(experiment: str) -> tuple[list[DictConfig], set[str]]:
+    """What Hydra's sweeper makes of the experiment, composed for its first seed, and the names of their settings."""
+    with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
+        made = hydra.compose("train", [f"experiment={experiment}"], return_hydra_config=True)
+        swept = [f"{key}={words}" for key, words in made.hydra.sweeper.params.items()]
+        (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), max_batch_size=None)
+        assert len({word for job in batch for word in job if word.startswith("seed=")}) >= 3
+        first = [job for job in batch if "seed=0" in job]
+        words = [[f"experiment={experiment}", *job, "output_dir=out"] for job in first]
+        tuned = {hydra.compose("train", job, return_hydra_config=True).hydra.runtime.choices.tuned for job in words}
+        return [hydra.compose("train", job) for job in words], tuned
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_sweeps_each_run_that_its_claim_compares_once(experiment: str) -> None:
+    cfgs, tuned = jobs(experiment)
+    configs = [of_experiment(cfg) for cfg in cfgs]
+    claim: Any = OmegaConf.to_container(cfgs[0].claim, resolve=True, throw_on_missing=True)
+    for contrast in claim["contrasts"]:
+        sides = [
+            [config for config in configs if all(config.get(key) == value for key, value in wanted.items())]
+            for wanted in (contrast["of"], contrast["against"])
+        ]
+        assert [len(side) for side in sides] == [1, 1], contrast["at"]
+        assert sides[0] != sides[1]
+    for name in tuned:  # or the toy world's settings would be taken without a word
+        assert name.startswith("claims_")
+        assert (Path(config_folder()) / "tuned" / f"{name}.yaml").is_file()
+    for cfg in cfgs:  # settings looked up by what is swept are there for all of it
+        assert cfg.optim.lr > 0
+        assert cfg.optim.eps > 0

@@ -1,0 +1,23 @@
+"""Settings are refused for what they are, also by their type."""
+
+from typing import Any
+
+import pytest
+
+from halos.config.bounds import check_number, check_whole
+
+
+@pytest.mark.parametrize("value", [0, 1.0, "1", True, None])
+def test_what_is_no_whole_number_is_refused(value: Any) -> None:
+    check_whole("size", 1, 1)
+    check_whole("size", None, 1, null=True)
+    with pytest.raises(ValueError, match=r"size: expected a whole number from 1 on, found "):
+        check_whole("size", value, 1)
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", False, None])
+def test_what_is_no_number_is_refused(value: Any) -> None:
+    check_number("beta", 0)
+    check_number("beta", 0.5)
+    with pytest.raises(ValueError, match=r"beta: expected a number from 0 on, found "):
+        check_number("beta", value)

@@ -1,0 +1,257 @@
+"""Packs: where each token, key and score lies."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from halos.data.batches import packing
+from halos.data.batches.packing import PROMPT, Pack, divide, pack
+from halos.data.rows.token_rows import Row
+from tests import tiny
+
+A = Row("a", 0, (5, 6, 7), ((8, 9), (10, 11, 12)))
+B = Row("b", 1, (13, 14), ((15, 16, 17), (18,)))
+AGAIN = Row("c", 0, (5, 6, 7), ((10, 11, 12), (8, 9, 4)))
+WIDTH = 8
+
+
+def seen(part: Pack) -> list[set[int]]:
+    """For each of the pack's own tokens the keys that it may see, from the description of the tokens alone."""
+    keys = list(zip(part.tree.tolist(), part.branch.tolist(), part.position.tolist(), strict=True))
+    own = keys[len(keys) - len(part.input_ids) :]
+    return [
+        {i for i, (t, b, p) in enumerate(keys) if t == tree and b in (PROMPT, branch) and p <= position}
+        for tree, branch, position in own
+    ]
+
+
+def queries(part: Pack) -> list[tuple[range, set[int]]]:
+    """Each piece's own tokens, and the keys of the pieces that they attend to."""
+    starts = [sum(part.sizes[:n]) for n in range(len(part.sizes) + 1)]
+    pieces = [set(range(starts[n], starts[n + 1])) for n in range(len(part.sizes))]
+    before = len(part.sizes) - len(part.attends)
+    shift = starts[before]
+    return [
+        (range(starts[before + n] - shift, starts[before + n + 1] - shift), set().union(*(pieces[i] for i in reads)))
+        for n, reads in enumerate(part.attends)
+    ]
+
+
+# One pack
+
+
+def test_packing_by_hand() -> None:
+    (part,) = pack([A, B], width=WIDTH)
+    # The last token of a branch predicts nothing and is not fed; branches of one token feed none.
+    assert part.input_ids.tolist() == [5, 6, 7, 8, 10, 11, 13, 14, 15, 16]
+    assert part.position.tolist() == [0, 1, 2, 3, 3, 4, 0, 1, 2, 3]
+    assert part.tree.tolist() == [0] * 6 + [1] * 4
+    assert part.branch.tolist() == [-1, -1, -1, 1, 2, 2, -1, -1, 1, 1]
+    assert part.prompts.tolist() == [0, 1, 2, 6, 7]
+    # Every branch's first token is predicted from the last place of its prompt.
+    assert part.predicts.tolist() == [2, 3, 2, 4, 5, 7, 8, 9, 7]
+    assert part.targets.tolist() == [8, 9, 10, 11, 12, 15, 16, 17, 18]
+    assert part.slots.tolist() == [0, 1, 8, 9, 10, 16, 17, 18, 24]
+    assert part.sources.tolist() == list(range(9))
+    assert part.needs_grad
+    assert not part.continues
+
+
+def test_examples_of_one_prompt_share_it_and_what_they_have_in_common() -> None:
+    (part,) = pack([A, AGAIN], width=WIDTH)
+    assert part.input_ids.tolist() == [5, 6, 7, 8, 10, 11, 8, 9]
+    assert part.targets.tolist() == [8, 9, 10, 11, 12, 8, 9, 4]
+    assert part.slots.tolist() == [0, 1, 8, 9, 10, 16, 17, 18, 24, 25, 26]
+    assert part.sources.tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7]
+
+
+def test_without_sharing_every_branch_has_its_prompt() -> None:
+    (part,) = pack([A, AGAIN], width=WIDTH, share_prompts=False)
+    assert part.input_ids.tolist() == [5, 6, 7, 8, 5, 6, 7, 10, 11, 5, 6, 7, 10, 11, 5, 6, 7, 8, 9]
+    assert part.sources.tolist() == list(range(11))
+
+
+# The mismatched completions
+
+
+def test_mismatched_completions_continue_the_prompts_of_the_first_pack() -> None:
+    first, second = pack([A, B], width=WIDTH, mismatched=True)
+    assert first.input_ids.tolist() == [5, 6, 7, 8, 13, 14, 15, 16]
+    assert first.targets.tolist() == [8, 9, 15, 16, 17]
+    assert not second.needs_grad
+    assert second.continues
+    assert second.input_ids.tolist() == [10, 11]
+    # Keys: the prompts of the first pack, then the tokens of this one.
+    assert second.tree.tolist() == [0, 0, 0, 1, 1, 0, 0]
+    assert second.position.tolist() == [0, 1, 2, 0, 1, 3, 4]
+    assert second.branch.tolist() == [-1, -1, -1, -1, -1, 2, 2]
+    # States: the first pack's eight, then this one's two.
+    assert second.predicts.tolist() == [2, 8, 9, 5]
+    assert second.targets.tolist() == [10, 11, 12, 18]
+    # Log-probs: the first pack's five, then this one's four.
+    assert second.sources.tolist() == [5, 6, 7, 8]
+    assert second.slots.tolist() == [8, 9, 10, 24]
+
+
+def test_a_mismatched_completion_that_is_scored_already_is_not_scored_again() -> None:
+    first, second = pack([A, AGAIN, B], width=WIDTH, mismatched=True)
+    assert second.input_ids.tolist() == [8, 9]  # AGAIN's; A's y' is what AGAIN is trained on, B's has one token
+    assert second.targets.tolist() == [8, 9, 4, 18]
+    a = first.targets.tolist().index(10)
+    assert second.sources.tolist() == [a, a + 1, a + 2, 8, 9, 10, 11]
+
+
+def test_a_second_pack_is_never_empty() -> None:
+    # All ranks run equally many forwards.
+    rows = [Row("a", 0, (5, 6), ((7, 8), (9,))), Row("b", 1, (6,), ((7,), (7,)))]
+    _, second = pack(rows, width=2, mismatched=True)
+    assert len(second.input_ids) == 1
+    assert second.targets.tolist() == [9]
+    assert seen(second)[0] == {3}
+
+
+def test_without_sharing_mismatched_completions_have_prompts_of_their_own() -> None:
+    first, second = pack([A, B], width=WIDTH, mismatched=True, share_prompts=False)
+    assert not second.continues
+    assert second.input_ids.tolist() == [5, 6, 7, 10, 11, 13, 14]
+    assert second.predicts.tolist() == [len(first.input_ids) + n for n in (2, 3, 4, 6)]
+    assert second.sources.tolist() == [5, 6, 7, 8]
+
+
+# Whatever the rows
+
+
+LIMITS = [(0, 10_000), (12, 10_000), (10_000, 10_000), (0, 8), (12, 12)]
+
+
+@pytest.fixture(params=LIMITS, ids=str)
+def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    grouped, dense = request.param
+    monkeypatch.setattr(packing, "GROUPED", grouped)
+    monkeypatch.setattr(packing, "DENSE", dense)
+    return request.param
+
+
+def ragged(seed: int) -> list[Row]:
+    rows = tiny.rows(7, branches=3, seed=seed)
+    again = Row("again", 0, rows[2].prompt, (rows[2].branches[1], (3,), rows[2].branches[0]))
+    return [*rows, again]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("mismatched", [True, False])
+@pytest.mark.usefixtures("limits")
+def test_every_token_is_scored_once_behind_the_tokens_before_it(seed: int, share: bool, mismatched: bool) -> None:
+    rows = ragged(seed)
+    packs = pack(rows, width=WIDTH, mismatched=mismatched, share_prompts=share)
+    assert len(packs) == 1 + mismatched
+    fed: list[int] = []
+    context: list[list[int]] = []
+    targets: list[int] = []
+    predicts: list[int] = []
+    grid: dict[int, int] = {}
+    prompts: list[int] = []
+    for part in packs:
+        keys = (prompts if part.continues else []) + part.input_ids.tolist()
+        order = part.position.tolist()
+        context += [[keys[i] for i in sorted(visible, key=order.__getitem__)] for visible in seen(part)]
+        fed += part.input_ids.tolist()
+        targets += part.targets.tolist()
+        predicts += part.predicts.tolist()
+        prompts = part.input_ids[part.prompts].tolist()
+        for source, slot in zip(part.sources.tolist(), part.slots.tolist(), strict=True):
+            assert slot not in grid
+            grid[slot] = source
+    expected = {
+        (b * 3 + k) * WIDTH + t: (list(row.prompt + branch[:t]), branch[t])
+        for b, row in enumerate(rows)
+        for k, branch in enumerate(row.branches)
+        for t in range(len(branch))
+    }
+    assert {slot: (context[predicts[n]], targets[n]) for slot, n in grid.items()} == expected
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.usefixtures("limits")
+def test_pieces_cover_all_that_a_token_may_see(share: bool) -> None:
+    for part in pack(ragged(1), width=WIDTH, mismatched=True, share_prompts=share):
+        visible = seen(part)
+        covered: list[int] = []
+        for own, keys in queries(part):
+            covered += own
+            assert all(visible[i] <= keys for i in own)
+        assert covered == list(range(len(part.input_ids)))
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.usefixtures("limits")
+def test_plain_pieces_are_causal(share: bool) -> None:
+    plain = 0
+    for part in pack(ragged(2), width=WIDTH, mismatched=True, share_prompts=share):
+        before = len(part.sizes) - len(part.attends)
+        visible = seen(part)
+        for number, (own, keys) in enumerate(queries(part), before):
+            shift = sum(part.sizes[:before])
+            causal = all(visible[i] == set(range(own[0] + shift, i + shift + 1)) for i in own)
+            assert causal and len(keys) == len(own) if number in part.plain else True
+            plain += number in part.plain
+    assert plain or share or packing.GROUPED
+
+
+def test_short_trees_share_a_call_and_long_ones_are_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Row(str(n), n, tuple(range(n + 1)), ((1, 2, 3), (4, 5, 6))) for n in range(6)]
+    monkeypatch.setattr(packing, "GROUPED", 14)
+    (part,) = pack(rows, width=WIDTH)
+    assert part.sizes == (5 + 6, 7, 8, 9, 10)
+    monkeypatch.setattr(packing, "DENSE", 9)
+    (part,) = pack(rows, width=WIDTH)
+    assert part.sizes == (11, 7, 8, 9, 6, 2, 2)
+    assert part.attends[-3:] == ((4,), (4, 5), (4, 6))
+    monkeypatch.setattr(packing, "DENSE", 100)
+    # A prompt of 6 tokens, branches of 2 and 2: 6 x 4 pairs of the prompt with what follows, 2 x 2 x 2 of branches.
+    monkeypatch.setattr(packing, "UNSEEN", 31)
+    (part,) = pack(rows, width=WIDTH)
+    assert part.sizes == (11, 7, 8, 9, 6, 2, 2)
+    monkeypatch.setattr(packing, "UNSEEN", 32)
+    (part,) = pack(rows, width=WIDTH)
+    assert part.sizes == (11, 7, 8, 9, 10)
+
+
+def test_further_branches_of_a_prompt_are_taken_apart_by_what_they_do_not_see_of_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [Row(str(n), 0, tuple(range(50)), ((1, 2), (3, 4, 5 + n))) for n in range(2)]
+    for limit, sizes in ((7, (50, 51, 2, 2)), (8, (50, 51, 4))):  # 2 x 2 x 2 pairs; they see the whole prompt
+        monkeypatch.setattr(packing, "UNSEEN", limit)
+        monkeypatch.setattr(packing, "GROUPED", 0)
+        _, second = pack(rows, width=WIDTH, mismatched=True)
+        assert (second.sizes[0], 51, *second.sizes[1:]) == sizes
+
+
+def test_a_copy_on_a_device_has_all_tensors_there() -> None:
+    (part,) = pack([A, B], width=WIDTH)
+    moved = part.map(lambda tensor: tensor.to("meta"))
+    tensors = [getattr(moved, name) for name in Pack.__slots__ if isinstance(getattr(moved, name), torch.Tensor)]
+    assert len(tensors) == 9
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert (moved.sizes, moved.attends) == (part.sizes, part.attends)
+
+
+def test_rows_are_divided_where_their_tokens_would_be_too_many() -> None:
+    a, b = (1,) * 10, (2,) * 10
+    rows = [
+        Row("0", 0, a, ((3,) * 5,)),
+        Row("1", 0, a, ((4,) * 5,)),
+        Row("2", 1, b, ((5,) * 5,)),
+        Row("3", 0, a, ((6,),)),
+    ]
+    # Together 20 tokens for the prompt that the first two share, then 15, then 11.
+    assert divide(rows, 1000) == [slice(0, 4)]
+    assert divide(rows, 35) == [slice(0, 3), slice(3, 4)]
+    assert divide(rows, 34) == [slice(0, 2), slice(2, 4)]
+    assert divide(rows, 19) == [slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 4)]
+    assert divide(rows, 1) == [slice(n, n + 1) for n in range(4)]
+    assert divide(rows, 30, share_prompts=False) == [slice(0, 2), slice(2, 4)]
+    assert divide(rows, 29, share_prompts=False) == [slice(0, 1), slice(1, 2), slice(2, 4)]

@@ -1,0 +1,110 @@
+"""Sources: files in, records and counts out."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from halos.data.reading import files
+from halos.data.records.feedback import Completion, Feedback
+from halos.data.sources.base import Source
+from halos.data.sources.hh import HHSource
+from halos.data.sources.json_source import JsonSource
+from halos.data.sources.oasst import OasstSource
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def row(prompt: str, completion: str = "a", **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": completion, **more}
+
+
+def test_records_in_order_with_counts(tmp_path: Path) -> None:
+    train = write(
+        tmp_path / "train.jsonl", row("q", label=1), row("r", " "), {"prompt": "s", "chosen": "a", "rejected": "b"}
+    )
+    val = write(tmp_path / "val.jsonl", row("v"))
+    source = JsonSource(train=str(train), val=str(val))
+    records = source.train()
+    assert records.records == [
+        Feedback(f"{train}:1", "q", (Completion("a", True),)),
+        Feedback(f"{train}:3", "s", (Completion("a"), Completion("b")), ((0, 1),)),
+    ]
+    assert records.dropped == Counter({"empty completion": 1})
+    validation = source.val()
+    assert validation is not None
+    assert [record.id for record in validation.records] == [f"{val}:1"]
+    assert validation.dropped == Counter()
+    assert (source.name, HHSource.name) == ("json", "hh")
+    assert isinstance(source, Source)
+
+
+def test_several_files_also_as_a_yaml_gives_them(tmp_path: Path) -> None:
+    files = [str(write(tmp_path / folder / "a.jsonl", row(folder))) for folder in ("one", "two")]
+    config = OmegaConf.create({"train": files})
+    for given in (files, tuple(files), config.train):
+        assert [record.id for record in JsonSource(given).train().records] == [f"{file}:1" for file in files]
+
+
+def test_no_validation_data(tmp_path: Path) -> None:
+    assert JsonSource(str(write(tmp_path / "a.jsonl", row("q")))).val() is None
+
+
+@pytest.mark.parametrize("train", [None, []])
+def test_training_data_must_be_named(train: Any) -> None:
+    with pytest.raises(ValueError, match=r"^data=json needs data.train=FILE$"):
+        JsonSource(train)
+    with pytest.raises(ValueError, match=r"^data=hh needs data.train=FILE$"):
+        HHSource(train)
+
+
+def test_hh_transcripts(tmp_path: Path) -> None:
+    transcript = "\n\nHuman: q\n\nAssistant: "
+    file = write(tmp_path / "hh.jsonl", {"chosen": transcript + "a", "rejected": transcript + "b"})
+    (record,) = HHSource(str(file)).train().records
+    assert (record.completions, record.preferences) == ((Completion("a"), Completion("b")), ((0, 1),))
+    with pytest.raises(ValueError, match=r"hh.jsonl:1: expected 'prompt' next to .*use data=hh"):
+        JsonSource(str(file)).train()
+
+
+def test_an_id_stands_for_one_record(tmp_path: Path) -> None:
+    own = {"id": "x", "prompt": "q", "completions": [{"text": "a"}]}
+    file = write(tmp_path / "a.jsonl", own, row("q"), own)
+    with pytest.raises(ValueError, match=r"a.jsonl:3: expected ids to be unique; found 'x', as at .*a.jsonl:1"):
+        JsonSource(str(file)).train()
+    plain = str(write(tmp_path / "b.jsonl", row("q")))
+    with pytest.raises(ValueError, match=r"b.jsonl:1: expected ids to be unique"):
+        JsonSource([plain, plain]).train()
+
+
+def test_data_of_which_nothing_is_left(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", row("q", ""), row("r", "\n"))
+    with pytest.raises(ValueError, match=r"a.jsonl: expected a record .*left out: empty completion \(2\)"):
+        JsonSource(str(file)).train()
+
+
+def test_an_error_names_file_and_line(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", row("q"), row("q", label="maybe"))
+    with pytest.raises(ValueError, match=r"a.jsonl:2: expected 'label' to be true/false"):
+        JsonSource(str(file)).train()
+
+
+def test_only_files_whose_rows_stand_alone_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [{"message_id": f"q{n}", "parent_id": None, "role": "prompter", "text": f"q{n}"} for n in range(9)]
+    given = [{"message_id": f"a{n}", "parent_id": f"q{n}", "role": "assistant", "text": f"a{n}"} for n in range(9)]
+    messages = write(tmp_path / "messages.jsonl", *asked, *given)
+    plain = write(tmp_path / "plain.jsonl", *(row(f"q{n}") for n in range(9)))
+    monkeypatch.setattr(files, "PIECE", 64)
+    records = OasstSource(messages, lang=None).train()
+    assert [record.completions[0].text for record in records.records] == [f"a{n}" for n in range(9)]
+    assert records.dropped == Counter()
+    assert OasstSource.rows_alone is False
+    assert (JsonSource.rows_alone, len(list(files.pieces(plain)))) == (True, 5)
+    assert len(JsonSource(plain).train().records) == 9

@@ -1,0 +1,174 @@
+"""Selection: labels and pairs from scores, imbalance, one example of a prompt, all assistant turns."""
+
+from typing import Any
+
+import pytest
+
+from halos.data.records.feedback import Completion, Feedback, Message
+from halos.data.records.table import table_of
+from halos.data.store.arrow import Store
+from halos.data.views.derive import Examples, Labelled, Pair, binary, pairs
+from halos.data.views.selection import Selection, expand_turns
+
+
+def scored(name: str, prompt: str, *scores: float) -> Feedback:
+    return Feedback(name, prompt, tuple(Completion(f"{name}{n}", score=s) for n, s in enumerate(scores)))
+
+
+RECORDS = [
+    scored("a", "p", 1, 2, 3),
+    scored("b", "p", 10),
+    scored("c", "q", 4, 8),
+    Feedback("d", "r", (Completion("x"),)),
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (3, {"a0": False, "a1": False, "b0": True, "c0": True, "c1": True}),  # a2 scores just this
+        (2.5, {"a0": False, "a1": False, "a2": True, "b0": True, "c0": True, "c1": True}),
+        ("median", {"a0": False, "a1": False, "a2": False, "b0": True, "c0": True, "c1": True}),  # of 1 2 3 4 8 10: 3.5
+        ("prompt", {"a0": False, "a1": False, "a2": True, "b0": True, "c0": False, "c1": True}),  # p: 2.5, q: 6
+    ],
+)
+def test_labels_from_scores(given: Any, expected: dict[str, bool]) -> None:
+    made = binary(RECORDS, Selection(labels_from_scores=given).prepare("binary", RECORDS, RECORDS))
+    assert {e.completion: e.desirable for e in made.examples} == expected
+    assert made.report["labels from scores"] == len(expected)
+    assert RECORDS[0].completions[0].desirable is None, "records are never changed in place"
+
+
+def test_the_median_is_that_of_the_training_data_and_labels_stay() -> None:
+    held = [Feedback("v", "p", (Completion("x", False, 99.0), Completion("y", score=5.0)))]
+    made = binary(held, Selection(labels_from_scores="median").prepare("binary", held, RECORDS))
+    assert [(e.completion, e.desirable) for e in made.examples] == [("x", False), ("y", True)]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "left_out"),
+    [
+        ({"pairs_from_scores": "all"}, [("s3", "s0"), ("s3", "s1"), ("s3", "s2"), ("s1", "s0"), ("s2", "s0")], 0),
+        ({"pairs_from_scores": "all", "min_margin": 2}, [("s3", "s0"), ("s3", "s1"), ("s3", "s2")], 0),
+        ({"min_margin": 3}, [("s3", "s0")], 2),
+        ({"pairs_from_scores": "all", "min_margin": 3}, [("s3", "s0")], 2),
+        ({}, [("s3", "s0")], 0),
+    ],
+)
+def test_pairs_from_scores(options: dict[str, Any], expected: list[tuple[str, str]], left_out: int) -> None:
+    record = scored("s", "p", 1, 2, 2, 4)  # equal scores never make a pair
+    made = pairs([record], Selection(**options).prepare("pairs", [record], [record]))
+    assert sorted((e.chosen, e.rejected) for e in made.examples) == sorted(expected)
+    assert made.report["completions with close scores left out"] == left_out
+    assert made.report["pairs from scores"] == len(expected)
+
+
+def test_a_record_without_a_pair_of_that_margin_is_left_out() -> None:
+    prepare = Selection(min_margin=5).prepare("pairs", [], [])
+    with pytest.raises(ValueError, match=r"the loss needs pairs.*\(2 completions with close scores left out\)"):
+        pairs([scored("s", "p", 1, 2)], prepare)
+    paired = Feedback(
+        "m", "p", (Completion("a", score=1), Completion("b", score=2), *scored("s", "p", 5, 6).completions), ((0, 1),)
+    )
+    view = pairs([scored("s", "p", 1, 2), paired], prepare)
+    assert view.examples == [Pair("m#0", "p", "a", "b")]
+    assert view.report == {"completions with close scores left out": 4}
+
+
+def labelled(count: int, prompts: int = 100) -> Examples[Labelled]:
+    return binary([Feedback(f"r{n}", f"p{n % prompts}", (Completion("a", n % 2 == 0),)) for n in range(count)]).examples
+
+
+def test_a_share_of_a_kind_is_kept_in_order_by_the_seed() -> None:
+    examples = labelled(100)
+    kept, report = Selection(keep_desirable=0.1).keep(examples, seed=3)
+    assert (sum(e.desirable for e in kept), len(kept)) == (5, 55)
+    assert report == {"desirable completions not kept": 45}
+    assert [e for e in examples if e in kept] == kept
+    assert (
+        Selection(keep_desirable=0.1).keep(examples, seed=3)[0]
+        == kept
+        != Selection(keep_desirable=0.1).keep(examples, 4)[0]
+    )
+    both, _ = Selection(keep_desirable=0.1, keep_undesirable=0.5).keep(examples, 0)
+    assert (sum(e.desirable for e in both), len(both)) == (5, 30)
+
+
+def test_one_of_each_prompt() -> None:
+    kept, report = Selection(one_per_prompt=True).keep(labelled(100, prompts=7), seed=0)
+    assert sorted(e.prompt for e in kept) == [f"p{n}" for n in range(7)]
+    assert {e.desirable for e in kept} == {True, False}, "drawn, not the first"
+    assert report == {"further examples of a prompt not kept": 93}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"keep_desirable": 0}, r"keep_desirable: expected a share in \(0, 1\], found 0"),
+        ({"keep_undesirable": 1.1}, "keep_undesirable"),
+        ({"labels_from_scores": "mean"}, "labels_from_scores: expected a number, median, prompt or null, found 'mean'"),
+        ({"pairs_from_scores": "none"}, "pairs_from_scores: expected best_worst or all, found 'none'"),
+        ({"min_margin": -1}, "min_margin: expected 0 or more"),
+    ],
+)
+def test_settings_that_make_no_sense(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Selection(**options)
+
+
+def test_shares_of_labels_need_labels() -> None:
+    with pytest.raises(ValueError, match="learns from pairs"):
+        Selection(keep_desirable=0.5).check("pairs")
+    Selection(keep_desirable=0.5).check("binary")
+
+
+def test_every_assistant_turn_once() -> None:
+    said = ["user", "assistant", "user", "assistant", "assistant", "user"]
+    prompt = tuple(Message(role, f"{n}") for n, role in enumerate(said))
+    records = [
+        Feedback("r", prompt, (Completion("last"), Completion("other"))),
+        Feedback("s", "text", (Completion("b"),)),
+        Feedback("t", prompt, (Completion("bad", False),)),  # nothing to imitate: its earlier turns are not either
+    ]
+    expanded, report = expand_turns(table_of(records), Store())
+    assert [(r.id, len(r.prompt) if isinstance(r.prompt, tuple) else 0, r.completions[0].text) for r in expanded] == [
+        ("r.1", 1, "1"),
+        ("r.3", 3, "3"),
+        ("r", 6, "last"),
+        ("s", 0, "b"),
+        ("t", 6, "bad"),
+    ]
+    assert report == {"earlier assistant turns": 2, "earlier assistant turns left out": 1}
+
+
+# Of a stream
+
+
+def test_shares_of_a_stream_are_kept_on_average_and_the_same_ones_every_time() -> None:
+    examples = [Labelled(f"f:{n}#0", "p", "x", n % 4 != 0) for n in range(4000)]
+    selection = Selection(keep_desirable=0.1)
+    kept, report = selection.keep_of_run(examples, seed=0)
+    desirable = [example for example in kept if example.desirable]
+    assert len(kept) - len(desirable) == 1000
+    assert 240 < len(desirable) < 360  # 300 expected, with a standard deviation of 16
+    assert report == {"desirable completions not kept": 3000 - len(desirable)}
+    # Drawn one by one, whatever stands beside it.
+    assert kept == [e for example in examples for e in selection.keep_of_run([example], seed=0)[0]]
+    assert kept != selection.keep_of_run(examples, seed=1)[0]
+
+
+def test_one_example_of_a_run_is_kept() -> None:
+    runs = [[Labelled(f"{n}#{i}", f"p{n}", f"{i}", True) for i in range(3)] for n in range(300)]
+    found = [Selection(one_per_prompt=True).keep_of_run(run, seed=0) for run in runs]
+    assert all(report == {"further examples of a prompt not kept": 2} for _, report in found)
+    chosen = [kept[0].completion for kept, _ in found if len(kept) == 1]
+    assert len(chosen) == 300
+    assert all(70 < chosen.count(place) < 130 for place in "012")
+
+
+def test_a_median_of_all_data_is_refused_for_a_stream() -> None:
+    with pytest.raises(
+        ValueError, match=r"data.select.labels_from_scores: expected a number or prompt .* found median"
+    ):
+        Selection(labels_from_scores="median").check_stream()
+    Selection(labels_from_scores="prompt").check_stream()

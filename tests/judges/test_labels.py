@@ -1,0 +1,92 @@
+"""Samples and a judge become feedback: each kind against what the judge said, and what is left out is counted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from halos.data.records.feedback import Completion, Feedback
+from halos.evaluation.duels import best_of_data, win_rate
+from halos.judges.base import CompletionJudge, Said
+from halos.judges.labels import label
+from halos.judges.truth import TrueReward
+from halos.toy.source import ToyJudge
+from halos.toy.world import is_desirable
+
+
+class Length(CompletionJudge):
+    """Likes long completions; has no answer to "?"."""
+
+    def scores(self, said: Sequence[Said]) -> list[float | None]:
+        return [None if text == "?" else float(len(text)) for _, text in said]
+
+
+def record(name: str, *texts: str) -> Feedback:
+    return Feedback(name, f"prompt {name}", tuple(map(Completion, texts)))
+
+
+RECORDS = [record("a", "xx", "y", "xx", "zz"), record("b", "?", "longest"), record("c", "y")]
+
+
+def test_marks_follow_the_threshold_or_the_median() -> None:
+    rows, counts = label(RECORDS, Length(threshold=2), "binary")
+    marks = {c["text"]: c["desirable"] for row in rows for c in row["completions"]}
+    assert marks == {"xx": True, "y": False, "zz": True, "longest": True}
+    assert counts["repeated completions left out"] == counts["completions without an answer left out"] == 1
+    rows, _ = label(RECORDS, Length(), "binary")  # scores 2 1 2 7 1: the median is 2
+    assert [c["text"] for row in rows for c in row["completions"] if c["desirable"]] == ["longest"]
+
+
+def test_pairs_are_those_that_the_judge_tells_apart() -> None:
+    rows, counts = label(RECORDS, Length(), "pairs")
+    (row,) = rows
+    found = [(row["completions"][i]["text"], row["completions"][j]["text"]) for i, j in row["preferences"]]
+    assert sorted(found) == [("xx", "y"), ("zz", "y")]
+    assert counts["ties left out"] == 1
+    assert counts["duels without an answer left out"] == 1
+    assert counts["prompts without a pair left out"] == 2
+
+
+def test_scores_are_the_judges_own() -> None:
+    rows, _ = label(RECORDS, Length(), "scores")
+    assert [c["score"] for c in rows[0]["completions"]] == [2.0, 1.0, 2.0]
+
+
+def test_the_true_reward_marks_as_the_world_does() -> None:
+    prompt, good = "i bought a lamp on monday. i paid twice.", "thanks a lot. we will check the payment. best wishes."
+    rows, _ = label([Feedback("1", prompt, (Completion(good), Completion("hm.")))], TrueReward(ToyJudge()), "binary")
+    assert [c["desirable"] for c in rows[0]["completions"]] == [True, False]
+    assert is_desirable(prompt, good)
+
+
+def test_nothing_left_and_unknown_kinds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected feedback on at least one completion"):
+        label([record("a", "?")], Length(), "binary")
+    with pytest.raises(ValueError, match="feedback: expected one of binary, pairs, scores"):
+        label(RECORDS, Length(), "ranks")
+    with pytest.raises(ValueError, match="judge=truth: expected data whose true reward is known"):
+        TrueReward(None)
+
+
+def test_win_rates_count_ties_half_and_leave_out_what_has_no_answer() -> None:
+    prompts = [f"p{n}" for n in range(12)]
+    ours = [["long"]] * 8 + [["same"], ["x"], ["?"], ["x"]]
+    theirs = [["s"]] * 8 + [["ties"], ["longer"], ["a"], ["longer"]]
+    found = win_rate(Length(), prompts, ours, theirs, resamples=200)
+    assert found.rate.value == pytest.approx((8 + 0.5) / 11)
+    shown = found.as_json()
+    assert [shown[name] for name in ("won", "tied", "lost", "without an answer")] == [8, 1, 2, 1]
+    # Ten duels that are no tie, eight won: 2 · (45 + 10 + 1) / 2^10 by the binomial distribution.
+    assert found.p_value == pytest.approx(2 * 56 / 1024)
+
+
+def test_a_side_with_fewer_completions_is_counted_round() -> None:
+    found = win_rate(Length(), ["p", "q"], [["aaa", "a"], ["aaa", "a"]], [["bb"], ["bb"]], resamples=20)
+    assert found.verdicts == [1.0, 0.0, 1.0, 0.0]
+    assert found.p_value == 1.0
+
+
+def test_the_datas_own_completions_are_those_that_people_liked() -> None:
+    pair = Feedback("1", "p", (Completion("bad"), Completion("good")), ((1, 0),))
+    marked = Feedback("2", "q", (Completion("no", False), Completion("yes", True)))
+    assert list(best_of_data([pair, marked]).values()) == [["good"], ["yes"]]

@@ -1,0 +1,151 @@
+"""Attention over one pack, against softmax over the keys that each token may see."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from halos.data.batches import packing
+from halos.data.batches.packing import PROMPT, Pack, pack
+from halos.data.rows.token_rows import Row
+from halos.policy.logprobs.attention import PackedAttention, attend, repeats_heads
+from tests import tiny
+
+ROWS = [*tiny.rows(4, branches=2, seed=2), Row("long", 7, tuple(range(12)), (tuple(range(9)), tuple(range(11))))]
+MODULE = nn.Identity()
+
+
+def states(count: int, heads: int, seed: int) -> Tensor:
+    return torch.randn(1, heads, count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def by_hand(part: Pack, query: Tensor, key: Tensor, value: Tensor, window: int | None, softcap: float | None) -> Tensor:
+    """One query at a time: [1, N, heads, width]."""
+    n, before = query.shape[2], key.shape[2] - query.shape[2]
+    out = torch.zeros(1, n, query.shape[1], 4, dtype=torch.float64)
+    for i in range(n):
+        at = before + i
+        visible = [
+            j
+            for j in range(key.shape[2])
+            if part.tree[j] == part.tree[at]
+            and part.branch[j] in (PROMPT, part.branch[at])
+            and part.position[j] <= part.position[at]
+            and (window is None or part.position[at] - part.position[j] < window)
+        ]
+        for head in range(query.shape[1]):
+            group = head // (query.shape[1] // key.shape[1])
+            scores = key[0, group, visible] @ query[0, head, i] / 2
+            if softcap:
+                scores = softcap * torch.tanh(scores / softcap)
+            out[0, i, head] = scores.softmax(0) @ value[0, group, visible]
+    return out
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize(
+    ("grouped", "dense", "flex"), [(0, 1000, False), (30, 1000, False), (0, 10, False), (30, 10, True)]
+)
+def test_it_is_softmax_over_what_each_token_may_see(
+    heads: int,
+    softcap: float | None,
+    window: int | None,
+    grouped: int,
+    dense: int,
+    flex: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packing, "GROUPED", grouped)
+    monkeypatch.setattr(packing, "DENSE", dense)
+    first, second = pack(ROWS, width=11, mismatched=True)
+    options: dict[str, Any] = {"scaling": 0.5, "dropout": 0.0, "window": window, "softcap": softcap}
+    n = len(first.input_ids)
+    query, key, value = states(n, 4, 0), states(n, heads, 1), states(n, heads, 2)
+    attention = PackedAttention(first, keep=True, flex=flex)
+    found = attention(MODULE, query, key, value, **options)
+    torch.testing.assert_close(found, by_hand(first, query, key, value, window, softcap), rtol=0, atol=1e-12)
+    # The second pack sees the prompts of the first.
+    m = len(second.input_ids)
+    query, key2, value2 = states(m, 4, 3), states(m, heads, 4), states(m, heads, 5)
+    found = PackedAttention(second, earlier=attention.kept, flex=flex)(MODULE, query, key2, value2, **options)
+    key, value = (torch.cat([old[:, :, first.prompts], new], 2) for old, new in ((key, key2), (value, value2)))
+    torch.testing.assert_close(found, by_hand(second, query, key, value, window, softcap), rtol=0, atol=1e-12)
+
+
+def test_kept_keys_and_values_are_detached_and_those_of_the_prompts() -> None:
+    (part,) = pack(ROWS, width=11)
+    n = len(part.input_ids)
+    key = states(n, 2, 0).requires_grad_()
+    attention = PackedAttention(part, keep=True)
+    attention(MODULE, states(n, 2, 1), key, key, scaling=None, dropout=0.0, window=None, softcap=None)
+    kept, _ = attention.kept[MODULE]
+    assert not kept.requires_grad
+    assert kept.shape[2] == sum(len(row.prompt) for row in ROWS)
+    assert torch.equal(kept[:, :, : len(ROWS[0].prompt)], key[:, :, : len(ROWS[0].prompt)])
+
+
+def test_nothing_is_kept_unless_asked_for() -> None:
+    (part,) = pack(ROWS, width=11)
+    n = len(part.input_ids)
+    attention = PackedAttention(part)
+    attention(MODULE, *(states(n, 2, seed) for seed in range(3)), scaling=None, dropout=0.0, window=None, softcap=None)
+    assert not attention.kept
+
+
+def test_dropout_drops() -> None:
+    query, key, value = (torch.ones(1, 1, 64, 4) for _ in range(3))
+    for softcap in (None, 1.0):
+        assert attend(query, key, value, None, softcap=softcap).std() < 1e-6
+        assert attend(query, key, value, None, dropout=0.5, softcap=softcap).std() > 0.01
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_on_cpu_bfloat16_states_are_attended_to_in_float32(masked: bool, autocast: bool) -> None:
+    mask = torch.ones(5, 5, dtype=torch.bool).tril().fill_diagonal_(True) if masked else None
+    low = [states(5, heads, seed).bfloat16().requires_grad_() for seed, heads in enumerate((4, 2, 2))]
+    wide = [value.detach().float().requires_grad_() for value in low]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = attend(*low, mask, scaling=0.5)
+        if autocast:  # rotary embeddings leave queries and keys in float32
+            assert torch.equal(found, attend(low[0].float(), low[1].float(), low[2], mask, scaling=0.5))
+    expected = attend(*wide, mask, scaling=0.5).bfloat16()
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+    for mine, other in zip(
+        torch.autograd.grad(found.float().square().sum(), low),
+        torch.autograd.grad(expected.float().square().sum(), wide),
+        strict=True,
+    ):
+        assert torch.equal(mine, other.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "masked", "expected"),
+    [
+        ("cuda", torch.bfloat16, False, False),
+        ("cuda", torch.float16, False, False),
+        ("cuda", torch.bfloat16, True, True),
+        ("cuda", torch.float32, False, True),
+        ("cuda", torch.float32, True, True),
+        ("cpu", torch.float32, True, False),
+    ],
+)
+def test_grouped_heads_are_repeated_where_no_fused_kernel_knows_them(
+    device: str, dtype: torch.dtype, masked: bool, expected: bool
+) -> None:
+    assert repeats_heads(device, dtype, masked=masked) == expected
+
+
+def test_repeated_heads_attend_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 5, 4, dtype=torch.float64) for heads in (6, 2, 2))
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    expected = [attend(query, key, value, None), attend(query, key, value, mask)]
+    monkeypatch.setattr("halos.policy.logprobs.attention.repeats_heads", lambda *_, masked: True)
+    found = [attend(query, key, value, None), attend(query, key, value, mask)]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

@@ -1,0 +1,83 @@
+"""The replies that a person reads at each validation."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from halos.data.records.feedback import Message
+from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.objectives import CSFT, SFT
+from halos.policy import Backbone, ModelSpec
+from halos.reporting import replies
+from halos.reporting.replies import SampledReplies
+from halos.toy.model import ASSISTANT, GOOD
+
+PROMPTS = ["i bought a lamp on monday. i paid twice.", (Message("user", "i paid twice."),)]
+
+
+@pytest.fixture(scope="module")
+def objectives() -> dict[str, Any]:
+    made = {}
+    for kind in (SFT, CSFT):
+        policy = ModelSpec(path="pkg://halos.toy/reference").load()
+        made[kind.__name__] = kind(Backbone(policy, with_reference=False))
+        made[kind.__name__].configure_model()
+    return made
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    found: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(replies, "log_text", lambda trainer, tag, texts: found.append((tag, texts)))
+    return found
+
+
+def validate(
+    objective: Any, prompts: list[Any], *, rank_zero: bool = True, max_length: int = 64, **options: Any
+) -> None:
+    tokens = ChatTokens(ModelSpec(path="pkg://halos.toy/reference").tokenizer(), Limits(max_length, max_length - 20))
+    callback = SampledReplies(tokens, prompts, **{"max_new_tokens": 12, "seed": 0, **options})
+    trainer: Any = SimpleNamespace(is_global_zero=rank_zero)
+    callback.on_validation_end(trainer, objective)
+
+
+def test_each_prompt_is_shown_with_its_reply_in_bold(objectives: dict[str, Any], shown: list[Any]) -> None:
+    validate(objectives["SFT"], PROMPTS)
+    ((tag, texts),) = shown
+    assert tag == "samples"
+    assert len(texts) == 2
+    for text, said in zip(texts, ("i bought a lamp on monday. i paid twice.", "i paid twice."), strict=True):
+        prompt, reply = text.split("\n\n")
+        assert said in prompt
+        assert ASSISTANT in prompt
+        assert len(reply.strip("*").split()) > 2
+        assert reply.startswith("**")
+        assert reply.endswith("**")
+
+
+def test_the_same_replies_are_drawn_at_each_validation_unless_the_seed_differs(
+    objectives: dict[str, Any], shown: list[Any]
+) -> None:
+    for seed in (0, 0, 1):
+        validate(objectives["SFT"], PROMPTS * 4, seed=seed)
+    assert shown[0] == shown[1] != shown[2]
+
+
+def test_a_conditioned_policy_is_asked_for_desirable_replies(objectives: dict[str, Any], shown: list[Any]) -> None:
+    validate(objectives["CSFT"], PROMPTS)
+    ((_, texts),) = shown
+    assert all(text.partition("\n\n")[0].replace(" ", "").endswith(ASSISTANT + GOOD) for text in texts)
+
+
+def test_a_long_prompt_is_cut_as_in_training(objectives: dict[str, Any], shown: list[Any]) -> None:
+    validate(objectives["SFT"], ["i bought a lamp on monday. " * 9 + "i paid twice."], max_length=40)
+    ((_, (text,)),) = shown
+    assert text.count("lamp") == 2
+    assert "i paid twice." in text
+
+
+def test_nothing_is_sampled_elsewhere_or_without_prompts(objectives: dict[str, Any], shown: list[Any]) -> None:
+    validate(objectives["SFT"], [])
+    validate(objectives["SFT"], PROMPTS, rank_zero=False)
+    assert shown == []

@@ -1,0 +1,114 @@
+"""What a run prints, read back as plain text."""
+
+import io
+import logging
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from halos import terminal
+from halos.data.rows.token_rows import Row
+from halos.policy.loading import ModelSpec
+from halos.reporting import run_report
+from halos.sampling.before_after import Comparison, Samples
+
+Printed = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal.console, "_width", 200)
+
+
+def test_counts_stand_in_one_column_for_each_split(capsys: Printed) -> None:
+    run_report.show_data({"train": Counter({"records": 12000, "examples": 3}), "val": Counter({"empty": 2})})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
+    assert lines == [["data", "train", "val"], ["records", "12,000", "0"], ["examples", "3", "0"], ["empty", "0", "2"]]
+
+
+def test_exactly_the_completion_of_each_branch_is_marked_as_scored(capsys: Printed) -> None:
+    tokenizer = ModelSpec(path="pkg://halos.toy/reference").tokenizer()
+    prompt, *branches = (
+        tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in ("<|user|> i bought a lamp. <|assistant|>", "happy to help. <|end|>", "go away. <|end|>")
+    )
+    run_report.show_example(Row("a[b].jsonl:3", 0, prompt, tuple(branches)), tokenizer, ("chosen", "rejected"))
+    first, *rest = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert "a[b].jsonl:3" in first
+    shown = tokenizer.decode(prompt)
+    assert rest == [
+        f"{name}: {shown}⟦{tokenizer.decode(branch)}⟧"
+        for name, branch in zip(("chosen", "rejected"), branches, strict=True)
+    ]
+
+
+class Markup:
+    """A tokenizer whose texts look like rich's markup."""
+
+    def decode(self, ids: tuple[int, ...]) -> str:
+        return "".join("[bold]x[/] [a]"[i] for i in ids)
+
+
+def test_text_that_looks_like_markup_is_printed_as_it_is(capsys: Printed) -> None:
+    ids = tuple(range(14))
+    run_report.show_example(Row("r", 0, ids, (ids,)), Markup(), ("completion",))
+    assert "completion: [bold]x[/] [a]⟦[bold]x[/] [a]⟧" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("root", ["out/run", "out/[a]", "out/[/a]"])
+def test_the_plan_names_steps_examples_and_the_folder(root: str, capsys: Printed) -> None:
+    run_report.show_plan(1200, 3000, 8, root)
+    out = capsys.readouterr().out
+    assert out.strip() == f"1,200 steps over 3,000 examples, 8 a device and micro-step → {root}"
+
+
+@pytest.mark.parametrize("root", ["out/run", "out/[a]", "out/[/a]"])
+def test_where_to_look_next(root: str, capsys: Printed) -> None:
+    run_report.show_where_next(Path(root), Path(root) / "model")
+    out = capsys.readouterr().out
+    assert f"tensorboard --logdir {root}\n" in out
+    assert f"{root}/model\n" in out
+
+
+def comparison(count: int) -> Comparison:
+    prompts = [f"prompt {n} [b]" for n in range(count)]
+    before = Samples([f"rude {n} [/b]" for n in range(count)], [0.25] * count, [False] * count)
+    after = Samples([f"kind {n}" for n in range(count)], [1.0] * count, [True] + [False] * (count - 1))
+    return Comparison(prompts, before, after, 1.234)
+
+
+def test_the_comparison_shows_shares_rewards_kl_and_at_most_three_replies(capsys: Printed) -> None:
+    run_report.show_comparison(comparison(4))
+    out = capsys.readouterr().out
+    rows = {line.split("  ")[1].strip(): line.split() for line in out.splitlines() if line.startswith("  ")}
+    assert rows["desirable by the true reward"][-2:] == ["0.0%", "25.0%"]
+    assert rows["mean true reward"][-2:] == ["0.250", "1.000"]
+    assert next(line for line in out.splitlines() if "KL" in line).split()[-1] == "1.23"
+    assert "4 held-out prompts" in out
+    assert [f"prompt {n} [b]" in out for n in range(4)] == [True, True, True, False]
+    assert "✗ rude 0 [/b]" in out
+    assert "✓ kind 0" in out
+    assert "✗ kind 1" in out
+
+
+def test_the_comparison_of_a_single_prompt(capsys: Printed) -> None:
+    run_report.show_comparison(comparison(1))
+    assert "✓ kind 0" in capsys.readouterr().out
+
+
+def test_the_final_metrics_are_a_table_and_nothing_without_validation(capsys: Printed) -> None:
+    run_report.show_metrics({})
+    assert capsys.readouterr().out == ""
+    run_report.show_metrics({"loss": 0.123456, "rewards/auc": 1.0})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
+    assert lines == [["validation", "final"], ["loss", "0.1235"], ["rewards/auc", "1.0000"]]
+
+
+def test_what_is_logged_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    root, stream = logging.getLogger(), io.StringIO()
+    monkeypatch.setattr(root, "handlers", [*root.handlers, logging.StreamHandler(stream)])  # as Hydra's
+    terminal.set_up_logging()
+    for name in ("halos.commands.train", "halos", "hydra", "halosque"):
+        logging.getLogger(name).warning("from %s", name)
+    assert stream.getvalue() == "from hydra\nfrom halosque\n"

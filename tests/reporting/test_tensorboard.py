@@ -1,0 +1,98 @@
+"""What TensorBoard finds in a run's folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+from torch.utils.tensorboard import SummaryWriter
+
+from halos.reporting.tensorboard import LAYOUT, forget_behind
+from tests.test_train import run
+
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
+    folder = tmp_path_factory.mktemp("tensorboard") / "run"
+    shown = ["logger=tensorboard", "sampling.prompts=2", "sampling.size=4", "trainer.val_check_interval=1"]
+    run(folder, *shown, f"trainer.max_steps={STEPS}", "loss.beta=0.25")
+    accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"histograms": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+@pytest.mark.parametrize(("name", "first"), [("train/loss", 1), ("train/lr", 1), ("val/loss", 0), ("val/kl/raw", 0)])
+def test_scalars_stand_at_their_optimizer_steps(name: str, first: int, events: EventAccumulator) -> None:
+    assert [event.step for event in events.Scalars(name)] == list(range(first, STEPS + 1))
+
+
+def test_rewards_and_kl_share_charts(events: EventAccumulator) -> None:
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    assert charts == {title: tags for chart in LAYOUT.values() for title, (_, tags) in chart.items()}
+    logged = set(events.Tags()["scalars"])
+    assert all(set(tags) <= logged for tags in charts.values())
+
+
+def test_rewards_of_both_kinds_are_histograms_at_every_validation(events: EventAccumulator) -> None:
+    counted = []
+    for kind, side in (("desirable", "chosen"), ("undesirable", "rejected")):
+        found = events.Histograms(f"val/rewards/{kind}")
+        assert [event.step for event in found] == list(range(STEPS + 1))
+        counts = {event.histogram_value.num for event in found}
+        assert len(counts) == 1
+        counted += counts
+        assert -1e-5 < found[0].histogram_value.min <= found[0].histogram_value.max < 1e-5
+        last = found[-1].histogram_value
+        assert last.sum / last.num == pytest.approx(events.Scalars(f"val/rewards/{side}")[-1].value, rel=1e-4) != 0
+    assert sum(counted) == 8
+
+
+def test_replies_are_text_at_every_validation(events: EventAccumulator) -> None:
+    found = events.Tensors("samples/text_summary")
+    assert [event.step for event in found] == list(range(STEPS + 1))
+    text = found[0].tensor_proto.string_val[0].decode()
+    assert text.count("\n\n---\n\n") == 1
+    assert text.count("<|assistant|>") == text.count("<|user|>") == 2
+    assert text.count("**") == 4
+
+
+def test_parameters_stand_beside_final_metrics(events: EventAccumulator) -> None:
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    params = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert params["loss.beta"].number_value == 0.25
+    assert params["loss.name"].string_value == "kto"
+    assert {"optim.lr", "data.batch_size", "model.path", "precision", "seed", "strategy"} <= set(params)
+    finals = {name: events.Scalars(name)[-1].value for name in events.Tags()["scalars"] if name.startswith("final/")}
+    assert finals["final/loss"] == pytest.approx(events.Scalars("val/loss")[-1].value)
+    assert {"final/samples/policy_desirable", "final/samples/kl"} <= set(finals)
+
+
+def test_a_run_without_tensorboard_leaves_none(tmp_path: Path) -> None:
+    run(tmp_path, "trainer.max_steps=1", "sampling.prompts=1")
+    assert not (tmp_path / "tensorboard").exists()
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+@pytest.mark.parametrize(("validated", "last"), [(True, 2), (False, 1)])
+def test_a_resumed_run_forgets_what_it_will_log_again(validated: bool, last: int, tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    for step in range(4):
+        writer.add_scalar("train/loss", 0.5, step)
+        writer.add_scalar("val/loss", 0.5, step)
+    writer.add_scalar("final/loss", 0.5, 0)
+    writer.close()
+    (file,) = tmp_path.glob("events*")
+    forget_behind(tmp_path, 2, validated=validated)
+    file.write_bytes(file.read_bytes() + b"cut off")
+    found = EventAccumulator(str(tmp_path), purge_orphaned_data=False)
+    found.Reload()
+    assert [event.step for event in found.Scalars("train/loss")] == [0, 1, 2]
+    assert [event.step for event in found.Scalars("val/loss")] == list(range(last + 1))
+    assert "final/loss" not in found.Tags()["scalars"]
+    assert list(tmp_path.iterdir()) == [file]

@@ -1,0 +1,192 @@
+"""Whole runs with ``strategy=fsdp``: the same results as on one device, half the memory, and checkpoints that move."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import halos.commands.train
+from halos.processes.collectives import local
+from halos.sharding.consolidate import check_sharded, consolidate
+from halos.sharding.fsdp import FSDP
+from tests.fork import run_ranks
+from tests.test_train import run, train_as_rank
+
+ASKED = "model.statistics=[entropy]"
+WORDS = ("model.reference=live", "trainer.max_steps=5", "checkpoint_every=3", "optim.eps=1e-6", "optim.lr=1e-3", ASKED)
+MOVING = ("reference_sync.every=2",)
+BFLOAT16 = {"bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}
+TWO = ("trainer.devices=2", "data.batch_size=2", "strategy=fsdp")
+
+
+class Counted(pl.Callback):
+    """Elements that this process holds in a step: of gradients before the optimizer's work, of weights, optimizer state
+    and reference after it."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, int] = {}
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+        self.held["gradients"] = sum(local(p.grad).numel() for p in module.parameters() if p.grad is not None)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        optimizer = trainer.optimizers[0]
+        weights = list(module.parameters())
+        state = [value for entry in optimizer.state.values() for value in entry.values() if value.dim()]
+        self.held |= {
+            "weights": sum(local(p).numel() for p in weights),
+            "optimizer": sum(local(value).numel() for value in state),
+            "reference": sum(local(p).numel() for p in module.trained.reference.parameters()),
+        }
+
+
+def counted(train: Any, folder: Path, *words: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The run's summary, and what the process held."""
+    counter, callbacks = Counted(), halos.commands.train._callbacks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halos.commands.train, "_callbacks", lambda made: [*callbacks(made), counter])
+        return train(folder, *words), counter.held
+
+
+def runs_on_a_rank(folder: Path) -> list[Any]:
+    checkpoint = f"resume='{folder}/auto/checkpoints/step=3.ckpt'"
+    shared = (*WORDS, *TWO)
+    sharded = "strategy.trainer.sharded_checkpoints=true"
+    replies = ("sampling.prompts=2", "logger=tensorboard")
+    found: list[Any] = [counted(train_as_rank, folder / "fsdp", *shared, "sampling.size=4", *replies)]
+    cached = f"cache_dir={folder}/cache-{os.environ['RANK']}"
+    found.append(train_as_rank(folder / "cached", *shared, "model.reference=cached", cached, sharded))
+    found.append(train_as_rank(folder / "moving", *shared, *MOVING))
+    found.append(train_as_rank(folder / "auto-fsdp", *shared, checkpoint))
+    found.append(train_as_rank(folder / "auto-ddp", *shared, "strategy=ddp", checkpoint))
+    checkpoint = f"resume='{folder}/fsdp/checkpoints/step=3.ckpt'"
+    found.append(train_as_rank(folder / "fsdp-ddp", *shared, "strategy=ddp", checkpoint))
+    checkpoint = f"resume='{folder}/cached/checkpoints/step=3.ckpt'"
+    found.append(train_as_rank(folder / "folder-fsdp", *shared, sharded, checkpoint))
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("runs")
+    one = counted(run, folder / "auto", *WORDS, "sampling.size=4")
+    ranks = run_ranks(partial(runs_on_a_rank, folder), timeout=400)
+    return {"folder": folder, "one": one, "ranks": ranks}
+
+
+def test_losses_and_metrics_are_those_of_one_device(runs: dict[str, Any]) -> None:
+    expected = runs["one"][0]
+    for (found, _), cached, *_ in runs["ranks"]:
+        assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+        assert cached["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+        assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-3, abs=1e-4)
+    assert len(set(expected["train_loss"])) == 5
+    assert expected["metrics"]["entropy"] > 0.1
+    samples = runs["ranks"][0][0][0]["samples"]
+    assert samples == pytest.approx(expected["samples"], abs=1e-4)
+
+
+def test_the_exported_model_is_that_of_one_device(runs: dict[str, Any]) -> None:
+    one, two = (load_file(runs["folder"] / name / "model" / "model.safetensors") for name in ("auto", "fsdp"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=7e-5, msg=name)
+    for file in ("config.json", "generation_config.json", "tokenizer.json"):
+        assert (runs["folder"] / "fsdp/model" / file).read_bytes() == (
+            runs["folder"] / "auto/model" / file
+        ).read_bytes()
+
+
+def test_each_process_holds_half_of_everything(runs: dict[str, Any]) -> None:
+    _, alone = runs["one"]
+    assert alone["weights"] == alone["gradients"] == alone["reference"] == alone["optimizer"] / 2 > 1e5
+    for (_, held), *_ in runs["ranks"]:
+        for name, elements in alone.items():
+            assert held[name] == pytest.approx(elements / 2, rel=0.01), name
+
+
+def test_checkpoints_move_between_strategies(runs: dict[str, Any]) -> None:
+    expected = runs["one"][0]["train_loss"]
+    for _, _, _, *resumed in runs["ranks"]:
+        assert len(resumed) == 4
+        for summary in resumed:
+            assert summary["train_loss"] == pytest.approx(expected, rel=1e-5)
+    folder = runs["folder"]
+    for name, file in (("back", folder / "fsdp/checkpoints/step=3.ckpt"), ("whole", folder / "whole.ckpt")):
+        if name == "whole":
+            consolidate(folder / "cached/checkpoints/step=3.ckpt", file)
+        summary = run(folder / name, *WORDS, f"resume='{file}'")
+        assert summary["train_loss"] == pytest.approx(expected, rel=1e-5)
+        assert summary["metrics"] == pytest.approx(runs["one"][0]["metrics"], rel=1e-3, abs=1e-4)
+
+
+def test_a_moving_reference_moves_between_strategies_too(runs: dict[str, Any], tmp_path: Path) -> None:
+    expected = run(tmp_path / "auto", *WORDS, *MOVING)["train_loss"]
+    for _, _, moving, *_ in runs["ranks"]:
+        assert moving["train_loss"] == pytest.approx(expected, rel=1e-5)
+    still = runs["one"][0]["train_loss"]
+    assert expected[:2] == still[:2]
+    assert expected[2:] != pytest.approx(still[2:], rel=1e-5)
+    checkpoint = runs["folder"] / "moving/checkpoints/step=3.ckpt"
+    resumed = run(tmp_path / "resumed", *WORDS, *MOVING, f"resume='{checkpoint}'")
+    assert resumed["train_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def in_bfloat16_on_a_rank(folder: Path) -> list[dict[str, Any]]:
+    return [train_as_rank(folder / precision, *WORDS, *TWO, f"precision={precision}") for precision in BFLOAT16]
+
+
+def test_bfloat16_follows_float32_and_its_mixed_form_keeps_float32_weights(
+    runs: dict[str, Any], tmp_path: Path
+) -> None:
+    expected = runs["one"][0]["train_loss"]
+    for summaries in run_ranks(partial(in_bfloat16_on_a_rank, tmp_path)):
+        for summary in summaries:
+            assert summary["train_loss"][0] == pytest.approx(0.5, abs=1e-6)  # the live reference is rounded alike
+            assert summary["train_loss"] == pytest.approx(expected, rel=2e-2)
+            assert summary["train_loss"] != pytest.approx(expected, rel=1e-5)
+    for precision, dtype in BFLOAT16.items():
+        model = load_file(tmp_path / precision / "model" / "model.safetensors")
+        assert {tensor.dtype for tensor in model.values()} == {dtype}
+        checkpoint = torch.load(tmp_path / precision / "checkpoints/last.ckpt", weights_only=True)
+        assert {tensor.dtype for tensor in checkpoint["state_dict"].values()} == {dtype}
+
+
+def test_a_folder_that_is_no_whole_checkpoint_is_refused(runs: dict[str, Any], tmp_path: Path) -> None:
+    complete = runs["folder"] / "cached/checkpoints/last.ckpt"
+    assert check_sharded(complete) == complete
+    (tmp_path / "whole.ckpt").touch()
+    with pytest.raises(ValueError, match="exists"):
+        consolidate(complete, tmp_path / "whole.ckpt")
+    for missing in (".metadata", "meta.pt"):
+        part = tmp_path / f"without{missing}"
+        part.mkdir()
+        for file in complete.iterdir():
+            if file.name != missing:
+                (part / file.name).write_bytes(file.read_bytes())
+        with pytest.raises(ValueError, match="none or incomplete"):
+            check_sharded(part)
+
+
+def test_an_index_that_would_run_code_is_refused(runs: dict[str, Any], tmp_path: Path) -> None:
+    complete = runs["folder"] / "cached/checkpoints/last.ckpt"
+    (tmp_path / "meta.pt").write_bytes((complete / "meta.pt").read_bytes())
+    (tmp_path / ".metadata").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ValueError, match=r"unexpected os\.system"):
+        check_sharded(tmp_path)
+
+
+def test_buffers_of_offloaded_models_are_moved_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = FSDP(cpu_offload=True)
+    strategy._model = torch.nn.BatchNorm1d(2)
+    monkeypatch.setattr(FSDP, "root_device", torch.device("meta"))
+    strategy.model_to_device()
+    assert {parameter.device.type for parameter in strategy._model.parameters()} == {"cpu"}
+    assert {buffer.device.type for buffer in strategy._model.buffers()} == {"meta"}

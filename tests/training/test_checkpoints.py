@@ -1,0 +1,103 @@
+"""Which checkpoint a run goes on from, and which is refused."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint
+
+from halos.training.checkpoints import IDENTITY, Checkpoints, LocalCheckpointIO, check_identity, clean, newest, whole
+from halos.training.record import RunRecord
+
+
+def save(file: Path, age: int = 0, **identity: Any) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": {"w": torch.arange(1000.0)}, IDENTITY: identity}, file)
+    os.utime(file, (1_000_000 - age, 1_000_000 - age))
+    return file
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 100)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def test_the_newest_checkpoint_is_found_and_last_is_its_name(tmp_path: Path) -> None:
+    assert newest(tmp_path) is None
+    save(tmp_path / "step=2.ckpt", age=2)
+    four = save(tmp_path / "step=4.ckpt", age=1)
+    assert newest(tmp_path) == four  # killed before the link was there
+    os.link(four, tmp_path / "last.ckpt")
+    assert newest(tmp_path) == tmp_path / "last.ckpt"
+    assert newest(tmp_path) == tmp_path / "last.ckpt"
+    six = save(tmp_path / "step=6.ckpt")
+    assert newest(tmp_path) == six  # killed before the link was moved
+
+
+@pytest.mark.parametrize("damage", [flip, cut, empty])
+def test_a_damaged_checkpoint_is_passed_over_or_refused(
+    damage: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    two, four = save(tmp_path / "step=2.ckpt", age=2), save(tmp_path / "step=4.ckpt", age=1)
+    damage(four)
+    os.utime(four)
+    assert newest(tmp_path) == two
+    assert "step=4.ckpt" in caplog.text
+    with pytest.raises(ValueError, match=r"resume: .*step=4\.ckpt, which is damaged"):
+        whole(four)
+    damage(two)
+    with pytest.raises(ValueError, match=r"step=4\.ckpt.*step=2\.ckpt|step=2\.ckpt.*step=4\.ckpt"):
+        newest(tmp_path)
+
+
+def test_a_sharded_checkpoint_is_whole_with_its_last_file(tmp_path: Path) -> None:
+    folder = tmp_path / "step=2.ckpt"
+    torch.distributed.checkpoint.save({"weight": torch.zeros(2)}, checkpoint_id=folder, no_dist=True)
+    with pytest.raises(ValueError, match="none or incomplete"):
+        whole(folder)
+    save(folder / "meta.pt")
+    assert whole(folder) == newest(tmp_path) == folder
+
+
+def test_half_written_checkpoints_are_removed_and_never_found(tmp_path: Path) -> None:
+    (tmp_path / "step=2.ckpt.part").write_bytes(b"half")
+    (tmp_path / "step=4.ckpt.part").mkdir()
+    two = save(tmp_path / "step=1.ckpt")
+    assert newest(tmp_path) == two
+    clean(tmp_path)
+    assert list(tmp_path.iterdir()) == [two]
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_each_key_that_differs(tmp_path: Path) -> None:
+    file = save(tmp_path / "a.ckpt", seed=0, loss="kto", old=1)
+    check_identity(file, {"seed": 0, "loss": "kto", "old": 1})
+    with pytest.raises(ValueError, match="belongs to another run") as caught:
+        check_identity(file, {"seed": 1, "loss": "kto", "new": 2})
+    assert "seed: 0 in the checkpoint, 1 now; old: 1 in the checkpoint, none now; new: none in the checkpoint" in str(
+        caught.value
+    )
+    torch.save({"state_dict": {}}, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=r"expected a checkpoint of this program, found .*b\.ckpt"):
+        check_identity(tmp_path / "b.ckpt", {})
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    LocalCheckpointIO().save_checkpoint({"w": torch.ones(3)}, tmp_path / "a.ckpt")
+    assert torch.load(whole(tmp_path / "a.ckpt"), weights_only=True)["w"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, True])
+def test_steps_between_checkpoints_are_a_whole_number(every: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint_every: expected a whole number from 1 on"):
+        Checkpoints(tmp_path, every=every, identity={}, record=RunRecord())
