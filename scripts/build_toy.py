@@ -38,7 +38,7 @@ def main() -> None:
     model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
 
-    tokens, judge = ChatTokens(tokenizer, Limits(MAX_POSITIONS)), ToySource().judge()
+    tokens, judge = ChatTokens(tokenizer, Limits(MAX_POSITIONS)), ToySource().true_reward()
     prompts = judge.prompts(2048)
     said = sample(
         model,

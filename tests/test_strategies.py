@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from halos.objectives import SFT, Objective
 from halos.policy.backbone import Backbone
-from halos.processes.collectives import whole
+from halos.processes.collectives import full_tensor
 from halos.sharding.fsdp import FSDP
 from tests.fork import run_ranks
 from tests.objectives.test_base import OBJECTIVES, Run, fit, objective_of, rows_for, trainer_for
@@ -62,8 +62,8 @@ def run(
         gradient_clip_val=0.3,
         accumulate_grad_batches=accumulate,
     )
-    found.gradients = [{name: whole(value) for name, value in step.items()} for step in found.gradients]
-    found.weights = {name: whole(value) for name, value in found.weights.items()}
+    found.gradients = [{name: full_tensor(value) for name, value in step.items()} for step in found.gradients]
+    found.weights = {name: full_tensor(value) for name, value in found.weights.items()}
     return found
 
 

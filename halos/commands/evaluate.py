@@ -14,7 +14,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from halos import terminal
-from halos.data.records.feedback import Prompt, prompt_key
+from halos.data.records.record import Prompt, prompt_key
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.evaluation import report
 from halos.evaluation.calibration import calibration_error, draw_reliability, reliability

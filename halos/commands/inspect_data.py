@@ -13,7 +13,7 @@ from rich.markup import escape
 from halos.config.building import SOURCE_KEYS, build
 from halos.data.module import PreferenceDataModule
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
-from halos.data.records.feedback import messages_of
+from halos.data.records.record import messages_of
 from halos.data.rows.token_rows import Example, texts_of
 from halos.data.views.derive import VIEWS, Labelled, Scored
 from halos.policy.loading import ModelSpec

@@ -13,7 +13,7 @@ from halos import terminal
 from halos.commands.assembly import build_objective, objective_class
 from halos.config.bounds import check_whole
 from halos.config.building import SOURCE_KEYS, build
-from halos.data.records.feedback import Completion, Feedback
+from halos.data.records.record import Completion, Record
 from halos.data.views.derive import VIEWS
 from halos.data.views.selection import Selection
 from halos.judges.labels import KINDS
@@ -120,7 +120,7 @@ def _check_feedback(cfg: DictConfig, view: str) -> None:
         ) from error
 
 
-def _judged(kind: str, prompt: int, count: int) -> Feedback:
+def _judged(kind: str, prompt: int, count: int) -> Record:
     """One completion of the first prompt is good, and of the second bad; if there are two, the other is not."""
     good = (prompt == 0, prompt == 1)[:count]
     completions = {
@@ -128,7 +128,7 @@ def _judged(kind: str, prompt: int, count: int) -> Feedback:
         "scores": [Completion(str(n), score=_FAR if one else -_FAR) for n, one in enumerate(good)],
         "pairs": [Completion(str(n)) for n in range(len(good))],
     }[kind]
-    return Feedback(str(prompt), str(prompt), tuple(completions), ((0, 1),) if kind == "pairs" else ())
+    return Record(str(prompt), str(prompt), tuple(completions), ((0, 1),) if kind == "pairs" else ())
 
 
 def _check_judge(cfg: DictConfig) -> None:

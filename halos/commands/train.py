@@ -21,7 +21,7 @@ from halos.config.building import build
 from halos.config.values import check_values
 from halos.data.batches.reference_table import ReferenceTable
 from halos.data.module import PreferenceDataModule
-from halos.data.records.truth import Judge
+from halos.data.records.truth import TrueReward
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.streaming.module import StreamingDataModule
 from halos.objectives.base import Objective
@@ -37,7 +37,7 @@ from halos.policy.logprobs.compiling import check_compiler, uncompiled
 from halos.policy.logprobs.packed import check_packing
 from halos.policy.reference.precompute import reference_table
 from halos.processes import ranks, signals
-from halos.processes.collectives import data_ranks, whole
+from halos.processes.collectives import data_ranks, full_tensor
 from halos.reporting import run_report
 from halos.reporting.csv_metrics import CSVMetrics
 from halos.reporting.data_report import StreamReport, show_report, write_report
@@ -167,7 +167,7 @@ def prepare(cfg: DictConfig) -> Run:
             "of all training data"
         )
     data.load(objective.view)
-    judge = data.source.judge()
+    judge = data.source.true_reward()
     _check_sampling(cfg.sampling.size, judge)
     samples = judge is not None and bool(cfg.sampling.size) and objective.generates
     check_metric(cfg.sweep_metric, max_kl=cfg.sweep_max_kl, samples=samples)
@@ -191,7 +191,7 @@ def prepare(cfg: DictConfig) -> Run:
     return Run(cfg, folder, checkpoint, objective, data, spec, ChatTokens(tokenizer, data.limits), RunRecord())
 
 
-def _check_sampling(size: int, judge: Judge | None) -> None:
+def _check_sampling(size: int, judge: TrueReward | None) -> None:
     # What is sampled at the end of a run is asked for now: an error there would cost the run.
     try:
         if judge is not None and size:
@@ -257,7 +257,7 @@ def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     """Export the policy, sample from it where the true reward is known, and write the summary."""
     summary = _summary(run, trainer)
     policy = whole_policy(run.objective.trained)
-    score = None if run.objective.generates else whole(run.objective.reward_head.linear.weight).detach()
+    score = None if run.objective.generates else full_tensor(run.objective.reward_head.linear.weight).detach()
     if not trainer.is_global_zero:
         return summary
     card = {"loss": run.cfg.loss.name, "base": run.model.path, "steps": summary["steps"], **summary["metrics"]}
@@ -304,7 +304,7 @@ def _callbacks(run: Run) -> list[Callback]:
     sampling = run.cfg.sampling
     callbacks: list[Callback] = [
         KeepFreedMemory(),
-        ranks.KnowRanks(),
+        ranks.RecordRankAddresses(),
         *_reference_sync(run),
         run.record,
         TensorBoardReport(),
@@ -329,7 +329,7 @@ def _loggers(run: Run) -> list[Any]:
 
 
 def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
-    judge = run.data.source.judge()
+    judge = run.data.source.true_reward()
     if judge is None or not run.cfg.sampling.size or not run.objective.generates:
         return None
     trained = run.objective.trained

@@ -22,7 +22,7 @@ from halos.data.batches.reference_table import ReferenceTable
 from halos.data.batches.stratified import StratifiedOrder
 from halos.data.preparation.hygiene import origin_of
 from halos.data.preparation.intake import Intake, derive, read
-from halos.data.records.feedback import Prompt
+from halos.data.records.record import Prompt
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.token_rows import Control, Row, Rows, make_rows
 from halos.data.sources.base import Source

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from halos.data.records.feedback import Feedback, Prompt, prompt_key
+from halos.data.records.record import Prompt, Record, prompt_key
 from halos.data.views.derive import demonstrations
 from halos.evaluation.statistics import Estimate, rate, sign_flip_p
 from halos.judges.base import CompletionJudge
@@ -61,7 +61,7 @@ def win_rate(
     return WinRate(rate(values, kept, **options), sign_flip_p(by_prompt), verdicts)
 
 
-def best_of_data(records: Sequence[Feedback]) -> dict[str, list[str]]:
+def best_of_data(records: Sequence[Record]) -> dict[str, list[str]]:
     """The data's own desirable, chosen or best completions by their prompt's key."""
     found: dict[str, list[str]] = {}
     try:

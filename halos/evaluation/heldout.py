@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from halos.data.records.feedback import Feedback, Prompt, prompt_key
+from halos.data.records.record import Prompt, Record, prompt_key
 from halos.data.views.derive import VIEWS, Prepare
 from halos.data.views.selection import Selection
 from halos.evaluation.calibration import calibration_error
@@ -36,7 +36,7 @@ class HeldOut:
 
 
 def held_out(
-    records: Sequence[Feedback], selection: Selection | None = None, training: Sequence[Feedback] | None = None
+    records: Sequence[Record], selection: Selection | None = None, training: Sequence[Record] | None = None
 ) -> HeldOut:
     """Pairs and labels of the records, each completion once, those that ``selection`` makes of scores among them.
 
@@ -66,7 +66,7 @@ def held_out(
     return data
 
 
-def _view(name: str, records: Sequence[Feedback], prepare: Prepare | None, report: Counter[str]) -> Sequence[Any]:
+def _view(name: str, records: Sequence[Record], prepare: Prepare | None, report: Counter[str]) -> Sequence[Any]:
     try:
         view = VIEWS[name](records, prepare)
     except ValueError:  # this kind of feedback cannot be had from these records

@@ -6,7 +6,7 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from halos.data.records.feedback import Prompt
+from halos.data.records.record import Prompt
 
 Said = tuple[Prompt, str]
 """A prompt and a completion."""

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from halos.data.records.feedback import Prompt, messages_of
+from halos.data.records.record import Prompt, messages_of
 from halos.files import Journal
 from halos.judges.base import CompletionJudge, Duel, Said
 from halos.judges.transport import Answer, ChatEndpoint, Unanswered

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from halos.data.records.feedback import Feedback
+from halos.data.records.record import Record
 from halos.judges.base import CompletionJudge
 from halos.sampling.sampler import as_json
 
 KINDS = ("binary", "pairs", "scores")
 
 
-def label(records: Sequence[Feedback], judge: CompletionJudge, kind: str) -> tuple[list[dict[str, Any]], Counter[str]]:
+def label(records: Sequence[Record], judge: CompletionJudge, kind: str) -> tuple[list[dict[str, Any]], Counter[str]]:
     """(rows with the judge's feedback, counts of what was labelled and of what was left out).
 
     ``binary`` marks each completion, ``pairs`` lists every two of a prompt that the judge tells apart, ``scores`` keeps
@@ -44,7 +44,7 @@ def _scored(records: Any, texts: list[list[str]], judge: CompletionJudge, counts
 
 
 def _rows(
-    records: Sequence[Feedback], texts: list[list[str]], name: str, answers: Any, counts: Counter[str]
+    records: Sequence[Record], texts: list[list[str]], name: str, answers: Any, counts: Counter[str]
 ) -> list[dict[str, Any]]:
     rows = []
     for record, some in zip(records, texts, strict=True):
@@ -89,5 +89,5 @@ def _why(verdict: float | None) -> str:
     return "duels without an answer left out" if verdict is None else "ties left out"
 
 
-def _said(records: Sequence[Feedback], texts: list[list[str]]) -> list[Any]:
+def _said(records: Sequence[Record], texts: list[list[str]]) -> list[Any]:
     return [(record.prompt, text) for record, some in zip(records, texts, strict=True) for text in some]

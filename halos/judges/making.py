@@ -13,7 +13,7 @@ from halos.data.sources.base import Source
 from halos.judges.base import CompletionJudge
 from halos.judges.chat import ChatJudge
 from halos.judges.reward_model import RewardModel
-from halos.judges.truth import TrueReward
+from halos.judges.truth import TruthJudge
 
 Track = Callable[[Sequence[Any]], Iterable[Any]]
 
@@ -27,8 +27,8 @@ def make_judge(node: DictConfig, source: Source, *, device: str, precision: str,
     if not issubclass(kind, CompletionJudge):
         raise ValueError(f"judge._target_: expected a subclass of CompletionJudge, found {node._target_}")
     given: dict[str, Any] = {}
-    if issubclass(kind, TrueReward):
-        given = {"judge": source.judge()}
+    if issubclass(kind, TruthJudge):
+        given = {"judge": source.true_reward()}
     elif issubclass(kind, RewardModel):
         given = {"device": device, "precision": precision}
     elif issubclass(kind, ChatJudge):

@@ -10,7 +10,7 @@ import torch
 
 from halos.config.bounds import check_whole
 from halos.config.devices import DTYPES, choice, device_of
-from halos.data.records.feedback import messages_of
+from halos.data.records.record import messages_of
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.judges.base import CompletionJudge, Said
 from halos.policy.kernels.matmul import limit_kernel_caches

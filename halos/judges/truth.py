@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from halos.data.records.feedback import Prompt
-from halos.data.records.truth import Judge
+from halos.data.records.record import Prompt
+from halos.data.records.truth import TrueReward
 from halos.judges.base import CompletionJudge, Said
 
 
-class TrueReward(CompletionJudge):
+class TruthJudge(CompletionJudge):
     """A source's own judge. Raises ``ValueError`` for a source that has none."""
 
-    def __init__(self, judge: Judge | None) -> None:
+    def __init__(self, judge: TrueReward | None) -> None:
         super().__init__()
         if judge is None:
             raise ValueError("judge=truth: expected data whose true reward is known (data=toy); set another judge")

@@ -22,7 +22,14 @@ from halos.metrics import Averages, LabelledRewards, Mean, auc
 from halos.optim import AdamW, Optim
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.completions import LogProbs
-from halos.processes.collectives import all_gather_list, clip_gradients, data_ranks, total_norm, use_data_group, whole
+from halos.processes.collectives import (
+    all_gather_list,
+    clip_gradients,
+    data_ranks,
+    full_tensor,
+    total_norm,
+    use_data_group,
+)
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +236,7 @@ class Objective(pl.LightningModule, ABC):
     @final
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self._norm = total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        step = self._steps.end(self.trainer.global_step + 1, whole(self._norm), optimizer.param_groups[0]["lr"])
+        step = self._steps.end(self.trainer.global_step + 1, full_tensor(self._norm), optimizer.param_groups[0]["lr"])
         logged = step.number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # set when it is built
         if not logged and self.non_finite == "stop":
             return

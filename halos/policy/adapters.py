@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halos.policy.kernels.matmul import Linear
-from halos.processes.collectives import whole
+from halos.processes.collectives import full_tensor
 
 POLICY, REFERENCE = "default", "reference"
 """Names of the trained adapter and of the frozen one."""
@@ -104,7 +104,7 @@ def effective_state(model: nn.Module) -> dict[str, Tensor]:
     state = dict(model.state_dict())
     for name, layer in adapter_layers(model).items():
         for adapter, up in getattr(layer, "lora_B", {}).items():
-            if adapter == REFERENCE or not whole(up.weight).any():
+            if adapter == REFERENCE or not full_tensor(up.weight).any():
                 for part in ("lora_A", "lora_B"):
                     state.pop(f"{name}.{part}.{adapter}.weight")
             else:
@@ -116,7 +116,7 @@ def fingerprint(model: nn.Module) -> Tensor:
     """16 bytes that tell one starting point from another: names, shapes, types and samples of all weights."""
     digest: Any = hashlib.sha256()
     for name, tensor in effective_state(model).items():
-        tensor = whole(tensor.detach())
+        tensor = full_tensor(tensor.detach())
         values = tensor.flatten()
         values = values[:: max(1, len(values) // 64)][:64].cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(tensor.shape)}".encode())

@@ -86,7 +86,7 @@ def all_gather_list(values: list[Any], *, everywhere: bool = False) -> list[Any]
     return [value for part in gathered for value in part]
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that is divided over ranks; all of them have to ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

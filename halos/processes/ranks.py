@@ -22,7 +22,7 @@ LOST = ("connection closed by peer", "connection reset by peer", "connection was
 """What gloo, NCCL and the store say of a peer that is gone, in lower case."""
 
 
-class KnowRanks(Callback):
+class RecordRankAddresses(Callback):
     """Learns where each rank lives, before the first step."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from halos.data.records.feedback import Prompt
+from halos.data.records.record import Prompt
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.objectives.base import Objective
 from halos.reporting.tensorboard import log_text

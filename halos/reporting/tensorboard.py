@@ -58,7 +58,7 @@ def log_hparams(trainer: pl.Trainer, params: Mapping[str, Any], metrics: Mapping
             logger.save()
 
 
-def forget_behind(folder: Path, step: int, *, validated: bool) -> None:
+def truncate_events_after(folder: Path, step: int, *, validated: bool) -> None:
     """Take events behind ``step`` out of the folder's files, those of its own validation too unless ``validated``, and
     those of the run's end.
 

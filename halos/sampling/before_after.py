@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from halos.data.records.truth import Judge
+from halos.data.records.truth import TrueReward
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.token_rows import Control
 from halos.sampling.generate import log_ratios, sample
@@ -54,7 +54,7 @@ def compare(
     policy: Any,
     reference: Any,
     tokens: ChatTokens,
-    judge: Judge,
+    judge: TrueReward,
     *,
     size: int,
     max_new_tokens: int,
@@ -77,7 +77,7 @@ def compare(
     return Comparison(prompts, judged(prompts, before, tokens, judge), judged(prompts, said, tokens, judge), kl)
 
 
-def judged(prompts: list[str], completions: list[list[int]], tokens: ChatTokens, judge: Judge) -> Samples:
+def judged(prompts: list[str], completions: list[list[int]], tokens: ChatTokens, judge: TrueReward) -> Samples:
     """Decode the completions' ids, and ask the judge about each."""
     texts = [tokens.tokenizer.decode(_content(ids, tokens.end_of_turn)) for ids in completions]
     pairs = list(zip(prompts, texts, strict=True))

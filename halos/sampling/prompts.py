@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from halos.config.bounds import check_whole
 from halos.config.building import SOURCE_KEYS, build
 from halos.data.preparation.intake import LEAKED, Intake, read, read_held
-from halos.data.records.feedback import Feedback, Prompt, prompt_key
+from halos.data.records.record import Prompt, Record, prompt_key
 from halos.data.records.table import loose_prompt, table_of
 from halos.data.rows.chat_tokens import Limits
 from halos.data.sources.base import Source
@@ -38,8 +38,8 @@ class HeldData:
 
     source: Source
     limits: Limits
-    records: Sequence[Feedback]
-    training: Sequence[Feedback]
+    records: Sequence[Record]
+    training: Sequence[Record]
     selection: Selection
     report: Counter[str]
 
@@ -78,7 +78,7 @@ def _read(source: Source, split: str, val_size: int, seed: int, *, streamed: boo
     return taken
 
 
-def distinct_prompts(records: Sequence[Feedback], size: int | None, seed: int) -> list[Asked]:
+def distinct_prompts(records: Sequence[Record], size: int | None, seed: int) -> list[Asked]:
     """At most ``size`` different prompts, drawn with the seed, in the order of the records.
 
     Raises ``ValueError`` if there are none.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from halos.config.bounds import check_whole
-from halos.data.records.feedback import Prompt, messages_of
+from halos.data.records.record import Prompt, messages_of
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.files import Journal
 from halos.sampling.engines import Engine

@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Sequence
 
-from halos.data.records.feedback import Completion, Feedback
+from halos.data.records.record import Completion, Record
 from halos.toy.world import (
     CHAT,
     HESITATION,
@@ -56,7 +56,7 @@ def toy_feedback(
     completions_per_prompt: int = 2,
     seed: int = 0,
     split: str = "train",
-) -> list[Feedback]:
+) -> list[Record]:
     """Feedback on ``size`` prompts of a split, as labels or as preferences; the same arguments give the same records.
 
     ``noise`` is the probability that a label or a preference is flipped. ``keep_desirable`` and ``keep_undesirable``
@@ -72,7 +72,7 @@ def toy_feedback(
         if feedback == "pairs":
             records.append(_paired(where, prompt, completions_per_prompt, noise, rng))
         elif kept := _labelled(prompt, completions_per_prompt, noise, (keep_undesirable, keep_desirable), rng):
-            records.append(Feedback(where, prompt, kept))
+            records.append(Record(where, prompt, kept))
     return records
 
 
@@ -90,7 +90,7 @@ def _labelled(
     return tuple(kept)
 
 
-def _paired(where: str, prompt: str, count: int, noise: float, rng: random.Random) -> Feedback:
+def _paired(where: str, prompt: str, count: int, noise: float, rng: random.Random) -> Record:
     """Completions with a strict preference among them; tied draws are thrown away."""
     for _ in range(MAX_TIES):
         texts = [behaviour_completion(prompt, rng) for _ in range(count)]
@@ -98,7 +98,7 @@ def _paired(where: str, prompt: str, count: int, noise: float, rng: random.Rando
         ordered = [(i, j) for i, j in itertools.permutations(range(count), 2) if rewards[i] > rewards[j]]
         if ordered:
             preferences = tuple((j, i) if rng.random() < noise else (i, j) for i, j in ordered)
-            return Feedback(where, prompt, tuple(map(Completion, texts)), preferences)
+            return Record(where, prompt, tuple(map(Completion, texts)), preferences)
     raise RuntimeError(f"{where}: expected two completions of different reward, found ties {MAX_TIES} times")
 
 

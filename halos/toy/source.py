@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import final
 
-from halos.data.records.truth import Judge
+from halos.data.records.truth import TrueReward
 from halos.data.sources.base import Records, Source
 from halos.toy.feedback import toy_feedback
 from halos.toy.world import is_desirable, toy_prompts, true_reward
@@ -63,5 +63,5 @@ class ToySource(Source):
     def val(self) -> Records:
         return Records(self._val, Counter())
 
-    def judge(self) -> Judge:
+    def true_reward(self) -> TrueReward:
         return ToyJudge()

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from halos.reporting.csv_metrics import CSVMetrics
-from halos.reporting.tensorboard import forget_behind
+from halos.reporting.tensorboard import truncate_events_after
 
 
 class RunRecord(Callback):
@@ -39,7 +39,7 @@ class RunRecord(Callback):
             if isinstance(logger, CSVMetrics):
                 logger.resume_at(step, validated=validated)
             elif isinstance(logger, TensorBoardLogger):
-                forget_behind(Path(logger.log_dir), step, validated=validated)
+                truncate_events_after(Path(logger.log_dir), step, validated=validated)
 
     def validated_at_in(self, checkpoint: dict[str, Any]) -> int | None:
         """The step of the last validation before the checkpoint."""

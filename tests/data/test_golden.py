@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.feedback import Completion, Feedback, Message
+from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.base import FileSource
 from halos.data.sources.hh import HHSource
 from halos.data.sources.json_source import JsonSource
@@ -27,7 +27,7 @@ def turns(*said: str) -> tuple[Message, ...]:
     return tuple(Message(role, text) for role, text in (one.split(": ", 1) for one in said))
 
 
-def read(source: FileSource) -> tuple[list[Feedback], Counter[str]]:
+def read(source: FileSource) -> tuple[list[Record], Counter[str]]:
     found = source.train()
     return found.records, found.dropped
 
@@ -37,7 +37,7 @@ def test_hh(tmp_path: Path) -> None:
     file = write(tmp_path / "helpful-base.jsonl", [{"chosen": f"{start} yes", "rejected": f"{start} no"}])
     assert read(HHSource(str(file))) == (
         [
-            Feedback(
+            Record(
                 f"{file}:1",
                 turns("user: q", "assistant: a", "user: r"),
                 (Completion("yes"), Completion("no")),
@@ -61,11 +61,11 @@ def test_shp(tmp_path: Path) -> None:
     file = write(tmp_path / "shp.json.jsonl", [shp(0, 1, 2.0), shp(1, 0, 7.5), shp(2, 1, 1.9)])
     both = (Completion("a", score=8.0), Completion("b", score=4.0))
     kept = [
-        Feedback(f"{file}:1", "question 0", both, ((0, 1),)),
-        Feedback(f"{file}:2", "question 1", both, ((1, 0),)),
+        Record(f"{file}:1", "question 0", both, ((0, 1),)),
+        Record(f"{file}:2", "question 1", both, ((1, 0),)),
     ]
     assert read(SHPSource(str(file))) == (kept, Counter({"filtered: pairs with a score ratio below 2": 1}))
-    everything = [*kept, Feedback(f"{file}:3", "question 2", both, ((0, 1),))]
+    everything = [*kept, Record(f"{file}:3", "question 2", both, ((0, 1),))]
     assert read(SHPSource(str(file), min_ratio=1)) == (everything, Counter())
     with pytest.raises(ValueError, match="min_ratio: expected 1"):
         SHPSource(str(file), min_ratio=0.5)
@@ -105,7 +105,7 @@ EXPECTED = [
 ]
 
 
-def content(records: list[Feedback]) -> list[Any]:
+def content(records: list[Record]) -> list[Any]:
     return [
         (
             tuple(f"{m.role}: {m.content}" for m in record.prompt if isinstance(m, Message)),
@@ -169,7 +169,7 @@ def test_ultrafeedback_raw(tmp_path: Path) -> None:
     file = write(tmp_path / "uf.jsonl", [row, row | {"completions": []}])
     replies = tuple(Completion(f"reply {n}", score=float(n)) for n in range(4))
     dropped = Counter({"instruction without completions": 1})
-    assert read(UltraFeedbackSource(str(file))) == ([Feedback(f"{file}:1", "do", replies)], dropped)
+    assert read(UltraFeedbackSource(str(file))) == ([Record(f"{file}:1", "do", replies)], dropped)
     (record,), _ = read(UltraFeedbackSource(str(file), score="fine-grained_score"))
     assert [c.score for c in record.completions] == [4.25, 3.25, 2.25, 1.25]
     with pytest.raises(ValueError, match="score: expected overall_score or fine-grained_score, found 'best'"):
@@ -187,7 +187,7 @@ def test_ultrafeedback_binarized(tmp_path: Path, source: type[FileSource]) -> No
     }  # fmt: skip
     file = write(tmp_path / "uf.jsonl", [row])
     both = (Completion("good", score=8.5), Completion("bad", score=2.0))
-    assert read(source(str(file))) == ([Feedback(f"{file}:1", turns("user: do"), both, ((0, 1),))], Counter())
+    assert read(source(str(file))) == ([Record(f"{file}:1", turns("user: do"), both, ((0, 1),))], Counter())
 
 
 def test_conversations_with_system_and_tool_turns(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_conversations_with_system_and_tool_turns(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", [{"messages": messages, "label": True}])
     prompt = turns("system: s", "user: q", "assistant: look up", "tool: 42")
     assert read(JsonSource(str(file))) == (
-        [Feedback(f"{file}:1", prompt, (Completion("It is 42.", True),))],
+        [Record(f"{file}:1", prompt, (Completion("It is 42.", True),))],
         Counter(),
     )
 
@@ -205,7 +205,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", [{"question": "q", "better": "a", "worse": "b"}])
     columns = {"prompt": "question", "chosen": "better", "rejected": "worse", "label": None}
     both = (Completion("a"), Completion("b"))
-    assert read(JsonSource(str(file), columns=columns)) == ([Feedback(f"{file}:1", "q", both, ((0, 1),))], Counter())
+    assert read(JsonSource(str(file), columns=columns)) == ([Record(f"{file}:1", "q", both, ((0, 1),))], Counter())
 
 
 def test_what_each_file_gave(tmp_path: Path) -> None:

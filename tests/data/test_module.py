@@ -10,7 +10,7 @@ import torch
 
 from halos.data.batches.collate import Batch, Batches
 from halos.data.module import PreferenceDataModule, ResumableLoader
-from halos.data.records.feedback import Completion, Feedback, prompt_key
+from halos.data.records.record import Completion, Record, prompt_key
 from halos.data.sources.base import Records, Source
 from tests import tiny
 
@@ -20,7 +20,7 @@ class Listed(Source):
 
     name = "listed"
 
-    def __init__(self, train: list[Feedback], val: list[Feedback] | None = None) -> None:
+    def __init__(self, train: list[Record], val: list[Record] | None = None) -> None:
         self._train, self._val = train, val
 
     def train(self) -> Records:
@@ -30,11 +30,11 @@ class Listed(Source):
         return None if self._val is None else Records(self._val, Counter())
 
 
-def record(n: int, *, prompt: str = "", desirable: bool | None = None) -> Feedback:
+def record(n: int, *, prompt: str = "", desirable: bool | None = None) -> Record:
     """One labelled completion of as many words as 1 + n modulo 4; every other record is desirable."""
     text = " ".join(["good"] * (1 + n % 4))
     label = n % 2 == 0 if desirable is None else desirable
-    return Feedback(f"f:{n}", prompt or " ".join(["hello"] * (1 + n)), (Completion(text, label),))
+    return Record(f"f:{n}", prompt or " ".join(["hello"] * (1 + n)), (Completion(text, label),))
 
 
 def module(count: int = 10, view: str = "binary", *, val: int | None = None, **options: Any) -> PreferenceDataModule:

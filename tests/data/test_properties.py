@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from halos.data.records.feedback import Completion, Feedback, Message, Prompt
+from halos.data.records.record import Completion, Message, Prompt, Record
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.token_rows import Example, make_rows
 from halos.data.views.derive import VIEWS
@@ -76,9 +76,9 @@ def prompts(draw: st.DrawFn) -> Prompt:
 
 
 @st.composite
-def records(draw: st.DrawFn) -> Feedback:
+def records(draw: st.DrawFn) -> Record:
     completions = tuple(Completion(draw(said), draw(st.booleans()), draw(st.floats(-9, 9))) for _ in range(3))
-    return Feedback("r:1", draw(prompts()), completions, ((0, 1), (2, 1)))
+    return Record("r:1", draw(prompts()), completions, ((0, 1), (2, 1)))
 
 
 def completions_of(example: Example) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health
 @pytest.mark.parametrize("name", TOKENIZERS)
 @few
 @given(record=records(), view=st.sampled_from(sorted(VIEWS)))
-def test_scored_tokens_are_the_completion_and_its_end_and_no_prompt(name: str, record: Feedback, view: str) -> None:
+def test_scored_tokens_are_the_completion_and_its_end_and_no_prompt(name: str, record: Record, view: str) -> None:
     tokenizer = TOKENIZERS[name]
     tokens = ChatTokens(tokenizer, Limits(4096))
     try:
@@ -118,9 +118,7 @@ def test_scored_tokens_are_the_completion_and_its_end_and_no_prompt(name: str, r
 @pytest.mark.parametrize("name", TOKENIZERS)
 @few
 @given(record=records(), longest=st.integers(2, 60), data=st.data())
-def test_truncation_is_counted_and_never_empties(
-    name: str, record: Feedback, longest: int, data: st.DataObject
-) -> None:
+def test_truncation_is_counted_and_never_empties(name: str, record: Record, longest: int, data: st.DataObject) -> None:
     tokens = ChatTokens(TOKENIZERS[name], Limits(longest, data.draw(st.integers(1, longest - 1))))
     examples = VIEWS["pairs"]([record]).examples
     made = make_rows(examples, tokens, origin=lambda _: "f")

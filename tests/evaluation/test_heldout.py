@@ -7,16 +7,16 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from halos.data.records.feedback import Completion, Feedback
+from halos.data.records.record import Completion, Record
 from halos.data.views.selection import Selection
 from halos.evaluation.calibration import calibration_error, reliability
 from halos.evaluation.heldout import feedback_metrics, held_out, likelihood_metrics
 from halos.evaluation.scoring import Scores
 
 RECORDS = [
-    Feedback("1", "p", (Completion("aa"), Completion("b")), ((0, 1),)),
-    Feedback("2", "q", (Completion("c"), Completion("dd")), ((1, 0),)),
-    Feedback("3", "q", (Completion("c"), Completion("e")), ((1, 0),)),
+    Record("1", "p", (Completion("aa"), Completion("b")), ((0, 1),)),
+    Record("2", "q", (Completion("c"), Completion("dd")), ((1, 0),)),
+    Record("3", "q", (Completion("c"), Completion("e")), ((1, 0),)),
 ]
 REWARDS, TOKENS = np.array([2.0, 1.0, 0.5, 0.0, 0.5]), np.array([3.0, 2.0, 4.0, 2.0, 4.0])
 
@@ -60,14 +60,14 @@ def test_perplexity_is_that_of_liked_completions() -> None:
 
 
 def test_pairs_from_scores_are_those_of_the_selection() -> None:
-    scored = [Feedback("1", "p", tuple(Completion(text, score=n) for n, text in enumerate("abc")))]
+    scored = [Record("1", "p", tuple(Completion(text, score=n) for n, text in enumerate("abc")))]
     assert len(held_out(scored).pairs) == 1
     assert len(held_out(scored, Selection(pairs_from_scores="all")).pairs) == 3
 
 
 def test_records_without_feedback_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to learn from"):
-        held_out([Feedback("1", "p", (Completion("a"),))])
+        held_out([Record("1", "p", (Completion("a"),))])
 
 
 def test_the_calibration_error_is_that_of_torchmetrics() -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from halos.data.records.feedback import Completion, Feedback
+from halos.data.records.record import Completion, Record
 from halos.evaluation.duels import best_of_data, win_rate
 from halos.judges.base import CompletionJudge, Said
 from halos.judges.labels import label
-from halos.judges.truth import TrueReward
+from halos.judges.truth import TruthJudge
 from halos.toy.source import ToyJudge
 from halos.toy.world import is_desirable
 
@@ -21,8 +21,8 @@ class Length(CompletionJudge):
         return [None if text == "?" else float(len(text)) for _, text in said]
 
 
-def record(name: str, *texts: str) -> Feedback:
-    return Feedback(name, f"prompt {name}", tuple(map(Completion, texts)))
+def record(name: str, *texts: str) -> Record:
+    return Record(name, f"prompt {name}", tuple(map(Completion, texts)))
 
 
 RECORDS = [record("a", "xx", "y", "xx", "zz"), record("b", "?", "longest"), record("c", "y")]
@@ -54,7 +54,7 @@ def test_scores_are_the_judges_own() -> None:
 
 def test_the_true_reward_marks_as_the_world_does() -> None:
     prompt, good = "i bought a lamp on monday. i paid twice.", "thanks a lot. we will check the payment. best wishes."
-    rows, _ = label([Feedback("1", prompt, (Completion(good), Completion("hm.")))], TrueReward(ToyJudge()), "binary")
+    rows, _ = label([Record("1", prompt, (Completion(good), Completion("hm.")))], TruthJudge(ToyJudge()), "binary")
     assert [c["desirable"] for c in rows[0]["completions"]] == [True, False]
     assert is_desirable(prompt, good)
 
@@ -65,7 +65,7 @@ def test_nothing_left_and_unknown_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="feedback: expected one of binary, pairs, scores"):
         label(RECORDS, Length(), "ranks")
     with pytest.raises(ValueError, match="judge=truth: expected data whose true reward is known"):
-        TrueReward(None)
+        TruthJudge(None)
 
 
 def test_win_rates_count_ties_half_and_leave_out_what_has_no_answer() -> None:
@@ -87,6 +87,6 @@ def test_a_side_with_fewer_completions_is_counted_round() -> None:
 
 
 def test_the_datas_own_completions_are_those_that_people_liked() -> None:
-    pair = Feedback("1", "p", (Completion("bad"), Completion("good")), ((1, 0),))
-    marked = Feedback("2", "q", (Completion("no", False), Completion("yes", True)))
+    pair = Record("1", "p", (Completion("bad"), Completion("good")), ((1, 0),))
+    marked = Record("2", "q", (Completion("no", False), Completion("yes", True)))
     assert list(best_of_data([pair, marked]).values()) == [["good"], ["yes"]]

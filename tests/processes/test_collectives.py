@@ -19,10 +19,10 @@ from halos.processes.collectives import (
     clip_gradients,
     data_rank_and_world,
     data_ranks,
+    full_tensor,
     rank_and_world,
     total_norm,
     use_data_group,
-    whole,
 )
 from tests.fork import run_ranks
 
@@ -107,9 +107,9 @@ def norms_of_differently_divided_tensors() -> list[float]:
         parameter.grad = gradient
     norms = [total_norm(divided), total_norm([*divided, wholes[4]]), total_norm(divided[:2])]
     clip_gradients(parameters, 3.0)
-    clipped = [whole(parameter.grad) for parameter in parameters]  # type: ignore[arg-type]
+    clipped = [full_tensor(parameter.grad) for parameter in parameters]  # type: ignore[arg-type]
     torch.testing.assert_close(clipped[2] * 4, clipped[3] * 3)
-    return [*(whole(norm).item() for norm in norms), torch.cat(clipped).norm().item()]
+    return [*(full_tensor(norm).item() for norm in norms), torch.cat(clipped).norm().item()]
 
 
 def test_each_element_counts_once_in_a_norm_however_it_is_divided() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.feedback import Message
+from halos.data.records.record import Message
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.objectives import CSFT, SFT
 from halos.policy import Backbone, ModelSpec

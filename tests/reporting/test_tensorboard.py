@@ -9,7 +9,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
-from halos.reporting.tensorboard import LAYOUT, forget_behind
+from halos.reporting.tensorboard import LAYOUT, truncate_events_after
 from tests.test_train import run
 
 STEPS = 2
@@ -88,7 +88,7 @@ def test_a_resumed_run_forgets_what_it_will_log_again(validated: bool, last: int
     writer.add_scalar("final/loss", 0.5, 0)
     writer.close()
     (file,) = tmp_path.glob("events*")
-    forget_behind(tmp_path, 2, validated=validated)
+    truncate_events_after(tmp_path, 2, validated=validated)
     file.write_bytes(file.read_bytes() + b"cut off")
     found = EventAccumulator(str(tmp_path), purge_orphaned_data=False)
     found.Reload()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from halos.processes.collectives import whole
+from halos.processes.collectives import full_tensor
 from halos.sharding.tensor_parallel import check_plan, check_size, divide_products, plan_of
 from tests import tiny
 from tests.fork import run_ranks
@@ -35,7 +35,7 @@ def results(made: Any) -> tuple[Tensor, dict[str, Tensor]]:
     ids = torch.arange(18).view(2, 9) % tiny.VOCABULARY
     logits = made(input_ids=ids, use_cache=False).logits
     logits.log_softmax(-1)[..., 3].sum().backward()
-    return logits.detach(), {name: whole(p.grad) for name, p in made.named_parameters()}
+    return logits.detach(), {name: full_tensor(p.grad) for name, p in made.named_parameters()}
 
 
 def divided_and_not() -> dict[str, tuple[Any, Any]]:

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from halos.policy.loading import ModelSpec
-from halos.processes.collectives import local, whole
+from halos.processes.collectives import full_tensor, local
 from halos.sharding.sharding import Sharding
 from halos.sharding.weights import make_backbone, matching_files
 from tests import tiny
@@ -34,8 +34,8 @@ def divided_start(folder: Path, gguf: Path) -> list[dict[str, torch.Tensor]]:
         assert all(isinstance(p, DTensor) for p in (*backbone.policy.parameters(), *backbone.reference.parameters()))
         half = sum(p.numel() for p in backbone.parameters()) / 2
         assert sum(local(p).numel() for p in backbone.parameters()) == pytest.approx(half, rel=0.1)
-        state = {name: whole(tensor) for name, tensor in backbone.policy.state_dict().items()}
-        reference = {name: whole(tensor) for name, tensor in backbone.reference.state_dict().items()}
+        state = {name: full_tensor(tensor) for name, tensor in backbone.policy.state_dict().items()}
+        reference = {name: full_tensor(tensor) for name, tensor in backbone.reference.state_dict().items()}
         assert all(torch.equal(state[name], reference[name]) for name in state)
         found.append(state | {name: buffer.clone() for name, buffer in backbone.policy.named_buffers()})
     # Of what lies in plain safetensors each rank reads its part; the rest is read by the first alone.

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from halos.data.records.feedback import Feedback
+from halos.data.records.record import Record
 from halos.toy.feedback import behaviour_completion, toy_feedback
 from halos.toy.world import is_complete, is_desirable, is_on_topic, is_polite, prompts_of, true_reward
 
@@ -17,7 +17,7 @@ def assert_share(hits: int, total: int, share: float) -> None:
     assert abs(hits - total * share) <= 4 * math.sqrt(total * share * (1 - share))
 
 
-def labels_of(records: list[Feedback]) -> list[tuple[bool, bool]]:
+def labels_of(records: list[Record]) -> list[tuple[bool, bool]]:
     """(true, recorded) labels of every completion."""
     return [
         (is_desirable(str(record.prompt), completion.text), bool(completion.desirable))

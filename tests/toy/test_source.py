@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.feedback import Feedback
+from halos.data.records.record import Record
 from halos.toy.source import ToyJudge, ToySource
 from halos.toy.world import is_desirable, prompts_of, true_reward
 
@@ -14,7 +14,7 @@ def source(**knobs: Any) -> ToySource:
     return ToySource(**{"size": 30, "val_size": 20, **knobs})
 
 
-def wrong_labels(records: list[Feedback]) -> int:
+def wrong_labels(records: list[Record]) -> int:
     return sum(c.desirable != is_desirable(str(r.prompt), c.text) for r in records for c in r.completions)
 
 
@@ -80,7 +80,7 @@ def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any], said: str) 
 
 
 def test_the_judge_is_the_true_reward_on_held_out_prompts() -> None:
-    judge = source().judge()
+    judge = source().true_reward()
     assert isinstance(judge, ToyJudge)
     prompts = judge.prompts(5)
     assert prompts == judge.prompts(9)[:5]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from halos.data.records.feedback import Feedback
+from halos.data.records.record import Record
 from halos.data.records.table import RecordTable, table_of
 from halos.data.sources.origin import SHOWN_PLACES, Origin
 
@@ -51,7 +51,7 @@ class Hygiene:
     lengths: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def examine(records: Sequence[Feedback]) -> Hygiene:
+def examine(records: Sequence[Record]) -> Hygiene:
     """Find it out."""
     table = table_of(records)
     owner, exact = table.lists("completions")
@@ -119,7 +119,7 @@ def percentiles(values: Sequence[int] | np.ndarray) -> dict[str, int]:
     return {f"p{p}": int(value) for p, value in zip(PERCENTILES, found, strict=True)}
 
 
-def without_leaks(train: Sequence[Feedback], val: Sequence[Feedback]) -> tuple[RecordTable, Finding]:
+def without_leaks(train: Sequence[Record], val: Sequence[Record]) -> tuple[RecordTable, Finding]:
     """The validation records whose prompts are not in the training data (case, white space and forms of characters do
     not count), and the others."""
     held = table_of(val)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from halos.data.preparation.hygiene import Finding, Hygiene, as_json, examine, files_as_json, percentiles, without_leaks
-from halos.data.records.feedback import Feedback
+from halos.data.records.record import Record
 from halos.data.records.split import split_by_prompt
 from halos.data.records.table import RecordTable, table_of
 from halos.data.rows.token_rows import Rows
@@ -76,7 +76,7 @@ def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
     return taken
 
 
-def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, Sequence[Feedback]]:
+def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, Sequence[Record]]:
     """What is to be known before a stream is trained on: its validation records, the source's own or the first
     ``val_size`` ones of the stream, and these again as they are.
 
@@ -96,7 +96,7 @@ def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, S
     return taken, held.records
 
 
-def first_records(source: Source, count: int) -> list[Feedback]:
+def first_records(source: Source, count: int) -> list[Record]:
     """The first training records of a stream. Raises ``ValueError`` if it has fewer."""
     found = list(islice(source.stream({}), count))
     if len(found) < count:

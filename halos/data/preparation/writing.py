@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from halos.data.records.feedback import Feedback, Prompt
+from halos.data.records.record import Prompt, Record
 from halos.data.rows.token_rows import Example
 from halos.data.views.derive import Demonstration, Labelled, Pair
 
 
-def record_row(record: Feedback) -> dict[str, Any]:
+def record_row(record: Record) -> dict[str, Any]:
     """A record as an object of the record format."""
     completions = []
     for completion in record.completions:

@@ -7,9 +7,9 @@ from itertools import islice
 from reprlib import Repr
 from typing import Any
 
-from halos.data.records.feedback import ROLES, Message, Prompt
+from halos.data.records.record import ROLES, Message, Prompt
 
-Row = Mapping[str, Any]
+RawRow = Mapping[str, Any]
 
 LABELS = {"desirable": True, "undesirable": False}
 
@@ -30,18 +30,18 @@ def shorten(value: Any) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
-def keys_of(row: Row) -> str:
+def keys_of(row: RawRow) -> str:
     """The keys of a row, as an error lists them."""
     names = [shorten(key) for key in islice(row, MOST_KEYS)]
     return ", ".join(names + ["..."] * (len(row) > MOST_KEYS)) or "an empty row"
 
 
-def has(row: Row, key: str) -> bool:
+def has(row: RawRow, key: str) -> bool:
     """Whether the row says anything under ``key``: parquet writes null where a row has no such field."""
     return row.get(key) is not None
 
 
-def required(where: str, row: Row, key: str) -> Any:
+def required(where: str, row: RawRow, key: str) -> Any:
     if key in row and row[key] is None:
         raise wrong(where, key, "given", None)
     if key not in row:
@@ -77,7 +77,7 @@ def _message(where: str, name: str, value: Any) -> Message:
     return Message(value["role"], text_of(where, f"{name}.content", value["content"]))
 
 
-def prompt_of(where: str, row: Row, key: str = "prompt") -> Prompt:
+def prompt_of(where: str, row: RawRow, key: str = "prompt") -> Prompt:
     """A prompt: text or messages, not empty."""
     value = required(where, row, key)
     if not isinstance(value, str | list):
@@ -93,7 +93,7 @@ def _is_blank(prompt: Prompt) -> bool:
     return not any(part.strip() for part in said)
 
 
-def reply_of(where: str, row: Row, key: str) -> tuple[tuple[Message, ...], str]:
+def reply_of(where: str, row: RawRow, key: str) -> tuple[tuple[Message, ...], str]:
     """The turns that stand before a completion in its own field (none for plain text), and the completion."""
     value = required(where, row, key)
     if not isinstance(value, str | list):

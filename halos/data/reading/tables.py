@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from halos.data.reading.fields import LABELS, Row, wrong
+from halos.data.reading.fields import LABELS, RawRow, wrong
 from halos.data.reading.json_files import Located, parse_json
 from halos.data.reading.lines import decode, first_line, lines
 
@@ -88,7 +88,7 @@ def _row(where: str, header: list[str], cells: list[str]) -> Located:
     return where, dict(zip(header, cells, strict=True))
 
 
-def typed(where: str, row: Row) -> dict[str, Any]:
+def typed(where: str, row: RawRow) -> dict[str, Any]:
     """A row of CSV cells with what its columns' names say: labels and scores become numbers, lists are read as JSON,
     and an empty cell says nothing, but that a completion is empty.
 

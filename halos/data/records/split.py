@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from halos.data.records.feedback import Feedback, prompt_key
+from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import RecordTable, table_of
 
 TEXT = pa.large_string()
 
 
-def split_by_prompt(records: Sequence[Feedback], val_size: int, seed: int) -> tuple[RecordTable, RecordTable]:
+def split_by_prompt(records: Sequence[Record], val_size: int, seed: int) -> tuple[RecordTable, RecordTable]:
     """(train, val): whole prompts are held out until ``val_size`` records are, so that no prompt is on both sides.
 
     Which prompts these are depends on the seed and the prompts, not on the order of the records.

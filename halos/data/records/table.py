@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from halos.data.records.feedback import ROLES, Completion, Feedback, Message, Prompt, messages_of, prompt_key
+from halos.data.records.record import ROLES, Completion, Message, Prompt, Record, messages_of, prompt_key
 from halos.data.store.arrow import MEMORY, Part, Stored, Table
 
 TEXTS = pa.list_(pa.large_string())
@@ -84,13 +84,13 @@ class Judgement:
     preferences: tuple[tuple[int, int], ...] = ()
 
 
-def judgement_of(record: Feedback) -> Judgement:
+def judgement_of(record: Record) -> Judgement:
     """What is said of the completions of a record."""
     judged = (Judged(place, c.desirable, c.score) for place, c in enumerate(record.completions))
     return Judgement(tuple(judged), record.preferences)
 
 
-class RecordTable(Stored[Feedback]):
+class RecordTable(Stored[Record]):
     """Records of a table, or some of them (``chosen``, their numbers in the table)."""
 
     def __init__(self, table: Table, chosen: np.ndarray | None = None) -> None:
@@ -144,7 +144,7 @@ class RecordTable(Stored[Feedback]):
         """Where a record stands, whatever its id."""
         return self._cell("where", index) or self._cell("id", index)
 
-    def many(self, indices: np.ndarray) -> list[Feedback]:
+    def many(self, indices: np.ndarray) -> list[Record]:
         rows, back = np.unique(self.chosen[indices], return_inverse=True)
         made = [record for batch in self.table.select(rows) for record in _records(batch)]
         return [made[place] for place in back]
@@ -175,7 +175,7 @@ class Builder:
     def full(self) -> bool:
         return len(self._columns["id"]) >= BATCH_RECORDS or self._characters >= BATCH_CHARACTERS
 
-    def add(self, record: Feedback, where: str | None = None) -> None:
+    def add(self, record: Record, where: str | None = None) -> None:
         """Add a record that stands at ``where``, unless that is its id."""
         texts = [completion.text for completion in record.completions]
         turns = messages_of(record.prompt)
@@ -214,7 +214,7 @@ class Builder:
         return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def batches(records: Iterable[tuple[str | None, Feedback]]) -> Iterator[pa.RecordBatch]:
+def batches(records: Iterable[tuple[str | None, Record]]) -> Iterator[pa.RecordBatch]:
     """Record batches of (where it stands, record)."""
     builder = Builder()
     for where, record in records:
@@ -233,12 +233,12 @@ def joined(parts: Sequence[RecordTable]) -> RecordTable:
     return RecordTable(Table([batch for part in parts for batch in part.table.batches], key=key), chosen)
 
 
-def table_of(records: Sequence[Feedback]) -> RecordTable:
+def table_of(records: Sequence[Record]) -> RecordTable:
     """The records as a table: as they are, or in memory where they are a list."""
     return records if isinstance(records, RecordTable) else RecordTable(MEMORY.table(None, _listed, [records]))
 
 
-def _listed(records: Sequence[Feedback]) -> Part:
+def _listed(records: Sequence[Record]) -> Part:
     yield from batches((None, record) for record in records)
     return {}
 
@@ -247,13 +247,13 @@ def _both_ways(key: str, better: str, worse: str) -> tuple[int, int]:
     return (0, 0) if better == worse else (digest(key, better, worse), digest(key, worse, better))
 
 
-def _records(batch: pa.RecordBatch) -> Iterator[Feedback]:
+def _records(batch: pa.RecordBatch) -> Iterator[Record]:
     ids, plain = batch.column("id").to_pylist(), batch.column("plain").to_pylist()
     columns = (
         _nested(batch.column(name)) for name in ("roles", "contents", "texts", "labels", "scores", "preferences")
     )
     for name, is_text, roles, contents, texts, labels, scores, preferences in zip(ids, plain, *columns, strict=True):
-        yield Feedback(
+        yield Record(
             name,
             contents[0] if is_text else _turns(roles, contents),
             tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Judge(Protocol):
+class TrueReward(Protocol):
     """The true reward of a data source whose world is known, as the toy world's is."""
 
     def reward(self, prompt: str, completion: str) -> float:

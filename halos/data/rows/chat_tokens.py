@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from halos.data.records.feedback import Prompt, messages_of
+from halos.data.records.record import Prompt, messages_of
 from halos.data.rows.templates import PLAIN_TEMPLATE
 
 log = logging.getLogger(__name__)

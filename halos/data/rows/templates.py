@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from halos.data.reading.fields import shorten
-from halos.data.records.feedback import Prompt, messages_of
+from halos.data.records.record import Prompt, messages_of
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n{% endfor %}"

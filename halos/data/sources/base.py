@@ -17,9 +17,9 @@ import numpy as np
 
 from halos.data.reading.files import Piece, check_streamable, content_key, edges_key, expand, pieces, read_piece
 from halos.data.reading.json_files import Located
-from halos.data.records.feedback import Feedback
+from halos.data.records.record import Record
 from halos.data.records.table import RecordTable, batches
-from halos.data.records.truth import Judge
+from halos.data.records.truth import TrueReward
 from halos.data.sources.formats import Adapted, Adapter
 from halos.data.sources.origin import Origin, faults
 from halos.data.store.arrow import MEMORY, Part, Store
@@ -32,7 +32,7 @@ Files = str | Path | Sequence[str | Path]
 class Records:
     """The records of one split, what was left out of it (reason → how often), and the same for each file."""
 
-    records: Sequence[Feedback]
+    records: Sequence[Record]
     dropped: Counter[str]
     origins: dict[str, Origin] = field(default_factory=dict)
 
@@ -57,7 +57,7 @@ class Source(ABC):
     def check_stream(self) -> None:  # noqa: B027 (most sources have nothing to check)
         """Raises ``ValueError`` if :meth:`stream` cannot be had without reading everything first."""
 
-    def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Feedback]:
+    def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Record]:
         """The training records one after the other; what each file gave so far is in ``origins``.
 
         ``strict`` raises ``ValueError`` for what would be left out because the data are at fault. This one is for
@@ -77,7 +77,7 @@ class Source(ABC):
             found.update(repr(record).encode("utf-8", "surrogatepass"))
         return found.hexdigest()
 
-    def judge(self) -> Judge | None:
+    def true_reward(self) -> TrueReward | None:
         """The true reward, for sources whose world is known."""
         return None
 
@@ -118,7 +118,7 @@ class FileSource(Source):
         for file in chain.from_iterable(map(expand, self._train_files)):
             check_streamable(file)
 
-    def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Feedback]:
+    def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Record]:
         for file in chain.from_iterable(map(expand, self._train_files)):
             origin = origins.setdefault(str(file), Origin())
             rows = _counted(read_piece(Piece(file), self._columns, streaming=True), origin)
@@ -173,7 +173,7 @@ class FileSource(Source):
     def _part(self, piece: Piece) -> Part:
         origin = Origin()
 
-        def records() -> Iterator[tuple[str | None, Feedback]]:
+        def records() -> Iterator[tuple[str | None, Record]]:
             for adapted in self.adapted(_counted(read_piece(piece, self._columns), origin)):
                 origin.add(adapted)
                 where, record, _ = adapted

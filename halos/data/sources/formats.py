@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 from halos.data.reading.fields import (
-    Row,
+    RawRow,
     has,
     keys_of,
     label_of,
@@ -25,9 +25,9 @@ from halos.data.reading.fields import (
     text_of,
     wrong,
 )
-from halos.data.records.feedback import Completion, Feedback, Prompt, messages_of, prompt_key
+from halos.data.records.record import Completion, Prompt, Record, messages_of, prompt_key
 
-Adapter = Callable[[str, Row, Counter[str]], Feedback | None]
+Adapter = Callable[[str, RawRow, Counter[str]], Record | None]
 
 EMPTY = "empty completion"
 EMPTY_SIDE = "completion whose pair has an empty side"
@@ -36,18 +36,18 @@ DIFFERENT_PROMPTS = "pair with different prompts"
 FILTERED = "filtered: "
 """Begins the reasons that a setting asks for; the others are faults of the data."""
 
-Adapted = tuple[str, Feedback | None, Counter[str]]
+Adapted = tuple[str, Record | None, Counter[str]]
 """Where a row stands, its record if it has one, and what of it was left out."""
 
 COMPLETION_KEYS = {"text", "desirable", "score"}
 
 
-def to_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """The record in ``row``, whatever its format."""
     return _adapter(where, row)(where, row, dropped)
 
 
-def _adapter(where: str, row: Row) -> Adapter:
+def _adapter(where: str, row: RawRow) -> Adapter:
     for adapter, key, value in BY_TYPE:
         if row.get(key) == value:
             return adapter
@@ -62,17 +62,17 @@ def _adapter(where: str, row: Row) -> Adapter:
     )
 
 
-def _says(row: Row, key: str) -> bool:
+def _says(row: RawRow, key: str) -> bool:
     value = row.get(key)
     return bool(value.strip()) if isinstance(value, str) else value is not None
 
 
-def own_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+def own_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """This project's format: a prompt, its completions with labels or scores, and preferences between them."""
     items = required(where, row, "completions")
     if not isinstance(items, list) or not items:
         raise wrong(where, "completions", "a list of objects with 'text'", items)
-    record = Feedback(
+    record = Record(
         id=where,
         prompt=prompt_of(where, row),
         completions=tuple(_completion(where, f"completions[{i}]", item) for i, item in enumerate(items)),
@@ -113,7 +113,7 @@ def _preferences(where: str, value: Any) -> tuple[tuple[int, int], ...]:
     return tuple((better, worse) for better, worse in value)
 
 
-def preference_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+def preference_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """TRL's preference format and UltraFeedback's: ``chosen`` and ``rejected`` as text, as one message or with the
     whole conversation, whose turns before the last are then the prompt."""
     given = prompt_of(where, row) if has(row, "prompt") else None
@@ -129,7 +129,7 @@ def preference_record(where: str, row: Row, dropped: Counter[str]) -> Feedback |
         Completion(chosen, score=score_of(where, "score_chosen", row.get("score_chosen"))),
         Completion(rejected, score=score_of(where, "score_rejected", row.get("score_rejected"))),
     )
-    return without_empty(Feedback(where, prompt, completions, ((0, 1),)), dropped)
+    return without_empty(Record(where, prompt, completions, ((0, 1),)), dropped)
 
 
 def _hh_hint(text: str) -> str:
@@ -149,33 +149,33 @@ def _check_agreement(where: str, key: str, given: Prompt | None, own: Prompt) ->
     )
 
 
-def completion_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+def completion_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """TRL's unpaired format: ``completion`` with ``label``, ``score``, both, or neither (a demonstration)."""
     return _single(where, row, "completion", "score", dropped)
 
 
-def binary_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+def binary_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """HALOs' ``binary_feedback`` and ``scalar_feedback``: ``output`` with ``label``, ``reward`` or both."""
     if row.get("type") == "binary_feedback" or not has(row, "reward"):
         required(where, row, "label")
     return _single(where, row, "output", "reward", dropped)
 
 
-def _single(where: str, row: Row, key: str, score: str, dropped: Counter[str]) -> Feedback | None:
+def _single(where: str, row: RawRow, key: str, score: str, dropped: Counter[str]) -> Record | None:
     given = prompt_of(where, row)
     before, text = reply_of(where, row, key)
     prompt = before or given
     _check_agreement(where, key, given, prompt)
-    return without_empty(Feedback(where, prompt, (_judged(where, row, text, score),)), dropped)
+    return without_empty(Record(where, prompt, (_judged(where, row, text, score),)), dropped)
 
 
-def _judged(where: str, row: Row, text: str, score: str) -> Completion:
+def _judged(where: str, row: RawRow, text: str, score: str) -> Completion:
     # A label that is there but null is an error, not a completion without feedback.
     label = label_of(where, "label", row["label"]) if "label" in row else None
     return Completion(text, label, score_of(where, score, row.get(score)))
 
 
-def pairwise_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+def pairwise_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """HALOs' ``pairwise_feedback``: ``label`` 1 means that ``output_A`` is preferred, 0 that ``output_B`` is."""
     prompt = prompt_of(where, row)
     label = required(where, row, "label")
@@ -188,18 +188,18 @@ def pairwise_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | N
         Completion(a, score=score_of(where, "reward_A", row.get("reward_A"))),
         Completion(b, score=score_of(where, "reward_B", row.get("reward_B"))),
     )
-    return without_empty(Feedback(where, prompt, completions, ((0, 1) if label else (1, 0),)), dropped)
+    return without_empty(Record(where, prompt, completions, ((0, 1) if label else (1, 0),)), dropped)
 
 
-def conversation_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+def conversation_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """A conversation whose last turn is the completion, with or without ``label`` and ``score``."""
     prompt, text = reply_of(where, row, "messages")
     if not prompt:
         raise wrong(where, "messages", "a prompt and an assistant's turn after it", row["messages"])
-    return without_empty(Feedback(where, prompt, (_judged(where, row, text, "score"),)), dropped)
+    return without_empty(Record(where, prompt, (_judged(where, row, text, "score"),)), dropped)
 
 
-def without_empty(record: Feedback, dropped: Counter[str]) -> Feedback | None:
+def without_empty(record: Record, dropped: Counter[str]) -> Record | None:
     """``record`` without completions that are only whitespace; None if nothing is left."""
     kept = [i for i, completion in enumerate(record.completions) if completion.text.strip()]
     if len(kept) == len(record.completions):

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import final
 
-from halos.data.reading.fields import Row, required, text_of, wrong
+from halos.data.reading.fields import RawRow, required, text_of, wrong
 from halos.data.reading.json_files import Located
-from halos.data.records.feedback import Completion, Feedback, Message
+from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.base import Files, FileSource, by_row
 from halos.data.sources.formats import DIFFERENT_PROMPTS, Adapted, without_empty
 
@@ -19,7 +19,7 @@ EMPTY_PROMPT = "pair with an empty prompt"
 ENDS_WITH_HUMAN = "pair with a side that ends with a human turn"
 
 
-def hh_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
+def hh_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """One pair: the prompt is what stands before the last ``\\n\\nAssistant:``, the completion what stands after it."""
     turns, chosen = _split(where, "chosen", row)
     others, rejected = _split(where, "rejected", row)
@@ -37,10 +37,10 @@ def hh_record(where: str, row: Row, dropped: Counter[str]) -> Feedback | None:
     if not any(turn.content for turn in turns):
         dropped[EMPTY_PROMPT] += 1
         return None
-    return without_empty(Feedback(where, tuple(turns), (Completion(chosen), Completion(rejected)), ((0, 1),)), dropped)
+    return without_empty(Record(where, tuple(turns), (Completion(chosen), Completion(rejected)), ((0, 1),)), dropped)
 
 
-def _split(where: str, key: str, row: Row) -> tuple[list[Message], str]:
+def _split(where: str, key: str, row: RawRow) -> tuple[list[Message], str]:
     text = text_of(where, key, required(where, row, key))
     before, marker, completion = text.rpartition("\n\nAssistant:")
     turns = _turns(before)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, final
 
-from halos.data.reading.fields import Row, has, required, text_of, wrong
+from halos.data.reading.fields import RawRow, has, required, text_of, wrong
 from halos.data.reading.json_files import Located
-from halos.data.records.feedback import Completion, Feedback, Message
+from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.base import Files, FileSource
 from halos.data.sources.formats import FILTERED, Adapted, without_empty
 
@@ -79,7 +79,7 @@ def only_trees(rows: Iterable[Located]) -> Iterator[Located]:
         yield where, row
 
 
-def _node(where: str, row: Row) -> _Node:
+def _node(where: str, row: RawRow) -> _Node:
     role, rank = required(where, row, "role"), row.get("rank")
     if not isinstance(role, str) or role not in ROLES:
         raise wrong(where, "role", f"one of {', '.join(ROLES)}", role)
@@ -92,7 +92,7 @@ def _node(where: str, row: Row) -> _Node:
     return _Node(where, ROLES[role], text, rank, None if lang is None else text_of(where, "lang", lang), _kept(row))
 
 
-def _kept(row: Row) -> bool:
+def _kept(row: RawRow) -> bool:
     return not row.get("deleted") and row.get("review_result") is not False
 
 
@@ -112,7 +112,7 @@ def _tree(where: str, row: Any) -> _Node:
     return root
 
 
-def _message(where: str, value: Any) -> Row:
+def _message(where: str, value: Any) -> RawRow:
     if not isinstance(value, dict):
         raise wrong(where, "replies", "messages with 'role' and 'text'", value)
     return value
@@ -145,7 +145,7 @@ def _record(node: _Node, turns: tuple[Message, ...]) -> Adapted:
     preferences = tuple(
         (i, j) if rank < other else (j, i) for (i, rank), (j, other) in combinations(ranked, 2) if rank != other
     )
-    record = Feedback(node.where, turns, tuple(Completion(reply.text) for reply in replies), preferences)
+    record = Record(node.where, turns, tuple(Completion(reply.text) for reply in replies), preferences)
     return node.where, without_empty(record, dropped), dropped
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import final
 
 from halos.data.records.split import split_by_prompt
-from halos.data.records.truth import Judge
+from halos.data.records.truth import TrueReward
 from halos.data.sources.base import Records, Source
 from halos.data.sources.json_source import JsonSource
 
@@ -39,5 +39,5 @@ class OnPolicySource(Source):
         everything = self._world.train().records
         return Records(split_by_prompt(everything, self._val_size, self._seed)[1], Counter())
 
-    def judge(self) -> Judge | None:
-        return self._world.judge()
+    def true_reward(self) -> TrueReward | None:
+        return self._world.true_reward()

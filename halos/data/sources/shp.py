@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import final
 
-from halos.data.reading.fields import Row, prompt_of, required, score_of, text_of, wrong
+from halos.data.reading.fields import RawRow, prompt_of, required, score_of, text_of, wrong
 from halos.data.reading.json_files import Located
-from halos.data.records.feedback import Completion, Feedback
+from halos.data.records.record import Completion, Record
 from halos.data.sources.base import Files, FileSource, by_row
 from halos.data.sources.formats import FILTERED, Adapted, without_empty
 
 
-def shp_record(where: str, row: Row, dropped: Counter[str], *, min_ratio: float) -> Feedback | None:
+def shp_record(where: str, row: RawRow, dropped: Counter[str], *, min_ratio: float) -> Record | None:
     """One pair with both scores: ``labels`` is 1 where A is preferred, 0 where B is. Pairs whose scores are less than
     ``min_ratio`` apart (``score_ratio``, the higher over the lower) are left out."""
     label = required(where, row, "labels")
@@ -25,7 +25,7 @@ def shp_record(where: str, row: Row, dropped: Counter[str], *, min_ratio: float)
         Completion(text_of(where, ref, required(where, row, ref)), score=score_of(where, score, row.get(score)))
         for ref, score in (("human_ref_A", "score_A"), ("human_ref_B", "score_B"))
     )
-    record = Feedback(where, prompt_of(where, row, "history"), (a, b), ((0, 1) if label else (1, 0),))
+    record = Record(where, prompt_of(where, row, "history"), (a, b), ((0, 1) if label else (1, 0),))
     if ratio is not None and ratio < min_ratio:
         dropped[f"{FILTERED}pairs with a score ratio below {min_ratio:g}"] += 1
         return None

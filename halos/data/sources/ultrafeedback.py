@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import final
 
-from halos.data.reading.fields import Row, has, keys_of, prompt_of, required, score_of, text_of, wrong
+from halos.data.reading.fields import RawRow, has, keys_of, prompt_of, required, score_of, text_of, wrong
 from halos.data.reading.json_files import Located
-from halos.data.records.feedback import Completion, Feedback
+from halos.data.records.record import Completion, Record
 from halos.data.sources.base import Files, FileSource, by_row
 from halos.data.sources.formats import Adapted, preference_record, without_empty
 
@@ -17,7 +17,7 @@ SCORES = ("overall_score", "fine-grained_score")
 NO_COMPLETIONS = "instruction without completions"
 
 
-def ultrafeedback_record(where: str, row: Row, dropped: Counter[str], *, score: str) -> Feedback | None:
+def ultrafeedback_record(where: str, row: RawRow, dropped: Counter[str], *, score: str) -> Record | None:
     """A raw row's completions with the score named ``score``; a binarized row as a pair with its two scores."""
     if not has(row, "instruction"):
         return preference_record(where, row, dropped)
@@ -28,7 +28,7 @@ def ultrafeedback_record(where: str, row: Row, dropped: Counter[str], *, score: 
         dropped[NO_COMPLETIONS] += 1
         return None
     completions = tuple(_completion(where, f"completions[{n}]", item, score) for n, item in enumerate(items))
-    return without_empty(Feedback(where, prompt_of(where, row, "instruction"), completions), dropped)
+    return without_empty(Record(where, prompt_of(where, row, "instruction"), completions), dropped)
 
 
 def _completion(where: str, name: str, item: object, score: str) -> Completion:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any, TypeVar
 
-from halos.data.records.feedback import Feedback, prompt_key
+from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import loose_prompt
 from halos.data.rows.token_rows import Example
 from halos.data.sources.base import Source
@@ -121,7 +121,7 @@ class Stream:
             if empty:
                 raise ValueError(_nothing(self.view, told))
 
-    def _records(self, counted: Counted) -> Iterator[Feedback]:
+    def _records(self, counted: Counted) -> Iterator[Record]:
         for record in self.source.stream(counted.origins, strict=self.strict):
             if self.held and loose_prompt(record.prompt) in self.held:
                 if self.strict_held:
@@ -144,7 +144,7 @@ def _nothing(view: str, counted: Counted) -> str:
     )
 
 
-def runs(records: Iterable[Feedback]) -> Iterator[list[Feedback]]:
+def runs(records: Iterable[Record]) -> Iterator[list[Record]]:
     """Records of one prompt that follow each other, at most :data:`LONGEST_RUN`."""
     for _, group in groupby(records, key=lambda record: prompt_key(record.prompt)):
         while run := list(islice(group, LONGEST_RUN)):

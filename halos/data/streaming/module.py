@@ -11,7 +11,7 @@ from typing import Any
 
 from halos.data.module import SHOWN_PROMPTS, PreferenceDataModule, first_prompts
 from halos.data.preparation.intake import read_held
-from halos.data.records.feedback import prompt_key
+from halos.data.records.record import prompt_key
 from halos.data.records.table import loose_prompt
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.token_rows import Control, Row

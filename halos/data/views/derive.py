@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from halos.data.records.feedback import Feedback, Prompt
+from halos.data.records.record import Prompt, Record
 from halos.data.records.table import Judged, Judgement, RecordTable, judgement_of, table_of
 from halos.data.store.arrow import Stored
 
@@ -136,7 +136,7 @@ class Examples(Stored[E]):
         return made
 
 
-def _example(kind: type[Any], record: Feedback, place: int, number: int, known: Any) -> Any:
+def _example(kind: type[Any], record: Record, place: int, number: int, known: Any) -> Any:
     """The example of a record's completion; ``known``: the rejected text, the label or the score."""
     start = (f"{record.id}#{number}", record.prompt, record.completions[place].text)
     if kind is Demonstration:
@@ -155,7 +155,7 @@ class View(Generic[E]):
     report: Counter[str]
 
 
-def demonstrations(records: Sequence[Feedback], prepare: Prepare | None = None) -> View[Demonstration]:
+def demonstrations(records: Sequence[Record], prepare: Prepare | None = None) -> View[Demonstration]:
     """Preferred, desirable, best-scored and unjudged completions."""
     view = _view(Demonstration, records, _each(records, prepare, demonstrated))
     if not view.examples:
@@ -184,7 +184,7 @@ def _why_no_demonstration(record: Judgement, i: int) -> str | None:
     return None if completion.score is None or i == _by_score(record)[-1] else "lower-scored completions left out"
 
 
-def binary(records: Sequence[Feedback], prepare: Prepare | None = None) -> View[Labelled]:
+def binary(records: Sequence[Record], prepare: Prepare | None = None) -> View[Labelled]:
     """Labels where there are any; otherwise a pair gives a desirable and an undesirable completion."""
     view = _view(Labelled, records, _each(records, prepare, _labelled))
     if not view.examples:
@@ -224,7 +224,7 @@ def _unlabelled(completion: Judged) -> str:
     return f"{kind} left out"
 
 
-def pairs(records: Sequence[Feedback], prepare: Prepare | None = None) -> View[Pair]:
+def pairs(records: Sequence[Record], prepare: Prepare | None = None) -> View[Pair]:
     """Preferences where there are any; otherwise desirable with undesirable completions of the same prompt, in order
     and each once; otherwise the best-scored completion of a record with its worst."""
     table = table_of(records)
@@ -298,7 +298,7 @@ def _by_score(record: Judgement) -> list[int]:
     return sorted(scores, key=lambda i: (scores[i], -i))
 
 
-def scored(records: Sequence[Feedback], prepare: Prepare | None = None) -> View[Scored]:
+def scored(records: Sequence[Record], prepare: Prepare | None = None) -> View[Scored]:
     """Scores where there are any; otherwise +1 and −1 from labels, then from pairs."""
     view = _view(Scored, records, _each(records, prepare, _scored))
     if not view.examples:
@@ -326,7 +326,7 @@ Derive = Callable[[Judgement, Counter[str]], list[Local]]
 
 
 def _each(
-    records: Sequence[Feedback], prepare: Prepare | None, derive: Derive
+    records: Sequence[Record], prepare: Prepare | None, derive: Derive
 ) -> Iterator[tuple[list[Found], Counter[str]]]:
     """Record by record the examples of a view and what was counted; what is said of many records is looked at once."""
     table = table_of(records)
@@ -357,7 +357,7 @@ def _placed(index: int, local: list[Local], report: Counter[str]) -> tuple[list[
     return [((index, i), None if j is None else (index, j), value) for i, j, value in local], report
 
 
-def of_run(view: str, run: Sequence[Feedback], prepare: Prepare | None = None) -> tuple[list[Any], Counter[str]]:
+def of_run(view: str, run: Sequence[Record], prepare: Prepare | None = None) -> tuple[list[Any], Counter[str]]:
     """The examples of a view from a few records, the same as :data:`VIEWS` makes of them, and what was counted.
 
     Labelled completions of different records are paired as if all records had one prompt. No example is no error.
@@ -376,7 +376,7 @@ def of_run(view: str, run: Sequence[Feedback], prepare: Prepare | None = None) -
     return made, report
 
 
-def _view(kind: type[Any], records: Sequence[Feedback], found: Iterable[tuple[list[Found], Counter[str]]]) -> View[Any]:
+def _view(kind: type[Any], records: Sequence[Record], found: Iterable[tuple[list[Found], Counter[str]]]) -> View[Any]:
     table = table_of(records)
     chosen, rejected, values = array("i"), array("i"), array("d")
     report: Counter[str] = Counter()

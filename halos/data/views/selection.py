@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from halos.data.records.feedback import Completion, Feedback
+from halos.data.records.record import Completion, Record
 from halos.data.records.table import Judged, Judgement, RecordTable, batches, digest, judgement_of, table_of
 from halos.data.store.arrow import Part, Store
 from halos.data.views.derive import Examples, Prepare, demonstrated
@@ -70,7 +70,7 @@ class Selection:
                 f"this one learns from {view}"
             )
 
-    def prepare(self, view: str, records: Sequence[Feedback], training: Sequence[Feedback]) -> Prepare | None:
+    def prepare(self, view: str, records: Sequence[Record], training: Sequence[Record]) -> Prepare | None:
         """How scores become labels (binary view) or pairs (pairs), None if they do not; ``training`` are the records
         that set the median."""
         if view == "binary" and self.labels_from_scores is not None:
@@ -91,7 +91,7 @@ class Selection:
                 "which is that of all training scores"
             )
 
-    def prepare_run(self, view: str, run: Sequence[Feedback]) -> Prepare | None:
+    def prepare_run(self, view: str, run: Sequence[Record]) -> Prepare | None:
         """:meth:`prepare` of a few records that have one prompt."""
         if view != "binary" or self.labels_from_scores is None:
             return self._prepare_pairs(view)
@@ -193,7 +193,7 @@ def _expanded(records: RecordTable, span: range) -> Part:
     return dict(report)
 
 
-def with_turns(record: Feedback, report: Counter[str]) -> list[Feedback]:
+def with_turns(record: Record, report: Counter[str]) -> list[Record]:
     """The record after one for each earlier assistant's turn, see :func:`expand_turns`."""
     if isinstance(record.prompt, str) or not demonstrated(judgement_of(record), Counter()):
         return [record]
@@ -205,7 +205,7 @@ def with_turns(record: Feedback, report: Counter[str]) -> list[Feedback]:
             report["earlier assistant turns left out"] += 1
             continue
         report["earlier assistant turns"] += 1
-        found.append(Feedback(f"{record.id}.{n}", record.prompt[:n], (Completion(turn.content),)))
+        found.append(Record(f"{record.id}.{n}", record.prompt[:n], (Completion(turn.content),)))
     return [*found, record]
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from halos.data.batches.reference_table import KEY_BYTES
 from halos.policy.adapters import effective_state
-from halos.processes.collectives import whole
+from halos.processes.collectives import full_tensor
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def model_key(model: Any, precision: str) -> str:
     config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_THE_MODEL}
     digest.update(json.dumps([FORMAT, precision, type(model).__name__, config], sort_keys=True, default=str).encode())
     for name, tensor in effective_state(model).items():
-        values = whole(tensor.detach()).cpu().contiguous()
+        values = full_tensor(tensor.detach()).cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(_bytes(values))
     return digest.hexdigest()

@@ -3,12 +3,12 @@
 from collections import Counter
 
 from halos.data.preparation.hygiene import as_json, examine, origin_of, percentiles, without_leaks
-from halos.data.records.feedback import Completion, Feedback, Message
+from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.origin import Origin
 
 
-def one(name: str, prompt: str, *completions: Completion, better: tuple[int, int] | None = None) -> Feedback:
-    return Feedback(name, prompt, completions, () if better is None else (better,))
+def one(name: str, prompt: str, *completions: Completion, better: tuple[int, int] | None = None) -> Record:
+    return Record(name, prompt, completions, () if better is None else (better,))
 
 
 RECORDS = [
@@ -43,7 +43,7 @@ def test_leaks_do_not_hide_behind_case_spaces_or_turns() -> None:
     asked = (Message("user", " What\nis IT"),)
     val = [
         one("v1", "what is it", Completion("a")),
-        Feedback("v2", asked, (Completion("a"),)),
+        Record("v2", asked, (Completion("a"),)),
         one("v3", "is it", Completion("a")),
     ]
     kept, leaks = without_leaks([one("t", "What is  it", Completion("b"))], val)

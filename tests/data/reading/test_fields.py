@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from halos.data.reading.fields import label_of, messages_of, prompt_of, reply_of, required, score_of, text_of
-from halos.data.records.feedback import Message
+from halos.data.records.record import Message
 
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}

@@ -8,7 +8,7 @@ import pytest
 
 from halos.data.reading import tables
 from halos.data.reading.tables import read_csv, typed
-from halos.data.records.feedback import Completion, Feedback
+from halos.data.records.record import Completion, Record
 from halos.data.sources.json_source import JsonSource
 from halos.data.sources.oasst import OasstSource
 
@@ -48,8 +48,8 @@ def test_rows_of_several_formats_in_one_table(tmp_path: Path) -> None:
     )
     found = JsonSource(file).train()
     pair, labelled, conversation = found.records
-    assert pair == Feedback(f"{file}:2", "q", (Completion("a"), Completion("b")), ((0, 1),))
-    assert labelled == Feedback(f"{file}:3", "q", (Completion("a", True),))
+    assert pair == Record(f"{file}:2", "q", (Completion("a"), Completion("b")), ((0, 1),))
+    assert labelled == Record(f"{file}:3", "q", (Completion("a", True),))
     assert conversation.completions == (Completion("a", True),)
     empty = {"empty completion": 3, "completion whose pair has an empty side": 1}
     assert found.dropped == Counter(empty)

@@ -2,12 +2,12 @@
 
 import pytest
 
-from halos.data.records.feedback import Completion, Feedback, Message, prompt_key
+from halos.data.records.record import Completion, Message, Record, prompt_key
 from halos.data.records.split import split_by_prompt
 
 # 20 prompts, prompt p with 1 + p % 3 records, scattered; some as a lone user turn, which is the same prompt.
 RECORDS = [
-    Feedback(f"{p}.{copy}", f"q{p}" if copy else (Message("user", f"q{p}"),), (Completion("a"),))
+    Record(f"{p}.{copy}", f"q{p}" if copy else (Message("user", f"q{p}"),), (Completion("a"),))
     for copy in range(3)
     for p in range(20)
     if copy <= p % 3

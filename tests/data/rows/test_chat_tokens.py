@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import Wav2Vec2CTCTokenizer
 
-from halos.data.records.feedback import Message
+from halos.data.records.record import Message
 from halos.data.rows.chat_tokens import ChatTokens, Limits, end_of_turn_id
 from tests.tiny import (
     BOS,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from halos.data.records.feedback import Message
+from halos.data.records.record import Message
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.templates import CHATML_TEMPLATE, PLAIN_TEMPLATE, check_prefixes, template_of
 from tests.tiny import CHATML, WITH_BOS, WITH_EOT, bpe_tokenizer

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.feedback import Message
+from halos.data.records.record import Message
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.mismatch import derangement
 from halos.data.rows.token_rows import few_rows, make_rows

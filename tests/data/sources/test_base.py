@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from halos.data.reading import files
-from halos.data.records.feedback import Completion, Feedback
+from halos.data.records.record import Completion, Record
 from halos.data.sources.base import Source
 from halos.data.sources.hh import HHSource
 from halos.data.sources.json_source import JsonSource
@@ -34,8 +34,8 @@ def test_records_in_order_with_counts(tmp_path: Path) -> None:
     source = JsonSource(train=str(train), val=str(val))
     records = source.train()
     assert records.records == [
-        Feedback(f"{train}:1", "q", (Completion("a", True),)),
-        Feedback(f"{train}:3", "s", (Completion("a"), Completion("b")), ((0, 1),)),
+        Record(f"{train}:1", "q", (Completion("a", True),)),
+        Record(f"{train}:3", "s", (Completion("a"), Completion("b")), ((0, 1),)),
     ]
     assert records.dropped == Counter({"empty completion": 1})
     validation = source.val()

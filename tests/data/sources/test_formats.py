@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.feedback import Completion, Feedback, Message
+from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.formats import to_record, without_empty
 
 Q = {"role": "user", "content": "q"}
@@ -20,14 +20,14 @@ PREFERRED = ((0, 1),)
 AB = (Completion("a"), Completion("b"))
 
 
-def read(row: dict[str, Any]) -> tuple[Feedback | None, Counter[str]]:
+def read(row: dict[str, Any]) -> tuple[Record | None, Counter[str]]:
     before, dropped = copy.deepcopy(row), Counter[str]()
     record = to_record("f:3", row, dropped)
     assert row == before, "the row was changed in place"
     return record, dropped
 
 
-GOLDEN: dict[str, tuple[dict[str, Any], Feedback]] = {
+GOLDEN: dict[str, tuple[dict[str, Any], Record]] = {
     "own": (
         {
             "id": "mine",
@@ -36,31 +36,31 @@ GOLDEN: dict[str, tuple[dict[str, Any], Feedback]] = {
             "preferences": [[1, 0], [0, 1]],
             "note": "ignored",
         },
-        Feedback("mine", "q", (Completion("a", True, 2.0), Completion("b")), ((1, 0), (0, 1))),
+        Record("mine", "q", (Completion("a", True, 2.0), Completion("b")), ((1, 0), (0, 1))),
     ),
     "own, messages, no feedback": (
         {"prompt": [S, Q], "completions": [{"text": " a\n"}], "id": None, "preferences": None},
-        Feedback("f:3", (SYSTEM, USER), (Completion(" a\n"),)),
+        Record("f:3", (SYSTEM, USER), (Completion(" a\n"),)),
     ),
     "trl preference, text": (
         {"prompt": "q", "chosen": "a", "rejected": "b"},
-        Feedback("f:3", "q", AB, PREFERRED),
+        Record("f:3", "q", AB, PREFERRED),
     ),
     "trl preference, messages": (
         {"prompt": [S, Q], "chosen": [A], "rejected": [B]},
-        Feedback("f:3", (SYSTEM, USER), AB, PREFERRED),
+        Record("f:3", (SYSTEM, USER), AB, PREFERRED),
     ),
     "trl preference, implicit prompt": (
         {"chosen": [Q, A, Q, A], "rejected": [Q, A, Q, B]},
-        Feedback("f:3", (USER, Message("assistant", "a"), USER), AB, PREFERRED),
+        Record("f:3", (USER, Message("assistant", "a"), USER), AB, PREFERRED),
     ),
     "trl preference, prompt null as in parquet": (
         {"prompt": None, "chosen": [Q, A], "rejected": [Q, B]},
-        Feedback("f:3", (USER,), AB, PREFERRED),
+        Record("f:3", (USER,), AB, PREFERRED),
     ),
     "trl preference, prompt and one message each": (
         {"prompt": "q", "chosen": [A], "rejected": [B]},
-        Feedback("f:3", "q", AB, PREFERRED),
+        Record("f:3", "q", AB, PREFERRED),
     ),
     "ultrafeedback": (
         {
@@ -71,42 +71,42 @@ GOLDEN: dict[str, tuple[dict[str, Any], Feedback]] = {
             "score_chosen": 8.5,
             "score_rejected": 3,
         },
-        Feedback("f:3", (SYSTEM, USER), (Completion("a", score=8.5), Completion("b", score=3.0)), PREFERRED),
+        Record("f:3", (SYSTEM, USER), (Completion("a", score=8.5), Completion("b", score=3.0)), PREFERRED),
     ),
     "trl unpaired": (
         {"prompt": "q", "completion": "a", "label": False},
-        Feedback("f:3", "q", (Completion("a", False),)),
+        Record("f:3", "q", (Completion("a", False),)),
     ),
     "trl unpaired, messages": (
         {"prompt": [Q], "completion": [A], "label": 1},
-        Feedback("f:3", (USER,), (Completion("a", True),)),
+        Record("f:3", (USER,), (Completion("a", True),)),
     ),
-    "demonstration": ({"prompt": "q", "completion": "a"}, Feedback("f:3", "q", (Completion("a"),))),
-    "scored": ({"prompt": "q", "completion": "a", "score": -1}, Feedback("f:3", "q", (Completion("a", score=-1.0),))),
-    "conversation": ({"messages": [S, Q, A]}, Feedback("f:3", (SYSTEM, USER), (Completion("a"),))),
+    "demonstration": ({"prompt": "q", "completion": "a"}, Record("f:3", "q", (Completion("a"),))),
+    "scored": ({"prompt": "q", "completion": "a", "score": -1}, Record("f:3", "q", (Completion("a", score=-1.0),))),
+    "conversation": ({"messages": [S, Q, A]}, Record("f:3", (SYSTEM, USER), (Completion("a"),))),
     "conversation, labelled": (
         {"messages": [Q, A], "label": "undesirable", "score": 0},
-        Feedback("f:3", (USER,), (Completion("a", False, 0.0),)),
+        Record("f:3", (USER,), (Completion("a", False, 0.0),)),
     ),
     "halos binary": (
         {"type": "binary_feedback", "prompt_id": 7, "prompt": [Q], "output": [A], "label": 0, "reward": -0.5},
-        Feedback("f:3", (USER,), (Completion("a", False, -0.5),)),
+        Record("f:3", (USER,), (Completion("a", False, -0.5),)),
     ),
     "halos binary, text, without type": (
         {"prompt": "q", "output": "a", "label": 1},
-        Feedback("f:3", "q", (Completion("a", True),)),
+        Record("f:3", "q", (Completion("a", True),)),
     ),
     "halos scalar": (
         {"type": "scalar_feedback", "prompt": [Q], "output": [A], "reward": 0.25},
-        Feedback("f:3", (USER,), (Completion("a", score=0.25),)),
+        Record("f:3", (USER,), (Completion("a", score=0.25),)),
     ),
     "halos pairwise, A preferred": (
         {"type": "pairwise_feedback", "prompt": [Q], "output_A": [A], "output_B": [B], "label": 1, "reward_A": 2},
-        Feedback("f:3", (USER,), (Completion("a", score=2.0), Completion("b")), ((0, 1),)),
+        Record("f:3", (USER,), (Completion("a", score=2.0), Completion("b")), ((0, 1),)),
     ),
     "halos pairwise, B preferred": (
         {"prompt": "q", "output_A": "a", "output_B": "b", "label": 0},
-        Feedback("f:3", "q", AB, ((1, 0),)),
+        Record("f:3", "q", AB, ((1, 0),)),
     ),
 }
 
@@ -217,9 +217,9 @@ def test_preferences_follow_their_completions_when_one_is_dropped() -> None:
     dropped = Counter[str]()
     texts = ["a", "", "c", "d", "e", "f"]
     completions = tuple(Completion(text, desirable=True if text == "e" else None) for text in texts)
-    record = Feedback("f:3", "q", completions, ((0, 1), (2, 0), (1, 3), (4, 1)))
+    record = Record("f:3", "q", completions, ((0, 1), (2, 0), (1, 3), (4, 1)))
     # c > a stays; d loses its only pair and goes; e loses its pair but keeps its label; f never had feedback.
-    assert without_empty(record, dropped) == Feedback(
+    assert without_empty(record, dropped) == Record(
         "f:3", "q", (Completion("a"), Completion("c"), Completion("e", True), Completion("f")), ((1, 0),)
     )
     assert dropped == {"empty completion": 1, "completion whose pair has an empty side": 1}
@@ -229,8 +229,8 @@ def test_the_worse_side_of_half_a_pair_does_not_pass_for_the_best_score() -> Non
     scores = {"score_chosen": 9.0, "score_rejected": 1.0}
     expected = Counter({"empty completion": 1, "completion whose pair has an empty side": 1})
     assert read({"prompt": "q", "chosen": "", "rejected": "bad", **scores}) == (None, expected)
-    better = Feedback("f:3", "q", (Completion("good", score=9.0),))
+    better = Record("f:3", "q", (Completion("good", score=9.0),))
     assert read({"prompt": "q", "chosen": "good", "rejected": "", **scores}) == (better, {"empty completion": 1})
     labelled = [{"text": ""}, {"text": "b", "desirable": True, "score": 1.0}]
     record, _ = read({"prompt": "q", "completions": labelled, "preferences": [[0, 1]]})
-    assert record == Feedback("f:3", "q", (Completion("b", True, 1.0),))
+    assert record == Record("f:3", "q", (Completion("b", True, 1.0),))

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from halos.data.reading.files import read_rows
-from halos.data.records.feedback import Completion, Feedback, Message, messages_of
+from halos.data.records.record import Completion, Message, Record, messages_of
 from halos.data.sources.hh import HHSource, hh_record
 
 HARMLESS = Path(__file__).parents[4] / "shared/data/hh-rlhf/harmless-base-test.jsonl.gz"
 needs_harmless = pytest.mark.skipif(not HARMLESS.exists() and "CI" not in os.environ, reason="no HH data here")
 
 
-def read(chosen: object, rejected: object) -> tuple[Feedback | None, Counter[str]]:
+def read(chosen: object, rejected: object) -> tuple[Record | None, Counter[str]]:
     dropped = Counter[str]()
     return hh_record("f:3", {"chosen": chosen, "rejected": rejected}, dropped), dropped
 
@@ -29,7 +29,7 @@ def test_one_turn() -> None:
     assert pair == (None, Counter({"empty completion": 1, "completion whose pair has an empty side": 1}))
     pair = read("\n\nHuman: q: 1\n2 \n\nAssistant: a\n\nb ", "\n\nHuman: q: 1\n2 \n\nAssistant:c")
     completions = (Completion("a\n\nb"), Completion("c"))
-    assert pair == (Feedback("f:3", prompt(("user", "q: 1\n2")), completions, ((0, 1),)), Counter())
+    assert pair == (Record("f:3", prompt(("user", "q: 1\n2")), completions, ((0, 1),)), Counter())
 
 
 def test_many_turns() -> None:
@@ -104,7 +104,7 @@ def words(text: str) -> list[str]:
     return spoken.split()
 
 
-def rendered(record: Feedback, completion: str) -> list[str]:
+def rendered(record: Record, completion: str) -> list[str]:
     speakers = {"user": "Human> ", "assistant": "Assistant> "}
     turns = [*messages_of(record.prompt), Message("assistant", completion)]
     return " ".join(speakers[turn.role] + turn.content for turn in turns).split()

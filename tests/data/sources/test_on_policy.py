@@ -18,7 +18,7 @@ def test_training_records_are_the_feedback_and_the_rest_is_the_worlds(tmp_path: 
     held = source.val()
     assert held is not None
     assert held.records == world.val().records
-    assert isinstance(source.judge(), type(world.judge()))
+    assert isinstance(source.true_reward(), type(world.true_reward()))
 
 
 def test_what_was_held_out_of_the_worlds_training_data_stays_held_out(tmp_path: Path) -> None:

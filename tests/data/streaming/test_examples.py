@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.feedback import Completion, Feedback, Message
+from halos.data.records.record import Completion, Message, Record
 from halos.data.records.table import loose_prompt, table_of
 from halos.data.sources.base import Records, Source
 from halos.data.sources.json_source import JsonSource
@@ -27,7 +27,7 @@ class Listed(Source):
 
     name = "listed"
 
-    def __init__(self, records: list[Feedback]) -> None:
+    def __init__(self, records: list[Record]) -> None:
         self._records = records
 
     def train(self) -> Records:
@@ -37,11 +37,11 @@ class Listed(Source):
         return None
 
 
-def labelled(n: int, prompt: str = "", **more: Any) -> Feedback:
-    return Feedback(f"f:{n}", prompt or f"q{n}", (Completion(f"a{n}", n % 2 == 0, **more),))
+def labelled(n: int, prompt: str = "", **more: Any) -> Record:
+    return Record(f"f:{n}", prompt or f"q{n}", (Completion(f"a{n}", n % 2 == 0, **more),))
 
 
-def stream(records: list[Feedback], view: str = "binary", **options: Any) -> Stream:
+def stream(records: list[Record], view: str = "binary", **options: Any) -> Stream:
     return Stream(source=Listed(records), view=view, **options)
 
 
@@ -62,7 +62,7 @@ def test_a_pass_has_the_examples_of_the_view(view: str) -> None:
             Completion(f"{n}.{i}", rng.choice([None, True, False]), rng.choice([None, 1.0, 2.0])) for i in range(count)
         )
         better = tuple((i, i + 1) for i in range(count - 1) if rng.random() < 0.3)
-        records.append(Feedback(f"f:{n}", f"q{n}", completions, better))
+        records.append(Record(f"f:{n}", f"q{n}", completions, better))
     expected = VIEWS[view](records)
     counted = Counted()
     found = [example for bundle in stream(records, view).examples(counted) for example in bundle]
@@ -82,7 +82,7 @@ def test_labels_are_paired_over_the_records_of_a_run() -> None:
 
 def test_a_prompts_own_median_is_that_of_its_run() -> None:
     completions = tuple(Completion(text, score=score) for text, score in (("low", 1.0), ("mid", 2.0), ("high", 6.0)))
-    records = [Feedback("a", "q", completions), Feedback("b", "q", (Completion("best", score=9.0),)), labelled(0)]
+    records = [Record("a", "q", completions), Record("b", "q", (Completion("best", score=9.0),)), labelled(0)]
     made = stream(records, selection=Selection(labels_from_scores="prompt"))  # 1 2 6 9: 4
     found = [example for bundle in made.examples(Counted()) for example in bundle]
     assert [(e.completion, e.desirable) for e in found] == [
@@ -91,14 +91,14 @@ def test_a_prompts_own_median_is_that_of_its_run() -> None:
 
 
 def test_a_threshold_is_that_number() -> None:
-    records = [Feedback(f"f:{n}", f"q{n}", (Completion("x", score=n),)) for n in (1.0, 2.0, 3.0)]
+    records = [Record(f"f:{n}", f"q{n}", (Completion("x", score=n),)) for n in (1.0, 2.0, 3.0)]
     made = stream(records, selection=Selection(labels_from_scores=2.5))
     assert [e.desirable for bundle in made.examples(Counted()) for e in bundle] == [False, False, True]
 
 
 def test_all_turns_are_trained_on() -> None:
     turns = tuple(Message(role, text) for role, text in (("user", "u1"), ("assistant", "r1"), ("user", "u2")))
-    records = [Feedback("a", turns, (Completion("r2"),)), Feedback("b", "q", (Completion("s"),))]
+    records = [Record("a", turns, (Completion("r2"),)), Record("b", "q", (Completion("s"),))]
     expanded, report = expand_turns(table_of(records), MEMORY)
     counted = Counted()
     found = [e for bundle in stream(records, "demonstrations", train_on="all").examples(counted) for e in bundle]
@@ -178,7 +178,7 @@ def test_order_depends_on_the_seed_alone_and_is_another_in_each_pass() -> None:
 
 
 def test_examples_of_a_prompt_are_drawn_together() -> None:
-    records = [Feedback(f"f:{n}", f"q{n}", (Completion("a"), Completion("b")), ((0, 1),)) for n in range(20)]
+    records = [Record(f"f:{n}", f"q{n}", (Completion("a"), Completion("b")), ((0, 1),)) for n in range(20)]
     made = first(stream(records, buffer=10), 40)
     assert all(one.replace("#0", "#1") == other for one, other in zip(made[::2], made[1::2], strict=True))
     alone = first(stream(records, buffer=10, together=1), 40)

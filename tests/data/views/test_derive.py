@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.feedback import Completion, Feedback, Message
+from halos.data.records.record import Completion, Message, Record
 from halos.data.views.derive import (
     VIEWS,
     Demonstration,
@@ -20,13 +20,13 @@ from halos.data.views.derive import (
     scored,
 )
 
-PAIR = Feedback("p", "q", (Completion("a"), Completion("b")), ((1, 0),))
-GOOD = Feedback("g", "q", (Completion("good", True),))
-BAD = Feedback("b", (Message("user", "q"),), (Completion("bad", False),))  # the same prompt as GOOD, said as a turn
-SCORES = Feedback("s", "q", tuple(Completion(t, score=s) for t, s in (("mid", 2), ("low", 1), ("high", 3))))
-PLAIN = Feedback("n", "q", (Completion("plain"),))
+PAIR = Record("p", "q", (Completion("a"), Completion("b")), ((1, 0),))
+GOOD = Record("g", "q", (Completion("good", True),))
+BAD = Record("b", (Message("user", "q"),), (Completion("bad", False),))  # the same prompt as GOOD, said as a turn
+SCORES = Record("s", "q", tuple(Completion(t, score=s) for t, s in (("mid", 2), ("low", 1), ("high", 3))))
+PLAIN = Record("n", "q", (Completion("plain"),))
 # a > b > c, with b labelled undesirable and d scored: every kind of feedback in one record.
-MIXED = Feedback(
+MIXED = Record(
     "m",
     "q",
     (Completion("a"), Completion("b", False), Completion("c"), Completion("d", score=5.0), Completion("e")),
@@ -54,7 +54,7 @@ def test_demonstrations() -> None:
 
 
 def test_a_completion_preferred_twice_is_demonstrated_once() -> None:
-    record = Feedback("r", "q", tuple(map(Completion, "abc")), ((0, 1), (0, 2), (1, 2)))
+    record = Record("r", "q", tuple(map(Completion, "abc")), ((0, 1), (0, 2), (1, 2)))
     assert [d.completion for d in demonstrations([record]).examples] == ["a", "b"]
 
 
@@ -78,7 +78,7 @@ def test_binary() -> None:
 
 
 def test_pairs_are_interleaved_and_contradictions_kept_and_counted() -> None:
-    record = Feedback("r", "q", tuple(map(Completion, "abc")), ((0, 1), (1, 2), (0, 2)))
+    record = Record("r", "q", tuple(map(Completion, "abc")), ((0, 1), (1, 2), (0, 2)))
     view = binary([record, PAIR])
     assert [(e.id, e.completion, e.desirable) for e in view.examples] == [
         ("r#0", "a", True),
@@ -109,8 +109,8 @@ def test_pairs() -> None:
     }
 
 
-def labelled(name: str, prompt: str, *labels: bool) -> Feedback:
-    return Feedback(name, prompt, tuple(Completion(f"{name}{i}", label) for i, label in enumerate(labels)))
+def labelled(name: str, prompt: str, *labels: bool) -> Record:
+    return Record(name, prompt, tuple(Completion(f"{name}{i}", label) for i, label in enumerate(labels)))
 
 
 def test_labels_are_zipped_within_a_prompt_across_records() -> None:
@@ -123,12 +123,12 @@ def test_labels_are_zipped_within_a_prompt_across_records() -> None:
 
 def test_ids_stay_unique_when_a_record_has_preferences_and_labels() -> None:
     completions = (Completion("a"), Completion("b"), Completion("c", True), Completion("d", False))
-    view = pairs([Feedback("r", "q", completions, ((0, 1),))])
+    view = pairs([Record("r", "q", completions, ((0, 1),))])
     assert view.examples == [Pair("r#0", "q", "a", "b"), Pair("r#1", "q", "c", "d")]
 
 
 def test_tied_scores_make_no_pair() -> None:
-    tied = Feedback("t", "q", (Completion("a", score=1.0), Completion("b", score=1.0)))
+    tied = Record("t", "q", (Completion("a", score=1.0), Completion("b", score=1.0)))
     view = pairs([tied, SCORES])
     assert [pair.id for pair in view.examples] == ["s#0"]
     assert view.report["completions with tied scores left out"] == 2
@@ -155,7 +155,7 @@ def test_scored() -> None:
 
 
 def test_a_score_goes_before_a_label() -> None:
-    view = scored([Feedback("r", "q", (Completion("a", True, -0.5),))])
+    view = scored([Record("r", "q", (Completion("a", True, -0.5),))])
     assert view == View([Scored("r#0", "q", "a", -0.5)], view.report)
     assert not view.report
 
@@ -171,7 +171,7 @@ def test_a_score_goes_before_a_label() -> None:
         (scored, [PLAIN], "no completion has a score or a label"),
     ],
 )
-def test_nothing_to_train_on(view: Callable[..., Any], records: list[Feedback], message: str) -> None:
+def test_nothing_to_train_on(view: Callable[..., Any], records: list[Record], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         view(records)
 

@@ -4,22 +4,22 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.feedback import Completion, Feedback, Message
+from halos.data.records.record import Completion, Message, Record
 from halos.data.records.table import table_of
 from halos.data.store.arrow import Store
 from halos.data.views.derive import Examples, Labelled, Pair, binary, pairs
 from halos.data.views.selection import Selection, expand_turns
 
 
-def scored(name: str, prompt: str, *scores: float) -> Feedback:
-    return Feedback(name, prompt, tuple(Completion(f"{name}{n}", score=s) for n, s in enumerate(scores)))
+def scored(name: str, prompt: str, *scores: float) -> Record:
+    return Record(name, prompt, tuple(Completion(f"{name}{n}", score=s) for n, s in enumerate(scores)))
 
 
 RECORDS = [
     scored("a", "p", 1, 2, 3),
     scored("b", "p", 10),
     scored("c", "q", 4, 8),
-    Feedback("d", "r", (Completion("x"),)),
+    Record("d", "r", (Completion("x"),)),
 ]
 
 
@@ -40,7 +40,7 @@ def test_labels_from_scores(given: Any, expected: dict[str, bool]) -> None:
 
 
 def test_the_median_is_that_of_the_training_data_and_labels_stay() -> None:
-    held = [Feedback("v", "p", (Completion("x", False, 99.0), Completion("y", score=5.0)))]
+    held = [Record("v", "p", (Completion("x", False, 99.0), Completion("y", score=5.0)))]
     made = binary(held, Selection(labels_from_scores="median").prepare("binary", held, RECORDS))
     assert [(e.completion, e.desirable) for e in made.examples] == [("x", False), ("y", True)]
 
@@ -67,7 +67,7 @@ def test_a_record_without_a_pair_of_that_margin_is_left_out() -> None:
     prepare = Selection(min_margin=5).prepare("pairs", [], [])
     with pytest.raises(ValueError, match=r"the loss needs pairs.*\(2 completions with close scores left out\)"):
         pairs([scored("s", "p", 1, 2)], prepare)
-    paired = Feedback(
+    paired = Record(
         "m", "p", (Completion("a", score=1), Completion("b", score=2), *scored("s", "p", 5, 6).completions), ((0, 1),)
     )
     view = pairs([scored("s", "p", 1, 2), paired], prepare)
@@ -76,7 +76,7 @@ def test_a_record_without_a_pair_of_that_margin_is_left_out() -> None:
 
 
 def labelled(count: int, prompts: int = 100) -> Examples[Labelled]:
-    return binary([Feedback(f"r{n}", f"p{n % prompts}", (Completion("a", n % 2 == 0),)) for n in range(count)]).examples
+    return binary([Record(f"r{n}", f"p{n % prompts}", (Completion("a", n % 2 == 0),)) for n in range(count)]).examples
 
 
 def test_a_share_of_a_kind_is_kept_in_order_by_the_seed() -> None:
@@ -126,9 +126,9 @@ def test_every_assistant_turn_once() -> None:
     said = ["user", "assistant", "user", "assistant", "assistant", "user"]
     prompt = tuple(Message(role, f"{n}") for n, role in enumerate(said))
     records = [
-        Feedback("r", prompt, (Completion("last"), Completion("other"))),
-        Feedback("s", "text", (Completion("b"),)),
-        Feedback("t", prompt, (Completion("bad", False),)),  # nothing to imitate: its earlier turns are not either
+        Record("r", prompt, (Completion("last"), Completion("other"))),
+        Record("s", "text", (Completion("b"),)),
+        Record("t", prompt, (Completion("bad", False),)),  # nothing to imitate: its earlier turns are not either
     ]
     expanded, report = expand_turns(table_of(records), Store())
     assert [(r.id, len(r.prompt) if isinstance(r.prompt, tuple) else 0, r.completions[0].text) for r in expanded] == [

@@ -6,24 +6,24 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.feedback import Completion, Feedback, Message, messages_of, prompt_key
+from halos.data.records.record import Completion, Message, Record, messages_of, prompt_key
 
 TWO = (Completion("a"), Completion("b"))
 
 
 def test_a_record_holds_what_it_was_given() -> None:
-    record = Feedback("f:1", "q", TWO, ((1, 0),))
+    record = Record("f:1", "q", TWO, ((1, 0),))
     assert (record.prompt, record.completions, record.preferences) == ("q", TWO, ((1, 0),))
 
 
 def test_records_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Feedback("f:1", "q", TWO).prompt = "other"  # type: ignore[misc]
+        Record("f:1", "q", TWO).prompt = "other"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("completion", [Completion(""), Completion("a", True, -1.5), Completion("a", score=0.0)])
 def test_any_finite_judgement_is_taken(completion: Completion) -> None:
-    assert Feedback("f:1", "q", (completion,)).completions == (completion,)
+    assert Record("f:1", "q", (completion,)).completions == (completion,)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_nonsense_is_refused_with_the_record_named(
     prompt: Any, completions: Any, preferences: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"^f\.jsonl:7: .*{message}"):
-        Feedback("f.jsonl:7", prompt, completions, preferences)
+        Record("f.jsonl:7", prompt, completions, preferences)
 
 
 def test_a_text_and_a_lone_user_turn_are_the_same_prompt() -> None:

@@ -35,7 +35,7 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class Feedback:
+class Record:
     """One prompt with its completions.
 
     ``id`` says where the record came from (``train.jsonl:12``) and stands in every error about it.
