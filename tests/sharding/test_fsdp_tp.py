@@ -22,8 +22,7 @@ from halos.toy.model import REFERENCE_DIR
 from tests.fork import run_ranks
 from tests.sharding.test_fsdp import BFLOAT16, counted
 from tests.test_config import compose
-from tests.test_strategies import Run, as_rank, assert_alike
-from tests.test_strategies import run as run_tiny
+from tests.test_strategies import Run, as_rank, assert_alike, run as run_tiny
 from tests.test_train import run, run_until, train_as_rank
 
 # Every number of a step, in float64: gradients, norms that clip, metrics
