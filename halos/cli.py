@@ -21,7 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from halos.config.errors import _near, explain, require_plain_booleans
+from halos.config.errors import explain, require_plain_booleans
+from halos.config.signatures import did_you_mean
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
@@ -210,7 +211,7 @@ def _require_options(words: Sequence[str]) -> None:
             options = GlobalHydra.instance().config_loader().get_group_options(group)
             if name not in options:
                 told = ", ".join(options)
-                raise ValueError(f"{group}={name}: no such option{_near(name, options)}; expected one of {told}")
+                raise ValueError(f"{group}={name}: no such option{did_you_mean(name, options)}; expected one of {told}")
 
 
 def end_with_one_line(job: Callable[[], Any]) -> None:

@@ -414,11 +414,11 @@ def test_humanline_changes_the_loss_once_the_policy_has_moved(tmp_path: Path) ->
 # Objectives from elsewhere
 
 MINE = """
-from halos.objectives import Objective, Output
+from halos.objectives import Needs, Objective, Output
 
 class Mine(Objective):
     view = "pairs"
-    needs_reference = False
+    needs = Needs(reference=False)
 
     def __init__(self, backbone, *, margin=1.0, **base):
         super().__init__(backbone, **base)
