@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tensorboard import program
 
-from tests.test_train import run
+from tests.train_runs import run
 
 DEMANDED = os.environ.get("HALOS_BROWSER") == "1"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

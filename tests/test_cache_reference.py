@@ -9,8 +9,8 @@ import pytest
 from halos.cache_reference import cache_reference
 from halos.policy import precompute
 from halos.train import train
+from tests.configs import compose
 from tests.fork import run_ranks
-from tests.test_config import compose
 
 SMALL = (
     *("data.source.size=12", "data.source.val_size=4", "data.batch_size=4", "trainer.max_epochs=1", "sampling.size=0"),

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from halos import cli, sweeps
 from halos.cli import require_plain_booleans
 from halos.runs.result import trial_value
-from tests.test_config import compose
+from tests.configs import compose
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,7 +4,6 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class
@@ -13,22 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import objectives
 from halos.building import SOURCE_KEYS, build
-from halos.cli import config_folder
 from halos.objectives import Humanline, Objective
 from halos.runs.reference_sync import ReferenceSync
+from tests.configs import CONF, compose, options
 
-CONF = Path(config_folder())
 GROUPS = sorted(group for group in CONF.iterdir() if group.is_dir() and group.name != "judge")  # judges do not train
-
-
-def compose(*overrides: str) -> DictConfig:
-    """The configuration of ``scripts/train.py`` with these words behind it."""
-    with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
-        return hydra.compose("train", list(overrides))
-
-
-def options(group: str) -> list[str]:
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
 def parameters(target: Any) -> set[str]:

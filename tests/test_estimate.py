@@ -12,15 +12,15 @@ from transformers import MistralConfig
 from halos.estimate import estimate
 from halos.runs.needs import GIB
 from tests import tiny
+from tests.configs import compose
 from tests.test_cli import call
-from tests.test_config import compose
 
 MEASURE = """
 import gc, sys
 from pathlib import Path
 from halos.estimate import estimate
 from halos.train import train
-from tests.test_config import compose
+from tests.configs import compose
 
 def run(model, name):
     words = [

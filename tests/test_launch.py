@@ -13,7 +13,7 @@ import pytest
 from halos import launch
 from halos.errors import RunFailed
 from halos.signals import Interrupted
-from tests.test_config import compose
+from tests.configs import compose
 
 FAIL = """
 import os, sys, pathlib

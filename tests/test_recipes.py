@@ -10,8 +10,8 @@ import pytest
 from halos.objectives.kto import KTO
 from halos.train import train
 from tests import tiny
+from tests.configs import compose
 from tests.data.test_golden import message, shp, write
-from tests.test_config import compose
 
 
 def ultrafeedback(n: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from halos.rounds import round_config, run_rounds
 from halos.toy.model import REFERENCE_DIR
 from halos.toy.world import is_desirable
 from halos.train import train
-from tests.test_config import compose
+from tests.configs import compose
 
 QUICK = (
     "experiment=iterative",

@@ -18,7 +18,7 @@ from halos.objectives import SFT, Objective
 from halos.policy.backbone import Backbone
 from halos.runs.fsdp import FSDP
 from tests.fork import run_ranks
-from tests.objectives.test_base import OBJECTIVES, Run, fit, objective_of, rows_for, trainer_for
+from tests.loop_runs import OBJECTIVES, Run, fit, objective_of, rows_for, trainer_for
 
 
 def objective(kind: type[Objective], strategy: Any, *, checkpointing: bool = False, **options: Any) -> Objective:

@@ -10,7 +10,7 @@ import pytest
 from halos.data.writing import record_row, write_jsonl
 from halos.toy.feedback import toy_feedback
 from tests.fork import run_ranks
-from tests.test_train import assert_same_run, assert_same_weights, run, run_until, train_as_rank
+from tests.train_runs import assert_same_run, assert_same_weights, run, run_until, train_as_rank
 
 STREAMING = ("data.streaming=true", "data.shuffle_buffer=10", "trainer.max_steps=9", "checkpoint_every=2")
 RESUMABLE = (*STREAMING, "model.dropout=0.1", "trainer.val_check_interval=0.5", "optim.lr=1e-2")

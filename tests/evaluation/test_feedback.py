@@ -11,7 +11,7 @@ from halos.data.sources import JsonSource
 from halos.data.streaming import StreamingDataModule
 from halos.evaluation.feedback import Asked, distinct_prompts, read_data
 from halos.evaluation.heldout import held_out
-from tests.test_config import compose
+from tests.configs import compose
 
 
 def written(file: Path, rows: list[dict[str, Any]]) -> Path:

@@ -18,7 +18,7 @@ from halos.policy.export import export_policy
 from halos.policy.loading import ModelSpec
 from halos.policy.lora import LoRA
 from halos.toy.model import END, GOOD, REFERENCE_DIR
-from tests.test_config import compose
+from tests.configs import compose
 
 
 def run(folder: Path, loss: str = "kto", words: tuple[str, ...] = (), **model: Any) -> Policy:

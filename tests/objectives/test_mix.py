@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from halos.objectives import BCO, CPO, CSFT, DPO, GRPO, IPO, KTO, PPO, SFT, BradleyTerry, Humanline, Mix, Objective
-from tests.objectives.test_base import assert_same, batch_of, evaluate, fit, objective_of, rows_for
+from tests.loop_runs import assert_same, batch_of, evaluate, fit, objective_of, rows_for
 from tests.pairs import pairs
 
 DPO_SFT: dict[str, Any] = {"parts": {"dpo": partial(DPO, beta=0.3), "sft": SFT}, "weights": {"dpo": 2.0, "sft": 0.5}}

@@ -19,7 +19,7 @@ from halos.policy.lora import LoRA
 from halos.policy.packed import can_pack
 from tests import tiny
 from tests.fork import run_ranks
-from tests.test_train import run, train_as_rank
+from tests.train_runs import run, train_as_rank
 
 WORDS = (
     "loss=sft",  # whose layers need the fewest versions

@@ -17,7 +17,7 @@ from halos.distributed import local
 from halos.runs.consolidate import check_sharded, consolidate
 from halos.runs.fsdp import FSDP
 from tests.fork import run_ranks
-from tests.test_train import run, train_as_rank
+from tests.train_runs import run, train_as_rank
 
 ASKED = "model.statistics=[entropy]"
 WORDS = ("model.reference=live", "trainer.max_steps=5", "checkpoint_every=3", "optim.eps=1e-6", "optim.lr=1e-3", ASKED)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.fork import run_ranks
 from tests.runs.test_fsdp import counted
-from tests.test_train import run, train_as_rank
+from tests.train_runs import run, train_as_rank
 
 pytest.importorskip("peft")
 

@@ -19,12 +19,12 @@ from halos.policy.lora import LoRA
 from halos.runs.consolidate import consolidate
 from halos.runs.fsdp_tp import FSDPTP, check_model
 from halos.toy.model import REFERENCE_DIR
+from tests.configs import compose
 from tests.fork import run_ranks
 from tests.runs.test_fsdp import BFLOAT16, counted
-from tests.test_config import compose
 from tests.test_strategies import Run, as_rank, assert_alike
 from tests.test_strategies import run as run_tiny
-from tests.test_train import run, run_until, train_as_rank
+from tests.train_runs import run, run_until, train_as_rank
 
 # Every number of a step, in float64: gradients, norms that clip, metrics
 

@@ -10,7 +10,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from halos.runs.tensorboard import LAYOUT, forget_behind
-from tests.test_train import run
+from tests.train_runs import run
 
 STEPS = 2
 

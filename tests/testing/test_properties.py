@@ -10,7 +10,7 @@ import pytest
 from halos.building import objective_maker
 from halos.objectives import DPO, KTO, PPO, SFT, Objective
 from halos.testing import PROPERTIES, NotApplicable, Violation, check_objective, check_property
-from tests.test_config import compose, options
+from tests.configs import compose, options
 from tests.testing.broken import (
     FAULTS,
     LossAsANumber,
