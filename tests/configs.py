@@ -1,5 +1,7 @@
 """The configurations of the training command, for other tests."""
 
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
 import hydra
@@ -11,7 +13,12 @@ CONF = Path(config_folder())
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The configuration of ``scripts/train.py`` with these words behind it."""
+    """The configuration of ``scripts/train.py`` with these words behind it, each of which is composed once."""
+    return deepcopy(_composed(*overrides))
+
+
+@lru_cache(maxsize=256)
+def _composed(*overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
         return hydra.compose("train", list(overrides))
 

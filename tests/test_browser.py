@@ -17,6 +17,8 @@ from tensorboard import program
 
 from tests.train_runs import run
 
+pytestmark = [pytest.mark.browser, pytest.mark.runs]
+
 DEMANDED = os.environ.get("HALOS_BROWSER") == "1"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SHOWN_IN = 20_000

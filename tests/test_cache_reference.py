@@ -22,6 +22,7 @@ def filled(folder: Path, *words: str) -> dict[str, Any]:
     return cache_reference(compose(*SMALL, f"cache_dir={folder}/cache", f"output_dir={folder}/run", *words))
 
 
+@pytest.mark.runs
 def test_training_computes_nothing_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = filled(tmp_path)
     assert first["computed"] == first["completions"] > 20
@@ -58,6 +59,7 @@ def as_rank(folder: Path) -> dict[str, Any]:
     return filled(folder, "strategy=ddp", "trainer.devices=2", "data.batch_size=2")
 
 
+@pytest.mark.ranks
 def test_two_processes_fill_it_for_one(tmp_path: Path) -> None:
     one, other = run_ranks(functools.partial(as_rank, tmp_path))
     assert one["computed"] == one["completions"] == other["completions"] > 20

@@ -90,6 +90,7 @@ def test_the_command_leaves_no_folder_behind(
     assert "fits into the 80 of a100-80gb" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read in /proc")
 def test_the_peak_of_a_small_run(tmp_path: Path) -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 4}

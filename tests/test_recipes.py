@@ -62,6 +62,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_trains_a_step(recipe: str, tmp_path: Path) -> None:
     architecture, data = RECIPES[recipe]

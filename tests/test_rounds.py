@@ -66,6 +66,7 @@ def validations(folder: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(stream) if row.get(name)]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("reference", ["last", "first"])
 def test_a_round_starts_from_the_last_policy_against_the_reference_that_was_chosen(
     reference: str, tmp_path: Path

@@ -12,6 +12,8 @@ from halos.toy.feedback import toy_feedback
 from tests.fork import run_ranks
 from tests.train_runs import assert_same_run, assert_same_weights, run, run_until, train_as_rank
 
+pytestmark = pytest.mark.runs
+
 STREAMING = ("data.streaming=true", "data.shuffle_buffer=10", "trainer.max_steps=9", "checkpoint_every=2")
 RESUMABLE = (*STREAMING, "model.dropout=0.1", "trainer.val_check_interval=0.5", "optim.lr=1e-2")
 """24 examples a pass, 36 in the run, 10 in the buffer."""
@@ -83,6 +85,7 @@ def test_accumulated_micro_batches_are_one_large_batch(data: tuple[str, ...], tm
     assert one["tokens"] == half["tokens"]
 
 
+@pytest.mark.ranks
 def test_two_ranks_train_as_one_process_does(data: tuple[str, ...], tmp_path: Path) -> None:
     words = (*data, *STREAMING, "trainer.max_steps=4")
     expected = run(tmp_path / "one", *words)

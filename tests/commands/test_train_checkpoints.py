@@ -15,6 +15,7 @@ from halos.policy.loading import ModelSpec
 from tests.train_runs import RESUMABLE, assert_same_run, assert_same_weights, column, run, run_until, table, weights
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -41,6 +42,7 @@ def test_another_runs_checkpoint_is_refused_with_what_differs(
         run(tmp_path, *RESUMABLE, *words, f"resume='{checkpoint}'")
 
 
+@pytest.mark.runs
 def test_a_damaged_checkpoint_makes_way_for_the_one_before(
     uninterrupted: tuple[Path, dict], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -51,6 +53,7 @@ def test_a_damaged_checkpoint_makes_way_for_the_one_before(
     assert any("damaged" in message and "going on from" in message for message in caplog.messages)
 
 
+@pytest.mark.runs
 def test_a_disk_that_is_full_ends_the_run_and_keeps_the_checkpoints_that_are_there(
     uninterrupted: tuple[Path, dict], tmp_path: Path
 ) -> None:
@@ -73,6 +76,7 @@ def test_a_disk_that_is_full_ends_the_run_and_keeps_the_checkpoints_that_are_the
     assert_same_run((tmp_path, run(tmp_path, *RESUMABLE, "resume=auto")), uninterrupted)
 
 
+@pytest.mark.runs
 def test_a_checkpoints_path_resumes_into_another_folder(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:
     run_until("on_train_batch_start", 4, tmp_path / "old", *RESUMABLE)
     checkpoint = tmp_path / "old" / "checkpoints" / "step=4.ckpt"
@@ -83,6 +87,7 @@ def test_a_checkpoints_path_resumes_into_another_folder(uninterrupted: tuple[Pat
     assert list(column(tmp_path / "new", "train/loss")) == [5, 6]
 
 
+@pytest.mark.runs
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     summary = run(tmp_path, "trainer.max_steps=2")
     rows, before = table(tmp_path), {k: v.tolist() for k, v in weights(tmp_path).items()}
@@ -93,6 +98,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     assert [row for row in table(tmp_path) if row["train/loss"]] == [row for row in rows if row["train/loss"]]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_finished_run_cannot_be_made_longer_or_shorter(steps: int, tmp_path: Path) -> None:
     run(tmp_path, "trainer.max_steps=2")

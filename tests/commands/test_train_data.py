@@ -74,6 +74,7 @@ def written(folder: Path, source: str) -> Path:
     return file
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("source", [*ROWS, "mix"])
 def test_every_source_trains_from_files(source: str, tmp_path: Path) -> None:
     if source == "mix":
@@ -89,6 +90,7 @@ def test_every_source_trains_from_files(source: str, tmp_path: Path) -> None:
     assert list((tmp_path / "cache" / "data").glob("*/*.arrow")), "records and token ids are kept"
 
 
+@pytest.mark.runs
 def test_without_validation_data_there_are_no_validation_metrics(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text(jsonl(*LABELS))

@@ -149,6 +149,7 @@ def test_what_a_sweep_cannot_be_told_is_found_before_the_first_step(
         run(tmp_path, *words)
 
 
+@pytest.mark.runs
 def test_a_folder_with_another_run_is_kept_unless_it_is_to_be_overwritten(tmp_path: Path) -> None:
     run(tmp_path, "trainer.max_steps=1")
     (tmp_path / "notes.txt").write_text("mine")

@@ -12,6 +12,8 @@ from halos.toy.model import BAD, END, GOOD
 from tests.configs import compose
 from tests.train_runs import QUICK, column, run, table
 
+pytestmark = pytest.mark.runs
+
 
 def test_a_conditioned_model_trained_on_is_conditioned_once(tmp_path: Path) -> None:
     first = tmp_path / "first"

@@ -11,6 +11,8 @@ import torch
 import halos.train
 from tests.train_runs import column, run
 
+pytestmark = pytest.mark.runs
+
 POISONED = """
 from halos.objectives import SFT
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.train_runs import column, run
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.mark.parametrize("loss", ["sft", "dpo", "grpo"])
 def test_accumulation_equals_one_large_batch(loss: str, tmp_path: Path) -> None:

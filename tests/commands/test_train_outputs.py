@@ -16,6 +16,8 @@ from halos.toy.model import ASSISTANT, BAD, END, GOOD
 from tests.configs import options
 from tests.train_runs import SPEED, SUMMARY, column, is_paired, run, table
 
+pytestmark = pytest.mark.runs
+
 AT_STEP_0 = {
     "kto": 0.5,
     "kto_zero": 0.5,

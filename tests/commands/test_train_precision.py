@@ -16,6 +16,7 @@ from halos.runs.trainer import warn_if_emulated
 from tests.train_runs import column, run, weights
 
 
+@pytest.mark.runs
 def test_gradients_are_clipped_and_logged_without_the_scale_of_16_mixed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -55,6 +56,7 @@ def test_emulated_bfloat16_is_warned_of(
     assert bool(caplog.messages) is warned
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("precision", "reference", "loss", "feedback", "first"),
     [

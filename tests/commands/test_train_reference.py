@@ -10,6 +10,8 @@ import halos.train
 from halos.policy import precompute
 from tests.train_runs import assert_same_weights, run, table
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.mark.parametrize(("loss", "feedback"), [("kto", "labels"), ("dpo", "pairs"), ("ppo", "labels")])
 def test_before_the_first_step_a_live_reference_agrees_to_the_bit(loss: str, feedback: str, tmp_path: Path) -> None:

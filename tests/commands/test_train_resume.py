@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import halos.train
 from tests.train_runs import LORA, RESUMABLE, SPEED, assert_same_run, assert_same_weights, column, run, run_until
 
+pytestmark = pytest.mark.runs
+
 
 def test_the_same_seed_gives_the_same_run(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:
     assert_same_run((tmp_path, run(tmp_path, *RESUMABLE)), uninterrupted)

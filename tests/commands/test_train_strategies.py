@@ -10,7 +10,10 @@ from halos.runs.folder import CONTENTS
 from tests.fork import run_ranks
 from tests.train_runs import LORA, column, run, train_as_rank
 
+pytestmark = pytest.mark.runs
 
+
+@pytest.mark.ranks
 @pytest.mark.parametrize("words", [(), LORA], ids=["all weights", "lora"])
 def test_two_processes_train_as_one_with_twice_the_batch(words: tuple[str, ...], tmp_path: Path) -> None:
     options = ("sampling.size=4", "sampling.prompts=1", *words)

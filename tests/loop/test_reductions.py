@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -61,36 +60,35 @@ def test_accumulated_kto_is_the_mean_over_micro_batches_with_their_own_reference
     torch.testing.assert_close(whole.gradients[0], mean, rtol=1e-10, atol=1e-12)
 
 
-def _train(kind: type[Objective], rows: list[Row], **options: Any) -> Run:
-    return fit(objective_of(kind, moved=0.1), rows, **options)
+DIVIDED: list[tuple[type[Objective], int]] = [
+    *((kind, 1) for kind in (SFT, CSFT, KTO, DPO, PPO, BCO, GRPO, BradleyTerry)),
+    *((kind, 2) for kind in (SFT, KTO, BCO, GRPO)),
+]
+"""Losses, and the micro-batches of their steps."""
 
 
-@pytest.mark.parametrize(
-    ("kind", "accumulate"),
-    [
-        (SFT, 1),
-        (CSFT, 1),
-        (KTO, 1),
-        (DPO, 1),
-        (PPO, 1),
-        (BCO, 1),
-        (GRPO, 1),
-        (BradleyTerry, 1),
-        (SFT, 2),
-        (KTO, 2),
-        (BCO, 2),
-        (GRPO, 2),
-    ],
-)
-def test_two_processes_equal_one(kind: type[Objective], accumulate: int) -> None:
-    """With ragged rows, an odd number of validation examples, and micro-batches that have one label on a rank."""
+def _train(kind: type[Objective], accumulate: int, **options: Any) -> Run:
+    # Ragged rows, an odd number of validation examples, and micro-batches that have one label on a rank.
     labels = [True, True, False, False, True, False, True, True] * 2
     rows, val = rows_for(kind, 16, labels=labels), rows_for(kind, 11, seed=1)
-    train = partial(_train, kind, rows, val=val, accumulate_grad_batches=accumulate)
-    one = train(batch_size=4)
-    two = run_ranks(partial(train, batch_size=2, ranks=2))
-    assert_same(two[0], one)
-    assert_same(two[1], one)
+    return fit(objective_of(kind, moved=0.1), rows, val=val, accumulate_grad_batches=accumulate, **options)
+
+
+def _train_all() -> dict[tuple[type[Objective], int], Run]:
+    return {case: _train(*case, batch_size=2, ranks=2) for case in DIVIDED}
+
+
+@pytest.fixture(scope="module")
+def divided() -> list[dict[tuple[type[Objective], int], Run]]:
+    return run_ranks(_train_all)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("kind", "accumulate"), DIVIDED)
+def test_two_processes_equal_one(kind: type[Objective], accumulate: int, divided: Any) -> None:
+    one = _train(kind, accumulate, batch_size=4)
+    for found in divided:
+        assert_same(found[kind, accumulate], one)
     assert max(one.losses) - min(one.losses) > 1e-3
     assert kind is not KTO or all(metrics["train/kl"] > 0 for metrics in one.steps)
 

@@ -12,6 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from halos.runs.tensorboard import LAYOUT, forget_behind
 from tests.train_runs import run
 
+pytestmark = pytest.mark.runs
+
 STEPS = 2
 
 
