@@ -1,6 +1,7 @@
 """Every test runs offline and on one thread; set before any library reads the environment."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -21,3 +22,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Only tests that are marked so may start ranks, their fixtures too: ``make test-fast`` leaves them out."""
     if fork := sys.modules.get("tests.fork"):
         fork.allowed = item.get_closest_marker("ranks") is not None
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries hold lives as long as the process: the garbage collector need not go through it each time."""
+    gc.collect()
+    gc.freeze()

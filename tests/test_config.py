@@ -14,9 +14,7 @@ from halos import objectives
 from halos.building import SOURCE_KEYS, build
 from halos.objectives import Humanline, Objective
 from halos.runs.reference_sync import ReferenceSync
-from tests.configs import CONF, compose, options
-
-GROUPS = sorted(group for group in CONF.iterdir() if group.is_dir() and group.name != "judge")  # judges do not train
+from tests.configs import CONF, VARIANTS, compose, options
 
 
 def parameters(target: Any) -> set[str]:
@@ -49,7 +47,7 @@ def test_every_option_composes_and_resolves(group: str, option: str) -> None:
     if option == "claims_tune":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     if option != "default":
-        OmegaConf.to_container(compose(f"{group}={option}", "output_dir=out"), resolve=True, throw_on_missing=True)
+        OmegaConf.to_container(compose(f"{group}={option}", "output_dir=/out"), resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("option", options("loss"))
@@ -63,15 +61,6 @@ def test_the_keys_of_a_loss_are_its_parameters(option: str) -> None:
         "non_finite",
     }
     assert node.name == option
-
-
-VARIANTS = {
-    "cdpo": "label_smoothing",
-    "kto_balanced": "desirable_weight",
-    "kto_zero": "reference_point",
-    "kto_reference_free": "reference_free",
-}
-"""Losses that are another with one parameter set."""
 
 
 @pytest.mark.parametrize("option", sorted({*options("loss")} - {"mix"}))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import halos
 
 MINE = """
@@ -37,6 +39,7 @@ def pytest_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_an_objective_from_elsewhere_is_checked_property_by_property(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("def test_mine(): assert False\n")
     done = pytest_run(tmp_path, "--halos-objective", "mylab.losses.Hinge")

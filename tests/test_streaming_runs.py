@@ -42,7 +42,7 @@ def uninterrupted(data: tuple[str, ...], tmp_path_factory: pytest.TempPathFactor
     return folder, run(folder, *data, *RESUMABLE)
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 7])
+@pytest.mark.parametrize("step", [3, 7, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 4))])
 def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(
     step: int, uninterrupted: tuple[Path, dict[str, Any]], data: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from tests.train_runs import column, run
 pytestmark = pytest.mark.runs
 
 
-@pytest.mark.parametrize("loss", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize("loss", ["sft", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("dpo", "grpo"))])
 def test_accumulation_equals_one_large_batch(loss: str, tmp_path: Path) -> None:
     options = (f"loss={loss}", f"data.source.feedback={'pairs' if loss == 'dpo' else 'labels'}")
     whole = run(tmp_path / "1", *options)

@@ -56,12 +56,16 @@ OWN_NAMES = {
 }
 TRAIN_NAMES = NAMES | {"examples_per_second", "tokens_per_second", "grad_norm", "lr"}
 LOSSES = [option for option in options("loss") if option != "bradley_terry"]
+ALIKE = {"cdpo", "kto_balanced", "kto_zero"}
+"""Losses that report what another does."""
 WITHOUT_REFERENCE = {"cpo", "csft", "kto_reference_free", "orpo", "sft", "simpo", "slic"}
 WITHOUT_REWARDS = {"csft", "sft"}
 STEPS = 3
 
 
-@pytest.fixture(scope="module", params=LOSSES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(loss, marks=[pytest.mark.slow] if loss in ALIKE else []) for loss in LOSSES]
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict]:
     folder = tmp_path_factory.mktemp(request.param) / "run"
     chosen = [f"loss={request.param}", f"data.source.feedback={'pairs' if is_paired(request.param) else 'labels'}"]

@@ -124,8 +124,8 @@ def run_step_by_step(folder: Path, *overrides: str) -> dict[str, Any]:
     "words",
     [
         (),
-        ("loss=ppo", "logger=tensorboard"),
-        ("trainer.accumulate_grad_batches=2", "data.batch_size=2"),
+        pytest.param(("loss=ppo", "logger=tensorboard"), marks=pytest.mark.slow),
+        pytest.param(("trainer.accumulate_grad_batches=2", "data.batch_size=2"), marks=pytest.mark.slow),
     ],
     ids=["kto", "ppo", "accumulated"],
 )

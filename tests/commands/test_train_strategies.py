@@ -14,7 +14,7 @@ pytestmark = pytest.mark.runs
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("words", [(), LORA], ids=["all weights", "lora"])
+@pytest.mark.parametrize("words", [(), pytest.param(LORA, marks=pytest.mark.slow)], ids=["all weights", "lora"])
 def test_two_processes_train_as_one_with_twice_the_batch(words: tuple[str, ...], tmp_path: Path) -> None:
     options = ("sampling.size=4", "sampling.prompts=1", *words)
     one = run(tmp_path / "one", *options)

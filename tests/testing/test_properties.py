@@ -10,7 +10,7 @@ import pytest
 from halos.building import objective_maker
 from halos.objectives import DPO, KTO, PPO, SFT, Objective
 from halos.testing import PROPERTIES, NotApplicable, Violation, check_objective, check_property
-from tests.configs import compose, options
+from tests.configs import VARIANTS, compose, options
 from tests.testing.broken import (
     FAULTS,
     LossAsANumber,
@@ -22,7 +22,9 @@ from tests.testing.broken import (
 )
 
 
-@pytest.mark.parametrize("name", options("loss"))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else []) for name in options("loss")]
+)
 def test_every_objective_conforms(name: str) -> None:
     check_objective(objective_maker(compose(f"loss={name}").loss))
 
