@@ -1,5 +1,5 @@
 # `make train` aligns the embedded toy model; `make test` runs the suite but for what is slow, `make test-fast` the part
-# without processes and whole runs, `make test-slow` what is left out; `make parity` compares the losses with TRL's;
+# without ranks and whole runs, `make test-slow` what is left out; `make parity` compares the losses with TRL's;
 # `make mutation` changes their formulas one by one and lists the changes that no test notices (half an hour).
 # Each sets .venv up by itself.
 PYTHON ?= python3.11
@@ -23,7 +23,7 @@ test: $(VENV)/.ready
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-fast: $(VENV)/.ready
-	$(PYTEST) -m "not slow and not ranks and not runs and not browser" $(ARGS)
+	$(PYTEST) -m "not (slow or ranks or runs or long or browser)" $(ARGS)
 
 test-slow: $(VENV)/.ready
 	$(PYTEST) -m slow $(ARGS)

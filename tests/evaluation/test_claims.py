@@ -145,6 +145,7 @@ def jobs(experiment: str) -> tuple[list[DictConfig], set[str]]:
     return cfgs, tuned
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_sweeps_each_run_that_its_claim_compares_once(experiment: str) -> None:
     cfgs, tuned = jobs(experiment)

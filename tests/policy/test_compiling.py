@@ -57,6 +57,7 @@ def values_and_gradients(model: Any, size: int, **options: Any) -> tuple[Tensor,
     return found.tokens.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["packed", "padded", "checkpointed", pytest.param("lora", marks=pytest.mark.slow)])
 def test_the_numbers_are_the_same_and_other_lengths_need_no_new_code(kind: str) -> None:
     model = tiny.model(dtype=torch.float64).train()

@@ -73,6 +73,7 @@ def test_a_key_block_behind_all_queries_is_not_looked_at(monkeypatch: pytest.Mon
 SOME = ("llama", "gpt2", "gemma2")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "architecture",
     [pytest.param(name, marks=[] if name in SOME else [pytest.mark.slow]) for name in tiny.ARCHITECTURES],

@@ -129,7 +129,7 @@ CASES = [
         architecture,
         kind,
         id=f"{kind.__name__}-{architecture}",
-        marks=[] if architecture == "llama" or kind in (KTO, PPO) else [pytest.mark.slow],
+        marks=[] if architecture == "llama" else [pytest.mark.long if kind in (KTO, PPO) else pytest.mark.slow],
     )
     for architecture, kind in product(tiny.ARCHITECTURES, KINDS)
 ]

@@ -21,10 +21,15 @@ from tests.testing.broken import (
     WrongSign,
 )
 
+SOME = ("dpo", "kto", "mix", "ppo", "sft")
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else []) for name in options("loss")]
-)
+
+def case(name: str) -> Any:
+    marks = [pytest.mark.slow] if name in VARIANTS else [] if name in SOME else [pytest.mark.long]
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", map(case, options("loss")))
 def test_every_objective_conforms(name: str) -> None:
     check_objective(objective_maker(compose(f"loss={name}").loss))
 
