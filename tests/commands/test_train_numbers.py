@@ -11,6 +11,11 @@ from tests.train_runs import column, run
 pytestmark = pytest.mark.runs
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(tmp_path_factory.mktemp("plain"), "trainer.max_steps=3", "optim.lr=1e-2")
+
+
 @pytest.mark.parametrize("loss", ["sft", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("dpo", "grpo"))])
 def test_accumulation_equals_one_large_batch(loss: str, tmp_path: Path) -> None:
     options = (f"loss={loss}", f"data.source.feedback={'pairs' if loss == 'dpo' else 'labels'}")
