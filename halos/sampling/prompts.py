@@ -63,7 +63,7 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
     records = taken.records[split]
     training = taken.records.get("train", records)  # a stream has no median
     left_out = +Counter({LEAKED: taken.reports[split][LEAKED]})
-    return HeldData(module.source, module.limits, records, training, module.selection, left_out)
+    return HeldData(module.source, module.limits, records, training, module.preparation.selection, left_out)
 
 
 def _read(source: Source, split: str, val_size: int, seed: int, *, streamed: bool) -> Intake:

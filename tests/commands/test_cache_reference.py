@@ -49,7 +49,7 @@ def test_training_computes_nothing_afterwards(tmp_path: Path, monkeypatch: pytes
 def test_where_there_is_nothing_to_compute_it_says_so_before_data_are_read(
     words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("halos.data.module.PreferenceDataModule.load", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr("halos.data.module.PreferenceDataModule.prepare", lambda *_: pytest.fail("data were read"))
     with pytest.raises(ValueError, match=said):
         filled(tmp_path, *words)
 

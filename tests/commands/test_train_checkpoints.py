@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-import halos.commands.train
+import halos.commands.assembly
 from halos.policy.loading import ModelSpec
 from halos.processes.errors import RunFailed
 from tests.train_runs import RESUMABLE, assert_same_run, assert_same_weights, column, run, run_until, table, weights
@@ -58,7 +58,7 @@ def test_a_disk_that_is_full_ends_the_run_and_keeps_the_checkpoints_that_are_the
     uninterrupted: tuple[Path, dict], tmp_path: Path
 ) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    callbacks = halos.commands.train._callbacks
+    callbacks = halos.commands.assembly._callbacks
 
     class Fill(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -66,7 +66,7 @@ def test_a_disk_that_is_full_ends_the_run_and_keeps_the_checkpoints_that_are_the
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # bytes
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(halos.commands.train, "_callbacks", lambda run: [*callbacks(run), Fill()])
+        patch.setattr(halos.commands.assembly, "_callbacks", lambda *pieces: [*callbacks(*pieces), Fill()])
         try:
             with pytest.raises(RunFailed, match=r"step_4\.ckpt: the checkpoint could not be written: File too large"):
                 run(tmp_path, *RESUMABLE)

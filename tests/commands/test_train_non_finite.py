@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-import halos.commands.train
+import halos.commands.assembly
 from tests.train_runs import column, run
 
 pytestmark = pytest.mark.runs
@@ -58,8 +58,8 @@ def test_a_step_that_is_not_finite_is_skipped_where_asked(
 ) -> None:
     (tmp_path / "poisoned.py").write_text(POISONED)
     monkeypatch.syspath_prepend(tmp_path)
-    callbacks, trace = halos.commands.train._callbacks, Trace()
-    monkeypatch.setattr(halos.commands.train, "_callbacks", lambda run: [*callbacks(run), trace])
+    callbacks, trace = halos.commands.assembly._callbacks, Trace()
+    monkeypatch.setattr(halos.commands.assembly, "_callbacks", lambda *pieces: [*callbacks(*pieces), trace])
     folder = tmp_path / "run"
     words = (
         "loss=sft",

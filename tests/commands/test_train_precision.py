@@ -78,7 +78,7 @@ def test_lower_precisions_start_at_the_reference_too(
     policies = []
     export = halos.commands.finish.export_policy
     monkeypatch.setattr(
-        halos.commands.train,
+        halos.commands.finish,
         "export_policy",
         lambda policy, *a, **k: [policies.append(policy), export(policy, *a, **k)],
     )

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 
 import halos.commands.train
+from halos.commands.assembly import Run
 from halos.policy.reference import precompute
 from tests.train_runs import assert_same_weights, run, table
 
@@ -36,8 +36,8 @@ def test_a_reference_that_is_cached_is_neither_computed_nor_held(
         batches.append(len(batch))
         return score(backbone, work, batch)
 
-    def keeping(run: halos.commands.train.Run, trainer: pl.Trainer) -> None:
-        fit(run, trainer)
+    def keeping(run: Run) -> None:
+        fit(run)
         objectives.append(run.objective)
 
     monkeypatch.setattr(precompute, "_score", counting)
