@@ -46,7 +46,7 @@ from halos.reporting.replies import SampledReplies
 from halos.reporting.tensorboard import TensorBoardReport, log_hparams
 from halos.sampling.before_after import Comparison, compare
 from halos.sharding.fsdp_tp import check_model
-from halos.sharding.weights import make_backbone, whole_policy
+from halos.sharding.weights import gathered_policy, make_backbone
 from halos.training.checkpoints import Checkpoints, check_identity
 from halos.training.identity import identity
 from halos.training.memory import KeepFreedMemory
@@ -256,7 +256,7 @@ def fit(run: Run, trainer: pl.Trainer) -> None:
 def finish(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
     """Export the policy, sample from it where the true reward is known, and write the summary."""
     summary = _summary(run, trainer)
-    policy = whole_policy(run.objective.trained)
+    policy: Any = gathered_policy(run.objective.trained)
     score = None if run.objective.generates else full_tensor(run.objective.reward_head.linear.weight).detach()
     if not trainer.is_global_zero:
         return summary
@@ -335,7 +335,7 @@ def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
     trained = run.objective.trained
     # Without a live reference, or with one that has moved, the policy is compared with what the reference was at first.
     # That of a sharded policy is sharded too: the first process alone cannot sample from it.
-    reference = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
+    reference: Any = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
     policy = policy.to(device)  # Lightning has moved everything to the CPU
     if reference is None and run.model.random_weights:
         log.info("samples: not compared, as the random weights that training started from are gone")

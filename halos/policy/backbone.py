@@ -1,38 +1,69 @@
-"""Policy and frozen reference: everything that an objective needs of models."""
+"""The policy and its frozen reference: the models that an objective computes log-probs with."""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from halos.data.batches.collate import Batch
 from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters
-from halos.policy.kernels.elementwise import use_fewer_temporaries
-from halos.policy.kernels.matmul import limit_kernel_caches, use_faster_products
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
 from halos.policy.logprobs.head import evaluating
 from halos.policy.logprobs.token_statistics import check_statistics
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class ModelSharding(Protocol):
+    """How models are sharded over ranks: :class:`halos.sharding.sharding.Sharding`, as seen from below."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes."""
+
+    def shard_beside(self, module: nn.Module) -> None:
+        """Shard the modules of an objective other than the backbone."""
+
+    def begin_micro_batch(self, module: nn.Module, *, last: bool) -> None:
+        """Prepare for a backward pass."""
+
 
 class Backbone(nn.Module):
-    """The policy π_θ (a causal language model of transformers) and, where asked for, a frozen copy of it, π_ref.
+    """The policy π_θ and, for objectives that need it, a frozen reference π_ref.
 
-    The reference is no submodule: it has no place in the optimizer, in checkpoints or in DDP's buckets. It follows the
-    policy to its device and precision. ``head_chunk``: the most rows of logits that exist at a time, None for all.
-    ``statistics``: what the policy's log-probs come with where they are asked for (:mod:`.token_statistics`).
+    A live reference is not a submodule, so the optimizer, checkpoints and DDP's buckets do not contain it. It follows
+    the policy to another device or precision.
 
-    With LoRA the reference can be the policy itself with its adapter switched off (``adapter_reference``), and the
-    state dict holds only what is trained.
+    With LoRA the reference can be the policy itself with its adapter switched off, and the state dict contains only
+    the trained weights.
+
+    Args:
+        policy: a causal language model of transformers, used as it is: :meth:`ModelSpec.load` applies CPU kernels.
+        with_reference: keep a frozen copy of the policy as the live reference.
+        adapter_reference: the reference is the policy without its trained adapter. Needs a model with LoRA adapters.
+        head_chunk: rows of logits (one per scored token) that are in memory at a time. None: all.
+        statistics: names of the token statistics to compute with the policy's log-probs on request; see
+            :mod:`halos.policy.logprobs.token_statistics`.
+
+    Attributes:
+        sharding: how the models are sharded over ranks. None: each rank has whole models.
+        skeleton: of a sharded policy, a one-tuple with the same model on the meta device. Export puts the gathered
+            weights into it. The tuple hides the model from ``nn.Module``.
+        reference_seconds: seconds spent on the reference's log-probs, before and during training.
+
+    Raises:
+        ValueError: the model has no LM head, or ``adapter_reference`` was set for a model without adapters.
     """
 
     def __init__(
         self,
-        policy: nn.Module,
+        policy: PreTrainedModel,
         *,
         with_reference: bool,
         adapter_reference: bool = False,
@@ -42,80 +73,89 @@ class Backbone(nn.Module):
         super().__init__()
         self.head_chunk, self.adapter_reference = head_chunk, adapter_reference
         self.statistics = check_statistics(statistics)
-        self.sharding: Any = None
-        """How the models are divided over ranks (:class:`halos.sharding.sharding.Sharding`), if they are."""
-        self.skeleton: tuple[Any, ...] = ()
-        """Of a sharded policy: the same without memory for its weights, hidden from nn.Module in a tuple."""
+        self.sharding: ModelSharding | None = None
+        self.skeleton: tuple[PreTrainedModel, ...] = ()
+        self.reference_seconds = 0.0
         if getattr(policy, "get_output_embeddings", lambda: None)() is None:
-            raise ValueError(f"expected a causal language model with an LM head, found {type(policy).__name__}")
-        limit_kernel_caches()
-        use_faster_products(policy)
-        use_fewer_temporaries(policy)
-        self.policy: Any = policy
-        # A tuple hides it from nn.Module's registration.
+            raise ValueError(f"policy: expected a causal language model with an LM head, found {type(policy).__name__}")
+        self.policy = policy
+        # nn.Module registers attributes that are modules. It does not look into a tuple.
         self._reference: tuple[Backbone, ...] = ()
         if with_reference:
             self._reference = (Backbone(frozen_copy(policy), with_reference=False, head_chunk=head_chunk),)
         if adapter_layers(policy):
             keep_only_adapters(self)
         elif adapter_reference:
-            raise ValueError(f"expected a model with LoRA adapters, found a {type(policy).__name__} without any")
-        self.reference_seconds = 0.0
-        """Seconds spent on the reference's log-probs, before training or during it."""
+            raise ValueError(f"policy: expected a model with LoRA adapters, found {type(policy).__name__} without any")
 
     @property
-    def reference(self) -> Any | None:
-        """π_ref, or None for objectives that have none."""
+    def reference(self) -> PreTrainedModel | None:
+        """The live reference π_ref, or None if the backbone keeps no copy of the policy."""
         return self._reference[0].policy if self._reference else None
 
     def with_reference_backbone(self) -> tuple[Backbone, ...]:
-        """This backbone, and that of the live reference if there is one."""
+        """This backbone, followed by the backbone of the live reference if there is one."""
         return (self, *self._reference)
 
     @property
     def sharded(self) -> bool:
-        """Whether the policy is divided over ranks (FSDP2), so that they have to run equally many forwards."""
+        """Whether the policy is sharded over ranks. If so, all ranks must run the same number of forwards."""
         return self.sharding is not None
 
     @property
     def device(self) -> torch.device:
-        """Where the policy computes; shards may be kept elsewhere."""
+        """The device on which the policy computes. Offloaded shards are stored on another one."""
         if self.sharding is not None:
             return self.sharding.device
-        device: torch.device = self.policy.get_output_embeddings().weight.device
-        return device
+        return _head_weight(self.policy).device
 
     @property
     def hidden_size(self) -> int:
-        """The width of the states that the LM head reads."""
-        return int(self.policy.get_output_embeddings().weight.shape[1])
+        """Width H of the hidden states that the LM head reads."""
+        return _head_weight(self.policy).shape[1]
 
     def logprobs(self, batch: Batch, *, with_hidden: bool = False, with_statistics: bool = False) -> LogProbs:
-        """Log-probs of the batch's completions under the policy, with gradient."""
+        """Compute log-probs of the batch's completions under the policy, with gradient.
+
+        Args:
+            batch: the rows, on the policy's device.
+            with_hidden: also return the hidden states that predict the completion tokens.
+            with_statistics: also return the token statistics named in ``statistics``.
+        """
         return LogProbs(*self(batch, with_hidden, with_statistics))
 
-    def forward(self, batch: Batch, with_hidden: bool = False, with_statistics: bool = False) -> tuple[Any, ...]:
-        """The fields of :meth:`logprobs`.
+    def forward(
+        self, batch: Batch, with_hidden: bool = False, with_statistics: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Compute the fields of :meth:`logprobs` as a tuple of plain tensors.
 
-        A forward, which leaves plain tensors, so that the hooks of a sharded root make embeddings and head whole
-        for it and for its backward pass.
+        FSDP2 attaches its hooks to ``forward``, and finds tensors in tuples but not in a :class:`LogProbs`. Its hooks
+        gather the embeddings and the LM head for this forward and for its backward pass.
         """
-        statistics = self.statistics if with_statistics else ()
-        options: dict[str, Any] = {"head_chunk": self.head_chunk, "statistics": statistics}
-        found = completion_logprobs(self.policy, batch, with_hidden=with_hidden, **options)
+        logprobs = completion_logprobs(
+            self.policy,
+            batch,
+            with_hidden=with_hidden,
+            head_chunk=self.head_chunk,
+            statistics=self.statistics if with_statistics else (),
+        )
+        tokens, last = logprobs.tokens, logprobs.last
         if self.sharded:
-            # An in-place operation on a view would lose the hook that makes the weights whole for the backward pass.
-            found.tokens = found.tokens.clone()
-            found.last = None if found.last is None else found.last.clone()
-        return found.tokens, found.mask, found.hidden, found.last, found.statistics
+            # These are views, and FSDP2 hooks into their graph nodes to gather the weights for the backward pass.
+            # A later in-place operation makes autograd build a new node for a view, without the hook. Copies are safe.
+            tokens = tokens.clone()
+            last = None if last is None else last.clone()
+        return tokens, logprobs.mask, logprobs.hidden, last, logprobs.statistics
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> LogProbs:
-        """Log-probs of the batch's completions under the reference: those that the batch carries, computed before
-        training, or else the live reference's or those of the policy without its adapter, by the same code path as
-        the policy's.
+        """Return log-probs of the batch's completions under the reference.
 
-        Raises ``ValueError`` if there is neither.
+        They are the batch's own, computed before training, if it carries any. Otherwise the live reference, or the
+        policy without its adapter, computes them by the same code path as the policy's.
+
+        Raises:
+            ValueError: the batch carries none, and the backbone has no reference.
         """
         if batch.reference is not None:
             return LogProbs(batch.reference, batch.mask)
@@ -133,28 +173,37 @@ class Backbone(nn.Module):
         return logprobs
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Every move of device or dtype passes through here; the reference has to come along.
-        # Buffers outside the state dict (rotary frequencies) keep their dtype: the exported model will load them in
-        # float32, and a cast would train another model than that. So do float32 adapters when the model goes to half
-        # precision: their steps are small, and they are too few to save much.
-        kept = [
+        # nn.Module calls this for every change of device or precision. Two kinds of tensors keep their precision:
+        # - Buffers outside the state dict (rotary frequencies). The exported model will compute them in float32, and
+        #   a policy with rounded frequencies would be another model than the exported one.
+        # - float32 adapters of a model that goes to half precision. Their updates are too small for half precision,
+        #   and they take little memory.
+        buffers = [
             (module, name, module._buffers[name])
             for module in self.policy.modules()
             for name in module._non_persistent_buffers_set
         ]
-        wide = [(p, p.data) for p in adapter_parameters(self.policy) if p.dtype == torch.float32]
+        adapters = [(p, p.data) for p in adapter_parameters(self.policy) if p.dtype == torch.float32]
         for reference in self._reference:
             reference._apply(fn)
-        result = super()._apply(fn, recurse)
-        for module, name, buffer in kept:
-            if buffer is not None:
-                module._buffers[name] = buffer.to(module._buffers[name].device)
-        for parameter, values in wide:
+        nn.Module._apply(self, fn, recurse)
+        for module, name, buffer in buffers:
+            moved = module._buffers[name]
+            if buffer is not None and moved is not None:
+                module._buffers[name] = buffer.to(moved.device)
+        for parameter, values in adapters:
             if parameter.dtype.itemsize < values.dtype.itemsize:
                 parameter.data = values.to(parameter.device)
-        return result
+        return self
 
 
-def frozen_copy(policy: nn.Module) -> nn.Module:
-    """A copy of the policy as it is now, in evaluation mode, without gradients: the live reference."""
-    return copy.deepcopy(policy).eval().requires_grad_(False)
+def _head_weight(policy: PreTrainedModel) -> Tensor:
+    weight: Tensor = policy.get_output_embeddings().weight
+    return weight
+
+
+def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of the policy in evaluation mode and without gradients: the live reference."""
+    reference = copy.deepcopy(policy)
+    reference.eval().requires_grad_(False)
+    return reference

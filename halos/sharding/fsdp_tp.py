@@ -12,7 +12,6 @@ from halos.policy.loading import ModelSpec
 from halos.sharding.fsdp import FSDP
 from halos.sharding.sharding import Sharding
 from halos.sharding.tensor_parallel import check_plan, check_size
-from halos.sharding.weights import parameters_on_meta
 
 DATA, TENSOR = "data_parallel", "tensor_parallel"
 """Lightning's names for the dimensions of the mesh."""
@@ -32,8 +31,7 @@ def check_model(spec: ModelSpec, optim: Optim, ranks: int) -> None:
             raise ValueError(f"model.{key}: expected {expected} with strategy=fsdp_tp, found {found}")
     if type(optim) not in (AdamW, RMSprop):
         raise ValueError(f"optim: expected AdamW or RMSprop with strategy=fsdp_tp, found {type(optim).__name__}")
-    with parameters_on_meta():
-        check_plan(spec.skeleton(), ranks)
+    check_plan(spec.skeleton(), ranks)
 
 
 class FSDPTP(FSDP):

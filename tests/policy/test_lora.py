@@ -201,6 +201,10 @@ def test_a_checkpoint_holds_only_what_is_trained_and_fits_only_its_base() -> Non
     outer = nn.ModuleDict({"backbone": other})
     outer.load_state_dict({f"backbone.{name}": value for name, value in state.items()})
     assert torch.equal(other.logprobs(batch()).tokens, made.logprobs(batch()).tokens)
+    # A module that comes before the backbone, and whose weight is missing: frozen weights alone may be.
+    both = nn.ModuleDict({"head": nn.Linear(1, 1), "backbone": other})
+    with pytest.raises(RuntimeError, match=r"Missing key.*head\.weight"):
+        both.load_state_dict({f"backbone.{name}": value for name, value in state.items()})
     missing = dict(state)
     del missing[next(name for name in state if "lora_A" in name)]
     with pytest.raises(RuntimeError, match=r"Missing key.*lora_A"):
