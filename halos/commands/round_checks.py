@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from omegaconf import DictConfig
 
 from halos import terminal
+from halos.checks import check_whole
 from halos.commands.assembly import build_objective, objective_class
-from halos.config.bounds import check_whole
 from halos.config.building import SOURCE_KEYS, build
 from halos.data.records.record import Completion, Record
 from halos.data.views.derive import VIEWS
@@ -78,13 +77,9 @@ def _objective(cfg: DictConfig) -> Objective:
     if not objective_class(cfg.loss).generates:
         raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
     build(cfg.model)
-    objective = build_objective(cfg, _no_weights, build(cfg.optim))
+    objective = build_objective(cfg, build(cfg.optim))
     objective.check(cfg.trainer.accumulate_grad_batches, None)
     return objective
-
-
-def _no_weights() -> Any:
-    raise ValueError("rounds: expected the objective to be looked at only, found that it asks for weights")
 
 
 def _check_sampling(cfg: DictConfig) -> None:

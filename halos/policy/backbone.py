@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, Self
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from halos.data.batches.collate import Batch
 from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters
+from halos.policy.construction import grow_vocabulary
+from halos.policy.export.language_model import unconditioned
+from halos.policy.loading import ModelOptions, ModelSpec, add_control_tokens
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
 from halos.policy.logprobs.head import evaluating
 from halos.policy.logprobs.token_statistics import check_statistics
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class ModelSharding(Protocol):
@@ -56,6 +60,10 @@ class Backbone(nn.Module):
         skeleton: of a sharded policy, a one-tuple with the same model on the meta device. Export puts the gathered
             weights into it. The tuple hides the model from ``nn.Module``.
         reference_seconds: seconds spent on the reference's log-probs, before and during training.
+        spec: what the policy was loaded from, if known.
+        updated: an optimizer has changed the policy, so that it is no longer its own reference.
+        control: the control token that replies are conditioned on (CSFT), or an empty string.
+        loss, paper: name and paper of the loss that trains the policy, for the model card.
 
     Raises:
         ValueError: the model has no LM head, or ``adapter_reference`` was set for a model without adapters.
@@ -87,11 +95,121 @@ class Backbone(nn.Module):
             keep_only_adapters(self)
         elif adapter_reference:
             raise ValueError(f"policy: expected a model with LoRA adapters, found {type(policy).__name__} without any")
+        self.spec: ModelSpec | None = None
+        self.updated = False
+        self.control = ""
+        self.loss: str | None = None
+        self.paper: tuple[str, str] | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, dtype: torch.dtype = torch.float32, **options: Unpack[ModelOptions]
+    ) -> Backbone:
+        """Load a policy and its tokenizer.
+
+        Args:
+            path: a hub id, a directory or a GGUF file, as for ``model.path``.
+            dtype: precision of the weights.
+            options: the other parameters of :class:`halos.policy.ModelSpec`, such as ``lora=LoRA(enabled=True)`` or
+                ``reference="live"``. By default the reference's log-probs are computed before the first step and
+                cached.
+
+        Raises:
+            ValueError: the path or the options cannot be loaded.
+        """
+        from halos.policy.pretrained import load_backbone
+
+        spec = ModelSpec(path=str(path), **options).resolved(streaming=False)
+        spec.check()
+        tokenizer = spec.tokenizer()
+        live, adapter = spec.reference == "live", spec.reference == "adapter"
+        backbone = load_backbone(
+            spec, dtype=dtype, vocabulary=len(tokenizer), with_reference=live, adapter_reference=adapter
+        )
+        backbone.spec, backbone._tokenizer = spec, tokenizer
+        return backbone
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the policy, its tokenizer and a model card in Hugging Face format, with adapters merged.
+
+        Only the first process writes, so a script under DDP can call this on every rank.
+
+        Raises:
+            ValueError: the policy is sharded over ranks, or has no tokenizer.
+        """
+        from halos.policy.export.save import save_backbone
+
+        save_backbone(self, Path(folder))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer. Raises ``ValueError`` if the backbone was built without one."""
+        if self._tokenizer is None:
+            raise ValueError(
+                "expected a backbone with a tokenizer: use Backbone.from_pretrained(path), or set backbone.tokenizer"
+            )
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def add_control_tokens(self, texts: Iterable[str]) -> None:
+        """Make each text a single token, whose embedding starts as the mean of the others.
+
+        Raises:
+            ValueError: the policy has adapters, so that its embeddings are frozen.
+        """
+        controls = list(texts)
+        for text in controls:
+            # The chat template of a policy that was trained with this token ends with it already.
+            unconditioned(self.tokenizer, text)
+        new_tokens = add_control_tokens(self.tokenizer, controls)
+        if new_tokens and adapter_layers(self.policy):
+            raise ValueError("expected a policy without LoRA for a loss with control tokens; use halos.train(loss=…)")
+        for member in self.with_reference_backbone() if new_tokens else ():
+            grow_vocabulary(member.policy, len(self.tokenizer), new_tokens)
+        if self._reference:  # resized embeddings are new parameters
+            self._reference[0].policy.requires_grad_(False)
+
+    def make(self, *, reference: bool, sharding: ModelSharding | None) -> Backbone:
+        """Return this backbone. Raises ``ValueError`` under a strategy that shards models before they have weights."""
+        if sharding is not None and self.sharding is None:
+            raise ValueError(
+                "expected weights that are not loaded yet under FSDP; pass a halos.sharding.BackboneFactory, or use "
+                "halos.train(strategy='fsdp')"
+            )
+        return self
+
+    def reference_scorer(self, backbone: Backbone, sharding: ModelSharding | None) -> Backbone:
+        """Return the model that computes the reference's log-probs before training.
+
+        The policy is its own reference until its first step. After that its first weights are loaded again.
+
+        Raises:
+            ValueError: the policy was trained, and its first weights are not known.
+        """
+        from halos.policy.pretrained import load_backbone
+
+        if not self.updated and (self.spec is None or self.spec.reference_path is None):
+            return self
+        if self.spec is None or self.spec.random_weights:
+            raise ValueError(
+                "expected a policy that was not trained yet, as its log-probs are to be the reference's; make a "
+                "backbone with a live reference, or use Backbone.from_pretrained"
+            )
+        return load_backbone(self.spec.of_reference(), dtype=self.policy.dtype, vocabulary=len(self.tokenizer))
 
     @property
     def reference(self) -> PreTrainedModel | None:
         """The live reference π_ref, or None if the backbone keeps no copy of the policy."""
         return self._reference[0].policy if self._reference else None
+
+    @property
+    def scores_reference(self) -> bool:
+        """Whether the reference's log-probs are computed in each step, by a live reference or without the adapter."""
+        return bool(self._reference) or self.adapter_reference
 
     def with_reference_backbone(self) -> tuple[Backbone, ...]:
         """This backbone, followed by the backbone of the live reference if there is one."""
@@ -159,7 +277,7 @@ class Backbone(nn.Module):
         """
         if batch.reference is not None:
             return LogProbs(batch.reference, batch.mask)
-        if not self._reference and not self.adapter_reference:
+        if not self.scores_reference:
             raise ValueError(
                 "expected a backbone with a reference, or a batch with the reference's log-probs; found neither"
             )

@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from halos.config.bounds import check_whole
+from halos.checks import check_whole
 from halos.data.rows.templates import template_of
 from halos.policy.checks import check_directory, check_gguf
 from halos.policy.construction import (
@@ -34,6 +34,25 @@ log = logging.getLogger(__name__)
 
 PACKAGED = "pkg://"
 """``pkg://halos.toy/reference`` is a directory inside an installed package."""
+
+
+class ModelOptions(TypedDict, total=False):
+    """The parameters of :class:`ModelSpec` other than its path."""
+
+    random_weights: bool
+    attention: str | None
+    packed_attention: str
+    gradient_checkpointing: bool
+    compile: bool
+    cpu_kernels: bool
+    liger: bool
+    dropout: float
+    head_chunk: int | None
+    statistics: Sequence[str]
+    reference: str
+    reference_path: str | None
+    chat_template: str | None
+    lora: LoRA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from halos.policy.adapters import adapter_layers, base_state, mark_base
 from halos.policy.backbone import Backbone
-from halos.policy.kernels.liger import use_liger
 from halos.policy.loading import ModelSpec
-from halos.policy.logprobs.attention import attend_by_flex
-from halos.policy.logprobs.compiling import compile_layers
+from halos.policy.pretrained import use_fast_layers
 from halos.processes.collectives import rank_and_world
 from halos.sharding.sharding import Sharding, full_state, load_full_state, sharded_modules
 
@@ -62,13 +60,7 @@ def make_backbone(
         _copy_to_reference(backbone)
         if adapter_layers(backbone.policy):
             mark_base(backbone)  # the fingerprint of the base needs its weights
-    for member in backbone.with_reference_backbone():
-        if spec.compile:
-            compile_layers(member.policy)
-        if spec.liger:
-            use_liger(member.policy)
-        if spec.packed_attention == "flex":
-            attend_by_flex(member.policy)
+    use_fast_layers(backbone, spec)
     return backbone
 
 

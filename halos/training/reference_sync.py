@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from halos.config.bounds import check_whole
+from halos.checks import check_whole
 from halos.objectives.base import Objective
 from halos.sharding.sharding import full_state, load_full_state
 
@@ -35,7 +35,7 @@ class ReferenceSync(Callback):
 
     def check(self, objective: Objective) -> None:
         """Raise ``ValueError`` for an objective without a reference."""
-        if not objective.needs_reference:
+        if not objective.needs.reference:
             raise ValueError(
                 f"reference_sync.every: expected a loss with a reference, found {type(objective).__name__}"
             )

@@ -57,8 +57,8 @@ class ModelCard:
     """What a model card states about a training run.
 
     Args:
-        loss: name of the loss.
-        base: the model that training started from: a hub id or a path.
+        loss: name of the loss, if known.
+        base: the model that training started from, if known: a hub id or a path.
         paper: title and link of the loss's paper.
         data: hub ids or paths of the training data.
         hyperparameters: the run's settings, by key.
@@ -67,8 +67,8 @@ class ModelCard:
         date: day of the export (UTC).
     """
 
-    loss: str
-    base: str
+    loss: str | None = None
+    base: str | None = None
     paper: tuple[str, str] | None = None
     data: Sequence[str] = ()
     hyperparameters: Mapping[str, object] = field(default_factory=dict)
@@ -86,10 +86,10 @@ class ModelCard:
         fields: dict[str, object] = {
             "library_name": "peft" if usage.adapter else "transformers",
             "pipeline_tag": "text-classification" if is_reward_model else "text-generation",
-            "tags": ["alignment", "halos", self.loss, *(["reward-model"] if is_reward_model else [])],
+            "tags": ["alignment", "halos", *filter(None, [self.loss, "reward-model" if is_reward_model else None])],
         }
         # The hub refuses a card that names anything but its own repositories here.
-        if _is_hub_model(self.base):
+        if self.base is not None and _is_hub_model(self.base):
             fields["base_model"] = self.base
         datasets = {dataset: None for name in self.data if (dataset := _hub_dataset(name))}
         if datasets:
@@ -98,12 +98,12 @@ class ModelCard:
 
 
 def _is_hub_model(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
+    return re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None and not Path(name).exists()
 
 
 def _hub_dataset(name: str) -> str | None:
     # owner/name, which a subset and a split may follow. A path looks alike, but its folder exists.
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(/[\w.-]+)?(:[^/]*)?", name)
+    match = re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(/[\w.-]+)?(:[^/]*)?", name)
     return match[1] if match and not Path(name).parent.exists() else None
 
 
