@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from halos import terminal
+from halos.commands.assembly import build_data
 from halos.data.sources.base import Source
 from halos.data.sources.json_source import JsonSource
 from halos.files import write_atomically

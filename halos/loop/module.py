@@ -149,6 +149,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         sharding = getattr(getattr(self._trainer, "strategy", None), "sharding", None)
         self.backbone = self.source.make(reference=self.needs.reference, sharding=sharding)
         self.backbone.control = self.control(True)
+        self.backbone.loss, self.backbone.paper = type(self).__name__, getattr(self, "paper", None)
         self.build(self.backbone.hidden_size)
         if self.backbone.sharding is not None:
             self.backbone.sharding.shard_beside(self)
