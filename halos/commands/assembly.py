@@ -34,7 +34,7 @@ def objective_class(node: DictConfig) -> type[Objective]:
     return found
 
 
-def build_objective(cfg: DictConfig, backbone: BackboneSource | None, optim: Optim) -> Objective:
+def build_objective(cfg: DictConfig, backbone: BackboneSource, optim: Optim) -> Objective:
     """The objective of a run's configuration. Raises ``ValueError`` for a bad class and bad parameters."""
     objective_class(cfg.loss)  # or an error that names it
     options = {str(key): value for key, value in cfg.humanline.items() if key != "enabled"}

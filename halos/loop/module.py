@@ -36,8 +36,8 @@ from halos.processes.collectives import (
 
 log = logging.getLogger(__name__)
 
-BackboneSource = Backbone | Callable[[], Backbone]
-"""A backbone, or a function that makes one when the strategy is ready for the weights."""
+BackboneSource = Backbone | Callable[[], Backbone] | None
+"""A backbone, a function that makes one when the strategy is ready for the weights, or None: see TrainingLoop."""
 
 
 class LoopOptions(TypedDict, total=False):
@@ -74,7 +74,7 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     def __init__(
         self,
-        backbone: BackboneSource | None = None,
+        backbone: BackboneSource = None,
         *,
         optim: Optim | None = None,
         seed: int = 0,
@@ -158,7 +158,7 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        output, metrics = self._evaluate(batch)
+        output, metrics = self.evaluate_batch(batch)
         self._steps.add(batch, metrics)
         # Lightning divides by the number of micro-batches and DDP by the number of ranks. The terms are already
         # divided by the counts of the whole step, so both divisions are undone here.
@@ -223,7 +223,7 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        output, metrics = self._evaluate(batch)
+        output, metrics = self.evaluate_batch(batch)
         if not all(term.total.isfinite() for term in output.loss.values()):
             self._non_finite_ids += batch.ids
         self.val_averages.update(metrics)
@@ -303,15 +303,17 @@ class TrainingLoop(pl.LightningModule, ABC):
         losses, self._losses = self._losses, []
         return losses
 
-    # The pieces
-
-    def _evaluate(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
+    @final
+    def evaluate_batch(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
+        """The loss's output for one micro-batch, and all metrics to log: loss terms, feedback, the loss's own."""
         policy = self.trained.logprobs(batch, with_hidden=self.needs.hidden, with_statistics=True)
         reference = self.trained.reference_logprobs(batch) if self.needs.reference else None
         output = self.outcome(batch, policy, reference)
         metrics = {f"loss/{name}": Mean(term.total, term.count) for name, term in output.loss.items()}
         metrics |= feedback_metrics(batch, policy, reference, output.rewards, self.trained.statistics)
         return output, metrics | dict(output.metrics)
+
+    # The pieces
 
     def _step_count(self, name: str, term: Mean) -> float:
         if term.step_count is None:

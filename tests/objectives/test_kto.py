@@ -151,7 +151,7 @@ def test_automatic_weights_keep_both_sides_in_balance(auto: tuple, counts: tuple
 def test_automatic_weights_need_both_kinds(auto: tuple, counts: tuple[int, int]) -> None:
     name = "undesirable_weight" if auto[0] == 1.0 else "desirable_weight"
     said = (
-        f"loss.{name}=auto needs both kinds of completions in the training data: found {counts[0]} desirable and "
+        f"loss.{name}=auto: expected both kinds of completions in the training data, found {counts[0]} desirable and "
         f"{counts[1]} undesirable ones; set loss.desirable_weight and loss.undesirable_weight to numbers"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
