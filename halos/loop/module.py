@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halos.data.batches.collate import Batch
-from halos.loop.feedback_metrics import feedback_metrics, labelled
+from halos.loop.feedback_metrics import feedback_metrics
 from halos.loop.humanline import Humanline
 from halos.loop.needs import Needs
 from halos.loop.output import Output
-from halos.loop.steps import Step, Steps, complete
-from halos.metrics import Averages, LabelledRewards, Mean, auc
+from halos.loop.steps import Step, Steps
+from halos.loop.validation import Validation
+from halos.metrics import Mean
 from halos.optim import AdamW, Optim
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.completions import LogProbs
@@ -90,12 +91,9 @@ class TrainingLoop(pl.LightningModule, ABC):
         self.backbone: Backbone | None = None
         self._make_backbone = (lambda: backbone) if isinstance(backbone, Backbone) else backbone
         self._optim = optim or AdamW()
-        self._steps, self.val_averages = Steps(), Averages()
-        self.val_rewards = LabelledRewards()
-        self.labelled_rewards: tuple[Tensor, Tensor] | None = None
+        self._steps, self._validation = Steps(), Validation()
         self._losses: list[float] = []
         self._grad_norm: Tensor | None = None
-        self._non_finite_ids: list[str] = []
 
     # What the loop calls; an objective defines it
 
@@ -117,7 +115,7 @@ class TrainingLoop(pl.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         group = getattr(self.trainer.strategy, "data_group", None)
         use_data_group(group)
-        for metric in (self._steps.averages, self.val_averages, self.val_rewards):
+        for metric in (self._steps.averages, self._validation.averages, self._validation.rewards):
             metric.process_group = group
         counts = getattr(getattr(self.trainer, "datamodule", None), "label_counts", None)
         self.check(self.trainer.accumulate_grad_batches, counts)
@@ -224,27 +222,11 @@ class TrainingLoop(pl.LightningModule, ABC):
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         output, metrics = self.evaluate_batch(batch)
-        if not all(term.total.isfinite() for term in output.loss.values()):
-            self._non_finite_ids += batch.ids
-        self.val_averages.update(metrics)
-        if output.rewards is not None:
-            self.val_rewards.update(*labelled(batch, output.rewards))
+        self._validation.add(batch, output, metrics)
 
     @final
     def on_validation_epoch_end(self) -> None:
-        metrics = complete(self.val_averages.compute())
-        self.val_averages.reset()
-        if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(
-                f"the validation loss is {metrics['loss']} after step {self.trainer.global_step}; the last good "
-                f"checkpoint is kept. Examples: {', '.join(all_gather_list(self._non_finite_ids))}"
-            )
-        if self.val_rewards.rewards:
-            self.labelled_rewards = self.val_rewards.compute()
-            self.val_rewards.reset()
-            area = auc(*self.labelled_rewards)
-            if area is not None and "rewards/accuracies" not in metrics:
-                metrics["rewards/auc"] = area
+        metrics = self._validation.end(self.trainer.global_step)
         self.log("step", float(self.trainer.global_step))
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
 
@@ -268,6 +250,11 @@ class TrainingLoop(pl.LightningModule, ABC):
         if self.backbone is None:
             raise ValueError("expected configure_model() to have been called: the objective has no backbone yet")
         return self.backbone
+
+    @property
+    def labelled_rewards(self) -> tuple[Tensor, Tensor] | None:
+        """(rewards [n], labels [n]) of the last validation's chosen and rejected completions, on all ranks."""
+        return self._validation.labelled_rewards
 
     @final
     def check(self, accumulate: int, counts: tuple[int, int] | None) -> None:
