@@ -42,7 +42,7 @@ BackboneSource = Backbone | Callable[[], Backbone] | None
 
 
 class LoopOptions(TypedDict, total=False):
-    """The keywords that every objective takes beside its own parameters; see :class:`TrainingLoop`."""
+    """The keywords that every objective takes in addition to its own parameters; see :class:`TrainingLoop`."""
 
     optim: Optim | None
     seed: int
@@ -246,7 +246,7 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @property
     def trained(self) -> Backbone:
-        """The backbone that is trained. Raises ``ValueError`` before :meth:`configure_model` has made it."""
+        """The backbone in training. Raises ``ValueError`` until :meth:`configure_model` has set it."""
         if self.backbone is None:
             raise ValueError("expected configure_model() to have been called: the objective has no backbone yet")
         return self.backbone

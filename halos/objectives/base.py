@@ -62,6 +62,7 @@ class Objective(TrainingLoop):
         """:meth:`compute`, on clamped log-probs if ``humanline`` is set; rewards are never clamped."""
         if self.humanline is None or reference is None:
             return self.compute(batch, policy, reference)
+        # The loss reads clamped log-probs. Rewards are compared across runs, so they must mean the same in all of them.
         output = self.compute(batch, self.humanline.clamp(policy, reference), reference)
         with torch.no_grad():
             return replace(output, rewards=self.compute(batch, policy, reference).rewards)

@@ -66,6 +66,7 @@ class RewardShift(nn.Module):
         # A step with a non-finite loss is skipped, and must not spoil the means for ever.
         finite = totals.isfinite().all()
         totals, new = totals.where(finite, 0), new.where(finite, 0)
+        # The running mean after n more rewards: m + (their sum − n m) / count.
         self.counts += new.long()
         self.means += (totals - new * self.means) / self.counts.clamp(min=1)
 
@@ -116,6 +117,7 @@ class BCO(Objective):
         assert batch.desirable is not None  # the view is binary
         y, ref_y = policy.sum[:, 0], reference.sum[:, 0]
         rewards = self.beta * (y - ref_y)
+        # Without gradient it is a second look at the same batch (humanline's unclamped rewards), which must not count.
         if self.training and torch.is_grad_enabled():
             self.shift.update(rewards, batch.desirable)
         delta = self.shift.delta()

@@ -38,6 +38,7 @@ def dpo_loss(
     r_w = policy_chosen - reference_chosen
     r_l = policy_rejected - reference_rejected
     margin = beta * (r_w - r_l)
+    # Not log(sigmoid(m)), which is −inf for margins below about −88 in float32.
     return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
 
 

@@ -32,6 +32,7 @@ def grpo_loss(
     Returns:
         (policy term [B], KL term [B]), to be averaged over completions and weighted.
     """
+    # Padding may hold any number, and exp() of a large one would put NaN into the gradient even where it is masked.
     log_ratios = torch.where(mask, log_ratios, 0.0)
     surrogate = clipped_surrogate(log_ratios, advantages[:, None], clip_range)
     count = mask.sum(1)
@@ -49,6 +50,7 @@ def group_advantages(scores: Tensor, groups: Tensor, step_scores: Tensor, step_g
     Returns:
         Advantages [B]; 0 in a group of one completion or of equal scores.
     """
+    # [B, N]: a product with it sums over each completion's group.
     same = (groups[:, None] == step_groups[None]).to(step_scores.dtype)
     count = same.sum(1)
     mean = same @ step_scores / count
@@ -102,6 +104,7 @@ class GRPO(Objective):
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         log_ratios = (policy.tokens - reference.tokens)[:, 0]
         step_groups = torch.tensor(batch.step.groups, device=log_ratios.device)
+        # The baseline is over the whole step, also where this rank's micro-batch holds a part of the group only.
         scores, step_scores = (
             torch.tensor(values, dtype=log_ratios.dtype, device=log_ratios.device)
             for values in (batch.scores, batch.step.scores)

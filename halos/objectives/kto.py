@@ -63,6 +63,7 @@ def kto_reference_point(policy: Tensor, reference: Tensor, *, clamp: bool = True
         z₀, a scalar without gradient, and this rank's part of the mean before the maximum.
     """
     r = (policy - reference).detach()
+    # Sum and count travel separately: ranks may hold different numbers of examples.
     total, count = all_sum(torch.stack([r.sum(), r.new_full((), len(r))]))
     z0 = total / count
     return z0.clamp(min=0) if clamp else z0, Mean(r.sum(), len(r))
@@ -92,6 +93,7 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
             f"loss.{name}=auto: expected both kinds of completions in the training data, found {n_d} desirable and "
             f"{n_u} undesirable ones; set loss.desirable_weight and loss.undesirable_weight to numbers"
         )
+    # The ratio moves to the nearer end of the interval, by a factor on λ_D or its inverse on λ_U.
     ratio = fixed_d * n_d / (fixed_u * n_u)
     change = min(max(ratio, low), high) / ratio
     raise_desirable = desirable_weight == "auto" and (change >= 1 or undesirable_weight != "auto")
@@ -177,6 +179,7 @@ class KTO(Objective):
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
         assert batch.desirable is not None  # the view is binary
+        # Reference-free, log π_ref is the same for all y and cancels in r − z₀: any constant does.
         log_ref = torch.zeros_like(policy.sum) if reference is None else reference.sum
         z0, metrics = self._reference_point(policy.sum, log_ref)
         losses = kto_loss(
@@ -185,6 +188,7 @@ class KTO(Objective):
             batch.desirable,
             z0,
             beta=self.beta,
+            # Numbers by now: see_labels() has resolved "auto" before the first step.
             desirable_weight=float(self.desirable_weight),
             undesirable_weight=float(self.undesirable_weight),
         )
@@ -197,5 +201,6 @@ class KTO(Objective):
     def _reference_point(self, policy: Tensor, reference: Tensor) -> tuple[Tensor | float, dict[str, Mean]]:
         if not self.needs.mismatched:
             return 0.0, {}
+        # The last branch is y'.
         z0, raw = kto_reference_point(policy[:, 1], reference[:, 1], clamp=self.needs.reference)
         return z0, {"kl": Mean(z0, 1.0), "kl/raw": raw} if self.needs.reference else {"logps/mismatched": raw}

@@ -71,6 +71,7 @@ class Mix(Objective):
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
         mixed = Output(loss={}, metrics={})
         for name, part in self._named_parts():
+            # outcome(), not compute(): a part with a reference applies humanline's clamp itself.
             output = part.outcome(batch, policy, reference if part.needs.reference else None)
             weighted = {term: _scaled(mean, self.weights[name]) for term, mean in output.loss.items()}
             mixed.loss = {**mixed.loss, **_named(name, weighted)}
@@ -79,6 +80,7 @@ class Mix(Objective):
         return mixed
 
     def _named_parts(self) -> list[tuple[str, Objective]]:
+        # All are objectives; the check gives them back the type that nn.ModuleDict has dropped.
         return [(name, part) for name, part in self.parts.items() if isinstance(part, Objective)]
 
 
@@ -119,14 +121,15 @@ def _common_view(views: Mapping[str, str]) -> str:
     if kinds == {"demonstrations", "pairs"}:
         return "pairs"
     if len(kinds) != 1:
-        found = ", ".join(f"{name}: {view}" for name, view in views.items())
+        listed = ", ".join(f"{name}: {view}" for name, view in views.items())
         raise ValueError(
-            f"loss.parts: expected parts with one view (demonstrations can be the chosen side of pairs), found {found}"
+            f"loss.parts: expected parts with one view (demonstrations can be the chosen side of pairs), found {listed}"
         )
     return kinds.pop()
 
 
 def _scaled(mean: Mean, weight: float) -> Mean:
+    # The counts stay: they are the denominators of the part's own mean.
     return Mean(weight * mean.total, mean.count, mean.step_count)
 
 

@@ -54,6 +54,7 @@ def ppo_loss(
     advantages = generalised_advantages(scores, values.detach(), mask, gamma=gamma, lam=lam)
     returns = advantages + values.detach()
     advantages = whiten(advantages, mask)
+    # Padding may hold any number, and exp() of a large one would put NaN into the gradient even where it is masked.
     log_ratios = torch.where(mask, policy - reference, 0.0)
     return PPOLosses(
         policy=clipped_surrogate(log_ratios, advantages, clip_range),
@@ -86,11 +87,13 @@ def generalised_advantages(scores: Tensor, values: Tensor, mask: Tensor, *, gamm
     Returns:
         Advantages [B, C].
     """
+    # True for the last token of each row: the next one is padding or past the end.
     last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
     rewards = scores[:, None] * last
     values = values * mask
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     deltas = (rewards + gamma * following - values) * mask
+    # A_t = δ_t + γλ A_{t+1}, from the end. After the last token all δ are 0, and so is A.
     advantages = torch.zeros_like(deltas)
     running = torch.zeros_like(scores)
     for t in reversed(range(deltas.shape[1])):
@@ -106,6 +109,7 @@ def whiten(advantages: Tensor, mask: Tensor) -> Tensor:
     """
     count, total = all_sum(torch.stack([mask.sum().to(advantages.dtype), (advantages * mask).sum()]))
     mean = total / count
+    # The variance of centred values, as E[A²] − E[A]² would lose all digits for a small variance.
     centred = (advantages - mean) * mask
     deviation = (all_sum((centred**2).sum()) / count).sqrt()
     # Smaller deviations are rounding. Divided by them, equal advantages would look like strong preferences.

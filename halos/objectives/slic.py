@@ -64,6 +64,7 @@ class SLiC(Objective):
         return Output(
             loss={
                 "calibration": self.per_example(slic_loss(chosen, rejected, delta=self.delta), batch),
+                # A sum over tokens, averaged over examples: per_token() would weigh it against another scale.
                 "sft": self.per_example(-self.lam * chosen, batch),
             },
             rewards=policy.sum,

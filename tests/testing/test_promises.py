@@ -37,16 +37,16 @@ def answer(*, loss: float = 0.5, gradient: float = 1.0, **means: tuple[float, fl
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "message"),
     [
         (answer(loss=float("nan")), "^loss: expected a finite number, found nan"),
         (answer(gradient=float("inf")), "^gradient of a: expected finite numbers"),
         (answer(kl=(float("nan"), 0.0)), "^metric kl: expected a finite sum and count"),
     ],
 )
-def test_what_is_not_finite_is_named(found: Result, said: str) -> None:
+def test_what_is_not_finite_is_named(found: Result, message: str) -> None:
     finite(answer(kl=(0.0, 0.0)))
-    with pytest.raises(Violation, match=said):
+    with pytest.raises(Violation, match=message):
         finite(found)
 
 
