@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class BackboneSource(Protocol):
+class ProvidesBackbone(Protocol):
     """Where an objective gets its backbone: a :class:`Backbone` that is loaded, or a factory that loads one later."""
 
     @property
