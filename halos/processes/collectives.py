@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
@@ -41,11 +40,6 @@ def data_ranks(trainer: Any) -> tuple[int, int]:
     """The same before there is a process group, from a Lightning Trainer."""
     share = getattr(getattr(trainer, "strategy", None), "tensor_parallel_size", 1)
     return trainer.global_rank // share, trainer.world_size // share
-
-
-def on_first_process() -> bool:
-    """Whether this process writes and prints; known before there is a process group."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -18,7 +18,7 @@ from halos.data.preparation.hygiene import Finding
 from halos.data.preparation.intake import Intake
 from halos.data.streaming.module import StreamingDataModule
 from halos.files import write_atomically
-from halos.processes.collectives import on_first_process
+from halos.processes.first import on_first_process
 from halos.terminal import console
 
 REPORT = "data_report.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from halos.files import remove, write_atomically
-from halos.processes.collectives import on_first_process
+from halos.processes.first import on_first_process
 from halos.training import checkpoints
 
 CONTENTS = (
