@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from halos.config.combinations import check_combinations, values_of
 from halos.config.errors import _near, explain, require_plain_booleans
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
@@ -117,8 +118,7 @@ def _run_job(cfg: DictConfig) -> float | None:
 
 def _run_placed(cfg: DictConfig) -> float | None:
     _place(cfg)
-    if cfg.sweep_metric is None and (cfg.sweep_seeds is not None or cfg.sweep_max_kl is not None):
-        raise ValueError("sweep_metric: expected one with sweep_seeds and sweep_max_kl, found none")
+    check_combinations(values_of(cfg))
     if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":
         _run_or_rounds(cfg)
         return None

@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from halos import terminal
 from halos.commands.assembly import build_data, build_objective
 from halos.config.building import build
+from halos.config.devices import build_strategy
+from halos.config.flat import flatten
 from halos.config.values import check_values
 from halos.data.batches.reference_table import ReferenceTable
 from halos.data.module import PreferenceDataModule
@@ -54,7 +56,7 @@ from halos.training.record import RunRecord, peak_gpu_mb, peak_rss_mb
 from halos.training.reference_sync import ReferenceSync
 from halos.training.result import check_metric, check_validated
 from halos.training.run_folder import RunFolder
-from halos.training.trainer import make_trainer, validation_interval, warn_if_emulated
+from halos.training.trainer import make_trainer, validation_interval, warn_if_emulated, warn_of_lost_steps
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     with signals.caught(), ranks.lost_ranks_named():
         run, trainer = set_up(cfg)
         run.identity |= identity(
-            cfg,
+            flatten(OmegaConf.to_container(cfg, resolve=True)),
             run.data.keys(),
             model=run.model.local,
             examples_per_step=run.data.batch_size * trainer.accumulate_grad_batches * data_ranks(trainer)[1],
@@ -105,7 +107,16 @@ def set_up(cfg: DictConfig) -> tuple[Run, pl.Trainer]:
     check_values(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     run = prepare(cfg)
-    trainer = make_trainer(cfg, _callbacks(run), _loggers(run))
+    arguments: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    trainer = make_trainer(
+        arguments,
+        strategy=build_strategy(cfg.strategy),
+        precision=cfg.precision,
+        output_dir=cfg.output_dir,
+        callbacks=_callbacks(run),
+        loggers=_loggers(run),
+    )
+    warn_of_lost_steps(cfg.precision, cfg.optim.lr)
     warn_if_emulated(cfg.precision, trainer.strategy.root_device)
     run.data.plan(
         epochs=cfg.trainer.max_epochs,

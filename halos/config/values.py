@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from halos.checks import check_whole
+from halos.config.combinations import check_combinations, values_of
 
 WHOLE = {
     "seed": 0,
@@ -20,6 +21,7 @@ WHOLE = {
 
 def check_values(cfg: DictConfig) -> None:
     """Raise ``ValueError`` with the first key whose value makes no sense."""
+    check_combinations(values_of(cfg))
     for key, least in WHOLE.items():
         group, _, name = key.rpartition(".")
         check_whole(key, (cfg[group] if group else cfg)[name], least)
