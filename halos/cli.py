@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from halos.config.combinations import check_combinations, values_of
-from halos.config.errors import _near, explain, require_plain_booleans
+from halos.config.errors import close_names, explain, require_plain_booleans
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
@@ -209,8 +209,8 @@ def _require_options(words: Sequence[str]) -> None:
         if group in ("tuned", "feedback"):
             options = GlobalHydra.instance().config_loader().get_group_options(group)
             if name not in options:
-                told = ", ".join(options)
-                raise ValueError(f"{group}={name}: no such option{_near(name, options)}; expected one of {told}")
+                names = ", ".join(options)
+                raise ValueError(f"{group}={name}: no such option{close_names(name, options)}; expected one of {names}")
 
 
 def end_with_one_line(job: Callable[[], Any]) -> None:

@@ -1,19 +1,23 @@
-"""Errors in the configuration, in one line."""
+"""Turns errors in the configuration into one line for the user."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
 
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 
-def require_plain_booleans(node: Any, key: str = "") -> None:
-    """Raise ``ValueError`` for a key that is set to yes, no, on or off: to Hydra these are texts, and a text is true.
+def require_plain_booleans(node: object, key: str = "") -> None:
+    """Raise ``ValueError`` for a key that is set to yes, no, on or off.
 
-    The names of the data's own columns may be any.
+    Hydra reads these as strings, and a string that is not empty counts as true. Columns of the user's data may have
+    such names.
+
+    Args:
+        node: plain containers of the configuration.
+        key: the node's own key.
     """
     if isinstance(node, dict):
         for name, value in node.items():
@@ -23,20 +27,23 @@ def require_plain_booleans(node: Any, key: str = "") -> None:
 
 
 def explain(error: BaseException) -> str:
-    """One line for an error in the configuration, with names that come near a misspelt one."""
+    """Return one line for an error in the configuration, with names that are close to a misspelt one."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: no such option{_near(name, error.options)}; expected one of {', '.join(error.options)}"
+        options = ", ".join(error.options)
+        return f"{group}={name}: no such option{close_names(name, error.options)}; expected one of {options}"
     for cause in _chain(error):
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
             key = str(cause.full_key or cause.key)
             names = [str(name) for name in cause.parent_node]
-            return f"{key}: no such key{_near(key.rpartition('.')[2], names)}"
+            return f"{key}: no such key{close_names(key.rpartition('.')[2], names)}"
+    # Hydra wraps an error of OmegaConf or of a parser in one that only says where it happened.
     last = [cause for cause in _chain(error) if not isinstance(cause, ConfigCompositionException)]
     return " ".join(str(last[-1] if last else error).split())
 
 
-def _near(name: str, names: Sequence[str]) -> str:
+def close_names(name: str, names: Sequence[str]) -> str:
+    """Return " (did you mean …?)" with the names that are close to a misspelt one, or nothing if none is."""
     close = get_close_matches(name, names, n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
