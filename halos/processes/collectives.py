@@ -133,7 +133,8 @@ def _mesh(tensor: Tensor) -> DeviceMesh | None:
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return norm
 
 
 def _copies(tensor: Tensor) -> int:

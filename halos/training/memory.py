@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 SETTINGS = {-4: 0, -1: -1}
-"""Of glibc's malloc.h: M_MMAP_MAX = 0 (large blocks come from the heap), M_TRIM_THRESHOLD = -1 (which never shrinks)."""
+"""Of glibc's malloc.h: M_MMAP_MAX = 0 (large blocks come from the heap), M_TRIM_THRESHOLD = -1 (it never shrinks)."""
 
 
 class KeepFreedMemory(Callback):
