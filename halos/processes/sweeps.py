@@ -111,10 +111,8 @@ def failure_told(name: str, explain: Callable[[BaseException], str]) -> Iterator
     except Exception as error:
         if file := os.environ.get(FAILED):
             print(f"job {name}: error: {explain(error)}", file=sys.stderr, flush=True)
-            with (
-                suppress(OSError),
-                Path(file).open("a", encoding="utf-8") as stream,
-            ):  # on another machine there is no file
+            # On another machine the file cannot be opened.
+            with suppress(OSError), Path(file).open("a", encoding="utf-8") as stream:
                 stream.write(f"{name}\n")
         raise
 
