@@ -104,7 +104,7 @@ def _failed(file: Path) -> str:
 
 
 @contextmanager
-def failure_told(name: str, explain: Callable[[BaseException], str]) -> Iterator[None]:
+def failure_printed(name: str, explain: Callable[[BaseException], str]) -> Iterator[None]:
     """Print the failure of a job immediately if it is one of a sweep, whose other jobs may take hours."""
     try:
         yield
