@@ -22,6 +22,7 @@ from halos import terminal
 from halos.commands.label import label
 from halos.commands.round_checks import check_rounds
 from halos.commands.sample import sample
+from halos.config.flat import flatten
 from halos.files import write_atomically
 from halos.training.run_folder import RunFolder
 
@@ -133,7 +134,7 @@ def _open(cfg: DictConfig, root: Path) -> None:
             "overwrite=true to replace them"
         )
     elif settings.is_file():
-        _go_on(root, dict(_flat(OmegaConf.to_container(OmegaConf.load(settings)))), new)
+        _go_on(root, flatten(OmegaConf.to_container(OmegaConf.load(settings))), new)
     else:
         RunFolder(root).check(resume=None, overwrite=False)  # no run lies here
     root.mkdir(parents=True, exist_ok=True)
@@ -155,11 +156,5 @@ def _go_on(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:
     """What has to stay the same from one command to the next, by flat keys."""
-    nodes: Any = OmegaConf.to_container(cfg, resolve=True)
-    return {key: value for key, value in _flat(nodes) if not key.startswith(_FREE)}
-
-
-def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(node, dict) or not node:
-        return [(prefix, node)]
-    return [pair for key, value in node.items() for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
+    flat = flatten(OmegaConf.to_container(cfg, resolve=True))
+    return {key: value for key, value in flat.items() if not key.startswith(_FREE)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from halos.config.flat import flatten
 from halos.config.runs import run_config
 from halos.evaluation.statistics import Estimate, over_seeds
 
@@ -134,20 +135,12 @@ def of_experiment(config: Any) -> dict[str, Any]:
     What the rounds of a command have from each other (the last one's model, feedback on its samples) follows from
     their number, so the model is that of the first round and the data are where the prompts come from.
     """
-    flat = dict(_flat("", OmegaConf.to_container(config, resolve=True)))
+    flat = flatten(OmegaConf.to_container(config, resolve=True))
     if flat.get("rounds.round") is not None:
         world = {k.replace(".world", "", 1): v for k, v in flat.items() if k.startswith("data.source.world.")}
         of_round = ("model.path", "model.reference_path", "data.train", *(["data.source."] if world else []))
         flat = {k: v for k, v in flat.items() if not k.startswith(of_round)} | world
     return {key: value for key, value in flat.items() if not key.startswith(_OF_NO_CONSEQUENCE)}
-
-
-def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield prefix, value
-        return
-    for key, inner in value.items():
-        yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
 
 
 def _numbers(stage: str, found: Mapping[str, Any]) -> dict[str, float]:

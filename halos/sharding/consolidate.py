@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlan
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
+from halos.files import atomic_file
 from halos.sharding.fsdp import by_position
 
 META = "meta.pt"
@@ -63,9 +64,8 @@ def consolidate(folder: Path, file: Path) -> None:
     checkpoint: dict[str, Any] = torch.load(folder / META, map_location="cpu", weights_only=True)
     checkpoint["state_dict"] = state.pop("state_dict")
     checkpoint["optimizer_states"] = [by_position(state[name]) for name in sorted(state)]  # optimizer_0, …
-    temporary = file.with_name(file.name + ".part")
-    torch.save(checkpoint, temporary)
-    temporary.replace(file)
+    with atomic_file(file) as part:
+        torch.save(checkpoint, part)
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ def test_scored_tokens_are_marked_with_a_model(tmp_path: Path, capsys: pytest.Ca
     ("words", "said"),
     [
         (["view=labels"], "view: expected one of demonstrations, binary, pairs, scored or null, found 'labels'"),
-        (["model=toy"], "tokens are those of a view's examples"),
+        (["model=toy"], "model.path: expected a view whose examples to tokenise, found view=null"),
         (["convert=out.csv"], "convert: expected a file that ends in .jsonl"),
     ],
 )

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halos.files import whole_folder
+from halos.files import atomic_folder
 from halos.policy.adapters import adapter_layers, save_adapter
 from halos.policy.export.card import ModelCard, Usage
 
@@ -39,7 +39,7 @@ def export_policy(
         policy.generation_config.pad_token_id = tokenizer.pad_token_id
     is_adapter = bool(adapter_layers(policy))
     usage = Usage(chat=tokenizer.chat_template is not None, control=control, adapter=is_adapter)
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         if is_adapter:
             save_adapter(policy, partial)
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from halos.files import whole_folder
+from halos.files import atomic_folder
 from halos.policy.export.card import ModelCard, Usage
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def export_reward_model(
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     end = str(tokenizer.convert_ids_to_tokens(end_of_turn))
     usage = Usage(chat=tokenizer.chat_template is not None, end_of_turn=end)
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card.render(usage), encoding="utf-8", errors="replace")

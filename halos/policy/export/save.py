@@ -10,7 +10,7 @@ from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.policy.adapters import adapter_layers, merge_adapter
 from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
-from halos.processes.collectives import on_first_process
+from halos.processes.first import on_first_process
 
 if TYPE_CHECKING:
     from halos.policy.backbone import Backbone
