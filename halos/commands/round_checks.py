@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from halos import terminal
+from halos.checks import check_whole
 from halos.commands.assembly import build_objective, objective_class
-from halos.config.bounds import check_whole
 from halos.config.building import SOURCE_KEYS, build
 from halos.data.records.record import Completion, Record
 from halos.data.views.derive import VIEWS

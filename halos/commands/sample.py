@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
-from halos.config.bounds import check_whole
+from halos.checks import check_whole
 from halos.config.devices import check_place
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.files import write_atomically

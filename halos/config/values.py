@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from halos.config.bounds import check_whole
+from halos.checks import check_whole
 
 WHOLE = {
     "seed": 0,

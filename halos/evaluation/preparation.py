@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from halos import terminal
-from halos.config.bounds import check_number, check_whole
+from halos.checks import check_number, check_whole
 from halos.config.devices import check_place
 from halos.evaluation.duels import best_of_data
 from halos.evaluation.harness import check_installed

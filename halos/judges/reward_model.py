@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from halos.config.bounds import check_whole
+from halos.checks import check_whole
 from halos.config.devices import DTYPES, choice, device_of
 from halos.data.records.record import messages_of
 from halos.data.rows.chat_tokens import ChatTokens, Limits

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from halos.config.bounds import check_whole
+from halos.checks import check_whole
 from halos.data.rows.templates import template_of
 from halos.policy.checks import check_directory, check_gguf
 from halos.policy.logprobs.token_statistics import check_statistics

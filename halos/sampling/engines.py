@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from halos.config.bounds import check_number, check_whole
+from halos.checks import check_number, check_whole
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.policy.lookup import Policy
 from halos.sampling.generate import sample

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from halos.config.bounds import check_whole
+from halos.checks import check_whole
 from halos.config.building import SOURCE_KEYS, build
 from halos.data.preparation.intake import LEAKED, Intake, read, read_held
 from halos.data.records.record import Prompt, Record, prompt_key

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halos.config.bounds import check_whole
+from halos.checks import check_whole
 from halos.data.records.record import Prompt, messages_of
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.files import Journal

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from halos.config.bounds import check_whole
+from halos.checks import check_whole
 from halos.sharding.sharding import Sharding, full_state, load_full_state, materialise
 
 

@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from halos.config.bounds import check_whole
+from halos.checks import check_whole
 from halos.processes import signals
 from halos.processes.collectives import all_max
 from halos.processes.errors import RunFailed

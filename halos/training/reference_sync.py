@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from halos.config.bounds import check_whole
+from halos.checks import check_whole
 from halos.objectives.base import Objective
 from halos.sharding.sharding import full_state, load_full_state
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from halos.config.bounds import check_number, check_whole
+from halos.checks import check_number, check_whole
 
 
 @pytest.mark.parametrize("value", [0, 1.0, "1", True, None])
