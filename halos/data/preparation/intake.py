@@ -19,8 +19,10 @@ from halos.data.rows.token_rows import Rows
 from halos.data.sources.base import Records, Source
 from halos.data.sources.origin import Origin, faults
 from halos.data.store.arrow import Store
-from halos.data.views.derive import VIEWS, Examples
-from halos.data.views.selection import Selection, expand_turns
+from halos.data.views.derive import VIEWS
+from halos.data.views.examples import Examples
+from halos.data.views.selection import Selection
+from halos.data.views.turns import expand_turns
 
 LEAKED = "validation records whose prompt is in the training data left out"
 

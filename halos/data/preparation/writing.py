@@ -10,7 +10,7 @@ from typing import Any
 
 from halos.data.records.record import Prompt, Record
 from halos.data.rows.token_rows import Example
-from halos.data.views.derive import Demonstration, Labelled, Pair
+from halos.data.views.examples import Demonstration, Labelled, Pair
 
 
 def record_row(record: Record) -> dict[str, Any]:

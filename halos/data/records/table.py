@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from halos.data.records.judgement import Judged, Judgement
 from halos.data.records.record import ROLES, Completion, Message, Prompt, Record, messages_of, prompt_key
 from halos.data.store.arrow import MEMORY, Part, Stored, Table
 
@@ -65,29 +65,6 @@ def loose_prompt(prompt: Prompt) -> int:
 
 def _loosely(turns: Sequence[Message]) -> list[str]:
     return [f"{turn.role}\x1f{normalised(turn.content)}" for turn in turns]
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What is said of one completion of a record, and its place among the record's completions."""
-
-    place: int
-    desirable: bool | None = None
-    score: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What is said of a record's completions, without their texts; ``preferences`` as in a record."""
-
-    completions: tuple[Judged, ...]
-    preferences: tuple[tuple[int, int], ...] = ()
-
-
-def judgement_of(record: Record) -> Judgement:
-    """What is said of the completions of a record."""
-    judged = (Judged(place, c.desirable, c.score) for place, c in enumerate(record.completions))
-    return Judgement(tuple(judged), record.preferences)
 
 
 class RecordTable(Stored[Record]):
