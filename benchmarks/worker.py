@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.job import Job
+from halos.files import write_atomically
 
 
 def main(job_file: str, result_file: str) -> None:
@@ -20,9 +21,7 @@ def main(job_file: str, result_file: str) -> None:
     torch.set_num_threads(job.threads)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(job, Path(folder))
-    part = Path(result_file).with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1))
-    part.replace(result_file)
+    write_atomically(Path(result_file), json.dumps(result, indent=1))
 
 
 def measure(job: Job, folder: Path) -> dict[str, Any]:

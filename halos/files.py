@@ -1,7 +1,12 @@
-"""Files that are written whole or not at all, and journals that survive a kill."""
+"""Files and folders that appear complete or not at all, and journals that survive a kill.
+
+What is written goes to a name that ends in ``.part`` first, then to the disk (fsync), and takes its final name last. A
+kill, a full disk or a power failure leaves the earlier version in place.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,41 +15,106 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PART = ".part"
+"""Ending of the name that a file or folder has until it is complete."""
+
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    """Write a text file in UTF-8, complete or not at all."""
+    with atomic_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A place to write to, which takes the folder's name (and place) only if all went well."""
-    part = folder.with_name(folder.name + ".part")
-    if part.exists():
-        shutil.rmtree(part)
+def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Yield a path to write to; the file takes its final name when the block ends without an error.
+
+    Args:
+        path: the final name.
+        shared: whether several processes may write this file at the same time. Each then writes to a part of its own,
+            and the last one to finish wins.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}{PART}" if shared else path.name + PART)
+    try:
+        yield part
+        move_into_place(part, path)
+    except BaseException:
+        remove(part)
+        raise
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to write to; it replaces ``folder`` when the block ends without an error."""
+    part = folder.with_name(folder.name + PART)
+    remove(part)  # what a killed process has left
     part.mkdir(parents=True)
-    yield part
-    if folder.exists():
-        shutil.rmtree(folder)
-    part.rename(folder)
+    try:
+        yield part
+        move_into_place(part, folder)
+    except BaseException:
+        remove(part)
+        raise
+
+
+def move_into_place(part: Path, path: Path) -> None:
+    """Give a complete file or folder its final name, in place of what has that name now.
+
+    The contents reach the disk before the name does: after a power failure a file system may otherwise have the new
+    name with an empty file behind it.
+    """
+    for file in part.rglob("*") if part.is_dir() else ():
+        _sync(file)
+    _sync(part)
+    if path.is_dir():  # a rename replaces files and empty folders only
+        remove(path)
+    part.replace(path)
+    _sync(path.parent)
+
+
+def link_atomically(link: Path, path: Path) -> None:
+    """Let ``link`` be a second name of the file or folder ``path`` in the same folder, in place of what it was."""
+    part = link.with_name(link.name + PART)
+    part.unlink(missing_ok=True)
+    try:
+        os.link(path, part)
+    except OSError:  # a folder, or a file system without hard links
+        part.symlink_to(path.name)
+    part.replace(link)
+    part.unlink(missing_ok=True)  # POSIX: renaming onto another name of the same file does nothing
+    _sync(link.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all it holds; nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems do not know fsync for folders.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 class Journal:
     """An append-only file of JSON objects; each is on disk when :meth:`append` returns.
 
-    Opening it cuts off a last line that a kill left unfinished. Raises ``ValueError`` for any other line that is not a
-    JSON object, as the file is then something else.
+    Opening it removes an unfinished last line, which a killed process leaves.
+
+    Attributes:
+        rows: the objects of the file, those of earlier processes too.
+
+    Raises:
+        ValueError: another line is not a JSON object, so the file is not a journal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,19 +125,21 @@ class Journal:
             self._recover()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one object; not a step further before it is on disk."""
+        """Write one object and wait until it is on disk."""
         with self.path.open("ab") as stream:
             stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
+        if not self.rows:  # the file may be new: its name has to reach the disk too
+            _sync(self.path.parent)
         self.rows.append(dict(row))
 
     def _recover(self) -> None:
         data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(self.path, whole)
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.truncate(self.path, end)
+        for number, line in enumerate(data[:end].splitlines(), start=1):
             try:
                 row = json.loads(line)
             except ValueError:

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from halos.files import atomic_file
+
 
 class CSVMetrics(Logger):
     """Metrics as a table whose columns grow as new names appear.
@@ -66,9 +68,7 @@ class CSVMetrics(Logger):
             return list(csv.DictReader(line for line in stream if line.endswith("\n")))
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        part = self.path.with_name(self.path.name + ".part")
-        with part.open("w", newline="", encoding="utf-8") as stream:
+        with atomic_file(self.path) as part, part.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, self._columns)
             writer.writeheader()
             writer.writerows(rows)
-        part.replace(self.path)

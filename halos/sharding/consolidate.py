@@ -13,6 +13,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
+from halos.files import atomic_file
 from halos.sharding.fsdp import by_position
 
 META = "meta.pt"
@@ -56,9 +57,8 @@ def consolidate(folder: Path, file: Path) -> None:
     checkpoint: dict[str, Any] = torch.load(folder / META, map_location="cpu", weights_only=True)
     checkpoint["state_dict"] = parts.pop("state_dict")
     checkpoint["optimizer_states"] = [by_position(parts[name]) for name in sorted(parts)]
-    temporary = file.with_name(file.name + ".part")
-    torch.save(checkpoint, temporary)
-    temporary.replace(file)
+    with atomic_file(file) as part:
+        torch.save(checkpoint, part)
 
 
 def main() -> None:

@@ -9,8 +9,6 @@ validates first. What the loggers have is flushed beforehand, so nothing up to t
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from halos.checks import check_whole
+from halos.files import PART, link_atomically, move_into_place, remove
 from halos.processes import signals
 from halos.processes.collectives import all_max
 from halos.processes.errors import RunFailed
@@ -33,7 +32,6 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 """Checkpoints kept: the newest, and the one before it in case the newest gets damaged."""
-PART = ".part"
 IDENTITY = "halos"
 """Where a checkpoint says which run it belongs to: {configuration key: value}."""
 
@@ -44,8 +42,6 @@ class LocalCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with Path(path).open("wb") as stream:
             torch.save(checkpoint, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
 
 
 class Checkpoints(Checkpoint):
@@ -78,14 +74,14 @@ class Checkpoints(Checkpoint):
                 self.folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(part)
             if trainer.is_global_zero:
-                _put(part, path)
-                _point(path.with_name("last.ckpt"), path)
+                move_into_place(part, path)
+                link_atomically(path.with_name("last.ckpt"), path)
                 self._prune()
         except (OSError, RuntimeError) as error:
             reason = _cause(error)
             if reason is None:
                 raise
-            _remove(part)
+            remove(part)
             raise RunFailed(
                 f"{path}: the checkpoint could not be written: {reason}; earlier ones are as they were, resume=auto "
                 "goes on from the last"
@@ -105,7 +101,7 @@ class Checkpoints(Checkpoint):
     def _prune(self) -> None:
         found = sorted(self.folder.glob("step_*.ckpt"), key=_age)
         for path in found[:-KEPT]:
-            _remove(path)
+            remove(path)
 
     # What Lightning calls
 
@@ -169,41 +165,6 @@ def _flush(trainer: pl.Trainer) -> None:
             logger.experiment.flush()
 
 
-def _put(part: Path, path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    part.replace(path)
-    _sync(path.parent)
-
-
-def _point(link: Path, path: Path) -> None:
-    # The same file under a second name; a folder (of a sharded checkpoint) can only have a symbolic link.
-    part = link.with_name(link.name + PART)
-    part.unlink(missing_ok=True)
-    try:
-        os.link(path, part)
-    except OSError:
-        part.symlink_to(path.name)
-    part.replace(link)
-    part.unlink(missing_ok=True)  # renaming onto another name of the same file does nothing
-    _sync(link.parent)
-
-
-def _sync(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _age(path: Path) -> tuple[int, bool]:
     return path.stat().st_mtime_ns, path.name == "last.ckpt"
 
@@ -223,7 +184,7 @@ def _cause(error: BaseException | None) -> str | None:
 def clean(folder: Path) -> None:
     """Remove what an interrupted save has left."""
     for path in folder.glob("*.ckpt" + PART):
-        _remove(path)
+        remove(path)
 
 
 def newest(folder: Path) -> Path | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halos.files import _remove, write_atomically
+from halos.files import remove, write_atomically
 from halos.processes.collectives import on_first_process
 from halos.training import checkpoints
 
@@ -72,7 +72,7 @@ class RunFolder:
         if on_first_process():
             self.root.mkdir(parents=True, exist_ok=True)
             for name in self._contents() if fresh else ():
-                _remove(self.root / name)
+                remove(self.root / name)
             checkpoints.clean(self.checkpoints)
             write_atomically(self.root / "config.yaml", config)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
-from halos.files import write_atomically
 from halos.training.run_folder import CONTENTS, RunFolder
 
 
@@ -136,20 +135,6 @@ def test_files_replace_earlier_ones_whole(tmp_path: Path) -> None:
     folder.write_summary({"steps": 3})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"steps": 3}
     assert {file.name for file in tmp_path.iterdir()} == {"config.yaml", "summary.json"}
-
-
-def test_a_write_that_fails_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "summary.json"
-    file.write_text("earlier")
-
-    def fail(self: Path, text: str, **_: str) -> int:
-        self.write_bytes(text[:2].encode())
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(file, "later")
-    assert file.read_text() == "earlier"
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

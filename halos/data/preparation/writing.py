@@ -11,6 +11,7 @@ from typing import Any
 from halos.data.records.record import Prompt, Record
 from halos.data.rows.token_rows import Example
 from halos.data.views.examples import Demonstration, Labelled, Pair
+from halos.files import atomic_file
 
 
 def record_row(record: Record) -> dict[str, Any]:
@@ -52,10 +53,10 @@ def write_jsonl(file: Path, rows: Iterable[dict[str, Any]]) -> int:
     if not file.name.endswith((".jsonl", ".jsonl.gz")):
         raise ValueError(f"convert: expected a file that ends in .jsonl or .jsonl.gz, found {file}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part")
     count = 0
-    with gzip.open(part, "wt", encoding="utf-8") if file.suffix == ".gz" else part.open("w", encoding="utf-8") as out:
-        for row in rows:
-            count += out.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n") > 0
-    part.replace(file)
+    with atomic_file(file) as part:
+        open_text = gzip.open if file.suffix == ".gz" else open
+        with open_text(part, "wt", encoding="utf-8") as out:
+            for row in rows:
+                count += out.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n") > 0
     return count

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ import tokenizers
 import transformers
 
 from halos.data.store.parallel import mapped
+from halos.files import atomic_folder
 
 log = logging.getLogger(__name__)
 
@@ -164,19 +164,11 @@ class Store:
             return _in_memory(make, tasks)
 
     def _build(self, place: Path, key: str, make: Callable[[T], Part], tasks: Sequence[T]) -> Table:
-        shutil.rmtree(place, ignore_errors=True)
-        part = place.with_name(f"{place.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        try:
+        with atomic_folder(place) as part:
             together = max(1, -(-len(tasks) // FILES))
             shares = [tasks[start : start + together] for start in range(0, len(tasks), together)]
             kept = list(mapped(partial(_write, make, part), list(enumerate(shares)), self.workers))
             (part / NOTES).write_text(json.dumps(kept), encoding="utf-8")
-            part.rename(place)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
         found = _open(place, key)
         if found is None:
             raise OSError(f"{place} is not what was written there")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from halos.files import whole_folder
+from halos.files import atomic_folder
 from halos.policy.adapters import adapter_layers, save_adapter
 
 _CARD = """---
@@ -54,7 +54,7 @@ def export_policy(
     """
     policy.generation_config.eos_token_id = end_of_turn
     policy.generation_config.pad_token_id = tokenizer.pad_token_id
-    with whole_folder(folder) as part:
+    with atomic_folder(folder) as part:
         if adapter_layers(policy):
             save_adapter(policy, part)
         else:

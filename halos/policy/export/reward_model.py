@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halos.files import whole_folder
+from halos.files import atomic_folder
 from halos.policy.export.language_model import results_table
 
 _CARD = """---
@@ -84,7 +84,7 @@ def export_reward_model(
     model.config.pad_token_id = tokenizer.pad_token_id = padding_token(tokenizer, end_of_turn)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    with whole_folder(folder) as part:
+    with atomic_folder(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         end = tokenizer.convert_ids_to_tokens(end_of_turn)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from halos.data.batches.reference_table import KEY_BYTES
+from halos.files import atomic_file
 from halos.policy.adapters import effective_state
 from halos.processes.collectives import full_tensor
 
@@ -83,16 +83,15 @@ class ReferenceCache:
             "logprobs": torch.cat([entries[key] for key in keys]).float(),
         }
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-        part = self.folder / f".{name}.{os.getpid()}.part"
+        path = self.folder / f"{name}.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, part, {"format": FORMAT, "model": self.model, "checksum": _checksum(tensors)})
-            whole = part.replace(self.folder / f"{name}.safetensors")
+            with atomic_file(path, shared=True) as part:
+                save_file(tensors, part, {"format": FORMAT, "model": self.model, "checksum": _checksum(tensors)})
         except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
             log.warning("reference log-probs could not be kept in %s (cache_dir): %s", self.folder, error)
-            part.unlink(missing_ok=True)
             return None
-        return whole
+        return path
 
     def read_part(self, path: Path) -> dict[bytes, Tensor]:
         """The entries of a part; their numbers stay in the file, whose pages the system reads and drops as it likes.

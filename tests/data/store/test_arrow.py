@@ -204,17 +204,17 @@ def _build_and_die(store: Store, point: str, process: int, monkeypatch: pytest.M
             yield batch
         return {"task": task}
 
-    rename = Path.rename
+    replace = Path.replace
     if point == "before the notes":
         monkeypatch.setattr(Path, "write_text", lambda *_, **__: die())
     if point.endswith("the move"):
 
         def moved(self: Path, target: Any) -> None:
             if point == "after the move":
-                rename(self, target)
+                replace(self, target)
             die()
 
-        monkeypatch.setattr(Path, "rename", moved)
+        monkeypatch.setattr(Path, "replace", moved)
     table(store, make=dying)
 
 
