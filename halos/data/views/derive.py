@@ -30,8 +30,7 @@ from halos.data.views.examples import (
     Scored,
     make_example,
 )
-from halos.data.views.rules import LocalExample, Rule, Value, demonstrated, labelled, paired
-from halos.data.views.rules import scored as scored_rule
+from halos.data.views.rules import LocalExample, Rule, Value, demonstrated, labelled, paired, scored as scored_rule
 
 E = TypeVar("E", bound=Example)
 
@@ -167,7 +166,7 @@ def of_run(view: str, run: Sequence[Record], prepare: Prepare | None = None) -> 
 
 
 def _in_order(
-    kind: type[Example], prompts: Sequence[int] | np.ndarray, derived: Iterable[Derived], report: Counter[str]
+    kind: type[object], prompts: Sequence[int] | np.ndarray, derived: Iterable[Derived], report: Counter[str]
 ) -> Iterator[tuple[Place, Place | None, Value, int]]:
     """Yield the examples of all records in their order, each with its number in its record.
 

@@ -130,7 +130,7 @@ class Examples(Stored[E_co], Generic[E_co]):
         return cast(list[E_co], examples)
 
 
-def make_example(kind: type[Example], record: Record, place: int, number: int, value: str | float) -> Example:
+def make_example(kind: type[object], record: Record, place: int, number: int, value: str | float) -> Example:
     """Make the example of a record's completion; ``value``: the rejected text, the label or the score."""
     name, text = f"{record.id}#{number}", record.completions[place].text
     if kind is Pair:

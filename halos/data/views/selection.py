@@ -134,7 +134,7 @@ class Selection:
         names = np.array([digest(record_id) for record_id, _, _ in ids], dtype=np.uint64)
         draws = partial(_draws, seed, names, np.array([int(number) for _, _, number in ids]))
         kept, report = self._keep(np.array(labels), prompts, draws, exactly=False)
-        return [examples[place] for place in np.flatnonzero(kept)], report
+        return [examples[place] for place in np.flatnonzero(kept).tolist()], report
 
     @property
     def _draws(self) -> bool:
@@ -251,7 +251,8 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
     """Mix 64-bit numbers, [n], by the finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    mixed: np.ndarray = bits ^ (bits >> np.uint64(31))
+    return mixed
 
 
 def _label_by_score(record: Judgement, threshold: float | None) -> tuple[Judgement, Counter[str]]:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from halos.data.records.record import Completion, Message, Record, prompt_key
 from halos.data.records.table import RecordTable, joined, table_of
