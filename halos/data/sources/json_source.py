@@ -65,10 +65,11 @@ def own_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         preferences=_preferences(where, row.get("preferences")),
     )
     name = row.get("id")
-    if name is not None:  # after the record's own checks, whose errors so far name the file and the line
-        if not text_of(where, "id", name).strip():
+    if name is not None:
+        record_id = text_of(where, "id", name)
+        if not record_id.strip():
             raise wrong(where, "id", "a name", name)
-        record = replace(record, id=name)
+        record = replace(record, id=record_id)  # after the record's own checks, whose errors name the file and the line
     return without_empty(record, dropped)
 
 

@@ -164,7 +164,7 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch, hub_id: str, name: str, split
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert list(read_rows(hub_id)) == [(f"{name}:{split}[1]", ROWS[0]), (f"{name}:{split}[2]", ROWS[1])]
-    assert asked == [(name, {"split": split})]
+    assert asked == [(name, {"split": split, "streaming": False})]
 
 
 def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def test_a_folder_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [where for where, _ in read_rows("o/hh/helpful-base:test")] == [
         f"o/hh/helpful-base:test[{n}]" for n in (1, 2)
     ]
-    assert asked == [("o/hh", {"split": "test", "data_dir": "helpful-base"})]
+    assert asked == [("o/hh", {"split": "test", "data_dir": "helpful-base", "streaming": False})]
 
 
 def test_what_can_be_read_row_by_row(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_only_files_whose_rows_stand_alone_are_read_in_pieces(tmp_path: Path, mo
     given = [{"message_id": f"a{n}", "parent_id": f"q{n}", "role": "assistant", "text": f"a{n}"} for n in range(9)]
     messages = write(tmp_path / "messages.jsonl", *asked, *given)
     plain = write(tmp_path / "plain.jsonl", *(row(f"q{n}") for n in range(9)))
-    monkeypatch.setattr(files, "PIECE", 64)
+    monkeypatch.setattr(files, "PIECE_BYTES", 64)
     records = OasstSource(messages, lang=None).train()
     assert [record.completions[0].text for record in records.records] == [f"a{n}" for n in range(9)]
     assert records.dropped == Counter()
@@ -199,7 +199,7 @@ def record_rows() -> Iterator[dict[str, Any]]:
 def test_a_stream_gives_the_records_and_counts_of_the_table(
     piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "PIECE", piece)
+    monkeypatch.setattr(files, "PIECE_BYTES", piece)
     paths = [
         write(tmp_path / name, *list(record_rows())[start::2]) for start, name in enumerate(("a.jsonl", "b.jsonl"))
     ]
