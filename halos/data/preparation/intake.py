@@ -10,16 +10,7 @@ from itertools import islice
 
 import numpy as np
 
-from halos.data.preparation.hygiene import (
-    Finding,
-    Hygiene,
-    Json,
-    as_json,
-    examine,
-    files_as_json,
-    percentiles,
-    without_leaks,
-)
+from halos.data.preparation.hygiene import Finding, Hygiene, as_json, examine, files_as_json, percentiles, without_leaks
 from halos.data.records.record import Record
 from halos.data.records.split import split_by_prompt
 from halos.data.records.table import RecordTable, table_of
@@ -66,7 +57,7 @@ class Intake:
         self.truncated[split] = rows.truncated
         self.hygiene[split].lengths |= {name: percentiles(values) for name, values in rows.lengths.items()}
 
-    def report(self) -> Json:
+    def report(self) -> dict[str, object]:
         """Return the account as plain data."""
         splits = as_json(self.hygiene, self.origins, self.reports, self.truncated)
         if "train" in self.origins and "train" not in splits:
@@ -119,7 +110,12 @@ def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, S
     """
     val = source.val()
     if val is None and val_size:
-        val = Records(first_records(source, val_size), Counter())
+        first = list(islice(source.stream({}), val_size))
+        if len(first) < val_size:
+            raise ValueError(
+                f"data.val_size: expected at most all {len(first)} records of the stream, found {val_size}"
+            )
+        val = Records(first, Counter())
     intake = Intake(origins={"train": {}})
     if val is None:
         return intake, ()
@@ -133,14 +129,6 @@ def _take(intake: Intake, split: str, records: Records) -> None:
     intake.origins[split] = records.origins
     intake.records[split] = table_of(records.records)
     intake.reports[split] = Counter({"records": len(records.records)}) + records.dropped
-
-
-def first_records(source: Source, count: int) -> list[Record]:
-    """Return the first training records of a stream; raise ``ValueError`` if it has fewer."""
-    records = list(islice(source.stream({}), count))
-    if len(records) < count:
-        raise ValueError(f"data.val_size: expected at most all {len(records)} records of the stream, found {count}")
-    return records
 
 
 def _leave_out_leaks(intake: Intake, strict: bool) -> None:

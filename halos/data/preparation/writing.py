@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from halos.data.records.record import Prompt, Record
@@ -16,14 +17,7 @@ Row = dict[str, object]
 
 def record_row(record: Record) -> Row:
     """Return a record as an object of this project's format."""
-    completions = []
-    for completion in record.completions:
-        item: Row = {"text": completion.text}
-        if completion.desirable is not None:
-            item["desirable"] = completion.desirable
-        if completion.score is not None:
-            item["score"] = completion.score
-        completions.append(item)
+    completions = [{k: v for k, v in asdict(c).items() if v is not None} for c in record.completions]
     row: Row = {"id": record.id, "prompt": _prompt(record.prompt), "completions": completions}
     return row | ({"preferences": [list(pair) for pair in record.preferences]} if record.preferences else {})
 
@@ -42,7 +36,7 @@ def example_row(example: Example) -> Row:
 
 
 def _prompt(prompt: Prompt) -> str | list[dict[str, str]]:
-    return prompt if isinstance(prompt, str) else [{"role": turn.role, "content": turn.content} for turn in prompt]
+    return prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]
 
 
 def write_jsonl(file: Path, rows: Iterable[Mapping[str, object]]) -> int:

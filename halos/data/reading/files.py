@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from halos.data.reading.fields import keys_of
 from halos.data.reading.json_files import Located, read_json, read_jsonl
@@ -29,37 +28,13 @@ EDGE_BYTES = 1 << 16
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<folder>\w[\w./-]*))?(:(?P<split>\w[\w.-]*))?")
 
 
-class OpenDataSet(Protocol):
-    """Opens a data set of ``datasets``."""
-
-    def __call__(self, *, streaming: bool = False) -> DataSet: ...
-
-
-def read_rows(path: str | Path, columns: Mapping[str, str] | None = None) -> Iterator[Located]:
-    """Yield the rows of a data set with their locations.
-
-    Args:
-        path: A local file, a folder (``folder`` or ``folder:split``) or a hub data set (``owner/name``,
-            ``owner/name:split``, ``owner/name/folder:split``).
-        columns: Renames keys: from the name that a format expects to the one in the file.
-
-    Raises:
-        ValueError: If something cannot be read; the message names the file and the line or item.
-    """
-    empty = True
-    for located in read_piece(Piece(path), columns):
-        empty = False
-        yield located
-    if empty:
-        raise ValueError(f"{path}: expected at least one row, found an empty file")
-
-
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What is read in one go: a file, folder or hub data set, or some of the lines of a .jsonl file.
 
     Attributes:
-        file: The file, folder or hub id.
+        file: A local file, a folder (``folder`` or ``folder:split``) or a hub data set (``owner/name``,
+            ``owner/name:split``, ``owner/name/folder:split``).
         start: Byte at which the lines begin.
         stop: Byte at which they end; None for everything else than a stretch of lines.
         number: The number of the first line.
@@ -71,10 +46,10 @@ class Piece:
     number: int = 1
 
 
-def pieces(path: str | Path) -> Iterator[Piece]:
+def pieces(path: str | Path, *, divide: bool = True) -> Iterator[Piece]:
     """Divide a file for several processes: JSON lines into stretches of some megabytes, everything else not at all."""
     file = Path(path)
-    if file.suffix.lower() != ".jsonl" or not file.is_file() or file.stat().st_size <= PIECE_BYTES:
+    if not divide or file.suffix.lower() != ".jsonl" or not file.is_file() or file.stat().st_size <= PIECE_BYTES:
         yield Piece(path)
         return
     position, number = 0, 1
@@ -99,16 +74,21 @@ def content_key(path: str | Path) -> str | None:
         except OSError:
             return None  # the reader raises an error that names the file
     open_data_set = _data_set_of(path)
-    return None if open_data_set is None else open_data_set().fingerprint
+    rows = None if open_data_set is None else open_data_set().rows
+    key: str | None = getattr(rows, "_fingerprint", None)  # that of ``datasets``, for the content of a data set
+    return key
 
 
 def read_piece(piece: Piece, columns: Mapping[str, str] | None = None, *, streaming: bool = False) -> Iterator[Located]:
-    """Yield the rows of a piece with their locations; see :func:`read_rows`.
+    """Yield the rows of a piece with their locations.
 
     Args:
-        piece: May be empty.
-        columns: Renames keys.
+        piece: What is read.
+        columns: Renames keys: from the name that a format expects to the one in the file.
         streaming: Begin at once with data sets that would otherwise be downloaded or converted first.
+
+    Raises:
+        ValueError: If something cannot be read; the message names the file and the line or item.
     """
     is_csv = _extension(Path(piece.file)) in (".csv", ".tsv")
     for where, row in _open(piece, streaming):
@@ -165,7 +145,7 @@ def _open(piece: Piece, streaming: bool) -> Iterator[Located]:
     return numbered(open_data_set(streaming=streaming))
 
 
-def _data_set_of(path: str | Path) -> OpenDataSet | None:
+def _data_set_of(path: str | Path) -> Callable[..., DataSet] | None:
     """Return what opens a folder or a hub data set; None for a file."""
     match = HUB_ID.fullmatch(path) if isinstance(path, str) and _may_be_hub_id(path) else None
     if match is not None:

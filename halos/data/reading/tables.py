@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from halos.data.reading.fields import LABELS, RawRow, wrong
@@ -38,7 +39,7 @@ def read_csv(file: Path) -> Iterator[Located]:
     blank, first = next(((n, line) for n, line in enumerate(text) if line.strip()), (0, ""))
     if not first:
         return
-    reader = csv.reader(_chained(first, text), delimiter=max(DELIMITERS, key=first.count), strict=True)
+    reader = csv.reader(chain((first,), text), delimiter=max(DELIMITERS, key=first.count), strict=True)
     number = blank + 1
     try:
         header = _header(f"{file}:{number}", next(reader))
@@ -66,11 +67,6 @@ def _text(file: Path) -> Iterator[str]:
             yield line.decode("utf-8") if number > 1 else decode(f"{file}:1", line)
         except UnicodeDecodeError:
             decode(f"{file}:{number}", line)  # raises, naming line and position
-
-
-def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _header(where: str, names: list[str]) -> list[str]:
@@ -152,12 +148,6 @@ class DataSet:
 
     name: str
     rows: Iterable[Mapping[str, object]]
-
-    @property
-    def fingerprint(self) -> str | None:
-        """The key that ``datasets`` has for the content, None for a streamed data set."""
-        key: str | None = getattr(self.rows, "_fingerprint", None)
-        return key
 
 
 def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> DataSet:

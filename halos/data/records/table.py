@@ -150,74 +150,48 @@ class RecordTable(Stored[Record]):
         return self._ends[name]
 
 
-class Builder:
-    """Collects records for one record batch."""
-
-    def __init__(self) -> None:
-        self._columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
-        self._characters = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether the records should be written now: by number or, as some texts are huge, by characters."""
-        return len(self._columns["id"]) >= BATCH_RECORDS or self._characters >= BATCH_CHARACTERS
-
-    def add(self, record: Record, where: str | None = None) -> None:
-        """Add a record.
-
-        Args:
-            record: The record.
-            where: Its location; None if that is its id.
-        """
-        texts = [completion.text for completion in record.completions]
-        turns = messages_of(record.prompt)
-        labels = [-1 if c.desirable is None else int(c.desirable) for c in record.completions]
-        scores = [float("nan") if c.score is None else c.score for c in record.completions]
-        preferences = list(chain.from_iterable(record.preferences))
-        key, normalised_turns = prompt_key(record.prompt), _normalised_turns(turns)
-        prompt_characters, completion_characters = (
-            sum(len(turn.content) for turn in turns),
-            [len(text) for text in texts],
-        )
-        values = (
-            record.id,
-            None if where == record.id else where,
-            digest(record.id),
-            isinstance(record.prompt, str),
-            [ROLES.index(turn.role) for turn in turns],
-            [turn.content for turn in turns],
-            texts,
-            labels,
-            scores,
-            preferences,
-            digest(repr((labels, scores, preferences))),
-            digest(key),
-            digest(*normalised_turns),
-            [digest(key, text) for text in texts],
-            [digest(*normalised_turns, normalised(text)) for text in texts],
-            [way for better, worse in record.preferences for way in _both_ways(key, texts[better], texts[worse])],
-            prompt_characters,
-            completion_characters,
-        )
-        for column, value in zip(self._columns.values(), values, strict=True):
-            column.append(value)
-        self._characters += prompt_characters + sum(completion_characters)
-
-    def batch(self) -> pa.RecordBatch:
-        """Return the records as a record batch."""
-        arrays = [pa.array(self._columns[name], kind) for name, kind in COLUMNS.items()]
-        return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
-
-
 def batches(records: Iterable[tuple[str | None, Record]]) -> Iterator[pa.RecordBatch]:
-    """Yield record batches of (location, record); see :meth:`Builder.add`."""
-    builder = Builder()
+    """Yield record batches of (location, record); the location is None if it is the record's id."""
+    rows: list[dict[str, Any]] = []
+    characters = 0
     for where, record in records:
-        builder.add(record, where)
-        if builder.full:
-            yield builder.batch()
-            builder = Builder()
-    yield builder.batch()
+        rows.append(_row(record, where))
+        characters += rows[-1]["prompt_characters"] + sum(rows[-1]["completion_characters"])
+        # By number or, as some texts are huge, by size.
+        if len(rows) >= BATCH_RECORDS or characters >= BATCH_CHARACTERS:
+            yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+            rows, characters = [], 0
+    yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+
+
+def _row(record: Record, where: str | None) -> dict[str, Any]:
+    texts = [completion.text for completion in record.completions]
+    turns = messages_of(record.prompt)
+    labels = [-1 if c.desirable is None else int(c.desirable) for c in record.completions]
+    scores = [float("nan") if c.score is None else c.score for c in record.completions]
+    preferences = list(chain.from_iterable(record.preferences))
+    key, normalised_turns = prompt_key(record.prompt), _normalised_turns(turns)
+    ways = [way for better, worse in record.preferences for way in _both_ways(key, texts[better], texts[worse])]
+    return {
+        "id": record.id,
+        "where": None if where == record.id else where,
+        "name": digest(record.id),
+        "plain": isinstance(record.prompt, str),
+        "roles": [ROLES.index(turn.role) for turn in turns],
+        "contents": [turn.content for turn in turns],
+        "texts": texts,
+        "labels": labels,
+        "scores": scores,
+        "preferences": preferences,
+        "judged": digest(repr((labels, scores, preferences))),
+        "prompt": digest(key),
+        "loose_prompt": digest(*normalised_turns),
+        "completions": [digest(key, text) for text in texts],
+        "loose_completions": [digest(*normalised_turns, normalised(text)) for text in texts],
+        "pairs": ways,
+        "prompt_characters": sum(len(turn.content) for turn in turns),
+        "completion_characters": [len(text) for text in texts],
+    }
 
 
 def joined(tables: Sequence[RecordTable]) -> RecordTable:

@@ -25,7 +25,7 @@ from halos.data.sources.origin import Origin, check_faultless
 from halos.data.store.arrow import MEMORY, Part, Store
 
 Files = str | Path | Sequence[str | Path]
-"""One file, pattern, folder or hub id (see :func:`halos.data.reading.files.read_rows`), or several."""
+"""One file, pattern, folder or hub id (see :class:`halos.data.reading.files.Piece`), or several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +164,8 @@ class FileSource(Source):
             ValueError: If an id occurs twice or no record is left.
         """
         expanded = list(chain.from_iterable(map(expand, files)))
-        split = pieces if self.rows_alone else _in_one_piece
-        table = self.store.table(self._key(expanded), self._part, [piece for file in expanded for piece in split(file)])
+        tasks = [piece for file in expanded for piece in pieces(file, divide=self.rows_alone)]
+        table = self.store.table(self._key(expanded), self._part, tasks)
         origins: dict[str, Origin] = {}
         for notes in table.notes:
             counts = {**notes["origin"], "dropped": Counter(notes["origin"]["dropped"])}
@@ -246,10 +246,6 @@ def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:
     for located in rows:
         origin.rows += 1
         yield located
-
-
-def _in_one_piece(file: str | Path) -> list[Piece]:
-    return [Piece(file)]
 
 
 def _paths(files: Files) -> list[str | Path]:

@@ -115,11 +115,12 @@ def preference_record(where: str, row: RawRow, dropped: Counter[str]) -> Record 
         dropped[DIFFERENT_PROMPTS] += 1
         return None
     _check_agreement(where, "chosen", own_prompt, prompt)
-    completions = (
-        Completion(chosen, score=score_of(where, "score_chosen", row.get("score_chosen"))),
-        Completion(rejected, score=score_of(where, "score_rejected", row.get("score_rejected"))),
-    )
+    completions = (_scored(where, row, chosen, "score_chosen"), _scored(where, row, rejected, "score_rejected"))
     return without_empty(Record(where, prompt, completions, ((0, 1),)), dropped)
+
+
+def _scored(where: str, row: RawRow, text: str, key: str) -> Completion:
+    return Completion(text, score=score_of(where, key, row.get(key)))
 
 
 def _hh_hint(text: str) -> str:
@@ -177,10 +178,7 @@ def pairwise_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | 
     (before_a, a), (before_b, b) = (reply_of(where, row, key) for key in ("output_A", "output_B"))
     for key, before in (("output_A", before_a), ("output_B", before_b)):
         _check_agreement(where, key, prompt, before or prompt)
-    completions = (
-        Completion(a, score=score_of(where, "reward_A", row.get("reward_A"))),
-        Completion(b, score=score_of(where, "reward_B", row.get("reward_B"))),
-    )
+    completions = (_scored(where, row, a, "reward_A"), _scored(where, row, b, "reward_B"))
     return without_empty(Record(where, prompt, completions, ((0, 1) if label else (1, 0),)), dropped)
 
 

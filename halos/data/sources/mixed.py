@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, final
 
 import numpy as np
 
 from halos.checks import check_number, check_whole
-from halos.data.records.table import RecordTable, joined, table_of
+from halos.data.records.table import joined, table_of
 from halos.data.sources.adapted import FILTERED
 from halos.data.sources.base import FileSource, Records, Source, check_ids
 from halos.data.sources.hh import HHSource
@@ -42,7 +42,7 @@ class MixedSource(Source):
 
     name = "mix"
 
-    def __init__(self, mix: Mapping[str, Mapping[str, object]] | None = None, seed: int = 0) -> None:
+    def __init__(self, mix: Mapping[str, Mapping[str, Any]] | None = None, seed: int = 0) -> None:
         if not mix:
             raise ValueError("data=mix needs data.mix='{NAME: {data: json, train: FILE, weight: 1}, …}'")
         self._sources: dict[str, FileSource] = {}
@@ -55,23 +55,19 @@ class MixedSource(Source):
             self._sources[name] = _make(name, options)
             self.whole_trees |= self._sources[name].whole_trees
             if weight is not None:
-                self._weights[name] = _weight(f"data.mix.{name}.weight", weight)
-            check_whole(f"data.mix.{name}.cap", cap, 1, null=True)
-            if isinstance(cap, int):
+                check_number(f"data.mix.{name}.weight", weight)
+                if weight == 0:
+                    raise ValueError(f"data.mix.{name}.weight: expected a number above 0, found {weight}")
+                self._weights[name] = weight
+            if cap is not None:
+                check_whole(f"data.mix.{name}.cap", cap, 1)
                 self._caps[name] = cap
 
     def train(self) -> Records:
         read = {name: source.train() for name, source in self._opened()}
         counts = {name: min(len(r.records), self._caps.get(name, len(r.records))) for name, r in read.items()}
         counts |= shares({name: counts[name] for name in self._weights}, self._weights)
-        return _joined(
-            Records(
-                _drawn(table_of(r.records), counts[name], self._seed),
-                r.dropped + _not_drawn(name, r, counts[name]),
-                r.origins,
-            )
-            for name, r in read.items()
-        )
+        return _joined([_drawn(name, records, counts[name], self._seed) for name, records in read.items()])
 
     def val(self) -> Records | None:
         read = [records for _, source in self._opened() if (records := source.val()) is not None]
@@ -103,7 +99,7 @@ def shares(available: Mapping[str, int], weights: Mapping[str, float]) -> dict[s
     return {name: max(1, min(available[name], round(total * weight))) for name, weight in weights.items()}
 
 
-def _make(name: str, options: dict[str, object]) -> FileSource:
+def _make(name: str, options: dict[str, Any]) -> FileSource:
     kind = options.pop("data", "json")
     if not isinstance(kind, str) or kind not in SOURCES:
         raise ValueError(f"data.mix.{name}.data: expected one of {', '.join(SOURCES)}, found {kind!r}")
@@ -113,30 +109,21 @@ def _make(name: str, options: dict[str, object]) -> FileSource:
     except TypeError as error:
         raise ValueError(f"data.mix.{name}: {kind} does not take these settings: {error}") from None
     try:
-        return source(**settings)  # type: ignore[arg-type]
+        return source(**settings)
     except ValueError as error:
         raise ValueError(f"data.mix.{name}: {error}") from None
 
 
-def _weight(key: str, value: object) -> float:
-    check_number(key, value)
-    if not value or not isinstance(value, int | float):
-        raise ValueError(f"{key}: expected a number above 0, found {value!r}")
-    return float(value)
+def _drawn(name: str, split: Records, count: int, seed: int) -> Records:
+    surplus = len(split.records) - count
+    if surplus <= 0:
+        return split
+    places = np.sort(random.Random(seed).sample(range(len(split.records)), count))
+    dropped = split.dropped + Counter({f"{FILTERED}records of {name} beyond its cap or share": surplus})
+    return Records(table_of(split.records).take(places), dropped, split.origins)
 
 
-def _drawn(records: RecordTable, count: int, seed: int) -> RecordTable:
-    if count >= len(records):
-        return records
-    return records.take(np.sort(random.Random(seed).sample(range(len(records)), count)))
-
-
-def _not_drawn(name: str, read: Records, count: int) -> Counter[str]:
-    return +Counter({f"{FILTERED}records of {name} beyond its cap or share": len(read.records) - count})
-
-
-def _joined(splits: Iterable[Records]) -> Records:
-    splits = list(splits)
+def _joined(splits: Sequence[Records]) -> Records:
     records = joined([table_of(split.records) for split in splits])
     try:
         check_ids(records)

@@ -91,13 +91,9 @@ def _node(where: str, row: RawRow) -> _Node:
         rank = int(rank)  # Parquet files often store integers with gaps as floats
     if rank is not None and type(rank) is not int:
         raise wrong(where, "rank", "a whole number, 0 for the best", rank)
-    lang = row.get("lang")
+    lang, usable = row.get("lang"), not row.get("deleted") and row.get("review_result") is not False
     text = text_of(where, "text", required(where, row, "text"))
-    return _Node(where, ROLES[role], text, rank, None if lang is None else text_of(where, "lang", lang), _usable(row))
-
-
-def _usable(row: RawRow) -> bool:
-    return not row.get("deleted") and row.get("review_result") is not False
+    return _Node(where, ROLES[role], text, rank, None if lang is None else text_of(where, "lang", lang), usable)
 
 
 def _tree(where: str, value: object) -> _Node:

@@ -52,18 +52,13 @@ class Origin:
         listed.extend(places[: SHOWN_PLACES - len(listed)])
 
 
-def faults(origins: Mapping[str, Origin]) -> str:
-    """Describe what was left out because the data is at fault, with the first places; empty if nothing was."""
+def check_faultless(origins: Mapping[str, Origin]) -> None:
+    """Raise ``ValueError`` with the first places if anything was left out because the data is at fault."""
     reasons = [
         f"{reason} ({count}: {', '.join(origin.places[reason])}{', …' if count > len(origin.places[reason]) else ''})"
         for origin in origins.values()
         for reason, count in origin.dropped.items()
         if not reason.startswith(FILTERED)
     ]
-    return "; ".join(reasons)
-
-
-def check_faultless(origins: Mapping[str, Origin]) -> None:
-    """Raise ``ValueError`` (data.strict) if anything was left out because the data is at fault."""
-    if left_out := faults(origins):
-        raise ValueError(f"data.strict: expected nothing to leave out; found {left_out}")
+    if reasons:
+        raise ValueError(f"data.strict: expected nothing to leave out; found {'; '.join(reasons)}")

@@ -13,26 +13,15 @@ from array import array
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 import numpy as np
 
 from halos.data.records.judgement import Judgement, judgement_of
 from halos.data.records.record import Record
 from halos.data.records.table import RecordTable, table_of
-from halos.data.views.examples import (
-    Demonstration,
-    E_co,
-    Example,
-    Examples,
-    Labelled,
-    Pair,
-    Scored,
-    make_example,
-)
+from halos.data.views.examples import Demonstration, E, E_co, Example, Examples, Labelled, Pair, Scored, make_example
 from halos.data.views.rules import LocalExample, Rule, Value, demonstrated, labelled, paired, scored as scored_rule
-
-E = TypeVar("E", bound=Example)
 
 Place = tuple[int, int]
 """The index of a record, and that of a completion in it."""
@@ -58,24 +47,13 @@ class View(Generic[E_co]):
     report: Counter[str]
 
 
-class MakeView(Protocol):
-    """Derives one view from records; ``prepare`` changes their judgements first."""
-
-    def __call__(self, records: Sequence[Record], prepare: Prepare | None = None) -> View[Example]: ...
-
-
 def demonstrations(records: Sequence[Record], prepare: Prepare | None = None) -> View[Demonstration]:
     """Derive the preferred, desirable, best-scored and unjudged completions.
 
     Raises:
         ValueError: If there is none.
     """
-    view = _view(Demonstration, demonstrated, records, prepare)
-    if not view.examples:
-        raise ValueError(
-            f"no completion is preferred, desirable or unjudged: nothing to imitate{_left_out(view.report)}"
-        )
-    return view
+    return _view(Demonstration, demonstrated, records, prepare)
 
 
 def binary(records: Sequence[Record], prepare: Prepare | None = None) -> View[Labelled]:
@@ -84,15 +62,7 @@ def binary(records: Sequence[Record], prepare: Prepare | None = None) -> View[La
     Raises:
         ValueError: If there is none.
     """
-    view = _view(Labelled, labelled, records, prepare)
-    if not view.examples:
-        raise ValueError(
-            "no completion has a label or stands in a pair: the loss needs desirable and undesirable completions; "
-            "scores are not labels, they need a threshold: data.select.labels_from_scores=median, prompt or a number"
-            if view.report["scored completions without a label left out"]
-            else f"no completion has a label or stands in a pair: nothing to learn from{_left_out(view.report)}"
-        )
-    return view
+    return _view(Labelled, labelled, records, prepare)
 
 
 def pairs(records: Sequence[Record], prepare: Prepare | None = None) -> View[Pair]:
@@ -103,13 +73,7 @@ def pairs(records: Sequence[Record], prepare: Prepare | None = None) -> View[Pai
     Raises:
         ValueError: If there is none.
     """
-    view = _view(Pair, paired, records, prepare)
-    if not view.examples:
-        raise ValueError(
-            "no prompt has both a desirable and an undesirable completion: the loss needs pairs, or labels or scores "
-            f"that tell a prompt's completions apart; loss=kto learns from labels alone{_left_out(view.report)}"
-        )
-    return view
+    return _view(Pair, paired, records, prepare)
 
 
 def scored(records: Sequence[Record], prepare: Prepare | None = None) -> View[Scored]:
@@ -118,12 +82,21 @@ def scored(records: Sequence[Record], prepare: Prepare | None = None) -> View[Sc
     Raises:
         ValueError: If there is none.
     """
-    view = _view(Scored, scored_rule, records, prepare)
-    if not view.examples:
-        raise ValueError(
-            f"no completion has a score or a label, or stands in a pair: no reward{_left_out(view.report)}"
-        )
-    return view
+    return _view(Scored, scored_rule, records, prepare)
+
+
+NOTHING: dict[type[object], str] = {
+    Demonstration: "no completion is preferred, desirable or unjudged: nothing to imitate",
+    Labelled: "no completion has a label or stands in a pair: nothing to learn from",
+    Pair: "no prompt has both a desirable and an undesirable completion: the loss needs pairs, or labels or scores "
+    "that tell a prompt's completions apart; loss=kto learns from labels alone",
+    Scored: "no completion has a score or a label, or stands in a pair: no reward",
+}
+"""The error for each view without an example."""
+NO_THRESHOLD = (
+    "no completion has a label or stands in a pair: the loss needs desirable and undesirable completions; "
+    "scores are not labels, they need a threshold: data.select.labels_from_scores=median, prompt or a number"
+)
 
 
 def _view(kind: type[E], rule: Rule, records: Sequence[Record], prepare: Prepare | None) -> View[E]:
@@ -137,10 +110,12 @@ def _view(kind: type[E], rule: Rule, records: Sequence[Record], prepare: Prepare
         rejected.extend(other or ())
         values.append(float("nan") if value is None else value)
         number.append(count)
-    places = np.frombuffer(chosen, dtype=np.int32).reshape(-1, 2)
-    others = np.frombuffer(rejected, dtype=np.int32).reshape(-1, 2) if kind is Pair else None
-    floats, numbers = np.frombuffer(values, dtype=np.float64), np.frombuffer(number, dtype=np.int32)
-    return View(Examples(kind, table, places, others, floats, numbers), report)
+    if not chosen:
+        scores_alone = report["scored completions without a label left out"]  # counted by the binary view alone
+        raise ValueError(NO_THRESHOLD if scores_alone else f"{NOTHING[kind]}{_left_out(report)}")
+    places, numbers = np.frombuffer(chosen, np.int32).reshape(-1, 2), np.frombuffer(number, np.int32)
+    others = np.frombuffer(rejected, np.int32).reshape(-1, 2) if kind is Pair else None
+    return View(Examples(kind, table, places, others, np.frombuffer(values, np.float64), numbers), report)
 
 
 def of_run(view: str, run: Sequence[Record], prepare: Prepare | None = None) -> tuple[list[Example], Counter[str]]:
@@ -256,9 +231,10 @@ RULES: dict[str, tuple[type[Example], Rule]] = {
     "pairs": (Pair, paired),
     "scored": (Scored, scored_rule),
 }
-VIEWS: dict[str, MakeView] = {
+VIEWS: dict[str, Callable[..., View[Example]]] = {
     "demonstrations": demonstrations,
     "binary": binary,
     "pairs": pairs,
     "scored": scored,
 }
+"""The table form of each view: from records, and how their judgements are prepared, to the view."""

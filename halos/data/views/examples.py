@@ -53,9 +53,11 @@ class Scored:
 
 
 Example = Demonstration | Labelled | Pair | Scored
+E = TypeVar("E", bound=Example)
 E_co = TypeVar("E_co", bound=Example, covariant=True)
 
 
+@dataclass(eq=False, repr=False)
 class Examples(Stored[E_co], Generic[E_co]):
     """The examples of a view; each is made from its record when it is requested.
 
@@ -68,27 +70,20 @@ class Examples(Stored[E_co], Generic[E_co]):
         number: [n] the number of the example among those of its record.
     """
 
-    def __init__(
-        self,
-        kind: type[E_co],
-        records: RecordTable,
-        chosen: np.ndarray,
-        rejected: np.ndarray | None,
-        values: np.ndarray,
-        number: np.ndarray,
-    ) -> None:
-        self.kind, self.records = kind, records
-        self.chosen, self.rejected, self.values, self.number = chosen, rejected, values, number
+    kind: type[E_co]
+    records: RecordTable
+    chosen: np.ndarray
+    rejected: np.ndarray | None
+    values: np.ndarray
+    number: np.ndarray
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def take(self, indices: np.ndarray) -> Examples[E_co]:
         """Return the examples with these indices, in their order."""
-        rejected = None if self.rejected is None else self.rejected[indices]
-        return Examples(
-            self.kind, self.records, self.chosen[indices], rejected, self.values[indices], self.number[indices]
-        )
+        rejected, chosen = None if self.rejected is None else self.rejected[indices], self.chosen[indices]
+        return Examples(self.kind, self.records, chosen, rejected, self.values[indices], self.number[indices])
 
     @property
     def key(self) -> str | None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, combinations, pairwise
-from typing import TypeVar
 
 import numpy as np
 
@@ -21,11 +20,10 @@ from halos.data.records.judgement import Judged, Judgement
 from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import RecordTable, digest, table_of
 from halos.data.views.derive import Prepare
-from halos.data.views.examples import Example, Examples, Labelled
+from halos.data.views.examples import E, Examples, Labelled
 
 TOO_CLOSE = "completions with close scores left out"
 
-E = TypeVar("E", bound=Example)
 Threshold = Callable[[int], float | None]
 """From the index of a record to the score that separates its labels; None where there is no score."""
 
@@ -62,10 +60,11 @@ class Selection:
             share = getattr(self, name)
             if type(share) not in (int, float) or not 0 < share <= 1:
                 raise ValueError(f"data.select.{name}: expected a share in (0, 1], found {share!r}")
-        if not _is_threshold(self.labels_from_scores):
+        threshold = self.labels_from_scores
+        is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
+        if not is_number and threshold not in (None, "median", "prompt"):
             raise ValueError(
-                "data.select.labels_from_scores: expected a number, median, prompt or null, found "
-                f"{self.labels_from_scores!r}"
+                f"data.select.labels_from_scores: expected a number, median, prompt or null, found {threshold!r}"
             )
         if self.pairs_from_scores not in ("best_worst", "all"):
             raise ValueError(
@@ -111,11 +110,9 @@ class Selection:
         Returns:
             The kept examples in their order, and counts of the others.
         """
-        if not self._draws:
-            return examples, Counter()
         draws = partial(_draws, seed, examples.names, examples.number)
         kept, report = self._keep(examples.labels, examples.prompts, draws, exactly=True)
-        return examples.take(np.flatnonzero(kept)), report
+        return (examples if kept.all() else examples.take(np.flatnonzero(kept))), report
 
     def keep_of_run(self, examples: Sequence[E], seed: int) -> tuple[list[E], Counter[str]]:
         """Draw the examples that are kept of a run of a stream.
@@ -126,7 +123,8 @@ class Selection:
         Returns:
             The kept examples in their order, and counts of the others.
         """
-        if not self._draws or not examples:
+        everything = not self.one_per_prompt and self.keep_desirable == self.keep_undesirable == 1
+        if everything or not examples:
             return list(examples), Counter()
         labels = [example.desirable if isinstance(example, Labelled) else True for example in examples]
         prompts = np.array([digest(prompt_key(example.prompt)) for example in examples], dtype=np.uint64)
@@ -136,17 +134,8 @@ class Selection:
         kept, report = self._keep(np.array(labels), prompts, draws, exactly=False)
         return [examples[place] for place in np.flatnonzero(kept).tolist()], report
 
-    @property
-    def _draws(self) -> bool:
-        return self.one_per_prompt or self.keep_desirable < 1 or self.keep_undesirable < 1
-
     def _keep(
-        self,
-        labels: np.ndarray | None,
-        prompts: np.ndarray,
-        draws: Callable[[str], np.ndarray],
-        *,
-        exactly: bool,
+        self, labels: np.ndarray | None, prompts: np.ndarray, draws: Callable[[str], np.ndarray], *, exactly: bool
     ) -> tuple[np.ndarray, Counter[str]]:
         """Return whether each example is kept, [n], and counts of the others.
 
@@ -220,12 +209,6 @@ class Selection:
         position = {old: new for new, old in enumerate(remaining)}
         preferences = tuple((position[i], position[j]) for i, j in (*record.preferences, *preferred))
         return Judgement(tuple(record.completions[i] for i in remaining), preferences), report
-
-
-def _is_threshold(value: object) -> bool:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return math.isfinite(value)
-    return value is None or value in ("median", "prompt")
 
 
 def _always(threshold: float | None) -> Threshold:
