@@ -110,14 +110,11 @@ def _contradictions(texts: np.ndarray, labels: np.ndarray) -> np.ndarray:
         texts: [n] digests of prompt and completion.
         labels: [n] 1 desirable, 0 undesirable, -1 neither.
     """
-    firsts = []
-    for label in (0, 1):
-        places = np.flatnonzero(labels == label)
-        distinct, index = np.unique(texts[places], return_index=True)
-        firsts.append((distinct, places[index]))
-    (bad_texts, bad_places), (good_texts, good_places) = firsts
-    _, bad, good = np.intersect1d(bad_texts, good_texts, assume_unique=True, return_indices=True)
-    return np.sort(np.maximum(bad_places[bad], good_places[good]))
+    bad, good = (np.flatnonzero(labels == label) for label in (0, 1))
+    bad_texts, first_bad = np.unique(texts[bad], return_index=True)
+    good_texts, first_good = np.unique(texts[good], return_index=True)
+    _, in_bad, in_good = np.intersect1d(bad_texts, good_texts, assume_unique=True, return_indices=True)
+    return np.sort(np.maximum(bad[first_bad[in_bad]], good[first_good[in_good]]))
 
 
 def _reversed(pairs: np.ndarray) -> np.ndarray:

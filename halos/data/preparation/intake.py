@@ -62,8 +62,8 @@ class Intake:
         splits = as_json(self.hygiene, self.origins, self.reports, self.truncated)
         if "train" in self.origins and "train" not in splits:
             # A stream's training records are counted as they are read, but not examined.
-            counts = dict(self.reports.get("train", {}))
-            splits = {"train": {"files": files_as_json(self.origins["train"]), "counts": counts}} | splits
+            read = {"files": files_as_json(self.origins["train"]), "counts": dict(self.reports.get("train", {}))}
+            splits = {"train": read, **splits}
         return {"splits": splits, "leaked_prompts": {"count": self.leaks.count, "ids": self.leaks.ids}}
 
 

@@ -16,7 +16,7 @@ from itertools import chain, combinations, pairwise
 import numpy as np
 
 from halos.checks import check_number
-from halos.data.records.judgement import Judged, Judgement
+from halos.data.records.judgement import Judgement
 from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import RecordTable, digest, table_of
 from halos.data.views.derive import Prepare
@@ -100,7 +100,8 @@ class Selection:
 
     def prepare_run(self, view: str, run: Sequence[Record]) -> Prepare | None:
         """Return the same as :meth:`prepare` for records of a stream that have one prompt."""
-        return self._prepare(view, lambda: self._threshold_of_run(run))
+        scores = (c.score for record in run for c in record.completions if c.score is not None)
+        return self._prepare(view, lambda: _always(_median(list(scores))))
 
     def keep(self, examples: Examples[E], seed: int) -> tuple[Examples[E], Counter[str]]:
         """Draw the training examples that are kept.
@@ -167,8 +168,9 @@ class Selection:
         return kept, +report
 
     def _prepare(self, view: str, threshold_of: Callable[[], Threshold]) -> Prepare | None:
-        if view == "binary" and self.labels_from_scores is not None:
-            threshold = threshold_of()
+        setting = self.labels_from_scores
+        if view == "binary" and setting is not None:
+            threshold = threshold_of() if isinstance(setting, str) else _always(float(setting))
             return lambda index, judgement: _label_by_score(judgement, threshold(index))
         if view == "pairs" and (self.pairs_from_scores == "all" or self.min_margin):
             return lambda _, judgement: self._pair_by_score(judgement)
@@ -180,16 +182,7 @@ class Selection:
             prompts, member = np.unique(records.numbers("prompt"), return_inverse=True)
             medians = _medians(member[owner], scores, len(prompts))
             return lambda index: medians[member[index]]
-        if self.labels_from_scores == "median":
-            _, scores = _scores(training)
-            return _always(float(np.median(scores)) if len(scores) else None)
-        return _always(float(self.labels_from_scores or 0.0))
-
-    def _threshold_of_run(self, run: Sequence[Record]) -> Threshold:
-        if self.labels_from_scores != "prompt":
-            return _always(float(self.labels_from_scores or 0.0))
-        scores = [c.score for record in run for c in record.completions if c.score is not None]
-        return _always(float(np.median(scores)) if scores else None)
+        return _always(_median(_scores(training)[1]))
 
     def _pair_by_score(self, record: Judgement) -> tuple[Judgement, Counter[str]]:
         """Add preferences between completions that have only scores; leave out those that are too close to all."""
@@ -239,16 +232,14 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
 
 
 def _label_by_score(record: Judgement, threshold: float | None) -> tuple[Judgement, Counter[str]]:
-    report: Counter[str] = Counter()
-
-    def label(completion: Judged) -> Judged:
+    completions = list(record.completions)
+    labels = 0
+    for place, completion in enumerate(record.completions):
         score = completion.score
-        if threshold is None or score is None or completion.desirable is not None or score == threshold:
-            return completion
-        report["labels from scores"] += 1
-        return replace(completion, desirable=score > threshold)
-
-    return replace(record, completions=tuple(map(label, record.completions))), report
+        if threshold is not None and score is not None and completion.desirable is None and score != threshold:
+            completions[place] = replace(completion, desirable=score > threshold)
+            labels += 1
+    return replace(record, completions=tuple(completions)), Counter({"labels from scores": labels})
 
 
 def _scores(records: RecordTable) -> tuple[np.ndarray, np.ndarray]:
@@ -263,4 +254,8 @@ def _medians(groups: np.ndarray, values: np.ndarray, count: int) -> list[float |
     order = np.lexsort((values, groups))
     edges = np.searchsorted(groups[order], np.arange(count + 1))
     ordered = values[order]
-    return [float(np.median(ordered[a:z])) if z > a else None for a, z in pairwise(edges)]
+    return [_median(ordered[a:z]) for a, z in pairwise(edges)]
+
+
+def _median(scores: Sequence[float] | np.ndarray) -> float | None:
+    return float(np.median(scores)) if len(scores) else None
