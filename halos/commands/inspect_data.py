@@ -85,9 +85,7 @@ def _name(example: Example) -> str:
     return f"score {example.score:g}" if isinstance(example, Scored) else "completion"
 
 
-def _write(
-    cfg: DictConfig, intake: Intake, rows: Iterable[dict[str, Any]], lengths: Mapping[str, np.ndarray]
-) -> None:
+def _write(cfg: DictConfig, intake: Intake, rows: Iterable[dict[str, Any]], lengths: Mapping[str, np.ndarray]) -> None:
     if cfg.convert:
         count = write_jsonl(Path(cfg.convert), rows)
         console.print(f"{count:,} records → [bold]{escape(str(cfg.convert))}[/]", highlight=False)

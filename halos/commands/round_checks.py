@@ -77,7 +77,7 @@ def _objective(cfg: DictConfig) -> Objective:
     if not objective_class(cfg.loss).generates:
         raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
     build(cfg.model)
-    objective = build_objective(cfg, None, build(cfg.optim))
+    objective = build_objective(cfg, build(cfg.optim))
     objective.check(cfg.trainer.accumulate_grad_batches, None)
     return objective
 
