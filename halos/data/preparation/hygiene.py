@@ -32,19 +32,19 @@ class Hygiene:
     """What :func:`examine` found in one split.
 
     Attributes:
-        records: Number of records.
-        completions: Number of completions.
-        desirable: Completions with that label.
-        undesirable: Completions with that label.
-        scored: Completions with a score.
-        preferences: Number of preferences.
-        duplicates: Completions that their prompt had before, word for word.
-        near_duplicates: Completions that differ from an earlier one of their prompt only in case, white space and
+        records: number of records.
+        completions: number of completions.
+        desirable: completions with that label.
+        undesirable: completions with that label.
+        scored: completions with a score.
+        preferences: number of preferences.
+        duplicates: completions that their prompt had before, word for word.
+        near_duplicates: completions that differ from an earlier one of their prompt only in case, white space and
             forms of characters.
-        contradictions: Completions of one prompt that are both desirable and undesirable.
-        contradictory_pairs: Pairs of texts that are preferred both ways round.
-        identical_pairs: Preferences between equal texts.
-        lengths: Percentiles of lengths, in characters, and in tokens once there are token rows.
+        contradictions: completions of one prompt that are both desirable and undesirable.
+        contradictory_pairs: pairs of texts that are preferred both ways round.
+        identical_pairs: preferences between equal texts.
+        lengths: percentiles of lengths, in characters, and in tokens once there are token rows.
     """
 
     records: int = 0
@@ -136,6 +136,7 @@ def percentiles(values: Sequence[int] | np.ndarray) -> dict[str, int]:
     """Return percentiles of lengths, ``p100`` for the greatest; each is a length that occurs."""
     if not len(values):
         return {}
+    # Not interpolated: a user looks for texts of these lengths.
     lengths = np.percentile(np.asarray(values), PERCENTILES, method="inverted_cdf")
     return {f"p{p}": int(length) for p, length in zip(PERCENTILES, lengths, strict=True)}
 
@@ -183,10 +184,10 @@ def as_json(
     """Return everything as plain data, for ``data_report.json``.
 
     Args:
-        hygiene: For each split, what was found in it.
-        origins: For each split, what each file gave.
-        reports: For each split, counts of what was converted and left out.
-        truncated: For each split, from (what was cut, file) to how often.
+        hygiene: for each split, what was found in it.
+        origins: for each split, what each file gave.
+        reports: for each split, counts of what was converted and left out.
+        truncated: for each split, from (what was cut, file) to how often.
     """
     splits: dict[str, Json] = {}
     for split, findings in hygiene.items():
@@ -198,7 +199,8 @@ def as_json(
             entry["truncated"] = cut.pop(file, {})
         splits[split] = {name: _plain(getattr(findings, name)) for name in Hygiene.__slots__}
         splits[split] |= {"files": files, "counts": dict(reports[split])}
-        if cut:  # of records with ids of their own, which name no file
+        # Records with ids of their own name no file.
+        if cut:
             splits[split]["truncated elsewhere"] = cut
     return splits
 

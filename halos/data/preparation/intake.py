@@ -31,13 +31,13 @@ class Intake:
     """The data of each split on its way from records to examples, and the account of it.
 
     Attributes:
-        records: The records, until examples are derived from them.
-        examples: The examples of the view.
-        reports: Counts of what was read, converted and left out.
-        hygiene: What is wrong with the records.
-        origins: What each file gave.
-        truncated: From (what was cut, file) to how often.
-        leaks: Validation records whose prompts are in the training data.
+        records: the records, until examples are derived from them.
+        examples: the examples of the view.
+        reports: counts of what was read, converted and left out.
+        hygiene: what is wrong with the records.
+        origins: what each file gave.
+        truncated: from (what was cut, file) to how often.
+        leaks: validation records whose prompts are in the training data.
     """
 
     records: dict[str, RecordTable] = field(default_factory=dict)
@@ -71,13 +71,13 @@ def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
     """Read the records of both splits, and leave out validation records whose prompts are in the training data.
 
     Args:
-        source: The source.
-        val_size: Records held out of the training data if the source has no validation data.
-        seed: Draws them.
-        strict: Raise an error for anything left out because the data is at fault.
+        source: the source.
+        val_size: records held out of the training data if the source has no validation data.
+        seed: draws them.
+        strict: raise an error for anything left out because the data is at fault.
 
     Raises:
-        ValueError: For bad records; the message names file and line.
+        ValueError: for bad records; the message names file and line.
     """
     train, val = source.train(), source.val()
     splits = {"train": train} | ({} if val is None else {"val": val})
@@ -98,15 +98,15 @@ def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, S
     """Read the validation records of a stream: the source's own, or the first records of the stream.
 
     Args:
-        source: The source.
-        val_size: Records taken from the stream if the source has no validation data.
-        strict: Raise an error for anything left out because the data is at fault.
+        source: the source.
+        val_size: records taken from the stream if the source has no validation data.
+        strict: raise an error for anything left out because the data is at fault.
 
     Returns:
         The intake, and the validation records.
 
     Raises:
-        ValueError: For bad records, and if the stream has fewer than ``val_size`` records.
+        ValueError: for bad records, and if the stream has fewer than ``val_size`` records.
     """
     val = source.val()
     if val is None and val_size:
@@ -160,16 +160,16 @@ def derive(
     """Derive the examples of a view from the records of an intake, and release the records.
 
     Args:
-        intake: Receives the examples.
-        view: The view.
-        selection: Which of the feedback is used.
-        most: For each split, the maximum of examples; None: all.
+        intake: receives the examples.
+        view: the view.
+        selection: which of the feedback is used.
+        most: for each split, the maximum of examples; None: all.
         train_on: ``last`` or, for demonstrations, ``all`` assistant turns.
-        seed: Draws the examples that are kept.
-        store: Where the records of all turns are kept.
+        seed: draws the examples that are kept.
+        store: where the records of all turns are kept.
 
     Raises:
-        ValueError: If the records have no example of the view, or for settings that have no effect on it.
+        ValueError: if the records have no example of the view, or for settings that have no effect on it.
     """
     selection.check(view)
     if train_on not in ("last", "all"):
@@ -188,7 +188,8 @@ def derive(
         derived = VIEWS[view](records, selection.prepare(view, records, training))
         examples = derived.examples
         counts += derived.report
-        if split == "train":  # validation data stays as it is, so that its metrics can be compared between runs
+        # Validation data stays as it is, so that its metrics can be compared between runs.
+        if split == "train":
             examples, not_kept = selection.keep(examples, seed)
             counts += not_kept
         intake.examples[split] = _sample(examples, most[split], seed)
@@ -199,4 +200,5 @@ def derive(
 def _sample(examples: Examples[Example], limit: int | None, seed: int) -> Examples[Example]:
     if limit is None or limit >= len(examples):
         return examples
+    # Sorted, so that a limit changes which examples there are and not their order.
     return examples.take(np.array(sorted(random.Random(seed).sample(range(len(examples)), limit))))

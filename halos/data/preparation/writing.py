@@ -43,19 +43,20 @@ def write_jsonl(file: Path, rows: Iterable[Mapping[str, object]]) -> int:
     """Write rows to a file, which appears complete or not at all.
 
     Args:
-        file: The name; it ends in .jsonl or .jsonl.gz.
-        rows: The objects, one for each line.
+        file: the name; it ends in .jsonl or .jsonl.gz.
+        rows: the objects, one for each line.
 
     Returns:
         The number of rows.
 
     Raises:
-        ValueError: For another name.
+        ValueError: for another name.
     """
     if not file.name.endswith((".jsonl", ".jsonl.gz")):
         raise ValueError(f"convert: expected a file that ends in .jsonl or .jsonl.gz, found {file}")
     file.parent.mkdir(parents=True, exist_ok=True)
     count = 0
+    # Rows may come from a generator that fails at one of them: the file appears only once all are written.
     with atomic_file(file) as part:
         open_text = gzip.open if file.suffix == ".gz" else open
         with open_text(part, "wt", encoding="utf-8") as stream:

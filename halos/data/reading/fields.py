@@ -44,6 +44,7 @@ def has(row: Mapping[str, object], key: str) -> bool:
 
 def required(where: str, row: Mapping[str, object], key: str) -> object:
     """Return a value; raise ``ValueError`` where there is none."""
+    # Two errors, as null points to a value that is missing in this row and no key to a wrong format.
     if key in row and row[key] is None:
         raise wrong(where, key, "given", None)
     if key not in row:
@@ -76,7 +77,9 @@ def _message(where: str, name: str, value: object) -> Message:
         raise wrong(where, name, "a message with 'role' and 'content'", value)
     if value["role"] not in ROLES:
         raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}", value["role"])
-    if value.get("tool_calls"):  # ignoring them would lose what the assistant did
+    # Parquet has "tool_calls": null in every message of a column where one message has calls. Real calls are refused:
+    # ignoring them would lose what the assistant did.
+    if value.get("tool_calls"):
         raise wrong(where, f"{name}.tool_calls", "absent, calls go into the content", value["tool_calls"])
     return Message(value["role"], text_of(where, f"{name}.content", value["content"]))
 
@@ -126,6 +129,7 @@ def score_of(where: str, name: str, value: object) -> float | None:
     """Return a score, None where there is none."""
     if value is None:
         return None
+    # True is an int to Python, but a label in the wrong column to a user.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong(where, name, "a number", value)
     try:

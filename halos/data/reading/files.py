@@ -33,11 +33,11 @@ class Piece:
     """What is read in one go: a file, folder or hub data set, or some of the lines of a .jsonl file.
 
     Attributes:
-        file: A local file, a folder (``folder`` or ``folder:split``) or a hub data set (``owner/name``,
+        file: a local file, a folder (``folder`` or ``folder:split``) or a hub data set (``owner/name``,
             ``owner/name:split``, ``owner/name/folder:split``).
-        start: Byte at which the lines begin.
-        stop: Byte at which they end; None for everything else than a stretch of lines.
-        number: The number of the first line.
+        start: byte at which the lines begin.
+        stop: byte at which they end; None for everything else than a stretch of lines.
+        number: the number of the first line.
     """
 
     file: str | Path
@@ -57,8 +57,9 @@ def pieces(path: str | Path, *, divide: bool = True) -> Iterator[Piece]:
         while block := stream.read(PIECE_BYTES):
             count = block.count(b"\n")
             size = len(block)
-            del block  # megabytes that are not needed while a perhaps huge line is read
-            rest = stream.readline()  # a piece ends with a complete line
+            # A piece ends with a complete line. That line may be huge, so the block is released before it is read.
+            del block
+            rest = stream.readline()
             size, count = size + len(rest), count + rest.count(b"\n")
             yield Piece(path, position, position + size, number)
             position, number = position + size, number + count
@@ -72,10 +73,12 @@ def content_key(path: str | Path) -> str | None:
             with file.open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError:
-            return None  # the reader raises an error that names the file
+            # No key, so that the file is read: its reader then raises an error that names it.
+            return None
     open_data_set = _data_set_of(path)
     rows = None if open_data_set is None else open_data_set().rows
-    key: str | None = getattr(rows, "_fingerprint", None)  # that of ``datasets``, for the content of a data set
+    # ``datasets`` has a key of the content for its own cache; there is no public name for it.
+    key: str | None = getattr(rows, "_fingerprint", None)
     return key
 
 
@@ -83,13 +86,14 @@ def read_piece(piece: Piece, columns: Mapping[str, str] | None = None, *, stream
     """Yield the rows of a piece with their locations.
 
     Args:
-        piece: What is read.
-        columns: Renames keys: from the name that a format expects to the one in the file.
-        streaming: Begin at once with data sets that would otherwise be downloaded or converted first.
+        piece: what is read.
+        columns: renames keys: from the name that a format expects to the one in the file.
+        streaming: begin at once with data sets that would otherwise be downloaded or converted first.
 
     Raises:
-        ValueError: If something cannot be read; the message names the file and the line or item.
+        ValueError: if something cannot be read; the message names the file and the line or item.
     """
+    # Columns are renamed before cells are converted, as a cell is converted by the name that the format expects.
     is_csv = _extension(Path(piece.file)) in (".csv", ".tsv")
     for where, row in _open(piece, streaming):
         renamed = _renamed(where, row, columns) if columns else row
@@ -150,6 +154,7 @@ def _data_set_of(path: str | Path) -> Callable[..., DataSet] | None:
     match = HUB_ID.fullmatch(path) if isinstance(path, str) and _may_be_hub_id(path) else None
     if match is not None:
         return partial(read_hub, str(path), match)
+    # A folder may have a colon in its name, so the whole path is tried first and then the part before the last colon.
     folder, _, split = str(path).rpartition(":")
     if Path(path).is_dir():
         return partial(read_folder, Path(path), None)

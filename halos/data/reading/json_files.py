@@ -25,17 +25,18 @@ def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int 
     """Yield the objects of a file that has one in each line, located by line; blank lines are skipped.
 
     Args:
-        file: The file.
-        start: Byte of a plain file at which reading begins.
-        stop: Byte at which it ends; None: the end of the file.
-        number: The number of the line that begins at ``start``.
+        file: the file.
+        start: byte of a plain file at which reading begins.
+        stop: byte at which it ends; None: the end of the file.
+        number: the number of the line that begins at ``start``.
     """
     number -= 1
-    for line in lines(file, start, stop):  # not enumerate, which would keep the line while its text is parsed
+    # A line may be gigabytes: enumerate would keep it while its text is parsed, and so would the name ``line``.
+    for line in lines(file, start, stop):
         number += 1
         where = f"{file}:{number}"
         text = decode(where, line)
-        del line  # a line may be huge: not twice in memory
+        del line
         if text.strip():
             hint = "; one list of objects is .json, rename the file" if number == 1 and text.lstrip()[0] == "[" else ""
             with _explained(lambda error, where=where, hint=hint: (where, hint)):  # type: ignore[misc]
@@ -49,6 +50,8 @@ def read_json(file: Path) -> Iterator[Located]:
     if not text.strip():
         return
     start = _skip(text, 0)
+    # A list is parsed item by item. An object has to be parsed whole, as only its end tells whether the list is its
+    # only value.
     if text[start] == "[":
         yield from (_as_row(f"{file}[{n}]", item) for n, item in enumerate(_items(file, text, start + 1), start=1))
         return
@@ -112,6 +115,7 @@ def _skip(text: str, position: int) -> int:
 def _explained(explain: Explain) -> Iterator[None]:
     try:
         yield
+    # JSONDecodeError is a ValueError; other ValueErrors come from _refuse_constant, _unique_keys and huge integers.
     except json.JSONDecodeError as error:
         where, hint = explain(error)
         raise ValueError(f"{where}: expected JSON, found an error at column {error.colno}: {error.msg}{hint}") from None

@@ -13,9 +13,9 @@ def lines(file: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes
     """Yield the lines of a file, decompressed, and keep none of them in memory.
 
     Args:
-        file: Its name tells whether it is gzipped.
-        start: Byte of a plain file at which a line begins.
-        stop: Byte of a plain file at which the last line ends; None: the end of the file.
+        file: its name tells whether it is gzipped.
+        start: byte of a plain file at which a line begins.
+        stop: byte of a plain file at which the last line ends; None: the end of the file.
     """
     stream: BinaryIO | gzip.GzipFile
     try:
@@ -27,6 +27,7 @@ def lines(file: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes
             else:
                 while stream.tell() < stop:
                     yield stream.readline()
+    # gzip finds a fault only when it reaches it, perhaps after gigabytes: each kind says what to do about the file.
     except EOFError:
         raise ValueError(f"{file}: the gzip file ends too early, it is truncated; copy or download it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:

@@ -39,6 +39,7 @@ def read_csv(file: Path) -> Iterator[Located]:
     blank, first = next(((n, line) for n, line in enumerate(text) if line.strip()), (0, ""))
     if not first:
         return
+    # Blank lines before the header are skipped here, as the parser would take one for a header without columns.
     reader = csv.reader(chain((first,), text), delimiter=max(DELIMITERS, key=first.count), strict=True)
     number = blank + 1
     try:
@@ -91,7 +92,7 @@ def typed(where: str, row: RawRow) -> dict[str, object]:
     completions.
 
     Raises:
-        ValueError: For a list of messages that is not JSON; as a text it would be trained on with its brackets.
+        ValueError: for a list of messages that is not JSON; as a text it would be trained on with its brackets.
     """
     return {name: _typed(where, name, cell) if isinstance(cell, str) else cell for name, cell in row.items()}
 
@@ -101,6 +102,8 @@ def _typed(where: str, name: str, cell: str) -> object:
         return _number(where, name, cell.strip())
     if not cell.strip():
         return cell if COMPLETIONS.fullmatch(name) else None
+    # Whether a prompt is a text or a list of messages is decided by how it begins, also for lists in Python's spelling
+    # (single quotes), which pandas writes and JSON refuses.
     if MESSAGES.match(cell) or name in STRUCTURES:
         return parse_json(f"{where}: {name}", cell)
     return cell
@@ -113,6 +116,7 @@ def _number(where: str, name: str, cell: str) -> object:
         return cell.lower() == "true"
     if cell.lower() in LABELS:
         return cell
+    # Nobody means a number of hundreds of digits, and one of thousands takes long to convert.
     if len(cell) > 400 or not NUMBER.fullmatch(cell):
         raise wrong(where, name, "a number or a label", cell)
     return int(cell) if cell.lstrip("+-").isdigit() else float(cell)
@@ -142,8 +146,8 @@ class DataSet:
     """A split that ``datasets`` has opened.
 
     Attributes:
-        name: Begins the locations of its rows.
-        rows: The rows, without their locations.
+        name: begins the locations of its rows.
+        rows: the rows, without their locations.
     """
 
     name: str
@@ -154,9 +158,9 @@ def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> 
     """Open a data set that ``datasets`` saved in a folder, or a folder of data files.
 
     Args:
-        folder: The folder.
-        split: The split; None: ``train``.
-        streaming: Do not convert data files first.
+        folder: the folder.
+        split: the split; None: ``train``.
+        streaming: do not convert data files first.
     """
     from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 
@@ -180,9 +184,9 @@ def read_hub(path: str, match: re.Match[str], *, streaming: bool = False) -> Dat
     """Open a split of a hub data set, or of one of its folders.
 
     Args:
-        path: The hub id as the user wrote it, for errors.
-        match: Its groups ``name``, ``folder`` and ``split``.
-        streaming: Do not download it first.
+        path: the hub id as the user wrote it, for errors.
+        match: its groups ``name``, ``folder`` and ``split``.
+        streaming: do not download it first.
     """
     from datasets import load_dataset
 

@@ -16,9 +16,9 @@ class Judged:
     """The label and the score of one completion.
 
     Attributes:
-        place: Index of the completion in its record.
-        desirable: The label, None where there is none.
-        score: The score, None where there is none.
+        place: index of the completion in its record.
+        desirable: the label, None where there is none.
+        score: the score, None where there is none.
     """
 
     place: int
@@ -31,7 +31,7 @@ class Judgement:
     """The judged completions of one record.
 
     Attributes:
-        completions: One entry for each completion; a selection may have left some out.
+        completions: one entry for each completion; a selection may have left some out.
         preferences: (better, worse) pairs of indices into ``completions``.
     """
 

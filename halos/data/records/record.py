@@ -18,8 +18,8 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        role: One of :data:`ROLES`.
-        content: The text of the turn.
+        role: one of :data:`ROLES`.
+        content: the text of the turn.
     """
 
     role: str
@@ -35,9 +35,9 @@ class Completion:
     """One reply with its own feedback: a label, a score, both or neither.
 
     Attributes:
-        text: The reply.
-        desirable: The label.
-        score: The score, a finite number.
+        text: the reply.
+        desirable: the label.
+        score: the score, a finite number.
     """
 
     text: str
@@ -50,13 +50,13 @@ class Record:
     """One prompt with its completions.
 
     Attributes:
-        id: Where the record came from (``train.jsonl:12``) or its own id; every error about it begins with this.
-        prompt: The prompt.
-        completions: At least one.
+        id: where the record came from (``train.jsonl:12``) or its own id; every error about it begins with this.
+        prompt: the prompt.
+        completions: at least one.
         preferences: (better, worse) pairs of indices into ``completions``.
 
     Raises:
-        ValueError: If roles, indices or scores make no sense.
+        ValueError: if roles, indices or scores make no sense.
     """
 
     id: str

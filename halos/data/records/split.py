@@ -23,15 +23,15 @@ def split_by_prompt(records: Sequence[Record], val_size: int, seed: int) -> tupl
     Which prompts they are depends on the seed and on the prompts, not on the order of the records.
 
     Args:
-        records: The records.
-        val_size: Prompts are held out until they have at least this many records.
-        seed: Seed of the draw.
+        records: the records.
+        val_size: prompts are held out until they have at least this many records.
+        seed: seed of the draw.
 
     Returns:
         Training and validation records, both in their order.
 
     Raises:
-        ValueError: If nothing would remain to train on.
+        ValueError: if nothing would remain to train on.
     """
     check_whole("data.val_size", val_size, 0)
     table = table_of(records)
@@ -57,7 +57,7 @@ def _by_text(records: RecordTable, first: np.ndarray) -> np.ndarray:
     """Return the indices of prompts in the order of their texts.
 
     Args:
-        records: The records.
+        records: the records.
         first: [prompts] the index of a record of each prompt.
     """
     at = np.argsort(first)

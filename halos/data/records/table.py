@@ -23,20 +23,26 @@ from halos.data.store.arrow import MEMORY, Part, Stored, Table
 TEXTS = pa.list_(pa.large_string())
 DIGESTS = pa.list_(pa.uint64())
 COLUMNS: dict[str, pa.DataType] = {
+    # Which record it is. "where" is its location, null if that is the id; "name" is the digest of the id.
     "id": pa.string(),
-    "where": pa.string(),  # null if it is the id
-    "name": pa.uint64(),  # digest of the id
-    "plain": pa.bool_(),  # whether the prompt is a text, not turns
+    "where": pa.string(),
+    "name": pa.uint64(),
+    # The record itself. "plain" is whether the prompt is a text, not turns.
+    "plain": pa.bool_(),
     "roles": pa.list_(pa.int8()),
     "contents": TEXTS,
     "texts": TEXTS,
-    "labels": pa.list_(pa.int8()),  # -1: none
-    "scores": pa.list_(pa.float64()),  # NaN: none
-    "preferences": pa.list_(pa.int32()),  # better, worse, better, worse, …
-    "judged": pa.uint64(),  # digest of labels, scores and preferences
-    "prompt": pa.uint64(),  # digest
-    "loose_prompt": pa.uint64(),  # "loose" digests are of normalised texts
-    "completions": DIGESTS,  # of prompt and completion
+    # A missing label is -1 and a missing score NaN: numpy reads columns without nulls as they are, without a copy.
+    # Preferences are better, worse, better, worse, … in one flat list.
+    "labels": pa.list_(pa.int8()),
+    "scores": pa.list_(pa.float64()),
+    "preferences": pa.list_(pa.int32()),
+    # Digests, which answer "same or different?" without texts. "judged" is that of labels, scores and preferences:
+    # views derive the examples of records with equal judgements once. "loose" ones are of normalised texts.
+    "judged": pa.uint64(),
+    "prompt": pa.uint64(),
+    "loose_prompt": pa.uint64(),
+    "completions": DIGESTS,
     "loose_completions": DIGESTS,
     # Two for each preference: of (prompt, better, worse) and of (prompt, worse, better); both 0 for equal texts.
     "pairs": DIGESTS,
@@ -44,6 +50,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "completion_characters": pa.list_(pa.int64()),
 }
 SCHEMA = pa.schema(list(COLUMNS.items()))
+# A record batch ends at whichever limit comes first: texts of any length then take bounded memory while it is built.
 BATCH_RECORDS = 4096
 BATCH_CHARACTERS = 1 << 22
 
@@ -55,7 +62,8 @@ def normalised(text: str) -> str:
 
 def digest(*parts: str) -> int:
     """Return a digest of texts, of 64 bits: equal for equal texts, never 0."""
-    joined = "\x1d".join(parts).encode("utf-8", "surrogatepass")  # ids may have lone surrogates, as file names do
+    # Ids begin with file names, which may have lone surrogates where a name is not UTF-8.
+    joined = "\x1d".join(parts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "little") or 1
 
 
@@ -72,7 +80,7 @@ class RecordTable(Stored[Record]):
     """Some or all records of a table, as a sequence.
 
     Args:
-        table: The table, with the columns :data:`COLUMNS`.
+        table: the table, with the columns :data:`COLUMNS`.
         chosen: [records] their numbers in the table; None: all.
     """
 
@@ -97,11 +105,12 @@ class RecordTable(Stored[Record]):
 
     def numbers(self, name: str) -> np.ndarray:
         """Return a column of numbers, [records]."""
-        numbers: np.ndarray = self.table.numbers(name)[self.chosen]
-        return numbers
+        return np.asarray(self.table.numbers(name)[self.chosen])
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return a column of lists of numbers as (the index of each number's record, the numbers)."""
+        # The lists of the chosen rows are gathered at once: ``within`` counts 0, 1, 2, … anew in each list, and
+        # added to where the list starts it gives the place of each number.
         ends, values = self._column(name)
         starts = ends[self.chosen]
         sizes = ends[self.chosen + 1] - starts
@@ -122,13 +131,14 @@ class RecordTable(Stored[Record]):
 
     def ids(self, indices: Iterable[int]) -> list[str]:
         """Return the ids of the records with these indices."""
-        return [self._text("id", int(index)) or "" for index in indices]
+        return [str(self._text("id", int(index))) for index in indices]
 
     def where(self, index: int) -> str:
         """Return the location of a record, which may have an id of its own."""
         return self._text("where", index) or self.ids([index])[0]
 
     def many(self, indices: np.ndarray) -> list[Record]:
+        # Each batch is read once and in order, whatever the order of the indices, and a repeated record is made once.
         rows, back = np.unique(self.chosen[indices], return_inverse=True)
         records = [record for batch in self.table.select(rows) for record in _records(batch)]
         return [records[place] for place in back]
@@ -157,7 +167,6 @@ def batches(records: Iterable[tuple[str | None, Record]]) -> Iterator[pa.RecordB
     for where, record in records:
         rows.append(_row(record, where))
         characters += rows[-1]["prompt_characters"] + sum(rows[-1]["completion_characters"])
-        # By number or, as some texts are huge, by size.
         if len(rows) >= BATCH_RECORDS or characters >= BATCH_CHARACTERS:
             yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
             rows, characters = [], 0
@@ -196,6 +205,7 @@ def _row(record: Record, where: str | None) -> dict[str, Any]:
 
 def joined(tables: Sequence[RecordTable]) -> RecordTable:
     """Return the records of several tables, one table after the other; nothing is copied."""
+    # RecordTable.key adds the choice of records; the key of the table has only to name the tables.
     keys = [records.table.key for records in tables]
     key = None if None in keys else hashlib.sha256(repr(keys).encode()).hexdigest()[:24]
     starts = np.cumsum([0, *(len(records.table) for records in tables)])
@@ -214,6 +224,7 @@ def _part(records: Sequence[Record]) -> Part:
 
 
 def _both_ways(key: str, better: str, worse: str) -> tuple[int, int]:
+    # Equal texts would otherwise contradict themselves, as both ways round are the same pair.
     return (0, 0) if better == worse else (digest(key, better, worse), digest(key, worse, better))
 
 
@@ -239,7 +250,8 @@ def _label(number: int) -> bool | None:
 
 
 def _score(number: float) -> float | None:
-    return None if number != number else number  # NaN alone differs from itself
+    # Only NaN differs from itself; math.isnan would be a call for each of millions of scores.
+    return None if number != number else number
 
 
 def _pairs(places: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -33,9 +33,9 @@ class Records:
     """The records of one split.
 
     Attributes:
-        records: The records, in their order.
-        dropped: Counts of what was left out, by reason.
-        origins: The same for each file, where the records come from files.
+        records: the records, in their order.
+        dropped: counts of what was left out, by reason.
+        origins: the same for each file, where the records come from files.
     """
 
     records: Sequence[Record]
@@ -47,9 +47,9 @@ class Source(ABC):
     """Training records and, where there are any, validation records.
 
     Attributes:
-        name: The name in ``data=NAME`` and in errors.
-        store: Where sources that read files keep their records.
-        whole_trees: Whether each assistant turn of a conversation is a completion of a record of its own.
+        name: the name in ``data=NAME`` and in errors.
+        store: where sources that read files keep their records.
+        whole_trees: whether each assistant turn of a conversation is a completion of a record of its own.
     """
 
     name: ClassVar[str]
@@ -73,8 +73,8 @@ class Source(ABC):
         This implementation is for sources whose records are in memory anyway.
 
         Args:
-            origins: Receives what each file has given so far.
-            strict: Raise ``ValueError`` for what would be left out because the data is at fault.
+            origins: receives what each file has given so far.
+            strict: raise ``ValueError`` for what would be left out because the data is at fault.
         """
         records = self.train()
         if strict:
@@ -99,17 +99,18 @@ class FileSource(Source):
     """A source that reads rows from files; each format adds its adapter.
 
     Args:
-        train: Files of training data.
-        val: Files of validation data.
-        columns: Renames keys: from the name that the format expects to the one in the files.
+        train: files of training data.
+        val: files of validation data.
+        columns: renames keys: from the name that the format expects to the one in the files.
 
     Attributes:
-        rows_alone: Whether each row has a meaning by itself, so that a large file can be read in pieces.
+        rows_alone: whether each row has a meaning by itself, so that a large file can be read in pieces.
 
     Raises:
-        ValueError: If there is no training file.
+        ValueError: if there is no training file.
     """
 
+    # Off unless a format says otherwise: pieces of a file whose rows belong together would be read without an error.
     rows_alone: ClassVar[bool] = False
 
     def __init__(
@@ -143,6 +144,7 @@ class FileSource(Source):
         for file in chain.from_iterable(map(expand, self._train_files)):
             origin = origins.setdefault(str(file), Origin())
             rows = _counted(read_piece(Piece(file), self._columns, streaming=True), origin)
+            # Counted before it is yielded, so that the counts include the record that the caller has in hand.
             for adapted in self.adapted_one_by_one(rows):
                 origin.add(adapted)
                 if strict:
@@ -161,11 +163,12 @@ class FileSource(Source):
         """Read all records of the files, in order.
 
         Raises:
-            ValueError: If an id occurs twice or no record is left.
+            ValueError: if an id occurs twice or no record is left.
         """
         expanded = list(chain.from_iterable(map(expand, files)))
         tasks = [piece for file in expanded for piece in pieces(file, divide=self.rows_alone)]
         table = self.store.table(self._key(expanded), self._part, tasks)
+        # The pieces of a file were counted apart, perhaps in other processes or in an earlier run.
         origins: dict[str, Origin] = {}
         for notes in table.notes:
             counts = {**notes["origin"], "dropped": Counter(notes["origin"]["dropped"])}
@@ -189,6 +192,7 @@ class FileSource(Source):
         return hashlib.sha256(key.encode()).hexdigest()[:24]
 
     def _settings(self) -> dict[str, object]:
+        # The files are in the key by their contents. All else that a constructor has set may change the records.
         not_settings = ("store", "_train_files", "_val_files")
         return {name: value for name, value in sorted(vars(self).items()) if name not in not_settings}
 
@@ -202,6 +206,7 @@ class FileSource(Source):
                 if record is not None:
                     yield where, record
 
+        # The notes are complete only once the last batch has been made.
         yield from batches(records())
         return {"file": str(piece.file), "origin": {name: getattr(origin, name) for name in Origin.__slots__}}
 

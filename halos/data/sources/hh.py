@@ -27,7 +27,8 @@ def hh_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         dropped[DIFFERENT_PROMPTS] += 1
         return None
     if any(TURN.search(completion) for completion in (chosen, rejected)):
-        dropped[ENDS_WITH_HUMAN] += 1  # the policy would learn to speak for the human
+        # The policy would learn to speak for the human.
+        dropped[ENDS_WITH_HUMAN] += 1
         return None
     chosen, rejected = chosen.strip(), rejected.strip()
     if turns[-1].role == "assistant":

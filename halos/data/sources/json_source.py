@@ -69,7 +69,8 @@ def own_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         record_id = text_of(where, "id", name)
         if not record_id.strip():
             raise wrong(where, "id", "a name", name)
-        record = replace(record, id=record_id)  # after the record's own checks, whose errors name the file and the line
+        # Only now: the errors of the record's own checks have named the file and the line, which help more than its id.
+        record = replace(record, id=record_id)
     return without_empty(record, dropped)
 
 
@@ -77,7 +78,8 @@ def _completion(where: str, name: str, item: object) -> Completion:
     if not isinstance(item, dict) or not has(item, "text"):
         raise wrong(where, name, "an object with 'text'", item)
     unknown = sorted(set(item) - COMPLETION_KEYS)
-    if unknown:  # a mistyped 'desirable' would otherwise pass for a completion without feedback
+    # A mistyped 'desirable' would otherwise pass for a completion without feedback.
+    if unknown:
         raise ValueError(
             f"{where}: expected {name!r} to have 'text', 'desirable' and 'score' only; found {shorten(unknown[0])}"
         )
@@ -95,6 +97,7 @@ def _preferences(where: str, value: object) -> tuple[tuple[int, int], ...]:
     if not isinstance(value, list):
         raise wrong(where, "preferences", "a list of [better, worse]", value)
     for i, pair in enumerate(value):
+        # By type: true and false are the indices 1 and 0 to Python.
         if not isinstance(pair, list) or [type(index) for index in pair] != [int, int]:
             raise wrong(where, f"preferences[{i}]", "two indices [better, worse]", pair)
     return tuple((better, worse) for better, worse in value)
@@ -111,6 +114,7 @@ def preference_record(where: str, row: RawRow, dropped: Counter[str]) -> Record 
     prompt, other = before or own_prompt, before_rejected or own_prompt
     if prompt is None or other is None:
         raise ValueError(f"{where}: expected 'prompt' next to 'chosen' and 'rejected'; found none{_hh_hint(chosen)}")
+    # A pair whose sides differ before the last turn compares conversations, not replies to one prompt.
     if prompt_key(prompt) != prompt_key(other):
         dropped[DIFFERENT_PROMPTS] += 1
         return None
@@ -190,10 +194,12 @@ def conversation_record(where: str, row: RawRow, dropped: Counter[str]) -> Recor
     return without_empty(Record(where, prompt, (_judged(where, row, text, "score"),)), dropped)
 
 
+# HALOs' rows name their format. A name counts before any key.
 BY_TYPE: tuple[tuple[Adapter, str, str], ...] = (
     (binary_record, "type", "binary_feedback"),
     (pairwise_record, "type", "pairwise_feedback"),
 )
+# In order: the more a format demands, the earlier. UltraFeedback's rows have "messages" next to "chosen", for one.
 BY_KEYS: tuple[tuple[Adapter, tuple[str, ...]], ...] = (
     (own_record, ("completions",)),
     (pairwise_record, ("output_A", "output_B")),

@@ -30,14 +30,14 @@ class MixedSource(Source):
     """The records of several sources, one source after the other (training shuffles them).
 
     Args:
-        mix: For each source, under a name of the user's: ``data`` (json by default), ``train``, ``val`` and the other
+        mix: for each source, under a name of the user's: ``data`` (json by default), ``train``, ``val`` and the other
             settings of that source, with ``weight`` or ``cap`` or neither. A cap is the maximum of training records.
             Weights are shares: the sources that have one give as many records, drawn with the seed, as keep the shares
             exact up to one record without repeating any. Validation data is never reduced.
-        seed: Seed of the draws.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: For a setting that cannot be used; the message names the source.
+        ValueError: for a setting that cannot be used; the message names the source.
     """
 
     name = "mix"
@@ -66,6 +66,7 @@ class MixedSource(Source):
     def train(self) -> Records:
         read = {name: source.train() for name, source in self._opened()}
         counts = {name: min(len(r.records), self._caps.get(name, len(r.records))) for name, r in read.items()}
+        # A cap limits a source before the weights are applied, so a small cap reduces all weighted sources.
         counts |= shares({name: counts[name] for name in self._weights}, self._weights)
         return _joined([_drawn(name, records, counts[name], self._seed) for name, records in read.items()])
 
@@ -89,8 +90,8 @@ def shares(available: Mapping[str, int], weights: Mapping[str, float]) -> dict[s
     The counts have the proportions of the weights and are as large as possible without taking a record twice.
 
     Args:
-        available: The number of records of each source.
-        weights: The weight of each source.
+        available: the number of records of each source.
+        weights: the weight of each source.
     """
     if not weights:
         return {}
@@ -104,6 +105,7 @@ def _make(name: str, options: dict[str, Any]) -> FileSource:
     if not isinstance(kind, str) or kind not in SOURCES:
         raise ValueError(f"data.mix.{name}.data: expected one of {', '.join(SOURCES)}, found {kind!r}")
     source, settings = SOURCES[kind], {"train": None, **options}
+    # Bound before it is called: a TypeError from inside the constructor is a fault of the code, not of the settings.
     try:
         inspect.signature(source).bind(**settings)
     except TypeError as error:

@@ -42,8 +42,8 @@ def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adap
     A deleted message is left out with all replies below it. A message whose parent is missing is counted.
 
     Args:
-        rows: Messages or trees.
-        lang: Only trees whose first message is in this language (``en``) are used; None: all.
+        rows: messages or trees.
+        lang: only trees whose first message is in this language (``en``) are used; None: all.
     """
     nodes: dict[str, _Node] = {}
     children: dict[str, list[str]] = defaultdict(list)
@@ -60,7 +60,9 @@ def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adap
             children[text_of(where, "parent_id", row["parent_id"])].append(name)
         else:
             roots.append(name)
-    reached = set()  # parents may come after their children, so trees are assembled once all messages are read
+    # Parents may come after their children, so trees are assembled once all messages are read. What cannot be reached
+    # from a root has lost its parent, or is part of a loop, which is never entered here.
+    reached = set()
     for root in roots:
         open_names = [root]
         while open_names:
@@ -88,7 +90,8 @@ def _node(where: str, row: RawRow) -> _Node:
     if not isinstance(role, str) or role not in ROLES:
         raise wrong(where, "role", f"one of {', '.join(ROLES)}", role)
     if isinstance(rank, float) and rank.is_integer():
-        rank = int(rank)  # Parquet files often store integers with gaps as floats
+        # Parquet files often store integers with gaps as floats.
+        rank = int(rank)
     if rank is not None and type(rank) is not int:
         raise wrong(where, "rank", "a whole number, 0 for the best", rank)
     lang, usable = row.get("lang"), not row.get("deleted") and row.get("review_result") is not False
@@ -100,7 +103,8 @@ def _tree(where: str, value: object) -> _Node:
     """Return the node of a message with all replies below it."""
     message = _message(where, value)
     root = _node(where, message)
-    waiting = [(root, message)]  # not recursion: a tree may be deeper than Python's stack
+    # Not recursion: a tree may be deeper than Python's stack.
+    waiting = [(root, message)]
     while waiting:
         node, row = waiting.pop()
         replies = row.get("replies") or []
@@ -143,6 +147,7 @@ def _record(node: _Node, turns: tuple[Message, ...]) -> Adapted:
         return node.where, None, Counter({NO_REPLY: 1})
     if not any(turn.content.strip() for turn in turns):
         return node.where, None, Counter({"empty prompt": 1})
+    # Every two replies with different ranks are a preference. Equal ranks mean that nobody decided between them.
     ranked = [(n, reply.rank) for n, reply in enumerate(replies) if reply.rank is not None]
     preferences = tuple(
         (i, j) if rank < other else (j, i) for (i, rank), (j, other) in combinations(ranked, 2) if rank != other
@@ -156,10 +161,10 @@ class OasstSource(FileSource):
     """Conversation trees in the formats of ``OpenAssistant/oasst1``.
 
     Args:
-        train: Files of training data.
-        val: Files of validation data.
-        columns: Renames keys, see :class:`.FileSource`.
-        lang: Only trees whose first message is in this language are used; None: all.
+        train: files of training data.
+        val: files of validation data.
+        columns: renames keys, see :class:`.FileSource`.
+        lang: only trees whose first message is in this language are used; None: all.
     """
 
     name = "oasst"

@@ -18,10 +18,10 @@ class OnPolicySource(Source):
     """Training records from a file of judged samples; validation data and true reward from another source.
 
     Args:
-        feedback: A file in this project's format, as ``scripts/label.py`` writes it.
-        world: The source of the prompts.
-        val_size: Records held out of the training data of ``world`` where it has no validation data of its own.
-        seed: Draws them. With the same size and seed they are those that were held out when ``world`` was trained on.
+        feedback: a file in this project's format, as ``scripts/label.py`` writes it.
+        world: the source of the prompts.
+        val_size: records held out of the training data of ``world`` where it has no validation data of its own.
+        seed: draws them. With the same size and seed they are those that were held out when ``world`` was trained on.
     """
 
     name = "on_policy"

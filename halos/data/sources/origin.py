@@ -17,10 +17,10 @@ class Origin:
     """What one file gave.
 
     Attributes:
-        rows: Rows that were read.
-        records: Records made from them.
-        dropped: Counts of what was left out, by reason.
-        places: For each reason, the locations of the first rows.
+        rows: rows that were read.
+        records: records made from them.
+        dropped: counts of what was left out, by reason.
+        places: for each reason, the locations of the first rows.
     """
 
     rows: int = 0

@@ -40,10 +40,10 @@ class SHPSource(FileSource):
     """Pairs of scored comments in the format of ``stanfordnlp/SHP``.
 
     Args:
-        train: Files of training data.
-        val: Files of validation data.
-        columns: Renames keys, see :class:`.FileSource`.
-        min_ratio: Pairs with a lower ratio of the higher score to the lower one are left out; 1 keeps every pair.
+        train: files of training data.
+        val: files of validation data.
+        columns: renames keys, see :class:`.FileSource`.
+        min_ratio: pairs with a lower ratio of the higher score to the lower one are left out; 1 keeps every pair.
     """
 
     name = "shp"

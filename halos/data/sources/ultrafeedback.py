@@ -48,10 +48,10 @@ class UltraFeedbackSource(FileSource):
     """Scored completions in the format of ``openbmb/UltraFeedback``, or binarized ones (``HuggingFaceH4``'s).
 
     Args:
-        train: Files of training data.
-        val: Files of validation data.
-        columns: Renames keys, see :class:`.FileSource`.
-        score: The field of a raw completion that is its score: ``overall_score`` or ``fine-grained_score`` (the mean
+        train: files of training data.
+        val: files of validation data.
+        columns: renames keys, see :class:`.FileSource`.
+        score: the field of a raw completion that is its score: ``overall_score`` or ``fine-grained_score`` (the mean
             over helpfulness, honesty, instruction following and truthfulness).
     """
 

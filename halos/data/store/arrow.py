@@ -54,9 +54,9 @@ class Table:
     """Record batches of one schema; a row is found by its number without reading others.
 
     Attributes:
-        batches: The record batches that have rows.
-        notes: The notes of the table's parts, in their order.
-        key: The key under which it is stored; None in memory.
+        batches: the record batches that have rows.
+        notes: the notes of the table's parts, in their order.
+        key: the key under which it is stored; None in memory.
         starts: [batches + 1] the number of each batch's first row, then the number of rows.
     """
 
@@ -98,6 +98,7 @@ class Table:
 
     def flat(self, batch: int, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (offsets, values) of a column of lists of numbers in one batch; not copied."""
+        # Cached, as Arrow makes new Python objects for every access to a column, which takes longer than the reading.
         if (batch, name) not in self._flat:
             column = self.batches[batch].column(name)
             self._flat[batch, name] = (column.offsets.to_numpy(), column.values.to_numpy())
@@ -107,6 +108,7 @@ class Table:
         """Yield rows, whose numbers ascend, as record batches."""
         if not len(rows):
             return
+        # Group the rows by their batch: as they ascend, the rows of one batch follow each other.
         owners = np.searchsorted(self.starts, rows, side="right") - 1
         numbers, edges = np.unique(owners, return_index=True)
         for n, of_batch in zip(numbers.tolist(), np.split(rows, edges[1:]), strict=True):
@@ -139,6 +141,7 @@ class Stored(Sequence[T_co]):
         return self.many(np.array([range(len(self))[index]]))[0]
 
     def __iter__(self) -> Iterator[T_co]:
+        # In blocks: one item at a time would pay for finding its batch, all at once for the memory of every item.
         for start in range(0, len(self), self.BLOCK):
             yield from self.many(np.arange(start, min(start + self.BLOCK, len(self))))
 
@@ -156,8 +159,8 @@ class Store:
     """Where tables are kept, and how many processes build one.
 
     Attributes:
-        folder: The cache folder; None keeps tables in memory.
-        workers: Processes that build a table on disk; None for one on each core.
+        folder: the cache folder; None keeps tables in memory.
+        workers: processes that build a table on disk; None for one on each core.
     """
 
     folder: Path | None = None
@@ -169,14 +172,15 @@ class Store:
         Processes that request the same table at the same time build it once.
 
         Args:
-            key: Changes with everything that the table depends on, except the format (:func:`format_key`); None keeps
+            key: changes with everything that the table depends on, except the format (:func:`format_key`); None keeps
                 the table in memory.
-            make: Makes the part of one task.
-            tasks: The tasks, in the order of the table.
+            make: makes the part of one task.
+            tasks: the tasks, in the order of the table.
         """
         if self.folder is None or key is None:
             return _in_memory(make, tasks)
         place = self.folder / "data" / f"{key}-{format_key()}"
+        # A cache that cannot be written (full disk, read-only folder) must not stop a run that fits into memory.
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with _locked(place.with_name(f"{place.name}.lock")):
@@ -187,11 +191,13 @@ class Store:
             return _in_memory(make, tasks)
 
     def _build(self, place: Path, key: str, make: Callable[[T], Part], tasks: Sequence[T]) -> Table:
+        # One file for several tasks: every file stays memory-mapped, and processes may have few open files.
         tasks_per_file = max(1, -(-len(tasks) // MAX_FILES))
         shares = [tasks[start : start + tasks_per_file] for start in range(0, len(tasks), tasks_per_file)]
         with atomic_folder(place) as folder:
             files = list(mapped(partial(_write, make, folder), list(enumerate(shares)), self.workers))
             (folder / NOTES).write_text(json.dumps(files), encoding="utf-8")
+        # Read back from disk, also by the process that wrote it: the batches are then mapped, not in its memory.
         table = _open(place, key)
         if table is None:
             raise OSError(f"{place} cannot be read back as it was written")
@@ -230,7 +236,8 @@ def _write(make: Callable[[T], Part], folder: Path, numbered: tuple[int, Sequenc
 
     def take(batch: pa.RecordBatch) -> None:
         nonlocal writer
-        writer = writer or pa.ipc.new_file(str(file), batch.schema)  # only the first batch tells the schema
+        # The file is opened with the first batch, as only that tells the schema.
+        writer = writer or pa.ipc.new_file(str(file), batch.schema)
         writer.write_batch(batch)
 
     try:
@@ -250,6 +257,7 @@ def _open(place: Path, key: str) -> Table | None:
         batches: list[pa.RecordBatch] = []
         for number, written in enumerate(files):
             file = place / f"{number:05}.arrow"
+            # Tasks without a batch have no file. The size catches a file that was cut; Arrow checks only what it reads.
             if written["bytes"] and file.stat().st_size != written["bytes"]:
                 raise ValueError(f"{file.name} has {file.stat().st_size} bytes instead of {written['bytes']}")
             if written["bytes"]:

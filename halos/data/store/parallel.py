@@ -22,12 +22,12 @@ def mapped(function: Callable[[T], R], tasks: Sequence[T], workers: int | None =
     """Yield the results of a function in the order of the tasks.
 
     Args:
-        function: Applied to each task.
-        tasks: A single task is run in this process.
-        workers: Number of processes; None for one on each core.
+        function: applied to each task.
+        tasks: a single task is run in this process.
+        workers: number of processes; None for one on each core.
 
     Raises:
-        ValueError: If a process is killed. An error of ``function`` is raised as it is, the first one in order.
+        ValueError: if a process is killed. An error of ``function`` is raised as it is, the first one in order.
     """
     workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
     if workers < 2:
@@ -42,15 +42,19 @@ def mapped(function: Callable[[T], R], tasks: Sequence[T], workers: int | None =
             "data.num_proc=1 needs least"
         ) from None
     finally:
+        # After an error the other tasks are not worth waiting for.
         pool.shutdown(cancel_futures=True)
 
 
 def _start(function: Callable[[Any], Any], parent: int) -> None:
     global _function
     _function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends the pool
+    # The terminal sends Ctrl-C to the workers too; they ignore it, as the parent ends the pool. A handler of SIGTERM
+    # that the parent has set is for the parent: without it SIGTERM ends a worker.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many processes as cores
+    # There are as many processes as cores already.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 

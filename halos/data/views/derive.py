@@ -51,7 +51,7 @@ def demonstrations(records: Sequence[Record], prepare: Prepare | None = None) ->
     """Derive the preferred, desirable, best-scored and unjudged completions.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: if there is none.
     """
     return _view(Demonstration, demonstrated, records, prepare)
 
@@ -60,7 +60,7 @@ def binary(records: Sequence[Record], prepare: Prepare | None = None) -> View[La
     """Derive labelled completions: by their own labels, else a pair gives a desirable and an undesirable one.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: if there is none.
     """
     return _view(Labelled, labelled, records, prepare)
 
@@ -71,7 +71,7 @@ def pairs(records: Sequence[Record], prepare: Prepare | None = None) -> View[Pai
     Labelled completions of a prompt are paired in their order, each once. Scores make one pair a record.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: if there is none.
     """
     return _view(Pair, paired, records, prepare)
 
@@ -80,7 +80,7 @@ def scored(records: Sequence[Record], prepare: Prepare | None = None) -> View[Sc
     """Derive scored completions: by their own scores, else +1 and −1 from labels, else from pairs.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: if there is none.
     """
     return _view(Scored, scored_rule, records, prepare)
 
@@ -111,7 +111,8 @@ def _view(kind: type[E], rule: Rule, records: Sequence[Record], prepare: Prepare
         values.append(float("nan") if value is None else value)
         number.append(count)
     if not chosen:
-        scores_alone = report["scored completions without a label left out"]  # counted by the binary view alone
+        # Counted by the binary view alone.
+        scores_alone = report["scored completions without a label left out"]
         raise ValueError(NO_THRESHOLD if scores_alone else f"{NOTHING[kind]}{_left_out(report)}")
     places, numbers = np.frombuffer(chosen, np.int32).reshape(-1, 2), np.frombuffer(number, np.int32)
     others = np.frombuffer(rejected, np.int32).reshape(-1, 2) if kind is Pair else None
@@ -122,9 +123,9 @@ def of_run(view: str, run: Sequence[Record], prepare: Prepare | None = None) -> 
     """Derive a view from a few records of a stream that have one prompt.
 
     Args:
-        view: A name in :data:`VIEWS`.
-        run: The records; labelled completions of different ones are paired.
-        prepare: Changes their judgements first.
+        view: a name in :data:`VIEWS`.
+        run: the records; labelled completions of different ones are paired.
+        prepare: changes their judgements first.
 
     Returns:
         The same examples and counts as :data:`VIEWS` gives for these records. No example is no error.
@@ -146,13 +147,14 @@ def _in_order(
     """Yield the examples of all records in their order, each with its number in its record.
 
     Args:
-        kind: The class of the examples.
-        prompts: For each record a number that is equal for equal prompts.
-        derived: The examples of each record.
-        report: Receives the counts.
+        kind: the class of the examples.
+        prompts: for each record a number that is equal for equal prompts.
+        derived: the examples of each record.
+        report: receives the counts.
     """
     # A plain array: reading one number of a numpy array takes several times as long.
     numbers = array("i", bytes(4 * len(prompts)))
+    # A prompt's labelled completions may be spread over records, so pairs are the one view that looks beyond a record.
     for examples, counts in _across_records(prompts, derived, report) if kind is Pair else derived:
         for reason, count in counts.items():
             report[reason] += count
@@ -169,11 +171,13 @@ def _across_records(
 
     See :func:`_in_order` for the arguments.
     """
+    # At most one of a prompt's two queues has entries: a completion waits only if nothing opposite waits already.
     waiting: dict[tuple[int, bool], deque[Place]] = defaultdict(deque)
     for examples, counts in derived:
         pairs: list[PlacedExample] = []
         for chosen, rejected, desirable in examples:
-            if desirable is None:  # a pair already
+            # A pair already, as paired completions have no label here.
+            if desirable is None:
                 pairs.append((chosen, rejected, None))
                 continue
             prompt = int(prompts[chosen[0]])
@@ -212,6 +216,7 @@ def _local(
     if prepare is not None:
         judgement, report = prepare(index, judgement)
     local = rule(judgement, report)
+    # Positions in the judgement become places in the record.
     at = [completion.place for completion in judgement.completions]
     return [(at[i], None if j is None else at[j], value) for i, j, value in local], +report
 

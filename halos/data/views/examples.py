@@ -62,8 +62,8 @@ class Examples(Stored[E_co], Generic[E_co]):
     """The examples of a view; each is made from its record when it is requested.
 
     Attributes:
-        kind: The class of the examples.
-        records: The records that they come from.
+        kind: the class of the examples.
+        records: the records that they come from.
         chosen: [n, 2] places of their completions, of pairs the chosen ones.
         rejected: [n, 2] places of the rejected completions of pairs; None for other views.
         values: [n] labels or scores, NaN where the view has none.
@@ -103,14 +103,12 @@ class Examples(Stored[E_co], Generic[E_co]):
     @property
     def prompts(self) -> np.ndarray:
         """[n] a number for the prompt of each example, equal for equal prompts."""
-        numbers: np.ndarray = self.records.numbers("prompt")[self.chosen[:, 0]]
-        return numbers
+        return np.asarray(self.records.numbers("prompt")[self.chosen[:, 0]])
 
     @property
     def names(self) -> np.ndarray:
         """[n] the digest of the id of each example's record."""
-        digests: np.ndarray = self.records.numbers("name")[self.chosen[:, 0]]
-        return digests
+        return np.asarray(self.records.numbers("name")[self.chosen[:, 0]])
 
     def many(self, indices: np.ndarray) -> list[E_co]:
         owners = self.records.many(self.chosen[indices, 0])

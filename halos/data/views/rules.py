@@ -80,6 +80,7 @@ def paired(record: Judgement, report: Counter[str]) -> list[LocalExample]:
     The latter have a label as their value. They are paired with completions of the same prompt afterwards, as those
     may belong to other records.
     """
+    # Once a completion stands in a pair, its own label would count its judgement twice.
     examples: list[LocalExample] = [(better, worse, None) for better, worse in record.preferences]
     examples += [(i, None, c.desirable) for i, c in _without_pair(record).items() if c.desirable is not None]
     return examples + _pairs_from_scores(record, report)
@@ -115,6 +116,7 @@ def _by_score(record: Judgement) -> list[int]:
 
 def scored(record: Judgement, report: Counter[str]) -> list[LocalExample]:
     """Return the scored completions of one record, then those with ±1 from a label or a pair."""
+    # A score tells more than a label, and a label more than a pair: each completion has the best of what there is.
     values: list[tuple[int, float]] = [(i, c.score) for i, c in enumerate(record.completions) if c.score is not None]
     have_score = {i for i, _ in values}
     for i, desirable in _labels(record, report):

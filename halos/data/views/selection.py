@@ -33,19 +33,19 @@ class Selection:
     """The settings of ``data.select``.
 
     Args:
-        keep_desirable: Share of the desirable training completions that is kept (the KTO paper drops up to 90 % of
+        keep_desirable: share of the desirable training completions that is kept (the KTO paper drops up to 90 % of
             them, section 4.2 of its first version).
-        keep_undesirable: The same of the undesirable ones.
-        one_per_prompt: Keep one training example of each prompt (the paper's "one y per x").
-        labels_from_scores: A completion without a label is desirable if it scores above this, undesirable below it,
+        keep_undesirable: the same of the undesirable ones.
+        one_per_prompt: keep one training example of each prompt (the paper's "one y per x").
+        labels_from_scores: a completion without a label is desirable if it scores above this, undesirable below it,
             and stays without a label at just this score. A number, ``median`` (of all training scores) or ``prompt``
             (the median of its own prompt's scores).
-        pairs_from_scores: Which completions of a record that have only scores are paired: ``best_worst`` pairs the
+        pairs_from_scores: which completions of a record that have only scores are paired: ``best_worst`` pairs the
             best with the worst, ``all`` every two.
-        min_margin: The smallest difference of scores in such a pair; equal scores never make one.
+        min_margin: the smallest difference of scores in such a pair; equal scores never make one.
 
     Raises:
-        ValueError: For a setting out of its range.
+        ValueError: for a setting out of its range.
     """
 
     keep_desirable: float = 1.0
@@ -92,9 +92,9 @@ class Selection:
         """Return how scores become labels (binary view) or pairs (pairs view), None if they do not.
 
         Args:
-            view: The view that is derived afterwards.
-            records: The records that it is derived from.
-            training: The records whose median score is the threshold of ``labels_from_scores=median``.
+            view: the view that is derived afterwards.
+            records: the records that it is derived from.
+            training: the records whose median score is the threshold of ``labels_from_scores=median``.
         """
         return self._prepare(view, lambda: self._threshold(table_of(records), table_of(training)))
 
@@ -129,6 +129,7 @@ class Selection:
             return list(examples), Counter()
         labels = [example.desirable if isinstance(example, Labelled) else True for example in examples]
         prompts = np.array([digest(prompt_key(example.prompt)) for example in examples], dtype=np.uint64)
+        # The same numbers as the table has in its columns: the digest of the record's id, and the number after the "#".
         ids = [example.id.rpartition("#") for example in examples]
         names = np.array([digest(record_id) for record_id, _, _ in ids], dtype=np.uint64)
         draws = partial(_draws, seed, names, np.array([int(number) for _, _, number in ids]))
@@ -143,8 +144,8 @@ class Selection:
         Args:
             labels: [n] whether each is desirable; None if examples have no labels.
             prompts: [n] equal numbers for equal prompts.
-            draws: From a purpose to a draw for each example, [n]; the lowest ones are kept.
-            exactly: Whether shares are of these examples, not of the range of draws.
+            draws: from a purpose to a draw for each example, [n]; the lowest ones are kept.
+            exactly: whether shares are of these examples, not of the range of draws.
         """
         report: Counter[str] = Counter()
         kept = np.ones(len(prompts), dtype=bool)
@@ -153,6 +154,8 @@ class Selection:
                 continue
             of_kind = np.flatnonzero(labels == desirable)
             drawn = draws("share")[of_kind]
+            # A table keeps exactly its share, the lowest draws. A stream cannot know how many examples there will be, so
+            # it keeps the draws below a bar. Both keep the same examples, except for the few around the bar.
             count = max(1, round(share * len(of_kind))) if exactly else int((drawn < share * 2.0**64).sum())
             dropped = of_kind[np.argsort(drawn, kind="stable")[count:]]
             kept[dropped] = False
@@ -161,7 +164,8 @@ class Selection:
             remaining = np.flatnonzero(kept)
             # Other draws than for the shares: of those, the label with the smaller share has kept the lower ones.
             order = remaining[np.argsort(draws("one")[remaining], kind="stable")]
-            _, first = np.unique(prompts[order], return_index=True)  # the lowest draw of each prompt
+            # In the order of the draws, the first example of each prompt is the one with its lowest draw.
+            _, first = np.unique(prompts[order], return_index=True)
             kept[:] = False
             kept[order[first]] = True
             report["further examples of a prompt not kept"] += len(remaining) - len(first)
@@ -191,6 +195,7 @@ class Selection:
         alone = [i for i, c in enumerate(record.completions) if i not in in_pairs and c.desirable is None]
         scores = {i: score for i in alone if (score := record.completions[i].score) is not None}
         ranked = sorted(scores, key=lambda i: (-scores[i], i))
+        # With equal scores the earlier completion ranks first, as in the rule without a selection.
         couples = list(combinations(ranked, 2))
         if couples and self.pairs_from_scores == "best_worst":
             couples = [(ranked[0], ranked[-1])]
@@ -214,10 +219,10 @@ def _draws(seed: int, names: np.ndarray, numbers: np.ndarray, purpose: str) -> n
     A draw depends neither on the order of the data nor on the other examples.
 
     Args:
-        seed: The seed of the run.
+        seed: the seed of the run.
         names: [n] digests of the ids of the examples' records.
         numbers: [n] numbers of the examples in their records.
-        purpose: Draws for different purposes are independent.
+        purpose: draws for different purposes are independent.
     """
     key = np.uint64(digest(purpose, str(seed)))
     return _mixed(_mixed(names ^ key) + numbers.astype(np.uint64))
@@ -227,8 +232,7 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
     """Mix 64-bit numbers, [n], by the finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = bits ^ (bits >> np.uint64(31))
-    return mixed
+    return np.asarray(bits ^ (bits >> np.uint64(31)))
 
 
 def _label_by_score(record: Judgement, threshold: float | None) -> tuple[Judgement, Counter[str]]:
