@@ -154,7 +154,7 @@ class Selection:
                 continue
             of_kind = np.flatnonzero(labels == desirable)
             drawn = draws("share")[of_kind]
-            # A table keeps exactly its share, the lowest draws. A stream cannot know how many examples there will be, so
+            # A table keeps exactly its share, the lowest draws. A stream cannot know how many examples will come, so
             # it keeps the draws below a bar. Both keep the same examples, except for the few around the bar.
             count = max(1, round(share * len(of_kind))) if exactly else int((drawn < share * 2.0**64).sum())
             dropped = of_kind[np.argsort(drawn, kind="stable")[count:]]
