@@ -67,8 +67,10 @@ def test_shp(tmp_path: Path) -> None:
     assert read(SHPSource(str(file))) == (kept, Counter({"filtered: pairs with a score ratio below 2": 1}))
     everything = [*kept, Record(f"{file}:3", "question 2", both, ((0, 1),))]
     assert read(SHPSource(str(file), min_ratio=1)) == (everything, Counter())
-    with pytest.raises(ValueError, match="min_ratio: expected 1"):
+    with pytest.raises(ValueError, match=r"min_ratio: expected a number from 1 on, found 0\.5"):
         SHPSource(str(file), min_ratio=0.5)
+    with pytest.raises(ValueError, match="min_ratio: expected a number from 1 on, found True"):
+        SHPSource(str(file), min_ratio=True)
     wrong = write(tmp_path / "wrong.jsonl", [shp(0, 1, 3.0) | {"labels": 2}])
     with pytest.raises(ValueError, match=r"wrong.jsonl:1: expected 'labels' to be 1 .*; found 2"):
         SHPSource(str(wrong)).train()

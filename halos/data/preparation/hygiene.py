@@ -1,6 +1,6 @@
 """What is wrong or worth knowing about a data set, before anything is trained on it.
 
-All of it is found in the numbers of :mod:`halos.data.records.table`, texts are not read again.
+Everything is found in the columns of numbers of :mod:`halos.data.records.table`; no text is read again.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +16,12 @@ from halos.data.records.table import RecordTable, table_of
 from halos.data.sources.origin import SHOWN_PLACES, Origin
 
 PERCENTILES = (5, 50, 95, 99, 100)
+Json = dict[str, object]
 
 
 @dataclass(slots=True)
 class Finding:
-    """How often something was found, and the first records in which."""
+    """How often something was found, and the ids of the first records with it."""
 
     count: int = 0
     ids: list[str] = field(default_factory=list)
@@ -31,10 +31,20 @@ class Finding:
 class Hygiene:
     """What :func:`examine` found in one split.
 
-    ``duplicates`` counts completions that their prompt has had before, word for word; ``near_duplicates`` those that
-    are the same but for case, white space and forms of characters. ``contradictions`` counts completions of one prompt
-    that are both desirable and undesirable, ``contradictory_pairs`` pairs of texts preferred both ways round, and
-    ``identical_pairs`` preferences between equal texts. Lengths are in characters until there are tokens.
+    Attributes:
+        records: number of records.
+        completions: number of completions.
+        desirable: completions with that label.
+        undesirable: completions with that label.
+        scored: completions with a score.
+        preferences: number of preferences.
+        duplicates: completions that their prompt had before, word for word.
+        near_duplicates: completions that differ from an earlier one of their prompt only in case, white space and
+            forms of characters.
+        contradictions: completions of one prompt that are both desirable and undesirable.
+        contradictory_pairs: pairs of texts that are preferred both ways round.
+        identical_pairs: preferences between equal texts.
+        lengths: percentiles of lengths, in characters, and in tokens once there are token rows.
     """
 
     records: int = 0
@@ -52,15 +62,16 @@ class Hygiene:
 
 
 def examine(records: Sequence[Record]) -> Hygiene:
-    """Find it out."""
+    """Count the feedback and look for duplicates and contradictions."""
     table = table_of(records)
     owner, exact = table.lists("completions")
     _, loose = table.lists("loose_completions")
     _, labels = table.lists("labels")
     _, scores = table.lists("scores")
     preferring, pairs = table.lists("pairs")
+    # Each preference has two digests, one for each way round.
     pairs, preferring = pairs.reshape(-1, 2), preferring[::2]
-    new = _first(exact)
+    is_first = _first(exact)
     lengths = {"prompt": table.numbers("prompt_characters"), "completion": table.lists("completion_characters")[1]}
     return Hygiene(
         records=len(table),
@@ -69,72 +80,89 @@ def examine(records: Sequence[Record]) -> Hygiene:
         undesirable=int((labels == 0).sum()),
         scored=int((~np.isnan(scores)).sum()),
         preferences=len(pairs),
-        duplicates=_found(table, owner[~new]),
-        near_duplicates=_found(table, owner[new & ~_first(loose)]),
-        contradictions=_found(table, owner[_contradictions(exact, labels)]),
-        contradictory_pairs=_found(table, preferring[_reversed(pairs)]),
-        identical_pairs=_found(table, preferring[pairs[:, 0] == 0]),
+        duplicates=_finding(table, owner[~is_first]),
+        near_duplicates=_finding(table, owner[is_first & ~_first(loose)]),
+        contradictions=_finding(table, owner[_contradictions(exact, labels)]),
+        contradictory_pairs=_finding(table, preferring[_reversed(pairs)]),
+        identical_pairs=_finding(table, preferring[pairs[:, 0] == 0]),
         lengths={f"{name} (characters)": percentiles(values) for name, values in lengths.items()},
     )
 
 
-def _found(table: RecordTable, owners: np.ndarray) -> Finding:
-    """The records in which something was found, in order, as often as it was."""
+def _finding(table: RecordTable, owners: np.ndarray) -> Finding:
+    """Return the finding whose occurrences are in these records, in order."""
+    # One record may have many occurrences: look at a bounded number of them for a few different records.
     shown = list(dict.fromkeys(owners[: 100 * SHOWN_PLACES].tolist()))[:SHOWN_PLACES]
     return Finding(len(owners), table.ids(shown))
 
 
 def _first(values: np.ndarray) -> np.ndarray:
-    """Whether a value comes for the first time, [n]."""
-    found = np.zeros(len(values), dtype=bool)
-    found[np.unique(values, return_index=True)[1]] = True
-    return found
+    """Return whether each value, [n], occurs for the first time."""
+    is_first = np.zeros(len(values), dtype=bool)
+    is_first[np.unique(values, return_index=True)[1]] = True
+    return is_first
 
 
 def _contradictions(texts: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The places, in order, at which a text has been marked both ways for the first time."""
-    firsts = []
-    for kind in (0, 1):
-        places = np.flatnonzero(labels == kind)
-        found, index = np.unique(texts[places], return_index=True)
-        firsts.append((found, places[index]))
-    _, bad, good = np.intersect1d(firsts[0][0], firsts[1][0], assume_unique=True, return_indices=True)
-    return np.sort(np.maximum(firsts[0][1][bad], firsts[1][1][good]))
+    """Return the places, in order, at which a text has for the first time had both labels.
+
+    Args:
+        texts: [n] digests of prompt and completion.
+        labels: [n] 1 desirable, 0 undesirable, -1 neither.
+    """
+    bad, good = (np.flatnonzero(labels == label) for label in (0, 1))
+    bad_texts, first_bad = np.unique(texts[bad], return_index=True)
+    good_texts, first_good = np.unique(texts[good], return_index=True)
+    _, in_bad, in_good = np.intersect1d(bad_texts, good_texts, assume_unique=True, return_indices=True)
+    return np.sort(np.maximum(bad[first_bad[in_bad]], good[first_good[in_good]]))
 
 
 def _reversed(pairs: np.ndarray) -> np.ndarray:
-    """The places, in order, at which a pair [n, 2] (a digest for each way round) comes for the first time and the
-    other way round came before."""
+    """Return the places, in order, at which a pair occurs for the first time, after the same pair the other way round.
+
+    Args:
+        pairs: [n, 2] a digest of each pair, and one of the pair the other way round.
+    """
+    if not len(pairs):
+        return np.zeros(0, dtype=np.int64)
     ways, index = np.unique(pairs[:, 0], return_index=True)
-    other = np.minimum(np.searchsorted(ways, pairs[index, 1]), max(len(ways) - 1, 0))
-    before = (ways[other] == pairs[index, 1]) & (index[other] < index) if len(ways) else np.zeros(0, dtype=bool)
-    return np.sort(index[before])
+    # The digest that is searched may be greater than all others: its place would be beyond the end.
+    other = np.minimum(np.searchsorted(ways, pairs[index, 1]), len(ways) - 1)
+    is_reversed = (ways[other] == pairs[index, 1]) & (index[other] < index)
+    return np.sort(index[is_reversed])
 
 
 def percentiles(values: Sequence[int] | np.ndarray) -> dict[str, int]:
-    """Percentiles of lengths, the greatest as ``p100``; each is one that occurs."""
+    """Return percentiles of lengths, ``p100`` for the greatest; each is a length that occurs."""
     if not len(values):
         return {}
-    found = np.percentile(np.asarray(values), PERCENTILES, method="inverted_cdf")
-    return {f"p{p}": int(value) for p, value in zip(PERCENTILES, found, strict=True)}
+    # Not interpolated: a user looks for texts of these lengths.
+    lengths = np.percentile(np.asarray(values), PERCENTILES, method="inverted_cdf")
+    return {f"p{p}": int(length) for p, length in zip(PERCENTILES, lengths, strict=True)}
 
 
 def without_leaks(train: Sequence[Record], val: Sequence[Record]) -> tuple[RecordTable, Finding]:
-    """The validation records whose prompts are not in the training data (case, white space and forms of characters do
-    not count), and the others."""
-    held = table_of(val)
-    leaked = np.isin(held.numbers("loose_prompt"), table_of(train).numbers("loose_prompt"))
-    return held.take(np.flatnonzero(~leaked)), _found(held, np.flatnonzero(leaked))
+    """Separate the validation records whose prompts are in the training data.
+
+    Case, white space and forms of characters do not count.
+
+    Returns:
+        The other validation records, and the finding of those.
+    """
+    validation = table_of(val)
+    leaked = np.isin(validation.numbers("loose_prompt"), table_of(train).numbers("loose_prompt"))
+    return validation.take(np.flatnonzero(~leaked)), _finding(validation, np.flatnonzero(leaked))
 
 
 def origin_of(example_id: str, origins: Iterable[str]) -> str:
-    """The file that an example comes from, ``(named records)`` where the record had an id of its own."""
-    found = [file for file in origins if example_id.startswith((f"{file}:", f"{file}["))]
-    return max(found, key=len, default="(named records)")
+    """Return the file of an example, ``(named records)`` if the record has an id of its own."""
+    files = [file for file in origins if example_id.startswith((f"{file}:", f"{file}["))]
+    # The longest, as a name may begin with another file's: data and data:test.
+    return max(files, key=len, default="(named records)")
 
 
-def files_as_json(origins: Mapping[str, Origin]) -> dict[str, dict[str, Any]]:
-    """What each file gave, as plain data."""
+def files_as_json(origins: Mapping[str, Origin]) -> dict[str, Json]:
+    """Return what each file gave as plain data."""
     return {
         file: {
             "rows": origin.rows,
@@ -152,24 +180,30 @@ def as_json(
     origins: Mapping[str, Mapping[str, Origin]],
     reports: Mapping[str, Counter[str]],
     truncated: Mapping[str, Counter[tuple[str, str]]],
-) -> dict[str, Any]:
-    """Everything as plain data, for ``data_report.json``."""
+) -> dict[str, Json]:
+    """Return everything as plain data, for ``data_report.json``.
 
-    def plain(value: Any) -> Any:
-        return {"count": value.count, "ids": value.ids} if isinstance(value, Finding) else value
-
-    splits = {}
-    for split, found in hygiene.items():
+    Args:
+        hygiene: for each split, what was found in it.
+        origins: for each split, what each file gave.
+        reports: for each split, counts of what was converted and left out.
+        truncated: for each split, from (what was cut, file) to how often.
+    """
+    splits: dict[str, Json] = {}
+    for split, findings in hygiene.items():
         cut: dict[str, dict[str, int]] = {}
         for (reason, file), count in truncated.get(split, Counter()).items():
             cut.setdefault(file, {})[reason] = count
         files = files_as_json(origins[split])
-        for file, told in files.items():
-            told["truncated"] = cut.pop(file, {})
-        splits[split] = {
-            **{name: plain(getattr(found, name)) for name in Hygiene.__slots__},
-            "files": files,
-            "counts": dict(reports[split]),
-            **({"truncated elsewhere": cut} if cut else {}),
-        }
+        for file, entry in files.items():
+            entry["truncated"] = cut.pop(file, {})
+        splits[split] = {name: _plain(getattr(findings, name)) for name in Hygiene.__slots__}
+        splits[split] |= {"files": files, "counts": dict(reports[split])}
+        # Records with ids of their own name no file.
+        if cut:
+            splits[split]["truncated elsewhere"] = cut
     return splits
+
+
+def _plain(value: object) -> object:
+    return {"count": value.count, "ids": value.ids} if isinstance(value, Finding) else value

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -17,20 +16,32 @@ from halos.data.records.split import split_by_prompt
 from halos.data.records.table import RecordTable, table_of
 from halos.data.rows.token_rows import Rows
 from halos.data.sources.base import Records, Source
-from halos.data.sources.origin import Origin, faults
+from halos.data.sources.origin import SHOWN_PLACES, Origin, check_faultless
 from halos.data.store.arrow import Store
-from halos.data.views.derive import VIEWS, Examples
-from halos.data.views.selection import Selection, expand_turns
+from halos.data.views.derive import VIEWS
+from halos.data.views.examples import Example, Examples
+from halos.data.views.selection import Selection
+from halos.data.views.turns import expand_turns
 
 LEAKED = "validation records whose prompt is in the training data left out"
 
 
 @dataclass(slots=True)
 class Intake:
-    """The examples of each split, counts of what was read, converted and left out, and what is wrong with the data."""
+    """The data of each split on its way from records to examples, and the account of it.
+
+    Attributes:
+        records: the records, until examples are derived from them.
+        examples: the examples of the view.
+        reports: counts of what was read, converted and left out.
+        hygiene: what is wrong with the records.
+        origins: what each file gave.
+        truncated: from (what was cut, file) to how often.
+        leaks: validation records whose prompts are in the training data.
+    """
 
     records: dict[str, RecordTable] = field(default_factory=dict)
-    examples: dict[str, Examples[Any]] = field(default_factory=dict)
+    examples: dict[str, Examples[Example]] = field(default_factory=dict)
     reports: dict[str, Counter[str]] = field(default_factory=dict)
     hygiene: dict[str, Hygiene] = field(default_factory=dict)
     origins: dict[str, dict[str, Origin]] = field(default_factory=dict)
@@ -38,87 +49,106 @@ class Intake:
     leaks: Finding = field(default_factory=Finding)
 
     def examine(self) -> None:
-        """Look for what is wrong with the records; only a report needs it."""
+        """Look for what is wrong with the records; only the report needs it."""
         self.hygiene = {split: examine(records) for split, records in self.records.items()}
 
     def tokenised(self, split: str, rows: Rows) -> None:
-        """Lengths in tokens and what was cut, once there are rows."""
+        """Add lengths in tokens, and what was cut, to the account of a split."""
         self.truncated[split] = rows.truncated
         self.hygiene[split].lengths |= {name: percentiles(values) for name, values in rows.lengths.items()}
 
-    def report(self) -> dict[str, Any]:
-        """All of it as plain data."""
+    def report(self) -> dict[str, object]:
+        """Return the account as plain data."""
         splits = as_json(self.hygiene, self.origins, self.reports, self.truncated)
-        if "train" in self.origins and "train" not in splits:  # a stream
-            counts = dict(self.reports.get("train", {}))
-            splits = {"train": {"files": files_as_json(self.origins["train"]), "counts": counts}} | splits
+        if "train" in self.origins and "train" not in splits:
+            # A stream's training records are counted as they are read, but not examined.
+            read = {"files": files_as_json(self.origins["train"]), "counts": dict(self.reports.get("train", {}))}
+            splits = {"train": read, **splits}
         return {"splits": splits, "leaked_prompts": {"count": self.leaks.count, "ids": self.leaks.ids}}
 
 
 def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
-    """The records of both splits; validation records whose prompts are in the training data are left out.
+    """Read the records of both splits, and leave out validation records whose prompts are in the training data.
 
-    Raises ``ValueError`` with file and line for bad records, and if ``strict`` for anything left out.
+    Args:
+        source: the source.
+        val_size: records held out of the training data if the source has no validation data.
+        seed: draws them.
+        strict: raise an error for anything left out because the data is at fault.
+
+    Raises:
+        ValueError: for bad records; the message names file and line.
     """
-    train, held = source.train(), source.val()
-    splits = {"train": train} | ({} if held is None else {"val": held})
-    if strict and (found := faults({k: v for records in splits.values() for k, v in records.origins.items()})):
-        raise ValueError(f"data.strict: expected nothing to leave out; found {found}")
-    if held is None and val_size:
-        kept, out = split_by_prompt(train.records, val_size, seed)
-        splits = {"train": Records(kept, train.dropped, train.origins), "val": Records(out, Counter())}
-    taken = Intake(origins={split: records.origins for split, records in splits.items()})
+    train, val = source.train(), source.val()
+    splits = {"train": train} | ({} if val is None else {"val": val})
+    if strict:
+        check_faultless({file: origin for records in splits.values() for file, origin in records.origins.items()})
+    if val is None and val_size:
+        remaining, held_out = split_by_prompt(train.records, val_size, seed)
+        splits = {"train": Records(remaining, train.dropped, train.origins), "val": Records(held_out, Counter())}
+    intake = Intake()
     for split, records in splits.items():
-        taken.records[split] = table_of(records.records)
-        taken.reports[split] = Counter({"records": len(records.records)}) + records.dropped
+        _take(intake, split, records)
     if "val" in splits:
-        _leave_out_leaks(taken, strict)
-    return taken
+        _leave_out_leaks(intake, strict)
+    return intake
 
 
 def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, Sequence[Record]]:
-    """What is to be known before a stream is trained on: its validation records, the source's own or the first
-    ``val_size`` ones of the stream, and these again as they are.
+    """Read the validation records of a stream: the source's own, or the first records of the stream.
 
-    Raises ``ValueError`` as :func:`read` does, and if the stream has fewer records than that.
+    Args:
+        source: the source.
+        val_size: records taken from the stream if the source has no validation data.
+        strict: raise an error for anything left out because the data is at fault.
+
+    Returns:
+        The intake, and the validation records.
+
+    Raises:
+        ValueError: for bad records, and if the stream has fewer than ``val_size`` records.
     """
-    held = source.val()
-    if held is None and val_size:
-        held = Records(first_records(source, val_size), Counter())
-    taken = Intake(origins={"train": {}})
-    if held is None:
-        return taken, ()
-    if strict and (found := faults(held.origins)):
-        raise ValueError(f"data.strict: expected nothing to leave out; found {found}")
-    taken.origins["val"] = held.origins
-    taken.records["val"] = table_of(held.records)
-    taken.reports["val"] = Counter({"records": len(held.records)}) + held.dropped
-    return taken, held.records
-
-
-def first_records(source: Source, count: int) -> list[Record]:
-    """The first training records of a stream. Raises ``ValueError`` if it has fewer."""
-    found = list(islice(source.stream({}), count))
-    if len(found) < count:
-        raise ValueError(f"data.val_size: expected at most all {len(found)} records of the stream, found {count}")
-    return found
-
-
-def _leave_out_leaks(taken: Intake, strict: bool) -> None:
-    kept, taken.leaks = without_leaks(taken.records["train"], taken.records["val"])
-    if not taken.leaks.count:
-        return
-    where = f"{taken.leaks.count} ({', '.join(taken.leaks.ids)}{', …' if taken.leaks.count > 5 else ''})"
+    val = source.val()
+    if val is None and val_size:
+        first = list(islice(source.stream({}), val_size))
+        if len(first) < val_size:
+            raise ValueError(
+                f"data.val_size: expected at most all {len(first)} records of the stream, found {val_size}"
+            )
+        val = Records(first, Counter())
+    intake = Intake(origins={"train": {}})
+    if val is None:
+        return intake, ()
     if strict:
-        raise ValueError(f"data.strict: expected validation prompts that are not in the training data; found {where}")
-    if not kept:
-        raise ValueError(f"expected a validation record whose prompt is not in the training data; found none: {where}")
-    taken.records["val"] = kept
-    taken.reports["val"][LEAKED] = taken.leaks.count
+        check_faultless(val.origins)
+    _take(intake, "val", val)
+    return intake, val.records
+
+
+def _take(intake: Intake, split: str, records: Records) -> None:
+    intake.origins[split] = records.origins
+    intake.records[split] = table_of(records.records)
+    intake.reports[split] = Counter({"records": len(records.records)}) + records.dropped
+
+
+def _leave_out_leaks(intake: Intake, strict: bool) -> None:
+    remaining, intake.leaks = without_leaks(intake.records["train"], intake.records["val"])
+    count, ids = intake.leaks.count, intake.leaks.ids
+    if not count:
+        return
+    leaks = f"{count} ({', '.join(ids)}{', …' if count > SHOWN_PLACES else ''})"
+    if strict:
+        raise ValueError(f"data.strict: expected validation prompts that are not in the training data; found {leaks}")
+    if not remaining:
+        raise ValueError(
+            f"data.val: expected a validation record whose prompt is not in the training data; found none: {leaks}"
+        )
+    intake.records["val"] = remaining
+    intake.reports["val"][LEAKED] = count
 
 
 def derive(
-    taken: Intake,
+    intake: Intake,
     view: str,
     *,
     selection: Selection,
@@ -127,9 +157,19 @@ def derive(
     seed: int,
     store: Store,
 ) -> None:
-    """Make the view's examples of the records, which are let go.
+    """Derive the examples of a view from the records of an intake, and release the records.
 
-    Raises ``ValueError`` if the view cannot be had from them, or for settings that mean nothing to it.
+    Args:
+        intake: receives the examples.
+        view: the view.
+        selection: which of the feedback is used.
+        most: for each split, the maximum of examples; None: all.
+        train_on: ``last`` or, for demonstrations, ``all`` assistant turns.
+        seed: draws the examples that are kept.
+        store: where the records of all turns are kept.
+
+    Raises:
+        ValueError: if the records have no example of the view, or for settings that have no effect on it.
     """
     selection.check(view)
     if train_on not in ("last", "all"):
@@ -139,22 +179,26 @@ def derive(
             f"data.train_on=all is for losses that imitate (loss=sft); people judged only the last turn, and this loss "
             f"learns from {view}"
         )
-    for split, records in taken.records.items():
+    for split, records in intake.records.items():
         counts: Counter[str] = Counter()
+        # A median is always that of the training scores: validation would otherwise have labels of another meaning.
+        training = intake.records.get("train", records)
         if train_on == "all":
             records, counts = expand_turns(records, store)
-        derived = VIEWS[view](records, selection.prepare(view, records, taken.records.get("train", records)))
-        examples: Any = derived.examples
+        derived = VIEWS[view](records, selection.prepare(view, records, training))
+        examples = derived.examples
         counts += derived.report
+        # Validation data stays as it is, so that its metrics can be compared between runs.
         if split == "train":
-            examples, more = selection.keep(examples, seed)
-            counts += more
-        taken.examples[split] = _at_most(most[split], examples, seed)
-        taken.reports[split] += counts
-    taken.records = {}
+            examples, not_kept = selection.keep(examples, seed)
+            counts += not_kept
+        intake.examples[split] = _sample(examples, most[split], seed)
+        intake.reports[split] += counts
+    intake.records = {}
 
 
-def _at_most(limit: int | None, examples: Examples[Any], seed: int) -> Examples[Any]:
+def _sample(examples: Examples[Example], limit: int | None, seed: int) -> Examples[Example]:
     if limit is None or limit >= len(examples):
         return examples
+    # Sorted, so that a limit changes which examples there are and not their order.
     return examples.take(np.array(sorted(random.Random(seed).sample(range(len(examples)), limit))))

@@ -22,7 +22,7 @@ from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.token_rows import Row, Rows, make_rows
 from halos.data.sources.base import Source
 from halos.data.store.arrow import MEMORY, Store
-from halos.data.views.derive import Examples
+from halos.data.views.examples import Example, Examples
 from halos.data.views.selection import Selection
 
 if TYPE_CHECKING:
@@ -180,13 +180,13 @@ class Preparation:
         )
 
 
-def count_labels(examples: Examples[Any]) -> tuple[int, int] | None:
+def count_labels(examples: Examples[Example]) -> tuple[int, int] | None:
     """Desirable and undesirable examples, or None for a view without labels."""
     labels = examples.labels
     return None if labels is None else (int(labels.sum()), int((~labels).sum()))
 
 
-def first_prompts(examples: Examples[Any]) -> list[Prompt]:
+def first_prompts(examples: Examples[Example]) -> list[Prompt]:
     """A few different prompts, in the order of the examples."""
     _, first = np.unique(examples.prompts, return_index=True)
     return [example.prompt for example in examples.many(np.sort(first)[:SHOWN_PROMPTS])]

@@ -1,47 +1,50 @@
-"""Typed reading of one row's fields; each error says where, which field, what was expected and what was found."""
+"""Typed reading of a row's fields. Each error names the location, the field, what was expected and what was found."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice
 from reprlib import Repr
-from typing import Any
 
 from halos.data.records.record import ROLES, Message, Prompt
 
-RawRow = Mapping[str, Any]
+RawRow = Mapping[str, object]
+"""A row as it was read from a file."""
 
 LABELS = {"desirable": True, "undesirable": False}
 
-MOST_KEYS = 20
-SHORT = Repr()  # never copies all of a huge value, as repr would
+MAX_KEYS = 20
+"""Keys of a row that an error lists."""
+SHORT = Repr()  # unlike repr, never copies all of a huge value
 SHORT.maxstring = SHORT.maxother = 100
 SHORT.maxlist = SHORT.maxdict = 20
 
 
-def wrong(where: str, name: str, expected: str, found: Any) -> ValueError:
-    """The error for a field with a wrong value."""
-    return ValueError(f"{where}: expected {name!r} to be {expected}; found {shorten(found)}")
+def wrong(where: str, name: str, expected: str, value: object) -> ValueError:
+    """Return the error for a field with a wrong value."""
+    return ValueError(f"{where}: expected {name!r} to be {expected}; found {shorten(value)}")
 
 
-def shorten(value: Any) -> str:
-    """A value as an error shows it: on one line, and not all of it where it is long."""
+def shorten(value: object) -> str:
+    """Return a value as an error shows it: on one line, and shortened if it is long."""
     shown = SHORT.repr(value) if isinstance(value, str | list | dict) else repr(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
-def keys_of(row: RawRow) -> str:
-    """The keys of a row, as an error lists them."""
-    names = [shorten(key) for key in islice(row, MOST_KEYS)]
-    return ", ".join(names + ["..."] * (len(row) > MOST_KEYS)) or "an empty row"
+def keys_of(row: Mapping[str, object]) -> str:
+    """Return the keys of a row as an error lists them."""
+    names = [shorten(key) for key in islice(row, MAX_KEYS)]
+    return ", ".join(names + ["..."] * (len(row) > MAX_KEYS)) or "an empty row"
 
 
-def has(row: RawRow, key: str) -> bool:
-    """Whether the row says anything under ``key``: parquet writes null where a row has no such field."""
+def has(row: Mapping[str, object], key: str) -> bool:
+    """Return whether the row has a value for ``key``; Parquet has null where a row lacks the field."""
     return row.get(key) is not None
 
 
-def required(where: str, row: RawRow, key: str) -> Any:
+def required(where: str, row: Mapping[str, object], key: str) -> object:
+    """Return a value; raise ``ValueError`` where there is none."""
+    # Two errors, as null points to a value that is missing in this row and no key to a wrong format.
     if key in row and row[key] is None:
         raise wrong(where, key, "given", None)
     if key not in row:
@@ -49,36 +52,40 @@ def required(where: str, row: RawRow, key: str) -> Any:
     return row[key]
 
 
-def text_of(where: str, name: str, value: Any) -> str:
+def text_of(where: str, name: str, value: object) -> str:
+    """Return a text; raise ``ValueError`` for another value, or for a text that is not valid Unicode."""
     if not isinstance(value, str):
         raise wrong(where, name, "a text", value)
-    if value.isascii():  # most are; encoding would copy a huge one
+    if value.isascii():  # as most texts are; encoding would copy a huge one
         return value
     try:
         value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair (\ud83d alone), which no tokenizer takes
+    except UnicodeEncodeError:  # half of a surrogate pair (\ud83d alone), which no tokenizer accepts
         raise wrong(where, name, "valid Unicode", value) from None
     return value
 
 
-def messages_of(where: str, name: str, value: Any) -> tuple[Message, ...]:
+def messages_of(where: str, name: str, value: object) -> tuple[Message, ...]:
+    """Return the turns in a list of messages."""
     if not isinstance(value, list) or not value:
         raise wrong(where, name, "a list of messages with 'role' and 'content'", value)
     return tuple(_message(where, f"{name}[{i}]", item) for i, item in enumerate(value))
 
 
-def _message(where: str, name: str, value: Any) -> Message:
+def _message(where: str, name: str, value: object) -> Message:
     if not isinstance(value, dict) or not has(value, "role") or "content" not in value:
         raise wrong(where, name, "a message with 'role' and 'content'", value)
     if value["role"] not in ROLES:
         raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}", value["role"])
-    if value.get("tool_calls"):  # they would be lost without a word
+    # Parquet has "tool_calls": null in every message of a column where one message has calls. Real calls are refused:
+    # ignoring them would lose what the assistant did.
+    if value.get("tool_calls"):
         raise wrong(where, f"{name}.tool_calls", "absent, calls go into the content", value["tool_calls"])
     return Message(value["role"], text_of(where, f"{name}.content", value["content"]))
 
 
 def prompt_of(where: str, row: RawRow, key: str = "prompt") -> Prompt:
-    """A prompt: text or messages, not empty."""
+    """Return a prompt, a text or turns; raise ``ValueError`` for an empty one."""
     value = required(where, row, key)
     if not isinstance(value, str | list):
         raise wrong(where, key, "a text or a list of messages", value)
@@ -89,12 +96,12 @@ def prompt_of(where: str, row: RawRow, key: str = "prompt") -> Prompt:
 
 
 def _is_blank(prompt: Prompt) -> bool:
-    said = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
-    return not any(part.strip() for part in said)
+    contents = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+    return not any(content.strip() for content in contents)
 
 
 def reply_of(where: str, row: RawRow, key: str) -> tuple[tuple[Message, ...], str]:
-    """The turns that stand before a completion in its own field (none for plain text), and the completion."""
+    """Return (the turns before a completion in its own field, the completion); a plain text has no turns before it."""
     value = required(where, row, key)
     if not isinstance(value, str | list):
         raise wrong(where, key, "a text or a list of messages", value)
@@ -108,7 +115,9 @@ def reply_of(where: str, row: RawRow, key: str) -> tuple[tuple[Message, ...], st
     return tuple(before), last.content
 
 
-def label_of(where: str, name: str, value: Any) -> bool:
+def label_of(where: str, name: str, value: object) -> bool:
+    """Return a label."""
+    # By type: 1.0 equals 1, but a float is a score in the wrong column.
     if type(value) in (bool, int) and value in (0, 1):
         return bool(value)
     if isinstance(value, str) and value.lower() in LABELS:
@@ -116,11 +125,12 @@ def label_of(where: str, name: str, value: Any) -> bool:
     raise wrong(where, name, "true/false, 0/1 or desirable/undesirable", value)
 
 
-def score_of(where: str, name: str, value: Any) -> float | None:
-    """A score, None where there is none."""
+def score_of(where: str, name: str, value: object) -> float | None:
+    """Return a score, None where there is none."""
     if value is None:
         return None
-    if type(value) not in (int, float):
+    # True is an int to Python, but a label in the wrong column to a user.
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong(where, name, "a number", value)
     try:
         return float(value)

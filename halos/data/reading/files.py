@@ -1,7 +1,7 @@
-"""Rows of a data set with where each one stands: local files, folders that ``datasets`` can load, and hub ids.
+"""The rows of a data set with their locations: local files, folders that ``datasets`` can load, and hub ids.
 
-A location is ``train.jsonl:12`` (line 12) or ``train.json[3]`` (the third item), both counted from 1 and starting with
-the path as it was given.
+A location is ``train.jsonl:12`` (line 12) or ``train.json[3]`` (the third item). Both count from 1 and begin with the
+path as the user wrote it.
 """
 
 from __future__ import annotations
@@ -14,39 +14,31 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from halos.data.reading.fields import keys_of
 from halos.data.reading.json_files import Located, read_json, read_jsonl
-from halos.data.reading.tables import fingerprint, numbered, read_csv, read_folder, read_hub, read_parquet, typed
+from halos.data.reading.tables import DataSet, numbered, read_csv, read_folder, read_hub, read_parquet, typed
 
 READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
 EXTENSIONS = tuple(READERS)
-PIECE = 1 << 23
-"""Bytes."""
-EDGE = 1 << 16
-"""Bytes at both ends of a file that its quick key covers."""
+PIECE_BYTES = 1 << 23
+"""Size of the pieces in which a large file is read."""
+EDGE_BYTES = 1 << 16
+"""Size of the beginning and of the end of a file that :func:`edges_key` covers."""
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<folder>\w[\w./-]*))?(:(?P<split>\w[\w.-]*))?")
-
-
-def read_rows(path: str | Path, columns: Mapping[str, str] | None = None) -> Iterator[Located]:
-    """Yield (location, row) of a local file, of a folder (``folder`` or ``folder:split``) or of a hub data set
-    (``owner/name``, ``owner/name:split``, ``owner/name/folder:split``).
-
-    ``columns`` renames keys of the rows: from the name that a format expects to the one that the file has.
-    Raises ``ValueError`` naming the file and the line or item for whatever cannot be read.
-    """
-    empty = True
-    for located in read_piece(Piece(path), columns):
-        empty = False
-        yield located
-    if empty:
-        raise ValueError(f"{path}: expected at least one row, found an empty file")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A file, folder or hub data set; of plain JSON lines perhaps the lines between two bytes, from line ``number``."""
+    """What is read in one go: a file, folder or hub data set, or some of the lines of a .jsonl file.
+
+    Attributes:
+        file: a local file, a folder (``folder`` or ``folder:split``) or a hub data set (``owner/name``,
+            ``owner/name:split``, ``owner/name/folder:split``).
+        start: byte at which the lines begin.
+        stop: byte at which they end; None for everything else than a stretch of lines.
+        number: the number of the first line.
+    """
 
     file: str | Path
     start: int = 0
@@ -54,17 +46,18 @@ class Piece:
     number: int = 1
 
 
-def pieces(path: str | Path) -> Iterator[Piece]:
-    """What can be read apart: JSON lines by stretches of some megabytes, everything else whole."""
+def pieces(path: str | Path, *, divide: bool = True) -> Iterator[Piece]:
+    """Divide a file for several processes: JSON lines into stretches of some megabytes, everything else not at all."""
     file = Path(path)
-    if file.suffix.lower() != ".jsonl" or not file.is_file() or file.stat().st_size <= PIECE:
+    if not divide or file.suffix.lower() != ".jsonl" or not file.is_file() or file.stat().st_size <= PIECE_BYTES:
         yield Piece(path)
         return
     position, number = 0, 1
     with file.open("rb") as stream:
-        while block := stream.read(PIECE):
+        while block := stream.read(PIECE_BYTES):
             count = block.count(b"\n")
             size = len(block)
+            # A piece ends with a complete line. That line may be huge, so the block is released before it is read.
             del block
             rest = stream.readline()
             size, count = size + len(rest), count + rest.count(b"\n")
@@ -73,21 +66,34 @@ def pieces(path: str | Path) -> Iterator[Piece]:
 
 
 def content_key(path: str | Path) -> str | None:
-    """A key that changes with the content; None where it cannot be known."""
+    """Return a key that changes with the content of a data set; None if there is no such key."""
     file = Path(path)
     if file.is_file():
         try:
             with file.open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError:
-            return None  # whoever reads it says so
-    found = _data_set(path)
-    return None if found is None else fingerprint(*found)
+            # No key, so that the file is read: its reader then raises an error that names it.
+            return None
+    open_data_set = _data_set_of(path)
+    rows = None if open_data_set is None else open_data_set().rows
+    # ``datasets`` has a key of the content for its own cache; there is no public name for it.
+    key: str | None = getattr(rows, "_fingerprint", None)
+    return key
 
 
 def read_piece(piece: Piece, columns: Mapping[str, str] | None = None, *, streaming: bool = False) -> Iterator[Located]:
-    """The rows of a piece, none where it has none; see :func:`read_rows`. ``streaming`` begins at once with data sets
-    that would otherwise be downloaded or converted first."""
+    """Yield the rows of a piece with their locations.
+
+    Args:
+        piece: what is read.
+        columns: renames keys: from the name that a format expects to the one in the file.
+        streaming: begin at once with data sets that would otherwise be downloaded or converted first.
+
+    Raises:
+        ValueError: if something cannot be read; the message names the file and the line or item.
+    """
+    # Columns are renamed before cells are converted, as a cell is converted by the name that the format expects.
     is_csv = _extension(Path(piece.file)) in (".csv", ".tsv")
     for where, row in _open(piece, streaming):
         renamed = _renamed(where, row, columns) if columns else row
@@ -95,17 +101,17 @@ def read_piece(piece: Piece, columns: Mapping[str, str] | None = None, *, stream
 
 
 def expand(path: str | Path) -> list[str | Path]:
-    """The files that a pattern (``data/*.jsonl``) stands for, sorted; any other path stands for itself."""
+    """Return the files that match a pattern (``data/*.jsonl``), sorted; a path that is no pattern, as it is."""
     if not glob.has_magic(str(path)) or Path(path).exists():
         return [path]
-    found: list[str | Path] = [*sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 (keeps paths as given)
-    if not found:
+    files: list[str | Path] = [*sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 (Path.glob changes paths)
+    if not files:
         raise ValueError(f"{path}: no file matches this pattern")
-    return found
+    return files
 
 
 def check_streamable(path: str | Path) -> None:
-    """Raises ``ValueError`` for a file that is not there, or whose kind can only be read whole."""
+    """Raise ``ValueError`` for a file that does not exist, or whose kind can only be read whole."""
     file = Path(path)
     if _data_set_of(path) is not None:
         return
@@ -118,36 +124,37 @@ def check_streamable(path: str | Path) -> None:
 
 
 def edges_key(path: str | Path) -> str:
-    """A key of a file's name, size, beginning and end: quick for a file of any size; of other data the name alone."""
+    """Return a key of a file's name, size, beginning and end, or of the name alone of other data.
+
+    It takes no longer for a large file, as :func:`content_key` does.
+    """
     file = Path(path)
-    found = hashlib.sha256(file.name.encode() if file.is_file() else str(path).encode())
+    hasher = hashlib.sha256(file.name.encode() if file.is_file() else str(path).encode())
     if file.is_file():
         size = file.stat().st_size
-        found.update(str(size).encode())
+        hasher.update(str(size).encode())
         with file.open("rb") as stream:
-            found.update(stream.read(EDGE))
-            stream.seek(max(0, size - EDGE))
-            found.update(stream.read())
-    return found.hexdigest()
+            hasher.update(stream.read(EDGE_BYTES))
+            stream.seek(max(0, size - EDGE_BYTES))
+            hasher.update(stream.read())
+    return hasher.hexdigest()
 
 
 def _open(piece: Piece, streaming: bool) -> Iterator[Located]:
     if piece.stop is not None:
         return read_jsonl(Path(piece.file), piece.start, piece.stop, piece.number)
-    found = _data_set(piece.file, streaming=streaming)
-    return _read_file(Path(piece.file)) if found is None else numbered(*found)
+    open_data_set = _data_set_of(piece.file)
+    if open_data_set is None:
+        return _reader(Path(piece.file))(Path(piece.file))
+    return numbered(open_data_set(streaming=streaming))
 
 
-def _data_set(path: str | Path, *, streaming: bool = False) -> tuple[str, Any] | None:
-    """(its name, its rows) of a folder or a hub data set; None for a file."""
-    read = _data_set_of(path)
-    return None if read is None else read(streaming=streaming)
-
-
-def _data_set_of(path: str | Path) -> Callable[..., tuple[str, Any]] | None:
+def _data_set_of(path: str | Path) -> Callable[..., DataSet] | None:
+    """Return what opens a folder or a hub data set; None for a file."""
     match = HUB_ID.fullmatch(path) if isinstance(path, str) and _may_be_hub_id(path) else None
     if match is not None:
         return partial(read_hub, str(path), match)
+    # A folder may have a colon in its name, so the whole path is tried first and then the part before the last colon.
     folder, _, split = str(path).rpartition(":")
     if Path(path).is_dir():
         return partial(read_folder, Path(path), None)
@@ -155,12 +162,12 @@ def _data_set_of(path: str | Path) -> Callable[..., tuple[str, Any]] | None:
 
 
 def _extension(file: Path) -> str:
-    """The extension that says how to read ``file``, without ``.gz``."""
+    """Return the extension that tells the kind of a file, without ``.gz``."""
     return (file.with_suffix("") if file.suffix == ".gz" else file).suffix.lower()
 
 
 def _may_be_hub_id(path: str) -> bool:
-    # A mistyped data/train.jsonl looks like a hub id too; its extension or its folder says that a file was meant.
+    # A mistyped data/train.jsonl looks like a hub id too; its extension or its folder tells that a file was meant.
     return not any(parent.is_dir() for parent in Path(path).parents[:-1]) and _extension(Path(path)) not in EXTENSIONS
 
 
@@ -168,14 +175,9 @@ def _renamed(where: str, row: dict[str, object], columns: Mapping[str, str]) -> 
     for ours, theirs in columns.items():
         if theirs not in row:
             raise ValueError(f"{where}: expected the key {theirs!r} (data.columns.{ours}); found {keys_of(row)}")
-    given = set(columns.values())
-    return {key: value for key, value in row.items() if key not in given and key not in columns} | {
-        ours: row[theirs] for ours, theirs in columns.items()
-    }
-
-
-def _read_file(file: Path) -> Iterator[Located]:
-    return _reader(file)(file)
+    renamed = set(columns.values())
+    others = {key: value for key, value in row.items() if key not in renamed and key not in columns}
+    return others | {ours: row[theirs] for ours, theirs in columns.items()}
 
 
 def _reader(file: Path) -> Callable[[Path], Iterator[Located]]:

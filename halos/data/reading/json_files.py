@@ -1,6 +1,7 @@
-"""JSON lines and JSON: strict, one row at a time, each with where it stands.
+"""JSON lines and JSON: strict, one row at a time, each with its location.
 
-Neither reader holds more than the text that is being parsed and one row: a line of JSON lines, the whole of a .json.
+Neither reader holds more than the text that is being parsed and one row. That text is one line of a .jsonl file, and
+the whole of a .json file.
 """
 
 from __future__ import annotations
@@ -10,19 +11,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]
 from pathlib import Path
-from typing import Any
 
 from halos.data.reading.fields import shorten
 from halos.data.reading.lines import decode, lines
 
-Located = tuple[str, dict[str, Any]]
+Located = tuple[str, dict[str, object]]
+"""The location of a row (``train.jsonl:12``) and the row."""
+Explain = Callable[[json.JSONDecodeError | None], tuple[str, str]]
+"""From an error to its location and a hint; None stands for an error without a position."""
 
 
 def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int = 1) -> Iterator[Located]:
-    """One object a line, located by line; blank lines are skipped. Of a plain file perhaps the lines between two bytes,
-    the first of which is line ``number``."""
+    """Yield the objects of a file that has one in each line, located by line; blank lines are skipped.
+
+    Args:
+        file: the file.
+        start: byte of a plain file at which reading begins.
+        stop: byte at which it ends; None: the end of the file.
+        number: the number of the line that begins at ``start``.
+    """
     number -= 1
-    for line in lines(file, start, stop):  # not through enumerate, which holds on to the line while its text is parsed
+    # A line may be gigabytes: enumerate would keep it while its text is parsed, and so would the name ``line``.
+    for line in lines(file, start, stop):
         number += 1
         where = f"{file}:{number}"
         text = decode(where, line)
@@ -35,15 +45,17 @@ def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int 
 
 
 def read_json(file: Path) -> Iterator[Located]:
-    """A list of objects, located by number; the list may be wrapped in an object that says nothing more."""
-    text = _whole(file)
+    """Yield the objects of a list, located by number; the list may be the only value of an object around it."""
+    text = _all_text(file)
     if not text.strip():
         return
     start = _skip(text, 0)
+    # A list is parsed item by item. An object has to be parsed whole, as only its end tells whether the list is its
+    # only value.
     if text[start] == "[":
         yield from (_as_row(f"{file}[{n}]", item) for n, item in enumerate(_items(file, text, start + 1), start=1))
         return
-    with _explained(lambda error: _in_whole(file, error)):
+    with _explained(lambda error: _in_file(file, error)):
         value = DECODER.decode(text)
     del text
     if isinstance(value, dict) and len(value) == 1:
@@ -54,13 +66,14 @@ def read_json(file: Path) -> Iterator[Located]:
         yield _as_row(f"{file}[{number}]", item)
 
 
-def parse_json(where: str, text: str) -> Any:
-    """``text`` as strict JSON; ``ValueError`` starting with ``where`` if it is not."""
+def parse_json(where: str, text: str) -> object:
+    """Parse strict JSON; raise ``ValueError`` that begins with ``where`` for other text."""
     with _explained(lambda error: (where, "")):
-        return DECODER.decode(text)
+        value: object = DECODER.decode(text)
+    return value
 
 
-def _whole(file: Path) -> str:
+def _all_text(file: Path) -> str:
     content = b"".join(lines(file))
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
@@ -71,12 +84,15 @@ def _whole(file: Path) -> str:
         return decode(f"{file}:{number}", content[start : None if end < 0 else end])  # raises, naming line and position
 
 
-def _items(file: Path, text: str, position: int) -> Iterator[Any]:
-    """The items of the list that begins before ``position``, parsed one by one."""
+def _items(file: Path, text: str, position: int) -> Iterator[object]:
+    """Yield the items of the list that begins before ``position``, parsed one by one.
+
+    Parsed at once, the objects of a list would take several times the memory of its text.
+    """
     position = _skip(text, position)
     closed = text.startswith("]", position)
     while not closed:
-        with _explained(lambda error: _in_whole(file, error)):
+        with _explained(lambda error: _in_file(file, error)):
             item, position = DECODER.raw_decode(text, position)
             position = _skip(text, position)
             closed = text.startswith("]", position)
@@ -84,24 +100,22 @@ def _items(file: Path, text: str, position: int) -> Iterator[Any]:
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
         position = position if closed else _skip(text, position + 1)
         yield item
-    with _explained(lambda error: _in_whole(file, error)):
+    with _explained(lambda error: _in_file(file, error)):
         if _skip(text, position + 1) != len(text):
             raise json.JSONDecodeError("Extra data", text, _skip(text, position + 1))
 
 
 def _skip(text: str, position: int) -> int:
-    found = WHITESPACE.match(text, position)
-    return found.end() if found else position
-
-
-Explain = Callable[[json.JSONDecodeError | None], tuple[str, str]]
-"""From an error to where it stands and a hint; None stands for an error without a position."""
+    """Return the position after the white space at ``position``."""
+    match = WHITESPACE.match(text, position)
+    return match.end() if match else position
 
 
 @contextmanager
 def _explained(explain: Explain) -> Iterator[None]:
     try:
         yield
+    # JSONDecodeError is a ValueError; other ValueErrors come from _refuse_constant, _unique_keys and huge integers.
     except json.JSONDecodeError as error:
         where, hint = explain(error)
         raise ValueError(f"{where}: expected JSON, found an error at column {error.colno}: {error.msg}{hint}") from None
@@ -112,7 +126,7 @@ def _explained(explain: Explain) -> Iterator[None]:
         raise ValueError(f"{explain(None)[0]}: expected JSON, found {error}") from None
 
 
-def _in_whole(file: Path, error: json.JSONDecodeError | None) -> tuple[str, str]:
+def _in_file(file: Path, error: json.JSONDecodeError | None) -> tuple[str, str]:
     if error is None:
         return str(file), ""
     hint = "; one object a line is .jsonl, rename the file" if error.msg == "Extra data" else ""
@@ -123,7 +137,8 @@ def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant}, which JSON does not have; use a number or null")
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # Python's parser keeps the last of two equal keys: half of what somebody wrote would be lost.
     row = dict(pairs)
     if len(row) < len(pairs):
         seen: set[str] = set()
@@ -135,12 +150,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
 
 
-def _as_row(where: str, value: Any) -> Located:
+def _as_row(where: str, value: object) -> Located:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected an object {{...}}, found {_kind(value)}")
     return where, value
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {list: "a list", dict: "an object", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

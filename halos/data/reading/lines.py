@@ -1,4 +1,4 @@
-"""The lines of a file, gzipped or not; what goes wrong while reading becomes a ``ValueError`` naming the file."""
+"""The lines of a file, gzipped or not. What goes wrong while reading is a ``ValueError`` that names the file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from typing import BinaryIO
 
 
 def lines(file: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """The lines of ``file``, decompressed, of a plain one perhaps those between two bytes. Holds none of them: memory
-    is the caller's."""
-    opened: BinaryIO | gzip.GzipFile
+    """Yield the lines of a file, decompressed, and keep none of them in memory.
+
+    Args:
+        file: its name tells whether it is gzipped.
+        start: byte of a plain file at which a line begins.
+        stop: byte of a plain file at which the last line ends; None: the end of the file.
+    """
+    stream: BinaryIO | gzip.GzipFile
     try:
-        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as opened:
+        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
             if start:
-                opened.seek(start)
+                stream.seek(start)
             if stop is None:
-                yield from opened
+                yield from stream
             else:
-                while opened.tell() < stop:
-                    yield opened.readline()
+                while stream.tell() < stop:
+                    yield stream.readline()
+    # gzip finds a fault only when it reaches it, perhaps after gigabytes: each kind says what to do about the file.
     except EOFError:
         raise ValueError(f"{file}: the gzip file ends too early, it is truncated; copy or download it again") from None
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -31,7 +37,7 @@ def lines(file: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes
 
 
 def decode(where: str, line: bytes) -> str:
-    """``line`` as text, without a byte order mark."""
+    """Return a line as text, without a byte order mark."""
     try:
         return line.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -42,5 +48,5 @@ def decode(where: str, line: bytes) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
+    """Return the first line of an error's message that is not empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,21 +1,22 @@
-"""Rows of tables: CSV, Parquet, and data sets that ``datasets`` loads from a folder or the hub."""
+"""Rows of tables: CSV, Parquet, and data sets that ``datasets`` loads from a folder or from the hub."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from halos.data.reading.fields import LABELS, RawRow, wrong
 from halos.data.reading.json_files import Located, parse_json
 from halos.data.reading.lines import decode, first_line, lines
 
-LONGEST_CELL = 1 << 22
-"""Characters. The module that parses CSV needs 8 bytes for each character of a cell: without a limit, a quote that is
-never closed would take eight times the file."""
+MAX_CELL_CHARACTERS = 1 << 22
+"""Longest cell of a CSV file. Python's parser takes 8 bytes for each character of a cell: without a limit, a quote that
+is never closed would take eight times the size of the file."""
 DELIMITERS = ",;\t"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 NUMBERS = re.compile(
@@ -23,22 +24,23 @@ NUMBERS = re.compile(
     r"|(overall|fine-grained)_score"
 )
 COMPLETIONS = re.compile(r"chosen|rejected|completion|output(_A|_B)?|human_ref_[AB]|text")
-"""Texts that are left out and counted where they are empty."""
+"""Columns whose empty cells are empty texts, which adapters leave out and count; other empty cells have no value."""
 STRUCTURES = ("completions", "preferences", "messages", "replies")
 MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 
 
 def read_csv(file: Path) -> Iterator[Located]:
-    """Rows under a header; the delimiter is a comma, a semicolon or a tab, whichever the header has most of.
+    """Yield the rows below a header; the delimiter is the most frequent one in the header: comma, semicolon or tab.
 
-    Cells are text; :func:`typed` makes numbers of labels and scores.
+    Cells are texts; :func:`typed` converts labels and scores to numbers.
     """
-    csv.field_size_limit(LONGEST_CELL)
+    csv.field_size_limit(MAX_CELL_CHARACTERS)
     text = _text(file)
     blank, first = next(((n, line) for n, line in enumerate(text) if line.strip()), (0, ""))
     if not first:
         return
-    reader = csv.reader(_chained(first, text), delimiter=max(DELIMITERS, key=first.count), strict=True)
+    # Blank lines before the header are skipped here, as the parser would take one for a header without columns.
+    reader = csv.reader(chain((first,), text), delimiter=max(DELIMITERS, key=first.count), strict=True)
     number = blank + 1
     try:
         header = _header(f"{file}:{number}", next(reader))
@@ -54,7 +56,7 @@ def read_csv(file: Path) -> Iterator[Located]:
 def _fault(error: csv.Error) -> str:
     if "field limit" in str(error):
         return (
-            f"expected cells of at most {LONGEST_CELL:,} characters, found a longer one, or a quote that is never "
+            f"expected cells of up to {MAX_CELL_CHARACTERS:,} characters, found a longer one, or a quote that is never "
             "closed; longer texts can be read from .jsonl"
         )
     return f"expected CSV, found a row that is not: {error}"
@@ -66,11 +68,6 @@ def _text(file: Path) -> Iterator[str]:
             yield line.decode("utf-8") if number > 1 else decode(f"{file}:1", line)
         except UnicodeDecodeError:
             decode(f"{file}:{number}", line)  # raises, naming line and position
-
-
-def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _header(where: str, names: list[str]) -> list[str]:
@@ -88,39 +85,45 @@ def _row(where: str, header: list[str], cells: list[str]) -> Located:
     return where, dict(zip(header, cells, strict=True))
 
 
-def typed(where: str, row: RawRow) -> dict[str, Any]:
-    """A row of CSV cells with what its columns' names say: labels and scores become numbers, lists are read as JSON,
-    and an empty cell says nothing, but that a completion is empty.
+def typed(where: str, row: RawRow) -> dict[str, object]:
+    """Convert the cells of a CSV row by the names of their columns.
 
-    Raises ``ValueError`` for a list of messages that is not JSON: as a text it would be trained on with its brackets.
+    Labels and scores become numbers, and lists are parsed as JSON. An empty cell becomes None, except in a column of
+    completions.
+
+    Raises:
+        ValueError: for a list of messages that is not JSON; as a text it would be trained on with its brackets.
     """
     return {name: _typed(where, name, cell) if isinstance(cell, str) else cell for name, cell in row.items()}
 
 
-def _typed(where: str, name: str, cell: str) -> Any:
+def _typed(where: str, name: str, cell: str) -> object:
     if NUMBERS.fullmatch(name):
         return _number(where, name, cell.strip())
     if not cell.strip():
         return cell if COMPLETIONS.fullmatch(name) else None
+    # Whether a prompt is a text or a list of messages is decided by how it begins, also for lists in Python's spelling
+    # (single quotes), which pandas writes and JSON refuses.
     if MESSAGES.match(cell) or name in STRUCTURES:
         return parse_json(f"{where}: {name}", cell)
     return cell
 
 
-def _number(where: str, name: str, cell: str) -> Any:
+def _number(where: str, name: str, cell: str) -> object:
     if not cell:
         return None
     if cell.lower() in ("true", "false"):
         return cell.lower() == "true"
     if cell.lower() in LABELS:
         return cell
+    # Nobody means a number of hundreds of digits, and one of thousands takes long to convert.
     if len(cell) > 400 or not NUMBER.fullmatch(cell):
         raise wrong(where, name, "a number or a label", cell)
     return int(cell) if cell.lstrip("+-").isdigit() else float(cell)
 
 
 def read_parquet(file: Path) -> Iterator[Located]:
-    """Rows of a Parquet file, with its checksums verified where it has them."""
+    """Yield the rows of a Parquet file; its checksums are verified where it has them."""
     # Imported here because most runs read JSON and pyarrow is slow to import.
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -138,15 +141,33 @@ def read_parquet(file: Path) -> Iterator[Located]:
         raise ValueError(f"{file}: expected a parquet file, found broken data ({first_line(error)})") from None
 
 
-def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> tuple[str, Any]:
-    """(name, rows) of a split of a data set that ``datasets`` saved there, or of a folder of data files, which
-    ``streaming`` does not convert first."""
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """A split that ``datasets`` has opened.
+
+    Attributes:
+        name: begins the locations of its rows.
+        rows: the rows, without their locations.
+    """
+
+    name: str
+    rows: Iterable[Mapping[str, object]]
+
+
+def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> DataSet:
+    """Open a data set that ``datasets`` saved in a folder, or a folder of data files.
+
+    Args:
+        folder: the folder.
+        split: the split; None: ``train``.
+        streaming: do not convert data files first.
+    """
     from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        found = load_from_disk(str(folder)) if saved else load_dataset(str(folder), **_streaming(streaming))
-    except Exception as error:  # of dozens of kinds, none of which a user can act on by type
+        found = load_from_disk(str(folder)) if saved else load_dataset(str(folder), streaming=streaming)
+    except Exception as error:  # datasets raises dozens of types, none of which tells a user what to do
         raise ValueError(
             f"{folder}: expected a file, a data set saved by datasets or a folder of data files; "
             f"found a folder that datasets cannot load: {first_line(error)}"
@@ -156,43 +177,40 @@ def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> 
         if name not in found:
             raise ValueError(f"{folder}: expected the split {name!r}, found {', '.join(found)}; write {folder}:SPLIT")
         found = found[name]
-    return f"{folder}:{split}" if split else str(folder), found
+    return DataSet(f"{folder}:{split}" if split else str(folder), found)
 
 
-def read_hub(path: str, match: re.Match[str], *, streaming: bool = False) -> tuple[str, Any]:
-    """(name, rows) of a split of a hub data set, or of one of its folders; ``streaming`` does not download it first."""
+def read_hub(path: str, match: re.Match[str], *, streaming: bool = False) -> DataSet:
+    """Open a split of a hub data set, or of one of its folders.
+
+    Args:
+        path: the hub id as the user wrote it, for errors.
+        match: its groups ``name``, ``folder`` and ``split``.
+        streaming: do not download it first.
+    """
     from datasets import load_dataset
 
     name, split = match["name"], match["split"] or "train"
     folder: Mapping[str, str] = {"data_dir": match["folder"]} if match["folder"] else {}
     try:
-        rows = load_dataset(name, split=split, **folder, **_streaming(streaming))
-    except Exception as error:  # the hub client raises dozens of kinds, none of which a user can act on by type
+        rows = load_dataset(name, split=split, **folder, streaming=streaming)
+    except Exception as error:  # the hub's client raises dozens of types, none of which tells a user what to do
         raise ValueError(
             f"{path}: expected a local file or a hub id that can be reached; there is no such file, and loading the "
             f"split {split!r} of the hub data set {name!r} failed: {first_line(error)}"
         ) from error
-    return f"{'/'.join([name, *folder.values()])}:{split}", rows
+    return DataSet(f"{'/'.join([name, *folder.values()])}:{split}", rows)
 
 
-def _streaming(asked: bool) -> dict[str, Any]:
-    return {"streaming": True} if asked else {}
-
-
-def fingerprint(where: str, rows: Any) -> str | None:
-    """The key that ``datasets`` has for the content of a data set."""
-    return getattr(rows, "_fingerprint", None)
-
-
-def numbered(where: str, rows: Any) -> Iterator[Located]:
-    """The rows of a data set with their places, counted from 1."""
-    number, found = 0, iter(rows)
+def numbered(data: DataSet) -> Iterator[Located]:
+    """Yield the rows of a data set with their locations, counted from 1."""
+    number, rows = 0, iter(data.rows)
     while True:
         number += 1
         try:
-            row = dict(next(found))
+            row = dict(next(rows))
         except StopIteration:
             return
-        except Exception as error:  # of a streamed data set: files that are broken or cannot be reached any more
-            raise ValueError(f"{where}[{number}]: expected a row, found {first_line(error)}") from error
-        yield f"{where}[{number}]", row
+        except Exception as error:  # of a streamed data set, whose files may be broken or out of reach by now
+            raise ValueError(f"{data.name}[{number}]: expected a row, found {first_line(error)}") from error
+        yield f"{data.name}[{number}]", row

@@ -1,7 +1,7 @@
 """Feedback records: one prompt, its completions, and what people said of them.
 
-Plain frozen Python: no torch, no tokenizer, no objective. Everything downstream derives from these records and
-never changes one.
+Records are frozen plain Python, without torch, tokenizers or objectives. Everything downstream is derived from them
+and never changes one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,30 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; ``role`` is one of :data:`ROLES`."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: one of :data:`ROLES`.
+        content: the text of the turn.
+    """
 
     role: str
     content: str
 
 
 Prompt = str | tuple[Message, ...]
-"""Plain text, or the turns so far (the last one is not the assistant's)."""
+"""A plain text, or the turns so far, of which the last is not the assistant's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One reply and what is known of it alone: a label, a score, both or neither."""
+    """One reply with its own feedback: a label, a score, both or neither.
+
+    Attributes:
+        text: the reply.
+        desirable: the label.
+        score: the score, a finite number.
+    """
 
     text: str
     desirable: bool | None = None
@@ -38,10 +49,14 @@ class Completion:
 class Record:
     """One prompt with its completions.
 
-    ``id`` says where the record came from (``train.jsonl:12``) and stands in every error about it.
-    ``preferences`` holds (better, worse) pairs of indices into ``completions``.
+    Attributes:
+        id: where the record came from (``train.jsonl:12``) or its own id; every error about it begins with this.
+        prompt: the prompt.
+        completions: at least one.
+        preferences: (better, worse) pairs of indices into ``completions``.
 
-    Raises ``ValueError`` naming the id when roles, indices or scores make no sense.
+    Raises:
+        ValueError: if roles, indices or scores make no sense.
     """
 
     id: str
@@ -82,12 +97,13 @@ def _check_prompt(where: str, prompt: Prompt) -> None:
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """A string that is equal exactly for prompts that say the same: text and a lone user turn count as one."""
+    """Return a string that is equal exactly for equal prompts; a text equals a lone user turn."""
+    # The separators are control characters that no real text has.
     if isinstance(prompt, str):
         return f"user\x1f{prompt}"
     return "\x1e".join(f"{message.role}\x1f{message.content}" for message in prompt)
 
 
 def messages_of(prompt: Prompt) -> Sequence[Message]:
-    """The prompt as turns; plain text is a single user turn."""
+    """Return the prompt as turns; a plain text is a single user turn."""
     return (Message("user", prompt),) if isinstance(prompt, str) else prompt

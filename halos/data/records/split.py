@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from halos.checks import check_whole
 from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import RecordTable, table_of
 
@@ -17,33 +18,50 @@ TEXT = pa.large_string()
 
 
 def split_by_prompt(records: Sequence[Record], val_size: int, seed: int) -> tuple[RecordTable, RecordTable]:
-    """(train, val): whole prompts are held out until ``val_size`` records are, so that no prompt is on both sides.
+    """Hold out all records of some prompts, so that no prompt is on both sides.
 
-    Which prompts these are depends on the seed and the prompts, not on the order of the records.
+    Which prompts they are depends on the seed and on the prompts, not on the order of the records.
+
+    Args:
+        records: the records.
+        val_size: prompts are held out until they have at least this many records.
+        seed: seed of the draw.
+
+    Returns:
+        Training and validation records, both in their order.
+
+    Raises:
+        ValueError: if nothing would remain to train on.
     """
-    if val_size < 0:
-        raise ValueError(f"expected val_size to be 0 or more; found {val_size}")
+    check_whole("data.val_size", val_size, 0)
     table = table_of(records)
     prompts, first, member, sizes = np.unique(
         table.numbers("prompt"), return_index=True, return_inverse=True, return_counts=True
     )
-    in_order_of_texts = array("q", _by_text(table, first).tobytes())
-    random.Random(seed).shuffle(in_order_of_texts)
-    order = np.frombuffer(in_order_of_texts, dtype=np.int64)
-    before = np.cumsum(sizes[order]) - sizes[order]
-    held = np.zeros(len(prompts), dtype=bool)
-    held[order[before < val_size]] = True
-    if held.all():
+    # Shuffled from the order of their texts, not from np.unique's: the split does not depend on how digests are made.
+    shuffled = array("q", _by_text(table, first).tobytes())
+    random.Random(seed).shuffle(shuffled)
+    order = np.frombuffer(shuffled, dtype=np.int64)
+    records_before = np.cumsum(sizes[order]) - sizes[order]
+    held_out = np.zeros(len(prompts), dtype=bool)
+    held_out[order[records_before < val_size]] = True
+    if held_out.all():
         raise ValueError(
-            f"expected val_size to leave records to train on; found {val_size} of {len(table)} records "
+            f"data.val_size: expected records to remain to train on; found {val_size} of {len(table)} records "
             f"with {len(prompts)} different prompts"
         )
-    return table.take(np.flatnonzero(~held[member])), table.take(np.flatnonzero(held[member]))
+    return table.take(np.flatnonzero(~held_out[member])), table.take(np.flatnonzero(held_out[member]))
 
 
 def _by_text(records: RecordTable, first: np.ndarray) -> np.ndarray:
-    """Numbers of prompts in the order of their texts; ``first`` [n] are records that have them."""
+    """Return the indices of prompts in the order of their texts.
+
+    Args:
+        records: the records.
+        first: [prompts] the index of a record of each prompt.
+    """
     at = np.argsort(first)
+    # Blocks of texts in Arrow's memory, which sorts them without a Python object for each.
     blocks = np.split(first[at], range(records.BLOCK, len(at), records.BLOCK))
     keys = [pa.array([prompt_key(record.prompt) for record in records.many(block)], TEXT) for block in blocks]
     return np.asarray(at[pc.sort_indices(pa.chunked_array(keys)).to_numpy()], dtype=np.int64)

@@ -1,8 +1,8 @@
-"""Feedback records as rows of an Arrow table, with the numbers that are asked of all of them at once.
+"""Feedback records as rows of an Arrow table, with columns of numbers for questions about all records.
 
-Texts stay in the table; what is asked of all records (which have one prompt, what was said of their completions) are
-columns of numbers. Texts are compared by digests of 64 bits: of ten million, one pair would be taken for equal in a
-run in 400,000.
+Texts stay in the table and are read for one record at a time. Which records share a prompt, and how their completions
+were judged, is answered by columns of numbers. Texts are compared by digests of 64 bits: among ten million texts, two
+different ones have the same digest with a probability of 1 in 400,000.
 """
 
 from __future__ import annotations
@@ -10,88 +10,79 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from halos.data.records.judgement import Judged, Judgement
 from halos.data.records.record import ROLES, Completion, Message, Prompt, Record, messages_of, prompt_key
 from halos.data.store.arrow import MEMORY, Part, Stored, Table
 
 TEXTS = pa.list_(pa.large_string())
 DIGESTS = pa.list_(pa.uint64())
-COLUMNS: dict[str, Any] = {
+COLUMNS: dict[str, pa.DataType] = {
+    # Which record it is. "where" is its location, null if that is the id; "name" is the digest of the id.
     "id": pa.string(),
-    "where": pa.string(),  # null where it is the id
-    "name": pa.uint64(),  # the id's digest
-    "plain": pa.bool_(),  # the prompt is a text, not turns
+    "where": pa.string(),
+    "name": pa.uint64(),
+    # The record itself. "plain" is whether the prompt is a text, not turns.
+    "plain": pa.bool_(),
     "roles": pa.list_(pa.int8()),
     "contents": TEXTS,
     "texts": TEXTS,
-    "labels": pa.list_(pa.int8()),  # -1: none
-    "scores": pa.list_(pa.float64()),  # NaN: none
-    "preferences": pa.list_(pa.int32()),  # better, worse, better, worse, …
-    "judged": pa.uint64(),  # digest of labels, scores and preferences
+    # A missing label is -1 and a missing score NaN: numpy reads columns without nulls as they are, without a copy.
+    # Preferences are better, worse, better, worse, … in one flat list.
+    "labels": pa.list_(pa.int8()),
+    "scores": pa.list_(pa.float64()),
+    "preferences": pa.list_(pa.int32()),
+    # Digests, which answer "same or different?" without texts. "judged" is that of labels, scores and preferences:
+    # views derive the examples of records with equal judgements once. "loose" ones are of normalised texts.
+    "judged": pa.uint64(),
     "prompt": pa.uint64(),
-    "loose_prompt": pa.uint64(),  # the loose ones are of normalised texts
-    "completions": DIGESTS,  # of prompt and text
+    "loose_prompt": pa.uint64(),
+    "completions": DIGESTS,
     "loose_completions": DIGESTS,
-    "pairs": DIGESTS,  # of prompt, better and worse text, and of these the other way round; 0, 0 where they are equal
+    # Two for each preference: of (prompt, better, worse) and of (prompt, worse, better); both 0 for equal texts.
+    "pairs": DIGESTS,
     "prompt_characters": pa.int64(),
     "completion_characters": pa.list_(pa.int64()),
 }
 SCHEMA = pa.schema(list(COLUMNS.items()))
+# A record batch ends at whichever limit comes first: texts of any length then take bounded memory while it is built.
 BATCH_RECORDS = 4096
 BATCH_CHARACTERS = 1 << 22
 
 
 def normalised(text: str) -> str:
-    """``text`` in NFKC, lower case and with single spaces."""
+    """Return a text in Unicode form NFKC, in lower case, and with single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def digest(*parts: str) -> int:
-    """A key of texts: equal for equal texts, never 0."""
+    """Return a digest of texts, of 64 bits: equal for equal texts, never 0."""
+    # Ids begin with file names, which may have lone surrogates where a name is not UTF-8.
     joined = "\x1d".join(parts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "little") or 1
 
 
 def loose_prompt(prompt: Prompt) -> int:
-    """A key that is the same for prompts that differ in case, white space and forms of characters alone."""
-    return digest(*_loosely(messages_of(prompt)))
+    """Return a digest that is equal for prompts that differ only in case, white space and forms of characters."""
+    return digest(*_normalised_turns(messages_of(prompt)))
 
 
-def _loosely(turns: Sequence[Message]) -> list[str]:
+def _normalised_turns(turns: Sequence[Message]) -> list[str]:
     return [f"{turn.role}\x1f{normalised(turn.content)}" for turn in turns]
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What is said of one completion of a record, and its place among the record's completions."""
-
-    place: int
-    desirable: bool | None = None
-    score: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What is said of a record's completions, without their texts; ``preferences`` as in a record."""
-
-    completions: tuple[Judged, ...]
-    preferences: tuple[tuple[int, int], ...] = ()
-
-
-def judgement_of(record: Record) -> Judgement:
-    """What is said of the completions of a record."""
-    judged = (Judged(place, c.desirable, c.score) for place, c in enumerate(record.completions))
-    return Judgement(tuple(judged), record.preferences)
-
-
 class RecordTable(Stored[Record]):
-    """Records of a table, or some of them (``chosen``, their numbers in the table)."""
+    """Some or all records of a table, as a sequence.
+
+    Args:
+        table: the table, with the columns :data:`COLUMNS`.
+        chosen: [records] their numbers in the table; None: all.
+    """
 
     def __init__(self, table: Table, chosen: np.ndarray | None = None) -> None:
         self.table = table
@@ -102,22 +93,24 @@ class RecordTable(Stored[Record]):
         return len(self.chosen)
 
     def take(self, indices: np.ndarray) -> RecordTable:
-        """Those of these records."""
+        """Return the records with these indices, in their order."""
         return RecordTable(self.table, self.chosen[indices])
 
     @property
     def key(self) -> str | None:
-        """A key of the records and their order; None where the table is in memory."""
+        """A key of the records and their order; None if the table is in memory."""
         if self.table.key is None:
             return None
         return hashlib.sha256(self.table.key.encode() + self.chosen.astype(np.int64).tobytes()).hexdigest()[:24]
 
     def numbers(self, name: str) -> np.ndarray:
-        """A column of numbers, one for each record."""
-        return self.table.numbers(name)[self.chosen]
+        """Return a column of numbers, [records]."""
+        return np.asarray(self.table.numbers(name)[self.chosen])
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(the record that each stands in, all of them) of a column of lists of numbers."""
+        """Return a column of lists of numbers as (the index of each number's record, the numbers)."""
+        # The lists of the chosen rows are gathered at once: ``within`` counts 0, 1, 2, … anew in each list, and
+        # added to where the list starts it gives the place of each number.
         ends, values = self._column(name)
         starts = ends[self.chosen]
         sizes = ends[self.chosen + 1] - starts
@@ -125,142 +118,126 @@ class RecordTable(Stored[Record]):
         return np.repeat(np.arange(len(self)), sizes), values[np.repeat(starts, sizes) + within]
 
     def judgement(self, index: int) -> Judgement:
-        """What is said of the completions of a record."""
+        """Return the labels, scores and preferences of a record."""
         row = int(self.chosen[index])
-        labels, scores, better = (self._of(name, row) for name in ("labels", "scores", "preferences"))
+        labels, scores, preferences = (self._list(name, row) for name in ("labels", "scores", "preferences"))
         return Judgement(
             tuple(
-                Judged(place, None if label < 0 else bool(label), None if score != score else score)
-                for place, (label, score) in enumerate(zip(labels, scores, strict=True))
+                Judged(place, _label(label), _score(score))
+                for place, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True))
             ),
-            tuple(zip(better[::2], better[1::2], strict=True)),
+            _pairs(preferences.tolist()),
         )
 
     def ids(self, indices: Iterable[int]) -> list[str]:
-        """The ids of these records."""
-        return [self._cell("id", int(index)) for index in indices]
+        """Return the ids of the records with these indices."""
+        return [str(self._text("id", int(index))) for index in indices]
 
     def where(self, index: int) -> str:
-        """Where a record stands, whatever its id."""
-        return self._cell("where", index) or self._cell("id", index)
+        """Return the location of a record, which may have an id of its own."""
+        return self._text("where", index) or self.ids([index])[0]
 
     def many(self, indices: np.ndarray) -> list[Record]:
+        # Each batch is read once and in order, whatever the order of the indices, and a repeated record is made once.
         rows, back = np.unique(self.chosen[indices], return_inverse=True)
-        made = [record for batch in self.table.select(rows) for record in _records(batch)]
-        return [made[place] for place in back]
+        records = [record for batch in self.table.select(rows) for record in _records(batch)]
+        return [records[place] for place in back]
 
-    def _cell(self, name: str, index: int) -> Any:
+    def _text(self, name: str, index: int) -> str | None:
         (batch,) = self.table.select(self.chosen[index : index + 1])
-        return batch.column(name)[0].as_py()
+        text: str | None = batch.column(name)[0].as_py()
+        return text
 
-    def _of(self, name: str, row: int) -> list[Any]:
+    def _list(self, name: str, row: int) -> np.ndarray:
         ends, values = self._column(name)
-        return values[ends[row] : ends[row + 1]].tolist()
+        return values[ends[row] : ends[row + 1]]
 
     def _column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return (the ends of all rows' lists, with 0 before them, all values) of a column; cached."""
         if name not in self._ends:
             ends = np.concatenate([[0], np.cumsum(self.table.sizes(name))])
             self._ends[name] = (ends, self.table.values(name))
         return self._ends[name]
 
 
-class Builder:
-    """Records on their way into record batches."""
-
-    def __init__(self) -> None:
-        self._columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-        self._characters = 0
-
-    @property
-    def full(self) -> bool:
-        return len(self._columns["id"]) >= BATCH_RECORDS or self._characters >= BATCH_CHARACTERS
-
-    def add(self, record: Record, where: str | None = None) -> None:
-        """Add a record that stands at ``where``, unless that is its id."""
-        texts = [completion.text for completion in record.completions]
-        turns = messages_of(record.prompt)
-        labels = [-1 if c.desirable is None else int(c.desirable) for c in record.completions]
-        scores = [float("nan") if c.score is None else c.score for c in record.completions]
-        preferences = [place for pair in record.preferences for place in pair]
-        key, loosely = prompt_key(record.prompt), _loosely(turns)
-        values = (
-            record.id,
-            None if where == record.id else where,
-            digest(record.id),
-            isinstance(record.prompt, str),
-            [ROLES.index(turn.role) for turn in turns],
-            [turn.content for turn in turns],
-            texts,
-            labels,
-            scores,
-            preferences,
-            digest(repr((labels, scores, preferences))),
-            digest(key),
-            digest(*loosely),
-            [digest(key, text) for text in texts],
-            [digest(*loosely, normalised(text)) for text in texts],
-            [found for better, worse in record.preferences for found in _both_ways(key, texts[better], texts[worse])],
-            sum(len(turn.content) for turn in turns),
-            [len(text) for text in texts],
-        )
-        for column, value in zip(self._columns.values(), values, strict=True):
-            column.append(value)
-        self._characters += values[-2] + sum(values[-1])
-
-    def batch(self) -> pa.RecordBatch:
-        """What was added since the last batch."""
-        arrays = [pa.array(self._columns[name], kind) for name, kind in COLUMNS.items()]
-        self.__init__()  # type: ignore[misc]
-        return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
-
-
 def batches(records: Iterable[tuple[str | None, Record]]) -> Iterator[pa.RecordBatch]:
-    """Record batches of (where it stands, record)."""
-    builder = Builder()
+    """Yield record batches of (location, record); the location is None if it is the record's id."""
+    rows: list[dict[str, Any]] = []
+    characters = 0
     for where, record in records:
-        builder.add(record, where)
-        if builder.full:
-            yield builder.batch()
-    yield builder.batch()
+        rows.append(_row(record, where))
+        characters += rows[-1]["prompt_characters"] + sum(rows[-1]["completion_characters"])
+        if len(rows) >= BATCH_RECORDS or characters >= BATCH_CHARACTERS:
+            yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+            rows, characters = [], 0
+    yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
 
 
-def joined(parts: Sequence[RecordTable]) -> RecordTable:
-    """The records of several tables, one table after the other."""
-    keys = [part.table.key for part in parts]
+def _row(record: Record, where: str | None) -> dict[str, Any]:
+    texts = [completion.text for completion in record.completions]
+    turns = messages_of(record.prompt)
+    labels = [-1 if c.desirable is None else int(c.desirable) for c in record.completions]
+    scores = [float("nan") if c.score is None else c.score for c in record.completions]
+    preferences = list(chain.from_iterable(record.preferences))
+    key, normalised_turns = prompt_key(record.prompt), _normalised_turns(turns)
+    ways = [way for better, worse in record.preferences for way in _both_ways(key, texts[better], texts[worse])]
+    return {
+        "id": record.id,
+        "where": None if where == record.id else where,
+        "name": digest(record.id),
+        "plain": isinstance(record.prompt, str),
+        "roles": [ROLES.index(turn.role) for turn in turns],
+        "contents": [turn.content for turn in turns],
+        "texts": texts,
+        "labels": labels,
+        "scores": scores,
+        "preferences": preferences,
+        "judged": digest(repr((labels, scores, preferences))),
+        "prompt": digest(key),
+        "loose_prompt": digest(*normalised_turns),
+        "completions": [digest(key, text) for text in texts],
+        "loose_completions": [digest(*normalised_turns, normalised(text)) for text in texts],
+        "pairs": ways,
+        "prompt_characters": sum(len(turn.content) for turn in turns),
+        "completion_characters": [len(text) for text in texts],
+    }
+
+
+def joined(tables: Sequence[RecordTable]) -> RecordTable:
+    """Return the records of several tables, one table after the other; nothing is copied."""
+    # RecordTable.key adds the choice of records; the key of the table has only to name the tables.
+    keys = [records.table.key for records in tables]
     key = None if None in keys else hashlib.sha256(repr(keys).encode()).hexdigest()[:24]
-    starts = np.cumsum([0, *(len(part.table) for part in parts)])
-    chosen = np.concatenate([part.chosen + start for part, start in zip(parts, starts[:-1], strict=True)])
-    return RecordTable(Table([batch for part in parts for batch in part.table.batches], key=key), chosen)
+    starts = np.cumsum([0, *(len(records.table) for records in tables)])
+    chosen = np.concatenate([records.chosen + start for records, start in zip(tables, starts[:-1], strict=True)])
+    return RecordTable(Table([batch for records in tables for batch in records.table.batches], key=key), chosen)
 
 
 def table_of(records: Sequence[Record]) -> RecordTable:
-    """The records as a table: as they are, or in memory where they are a list."""
-    return records if isinstance(records, RecordTable) else RecordTable(MEMORY.table(None, _listed, [records]))
+    """Return the records as a table: a table as it is, a list as a table in memory."""
+    return records if isinstance(records, RecordTable) else RecordTable(MEMORY.table(None, _part, [records]))
 
 
-def _listed(records: Sequence[Record]) -> Part:
+def _part(records: Sequence[Record]) -> Part:
     yield from batches((None, record) for record in records)
     return {}
 
 
 def _both_ways(key: str, better: str, worse: str) -> tuple[int, int]:
+    # Equal texts would otherwise contradict themselves, as both ways round are the same pair.
     return (0, 0) if better == worse else (digest(key, better, worse), digest(key, worse, better))
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[Record]:
     ids, plain = batch.column("id").to_pylist(), batch.column("plain").to_pylist()
-    columns = (
-        _nested(batch.column(name)) for name in ("roles", "contents", "texts", "labels", "scores", "preferences")
-    )
+    columns = (_lists(batch.column(name)) for name in ("roles", "contents", "texts", "labels", "scores", "preferences"))
     for name, is_text, roles, contents, texts, labels, scores, preferences in zip(ids, plain, *columns, strict=True):
+        completions = zip(texts, labels, scores, strict=True)
         yield Record(
             name,
             contents[0] if is_text else _turns(roles, contents),
-            tuple(
-                Completion(text, None if label < 0 else bool(label), None if score != score else score)
-                for text, label, score in zip(texts, labels, scores, strict=True)
-            ),
-            tuple(zip(preferences[::2], preferences[1::2], strict=True)),
+            tuple(Completion(text, _label(label), _score(score)) for text, label, score in completions),
+            _pairs(preferences),
         )
 
 
@@ -268,8 +245,22 @@ def _turns(roles: Sequence[int], contents: Sequence[str]) -> Prompt:
     return tuple(Message(ROLES[role], content) for role, content in zip(roles, contents, strict=True))
 
 
-def _nested(column: Any) -> list[list[Any]]:
-    """The lists of a column: far faster than ``to_pylist``, which makes an object of Arrow's for every list."""
+def _label(number: int) -> bool | None:
+    return None if number < 0 else bool(number)
+
+
+def _score(number: float) -> float | None:
+    # Only NaN differs from itself; math.isnan would be a call for each of millions of scores.
+    return None if number != number else number
+
+
+def _pairs(places: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    return tuple(zip(places[::2], places[1::2], strict=True))
+
+
+def _lists(column: pa.ListArray) -> list[list[Any]]:
+    """Return the lists of a column, far faster than ``to_pylist``, which makes an Arrow object for every list."""
     values = column.flatten().to_pylist()
     ends = column.offsets.to_numpy()
+    # A slice of a batch keeps the offsets of the whole batch, but flatten returns the values of the slice alone.
     return [values[a:z] for a, z in pairwise((ends - ends[0]).tolist())]

@@ -1,4 +1,4 @@
-"""True rewards: worlds in which it is known whether a completion is good."""
+"""True rewards, of data sources that know whether a completion is good."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Protocol
 
 
 class TrueReward(Protocol):
-    """The true reward of a data source whose world is known, as the toy world's is."""
+    """The true reward of a data source such as the toy world."""
 
     def reward(self, prompt: str, completion: str) -> float:
-        """How good the completion is."""
+        """Return how good the completion is."""
         ...
 
     def desirable(self, prompt: str, completion: str) -> bool:
-        """Whether people would want it."""
+        """Return whether people would call the completion desirable."""
         ...
 
     def prompts(self, size: int) -> list[str]:
-        """So many held-out prompts, always the same ones."""
+        """Return ``size`` held-out prompts, the same ones every time."""
         ...

@@ -25,7 +25,7 @@ from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.mismatch import derangement, in_order
 from halos.data.rows.templates import check_prefixes
 from halos.data.store.arrow import MEMORY, Part, Store, Stored, Table
-from halos.data.views.derive import Demonstration, Examples, Labelled, Pair, Scored
+from halos.data.views.examples import Demonstration, Examples, Labelled, Pair, Scored
 
 Example = Demonstration | Labelled | Pair | Scored
 Control = Callable[[bool | None], str]

@@ -1,17 +1,17 @@
-"""Where feedback comes from. A ``data/*.yaml`` names one of these; its constructor's signature is the YAML's schema."""
+"""Where feedback comes from. A ``data/*.yaml`` names a source, whose constructor's signature is the YAML's schema."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,17 +20,23 @@ from halos.data.reading.json_files import Located
 from halos.data.records.record import Record
 from halos.data.records.table import RecordTable, batches
 from halos.data.records.truth import TrueReward
-from halos.data.sources.formats import Adapted, Adapter
-from halos.data.sources.origin import Origin, faults
+from halos.data.sources.adapted import Adapted
+from halos.data.sources.origin import Origin, check_faultless
 from halos.data.store.arrow import MEMORY, Part, Store
 
 Files = str | Path | Sequence[str | Path]
-"""One file, pattern, folder or hub id (see :func:`halos.data.reading.files.read_rows`), or several."""
+"""One file, pattern, folder or hub id (see :class:`halos.data.reading.files.Piece`), or several."""
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The records of one split, what was left out of it (reason → how often), and the same for each file."""
+    """The records of one split.
+
+    Attributes:
+        records: the records, in their order.
+        dropped: counts of what was left out, by reason.
+        origins: the same for each file, where the records come from files.
+    """
 
     records: Sequence[Record]
     dropped: Counter[str]
@@ -40,55 +46,71 @@ class Records:
 class Source(ABC):
     """Training records and, where there are any, validation records.
 
-    ``store``: where sources that read files keep what they made of them.
+    Attributes:
+        name: the name in ``data=NAME`` and in errors.
+        store: where sources that read files keep their records.
+        whole_trees: whether each assistant turn of a conversation is a completion of a record of its own.
     """
 
     name: ClassVar[str]
     store: Store = MEMORY
     whole_trees: bool = False
-    """Whether each assistant's turn of a conversation is a completion of a record of its own."""
 
     @abstractmethod
-    def train(self) -> Records: ...
+    def train(self) -> Records:
+        """Return the training records."""
 
     @abstractmethod
-    def val(self) -> Records | None: ...
+    def val(self) -> Records | None:
+        """Return the validation records, None where the source has none of its own."""
 
     def check_stream(self) -> None:  # noqa: B027 (most sources have nothing to check)
-        """Raises ``ValueError`` if :meth:`stream` cannot be had without reading everything first."""
+        """Raise ``ValueError`` if :meth:`stream` has to read the whole data set first."""
 
     def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Record]:
-        """The training records one after the other; what each file gave so far is in ``origins``.
+        """Yield the training records one after the other.
 
-        ``strict`` raises ``ValueError`` for what would be left out because the data are at fault. This one is for
-        sources whose records are in memory anyway.
+        This implementation is for sources whose records are in memory anyway.
+
+        Args:
+            origins: receives what each file has given so far.
+            strict: raise ``ValueError`` for what would be left out because the data is at fault.
         """
         records = self.train()
-        if strict and (found := faults(records.origins)):
-            raise ValueError(f"data.strict: expected nothing to leave out; found {found}")
+        if strict:
+            check_faultless(records.origins)
         count, places = len(records.records), {reason: [self.name] for reason in records.dropped}
         origins.update(records.origins or {self.name: Origin(count, count, records.dropped, places)})
         yield from records.records
 
     def stream_key(self) -> str:
-        """A key of what :meth:`stream` gives, quick to have."""
-        found = hashlib.sha256()
+        """Return a key of what :meth:`stream` yields, without reading large files."""
+        hasher = hashlib.sha256()
         for record in self.train().records:
-            found.update(repr(record).encode("utf-8", "surrogatepass"))
-        return found.hexdigest()
+            hasher.update(repr(record).encode("utf-8", "surrogatepass"))
+        return hasher.hexdigest()
 
     def true_reward(self) -> TrueReward | None:
-        """The true reward, for sources whose world is known."""
+        """Return the true reward, None where it is not known."""
         return None
 
 
 class FileSource(Source):
-    """A source that reads rows; a kind of file adds only its adapter.
+    """A source that reads rows from files; each format adds its adapter.
 
-    ``columns`` renames keys: from the name that the format expects to the one that the files have. ``rows_alone``:
-    whether each row makes sense by itself, so that a large file can be read in pieces.
+    Args:
+        train: files of training data.
+        val: files of validation data.
+        columns: renames keys: from the name that the format expects to the one in the files.
+
+    Attributes:
+        rows_alone: whether each row has a meaning by itself, so that a large file can be read in pieces.
+
+    Raises:
+        ValueError: if there is no training file.
     """
 
+    # Off unless a format says otherwise: pieces of a file whose rows belong together would be read without an error.
     rows_alone: ClassVar[bool] = False
 
     def __init__(
@@ -102,10 +124,10 @@ class FileSource(Source):
 
     @abstractmethod
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        """The records in the rows of one file, of a part of it where ``rows_alone``; see :mod:`.formats`."""
+        """Adapt the rows of one file, or of a piece of it where ``rows_alone``; see :mod:`.adapted`."""
 
     def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        """The same for a stream; raises ``ValueError`` for rows that only the whole file makes sense of."""
+        """Adapt the rows of a stream; raise ``ValueError`` for rows that need the whole file."""
         return self.adapted(rows)
 
     def train(self) -> Records:
@@ -122,32 +144,37 @@ class FileSource(Source):
         for file in chain.from_iterable(map(expand, self._train_files)):
             origin = origins.setdefault(str(file), Origin())
             rows = _counted(read_piece(Piece(file), self._columns, streaming=True), origin)
+            # Counted before it is yielded, so that the counts include the record that the caller has in hand.
             for adapted in self.adapted_one_by_one(rows):
                 origin.add(adapted)
-                if strict and (found := faults({str(file): origin})):
-                    raise ValueError(f"data.strict: expected nothing to leave out; found {found}")
+                if strict:
+                    check_faultless({str(file): origin})
                 if adapted[1] is not None:
                     yield adapted[1]
-            if not origin.rows:
-                raise ValueError(f"{file}: expected at least one row, found an empty file")
+            _check_rows(str(file), origin)
 
     def stream_key(self) -> str:
         files = list(chain.from_iterable(map(expand, self._train_files)))
-        told = repr((self.name, self._settings(), list(map(str, files)), list(map(edges_key, files))))
-        return hashlib.sha256(told.encode()).hexdigest()
+        # Reading a data set of any size whole, for its key, would take away what streaming is for.
+        content = (self.name, self._settings(), list(map(str, files)), list(map(edges_key, files)))
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def _read(self, files: Sequence[str | Path]) -> Records:
-        """All records of the files, in order; ``ValueError`` where an id comes twice or no record is left."""
+        """Read all records of the files, in order.
+
+        Raises:
+            ValueError: if an id occurs twice or no record is left.
+        """
         expanded = list(chain.from_iterable(map(expand, files)))
-        split = pieces if self.rows_alone else _whole
-        table = self.store.table(self._key(expanded), self._part, [part for file in expanded for part in split(file)])
+        tasks = [piece for file in expanded for piece in pieces(file, divide=self.rows_alone)]
+        table = self.store.table(self._key(expanded), self._part, tasks)
+        # The pieces of a file were counted apart, perhaps in other processes or in an earlier run.
         origins: dict[str, Origin] = {}
         for notes in table.notes:
-            told = {**notes["origin"], "dropped": Counter(notes["origin"]["dropped"])}
-            origins.setdefault(notes["file"], Origin()).join(Origin(**told))
+            counts = {**notes["origin"], "dropped": Counter(notes["origin"]["dropped"])}
+            origins.setdefault(notes["file"], Origin()).join(Origin(**counts))
         for file, origin in origins.items():
-            if not origin.rows:
-                raise ValueError(f"{file}: expected at least one row, found an empty file")
+            _check_rows(file, origin)
         dropped = sum((origin.dropped for origin in origins.values()), Counter())
         if not len(table):
             reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
@@ -157,18 +184,17 @@ class FileSource(Source):
         return Records(records, dropped, origins)
 
     def _key(self, files: Sequence[str | Path]) -> str | None:
-        """A key of what is in the files and of what this source makes of it; None where that cannot be known."""
-        contents = [content_key(file) for file in files]
-        with suppress(TypeError, OSError):  # a class that was typed in has no file
-            contents.append(content_key(inspect.getfile(type(self))))  # a user's own source lies in a module of theirs
-        if None in contents or len(contents) == len(files):
+        """Return a key of the files' contents and of what this source makes of them; None where it is not known."""
+        contents = [*map(content_key, files), *_user_code(type(self))]
+        if None in contents:
             return None
-        told = repr((self.name, self._settings(), list(map(str, files)), contents))
-        return hashlib.sha256(told.encode()).hexdigest()[:24]
+        key = repr((self.name, self._settings(), list(map(str, files)), contents))
+        return hashlib.sha256(key.encode()).hexdigest()[:24]
 
-    def _settings(self) -> dict[str, Any]:
-        apart = ("store", "_train_files", "_val_files")
-        return {name: value for name, value in sorted(vars(self).items()) if name not in apart}
+    def _settings(self) -> dict[str, object]:
+        # The files are in the key by their contents. All else that a constructor has set may change the records.
+        not_settings = ("store", "_train_files", "_val_files")
+        return {name: value for name, value in sorted(vars(self).items()) if name not in not_settings}
 
     def _part(self, piece: Piece) -> Part:
         origin = Origin()
@@ -180,16 +206,34 @@ class FileSource(Source):
                 if record is not None:
                     yield where, record
 
+        # The notes are complete only once the last batch has been made.
         yield from batches(records())
         return {"file": str(piece.file), "origin": {name: getattr(origin, name) for name in Origin.__slots__}}
 
 
+def _user_code(source: type[FileSource]) -> Iterator[str | None]:
+    """Yield a key of each module of a user's that the class is made of; None for a class that has no file.
+
+    halos' own classes are covered by the format number of prepared data (:data:`.PREPARED_FORMAT`). Nobody gives a
+    version to a user's classes, so the contents of their modules are part of the key.
+    """
+    for cls in source.__mro__:
+        package = cls.__module__.partition(".")[0]
+        if package == "halos" or package in sys.stdlib_module_names:
+            continue
+        try:
+            yield content_key(inspect.getfile(cls))
+        except (TypeError, OSError):  # a class that was typed in
+            yield None
+
+
 def check_ids(records: RecordTable) -> None:
-    """Raises ``ValueError`` naming both places where two records have one id."""
+    """Raise ``ValueError`` that names both places where two records have one id."""
     names = records.numbers("name")
     _, first = np.unique(names, return_index=True)
     if len(first) == len(names):
         return
+    # Names are digests: two different ids may have one, though hardly ever.
     seen: dict[int, int] = {}
     for index in np.flatnonzero(np.isin(names, np.delete(names, first))).tolist():
         before = seen.setdefault(int(names[index]), index)
@@ -198,21 +242,15 @@ def check_ids(records: RecordTable) -> None:
             raise ValueError(f"{where}: expected ids to be unique; found {name!r}, as at {records.where(before)}")
 
 
-def by_row(rows: Iterable[Located], adapter: Adapter) -> Iterator[Adapted]:
-    """The records of a format that has one in each row."""
-    for where, row in rows:
-        dropped: Counter[str] = Counter()
-        yield where, adapter(where, row, dropped), dropped
+def _check_rows(file: str, origin: Origin) -> None:
+    if not origin.rows:
+        raise ValueError(f"{file}: expected at least one row, found an empty file")
 
 
 def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:
     for located in rows:
         origin.rows += 1
         yield located
-
-
-def _whole(file: str | Path) -> list[Piece]:
-    return [Piece(file)]
 
 
 def _paths(files: Files) -> list[str | Path]:

@@ -10,8 +10,8 @@ from typing import final
 from halos.data.reading.fields import RawRow, required, text_of, wrong
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.base import Files, FileSource, by_row
-from halos.data.sources.formats import DIFFERENT_PROMPTS, Adapted, without_empty
+from halos.data.sources.adapted import DIFFERENT_PROMPTS, Adapted, by_row, without_empty
+from halos.data.sources.base import Files, FileSource
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
@@ -20,20 +20,21 @@ ENDS_WITH_HUMAN = "pair with a side that ends with a human turn"
 
 
 def hh_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-    """One pair: the prompt is what stands before the last ``\\n\\nAssistant:``, the completion what stands after it."""
+    """Adapt a pair of transcripts; the text up to the last ``\\n\\nAssistant:`` is the prompt."""
     turns, chosen = _split(where, "chosen", row)
     others, rejected = _split(where, "rejected", row)
     if turns != others:
         dropped[DIFFERENT_PROMPTS] += 1
         return None
     if any(TURN.search(completion) for completion in (chosen, rejected)):
-        dropped[ENDS_WITH_HUMAN] += 1  # the policy would learn to speak for the human
+        # The policy would learn to speak for the human.
+        dropped[ENDS_WITH_HUMAN] += 1
         return None
     chosen, rejected = chosen.strip(), rejected.strip()
     if turns[-1].role == "assistant":
-        # Two assistant turns in a row: a prompt cannot end with the first, so it opens both completions.
-        start = turns.pop().content
-        chosen, rejected = (f"{start}\n\n{completion}".strip() for completion in (chosen, rejected))
+        # Two assistant turns in a row: a prompt cannot end with the first, so both completions begin with it.
+        first = turns.pop().content
+        chosen, rejected = (f"{first}\n\n{completion}".strip() for completion in (chosen, rejected))
     if not any(turn.content for turn in turns):
         dropped[EMPTY_PROMPT] += 1
         return None
@@ -49,13 +50,15 @@ def _split(where: str, key: str, row: RawRow) -> tuple[list[Message], str]:
     return turns, completion
 
 
-def _turns(text: str) -> list[Message]:
-    """The turns of a transcript, none if it does not start with one; turns of one role in a row become one turn,
-    as chat templates want the roles to alternate."""
-    opening, *parts = TURN.split("\n\n" + text.lstrip())
+def _turns(transcript: str) -> list[Message]:
+    """Split a transcript into turns; none if it does not start with one.
+
+    Turns of one role in a row become one turn, as chat templates expect the roles to alternate.
+    """
+    opening, *rest = TURN.split("\n\n" + transcript.lstrip())
     turns: list[Message] = []
-    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
-        role, content = ROLE[speaker], said.strip()
+    for speaker, text in zip(rest[::2], rest[1::2], strict=True):
+        role, content = ROLE[speaker], text.strip()
         if turns and turns[-1].role == role:
             content = f"{turns.pop().content}\n\n{content}".strip()
         turns.append(Message(role, content))
@@ -66,7 +69,8 @@ def _turns(text: str) -> list[Message]:
 class HHSource(FileSource):
     """Transcripts in the format of Anthropic's HH-RLHF.
 
-    ``Anthropic/hh-rlhf:test`` is the test split of all subsets, ``Anthropic/hh-rlhf/helpful-base:train`` one of one.
+    ``Anthropic/hh-rlhf:test`` is the test split of all subsets together, ``Anthropic/hh-rlhf/helpful-base:train`` the
+    training split of one subset.
     """
 
     name = "hh"

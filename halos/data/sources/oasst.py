@@ -1,7 +1,8 @@
-"""OpenAssistant's conversation trees: siblings' ranks (0 is the best) become preferences.
+"""OpenAssistant's conversation trees: the ranks of sibling replies (0 is the best) become preferences.
 
-Both of its forms: one message a row (``message_id``, ``parent_id``, ``role``, ``text``, ``rank``; the hub's Parquet
-files), whose trees are put together from the whole file, and one tree a row (``prompt`` with nested ``replies``).
+Both of its forms are read. The hub's Parquet files have one message in each row (``message_id``, ``parent_id``,
+``role``, ``text``, ``rank``); their trees are assembled from the whole file. The other form has one tree in each row
+(``prompt`` with nested ``replies``).
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, final
+from typing import final
 
 from halos.data.reading.fields import RawRow, has, required, text_of, wrong
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Message, Record
+from halos.data.sources.adapted import FILTERED, Adapted, without_empty
 from halos.data.sources.base import Files, FileSource
-from halos.data.sources.formats import FILTERED, Adapted, without_empty
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
 DELETED = "deleted message"
@@ -31,15 +32,18 @@ class _Node:
     text: str
     rank: int | None
     lang: str | None
-    kept: bool
+    usable: bool
     replies: list[_Node] = field(default_factory=list)
 
 
 def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adapted]:
-    """A record for each prompter's message that has replies; the turns before it are its prompt.
+    """Adapt trees: one record for each message of a prompter that has replies, whose prompt is the turns up to it.
 
-    ``lang`` keeps trees whose first message is in that language (``en``). A message that was deleted is left out with
-    all that hangs on it, a message that nothing leads to is counted.
+    A deleted message is left out with all replies below it. A message whose parent is missing is counted.
+
+    Args:
+        rows: messages or trees.
+        lang: only trees whose first message is in this language (``en``) are used; None: all.
     """
     nodes: dict[str, _Node] = {}
     children: dict[str, list[str]] = defaultdict(list)
@@ -56,6 +60,8 @@ def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adap
             children[text_of(where, "parent_id", row["parent_id"])].append(name)
         else:
             roots.append(name)
+    # Parents may come after their children, so trees are assembled once all messages are read. What cannot be reached
+    # from a root has lost its parent, or is part of a loop, which is never entered here.
     reached = set()
     for root in roots:
         open_names = [root]
@@ -69,7 +75,7 @@ def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adap
 
 
 def only_trees(rows: Iterable[Located]) -> Iterator[Located]:
-    """The rows. Raises ``ValueError`` for one that is a message: where its tree ends is known at the file's end."""
+    """Yield the rows; raise ``ValueError`` for a row that is a message, as its tree needs the whole file."""
     for where, row in rows:
         if not isinstance(row.get("prompt"), dict):
             raise ValueError(
@@ -84,22 +90,21 @@ def _node(where: str, row: RawRow) -> _Node:
     if not isinstance(role, str) or role not in ROLES:
         raise wrong(where, "role", f"one of {', '.join(ROLES)}", role)
     if isinstance(rank, float) and rank.is_integer():
-        rank = int(rank)  # a column of integers with gaps is one of floats in many a Parquet file
+        # Parquet files often store integers with gaps as floats.
+        rank = int(rank)
     if rank is not None and type(rank) is not int:
         raise wrong(where, "rank", "a whole number, 0 for the best", rank)
-    lang = row.get("lang")
+    lang, usable = row.get("lang"), not row.get("deleted") and row.get("review_result") is not False
     text = text_of(where, "text", required(where, row, "text"))
-    return _Node(where, ROLES[role], text, rank, None if lang is None else text_of(where, "lang", lang), _kept(row))
+    return _Node(where, ROLES[role], text, rank, None if lang is None else text_of(where, "lang", lang), usable)
 
 
-def _kept(row: RawRow) -> bool:
-    return not row.get("deleted") and row.get("review_result") is not False
-
-
-def _tree(where: str, row: Any) -> _Node:
-    """The node of a message with all that hangs on it."""
-    root = _node(where, _message(where, row))
-    waiting = [(root, row)]
+def _tree(where: str, value: object) -> _Node:
+    """Return the node of a message with all replies below it."""
+    message = _message(where, value)
+    root = _node(where, message)
+    # Not recursion: a tree may be deeper than Python's stack.
+    waiting = [(root, message)]
     while waiting:
         node, row = waiting.pop()
         replies = row.get("replies") or []
@@ -107,12 +112,13 @@ def _tree(where: str, row: Any) -> _Node:
             raise wrong(node.where, "replies", "a list of messages", replies)
         for n, reply in enumerate(replies):
             place = f"{node.where.removesuffix('/prompt')}/{n}"
-            node.replies.append(_node(place, _message(place, reply)))
-            waiting.append((node.replies[-1], reply))
+            message = _message(place, reply)
+            node.replies.append(_node(place, message))
+            waiting.append((node.replies[-1], message))
     return root
 
 
-def _message(where: str, value: Any) -> RawRow:
+def _message(where: str, value: object) -> RawRow:
     if not isinstance(value, dict):
         raise wrong(where, "replies", "messages with 'role' and 'text'", value)
     return value
@@ -125,7 +131,7 @@ def _records(root: _Node, lang: str | None) -> Iterator[Adapted]:
     waiting: list[tuple[_Node, tuple[Message, ...]]] = [(root, ())]
     while waiting:
         node, before = waiting.pop()
-        if not node.kept:
+        if not node.usable:
             yield node.where, None, Counter({DELETED: 1})
             continue
         turns = (*before, Message(node.role, node.text))
@@ -136,11 +142,12 @@ def _records(root: _Node, lang: str | None) -> Iterator[Adapted]:
 
 def _record(node: _Node, turns: tuple[Message, ...]) -> Adapted:
     dropped: Counter[str] = Counter()
-    replies = [reply for reply in node.replies if reply.kept and reply.role == "assistant"]
+    replies = [reply for reply in node.replies if reply.usable and reply.role == "assistant"]
     if not replies:
         return node.where, None, Counter({NO_REPLY: 1})
     if not any(turn.content.strip() for turn in turns):
         return node.where, None, Counter({"empty prompt": 1})
+    # Every two replies with different ranks are a preference. Equal ranks mean that nobody decided between them.
     ranked = [(n, reply.rank) for n, reply in enumerate(replies) if reply.rank is not None]
     preferences = tuple(
         (i, j) if rank < other else (j, i) for (i, rank), (j, other) in combinations(ranked, 2) if rank != other
@@ -151,7 +158,14 @@ def _record(node: _Node, turns: tuple[Message, ...]) -> Adapted:
 
 @final
 class OasstSource(FileSource):
-    """Conversation trees in the formats of ``OpenAssistant/oasst1``; ``lang`` keeps those in one language."""
+    """Conversation trees in the formats of ``OpenAssistant/oasst1``.
+
+    Args:
+        train: files of training data.
+        val: files of validation data.
+        columns: renames keys, see :class:`.FileSource`.
+        lang: only trees whose first message is in this language are used; None: all.
+    """
 
     name = "oasst"
     whole_trees = True

@@ -6,15 +6,22 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from halos.data.sources.formats import FILTERED, Adapted
+from halos.data.sources.adapted import FILTERED, Adapted
 
 SHOWN_PLACES = 5
-"""Places named for each reason to leave something out."""
+"""Places listed for each reason to leave something out."""
 
 
 @dataclass(slots=True)
 class Origin:
-    """What one file gave: rows read, records made of them, and what was left out, by reason, with the first places."""
+    """What one file gave.
+
+    Attributes:
+        rows: rows that were read.
+        records: records made from them.
+        dropped: counts of what was left out, by reason.
+        places: for each reason, the locations of the first rows.
+    """
 
     rows: int = 0
     records: int = 0
@@ -22,34 +29,36 @@ class Origin:
     places: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, adapted: Adapted) -> None:
+        """Count what an adapter returned for a row."""
         where, record, dropped = adapted
         self.records += record is not None
         self.drop(where, dropped)
 
     def drop(self, where: str, dropped: Counter[str]) -> None:
-        """Count what was left out at a place."""
+        """Count what was left out of a row."""
         self.dropped += dropped
         for reason in dropped:
-            self._place(reason, [where])
+            self._add_places(reason, [where])
 
     def join(self, other: Origin) -> None:
-        """Add what a later part of the same file gave."""
+        """Add the counts of a later part of the same file."""
         self.rows, self.records = self.rows + other.rows, self.records + other.records
         self.dropped.update(other.dropped)
         for reason, places in other.places.items():
-            self._place(reason, places)
+            self._add_places(reason, places)
 
-    def _place(self, reason: str, found: list[str]) -> None:
-        places = self.places.setdefault(reason, [])
-        places.extend(found[: SHOWN_PLACES - len(places)])
+    def _add_places(self, reason: str, places: list[str]) -> None:
+        listed = self.places.setdefault(reason, [])
+        listed.extend(places[: SHOWN_PLACES - len(listed)])
 
 
-def faults(origins: Mapping[str, Origin]) -> str:
-    """What was left out because the data are at fault, with the first places; empty if nothing was."""
-    found = [
+def check_faultless(origins: Mapping[str, Origin]) -> None:
+    """Raise ``ValueError`` with the first places if anything was left out because the data is at fault."""
+    reasons = [
         f"{reason} ({count}: {', '.join(origin.places[reason])}{', …' if count > len(origin.places[reason]) else ''})"
         for origin in origins.values()
         for reason, count in origin.dropped.items()
         if not reason.startswith(FILTERED)
     ]
-    return "; ".join(found)
+    if reasons:
+        raise ValueError(f"data.strict: expected nothing to leave out; found {'; '.join(reasons)}")

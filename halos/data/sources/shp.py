@@ -7,16 +7,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import final
 
+from halos.checks import check_number
 from halos.data.reading.fields import RawRow, prompt_of, required, score_of, text_of, wrong
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Record
-from halos.data.sources.base import Files, FileSource, by_row
-from halos.data.sources.formats import FILTERED, Adapted, without_empty
+from halos.data.sources.adapted import FILTERED, Adapted, by_row, without_empty
+from halos.data.sources.base import Files, FileSource
 
 
 def shp_record(where: str, row: RawRow, dropped: Counter[str], *, min_ratio: float) -> Record | None:
-    """One pair with both scores: ``labels`` is 1 where A is preferred, 0 where B is. Pairs whose scores are less than
-    ``min_ratio`` apart (``score_ratio``, the higher over the lower) are left out."""
+    """Adapt a pair with both scores; ``labels`` is 1 where A is preferred, 0 where B is.
+
+    Pairs whose ``score_ratio`` (the higher score over the lower one) is below ``min_ratio`` are left out.
+    """
     label = required(where, row, "labels")
     if type(label) not in (bool, int) or label not in (0, 1):
         raise wrong(where, "labels", "1 (human_ref_A is preferred) or 0 (human_ref_B is)", label)
@@ -34,7 +37,14 @@ def shp_record(where: str, row: RawRow, dropped: Counter[str], *, min_ratio: flo
 
 @final
 class SHPSource(FileSource):
-    """Pairs of scored comments in the format of ``stanfordnlp/SHP``; ``min_ratio`` leaves out pairs of near scores."""
+    """Pairs of scored comments in the format of ``stanfordnlp/SHP``.
+
+    Args:
+        train: files of training data.
+        val: files of validation data.
+        columns: renames keys, see :class:`.FileSource`.
+        min_ratio: pairs with a lower ratio of the higher score to the lower one are left out; 1 keeps every pair.
+    """
 
     name = "shp"
     rows_alone = True
@@ -47,8 +57,7 @@ class SHPSource(FileSource):
         min_ratio: float = 2.0,
     ) -> None:
         super().__init__(train, val, columns)
-        if min_ratio < 1:
-            raise ValueError(f"data.source.min_ratio: expected 1 (every pair) or more, found {min_ratio}")
+        check_number("data.source.min_ratio", min_ratio, 1)
         self._min_ratio = min_ratio
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:

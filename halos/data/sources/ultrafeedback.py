@@ -1,4 +1,4 @@
-"""UltraFeedback: raw, with four scored completions of an instruction, and binarized, with the best and another one."""
+"""UltraFeedback: raw, with four scored completions of each instruction, or binarized, with the best and another one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import final
 from halos.data.reading.fields import RawRow, has, keys_of, prompt_of, required, score_of, text_of, wrong
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Record
-from halos.data.sources.base import Files, FileSource, by_row
-from halos.data.sources.formats import Adapted, preference_record, without_empty
+from halos.data.sources.adapted import Adapted, by_row, without_empty
+from halos.data.sources.base import Files, FileSource
+from halos.data.sources.json_source import preference_record
 
 SCORES = ("overall_score", "fine-grained_score")
 NO_COMPLETIONS = "instruction without completions"
 
 
 def ultrafeedback_record(where: str, row: RawRow, dropped: Counter[str], *, score: str) -> Record | None:
-    """A raw row's completions with the score named ``score``; a binarized row as a pair with its two scores."""
+    """Adapt a raw row, whose completions have a score in the field ``score``, or a binarized row (a scored pair)."""
     if not has(row, "instruction"):
         return preference_record(where, row, dropped)
     items = required(where, row, "completions")
@@ -46,8 +47,12 @@ def _completion(where: str, name: str, item: object, score: str) -> Completion:
 class UltraFeedbackSource(FileSource):
     """Scored completions in the format of ``openbmb/UltraFeedback``, or binarized ones (``HuggingFaceH4``'s).
 
-    ``score`` is the field of a raw completion that counts: ``overall_score`` or ``fine-grained_score`` (the mean over
-    helpfulness, honesty, instruction following and truthfulness).
+    Args:
+        train: files of training data.
+        val: files of validation data.
+        columns: renames keys, see :class:`.FileSource`.
+        score: the field of a raw completion that is its score: ``overall_score`` or ``fine-grained_score`` (the mean
+            over helpfulness, honesty, instruction following and truthfulness).
     """
 
     name = "ultrafeedback"

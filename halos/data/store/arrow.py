@@ -1,9 +1,9 @@
-"""Arrow tables: record batches one after the other, memory-mapped where they lie on disk.
+"""Arrow tables: sequences of record batches, memory-mapped where they are on disk.
 
-    FOLDER/data/<key>/00000.arrow, 00001.arrow, …, notes.json
+    FOLDER/data/<key>-<format key>/00000.arrow, 00001.arrow, …, notes.json
 
-A table is built in a folder beside its place, under a lock, and moved there whole: a folder with its name is complete,
-what an interrupted build leaves is not looked at and makes way for the next one.
+A table is built in a folder next to its final place, under a lock, and renamed when it is complete. So a folder with
+the final name is complete, and the next build replaces what an interrupted one has left.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
+from importlib.metadata import version
 from operator import eq
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
-import tokenizers
-import transformers
 
 from halos.data.store.parallel import mapped
 from halos.files import atomic_folder
@@ -32,20 +31,33 @@ from halos.files import atomic_folder
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
+PREPARED_FORMAT = 1
+"""Number of the format of prepared tables (records, turns and token rows).
+
+Raise it by one whenever the same files or examples give other tables: another column, id, digest or adapter rule.
+Prepared data with another number is not used. ``tests/data/test_prepared_format.py`` fails if golden tables change
+and the number does not.
+"""
 NOTES = "notes.json"
-FILES = 128
-"""At most so many files make a table: all are open at a time."""
+MAX_FILES = 128
+"""Files of one table; all of them are open at a time."""
 
 Notes = dict[str, Any]
+"""What a part of a table reports about itself, as plain JSON."""
 Part = Generator[pa.RecordBatch, None, Notes]
-"""The record batches of one part of a table and, returned behind them, what is to be known of it (plain JSON)."""
+"""Yields the record batches of one part of a table, then returns its notes."""
 
 
 class Table:
     """Record batches of one schema; a row is found by its number without reading others.
 
-    ``notes``: what the parts of the table returned, in their order.
+    Attributes:
+        batches: the record batches that have rows.
+        notes: the notes of the table's parts, in their order.
+        key: the key under which it is stored; None in memory.
+        starts: [batches + 1] the number of each batch's first row, then the number of rows.
     """
 
     def __init__(self, batches: Sequence[pa.RecordBatch], notes: Sequence[Notes] = (), key: str | None = None) -> None:
@@ -59,70 +71,77 @@ class Table:
         return int(self.starts[-1])
 
     def numbers(self, name: str) -> np.ndarray:
-        """A column of numbers, [len]; a copy, which is kept."""
+        """Return a column of numbers, [len]: a copy, which is cached."""
         if name not in self._numbers:
-            parts = [batch.column(name).to_numpy() for batch in self.batches]
-            self._numbers[name] = np.concatenate(parts or [np.zeros(0, np.int64)])
+            columns = [batch.column(name).to_numpy() for batch in self.batches]
+            self._numbers[name] = np.concatenate(columns or [np.zeros(0, np.int64)])
         return self._numbers[name]
 
     def sizes(self, name: str) -> np.ndarray:
-        """How many numbers each row of a column of lists has, [len]."""
-        parts = [np.diff(self.flat(n, name)[0]) for n in range(len(self.batches))]
-        return np.concatenate(parts or [np.zeros(0, np.int32)])
+        """Return the sizes of the lists in a column, [len]."""
+        sizes = [np.diff(self.flat(n, name)[0]) for n in range(len(self.batches))]
+        return np.concatenate(sizes or [np.zeros(0, np.int32)])
 
     def values(self, name: str) -> np.ndarray:
-        """All numbers of a column of lists, one row's behind another's; a copy."""
-        parts = [self.flat(n, name) for n in range(len(self.batches))]
-        return np.concatenate([values[ends[0] : ends[-1]] for ends, values in parts] or [np.zeros(0, np.int64)])
+        """Return the numbers of all lists in a column, row after row: a copy."""
+        columns = [self.flat(n, name) for n in range(len(self.batches))]
+        # A batch may be a slice of a longer one, whose values it shares.
+        return np.concatenate([v[ends[0] : ends[-1]] for ends, v in columns] or [np.zeros(0, np.int64)])
 
     def list_at(self, row: int, name: str) -> np.ndarray:
-        """The numbers of one row of a column of lists; not copied."""
+        """Return the numbers in the list of one row; not copied."""
         batch = int(np.searchsorted(self.starts, row, side="right")) - 1
         offsets, values = self.flat(batch, name)
         place = row - int(self.starts[batch])
-        return values[offsets[place] : offsets[place + 1]]
+        numbers: np.ndarray = values[offsets[place] : offsets[place + 1]]
+        return numbers
 
     def flat(self, batch: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(offsets, values) of a column of lists of numbers in one batch; not copied."""
+        """Return (offsets, values) of a column of lists of numbers in one batch; not copied."""
+        # Cached, as Arrow makes new Python objects for every access to a column, which takes longer than the reading.
         if (batch, name) not in self._flat:
             column = self.batches[batch].column(name)
             self._flat[batch, name] = (column.offsets.to_numpy(), column.values.to_numpy())
         return self._flat[batch, name]
 
     def select(self, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
-        """The given rows, which ascend, as record batches."""
+        """Yield rows, whose numbers ascend, as record batches."""
         if not len(rows):
             return
+        # Group the rows by their batch: as they ascend, the rows of one batch follow each other.
         owners = np.searchsorted(self.starts, rows, side="right") - 1
-        found, edges = np.unique(owners, return_index=True)
-        for n, part in zip(found.tolist(), np.split(rows, edges[1:]), strict=True):
-            batch, chosen = self.batches[n], part - self.starts[n]
-            if chosen[-1] - chosen[0] + 1 == len(chosen):
-                yield batch.slice(int(chosen[0]), len(chosen))
+        numbers, edges = np.unique(owners, return_index=True)
+        for n, of_batch in zip(numbers.tolist(), np.split(rows, edges[1:]), strict=True):
+            batch, places = self.batches[n], of_batch - self.starts[n]
+            # A slice shares the batch's memory, take copies: neighbouring rows are by far the most frequent case.
+            if places[-1] - places[0] + 1 == len(places):
+                yield batch.slice(int(places[0]), len(places))
             else:
-                yield batch.take(pa.array(chosen))
+                yield batch.take(pa.array(places))
 
 
-class Stored(Sequence[T]):
-    """A sequence whose items are made of stored ones whenever they are asked for; compares like a list."""
+class Stored(Sequence[T_co]):
+    """A sequence whose items are made from stored data each time they are requested; it compares like a list."""
 
     BLOCK = 512
+    """Items that iteration makes at a time."""
 
     @abstractmethod
-    def many(self, indices: np.ndarray) -> list[T]:
-        """The items of these numbers, which count from 0 and come in any order."""
+    def many(self, indices: np.ndarray) -> list[T_co]:
+        """Return the items with these indices, which count from 0 and come in any order."""
 
     @overload
-    def __getitem__(self, index: int) -> T: ...
+    def __getitem__(self, index: int) -> T_co: ...
     @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        found = range(len(self))[index]
-        return (
-            self.many(np.array(found, dtype=np.int64)) if isinstance(found, range) else self.many(np.array([found]))[0]
-        )
+    def __getitem__(self, index: slice) -> list[T_co]: ...
+    def __getitem__(self, index: int | slice) -> T_co | list[T_co]:
+        # Indexing a range resolves negative indices and raises IndexError.
+        if isinstance(index, slice):
+            return self.many(np.array(range(len(self))[index], dtype=np.int64))
+        return self.many(np.array([range(len(self))[index]]))[0]
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[T_co]:
+        # In blocks: one item at a time would pay for finding its batch, all at once for the memory of every item.
         for start in range(0, len(self), self.BLOCK):
             yield from self.many(np.arange(start, min(start + self.BLOCK, len(self))))
 
@@ -139,52 +158,60 @@ class Stored(Sequence[T]):
 class Store:
     """Where tables are kept, and how many processes build one.
 
-    ``folder``: their cache; None keeps them in memory. ``workers``: None for one on each core that there is.
+    Attributes:
+        folder: the cache folder; None keeps tables in memory.
+        workers: processes that build a table on disk; None for one on each core.
     """
 
     folder: Path | None = None
     workers: int | None = None
 
     def table(self, key: str | None, make: Callable[[T], Part], tasks: Sequence[T]) -> Table:
-        """The table whose parts ``make`` gives, task by task: the one that is kept under ``key``, or built now.
+        """Return the table that is stored under ``key``, or build it.
 
-        ``key`` has to change with all that the table depends on; None keeps it in memory. Processes that ask for the
-        same one at the same time build it once.
+        Processes that request the same table at the same time build it once.
+
+        Args:
+            key: changes with everything that the table depends on, except the format (:func:`format_key`); None keeps
+                the table in memory.
+            make: makes the part of one task.
+            tasks: the tasks, in the order of the table.
         """
         if self.folder is None or key is None:
             return _in_memory(make, tasks)
-        place = self.folder / "data" / f"{key}-{code()}"
+        place = self.folder / "data" / f"{key}-{format_key()}"
+        # A cache that cannot be written (full disk, read-only folder) must not stop a run that fits into memory.
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with _locked(place.with_name(f"{place.name}.lock")):
-                found = _open(place, key)
-                return self._build(place, key, make, tasks) if found is None else found
+                table = _open(place, key)
+                return self._build(place, key, make, tasks) if table is None else table
         except OSError as error:
             log.warning("prepared data could not be kept in %s (cache_dir), memory takes it: %s", self.folder, error)
             return _in_memory(make, tasks)
 
     def _build(self, place: Path, key: str, make: Callable[[T], Part], tasks: Sequence[T]) -> Table:
-        with atomic_folder(place) as part:
-            together = max(1, -(-len(tasks) // FILES))
-            shares = [tasks[start : start + together] for start in range(0, len(tasks), together)]
-            kept = list(mapped(partial(_write, make, part), list(enumerate(shares)), self.workers))
-            (part / NOTES).write_text(json.dumps(kept), encoding="utf-8")
-        found = _open(place, key)
-        if found is None:
-            raise OSError(f"{place} is not what was written there")
-        return found
+        # One file for several tasks: every file stays memory-mapped, and processes may have few open files.
+        tasks_per_file = max(1, -(-len(tasks) // MAX_FILES))
+        shares = [tasks[start : start + tasks_per_file] for start in range(0, len(tasks), tasks_per_file)]
+        with atomic_folder(place) as folder:
+            files = list(mapped(partial(_write, make, folder), list(enumerate(shares)), self.workers))
+            (folder / NOTES).write_text(json.dumps(files), encoding="utf-8")
+        # Read back from disk, also by the process that wrote it: the batches are then mapped, not in its memory.
+        table = _open(place, key)
+        if table is None:
+            raise OSError(f"{place} cannot be read back as it was written")
+        return table
 
 
 MEMORY = Store()
 
 
-@cache
-def code() -> str:
-    """A key of the code that reads and tokenises: what another version of it made is not used."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    found = hashlib.sha256(b"".join(file.read_bytes() for file in files))
-    found.update(f"{transformers.__version__} {tokenizers.__version__}".encode())
-    return found.hexdigest()[:8]
+def format_key() -> str:
+    """Return the part of the key that all tables share: the format number and the tokenizer libraries' versions."""
+    # Asked of the installed packages: importing transformers takes seconds.
+    versions = [version(library) for library in ("transformers", "tokenizers")]
+    return f"{PREPARED_FORMAT}-{hashlib.sha256(repr(versions).encode()).hexdigest()[:8]}"
 
 
 def _in_memory(make: Callable[[T], Part], tasks: Sequence[T]) -> Table:
@@ -192,7 +219,8 @@ def _in_memory(make: Callable[[T], Part], tasks: Sequence[T]) -> Table:
     return Table(batches, [_drain(make(task), batches.append) for task in tasks])
 
 
-def _drain(part: Part, take: Callable[[pa.RecordBatch], Any]) -> Notes:
+def _drain(part: Part, take: Callable[[pa.RecordBatch], None]) -> Notes:
+    """Pass the record batches of a part to ``take`` and return its notes, which a ``for`` loop would lose."""
     while True:
         try:
             take(next(part))
@@ -200,13 +228,15 @@ def _drain(part: Part, take: Callable[[pa.RecordBatch], Any]) -> Notes:
             return end.value or {}
 
 
-def _write(make: Callable[[T], Part], folder: Path, numbered: tuple[int, Sequence[T]]) -> dict[str, Any]:
+def _write(make: Callable[[T], Part], folder: Path, numbered: tuple[int, Sequence[T]]) -> Notes:
+    """Write the parts of some tasks to one file; return its size in bytes and their notes."""
     number, tasks = numbered
     file = folder / f"{number:05}.arrow"
-    writer: Any = None
+    writer: pa.ipc.RecordBatchFileWriter | None = None
 
     def take(batch: pa.RecordBatch) -> None:
         nonlocal writer
+        # The file is opened with the first batch, as only that tells the schema.
         writer = writer or pa.ipc.new_file(str(file), batch.schema)
         writer.write_batch(batch)
 
@@ -219,32 +249,35 @@ def _write(make: Callable[[T], Part], folder: Path, numbered: tuple[int, Sequenc
 
 
 def _open(place: Path, key: str) -> Table | None:
-    """The table in a folder; None, with a message where there is one, if it cannot be what was written."""
+    """Open the table in a folder; return None, with a warning where a folder is, if it is not what was written."""
     if not place.is_dir():
         return None
     try:
-        kept = json.loads((place / NOTES).read_text(encoding="utf-8"))
+        files = json.loads((place / NOTES).read_text(encoding="utf-8"))
         batches: list[pa.RecordBatch] = []
-        for number, part in enumerate(kept):
+        for number, written in enumerate(files):
             file = place / f"{number:05}.arrow"
-            if part["bytes"] and file.stat().st_size != part["bytes"]:
-                raise ValueError(f"{file.name} has {file.stat().st_size} bytes instead of {part['bytes']}")
-            if part["bytes"]:
+            # Tasks without a batch have no file. The size catches a file that was cut; Arrow checks only what it reads.
+            if written["bytes"] and file.stat().st_size != written["bytes"]:
+                raise ValueError(f"{file.name} has {file.stat().st_size} bytes instead of {written['bytes']}")
+            if written["bytes"]:
                 reader = pa.ipc.open_file(pa.memory_map(str(file)))
                 batches += [reader.get_batch(n) for n in range(reader.num_record_batches)]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        log.warning("prepared data in %s are refused and made anew: %s", place, error)
+        log.warning("prepared data in %s cannot be used and is prepared again: %s", place, error)
         return None
-    return Table(batches, [notes for part in kept for notes in part["notes"]], key)
+    return Table(batches, [notes for written in files for notes in written["notes"]], key)
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    # Processes that the holder starts hold it too: of a build that is killed, none writes once the next one begins.
+    """Hold a lock file; wait for the process that holds it."""
+    # Worker processes inherit the lock. So when a build is killed, none of its workers writes after the next build
+    # has begun.
     with file.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("another process prepares these data; waiting for it")
+            log.info("another process prepares this data; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -24,7 +24,8 @@ from halos.data.rows.token_rows import Example
 from halos.data.sources.base import Source
 from halos.data.sources.origin import Origin
 from halos.data.views.derive import of_run
-from halos.data.views.selection import Selection, with_turns
+from halos.data.views.selection import Selection
+from halos.data.views.turns import with_turns
 
 LONGEST_RUN = 1024
 """Records."""

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from halos.data.reading.files import Piece, check_streamable, edges_key, expand, read_piece, read_rows
+from halos.data.reading.files import Piece, check_streamable, edges_key, expand, read_piece
+from halos.data.reading.json_files import Located
+from halos.data.sources.json_source import JsonSource
 
 ROWS: list[dict[str, Any]] = [{"prompt": "é 😀", "n": 1}, {"prompt": "b", "list": [{"text": "x"}]}]
+
+
+def read_rows(path: str | Path, columns: Mapping[str, str] | None = None) -> Iterator[Located]:
+    return read_piece(Piece(path), columns)
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -67,11 +74,6 @@ def test_parquet_gives_plain_rows(tmp_path: Path, name: str) -> None:
         ("a.jsonl", '{"a": 1, "b": 2, "a": 3}', "a.jsonl:1: expected JSON, found the key 'a' twice"),
         ("a.jsonl", "[" * 100_000, "a.jsonl:1: expected rows of plain fields, found JSON that is nested too deeply"),
         ("a.jsonl", '{"a": ' + "1" * 5000 + "}", "a.jsonl:1: expected JSON, found Exceeds the limit"),
-        ("a.jsonl", "", "a.jsonl: expected at least one row, found an empty file"),
-        ("a.jsonl", "\n \n", "a.jsonl: expected at least one row, found an empty file"),
-        ("a.jsonl.gz", "", "a.jsonl.gz: expected at least one row, found an empty file"),
-        ("a.json", "", "a.json: expected at least one row, found an empty file"),
-        ("a.json", "[]", "a.json: expected at least one row, found an empty file"),
         ("a.json", '[{"a": 1},\n {"a": 1,}]', "a.json:2: expected JSON, found an error at column 10"),
         ("a.json", '{"a": 1}\n{"a": 2}\n', "one object a line is .jsonl, rename the file"),
         ("a.json", '[{"a": 1}, "b"]', "a.json[2]: expected an object {...}, found a text"),
@@ -90,7 +92,6 @@ def test_parquet_gives_plain_rows(tmp_path: Path, name: str) -> None:
         ("a.csv", "messages\n[{'role': 1}]\n", "a.csv:2: messages: expected JSON"),
         ("a.csv", "prompt\n[{'role': 'user'}]\n", "a.csv:2: prompt: expected JSON"),
         ("a.csv", b"a\n\xff\n", "a.csv:2: expected UTF-8 text, found byte 0xff at position 1"),
-        ("a.csv", "a,b", "a.csv: expected at least one row, found an empty file"),
         (
             "a.xls",
             "a",
@@ -104,6 +105,18 @@ def test_broken_content(tmp_path: Path, name: str, content: str | bytes, expecte
     message = error(file)
     assert message.startswith(str(file))
     assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.jsonl.gz", ""), ("a.json", ""), ("a.json", "[]"), ("a.csv", "a,b")],
+)
+def test_an_empty_file_is_an_error(tmp_path: Path, name: str, content: str) -> None:
+    file = write(tmp_path / name, content)
+    source = JsonSource(file)
+    for read in (source.train, lambda: list(source.stream({}))):
+        with pytest.raises(ValueError, match=rf"^{file}: expected at least one row, found an empty file$"):
+            read()
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.parquet.gz"])
@@ -164,7 +177,7 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch, hub_id: str, name: str, split
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert list(read_rows(hub_id)) == [(f"{name}:{split}[1]", ROWS[0]), (f"{name}:{split}[2]", ROWS[1])]
-    assert asked == [(name, {"split": split})]
+    assert asked == [(name, {"split": split, "streaming": False})]
 
 
 def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +254,7 @@ def test_a_folder_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [where for where, _ in read_rows("o/hh/helpful-base:test")] == [
         f"o/hh/helpful-base:test[{n}]" for n in (1, 2)
     ]
-    assert asked == [("o/hh", {"split": "test", "data_dir": "helpful-base"})]
+    assert asked == [("o/hh", {"split": "test", "data_dir": "helpful-base", "streaming": False})]
 
 
 def test_what_can_be_read_row_by_row(tmp_path: Path) -> None:

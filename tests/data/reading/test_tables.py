@@ -17,7 +17,7 @@ LIMIT = 1 << 16
 
 @pytest.fixture(autouse=True)
 def limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "LONGEST_CELL", LIMIT)
+    monkeypatch.setattr(tables, "MAX_CELL_CHARACTERS", LIMIT)
 
 
 def test_a_cell_of_the_greatest_length_is_read(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_longer_one_is_refused_in_little_memory(cell: str, tmp_path: Path) -> 
     file.write_text(f"prompt,completion\na,b\nx,{cell}\n", encoding="utf-8")
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match=r"long\.csv:3: expected cells of at most 65,536 characters, found a long"):
+        with pytest.raises(ValueError, match=r"long\.csv:3: expected cells of up to 65,536 characters, found a long"):
             list(read_csv(file))
         assert tracemalloc.get_traced_memory()[1] < 20 * LIMIT
     finally:

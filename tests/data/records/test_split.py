@@ -36,9 +36,12 @@ def test_nothing_held_out() -> None:
 
 
 def test_sizes_that_make_no_sense() -> None:
-    with pytest.raises(ValueError, match=f"expected val_size to leave records to train on; found 99 of {len(RECORDS)}"):
+    with pytest.raises(
+        ValueError, match=f"data.val_size: expected records to remain to train on; found 99 of {len(RECORDS)}"
+    ):
         split_by_prompt(RECORDS, 99, seed=0)
-    with pytest.raises(ValueError, match="leave records to train on; found 1 of 2 records with 1 different prompts"):
+    with pytest.raises(ValueError, match="remain to train on; found 1 of 2 records with 1 different prompts"):
         split_by_prompt([RECORDS[1], RECORDS[20]], 1, seed=0)
-    with pytest.raises(ValueError, match="expected val_size to be 0 or more; found -1"):
-        split_by_prompt(RECORDS, -1, seed=0)
+    for size in (-1, 1.5, True):
+        with pytest.raises(ValueError, match=f"data.val_size: expected a whole number from 0 on, found {size}"):
+            split_by_prompt(RECORDS, size, seed=0)  # type: ignore[arg-type]

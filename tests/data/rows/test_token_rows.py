@@ -10,7 +10,7 @@ from halos.data.records.record import Message
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.mismatch import derangement
 from halos.data.rows.token_rows import few_rows, make_rows
-from halos.data.views.derive import Demonstration, Labelled, Pair, Scored
+from halos.data.views.examples import Demonstration, Labelled, Pair, Scored
 from tests.tiny import BOS, CHATML, EOS, GOOD, NO_SYSTEM, bpe_tokenizer, word_tokenizer
 
 TOKENIZER = word_tokenizer(bos=True)

@@ -1,7 +1,10 @@
 """Sources: files in, records and counts out."""
 
+import importlib
 import json
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,13 @@ from omegaconf import OmegaConf
 
 from halos.data.reading import files
 from halos.data.records.record import Completion, Record
+from halos.data.records.table import RecordTable
 from halos.data.sources.base import Source
 from halos.data.sources.hh import HHSource
 from halos.data.sources.json_source import JsonSource
 from halos.data.sources.oasst import OasstSource
+from halos.data.sources.origin import Origin
+from halos.data.store.arrow import Store
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
@@ -101,10 +107,105 @@ def test_only_files_whose_rows_stand_alone_are_read_in_pieces(tmp_path: Path, mo
     given = [{"message_id": f"a{n}", "parent_id": f"q{n}", "role": "assistant", "text": f"a{n}"} for n in range(9)]
     messages = write(tmp_path / "messages.jsonl", *asked, *given)
     plain = write(tmp_path / "plain.jsonl", *(row(f"q{n}") for n in range(9)))
-    monkeypatch.setattr(files, "PIECE", 64)
+    monkeypatch.setattr(files, "PIECE_BYTES", 64)
     records = OasstSource(messages, lang=None).train()
     assert [record.completions[0].text for record in records.records] == [f"a{n}" for n in range(9)]
     assert records.dropped == Counter()
     assert OasstSource.rows_alone is False
     assert (JsonSource.rows_alone, len(list(files.pieces(plain)))) == (True, 5)
     assert len(JsonSource(plain).train().records) == 9
+
+
+USERS_MODULE = """
+from base_of_a_user import Base
+
+class Mine(Base):
+    name = "mine"
+"""
+USERS_BASE = """
+from halos.data.reading.fields import prompt_of
+from halos.data.records.record import Completion, Record
+from halos.data.sources.adapted import by_row
+from halos.data.sources.base import FileSource
+
+class Base(FileSource):
+    def adapted(self, rows):
+        return by_row(rows, lambda where, row, _: Record(where, prompt_of(where, row), (Completion("TEXT"),)))
+"""
+
+
+def test_prepared_data_of_a_users_source_changes_with_the_users_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    file = write(tmp_path / "data" / "a.jsonl", row("q"))
+
+    def prepared(module: str = USERS_MODULE, base: str = USERS_BASE) -> tuple[list[str], str | None]:
+        for name, text in (("source_of_a_user", module), ("base_of_a_user", base)):
+            (tmp_path / f"{name}.py").write_text(text)
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        source = importlib.import_module("source_of_a_user").Mine(file)
+        source.store = Store(tmp_path / "cache", 1)
+        records = source.train().records
+        return [record.completions[0].text for record in records], records.key
+
+    first = prepared()
+    assert first[0] == ["TEXT"]
+    assert prepared() == first
+    assert prepared(module=USERS_MODULE + "    rows_alone = True\n")[1] != first[1]
+    # A class of theirs that the source inherits from lies in another module.
+    assert prepared(base=USERS_BASE.replace("TEXT", "other"))[0] == ["other"]
+
+
+def test_a_class_that_was_typed_in_is_prepared_in_memory(tmp_path: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(USERS_BASE, namespace)  # as a notebook or `python -c` does
+    base = namespace["Base"]
+    base.name, base.__module__ = "typed", "no_such_module"
+    source = base(write(tmp_path / "a.jsonl", row("q")))
+    source.store = Store(tmp_path / "cache", 1)
+    assert source.train().records.key is None
+    assert not (tmp_path / "cache").exists()
+
+
+def test_prepared_data_of_halos_own_sources_does_not_change_with_a_comment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "a.jsonl", row("q"))
+
+    def key() -> str | None:
+        source = JsonSource(file)
+        source.store = Store(tmp_path / "cache", 1)
+        records = source.train().records
+        assert isinstance(records, RecordTable)
+        return records.key
+
+    before = key()
+    assert before is not None
+    # Whichever file the classes are in: no source file is read.
+    monkeypatch.setattr("inspect.getfile", lambda _: str(file))
+    assert key() == before
+
+
+def record_rows() -> Iterator[dict[str, Any]]:
+    for n in range(200):
+        yield row(f"q{n // 2}", f"a{n}" if n % 7 else " ", label=n % 2, score=n / 10)
+        yield {"prompt": f"q{n}", "chosen": "a", "rejected": "" if n % 11 == 0 else "b"}
+
+
+@pytest.mark.parametrize("piece", [1 << 23, 1000, 64])
+def test_a_stream_gives_the_records_and_counts_of_the_table(
+    piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PIECE_BYTES", piece)
+    paths = [
+        write(tmp_path / name, *list(record_rows())[start::2]) for start, name in enumerate(("a.jsonl", "b.jsonl"))
+    ]
+    table = JsonSource(paths).train()
+    origins: dict[str, Origin] = {}
+    assert list(JsonSource(paths).stream(origins)) == table.records
+    assert origins == table.origins
+    assert sum((origin.dropped for origin in origins.values()), Counter()) == table.dropped
+    assert len(table.dropped) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from halos.data.reading.files import read_rows
+from halos.data.reading.files import Piece, read_piece
 from halos.data.records.record import Completion, Message, Record, messages_of
 from halos.data.sources.hh import HHSource, hh_record
 
@@ -114,7 +114,7 @@ def rendered(record: Record, completion: str) -> list[str]:
 def test_no_text_of_the_real_data_is_lost() -> None:
     dropped = Counter[str]()
     kept = 0
-    for where, row in read_rows(HARMLESS):
+    for where, row in read_piece(Piece(HARMLESS)):
         record = hh_record(where, row, dropped)
         if record is not None:
             kept += 1

@@ -15,7 +15,7 @@ def write(path: Path, count: int) -> str:
     return str(path)
 
 
-def counts(mix: dict[str, Any], seed: int = 0) -> dict[str, int]:
+def counts(mix: Any, seed: int = 0) -> dict[str, int]:
     source = MixedSource(mix, seed)
     records = source.train().records
     return {name: sum(str(r.prompt).startswith(f"{name} ") for r in records) for name in mix}
@@ -66,7 +66,10 @@ def test_weights_caps_and_neither(tmp_path: Path) -> None:
         ({"a": {}}, "data.mix.a: data=json needs data.train=FILE"),
         ({"a": {"train": "x", "min_ratio": 2}}, "data.mix.a: json does not take these settings"),
         ({"a": {"train": "x", "weight": 0}}, "data.mix.a.weight: expected a number above 0, found 0"),
-        ({"a": {"train": "x", "cap": 1.5}}, "data.mix.a.cap: expected a whole number above 0, found 1.5"),
+        ({"a": {"train": "x", "cap": 1.5}}, "data.mix.a.cap: expected a whole number from 1 on, found 1.5"),
+        ({"a": {"train": "x", "cap": True}}, "data.mix.a.cap: expected a whole number from 1 on, found True"),
+        ({"a": {"train": "x", "weight": True}}, "data.mix.a.weight: expected a number from 0 on, found True"),
+        ({"a": {"train": "x", "data": []}}, r"data.mix.a.data: expected one of json, .* found \[\]"),
     ],
 )
 def test_mixtures_that_make_no_sense(mix: Any, said: str) -> None:

@@ -1,6 +1,7 @@
 """Tables: what is found in them, what is kept, and what an interrupted or concurrent build leaves."""
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -64,7 +65,7 @@ def test_a_table_holds_what_its_parts_gave_in_order(store: Store) -> None:
 
 
 def test_many_tasks_share_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrow, "FILES", 2)
+    monkeypatch.setattr(arrow, "MAX_FILES", 2)
     for _ in range(2):  # built, then opened
         found = table(Store(tmp_path, 2))
         assert found.numbers("n").tolist() == EXPECTED
@@ -103,7 +104,7 @@ def test_a_table_that_is_not_what_was_written_is_made_anew(
     harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table(Store(tmp_path, 1))
-    (place,) = (tmp_path / "data").glob(f"k-{arrow.code()}")
+    (place,) = (tmp_path / "data").glob(f"k-{arrow.format_key()}")
     file = place / "00001.arrow"
     if harm == "cut":
         os.truncate(file, file.stat().st_size - 8)
@@ -121,13 +122,21 @@ def test_a_table_that_is_not_what_was_written_is_made_anew(
     with caplog.at_level(logging.WARNING):
         assert table(Store(tmp_path, 1)).numbers("n").tolist() == EXPECTED
     if harm != "a file":
-        assert "refused and made anew" in caplog.text
+        assert "cannot be used and is prepared again" in caplog.text
         assert len(json.loads((place / arrow.NOTES).read_text(encoding="utf-8"))) == 3
 
 
-def test_a_table_that_other_code_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changed", ["format", "transformers", "tokenizers"])
+def test_a_table_of_another_format_or_version_is_not_used(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table(Store(tmp_path, 1))
-    monkeypatch.setattr(arrow, "code", lambda: "other")
+    if changed == "format":
+        monkeypatch.setattr(arrow, "PREPARED_FORMAT", arrow.PREPARED_FORMAT + 1)
+    else:
+        monkeypatch.setattr(
+            arrow, "version", lambda name: "0.0.1" if name == changed else importlib.metadata.version(name)
+        )
     built: list[int] = []
 
     def counted(task: int) -> Part:
@@ -168,7 +177,7 @@ def forked(work: Callable[[], Any]) -> int:
     os._exit(1)
 
 
-WHOLE = f"k-{arrow.code()}"
+WHOLE = f"k-{arrow.format_key()}"
 KILLED = ("first batch", "between batches", "second part", "before the notes", "before the move", "after the move")
 
 

@@ -43,7 +43,9 @@ def end_self(n: int) -> None:
 
 
 def test_a_process_that_is_killed_is_an_error_that_says_so() -> None:
-    with pytest.raises(ValueError, match=r"a process that prepares the data was ended from outside.*data\.num_proc=1"):
+    with pytest.raises(
+        ValueError, match=r"^data\.num_proc: a process that prepares the data was killed.*data\.num_proc=1"
+    ):
         list(mapped(end_self, range(4), workers=2))
 
 

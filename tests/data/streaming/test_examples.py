@@ -18,8 +18,10 @@ from halos.data.sources.origin import Origin
 from halos.data.store.arrow import MEMORY
 from halos.data.streaming import examples as streams
 from halos.data.streaming.examples import IN_VALIDATION, Counted, Drawn, Stream, bundles, runs, shuffled, with_partners
-from halos.data.views.derive import VIEWS, Labelled
-from halos.data.views.selection import Selection, expand_turns
+from halos.data.views.derive import VIEWS
+from halos.data.views.examples import Labelled
+from halos.data.views.selection import Selection
+from halos.data.views.turns import expand_turns
 
 
 class Listed(Source):

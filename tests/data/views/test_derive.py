@@ -6,19 +6,8 @@ from typing import Any
 import pytest
 
 from halos.data.records.record import Completion, Message, Record
-from halos.data.views.derive import (
-    VIEWS,
-    Demonstration,
-    Labelled,
-    Pair,
-    Scored,
-    View,
-    binary,
-    demonstrations,
-    of_run,
-    pairs,
-    scored,
-)
+from halos.data.views.derive import VIEWS, View, binary, demonstrations, of_run, pairs, scored
+from halos.data.views.examples import Demonstration, Labelled, Pair, Scored
 
 PAIR = Record("p", "q", (Completion("a"), Completion("b")), ((1, 0),))
 GOOD = Record("g", "q", (Completion("good", True),))

@@ -1,14 +1,14 @@
 """Selection: labels and pairs from scores, imbalance, one example of a prompt, all assistant turns."""
 
+import math
 from typing import Any
 
 import pytest
 
-from halos.data.records.record import Completion, Message, Record
-from halos.data.records.table import table_of
-from halos.data.store.arrow import Store
-from halos.data.views.derive import Examples, Labelled, Pair, binary, pairs
-from halos.data.views.selection import Selection, expand_turns
+from halos.data.records.record import Completion, Record
+from halos.data.views.derive import VIEWS, binary, of_run, pairs
+from halos.data.views.examples import Examples, Labelled, Pair
+from halos.data.views.selection import Selection
 
 
 def scored(name: str, prompt: str, *scores: float) -> Record:
@@ -75,6 +75,47 @@ def test_a_record_without_a_pair_of_that_margin_is_left_out() -> None:
     assert view.report == {"completions with close scores left out": 4}
 
 
+FEEDBACK = {
+    "labels": (Completion("a", True), Completion("b", False)),
+    "one label": (Completion("a", True),),
+    "preferences": (Completion("a"), Completion("b")),
+    "scores": (Completion("a", score=3.0), Completion("b", score=1.0), Completion("c", score=2.0)),
+    "one score": (Completion("a", score=1.0),),
+    "tied scores": (Completion("a", score=1.0), Completion("b", score=1.0)),
+    "no feedback": (Completion("a"), Completion("b")),
+    "labels and scores": (Completion("a", True, 3.0), Completion("b", score=1.0), Completion("c", False)),
+    "preferences and scores": (Completion("a", score=3.0), Completion("b", score=1.0), Completion("c", score=2.0)),
+    "binarized UltraFeedback": (Completion("a", score=8.5), Completion("b", score=2.0)),
+}
+PREFERRING = {"preferences", "preferences and scores", "binarized UltraFeedback"}
+
+
+def record_of(kind: str) -> Record:
+    return Record(kind, kind, FEEDBACK[kind], ((0, 1),) if kind in PREFERRING else ())
+
+
+@pytest.mark.parametrize("kind", FEEDBACK)
+@pytest.mark.parametrize("margin", [0.0, 1.5, 9.0])
+@pytest.mark.parametrize("how", ["best_worst", "all"])
+def test_every_setting_takes_every_kind_of_feedback(kind: str, margin: float, how: str) -> None:
+    record, usual = record_of(kind), Record("usual", "usual", FEEDBACK["labels and scores"])
+    # Of completions that stand in no pair and have no label, the scores, by hand; the others are not compared.
+    scores = {"scores": (3, 1, 2), "one score": (1,), "tied scores": (1, 1), "labels and scores": (1,)}
+    scores |= {"preferences and scores": (2,)}
+    ordered = sorted(scores.get(kind, ()), reverse=True)
+    couples = [(i, j) for n, i in enumerate(ordered) for j in ordered[n + 1 :]] if how == "all" else []
+    couples = [(ordered[0], ordered[-1])] if how == "best_worst" and len(ordered) > 1 else couples
+    expected = sum(better > worse and better - worse >= margin for better, worse in couples)
+    for threshold in (None, 1.0, "median", "prompt"):
+        selection = Selection(min_margin=margin, pairs_from_scores=how, labels_from_scores=threshold)
+        for view, make in VIEWS.items():
+            made = make([record, usual], selection.prepare(view, [record, usual], [record, usual]))
+            alone, _ = of_run(view, [record], selection.prepare(view, [record], [record, usual]))
+            assert [example for example in made.examples if example.id.startswith(f"{kind}#")] == alone
+            if view == "pairs":
+                assert len(alone) == expected + (kind in PREFERRING) + (kind in ("labels", "labels and scores"))
+
+
 def labelled(count: int, prompts: int = 100) -> Examples[Labelled]:
     return binary([Record(f"r{n}", f"p{n % prompts}", (Completion("a", n % 2 == 0),)) for n in range(count)]).examples
 
@@ -108,7 +149,14 @@ def test_one_of_each_prompt() -> None:
         ({"keep_undesirable": 1.1}, "keep_undesirable"),
         ({"labels_from_scores": "mean"}, "labels_from_scores: expected a number, median, prompt or null, found 'mean'"),
         ({"pairs_from_scores": "none"}, "pairs_from_scores: expected best_worst or all, found 'none'"),
-        ({"min_margin": -1}, "min_margin: expected 0 or more"),
+        ({"min_margin": -1}, "min_margin: expected a number from 0 on, found -1"),
+        ({"min_margin": True}, "min_margin: expected a number from 0 on, found True"),
+        ({"min_margin": math.nan}, "min_margin: expected a number from 0 on, found nan"),
+        ({"keep_desirable": True}, r"keep_desirable: expected a share in \(0, 1\], found True"),
+        ({"keep_undesirable": "1"}, r"keep_undesirable: expected a share in \(0, 1\], found '1'"),
+        ({"labels_from_scores": True}, "labels_from_scores: expected a number, .* found True"),
+        ({"labels_from_scores": math.inf}, "labels_from_scores: expected a number, .* found inf"),
+        ({"labels_from_scores": [1]}, r"labels_from_scores: expected a number, .* found \[1\]"),
     ],
 )
 def test_settings_that_make_no_sense(options: dict[str, Any], said: str) -> None:
@@ -120,25 +168,6 @@ def test_shares_of_labels_need_labels() -> None:
     with pytest.raises(ValueError, match="learns from pairs"):
         Selection(keep_desirable=0.5).check("pairs")
     Selection(keep_desirable=0.5).check("binary")
-
-
-def test_every_assistant_turn_once() -> None:
-    said = ["user", "assistant", "user", "assistant", "assistant", "user"]
-    prompt = tuple(Message(role, f"{n}") for n, role in enumerate(said))
-    records = [
-        Record("r", prompt, (Completion("last"), Completion("other"))),
-        Record("s", "text", (Completion("b"),)),
-        Record("t", prompt, (Completion("bad", False),)),  # nothing to imitate: its earlier turns are not either
-    ]
-    expanded, report = expand_turns(table_of(records), Store())
-    assert [(r.id, len(r.prompt) if isinstance(r.prompt, tuple) else 0, r.completions[0].text) for r in expanded] == [
-        ("r.1", 1, "1"),
-        ("r.3", 3, "3"),
-        ("r", 6, "last"),
-        ("s", 0, "b"),
-        ("t", 6, "bad"),
-    ]
-    assert report == {"earlier assistant turns": 2, "earlier assistant turns left out": 1}
 
 
 # Of a stream

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.formats import to_record, without_empty
+from halos.data.sources.adapted import without_empty
+from halos.data.sources.json_source import to_record
 
 Q = {"role": "user", "content": "q"}
 S = {"role": "system", "content": "s"}

@@ -1,0 +1,45 @@
+"""What people said of the completions of one record, without any text.
+
+Views are derived from judgements alone. Preparing a large data set therefore reads no text twice, and records with the
+same judgement are looked at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from halos.data.records.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The label and the score of one completion.
+
+    Attributes:
+        place: index of the completion in its record.
+        desirable: the label, None where there is none.
+        score: the score, None where there is none.
+    """
+
+    place: int
+    desirable: bool | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The judged completions of one record.
+
+    Attributes:
+        completions: one entry for each completion; a selection may have left some out.
+        preferences: (better, worse) pairs of indices into ``completions``.
+    """
+
+    completions: tuple[Judged, ...]
+    preferences: tuple[tuple[int, int], ...] = ()
+
+
+def judgement_of(record: Record) -> Judgement:
+    """Return the labels, scores and preferences of a record."""
+    judged = (Judged(place, c.desirable, c.score) for place, c in enumerate(record.completions))
+    return Judgement(tuple(judged), record.preferences)

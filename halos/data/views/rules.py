@@ -1,0 +1,128 @@
+"""The rule of each view: which examples the judgement of one record gives.
+
+A rule takes a judgement (labels, scores and preferences, no texts) and a counter. It returns the examples as
+positions in the judgement, and counts what it converted or left out. The same rules serve tables
+(:data:`halos.data.views.derive.VIEWS`) and streams (:func:`halos.data.views.derive.of_run`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain
+
+from halos.data.records.judgement import Judged, Judgement
+
+Value = bool | float | None
+"""The label or the score of an example; None for views without one."""
+LocalExample = tuple[int, int | None, Value]
+"""(completion, rejected completion of a pair, label or score); completions are positions in one judgement."""
+Rule = Callable[[Judgement, Counter[str]], list[LocalExample]]
+
+
+def demonstrated(record: Judgement, report: Counter[str]) -> list[LocalExample]:
+    """Return the completions of one record that are worth imitating."""
+    reasons = [_why_no_demonstration(record, i) for i in range(len(record.completions))]
+    report.update(reason for reason in reasons if reason is not None)
+    return [(i, None, None) for i, reason in enumerate(reasons) if reason is None]
+
+
+def _why_no_demonstration(record: Judgement, i: int) -> str | None:
+    """Return the reason to leave completion ``i`` out, None if it is worth imitating."""
+    completion = record.completions[i]
+    # An explicit label counts more than a preference: the better of two bad replies stays a bad reply.
+    if completion.desirable is not None:
+        return None if completion.desirable else "undesirable completions left out"
+    if any(i == better for better, _ in record.preferences):
+        return None
+    if any(i == worse for _, worse in record.preferences):
+        return "rejected completions left out"
+    return None if completion.score is None or i == _by_score(record)[-1] else "lower-scored completions left out"
+
+
+def labelled(record: Judgement, report: Counter[str]) -> list[LocalExample]:
+    """Return the completions of one record that have a label, or stand in a pair."""
+    labels = _labels(record, report)
+    report["labelled completions from pairs"] += sum(record.completions[i].desirable is None for i, _ in labels)
+    for i in sorted(set(range(len(record.completions))) - {i for i, _ in labels}):
+        report[_unlabelled(record.completions[i])] += 1
+    return [(i, None, desirable) for i, desirable in labels]
+
+
+def _labels(record: Judgement, report: Counter[str]) -> list[tuple[int, bool]]:
+    """Return (completion, desirable), first of the pairs in their order, then of the other labelled completions.
+
+    A completion that is better in one pair and worse in another is returned with both labels.
+    """
+    from_pairs = chain.from_iterable(((better, True), (worse, False)) for better, worse in record.preferences)
+    candidates: list[tuple[int, bool | None]] = [*from_pairs, *((i, None) for i in range(len(record.completions)))]
+    labels: dict[tuple[int, bool], None] = {}  # an ordered set
+    for i, from_pair in candidates:
+        own_label = record.completions[i].desirable
+        label = from_pair if own_label is None else own_label
+        if label is not None:
+            labels.setdefault((i, label))
+    # Each contradiction stands in the set twice, once from either side.
+    report["completions both preferred and rejected"] += (
+        sum((i, not desirable) in labels for i, desirable in labels) // 2
+    )
+    return list(labels)
+
+
+def _unlabelled(completion: Judged) -> str:
+    kind = "completions without feedback" if completion.score is None else "scored completions without a label"
+    return f"{kind} left out"
+
+
+def paired(record: Judgement, report: Counter[str]) -> list[LocalExample]:
+    """Return the pairs of one record, then by themselves the labelled completions that stand in no pair.
+
+    The latter have a label as their value. They are paired with completions of the same prompt afterwards, as those
+    may belong to other records.
+    """
+    # Once a completion stands in a pair, its own label would count its judgement twice.
+    examples: list[LocalExample] = [(better, worse, None) for better, worse in record.preferences]
+    examples += [(i, None, c.desirable) for i, c in _without_pair(record).items() if c.desirable is not None]
+    return examples + _pairs_from_scores(record, report)
+
+
+def _pairs_from_scores(record: Judgement, report: Counter[str]) -> list[LocalExample]:
+    """Return the best-scored completion paired with the worst, of those that have nothing but a score."""
+    ranked = _by_score(record)
+    unjudged = [c for c in _without_pair(record).values() if c.desirable is None and c.score is None]
+    report["completions without feedback left out"] += len(unjudged)
+    if len(ranked) < 2:
+        report["scored completions with nothing to compare left out"] += len(ranked)
+        return []
+    worst, best = ranked[0], ranked[-1]
+    if record.completions[best].score == record.completions[worst].score:
+        report["completions with tied scores left out"] += len(ranked)
+        return []
+    report["pairs from scores"] += 1
+    report["completions with middle scores left out"] += len(ranked) - 2
+    return [(best, worst, None)]
+
+
+def _without_pair(record: Judgement) -> dict[int, Judged]:
+    in_pairs = set(chain(*record.preferences))
+    return {i: completion for i, completion in enumerate(record.completions) if i not in in_pairs}
+
+
+def _by_score(record: Judgement) -> list[int]:
+    """Return the completions that have only a score, worst first; of equal scores the first completion is the best."""
+    scores = {i: c.score for i, c in _without_pair(record).items() if c.desirable is None and c.score is not None}
+    return sorted(scores, key=lambda i: (scores[i], -i))
+
+
+def scored(record: Judgement, report: Counter[str]) -> list[LocalExample]:
+    """Return the scored completions of one record, then those with ±1 from a label or a pair."""
+    # A score tells more than a label, and a label more than a pair: each completion has the best of what there is.
+    values: list[tuple[int, float]] = [(i, c.score) for i, c in enumerate(record.completions) if c.score is not None]
+    have_score = {i for i, _ in values}
+    for i, desirable in _labels(record, report):
+        if i not in have_score:
+            values.append((i, 1.0 if desirable else -1.0))
+            has_label = record.completions[i].desirable is not None
+            report["scores from labels" if has_label else "scores from pairs"] += 1
+    report["completions without feedback left out"] += len(record.completions) - len({i for i, _ in values})
+    return [(i, None, score) for i, score in values]

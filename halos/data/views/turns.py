@@ -1,0 +1,57 @@
+"""Training on every assistant turn of a conversation: a record for each earlier turn of a prompt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+
+import numpy as np
+
+from halos.data.records.judgement import judgement_of
+from halos.data.records.record import Completion, Record
+from halos.data.records.table import RecordTable, batches
+from halos.data.store.arrow import Part, Store
+from halos.data.views.rules import demonstrated
+
+RECORDS_PER_TASK = 4096
+
+
+def expand_turns(records: RecordTable, store: Store) -> tuple[RecordTable, Counter[str]]:
+    """Put a record for each earlier assistant turn of its prompt before each record that has something to imitate.
+
+    The scored tokens are those of one row in which every assistant turn is scored; the shared turns are computed once
+    for each record.
+
+    Returns:
+        The records with the new ones, and counts of earlier turns, used and left out: a turn that answers nothing
+        (the first of the conversation, or one after another assistant turn) and an empty turn are not trained on.
+    """
+    starts = range(0, len(records), RECORDS_PER_TASK)
+    spans = [range(start, min(start + RECORDS_PER_TASK, len(records))) for start in starts]
+    key = None if records.key is None else f"{records.key}-turns"
+    table = store.table(key, partial(_expanded, records), spans)
+    return RecordTable(table), sum((Counter(notes) for notes in table.notes), Counter())
+
+
+def _expanded(records: RecordTable, span: range) -> Part:
+    report: Counter[str] = Counter()
+    conversations = records.many(np.array(span))
+    yield from batches((None, turn) for record in conversations for turn in with_turns(record, report))
+    return dict(report)
+
+
+def with_turns(record: Record, report: Counter[str]) -> list[Record]:
+    """Return a record for each earlier assistant turn, then the record itself; see :func:`expand_turns`."""
+    # The turns of a rejected conversation may be what it was rejected for.
+    if isinstance(record.prompt, str) or not demonstrated(judgement_of(record), Counter()):
+        return [record]
+    earlier = []
+    for n, turn in enumerate(record.prompt):
+        if turn.role != "assistant":
+            continue
+        if n == 0 or record.prompt[n - 1].role == "assistant" or not turn.content.strip():
+            report["earlier assistant turns left out"] += 1
+            continue
+        report["earlier assistant turns"] += 1
+        earlier.append(Record(f"{record.id}.{n}", record.prompt[:n], (Completion(turn.content),)))
+    return [*earlier, record]

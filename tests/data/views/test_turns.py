@@ -1,0 +1,25 @@
+"""A record for each assistant turn of a conversation."""
+
+from halos.data.records.record import Completion, Message, Record
+from halos.data.records.table import table_of
+from halos.data.store.arrow import Store
+from halos.data.views.turns import expand_turns
+
+
+def test_every_assistant_turn_once() -> None:
+    said = ["user", "assistant", "user", "assistant", "assistant", "user"]
+    prompt = tuple(Message(role, f"{n}") for n, role in enumerate(said))
+    records = [
+        Record("r", prompt, (Completion("last"), Completion("other"))),
+        Record("s", "text", (Completion("b"),)),
+        Record("t", prompt, (Completion("bad", False),)),  # nothing to imitate: its earlier turns are not either
+    ]
+    expanded, report = expand_turns(table_of(records), Store())
+    assert [(r.id, len(r.prompt) if isinstance(r.prompt, tuple) else 0, r.completions[0].text) for r in expanded] == [
+        ("r.1", 1, "1"),
+        ("r.3", 3, "3"),
+        ("r", 6, "last"),
+        ("s", 0, "b"),
+        ("t", 6, "bad"),
+    ]
+    assert report == {"earlier assistant turns": 2, "earlier assistant turns left out": 1}
