@@ -9,13 +9,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from halos import terminal
+from halos.commands.judge import make_judge
 from halos.config.building import SOURCE_KEYS, build
 from halos.data.sources.base import Source
 from halos.data.sources.json_source import JsonSource
 from halos.files import write_atomically
 from halos.judges.labels import KINDS
 from halos.judges.labels import label as labelled
-from halos.judges.making import make_judge
 
 
 def label(cfg: DictConfig) -> Path:
