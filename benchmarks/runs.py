@@ -34,7 +34,7 @@ def train(job: Job, folder: Path) -> dict[str, Any]:
     with counted_tokens() as tokens:
         model, losses, seconds, reference_seconds = contest(job, folder, run, trainer, steps)
     objective = run.objective
-    needed = needs(steps, mismatched=objective.mismatched, reference=objective.needs_reference)
+    needed = needs(steps, mismatched=objective.needs.mismatched, reference=objective.needs.reference)
     return {
         "losses": losses,
         "seconds": seconds + reference_seconds,

@@ -14,13 +14,12 @@ from benchmarks.scale import LENGTHS, PROCESSES
 def ours(folder: Path, tokenizer: Any) -> Any:
     """Token rows of labelled completions with their mismatched ones, as ``loss=kto`` has them made."""
     from halos.data.module import PreferenceDataModule
+    from halos.data.preparation.prepare import DataNeeds
     from halos.data.sources.json_source import JsonSource
 
     options: dict[str, Any] = {"num_proc": PROCESSES, "cache_dir": folder / "cache", **LENGTHS}
     data = PreferenceDataModule(JsonSource(folder / "feedback.jsonl"), **options)
-    data.load("binary")
-    data.tokenise(tokenizer, mismatched=True)
-    return data.rows["train"].rows
+    return data.prepare(DataNeeds(view="binary", mismatched=True), tokenizer).rows["train"].rows
 
 
 def theirs(folder: Path, tokenizer: Any) -> Any:

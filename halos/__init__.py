@@ -1,0 +1,5 @@
+"""Align language models with human feedback: KTO, DPO, offline PPO, CSFT and their family, on PyTorch Lightning."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -21,7 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from halos.config.errors import _near, explain, require_plain_booleans
+from halos.config.errors import explain, require_plain_booleans
+from halos.config.signatures import did_you_mean
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
@@ -58,6 +59,16 @@ def config_folder() -> str:
     package = Path(__file__).parent
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
+
+
+def plain_name(text: str) -> str:
+    """A name for a folder that needs no quotes in a shell or in a Hydra override: letters, digits, ``_ . + -``."""
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("_")
+
+
+# conf/train.yaml names the folders of a sweep with it. Registered on import, as processes that a launcher starts
+# resolve the configuration after they have imported this module.
+OmegaConf.register_new_resolver("plain_name", plain_name, replace=True)
 
 
 def main() -> None:
@@ -100,7 +111,7 @@ def main_command(name: str) -> None:
 
 
 def _run_job(cfg: DictConfig) -> float | None:
-    name = HydraConfig.get().job.override_dirname
+    name = Path(HydraConfig.get().runtime.output_dir).name
     with sweeps.failure_told(name, _line), sweeps.job():
         return _run_placed(cfg)
 
@@ -122,7 +133,7 @@ def _of_seeds(cfg: DictConfig) -> list[DictConfig]:
         return [cfg]
     if not cfg.sweep_seeds or len(set(cfg.sweep_seeds)) < len(cfg.sweep_seeds):
         raise ValueError(f"sweep_seeds: expected different seeds, found {cfg.sweep_seeds}")
-    own: Any = [{"seed": seed, "output_dir": f"{cfg.output_dir}/seed={seed}"} for seed in cfg.sweep_seeds]
+    own: Any = [{"seed": seed, "output_dir": f"{cfg.output_dir}/seed_{seed}"} for seed in cfg.sweep_seeds]
     return [cast("DictConfig", OmegaConf.merge(cfg, keys)) for keys in own]
 
 
@@ -200,7 +211,7 @@ def _require_options(words: Sequence[str]) -> None:
             options = GlobalHydra.instance().config_loader().get_group_options(group)
             if name not in options:
                 told = ", ".join(options)
-                raise ValueError(f"{group}={name}: no such option{_near(name, options)}; expected one of {told}")
+                raise ValueError(f"{group}={name}: no such option{did_you_mean(name, options)}; expected one of {told}")
 
 
 def end_with_one_line(job: Callable[[], Any]) -> None:

@@ -60,7 +60,7 @@ class Case:
         objective = make(self.backbone)
         objective.configure_model()
         objective.train()
-        batch = collate(rows, mismatched=objective.mismatched, chunks=2, packing=self.packing)
+        batch = collate(rows, mismatched=objective.needs.mismatched, chunks=2, packing=self.packing)
         output, _ = objective._evaluate(batch)
         return measure(loss_of(output), self.backbone.policy)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -205,7 +206,21 @@ def test_jobs_of_a_sweep_write_into_folders_of_their_own(monkeypatch: pytest.Mon
     assert [cfg.loss.name for cfg in seen] == ["kto", "dpo"]
     folders = [Path(cfg.output_dir) for cfg in seen]
     assert [folder.parent for folder in folders] == [tmp_path / "sweep"] * 2
-    assert [folder.name for folder in folders] == ["loss=kto", "loss=dpo"]  # the seed is the same for all
+    assert [folder.name for folder in folders] == ["loss_kto", "loss_dpo"]  # the seed is the same for all
+
+
+def test_names_of_a_sweeps_folders_need_no_quotes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr("halos.commands.train.train", seen.append)
+    swept = ("seed=4,5", "data.train='my data/a.jsonl',b.jsonl", r"trainer.devices=[0],1", "optim.lr=-1.0,1e-5")
+    assert call(monkeypatch, tmp_path, "train", "-m", "data=json", *swept, "output_dir=sweep") == 0
+    folders = [Path(cfg.output_dir) for cfg in seen]
+    assert len(set(folders)) == 16
+    assert {folder.parent for folder in folders} == {tmp_path / "sweep"}
+    assert "data.train_my_data_a.jsonl_-optim.lr_-1.0-seed_4-trainer.devices_0" in {folder.name for folder in folders}
+    for folder in folders:
+        assert shlex.quote(folder.name) == folder.name
+        assert compose(f"resume={folder}/checkpoints/step_2.ckpt").resume == f"{folder}/checkpoints/step_2.ckpt"
 
 
 def test_a_job_of_a_sweep_that_fails_says_so_at_once_and_the_sweep_counts_them(
@@ -221,11 +236,11 @@ def test_a_job_of_a_sweep_that_fails_says_so_at_once_and_the_sweep_counts_them(
     monkeypatch.setattr("halos.commands.train.train", train)
     assert call(monkeypatch, tmp_path, "train", "-m", "loss=dpo,kto,ipo", "seed=3", "output_dir=sweep") == 1
     said.append(capsys.readouterr().err)
-    assert said[1] == "job loss=dpo: error: dpo needs pairs\n"
+    assert said[1] == "job loss_dpo: error: dpo needs pairs\n"
     assert said[2] == ""
     assert said[3].count("Traceback (most recent call last):") == 1
-    assert "job loss=ipo: error: KeyError: 'x'\n" in said[3]
-    assert said[3].splitlines()[-1] == "error: 2 jobs failed (loss=dpo; loss=ipo): dpo needs pairs"
+    assert "job loss_ipo: error: KeyError: 'x'\n" in said[3]
+    assert said[3].splitlines()[-1] == "error: 2 jobs failed (loss_dpo; loss_ipo): dpo needs pairs"
     assert sweeps.FAILED not in os.environ
     assert call(monkeypatch, tmp_path, "train", "loss=dpo", "output_dir=alone") == 1
     assert "job" not in capsys.readouterr().err.splitlines()[-1]
@@ -250,7 +265,7 @@ def test_a_trial_is_a_run_of_each_seed_and_its_value_their_mean(
     monkeypatch.setattr(cli, "trial_value", value)
     words = ("train", "output_dir=here", "sweep_seeds=[40,60]", "sweep_max_kl=2.75")
     assert call(monkeypatch, tmp_path, *words, "sweep_metric=samples/policy_desirable") == 0
-    assert seen == [(40, 40, Path("here/seed=40")), (60, 60, Path("here/seed=60"))]
+    assert seen == [(40, 40, Path("here/seed_40")), (60, 60, Path("here/seed_60"))]
     assert told == [pytest.approx(0.5 - 0.25)]
     assert call(monkeypatch, tmp_path, *words) == 1
     assert call(monkeypatch, tmp_path, *words, "sweep_metric=samples/kl", "sweep_seeds=[4,4]") == 1
@@ -279,7 +294,7 @@ def test_each_job_of_a_sweep_on_several_devices_has_ranks_of_its_own(
     monkeypatch.setattr(cli, "run_ranks", lambda cfg, count: seen.append((Path(cfg.output_dir).name, count)))
     words = ("train", "-m", "loss=kto,dpo", "strategy=ddp", "trainer.devices=2", "output_dir=out")
     assert call(monkeypatch, tmp_path, *words) == 0
-    assert seen == [("loss=kto", 2), ("loss=dpo", 2)]
+    assert seen == [("loss_kto", 2), ("loss_dpo", 2)]
 
 
 @pytest.mark.parametrize("apart", ["nodes", "torchrun", "srun"])

@@ -414,11 +414,11 @@ def test_humanline_changes_the_loss_once_the_policy_has_moved(tmp_path: Path) ->
 # Objectives from elsewhere
 
 MINE = """
-from halos.objectives import Objective, Output
+from halos.objectives import Needs, Objective, Output
 
 class Mine(Objective):
     view = "pairs"
-    needs_reference = False
+    needs = Needs(reference=False)
 
     def __init__(self, backbone, *, margin=1.0, **base):
         super().__init__(backbone, **base)
@@ -632,7 +632,7 @@ def test_a_run_interrupted_at_each_step_is_the_uninterrupted_one(words: tuple[st
     expected = run(whole, *options)
     assert_same_run((stopped, run_step_by_step(stopped, *options)), (whole, expected))
     assert points(stopped) == points(whole)
-    assert {path.name for path in (stopped / "checkpoints").iterdir()} == {"last.ckpt", "step=5.ckpt", "step=6.ckpt"}
+    assert {path.name for path in (stopped / "checkpoints").iterdir()} == {"last.ckpt", "step_5.ckpt", "step_6.ckpt"}
 
 
 def points(folder: Path) -> list[tuple[str, int, float]]:
@@ -665,8 +665,8 @@ def test_another_runs_checkpoint_is_refused_with_what_differs(
     words: tuple[str, ...], said: str, uninterrupted: tuple[Path, dict], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(ModelSpec, "load", lambda *_, **__: pytest.fail("a model was loaded"))
-    checkpoint = uninterrupted[0] / "checkpoints" / "step=4.ckpt"
-    with pytest.raises(ValueError, match=rf"resume: .*step=4\.ckpt belongs to another run .*{said}"):
+    checkpoint = uninterrupted[0] / "checkpoints" / "step_4.ckpt"
+    with pytest.raises(ValueError, match=rf"resume: .*step_4\.ckpt belongs to another run .*{said}"):
         run(tmp_path, *RESUMABLE, *words, f"resume='{checkpoint}'")
 
 
@@ -694,17 +694,17 @@ def test_a_disk_that_is_full_ends_the_run_and_keeps_the_checkpoints_that_are_the
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(halos.commands.train, "_callbacks", lambda run: [*callbacks(run), Fill()])
         try:
-            with pytest.raises(RunFailed, match=r"step=4\.ckpt: the checkpoint could not be written: File too large"):
+            with pytest.raises(RunFailed, match=r"step_4\.ckpt: the checkpoint could not be written: File too large"):
                 run(tmp_path, *RESUMABLE)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "step=2.ckpt"}
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "step_2.ckpt"}
     assert_same_run((tmp_path, run(tmp_path, *RESUMABLE, "resume=auto")), uninterrupted)
 
 
 def test_a_checkpoints_path_resumes_into_another_folder(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:
     run_until("on_train_batch_start", 4, tmp_path / "old", *RESUMABLE)
-    checkpoint = tmp_path / "old" / "checkpoints" / "step=4.ckpt"
+    checkpoint = tmp_path / "old" / "checkpoints" / "step_4.ckpt"
     # Hydra wants quotes round a value with an equals sign.
     summary = run(tmp_path / "new", *RESUMABLE, f"resume='{checkpoint}'")
     assert summary["train_loss"] == uninterrupted[1]["train_loss"]

@@ -10,18 +10,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos.config.building import SOURCE_KEYS, as_partial, build
 from halos.data.module import PreferenceDataModule
-from halos.data.streaming.module import StreamingDataModule
 from halos.loop.humanline import Humanline
 from halos.objectives.base import BackboneSource, Objective
 from halos.optim import Optim
 
 
 def build_data(node: DictConfig, **more: Any) -> PreferenceDataModule:
-    """The DataModule of a ``data`` node, for a run."""
-    target = f"{StreamingDataModule.__module__}.{StreamingDataModule.__qualname__}"
-    node = OmegaConf.merge(node, {"_target_": target} if node.streaming else {})  # type: ignore[assignment]
-    made: PreferenceDataModule = build(node, without=SOURCE_KEYS, **more)
-    return made
+    """The DataModule of a ``data`` node."""
+    node = OmegaConf.merge(node, {"_target_": "halos.data.StreamingDataModule"} if node.streaming else {})  # type: ignore[assignment]
+    only_streams = ("streaming",) if node.streaming else ("streaming", "shuffle_buffer")
+    data: PreferenceDataModule = build(node, without=(*SOURCE_KEYS, *only_streams), **more)
+    return data
 
 
 def objective_class(node: DictConfig) -> type[Objective]:
@@ -35,7 +34,7 @@ def objective_class(node: DictConfig) -> type[Objective]:
     return found
 
 
-def build_objective(cfg: DictConfig, backbone: BackboneSource, optim: Optim) -> Objective:
+def build_objective(cfg: DictConfig, backbone: BackboneSource | None, optim: Optim) -> Objective:
     """The objective of a run's configuration. Raises ``ValueError`` for a bad class and bad parameters."""
     objective_class(cfg.loss)  # or an error that names it
     options = {str(key): value for key, value in cfg.humanline.items() if key != "enabled"}

@@ -42,14 +42,10 @@ def cache_reference(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check(cfg: DictConfig) -> None:
-    objective = build(cfg.loss, _no_backbone, without=("name",))
-    if not objective.needs_reference:
+    objective = build(cfg.loss, None, without=("name",))
+    if not objective.needs.reference:
         raise ValueError(f"loss={cfg.loss.name}: expected a loss with a reference, found one that reads none")
     if cfg.data.streaming:
         raise ValueError("data.streaming: expected false, found true: the reference of a stream is not computed before")
     if cfg.model.reference not in ("auto", "cached"):
         raise ValueError(f"model.reference: expected cached, found {cfg.model.reference}: there is nothing to compute")
-
-
-def _no_backbone() -> Any:
-    raise ValueError("expected no one to ask for the backbone of an objective that is only looked at")

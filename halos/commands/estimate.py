@@ -57,7 +57,7 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     devices = _devices(cfg)
     example = _example(cfg, objective, cfg.estimate.prompt_tokens, cfg.estimate.completion_tokens)
     longest = _example(cfg, objective, None, None)
-    live = spec.reference == "live" and objective.needs_reference
+    live = spec.reference == "live" and objective.needs.reference
     setting = Setting(
         precision=cfg.precision,
         cpu=cfg.trainer.accelerator == "cpu",
@@ -73,7 +73,7 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     each = operations(
         shape,
         example,
-        reference=objective.needs_reference,
+        reference=objective.needs.reference,
         live=live,
         checkpointing=spec.gradient_checkpointing,
         epochs=epochs,
@@ -87,7 +87,7 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
 
 def _objective(cfg: DictConfig) -> Objective:
     # Made without a backbone: whether y' and a reference are needed may depend on its parameters.
-    return objective_maker(cfg.loss)(lambda: None)
+    return objective_maker(cfg.loss)(None)
 
 
 def _shape(spec: ModelSpec) -> Shape:
@@ -115,7 +115,7 @@ def _example(cfg: DictConfig, objective: Objective, prompt: int | None, completi
         )
     shared = cfg.data.packing and cfg.data.share_prompts
     return Example.of(
-        prompt, completion, branches=BRANCHES[objective.view], mismatched=objective.mismatched, shared=shared
+        prompt, completion, branches=BRANCHES[objective.view], mismatched=objective.needs.mismatched, shared=shared
     )
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from halos.config.building import SOURCE_KEYS, build
-from halos.data.module import PreferenceDataModule
+from halos.commands.assembly import build_data
 from halos.policy.lookup import Policy
 from halos.sampling.prompts import HeldData, read_split
 
@@ -26,13 +25,14 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
         node, seed = policy.run.data, policy.run.seed
     if node is None:
         raise ValueError("data: expected data=toy, data=json data.train=FILE …; only a run's folder brings its own")
-    module: PreferenceDataModule = build(node, without=SOURCE_KEYS, seed=seed)
+    module = build_data(node, seed=seed)
+    preparation = module.preparation
     return read_split(
-        module.source,
+        preparation.source,
         split,
-        limits=module.limits,
-        selection=module.selection,
-        val_size=int(node.val_size),
+        limits=preparation.limits,
+        selection=preparation.selection,
+        val_size=preparation.val_size,
         seed=seed,
-        streaming=bool(node.get("streaming", False)),
+        streaming=module.streams,
     )

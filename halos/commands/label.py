@@ -14,8 +14,7 @@ from halos.config.building import SOURCE_KEYS, build
 from halos.data.sources.base import Source
 from halos.data.sources.json_source import JsonSource
 from halos.files import write_atomically
-from halos.judges.labels import KINDS
-from halos.judges.labels import label as labelled
+from halos.judges.labels import KINDS, label as labelled
 
 
 def label(cfg: DictConfig) -> Path:

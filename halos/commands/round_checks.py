@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -78,13 +77,9 @@ def _objective(cfg: DictConfig) -> Objective:
     if not objective_class(cfg.loss).generates:
         raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
     build(cfg.model)
-    objective = build_objective(cfg, _no_weights, build(cfg.optim))
+    objective = build_objective(cfg, None, build(cfg.optim))
     objective.check(cfg.trainer.accumulate_grad_batches, None)
     return objective
-
-
-def _no_weights() -> Any:
-    raise ValueError("rounds: expected the objective to be looked at only, found that it asks for weights")
 
 
 def _check_sampling(cfg: DictConfig) -> None:

@@ -139,7 +139,7 @@ def prepare(cfg: DictConfig) -> Run:
 
     def backbone() -> Backbone:
         dtype = torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32
-        mode = spec.reference if objective.needs_reference else None
+        mode = spec.reference if objective.needs.reference else None
         make = partial(
             make_backbone,
             sharding=getattr(objective.trainer.strategy, "sharding", None),
@@ -159,9 +159,9 @@ def prepare(cfg: DictConfig) -> Run:
         return made
 
     objective = build_objective(cfg, backbone, optim)
-    spec = spec.resolved(streaming=cfg.data.streaming and objective.needs_reference)
+    spec = spec.resolved(streaming=cfg.data.streaming and objective.needs.reference)
     data = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir)
-    if data.streams and objective.needs_label_counts:
+    if data.streams and objective.needs.label_counts:
         raise ValueError(
             "loss: expected weights that are numbers with data.streaming=true, found auto: they are set by the counts "
             "of all training data"
@@ -184,9 +184,9 @@ def prepare(cfg: DictConfig) -> Run:
     data.tokenise(
         tokenizer,
         control=objective.control,
-        mismatched=objective.mismatched,
-        whole=objective.needs_last_hidden,
-        grouped=objective.grouped,
+        mismatched=objective.needs.mismatched,
+        whole=objective.needs.last_hidden,
+        grouped=objective.needs.grouped,
     )
     return Run(cfg, folder, checkpoint, objective, data, spec, ChatTokens(tokenizer, data.limits), RunRecord())
 

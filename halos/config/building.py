@@ -9,17 +9,17 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from halos.config.signatures import check_arguments
+
 SOURCE_KEYS = ("train", "val", "columns", "mix")
 """Keys of ``data`` that its source takes, within easy reach on the command line."""
 
 
 def build(node: DictConfig, *args: Any, without: tuple[str, ...] = (), **kwargs: Any) -> Any:
-    """Call the node's ``_target_`` with its keys and the arguments; its own ValueErrors come out as they are."""
+    """Call the node's ``_target_`` with its keys and the arguments; errors inside it come out as they are."""
     make = as_partial(node, without)
-    try:
-        return make(*args, **kwargs)
-    except TypeError as error:
-        raise ValueError(f"{node._target_} does not take these parameters: {error}") from error
+    check_arguments(node._target_, make, *args, **kwargs)
+    return make(*args, **kwargs)
 
 
 def as_partial(node: DictConfig, without: tuple[str, ...]) -> partial[Any]:

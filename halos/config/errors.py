@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+from halos.config.signatures import did_you_mean
 
 
 def require_plain_booleans(node: Any, key: str = "") -> None:
@@ -26,19 +26,15 @@ def explain(error: BaseException) -> str:
     """One line for an error in the configuration, with names that come near a misspelt one."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: no such option{_near(name, error.options)}; expected one of {', '.join(error.options)}"
+        options = ", ".join(error.options)
+        return f"{group}={name}: no such option{did_you_mean(name, error.options)}; expected one of {options}"
     for cause in _chain(error):
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
             key = str(cause.full_key or cause.key)
             names = [str(name) for name in cause.parent_node]
-            return f"{key}: no such key{_near(key.rpartition('.')[2], names)}"
+            return f"{key}: no such key{did_you_mean(key.rpartition('.')[2], names)}"
     last = [cause for cause in _chain(error) if not isinstance(cause, ConfigCompositionException)]
     return " ".join(str(last[-1] if last else error).split())
-
-
-def _near(name: str, names: Sequence[str]) -> str:
-    close = get_close_matches(name, names, n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -2,7 +2,7 @@
 
 from halos.loop.humanline import Humanline
 from halos.objectives.apo import APODown, APOZero, apo_down_loss, apo_zero_loss
-from halos.objectives.base import Objective, Output
+from halos.objectives.base import Needs, Objective, Output
 from halos.objectives.bco import BCO, bco_loss
 from halos.objectives.bradley_terry import BradleyTerry, bradley_terry_loss
 from halos.objectives.cpo import CPO, cpo_loss
@@ -35,6 +35,7 @@ __all__ = [
     "BradleyTerry",
     "Humanline",
     "Mix",
+    "Needs",
     "Objective",
     "Output",
     "PPOLosses",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from halos.config.parameters import require_positive
 from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
 from halos.policy.logprobs.completions import LogProbs
+
+PAPER = (
+    "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment",
+    "https://arxiv.org/abs/2408.06266",
+)
 
 
 def apo_zero_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
@@ -43,9 +48,12 @@ class APOZero(Objective):
     """
 
     view = "pairs"
+    paper = PAPER
 
-    def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, **base: Any) -> None:
-        super().__init__(backbone, **base)
+    def __init__(
+        self, backbone: BackboneSource | None = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]
+    ) -> None:
+        super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
@@ -62,10 +70,14 @@ class APODown(Objective):
     """
 
     view = "pairs"
-    moves = (0, -1)  # σ(β r_w) lowers the chosen just as much as the margin raises it
+    paper = PAPER
+    # At step 0, σ(β r_w) lowers the chosen exactly as much as the margin raises it.
+    needs = Needs(moves=(0, -1))
 
-    def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, **base: Any) -> None:
-        super().__init__(backbone, **base)
+    def __init__(
+        self, backbone: BackboneSource | None = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]
+    ) -> None:
+        super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 from halos.config.parameters import require_positive
 from halos.data.batches.collate import Batch
 from halos.metrics import Mean
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
 from halos.policy.logprobs.completions import LogProbs
 from halos.processes.collectives import all_sum
 
@@ -91,10 +91,13 @@ class BCO(Objective):
     """
 
     view = "binary"
-    couples_micro_step = True
+    paper = ("Binary Classifier Optimization for Large Language Model Alignment", "https://arxiv.org/abs/2404.04656")
+    needs = Needs(whole_micro_step=True)
 
-    def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, **base: Any) -> None:
-        super().__init__(backbone, **base)
+    def __init__(
+        self, backbone: BackboneSource | None = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]
+    ) -> None:
+        super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
         self.shift = RewardShift()
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.data.batches.collate import Batch
-from halos.objectives.base import Objective, Output
+from halos.objectives.base import Needs, Objective, Output
 from halos.policy.export.reward_model import require_classifier
 from halos.policy.heads import RewardHead
 from halos.policy.logprobs.completions import LogProbs
@@ -31,10 +31,9 @@ class BradleyTerry(Objective):
     """
 
     view = "pairs"
-    needs_reference = False
-    needs_last_hidden = True
+    paper = ("Learning to summarize from human feedback", "https://arxiv.org/abs/2009.01325")
+    needs = Needs(reference=False, last_hidden=True, moves=(0, 0))
     generates = False
-    moves = (0, 0)
 
     def build(self, hidden_size: int) -> None:
         policy = self.trained.policy

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_between, require_positive
 from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
 from halos.objectives.sft import sft_loss
 from halos.policy.logprobs.completions import LogProbs
 
@@ -41,10 +41,21 @@ class CPO(Objective):
     """
 
     view = "pairs"
-    needs_reference = False
+    paper = (
+        "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation",
+        "https://arxiv.org/abs/2401.08417",
+    )
+    needs = Needs(reference=False)
 
-    def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, alpha: float = 1.0, **base: Any) -> None:
-        super().__init__(backbone, **base)
+    def __init__(
+        self,
+        backbone: BackboneSource | None = None,
+        *,
+        beta: float = 0.1,
+        alpha: float = 1.0,
+        **options: Unpack[LoopOptions],
+    ) -> None:
+        super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
         self.alpha = require_between("alpha", alpha, 0.0)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
 from halos.objectives.sft import sft_loss
 from halos.policy.logprobs.completions import LogProbs
 
@@ -25,18 +25,18 @@ class CSFT(Objective):
     """
 
     view = "binary"
-    needs_reference = False
-    moves = (1, 1)
+    paper = ("Pretraining Language Models with Human Preferences", "https://arxiv.org/abs/2302.08582")
+    needs = Needs(reference=False, moves=(1, 1))
 
     def __init__(
         self,
-        backbone: BackboneSource,
+        backbone: BackboneSource | None = None,
         *,
         desirable_token: str = "<|good|>",
         undesirable_token: str = "<|bad|>",
-        **base: Any,
+        **options: Unpack[LoopOptions],
     ) -> None:
-        super().__init__(backbone, **base)
+        super().__init__(backbone, **options)
         for name, token in (("desirable_token", desirable_token), ("undesirable_token", undesirable_token)):
             if not isinstance(token, str) or not token.strip():
                 raise ValueError(f"loss.{name}: expected text, found {token!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from halos.config.parameters import require_between
 from halos.data.batches.collate import Batch
 from halos.metrics import Mean
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
 from halos.objectives.ppo import clipped_surrogate, reference_kl
 from halos.policy.logprobs.completions import LogProbs
 
@@ -71,10 +71,21 @@ class GRPO(Objective):
     """
 
     view = "scored"
-    grouped = True
+    paper = (
+        "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
+        "https://arxiv.org/abs/2402.03300",
+    )
+    needs = Needs(grouped=True)
 
-    def __init__(self, backbone: BackboneSource, *, beta: float = 0.04, clip_range: float = 0.5, **base: Any) -> None:
-        super().__init__(backbone, **base)
+    def __init__(
+        self,
+        backbone: BackboneSource | None = None,
+        *,
+        beta: float = 0.04,
+        clip_range: float = 0.5,
+        **options: Unpack[LoopOptions],
+    ) -> None:
+        super().__init__(backbone, **options)
         self.beta = require_between("beta", beta, 0.0)
         self.clip_range = require_between("clip_range", clip_range, 0.0, 1.0, open_low=True)
 

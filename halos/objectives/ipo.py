@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 
 from halos.config.parameters import require_positive
 from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Objective, Output
 from halos.policy.logprobs.completions import LogProbs
 
 
@@ -38,9 +38,15 @@ class IPO(Objective):
     """
 
     view = "pairs"
+    paper = (
+        "A General Theoretical Paradigm to Understand Learning from Human Preferences",
+        "https://arxiv.org/abs/2310.12036",
+    )
 
-    def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, **base: Any) -> None:
-        super().__init__(backbone, **base)
+    def __init__(
+        self, backbone: BackboneSource | None = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]
+    ) -> None:
+        super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:

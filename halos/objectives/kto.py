@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from halos.config.parameters import require_positive, require_weight
 from halos.data.batches.collate import Batch
 from halos.metrics import Mean
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
 from halos.policy.logprobs.completions import LogProbs
 from halos.processes.collectives import all_sum
 
@@ -115,21 +115,21 @@ class KTO(Objective):
     """
 
     view = "binary"
-    mismatched = True
-    couples_micro_step = True
+    paper = ("KTO: Model Alignment as Prospect Theoretic Optimization", "https://arxiv.org/abs/2402.01306")
+    needs = Needs(mismatched=True, whole_micro_step=True)
 
     def __init__(
         self,
-        backbone: BackboneSource,
+        backbone: BackboneSource | None = None,
         *,
         beta: float = 0.1,
         desirable_weight: Weight = 1.0,
         undesirable_weight: Weight = 1.0,
         reference_point: str = "mismatched",
         reference_free: bool = False,
-        **base: Any,
+        **options: Unpack[LoopOptions],
     ) -> None:
-        super().__init__(backbone, **base)
+        super().__init__(backbone, **options)
         if reference_point not in REFERENCE_POINTS:
             raise ValueError(
                 f"loss.reference_point: expected one of {', '.join(REFERENCE_POINTS)}; found {reference_point!r}"
@@ -139,12 +139,16 @@ class KTO(Objective):
                 "loss.reference_point: expected mismatched with loss.reference_free=true, found 'zero': log π_θ "
                 "without a reference is always below 0"
             )
-        self.mismatched = self.couples_micro_step = reference_point == "mismatched"
-        self.needs_reference = not reference_free
         self.beta = require_positive("beta", beta)
         self.desirable_weight = require_weight("desirable_weight", desirable_weight)
         self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)
-        self.needs_label_counts = "auto" in (self.desirable_weight, self.undesirable_weight)
+        mismatched = reference_point == "mismatched"
+        self.needs = Needs(
+            reference=not reference_free,
+            mismatched=mismatched,
+            whole_micro_step=mismatched,
+            label_counts="auto" in (self.desirable_weight, self.undesirable_weight),
+        )
 
     def see_labels(self, desirable: int, undesirable: int) -> None:
         automatic = "auto" in (self.desirable_weight, self.undesirable_weight)
@@ -176,7 +180,7 @@ class KTO(Objective):
         )
 
     def _reference_point(self, policy: Tensor, reference: Tensor) -> tuple[Tensor | float, dict[str, Mean]]:
-        if not self.mismatched:
+        if not self.needs.mismatched:
             return 0.0, {}
-        z0, raw = kto_reference_point(policy[:, 1], reference[:, 1], clamp=self.needs_reference)
-        return z0, {"kl": Mean(z0, 1.0), "kl/raw": raw} if self.needs_reference else {"logps/mismatched": raw}
+        z0, raw = kto_reference_point(policy[:, 1], reference[:, 1], clamp=self.needs.reference)
+        return z0, {"kl": Mean(z0, 1.0), "kl/raw": raw} if self.needs.reference else {"logps/mismatched": raw}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import reduce
+from operator import or_
+from typing import Unpack
 
 from torch import nn
 
 from halos.config.parameters import require_between
+from halos.config.signatures import check_arguments
 from halos.data.batches.collate import Batch
-from halos.loop.humanline import Humanline
 from halos.metrics import Mean
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
 from halos.policy.logprobs.completions import LogProbs
 
 Part = Callable[..., Objective]
@@ -35,28 +37,25 @@ class Mix(Objective):
 
     def __init__(
         self,
-        backbone: BackboneSource,
+        backbone: BackboneSource | None = None,
         *,
         parts: Mapping[str, Part],
         weights: Mapping[str, float],
-        humanline: Humanline | None = None,
-        **base: Any,
+        **options: Unpack[LoopOptions],
     ) -> None:
-        super().__init__(backbone, **base)
+        # The parts clamp, each for itself: those without a reference must see the log-probs as they are.
+        humanline = options.pop("humanline", None)
+        super().__init__(backbone, **options)
         self.weights = _weights(parts, weights)
-        made = {name: _made(name, make, humanline) for name, make in parts.items()}
-        self.view = _common_view({name: part.view for name, part in made.items()})
-        self.needs_reference = any(part.needs_reference for part in made.values())
-        self.mismatched = any(part.mismatched for part in made.values())
-        self.needs_hidden = any(part.needs_hidden for part in made.values())
-        self.grouped = any(part.grouped for part in made.values())
-        self.needs_label_counts = any(part.needs_label_counts for part in made.values())
-        self.couples_step = any(part.couples_step for part in made.values())
-        self.couples_micro_step = any(part.couples_micro_step for part in made.values())
-        self.own_clip = min((part.own_clip for part in made.values() if part.own_clip), default=None)
-        if humanline is not None and not self.needs_reference:
-            raise ValueError(f"humanline.enabled: expected a part with a reference, found {', '.join(made)}")
-        self.parts = nn.ModuleDict(made)
+        objectives = {name: _objective(name, part) for name, part in parts.items()}
+        self.view = _common_view({name: part.view for name, part in objectives.items()})
+        self.needs = _united_needs({name: part.needs for name, part in objectives.items()})
+        self.own_clip = min((part.own_clip for part in objectives.values() if part.own_clip), default=None)
+        if humanline is not None and not self.needs.reference:
+            raise ValueError(f"humanline.enabled: expected a part with a reference, found {', '.join(objectives)}")
+        for part in objectives.values():
+            part.humanline = humanline if part.needs.reference else None
+        self.parts = nn.ModuleDict(objectives)
 
     def build(self, hidden_size: int) -> None:
         for _, part in self._named_parts():
@@ -69,7 +68,7 @@ class Mix(Objective):
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
         mixed = Output(loss={}, metrics={})
         for name, part in self._named_parts():
-            output = part.outcome(batch, policy, reference if part.needs_reference else None)
+            output = part.outcome(batch, policy, reference if part.needs.reference else None)
             weighted = {term: _scaled(mean, self.weights[name]) for term, mean in output.loss.items()}
             mixed.loss = {**mixed.loss, **_named(name, weighted)}
             mixed.metrics = {**mixed.metrics, **{f"{name}/{metric}": mean for metric, mean in output.metrics.items()}}
@@ -89,24 +88,27 @@ def _weights(parts: Mapping[str, Part], weights: Mapping[str, float]) -> dict[st
     return {name: require_between(f"weights.{name}", weight, 0.0) for name, weight in weights.items()}
 
 
-def _made(name: str, make: Part, humanline: Humanline | None) -> Objective:
-    if not callable(make):
-        raise ValueError(f"loss.parts.{name}: expected an objective, found {make!r}; in YAML it needs _partial_: true")
-    try:
-        part = make(_no_backbone)
-    except TypeError as error:
-        raise ValueError(f"loss.parts.{name} does not take these parameters: {error}") from error
-    if not isinstance(part, Objective):
-        raise ValueError(f"loss.parts.{name}: expected an objective, found {type(part).__name__}")
-    if part.control(True) or not part.generates:
-        what = "control tokens" if part.generates else "scores in place of log-probs"
-        raise ValueError(f"loss.parts.{name}: {type(part).__name__} has {what}, which no other part could share")
-    part.humanline = humanline if part.needs_reference else None
-    return part
+def _objective(name: str, part: Part) -> Objective:
+    key = f"loss.parts.{name}"
+    if not callable(part):
+        raise ValueError(f"{key}: expected an objective, found {part!r}; in YAML it needs _partial_: true")
+    # Without a backbone: the mixture trains its own, and the parts only compute losses.
+    check_arguments(key, part, None)
+    objective = part(None)
+    if not isinstance(objective, Objective):
+        raise ValueError(f"{key}: expected an objective, found {type(objective).__name__}")
+    if objective.control(True) or not objective.generates:
+        what = "control tokens" if objective.generates else "scores in place of log-probs"
+        raise ValueError(f"{key}: {type(objective).__name__} has {what}, which no other part could share")
+    return objective
 
 
-def _no_backbone() -> Any:
-    raise ValueError("expected the mixture's backbone to be used, not a part's")
+def _united_needs(needs: Mapping[str, Needs]) -> Needs:
+    # With last_hidden, token log-probs have no gradient: a part that learns from those would silently learn nothing.
+    if len({need.last_hidden for need in needs.values()}) > 1:
+        names = ", ".join(name for name, need in needs.items() if need.last_hidden)
+        raise ValueError(f"loss.parts: expected all parts to need last_hidden or none, found only {names}")
+    return reduce(or_, needs.values())
 
 
 def _common_view(views: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_between
 from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
 from halos.objectives.sft import sft_loss
 from halos.policy.logprobs.completions import LogProbs
 
@@ -44,10 +44,13 @@ class ORPO(Objective):
     """
 
     view = "pairs"
-    needs_reference = False
+    paper = ("ORPO: Monolithic Preference Optimization without Reference Model", "https://arxiv.org/abs/2403.07691")
+    needs = Needs(reference=False)
 
-    def __init__(self, backbone: BackboneSource, *, beta: float = 0.1, **base: Any) -> None:
-        super().__init__(backbone, **base)
+    def __init__(
+        self, backbone: BackboneSource | None = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]
+    ) -> None:
+        super().__init__(backbone, **options)
         self.beta = require_between("beta", beta, 0.0)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from halos.config.parameters import require_between, require_positive, require_share
 from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
 from halos.policy.heads import ValueHead
 from halos.policy.logprobs.completions import LogProbs
 from halos.processes.collectives import all_sum
@@ -124,12 +124,12 @@ class PPO(Objective):
     """
 
     view = "scored"
-    needs_hidden = True
-    couples_step = True
+    paper = ("Proximal Policy Optimization Algorithms", "https://arxiv.org/abs/1707.06347")
+    needs = Needs(hidden=True, whole_step=True)
 
     def __init__(
         self,
-        backbone: BackboneSource,
+        backbone: BackboneSource | None = None,
         *,
         beta: float = 0.1,
         clip_range: float = 0.5,
@@ -137,9 +137,9 @@ class PPO(Objective):
         lam: float = 0.95,
         critic_coefficient: float = 0.5,
         critic_clip: float = 1.0,
-        **base: Any,
+        **options: Unpack[LoopOptions],
     ) -> None:
-        super().__init__(backbone, **base)
+        super().__init__(backbone, **options)
         self.beta = require_between("beta", beta, 0.0)
         self.clip_range = require_between("clip_range", clip_range, 0.0, 1.0, open_low=True)
         self.gamma = require_share("gamma", gamma)

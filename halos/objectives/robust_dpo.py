@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_between, require_positive
 from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Objective, Output
 from halos.policy.logprobs.completions import LogProbs
 
 
@@ -41,11 +41,17 @@ class RobustDPO(Objective):
     """
 
     view = "pairs"
+    paper = ("Provably Robust DPO: Aligning Language Models with Noisy Feedback", "https://arxiv.org/abs/2403.00409")
 
     def __init__(
-        self, backbone: BackboneSource, *, beta: float = 0.1, label_smoothing: float = 0.1, **base: Any
+        self,
+        backbone: BackboneSource | None = None,
+        *,
+        beta: float = 0.1,
+        label_smoothing: float = 0.1,
+        **options: Unpack[LoopOptions],
     ) -> None:
-        super().__init__(backbone, **base)
+        super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
         self.label_smoothing = require_between("label_smoothing", label_smoothing, 0.0, 0.5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from halos.data.batches.collate import Batch
-from halos.objectives.base import Objective, Output
+from halos.objectives.base import Needs, Objective, Output
 from halos.policy.logprobs.completions import LogProbs
 
 
@@ -21,7 +21,7 @@ class SFT(Objective):
     """Maximum likelihood of completions: preferred ones, desirable ones, or those without any feedback."""
 
     view = "demonstrations"
-    needs_reference = False
+    needs = Needs(reference=False)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
         return Output(loss={"sft": self.per_token(sft_loss(policy.tokens[:, 0]), batch)})

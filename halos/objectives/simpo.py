@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_between, require_positive
 from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
 from halos.policy.logprobs.completions import LogProbs
 
 
@@ -36,10 +36,18 @@ class SimPO(Objective):
     """
 
     view = "pairs"
-    needs_reference = False
+    paper = ("SimPO: Simple Preference Optimization with a Reference-Free Reward", "https://arxiv.org/abs/2405.14734")
+    needs = Needs(reference=False)
 
-    def __init__(self, backbone: BackboneSource, *, beta: float = 2.0, gamma: float = 0.5, **base: Any) -> None:
-        super().__init__(backbone, **base)
+    def __init__(
+        self,
+        backbone: BackboneSource | None = None,
+        *,
+        beta: float = 2.0,
+        gamma: float = 0.5,
+        **options: Unpack[LoopOptions],
+    ) -> None:
+        super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
         self.gamma = require_between("gamma", gamma, 0.0)
 

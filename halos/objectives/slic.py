@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 
 from halos.config.parameters import require_between, require_positive
 from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, Objective, Output
+from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
 from halos.policy.logprobs.completions import LogProbs
 
 
@@ -40,10 +40,18 @@ class SLiC(Objective):
     """
 
     view = "pairs"
-    needs_reference = False
+    paper = ("SLiC-HF: Sequence Likelihood Calibration with Human Feedback", "https://arxiv.org/abs/2305.10425")
+    needs = Needs(reference=False)
 
-    def __init__(self, backbone: BackboneSource, *, delta: float = 1.0, lam: float = 0.1, **base: Any) -> None:
-        super().__init__(backbone, **base)
+    def __init__(
+        self,
+        backbone: BackboneSource | None = None,
+        *,
+        delta: float = 1.0,
+        lam: float = 0.1,
+        **options: Unpack[LoopOptions],
+    ) -> None:
+        super().__init__(backbone, **options)
         self.delta = require_positive("delta", delta)
         self.lam = require_between("lam", lam, 0.0)
 

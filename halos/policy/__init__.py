@@ -1,7 +1,5 @@
 """Policy and reference models, and the log-probs of completions under them."""
 
-from halos.policy.backbone import Backbone
-from halos.policy.loading import ModelSpec
-from halos.policy.logprobs.completions import LogProbs, completion_logprobs
+import lazy_loader
 
-__all__ = ["Backbone", "LogProbs", "ModelSpec", "completion_logprobs"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -61,6 +61,7 @@ def caught() -> Iterator[None]:
         if _state.deadline is not None:
             _state.deadline.cancel()
         _state.deadline = None
+        _state.received, _state.deferred = 0, False  # what runs next in this process is not the run that was ended
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -57,6 +57,7 @@ def passed_on_to_jobs() -> Iterator[None]:
             raise signals.Interrupted(received[0]) from error
         raise
     finally:
+        del os.environ[SWEEP]
         for number, handler in before.items():
             signal.signal(number, handler)
 

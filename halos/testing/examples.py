@@ -86,7 +86,8 @@ def tiny_rows(objective: Objective, count: int, *, labels: Sequence[bool] | None
     rows = []
     for n in range(count):
         # The lengths of neighbours differ, and each second completion is longer than its prompt.
-        branches = tuple(ids(5 + 2 * (n % 2)) for _ in range((objective.view == "pairs") + 1 + objective.mismatched))
+        branch_count = 1 + (objective.view == "pairs") + objective.needs.mismatched
+        branches = tuple(ids(5 + 2 * (n % 2)) for _ in range(branch_count))
         label = labels[n] if labels is not None else n % 2 == 0
         scored = objective.view == "scored"
         rows.append(
@@ -128,21 +129,21 @@ def make_inputs(
     ``at_reference``: policy and reference agree, but for ``shift``; ``wider``: columns of padding beside the longest
     completion's.
     """
-    batch = collate(rows, step=step or step_size(rows), mismatched=objective.mismatched)
+    batch = collate(rows, step=step or step_size(rows), mismatched=objective.needs.mismatched)
     mask = torch.nn.functional.pad(batch.mask, (0, wider))
     batch.mask = mask
     reference = _grid(rows, mask, "reference")
     policy = (reference + shift if at_reference else _grid(rows, mask, "policy")).masked_fill(~mask, 0.0)
     tokens = policy.to(dtype).requires_grad_()
     leaves, hidden = [tokens], None
-    if objective.needs_hidden:
+    if objective.needs.hidden:
         states = torch.stack([_grid(rows, mask, f"state {h}") for h in range(HIDDEN)], dim=-1)
         hidden = states.to(dtype)
     return Inputs(
         rows,
         batch,
-        LogProbs(tokens, mask, hidden, _last(rows, mask, dtype) if objective.needs_last_hidden else None),
-        LogProbs(reference.to(dtype), mask) if objective.needs_reference else None,
+        LogProbs(tokens, mask, hidden, _last(rows, mask, dtype) if objective.needs.last_hidden else None),
+        LogProbs(reference.to(dtype), mask) if objective.needs.reference else None,
         leaves,
     )
 

@@ -43,7 +43,7 @@ class ImpliedLoss:
         self.objective = make_objective(make).eval()
         self.terms = terms
         rows = _rows(self.objective, side)
-        self.batch = collate(rows, mismatched=self.objective.mismatched)
+        self.batch = collate(rows, mismatched=self.objective.needs.mismatched)
 
     def __call__(self, log_ratio: float, others: float = 0.0, *, shift: float = 0.0) -> float:
         """The loss, per example.
@@ -57,12 +57,12 @@ class ImpliedLoss:
         reference = torch.full_like(ratios, REFERENCE)
         reference[0, 0] += shift
         states = torch.zeros(*ratios.shape, HIDDEN, dtype=torch.float64)
-        hidden = states if self.objective.needs_hidden else None
-        last = states[:, :, 0] if self.objective.needs_last_hidden else None
+        hidden = states if self.objective.needs.hidden else None
+        last = states[:, :, 0] if self.objective.needs.last_hidden else None
         output = self.objective.compute(
             self.batch,
             LogProbs(reference + ratios, mask, hidden, last),
-            LogProbs(reference, mask) if self.objective.needs_reference else None,
+            LogProbs(reference, mask) if self.objective.needs.reference else None,
         )
         chosen = [term for name, term in output.loss.items() if self.terms is None or name in self.terms]
         if not chosen:
@@ -83,7 +83,7 @@ def value_curve(
 
 def _rows(objective: Objective, side: Side) -> list[Row]:
     scored = objective.view == "scored"
-    count = 1 + (objective.view == "pairs") + objective.mismatched
+    count = 1 + (objective.view == "pairs") + objective.needs.mismatched
     labelled = scored or objective.view == "binary"
 
     def row(number: int, desirable: bool) -> Row:

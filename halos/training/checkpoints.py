@@ -1,6 +1,6 @@
 """Checkpoints: written whole or not at all, found again after any interruption, and refused for another run.
 
-    checkpoints/step=1000.ckpt · step=1500.ckpt · last.ckpt (a link to the newest)
+    checkpoints/step_1000.ckpt · step_1500.ckpt · last.ckpt (a link to the newest)
 
 A checkpoint is taken right behind an optimizer step, before the validation that may be due; a run that goes on from it
 validates first. What the loggers have is flushed beforehand, so nothing up to the checkpoint's step is ever missing.
@@ -70,7 +70,7 @@ class Checkpoints(Checkpoint):
         since the last one was not finite; earlier checkpoints are as they were.
         """
         self.record.take_losses(trainer)
-        path = self.folder / f"step={trainer.global_step}.ckpt"
+        path = self.folder / f"step_{trainer.global_step}.ckpt"
         part = path.with_name(path.name + PART)
         try:
             if trainer.is_global_zero:
@@ -103,7 +103,7 @@ class Checkpoints(Checkpoint):
         signals.stop(number)
 
     def _prune(self) -> None:
-        found = sorted(self.folder.glob("step=*.ckpt"), key=_age)
+        found = sorted(self.folder.glob("step_*.ckpt"), key=_age)
         for path in found[:-KEPT]:
             _remove(path)
 
@@ -232,7 +232,7 @@ def newest(folder: Path) -> Path | None:
     Raises ``ValueError`` if all are damaged.
     """
     damaged: list[str] = []
-    for path in sorted({*folder.glob("step=*.ckpt"), *folder.glob("last.ckpt")}, key=_age, reverse=True):
+    for path in sorted({*folder.glob("step_*.ckpt"), *folder.glob("last.ckpt")}, key=_age, reverse=True):
         try:
             found = whole(path)
         except ValueError as error:

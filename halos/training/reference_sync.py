@@ -35,7 +35,7 @@ class ReferenceSync(Callback):
 
     def check(self, objective: Objective) -> None:
         """Raise ``ValueError`` for an objective without a reference."""
-        if not objective.needs_reference:
+        if not objective.needs.reference:
             raise ValueError(
                 f"reference_sync.every: expected a loss with a reference, found {type(objective).__name__}"
             )

@@ -23,11 +23,12 @@ def test_the_first_records_of_a_streamed_run_are_its_held_out_ones(tmp_path: Pat
     rows = [{"prompt": f"q{n % 5}", "completion": f"a{n}", "label": n % 2} for n in range(12)]
     file = written(tmp_path / "t.jsonl", rows)
     node = compose("data=json", f"data.train={file}", "data.val_size=2", "data.streaming=true").data
-    made = StreamingDataModule(JsonSource(str(file)), val_size=2)
-    made.load("binary")
+    preparation = StreamingDataModule(JsonSource(str(file)), val_size=2).preparation
+    intake = preparation.read()
+    preparation.derive(intake, "binary")
     held = read_data(node, None, "val", 0).records
     assert [record.id for record in held] == [f"{file}:1", f"{file}:2"]
-    assert {f"{record.id}#0" for record in held} == {example.id for example in made.intake.examples["val"]}
+    assert {f"{record.id}#0" for record in held} == {example.id for example in intake.examples["val"]}
     rest = read_data(node, None, "train", 0).records
     assert [record.id for record in rest] == [f"{file}:{n + 1}" for n in range(12) if n % 5 > 1]
 

@@ -30,7 +30,7 @@ def clamped_sums() -> list[tuple[float, float]]:
 
 def test_the_loss_is_that_of_clamped_token_log_ratios() -> None:
     batch, policy, reference = pairs()
-    output = DPO(lambda: None, beta=0.5, humanline=CLAMP).outcome(batch, policy, reference)
+    output = DPO(beta=0.5, humanline=CLAMP).outcome(batch, policy, reference)
     chosen, rejected = columns(clamped_sums())
     zero = torch.zeros_like(chosen)
     term = output.loss["dpo"]
@@ -41,8 +41,8 @@ def test_the_loss_is_that_of_clamped_token_log_ratios() -> None:
 
 def test_rewards_stay_unclamped() -> None:
     batch, policy, reference = pairs()
-    plain = DPO(lambda: None, beta=0.5).outcome(batch, policy, reference)
-    clamped = DPO(lambda: None, beta=0.5, humanline=CLAMP).outcome(batch, policy, reference)
+    plain = DPO(beta=0.5).outcome(batch, policy, reference)
+    clamped = DPO(beta=0.5, humanline=CLAMP).outcome(batch, policy, reference)
     assert torch.equal(clamped.rewards, plain.rewards)
     assert float(clamped.loss["dpo"].total) != float(plain.loss["dpo"].total)
 
@@ -80,7 +80,7 @@ def test_a_range_that_nothing_leaves_changes_nothing() -> None:
 
 def test_an_objective_without_a_reference_refuses_it() -> None:
     with pytest.raises(ValueError, match=r"humanline\.enabled: expected a loss with a reference, found SFT"):
-        SFT(lambda: None, humanline=CLAMP).check(1, None)
+        SFT(humanline=CLAMP).check(1, None)
 
 
 @pytest.mark.parametrize(

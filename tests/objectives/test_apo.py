@@ -56,7 +56,7 @@ def test_gradients(loss: object) -> None:
 @pytest.mark.parametrize(("kind", "loss", "by_hand"), BOTH)
 def test_the_module_passes_its_parameters_on(kind: type, loss: object, by_hand: object) -> None:
     batch, policy, reference = pairs()
-    output = kind(lambda: None, beta=0.3).compute(batch, policy, reference)
+    output = kind(beta=0.3).compute(batch, policy, reference)
     (term,) = output.loss.values()
     assert_term(term, by_hand(0.3))
     expected = 0.3 * torch.tensor(log_ratios(), dtype=torch.float64)
@@ -66,4 +66,4 @@ def test_the_module_passes_its_parameters_on(kind: type, loss: object, by_hand: 
 @pytest.mark.parametrize("kind", [APOZero, APODown])
 def test_beta_is_checked(kind: type) -> None:
     with pytest.raises(ValueError, match=r"loss\.beta: expected a number in \(0, inf\), found 0"):
-        kind(lambda: None, beta=0)
+        kind(beta=0)

@@ -38,6 +38,7 @@ from halos.objectives import (
     APOZero,
     BradleyTerry,
     Mix,
+    Needs,
     Objective,
     Output,
     RobustDPO,
@@ -57,7 +58,7 @@ REQUIRED: dict[Any, dict[str, Any]] = {
 
 def described(kind: Any, **parameters: Any) -> Objective:
     """The objective without a backbone, for what it says of itself."""
-    return kind if isinstance(kind, Objective) else kind(lambda: None, **REQUIRED.get(kind, {}), **parameters)
+    return kind if isinstance(kind, Objective) else kind(**REQUIRED.get(kind, {}), **parameters)
 
 
 OBJECTIVES = [
@@ -65,7 +66,7 @@ OBJECTIVES = [
     for kind in vars(objectives).values()
     if isinstance(kind, type) and issubclass(kind, Objective) and kind is not Objective
 ]
-WITH_REFERENCE = [kind for kind in OBJECTIVES if described(kind).needs_reference]
+WITH_REFERENCE = [kind for kind in OBJECTIVES if described(kind).needs.reference]
 COUPLED = [KTO, BCO, Mix, PPO]
 """Objectives whose loss has something that all examples of a micro-batch share."""
 PER_EXAMPLE_OR_TOKEN = [kind for kind in OBJECTIVES if kind not in COUPLED]
@@ -92,7 +93,7 @@ def objective_of(
 ) -> Objective:
     """An objective round a tiny backbone, with a rate at which a few steps change the losses visibly."""
     parameters = REQUIRED.get(kind, {}) | parameters
-    with_reference = kind(lambda: None, **parameters).needs_reference
+    with_reference = kind(**parameters).needs.reference
     model: dict[str, Any] = {"moved": moved, "dropout": dropout, "key_value_heads": key_value_heads}
     backbone = tiny_backbone(with_reference=with_reference, **model)
     return kind(backbone, optim=AdamW(lr=3e-3, warmup=0, schedule="constant"), **parameters)
@@ -101,7 +102,7 @@ def objective_of(
 def batch_of(kind: Any, rows: Sequence[Row], **options: Any) -> Batch:
     """The rows collated as the objective asks for."""
     kind = described(kind)
-    return collate(rows, mismatched=kind.mismatched, whole=kind.needs_last_hidden, **options)
+    return collate(rows, mismatched=kind.needs.mismatched, whole=kind.needs.last_hidden, **options)
 
 
 def rows_for(kind: type[Objective], count: int, *, seed: int = 0, labels: Sequence[bool] | None = None) -> list[Row]:
@@ -119,9 +120,9 @@ def rows_for(kind: type[Objective], count: int, *, seed: int = 0, labels: Sequen
         rows.append(
             Row(
                 id=f"example-{number}",
-                group=number // 3 if kind.grouped else number,
+                group=number // 3 if kind.needs.grouped else number,
                 prompt=prompt,
-                branches=branches if kind.view == "pairs" or kind.mismatched else branches[:1],
+                branches=branches if kind.view == "pairs" or kind.needs.mismatched else branches[:1],
                 desirable=label if kind.view in ("binary", "scored") else None,
                 score=(0.5 + rng.random()) * (1 if label else -1) if kind.view == "scored" else None,
             )
@@ -230,7 +231,7 @@ def fit(
 ) -> Run:
     """Train for one pass over the rows, in float64 unless told otherwise."""
     recorder = Recorder()
-    asked = {"mismatched": objective.mismatched, "whole": objective.needs_last_hidden}
+    asked = {"mismatched": objective.needs.mismatched, "whole": objective.needs.last_hidden}
     data = InOrder(rows, batch_size=batch_size, val=val, label_counts=label_counts, **asked)
     trainer = trainer_for(recorder, **options)
     trainer.fit(objective, datamodule=data)
@@ -255,8 +256,8 @@ def evaluate(objective: Objective, batch: Batch) -> Output:
     """The objective's output for a batch, in float64, without a Trainer."""
     objective.configure_model()
     objective.double()
-    policy = objective.backbone.logprobs(batch, with_hidden=objective.needs_hidden)
-    reference = objective.backbone.reference_logprobs(batch) if objective.needs_reference else None
+    policy = objective.backbone.logprobs(batch, with_hidden=objective.needs.hidden)
+    reference = objective.backbone.reference_logprobs(batch) if objective.needs.reference else None
     return objective.outcome(batch, policy, reference)
 
 
@@ -396,8 +397,8 @@ def test_empty_columns_of_tokens_change_nothing(kind: type[Objective]) -> None:
     batch = batch_of(kind, rows_for(kind, 5))
     objective = objective_of(kind, moved=0.1)
     expected = loss_of(evaluate(objective, batch))
-    policy = objective.backbone.logprobs(batch, with_hidden=objective.needs_hidden)
-    reference = objective.backbone.reference_logprobs(batch) if objective.needs_reference else None
+    policy = objective.backbone.logprobs(batch, with_hidden=objective.needs.hidden)
+    reference = objective.backbone.reference_logprobs(batch) if objective.needs.reference else None
 
     def wider(logprobs: LogProbs | None) -> LogProbs | None:
         if logprobs is None:
@@ -446,7 +447,7 @@ def test_validation_metrics_by_hand(kind: type[Objective]) -> None:
     chosen, rejected, log_ratios = [], [], []
     logps: dict[str, list[float]] = {"chosen": [], "rejected": []}
     for row in val:
-        batch = collate([row], mismatched=kind.mismatched)
+        batch = collate([row], mismatched=kind.needs.mismatched)
         sums = objective.backbone.logprobs(batch).sum[0].tolist()
         references = objective.backbone.reference_logprobs(batch).sum[0].tolist()
         for branch, liked in enumerate((True, False) if kind.view == "pairs" else (row.desirable,)):
@@ -824,7 +825,7 @@ def test_dropout_depends_on_the_seed_and_on_nothing_before() -> None:
 
 
 def test_losses_of_another_shape_are_refused() -> None:
-    objective, batch = SFT(lambda: None), collate(rows_for(SFT, 4))
+    objective, batch = SFT(), collate(rows_for(SFT, 4))
     with pytest.raises(ValueError, match=r"expected one loss per example, shape \(4,\), found \(4, 1\)"):
         objective.per_example(torch.zeros(4, 1), batch)
     width = batch.mask.shape[2]
@@ -834,7 +835,7 @@ def test_losses_of_another_shape_are_refused() -> None:
 
 def test_means_over_tokens_leave_the_others_out() -> None:
     rows = [Row("a", 0, (1,), ((5,), (2, 3))), Row("b", 1, (1,), ((4, 5, 6), (7,)))]
-    batch, objective = collate(rows), SFT(lambda: None)
+    batch, objective = collate(rows), SFT()
     losses = torch.tensor([[1.0, 20.0, 300.0], [4000.0, 50000.0, 600000.0]])
     term = objective.per_token(losses, batch, branch=1)
     assert (float(term.total), float(term.count), term.step_count) == (4021.0, 3.0, 3)
@@ -847,7 +848,7 @@ class Hinge(Objective):
     """Rank chosen above rejected by a margin of 1."""
 
     view = "pairs"
-    needs_reference = False
+    needs = Needs(reference=False)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
         chosen, rejected = (policy.sum / policy.count).unbind(1)
@@ -866,4 +867,4 @@ def test_an_objective_from_outside_needs_only_its_mathematics() -> None:
 
 def test_a_backbone_is_needed_before_a_step() -> None:
     with pytest.raises(ValueError, match="the objective has no backbone yet"):
-        SFT(lambda: None).configure_gradient_clipping(None, 1.0, None)
+        SFT().configure_gradient_clipping(None, 1.0, None)

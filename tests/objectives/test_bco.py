@@ -86,7 +86,7 @@ def test_the_module_learns_the_shift_in_training_only() -> None:
     batch = collate(rows)
     policy = LogProbs(doubles(POLICY)[:, None, None], batch.mask)
     reference = LogProbs(doubles(REFERENCE)[:, None, None], batch.mask)
-    objective = BCO(lambda: None, beta=0.3).double()
+    objective = BCO(beta=0.3).double()
     with torch.no_grad():  # as under validation's
         assert float(objective.compute(batch, policy, reference).metrics["delta"].total) == 0.0
     assert float(objective.eval().compute(batch, policy, reference).metrics["delta"].total) == 0.0
@@ -100,4 +100,4 @@ def test_the_module_learns_the_shift_in_training_only() -> None:
 
 def test_beta_is_checked() -> None:
     with pytest.raises(ValueError, match=r"loss\.beta: expected a number in \(0, inf\), found 0"):
-        BCO(lambda: None, beta=0)
+        BCO(beta=0)

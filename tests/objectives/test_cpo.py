@@ -38,7 +38,7 @@ def test_chosen_goes_up_and_rejected_down_by_the_same_step() -> None:
 
 def test_the_module_adds_sft_on_the_chosen() -> None:
     batch, policy, _ = pairs()
-    output = CPO(lambda: None, beta=0.3, alpha=0.6).compute(batch, policy, None)
+    output = CPO(beta=0.3, alpha=0.6).compute(batch, policy, None)
     assert_term(output.loss["prefer"], by_hand(0.3))
     assert_term(output.loss["sft"], [0.6 * value for value in nll_of_chosen()])
     expected = 0.3 * torch.tensor(sums(POLICY), dtype=torch.float64)
@@ -48,4 +48,4 @@ def test_the_module_adds_sft_on_the_chosen() -> None:
 @pytest.mark.parametrize(("name", "value"), [("beta", 0.0), ("alpha", -0.1)])
 def test_parameters_are_checked(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}: expected a number"):
-        CPO(lambda: None, **{name: value})
+        CPO(**{name: value})

@@ -10,7 +10,7 @@ from halos.policy.logprobs.completions import LogProbs
 
 
 def csft(**parameters: object) -> CSFT:
-    return CSFT(lambda: None, **parameters)
+    return CSFT(**parameters)
 
 
 def test_the_control_token_follows_the_label() -> None:
@@ -38,7 +38,7 @@ def test_both_labels_are_learnt_alike() -> None:
 
 
 def test_there_is_no_reference() -> None:
-    assert not CSFT.needs_reference
+    assert not CSFT.needs.reference
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_extreme_log_ratios_stay_finite(dtype: torch.dtype) -> None:
 def test_the_module_takes_branch_0_as_chosen_and_passes_its_parameters_on() -> None:
     batch = collate([Row(str(i), i, (1,), ((5,), (6,))) for i in range(len(PAIRS))])
     policy, reference = torch.stack(COLUMNS[:2], 1)[:, :, None], torch.stack(COLUMNS[2:], 1)[:, :, None]
-    objective = DPO(lambda: None, beta=0.3, label_smoothing=0.1)
+    objective = DPO(beta=0.3, label_smoothing=0.1)
     output = objective.compute(batch, LogProbs(policy, batch.mask), LogProbs(reference, batch.mask))
     term = output.loss["dpo"]
     torch.testing.assert_close(

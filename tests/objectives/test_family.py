@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
@@ -27,6 +30,7 @@ from halos.objectives import (
     BradleyTerry,
     Humanline,
     Mix,
+    Needs,
     Objective,
     RobustDPO,
     SimPO,
@@ -69,7 +73,12 @@ FAMILY = {
         KTO,
         ("kto",),
         1,
-        {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "mismatched": True, "needs_reference": True},
+        {
+            "beta": 0.1,
+            "desirable_weight": 1.0,
+            "undesirable_weight": 1.0,
+            "needs": Needs(mismatched=True, whole_micro_step=True),
+        },
         ("kl", "kl/raw"),
     ),
     BCO: Member(BCO, ("bco",), 1, {"beta": 0.1}, ("delta",)),
@@ -92,7 +101,7 @@ FAMILY = {
     BradleyTerry: Member(BradleyTerry, ("bradley_terry",), 2),
     CSFT: Member(CSFT, ("csft",), 0, {"control_tokens": ("<|good|>", "<|bad|>")}),
     SFT: Member(SFT, ("sft",), 0),
-    Mix: Member(DPO_AND_SFT, ("dpo", "sft"), 2, {"weights": {"dpo": 1.0, "sft": 0.1}, "grouped": False}),
+    Mix: Member(DPO_AND_SFT, ("dpo", "sft"), 2, {"weights": {"dpo": 1.0, "sft": 0.1}, "needs": Needs()}),
 }
 
 
@@ -102,14 +111,14 @@ def test_the_table_is_complete() -> None:
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_defaults(kind: type[Objective]) -> None:
-    objective = FAMILY[kind].make(lambda: None)
+    objective = FAMILY[kind].make()
     assert {name: getattr(objective, name) for name in FAMILY[kind].defaults} == FAMILY[kind].defaults
 
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_the_bases_parameters_reach_it(kind: type[Objective]) -> None:
     optim = AdamW(lr=0.123)
-    objective = FAMILY[kind].make(lambda: None, seed=7, optim=optim)
+    objective = FAMILY[kind].make(seed=7, optim=optim)
     assert objective.seed == 7
     assert objective._optim is optim
 
@@ -178,3 +187,23 @@ def test_the_range_of_humanline() -> None:
 def test_a_shift_counts_in_whole_numbers() -> None:
     shift = RewardShift()
     assert shift.counts.dtype == torch.long  # a float32 count would stop at 2^24
+
+
+def test_papers_stand_in_their_modules_docstring() -> None:
+    for kind in OBJECTIVES:
+        if kind in (SFT, Mix):
+            assert kind.paper is None
+            continue
+        title, address = kind.paper
+        assert title.strip() == title
+        number = address.removeprefix("https://arxiv.org/abs/")
+        assert re.fullmatch(r"\d{4}\.\d{5}", number)
+        assert number in inspect.getmodule(kind).__doc__
+
+
+def test_without_a_backbone_it_cannot_be_trained() -> None:
+    objective = KTO(beta=0.1)
+    trainer = pl.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    error = r"^KTO: expected a backbone to train, found none; pass one to the constructor: KTO\(backbone, …\)$"
+    with pytest.raises(ValueError, match=error):
+        trainer.fit(objective, [])

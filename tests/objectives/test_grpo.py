@@ -110,7 +110,7 @@ def compute(objective: GRPO, batch, indices: list[int]):  # type: ignore[no-unty
 
 
 def test_the_module_weighs_and_averages_the_terms_over_completions() -> None:
-    output = compute(GRPO(lambda: None, beta=0.3, clip_range=0.4), collate(rows(GROUPS)), list(range(7)))
+    output = compute(GRPO(beta=0.3, clip_range=0.4), collate(rows(GROUPS)), list(range(7)))
     policy, kl = terms_by_hand(advantages_by_hand(), 0.4)
     for name, weight, values in (("policy", 1.0, policy), ("kl", 0.3, kl)):
         term = output.loss[name]
@@ -121,7 +121,7 @@ def test_the_module_weighs_and_averages_the_terms_over_completions() -> None:
 def test_micro_batches_have_the_advantages_of_the_step() -> None:
     batches = Batches(rows(GROUPS), mismatched=False, chunks=1)
     parts = [[0, 1, 2], [3, 4, 5, 6]]
-    objective = GRPO(lambda: None)
+    objective = GRPO()
     whole = compute(objective, collate(rows(GROUPS)), list(range(7)))
     found = [compute(objective, batches[MicroBatch(tuple(part), tuple(range(7)))], part) for part in parts]
     for name, term in whole.loss.items():
@@ -140,11 +140,11 @@ def test_micro_batches_have_the_advantages_of_the_step() -> None:
 )
 def test_completions_without_their_group_are_counted(step: list[int], incomplete: int) -> None:
     batch = Batches(rows(GROUPS), mismatched=False, chunks=1)[MicroBatch(tuple(step), tuple(step))]
-    metric = compute(GRPO(lambda: None), batch, step).metrics["groups/incomplete"]
+    metric = compute(GRPO(), batch, step).metrics["groups/incomplete"]
     assert (int(metric.total), metric.count) == (incomplete, len(step))
 
 
 @pytest.mark.parametrize(("name", "value"), [("beta", -0.1), ("clip_range", 0.0), ("clip_range", 1.0)])
 def test_parameters_are_checked(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}: expected a number"):
-        GRPO(lambda: None, **{name: value})
+        GRPO(**{name: value})

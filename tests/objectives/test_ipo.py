@@ -36,7 +36,7 @@ def test_the_margin_is_drawn_to_one_half_over_beta_from_both_sides() -> None:
 
 def test_the_module_averages_log_ratios_over_tokens() -> None:
     batch, policy, reference = pairs()
-    output = IPO(lambda: None, beta=0.3).compute(batch, policy, reference)
+    output = IPO(beta=0.3).compute(batch, policy, reference)
     ratios = log_ratios(mean=True)
     assert_term(output.loss["ipo"], [(w - r - 1 / 0.6) ** 2 for w, r in ratios])
     expected = torch.tensor(ratios, dtype=torch.float64) * 0.3
@@ -45,4 +45,4 @@ def test_the_module_averages_log_ratios_over_tokens() -> None:
 
 def test_beta_is_checked() -> None:
     with pytest.raises(ValueError, match=r"loss\.beta: expected a number in \(0, inf\), found 0"):
-        IPO(lambda: None, beta=0)
+        IPO(beta=0)

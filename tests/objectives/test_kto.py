@@ -159,7 +159,7 @@ def test_automatic_weights_need_both_kinds(auto: tuple, counts: tuple[int, int])
 
 
 def test_the_module_resolves_its_weights_once_labels_are_known() -> None:
-    objective = KTO(lambda: None, desirable_weight="auto")
+    objective = KTO(desirable_weight="auto")
     objective.see_labels(100, 200)
     assert (objective.desirable_weight, objective.undesirable_weight) == (2.0, 1.0)
     objective.see_labels(100, 100)
@@ -168,9 +168,9 @@ def test_the_module_resolves_its_weights_once_labels_are_known() -> None:
 
 def test_weights_that_were_chosen_are_logged_and_others_are_not(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="halos"):
-        KTO(lambda: None, desirable_weight=2.0).see_labels(100, 200)
+        KTO(desirable_weight=2.0).see_labels(100, 200)
         assert not caplog.messages
-        KTO(lambda: None, undesirable_weight="auto").see_labels(400, 100)
+        KTO(undesirable_weight="auto").see_labels(400, 100)
     assert caplog.messages == ["KTO weights from 400 desirable and 100 undesirable completions: λ_D = 1, λ_U = 3"]
 
 
@@ -183,7 +183,7 @@ def test_the_module_scores_branch_0_against_the_reference_point_of_branch_1() ->
     policy[:, 0, 0], reference[:, 0, 0] = doubles(POLICY), doubles(REFERENCE)
     policy[:, 1, :] = mismatched[:, None] / 2
     policy.requires_grad_()
-    objective = KTO(lambda: None, beta=0.3, desirable_weight=1.2, undesirable_weight=0.9)
+    objective = KTO(beta=0.3, desirable_weight=1.2, undesirable_weight=0.9)
     output = objective.compute(batch, LogProbs(policy, batch.mask), LogProbs(reference, batch.mask))
     expected = kto_loss(
         doubles(POLICY),
@@ -208,7 +208,7 @@ def test_the_modules_reference_point_is_never_below_zero() -> None:
     policy, reference = (
         torch.stack([doubles(own), doubles([y] * 5)], 1)[:, :, None] for own, y in ((POLICY, -9.0), (REFERENCE, -4.0))
     )
-    output = KTO(lambda: None, beta=0.3).compute(batch, LogProbs(policy, batch.mask), LogProbs(reference, batch.mask))
+    output = KTO(beta=0.3).compute(batch, LogProbs(policy, batch.mask), LogProbs(reference, batch.mask))
     ratios = [p - r for p, r in zip(POLICY, REFERENCE, strict=True)]
     assert_losses(output, [0.3 * r if good else -0.3 * r for r, good in zip(ratios, DESIRABLE, strict=True)])
     assert {name: float(mean.total / mean.count) for name, mean in output.metrics.items()} == {"kl": 0, "kl/raw": -5}
@@ -216,14 +216,14 @@ def test_the_modules_reference_point_is_never_below_zero() -> None:
 
 def variant(policy_requires_grad: bool = False, **parameters):  # type: ignore[no-untyped-def]
     """(output, policy tokens) of a variant whose branch 1, where it has one, is y' with log-probs 1 to 5 below."""
-    objective = KTO(lambda: None, beta=0.3, **parameters)
-    branches = 2 if objective.mismatched else 1
+    objective = KTO(beta=0.3, **parameters)
+    branches = 2 if objective.needs.mismatched else 1
     rows = [Row(str(i), i, (1,), ((5,), (6,))[:branches], desirable=label) for i, label in enumerate(DESIRABLE)]
-    batch = collate(rows, mismatched=objective.mismatched)
+    batch = collate(rows, mismatched=objective.needs.mismatched)
     tokens = torch.stack([doubles(POLICY), doubles([-1.0, -2.0, -3.0, -4.0, -5.0])], 1)[:, :branches, None]
     tokens.requires_grad_(policy_requires_grad)
     reference = torch.stack([doubles(REFERENCE), doubles([-9.0] * 5)], 1)[:, :branches, None]
-    expected = LogProbs(reference, batch.mask) if objective.needs_reference else None
+    expected = LogProbs(reference, batch.mask) if objective.needs.reference else None
     return objective.compute(batch, LogProbs(tokens, batch.mask), expected), tokens
 
 
@@ -253,10 +253,10 @@ def test_reference_free_compares_with_the_mean_of_mismatched_log_probs() -> None
 
 
 def test_reference_free_needs_no_reference_and_a_zero_point_no_mismatched_completions() -> None:
-    assert (KTO.needs_reference, KTO.mismatched) == (True, True)
-    free, zero = KTO(lambda: None, reference_free=True), KTO(lambda: None, reference_point="zero")
-    assert (free.needs_reference, free.mismatched) == (False, True)
-    assert (zero.needs_reference, zero.mismatched) == (True, False)
+    assert (KTO.needs.reference, KTO.needs.mismatched) == (True, True)
+    free, zero = KTO(reference_free=True), KTO(reference_point="zero")
+    assert (free.needs.reference, free.needs.mismatched) == (False, True)
+    assert (zero.needs.reference, zero.needs.mismatched) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -272,9 +272,9 @@ def test_reference_free_needs_no_reference_and_a_zero_point_no_mismatched_comple
 )
 def test_variants_are_checked(parameters: dict, said: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape('loss.reference_point: ' + said)}$"):
-        KTO(lambda: None, **parameters)
+        KTO(**parameters)
 
 
 def test_automatic_weights_say_that_they_need_counts() -> None:
-    assert KTO(lambda: None, undesirable_weight="auto").needs_label_counts  # type: ignore[arg-type, return-value]
-    assert not KTO(lambda: None).needs_label_counts  # type: ignore[arg-type, return-value]
+    assert KTO(undesirable_weight="auto").needs.label_counts  # type: ignore[arg-type, return-value]
+    assert not KTO().needs.label_counts  # type: ignore[arg-type, return-value]

@@ -59,7 +59,7 @@ def test_chosen_goes_up_and_rejected_down() -> None:
 
 def test_the_module_adds_sft_on_the_chosen() -> None:
     batch, policy, _ = pairs()
-    output = ORPO(lambda: None, beta=0.3).compute(batch, policy, None)
+    output = ORPO(beta=0.3).compute(batch, policy, None)
     assert_term(output.loss["sft"], nll_of_chosen())
     assert_term(output.loss["odds"], [0.3 * value for value in by_hand()])
     expected = 0.3 * torch.tensor(sums(POLICY, mean=True), dtype=torch.float64)
@@ -68,5 +68,5 @@ def test_the_module_adds_sft_on_the_chosen() -> None:
 
 def test_beta_is_checked() -> None:
     with pytest.raises(ValueError, match=r"loss\.beta: expected a number in \[0, inf\), found -1"):
-        ORPO(lambda: None, beta=-1)
-    assert ORPO(lambda: None, beta=0).beta == 0.0
+        ORPO(beta=-1)
+    assert ORPO(beta=0).beta == 0.0

@@ -177,7 +177,7 @@ def test_gradients(term: str) -> None:
 
 
 def module(**parameters: float) -> PPO:
-    objective = PPO(lambda: None, **parameters)
+    objective = PPO(**parameters)
     objective.build(2)
     objective.double()
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_the_module_weighs_and_averages_the_terms_over_tokens() -> None:
 
 
 def test_the_value_head_starts_at_zero() -> None:
-    objective = PPO(lambda: None)
+    objective = PPO()
     objective.build(3)
     assert (objective.value_head(torch.randn(2, 5, 3)) == 0).all()
 

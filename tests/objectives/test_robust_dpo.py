@@ -49,7 +49,7 @@ def test_gradients() -> None:
 
 def test_the_module_passes_its_parameters_on() -> None:
     batch, policy, reference = pairs()
-    output = RobustDPO(lambda: None, beta=0.3, label_smoothing=0.2).compute(batch, policy, reference)
+    output = RobustDPO(beta=0.3, label_smoothing=0.2).compute(batch, policy, reference)
     assert_term(output.loss["robust_dpo"], by_hand(0.3, 0.2))
     expected = 0.3 * torch.tensor(log_ratios(), dtype=torch.float64)
     torch.testing.assert_close(output.rewards, expected, rtol=1e-12, atol=1e-13)
@@ -58,4 +58,4 @@ def test_the_module_passes_its_parameters_on() -> None:
 @pytest.mark.parametrize(("name", "value"), [("beta", 0.0), ("label_smoothing", 0.5), ("label_smoothing", -0.1)])
 def test_parameters_are_checked(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}: expected a number"):
-        RobustDPO(lambda: None, **{name: value})
+        RobustDPO(**{name: value})

@@ -17,7 +17,7 @@ def test_each_token_costs_its_negative_log_probability() -> None:
 
 def test_the_loss_is_the_mean_over_tokens_not_over_examples() -> None:
     batch = collate(ROWS)
-    term = SFT(lambda: None).compute(batch, LogProbs(TOKENS, batch.mask), None).loss["sft"]
+    term = SFT().compute(batch, LogProbs(TOKENS, batch.mask), None).loss["sft"]
     assert float(term.total / term.step_count) == 7.5 / 4
     assert float(term.total / term.count) == 7.5 / 4
 
@@ -25,18 +25,18 @@ def test_the_loss_is_the_mean_over_tokens_not_over_examples() -> None:
 def test_every_token_goes_up_alike() -> None:
     batch = collate(ROWS)
     tokens = TOKENS.clone().requires_grad_()
-    term = SFT(lambda: None).compute(batch, LogProbs(tokens, batch.mask), None).loss["sft"]
+    term = SFT().compute(batch, LogProbs(tokens, batch.mask), None).loss["sft"]
     (term.total / term.step_count).backward()
     assert torch.equal(tokens.grad, -batch.mask.double() / 4)
 
 
 def test_the_denominator_is_that_of_the_whole_step() -> None:
     first = collate(ROWS[:1], step=collate(ROWS).step)
-    term = SFT(lambda: None).compute(first, LogProbs(TOKENS[:1, :, :1], first.mask), None).loss["sft"]
+    term = SFT().compute(first, LogProbs(TOKENS[:1, :, :1], first.mask), None).loss["sft"]
     assert (float(term.total), float(term.count), term.step_count) == (0.5, 1.0, 4)
 
 
 def test_there_are_no_rewards_and_no_reference() -> None:
     batch = collate(ROWS)
-    assert SFT(lambda: None).compute(batch, LogProbs(TOKENS, batch.mask), None).rewards is None
-    assert not SFT.needs_reference
+    assert SFT().compute(batch, LogProbs(TOKENS, batch.mask), None).rewards is None
+    assert not SFT.needs.reference

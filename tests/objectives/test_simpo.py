@@ -44,7 +44,7 @@ def test_far_margins_stay_finite() -> None:
 
 def test_the_module_averages_log_probs_over_tokens() -> None:
     batch, policy, _ = pairs()
-    output = SimPO(lambda: None, beta=1.5, gamma=0.4).compute(batch, policy, None)
+    output = SimPO(beta=1.5, gamma=0.4).compute(batch, policy, None)
     assert_term(output.loss["simpo"], by_hand(1.5, 0.4))
     expected = 1.5 * torch.tensor(sums(POLICY, mean=True), dtype=torch.float64)
     torch.testing.assert_close(output.rewards, expected, rtol=1e-13, atol=0)
@@ -53,4 +53,4 @@ def test_the_module_averages_log_probs_over_tokens() -> None:
 @pytest.mark.parametrize(("name", "value"), [("beta", 0.0), ("gamma", -0.1)])
 def test_parameters_are_checked(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}: expected a number"):
-        SimPO(lambda: None, **{name: value})
+        SimPO(**{name: value})

@@ -33,7 +33,7 @@ def test_only_a_pair_within_the_margin_has_a_gradient() -> None:
 @pytest.mark.parametrize("delta", [0.2, 3.0])
 def test_the_module_adds_the_negative_log_prob_of_each_chosen_completion(delta: float) -> None:
     batch, policy, _ = pairs()
-    output = SLiC(lambda: None, delta=delta, lam=0.7).compute(batch, policy, None)
+    output = SLiC(delta=delta, lam=0.7).compute(batch, policy, None)
     hinges = [delta - (w - r) if w - r < delta else 0.0 for w, r in sums(POLICY)]
     assert any(hinges)
     assert_term(output.loss["calibration"], hinges)
@@ -44,4 +44,4 @@ def test_the_module_adds_the_negative_log_prob_of_each_chosen_completion(delta: 
 @pytest.mark.parametrize(("name", "value"), [("delta", 0.0), ("lam", -0.1)])
 def test_parameters_are_checked(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}: expected a number"):
-        SLiC(lambda: None, **{name: value})
+        SLiC(**{name: value})

@@ -50,6 +50,21 @@ print(before == [signal.getsignal(number) for number in signals.SIGNALS] != insi
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
 
 
+def test_a_signal_that_ended_one_run_does_not_end_the_next() -> None:
+    code = """
+import os, signal
+from halos.processes import signals
+try:
+    with signals.caught():
+        signals.defer(True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        signals.stop(signals.received())
+except signals.Interrupted:
+    print(signals.received(), signals.defer(False))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "0 False\n"
+
+
 def test_ctrl_c_twice_ends_a_process_where_it_stands() -> None:
     code = """
 import os, signal

@@ -75,6 +75,7 @@ def test_when_the_sweep_is_killed_its_jobs_save_and_are_gone() -> None:
 def test_without_processes_of_its_own_a_sweep_ends_at_once() -> None:
     with signals.caught(), pytest.raises(signals.Interrupted), sweeps.passed_on_to_jobs(), sweeps.job():
         os.kill(os.getpid(), signal.SIGTERM)
+    assert sweeps.SWEEP not in os.environ
 
 
 def test_the_end_by_a_signal_travels_between_processes() -> None:

@@ -56,7 +56,7 @@ def counted(train: Any, folder: Path, *words: str) -> tuple[dict[str, Any], dict
 
 
 def runs_on_a_rank(folder: Path) -> list[Any]:
-    checkpoint = f"resume='{folder}/auto/checkpoints/step=3.ckpt'"
+    checkpoint = f"resume='{folder}/auto/checkpoints/step_3.ckpt'"
     shared = (*WORDS, *TWO)
     sharded = "strategy.trainer.sharded_checkpoints=true"
     replies = ("sampling.prompts=2", "logger=tensorboard")
@@ -66,9 +66,9 @@ def runs_on_a_rank(folder: Path) -> list[Any]:
     found.append(train_as_rank(folder / "moving", *shared, *MOVING))
     found.append(train_as_rank(folder / "auto-fsdp", *shared, checkpoint))
     found.append(train_as_rank(folder / "auto-ddp", *shared, "strategy=ddp", checkpoint))
-    checkpoint = f"resume='{folder}/fsdp/checkpoints/step=3.ckpt'"
+    checkpoint = f"resume='{folder}/fsdp/checkpoints/step_3.ckpt'"
     found.append(train_as_rank(folder / "fsdp-ddp", *shared, "strategy=ddp", checkpoint))
-    checkpoint = f"resume='{folder}/cached/checkpoints/step=3.ckpt'"
+    checkpoint = f"resume='{folder}/cached/checkpoints/step_3.ckpt'"
     found.append(train_as_rank(folder / "folder-fsdp", *shared, sharded, checkpoint))
     return found
 
@@ -119,9 +119,9 @@ def test_checkpoints_move_between_strategies(runs: dict[str, Any]) -> None:
         for summary in resumed:
             assert summary["train_loss"] == pytest.approx(expected, rel=1e-5)
     folder = runs["folder"]
-    for name, file in (("back", folder / "fsdp/checkpoints/step=3.ckpt"), ("whole", folder / "whole.ckpt")):
+    for name, file in (("back", folder / "fsdp/checkpoints/step_3.ckpt"), ("whole", folder / "whole.ckpt")):
         if name == "whole":
-            consolidate(folder / "cached/checkpoints/step=3.ckpt", file)
+            consolidate(folder / "cached/checkpoints/step_3.ckpt", file)
         summary = run(folder / name, *WORDS, f"resume='{file}'")
         assert summary["train_loss"] == pytest.approx(expected, rel=1e-5)
         assert summary["metrics"] == pytest.approx(runs["one"][0]["metrics"], rel=1e-3, abs=1e-4)
@@ -134,7 +134,7 @@ def test_a_moving_reference_moves_between_strategies_too(runs: dict[str, Any], t
     still = runs["one"][0]["train_loss"]
     assert expected[:2] == still[:2]
     assert expected[2:] != pytest.approx(still[2:], rel=1e-5)
-    checkpoint = runs["folder"] / "moving/checkpoints/step=3.ckpt"
+    checkpoint = runs["folder"] / "moving/checkpoints/step_3.ckpt"
     resumed = run(tmp_path / "resumed", *WORDS, *MOVING, f"resume='{checkpoint}'")
     assert resumed["train_loss"] == pytest.approx(expected, rel=1e-5)
 

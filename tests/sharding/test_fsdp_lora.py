@@ -44,9 +44,9 @@ def runs_on_a_rank(folder: Path) -> dict[str, Any]:
     train("off", *FSDP, OFF, FOLDERS)
     train("control", *FSDP, "loss=csft")
     train("continued", *FSDP, *continued(folder))
-    train("from one", *FSDP, f"resume='{folder}/merged/checkpoints/step=3.ckpt'")
-    train("from folder", *FSDP, OFF, f"resume='{folder}/off/checkpoints/step=3.ckpt'", FOLDERS)
-    train("to ddp", *DDP, f"resume='{folder}/live/checkpoints/step=3.ckpt'")
+    train("from one", *FSDP, f"resume='{folder}/merged/checkpoints/step_3.ckpt'")
+    train("from folder", *FSDP, OFF, f"resume='{folder}/off/checkpoints/step_3.ckpt'", FOLDERS)
+    train("to ddp", *DDP, f"resume='{folder}/live/checkpoints/step_3.ckpt'")
     return found
 
 
@@ -97,7 +97,7 @@ def test_each_process_holds_half_of_everything(runs: dict[str, Any]) -> None:
 
 
 def test_checkpoints_hold_adapters_alone_and_move_to_one_device(runs: dict[str, Any], tmp_path: Path) -> None:
-    file = runs["folder"] / "live/checkpoints/step=3.ckpt"
+    file = runs["folder"] / "live/checkpoints/step_3.ckpt"
     state = torch.load(file, weights_only=True)["state_dict"]
     assert {name.rpartition(".default.")[2] for name in state} == {"weight", "backbone.base_fingerprint"}
     summary = run(tmp_path / "back", *WORDS, f"resume='{file}'")

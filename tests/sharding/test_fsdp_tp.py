@@ -22,8 +22,7 @@ from halos.toy.model import REFERENCE_DIR
 from tests.fork import run_ranks
 from tests.sharding.test_fsdp import BFLOAT16, counted
 from tests.test_config import compose
-from tests.test_strategies import Run, as_rank, assert_alike
-from tests.test_strategies import run as run_tiny
+from tests.test_strategies import Run, as_rank, assert_alike, run as run_tiny
 from tests.test_train import run, run_until, train_as_rank
 
 # Every number of a step, in float64: gradients, norms that clip, metrics
@@ -85,10 +84,10 @@ def runs_on_a_rank(folder: Path) -> dict[str, Any]:
         found[precision] = train_as_rank(folder / precision, *shared, cached, f"precision={precision}")
     found["moving"] = train_as_rank(folder / "tp-moving", *shared, *MOVING)
     found["folder"] = train_as_rank(folder / "folder", *shared, sharded)
-    checkpoints = {"auto": folder / "auto/checkpoints/step=3.ckpt", "own": folder / "tp/checkpoints/step=3.ckpt"}
+    checkpoints = {"auto": folder / "auto/checkpoints/step_3.ckpt", "own": folder / "tp/checkpoints/step_3.ckpt"}
     for name, file in checkpoints.items():
         found[f"from {name}"] = train_as_rank(folder / f"from-{name}", *shared, f"resume='{file}'")
-    file = folder / "folder/checkpoints/step=3.ckpt"
+    file = folder / "folder/checkpoints/step_3.ckpt"
     found["from folder"] = train_as_rank(folder / "from-folder", *shared, sharded, f"resume='{file}'")
     return found
 
@@ -149,8 +148,8 @@ def test_checkpoints_move_between_strategies(runs: dict[str, Any]) -> None:
     for rank in runs["ranks"]:
         for name in ("folder", "from auto", "from own", "from folder"):
             assert rank[name]["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5), name
-    consolidate(folder / "folder/checkpoints/step=3.ckpt", folder / "whole.ckpt")
-    for name, file in (("back", folder / "tp/checkpoints/step=3.ckpt"), ("whole", folder / "whole.ckpt")):
+    consolidate(folder / "folder/checkpoints/step_3.ckpt", folder / "whole.ckpt")
+    for name, file in (("back", folder / "tp/checkpoints/step_3.ckpt"), ("whole", folder / "whole.ckpt")):
         summary = run(folder / name, *WORDS, f"resume='{file}'")
         assert summary["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
         assert_same_model(folder / name, folder / "auto")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from halos.commands.assembly import objective_maker
-from halos.objectives import DPO, KTO, PPO, SFT, Objective
+from halos.objectives import DPO, KTO, PPO, SFT, Needs, Objective
 from halos.testing import PROPERTIES, NotApplicable, Violation, check_objective, check_property
 from tests.test_config import compose, options
 from tests.testing.broken import (
@@ -84,12 +84,12 @@ def test_what_is_not_promised_is_not_checked(kind: type[Objective], name: str) -
 
 def test_an_objective_says_what_it_moves() -> None:
     class Lowers(WrongSign):
-        moves = (-1, 1)
+        needs = Needs(moves=(-1, 1))
 
     check_property(Lowers, "signs")
 
     class Nothing(DPO):
-        moves = (0, 0)
+        needs = Needs(moves=(0, 0))
 
     with pytest.raises(NotApplicable):
         check_property(Nothing, "signs")

@@ -35,13 +35,13 @@ def empty(file: Path) -> None:
 
 def test_the_newest_checkpoint_is_found_and_last_is_its_name(tmp_path: Path) -> None:
     assert newest(tmp_path) is None
-    save(tmp_path / "step=2.ckpt", age=2)
-    four = save(tmp_path / "step=4.ckpt", age=1)
+    save(tmp_path / "step_2.ckpt", age=2)
+    four = save(tmp_path / "step_4.ckpt", age=1)
     assert newest(tmp_path) == four  # killed before the link was there
     os.link(four, tmp_path / "last.ckpt")
     assert newest(tmp_path) == tmp_path / "last.ckpt"
     assert newest(tmp_path) == tmp_path / "last.ckpt"
-    six = save(tmp_path / "step=6.ckpt")
+    six = save(tmp_path / "step_6.ckpt")
     assert newest(tmp_path) == six  # killed before the link was moved
 
 
@@ -49,20 +49,20 @@ def test_the_newest_checkpoint_is_found_and_last_is_its_name(tmp_path: Path) -> 
 def test_a_damaged_checkpoint_is_passed_over_or_refused(
     damage: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    two, four = save(tmp_path / "step=2.ckpt", age=2), save(tmp_path / "step=4.ckpt", age=1)
+    two, four = save(tmp_path / "step_2.ckpt", age=2), save(tmp_path / "step_4.ckpt", age=1)
     damage(four)
     os.utime(four)
     assert newest(tmp_path) == two
-    assert "step=4.ckpt" in caplog.text
-    with pytest.raises(ValueError, match=r"resume: .*step=4\.ckpt, which is damaged"):
+    assert "step_4.ckpt" in caplog.text
+    with pytest.raises(ValueError, match=r"resume: .*step_4\.ckpt, which is damaged"):
         whole(four)
     damage(two)
-    with pytest.raises(ValueError, match=r"step=4\.ckpt.*step=2\.ckpt|step=2\.ckpt.*step=4\.ckpt"):
+    with pytest.raises(ValueError, match=r"step_4\.ckpt.*step_2\.ckpt|step_2\.ckpt.*step_4\.ckpt"):
         newest(tmp_path)
 
 
 def test_a_sharded_checkpoint_is_whole_with_its_last_file(tmp_path: Path) -> None:
-    folder = tmp_path / "step=2.ckpt"
+    folder = tmp_path / "step_2.ckpt"
     torch.distributed.checkpoint.save({"weight": torch.zeros(2)}, checkpoint_id=folder, no_dist=True)
     with pytest.raises(ValueError, match="none or incomplete"):
         whole(folder)
@@ -71,9 +71,9 @@ def test_a_sharded_checkpoint_is_whole_with_its_last_file(tmp_path: Path) -> Non
 
 
 def test_half_written_checkpoints_are_removed_and_never_found(tmp_path: Path) -> None:
-    (tmp_path / "step=2.ckpt.part").write_bytes(b"half")
-    (tmp_path / "step=4.ckpt.part").mkdir()
-    two = save(tmp_path / "step=1.ckpt")
+    (tmp_path / "step_2.ckpt.part").write_bytes(b"half")
+    (tmp_path / "step_4.ckpt.part").mkdir()
+    two = save(tmp_path / "step_1.ckpt")
     assert newest(tmp_path) == two
     clean(tmp_path)
     assert list(tmp_path.iterdir()) == [two]

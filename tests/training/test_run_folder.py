@@ -89,14 +89,14 @@ def test_a_complete_run_without_its_checkpoints_is_not_made_anew(tmp_path: Path)
 
 def test_a_checkpoint_can_be_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    file = whole_checkpoint(folder.checkpoints / "step=2.ckpt")
+    file = whole_checkpoint(folder.checkpoints / "step_2.ckpt")
     fill(folder.root, "metrics.csv")
     assert folder.check(resume=str(file), overwrite=False) == file
     assert folder.owns(file)
 
 
 def test_a_run_is_not_written_over_by_one_that_goes_on_from_elsewhere(tmp_path: Path) -> None:
-    file = whole_checkpoint(tmp_path / "elsewhere" / "step=2.ckpt")
+    file = whole_checkpoint(tmp_path / "elsewhere" / "step_2.ckpt")
     folder = RunFolder(tmp_path / "run")
     assert folder.check(resume=str(file), overwrite=False) == file
     assert not folder.owns(file)

@@ -12,16 +12,24 @@ from halos.data.batches.order import TrainingOrder
 
 
 class Resumable(DataLoader[Batch]):
-    """Counts the micro-batches it has served, so that a resumed run goes on with the next one. ``order`` is told where
-    to start."""
+    """Counts the micro-batches that it has served, so that a resumed run goes on with the next one.
 
-    def __init__(self, order: Any, dataset: Any, **options: Any) -> None:
+    Args:
+        order: yields the micro-batches from ``start`` up to ``stop``, both set here.
+        dataset: what the micro-batches are taken from.
+        epoch: micro-batches of a Lightning epoch; None: the run is one Lightning epoch.
+        options: those of ``DataLoader``.
+    """
+
+    def __init__(self, order: Any, dataset: Any, *, epoch: int | None = None, **options: Any) -> None:
         super().__init__(dataset, batch_size=None, **options)
-        self._order = order
+        self._order, self._epoch = order, epoch
         self._served = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self._order.start = self._served
+        if self._epoch is not None:
+            self._order.stop = min((self._served // self._epoch + 1) * self._epoch, len(self._order))
         for served in super().__iter__():
             self._served += 1
             yield self.batch_of(served)
@@ -32,7 +40,7 @@ class Resumable(DataLoader[Batch]):
         return batch
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._order) if self._epoch is None else min(self._epoch, len(self._order))
 
     def state_dict(self) -> dict[str, int]:
         """Lightning keeps this in the checkpoint."""
@@ -44,7 +52,7 @@ class Resumable(DataLoader[Batch]):
 
 
 class ResumableLoader(Resumable):
-    """Of rows that are all there."""
+    """The loader of prepared rows."""
 
-    def __init__(self, batches: Batches, order: TrainingOrder, **options: Any) -> None:
-        super().__init__(order, batches, sampler=order, **options)
+    def __init__(self, batches: Batches, order: TrainingOrder, *, epoch: int | None = None, **options: Any) -> None:
+        super().__init__(order, batches, epoch=epoch, sampler=order, **options)

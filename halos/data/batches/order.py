@@ -25,7 +25,7 @@ class Bundles:
     Bundles are numbered by the first example of their group, so examples in groups of their own keep their numbers.
     """
 
-    def __init__(self, groups: Sequence[int], most: int | None) -> None:
+    def __init__(self, groups: Sequence[int] | np.ndarray, most: int | None) -> None:
         _, first, inverse = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
         leader = first[inverse]
         self._members = np.argsort(leader, kind="stable")
@@ -63,13 +63,13 @@ class TrainingOrder(Sampler[MicroBatch]):
         rank: int,
         steps: int,
         seed: int,
-        groups: Sequence[int] | None = None,
+        groups: Sequence[int] | np.ndarray | None = None,
         together: int | None = None,
     ) -> None:
         self.size, self.batch_size, self.accumulate = size, batch_size, accumulate
         self.world_size, self.rank, self.steps, self.seed = world_size, rank, steps, seed
         self._bundles = None if groups is None else Bundles(groups, together)
-        self.start = 0
+        self.start, self.stop = 0, steps * accumulate
 
     def __len__(self) -> int:
         return self.steps * self.accumulate
@@ -77,7 +77,7 @@ class TrainingOrder(Sampler[MicroBatch]):
     def __iter__(self) -> Iterator[MicroBatch]:
         wide = self.batch_size * self.world_size
         per_step = wide * self.accumulate
-        for number in range(self.start, len(self)):
+        for number in range(self.start, self.stop):
             step = self._stretch(number // self.accumulate * per_step, per_step)
             offset = number % self.accumulate * wide + self.rank * self.batch_size
             yield MicroBatch(step[offset : offset + self.batch_size], step)

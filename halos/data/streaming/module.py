@@ -2,137 +2,96 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
-from itertools import islice
 from typing import Any
 
-from halos.data.module import SHOWN_PROMPTS, PreferenceDataModule, first_prompts
-from halos.data.preparation.intake import read_held
-from halos.data.records.record import prompt_key
-from halos.data.records.table import loose_prompt
-from halos.data.rows.chat_tokens import ChatTokens
-from halos.data.rows.token_rows import Control, Row
-from halos.data.sources.base import Source
-from halos.data.streaming.batches import Layout, StreamBatches, StreamRows
-from halos.data.streaming.examples import Counted, Stream
-from halos.data.streaming.loader import StreamLoader
-from halos.processes.collectives import data_ranks
+import lightning.pytorch as pl
 
-TRIED = 256
-"""Bundles of examples that are looked at before the run."""
+from halos.checks import check_whole
+from halos.data.module import PreferenceDataModule
+from halos.data.rows.token_rows import Row
+from halos.data.sources.base import Files, Source
+from halos.data.streaming.batches import Layout, StreamBatches
+from halos.data.streaming.examples import Counted
+from halos.data.streaming.loader import StreamLoader
+from halos.data.streaming.preparation import PreparedStream, StreamPreparation
+from halos.processes.collectives import data_ranks
 
 
 class StreamingDataModule(PreferenceDataModule):
-    """Like its base, for training data of any size: records are read as they are needed, and begin at once.
+    """Feedback of any size in batches: training records are read while training, which begins at once.
 
     Memory is that of the shuffle buffer. The stream is read again, in another order, as often as the run's steps take;
-    a resumed run reads what was used before again, without tokenising it. Validation data are made beforehand: the
-    source's own, or the first ``val_size`` records of the stream; training leaves out what has one of their prompts
-    (the base leaves out of validation what training has).
+    a resumed run reads again what it had used before, without tokenising it. Validation data are prepared before: the
+    source's own, or the first ``val_size`` records of the stream; training leaves out records with one of their prompts
+    (``PreferenceDataModule`` leaves out validation records with a prompt of the training data).
 
     Args:
-        source: where feedback comes from.
+        source, val: as for :class:`halos.data.PreferenceDataModule`.
         shuffle_buffer: examples from which the next one is drawn; 1 keeps the order of the source.
-        options: those of the base. What needs all of the data at once is refused: ``stratified``, ``max_examples``,
-            a threshold at the ``median``. ``workers`` may be 1: a process reads, tokenises and collates.
+        options: as for :class:`halos.data.PreferenceDataModule`. Settings that need all of the data at once are
+            refused: ``stratified``, ``max_examples``, a threshold at the ``median``. ``workers`` may be 1: one process
+            reads, tokenises and collates.
 
-    Raises ``ValueError`` for these, and for sources that can only be read whole.
+    Raises:
+        ValueError: for these, and for sources that can only be read whole.
     """
 
     streams = True
-    _stream: Stream
-    _rows: StreamRows
-    _first: Row
 
-    def __init__(self, source: Source, *, shuffle_buffer: int = 10_000, streaming: bool = True, **options: Any) -> None:
-        super().__init__(source, shuffle_buffer=shuffle_buffer, streaming=streaming, **options)
-        for name, refused in (
-            ("max_examples: expected null", self._most["train"] is not None),
-            ("stratified: expected false", self._stratified),
-            ("workers: expected 0 or 1", self.workers > 1),
+    def __init__(
+        self, source: Source | Files, val: Files | None = None, *, shuffle_buffer: int = 10_000, **options: Any
+    ) -> None:
+        check_whole("data.shuffle_buffer", shuffle_buffer, 1)
+        self._shuffle_buffer, self._keep = shuffle_buffer, options.get("keep_together", 2)
+        for name, expected, refused in (
+            ("max_examples", "null", options.get("max_examples") is not None),
+            ("stratified", "false", options.get("stratified", False)),
+            ("workers", "0 or 1", options.get("workers", 0) > 1),
         ):
             if refused:
-                raise ValueError(f"data.{name} with data.streaming=true, found {options[name.split(':')[0]]!r}")
-        self.selection.check_stream()
-        source.check_stream()
-        self._held: frozenset[int] | None = None
+                raise ValueError(f"data.{name}: expected {expected} with data.streaming=true, found {options[name]!r}")
+        super().__init__(source, val, **options)
         self._counted: Callable[[], Counted] = Counted
         self._before: Counter[str] = Counter()
 
-    def read(self) -> None:
-        """Read the validation records."""
-        self.source.store = self._store
-        self.intake, held = read_held(self.source, val_size=self._val_size, strict=self._strict)
-        self.intake.examine()
-        self.reports = self.intake.reports
-        self._held = frozenset(loose_prompt(record.prompt) for record in held)
-        self._origins = [file for files in self.intake.origins.values() for file in files]
+    def _preparation(self, **settings: Any) -> StreamPreparation:
+        return StreamPreparation(shuffle_buffer=self._shuffle_buffer, keep_together=self._keep, **settings)
 
-    def load(self, view: str) -> None:
-        """Read the validation records, derive the view's examples of them, and try the first ones of the stream."""
-        if self._held is None:
-            self.read()
-        self._derive(view)
-        held = self._held or frozenset()
-        options: dict[str, Any] = {
-            "strict": self._strict,
-            "strict_held": self._strict and bool(self.intake.origins.get("val")),
-        }
-        options |= {"selection": self.selection, "train_on": self._train_on, "seed": self.seed, "held": held}
-        self._stream = Stream(source=self.source, view=view, buffer=self.shuffle_buffer, **options)
-        tried = islice(self._stream.examples(Counted()), TRIED)
-        prompts = {prompt_key(example.prompt): example.prompt for bundle in tried for example in bundle}
-        self.prompts = list(prompts.values())[:SHOWN_PROMPTS]
-        if "val" in self._examples:
-            self.prompts = first_prompts(self._examples["val"])
-
-    def tokenise(self, tokenizer: Any, *, control: Control = lambda _: "", **options: bool) -> None:
-        """Make token rows of the validation examples, and the stream's first one.
-
-        Raises ``ValueError`` naming the example for a prompt over the limits.
-        """
-        super().tokenise(tokenizer, control=control, **options)
-        together = None if self._grouped else self._keep_together
-        self._stream = replace(self._stream, together=together, mismatched=self._mismatched)
-        self._rows = StreamRows(stream=self._stream, tokens=ChatTokens(tokenizer, self.limits), control=control)
-        drawn = next(replace(self._stream, buffer=1).drawn(Counted()))
-        (self._first,) = self._rows.rows([drawn], Counted())
-
-    def example(self) -> Row:
-        """The first row of the stream."""
-        return self._first
-
-    def keys(self) -> dict[str, str]:
-        """Of the stream, a key of its files' names, sizes and ends and of the settings."""
-        stream, tokens = self._stream, self._rows.tokens
-        settings = {name: getattr(stream, name) for name in Stream.__slots__ if name not in ("source", "held")}
-        controls = [tokens.control(self._rows.control(label)) for label in (True, False, None)]
-        told = (self.source.stream_key(), settings, sorted(stream.held), tokens.key, self.limits, controls)
-        return {"train": hashlib.sha256(repr(told).encode()).hexdigest()[:12], **super().keys()}
+    @property
+    def prepared(self) -> PreparedStream:
+        """What :meth:`prepare` returned. Raises ``ValueError`` before it was called."""
+        prepared = super().prepared
+        assert isinstance(prepared, PreparedStream)
+        return prepared
 
     def plan(self, *, epochs: int | None, max_steps: int, accumulate: int, world_size: int) -> int:
-        """The number of optimizer steps of the run: ``max_steps``, whatever ``epochs``."""
+        """Fix the number of optimizer steps: ``max_steps``, whatever ``epochs``.
+
+        Raises ``ValueError`` without ``max_steps``, as the examples of an epoch are not known.
+        """
+        self._planned_by_command = True
+        return self._fix_stream_steps(max_steps)
+
+    def _fix_stream_steps(self, max_steps: int) -> int:
         if max_steps < 1:
             raise ValueError(
-                "trainer.max_steps: expected the number of steps of the run with data.streaming=true, as nobody knows "
-                f"how many an epoch has; found {max_steps}"
+                "trainer.max_steps: expected the number of steps of the run with data.streaming=true, as the number of "
+                f"steps in an epoch is not known; found {max_steps}"
             )
         self.steps = max_steps
         return max_steps
 
-    def longest(self) -> int:
-        """The most tokens that a sequence, prompt and completion, can have."""
-        return self.limits.max_length
+    def _plan_epochs(self, trainer: pl.Trainer) -> None:
+        self._fix_stream_steps(trainer.max_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning keeps this in the checkpoint."""
         return {**super().state_dict(), "used": dict(self._used())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ``ValueError`` as the base does."""
+        """Raises ``ValueError`` as ``check_state`` does."""
         super().load_state_dict(state)
         self._before = Counter(state["used"])
 
@@ -141,11 +100,11 @@ class StreamingDataModule(PreferenceDataModule):
         return self._used()["tokens"]
 
     def scored_rows(self, *, accumulate: int, world_size: int) -> list[Row]:
-        """Raises ``ValueError``: nobody knows them beforehand."""
+        """Raises ``ValueError``: the rows are not known before training."""
         raise ValueError("expected a reference that is not computed beforehand with data.streaming=true, found cached")
 
     def train_dataloader(self) -> StreamLoader:
-        """All micro-batches of the run, as one Lightning epoch."""
+        """All micro-batches of the run for this rank, as one Lightning epoch."""
         trainer = self._trainer()
         rank, world_size = data_ranks(trainer)
         layout = Layout(
@@ -156,14 +115,13 @@ class StreamingDataModule(PreferenceDataModule):
             steps=self.steps,
         )
         chunks = min(self.length_groups, self.batch_size)
-        loader = StreamLoader(
-            StreamBatches(self._rows, layout, chunks=chunks, **self._collation()), **self._loader_options()
-        )
+        batches = StreamBatches(self.prepared.stream_rows, layout, chunks=chunks, **self._collation())
+        loader = StreamLoader(batches, **self._loader_options())
         self._counted = lambda: loader.counted
         return loader
 
     def take_account(self) -> bool:
-        """Bring the report up to what was read by now; whether anything was."""
+        """Bring the report up to what was read so far; returns whether anything was."""
         counted = self._counted()
         dropped = sum((origin.dropped for origin in counted.origins.values()), Counter())
         self.reports["train"] = Counter({"passes": counted.passes}) + counted.read + dropped + self._used()

@@ -22,12 +22,12 @@ from halos.testing.promises import NotApplicable, Violation, agree, promise, sam
 def frozen_reference(make: Make, rows: Sequence[Row]) -> None:
     """A training step changes the policy, and leaves the reference without gradient as it was."""
     objective = make_objective(make, moved=True)
-    if not objective.needs_reference:
+    if not objective.needs.reference:
         raise NotApplicable("has no reference")
     reference: Any = objective.trained.reference
     before = [weight.clone() for weight in reference.parameters()]
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
-    output, _ = objective._evaluate(collate(rows, mismatched=objective.mismatched))
+    output, _ = objective._evaluate(collate(rows, mismatched=objective.needs.mismatched))
     loss_of(output).backward()
     optimizer.step()
     for (name, weight), old in zip(reference.named_parameters(), before, strict=True):

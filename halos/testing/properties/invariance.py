@@ -46,8 +46,8 @@ def prompt_sharing(make: Make, rows: Sequence[Row]) -> None:
     answers: list[tuple[Tensor, dict[str, Any]]] = []
     for packing in (False, True):
         objective = make_objective(make, moved=True)
-        whole = objective.needs_last_hidden
-        batch = collate(rows, mismatched=objective.mismatched, packing=packing, whole=whole)
+        whole = objective.needs.last_hidden
+        batch = collate(rows, mismatched=objective.needs.mismatched, packing=packing, whole=whole)
         output, _ = objective._evaluate(batch)
         loss = loss_of(output)
         loss.backward()
@@ -65,10 +65,10 @@ def prompt_sharing(make: Make, rows: Sequence[Row]) -> None:
 def accumulation(make: Make, rows: Sequence[Row]) -> None:
     """Accumulated micro-batches give the gradient of one large batch."""
     objective = make_objective(make)
-    if objective.couples_step:
+    if objective.needs.whole_step:
         raise NotApplicable("declares that its steps cannot be accumulated")
     twins = [_renamed(row) for row in rows]
-    _parts_make_the_whole(make, [rows, twins] if objective.couples_micro_step else [rows, _longer(twins)])
+    _parts_make_the_whole(make, [rows, twins] if objective.needs.whole_micro_step else [rows, _longer(twins)])
 
 
 @promise("ranks", 2, 4)
@@ -106,7 +106,7 @@ def _parts_make_the_whole(make: Make, parts: Sequence[Sequence[Row]]) -> None:
     probe = make_objective(make)
     all_rows = [row for part in parts for row in part]
     step = step_size(all_rows)
-    twins = probe.couples_micro_step
+    twins = probe.needs.whole_micro_step
     whole = _ask_as(make, all_rows, step, twins)
     found = [_ask_as(make, part, step, twins) for part in parts]
     agree("sum of the micro-batches' losses", whole.loss, sum(part.loss for part in found))

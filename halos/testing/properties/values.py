@@ -36,7 +36,7 @@ def step_zero(make: Make, rows: Sequence[Row]) -> None:
     """Where policy and reference agree, rewards are 0, and loss and gradient are finite and continuous."""
     objective = make_objective(make)
     answer = ask(objective, make_inputs(objective, rows, at_reference=True))
-    if objective.needs_reference and answer.output.rewards is not None and objective.moves != (0, 0):
+    if objective.needs.reference and answer.output.rewards is not None and objective.needs.moves != (0, 0):
         agree("rewards", torch.zeros(answer.output.rewards.shape), answer.output.rewards.detach(), tolerance=EXACT)
     finite(answer)
     beside = ask(make_objective(make), make_inputs(objective, rows, at_reference=True, shift=1e-9))
@@ -47,7 +47,7 @@ def step_zero(make: Make, rows: Sequence[Row]) -> None:
 def signs(make: Make, rows: Sequence[Row]) -> None:
     """The first step raises log π of desirable completions and lowers that of undesirable ones (or as declared)."""
     objective = make_objective(make)
-    if objective.moves == (0, 0):
+    if objective.needs.moves == (0, 0):
         raise NotApplicable("declares that it does not move log-probs")
     answer = ask(objective, make_inputs(objective, rows, at_reference=True))
     slopes: dict[bool, list[float]] = {True: [], False: []}
@@ -55,7 +55,10 @@ def signs(make: Make, rows: Sequence[Row]) -> None:
         sides = (True, False) if objective.view == "pairs" else (row.desirable is not False,)
         for side, gradient in zip(sides, answer.gradients[row.id], strict=False):
             slopes[side].append(-float(gradient.sum()))
-    for side, direction, word in ((True, objective.moves[0], "desirable"), (False, objective.moves[1], "undesirable")):
+    desirable, undesirable = objective.needs.moves
+    for side, direction, word in ((True, desirable, "desirable"), (False, undesirable, "undesirable")):
+        if direction is None:
+            continue
         wrong = [s for s in slopes[side] if abs(s - direction * abs(s)) > EXACT]
         if wrong or (direction and slopes[side] and not any(slopes[side])):
             expected = {1: "above 0", -1: "below 0", 0: "of 0"}[direction]
@@ -66,10 +69,10 @@ def signs(make: Make, rows: Sequence[Row]) -> None:
 def gradient(make: Make, rows: Sequence[Row]) -> None:
     """In float64 the gradient is that of the loss, by finite differences; none flows into mismatched completions."""
     objective = make_objective(make).eval()
-    if objective.moves == (0, 0):
+    if objective.needs.moves == (0, 0):
         raise NotApplicable("declares that it does not move log-probs")
     inputs = make_inputs(objective, rows)
-    tokens, trained = inputs.leaves[0].detach(), len(rows[0].branches) - objective.mismatched
+    tokens, trained = inputs.leaves[0].detach(), len(rows[0].branches) - objective.needs.mismatched
     rest = tokens[:, trained:]
 
     def loss(own: Tensor) -> Tensor:
@@ -88,7 +91,7 @@ def gradient(make: Make, rows: Sequence[Row]) -> None:
         low[place] -= 1e-6
         numeric = (loss(high) - loss(low)) / 2e-6
         agree(f"gradient of {rows[place[0]].id}, token {place[1:]}", numeric, analytic[place], tolerance=1e-6)
-    if objective.mismatched:
+    if objective.needs.mismatched:
         full = ask(make_objective(make), make_inputs(objective, rows)).gradients
         found = torch.stack([gradients[trained:].abs().sum() for gradients in full.values()])
         agree("gradient of mismatched completions", torch.zeros(len(rows)), found, tolerance=EXACT)

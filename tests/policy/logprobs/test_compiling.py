@@ -123,7 +123,7 @@ def test_runs_are_those_without_it_under_every_strategy(tmp_path: Path) -> None:
     before = graphs()
     assert run(tmp_path / "one", *WORDS, "sampling.size=4")["train_loss"] == pytest.approx(plain, rel=1e-5)
     assert graphs() > before
-    resumed = f"resume='{tmp_path}/one/checkpoints/step=2.ckpt'"
+    resumed = f"resume='{tmp_path}/one/checkpoints/step_2.ckpt'"
     again = run(tmp_path / "resumed", *WORDS, "model.compile=false", resumed)
     assert again["train_loss"] == pytest.approx(plain, rel=1e-5)
     for rank in run_ranks(partial(runs_on_a_rank, tmp_path)):

@@ -111,13 +111,13 @@ def test_float32_models_agree_to_float32(architecture: str, technique: dict[str,
 KINDS = [
     kind
     for kind in (getattr(objectives, name) for name in objectives.__all__)
-    if isinstance(kind, type) and issubclass(kind, Objective) and hasattr(kind, "view") and not kind.needs_last_hidden
+    if isinstance(kind, type) and issubclass(kind, Objective) and hasattr(kind, "view") and not kind.needs.last_hidden
 ]
 """All but mixtures of these, and reward models, whose completions are fed whole and not packed."""
 
 
 def rows_for(kind: type[Objective]) -> list[Row]:
-    branches = 2 if kind.view == "pairs" or kind.mismatched else 1
+    branches = 2 if kind.view == "pairs" or kind.needs.mismatched else 1
     return [
         Row(row.id, row.group, row.prompt, row.branches[:branches], n % 2 == 0, 0.5 - n % 2)
         for n, row in enumerate(ROWS)
@@ -127,7 +127,7 @@ def rows_for(kind: type[Objective]) -> list[Row]:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_objective_has_the_same_loss_and_gradient(model: Any, kind: type[Objective]) -> None:
     def loss_and_gradients(head_chunk: int | None, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        backbone = Backbone(model, with_reference=kind.needs_reference, head_chunk=head_chunk)
+        backbone = Backbone(model, with_reference=kind.needs.reference, head_chunk=head_chunk)
         if backbone.reference is not None:
             with torch.no_grad():
                 for parameter in backbone.reference.parameters():
@@ -135,17 +135,17 @@ def test_every_objective_has_the_same_loss_and_gradient(model: Any, kind: type[O
         objective = kind(backbone)
         objective.configure_model()
         objective.double()
-        policy = backbone.logprobs(batch, with_hidden=objective.needs_hidden)
-        reference = backbone.reference_logprobs(batch) if objective.needs_reference else None
+        policy = backbone.logprobs(batch, with_hidden=objective.needs.hidden)
+        reference = backbone.reference_logprobs(batch) if objective.needs.reference else None
         output = objective.compute(batch, policy, reference)
         loss = torch.stack([term.total / float(term.step_count or 1) for term in output.loss.values()]).sum()
         return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters())))
 
     rows = rows_for(kind)
-    expected, expected_gradients = loss_and_gradients(None, collate(rows, mismatched=kind.mismatched))
+    expected, expected_gradients = loss_and_gradients(None, collate(rows, mismatched=kind.needs.mismatched))
     for technique in TECHNIQUES:
         options = {name: value for name, value in technique.items() if name != "head_chunk"}
-        batch = collate(rows, mismatched=kind.mismatched, chunks=2, **options)
+        batch = collate(rows, mismatched=kind.needs.mismatched, chunks=2, **options)
         loss, gradients = loss_and_gradients(technique["head_chunk"], batch)
         assert_same([loss], [expected], VALUES)
         assert_same(gradients, expected_gradients, GRADIENTS)

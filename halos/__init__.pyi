@@ -1,0 +1,49 @@
+from .data import (
+    HHSource as HHSource,
+    JsonSource as JsonSource,
+    MixedSource as MixedSource,
+    OasstSource as OasstSource,
+    PreferenceDataModule as PreferenceDataModule,
+    Selection as Selection,
+    SHPSource as SHPSource,
+    StreamingDataModule as StreamingDataModule,
+    UltraFeedbackSource as UltraFeedbackSource,
+)
+from .objectives import (
+    BCO as BCO,
+    CPO as CPO,
+    CSFT as CSFT,
+    DPO as DPO,
+    GRPO as GRPO,
+    IPO as IPO,
+    KTO as KTO,
+    ORPO as ORPO,
+    PPO as PPO,
+    SFT as SFT,
+    APODown as APODown,
+    APOZero as APOZero,
+    BradleyTerry as BradleyTerry,
+    Mix as Mix,
+    Objective as Objective,
+    Output as Output,
+    RobustDPO as RobustDPO,
+    SimPO as SimPO,
+    SLiC as SLiC,
+)
+from .optim import (
+    Adafactor as Adafactor,
+    AdamW as AdamW,
+    BitsAndBytesAdamW as BitsAndBytesAdamW,
+    RMSprop as RMSprop,
+)
+from .policy import (
+    Backbone as Backbone,
+    LoRA as LoRA,
+    ModelSpec as ModelSpec,
+)
+from .sharding import (
+    FSDP as FSDP,
+)
+from .toy import (
+    ToySource as ToySource,
+)

@@ -1,0 +1,62 @@
+"""Checks of the arguments of a call before it is made, so that an error inside the call keeps its own traceback."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import partial
+
+
+def check_arguments(name: str, function: Callable[..., object], *args: object, **kwargs: object) -> None:
+    """Check that a function or class takes these arguments, without calling it.
+
+    Args:
+        name: what the error calls the function.
+        function: a function, a class, or a ``functools.partial`` of one.
+        args, kwargs: the arguments of the call that follows.
+
+    Raises:
+        ValueError: naming the arguments that it does not take, names that are close to them, and those that it takes.
+    """
+    if isinstance(function, partial):
+        args, kwargs = (*function.args, *args), function.keywords | kwargs
+        function = function.func
+    accepted = accepted_names(function)
+    unknown = [key for key in kwargs if accepted is not None and key not in accepted]
+    if accepted is not None and unknown:
+        hints = ", ".join(f"{key!r}{did_you_mean(key, accepted)}" for key in unknown)
+        raise ValueError(f"{name} does not take {hints}; expected some of {', '.join(accepted[len(args) :])}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return  # a type written in C that does not publish its signature
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take these parameters: {error}") from error
+
+
+def accepted_names(function: Callable[..., object]) -> list[str] | None:
+    """The keywords that a function or a class takes; None if it takes any.
+
+    A constructor that passes ``**options`` on to its base class takes that class's keywords too.
+    """
+    names: list[str] = []
+    for call in _constructors(function) if isinstance(function, type) else [function]:
+        parameters = inspect.signature(call).parameters.values()
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return [name for name in dict.fromkeys(names) if name != "self"]
+    return None
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """`` (did you mean …?)`` with the names that are close to a misspelt one, or nothing."""
+    close = get_close_matches(name, names, n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def _constructors(cls: type) -> list[Callable[..., object]]:
+    # Those of the class and its bases, in the order in which super() calls them.
+    return [base.__dict__["__init__"] for base in cls.__mro__ if base is not object and "__init__" in base.__dict__]

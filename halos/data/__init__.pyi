@@ -1,0 +1,49 @@
+from .batches.collate import (
+    Batch as Batch,
+    Batches as Batches,
+    collate as collate,
+)
+from .module import (
+    PreferenceDataModule as PreferenceDataModule,
+)
+from .records.record import (
+    Completion as Completion,
+    Record as Record,
+)
+from .records.truth import (
+    TrueReward as TrueReward,
+)
+from .rows.token_rows import (
+    Row as Row,
+)
+from .sources.base import (
+    FileSource as FileSource,
+    Source as Source,
+)
+from .sources.hh import (
+    HHSource as HHSource,
+)
+from .sources.json_source import (
+    JsonSource as JsonSource,
+)
+from .sources.mixed import (
+    MixedSource as MixedSource,
+)
+from .sources.oasst import (
+    OasstSource as OasstSource,
+)
+from .sources.on_policy import (
+    OnPolicySource as OnPolicySource,
+)
+from .sources.shp import (
+    SHPSource as SHPSource,
+)
+from .sources.ultrafeedback import (
+    UltraFeedbackSource as UltraFeedbackSource,
+)
+from .streaming.module import (
+    StreamingDataModule as StreamingDataModule,
+)
+from .views.selection import (
+    Selection as Selection,
+)

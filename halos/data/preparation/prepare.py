@@ -1,0 +1,191 @@
+"""Feedback → records → view → token rows: all that is done to the data before a model is needed.
+
+    Preparation (settings) → prepare(needs, tokenizer) → Prepared (token rows and a report)
+
+The result is the same on every rank, and does not change afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from halos.data.preparation.hygiene import origin_of
+from halos.data.preparation.intake import Intake, derive, read
+from halos.data.records.record import Prompt
+from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.data.rows.token_rows import Row, Rows, make_rows
+from halos.data.sources.base import Source
+from halos.data.store.arrow import MEMORY, Store
+from halos.data.views.derive import Examples
+from halos.data.views.selection import Selection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN_PROMPTS = 16
+"""Prompts kept to sample replies to while training."""
+
+
+def no_control_token(desirable: bool | None) -> str:
+    """The control token of objectives that have none."""
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataNeeds:
+    """What an objective needs of its data.
+
+    Attributes:
+        view: ``demonstrations``, ``binary``, ``pairs`` or ``scored``.
+        control: from an example's label to the text that ends its prompt (CSFT's control tokens).
+        mismatched: each row has another prompt's completion as its last branch (KTO's y').
+        whole_completions: batches feed each completion's last token too, for objectives that read its state.
+        grouped: all completions of one prompt meet in one step.
+    """
+
+    view: str
+    control: Callable[[bool | None], str] = no_control_token
+    mismatched: bool = False
+    whole_completions: bool = False
+    grouped: bool = False
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal for needs that the same rows meet."""
+        controls = tuple(self.control(label) for label in (True, False, None))
+        return self.view, controls, self.mismatched, self.whole_completions, self.grouped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The token rows of a run and how they came to be.
+
+    Attributes:
+        needs: what the rows were made for.
+        tokenizer: what they were made with.
+        rows: the token rows of each split; those of a stream's training data are not among them.
+        intake: what was read, converted, cut and left out.
+        label_counts: desirable and undesirable training completions, for views with labels.
+        prompts: a few prompts to sample replies to, held-out ones where there are any.
+    """
+
+    needs: DataNeeds
+    tokenizer: PreTrainedTokenizerBase
+    rows: Mapping[str, Rows]
+    intake: Intake
+    label_counts: tuple[int, int] | None
+    prompts: Sequence[Prompt]
+
+    def keys(self) -> dict[str, str]:
+        """For each split, a key of all that a run reads of it."""
+        return {split: rows.digest() for split, rows in self.rows.items()}
+
+    def example(self) -> Row:
+        """A row of the training data."""
+        return self.rows["train"].rows[0]
+
+    def longest(self) -> int:
+        """Tokens of the longest sequence, prompt and completion, that a model will read."""
+        return max(rows.rows.longest() for rows in self.rows.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How feedback becomes token rows; see :class:`halos.data.PreferenceDataModule` for the settings.
+
+    Raises ``ValueError`` for settings that do not go with the source.
+    """
+
+    source: Source
+    limits: Limits
+    selection: Selection = field(default_factory=Selection)
+    max_examples: int | None = None
+    max_val_examples: int | None = None
+    val_size: int = 0
+    strict: bool = False
+    train_on: str = "last"
+    store: Store = MEMORY
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.train_on == "all" and self.source.whole_trees:
+            raise ValueError(
+                f"data.train_on: expected last with data={self.source.name}, found all: the earlier turns of its trees "
+                "are completions of other records already, or were left out as others were preferred to them"
+            )
+
+    def read(self) -> Intake:
+        """Read the records of both splits and look for what is wrong with them.
+
+        Raises ``ValueError`` with file and line for bad records.
+        """
+        self.source.store = self.store
+        intake = read(self.source, val_size=self.val_size, seed=self.seed, strict=self.strict)
+        intake.examine()
+        return intake
+
+    def derive(self, intake: Intake, view: str) -> None:
+        """Replace the records of the intake by the view's examples.
+
+        Raises ``ValueError`` if the view cannot be derived from the records.
+        """
+        derive(
+            intake,
+            view,
+            selection=self.selection,
+            most={"train": self.max_examples, "val": self.max_val_examples},
+            train_on=self.train_on,
+            seed=self.seed,
+            store=self.store,
+        )
+
+    def tokenise(self, intake: Intake, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> dict[str, Rows]:
+        """Replace the examples of the intake by token rows.
+
+        Raises ``ValueError`` naming the example for a prompt over the limits.
+        """
+        tokens = ChatTokens(tokenizer, self.limits)
+        origins = [file for files in intake.origins.values() for file in files]
+        splits: dict[str, Rows] = {}
+        for split, examples in intake.examples.items():
+            rows = splits[split] = make_rows(
+                examples,
+                tokens,
+                control=needs.control,
+                mismatched_seed=self.seed if needs.mismatched else None,
+                origin=partial(origin_of, origins=origins),
+                store=self.store,
+            )
+            intake.reports[split] += Counter({"examples": len(rows)}) + rows.report
+            intake.tokenised(split, rows)
+        intake.examples = {}  # memory: rows are all that a run reads
+        return splits
+
+    def prepare(self, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+        """Read, derive and tokenise. Raises ``ValueError`` for bad data, before any model is needed."""
+        intake = self.read()
+        self.derive(intake, needs.view)
+        train = intake.examples["train"]
+        label_counts = count_labels(train)
+        prompts = first_prompts(intake.examples.get("val", train))
+        rows = self.tokenise(intake, needs, tokenizer)
+        return Prepared(
+            needs=needs, tokenizer=tokenizer, rows=rows, intake=intake, label_counts=label_counts, prompts=prompts
+        )
+
+
+def count_labels(examples: Examples[Any]) -> tuple[int, int] | None:
+    """Desirable and undesirable examples, or None for a view without labels."""
+    labels = examples.labels
+    return None if labels is None else (int(labels.sum()), int((~labels).sum()))
+
+
+def first_prompts(examples: Examples[Any]) -> list[Prompt]:
+    """A few different prompts, in the order of the examples."""
+    _, first = np.unique(examples.prompts, return_index=True)
+    return [example.prompt for example in examples.many(np.sort(first)[:SHOWN_PROMPTS])]

@@ -1,0 +1,364 @@
+"""The training loop of every objective: steps, optimizer, clipping, denominators, logging and non-finite numbers."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, TypedDict, final
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+
+from halos.data.batches.collate import Batch
+from halos.loop.feedback_metrics import feedback_metrics, labelled
+from halos.loop.humanline import Humanline
+from halos.loop.needs import Needs
+from halos.loop.output import Output
+from halos.loop.steps import Step, Steps, complete
+from halos.metrics import Averages, LabelledRewards, Mean, auc
+from halos.optim import AdamW, Optim
+from halos.policy.backbone import Backbone
+from halos.policy.logprobs.completions import LogProbs
+from halos.processes.collectives import (
+    all_gather_list,
+    clip_gradients,
+    data_ranks,
+    full_tensor,
+    total_norm,
+    use_data_group,
+)
+
+log = logging.getLogger(__name__)
+
+BackboneSource = Backbone | Callable[[], Backbone]
+"""A backbone, or a function that makes one when the strategy is ready for the weights."""
+
+
+class LoopOptions(TypedDict, total=False):
+    """The keywords that every objective takes beside its own parameters; see :class:`TrainingLoop`."""
+
+    optim: Optim | None
+    seed: int
+    humanline: Humanline | None
+    non_finite: str
+
+
+class TrainingLoop(pl.LightningModule, ABC):
+    """Trains a :class:`Backbone` on whatever loss :meth:`outcome` returns.
+
+    Metrics stay on the device until a step is logged (every ``log_every_n_steps``), a checkpoint is due or training
+    ends, so that the host does not wait for every step. A loss that is not finite is noticed at that moment.
+    ``non_finite="skip"`` reads every step.
+
+    Args:
+        backbone: a :class:`Backbone`, a function that makes one when the strategy is ready, or None where only the
+            mathematics is used. Without a backbone the objective cannot be trained.
+        optim: the optimizer and its schedule (default: ``AdamW()``).
+        seed: seeds the randomness of the forward pass (dropout).
+        humanline: clamps the policy's token log-probs around the reference's before the loss reads them. The metrics
+            that all objectives share stay unclamped.
+        non_finite: what to do about a loss or gradient that is not finite. ``stop`` ends the run. ``skip`` skips the
+            step, which then changes neither the weights nor the optimizer's moments, and counts it.
+    """
+
+    needs: Needs = Needs()
+    """What the loss needs; where it depends on parameters, the constructor sets it on the instance."""
+    own_clip: float | None = None
+    """Gradient-norm limit of the modules outside the backbone, such as a value head; None: the policy's limit."""
+
+    def __init__(
+        self,
+        backbone: BackboneSource | None = None,
+        *,
+        optim: Optim | None = None,
+        seed: int = 0,
+        humanline: Humanline | None = None,
+        non_finite: str = "stop",
+    ) -> None:
+        super().__init__()
+        if non_finite not in ("stop", "skip"):
+            raise ValueError(f"non_finite: expected stop or skip, found {non_finite!r}")
+        self.seed, self.humanline, self.non_finite = seed, humanline, non_finite
+        self.skipped_steps = 0
+        # Registered as a submodule in configure_model() only: its weights may not exist before.
+        self.backbone: Backbone | None = None
+        self._make_backbone = (lambda: backbone) if isinstance(backbone, Backbone) else backbone
+        self._optim = optim or AdamW()
+        self._steps, self.val_averages = Steps(), Averages()
+        self.val_rewards = LabelledRewards()
+        self.labelled_rewards: tuple[Tensor, Tensor] | None = None
+        self._losses: list[float] = []
+        self._grad_norm: Tensor | None = None
+        self._non_finite_ids: list[str] = []
+
+    # What the loop calls; an objective defines it
+
+    @abstractmethod
+    def outcome(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
+        """Loss, rewards and metrics of one micro-batch."""
+
+    @abstractmethod
+    def build(self, hidden_size: int) -> None:
+        """Make modules outside the backbone, given the width of the policy's hidden states."""
+
+    @abstractmethod
+    def see_labels(self, desirable: int, undesirable: int) -> None:
+        """Take the numbers of desirable and undesirable training completions, before the first step."""
+
+    # What Lightning calls, in the order in which it does
+
+    @final
+    def setup(self, stage: str) -> None:
+        group = getattr(self.trainer.strategy, "data_group", None)
+        use_data_group(group)
+        for metric in (self._steps.averages, self.val_averages, self.val_rewards):
+            metric.process_group = group
+        counts = getattr(getattr(self.trainer, "datamodule", None), "label_counts", None)
+        self.check(self.trainer.accumulate_grad_batches, counts)
+
+    @final
+    def configure_model(self) -> None:
+        if self.backbone is not None:
+            return
+        if self._make_backbone is None:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name}: expected a backbone to train, found none; pass one to the constructor: {name}(backbone, …)"
+            )
+        # Under Lightning's default device, the run's, random weights would be drawn by another generator.
+        with torch.device("cpu"):
+            self.backbone = self._make_backbone()
+            self.build(self.backbone.hidden_size)
+        if self.backbone.sharding is not None:
+            self.backbone.sharding.shard_beside(self)
+
+    @final
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        # `estimated_stepping_batches` sets up the train loader, too early for a checkpoint's position to reach it.
+        steps = getattr(getattr(self.trainer, "datamodule", None), "steps", 0)
+        steps = steps or int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = self._optim.build(parameters, steps, fused=self.trainer.precision != "16-mixed")
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @final
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self._steps.begin()
+        # Dropout is a function of (seed, batch, rank), so that a resumed run draws as the uninterrupted one did.
+        torch.manual_seed((self.seed * 1_000_003 + batch_idx * 4_099 + data_ranks(self.trainer)[0]) % 2**63)
+        if self.trained.sharding is not None:
+            last = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+            self.trained.sharding.begin_micro_batch(self, last=last)
+
+    @final
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        output, metrics = self._evaluate(batch)
+        self._steps.add(batch, metrics)
+        # Lightning divides by the number of micro-batches and DDP by the number of ranks. The terms are already
+        # divided by the counts of the whole step, so both divisions are undone here.
+        scale = self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[1]
+        terms = [term.total / self._step_count(name, term) for name, term in output.loss.items()]
+        return scale * torch.stack(terms).sum()
+
+    @final
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self._grad_norm = total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        norm = full_tensor(self._grad_norm)
+        step = self._steps.end(self.trainer.global_step + 1, norm, optimizer.param_groups[0]["lr"])
+        logged = step.number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # set when it is built
+        if not logged and self.non_finite == "stop":
+            return
+        metrics = self._read_metrics()
+        if self.non_finite == "skip":
+            self._skip_non_finite(step, metrics, optimizer)
+        named = {f"train/{name}": value for name, value in metrics.items()}
+        # Through Lightning's log() alone, a metric that this step lacks would get the value of an earlier one.
+        for logger in self.trainer.loggers if logged else ():
+            logger.log_metrics(named, step.number)
+        self.log_dict(named, prog_bar=True, logger=False)
+
+    @final
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val and gradient_clip_algorithm not in (None, "norm"):
+            raise ValueError(
+                f"trainer.gradient_clip_algorithm: expected norm, found {gradient_clip_algorithm}; "
+                "the policy and the modules outside it are each clipped by their norm"
+            )
+        policy = list(self.trained.parameters())
+        policy_ids = {id(p) for p in policy}
+        own = [p for p in self.parameters() if id(p) not in policy_ids]
+        if gradient_clip_val:
+            # The logged norm is that of all parameters: it is the policy's norm only where there are no others.
+            clip_gradients(policy, gradient_clip_val, None if own else self._grad_norm)
+        own_clip = self.own_clip or gradient_clip_val
+        if own_clip and own:
+            clip_gradients(own, own_clip)
+
+    @final
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Lightning frees the gradients after the next forward pass. Freed here, they leave room for its activations.
+        optimizer.zero_grad(set_to_none=True)
+
+    @final
+    def on_validation_start(self) -> None:
+        self._flush_metrics()
+
+    @final
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        output, metrics = self._evaluate(batch)
+        if not all(term.total.isfinite() for term in output.loss.values()):
+            self._non_finite_ids += batch.ids
+        self.val_averages.update(metrics)
+        if output.rewards is not None:
+            self.val_rewards.update(*labelled(batch, output.rewards))
+
+    @final
+    def on_validation_epoch_end(self) -> None:
+        metrics = complete(self.val_averages.compute())
+        self.val_averages.reset()
+        if not math.isfinite(metrics["loss"]):
+            raise FloatingPointError(
+                f"the validation loss is {metrics['loss']} after step {self.trainer.global_step}; the last good "
+                f"checkpoint is kept. Examples: {', '.join(all_gather_list(self._non_finite_ids))}"
+            )
+        if self.val_rewards.rewards:
+            self.labelled_rewards = self.val_rewards.compute()
+            self.val_rewards.reset()
+            area = auc(*self.labelled_rewards)
+            if area is not None and "rewards/accuracies" not in metrics:
+                metrics["rewards/auc"] = area
+        self.log("step", float(self.trainer.global_step))
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
+
+    @final
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_steps"] = self.skipped_steps
+
+    @final
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
+
+    @final
+    def on_train_end(self) -> None:
+        self._flush_metrics()
+
+    # What callbacks and commands call
+
+    @property
+    def trained(self) -> Backbone:
+        """The backbone that is trained. Raises ``ValueError`` before :meth:`configure_model` has made it."""
+        if self.backbone is None:
+            raise ValueError("expected configure_model() to have been called: the objective has no backbone yet")
+        return self.backbone
+
+    @final
+    def check(self, accumulate: int, counts: tuple[int, int] | None) -> None:
+        """Check that the loss can work in this run, and pass it the label counts.
+
+        Args:
+            accumulate: micro-batches in an optimizer step.
+            counts: numbers of (desirable, undesirable) training completions, where they are known.
+
+        Raises:
+            ValueError: if the loss cannot work like this.
+        """
+        name = type(self).__name__
+        if self.humanline is not None and not self.needs.reference:
+            raise ValueError(f"humanline.enabled: expected a loss with a reference, found {name}")
+        if self.needs.whole_step and accumulate != 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches: {name} needs all examples of a step at once, so "
+                f"expected 1, found {accumulate}; raise data.batch_size or trainer.devices instead"
+            )
+        self._optim.check()
+        if counts is not None:
+            self.see_labels(*counts)
+
+    @final
+    def take_losses(self) -> list[float]:
+        """The losses of the steps since the last call. All ranks must call it together.
+
+        Raises:
+            FloatingPointError: if one is not finite and steps are not to be skipped.
+        """
+        self._flush_metrics()
+        losses, self._losses = self._losses, []
+        return losses
+
+    # The pieces
+
+    def _evaluate(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
+        policy = self.trained.logprobs(batch, with_hidden=self.needs.hidden, with_statistics=True)
+        reference = self.trained.reference_logprobs(batch) if self.needs.reference else None
+        output = self.outcome(batch, policy, reference)
+        metrics = {f"loss/{name}": Mean(term.total, term.count) for name, term in output.loss.items()}
+        metrics |= feedback_metrics(batch, policy, reference, output.rewards, self.trained.statistics)
+        return output, metrics | dict(output.metrics)
+
+    def _step_count(self, name: str, term: Mean) -> float:
+        if term.step_count is None:
+            raise ValueError(
+                f"loss term {name!r} of {type(self).__name__}: expected the count of the whole step, found none; "
+                "make loss terms with per_example() or per_token()"
+            )
+        return term.step_count
+
+    def _flush_metrics(self) -> None:
+        # Called before validations and checkpoints: both take long, and neither may follow a loss that is not finite.
+        if self._steps.unread:
+            self._read_metrics()
+        self._steps.pause()
+
+    def _read_metrics(self) -> dict[str, float]:
+        # Returns the metrics of the last step; all steps since the last reading are checked.
+        steps = self._steps.read(data_ranks(self.trainer)[1])
+        for step, metrics in steps:
+            problem = self._non_finite_problem(step, metrics)
+            if problem and self.non_finite == "stop":
+                raise FloatingPointError(problem)
+        self._losses += [metrics["loss"] for _, metrics in steps]
+        return steps[-1][1]
+
+    def _skip_non_finite(self, step: Step, metrics: dict[str, float], optimizer: Optimizer) -> None:
+        # The metrics are reduced over all ranks by now, so all ranks skip the same steps.
+        if problem := self._non_finite_problem(step, metrics):
+            # An optimizer ignores parameters without a gradient: weights and moments stay as they are.
+            optimizer.zero_grad(set_to_none=True)
+            self.skipped_steps += 1
+            if self.global_rank == 0:
+                log.warning("%s", problem)
+        metrics["skipped_steps"] = float(self.skipped_steps)
+
+    def _non_finite_problem(self, step: Step, metrics: dict[str, float]) -> str | None:
+        # The gradient scaler of 16-mixed skips steps with infinite gradients by itself, which is part of its search.
+        scaled = self.trainer.precision == "16-mixed"
+        names = ("loss",) if scaled else ("loss", "grad_norm")
+        name = next((name for name in names if not math.isfinite(metrics[name])), None)
+        if name is None:
+            return None
+        if self.trainer.global_step >= step.number:
+            weights = "the weights are spoilt, those of the last checkpoint are not"
+        else:
+            weights = "the weights were not changed"
+        return (
+            f"{name} is {metrics[name]} at step {step.number}; {weights}. "
+            f"Examples of this step: {', '.join(all_gather_list(step.ids))}"
+        )

@@ -1,0 +1,63 @@
+"""What a loss needs of batches and log-probs, in one value that mixtures can unite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Direction = int | None
+"""Sign of the first step's change of log π: 1, -1, 0 for no change, None where the loss promises nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a loss needs from the data, the backbone and the step.
+
+    The union ``a | b`` serves both losses on one batch: a flag is true if it is true in either.
+
+    Attributes:
+        reference: log-probs under the reference. Without it no reference is loaded, computed or cached.
+        mismatched: another prompt's completion as each example's last branch (KTO's y'). It is read without gradient.
+        hidden: the policy's hidden states, detached, in ``LogProbs.hidden`` (a value head reads them).
+        last_hidden: the state of each completion's last token, with gradient, in ``LogProbs.last`` (a reward head
+            reads it). Completions are then fed up to their last token, and the token log-probs carry no gradient.
+        grouped: all completions of one prompt in one step, as far as the step's size allows (a group's baseline).
+        whole_step: all examples of the optimizer step in one micro-step, because the loss of each depends on all
+            others. This rules out gradient accumulation.
+        whole_micro_step: nothing from the run, but a warning for readers: the loss of an example depends on the
+            others of its micro-step, on all ranks (KTO's z₀). Accumulated micro-batches then differ slightly from one
+            large batch.
+        label_counts: the numbers of desirable and undesirable training completions, passed to ``see_labels`` before
+            the first step. A stream cannot count them.
+        moves: the direction in which the first step moves log π of (desirable, undesirable) completions. The
+            conformance kit checks it. ``(0, 0)`` declares a loss that does not read token log-probs.
+    """
+
+    reference: bool = True
+    mismatched: bool = False
+    hidden: bool = False
+    last_hidden: bool = False
+    grouped: bool = False
+    whole_step: bool = False
+    whole_micro_step: bool = False
+    label_counts: bool = False
+    moves: tuple[Direction, Direction] = (1, -1)
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(
+            reference=self.reference or other.reference,
+            mismatched=self.mismatched or other.mismatched,
+            hidden=self.hidden or other.hidden,
+            last_hidden=self.last_hidden or other.last_hidden,
+            grouped=self.grouped or other.grouped,
+            whole_step=self.whole_step or other.whole_step,
+            whole_micro_step=self.whole_micro_step or other.whole_micro_step,
+            label_counts=self.label_counts or other.label_counts,
+            moves=(_sum_sign(self.moves[0], other.moves[0]), _sum_sign(self.moves[1], other.moves[1])),
+        )
+
+
+def _sum_sign(one: Direction, other: Direction) -> Direction:
+    # The sign of a sum of two pushes. Opposite pushes are decided by their weights, which are not known here.
+    if one == other or other == 0:
+        return one
+    return other if one == 0 else None

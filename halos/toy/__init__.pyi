@@ -1,0 +1,3 @@
+from .source import (
+    ToySource as ToySource,
+)
