@@ -25,14 +25,4 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
         node, seed = policy.run.data, policy.run.seed
     if node is None:
         raise ValueError("data: expected data=toy, data=json data.train=FILE …; only a run's folder brings its own")
-    module = build_data(node, seed=seed)
-    preparation = module.preparation
-    return read_split(
-        preparation.source,
-        split,
-        limits=preparation.limits,
-        selection=preparation.selection,
-        val_size=preparation.val_size,
-        seed=seed,
-        streaming=module.streams,
-    )
+    return read_split(build_data(node, seed=seed).preparation, split)

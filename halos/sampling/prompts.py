@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from halos.checks import check_whole
 from halos.data.preparation.intake import LEAKED, Intake, read, read_held
+from halos.data.preparation.prepare import Preparation
 from halos.data.records.record import Prompt, Record, prompt_key
 from halos.data.records.table import loose_prompt, table_of
 from halos.data.rows.chat_tokens import Limits
 from halos.data.sources.base import Source
+from halos.data.streaming.preparation import StreamPreparation
 from halos.data.views.selection import Selection
 
 
@@ -50,42 +52,30 @@ class HeldData:
     report: Counter[str]
 
 
-def read_split(
-    source: Source,
-    split: str,
-    *,
-    limits: Limits,
-    selection: Selection,
-    val_size: int,
-    seed: int,
-    streaming: bool = False,
-) -> HeldData:
-    """Read a split of a source exactly as a training run splits it.
+def read_split(preparation: Preparation, split: str) -> HeldData:
+    """Read the records of a split exactly as a training run splits them.
 
     Args:
-        source: where the records come from.
+        preparation: how the run reads its data.
         split: ``val`` or ``train``.
-        limits: passed on in the result.
-        selection: passed on in the result.
-        val_size: records held out where the source has no validation data.
-        seed: the seed of the split.
-        streaming: split as a run with ``data.streaming=true`` does.
 
     Raises:
-        ValueError: the split has no such name, or no records are held out.
+        ValueError: the split has another name, or no records are held out.
     """
     if split not in ("val", "train"):
         raise ValueError(f"split: expected val or train, found {split!r}")
-    intake = (
-        _read_stream(source, split, val_size) if streaming else read(source, val_size=val_size, seed=seed, strict=False)
-    )
+    source = preparation.source
+    if isinstance(preparation, StreamPreparation):
+        intake = _read_stream(source, split, preparation.val_size)
+    else:
+        intake = read(source, val_size=preparation.val_size, seed=preparation.seed, strict=False)
     if split not in intake.records:
         raise ValueError("split: expected held-out records; set data.val=FILE or data.val_size=N, or split=train")
     records = intake.records[split]
     # A stream has no training records in memory, and refuses a median of their scores beforehand.
     training = intake.records.get("train", records)
     left_out = +Counter({LEAKED: intake.reports[split][LEAKED]})
-    return HeldData(source, limits, records, training, selection, left_out)
+    return HeldData(source, preparation.limits, records, training, preparation.selection, left_out)
 
 
 def _read_stream(source: Source, split: str, val_size: int) -> Intake:

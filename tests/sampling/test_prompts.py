@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from halos.data.preparation.prepare import Preparation
 from halos.data.records.record import Completion, Record
 from halos.data.rows.chat_tokens import Limits
-from halos.data.views.selection import Selection
 from halos.sampling.prompts import Asked, distinct_prompts, read_split
 from halos.toy.source import ToySource
 
@@ -35,9 +35,9 @@ def test_a_size_that_is_no_whole_number_is_refused(size: Any) -> None:
 
 def test_a_split_of_a_source_needs_no_configuration() -> None:
     source = ToySource(size=8, val_size=4)
-    options: dict[str, Any] = {"limits": Limits(64), "selection": Selection(), "val_size": 0, "seed": 0}
-    held = read_split(source, "val", **options)
+    preparation = Preparation(source=source, limits=Limits(64))
+    held = read_split(preparation, "val")
     assert [record.id for record in held.records] == [record.id for record in source.val().records]
     assert len(held.training) == len(source.train().records)
     with pytest.raises(ValueError, match="split: expected val or train, found 'test'"):
-        read_split(source, "test", **options)
+        read_split(preparation, "test")

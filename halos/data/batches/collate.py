@@ -29,7 +29,7 @@ from halos.data.batches.reference_table import ReferenceTable
 from halos.data.rows.token_rows import Row, group_sizes
 
 PAD = 0
-"""The id that fills sequences. Any would do: attention is causal and padding is on the right, so no scored token ever
+"""The id that fills sequences. Every id would do: attention is causal and padding is on the right, so no scored token ever
 sees it."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, cast
+from typing import Protocol, TypedDict, Unpack, cast
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,6 +19,13 @@ class Startable(Protocol):
     def __len__(self) -> int: ...
 
 
+class LoaderOptions(TypedDict, total=False):
+    """Options of ``DataLoader``: processes that load batches, and whether batches are copied to pinned memory."""
+
+    num_workers: int
+    pin_memory: bool
+
+
 class Resumable(DataLoader[object]):
     """Counts the micro-batches that it has served, so that a resumed run continues with the next one.
 
@@ -26,21 +33,17 @@ class Resumable(DataLoader[object]):
         order: the micro-batches of the run; its ``start`` is set here.
         dataset: the batches themselves.
         sampler: for a dataset that is read by index, the indices (micro-batches).
-        num_workers: processes that load batches.
-        pin_memory: copy batches to pinned memory.
+        options: see :class:`LoaderOptions`.
     """
 
     def __init__(
         self,
         order: Startable,
         dataset: Dataset[object],
-        *,
         sampler: TrainingOrder | None = None,
-        num_workers: int = 0,
-        pin_memory: bool = False,
+        **options: Unpack[LoaderOptions],
     ) -> None:
-        # batch_size=None: the dataset serves whole batches.
-        super().__init__(dataset, batch_size=None, sampler=sampler, num_workers=num_workers, pin_memory=pin_memory)
+        super().__init__(dataset, batch_size=None, sampler=sampler, **options)  # None: the dataset serves whole batches
         self._order = order
         self._served = 0
 
@@ -74,20 +77,13 @@ class ResumableLoader(Resumable):
         batches: the batches by their micro-batch.
         order: the micro-batches of the run.
         epoch: micro-batches in a Lightning epoch; None: the whole run is one Lightning epoch.
-        num_workers: processes that load batches.
-        pin_memory: copy batches to pinned memory.
+        options: see :class:`LoaderOptions`.
     """
 
     def __init__(
-        self,
-        batches: Batches,
-        order: TrainingOrder,
-        *,
-        epoch: int | None = None,
-        num_workers: int = 0,
-        pin_memory: bool = False,
+        self, batches: Batches, order: TrainingOrder, *, epoch: int | None = None, **options: Unpack[LoaderOptions]
     ) -> None:
-        super().__init__(order, batches, sampler=order, num_workers=num_workers, pin_memory=pin_memory)
+        super().__init__(order, batches, order, **options)
         self._training_order, self._epoch = order, epoch
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeGuard, cast
 
 from halos.checks import check_whole
 from halos.data.records.record import Message, Prompt
-from halos.data.rows.templates import PLAIN_TEMPLATE, render, render_prompts
+from halos.data.rows.templates import render, render_prompts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -130,7 +130,7 @@ class ChatTokens:
         Raises:
             ValueError: the chat template refuses the turns.
         """
-        text = prompt if self._is_plain(prompt) else self._render(prompt, where)
+        text = prompt if self._is_plain(prompt) else self._render([prompt], [where])[0]
         return self._added_bos + self._encode(text) + self.control(control)
 
     def fitted_prompt(self, prompt: Prompt, control: str = "", *, where: str = "prompt") -> list[int]:
@@ -169,7 +169,7 @@ class ChatTokens:
         places = dict(zip(reversed(prompts), reversed(where), strict=True))
         texts: dict[Prompt, str] = {prompt: prompt for prompt in places if self._is_plain(prompt)}
         conversations = [prompt for prompt in places if prompt not in texts]
-        rendered = self._render_many(conversations, [places[prompt] for prompt in conversations])
+        rendered = self._render(conversations, [places[prompt] for prompt in conversations])
         texts.update(zip(conversations, rendered, strict=True))
         ids = dict(zip(texts, self._encode_many(list(texts.values())), strict=True))
         return [[*self._added_bos, *ids[prompt]] for prompt in prompts]
@@ -224,24 +224,14 @@ class ChatTokens:
             return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
-    def _render(self, prompt: Prompt, where: str) -> str:
-        return render(self.tokenizer, prompt, where=where, template=self._fallback_template())
-
-    def _render_many(self, prompts: Sequence[Prompt], where: Sequence[str]) -> list[str]:
-        template = self._fallback_template() if prompts else None
-        return render_prompts(self.tokenizer, prompts, where, template=template)
-
-    def _fallback_template(self) -> str | None:
-        """The template of conversations if the tokenizer has none; warns once."""
-        if self.tokenizer.chat_template is not None:
-            return None
-        if not self._warned_of_plain:
+    def _render(self, prompts: Sequence[Prompt], where: Sequence[str]) -> list[str]:
+        if prompts and self.tokenizer.chat_template is None and not self._warned_of_plain:
+            self._warned_of_plain = True
             log.warning(
                 "the tokenizer has no chat template: conversations are written as 'User:\\n…\\n\\nAssistant:\\n…'; "
                 "set another with model.chat_template"
             )
-        self._warned_of_plain = True
-        return PLAIN_TEMPLATE
+        return render_prompts(self.tokenizer, prompts, where)
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -53,21 +53,15 @@ def template_of(template: str) -> str:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    reply: str | None = None,
-    *,
-    where: str = "prompt",
-    template: str | None = None,
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, reply: str | None = None, *, where: str = "prompt"
 ) -> str:
-    """Render a conversation with a chat template.
+    """Render a conversation with the tokenizer's chat template, or with :data:`PLAIN_TEMPLATE` if it has none.
 
     Args:
-        tokenizer: its chat template is used.
+        tokenizer: has the chat template.
         prompt: text is a single user turn.
         reply: the assistant's turn after the prompt; None renders the generation prompt in its place.
         where: the place of the prompt in the data, for errors.
-        template: used instead of the tokenizer's own.
 
     Raises:
         ValueError: the template refuses the turns.
@@ -76,36 +70,31 @@ def render(
     if reply is not None:
         turns.append({"role": "assistant", "content": reply})
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                turns, chat_template=template, add_generation_prompt=reply is None, tokenize=False
-            )
-        )
+        return _apply(tokenizer, [turns], generation_prompt=reply is None)[0]
     except Exception as error:  # templates raise whatever they like (jinja's TemplateError among others)
         roles = ", ".join(turn["role"] for turn in turns)
         raise ValueError(f"{where}: the chat template refused the turns {roles}: {error}") from error
 
 
-def render_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], where: Sequence[str], *, template: str | None = None
-) -> list[str]:
+def render_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], where: Sequence[str]) -> list[str]:
     """Render many prompts, each with the generation prompt; see :func:`render`."""
     if not prompts:
         return []
     try:
-        # One call for all: transformers compiles the template once for each call.
-        conversations = [_turns(prompt) for prompt in prompts]
-        return list(
-            tokenizer.apply_chat_template(
-                conversations, chat_template=template, add_generation_prompt=True, tokenize=False
-            )
-        )
+        return _apply(tokenizer, [_turns(prompt) for prompt in prompts], generation_prompt=True)
     except Exception:
         # The error does not say which prompt it is about; rendering them one by one names it.
-        return [
-            render(tokenizer, prompt, where=place, template=template)
-            for prompt, place in zip(prompts, where, strict=True)
-        ]
+        return [render(tokenizer, prompt, where=place) for prompt, place in zip(prompts, where, strict=True)]
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict[str, str]]], *, generation_prompt: bool
+) -> list[str]:
+    template = PLAIN_TEMPLATE if tokenizer.chat_template is None else None
+    texts = tokenizer.apply_chat_template(
+        conversations, chat_template=template, add_generation_prompt=generation_prompt, tokenize=False
+    )
+    return list(texts)
 
 
 def _turns(prompt: Prompt) -> list[dict[str, str]]:

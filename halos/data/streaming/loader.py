@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Unpack, cast
 
 from halos.data.batches.collate import Batch
-from halos.data.batches.loader import Resumable
+from halos.data.batches.loader import LoaderOptions, Resumable
 from halos.data.streaming.batches import Served, StreamBatches
 from halos.data.streaming.examples import Counted
 
@@ -15,15 +15,14 @@ class StreamLoader(Resumable):
 
     Args:
         batches: the micro-batches.
-        num_workers: 0 or 1; every further worker would read the same stream.
-        pin_memory: copy batches to pinned memory.
+        options: see :class:`LoaderOptions`; every worker after the first would read the same stream.
 
     Attributes:
         counted: what was read and used up to the last batch that was served.
     """
 
-    def __init__(self, batches: StreamBatches, *, num_workers: int = 0, pin_memory: bool = False) -> None:
-        super().__init__(batches, batches, num_workers=num_workers, pin_memory=pin_memory)
+    def __init__(self, batches: StreamBatches, **options: Unpack[LoaderOptions]) -> None:
+        super().__init__(batches, batches, **options)
         self.counted = Counted()
 
     def batch_of(self, served: object) -> Batch:
