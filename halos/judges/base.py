@@ -61,6 +61,7 @@ class CompletionJudge(ABC):
         scores = self.scores(completions)
         answered = [score for score in scores if score is not None]
         if self.threshold is None and answered:
+            # Strictly above: with few distinct scores, as of ratings, most completions may lie on the median itself.
             median = statistics.median(answered)
             return [None if score is None else score > median for score in scores]
         return [None if score is None else score >= (self.threshold or 0.0) for score in scores]

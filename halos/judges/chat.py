@@ -160,6 +160,7 @@ class ChatJudge(CompletionJudge):
 
     def _ask(self, requests: Sequence[Request]) -> list[str | None]:
         keys = [_key(request) for request in requests]
+        # Keyed by the request, so that equal requests in one call are sent once too.
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._answers}
         self.counts.update({"questions": len(keys), "from cache": len(set(keys)) - len(new)})
         with ThreadPoolExecutor(self.workers) as pool:

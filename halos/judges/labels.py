@@ -78,6 +78,7 @@ def _outcome(completion: Completion) -> str:
 def _paired(
     records: Sequence[Record], texts: list[list[str]], judge: CompletionJudge, kind: str, counts: Counter[str]
 ) -> list[Record]:
+    # All duels in one call, so that a chat judge sends its requests concurrently.
     places = [(n, i, j) for n, own in enumerate(texts) for i, j in combinations(range(len(own)), 2)]
     verdicts = judge.verdicts([(records[n].prompt, texts[n][i], texts[n][j]) for n, i, j in places])
     preferences: dict[int, list[tuple[int, int]]] = {}

@@ -60,6 +60,7 @@ class RewardModel(CompletionJudge):
             raise ValueError("judge.path: expected a reward model: a run's folder, a hub id or a directory; found none")
         check_whole("judge.batch_size", batch_size, 1)
         check_whole("judge.max_length", max_length, 2)
+        # A run's folder has the model in a subfolder; hub ids and model directories have no config.yaml.
         folder = Path(path).expanduser()
         self._ours = (folder / "config.yaml").is_file()
         self.path = str(folder / "model") if self._ours else path

@@ -41,4 +41,5 @@ class TruthJudge(CompletionJudge):
 
 
 def _last_turn(prompt: Prompt) -> str:
+    # A known world judges the answer to one question. Earlier turns, such as a system prompt, are not part of it.
     return prompt if isinstance(prompt, str) else prompt[-1].content

@@ -95,6 +95,8 @@ def compare(
     plain = [tokens.fitted_prompt(prompt) for prompt in prompts]
     conditioned = [tokens.fitted_prompt(prompt, control(True)) for prompt in prompts]
     draw = partial(sample, end_of_turn=tokens.end_of_turn, pad=tokens.pad, max_new_tokens=max_new_tokens, seed=seed)
+    # Both models draw with the same seed, so equal models give equal samples. The KL is estimated from samples of the
+    # policy, not of the reference: KL(π_θ ‖ π_ref) is an expectation under the policy.
     completions = draw(policy, conditioned)
     kl = log_ratios(policy, reference, conditioned, plain, completions).mean().item()
     before = judged(prompts, draw(reference, plain), tokens, true_reward)

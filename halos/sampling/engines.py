@@ -64,7 +64,7 @@ class TransformersEngine:
             temperature=self.decoding.temperature,
             top_p=self.decoding.top_p,
             seed=seed,
-            batch_size=len(prompts),
+            batch_size=len(prompts),  # the sampler divided them already; dividing again would change the draws
         )
 
 
@@ -95,7 +95,7 @@ class VLLMEngine:
                 top_p=self.decoding.top_p,
                 stop_token_ids=[end],
                 seed=seeds.getrandbits(63),
-                detokenize=False,
+                detokenize=False,  # texts come from our own decoding, as with the other engine
             )
             for _ in prompts
         ]
@@ -146,6 +146,7 @@ def check_installed(name: str) -> None:
     """
     if name not in ("transformers", "vllm"):
         raise ValueError(f"engine: expected transformers or vllm, found {name!r}")
+    # find_spec, because importing vLLM takes many seconds.
     if name == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError("engine=vllm: vLLM is not installed; pip install 'halos[vllm]', or use engine=transformers")
 

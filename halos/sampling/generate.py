@@ -66,6 +66,8 @@ def sample(
     completions: list[list[int]] = []
     try:
         devices = [model.device] if model.device.type == "cuda" else []
+        # generate() draws from the global generators; forking them keeps training's own draws as they were. Layers are
+        # compiled for the shapes of training; generation feeds one token at a time.
         with torch.random.fork_rng(devices), uncompiled(model), evaluating(model):
             torch.manual_seed(seed)
             for start in range(0, len(prompts), batch_size):
@@ -107,6 +109,7 @@ def log_ratios(
             Row(str(i), i, tuple(prompt), (tuple(completion),))
             for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
+        # Four chunks sorted by length, so that a long completion does not pad the others of its batch.
         batches = (collate(rows[i : i + batch_size], chunks=4) for i in range(0, len(rows), batch_size))
         with evaluating(model):
             return torch.cat([completion_logprobs(model, batch.to(model.device)).sum[:, 0] for batch in batches])

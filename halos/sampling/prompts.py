@@ -100,6 +100,7 @@ def distinct_prompts(records: Sequence[Record], size: int | None, seed: int) -> 
         ValueError: ``size`` is not a whole number from 1 on, or there are no prompts.
     """
     check_whole("size", size, 1, null=True)
+    # By key, so that a text and the same text as a lone user turn are one prompt.
     first_with: dict[str, Asked] = {}
     for record in records:
         first_with.setdefault(prompt_key(record.prompt), Asked(record.id, record.prompt))
@@ -108,4 +109,5 @@ def distinct_prompts(records: Sequence[Record], size: int | None, seed: int) -> 
         raise ValueError("split: expected records with prompts, found none")
     if size is None or size >= len(prompts):
         return prompts
+    # Indices are drawn and sorted, not prompts: the order then stays that of the records, whatever the size.
     return [prompts[i] for i in sorted(random.Random(seed).sample(range(len(prompts)), size))]

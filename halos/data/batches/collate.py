@@ -29,8 +29,8 @@ from halos.data.batches.reference_table import ReferenceTable
 from halos.data.rows.token_rows import Row, group_sizes
 
 PAD = 0
-"""The id that fills sequences. Every id would do: attention is causal and padding is on the right, so no scored token ever
-sees it."""
+"""The id that fills sequences. Every id would do: attention is causal and padding is on the right, so no scored token
+ever sees it."""
 
 
 @dataclass(slots=True)
@@ -216,6 +216,7 @@ def step_size(rows: Sequence[Row], members: np.ndarray | Mapping[int, int] | Non
     branches = zip(*(row.branches for row in rows), strict=True)
     size = StepSize(len(rows), tuple(sum(map(len, branch)) for branch in branches))
     if rows[0].score is not None:
+        # Advantages are whitened over the step and compared within groups, which needs the scores of all ranks.
         members = group_sizes(rows) if members is None else members
         size.groups = tuple(row.group for row in rows)
         size.scores = _scores(rows)
@@ -242,6 +243,7 @@ def _chunks(
     places = [(b, k) for b in range(len(rows)) for k in branches]
     places.sort(key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
     count = min(count, len(places))
+    # Chunks differ by one sequence at most. Fewer sequences than chunks give one chunk each.
     edges = [len(places) * number // count for number in range(count + 1)]
     return [
         _chunk(rows, places[start:end], width, needs_grad=needs_grad, whole=whole) for start, end in pairwise(edges)
@@ -267,6 +269,7 @@ def _chunk(
         slots += range(slot, slot + len(branch))
     chunk = Chunk(input_ids, predicts, torch.tensor(targets), torch.tensor(slots), needs_grad)
     if whole:
+        # Lengths count one token less than is fed, so they are also the places of the last tokens.
         chunk.last = torch.arange(input_ids.shape[1]) == torch.tensor(lengths)[:, None]
         chunk.owners = torch.tensor([b * len(rows[b].branches) + k for b, k in places])
     return chunk

@@ -109,6 +109,7 @@ class TrainingOrder(Sampler[MicroBatch]):
         per_micro_step = self.batch_size * self.world_size
         per_step = per_micro_step * self.accumulate
         for number in range(self.start, self.stop):
+            # Everything follows from the number of the micro-step, so a resumed run starts at any of them.
             step_number, micro_step = divmod(number, self.accumulate)
             step = self._step(step_number * per_step, per_step)
             offset = micro_step * per_micro_step + self.rank * self.batch_size
@@ -148,6 +149,7 @@ def validation_order(size: int, *, batch_size: int, world_size: int, rank: int) 
             f"validation data: expected at least one example for each of {world_size} devices, found {size}"
         )
     count = max(1, size // (batch_size * world_size))
+    # Integer edges n * size // count divide both the data and each step without a gap, and parts differ by one at most.
     order = []
     for number in range(count):
         step = tuple(range(size * number // count, size * (number + 1) // count))

@@ -49,6 +49,7 @@ class StratifiedOrder(TrainingOrder):
             )
         if self.batch_size * self.world_size * self.accumulate < 2:
             raise ValueError("data.stratified: expected at least two examples in a step, found one")
+        # Data with one class have one list, and no step can lack it.
         members = [np.flatnonzero(self._labels == label).tolist() for label in (1, 0)]
         self._classes: list[list[int]] = [indices for indices in members if indices]
 

@@ -258,5 +258,6 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _automatic_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The BOS that the tokenizer itself puts before plain text, as a list of one or no id (never an EOS after it)."""
+    # An empty text shows what the tokenizer adds. The setting itself has many names (add_bos_token, post-processors).
     ids = tokenizer("")["input_ids"]
     return [tokenizer.bos_token_id] if ids and ids[0] == tokenizer.bos_token_id else []

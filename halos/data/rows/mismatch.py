@@ -18,6 +18,7 @@ def in_order(values: np.ndarray) -> np.ndarray:
     Returns:
         [n] int32.
     """
+    # np.unique numbers values by size; rank translates these numbers to the order of first occurrence.
     _, first, member = np.unique(values, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int32)
     rank[np.argsort(first)] = np.arange(len(first))
@@ -79,6 +80,7 @@ def derangement(groups: Sequence[int] | np.ndarray, seed: int) -> array[int]:
 
 
 def _independent_partners(groups: np.ndarray, majority: int, rng: random.Random) -> array[int]:
+    # Drawing again until the prompt differs would take long for the majority, so it draws from a list of the others.
     outside = np.flatnonzero(groups != majority).tolist()
 
     def draw(group: int) -> int:

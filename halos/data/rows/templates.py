@@ -91,6 +91,7 @@ def _apply(
     tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict[str, str]]], *, generation_prompt: bool
 ) -> list[str]:
     template = PLAIN_TEMPLATE if tokenizer.chat_template is None else None
+    # As text, not as ids: ChatTokens tokenises prompt and completion separately, and without a second BOS.
     texts = tokenizer.apply_chat_template(
         conversations, chat_template=template, add_generation_prompt=generation_prompt, tokenize=False
     )
@@ -118,6 +119,7 @@ def check_prefixes(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[t
         return
     seen: set[tuple[str, ...]] = set()
     for where, prompt, completion in conversations:
+        # Templates branch on roles, rarely on content; rendering every example twice more would slow preparation.
         roles = tuple(turn.role for turn in messages_of(prompt))
         if roles not in seen:
             seen.add(roles)

@@ -121,6 +121,7 @@ class TokenRows(Stored[Row]):
 
     def sizes(self, *, mismatched: bool = True) -> list[np.ndarray]:
         """[n] tokens of each branch, after truncation; the mismatched branch comes last."""
+        # From the columns' offsets alone: statistics of a large table do not read its tokens.
         room = self.limits.max_length - self.prompt_sizes
         sizes = list(self._full_sizes)
         if mismatched and self.partners is not None:
@@ -156,6 +157,7 @@ class TokenRows(Stored[Row]):
         return [name for batch in self.table.select(indices) for name in batch.column("id").to_pylist()]
 
     def _row(self, index: int) -> Row:
+        # The three columns that decide about an order are in memory; ids and tokens are read from the mapped file.
         (name,) = self.ids(np.array([index]))
         label, score = int(self.labels[index]), float(self._scores[index])
         # The control token is added before truncation, so that it stays at the end of a truncated prompt.
@@ -225,6 +227,7 @@ def make_rows(
     """
     if not examples:
         raise ValueError("data: expected at least one example, found none")
+    # Examples without a key come from Python, not from files: their table cannot be found again and stays in memory.
     key = f"{examples.key}-{tokens.key}" if isinstance(examples, Examples) and examples.key else None
     starts = range(0, len(examples), TOKENISE_EXAMPLES_PER_TASK)
     spans = [range(start, min(start + TOKENISE_EXAMPLES_PER_TASK, len(examples))) for start in starts]

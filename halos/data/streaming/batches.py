@@ -61,6 +61,7 @@ class StreamRows:
 
     def rows(self, drawn: list[Drawn], counted: Counted) -> list[Row]:
         """Make the rows of examples, and count their tokens and what was truncated."""
+        # Either all examples have a partner or none has, as the stream was made with or without mismatched ones.
         partners = [one.partner for one in drawn if one.partner is not None]
         rows, truncated = few_rows([one.example for one in drawn], partners, self.tokens, self.control)
         tokens = sum(len(row.prompt) + len(ids) for row in rows for ids in row.branches)
@@ -104,6 +105,7 @@ class StreamBatches(IterableDataset[Served]):
     def _batches(self, counted: Counted) -> Iterator[tuple[Batch, Counted]]:
         layout = self.layout
         first_step, first_micro_step = divmod(self.start, layout.accumulate)
+        # Skipped examples are drawn all the same, so the shuffle buffer and waiting partners are those of the first run.
         drawn = islice(self.rows.stream.drawn(counted), first_step * layout.per_step, None)
         for _ in range(first_step, layout.steps):
             step = list(islice(drawn, layout.per_step))

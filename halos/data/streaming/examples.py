@@ -115,6 +115,7 @@ class Stream:
         for run in runs(self._records(counted)):
             counts = counted.read
             records = [turn for record in run for turn in with_turns(record, counts)] if self.train_on == "all" else run
+            # Thresholds such as a prompt's own median come from the run as it was read, not from its separate turns.
             examples, report = of_run(self.view, records, self.selection.prepare_run(self.view, run))
             counts.update(report)
             examples, report = self.selection.keep_of_run(examples, self.seed)
@@ -129,6 +130,7 @@ class Stream:
             counted.passes = number + 1
             # The second pass reads the same records again; counting them twice would say that there are more.
             pass_counted = counted if number == 0 else Counted()
+            # As in TrainingOrder, the order of a pass depends on the seed and its number alone.
             rng = random.Random((self.seed << 20) + number)
             empty = True
             for bundle in shuffled(self.examples(pass_counted), self.buffer, rng):
@@ -139,6 +141,7 @@ class Stream:
 
     def _records(self, counted: Counted) -> Iterator[Record]:
         for record in self.source.stream(counted.origins, strict=self.strict):
+            # Loosely equal prompts (case, spaces) count as the same: they would leak what is validated on.
             if self.held and loose_prompt(record.prompt) in self.held:
                 if self.strict_held:
                     raise ValueError(
@@ -163,6 +166,7 @@ def _no_example(view: str, counted: Counted) -> str:
 def runs(records: Iterable[Record]) -> Iterator[list[Record]]:
     """Group records of the same prompt that follow each other, up to :data:`RUN_MAX_RECORDS` at a time."""
     for _, group in groupby(records, key=lambda record: prompt_key(record.prompt)):
+        # groupby's groups read from the same iterator, so a group has to be used up before the next one is taken.
         while run := list(islice(group, RUN_MAX_RECORDS)):
             yield run
 
@@ -175,6 +179,7 @@ def bundles(examples: Sequence[T], max_size: int | None) -> Iterator[Sequence[T]
 
 def shuffled(incoming: Iterable[Sequence[T]], buffer: int, rng: random.Random) -> Iterator[Sequence[T]]:
     """Shuffle bundles with a buffer: each is drawn from the bundles that hold the next ``buffer`` items."""
+    # The buffer counts items, not bundles, so that memory stays the same however large the bundles are.
     waiting: list[Sequence[T]] = []
     size = 0
     for bundle in incoming:
@@ -224,6 +229,7 @@ def with_partners(incoming: Iterable[Drawn]) -> Iterator[Drawn]:
     last: tuple[_Waiting, ...] = ()
     for drawn in incoming:
         this = _Waiting(prompt_key(drawn.example.prompt), drawn)
+        # The longest waiting example comes first, which keeps the queue short.
         without_partner = (entry for entry in waiting if entry.partner is None and entry.prompt != this.prompt)
         if first := next(without_partner, None):
             first.partner = drawn.example
