@@ -105,7 +105,7 @@ class StreamBatches(IterableDataset[Served]):
     def _batches(self, counted: Counted) -> Iterator[tuple[Batch, Counted]]:
         layout = self.layout
         first_step, first_micro_step = divmod(self.start, layout.accumulate)
-        # Skipped examples are drawn all the same, so the shuffle buffer and waiting partners are those of the first run.
+        # Skipped examples are drawn all the same, so the buffer and waiting partners are those of the first run.
         drawn = islice(self.rows.stream.drawn(counted), first_step * layout.per_step, None)
         for _ in range(first_step, layout.steps):
             step = list(islice(drawn, layout.per_step))
