@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
 from benchmarks.job import Job, config
-from halos.commands.train import Run, set_up
+from halos.commands.assembly import Run, assemble
 from halos.data.batches.collate import Batches
 from halos.policy.backbone import Backbone
 
@@ -76,16 +76,17 @@ class WatchOptimizer(Callback):
             optimizer.step = timed
 
 
-def _set_up(job: Job, folder: Path) -> tuple[Run, Any]:
-    run, trainer = set_up(config(job, folder))
+def _assemble(job: Job, folder: Path) -> Run:
+    run = assemble(config(job, folder))
     run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)
-    return run, trainer
+    return run
 
 
 def stages(job: Job, folder: Path) -> dict[str, Any]:
     """Seconds of the steps in the model with its head, forward and backward, in the optimizer (clipping included), in
     collating, and in the rest, which is Lightning, the loss, metrics and logging."""
-    run, trainer = _set_up(job, folder)
+    run = _assemble(job, folder)
+    trainer: Any = run.trainer
     watch = Stopwatch()
     trainer.callbacks.append(WatchOptimizer(watch))
     trainer.strategy.backward = watch.wrap("backward", trainer.strategy.backward)
@@ -107,7 +108,8 @@ def split_off_rest(seconds: dict[str, float], total: float) -> dict[str, float]:
 
 def operators(job: Job, folder: Path) -> dict[str, Any]:
     """Seconds of the steps' operators by kind; profiling costs some time itself."""
-    run, trainer = _set_up(job, folder)
+    run = _assemble(job, folder)
+    trainer: Any = run.trainer
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
     trainer.callbacks.append(_Profiled(profiler))
     trainer.fit(run.objective, datamodule=run.data)

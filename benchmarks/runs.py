@@ -20,19 +20,19 @@ from torch import Tensor, nn
 from benchmarks import plain, trl_side
 from benchmarks.flops import Shape, needs
 from benchmarks.job import Job, config
-from halos.commands.train import Run, set_up
+from halos.commands.assembly import Run, assemble
 from halos.data.rows.token_rows import Row
 from halos.training.record import peak_rss_mb
 
 
 def train(job: Job, folder: Path) -> dict[str, Any]:
     """Steps of the job's contestant on the rows and in the order of ours."""
-    run, trainer = set_up(config(job, folder))
+    run = assemble(config(job, folder))
     steps = planned(run)
     before = rss_mb("VmRSS")
     contest = {"ours": _ours, "plain": _plain, "trl": _trl}[job.who]
     with counted_tokens() as tokens:
-        model, losses, seconds, reference_seconds = contest(job, folder, run, trainer, steps)
+        model, losses, seconds, reference_seconds = contest(job, folder, run, steps)
     objective = run.objective
     needed = needs(steps, mismatched=objective.needs.mismatched, reference=objective.needs.reference)
     return {
@@ -62,27 +62,27 @@ def planned(run: Run) -> Steps:
     return [[rows[i] for i in micro.rows] for micro in order]
 
 
-def _ours(job: Job, folder: Path, run: Run, trainer: Any, steps: Steps) -> Found:
+def _ours(job: Job, folder: Path, run: Run, steps: Steps) -> Found:
     run.folder.open(OmegaConf.to_yaml(run.cfg, resolve=True), fresh=True)
-    trainer.fit(run.objective, datamodule=run.data)
+    run.trainer.fit(run.objective, datamodule=run.data)
     backbone = run.objective.trained
     losses = [loss for loss in run.record.train_loss if loss is not None]  # no step is skipped
     return backbone.policy, losses, run.record.seconds, backbone.reference_seconds
 
 
-def _plain(job: Job, folder: Path, run: Run, trainer: Any, steps: Steps) -> Found:
-    policy, reference = run.model.load(), run.model.load().eval()
+def _plain(job: Job, folder: Path, run: Run, steps: Steps) -> Found:
+    policy, reference = run.model.spec.load(), run.model.spec.load().eval()
     start = time.perf_counter()
     losses = plain.train(policy, reference, steps, loss=job.loss, lr=job.lr, precision=job.precision)
     return policy, losses, time.perf_counter() - start, 0.0
 
 
-def _trl(job: Job, folder: Path, run: Run, trainer: Any, steps: Steps) -> Found:
+def _trl(job: Job, folder: Path, run: Run, steps: Steps) -> Found:
     torch.manual_seed(job.seed)
     made = trl_side.trainer(
         job.loss,
         [row for rows in steps for row in rows],
-        model=run.model.load(),
+        model=run.model.spec.load(),
         tokenizer=run.tokens.tokenizer,
         folder=folder / "trl",
         bf16=job.precision == "bf16-mixed",

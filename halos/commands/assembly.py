@@ -2,22 +2,122 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
+import lightning.pytorch as pl
+import torch
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from halos import terminal
 from halos.config.building import SOURCE_KEYS, as_partial, build
+from halos.config.values import check_values
 from halos.data.module import PreferenceDataModule
+from halos.data.records.truth import TrueReward
+from halos.data.rows.chat_tokens import ChatTokens
+from halos.data.streaming.module import StreamingDataModule
 from halos.loop.humanline import Humanline
-from halos.objectives.base import BackboneSource, Objective
+from halos.objectives.base import Objective
 from halos.optim import Optim
+from halos.policy.kernels.liger import check_liger
+from halos.policy.loading import ModelSpec
+from halos.policy.logprobs.compiling import check_compiler
+from halos.processes import ranks
+from halos.processes.collectives import data_ranks
+from halos.reporting.csv_metrics import CSVMetrics
+from halos.reporting.data_report import StreamReport
+from halos.reporting.progress import Progress
+from halos.reporting.replies import SampledReplies
+from halos.reporting.tensorboard import TensorBoardReport
+from halos.sharding.factory import BackboneFactory
+from halos.sharding.fsdp_tp import check_model
+from halos.training.checkpoints import Checkpoints
+from halos.training.identity import identity
+from halos.training.memory import KeepFreedMemory
+from halos.training.record import RunRecord
+from halos.training.reference_sync import ReferenceSync
+from halos.training.result import check_metric
+from halos.training.run_folder import RunFolder
+from halos.training.trainer import make_trainer, validation_interval, warn_if_emulated
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """The pieces of one run, before any weights are read and any file is written."""
+
+    cfg: DictConfig
+    folder: RunFolder
+    checkpoint: Path | None
+    objective: Objective
+    model: BackboneFactory
+    data: PreferenceDataModule
+    trainer: pl.Trainer
+    record: RunRecord = field(default_factory=RunRecord)
+
+    @property
+    def tokens(self) -> ChatTokens:
+        """The tokenizer within the run's limits."""
+        return ChatTokens(self.model.tokenizer, self.data.limits)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run that goes on from this one's checkpoints must have in common with it."""
+        accumulate = self.trainer.accumulate_grad_batches
+        return identity(
+            self.cfg,
+            self.data.prepared.keys(),
+            model=self.model.spec.local,
+            examples_per_step=self.data.batch_size * accumulate * data_ranks(self.trainer)[1],
+            accumulate=accumulate,
+        )
+
+
+def assemble(cfg: DictConfig) -> Run:
+    """Check the configuration, prepare the data and plan the steps; cheap checks first.
+
+    Raises ``ValueError`` for a bad configuration, bad data or a bad model.
+    """
+    terminal.set_up_logging()
+    check_values(cfg)
+    if (cfg.rounds.count != 1 or cfg.get("before")) and cfg.rounds.round is None:
+        raise ValueError("rounds: expected run_rounds(cfg, train) of halos.commands.rounds, found train")
+    pl.seed_everything(cfg.seed, verbose=False)
+    folder = RunFolder(Path(cfg.output_dir))
+    checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
+    optim: Optim = build(cfg.optim)
+    objective = build_objective(cfg, optim)
+    data = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir)
+    _check_data(cfg, objective, data)
+    objective.source = model = build_model(cfg, objective, optim)
+    data.prepare(objective.data_needs(), objective.ready_tokenizer())
+    record = RunRecord()
+    trainer = make_trainer(cfg, _callbacks(cfg, folder, record, objective, data, model), _loggers(cfg))
+    warn_if_emulated(cfg.precision, trainer.strategy.root_device)
+    _plan(cfg, objective, data, trainer)
+    return Run(
+        cfg=cfg,
+        folder=folder,
+        checkpoint=checkpoint,
+        objective=objective,
+        model=model,
+        data=data,
+        trainer=trainer,
+        record=record,
+    )
 
 
 def build_data(node: DictConfig, **more: Any) -> PreferenceDataModule:
     """The DataModule of a ``data`` node."""
-    node = OmegaConf.merge(node, {"_target_": "halos.data.StreamingDataModule"} if node.streaming else {})  # type: ignore[assignment]
+    target = {"_target_": "halos.data.StreamingDataModule"} if node.streaming else {}
+    node = OmegaConf.merge(node, target)  # type: ignore[assignment]
     only_streams = ("streaming",) if node.streaming else ("streaming", "shuffle_buffer")
     data: PreferenceDataModule = build(node, without=(*SOURCE_KEYS, *only_streams), **more)
     return data
@@ -26,31 +126,136 @@ def build_data(node: DictConfig, **more: Any) -> PreferenceDataModule:
 def objective_class(node: DictConfig) -> type[Objective]:
     """The class that ``loss`` names. Raises ``ValueError`` if it is not an objective or cannot be imported."""
     try:
-        found = get_class(node._target_)
+        cls = get_class(node._target_)
     except Exception as error:  # Hydra raises several kinds
         raise ValueError(f"loss._target_: {node._target_} could not be imported: {error}") from error
-    if not issubclass(found, Objective):
+    if not issubclass(cls, Objective):
         raise ValueError(f"loss._target_: expected a subclass of halos.objectives.Objective, found {node._target_}")
-    return found
+    return cls
 
 
-def build_objective(cfg: DictConfig, backbone: BackboneSource | None, optim: Optim) -> Objective:
-    """The objective of a run's configuration. Raises ``ValueError`` for a bad class and bad parameters."""
+def build_objective(cfg: DictConfig, optim: Optim) -> Objective:
+    """The objective of a run's configuration, without a backbone.
+
+    Raises ``ValueError`` for a bad class and bad parameters.
+    """
     objective_class(cfg.loss)  # or an error that names it
     options = {str(key): value for key, value in cfg.humanline.items() if key != "enabled"}
-    made: Objective = build(
+    objective: Objective = build(
         cfg.loss,
-        backbone,
         without=("name",),
         optim=optim,
         seed=cfg.seed,
         humanline=Humanline(**options) if cfg.humanline.enabled else None,
         non_finite=cfg.non_finite,
     )
-    return made
+    return objective
 
 
 def objective_maker(node: DictConfig) -> partial[Objective]:
-    """The objective of a ``loss`` node with its parameters; it still wants a backbone."""
+    """The constructor of a ``loss`` node's objective with its parameters; it still takes a backbone."""
     objective_class(node)
     return as_partial(node, ("name",))
+
+
+def build_model(cfg: DictConfig, objective: Objective, optim: Optim) -> BackboneFactory:
+    """What loads the policy and its reference once the strategy is ready."""
+    spec: ModelSpec = build(cfg.model)
+    if spec.compile:
+        check_compiler(cfg.trainer.accelerator)
+    if spec.liger:
+        check_liger(cfg.trainer.accelerator)
+    if spec.lora.export == "adapter" and not objective.generates:
+        raise ValueError("model.lora.export: expected merged for a reward model, found adapter")
+    spec = spec.resolved(streaming=cfg.data.streaming and objective.needs.reference)
+    model = BackboneFactory(spec, dtype=torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32)
+    if cfg.strategy.name == "fsdp_tp":
+        check_model(spec, optim, cfg.strategy.tensor_parallel_size)
+    return model
+
+
+def _check_data(cfg: DictConfig, objective: Objective, data: PreferenceDataModule) -> None:
+    if data.streams and objective.needs.label_counts:
+        raise ValueError(
+            "loss: expected weights that are numbers with data.streaming=true, found auto: they are set by the counts "
+            "of all training data"
+        )
+    reward = data.source.true_reward()
+    _check_sampling(cfg.sampling.size, reward)
+    samples = reward is not None and bool(cfg.sampling.size) and objective.generates
+    check_metric(cfg.sweep_metric, max_kl=cfg.sweep_max_kl, samples=samples)
+
+
+def _check_sampling(size: int, reward: TrueReward | None) -> None:
+    # The prompts that are sampled at the end of a run are drawn now: an error there would cost the run.
+    try:
+        if reward is not None and size:
+            reward.prompts(size)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"sampling.size: {str(error).removeprefix('size: ')}") from error
+
+
+def _plan(cfg: DictConfig, objective: Objective, data: PreferenceDataModule, trainer: pl.Trainer) -> None:
+    accumulate = trainer.accumulate_grad_batches
+    data.plan(
+        epochs=cfg.trainer.max_epochs,
+        max_steps=cfg.trainer.max_steps,
+        accumulate=accumulate,
+        world_size=data_ranks(trainer)[1],
+    )
+    trainer.val_check_interval = validation_interval(
+        cfg.trainer.val_check_interval, steps=data.steps, accumulate=accumulate
+    )
+    objective.check(accumulate, data.label_counts)
+
+
+def _callbacks(
+    cfg: DictConfig,
+    folder: RunFolder,
+    record: RunRecord,
+    objective: Objective,
+    data: PreferenceDataModule,
+    model: BackboneFactory,
+) -> list[Callback]:
+    prompts = data.prepared.prompts[: cfg.sampling.prompts if objective.generates else 0]
+    tokens = ChatTokens(model.tokenizer, data.limits)
+    callbacks: list[Callback] = [
+        KeepFreedMemory(),
+        ranks.RecordRankAddresses(),
+        *_reference_sync(cfg, objective, model.spec),
+        record,
+        TensorBoardReport(),
+        SampledReplies(tokens, list(prompts), max_new_tokens=cfg.sampling.max_new_tokens, seed=cfg.seed),
+        Checkpoints(folder.checkpoints, every=cfg.checkpoint_every, identity={}, record=record),
+    ]
+    if isinstance(data, StreamingDataModule):
+        callbacks.append(StreamReport(data, folder.root))
+    return [*callbacks, Progress()] if cfg.trainer.enable_progress_bar else callbacks
+
+
+def _reference_sync(cfg: DictConfig, objective: Objective, spec: ModelSpec) -> list[Callback]:
+    if not cfg.reference_sync.every:
+        return []
+    sync = ReferenceSync(every=cfg.reference_sync.every, alpha=cfg.reference_sync.alpha)
+    sync.check(objective)
+    if spec.reference != "live":
+        raise ValueError(
+            f"reference_sync.every: a reference that moves needs model.reference=live, found {spec.reference}"
+        )
+    return [sync]
+
+
+def _loggers(cfg: DictConfig) -> list[Any]:
+    loggers: list[Any] = [CSVMetrics(Path(cfg.output_dir) / "metrics.csv")]
+    if cfg.logger._target_ is not None:
+        loggers.append(instantiate(cfg.logger))
+    return loggers
+
+
+def hyperparameters(cfg: DictConfig) -> Mapping[str, Any]:
+    """The numbers and names of a configuration that TensorBoard lists beside a run's results."""
+    nodes: Any = OmegaConf.to_container(cfg, resolve=True)
+    flat: dict[str, Any] = {"precision": cfg.precision, "seed": cfg.seed, "strategy": cfg.strategy.name}
+    for group in ("loss", "optim", "data", "model"):
+        flat |= {f"{group}.{k}": v for k, v in nodes[group].items() if isinstance(v, int | float | str) and k[0] != "_"}
+    return flat

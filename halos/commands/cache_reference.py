@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from halos.commands.train import set_up
+from halos.commands.assembly import assemble
 from halos.config.building import build
 from halos.reporting import run_report
 
@@ -27,10 +26,10 @@ def cache_reference(cfg: DictConfig) -> dict[str, Any]:
     # output_dir may hold a run: none of its files is touched.
     cfg = OmegaConf.merge(cfg, {"overwrite": True, "resume": None, "logger": {"_target_": None}})  # type: ignore[assignment]
     start = time.perf_counter()
-    run, trainer = set_up(cfg)
-    warnings.filterwarnings("ignore", "Total length of .*")
-    # Launches the processes and makes the model, which is where training computes the reference too.
-    trainer.validate(run.objective, dataloaders=[], verbose=False)
+    run = assemble(cfg)
+    # A validation of no batches launches the processes, loads the model and runs the reference pass, as training does.
+    run.trainer.limit_val_batches = 0
+    run.trainer.validate(run.objective, datamodule=run.data, verbose=False)
     table = run.data.reference
     if table is None:
         raise ValueError("expected the objective's backbone to have computed the reference's log-probs, found none")

@@ -10,11 +10,13 @@ import numpy as np
 from omegaconf import DictConfig
 from rich.markup import escape
 
-from halos.config.building import SOURCE_KEYS, build
-from halos.data.module import PreferenceDataModule
+from halos.commands.assembly import build_data
+from halos.config.building import build
+from halos.data.preparation.intake import Intake
+from halos.data.preparation.prepare import DataNeeds, Preparation
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
 from halos.data.records.record import messages_of
-from halos.data.rows.token_rows import Example, texts_of
+from halos.data.rows.token_rows import Example, Rows, texts_of
 from halos.data.views.derive import VIEWS, Labelled, Scored
 from halos.policy.loading import ModelSpec
 from halos.reporting.data_report import plot_lengths, show_report, write_report
@@ -24,7 +26,7 @@ from halos.terminal import console, set_up_logging
 LONGEST_SHOWN = 400
 
 
-def inspect_data(cfg: DictConfig) -> PreferenceDataModule:
+def inspect_data(cfg: DictConfig) -> Intake:
     """Read the data as configured, show and write what is asked for.
 
     Raises ``ValueError`` for bad data or settings.
@@ -35,36 +37,36 @@ def inspect_data(cfg: DictConfig) -> PreferenceDataModule:
     tokens = cfg.model.path is not None
     if tokens and cfg.view is None:
         raise ValueError("model.path: tokens are those of a view's examples; set view=binary (or another)")
-    data: PreferenceDataModule = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed, cache_dir=cfg.cache_dir)
-    data.read()
-    records = data.intake.records["train"]
+    preparation = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir).preparation
+    intake = preparation.read()
+    records = intake.records["train"]
     written: Iterable[dict[str, Any]] = map(record_row, records)
     lengths = {
         "prompt (characters)": records.numbers("prompt_characters"),
         "completion (characters)": records.lists("completion_characters")[1],
     }
     if cfg.view is not None:
-        data.load(cfg.view)
-        examples = data.intake.examples["train"]
+        preparation.derive(intake, cfg.view)
+        examples = intake.examples["train"]
         written = map(example_row, examples)
         for example in () if tokens else examples[: cfg.show]:
             _show(example)
     if tokens:
-        _tokenise(data, cfg)
-        lengths = data.rows["train"].lengths
-    show_report(data.intake)
-    show_data(data.reports)
-    _write(cfg, data, written, lengths)
-    return data
+        lengths = _tokenise(preparation, intake, cfg).lengths
+    show_report(intake)
+    show_data(intake.reports)
+    _write(cfg, intake, written, lengths)
+    return intake
 
 
-def _tokenise(data: PreferenceDataModule, cfg: DictConfig) -> None:
+def _tokenise(preparation: Preparation, intake: Intake, cfg: DictConfig) -> Rows:
     spec: ModelSpec = build(cfg.model)
     tokenizer = spec.tokenizer()
-    data.tokenise(tokenizer)
+    rows = preparation.tokenise(intake, DataNeeds(view=cfg.view), tokenizer)["train"]
     names = ("chosen", "rejected") if cfg.view == "pairs" else ("completion",)
-    for row in data.rows["train"].rows[: cfg.show]:
+    for row in rows.rows[: cfg.show]:
         show_example(row, tokenizer, names)
+    return rows
 
 
 def _show(example: Example) -> None:
@@ -82,9 +84,7 @@ def _name(example: Example) -> str:
     return f"score {example.score:g}" if isinstance(example, Scored) else "completion"
 
 
-def _write(
-    cfg: DictConfig, data: PreferenceDataModule, rows: Iterable[dict[str, Any]], lengths: Mapping[str, np.ndarray]
-) -> None:
+def _write(cfg: DictConfig, intake: Intake, rows: Iterable[dict[str, Any]], lengths: Mapping[str, np.ndarray]) -> None:
     if cfg.convert:
         count = write_jsonl(Path(cfg.convert), rows)
         console.print(f"{count:,} records → [bold]{escape(str(cfg.convert))}[/]", highlight=False)
@@ -92,4 +92,4 @@ def _write(
         plot_lengths(lengths, Path(cfg.plot))
         console.print(f"lengths → [bold]{escape(str(cfg.plot))}[/]", highlight=False)
     if cfg.output_dir:
-        write_report(data.intake, Path(cfg.output_dir))
+        write_report(intake, Path(cfg.output_dir))

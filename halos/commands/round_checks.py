@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 
 from halos import terminal
 from halos.checks import check_whole
-from halos.commands.assembly import build_objective, objective_class
+from halos.commands.assembly import build_data, build_objective, objective_class
 from halos.commands.judge import make_judge
-from halos.config.building import SOURCE_KEYS, build
+from halos.config.building import build
 from halos.data.records.record import Completion, Record
 from halos.data.views.derive import VIEWS
 from halos.data.views.selection import Selection
@@ -77,7 +77,7 @@ def _objective(cfg: DictConfig) -> Objective:
     if not objective_class(cfg.loss).generates:
         raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
     build(cfg.model)
-    objective = build_objective(cfg, None, build(cfg.optim))
+    objective = build_objective(cfg, build(cfg.optim))
     objective.check(cfg.trainer.accumulate_grad_batches, None)
     return objective
 
@@ -129,6 +129,6 @@ def _judged(kind: str, prompt: int, count: int) -> Record:
 def _check_judge(cfg: DictConfig) -> None:
     if cfg.get("judge") is None:
         raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat for rounds, found none")
-    source = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed).source
+    source = build_data(cfg.data, seed=cfg.seed).source
     track = partial(terminal.track, "asking the judge", shown=False)
     make_judge(cfg.judge, source, device="cpu", precision="32-true", track=track)

@@ -141,7 +141,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._prepared_by_hand = False
         self.steps = 0
         """Optimizer steps of the run, once it is planned."""
+        self._per_step = 0
         self._planned_by_command = False
+        self._objective: pl.LightningModule | None = None
         self._epoch_steps: int | None = None
         """Optimizer steps of a Lightning epoch; None: the run is one Lightning epoch, however many passes it has."""
         self.reference: ReferenceTable | None = None
@@ -163,6 +165,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         return self._prepare(needs, tokenizer)
 
     def _prepare(self, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+        self.reference = None
         if needs.whole_completions and self.max_tokens is not None:
             raise ValueError(
                 "data.max_tokens_per_batch: expected a loss on completions' log-probs; this one reads their "
@@ -240,7 +243,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         return self.steps
 
     def _fix_steps(self, steps: int, *, per_step: int, world_size: int) -> None:
-        self.steps = steps
+        if (steps, per_step) != (self.steps, self._per_step):
+            self.reference = None  # other rows are read
+        self.steps, self._per_step = steps, per_step
         # These raise now, not in the first step, for an order that is not possible.
         self.order(batch_size=per_step, steps=steps)
         if "val" in self.rows:
@@ -323,6 +328,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         # Each rank reads its own micro-batches already. Lightning's sampler would shuffle and divide them once more.
         trainer._accelerator_connector.use_distributed_sampler = False
         self._prepare_for(trainer.lightning_module)
+        if trainer.lightning_module is not self._objective:
+            self.reference = None  # another objective's reference is another model
+        self._objective = trainer.lightning_module
         if stage == "fit" and not self._planned_by_command:
             self._plan_epochs(trainer)
 
@@ -332,7 +340,7 @@ class PreferenceDataModule(pl.LightningDataModule):
                 f"expected an objective of halos (halos.KTO, …), found {type(objective).__name__}; this data module "
                 "makes batches for objectives"
             )
-        needs, tokenizer = objective.data_needs(), objective.tokenizer
+        needs, tokenizer = objective.data_needs(), objective.ready_tokenizer()
         if self._prepared is None:
             self._prepare(needs, tokenizer)
             return

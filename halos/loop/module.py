@@ -6,25 +6,29 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypedDict, final
+from typing import TYPE_CHECKING, Any, TypedDict, final
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
 from halos.data.batches.collate import Batch
+from halos.data.module import PreferenceDataModule
 from halos.loop.feedback_metrics import feedback_metrics, labelled
 from halos.loop.humanline import Humanline
 from halos.loop.needs import Needs
 from halos.loop.output import Output
+from halos.loop.reference_pass import check_sequences, run_reference_pass
 from halos.loop.steps import Step, Steps, complete
 from halos.metrics import Averages, LabelledRewards, Mean, auc
 from halos.optim import AdamW, Optim
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.completions import LogProbs
+from halos.policy.pretrained import BackboneSource
 from halos.processes.collectives import (
     all_gather_list,
     clip_gradients,
@@ -34,10 +38,10 @@ from halos.processes.collectives import (
     use_data_group,
 )
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    pass
 
-BackboneSource = Backbone | Callable[[], Backbone]
-"""A backbone, or a function that makes one when the strategy is ready for the weights."""
+log = logging.getLogger(__name__)
 
 
 class LoopOptions(TypedDict, total=False):
@@ -88,7 +92,8 @@ class TrainingLoop(pl.LightningModule, ABC):
         self.skipped_steps = 0
         # Registered as a submodule in configure_model() only: its weights may not exist before.
         self.backbone: Backbone | None = None
-        self._make_backbone = (lambda: backbone) if isinstance(backbone, Backbone) else backbone
+        # In a tuple, so that nn.Module does not register it: it becomes the submodule `backbone` once it is configured.
+        self._source: tuple[BackboneSource | None] = (backbone,)
         self._optim = optim or AdamW()
         self._steps, self.val_averages = Steps(), Averages()
         self.val_rewards = LabelledRewards()
@@ -111,10 +116,16 @@ class TrainingLoop(pl.LightningModule, ABC):
     def see_labels(self, desirable: int, undesirable: int) -> None:
         """Take the numbers of desirable and undesirable training completions, before the first step."""
 
+    @abstractmethod
+    def control(self, desirable: bool | None) -> str:
+        """Text that ends the prompt of an example with this label."""
+
     # What Lightning calls, in the order in which it does
 
     @final
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self._check_strategy()
         group = getattr(self.trainer.strategy, "data_group", None)
         use_data_group(group)
         for metric in (self._steps.averages, self.val_averages, self.val_rewards):
@@ -124,19 +135,32 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @final
     def configure_model(self) -> None:
-        if self.backbone is not None:
-            return
-        if self._make_backbone is None:
-            name = type(self).__name__
-            raise ValueError(
-                f"{name}: expected a backbone to train, found none; pass one to the constructor: {name}(backbone, …)"
-            )
+        # Without a Trainer too, where a test or a notebook only looks at the models.
+        data = getattr(self._trainer, "datamodule", None)
         # Under Lightning's default device, the run's, random weights would be drawn by another generator.
         with torch.device("cpu"):
-            self.backbone = self._make_backbone()
-            self.build(self.backbone.hidden_size)
+            if self.backbone is None:
+                self._make_backbone()
+            if isinstance(data, PreferenceDataModule):
+                check_sequences(self.trained, data)
+                self._run_reference_pass(data)
+
+    def _make_backbone(self) -> None:
+        sharding = getattr(getattr(self._trainer, "strategy", None), "sharding", None)
+        self.backbone = self.source.make(reference=self.needs.reference, sharding=sharding)
+        self.backbone.control = self.control(True)
+        self.build(self.backbone.hidden_size)
         if self.backbone.sharding is not None:
             self.backbone.sharding.shard_beside(self)
+
+    def _run_reference_pass(self, data: PreferenceDataModule) -> None:
+        # The steps compute the reference's log-probs themselves where the backbone has a model for them.
+        backbone = self.trained
+        if not self.needs.reference or backbone.scores_reference or data.reference is not None:
+            return
+        sharding = getattr(self.trainer.strategy, "sharding", None)
+        scorer = self.source.reference_scorer(backbone, sharding)
+        backbone.reference_seconds = run_reference_pass(scorer, data, self.trainer)
 
     @final
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -151,7 +175,8 @@ class TrainingLoop(pl.LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._steps.begin()
         # Dropout is a function of (seed, batch, rank), so that a resumed run draws as the uninterrupted one did.
-        torch.manual_seed((self.seed * 1_000_003 + batch_idx * 4_099 + data_ranks(self.trainer)[0]) % 2**63)
+        number = self.trainer.fit_loop.total_batch_idx  # over all epochs
+        torch.manual_seed((self.seed * 1_000_003 + number * 4_099 + data_ranks(self.trainer)[0]) % 2**63)
         if self.trained.sharding is not None:
             last = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
             self.trained.sharding.begin_micro_batch(self, last=last)
@@ -216,6 +241,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Lightning frees the gradients after the next forward pass. Freed here, they leave room for its activations.
         optimizer.zero_grad(set_to_none=True)
+        self.trained.updated = True
 
     @final
     def on_validation_start(self) -> None:
@@ -259,6 +285,14 @@ class TrainingLoop(pl.LightningModule, ABC):
     @final
     def on_train_end(self) -> None:
         self._flush_metrics()
+
+    @final
+    def on_fit_end(self) -> None:
+        if self.trainer.global_step == 0:
+            raise ValueError(
+                "fit: expected at least one training step, found none; look at the training data and at max_steps, "
+                "max_epochs, max_time and limit_train_batches of the Trainer"
+            )
 
     # What callbacks and commands call
 
@@ -304,6 +338,30 @@ class TrainingLoop(pl.LightningModule, ABC):
         return losses
 
     # The pieces
+
+    @property
+    def source(self) -> BackboneSource:
+        """Where the backbone comes from. Raises ``ValueError`` for an objective without one."""
+        (source,) = self._source
+        if source is None:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name}: expected a backbone to train, found none; pass one to the constructor: {name}(backbone, …)"
+            )
+        return source
+
+    @source.setter
+    def source(self, source: BackboneSource) -> None:
+        self._source = (source,)
+
+    def _check_strategy(self) -> None:
+        # Forked processes train copies: the objective of the calling process would keep its first weights.
+        if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
+            raise ValueError(
+                "strategy: expected one whose processes run the whole script (ddp), found forked or spawned processes, "
+                "after which the calling process would save the untrained model; in a notebook use one device, or "
+                "halos.train with overrides={'strategy': 'ddp'}"
+            )
 
     def _evaluate(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
         policy = self.trained.logprobs(batch, with_hidden=self.needs.hidden, with_statistics=True)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from halos.data.batches.collate import Batch
-from halos.loop.module import BackboneSource, LoopOptions, TrainingLoop
+from halos.data.preparation.prepare import DataNeeds
+from halos.loop.module import LoopOptions, TrainingLoop
 from halos.loop.needs import Needs
 from halos.loop.output import Output
 from halos.metrics import Mean
 from halos.policy.heads import RewardHead
 from halos.policy.logprobs.completions import LogProbs
+from halos.policy.pretrained import BackboneSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["BackboneSource", "LoopOptions", "Needs", "Objective", "Output"]
 
@@ -56,6 +61,26 @@ class Objective(TrainingLoop):
 
     def see_labels(self, desirable: int, undesirable: int) -> None:
         """Take the numbers of desirable and undesirable training completions, before the first step."""
+
+    @final
+    def ready_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer, in which each of the objective's control tokens is a single token.
+
+        Raises ``ValueError`` for an objective without a backbone, and for a backbone without a tokenizer.
+        """
+        self.source.add_control_tokens(filter(None, (self.control(True), self.control(False))))
+        return self.source.tokenizer
+
+    @final
+    def data_needs(self) -> DataNeeds:
+        """What the data module prepares for this objective."""
+        return DataNeeds(
+            view=self.view,
+            control=self.control,
+            mismatched=self.needs.mismatched,
+            whole_completions=self.needs.last_hidden,
+            grouped=self.needs.grouped,
+        )
 
     @final
     def outcome(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from halos.data.batches.collate import Batch
 from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters
+from halos.policy.export.language_model import unconditioned
 from halos.policy.kernels.elementwise import use_fewer_temporaries
 from halos.policy.kernels.matmul import limit_kernel_caches, use_faster_products
+from halos.policy.loading import ModelOptions, ModelSpec, add_control_tokens, grow_vocabulary
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
 from halos.policy.logprobs.head import evaluating
 from halos.policy.logprobs.token_statistics import check_statistics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Backbone(nn.Module):
@@ -62,11 +68,118 @@ class Backbone(nn.Module):
             raise ValueError(f"expected a model with LoRA adapters, found a {type(policy).__name__} without any")
         self.reference_seconds = 0.0
         """Seconds spent on the reference's log-probs, before training or during it."""
+        self.spec: ModelSpec | None = None
+        """What the policy was loaded from, where that is known."""
+        self.updated = False
+        """Whether an optimizer has changed the policy, so that it is no longer its own reference."""
+        self.control = ""
+        """The control token that replies are conditioned on (CSFT)."""
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, dtype: torch.dtype = torch.float32, **options: Unpack[ModelOptions]
+    ) -> Backbone:
+        """The policy and tokenizer of a hub id, a folder or a GGUF file.
+
+        Args:
+            path: as ``model.path``.
+            dtype: of the weights.
+            options: the other parameters of :class:`halos.policy.ModelSpec`, such as ``lora=LoRA(enabled=True)`` or
+                ``reference="live"``. By default the reference's log-probs are computed before the first step and
+                cached.
+
+        Raises:
+            ValueError: for a path or options that cannot be loaded.
+        """
+        from halos.policy.pretrained import load_backbone
+
+        spec = ModelSpec(path=str(path), **options).resolved(streaming=False)
+        spec.check()
+        tokenizer = spec.tokenizer()
+        live, adapter = spec.reference == "live", spec.reference == "adapter"
+        backbone = load_backbone(
+            spec, dtype=dtype, vocabulary=len(tokenizer), with_reference=live, adapter_reference=adapter
+        )
+        backbone.spec, backbone._tokenizer = spec, tokenizer
+        return backbone
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the policy, its tokenizer and a model card in Hugging Face format; adapters are merged first.
+
+        Only the first process writes, so a script under DDP can call it on every rank.
+
+        Raises:
+            ValueError: for a policy that is divided over ranks, or that has no tokenizer.
+        """
+        from halos.policy.export.save import save_backbone
+
+        save_backbone(self, Path(folder))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer. Raises ``ValueError`` for a backbone that was made without one."""
+        if self._tokenizer is None:
+            raise ValueError(
+                "expected a backbone with a tokenizer: use Backbone.from_pretrained(path), or set backbone.tokenizer"
+            )
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def add_control_tokens(self, texts: Iterable[str]) -> None:
+        """Make each text a single token; its embedding starts as the mean of the others.
+
+        Raises ``ValueError`` for a policy with adapters, whose embeddings are frozen.
+        """
+        controls = list(texts)
+        for text in controls:
+            # The chat template of a policy that was trained with it ends with it already.
+            unconditioned(self.tokenizer, text)
+        new_tokens = add_control_tokens(self.tokenizer, controls)
+        if new_tokens and adapter_layers(self.policy):
+            raise ValueError("expected a policy without LoRA for a loss with control tokens; use halos.train(loss=…)")
+        for part in self.with_reference_backbone() if new_tokens else ():
+            grow_vocabulary(part.policy, len(self.tokenizer), new_tokens)
+        if self._reference:
+            self._reference[0].policy.requires_grad_(False)
+
+    def make(self, *, reference: bool, sharding: Any) -> Backbone:
+        """This backbone. Raises ``ValueError`` under a strategy that divides weights before they are loaded."""
+        if sharding is not None and self.sharding is None:
+            raise ValueError(
+                "expected weights that are not loaded yet under FSDP; pass a halos.sharding.BackboneFactory, or use "
+                "halos.train(strategy='fsdp')"
+            )
+        return self
+
+    def reference_scorer(self, backbone: Backbone, sharding: Any) -> Backbone:
+        """The policy, which is its own reference until its first step; after that the same weights, loaded again.
+
+        Raises ``ValueError`` if the policy was trained and its first weights are not known.
+        """
+        from halos.policy.pretrained import load_backbone
+
+        if not self.updated and (self.spec is None or self.spec.reference_path is None):
+            return self
+        if self.spec is None or self.spec.random_weights:
+            raise ValueError(
+                "expected a policy that was not trained yet, as its log-probs are to be the reference's; make a "
+                "backbone with a live reference, or use Backbone.from_pretrained"
+            )
+        return load_backbone(self.spec.of_reference(), dtype=self.policy.dtype, vocabulary=len(self.tokenizer))
 
     @property
     def reference(self) -> Any | None:
         """π_ref, or None for objectives that have none."""
         return self._reference[0].policy if self._reference else None
+
+    @property
+    def scores_reference(self) -> bool:
+        """Whether the reference's log-probs are computed in each step, by a frozen copy or without the adapter."""
+        return bool(self._reference) or self.adapter_reference
 
     def with_reference_backbone(self) -> tuple[Backbone, ...]:
         """This backbone, and that of the live reference if there is one."""
@@ -119,7 +232,7 @@ class Backbone(nn.Module):
         """
         if batch.reference is not None:
             return LogProbs(batch.reference, batch.mask)
-        if not self._reference and not self.adapter_reference:
+        if not self.scores_reference:
             raise ValueError(
                 "expected a backbone with a reference, or a batch with the reference's log-probs; found neither"
             )

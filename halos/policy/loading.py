@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -24,6 +24,24 @@ log = logging.getLogger(__name__)
 
 PACKAGED = "pkg://"
 """``pkg://halos.toy/reference`` is a directory inside an installed package."""
+
+
+class ModelOptions(TypedDict, total=False):
+    """The parameters of :class:`ModelSpec` beside its path."""
+
+    random_weights: bool
+    attention: str | None
+    packed_attention: str
+    gradient_checkpointing: bool
+    compile: bool
+    liger: bool
+    dropout: float
+    head_chunk: int | None
+    statistics: Sequence[str]
+    reference: str
+    reference_path: str | None
+    chat_template: str | None
+    lora: LoRA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from halos.policy.adapters import adapter_layers, base_state, mark_base
 from halos.policy.backbone import Backbone
-from halos.policy.kernels.liger import use_liger
 from halos.policy.loading import ModelSpec
-from halos.policy.logprobs.attention import attend_by_flex
-from halos.policy.logprobs.compiling import compile_layers
+from halos.policy.pretrained import load_backbone, use_fast_layers
 from halos.processes.collectives import rank_and_world
 from halos.sharding.sharding import Sharding, full_state, load_full_state, sharded_modules
 
@@ -36,22 +34,14 @@ def make_backbone(
     adapter_reference: bool = False,
 ) -> Backbone:
     """The policy, and its live reference if asked for, whole or (all ranks together) divided before it has weights."""
-    options: dict[str, Any] = {
-        "with_reference": with_reference,
-        "adapter_reference": adapter_reference,
-        "head_chunk": spec.head_chunk,
-        "statistics": spec.statistics,
-    }
     weights: dict[str, Any] = {"dtype": dtype, "new_tokens": new_tokens, "vocabulary": vocabulary}
-    made = Backbone(spec.load(**weights), **options) if sharding is None else _divided(spec, sharding, weights, options)
-    for part in made.with_reference_backbone():
-        if spec.compile:
-            compile_layers(part.policy)
-        if spec.liger:
-            use_liger(part.policy)
-        if spec.packed_attention == "flex":
-            attend_by_flex(part.policy)
-    return made
+    references: dict[str, Any] = {"with_reference": with_reference, "adapter_reference": adapter_reference}
+    if sharding is None:
+        return load_backbone(spec, **weights, **references)
+    options = {"head_chunk": spec.head_chunk, "statistics": spec.statistics, **references}
+    backbone = _divided(spec, sharding, weights, options)
+    use_fast_layers(backbone, spec)
+    return backbone
 
 
 def _divided(spec: ModelSpec, sharding: Sharding, weights: Mapping[str, Any], options: Mapping[str, Any]) -> Backbone:

@@ -11,7 +11,7 @@ from halos.data.preparation.intake import LEAKED
 from halos.data.sources.json_source import JsonSource
 from halos.data.streaming.module import StreamingDataModule
 from halos.evaluation.heldout import held_out
-from tests.test_config import compose
+from tests.configs import compose
 
 
 def written(file: Path, rows: list[dict[str, Any]]) -> Path:

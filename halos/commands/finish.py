@@ -1,0 +1,107 @@
+"""The end of a run: the exported policy, samples from it where the true reward is known, and the summary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from halos.commands.assembly import Run, hyperparameters
+from halos.policy.adapters import merge_adapter
+from halos.policy.export.language_model import export_policy
+from halos.policy.export.reward_model import export_reward_model
+from halos.policy.logprobs.compiling import uncompiled
+from halos.processes.collectives import data_ranks, full_tensor
+from halos.reporting import run_report
+from halos.reporting.tensorboard import log_hparams
+from halos.sampling.before_after import Comparison, compare
+from halos.sharding.weights import whole_policy
+from halos.training.record import peak_gpu_mb, peak_rss_mb
+
+log = logging.getLogger(__name__)
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """Export the policy, sample from it where the true reward is known, and write the summary; returns it."""
+    summary = _summary(run)
+    policy = whole_policy(run.objective.trained)
+    score = None if run.objective.generates else full_tensor(run.objective.reward_head.linear.weight).detach()
+    if not run.trainer.is_global_zero:
+        return summary
+    card = {"loss": run.cfg.loss.name, "base": run.model.spec.path, "steps": summary["steps"], **summary["metrics"]}
+    with uncompiled(policy):
+        _export(run, card, policy, score)
+        comparison = _compare(run, policy, run.trainer.strategy.root_device)
+    if comparison is not None:
+        summary["samples"] = comparison.summary()
+        run_report.show_comparison(comparison)
+    final = summary["metrics"] | {f"samples/{name}": value for name, value in summary.get("samples", {}).items()}
+    log_hparams(run.trainer, hyperparameters(run.cfg), final)
+    run_report.show_metrics(summary["metrics"])
+    if run.data.streams:
+        run_report.show_data({"train": run.data.reports["train"]})
+    run.folder.write_summary(summary)
+    run_report.show_where_next(run.folder.root, run.folder.model)
+    return summary
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    trainer, data = run.trainer, run.data
+    accumulate, world_size = trainer.accumulate_grad_batches, data_ranks(trainer)[1]
+    return {
+        "loss": run.cfg.loss.name,
+        "strategy": run.cfg.strategy.name,
+        "precision": run.cfg.precision,
+        "world_size": trainer.world_size,
+        "steps": trainer.global_step,
+        "examples": trainer.global_step * accumulate * world_size * data.batch_size,
+        "tokens": data.tokens_in(trainer.global_step, accumulate=accumulate, world_size=world_size),
+        "train_seconds": run.record.seconds,
+        "reference_seconds": run.objective.trained.reference_seconds,
+        "peak_rss_mb": peak_rss_mb(),
+        "peak_gpu_mb": peak_gpu_mb(),
+        "train_loss": run.record.train_loss,
+        "metrics": run.record.val_metrics,
+        **({"skipped_steps": run.objective.skipped_steps} if run.objective.non_finite == "skip" else {}),
+    }
+
+
+def _export(run: Run, card: Mapping[str, Any], policy: Any, score: torch.Tensor | None) -> None:
+    tokenizer, folder, end_of_turn = run.model.tokenizer, run.folder.model, run.tokens.end_of_turn
+    lora = run.model.spec.lora
+    if lora.enabled and lora.export == "merged":
+        merge_adapter(policy)
+    if score is None:
+        control = run.objective.control(True)
+        export_policy(policy, tokenizer, folder, end_of_turn=end_of_turn, control=control, card=card)
+    else:
+        export_reward_model(policy, score, tokenizer, folder, end_of_turn=end_of_turn, card=card)
+
+
+def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
+    reward, sampling, spec = run.data.source.true_reward(), run.cfg.sampling, run.model.spec
+    if reward is None or not sampling.size or not run.objective.generates:
+        return None
+    trained = run.objective.trained
+    # Without a live reference, or with one that has moved, the policy is compared with the model that it started from.
+    # The reference of a sharded policy is sharded too: the first process alone cannot sample from it.
+    reference = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
+    policy = policy.to(device)  # Lightning has moved everything to the CPU
+    if reference is None and spec.random_weights:
+        log.info("samples: not compared, as the random weights that training started from are gone")
+        return None
+    if reference is None:
+        start = spec.of_reference() if spec.reference_path is not None else spec
+        reference = start.load(dtype=policy.dtype, vocabulary=len(run.model.tokenizer)).eval()
+    return compare(
+        policy,
+        reference.to(device),
+        run.tokens,
+        reward,
+        size=sampling.size,
+        max_new_tokens=sampling.max_new_tokens,
+        seed=run.cfg.seed,
+        control=run.objective.control,
+    )

@@ -1,0 +1,72 @@
+"""The reference pass: log π_ref of every completion that a run reads, computed once before its first step."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+from halos import terminal
+from halos.data.module import PreferenceDataModule
+from halos.policy.backbone import Backbone
+from halos.policy.checks import check_positions, warn_of_rotary
+from halos.policy.logprobs.packed import check_packing
+from halos.policy.reference.precompute import reference_table
+from halos.processes.collectives import data_ranks
+
+
+def check_sequences(backbone: Backbone, data: PreferenceDataModule) -> None:
+    """Raise ``ValueError`` for sequences that the policy cannot read: too long ones, or packed ones in parts."""
+    warn_of_rotary(backbone.policy.config.get_text_config(), data.limits.max_length)
+    check_positions(backbone.policy, data.prepared.longest())
+    if data.max_tokens is not None:
+        check_packing(backbone.policy)
+
+
+def run_reference_pass(scorer: Backbone, data: PreferenceDataModule, trainer: pl.Trainer) -> float:
+    """Compute the log-probs of every row that the planned run reads, and leave them in ``data.reference``.
+
+    Log-probs that the cache folder of the data module has are read, the others are computed and added to it.
+
+    Args:
+        scorer: the reference; usually the policy, which is its own reference until its first step.
+        data: the data module, prepared and planned.
+        trainer: knows the device, the precision and the ranks.
+
+    Returns:
+        The seconds that it took.
+    """
+    precision = trainer.precision_plugin
+    if not scorer.sharded:
+        # Lightning is about to move and cast the policy like this anyway.
+        precision.convert_module(scorer).to(trainer.strategy.root_device)
+    rows = data.scored_rows(accumulate=trainer.accumulate_grad_batches, world_size=data_ranks(trainer)[1])
+    track = partial(terminal.track, "reference log-probs", shown=trainer.progress_bar_callback is not None)
+    with tempfile.TemporaryDirectory() as temporary, precision.forward_context():
+        data.reference, seconds = reference_table(
+            scorer,
+            rows,
+            folder=data.cache_dir or Path(temporary),
+            precision=_numbers_key(scorer, trainer),
+            packing=data.packing,
+            share_prompts=data.share_prompts,
+            track=track,
+        )
+    return seconds
+
+
+def _numbers_key(scorer: Backbone, trainer: pl.Trainer) -> str:
+    # Part of the cache key. In reduced precision the log-probs also depend on the sharding and on the device type.
+    precision = str(trainer.precision)
+    if precision == "32-true":
+        return precision
+    parts = [precision]
+    if group_size := getattr(trainer.strategy, "tensor_parallel_size", None):
+        parts.append(f"tensor parallel {group_size}")
+    elif scorer.sharded and precision == "bf16-mixed":
+        parts.append("sharded")  # FSDP casts weights where autocast casts operands
+    if scorer.device.type != "cpu":
+        parts.append(scorer.device.type)  # where attention is computed in float32
+    return ", ".join(parts)

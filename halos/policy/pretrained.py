@@ -1,0 +1,67 @@
+"""A backbone from a model's files, and the protocol of whatever an objective takes its backbone from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from halos.policy.backbone import Backbone
+from halos.policy.kernels.liger import use_liger
+from halos.policy.loading import ModelSpec
+from halos.policy.logprobs.attention import attend_by_flex
+from halos.policy.logprobs.compiling import compile_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class BackboneSource(Protocol):
+    """What an objective takes its backbone from: a :class:`Backbone`, or a factory that loads one later."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer."""
+
+    def add_control_tokens(self, texts: Iterable[str]) -> None:
+        """Make each text a single token of the tokenizer and of the policy."""
+
+    def make(self, *, reference: bool, sharding: Any) -> Backbone:
+        """The backbone, with a model for the reference if ``reference`` and if no cached log-probs take its place."""
+
+    def reference_scorer(self, backbone: Backbone, sharding: Any) -> Backbone:
+        """The model whose log-probs are the reference's before training: the backbone itself, or another one."""
+
+
+def load_backbone(
+    spec: ModelSpec,
+    *,
+    dtype: torch.dtype = torch.float32,
+    new_tokens: Sequence[int] = (),
+    vocabulary: int = 0,
+    with_reference: bool = False,
+    adapter_reference: bool = False,
+) -> Backbone:
+    """The policy with all its weights, and a live reference if asked for; see :meth:`ModelSpec.load`."""
+    policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
+    backbone = Backbone(
+        policy,
+        with_reference=with_reference,
+        adapter_reference=adapter_reference,
+        head_chunk=spec.head_chunk,
+        statistics=spec.statistics,
+    )
+    use_fast_layers(backbone, spec)
+    return backbone
+
+
+def use_fast_layers(backbone: Backbone, spec: ModelSpec) -> None:
+    """Compile the layers, or put kernels and attention in their place, as the spec says."""
+    for part in backbone.with_reference_backbone():
+        if spec.compile:
+            compile_layers(part.policy)
+        if spec.liger:
+            use_liger(part.policy)
+        if spec.packed_attention == "flex":
+            attend_by_flex(part.policy)
