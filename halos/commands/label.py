@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 
 from halos import terminal
 from halos.commands.assembly import build_data
+from halos.commands.judge import make_judge
 from halos.data.sources.base import Source
 from halos.data.sources.json_source import JsonSource
 from halos.files import write_atomically
 from halos.judges.labels import KINDS, label as labelled
-from halos.judges.making import make_judge
 
 
 def label(cfg: DictConfig) -> Path:

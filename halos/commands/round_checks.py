@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 from halos import terminal
 from halos.checks import check_whole
 from halos.commands.assembly import build_data, build_objective, objective_class
+from halos.commands.judge import make_judge
 from halos.config.building import build
 from halos.data.records.record import Completion, Record
 from halos.data.views.derive import VIEWS
 from halos.data.views.selection import Selection
 from halos.judges.labels import KINDS
-from halos.judges.making import make_judge
 from halos.objectives.base import Objective
 from halos.sampling.engines import Decoding, check_installed
 

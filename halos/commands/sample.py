@@ -11,12 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.checks import check_whole
+from halos.commands.held_data import read_data
 from halos.config.devices import check_place
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.files import write_atomically
 from halos.policy.lookup import Policy, find_policy
 from halos.sampling.engines import Decoding, check_engine, make_engine
-from halos.sampling.prompts import distinct_prompts, read_data
+from halos.sampling.prompts import distinct_prompts
 from halos.sampling.sampler import Sampler
 from halos.training.identity import weights_key
 

@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 
 from halos import terminal
 from halos.checks import check_number, check_whole
+from halos.commands.held_data import read_data
+from halos.commands.judge import make_judge
 from halos.config.devices import check_place
 from halos.evaluation.duels import best_of_data
 from halos.evaluation.harness import check_installed
@@ -20,10 +22,9 @@ from halos.evaluation.heldout import HeldOut, held_out
 from halos.evaluation.statistics import Estimate
 from halos.files import write_atomically
 from halos.judges.base import CompletionJudge
-from halos.judges.making import make_judge
 from halos.policy.lookup import Policy, check_tokenizer, find_policy, reference_of
 from halos.sampling.engines import Decoding, check_engine
-from halos.sampling.prompts import HeldData, read_data
+from halos.sampling.prompts import HeldData
 
 
 @dataclass(slots=True)

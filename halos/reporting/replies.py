@@ -35,7 +35,7 @@ class SampledReplies(Callback):
         if not (trainer.is_global_zero or backbone.sharded):
             return
         control, tokenizer = pl_module.control(True), self.tokens.tokenizer
-        prompts = [self.tokens.fit_prompt(self.tokens.prompt(prompt, control), "prompt")[0] for prompt in self.prompts]
+        prompts = [self.tokens.fitted_prompt(prompt, control) for prompt in self.prompts]
         with unsharded_root(backbone):
             replies = sample(
                 backbone.policy,

@@ -7,7 +7,7 @@ import pytest
 
 from halos.data.records.record import Completion, Record
 from halos.evaluation.duels import best_of_data, win_rate
-from halos.judges.base import CompletionJudge, Said
+from halos.judges.base import CompletionJudge, PromptCompletion
 from halos.judges.labels import label
 from halos.judges.truth import TruthJudge
 from halos.toy.source import ToyJudge
@@ -17,8 +17,8 @@ from halos.toy.world import is_desirable
 class Length(CompletionJudge):
     """Likes long completions; has no answer to "?"."""
 
-    def scores(self, said: Sequence[Said]) -> list[float | None]:
-        return [None if text == "?" else float(len(text)) for _, text in said]
+    def scores(self, completions: Sequence[PromptCompletion]) -> list[float | None]:
+        return [None if text == "?" else float(len(text)) for _, text in completions]
 
 
 def record(name: str, *texts: str) -> Record:

@@ -97,6 +97,13 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
         RewardModel(str(tmp_path)).scores(SAID)
 
 
+@pytest.mark.parametrize("name", ["batch_size", "max_length"])
+@pytest.mark.parametrize("value", [True, 1.5, 0, None])
+def test_what_is_no_whole_number_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^judge\.{name}: expected a whole number from"):
+        RewardModel("m", **{name: value})
+
+
 def test_what_can_be_told_without_weights_is_told_by_the_check(folder: Path, tmp_path: Path) -> None:
     RewardModel(str(folder)).check()
     shutil.copytree(folder, tmp_path / "two")

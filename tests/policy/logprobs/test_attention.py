@@ -59,8 +59,8 @@ def test_it_is_softmax_over_what_each_token_may_see(
     flex: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packing, "GROUPED", grouped)
-    monkeypatch.setattr(packing, "DENSE", dense)
+    monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", grouped)
+    monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", dense)
     first, second = pack(ROWS, width=11, mismatched=True)
     options: dict[str, Any] = {"scaling": 0.5, "dropout": 0.0, "window": window, "softcap": softcap}
     n = len(first.input_ids)

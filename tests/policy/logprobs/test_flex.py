@@ -50,8 +50,8 @@ def test_blocks_hold_all_that_is_seen(
     size: int, dense: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flex, "BLOCK", size)
-    monkeypatch.setattr(packing, "GROUPED", 8)
-    monkeypatch.setattr(packing, "DENSE", dense)
+    monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", 8)
+    monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", dense)
     for part in pack(ROWS, width=11, mismatched=True):
         mask, seen = block_mask(part, window), visible(part, window)
         listed = mask.to_dense()[0, 0].bool().repeat_interleave(size, 0).repeat_interleave(size, 1)

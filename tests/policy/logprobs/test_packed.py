@@ -90,8 +90,8 @@ def test_the_pieces_that_attention_is_computed_in_do_not_matter(
     model: Any, grouped: int, dense: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, expected_gradients = with_gradients(model, mismatched=True)
-    monkeypatch.setattr(packing, "GROUPED", grouped)
-    monkeypatch.setattr(packing, "DENSE", dense)
+    monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", grouped)
+    monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", dense)
     found, gradients = with_gradients(model, mismatched=True, packing=True)
     assert_same([found.tokens], [expected.tokens], VALUES)
     assert_same(gradients, expected_gradients, GRADIENTS)
