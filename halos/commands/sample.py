@@ -64,7 +64,7 @@ def _begin(cfg: DictConfig, output: Path, policy: Policy) -> None:
     settings = output.with_name(output.name + ".config.yaml")
     told: Any = OmegaConf.to_container(cfg, resolve=True)
     if policy.run is not None and told.get("data") is None:
-        told["data"] = OmegaConf.to_container(policy.run.data, resolve=True)
+        told["data"] = policy.run.data
     if policy.spec.local is not None:
         told["weights"] = weights_key(policy.spec.local)
     if policy.spec.lora.path is not None:

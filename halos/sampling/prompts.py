@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from halos.checks import check_whole
 from halos.config.building import SOURCE_KEYS, build
@@ -52,7 +52,7 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
     if split not in ("val", "train"):
         raise ValueError(f"split: expected val or train, found {split!r}")
     if node is None and policy is not None and policy.run is not None:
-        node, seed = policy.run.data, policy.run.seed
+        node, seed = OmegaConf.create(policy.run.data), policy.run.seed
     if node is None:
         raise ValueError("data: expected data=toy, data=json data.train=FILE …; only a run's folder brings its own")
     module: Any = build(node, without=SOURCE_KEYS, seed=seed)

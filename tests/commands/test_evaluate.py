@@ -154,7 +154,7 @@ def test_a_reward_model_is_evaluated_within_the_limits_of_its_data(
             given.append(limits)
             super().__init__(path, limits=limits, **options)
 
-    monkeypatch.setattr("halos.commands.evaluate.RewardModel", Seen)
+    monkeypatch.setattr("halos.evaluation.evaluator.RewardModel", Seen)
     words = (f"policy={tmp_path}/model", f"output={tmp_path}/e", "resamples=20", "data.max_length=48")
     assert "rewards/auc" in evaluate(compose("evaluate", *SMALL, *words))["metrics"]
     evaluate(compose("evaluate", *SMALL, *words, "data.max_prompt_length=9"))

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from halos.cli import config_folder
 from halos.comparison.claim_figure import claim_figure
 from halos.comparison.claims import FAILED, HELD, UNDECIDED, as_markdown, decide
-from halos.comparison.runs import Run, of_experiment
+from halos.comparison.runs import Run, experiment_keys
 
 EXPERIMENTS = sorted(
     file.stem for file in (Path(config_folder()) / "experiment").glob("claims_*.yaml") if file.stem != "claims_tune"
@@ -40,7 +40,7 @@ CLAIM: dict[str, Any] = {
 def run(loss: str, seed: int, share: float, noise: float = 0.4, claim: dict[str, Any] | None = CLAIM) -> Run:
     config = {"loss.name": loss, "data.source.noise": noise}
     numbers = {"samples/policy_desirable": share, "samples/reference_desirable": 0.5, "samples/kl": 2 * share}
-    return Run(Path(f"{loss}-{noise}-{seed}"), seed, config, numbers, [], [], [], claim)
+    return Run(Path(f"{loss}-{noise}-{seed}"), seed, config, numbers, claim=claim)
 
 
 def runs(kto: list[float], dpo: list[float]) -> list[Run]:
@@ -144,7 +144,8 @@ def jobs(experiment: str) -> tuple[list[DictConfig], set[str]]:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_sweeps_each_run_that_its_claim_compares_once(experiment: str) -> None:
     cfgs, tuned = jobs(experiment)
-    configs = [of_experiment(cfg) for cfg in cfgs]
+    nodes: Any = [OmegaConf.to_container(cfg, resolve=True) for cfg in cfgs]
+    configs = [experiment_keys(node) for node in nodes]
     claim: Any = OmegaConf.to_container(cfgs[0].claim, resolve=True, throw_on_missing=True)
     for contrast in claim["contrasts"]:
         sides = [
