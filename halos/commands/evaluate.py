@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.evaluation import evaluator, report
-from halos.evaluation.plan import EvaluationPlan, Settings, plan_evaluation
+from halos.evaluation.heldout import held_out
+from halos.evaluation.plan import EvaluationPlan, Settings
 from halos.evaluation.results import Results, write_results
 from halos.judges.making import make_judge
 from halos.policy.lookup import Policy, find_policy, reference_of
-from halos.sampling.engines import Decoding
 from halos.sampling.prompts import read_data
 
 
@@ -30,7 +31,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             fails, such as a judge that answers nothing. The results of the stages before it have been written.
     """
     terminal.set_up_logging()
-    settings = _settings(cfg)
+    node: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings = Settings(**{field.name: node[field.name] for field in fields(Settings)})
     pl.seed_everything(settings.seed, verbose=False)
     plan, folder = _plan(cfg, settings)
     results: Results | None = None
@@ -43,47 +45,29 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return results.as_json()
 
 
-def _settings(cfg: DictConfig) -> Settings:
-    """The command's plain settings; reads nothing but the configuration."""
-    decoding = Decoding(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p)
-    return Settings(
-        seed=cfg.seed,
-        device=cfg.device,
-        precision=cfg.precision,
-        batch_size=cfg.batch_size,
-        resamples=cfg.resamples,
-        beta=cfg.beta,
-        size=cfg.size,
-        samples=cfg.samples,
-        decoding=decoding,
-        engine=cfg.engine,
-        tasks=tuple(cfg.tasks),
-        task_folder=cfg.task_folder,
-        task_limit=cfg.task_limit,
-        progress=cfg.progress,
-    )
-
-
 def _plan(cfg: DictConfig, settings: Settings) -> tuple[EvaluationPlan, Path]:
     """Find the models, read the data, make the judge and check them together; the cheapest come first."""
     policy = find_policy("policy", cfg.policy)
     reference = None if policy.is_classifier else reference_of(policy, cfg.reference)
     folder = _output(cfg.output, policy)
     data = read_data(cfg.get("data"), policy, cfg.split, settings.seed)
-    judge = opponent_policy = None
+    judge = opponent = None
     if cfg.get("judge") is not None:
+        where = {"device": settings.device, "precision": settings.precision}
         track = partial(terminal.track, "asking the judge", shown=settings.progress)
-        judge = make_judge(cfg.judge, data.source, device=settings.device, precision=settings.precision, track=track)
+        judge = make_judge(cfg.judge, data.source, **where, track=track)
+        opponent = reference if cfg.opponent == "reference" else None
         if cfg.opponent not in ("reference", "data"):
-            opponent_policy = find_policy("opponent", cfg.opponent)
-    plan = plan_evaluation(
-        settings,
+            opponent = find_policy("opponent", cfg.opponent)
+    plan = EvaluationPlan(
+        settings=settings,
         policy=policy,
         reference=reference,
         data=data,
+        held=held_out(data.records, data.selection, data.training),
         judge=judge,
         opponent=str(cfg.opponent),
-        opponent_policy=opponent_policy,
+        opponent_policy=opponent,
     )
     folder.mkdir(parents=True, exist_ok=True)
     return plan, folder

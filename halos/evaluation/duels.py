@@ -21,11 +21,13 @@ class WinRate:
     """The policy's share of wins over an opponent; a tie counts as half a win.
 
     Attributes:
+        prompts: the number of prompts.
         rate: the share with its interval.
         p_value: of the sign-flip test that neither side is better, one difference for each prompt.
         verdicts: one for each duel: 1 if the policy won, 0 if it lost, 0.5 for a tie, None without an answer.
     """
 
+    prompts: int
     rate: Estimate
     p_value: float
     verdicts: list[float | None]
@@ -37,8 +39,8 @@ class WinRate:
         return {name: counts[name] for name in _OUTCOMES.values()}
 
     def as_json(self) -> dict[str, float | None]:
-        """The interval, the p-value and the outcomes of the duels, by name."""
-        return {**self.rate.as_json(), "p_value": self.p_value, **self.outcomes}
+        """The number of prompts, the interval, the p-value and the outcomes of the duels, by name."""
+        return {"prompts": self.prompts, **self.rate.as_json(), "p_value": self.p_value, **self.outcomes}
 
 
 def win_rate(
@@ -76,7 +78,7 @@ def win_rate(
     # Duels of the same prompt are not independent, so the test takes one difference for each prompt.
     differences = [float(np.mean(values)) - 0.5 for values in by_group.values()]
     rate = bootstrap.rate([verdict for _, verdict in answered], [group for group, _ in answered])
-    return WinRate(rate, sign_flip_p(differences), verdicts)
+    return WinRate(len(prompts), rate, sign_flip_p(differences), verdicts)
 
 
 def best_of_data(records: Sequence[Record]) -> dict[str, list[str]]:

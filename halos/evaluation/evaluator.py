@@ -18,9 +18,9 @@ from halos.data.records.record import Prompt, prompt_key
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.evaluation.duels import best_of_data, win_rate
 from halos.evaluation.harness import run_tasks
-from halos.evaluation.heldout import feedback_metrics, likelihood_metrics, on_policy_metrics
+from halos.evaluation.heldout import HeldOut, feedback_metrics, likelihood_metrics, on_policy_metrics
 from halos.evaluation.plan import EvaluationPlan
-from halos.evaluation.results import FeedbackRewards, JudgedDuels, Results, SampledPrompt
+from halos.evaluation.results import Results, SampledPrompt
 from halos.evaluation.scoring import Array, Ids, Scores, score
 from halos.evaluation.statistics import Bootstrap, Estimate
 from halos.judges.base import CompletionJudge
@@ -48,7 +48,8 @@ def evaluate(plan: EvaluationPlan) -> Iterator[Results]:
         reference=plan.reference.name if plan.reference else None,
         beta=plan.beta,
         counts={"records": len(plan.data.records), "pairs": len(plan.held.pairs), "labels": len(plan.held.labels)},
-        left_out=dict(plan.data.report + plan.held.report),
+        left_out=plan.data.report + plan.held.report,
+        opponent=plan.opponent,
     )
     if plan.policy.is_classifier:
         yield _classifier_results(plan, results)
@@ -63,12 +64,13 @@ def _classifier_results(plan: EvaluationPlan, results: Results) -> Results:
     rewards = np.array(model.scores(answers), dtype=float)
     tokens = np.array(model.tokens(answers), dtype=float)
     metrics = feedback_metrics(plan.held, rewards, tokens, Bootstrap(resamples=settings.resamples))
-    return replace(results, metrics=metrics, rewards=_feedback_rewards(plan, rewards))
+    return replace(_with_rewards(results, plan.held, rewards), metrics=metrics)
 
 
-def _feedback_rewards(plan: EvaluationPlan, rewards: Array) -> FeedbackRewards:
-    labelled = [(float(rewards[i]), bool(desirable)) for i, desirable in plan.held.labels]
-    return FeedbackRewards(labelled, [float(rewards[a] - rewards[b]) for a, b in plan.held.pairs])
+def _with_rewards(results: Results, held: HeldOut, rewards: Array) -> Results:
+    labelled = [(float(rewards[i]), bool(desirable)) for i, desirable in held.labels]
+    margins = [float(rewards[chosen] - rewards[rejected]) for chosen, rejected in held.pairs]
+    return replace(results, rewards=labelled, margins=margins)
 
 
 class LanguageModelEvaluator:
@@ -113,7 +115,7 @@ class LanguageModelEvaluator:
         if self.plan.reference is not None:
             rewards = self.plan.beta * scores.log_ratios
             metrics |= feedback_metrics(held, rewards, scores.tokens, bootstrap)
-            results = replace(results, rewards=_feedback_rewards(self.plan, rewards))
+            results = _with_rewards(results, held, rewards)
         return replace(results, metrics=metrics | likelihood_metrics(held, scores, bootstrap))
 
     def _sample_stages(self, results: Results) -> Iterator[Results]:
@@ -154,8 +156,7 @@ class LanguageModelEvaluator:
         if not judge.asks_twice:
             metrics |= self._ratings(judge, "policy", judged_prompts, ours)
             metrics |= self._ratings(judge, "opponent", judged_prompts, theirs)
-        duels = JudgedDuels(self.plan.opponent, len(judged), won)
-        yield replace(results, metrics=metrics, duels=duels, judge=judge.report())
+        yield replace(results, metrics=metrics, win_rate=won, judge=judge.report())
 
     def _ratings(
         self, judge: CompletionJudge, side: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from halos.checks import check_number, check_whole
 from halos.config.devices import check_place
 from halos.evaluation.duels import best_of_data
 from halos.evaluation.harness import check_installed
-from halos.evaluation.heldout import HeldOut, held_out
+from halos.evaluation.heldout import HeldOut
 from halos.judges.base import CompletionJudge
 from halos.policy.lookup import Policy, check_tokenizer
 from halos.sampling.engines import Decoding, check_engine
@@ -32,7 +32,7 @@ class Settings:
         beta: β of the implied rewards; None: that of the policy's run.
         size: prompts to sample; 0: none, None: all.
         samples: completions of each prompt.
-        decoding: how completions are drawn.
+        max_new_tokens, temperature, top_p: see :class:`Decoding`.
         engine: ``transformers`` or ``vllm``.
         tasks: names of standard tasks.
         task_folder: a folder with task files of the user's own.
@@ -51,7 +51,9 @@ class Settings:
     beta: float | None = None
     size: int | None = 512
     samples: int = 1
-    decoding: Decoding = field(default_factory=Decoding)
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
     engine: str = "transformers"
     tasks: Sequence[str] = ()
     task_folder: str | None = None
@@ -66,11 +68,17 @@ class Settings:
         if self.beta is not None:
             check_number("beta", self.beta)
         check_place(self.device, self.precision)
+        _ = self.decoding  # which checks its own values
+
+    @property
+    def decoding(self) -> Decoding:
+        """How completions are drawn."""
+        return Decoding(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationPlan:
-    """A checked evaluation: :func:`plan_evaluation` makes it, :func:`halos.evaluation.evaluator.evaluate` follows it.
+    """A checked evaluation, which :func:`halos.evaluation.evaluator.evaluate` carries out.
 
     Attributes:
         settings: the plain settings.
@@ -79,8 +87,11 @@ class EvaluationPlan:
         data: the records of the evaluated split.
         held: pairs and labels of these records.
         judge: compares the policy's samples with the opponent's, if there is one.
-        opponent: its name: ``reference``, ``data`` or a model's.
+        opponent: the opponent's name: ``reference``, ``data`` or a model's.
         opponent_policy: the model that the opponent's completions are drawn from; None if they are the data's own.
+
+    Raises:
+        ValueError: something cannot work together. No weights have been read by then.
     """
 
     settings: Settings
@@ -88,59 +99,43 @@ class EvaluationPlan:
     reference: Policy | None
     data: HeldData
     held: HeldOut
-    judge: CompletionJudge | None
-    opponent: str
-    opponent_policy: Policy | None
+    judge: CompletionJudge | None = None
+    opponent: str = "reference"
+    opponent_policy: Policy | None = None
+
+    def __post_init__(self) -> None:
+        if self.judge is not None:
+            self._check_opponent()
+        if self.settings.tasks:
+            check_installed()
+        if self.policy.is_classifier and (self.judge is not None or self.settings.tasks):
+            raise ValueError(
+                f"policy: {self.policy.name} is a reward model: it has no samples to judge and no tasks to do"
+            )
+        self._check_models()
+        if self.reference is not None:
+            _check_same_vocabulary(self.policy, self.reference)
 
     @property
     def beta(self) -> float:
         """β of the implied rewards."""
         return implied_beta(self.policy, self.settings.beta)
 
-
-def plan_evaluation(
-    settings: Settings,
-    *,
-    policy: Policy,
-    reference: Policy | None,
-    data: HeldData,
-    judge: CompletionJudge | None = None,
-    opponent: str = "reference",
-    opponent_policy: Policy | None = None,
-) -> EvaluationPlan:
-    """Check that everything goes together; see :class:`EvaluationPlan` for the arguments.
-
-    Raises:
-        ValueError: something cannot work. No weights have been read by then.
-    """
-    if judge is not None and opponent == "reference":
-        if reference is None:
+    def _check_opponent(self) -> None:
+        if self.opponent == "data":
+            best_of_data(self.data.records)  # raises if there is nothing to compare with
+        elif self.opponent_policy is None:
             raise ValueError("opponent: expected reference=MODEL to compare with, found none")
-        opponent_policy = reference
-    elif judge is not None and opponent == "data":
-        best_of_data(data.records)  # raises if there is nothing to compare with
-    if settings.tasks:
-        check_installed()
-    if policy.is_classifier and (judge is not None or settings.tasks):
-        raise ValueError(f"policy: {policy.name} is a reward model: it has no samples to judge and no tasks to do")
-    for key, model in (("policy", policy), ("reference", reference), ("opponent", opponent_policy)):
-        if model is not None:
+
+    def _check_models(self) -> None:
+        sampled = [self.policy] if self.judge is None else [self.policy, self.opponent_policy]
+        models = {"policy": self.policy, "reference": self.reference, "opponent": self.opponent_policy}
+        for key, model in models.items():
+            if model is None:
+                continue
             check_tokenizer(key, model)
-            is_sampled = model is policy or model is opponent_policy
-            if is_sampled and settings.size != 0 and not policy.is_classifier:
-                check_engine(settings.engine, model, key=key)
-    if reference is not None:
-        _check_same_vocabulary(policy, reference)
-    return EvaluationPlan(
-        settings=settings,
-        policy=policy,
-        reference=reference,
-        data=data,
-        held=held_out(data.records, data.selection, data.training),
-        judge=judge,
-        opponent=opponent,
-        opponent_policy=opponent_policy,
-    )
+            if model in sampled and self.settings.size != 0 and not self.policy.is_classifier:
+                check_engine(self.settings.engine, model, key=key)
 
 
 def implied_beta(policy: Policy, beta: float | None) -> float:

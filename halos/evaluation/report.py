@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from halos import terminal
-from halos.evaluation.results import JudgedDuels, Results
+from halos.evaluation.duels import WinRate
+from halos.evaluation.results import Results
 from halos.evaluation.statistics import Estimate
 
 
@@ -20,8 +21,8 @@ def show(results: Results) -> None:
         value = f"{estimate.value:.4f}" if math.isfinite(estimate.value) else "–"
         table.add_row(name, value, _interval(estimate), str(estimate.n))
     terminal.console.print(table)
-    if results.duels is not None:
-        _show_win_rate(results.duels)
+    if results.win_rate is not None:
+        _show_win_rate(results.opponent, results.win_rate)
     for name, number in (results.judge or {}).items():
         terminal.say(f"judge, {name}: {number:g}")
     for task, metrics in (results.tasks or {}).items():
@@ -29,11 +30,10 @@ def show(results: Results) -> None:
             terminal.say(f"{task} {name}: {number:.4f}")
 
 
-def _show_win_rate(duels: JudgedDuels) -> None:
-    win_rate = duels.win_rate
+def _show_win_rate(opponent: str, win_rate: WinRate) -> None:
     outcomes = ", ".join(f"{count} {name}" for name, count in win_rate.outcomes.items())
     terminal.console.print(
-        f"win rate against {escape(duels.opponent)}: [bold]{win_rate.rate.value:.1%}[/] {_interval(win_rate.rate)}, "
+        f"win rate against {escape(opponent)}: [bold]{win_rate.rate.value:.1%}[/] {_interval(win_rate.rate)}, "
         f"p = {win_rate.p_value:.2g} ({outcomes})",
         highlight=False,
     )

@@ -15,19 +15,6 @@ from halos.files import write_atomically
 
 
 @dataclass(frozen=True, slots=True)
-class FeedbackRewards:
-    """Rewards on held-out feedback, β included.
-
-    Attributes:
-        labelled: (reward, whether the completion is desirable) of each label.
-        margins: r_chosen − r_rejected of each pair.
-    """
-
-    labelled: list[tuple[float, bool]]
-    margins: list[float]
-
-
-@dataclass(frozen=True, slots=True)
 class SampledPrompt:
     """The policy's completions of a prompt, and those of the opponent that the judge compared them with."""
 
@@ -41,15 +28,6 @@ class SampledPrompt:
         return {**line, "opponent": self.opponent} if self.opponent else line
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedDuels:
-    """The win rate on ``prompts`` prompts against ``opponent`` (``reference``, ``data`` or a model's name)."""
-
-    opponent: str
-    prompts: int
-    win_rate: WinRate
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
     """Everything that an evaluation has computed so far.
@@ -61,9 +39,12 @@ class Results:
         counts: the numbers of records, pairs and labels.
         left_out: how much of the data was left out, by reason.
         metrics: estimates by metric name.
-        rewards: rewards on held-out feedback, None where there are none (yet).
+        rewards: (reward with β, whether the completion is desirable) of each held-out label; None before they are
+            known, and without a reference.
+        margins: r_chosen − r_rejected of each held-out pair.
         samples: the policy's samples.
-        duels: the win rate.
+        opponent: whom the judge compares the policy with: ``reference``, ``data`` or a model's name.
+        win_rate: the policy's win rate.
         judge: what the judge's answers cost.
         tasks: {task: {metric: value}} of standard tasks.
     """
@@ -74,22 +55,27 @@ class Results:
     counts: Mapping[str, int]
     left_out: Mapping[str, int]
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
-    rewards: FeedbackRewards | None = None
+    rewards: Sequence[tuple[float, bool]] | None = None
+    margins: Sequence[float] = ()
     samples: Sequence[SampledPrompt] | None = None
-    duels: JudgedDuels | None = None
+    opponent: str = "reference"
+    win_rate: WinRate | None = None
     judge: Mapping[str, float] | None = None
     tasks: Mapping[str, Mapping[str, float]] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``evaluation.json``; parts that were not evaluated are absent."""
-        found: dict[str, Any] = {name: getattr(self, name) for name in ("policy", "reference", "beta")}
-        found |= {"counts": dict(self.counts), "left_out": dict(self.left_out)}
-        found["metrics"] = {name: estimate.as_json() for name, estimate in self.metrics.items()}
-        if self.duels is not None:
-            names = {"opponent": self.duels.opponent, "prompts": self.duels.prompts}
-            found["win_rate"] = {**names, **self.duels.win_rate.as_json()}
-        found |= {name: part for name in ("judge", "tasks") if (part := getattr(self, name)) is not None}
-        return found
+        win_rate = None if self.win_rate is None else {"opponent": self.opponent, **self.win_rate.as_json()}
+        optional = {"win_rate": win_rate, "judge": self.judge, "tasks": self.tasks}
+        return {
+            "policy": self.policy,
+            "reference": self.reference,
+            "beta": self.beta,
+            "counts": self.counts,
+            "left_out": self.left_out,
+            "metrics": {name: estimate.as_json() for name, estimate in self.metrics.items()},
+            **{name: value for name, value in optional.items() if value is not None},
+        }
 
 
 def write_results(folder: Path, results: Results, previous: Results | None = None) -> None:
@@ -103,11 +89,11 @@ def write_results(folder: Path, results: Results, previous: Results | None = Non
     """
     rewards, samples = results.rewards, results.samples
     if rewards is not None and (previous is None or rewards is not previous.rewards):
-        lines = [{"reward": reward, "desirable": desirable} for reward, desirable in rewards.labelled]
+        lines = [{"reward": reward, "desirable": desirable} for reward, desirable in rewards]
         _write_lines(folder / "rewards.jsonl", lines)
-        if rewards.margins:
-            error = calibration_error(rewards.margins)
-            draw_reliability(reliability(rewards.margins), error, folder / "reliability.png")
+        if results.margins:
+            error = calibration_error(results.margins)
+            draw_reliability(reliability(results.margins), error, folder / "reliability.png")
     if samples is not None and (previous is None or samples is not previous.samples):
         _write_lines(folder / "samples.jsonl", (sampled.as_json() for sampled in samples))
     text = json.dumps(results.as_json(), indent=2, allow_nan=False) + "\n"
