@@ -48,7 +48,7 @@ def runs(kto: list[float], dpo: list[float]) -> list[Run]:
 
 
 @pytest.mark.parametrize(
-    ("kto", "dpo", "word"),
+    ("kto", "dpo", "outcome"),
     [
         # Differences 0.1, 0.2, 0.3: mean 0.2, and t = 4.303 at two degrees of freedom makes it 0.2 ± 0.248.
         ([0.8, 0.8, 0.8], [0.7, 0.6, 0.5], UNDECIDED),
@@ -61,10 +61,10 @@ def runs(kto: list[float], dpo: list[float]) -> list[Run]:
     ],
 )
 def test_a_claim_holds_if_the_interval_of_paired_differences_lies_above(
-    kto: list[float], dpo: list[float], word: str
+    kto: list[float], dpo: list[float], outcome: str
 ) -> None:
     (verdict,) = decide(runs(kto, dpo))
-    assert verdict.word == word
+    assert verdict.outcome == outcome
 
 
 def test_the_sentence_has_the_interval_and_the_number_of_seeds() -> None:
@@ -82,13 +82,13 @@ def test_a_match_within_a_margin_and_a_metric_of_its_own() -> None:
     claim = {**CLAIM, "contrasts": [contrast, of_kl]}
     shares = {"kto": [0.50, 0.51, 0.52], "dpo": [0.55, 0.56, 0.57]}
     (verdict,) = decide([run(k, seed, x, claim=claim) for k, xs in shares.items() for seed, x in enumerate(xs)])
-    assert verdict.words == [HELD, FAILED]  # −0.05 is above −0.1; −0.1 is below −0.05
-    assert verdict.word == FAILED
+    assert verdict.outcomes == [HELD, FAILED]  # −0.05 is above −0.1; −0.1 is below −0.05
+    assert verdict.outcome == FAILED
 
 
 def test_runs_that_are_not_there_leave_a_claim_undecided_and_only_seeds_that_both_have_count() -> None:
     (verdict,) = decide([run("kto", seed, 0.8) for seed in range(3)])
-    assert (verdict.word, verdict.differences) == (UNDECIDED, [None])
+    assert (verdict.outcome, verdict.differences) == (UNDECIDED, [None])
     assert "no finished runs" in verdict.sentence()
     (verdict,) = decide([*runs([0.8, 0.8], [0.7, 0.6]), run("kto", 7, 0.0)])
     assert verdict.differences[0] is not None
