@@ -67,7 +67,7 @@ def test_sample_goes_on_with_its_own_file_only(csft: str, tmp_path: Path) -> Non
     assert before.count(b"\n") == 12
     (tmp_path / "s.jsonl").write_bytes(before[: len(before) // 2])
     assert sample(compose("sample", *words)).read_bytes() == before
-    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn otherwise"):
+    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn with other settings"):
         sample(compose("sample", *words, "temperature=0.5"))
     sample(compose("sample", *words, "temperature=0.5", "overwrite=true"))
 
@@ -85,7 +85,7 @@ def test_samples_of_a_policy_that_was_trained_again_are_not_those_of_the_old_one
     sample(compose("sample", *words))
     weights = load_file(policy / name)
     save_file({key: value + 1e-3 for key, value in weights.items()}, policy / name, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn otherwise"):
+    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn with other settings"):
         sample(compose("sample", *words))
 
 
