@@ -36,6 +36,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     pl.seed_everything(settings.seed, verbose=False)
     plan, folder = _plan(cfg, settings)
     results: Results | None = None
+    # Written stage by stage: if the judge or a task fails, what was computed before stays.
     for stage in evaluator.evaluate(plan):
         write_results(folder, stage, previous=results)
         results = stage
@@ -48,6 +49,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 def _plan(cfg: DictConfig, settings: Settings) -> tuple[EvaluationPlan, Path]:
     """Find the models, read the data, make the judge and check them together; the cheapest come first."""
     policy = find_policy("policy", cfg.policy)
+    # A classifier's rewards are its own scores, not log-ratios to a reference.
     reference = None if policy.is_classifier else reference_of(policy, cfg.reference)
     folder = _output(cfg.output, policy)
     data = read_data(cfg.get("data"), policy, cfg.split, settings.seed)

@@ -68,6 +68,7 @@ def _check_adapter(cfg: DictConfig) -> None:
 
 
 def _check_reference(cfg: DictConfig) -> None:
+    # A live reference is a copy of what a round starts from, which is round 1's model in round 1 alone.
     first = cfg.rounds.reference == "first"
     if first and cfg.model.reference not in ("auto", "cached"):
         raise ValueError(
@@ -85,7 +86,7 @@ def _objective(cfg: DictConfig) -> Objective:
     """Build the objective of one round without weights, and the specification of its model, which checks itself."""
     if not objective_class(cfg.loss).generates:
         raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
-    build(cfg.model)
+    build(cfg.model)  # the specification checks its values when it is made
     objective = build_objective(cfg, _no_weights, build(cfg.optim))
     objective.check(cfg.trainer.accumulate_grad_batches, None)
     return objective
@@ -142,6 +143,7 @@ def _made_up_record(kind: str, prompt: int, count: int) -> Record:
 def _check_judge(cfg: DictConfig) -> None:
     if cfg.get("judge") is None:
         raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat for rounds, found none")
+    # Made on the CPU whatever the rounds' device is: the judge is checked here, and made again when it is asked.
     source = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed).source
     track = partial(terminal.track, "asking the judge", shown=False)
     make_judge(cfg.judge, source, device="cpu", precision="32-true", track=track)

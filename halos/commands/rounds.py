@@ -57,6 +57,7 @@ def run_rounds(cfg: DictConfig, train: Callable[[DictConfig], object]) -> Path:
     root = Path(cfg.output_dir)
     _open(cfg, root)
     first = 0 if cfg.get("before") else 1
+    # Each round is complete before the next one is configured, as its model and samples are files of the last one.
     for number in range(first, cfg.rounds.count + 1):
         folder = _folder(cfg, number)
         if (folder / "summary.json").is_file():  # written last, so the round is complete

@@ -105,6 +105,7 @@ class Verdict:
     @property
     def outcome(self) -> str:
         """The outcome of the whole claim."""
+        # One failed contrast refutes the claim, whatever the undecided ones would turn out to be.
         if FAILED in self.outcomes:
             return FAILED
         return UNDECIDED if UNDECIDED in self.outcomes else HELD
@@ -142,6 +143,7 @@ def as_markdown(verdicts: Sequence[Verdict]) -> str:
 
 def _decide(runs: list[Run]) -> Verdict:
     claim = _claim(runs[0])
+    # Runs of an older version of the experiment may have been made to decide something else.
     for run in runs:
         if run.claim != runs[0].claim:
             raise ValueError(
@@ -178,6 +180,7 @@ def _check_keys(where: str, node: object, known: set[str], required: set[str]) -
 
 
 def _contrast(claim: Claim, contrast: Contrast, runs: Sequence[Run]) -> Estimate | None:
+    # Paired by seed: both runs of a seed see the same data in the same order, and what they share cancels.
     ours, theirs = (_by_seed(claim, match, contrast.metric, runs) for match in (contrast.of, contrast.against))
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     return over_seeds(differences) if differences else None
@@ -185,6 +188,7 @@ def _contrast(claim: Claim, contrast: Contrast, runs: Sequence[Run]) -> Estimate
 
 def _by_seed(claim: Claim, match: Mapping[str, object], metric: str, runs: Sequence[Run]) -> dict[int, float]:
     """The metric of the runs whose configuration matches, by seed."""
+    # A misspelt key would match runs without it (None) and decide another claim, so it has to be somewhere.
     for key in match:
         if not any(key in run.config for run in runs):
             raise ValueError(f"claim {claim.name}: expected a key of the configuration, found {key}")

@@ -52,6 +52,7 @@ def page(
     }
     claim_figures = {verdict.claim.name: as_svg(*claim_figure(verdict)) for verdict in verdicts}
     sampled_runs, samples = _samples(groups)
+    # Autoescape by hand: jinja2's default switches it on by the ending .html, and this file ends with .jinja.
     environment = Environment(
         loader=PackageLoader("halos.comparison", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

@@ -108,6 +108,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     Raises:
         ValueError: two runs of one experiment have the same seed. They would count as two independent draws.
     """
+    # As JSON text with sorted keys, since configurations hold lists and cannot be hashed.
     by_config: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_config[json.dumps(run.config, sort_keys=True)].append(run)
@@ -142,6 +143,7 @@ def _read(folder: Path) -> Run:
     opponent = None
     if (evaluation / "evaluation.json").is_file():
         results = _json(evaluation / "evaluation.json")
+        # Undefined estimates are null in the file, and left out.
         numbers |= _numbers("evaluation", {name: metric["value"] for name, metric in results["metrics"].items()})
         opponent = results.get("win_rate", {}).get("opponent")
     return Run(

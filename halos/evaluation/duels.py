@@ -69,6 +69,7 @@ def win_rate(
             duels.append((prompt, ours[n % len(ours)], theirs[n % len(theirs)]))
             groups.append(group)
     verdicts = judge.verdicts(duels)
+    # A question without an answer is no tie: it is left out of the rate.
     answered = [(group, verdict) for group, verdict in zip(groups, verdicts, strict=True) if verdict is not None]
     if not answered:
         raise ValueError(f"judge: expected an answer to at least one of {len(duels)} duels, found none")

@@ -90,6 +90,7 @@ class LanguageModelEvaluator:
         self.tokens = ChatTokens(plan.policy.tokenizer, plan.data.limits)
         # Tokenised before the weights are loaded, so that a prompt that does not fit is found at once.
         self._prompts = self._prompt_ids([Asked(f"prompt {n}", prompt) for n, prompt in enumerate(plan.held.prompts)])
+        # A completion is cut where the longer of the two prompts leaves no room: both models score the same tokens.
         self._completions = [
             self.tokens.fit_completion(self.tokens.completion(text), max(len(ours), len(theirs)))[0]
             for text, ours, theirs in zip(plan.held.completions, *self._prompts, strict=True)
@@ -112,7 +113,7 @@ class LanguageModelEvaluator:
         held, bootstrap = self.plan.held, self.bootstrap
         scores = self._score(*self._prompts, self._completions, "held-out feedback")
         metrics: dict[str, Estimate] = {}
-        if self.plan.reference is not None:
+        if self.plan.reference is not None:  # rewards are log-ratios, so without a reference there are none
             rewards = self.plan.beta * scores.log_ratios
             metrics |= feedback_metrics(held, rewards, scores.tokens, bootstrap)
             results = _with_rewards(results, held, rewards)
@@ -121,6 +122,7 @@ class LanguageModelEvaluator:
     def _sample_stages(self, results: Results) -> Iterator[Results]:
         prompts = distinct_prompts(self.plan.data.records, self.settings.size, self.settings.seed)
         drawn = self._draw(self.plan.policy, self.policy_model, prompts)
+        # Yielded before they are scored: samples take long to draw and are worth reading by themselves.
         samples = [SampledPrompt(_as_text(one.asked.prompt), one.texts) for one in drawn]
         results = replace(results, samples=samples)
         yield results
@@ -147,13 +149,14 @@ class LanguageModelEvaluator:
         if not judged:
             raise ValueError("opponent=data: expected desirable completions of the sampled prompts, found none")
         samples = [replace(one, opponent=texts) for one, texts in zip(results.samples or (), opponents, strict=True)]
+        # Yielded before the judge is asked, so that its answers can be checked against what it saw.
         results = replace(results, samples=samples)
         yield results
         judged_prompts = [prompts[n].prompt for n in judged]
         ours, theirs = [drawn[n].texts for n in judged], [opponents[n] for n in judged]
         won = win_rate(judge, judged_prompts, ours, theirs, self.bootstrap)
         metrics = {**results.metrics, "judge/win_rate": won.rate}
-        if not judge.asks_twice:
+        if not judge.asks_twice:  # a chat model rates by other questions than it compares, at twice the cost
             metrics |= self._ratings(judge, "policy", judged_prompts, ours)
             metrics |= self._ratings(judge, "opponent", judged_prompts, theirs)
         yield replace(results, metrics=metrics, win_rate=won, judge=judge.report())
@@ -164,9 +167,10 @@ class LanguageModelEvaluator:
         """The judge's scores and labels of one side's completions."""
         answers = [(prompt, text) for prompt, own in zip(prompts, texts, strict=True) for text in own]
         groups = [group for group, own in enumerate(texts) for _ in own]
+        # Judges that compute their scores always answer; of any other, no answer counts as 0.
         scores = [value or 0.0 for value in judge.scores(answers)]
         metrics = {f"judge/score_{side}": self.bootstrap.mean(scores, groups)}
-        if judge.labels_are_absolute:
+        if judge.labels_are_absolute:  # by the median of these very scores, half of either side would be desirable
             desirable = [float(label or False) for label in judge.labels(answers)]
             metrics[f"judge/desirable_{side}"] = self.bootstrap.rate(desirable, groups)
         return metrics
@@ -185,6 +189,8 @@ class LanguageModelEvaluator:
         settings, tokens = self.settings, ChatTokens(policy.tokenizer, self.plan.data.limits)
 
         def engine() -> Engine:
+            # Made when the first batch is drawn. A model that has been loaded for scoring is used again; vLLM always
+            # loads its own.
             if settings.engine == "transformers" and model is not None:
                 return TransformersEngine(model, tokens, settings.decoding)
             where = {"device": settings.device, "precision": settings.precision}

@@ -46,6 +46,7 @@ def run_tasks(
     available = set(manager.all_tasks)
     if missing := [task for task in tasks if task not in available]:
         raise ValueError(f"tasks: the harness knows no task {missing[0]!r}; for a file of your own set task_folder=DIR")
+    # The loaded model is wrapped, not its path: the harness would load the weights a second time.
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     evaluated = simple_evaluate(

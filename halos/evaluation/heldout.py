@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 
 from halos.data.records.record import Prompt, Record, prompt_key
-from halos.data.views.derive import Demonstration, Labelled, Pair, Prepare, Scored, View, binary, pairs
+from halos.data.views.derive import Labelled, Pair, View, binary, pairs
 from halos.data.views.selection import Selection
 from halos.evaluation.calibration import calibration_error
 from halos.evaluation.scoring import Array, Scores
 from halos.evaluation.statistics import Bootstrap, Estimate, Indices
 from halos.metrics import TIE, auc
 
-E = TypeVar("E", Demonstration, Labelled, Pair, Scored)
+E = TypeVar("E", Labelled, Pair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class HeldOut:
         report: how many records were converted or left out, by reason.
     """
 
-    prompts: list[Prompt] = field(default_factory=list)
-    completions: list[str] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    pairs: list[tuple[int, int]] = field(default_factory=list)
-    labels: list[tuple[int, bool]] = field(default_factory=list)
-    report: Counter[str] = field(default_factory=Counter)
+    prompts: list[Prompt]
+    completions: list[str]
+    groups: list[int]
+    pairs: list[tuple[int, int]]
+    labels: list[tuple[int, bool]]
+    report: Counter[str]
 
 
 def held_out(
@@ -60,48 +60,35 @@ def held_out(
     training = records if training is None else training
     report: Counter[str] = Counter()
     prepare = {name: selection.prepare(name, records, training) for name in ("pairs", "binary")}
-    paired = _examples("pairs", pairs, records, prepare["pairs"], report)
-    labelled = _examples("binary", binary, records, prepare["binary"], report)
+    paired = _examples("pairs", lambda: pairs(records, prepare["pairs"]), report)
+    labelled = _examples("binary", lambda: binary(records, prepare["binary"]), report)
     if not paired and not labelled:
         binary(records, prepare["binary"])  # raises, and its message says why
-    data = HeldOut(report=report)
-    index = _Indices(data)
-    data.pairs.extend((index(e.prompt, e.chosen), index(e.prompt, e.rejected)) for e in paired)
-    data.labels.extend((index(e.prompt, e.completion), e.desirable) for e in labelled)
-    return data
+    # A completion in several pairs is scored once, so each different one gets an index, in order of first appearance.
+    uses = [(e.prompt, text) for e in paired for text in (e.chosen, e.rejected)]
+    uses += [(e.prompt, e.completion) for e in labelled]
+    completions: dict[tuple[str, str], Prompt] = {}
+    for prompt, text in uses:
+        completions.setdefault((prompt_key(prompt), text), prompt)
+    index = {completion: n for n, completion in enumerate(completions)}
+    group = {key: n for n, key in enumerate(dict.fromkeys(key for key, _ in completions))}
+    return HeldOut(
+        prompts=list(completions.values()),
+        completions=[text for _, text in completions],
+        groups=[group[key] for key, _ in completions],
+        pairs=[(index[prompt_key(e.prompt), e.chosen], index[prompt_key(e.prompt), e.rejected]) for e in paired],
+        labels=[(index[prompt_key(e.prompt), e.completion], e.desirable) for e in labelled],
+        report=report,
+    )
 
 
-class _Indices:
-    """Maps a prompt and a completion to an index, and adds those that are new to the data."""
-
-    def __init__(self, data: HeldOut) -> None:
-        self._data = data
-        self._completions: dict[tuple[str, str], int] = {}
-        self._prompts: dict[str, int] = {}
-
-    def __call__(self, prompt: Prompt, text: str) -> int:
-        data, key = self._data, prompt_key(prompt)
-        if (key, text) not in self._completions:
-            self._completions[key, text] = len(data.completions)
-            data.prompts.append(prompt)
-            data.completions.append(text)
-            data.groups.append(self._prompts.setdefault(key, len(self._prompts)))
-        return self._completions[key, text]
-
-
-def _examples(
-    name: str,
-    view: Callable[[Sequence[Record], Prepare | None], View[E]],
-    records: Sequence[Record],
-    prepare: Prepare | None,
-    report: Counter[str],
-) -> Sequence[E]:
+def _examples(name: str, derive: Callable[[], View[E]], report: Counter[str]) -> Sequence[E]:
     try:
-        derived = view(records, prepare)
+        view = derive()
     except ValueError:  # the records have none of this kind of feedback, but may have the other
         return ()
-    report.update({f"{name}: {reason}": count for reason, count in derived.report.items()})
-    return derived.examples
+    report.update({f"{name}: {reason}": count for reason, count in view.report.items()})
+    return view.examples
 
 
 def feedback_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Bootstrap) -> dict[str, Estimate]:
@@ -125,6 +112,7 @@ def _pair_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Boots
     chosen, rejected = (np.array(side) for side in zip(*data.pairs, strict=True))
     groups = [data.groups[i] for i in chosen]
     margins = rewards[chosen] - rewards[rejected]
+    # A policy that still is its reference has margins of rounding alone, which would count as right or wrong by chance.
     correct = np.where(np.abs(margins) <= TIE, 0.5, margins > 0)
     longer = np.where(tokens[chosen] == tokens[rejected], 0.5, tokens[chosen] > tokens[rejected])
     return {
@@ -138,6 +126,7 @@ def _pair_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Boots
 def _label_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Bootstrap) -> dict[str, Estimate]:
     completion, desirable = (np.array(column) for column in zip(*data.labels, strict=True))
     groups = np.array(data.groups)[completion]
+    # By label, not by completion: a completion that several people judged counts once for each of them.
     reward, length = rewards[completion], tokens[completion]
 
     def area(i: Indices) -> float:
@@ -156,6 +145,7 @@ def _label_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Boot
 
 def likelihood_metrics(data: HeldOut, scores: Scores, bootstrap: Bootstrap) -> dict[str, Estimate]:
     """Compute the perplexity of desirable (or chosen) completions, and entropy and KL on all held-out completions."""
+    # Perplexity of what people disliked says nothing good or bad of a policy that is trained away from it.
     liked = sorted({i for i, desirable in data.labels if desirable} | {i for i, _ in data.pairs})
     groups = data.groups
     metrics = {"data/entropy_per_token": bootstrap.ratio(scores.entropy, scores.tokens, groups)}

@@ -112,6 +112,7 @@ class EvaluationPlan:
             raise ValueError(
                 f"policy: {self.policy.name} is a reward model: it has no samples to judge and no tasks to do"
             )
+        # Last, as a tokenizer that is given by a hub id may have to be downloaded.
         self._check_models()
         if self.reference is not None:
             _check_same_vocabulary(self.policy, self.reference)
@@ -134,6 +135,7 @@ class EvaluationPlan:
             if model is None:
                 continue
             check_tokenizer(key, model)
+            # A reference that only scores may be one that the engine cannot sample, such as an adapter under vLLM.
             if model in sampled and self.settings.size != 0 and not self.policy.is_classifier:
                 check_engine(self.settings.engine, model, key=key)
 
@@ -147,6 +149,8 @@ def implied_beta(policy: Policy, beta: float | None) -> float:
 
 
 def _check_same_vocabulary(policy: Policy, reference: Policy) -> None:
+    # Both models score the policy's token ids, and KL sums over the vocabulary: an id has to be the same text in both.
+    # The policy may have more tokens, such as control tokens, which get new rows in the reference.
     vocabulary = policy.tokenizer.get_vocab()
     if other := [text for text, i in reference.tokenizer.get_vocab().items() if vocabulary.get(text) != i]:
         raise ValueError(

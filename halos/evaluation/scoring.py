@@ -85,6 +85,7 @@ def score(
     """
     if any(not ids for ids in completions):
         raise ValueError("completions: expected at least one token in each, found an empty one")
+    # Each batch is reduced to sums at once: distributions over the vocabulary of all completions would not fit.
     batches: list[Tensor] = []
     for start in track(range(0, len(completions), batch_size)):
         batch = slice(start, start + batch_size)
@@ -101,7 +102,8 @@ def _distributions(model: PreTrainedModel, prompts: Sequence[Ids], completions: 
     rows = [Row(str(i), i, tuple(p), (tuple(c),)) for i, (p, c) in enumerate(zip(prompts, completions, strict=True))]
     (chunk,) = collate(rows).to(model.device).chunks
     logits: Tensor = model(input_ids=chunk.input_ids, use_cache=False).logits[chunk.predicts]
-    # The collator may pack the rows in another order; their slots restore that of the completions.
+    # The collator may pack the rows in another order; their slots restore that of the completions. The softmax is in
+    # float32 whatever the model's precision, as bfloat16 has less than three digits.
     return logits[chunk.slots.argsort()].float().log_softmax(-1)
 
 
@@ -119,4 +121,5 @@ def _sums(ours: Tensor, theirs: Tensor | None, completions: Sequence[Ids]) -> Te
     reference = missing if theirs is None else theirs.gather(1, targets)[:, 0]
     kl = missing if theirs is None else expectation(p, ours - theirs)
     per_token = torch.stack([ours.gather(1, targets)[:, 0], reference, entropy, kl, torch.ones_like(entropy)])
+    # In float64, as the KL of a barely trained policy is a small difference of large sums.
     return torch.stack([tokens.double().sum(1) for tokens in torch.split(per_token, lengths, dim=1)], dim=1)

@@ -82,6 +82,7 @@ class Bootstrap:
         for _ in range(self.resamples):
             drawn = random.integers(len(members), size=len(members))
             draws.append(statistic(drawn if singletons else np.concatenate([members[i] for i in drawn])))
+        # A draw may leave the statistic undefined, such as the AUC of labels of one class.
         defined = [x for x in draws if math.isfinite(x)]
         if 2 * len(defined) < self.resamples:
             return Estimate(value, None, None, len(members))
@@ -108,6 +109,7 @@ class Bootstrap:
         estimate = self.mean(array, groups)
         if not len(array) or array.min() != array.max() or array[0] not in (0, 1):
             return estimate
+        # Of n groups, not of all values: completions of a prompt are no independent trials.
         successes = estimate.n if array[0] == 1 else 0
         exact = stats.binomtest(successes, estimate.n).proportion_ci(self.level, method="exact")
         return Estimate(estimate.value, float(exact.low), float(exact.high), estimate.n)

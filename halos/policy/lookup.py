@@ -53,12 +53,14 @@ class Policy:
         """β of the loss that trained it; of a mixture, that of the first loss that has one."""
         if self.run is None:
             return None
+        # A mixture (halos.objectives.Mix) has no β of its own; its losses are in ``parts``.
         losses = (self.run.loss, *(self.run.loss.get("parts") or {}).values())
         return next((float(loss["beta"]) for loss in losses if loss.get("beta") is not None), None)
 
     @property
     def is_classifier(self) -> bool:
         """Whether it is a reward model: a sequence classifier, which scores and does not generate."""
+        # Read from config.json without loading; a hub id is not looked up and counts as a language model.
         file = Path(self.spec.path).expanduser() / "config.json"
         if not file.is_file():
             return False
