@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+Node = dict[str, Any]
+"""A section of a configuration as plain values: texts, numbers, lists and further sections by key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +63,9 @@ def run_config(folder: Path) -> DictConfig:
     if not isinstance(config, DictConfig) or not {"loss", "data", "model"} <= set(config):
         raise ValueError(f"{folder / 'config.yaml'}: expected a run's configuration with loss, data and model")
     return config
+
+
+def read_config(folder: Path) -> Node:
+    """Read the resolved configuration of a run as plain values. Raises ``ValueError`` as :func:`run_config` does."""
+    config: Any = OmegaConf.to_container(run_config(folder), resolve=True)
+    return dict(config)

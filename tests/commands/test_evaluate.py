@@ -71,7 +71,7 @@ def test_sample_goes_on_with_its_own_file_only(csft: str, tmp_path: Path) -> Non
     assert before.count(b"\n") == 12
     (tmp_path / "s.jsonl").write_bytes(before[: len(before) // 2])
     assert sample(compose("sample", *words)).read_bytes() == before
-    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn otherwise"):
+    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn with other settings"):
         sample(compose("sample", *words, "temperature=0.5"))
     sample(compose("sample", *words, "temperature=0.5", "overwrite=true"))
 
@@ -90,7 +90,7 @@ def test_samples_of_a_policy_that_was_trained_again_are_not_those_of_the_old_one
     sample(compose("sample", *words))
     weights = load_file(policy / name)
     save_file({key: value + 1e-3 for key, value in weights.items()}, policy / name, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn otherwise"):
+    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn with other settings"):
         sample(compose("sample", *words))
 
 
@@ -163,7 +163,7 @@ def test_a_reward_model_is_evaluated_within_the_limits_of_its_data(
             given.append(limits)
             super().__init__(path, limits=limits, **options)
 
-    monkeypatch.setattr("halos.commands.evaluate.RewardModel", Seen)
+    monkeypatch.setattr("halos.evaluation.evaluator.RewardModel", Seen)
     words = (f"policy={tmp_path}/model", f"output={tmp_path}/e", "resamples=20", "data.max_length=48")
     assert "rewards/auc" in evaluate(compose("evaluate", *SMALL, *words))["metrics"]
     evaluate(compose("evaluate", *SMALL, *words, "data.max_prompt_length=9"))

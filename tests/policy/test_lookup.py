@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from halos.config.devices import check_place
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.templates import PLAIN_TEMPLATE
-from halos.evaluation.preparation import Evaluation
+from halos.evaluation.plan import implied_beta
 from halos.policy.adapters import save_adapter
 from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
@@ -48,9 +48,8 @@ def test_the_beta_of_a_run_is_that_of_its_loss(
 ) -> None:
     policy = run(tmp_path / "run", loss, words)
     assert policy.beta == beta
-    rest: Any = dict.fromkeys(("reference", "opponent", "data", "held", "judge", "decoding", "folder"))
     for given, expected in ((None, 0.1 if beta is None else beta), (0.0, 0.0), (0.2, 0.2)):
-        assert Evaluation(OmegaConf.create({"beta": given}), policy, **rest).beta == expected
+        assert implied_beta(policy, given) == expected
 
 
 def reference(policy: Policy) -> Policy:
