@@ -22,7 +22,7 @@ from halos.evaluation.heldout import held_out
 from halos.evaluation.plan import EvaluationPlan, Settings
 from halos.evaluation.results import Results, SampledPrompt, write_results
 from halos.evaluation.statistics import Estimate
-from halos.judges.base import CompletionJudge, Said
+from halos.judges.base import CompletionJudge, PromptCompletion
 from halos.policy.loading import ModelSpec
 from halos.policy.lookup import find_policy
 from halos.sampling.prompts import HeldData
@@ -34,7 +34,7 @@ PROMPTS = ("i bought a lamp on monday. i paid twice.", "the kettle is broken.")
 class Length(CompletionJudge):
     """Likes long completions."""
 
-    def scores(self, said: Sequence[Said]) -> list[float | None]:
+    def scores(self, said: Sequence[PromptCompletion]) -> list[float | None]:
         return [float(len(text)) for _, text in said]
 
 
