@@ -40,6 +40,7 @@ def feedback_metrics(
     if reference is not None:
         metrics["kl/policy_reference"] = mean_where(sums - reference.sum, own)
     for number, name in enumerate(statistics):
+        assert policy.statistics is not None
         metrics[name] = mean_where(policy.statistics[..., number], batch.mask & own[..., None])
     return metrics
 

@@ -151,6 +151,7 @@ class PPO(Objective):
         self.value_head = ValueHead(hidden_size)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
+        assert policy.hidden is not None  # PPO asks for hidden states
         tokens = policy.tokens[:, 0]
         terms = ppo_loss(
             tokens,

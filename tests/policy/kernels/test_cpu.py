@@ -11,7 +11,7 @@ from torch import nn
 from halos.policy.kernels import matmul
 from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.kernels.elementwise import lean_modules
-from halos.policy.kernels.matmul import CACHES, KERNELS, Linear
+from halos.policy.kernels.matmul import CACHES, MAX_KERNELS, Linear
 from tests import tiny
 
 
@@ -25,7 +25,7 @@ def test_one_call_limits_the_caches_and_changes_products_norms_and_gated_layers(
     model = tiny.model()
     plain = [module for module in model.modules() if type(module) is nn.Linear]
     use_cpu_kernels(model)
-    assert [os.environ[variable] for variable in CACHES] == [str(KERNELS)] * len(CACHES)
+    assert [os.environ[variable] for variable in CACHES] == [str(MAX_KERNELS)] * len(CACHES)
     assert plain
     assert all(type(module) is Linear for module in plain)
     lean = list(lean_modules(model))
