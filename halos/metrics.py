@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +14,13 @@ from torchmetrics.utilities import dim_zero_cat
 
 @dataclass(slots=True)
 class Mean:
-    """A mean that is not divided yet. For a loss term ``step_count`` is the count of the whole optimizer step."""
+    """A mean before its division, so that micro-batches and ranks can be added up first.
+
+    Attributes:
+        total: the sum of the values.
+        count: how many values there are.
+        step_count: for a loss term, the count of the whole optimizer step.
+    """
 
     total: Tensor
     count: Tensor | float
@@ -24,12 +28,12 @@ class Mean:
 
 
 def mean_where(values: Tensor, where: Tensor) -> Mean:
-    """The mean of ``values`` over the places where ``where`` (same shape, bool) is true."""
+    """Return the mean of ``values`` over the places where ``where`` (same shape, bool) is true, without gradient."""
     return Mean((values.detach() * where).sum(), where.sum())
 
 
 class Averages(Metric):
-    """Named means, kept as one [names, 2] tensor of (sum, count). A name that counted nothing is left out."""
+    """Named means, kept as one [names, 2] tensor of (sum, count). A name whose count is 0 is left out of the result."""
 
     full_state_update = False
     sums: Tensor
@@ -44,8 +48,8 @@ class Averages(Metric):
         new = self._sums_of(means)
         self.sums = new if len(self.sums) == 0 else self.sums + new
 
-    def compute(self) -> Any:
-        """{name: sum / count} over everything since the last reset, on all ranks."""
+    def compute(self) -> dict[str, float]:
+        """Return {name: sum / count} over everything since the last reset, on all ranks."""
         return self._divided(self.sums.tolist())
 
     def _sums_of(self, means: Mapping[str, Mean]) -> Tensor:
@@ -55,11 +59,11 @@ class Averages(Metric):
         device = self.sums.device
         # MPS has no float64.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        parts = [part for mean in means.values() for part in (mean.total, mean.count)]
-        # A plain number must not become the default dtype: with precision=bf16-true that would round a count.
-        made = partial(torch.full, (), dtype=dtype, device=device)
-        whole = [part.detach().to(device, dtype) if isinstance(part, Tensor) else made(part) for part in parts]
-        return torch.stack(whole).view(-1, 2)
+        # as_tensor() with a dtype: in the default dtype, bfloat16 with precision=bf16-true, a count would be rounded.
+        values = [value for mean in means.values() for value in (mean.total, mean.count)]
+        return torch.stack([torch.as_tensor(value, dtype=dtype, device=device).detach() for value in values]).view(
+            -1, 2
+        )
 
     def _divided(self, sums: list[list[float]]) -> dict[str, float]:
         pairs = zip(self.names, sums, strict=True) if sums else ()
@@ -67,33 +71,36 @@ class Averages(Metric):
 
 
 class StepAverages(Averages):
-    """The same for each of several optimizer steps, [steps, names, 2]: they wait on the device until they are read."""
+    """Named means of each of several optimizer steps, kept as one [steps, names, 2] tensor.
+
+    The sums stay on the device until they are read: reading every step would make the host wait for the device.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._within = False
+        self._step_has_begun = False
 
     def update(self, means: Mapping[str, Mean]) -> None:
-        """Add one micro-batch of the step that has not ended."""
+        """Add one micro-batch to the current step."""
         new = self._sums_of(means)
-        if self._within:
+        if self._step_has_begun:
             self.sums[-1] += new
         else:
             self.sums = torch.cat([self.sums.view(-1, *new.shape), new[None]])
-        self._within = True
+        self._step_has_begun = True
 
     def end_step(self) -> None:
-        """What comes from now on belongs to the next step."""
-        self._within = False
+        """End the current step: later micro-batches belong to the next one."""
+        self._step_has_begun = False
 
-    def compute(self) -> list[dict[str, float]]:
-        """{name: sum / count} of each step since the last reset, on all ranks, which are read all at once."""
+    def compute(self) -> list[dict[str, float]]:  # type: ignore[override]
+        """Return {name: sum / count} of each step since the last reset, on all ranks, with one wait for the device."""
         return [self._divided(step) for step in self.sums.tolist()]
 
     def reset(self) -> None:
-        """Forget all steps."""
+        """Remove all steps."""
         super().reset()
-        self._within = False
+        self._step_has_begun = False
 
 
 class LabelledRewards(Metric):
@@ -114,22 +121,28 @@ class LabelledRewards(Metric):
         self.labels.append(labels.detach().flatten())
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """(rewards, labels) of everything since the last reset, on all ranks."""
+        """Return (rewards, labels) of everything since the last reset, on all ranks."""
         return dim_zero_cat(self.rewards), dim_zero_cat(self.labels)
 
 
 TIE = 1e-4
-"""Rewards no further apart than this are equal: rounding alone, between a policy and the reference that it still is,
-makes differences of 1e-5."""
+"""Rewards that differ by less count as equal. At the first step the policy is the reference, and rounding alone makes
+differences of 1e-5."""
 
 
 def auc(rewards: Tensor, labels: Tensor) -> float | None:
-    """P(reward of a desirable completion > reward of an undesirable one), ties counting half; None for one class.
+    """Return P(reward of a desirable completion > reward of an undesirable one), where ties count half.
 
-    Ranks go in, not rewards: the library takes values outside [0, 1] for logits, and its sigmoid makes ties of large
-    ones.
+    Args:
+        rewards: [n].
+        labels: true for desirable completions [n].
+
+    Returns:
+        The probability, or None if all labels are the same.
     """
     if labels.all() or not labels.any():
         return None
     distinct, ranks = torch.unique((rewards.double() / TIE).round(), return_inverse=True)
+    # Ranks instead of rewards: binary_auroc takes values outside [0, 1] for logits, and its sigmoid turns large rewards
+    # into ties.
     return float(binary_auroc(ranks.double() / len(distinct), labels.long()))

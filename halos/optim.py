@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch.nn import Parameter
@@ -17,20 +16,28 @@ from torch.optim.lr_scheduler import LambdaLR
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-def _numbers(name: str, values: Any, told: str, *, count: int, below: float = math.inf) -> None:
-    # Numbers from 0 on; ``told``: what is expected, in words.
-    found = tuple(values) if isinstance(values, list | tuple) else (values,)
-    plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
-    if len(found) != count or not plain or not all(0 <= value < below for value in found):
-        raise ValueError(f"optim.{name}: expected {told}, found {values!r}")
+def _check_numbers(name: str, values: object, expected: str, *, count: int, below: float = math.inf) -> None:
+    """Raise ``ValueError`` unless ``values`` are ``count`` numbers from 0 on, as ``expected`` says in words."""
+    numbers = tuple(values) if isinstance(values, list | tuple) else (values,)
+    valid = (isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < below for n in numbers)
+    if len(numbers) != count or not all(valid):
+        raise ValueError(f"optim.{name}: expected {expected}, found {values!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optim(ABC):
-    """An optimizer with linear warm-up, then a constant rate or a linear or cosine decay to zero at the end of the run.
+    """Settings of an optimizer and of its learning-rate schedule.
 
-    ``warmup`` is a fraction of the run below 1, and a number of optimizer steps from 1 on.
-    Raises ``ValueError`` naming the key for values that make no sense.
+    The rate rises linearly during the warm-up. Then it stays constant, or decays to zero at the end of the run.
+
+    Args:
+        lr: the peak learning rate.
+        weight_decay: decoupled weight decay; RMSprop's and Adafactor's is that of their libraries.
+        warmup: below 1 a fraction of the run, from 1 on a number of optimizer steps.
+        schedule: ``constant``, ``linear`` or ``cosine``, after the warm-up.
+
+    Raises:
+        ValueError: naming the key, for a value that is not possible.
     """
 
     lr: float = 5e-6
@@ -40,21 +47,31 @@ class Optim(ABC):
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "warmup"):
-            _numbers(name, getattr(self, name), "a number from 0 on", count=1)
+            _check_numbers(name, getattr(self, name), "a number from 0 on", count=1)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"optim.schedule: expected one of {', '.join(SCHEDULES)}; found {self.schedule!r}")
 
     def check(self) -> None:
-        """Raise ``ValueError`` for a missing package or device."""
+        """Check that the optimizer can run on this machine.
+
+        Raises:
+            ValueError: for a missing package or device.
+        """
         return
 
     def build(
         self, parameters: Iterable[Parameter], steps: int, *, fused: bool = True
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """The optimizer over the parameters and a schedule to be stepped once per optimizer step.
+        """Make the optimizer and its schedule.
 
-        ``fused``: in one kernel, where there is one. Such a kernel takes the loss's scale out of gradients by itself,
-        behind clipping, which would see scaled ones.
+        Args:
+            parameters: the weights to train.
+            steps: optimizer steps of the whole run.
+            fused: whether to use one kernel for all weights, where there is one. Not with float16: such a kernel
+                unscales gradients itself, which is after clipping, so scaled gradients would be clipped.
+
+        Returns:
+            The optimizer, and a schedule to step once after each optimizer step.
         """
         optimizer = self._optimizer(list(parameters), fused)
         warmup = round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
@@ -67,27 +84,31 @@ class Optim(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamW(Optim):
-    """torch's: two float32 moments a weight."""
+    """torch.optim.AdamW, with two moments for each weight."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
         Optim.__post_init__(self)
-        _numbers("betas", self.betas, "two numbers from 0 to below 1", count=2, below=1)
-        _numbers("eps", self.eps, "a number from 0 on", count=1)
+        _check_numbers("betas", self.betas, "two numbers from 0 to below 1", count=2, below=1)
+        _check_numbers("eps", self.eps, "a number from 0 on", count=1)
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, **self._options(), fused=fused or None)
-
-    def _options(self) -> dict[str, Any]:
-        return {"lr": self.lr, "betas": tuple(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}
+        betas = (self.betas[0], self.betas[1])  # YAML has lists
+        # fused=None leaves torch its loop over groups of weights, which False would forbid.
+        return torch.optim.AdamW(parameters, self.lr, betas, self.eps, self.weight_decay, fused=fused or None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BitsAndBytesAdamW(AdamW):
-    """bitsandbytes' AdamW, CUDA only: moments of 8 ``bits`` (arXiv 2110.02861) or of 32, in memory that the driver
-    moves to the host when the GPU's runs out if they are ``paged`` (QLoRA, arXiv 2305.14314)."""
+    """bitsandbytes' AdamW, on CUDA only.
+
+    Args:
+        bits: 8 (arXiv 2110.02861) or 32 for each number of the moments.
+        paged: whether the driver may move the moments to the host when the GPU's memory runs out (QLoRA,
+            arXiv 2305.14314).
+    """
 
     bits: int = 8
     paged: bool = False
@@ -105,20 +126,32 @@ class BitsAndBytesAdamW(AdamW):
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         self.check()
-        elsewhere = {p.device.type for p in parameters} - {"cuda"}
-        if elsewhere:
-            raise ValueError(f"optim: bitsandbytes' optimizers need weights on a CUDA device, found {min(elsewhere)}")
+        other_devices = {p.device.type for p in parameters} - {"cuda"}
+        if other_devices:
+            devices = ", ".join(sorted(other_devices))
+            raise ValueError(f"optim: bitsandbytes' optimizers need weights on a CUDA device, found {devices}")
         import bitsandbytes
 
-        made: torch.optim.Optimizer = bitsandbytes.optim.AdamW(
-            parameters, **self._options(), optim_bits=self.bits, is_paged=self.paged
+        optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW(
+            parameters,
+            lr=self.lr,
+            betas=tuple(self.betas),
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            optim_bits=self.bits,
+            is_paged=self.paged,
         )
-        return made
+        return optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RMSprop(Optim):
-    """torch's, without momentum: one moment a weight, in its precision, with decay ``alpha``."""
+    """torch.optim.RMSprop without momentum: one moment for each weight, in the weight's precision.
+
+    Args:
+        alpha: the decay of the moment.
+        eps: added to the root of the moment.
+    """
 
     lr: float = 5e-7
     warmup: float = 150
@@ -128,31 +161,26 @@ class RMSprop(Optim):
 
     def __post_init__(self) -> None:
         Optim.__post_init__(self)
-        _numbers("alpha", self.alpha, "a number from 0 to below 1", count=1, below=1)
-        _numbers("eps", self.eps, "a number from 0 on", count=1)
+        _check_numbers("alpha", self.alpha, "a number from 0 to below 1", count=1, below=1)
+        _check_numbers("eps", self.eps, "a number from 0 on", count=1)
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
-        options: dict[str, Any] = {
-            "lr": self.lr,
-            "alpha": self.alpha,
-            "eps": self.eps,
-            "weight_decay": self.weight_decay,
-        }
-        return torch.optim.RMSprop(parameters, **options)
+        return torch.optim.RMSprop(parameters, self.lr, self.alpha, self.eps, self.weight_decay)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adafactor(Optim):
-    """transformers' Adafactor (arXiv 1804.04235): of a matrix's second moments only the means of rows and columns are
-    kept, and no first moments.
+    """transformers' Adafactor (arXiv 1804.04235), which needs the least memory.
+
+    It stores the means of the rows and columns of a matrix's second moments, and no first moments.
 
     Args:
-        eps: ε₁ beside squared gradients, and ε₂, the least root mean square of weights that ``scale_parameter`` sees.
-            One number is beside gradients as AdamW's, so that ε₁ is its square.
+        eps: ε₁, added to squared gradients, and ε₂, the smallest root mean square of weights that ``scale_parameter``
+            uses. A single number is AdamW's ε, which is added to gradients, so ε₁ is its square.
         clip_threshold: d, the largest root mean square of an update.
         decay_rate: of the second moments, β₂ = 1 − step^decay_rate.
-        scale_parameter: multiply the rate by the root mean square of the weights, as in the paper. Off, ``lr`` means
-            what it does for AdamW; on, weights that start at zero (LoRA's B) hardly move.
+        scale_parameter: whether to multiply the rate by the root mean square of the weights, as in the paper. Off,
+            ``lr`` means the same as for AdamW. On, weights that start at zero (LoRA's B) hardly move.
     """
 
     eps: tuple[float, float] | float = (1e-30, 1e-3)
@@ -162,13 +190,14 @@ class Adafactor(Optim):
 
     def __post_init__(self) -> None:
         Optim.__post_init__(self)
-        one = isinstance(self.eps, int | float)
-        _numbers("eps", self.eps, "one or two numbers from 0 on, such as [1e-30,1e-3]", count=1 if one else 2)
+        count = 1 if isinstance(self.eps, int | float) else 2
+        _check_numbers("eps", self.eps, "one or two numbers from 0 on, such as [1e-30,1e-3]", count=count)
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         from transformers.optimization import Adafactor as TransformersAdafactor
 
-        return TransformersAdafactor(
+        make: Callable[..., torch.optim.Optimizer] = TransformersAdafactor
+        return make(
             parameters,
             lr=self.lr,
             eps=tuple(self.eps) if isinstance(self.eps, list | tuple) else (self.eps**2, 1e-3),
@@ -182,7 +211,8 @@ class Adafactor(Optim):
 
 
 def learning_rate_factor(step: int, *, warmup: int, steps: int, schedule: str) -> float:
-    """The share of the peak rate used by the optimizer step number ``step`` (from 0)."""
+    """Return the share of the peak rate that optimizer step number ``step`` (from 0) uses."""
+    # The first step of a warm-up has a rate above zero, and the first step after it the peak rate.
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if schedule == "constant":

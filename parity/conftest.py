@@ -28,7 +28,8 @@ def case(request: pytest.FixtureRequest, packing: bool, tmp_path: Path) -> Itera
     """A policy that has left its reference, and rows; what is compared on it ends up in the summary."""
     made = Case(seed=request.param, packing=packing, folder=tmp_path)
     yield made
-    table = request.config.stash.setdefault(DIFFERENCES, defaultdict(list))
+    empty: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
+    table = request.config.stash.setdefault(DIFFERENCES, empty)
     for found in made.compared:
         table[found.name, found.quantity].append(found)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from parity.case import SEEDS, Case
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # between TRL and transformers
 
 BETA, EPSILON = 0.3, 0.2
-WEIGHTS = {"desirable_weight": 1.25, "undesirable_weight": 0.5}
+WEIGHTS: dict[str, Any] = {"desirable_weight": 1.25, "undesirable_weight": 0.5}
 
 
 def test_kto(case: Case) -> None:

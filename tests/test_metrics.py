@@ -184,7 +184,7 @@ def test_counts_that_are_plain_numbers_are_not_rounded_where_bfloat16_is_the_def
     averages = Averages()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        averages.update({"a": Mean(torch.tensor(514.0, dtype=torch.float32), 257.0)})  # type: ignore[arg-type]
+        averages.update({"a": Mean(torch.tensor(514.0, dtype=torch.float32), 257.0)})
     finally:
         torch.set_default_dtype(torch.float32)
     assert averages.compute() == {"a": pytest.approx(514 / 257, rel=1e-12)}

@@ -1,4 +1,4 @@
-"""Steps of building a model: parameters without memory, dropout, vocabulary, CPU kernels."""
+"""Steps of building a model: parameters without memory, dropout and vocabulary."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-
-from halos.policy.kernels.elementwise import use_fewer_temporaries
-from halos.policy.kernels.matmul import limit_kernel_caches, use_faster_products
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -35,18 +32,6 @@ def parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-def use_cpu_kernels(model: nn.Module) -> None:
-    """Make the model compute with this project's CPU kernels, in place (``model.cpu_kernels``).
-
-    Linear layers, RMSNorm and SwiGLU change their class where a kernel gives the same results faster or with less
-    memory. Names, weights and hooks stay. On other devices and in other precisions than float32 the modules compute as
-    before. The limit of oneDNN's caches must be set before the process computes its first product.
-    """
-    limit_kernel_caches()
-    use_faster_products(model)
-    use_fewer_temporaries(model)
 
 
 def forget_quantisation(model: PreTrainedModel) -> None:

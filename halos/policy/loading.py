@@ -22,8 +22,8 @@ from halos.policy.construction import (
     grow_vocabulary,
     parameters_on_meta,
     set_dropout,
-    use_cpu_kernels,
 )
+from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.lora import LoRA, quantization
 

@@ -23,7 +23,11 @@ def main() -> None:
 
 
 def run(words: Sequence[str]) -> None:
-    """Draw, and print a verdict for each loss. Raises ``ValueError`` for words that it does not know."""
+    """Draw the value functions and print a verdict for each loss.
+
+    Raises:
+        ValueError: for an unknown word.
+    """
     options = DEFAULTS | dict(_split(word) for word in words)
     makes = {name: _maker(name) for name in options["loss"].split(",")}
     for name, make in makes.items():
@@ -33,8 +37,8 @@ def run(words: Sequence[str]) -> None:
 
 
 def _split(word: str) -> tuple[str, str]:
-    key, found, value = word.partition("=")
-    if not found or key not in DEFAULTS:
+    key, equals, value = word.partition("=")
+    if not equals or key not in DEFAULTS:
         raise ValueError(f"expected loss=NAME,NAME,… and output=FILE; found {word}")
     return key, value
 

@@ -12,21 +12,26 @@ from halos.testing.examples import Make, make_objective
 from halos.theory.values import ImpliedLoss, Side, sides
 
 POINTS, REACH = 481, 60.0
-"""The grid: so many log-ratios from -REACH to REACH nats, 0 among them."""
+"""The grid: POINTS log-ratios from -REACH to REACH nats, 0 among them."""
 TOLERANCE = 1e-9
 
 
 LOG_RATIO, RATIO = "log π_θ/π_ref", "π_θ/π_ref − 1"
 REWARDS: dict[str, Callable[[Tensor], Tensor]] = {LOG_RATIO: lambda r: r, RATIO: torch.expm1}
 """Implied rewards: increasing functions of the log-ratio, 0 where policy and reference agree."""
-AGAINST = {LOG_RATIO: 1.0, RATIO: 0.0}
-"""Log-ratios of what a completion is held against: above 0 for the first, where KTO clamps its reference point; for
-the second, PPO's reference point."""
+COMPARED_LOG_RATIOS = {LOG_RATIO: 1.0, RATIO: 0.0}
+"""Log-ratio of the completions that a completion is compared with, by reward. For the log-ratio it is above 0, because
+KTO clamps its reference point at 0; for the ratio it is PPO's reference point."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """True if every condition holds for one of the implied rewards; ``failures`` are those of the first one if not."""
+    """The result of :func:`is_halo`, true if every condition holds for one of the implied rewards.
+
+    Attributes:
+        reward: the implied reward for which the conditions hold, or None.
+        failures: the conditions that fail for the first implied reward, if there is none for which all hold.
+    """
 
     reward: str | None
     failures: tuple[str, ...] = field(default=())
@@ -53,15 +58,15 @@ def is_halo(make: Make, *, terms: Collection[str] | None = None) -> Verdict:
 
     Args:
         make: an objective's class, or a ``functools.partial`` of it with parameters.
-        terms: names of the terms of the loss to look at; all of them if None. PPO-Clip is PPO's ``policy`` term.
+        terms: names of the terms of the loss to include; all of them if None. PPO-Clip is PPO's ``policy`` term.
     """
     losses = {side: ImpliedLoss(make, side, terms) for side in sides(make_objective(make))}
     shared = [failure for loss in losses.values() for failure in (*_implied_reward(loss), *_reference_point(loss))]
-    tried = {name: shared + _value_function(losses, name) for name in REWARDS}
-    for name, failures in tried.items():
-        if not failures:
-            return Verdict(name)
-    return Verdict(None, tuple(dict.fromkeys(tried[LOG_RATIO])))
+    failures = {reward: shared + _value_function(losses, reward) for reward in REWARDS}
+    for reward, failed in failures.items():
+        if not failed:
+            return Verdict(reward)
+    return Verdict(None, tuple(dict.fromkeys(failures[LOG_RATIO])))
 
 
 def _implied_reward(loss: ImpliedLoss) -> list[str]:
@@ -73,21 +78,22 @@ def _implied_reward(loss: ImpliedLoss) -> list[str]:
 
 
 def _reference_point(loss: ImpliedLoss) -> list[str]:
-    # Either the point moves with what the completion is held against, or that does not matter: then it is a constant,
+    # Either the point moves with the completions compared with, or those have no effect: the point is then a constant,
     # such as E_{y' ~ π_ref}[π_θ/π_ref] = 1.
     moves = abs(loss(0.5 + 2.0, 0.3 + 2.0) - loss(0.5, 0.3)) < TOLERANCE
     own = [loss(0.5, others) - loss(0.0, others) for others in (0.3, 2.3)]
     return [] if moves or abs(own[0] - own[1]) < TOLERANCE else ["the loss is no function of a difference of rewards"]
 
 
-def _value_function(losses: dict[Side, ImpliedLoss], name: str) -> list[str]:
+def _value_function(losses: dict[Side, ImpliedLoss], reward: str) -> list[str]:
     log_ratios = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)
-    gains = REWARDS[name](log_ratios)
+    gains = REWARDS[reward](log_ratios)
     failures = []
     for side, loss in losses.items():
-        against = AGAINST[name]
-        at = torch.tensor([loss(against + r, against) for r in log_ratios.tolist()], dtype=torch.float64)
-        value = at if at[POINTS // 2 + 1] > at[POINTS // 2 - 1] else -at  # the sign a, from the reference point
+        others = COMPARED_LOG_RATIOS[reward]
+        value = torch.tensor([loss(others + r, others) for r in log_ratios.tolist()], dtype=torch.float64)
+        # The sign a of the definition: chosen so that the value increases around the reference point.
+        value = value if value[POINTS // 2 + 1] > value[POINTS // 2 - 1] else -value
         failures += [f"{side.name.lower()} completions: {failure}" for failure in _shape(gains, value)]
     return failures
 

@@ -14,9 +14,9 @@ COLOURS = {Side.DESIRABLE: "tab:green", Side.UNDESIRABLE: "tab:red"}
 
 
 def plot_values(makes: Mapping[str, Make], file: Path, *, reach: float = 50.0, points: int = 201) -> None:
-    """Draw the value that each loss attributes to a completion over its log-ratio less the reference point, in nats.
+    """Draw each loss's value of a completion over its log-ratio less the reference point, in nats.
 
-    Panels share the horizontal axis only: values have each loss's own unit.
+    Each loss has a panel with a vertical axis of its own, as values of different losses have different units.
     """
     from matplotlib.figure import Figure
 
@@ -30,7 +30,7 @@ def plot_values(makes: Mapping[str, Make], file: Path, *, reach: float = 50.0, p
         axes.axhline(0, color="grey", linewidth=0.5)
         axes.set(title=name, xlabel="log-ratio − reference point (nats)")
     figure.axes[0].set_ylabel("value")
-    # Beside the panels: curves cross or bend in any corner.
+    # Outside of the panels: in every corner of some panel there is a curve.
     labels = {
         label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }

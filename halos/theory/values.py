@@ -1,4 +1,4 @@
-"""What an objective makes of one completion, as a function of its implied reward."""
+"""The loss and the value of one completion under an objective, as functions of its implied reward."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ REFERENCE = -5.0
 
 
 class Side(Enum):
-    """Which completion is looked at. Objectives on pairs, and on demonstrations, have no undesirable side: a rejected
-    completion is the reference point of the chosen one."""
+    """Whether the completion in question is desirable.
+
+    Objectives on pairs and on demonstrations have no undesirable side: a rejected completion is the reference point of
+    the chosen one.
+    """
 
     DESIRABLE = True
     UNDESIRABLE = False
 
 
 def sides(objective: Objective) -> tuple[Side, ...]:
-    """The sides that the objective's view has."""
+    """Return the sides that the objective's view has."""
     return (Side.DESIRABLE, Side.UNDESIRABLE) if objective.view in ("binary", "scored") else (Side.DESIRABLE,)
 
 
@@ -35,8 +38,8 @@ class ImpliedLoss:
 
     Args:
         make: an objective's class, or a ``functools.partial`` of it with parameters.
-        side: which completion.
-        terms: names of the terms of the loss to look at; all of them if None.
+        side: whether the completion is desirable.
+        terms: names of the terms of the loss to include; all of them if None.
     """
 
     def __init__(self, make: Make, side: Side, terms: Collection[str] | None = None) -> None:
@@ -46,10 +49,16 @@ class ImpliedLoss:
         self.batch = collate(rows, mismatched=self.objective.needs.mismatched)
 
     def __call__(self, log_ratio: float, others: float = 0.0, *, shift: float = 0.0) -> float:
-        """The loss, per example.
+        """Return the loss per example.
 
-        ``others``: r of whatever the completion is held against (the rejected or the mismatched one, the other one of
-        a scored group). ``shift`` moves the completion's log π_θ and log π_ref together.
+        Args:
+            log_ratio: r of the completion, in nats.
+            others: r of the completions it is compared with: the rejected or the mismatched one, or the other one of a
+                scored group.
+            shift: added to the completion's log π_θ and log π_ref, so that r stays.
+
+        Raises:
+            ValueError: if the loss has none of the terms.
         """
         mask = self.batch.mask
         ratios = torch.full(mask.shape, others, dtype=torch.float64)
@@ -73,9 +82,9 @@ class ImpliedLoss:
 def value_curve(
     make: Make, side: Side, gains: Sequence[float], *, terms: Collection[str] | None = None, others: float = 1.0
 ) -> list[float]:
-    """The value that the objective attributes to a completion whose r exceeds the reference point by each of the gains.
+    """Return the value of a completion for each of the gains: its r less the reference point, in nats.
 
-    Value is minus the loss, from where it is at the reference point: 0 there, by definition.
+    The value is the loss at the reference point minus the loss of the completion, and so 0 at a gain of 0.
     """
     loss = ImpliedLoss(make, side, terms)
     return [loss(others, others) - loss(others + gain, others) for gain in gains]
@@ -96,5 +105,5 @@ def _rows(objective: Objective, side: Side) -> list[Row]:
             (1.0 if desirable else -1.0) if scored else None,
         )
 
-    # Advantages of a scored completion exist only beside another one.
+    # A scored completion has an advantage only in comparison with another one of its group.
     return [row(0, side.value), row(1, not side.value)] if scored else [row(0, side.value)]

@@ -1,4 +1,4 @@
-"""Feedback on the toy world: completions of the behaviour distribution, judged by the true reward, seeded."""
+"""Seeded feedback on the toy world: completions from the behaviour distribution, judged by the true reward."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from halos.toy.world import (
 )
 
 KINDS = ("labels", "pairs")
-SOUND = (0.9, 0.86, 0.65)  # how often opening, body and closing are sound; so half of the completions are desirable
-MISSING = 0.25  # share of the unsound parts that are missing; the rest are rude or off topic
+SOUND_SHARES = (0.9, 0.86, 0.65)  # of openings, bodies and closings; their product: half of all are desirable
+MISSING_SHARE = 0.25  # of the unsound parts; the others are rude or off topic
 MAX_TIES = 200  # two completions tie about one time in three, so this many in a row never do
 
 
 def _part(share: float, sound: Sequence[str], faulty: Sequence[str], rng: random.Random) -> str:
     if rng.random() < share:
         return rng.choice(sound)
-    return HESITATION if rng.random() < MISSING else rng.choice(faulty)
+    return HESITATION if rng.random() < MISSING_SHARE else rng.choice(faulty)
 
 
 def behaviour_completion(prompt: str, rng: random.Random) -> str:
-    """One completion from the behaviour distribution, on which the reference policy is pretrained."""
+    """Draw a completion from the behaviour distribution, on which the reference policy is pretrained."""
     topic = topic_of(prompt)
     if topic is None:
         raise ValueError(f"prompt: expected one of the toy language, found {prompt!r}")
@@ -43,7 +43,9 @@ def behaviour_completion(prompt: str, rng: random.Random) -> str:
     stray = rng.choice([other for other in TOPICS if other != topic])
     about = [[f"{verb} {noun}." for noun in nouns] for nouns in (TOPICS[topic].nouns, CHAT + TOPICS[stray].nouns)]
     parts = ((KIND_OPENINGS, RUDE_OPENINGS), about, (KIND_CLOSINGS, RUDE_CLOSINGS))
-    return " ".join(_part(share, sound, faulty, rng) for share, (sound, faulty) in zip(SOUND, parts, strict=True))
+    return " ".join(
+        _part(share, sound, faulty, rng) for share, (sound, faulty) in zip(SOUND_SHARES, parts, strict=True)
+    )
 
 
 def toy_feedback(
@@ -57,17 +59,28 @@ def toy_feedback(
     seed: int = 0,
     split: str = "train",
 ) -> list[Record]:
-    """Feedback on ``size`` prompts of a split, as labels or as preferences; the same arguments give the same records.
+    """Generate feedback on prompts of the toy world; the same arguments give the same records.
 
-    ``noise`` is the probability that a label or a preference is flipped. ``keep_desirable`` and ``keep_undesirable``
-    are the shares kept of the completions so labelled (labels only); a prompt that keeps none is left out.
-    Preferences run from the better to the worse true reward, for every two completions that differ in it.
+    Args:
+        size: how many prompts.
+        feedback: ``labels`` (desirable or not) or ``pairs`` (preferences). A preference prefers the higher true
+            reward; there is one for every two completions of a prompt that differ in it.
+        noise: the probability that a label or a preference is flipped.
+        keep_desirable: the share kept of the completions labelled desirable; for labels only. A prompt that keeps no
+            completion is left out.
+        keep_undesirable: the same for the others.
+        completions_per_prompt: how many completions are drawn.
+        seed: of prompts and completions.
+        split: ``train`` or ``val``, which share no prompts.
+
+    Raises:
+        ValueError: for a value that is not possible.
     """
     _check_knobs(feedback, completions_per_prompt, noise, keep_desirable, keep_undesirable)
     records = []
     for index, prompt in enumerate(toy_prompts(size, seed, split)):
         where = f"toy/{split}:{index}"
-        # One stream per prompt: no knob changes what another prompt's completions are.
+        # A generator for each prompt, so that no argument changes the completions of other prompts.
         rng = random.Random(f"feedback/{split}/{seed}/{index}")
         if feedback == "pairs":
             records.append(_paired(where, prompt, completions_per_prompt, noise, rng))
@@ -83,15 +96,16 @@ def _labelled(
     kept = []
     for _ in range(count):
         text = behaviour_completion(prompt, rng)
-        flipped, kept_below = rng.random() < noise, rng.random()  # both drawn always: knobs leave the texts alone
+        # Both are always drawn, so that noise and shares do not change the texts that follow.
+        flipped, threshold = rng.random() < noise, rng.random()
         desirable = is_desirable(prompt, text) != flipped
-        if kept_below < keep[desirable]:
+        if threshold < keep[desirable]:
             kept.append(Completion(text, desirable=desirable))
     return tuple(kept)
 
 
 def _paired(where: str, prompt: str, count: int, noise: float, rng: random.Random) -> Record:
-    """Completions with a strict preference among them; tied draws are thrown away."""
+    """Draw completions until at least two differ in their true reward."""
     for _ in range(MAX_TIES):
         texts = [behaviour_completion(prompt, rng) for _ in range(count)]
         rewards = [true_reward(prompt, text) for text in texts]

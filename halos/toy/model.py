@@ -28,7 +28,7 @@ USER, ASSISTANT = "<|user|>", "<|assistant|>"
 GOOD, BAD = "<|good|>", "<|bad|>"  # reserved for conditioned SFT; the reference has never seen them
 SPECIAL_TOKENS = (PAD, UNK, END, USER, ASSISTANT, GOOD, BAD)
 
-# No blanks round the content: a rendered prompt, the completion and END concatenate to the rendered conversation.
+# No spaces around the content: rendered prompt + completion + END is the rendered conversation.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}" + ASSISTANT + "{{ message['content'] }}" + END + "{% else %}"
@@ -41,11 +41,11 @@ MAX_NEW_TOKENS = 24  # the longest completion has 15 tokens with its end of turn
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over the toy language, with a pad token that is not its end-of-turn (eos) token."""
+    """Build a word-level tokenizer of the toy language. Its pad token is not its end-of-turn (eos) token."""
     vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *words()))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # joins with blanks, none before punctuation
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # joins with spaces, none before punctuation
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -59,7 +59,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> LlamaForCausalLM:
-    """A fresh Llama of about 10^5 weights, with its generation settings: sampling at temperature 1."""
+    """Build an untrained Llama of about 10^5 weights, whose generation settings are sampling at temperature 1."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -91,7 +91,7 @@ def pretrain(
     seed: int = 0,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
-    """SFT on fresh draws from the behaviour distribution over the training prompts; only completions are scored."""
+    """Train the model by SFT on completions drawn from the behaviour distribution; prompts are not scored."""
     rng = random.Random(f"pretrain/{seed}")
     prompts = prompts_of("train")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
@@ -111,7 +111,7 @@ def pretrain(
 def demonstrations(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
 ) -> dict[str, torch.Tensor]:
-    """Padded ids, attention mask and labels (completion and its end of turn) of prompts and their completions."""
+    """Tokenise prompts and completions: padded ids, attention mask, labels of the completion and its end of turn."""
     heads = tokenizer([render(tokenizer, prompt) for prompt in prompts])["input_ids"]
     tails = tokenizer([completion + END for completion in completions])["input_ids"]
     width = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))

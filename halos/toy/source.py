@@ -26,9 +26,9 @@ class ToyJudge:
 
 @final
 class ToySource(Source):
-    """Feedback generated on the toy world; see :func:`halos.toy.feedback.toy_feedback` for the knobs.
+    """Feedback that is generated on the toy world; for the arguments see :func:`halos.toy.feedback.toy_feedback`.
 
-    Validation feedback is always free of noise and of imbalance, so that runs with different knobs compare.
+    Validation feedback has neither noise nor imbalance and one seed, so that all runs are compared on the same.
     """
 
     name = "toy"

@@ -2,8 +2,8 @@
 
 A prompt is a purchase and a problem ("i bought a lamp on monday. where is my parcel?"); a good completion is a kind
 opening, a body about the problem's topic, and a kind closing ("thanks a lot. we will check the parcel. best wishes.").
-A fault is one word's choice ("now" where "best" belongs), not a change of length, so that a small policy under any
-objective can mend it before it unlearns the grammar. Plain Python.
+A faulty completion has a wrong word ("now" instead of "best") and the same length, so that a small policy can correct
+it under any objective before it forgets the grammar. Plain Python, no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import cache
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """What customers say about a topic, and the nouns that answer it."""
+    """Customers' sentences about a topic, and the nouns that a good answer uses."""
 
     problems: tuple[str, ...]
     nouns: tuple[str, ...]
@@ -79,12 +79,12 @@ ITEMS = ("lamp", "phone", "chair", "jacket", "kettle", "camera", "watch", "tent"
 TIMES = ("on monday", "on tuesday", "on friday", "last week", "last month", "yesterday", "in may")
 
 VERBS = ("check", "settle")
-CHAT = ("weather", "football")  # no topic's nouns
+CHAT = ("weather", "football")  # off topic everywhere
 KIND_OPENINGS = ("thanks for asking.", "thanks for writing.", "thanks a lot.")
 RUDE_OPENINGS = ("stop asking.", "stop whining.")
 KIND_CLOSINGS = ("best wishes.", "best regards.", "best of luck.")
 RUDE_CLOSINGS = ("now leave.", "now go away.")
-HESITATION = "hm."  # stands where a part is missing
+HESITATION = "hm."  # takes the place of a missing part
 
 SPLITS = ("train", "val")
 VAL_EVERY = 5  # one prompt in five is held out
@@ -103,22 +103,22 @@ _COMPLETE = re.compile(
 
 @cache
 def prompts_of(split: str) -> tuple[str, ...]:
-    """Every prompt of a split, in a fixed order; "train" and "val" share none, yet both show every word."""
+    """Return all prompts of a split in a fixed order. The splits share no prompt, but both use every word."""
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}; found {split!r}")
     problems = [problem for topic in TOPICS.values() for problem in topic.problems]
     slots = (BUYERS, ITEMS, TIMES, problems)
-    found = []
+    prompts = []
     for choice in itertools.product(*(range(len(slot)) for slot in slots)):
-        # A diagonal through the slots: every value of each slot is met in both splits, no combination is.
+        # A diagonal through the slots: each phrase occurs in both splits, each combination in one.
         if (sum(choice) % VAL_EVERY == 0) == (split == "val"):
             buyer, item, time, problem = (slot[i] for slot, i in zip(slots, choice, strict=True))
-            found.append(f"{buyer} {item} {time}. {problem}")
-    return tuple(found)
+            prompts.append(f"{buyer} {item} {time}. {problem}")
+    return tuple(prompts)
 
 
 def toy_prompts(size: int, seed: int = 0, split: str = "val") -> list[str]:
-    """``size`` distinct prompts of a split, in seeded order; a larger size extends a smaller one."""
+    """Return ``size`` distinct prompts of a split in seeded order; a larger size extends a smaller one."""
     prompts = list(prompts_of(split))
     if not 1 <= size <= len(prompts):
         raise ValueError(f"size: expected 1 to {len(prompts)} prompts of split {split!r}, found {size}")
@@ -127,34 +127,34 @@ def toy_prompts(size: int, seed: int = 0, split: str = "val") -> list[str]:
 
 
 def topic_of(prompt: str) -> str | None:
-    """The topic of the problem that the prompt states, or None."""
+    """Return the topic of the problem in the prompt, or None."""
     return next((name for name, topic in TOPICS.items() if any(p in prompt for p in topic.problems)), None)
 
 
 def is_polite(completion: str) -> bool:
-    """A kind opening or closing is there, and nothing rude."""
+    """Return whether there is a kind opening or closing, and nothing rude."""
     rude = any(phrase in completion for phrase in RUDE_OPENINGS + RUDE_CLOSINGS)
     return not rude and any(phrase in completion for phrase in KIND_OPENINGS + KIND_CLOSINGS)
 
 
 def is_on_topic(prompt: str, completion: str) -> bool:
-    """A noun of the prompt's topic is there, and no other topic's."""
-    found = set(re.findall(r"\w+", completion))
-    return {name for name, topic in TOPICS.items() if found.intersection(topic.nouns)} == {topic_of(prompt)}
+    """Return whether there is a noun of the prompt's topic, and none of another topic."""
+    used = set(re.findall(r"\w+", completion))
+    return {name for name, topic in TOPICS.items() if used.intersection(topic.nouns)} == {topic_of(prompt)}
 
 
 def is_complete(completion: str) -> bool:
-    """Exactly an opening, a body and a closing, each a finished sentence."""
+    """Return whether there is exactly an opening, a body and a closing, each a finished sentence."""
     return _COMPLETE.fullmatch(completion.strip()) is not None
 
 
 def true_reward(prompt: str, completion: str) -> float:
-    """Mean of three checks, in [0, 1]: polite, on topic, complete. Any string has a reward."""
+    """Return the mean of three checks (polite, on topic, complete), in [0, 1]; any string has a reward."""
     return (is_polite(completion) + is_on_topic(prompt, completion) + is_complete(completion)) / 3
 
 
 def is_desirable(prompt: str, completion: str) -> bool:
-    """All three checks of :func:`true_reward` hold."""
+    """Return whether all three checks of :func:`true_reward` hold."""
     return is_polite(completion) and is_on_topic(prompt, completion) and is_complete(completion)
 
 

@@ -12,7 +12,7 @@ from transformers import LlamaModel
 
 from halos.data.batches.collate import collate
 from halos.policy.backbone import Backbone
-from halos.policy.logprobs import head
+from halos.policy.logprobs import chunked_head
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -148,8 +148,8 @@ def test_without_a_reference_there_is_none() -> None:
 
 def test_statistics_are_computed_for_the_policy_where_they_are_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    own = head.measure
-    monkeypatch.setattr(head, "measure", lambda names, *given: seen.append(len(names)) or own(names, *given))
+    own = chunked_head.measure
+    monkeypatch.setattr(chunked_head, "measure", lambda names, *given: seen.append(len(names)) or own(names, *given))
     made = Backbone(tiny.model(), with_reference=True, head_chunk=4, statistics=["entropy"])
     assert made.logprobs(batch()).statistics is made.reference_logprobs(batch()).statistics is None
     assert not seen

@@ -16,7 +16,12 @@ from halos.theory.plot import plot_values
 def test_panels_and_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: [drawn.append(self), save(self, *a, **k)])
+
+    def noted(figure: Figure, *args: Any, **options: Any) -> None:
+        drawn.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
     plot_values({"kto": KTO, "dpo": DPO}, tmp_path / "values.png", reach=10.0, points=3)
     assert (tmp_path / "values.png").read_bytes().startswith(b"\x89PNG")
     kto, dpo = drawn[0].axes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_keep_shares_are_of_each_class() -> None:
 
 
 def test_knobs_leave_the_texts_alone() -> None:
-    def texts(**knobs: float) -> list[str]:
+    def texts(**knobs: Any) -> list[str]:
         return [completion.text for record in toy_feedback(size=50, **knobs) for completion in record.completions]
 
     assert texts() == texts(noise=0.5)
@@ -119,6 +120,6 @@ def test_noise_flips_preferences() -> None:
         {"keep_desirable": 0.5, "feedback": "pairs"},
     ],
 )
-def test_bad_knobs_are_named(knobs: dict[str, object]) -> None:
+def test_bad_knobs_are_named(knobs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(knobs))}: expected .* found"):
         toy_feedback(**knobs)

@@ -1,6 +1,7 @@
 """The toy world as a source: seeded training feedback, and validation that never changes."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ def source(**knobs: Any) -> ToySource:
     return ToySource(**{"size": 30, "val_size": 20, **knobs})
 
 
-def wrong_labels(records: list[Record]) -> int:
+def wrong_labels(records: Sequence[Record]) -> int:
     return sum(c.desirable != is_desirable(str(r.prompt), c.text) for r in records for c in r.completions)
 
 

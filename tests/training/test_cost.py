@@ -11,7 +11,7 @@ import torch
 from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.policy.backbone import Backbone
-from halos.policy.construction import use_cpu_kernels
+from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.training.cost import Example, Setting, Shape, memory, operations
 from tests import tiny
 

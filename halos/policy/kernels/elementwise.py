@@ -1,16 +1,20 @@
-"""RMSNorm and SwiGLU on CPUs, where new memory costs more than arithmetic.
+"""RMSNorm and SwiGLU on CPUs with little new memory, which costs more there than arithmetic.
 
 PyTorch writes each intermediate result of such a formula to new memory and keeps most of them for the backward pass.
-Here one result is made and changed in place, and the backward pass starts from the inputs. Results are the model's own
-to the bit, gradients to rounding. Modules that compute something else, other devices and precisions, and code that is
-being compiled keep the model's own.
+Here one result is allocated and changed in place, and the backward pass starts from the inputs. Results are the model's
+own to the bit, gradients to rounding. The model's own code still runs for modules that compute something else, on other
+devices, in other precisions and under torch.compile.
+
+How a module is replaced, by this file and by :mod:`halos.policy.kernels.liger`: a module that has the parts of an
+RMSNorm or of a SwiGLU layer gets a subclass of its own class (``module.__class__``), if a trial of that subclass agrees
+with the module's own code. The trial decides because names do not: Gemma's RMSNorm looks like Llama's but multiplies by
+1 + w.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator
-from functools import cache
 from typing import Any
 
 import torch
@@ -30,18 +34,18 @@ class RMSNorm(torch.autograd.Function):
         return (x * r).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, r = ctx.saved_tensors
-        products = (gradient * x).reshape(-1, x.shape[-1])
-        of_x = of_weight = None
+        products = (grad_output * x).reshape(-1, x.shape[-1])
+        grad_x = grad_weight = None
         with torch.autocast("cpu", enabled=False):  # it would round the two products with vectors
             if ctx.needs_input_grad[0]:
                 # g w r − x · r³ · mean(g w x)
                 shared = products.mv(weight).view_as(r) * r.pow(3) / x.shape[-1]
-                of_x = (gradient * weight).mul_(r).addcmul_(x, shared, value=-1)
+                grad_x = (grad_output * weight).mul_(r).addcmul_(x, shared, value=-1)
             if ctx.needs_input_grad[1]:
-                of_weight = products.t().mv(r.reshape(-1))
-        return of_x, of_weight, None
+                grad_weight = products.t().mv(r.reshape(-1))
+        return grad_x, grad_weight, None
 
 
 class SwiGLU(torch.autograd.Function):
@@ -53,11 +57,15 @@ class SwiGLU(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
-        of_up = F.silu(gate).mul_(gradient) if ctx.needs_input_grad[1] else None
-        of_gate = torch.ops.aten.silu_backward(gradient * up, gate) if ctx.needs_input_grad[0] else None
-        return of_gate, of_up
+        grad_up = F.silu(gate).mul_(grad_output) if ctx.needs_input_grad[1] else None
+        grad_gate = torch.ops.aten.silu_backward(grad_output * up, gate) if ctx.needs_input_grad[0] else None
+        return grad_gate, grad_up
+
+
+rms_norm: Callable[[Tensor, Tensor, float], Tensor] = RMSNorm.apply
+swiglu: Callable[[Tensor, Tensor], Tensor] = SwiGLU.apply
 
 
 def _applies(*tensors: Tensor) -> bool:
@@ -65,45 +73,54 @@ def _applies(*tensors: Tensor) -> bool:
 
 
 class Changed(nn.Module):
-    """A module that computes what its own class does in another way: the first base of a class made by :func:`fitting`,
-    whose second is the module's own."""
+    """Base of a class made by :func:`fitting`: the changed forward first, the module's own class second."""
 
-    def __reduce__(self) -> Any:  # pickle does not find classes that were made here
+    def __reduce__(self) -> tuple[object, ...]:  # pickle looks classes up by name, and does not find those made here
         return _blank, type(self).__bases__, self.__dict__
 
 
 class _Norm(Changed):
-    def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        if not _applies(hidden_states, self.weight):
-            own: Tensor = super().forward(hidden_states)
-            return own
-        found: Tensor = RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
-        return found
+    weight: Tensor
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if _applies(hidden_states, self.weight):
+            return rms_norm(hidden_states, self.weight, self.variance_epsilon)
+        output: Tensor = super().forward(hidden_states)
+        return output
 
 
-class _GatedLayer(Changed):
-    def forward(self: Any, x: Tensor) -> Tensor:
+class GatedLayer(Changed):
+    """The parts of a SwiGLU layer, by the names that Llama and its relatives have for them."""
+
+    gate_proj: Callable[[Tensor], Tensor]
+    up_proj: Callable[[Tensor], Tensor]
+    down_proj: Callable[[Tensor], Tensor]
+    act_fn: Callable[[Tensor], Tensor]
+
+
+class _GatedLayer(GatedLayer):
+    def forward(self, x: Tensor) -> Tensor:
         if not _applies(x):
-            own: Tensor = super().forward(x)
-            return own
+            output: Tensor = super().forward(x)
+            return output
         gate, up = self.gate_proj(x), self.up_proj(x)
-        product = SwiGLU.apply(gate, up) if gate.dtype == up.dtype else self.act_fn(gate) * up
-        found: Tensor = self.down_proj(product)
-        return found
+        # LoRA can give the two projections different precisions.
+        return self.down_proj(swiglu(gate, up) if gate.dtype == up.dtype else self.act_fn(gate) * up)
 
 
 def use_fewer_temporaries(model: nn.Module) -> None:
-    """Have the model's RMSNorm and SwiGLU modules compute as this file does, where that gives their own results.
+    """Let the model's RMSNorm and SwiGLU modules compute as this file does, where that gives their own results.
 
-    A module takes part if it has the parts of one and a trial of its class agrees to the bit. Names, weights and hooks
-    stay.
+    A module takes part if it has the parts of one, and if a trial of its class agrees to the bit. Names, weights and
+    hooks stay.
     """
     for module, changed in list(lean_modules(model)):
         module.__class__ = changed
 
 
 def lean_modules(model: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
-    """The modules of the model that take part, each with the class that it gets or has."""
+    """Yield the modules of the model that take part, each with the class that it gets or has."""
 
     def agrees(own: list[Tensor], changed: list[Tensor]) -> bool:
         return torch.equal(own[0], changed[0])
@@ -120,57 +137,71 @@ def fitting(
     device: str = "cpu",
     dtypes: Collection[torch.dtype] = (torch.float32,),
 ) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
-    """The modules of the model that look like an RMSNorm or a SwiGLU layer, each with the class that it may get or has.
+    """Yield the modules that are an RMSNorm or a SwiGLU layer, each with the class that it may get or already has.
 
-    Of each class one is tried out, on a copy with small weights of its own on the ``device``, in each of the
-    ``dtypes``; ``agrees`` gets output and gradients of its own class, and of the changed one.
+    One module of each class is tried out, as a copy with small weights of its own.
+
+    Args:
+        model: the model; it is not changed.
+        norm: the changed forward of an RMSNorm.
+        gated: the changed forward of a SwiGLU layer.
+        agrees: decides by output and gradients of the own class and of the changed one.
+        device: where to try out.
+        dtypes: precisions to try out; the class has to agree in all.
     """
     fits: dict[type[nn.Module], bool] = {}
     for module in model.modules():
-        changed = _changed(module, norm, gated)
+        changed = _changed_class(module, norm, gated)
         if changed is None:
             continue
         if changed not in fits:
             trials = (_try_out(module, changed, device, dtype) for dtype in dtypes)
-            fits[changed] = changed is type(module) or all(found is not None and agrees(*found) for found in trials)
+            fits[changed] = changed is type(module) or all(trial is not None and agrees(*trial) for trial in trials)
         if fits[changed]:
             yield module, changed
 
 
-def _changed(module: nn.Module, norm: Any, gated: Any) -> type[nn.Module] | None:
+def _changed_class(module: nn.Module, norm: type[Changed], gated: type[Changed]) -> type[nn.Module] | None:
     """The class that the module would get, by the parts that it has."""
-    theirs: Any = _own_class(module)
     if hasattr(module, "variance_epsilon") and set(module._parameters) == {"weight"} and not module._modules:
-        return _subclass(norm, theirs)
+        return _subclass(norm, _own_class(module))
     is_gated = set(module._modules) == {"gate_proj", "up_proj", "down_proj", "act_fn"} and not module._parameters
-    return _subclass(gated, theirs) if is_gated else None
+    return _subclass(gated, _own_class(module)) if is_gated else None
 
 
 def _own_class(module: nn.Module) -> type[nn.Module]:
     return type(module).__bases__[1] if isinstance(module, Changed) else type(module)
 
 
-@cache
-def _subclass(ours: Any, theirs: Any) -> type[nn.Module]:
-    return type(theirs.__name__, (ours, theirs), {})
+_subclasses: dict[tuple[type[Changed], type[nn.Module]], type[nn.Module]] = {}
 
 
-def _blank(ours: Any, theirs: Any) -> nn.Module:
-    made = _subclass(ours, theirs)
+def _subclass(changed: type[Changed], own: type[nn.Module]) -> type[nn.Module]:
+    # The same class each time: code that compares types (a trial here, FSDP) sees that layers are alike.
+    bases = (changed, own)
+    if bases not in _subclasses:
+        _subclasses[bases] = type(own.__name__, bases, {})
+    return _subclasses[bases]
+
+
+def _blank(changed: type[Changed], own: type[nn.Module]) -> nn.Module:
+    made = _subclass(changed, own)
     return made.__new__(made)
 
 
 def _try_out(
     module: nn.Module, changed: type[nn.Module], device: str, dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor]] | None:
+    """Output and gradients by the module's own class and by the changed one, or None if its code fails."""
+    # The module's own weights may be large, sharded or without memory (meta device): the trial has small ones.
     trial = copy.copy(module)
     with torch.device(device), torch.random.fork_rng([]):
         torch.manual_seed(0)
         inputs = torch.randn(3, 8, dtype=dtype, requires_grad=True)
         trial._parameters = {name: nn.Parameter(torch.randn(8, dtype=dtype)) for name in module._parameters}
         trial._modules = {
-            name: nn.Linear(8, 8, dtype=dtype) if name.endswith("proj") else part
-            for name, part in module._modules.items()
+            name: nn.Linear(8, 8, dtype=dtype) if name.endswith("proj") else child
+            for name, child in module._modules.items()
         }
     try:
         trial.__class__ = _own_class(module)
@@ -182,6 +213,6 @@ def _try_out(
 
 
 @torch.enable_grad()
-def _results(trial: Any, inputs: Tensor) -> list[Tensor]:
-    output = trial.forward(inputs)  # hooks are not called
+def _results(trial: nn.Module, inputs: Tensor) -> list[Tensor]:
+    output = trial.forward(inputs)  # not called: hooks of the module would run
     return [output.detach(), *torch.autograd.grad(output.sin().sum(), [inputs, *trial.parameters()])]

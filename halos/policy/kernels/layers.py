@@ -6,11 +6,12 @@ from torch import nn
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
-    """The decoder layers: the elements of the outermost lists of modules that the model has."""
-    found: list[nn.Module] = []
+    """Return the decoder layers: the elements of the model's outermost lists of modules."""
+    layers: list[nn.Module] = []
     for child in model.children():
         if isinstance(child, nn.ModuleList):
-            found += [layer for layer in child if any(True for _ in layer.parameters())]
+            # Lists of experts or of activations can hold modules without weights; those are no layers.
+            layers += [layer for layer in child if any(True for _ in layer.parameters())]
         else:
-            found += repeated_layers(child)
-    return found
+            layers += repeated_layers(child)
+    return layers

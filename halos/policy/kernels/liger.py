@@ -1,83 +1,91 @@
 """``model.liger``: RMSNorm and SwiGLU by Liger's Triton kernels, on CUDA.
 
-Only these two: Liger's rotary embedding replaces a function for every model of the process, and the LM head is ours.
-Modules take part of which a trial on the device gives their own output and gradients to rounding.
-Liger's SwiGLU writes its gradients over the values that it kept, so one backward pass may follow a forward pass, as in
-training.
+Only these two: Liger's rotary embedding would replace a function for every model of the process, and the LM head has
+an implementation here. A module takes part if a trial on the device gives its own output and gradients to rounding.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from halos.policy.kernels.elementwise import Changed, fitting
+from halos.policy.kernels.elementwise import Changed, GatedLayer, fitting
 
 log = logging.getLogger(__name__)
 
 DEVICE = "cuda"
 
-WITHIN = {torch.float32: 1e-5, torch.bfloat16: 0.05}
-"""How far output and gradients of a trial, of numbers around 1, may be from the model's own: rounding."""
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
+"""How far output and gradients of a trial, numbers around 1, may be from the model's own: rounding."""
 
 
 class _Norm(Changed):
-    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+    weight: Tensor
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
         if not _applies(hidden_states, self.weight):
-            own: Tensor = super().forward(hidden_states)
-            return own
+            output: Tensor = super().forward(hidden_states)
+            return output
         from liger_kernel.ops import LigerRMSNormFunction
 
-        # Not in place: the gradient that comes in may be another branch's too.
-        found: Tensor = LigerRMSNormFunction.apply(
-            hidden_states, self.weight, self.variance_epsilon, 0.0, "llama", False
-        )
-        return found
+        norm: Callable[..., Tensor] = LigerRMSNormFunction.apply
+        # The last argument, in_place, is off: the incoming gradient may be another branch's too, as where a residual
+        # connection leaves, and in place the kernel would overwrite it.
+        return norm(hidden_states, self.weight, self.variance_epsilon, 0.0, "llama", False)
 
 
-class _GatedLayer(Changed):
-    def forward(self: Any, x: Tensor) -> Tensor:
+class _GatedLayer(GatedLayer):
+    def forward(self, x: Tensor) -> Tensor:
         from liger_kernel.ops import LigerSiLUMulFunction
 
+        # Its gradients are written over the values that it kept, so one backward pass may follow a forward pass, as in
+        # training; a second one would read gradients as values.
+        multiply: Callable[..., Tensor] = LigerSiLUMulFunction.apply
         gate, up = self.gate_proj(x), self.up_proj(x)
-        product = LigerSiLUMulFunction.apply(gate, up) if _applies(gate, up) else self.act_fn(gate) * up
-        found: Tensor = self.down_proj(product)
-        return found
+        return self.down_proj(multiply(gate, up) if _applies(gate, up) else self.act_fn(gate) * up)
 
 
 def _applies(one: Tensor, other: Tensor) -> bool:
-    # Kernels for whole tensors of one precision; they compute in float32.
+    # The kernels take whole tensors of one precision, and compute in float32: less than float64 asks for.
     plain = all(type(t) in (Tensor, nn.Parameter) and t.device.type == DEVICE for t in (one, other))
     return plain and one.dtype == other.dtype != torch.float64
 
 
 def use_liger(model: nn.Module) -> None:
-    """Have the model's RMSNorm and SwiGLU modules call Liger's kernels, where those give their own results.
+    """Let the model's RMSNorm and SwiGLU modules call Liger's kernels, where those give their own results.
 
-    Raises ``ValueError`` if they do for none.
+    Raises:
+        ValueError: if they do for no module.
     """
-    changed = list(fitting(model, _Norm, _GatedLayer, _agree, device=DEVICE, dtypes=WITHIN))
+    changed = list(fitting(model, _Norm, _GatedLayer, _agree, device=DEVICE, dtypes=TOLERANCE))
     if not changed:
         raise ValueError(
             "model.liger: expected a model with RMSNorm or SwiGLU layers as Llama has them, found "
-            f"{type(model).__name__}, of which Liger's kernels give no layer's own results"
+            f"{type(model).__name__}, where Liger's kernels reproduce no layer; set model.liger=false"
         )
-    for module, kind in changed:
-        module.__class__ = kind
+    for module, changed_class in changed:
+        module.__class__ = changed_class
     log.info("%s: %d modules by Liger's kernels", type(model).__name__, len(changed))
 
 
 def _agree(own: list[Tensor], changed: list[Tensor]) -> bool:
-    within = WITHIN[own[0].dtype]
-    return all(torch.allclose(one, other, rtol=within, atol=within) for one, other in zip(own, changed, strict=True))
+    tolerance = TOLERANCE[own[0].dtype]
+    return all(
+        torch.allclose(one, other, rtol=tolerance, atol=tolerance) for one, other in zip(own, changed, strict=True)
+    )
 
 
 def check_liger(accelerator: str) -> None:
-    """Raise ``ValueError`` unless Liger is installed and its kernels can run on this accelerator."""
+    """Check that Liger is installed and that its kernels can run on this accelerator.
+
+    Raises:
+        ValueError: if it is missing, or there is no CUDA device.
+    """
     if importlib.util.find_spec("liger_kernel") is None:
         raise ValueError("model.liger: expected liger-kernel; install the extra with pip install 'halos[liger]'")
     if accelerator == "cpu" or not torch.cuda.is_available():

@@ -1,17 +1,32 @@
 """Attention over packed rows, through the attention interface of transformers: no model code is copied.
 
-For the time of one forward the model's attention implementation is ours. Each piece of a pack is a call of its own, so
-nothing is computed between rows that do not see each other; or FlexAttention does all of them in one call
-(:func:`attend_by_flex`). The implementation that the model was loaded with serves everything else: generation, separate
-rows, the exported config.
+A pack lays trees end to end: a prompt once, followed by its branches (completions), each without its last token. One
+tree with prompt x1 x2 x3 and the branches a1 a2 a3 and b1 b2, and what each token sees:
+
+    tokens      x1  x2  x3 | a1  a2 | b1
+    position     0   1   2    3   4    3     positions restart after the prompt for each branch
+    x1           ■
+    x2           ■   ■
+    x3           ■   ■   ■                   predicts a1 and b1
+    a1           ■   ■   ■    ■              predicts a2
+    a2           ■   ■   ■    ■   ■          predicts a3
+    b1           ■   ■   ■             ■     predicts b2: sees no token of the other branch
+
+Nothing is seen between trees. Most scores of a pack are therefore masked out, and computing them would be wasted. So a
+pack is cut into pieces (short trees together, long trees prompt and branches apart), and each piece is a call of its
+own with the keys of the pieces that it sees. On CUDA, FlexAttention can do all of them in one call
+(:func:`attend_by_flex`).
+
+The model's attention implementation is replaced only during a packed forward. The implementation that the model was
+loaded with serves everything else: generation, separate rows, the exported config.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import torch
@@ -22,7 +37,10 @@ from torch.nn.attention.flex_attention import BlockMask
 from halos.data.batches.packing import PROMPT, Pack
 from halos.policy.logprobs.flex import block_mask, flex_attend
 
-NAME = "halos_packed"
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+IMPLEMENTATION_NAME = "halos_packed"
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -30,11 +48,15 @@ class PackedAttention:
     """Attention within one pack: a token sees its prompt, and the tokens of its own branch before it.
 
     Args:
-        pack: what the tokens are.
-        earlier: for each attention module the keys and values [1, heads, P, width] of the prompts that the pack
-            continues.
-        keep: whether to collect those of this pack's prompts, detached, in ``kept``.
-        flex: whether to attend by one call of FlexAttention, which knows no dropout.
+        pack: the pack, which says where its pieces, trees and branches are.
+        earlier: for each attention module the keys and values [1, heads, P, width] of the earlier prompts that the
+            pack continues.
+        keep_prompts: whether to collect the keys and values of this pack's prompts.
+        flex: whether to use one call of FlexAttention, which is possible without dropout only.
+
+    Attributes:
+        prompt_states: for each attention module the prompts' keys and values, detached.
+        windows: the sliding windows that the model passed.
     """
 
     def __init__(
@@ -42,13 +64,13 @@ class PackedAttention:
         pack: Pack,
         *,
         earlier: dict[nn.Module, KeysValues] | None = None,
-        keep: bool = False,
+        keep_prompts: bool = False,
         flex: bool = False,
     ) -> None:
-        self.pack, self.earlier, self.keep, self.flex = pack, earlier, keep, flex
-        self.kept: dict[nn.Module, KeysValues] = {}
+        self.pack, self.earlier, self.keep_prompts, self.flex = pack, earlier, keep_prompts, flex
+        self.prompt_states: dict[nn.Module, KeysValues] = {}
         self.windows: set[int | None] = set()
-        """The sliding windows that the model asked for."""
+        # By window, as all layers with the same window share the masks.
         self._masks: dict[int | None, list[Tensor | None]] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
 
@@ -65,25 +87,27 @@ class PackedAttention:
         softcap: float | None,
     ) -> Tensor:
         """Attention of queries [1, heads, N, width] → [1, N, heads, width]."""
-        if self.keep:
+        if self.keep_prompts:
             prompts = self.pack.prompts
-            self.kept[module] = (key.detach()[:, :, prompts], value.detach()[:, :, prompts])
+            self.prompt_states[module] = (key.detach()[:, :, prompts], value.detach()[:, :, prompts])
         if self.earlier is not None:
-            key, value = (torch.cat(both, 2) for both in zip(self.earlier[module], (key, value), strict=True))
+            earlier_key, earlier_value = self.earlier[module]
+            key, value = torch.cat([earlier_key, key], 2), torch.cat([earlier_value, value], 2)
         self.windows.add(window)
         if self.flex and not dropout:
             if window not in self._block_masks:
                 self._block_masks[window] = block_mask(self.pack, window)
             attended = flex_attend(query, key, value, self._block_masks[window], scaling=scaling, softcap=softcap)
             return attended.transpose(1, 2)
-        # split, not slices: the gradient of each slice would be as large as the whole.
-        queries = query.split(list(self.pack.sizes[-len(self.pack.attends) :]), 2)
-        keys, values = (states.split(list(self.pack.sizes), 2) for states in (key, value))
-        parts = []
+        # split(), not slices: the backward pass of each slice would write a gradient as large as the whole tensor.
+        sizes = list(self.pack.sizes)
+        queries = torch.split(query, sizes[-len(self.pack.attends) :], 2)
+        keys, values = torch.split(key, sizes, 2), torch.split(value, sizes, 2)
+        outputs = []
         for q, pieces, mask in zip(queries, self.pack.attends, self._masks_for(window), strict=True):
-            k, v = (_joined([states[piece] for piece in pieces]) for states in (keys, values))
-            parts.append(attend(q, k, v, mask, scaling=scaling, dropout=dropout, softcap=softcap).transpose(1, 2))
-        return torch.cat(parts, 1)
+            k, v = _joined([keys[piece] for piece in pieces], 2), _joined([values[piece] for piece in pieces], 2)
+            outputs.append(attend(q, k, v, mask, scaling=scaling, dropout=dropout, softcap=softcap).transpose(1, 2))
+        return torch.cat(outputs, 1)
 
     def _masks_for(self, window: int | None) -> list[Tensor | None]:
         if window not in self._masks:
@@ -91,17 +115,20 @@ class PackedAttention:
         return self._masks[window]
 
     def _make_masks(self, window: int | None) -> Iterator[Tensor | None]:
-        # None where the piece is one sequence without branches, which is_causal describes.
-        sizes = list(self.pack.sizes)
-        tree, branch, position = (part.split(sizes) for part in (self.pack.tree, self.pack.branch, self.pack.position))
-        for own, pieces in enumerate(self.pack.attends, len(sizes) - len(self.pack.attends)):
-            if own in self.pack.plain and (window is None or sizes[own] <= window):
+        """For each piece of queries the keys that it sees, [queries, keys]; None: causal."""
+        pack, sizes = self.pack, list(self.pack.sizes)
+        tree, branch, position = (torch.split(keys, sizes) for keys in (pack.tree, pack.branch, pack.position))
+        for own, pieces in enumerate(pack.attends, len(sizes) - len(pack.attends)):
+            # A piece that is one sequence needs no mask in memory: kernels know the causal one.
+            if own in pack.plain and (window is None or sizes[own] <= window):
                 yield None
                 continue
-            k_tree, k_branch, k_position = (_joined([part[n] for n in pieces], 0) for part in (tree, branch, position))
-            distance = position[own][:, None] - k_position
-            seen = (tree[own][:, None] == k_tree) & (distance >= 0)
-            seen &= (k_branch == PROMPT) | (branch[own][:, None] == k_branch)
+            key_tree, key_branch, key_position = (
+                _joined([keys[piece] for piece in pieces], 0) for keys in (tree, branch, position)
+            )
+            distance = position[own][:, None] - key_position
+            seen = (tree[own][:, None] == key_tree) & (distance >= 0)
+            seen &= (key_branch == PROMPT) | (branch[own][:, None] == key_branch)
             yield seen if window is None else seen & (distance < window)
 
 
@@ -115,18 +142,31 @@ def attend(
     dropout: float = 0.0,
     softcap: float | None = None,
 ) -> Tensor:
-    """Attention of one piece; a ``mask`` [queries, keys] of None is causal. Keys may have fewer heads than queries."""
+    """Attention of one piece.
+
+    Args:
+        query: [1, heads, queries, width].
+        key: [1, key heads, keys, width], where the query heads are a multiple of the key heads.
+        value: as ``key``.
+        mask: true where a query sees a key [queries, keys]; None: causal.
+        scaling: factor of the scores; None: 1 / √width.
+        dropout: the probability that a weight is dropped.
+        softcap: c, if scores are capped by c · tanh(score / c).
+
+    Returns:
+        [1, heads, queries, width].
+    """
     if softcap is not None:
         return _soft_capped(query, key, value, mask, scaling, dropout, softcap)
-    kind = query.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-    if kind == "cpu" and dtype == torch.bfloat16:
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    if device == "cpu" and dtype == torch.bfloat16:
         # PyTorch's backward pass takes twice as long in bfloat16 on CPUs as in float32.
         with torch.autocast("cpu", enabled=False):
-            wide = attend(query.float(), key.float(), value.float(), mask, scaling=scaling, dropout=dropout)
-        return wide.to(dtype)
+            output = attend(query.float(), key.float(), value.float(), mask, scaling=scaling, dropout=dropout)
+        return output.to(dtype)
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and repeats_heads(kind, dtype, masked=mask is not None):
+    if groups > 1 and repeats_heads(device, dtype, masked=mask is not None):
         key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
     return F.scaled_dot_product_attention(
         query,
@@ -141,8 +181,9 @@ def attend(
 
 
 def repeats_heads(device: str, dtype: torch.dtype, *, masked: bool) -> bool:
-    """Whether keys and values of grouped heads are repeated for each query head: on CUDA the one fused kernel that
-    knows groups, FlashAttention, has no masks and no float32, and without a fused kernel all scores are kept."""
+    """Return whether keys and values of grouped heads have to be repeated for each query head."""
+    # On CUDA only one fused kernel, FlashAttention, supports groups, and it takes neither masks nor float32. Without a
+    # fused kernel all scores would be kept for the backward pass; repeated keys and values take less memory.
     return device == "cuda" and (masked or dtype not in (torch.bfloat16, torch.float16))
 
 
@@ -155,7 +196,7 @@ def _soft_capped(
     dropout: float,
     softcap: float,
 ) -> Tensor:
-    # No fused kernel of PyTorch caps scores.
+    # Written out, as no fused kernel of PyTorch caps scores.
     groups = query.shape[1] // key.shape[1]
     key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -167,17 +208,8 @@ def _soft_capped(
     return F.dropout(weights, dropout) @ value
 
 
-def recomputes_alike(model: nn.Module) -> bool:
-    """Whether checkpointed layers, if there are any, can be told to run again with the same attention."""
-    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    functions = [
-        layer._gradient_checkpointing_func for layer in layers if hasattr(layer, "_gradient_checkpointing_func")
-    ]
-    return all(getattr(function, "keywords", {}).get("use_reentrant") is False for function in functions)
-
-
-def _joined(parts: list[Tensor], dim: int = 2) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+def _joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim)
 
 
 def _packed_attention(
@@ -185,16 +217,16 @@ def _packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Any = None,
+    attention_mask: Tensor | None = None,
     *,
     packed: PackedAttention,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **others: Any,
+    **others: object,
 ) -> tuple[Tensor, None]:
-    for name in ("s_aux", "position_bias"):  # terms inside the softmax that this function lacks
+    for name in ("s_aux", "position_bias"):  # terms inside the softmax that this function does not compute
         if others.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
     return packed(
@@ -205,68 +237,88 @@ def _packed_attention(
 def leave_uncompiled() -> None:
     """Keep torch.compile out of packed attention, wherever a compiled layer calls it."""
     global _packed_attention
-    _packed_attention = torch.compiler.disable(_packed_attention)
+    disable: Callable[..., Callable[..., tuple[Tensor, None]]] = torch.compiler.disable
+    _packed_attention = disable(_packed_attention)
 
 
 _by_flex: WeakSet[nn.Module] = WeakSet()
 
 
 def attend_by_flex(model: nn.Module) -> None:
-    """Have the model attend to packed rows by FlexAttention from now on."""
+    """Let the model attend to packed rows by FlexAttention from now on."""
     _by_flex.add(model)
 
 
 def attends_by_flex(model: nn.Module) -> bool:
-    """Whether :func:`attend_by_flex` was called for it."""
+    """Return whether :func:`attend_by_flex` was called for the model."""
     return model in _by_flex
+
+
+# For the time of a forward
 
 
 @contextmanager
 def packed_attention(model: nn.Module) -> Iterator[None]:
-    """Within, attention modules of the model call the :class:`PackedAttention` that its forward gets as ``packed``.
-
-    No mask function is registered for the name, so the model makes no masks. Checkpointed layers, which run again
-    during the backward pass, find the same implementation then.
-    """
+    """Within, attention modules of the model call the :class:`PackedAttention` that its forward gets as ``packed``."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, _packed_attention)
+    # No mask function is registered for the name, so the model makes no masks of its own.
+    AttentionInterface.register(IMPLEMENTATION_NAME, _packed_attention)
     with _implementation(model), _recomputed_alike(model):
         yield
 
 
 @contextmanager
 def _implementation(model: nn.Module) -> Iterator[None]:
-    configs: dict[int, Any] = {
-        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
+    # Modules share configs, and a model can have several (text, vision): each is changed once.
+    configs: dict[int, PreTrainedConfig] = {
+        id(module.config): module.config  # type: ignore[misc]
+        for module in model.modules()
+        if hasattr(getattr(module, "config", None), "_attn_implementation")
     }
-    before = {
-        key: config._attn_implementation for key, config in configs.items() if hasattr(config, "_attn_implementation")
-    }
+    before = {key: config._attn_implementation for key, config in configs.items()}
     try:
-        for key in before:
-            configs[key]._attn_implementation = NAME
+        for config in configs.values():
+            config._attn_implementation = IMPLEMENTATION_NAME
         yield
     finally:
         for key, implementation in before.items():
             configs[key]._attn_implementation = implementation
 
 
+# A checkpointed layer runs again in the backward pass, when the context of the forward is over. It then has to find the
+# same attention implementation: torch's checkpoint() enters a context for the second run if it is passed as
+# ``context_fn``, which its variant with use_reentrant=True does not take.
+
+
+_CHECKPOINT = "_gradient_checkpointing_func"
+
+
+def _checkpointed_layers(model: nn.Module) -> list[nn.Module]:
+    modules = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    return [module for module in modules if _CHECKPOINT in module.__dict__]
+
+
+def recomputes_alike(model: nn.Module) -> bool:
+    """Return whether the model's checkpointed layers, if it has any, can run again with the same attention."""
+    functions = [layer.__dict__[_CHECKPOINT] for layer in _checkpointed_layers(model)]
+    return all(getattr(function, "keywords", {}).get("use_reentrant") is False for function in functions)
+
+
 @contextmanager
 def _recomputed_alike(model: nn.Module) -> Iterator[None]:
-    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    before = [getattr(layer, "_gradient_checkpointing_func", None) for layer in layers]
+    layers = _checkpointed_layers(model)
+    before = [layer.__dict__[_CHECKPOINT] for layer in layers]
     contexts = partial(_contexts, model)
     try:
         for layer, function in zip(layers, before, strict=True):
-            if function is not None:
-                layer._gradient_checkpointing_func = partial(function, context_fn=contexts)  # type: ignore[assignment]
+            layer.__dict__[_CHECKPOINT] = partial(function, context_fn=contexts)
         yield
     finally:
         for layer, function in zip(layers, before, strict=True):
-            if function is not None:
-                layer._gradient_checkpointing_func = function
+            layer.__dict__[_CHECKPOINT] = function
 
 
-def _contexts(model: nn.Module) -> tuple[Any, Any]:
+def _contexts(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts of a checkpointed layer's first and second run."""
     return nullcontext(), _implementation(model)

@@ -1,9 +1,9 @@
 """``model.compile``: the decoder layers through torch.compile.
 
-Layer by layer, because all layers share the code that is made for one, and because FSDP2 gathers a layer's weights
-outside it. Shapes are dynamic, so micro-batches of other lengths need no new code. Attention over packed rows stays as
-it is, between what is compiled before and behind it: its pieces are others in every micro-batch. Generation, the LM
-head and what is exported are not compiled.
+Each layer is compiled by itself. All layers share the code that is compiled for the first one, and FSDP2 gathers a
+layer's weights outside of it. Shapes are dynamic, so micro-batches of other lengths need no new code. Attention over
+packed rows is not compiled, because its pieces have other sizes in every micro-batch: the code before it and the code
+after it are. Generation, the LM head and exported models are not compiled either.
 """
 
 from __future__ import annotations
@@ -19,52 +19,63 @@ from halos.policy.kernels.layers import repeated_layers
 from halos.policy.logprobs import attention
 from halos.policy.logprobs.flex import keep_versions
 
-VARIANTS = 64
+MAX_LAYER_VERSIONS = 64
 """Versions of a layer's code that are kept: with and without gradient, adapter, sliding window, …"""
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile each decoder layer, in place; of a checkpointed one its parts, which the backward pass runs again.
+    """Compile each decoder layer of the model, in place.
 
     Names, hooks and the state dict stay as they are, so checkpoints move between compiled and other runs.
     """
     import torch._dynamo
 
-    options = keep_versions(VARIANTS)
-    torch._dynamo.config.optimize_ddp = False  # it would divide each layer's graph by DDP's buckets
+    options = keep_versions(MAX_LAYER_VERSIONS)
+    # Off: dynamo would cut each layer's graph where DDP's buckets end.
+    torch._dynamo.config.optimize_ddp = False
     attention.leave_uncompiled()
     for layer in repeated_layers(model):
+        # Of a checkpointed layer its children: the layer's own call is what runs again in the backward pass, and the
+        # context that restores its attention (attention.py) has to stay outside of compiled code.
         checkpointed = getattr(layer, "gradient_checkpointing", False)
-        for part in layer.children() if checkpointed else (layer,):
-            part.forward = torch.compile(part.forward, dynamic=True, **options)
+        for module in layer.children() if checkpointed else (layer,):
+            # The method, not module.compile(): hooks stay outside, and uncompiled() can take it off again.
+            module.forward = torch.compile(module.forward, dynamic=True, **options)
 
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Within, the model is as it was before :func:`compile_layers`."""
-    parts = [m for m in model.modules() if hasattr(m.__dict__.get("forward"), "_torchdynamo_orig_callable")]
-    compiled = [part.__dict__.pop("forward") for part in parts]
+    modules = [m for m in model.modules() if hasattr(m.__dict__.get("forward"), "_torchdynamo_orig_callable")]
+    compiled = [module.__dict__.pop("forward") for module in modules]
     try:
         yield
     finally:
-        for part, forward in zip(parts, compiled, strict=True):
-            part.forward = forward
+        for module, forward in zip(modules, compiled, strict=True):
+            module.forward = forward
 
 
 def check_compiler(accelerator: str) -> None:
-    """Raise ``ValueError`` unless torch.compile can make code for this accelerator here, which is tried out."""
-    # A rank's own GPU: its context would take memory of another's.
+    """Check that torch.compile can make code for this accelerator on this machine, by trying it out.
+
+    Raises:
+        ValueError: if it cannot, with the package that is missing.
+    """
+    # The rank's own GPU: a context on another one would take memory of another rank's.
     gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = "cpu" if accelerator == "cpu" or not torch.cuda.is_available() else gpu
     try:
         if device == "cpu":
             from torch._inductor.cpp_builder import get_cpp_compiler
 
-            get_cpp_compiler()  # code that an earlier run has left would hide that there is none
+            # Asked for explicitly: torch.compile would load code that an earlier run left in its cache, and succeed
+            # without a compiler.
+            get_cpp_compiler()
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:  # torch raises whatever its compilers do
         needs = "a C++ compiler such as g++" if device == "cpu" else "Triton"
-        said = next(iter(str(error).strip().splitlines()), "")
+        first_line = next(iter(str(error).strip().splitlines()), "")
         raise ValueError(
-            f"model.compile: expected torch.compile to work, which needs {needs}, found {type(error).__name__}: {said}"
+            f"model.compile: expected torch.compile to work, which needs {needs}, "
+            f"found {type(error).__name__}: {first_line}"
         ) from error

@@ -7,33 +7,40 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from halos.data.batches.collate import Batch, Chunk
 from halos.data.batches.packing import Pack
-from halos.policy.logprobs.head import forward_scored
-from halos.policy.logprobs.packed import can_pack, check_packing, pack_logprobs
+from halos.policy.logprobs.head import HeadOptions, forward_scored
+from halos.policy.logprobs.packed import SlotResults, can_pack, check_packing, pack_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(slots=True)
 class LogProbs:
-    """log π(y_t | x, y_<t) of each completion token.
+    """log π(y_t | x, y_<t) of each completion token, in a grid of B examples, K branches and C tokens.
 
-    ``tokens`` [B, K, C] is zero where ``mask`` [B, K, C] is false. ``hidden`` [B, K, C, H], where asked for, is the
-    state from which each token was predicted, detached unless asked otherwise. ``last`` [B, K, H], of completions that
-    were fed whole, is the state of the last token, with gradient; ``tokens`` then have none. ``statistics``
-    [B, K, C, names] are those of :mod:`.token_statistics` that were asked for, zero where ``mask`` is false.
+    Attributes:
+        tokens: log-probs [B, K, C], zero where ``mask`` is false.
+        mask: true where a branch has a token [B, K, C].
+        hidden: the state that predicts each token [B, K, C, H], detached; None unless asked for.
+        last: the state of each completion's last token [B, K, H], with gradient, for completions that are fed whole;
+            ``tokens`` then have none.
+        statistics: the statistics of :mod:`halos.policy.logprobs.token_statistics` that were asked for
+            [B, K, C, names], zero where ``mask`` is false.
     """
 
     tokens: Tensor
     mask: Tensor
-    hidden: Any = None
-    last: Any = None
-    statistics: Any = None
+    hidden: Tensor | None = None
+    last: Tensor | None = None
+    statistics: Tensor | None = None
 
     @property
     def sum(self) -> Tensor:
@@ -52,80 +59,103 @@ class LogProbs:
 
 
 def completion_logprobs(
-    model: nn.Module,
+    model: PreTrainedModel,
     batch: Batch,
     *,
     with_hidden: bool = False,
     head_chunk: int | None = None,
     statistics: Sequence[str] = (),
 ) -> LogProbs:
-    """Log-probs of every branch of the batch; gradient only where the batch says that it is needed.
+    """Compute the log-probs of every branch of the batch.
 
-    From packed rows where the batch has them and the model can read them, else one forward per chunk. Where the batch
-    has them in several parts (``max_tokens``), the backward pass runs each part again, so that the activations of one
-    alone exist at a time. ``head_chunk``, ``statistics``: see :func:`halos.policy.logprobs.head.forward_scored`.
+    Packed rows are used where the batch has them and the model can read them; otherwise there is one forward for each
+    chunk of padded rows. Branches that the batch marks as needing no gradient get none. A batch that comes in several
+    divisions (``data.max_tokens_per_batch``) is computed again, division by division, in the backward pass, so that
+    the activations of only one division exist at a time.
+
+    Args:
+        model: a causal language model.
+        batch: the tokens, on the model's device.
+        with_hidden: whether to return the states that predict the tokens.
+        head_chunk: the largest number of rows of logits that exist at a time; None: all.
+        statistics: names in :data:`halos.policy.logprobs.token_statistics.STATISTICS`.
+
+    Raises:
+        ValueError: if a batch in several divisions meets a model that cannot read packed rows.
     """
-    if sum(part.needs_grad for part in batch.packs) > 1:
+    if sum(pack.needs_grad for pack in batch.packs) > 1:
         check_packing(model)
-    packed = bool(batch.packs) and can_pack(model)
-    parts: Sequence[Pack | Chunk] = batch.packs if packed else batch.chunks
-    lasts: list[Tensor] = []
-    head = {"head_chunk": head_chunk, "statistics": statistics}
-    if packed:
-        found = _pack_logprobs(model, batch.packs, head | {"with_states": with_hidden})
+    options = HeadOptions(head_chunk, tuple(statistics))
+    last_states: list[Tensor] = []
+    inputs: Sequence[Pack | Chunk]
+    if batch.packs and can_pack(model):
+        inputs = batch.packs
+        results = _pack_results(model, batch.packs, options, with_states=with_hidden)
     else:
-        found = _chunk_logprobs(model, batch, head, lasts)
-    slots = torch.cat([part.slots for part in parts])
-    flat = torch.cat([values for values, _, _ in found])
-    tokens = flat.new_zeros(batch.mask.numel()).scatter(0, slots, flat).view(batch.mask.shape)
-    made = LogProbs(tokens, batch.mask)
+        inputs = batch.chunks
+        results = _chunk_results(model, batch, options, last_states)
+    slots = torch.cat([item.slots for item in inputs])
+    values = torch.cat([result.logprobs for result in results])
+    tokens = values.new_zeros(batch.mask.numel()).scatter(0, slots, values).view(batch.mask.shape)
+    logprobs = LogProbs(tokens, batch.mask)
     if with_hidden:
-        made.hidden = _placed(torch.cat([states.detach() for _, _, states in found]), slots, batch.mask.shape)
+        states = torch.cat([result.states.detach() for result in results if result.states is not None])
+        logprobs.hidden = _in_grid(states, slots, batch.mask.shape)
     if statistics:
-        made.statistics = _placed(torch.cat([measured for _, measured, _ in found]), slots, batch.mask.shape)
-    if lasts:
+        measured = torch.cat([result.statistics for result in results])
+        logprobs.statistics = _in_grid(measured, slots, batch.mask.shape)
+    if last_states:
         owners = torch.cat([chunk.owners for chunk in batch.chunks if chunk.owners is not None])
-        made.last = _placed(torch.cat(lasts), owners, batch.mask.shape[:2])
-    return made
+        logprobs.last = _in_grid(torch.cat(last_states), owners, batch.mask.shape[:2])
+    return logprobs
 
 
-def _placed(states: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
-    # States [N, H] at their places in a grid of this shape, zero elsewhere.
-    return states.new_zeros(shape.numel(), states.shape[-1]).index_copy(0, places, states).view(*shape, -1)
+def _in_grid(vectors: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+    # Vectors [N, D] → [*shape, D], zero where none belongs.
+    return vectors.new_zeros(shape.numel(), vectors.shape[-1]).index_copy(0, places, vectors).view(*shape, -1)
 
 
-Found = list[tuple[Tensor, Tensor, Any]]
-"""Of each part the log-probs [S], statistics [S, names] and, where asked for, states [S, H]."""
+def _pack_results(
+    model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions, *, with_states: bool
+) -> list[SlotResults]:
+    # A division is a pack with gradient and the packs after it that continue its prompts.
+    starts = [index for index, pack in enumerate(packs) if pack.needs_grad]
+    divisions = [packs[start:stop] for start, stop in pairwise([*starts, len(packs)])]
+    run = partial(_division_results, model=model, options=options, with_states=with_states)
+    if len(divisions) > 1 and torch.is_grad_enabled():
+        run = partial(checkpoint, run, use_reentrant=False)
+    return [result for division in divisions for result in run(division[0].input_ids, division)]
 
 
-def _pack_logprobs(model: Any, packs: Sequence[Pack], head: dict[str, Any]) -> Found:
-    edges = [number for number, part in enumerate(packs) if part.needs_grad]
-    parts = [packs[a:z] for a, z in pairwise([*edges, len(packs)])]
-    if len(parts) == 1 or not torch.is_grad_enabled():
-        return [found for part in parts for found in pack_logprobs(model, part, **head)]
-    run = partial(checkpoint, _part_logprobs, use_reentrant=False)
-    return [found for part in parts for found in run(part[0].input_ids, model, part, **head)]
+def _division_results(
+    _: Tensor, division: Sequence[Pack], model: PreTrainedModel, options: HeadOptions, with_states: bool
+) -> list[SlotResults]:
+    # The unused tensor is for checkpoint(): it restores the random numbers of those devices only on which its direct
+    # arguments lie, and does not look for tensors inside a Pack. Without it, dropout would differ in the second run.
+    return pack_logprobs(model, division, options, with_states=with_states)
 
 
-def _part_logprobs(_: Tensor, model: Any, part: Sequence[Pack], **head: Any) -> Found:
-    # Checkpointing keeps the random numbers of the devices of those tensors that it is given itself.
-    return pack_logprobs(model, part, **head)
-
-
-def _chunk_logprobs(model: Any, batch: Batch, head: dict[str, Any], lasts: list[Tensor]) -> Found:
-    # No attention mask: padding is on the right and attention is causal, so scored tokens cannot see it.
-    found = []
+def _chunk_results(
+    model: PreTrainedModel, batch: Batch, options: HeadOptions, last_states: list[Tensor]
+) -> list[SlotResults]:
+    results = []
     for chunk in batch.chunks:
         with nullcontext() if chunk.needs_grad else torch.no_grad():
-            forward = partial(model, input_ids=chunk.input_ids, use_cache=False)
-            choose = partial(_choose, chunk, lasts)
-            scored = forward_scored(model, forward, chunk.targets, choose, **head)
-        found.append((scored.logprobs, scored.statistics, scored.states))
-    return found
+            # No attention mask: padding is on the right and attention is causal, so scored tokens cannot see it.
+            forward = partial(_logits, model, chunk.input_ids)
+            choose = partial(_predicting_states, chunk, last_states)
+            scored = forward_scored(model, forward, chunk.targets, choose, options)
+        results.append(SlotResults(scored.logprobs, scored.statistics, scored.states))
+    return results
 
 
-def _choose(chunk: Chunk, lasts: list[Tensor], states: Tensor) -> Tensor:
+def _logits(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
+    return logits
+
+
+def _predicting_states(chunk: Chunk, last_states: list[Tensor], states: Tensor) -> Tensor:
     if chunk.last is None:
         return states[chunk.predicts]
-    lasts.append(states[chunk.last])
-    return states[chunk.predicts].detach()  # the loss is about the last states alone: the head keeps no graph
+    last_states.append(states[chunk.last])
+    return states[chunk.predicts].detach()  # the loss depends on the last states alone: the head needs no graph

@@ -1,8 +1,7 @@
-"""Attention over a whole pack in one call: FlexAttention, which computes only those blocks of scores that something
-sees.
+"""Attention over a whole pack in one call of FlexAttention, which skips blocks of scores that no token sees.
 
-For CUDA, where it is compiled for the shapes that come up. On CPUs PyTorch has its forward pass only, and runs that
-uncompiled.
+Used on CUDA, where the function is compiled. On CPUs PyTorch has only its forward pass, and runs that uncompiled: all
+scores of a pack at once.
 """
 
 from __future__ import annotations
@@ -19,21 +18,34 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from halos.data.batches.packing import PROMPT, Pack
 
-BLOCK = 128
-"""Queries, and keys, of a block; the smallest that PyTorch's kernels take by default."""
+BLOCK_TOKENS = 128
+"""Queries, and keys, of a block; the smallest number that PyTorch's kernels take by default."""
 
-VERSIONS = 64
-"""Versions of the compiled function that are kept: with and without gradient, earlier keys, several blocks, for each
-window of the model."""
+MAX_VERSIONS = 64
+"""Compiled versions of the function that are kept: with and without gradient, with and without earlier keys, for one
+and for several blocks, and for each window of the model."""
 
 
 def flex_attend(
     query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, *, scaling: float | None, softcap: float | None
 ) -> Tensor:
-    """Attention of queries [1, heads, N, width] → the same shape; keys [1, ·, P + N, width] may have fewer heads."""
-    kind = query.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-    attended: Tensor = _function(kind)(
+    """Attention of all queries of a pack.
+
+    Args:
+        query: [1, heads, N, width].
+        key: [1, key heads, P + N, width], where the query heads are a multiple of the key heads.
+        value: as ``key``.
+        mask: the result of :func:`block_mask`.
+        scaling: factor of the scores; None: 1 / √width.
+        softcap: c, if scores are capped by c · tanh(score / c).
+
+    Returns:
+        [1, heads, N, width].
+    """
+    device = query.device.type
+    # Autocast does not cover FlexAttention: without the cast, float32 queries would meet bfloat16 values.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    return _flex_function(device)(
         query.to(dtype),
         key.to(dtype),
         value.to(dtype),
@@ -42,30 +54,32 @@ def flex_attend(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return attended
 
 
 @cache
-def _function(kind: str) -> Any:
-    function: Any = flex_attention
-    # Beyond the limit it would run uncompiled, all scores of a pack at once.
-    return torch.compile(function, **keep_versions(VERSIONS)) if kind == "cuda" else function
+def _flex_function(device: str) -> Callable[..., Tensor]:
+    function: Callable[..., Tensor] = flex_attention
+    # Dynamo stops compiling at its limit of versions. FlexAttention would then run uncompiled and hold all scores of
+    # a pack in memory.
+    return torch.compile(function, **keep_versions(MAX_VERSIONS)) if device == "cuda" else function
 
 
 def keep_versions(count: int) -> dict[str, Any]:
-    """Have dynamo keep so many versions of compiled code, with the options of torch.compile that say so.
+    """Let dynamo keep up to ``count`` versions of compiled code.
 
-    The global limit holds for this thread alone, and on CUDA checkpointed layers run again in another; PyTorch before
-    2.13 has no other.
+    Returns:
+        Keywords for torch.compile that set the same limit, where this PyTorch has such.
     """
     import torch._dynamo
 
+    # The global limit holds in this thread only, but on CUDA the backward pass, which runs checkpointed layers again,
+    # has a thread of its own. Before PyTorch 2.13 torch.compile had no limit of its own to set.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, count)
-    known = "recompile_limit" in inspect.signature(torch.compile).parameters
-    return {"recompile_limit": count} if known else {}
+    supported = "recompile_limit" in inspect.signature(torch.compile).parameters
+    return {"recompile_limit": count} if supported else {}
 
 
-@cache
+@cache  # a new function object for each call would be compiled again
 def _capped(cap: float) -> Callable[..., Tensor]:
     def score_mod(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return cap * torch.tanh(score / cap)
@@ -74,43 +88,46 @@ def _capped(cap: float) -> Callable[..., Tensor]:
 
 
 def block_mask(pack: Pack, window: int | None) -> BlockMask:
-    """Which keys [P + N] each query [N] of the pack sees, and which blocks of them need to be looked at."""
+    """Build the mask of a pack: which keys [P + N] each query [N] sees, and which blocks have to be computed."""
     tree, branch, position = pack.tree, pack.branch, pack.position
-    before = len(tree) - len(pack.input_ids)
-    # Tensors all: a number that changes from pack to pack would be compiled into the kernel.
-    own_tree, own_branch, own_position = (keys[before:].contiguous() for keys in (tree, branch, position))
+    earlier = len(tree) - len(pack.input_ids)
+    # Tensors, and no numbers such as ``earlier``, inside the function below: the kernel is compiled with every number
+    # that it uses, and these change from pack to pack.
+    own_tree, own_branch, own_position = (keys[earlier:].contiguous() for keys in (tree, branch, position))
 
-    def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def is_seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         distance = own_position[query] - position[key]
-        found = (own_tree[query] == tree[key]) & (distance >= 0)
-        found = found & ((branch[key] == PROMPT) | (own_branch[query] == branch[key]))
-        return found if window is None else found & (distance < window)
+        seen = (own_tree[query] == tree[key]) & (distance >= 0)
+        seen = seen & ((branch[key] == PROMPT) | (own_branch[query] == branch[key]))
+        return seen if window is None else seen & (distance < window)
 
-    blocks = _blocks(pack, before)
-    # Listed first in each row, as the kernel reads only so many of them.
+    blocks = _blocks(pack, earlier)
+    # The kernel reads the first ``blocks.sum(1)`` entries of each row, so the blocks to compute come first.
     order = blocks.int().argsort(dim=1, descending=True, stable=True).int()
     return BlockMask.from_kv_blocks(
         blocks.sum(1, dtype=torch.int32)[None, None].to(tree.device),
         order[None, None].to(tree.device),
-        BLOCK_SIZE=BLOCK,
-        mask_mod=seen,
+        BLOCK_SIZE=BLOCK_TOKENS,
+        mask_mod=is_seen,
         seq_lengths=(len(pack.input_ids), len(tree)),
     )
 
 
-def _blocks(pack: Pack, before: int) -> Tensor:
-    # [blocks of queries, blocks of keys], from what the host knows of the pack: nothing waits for the device.
+def _blocks(pack: Pack, earlier: int) -> Tensor:
+    """Which blocks have to be computed [blocks of queries, blocks of keys]."""
+    # From the sizes of the pieces, which are Python numbers, and not from the mask by create_block_mask(): the host
+    # would wait for the device, and all scores' mask would be made.
     edges = [0, *accumulate(pack.sizes)]
-    queries, keys = (-(-count // BLOCK) for count in (edges[-1] - before, edges[-1]))
+    queries, keys = (-(-count // BLOCK_TOKENS) for count in (edges[-1] - earlier, edges[-1]))
     blocks = torch.zeros(queries, keys, dtype=torch.bool)
     for own, pieces in enumerate(pack.attends, len(pack.sizes) - len(pack.attends)):
-        rows = _covering(edges[own] - before, edges[own + 1] - before)
+        rows = _covering_blocks(edges[own] - earlier, edges[own + 1] - earlier)
         for piece in pieces:
-            blocks[rows, _covering(edges[piece], edges[piece + 1])] = True
-    # No key comes behind its query.
-    last = before + BLOCK * torch.arange(1, queries + 1) - 1
-    return blocks & (BLOCK * torch.arange(keys) <= last[:, None])
+            blocks[rows, _covering_blocks(edges[piece], edges[piece + 1])] = True
+    # No query sees a key after itself: blocks that begin after the last query of their row are left out.
+    last_query = earlier + BLOCK_TOKENS * torch.arange(1, queries + 1) - 1
+    return blocks & (BLOCK_TOKENS * torch.arange(keys) <= last_query[:, None])
 
 
-def _covering(start: int, stop: int) -> slice:
-    return slice(start // BLOCK, -(-stop // BLOCK))
+def _covering_blocks(start: int, stop: int) -> slice:
+    return slice(start // BLOCK_TOKENS, -(-stop // BLOCK_TOKENS))

@@ -1,12 +1,11 @@
-"""Forwards over packed rows, and which models can do them."""
+"""Forwards over packed rows, and the check of which models can do them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,83 +17,118 @@ from halos.data.batches.packing import Pack, pack
 from halos.data.rows.token_rows import Row
 from halos.policy.logprobs.attention import PackedAttention, attends_by_flex, packed_attention, recomputes_alike
 from halos.policy.logprobs.compiling import uncompiled
-from halos.policy.logprobs.head import Scored, evaluating, forward_scored
+from halos.policy.logprobs.head import HeadOptions, Scored, evaluating, forward_scored, lm_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
 
-def pack_logprobs(
-    model: Any, packs: Sequence[Pack], *, with_states: bool = False, **head: Any
-) -> list[tuple[Tensor, Tensor, Any]]:
-    """For each pack its branches' log-probs [S], statistics [S, names] and, where asked for, the states [S, H] that
-    predict them.
+class SlotResults(NamedTuple):
+    """What one pack or chunk computes for its S slots of the grid of completion tokens.
 
-    ``head``: the options of :func:`halos.policy.logprobs.head.forward_scored`.
-
-    A pack that the loss only reads is computed without gradient, on the detached keys and values of the prompts in the
-    pack before.
+    Attributes:
+        logprobs: log-probs [S].
+        statistics: statistics of the logits [S, names].
+        states: the states that predict the tokens [S, H], or None.
     """
-    found: list[tuple[Tensor, Tensor, Any]] = []
-    done: list[Scored] = []
+
+    logprobs: Tensor
+    statistics: Tensor
+    states: Tensor | None
+
+
+def pack_logprobs(
+    model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions, *, with_states: bool = False
+) -> list[SlotResults]:
+    """Run one forward for each pack, and return each pack's results.
+
+    A pack that the loss only reads is computed without gradient, on the detached keys and values of the prompts in
+    the pack before it: those prompts are not computed again.
+
+    Args:
+        model: a causal language model that :func:`can_pack`.
+        packs: packs that continue each other.
+        options: how the LM head is computed.
+        with_states: whether to return the states that predict the tokens.
+    """
+    results: list[SlotResults] = []
+    scored: list[Scored] = []
     attention: PackedAttention | None = None
     flex = attends_by_flex(model)
-    for number, part in enumerate(packs):
-        more = number + 1 < len(packs) and packs[number + 1].continues
-        earlier = attention.kept if attention is not None and part.continues else None
-        attention = PackedAttention(part, earlier=earlier, keep=more, flex=flex)
-        with nullcontext() if part.needs_grad else torch.no_grad():
-            done.append(_forward(model, part, attention, [scored.all_states[0] for scored in done], **head))
-            gather = partial(_gathered, done, part)
-            found.append((gather("logprobs"), gather("statistics"), gather("states") if with_states else None))
-    return found
+    for index, item in enumerate(packs):
+        next_continues = index + 1 < len(packs) and packs[index + 1].continues
+        earlier = attention.prompt_states if attention is not None and item.continues else None
+        attention = PackedAttention(item, earlier=earlier, keep_prompts=next_continues, flex=flex)
+        with nullcontext() if item.needs_grad else torch.no_grad():
+            earlier_states = [before.all_states[0] for before in scored]
+            scored.append(_forward(model, item, attention, earlier_states, options))
+            results.append(
+                SlotResults(
+                    torch.cat([each.logprobs for each in scored])[item.sources],
+                    torch.cat([each.statistics for each in scored])[item.sources],
+                    torch.cat([each.states for each in scored])[item.sources] if with_states else None,
+                )
+            )
+    return results
 
 
-def _gathered(done: Sequence[Scored], part: Pack, name: str) -> Tensor:
-    return torch.cat([getattr(scored, name) for scored in done])[part.sources]
-
-
-def _forward(model: Any, part: Pack, attention: PackedAttention, earlier: list[Tensor], **head: Any) -> Scored:
-    def forward() -> Any:
-        ids, positions = part.input_ids[None], part.position[None, -len(part.input_ids) :]
+def _forward(
+    model: PreTrainedModel, item: Pack, attention: PackedAttention, earlier: Sequence[Tensor], options: HeadOptions
+) -> Scored:
+    def forward() -> Tensor:
+        # Positions of the keys include those of the earlier prompts; the model gets those of its own tokens.
+        ids, positions = item.input_ids[None], item.position[None, -len(item.input_ids) :]
         with packed_attention(model):
-            return model(input_ids=ids, position_ids=positions, packed=attention, use_cache=False)
+            logits: Tensor = model(input_ids=ids, position_ids=positions, packed=attention, use_cache=False).logits
+        return logits
 
     def choose(states: Tensor) -> Tensor:
-        return torch.cat([*earlier, states[0]])[part.predicts]
+        # The first token of a branch is predicted by the last state of its prompt, perhaps in an earlier pack.
+        return torch.cat([*earlier, states[0]])[item.predicts]
 
-    scored = forward_scored(model, forward, part.targets, choose, **head)
-    attention.keep = False  # layers that are checkpointed run again
+    scored = forward_scored(model, forward, item.targets, choose, options)
+    # Checkpointed layers run again in the backward pass and call this object again. What they keep then would be a
+    # second copy of the prompts' keys and values, which nothing reads.
+    attention.keep_prompts = False
     return scored
 
 
-_can: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-_said: set[str] = set()
+_can_pack: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_warnings_given: set[str] = set()
 
-_PROBE = [
+_TRIAL_ROWS = [
     Row("0", 0, (1, 5, 2, 4), ((3, 2, 1, 5), (5, 3, 3))),
     Row("1", 1, (2, 3, 4, 1, 3, 2), ((1, 4), (5, 2, 4, 1))),
     Row("2", 0, (1, 5, 2, 4), ((2, 4, 5), (1, 1, 4))),
 ]
+_TRIAL_WIDTH = 4
+"""Tokens of the longest branch in the trial."""
 
 
-def can_pack(model: Any) -> bool:
-    """Whether packed rows give this model's log-probs: tried out once, on rows of a few tokens.
+def can_pack(model: PreTrainedModel) -> bool:
+    """Return whether packed rows give this model's log-probs; tried out once, on rows of a few tokens.
 
-    State-space layers, biases that grow with distance (ALiBi) and attention that does not pass through the interface
-    of transformers give others; such models get padded rows of their own, and a message says so.
+    They do not for state-space layers, for biases that grow with distance (ALiBi), and for attention that does not use
+    the interface of transformers. Such models get padded rows, and a warning says so.
     """
-    if model not in _can:
+    if model not in _can_pack:
         reason = _obstacle(model)
-        _can[model] = reason is None
+        _can_pack[model] = reason is None
         message = f"{type(model).__name__}: prompts are not shared and rows are padded, as {reason}"
-        if reason is not None and message not in _said:
-            _said.add(message)
+        if reason is not None and message not in _warnings_given:
+            _warnings_given.add(message)
             log.warning("%s", message)
-    return _can[model]
+    return _can_pack[model]
 
 
-def check_packing(model: Any) -> None:
-    """Raise ``ValueError`` if batches cannot be computed in parts, as that takes packed rows."""
+def check_packing(model: PreTrainedModel) -> None:
+    """Check that batches can be divided by ``data.max_tokens_per_batch``, which needs packed rows.
+
+    Raises:
+        ValueError: if the model cannot read packed rows.
+    """
     if not can_pack(model):
         raise ValueError(
             f"data.max_tokens_per_batch: expected a model that can read packed rows, found {type(model).__name__}, "
@@ -102,7 +136,8 @@ def check_packing(model: Any) -> None:
         )
 
 
-def _obstacle(model: Any) -> str | None:
+def _obstacle(model: PreTrainedModel) -> str | None:
+    """Why the model cannot read packed rows, or None if it can."""
     if not getattr(model, "_supports_attention_backend", False):
         return "its attention cannot be replaced"
     if not recomputes_alike(model):
@@ -115,39 +150,45 @@ def _obstacle(model: Any) -> str | None:
         difference, windows = _try_out(model)
     except Exception as error:  # whatever a model's own code raises when its attention is replaced
         return f"a packed forward failed: {type(error).__name__}: {error}"
-    # Some architectures have one window for all layers, and name no kinds.
+    # Some architectures have one window for all layers, and list no kinds.
     windowed = "sliding_attention" in kinds or (not kinds and getattr(config, "sliding_window", None) is not None)
+    # The trial's rows are shorter than usual windows, so their log-probs agree even where the window is lost.
     if windowed and windows == {None}:
-        return "its sliding window is not told to attention"
+        return "its sliding window is not passed to attention"
     return None if difference < 1 else "packed rows give other log-probs"
 
 
 @torch.no_grad()
-def _try_out(model: Any) -> tuple[float, set[int | None]]:
-    """The difference between packed and separate rows, in units of what rounding may do, and the windows asked for."""
-    weight = model.get_output_embeddings().weight
-    packs = [part.map(lambda tensor: tensor.to(weight.device)) for part in pack(_PROBE, width=4, mismatched=True)]
+def _try_out(model: PreTrainedModel) -> tuple[float, set[int | None]]:
+    """Compare packed with separate rows.
+
+    Returns:
+        The largest difference between their log-probs, in units of the tolerance for rounding, and the sliding
+        windows that the model passed to attention.
+    """
+    weight = lm_head(model).weight
+    trial = pack(_TRIAL_ROWS, width=_TRIAL_WIDTH, mismatched=True)
+    packs = [item.map(lambda tensor: tensor.to(weight.device)) for item in trial]
     with evaluating(model), uncompiled(model), torch.autocast(weight.device.type, enabled=False):
         flex = attends_by_flex(model)
-        attention = PackedAttention(packs[0], keep=True, flex=flex)
-        first = _forward(model, packs[0], attention, [])
-        continued = PackedAttention(packs[1], earlier=attention.kept, flex=flex)
-        second = _forward(model, packs[1], continued, [first.all_states[0]])
-        found = torch.cat([first.logprobs, second.logprobs])
-        separate = _separately(model, [row.prompt + branch for row in _PROBE for branch in row.branches])
-        expected = torch.zeros_like(found)
-        for part in packs:
-            number, token = part.slots // 4, part.slots % 4
-            starts = torch.tensor([len(row.prompt) for row in _PROBE for _ in row.branches]).to(number)
-            expected[part.sources] = separate[number, starts[number] + token].to(expected)
-    within = max(float(torch.finfo(weight.dtype).eps) ** 0.5, 1e-4) * (1 + float(expected.abs().max()))
-    return float((found - expected).abs().max()) / within, attention.windows
+        attention = PackedAttention(packs[0], keep_prompts=True, flex=flex)
+        first = _forward(model, packs[0], attention, [], HeadOptions())
+        continued = PackedAttention(packs[1], earlier=attention.prompt_states, flex=flex)
+        second = _forward(model, packs[1], continued, [first.all_states[0]], HeadOptions())
+        packed_logprobs = torch.cat([first.logprobs, second.logprobs])
+        separate = _separate_logprobs(model, [row.prompt + branch for row in _TRIAL_ROWS for branch in row.branches])
+        expected = torch.zeros_like(packed_logprobs)
+        for item in packs:
+            branch, token = item.slots // _TRIAL_WIDTH, item.slots % _TRIAL_WIDTH
+            starts = torch.tensor([len(row.prompt) for row in _TRIAL_ROWS for _ in row.branches]).to(branch)
+            expected[item.sources] = separate[branch, starts[branch] + token].to(expected)
+    tolerance = max(float(torch.finfo(weight.dtype).eps) ** 0.5, 1e-4) * (1 + float(expected.abs().max()))
+    return float((packed_logprobs - expected).abs().max()) / tolerance, attention.windows
 
 
-def _separately(model: Any, texts: Sequence[tuple[int, ...]]) -> Tensor:
-    """log p of the tokens [B, T] of separate rows, in one forward, as each reads all weights; padding is on the
-    right, where no token sees it."""
-    rows = [torch.tensor(text) for text in texts]
-    ids = pad_sequence(rows, batch_first=True).to(model.get_output_embeddings().weight.device)
+def _separate_logprobs(model: PreTrainedModel, texts: Sequence[tuple[int, ...]]) -> Tensor:
+    """Log-probs [B, T] of the tokens of separate rows."""
+    # All rows in one forward: each forward reads all weights. Padding is on the right, where no token sees it.
+    ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(lm_head(model).weight.device)
     logprobs = model(input_ids=ids, use_cache=False).logits[:, :-1].double().log_softmax(-1)
     return F.pad(logprobs.gather(2, ids[:, 1:, None])[:, :, 0], (1, 0))

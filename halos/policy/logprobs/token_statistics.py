@@ -1,4 +1,4 @@
-"""What else the LM head's logits say at each scored token, besides the target's log-prob; computed where asked for."""
+"""Statistics of the LM head's logits at each scored token, besides the target's log-prob; computed on request."""
 
 from __future__ import annotations
 
@@ -20,23 +20,28 @@ def token_accuracy(logits: Tensor, normaliser: Tensor, targets: Tensor) -> Tenso
 
 
 def expectation(p: Tensor, values: Tensor) -> Tensor:
-    """Σ_v p(v) · value(v), where 0 · ∞ is 0: what never happens adds nothing."""
+    """Σ_v p(v) · value(v), where 0 · ∞ is 0: an impossible token contributes nothing."""
     return torch.where(p > 0, p * values, 0.0).sum(-1)
 
 
 STATISTICS = {"entropy": entropy, "token_accuracy": token_accuracy}
-"""By the name of their metric: functions of logits [M, V], log Σ_v exp(logit) [M] and the targets [M], in float32 or
-wider, without gradient."""
+"""Functions of logits [M, V], their normaliser log Σ_v exp(logit) [M] and the targets [M], by the name of their metric.
+
+All tensors are float32 or wider, without gradient."""
 
 
 def measure(names: Sequence[str], logits: Tensor, normaliser: Tensor, targets: Tensor) -> Tensor:
-    """The named statistics of M tokens, [M, names]."""
-    found = [STATISTICS[name](logits, normaliser, targets) for name in names]
-    return torch.stack(found, 1) if found else logits.new_empty(len(logits), 0)
+    """Compute the named statistics of M tokens, [M, names]; arguments as in :data:`STATISTICS`."""
+    columns = [STATISTICS[name](logits, normaliser, targets) for name in names]
+    return torch.stack(columns, 1) if columns else logits.new_empty(len(logits), 0)
 
 
 def check_statistics(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each of which is known and there once; raises ``ValueError`` otherwise."""
+    """Return the names as a tuple.
+
+    Raises:
+        ValueError: if a name is unknown or is listed twice.
+    """
     known = ", ".join(STATISTICS)
     if not isinstance(names, list | tuple) or not all(name in tuple(STATISTICS) for name in names):
         raise ValueError(f"model.statistics: expected a list of {known}; found {names!r}")

@@ -93,7 +93,7 @@ def _tensors(inputs: Inputs) -> dict[str, Tensor]:
         "batch.desirable": inputs.batch.desirable,
         "policy.tokens": inputs.policy.tokens,
         "policy.hidden": inputs.policy.hidden,
-        "reference.tokens": inputs.reference and inputs.reference.tokens,
+        "reference.tokens": None if inputs.reference is None else inputs.reference.tokens,
     }
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 

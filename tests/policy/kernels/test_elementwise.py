@@ -42,6 +42,7 @@ def test_rms_norm_has_the_gradients_of_float64() -> None:
     (found * found.detach().sin()).sum().backward()
     (expected * expected.detach().sin()).sum().backward()
     for one, other in zip(given, exact, strict=True):
+        assert one.grad is not None
         torch.testing.assert_close(one.grad.double(), other.grad, rtol=0, atol=2e-6)
 
 
@@ -55,6 +56,7 @@ def test_swiglu_has_the_gradients_of_float64() -> None:
     (found * found.detach().sin()).sum().backward()
     (expected * expected.detach().sin()).sum().backward()
     for one, other in zip(given, exact, strict=True):
+        assert one.grad is not None
         torch.testing.assert_close(one.grad.double(), other.grad, rtol=0, atol=2e-6)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from halos.policy.construction import use_cpu_kernels
 from halos.policy.kernels import liger
+from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.kernels.liger import check_liger, use_liger
 from halos.policy.loading import ModelSpec
 from tests import tiny

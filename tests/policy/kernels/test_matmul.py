@@ -18,7 +18,7 @@ from halos.judges.reward_model import RewardModel
 from halos.policy.kernels import matmul as products
 from halos.policy.kernels.matmul import (
     CACHES,
-    KERNELS,
+    MAX_KERNELS,
     Linear,
     add_product,
     affine,
@@ -83,7 +83,7 @@ def test_a_product_is_added_some_rows_at_a_time(dtype: torch.dtype, rows: int, m
         seen.append(len(states))
         return own(states, weight)
 
-    monkeypatch.setattr(products, "ROWS", rows)
+    monkeypatch.setattr(products, "CPU_SUM_ROWS", rows)
     monkeypatch.setattr(products, "affine", watched)
     left, right, total = (value.detach() for value in tensors((11, 4), (4, 5), (11, 5)))
     left, right = left.to(dtype), right.to(dtype)
@@ -127,8 +127,8 @@ def test_a_model_keeps_its_weights_names_and_special_layers() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     twin = copy.deepcopy(model)
     with torch.no_grad():
-        twin[0].weight.zero_()
-    assert model[0].weight.any()
+        next(twin.parameters()).zero_()
+    assert next(model.parameters()).any()
 
 
 def test_nothing_changes_where_nothing_is_gained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,11 +153,11 @@ def growth(limited: bool) -> int:
         limit_kernel_caches()
     count = ctypes.CDLL(None).mallinfo2
     count.restype = Mallinfo
-    states, weight = torch.ones(4 * KERNELS, 64), torch.ones(96, 64)
+    states, weight = torch.ones(4 * MAX_KERNELS, 64), torch.ones(96, 64)
     before = 0
     for size in range(1, len(states) + 1):
         torch.ops.mkldnn._linear_pointwise(states[:size], weight, None, "none", [], "")
-        if size == 2 * KERNELS:
+        if size == 2 * MAX_KERNELS:
             before = count().counts[7]
     return int(count().counts[7]) - before
 
@@ -187,4 +187,4 @@ def test_a_model_limits_what_is_kept_for_products_unless_the_environment_does(
     monkeypatch.delenv(CACHES[1])
     with suppress(ValueError):  # the toy model is no judge, which is said once it is read
         ways_to_load()[name]()
-    assert [os.environ[name] for name in CACHES] == ["7", str(KERNELS)]
+    assert [os.environ[name] for name in CACHES] == ["7", str(MAX_KERNELS)]

@@ -65,13 +65,13 @@ def test_it_is_softmax_over_what_each_token_may_see(
     options: dict[str, Any] = {"scaling": 0.5, "dropout": 0.0, "window": window, "softcap": softcap}
     n = len(first.input_ids)
     query, key, value = states(n, 4, 0), states(n, heads, 1), states(n, heads, 2)
-    attention = PackedAttention(first, keep=True, flex=flex)
+    attention = PackedAttention(first, keep_prompts=True, flex=flex)
     found = attention(MODULE, query, key, value, **options)
     torch.testing.assert_close(found, by_hand(first, query, key, value, window, softcap), rtol=0, atol=1e-12)
     # The second pack sees the prompts of the first.
     m = len(second.input_ids)
     query, key2, value2 = states(m, 4, 3), states(m, heads, 4), states(m, heads, 5)
-    found = PackedAttention(second, earlier=attention.kept, flex=flex)(MODULE, query, key2, value2, **options)
+    found = PackedAttention(second, earlier=attention.prompt_states, flex=flex)(MODULE, query, key2, value2, **options)
     key, value = (torch.cat([old[:, :, first.prompts], new], 2) for old, new in ((key, key2), (value, value2)))
     torch.testing.assert_close(found, by_hand(second, query, key, value, window, softcap), rtol=0, atol=1e-12)
 
@@ -80,9 +80,9 @@ def test_kept_keys_and_values_are_detached_and_those_of_the_prompts() -> None:
     (part,) = pack(ROWS, width=11)
     n = len(part.input_ids)
     key = states(n, 2, 0).requires_grad_()
-    attention = PackedAttention(part, keep=True)
+    attention = PackedAttention(part, keep_prompts=True)
     attention(MODULE, states(n, 2, 1), key, key, scaling=None, dropout=0.0, window=None, softcap=None)
-    kept, _ = attention.kept[MODULE]
+    kept, _ = attention.prompt_states[MODULE]
     assert not kept.requires_grad
     assert kept.shape[2] == sum(len(row.prompt) for row in ROWS)
     assert torch.equal(kept[:, :, : len(ROWS[0].prompt)], key[:, :, : len(ROWS[0].prompt)])
@@ -93,7 +93,7 @@ def test_nothing_is_kept_unless_asked_for() -> None:
     n = len(part.input_ids)
     attention = PackedAttention(part)
     attention(MODULE, *(states(n, 2, seed) for seed in range(3)), scaling=None, dropout=0.0, window=None, softcap=None)
-    assert not attention.kept
+    assert not attention.prompt_states
 
 
 def test_dropout_drops() -> None:
@@ -110,10 +110,10 @@ def test_on_cpu_bfloat16_states_are_attended_to_in_float32(masked: bool, autocas
     low = [states(5, heads, seed).bfloat16().requires_grad_() for seed, heads in enumerate((4, 2, 2))]
     wide = [value.detach().float().requires_grad_() for value in low]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = attend(*low, mask, scaling=0.5)
+        found = attend(low[0], low[1], low[2], mask, scaling=0.5)
         if autocast:  # rotary embeddings leave queries and keys in float32
             assert torch.equal(found, attend(low[0].float(), low[1].float(), low[2], mask, scaling=0.5))
-    expected = attend(*wide, mask, scaling=0.5).bfloat16()
+    expected = attend(wide[0], wide[1], wide[2], mask, scaling=0.5).bfloat16()
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, expected)
     for mine, other in zip(

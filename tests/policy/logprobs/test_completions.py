@@ -235,6 +235,7 @@ def test_autocast_gives_float32_results_and_every_gradient(architecture: str) ->
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_hidden_states_are_those_that_predict_each_token(model: Any, chunks: int) -> None:
     logprobs = completion_logprobs(model, collate(ROWS, chunks=chunks, mismatched=True), with_hidden=True)
+    assert logprobs.hidden is not None
     assert logprobs.hidden.shape == (*logprobs.mask.shape, 16)
     assert not logprobs.hidden.requires_grad
     assert logprobs.hidden[~logprobs.mask].eq(0).all()

@@ -49,7 +49,7 @@ def visible(part: Pack, window: int | None) -> Tensor:
 def test_blocks_hold_all_that_is_seen(
     size: int, dense: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flex, "BLOCK", size)
+    monkeypatch.setattr(flex, "BLOCK_TOKENS", size)
     monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", 8)
     monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", dense)
     for part in pack(ROWS, width=11, mismatched=True):
@@ -58,14 +58,14 @@ def test_blocks_hold_all_that_is_seen(
         n, keys = seen.shape
         assert not (seen & ~listed[:n, :keys]).any()
         grid = [torch.arange(count) for count in (1, 1, n, keys)]
-        found = torch.stack([mask.mask_mod(*grid[:2], query, grid[3]) for query in grid[2]])
+        found = torch.stack([mask.mask_mod(grid[0], grid[1], query, grid[3]) for query in grid[2]])
         assert torch.equal(found, seen)
         if size == 4:
             assert listed.float().mean() < 0.45  # of a square with eight trees in it, causal
 
 
 def test_a_key_block_behind_all_queries_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex, "BLOCK", 8)
+    monkeypatch.setattr(flex, "BLOCK_TOKENS", 8)
     (part,) = pack([Row("one", 0, tuple(range(32)), ((1, 2, 3),))], width=3)
     assert torch.equal(block_mask(part, None).to_dense()[0, 0], torch.ones(5, 5, dtype=torch.int32).tril())
 
@@ -81,13 +81,18 @@ SOME = ("llama", "gpt2", "gemma2")
 def test_log_probs_are_those_of_separate_calls(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     whole = attention.flex_attend
-    monkeypatch.setattr(attention, "flex_attend", lambda *args, **options: calls.append(1) or whole(*args, **options))
+
+    def counted(*args: Any, **options: Any) -> Tensor:
+        calls.append(1)
+        return whole(*args, **options)
+
+    monkeypatch.setattr(attention, "flex_attend", counted)
     batch = collate(ROWS, mismatched=True, packing=True)
     model = tiny.exact(tiny.model(architecture, dtype=torch.float64))
     with torch.no_grad():  # PyTorch has no backward pass of it for CPUs
         expected = completion_logprobs(model, batch, head_chunk=4).tokens
         assert not calls
-        packed._can.clear()
+        packed._can_pack.clear()
         attend_by_flex(model)
         assert can_pack(model)
         found = completion_logprobs(model, batch, head_chunk=4).tokens
@@ -122,10 +127,10 @@ def test_with_dropout_pieces_are_attended_to_one_by_one() -> None:
 def test_enough_versions_are_kept_for_models_with_windows() -> None:
     import torch._dynamo
 
-    flex._function.cache_clear()
+    flex._flex_function.cache_clear()
     with torch._dynamo.config.patch(recompile_limit=8):
-        flex._function("cuda")
-        assert torch._dynamo.config.recompile_limit == flex.VERSIONS > 2 * 2 * 2 * 2
+        flex._flex_function("cuda")
+        assert torch._dynamo.config.recompile_limit == flex.MAX_VERSIONS > 2 * 2 * 2 * 2
 
 
 def test_versions_are_kept_in_every_thread_where_pytorch_can(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos.data.batches.collate import collate
-from halos.policy.logprobs import head
+from halos.policy.logprobs import chunked_head
+from halos.policy.logprobs.chunked_head import LogitShape, chunked_logprobs
 from halos.policy.logprobs.completions import completion_logprobs
-from halos.policy.logprobs.head import LogitShape, chunked_logprobs, logit_shape
+from halos.policy.logprobs.head import logit_shape
 from halos.policy.logprobs.packed import can_pack
 from tests import tiny
 
@@ -58,9 +59,10 @@ def test_values_and_gradients_are_those_of_the_whole(rows: int, shape: LogitShap
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_what_needs_no_gradient_gets_none(frozen: int) -> None:
-    *given, targets = tensors()
+    states, weight, bias, targets = tensors()
+    given = (states, weight, bias)
     given[frozen].requires_grad_(False)
-    chunked_logprobs(*given, targets, rows=4)[0].sum().backward()
+    chunked_logprobs(states, weight, bias, targets, rows=4)[0].sum().backward()
     assert [value.grad is None for value in given] == [n == frozen for n in range(3)]
 
 
@@ -137,8 +139,13 @@ def test_autocast_gives_the_weight_a_float32_gradient() -> None:
 
 def test_no_more_rows_of_logits_exist_than_a_chunk_has(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    affine = head.affine
-    monkeypatch.setattr(head, "affine", lambda x, *rest, **more: seen.append(x.numel()) or affine(x, *rest, **more))
+    affine = chunked_head.affine
+
+    def noted(x: Tensor, *rest: Any, **more: Any) -> Tensor:
+        seen.append(x.numel())
+        return affine(x, *rest, **more)
+
+    monkeypatch.setattr(chunked_head, "affine", noted)
     states, weight, _, targets = tensors()
     with torch.no_grad():
         chunked_logprobs(states, weight, None, targets, rows=4)
@@ -153,13 +160,13 @@ def test_the_first_rows_are_computed_once_and_a_second_backward_pass_is_as_exact
 ) -> None:
     states, weight, _, targets = tensors()
     products: list[int] = []
-    affine = head.affine
+    affine = chunked_head.affine
 
     def counted(x: Tensor, w: Tensor, *rest: Any, **more: Any) -> Tensor:
         products.append(len(x)) if w.shape == weight.shape else None
         return affine(x, w, *rest, **more)
 
-    monkeypatch.setattr(head, "affine", counted)
+    monkeypatch.setattr(chunked_head, "affine", counted)
     found, _ = chunked_logprobs(states, weight, None, targets, rows=4)
     assert sorted(products) == [3, 4, 4]
     products.clear()

@@ -55,8 +55,8 @@ def llama() -> Any:
 
 
 def logprobs(model: Any, rows: list[Row] = ROWS, *, head_chunk: int | None = None, **options: Any) -> LogProbs:
-    batch, given = collate(rows, **options), {"head_chunk": head_chunk, "statistics": tuple(STATISTICS)}
-    return completion_logprobs(model, batch, with_hidden=True, **given)
+    batch, names = collate(rows, **options), tuple(STATISTICS)
+    return completion_logprobs(model, batch, with_hidden=True, head_chunk=head_chunk, statistics=names)
 
 
 def with_gradients(model: Any, **options: Any) -> tuple[LogProbs, list[Tensor]]:
@@ -156,7 +156,7 @@ def test_every_objective_has_the_same_loss_and_gradient(model: Any, kind: type[O
     rows = rows_for(kind)
     expected, expected_gradients = loss_and_gradients(None, collate(rows, mismatched=kind.needs.mismatched))
     for technique in TECHNIQUES:
-        options = {name: value for name, value in technique.items() if name != "head_chunk"}
+        options: dict[str, Any] = {name: value for name, value in technique.items() if name != "head_chunk"}
         batch = collate(rows, mismatched=kind.needs.mismatched, chunks=2, **options)
         loss, gradients = loss_and_gradients(technique["head_chunk"], batch)
         assert_same([loss], [expected], VALUES)
@@ -302,7 +302,7 @@ def test_models_that_cannot_get_padded_rows_and_say_so_once(
     architecture: str, sizes: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = other(architecture, torch.float32, **sizes)
-    packed._said.clear()
+    packed._warnings_given.clear()
     with caplog.at_level(logging.WARNING, logger="halos"):
         found = completion_logprobs(made, collate(ROWS, packing=True, chunks=2), head_chunk=3)
         completion_logprobs(made, collate(ROWS, packing=True, chunks=2))
@@ -317,7 +317,7 @@ def test_a_model_whose_packed_rows_give_other_numbers_gets_padded_ones(
     # As if positions were counted from the beginning of the pack.
     rotary = llama.model.rotary_emb.forward
     llama.model.rotary_emb.forward = lambda x, position_ids: rotary(x, torch.arange(x.shape[1])[None])
-    packed._said.clear()
+    packed._warnings_given.clear()
     assert not can_pack(llama)
     assert "packed rows give other log-probs" in caplog.text
 
@@ -326,9 +326,9 @@ def test_a_sliding_window_that_attention_is_not_told_of_rules_packing_out(caplog
     made = tiny.model("gemma2", dtype=torch.float64, sliding_window=64)  # longer than what is tried out
     for layer in made.model.layers:
         layer.self_attn.sliding_window = None
-    packed._said.clear()
+    packed._warnings_given.clear()
     assert not can_pack(made)
-    assert "its sliding window is not told to attention" in caplog.text
+    assert "its sliding window is not passed to attention" in caplog.text
 
 
 def test_a_window_of_all_layers_that_attention_is_not_told_of_rules_packing_out_too() -> None:
@@ -356,6 +356,7 @@ def test_parts_of_a_micro_batch_give_the_same_numbers(llama: Any, most: int, sha
         batch = collate(ROWS, packing=True, share_prompts=share, mismatched=mismatched, **options)
         made = completion_logprobs(llama, batch, head_chunk=3, statistics=["entropy"])
         trained = made.tokens[:, :-1] if mismatched else made.tokens
+        assert made.statistics is not None
         return [made.tokens, made.statistics], list(torch.autograd.grad(trained.sin().sum(), list(llama.parameters())))
 
     (values, gradients), (expected, whole) = found(max_tokens=most), found()

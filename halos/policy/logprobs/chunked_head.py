@@ -1,0 +1,201 @@
+"""Log-probs of target tokens under the LM head, with only a chunk of the logits in memory at a time.
+
+With a vocabulary of 128,000 tokens the logits of a batch are larger than all its activations. Here they are computed
+for a chunk of rows, reduced to one log-prob a row, and overwritten by the next chunk. The backward pass computes them
+again, chunk by chunk, and overwrites each chunk with its own gradient:
+
+    forward    chunk n-1 → … → chunk 1 → chunk 0       all in one buffer, in which chunk 0's logits stay
+    backward                             chunk 0 → chunk 1 → … → chunk n-1     chunk 0 needs no product
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from halos.policy.kernels.matmul import add_product, affine
+from halos.policy.logprobs.token_statistics import measure
+
+CPU_BLOCK_ROWS = 16
+"""Rows of a chunk that are converted to float32 together on a CPU: few enough to stay in its cache."""
+
+PAGE_MULTIPLE = 32
+"""Logits in a row: lengths that are no multiple of this cannot be a multiple of a page of memory."""
+ROW_GAP = 16
+"""Unused numbers after each row of the buffer where its length could be a multiple of a page."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogitShape:
+    """What a model does to its head's logits: z → ``scale`` · z, then z → ``cap`` · tanh(z / ``cap``) if capped."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        logits = logits if self.scale == 1 else logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def slope(self, shaped_logits: Tensor) -> Tensor | float:
+        """The derivative of the shape, in terms of its results."""
+        return self.scale if self.cap is None else self.scale * (1 - (shaped_logits / self.cap) ** 2)
+
+
+def chunked_logprobs(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    rows: int,
+    shape: LogitShape = LogitShape(),
+    delta: tuple[Tensor, Tensor] | None = None,
+    statistics: Sequence[str] = (),
+) -> tuple[Tensor, Tensor]:
+    """Compute log softmax(shape(states · weightᵀ + bias + low · upᵀ)) at the targets, ``rows`` rows at a time.
+
+    Logits have the precision of the model, or of autocast where it is on. Log-probs are float32 (or float64).
+
+    Args:
+        states: the last layer's states [M, H].
+        weight: the head's weight [V, H].
+        bias: the head's bias [V], if it has one.
+        targets: token ids [M].
+        rows: the largest number of rows of logits that exist at a time.
+        shape: what the model does to its logits.
+        delta: LoRA's factors ``low`` [M, r] and ``up`` [V, r], if the head has an adapter.
+        statistics: names in :data:`halos.policy.logprobs.token_statistics.STATISTICS`.
+
+    Returns:
+        Log-probs [M], and the statistics [M, names] of the same logits, without gradient.
+    """
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    low, up = delta or (None, None)
+    return _apply(states, weight, bias, low, up, targets, rows, shape, dtype, tuple(statistics))
+
+
+class _ChunkedLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        low: Tensor | None,
+        up: Tensor | None,
+        targets: Tensor,
+        rows: int,
+        shape: LogitShape,
+        dtype: torch.dtype,
+        statistics: tuple[str, ...],
+    ) -> tuple[Tensor, Tensor]:
+        ctx.rows, ctx.shape, ctx.first_chunk_overwritten = rows, shape, False
+        ctx.input_dtypes = tuple(None if value is None else value.dtype for value in (states, weight, bias, low, up))
+        states, weight = states.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        wide_dtype = torch.promote_types(dtype, torch.float32)
+        target_logits = states.new_empty(len(states), dtype=wide_dtype)
+        normaliser = torch.empty_like(target_logits)
+        measured = target_logits.new_empty(len(states), len(statistics))
+        chunk_logits = buffer = _logit_buffer(states, weight, rows)
+        # Last chunk first: the first chunk's logits are then still in the buffer when the backward pass begins with
+        # them. Its buffer has to be allocated in any case, so keeping them costs no memory and saves one product.
+        for chunk in reversed([*_slices(len(states), rows)]):
+            # oneDNN does not write into the buffer but returns new memory. Without this line the chunk before would
+            # stay alive during the product, and two chunks would exist at a time.
+            del chunk_logits
+            chunk_logits = affine(states[chunk], weight, bias, out=buffer)
+            for block, raw_logits in _blocks(chunk, chunk_logits):
+                logits = shape(_with_delta(raw_logits.to(wide_dtype), low, up, block))
+                target_logits[block] = logits.gather(1, targets[block, None])[:, 0]
+                normaliser[block] = logits.logsumexp(1)
+                if statistics:
+                    measured[block] = measure(statistics, logits, normaliser[block], targets[block])
+        ctx.save_for_backward(states, weight, bias, low, up, targets, normaliser, chunk_logits)
+        ctx.mark_non_differentiable(measured)
+        return target_logits - normaliser, measured
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, bias, low, up, targets, normaliser, first_logits = ctx.saved_tensors
+        wide_dtype = normaliser.dtype
+        # Gradients add up over chunks in float32, whatever the precision of their products: in bfloat16 the sum would
+        # lose what later chunks contribute.
+        grad_states, grad_weight, grad_bias, grad_low, grad_up = (
+            torch.zeros_like(value, dtype=wide_dtype) if value is not None and needed else None
+            for value, needed in zip((states, weight, bias, low, up), ctx.needs_input_grad, strict=False)
+        )
+        # ``data`` hides the writes below from autograd, which would refuse a second backward pass because a saved
+        # tensor was changed. A second pass is correct: ``first_chunk_overwritten`` makes it compute the chunk again.
+        chunk_logits = buffer = first_logits.data
+        for chunk in _slices(len(states), ctx.rows):
+            if chunk.start or ctx.first_chunk_overwritten:
+                del chunk_logits  # as in the forward pass
+                chunk_logits = affine(states[chunk], weight, bias, out=buffer)
+            for block, raw_logits in _blocks(chunk, chunk_logits):
+                # A copy even where no conversion is needed: it is overwritten while ``raw_logits`` is still read.
+                logits = ctx.shape(_with_delta(raw_logits.to(wide_dtype, copy=True), low, up, block))
+                grad_logits = _grad_logits(logits, normaliser[block], targets[block], grad_logprobs[block], ctx.shape)
+                if grad_low is not None:
+                    grad_low[block] = (grad_logits.to(up.dtype) @ up).to(wide_dtype)
+                if grad_up is not None:
+                    grad_up += grad_logits.to(low.dtype).T @ low[block]
+                if grad_bias is not None:
+                    grad_bias += grad_logits.sum(0)
+                raw_logits.copy_(grad_logits)
+            # From here on the chunk holds the gradient of its logits. The two large products wait until the chunk is
+            # complete, because one product of many rows is faster than many of CPU_BLOCK_ROWS.
+            if grad_states is not None:
+                grad_states[chunk] = affine(chunk_logits, weight.T).to(wide_dtype)
+            if grad_weight is not None:
+                add_product(grad_weight, chunk_logits.T, states[chunk])
+        ctx.first_chunk_overwritten = True
+        gradients = zip((grad_states, grad_weight, grad_bias, grad_low, grad_up), ctx.input_dtypes, strict=True)
+        return *(None if gradient is None else gradient.to(dtype) for gradient, dtype in gradients), *5 * [None]
+
+
+_apply: Callable[..., tuple[Tensor, Tensor]] = _ChunkedLogProbs.apply
+
+
+def _grad_logits(
+    logits: Tensor, normaliser: Tensor, targets: Tensor, grad_logprobs: Tensor, shape: LogitShape
+) -> Tensor:
+    """The gradient of the head's logits, written over the shaped ``logits`` [rows, V].
+
+    d log p(target) / dz = 1[target] − softmax(z), times the derivative of the shape.
+    """
+    slope = shape.slope(logits)  # computed from the logits, so before they are overwritten
+    gradient = logits.sub_(normaliser[:, None]).exp_().mul_(-grad_logprobs[:, None])
+    gradient.scatter_add_(1, targets[:, None], grad_logprobs[:, None])
+    return gradient if shape == LogitShape() else gradient.mul_(slope)
+
+
+def _logit_buffer(states: Tensor, weight: Tensor, rows: int) -> Tensor:
+    """Memory for one chunk of logits [rows, V], which all chunks share."""
+    # On a CPU new memory for each chunk costs a fifth of the product's time, as the system has to clear its pages.
+    length = weight.shape[0]
+    # Rows that begin a multiple of a page apart compete for the same lines of the CPU's cache; a gap avoids that.
+    # Other lengths must not get a gap: oneDNN's bfloat16 products on AMX read past the end of rows whose length is no
+    # multiple of 32 (uxlfoundation/oneDNN#5603), and a NaN left in the gap would reach the gradient.
+    gap = 0 if length % PAGE_MULTIPLE else ROW_GAP
+    return states.new_empty(min(rows, len(states)), length + gap)[:, :length]
+
+
+def _with_delta(logits: Tensor, low: Tensor | None, up: Tensor | None, block: slice) -> Tensor:
+    return logits if low is None or up is None else logits + F.linear(low[block], up).to(logits)
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _blocks(chunk: slice, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    # Views of a chunk's logits, each with its place among all rows. On a GPU a chunk is one block.
+    for block in _slices(len(logits), CPU_BLOCK_ROWS if logits.device.type == "cpu" else len(logits)):
+        yield slice(chunk.start + block.start, chunk.start + block.stop), logits[block]
