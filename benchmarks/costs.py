@@ -20,7 +20,7 @@ from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.objectives import KTO
 from halos.policy.backbone import Backbone
-from halos.policy.construction import use_cpu_kernels
+from halos.policy.kernels.cpu import use_cpu_kernels
 
 ROUNDS = 5
 
