@@ -81,8 +81,8 @@ class RewardShift(nn.Module):
             moved = fn(tensor)
             return moved.float() if moved.dtype in (torch.bfloat16, torch.float16) else moved
 
-        super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
-        return self
+        apply: Callable[[Callable[[Tensor], Tensor], bool], Self] = super()._apply
+        return apply(at_least_float32, recurse)
 
 
 class BCO(Objective):
