@@ -1,20 +1,35 @@
-"""Numbers that a user gives, checked by key."""
+"""Checks of numbers that a user sets; the error names the configuration key."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypeGuard
 
 
-def check_whole(key: str, value: Any, least: int, *, null: bool = False) -> None:
-    """Raise ``ValueError`` unless the value is a whole number from ``least`` on (or None, if ``null``)."""
+def check_whole(key: str, value: object, least: int, *, null: bool = False) -> None:
+    """Raise ``ValueError`` unless the value is a whole number from ``least`` on (or None, if ``null``).
+
+    ``True`` and 1.0 are refused: Python takes them for whole numbers, and a user who wrote them meant something else.
+    """
     if value is None and null:
         return
     if type(value) is not int or value < least:
         raise ValueError(f"{key}: expected a whole number from {least} on{' or null' * null}, found {value!r}")
 
 
-def check_number(key: str, value: Any, least: float = 0.0) -> None:
-    """Raise ``ValueError`` unless the value is a number from ``least`` on."""
-    if type(value) not in (int, float) or not least <= value < math.inf:
-        raise ValueError(f"{key}: expected a number from {least:g} on, found {value!r}")
+def check_number(key: str, value: object, least: float = 0.0, *, null: bool = False) -> None:
+    """Raise ``ValueError`` unless the value is a finite number from ``least`` on (or None, if ``null``)."""
+    if value is None and null:
+        return
+    if not (_is_number(value) and least <= value < math.inf):
+        raise ValueError(f"{key}: expected a number from {least:g} on{' or null' * null}, found {value!r}")
+
+
+def check_share(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless the value is a number above 0 and up to 1."""
+    if not (_is_number(value) and 0 < value <= 1):
+        raise ValueError(f"{key}: expected a share in (0, 1], found {value!r}")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return type(value) in (int, float)

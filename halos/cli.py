@@ -1,4 +1,7 @@
-"""The command line: ``python scripts/train.py …`` and ``halos train …``; a failed command ends with one clear line."""
+"""The command line: ``halos train …`` and ``python scripts/train.py …``; a failed command ends with one clear line.
+
+Neither torch nor Lightning is imported here: a misspelt word is reported within a second.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from halos.config.combinations import check_combinations, values_of
 from halos.config.errors import explain, require_plain_booleans
 from halos.config.signatures import did_you_mean
 from halos.processes import sweeps
@@ -32,7 +36,13 @@ from halos.training.result import trial_value
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """``function`` takes the configuration ``conf/CONFIG.yaml``; a ``run`` has a folder and may use many devices."""
+    """A command of the command line.
+
+    Attributes:
+        function: ``module:function``; it takes the composed configuration.
+        config: the name of its YAML in ``conf/``.
+        run: whether it has an output folder and may use several devices.
+    """
 
     function: str
     config: str
@@ -50,12 +60,13 @@ COMMANDS = {
     "compare": Command("halos.commands.compare:compare", "compare"),
 }
 COMMAND = "HALOS_COMMAND"
-"""The variable in which other processes of a run find the command."""
+"""Environment variable: the command's name, for further processes of the same run."""
 _EXPECTED = (HydraException, OmegaConfBaseException, ValueError, RunFailed)
+"""Errors whose message is enough for a user; others are printed with a traceback."""
 
 
 def config_folder() -> str:
-    """The ``conf`` tree: inside an installed package, beside it in a checkout."""
+    """Return the ``conf`` folder: inside an installed package, next to the package in a checkout."""
     package = Path(__file__).parent
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
@@ -72,12 +83,13 @@ OmegaConf.register_new_resolver("plain_name", plain_name, replace=True)
 
 
 def main() -> None:
-    """``halos COMMAND [overrides]``."""
+    """Run ``halos COMMAND [overrides]``."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
-    if command == "rank" and len(sys.argv) == 3:  # one of several that halos.processes.launch has started
+    if command == "rank" and len(sys.argv) == 3:  # started by halos.processes.launch
         end_with_one_line(lambda: _rank_job(Path(sys.argv[2])))
         return
-    launched = os.environ.get(COMMAND, "") if "LOCAL_RANK" in os.environ else ""  # by DDP, without the command
+    # Lightning's DDP starts further ranks with the same words, from which the command's name is removed already.
+    launched = os.environ.get(COMMAND, "") if "LOCAL_RANK" in os.environ else ""
     completing = "-sc" in sys.argv or "--shell-completion" in sys.argv
     if command in COMMANDS:
         del sys.argv[1]
@@ -87,19 +99,19 @@ def main() -> None:
     elif not completing:
         _fail(f"usage: halos {{{','.join(COMMANDS)}}} [group=option …] [key=value …]; found {command!r}")
     if completing:
-        # Hydra completes the words behind the program's name; the command's name is not one of its overrides.
+        # Hydra completes overrides, which follow the program's name directly.
         line = os.environ.get("COMP_LINE", "")
         os.environ["COMP_LINE"] = re.sub(f"^halos ({'|'.join(COMMANDS)})", "halos", line)
     main_command(command or "train")
 
 
 def main_command(name: str) -> None:
-    """Compose the command's configuration from the command line and do what it says."""
+    """Compose the command's configuration from the words of the command line, and run the command."""
     os.environ[COMMAND] = name
     if COMMANDS[name].run:
         name_jobs_by_what_is_swept(sys.argv)
     elif COMMANDS[name].config == "train":
-        sys.argv.insert(1, "hydra.run.dir=.")  # it leaves nothing behind
+        sys.argv.insert(1, "hydra.run.dir=.")  # no output folder is made
     job = _run_job if COMMANDS[name].run else _run
     command = hydra.main(version_base="1.3", config_path=config_folder(), config_name=COMMANDS[name].config)(job)
 
@@ -112,19 +124,18 @@ def main_command(name: str) -> None:
 
 def _run_job(cfg: DictConfig) -> float | None:
     name = Path(HydraConfig.get().runtime.output_dir).name
-    with sweeps.failure_told(name, _line), sweeps.job():
+    with sweeps.failure_printed(name, _line), sweeps.job():
         return _run_placed(cfg)
 
 
 def _run_placed(cfg: DictConfig) -> float | None:
     _place(cfg)
-    if cfg.sweep_metric is None and (cfg.sweep_seeds is not None or cfg.sweep_max_kl is not None):
-        raise ValueError("sweep_metric: expected one with sweep_seeds and sweep_max_kl, found none")
+    check_combinations(values_of(cfg))
     if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":
         _run_or_rounds(cfg)
         return None
-    # A sweeper that looks for the best settings is told how they did; Hydra's own takes no notice.
-    folders = [_run_or_rounds(of_seed) for of_seed in _of_seeds(cfg)]
+    # The returned value is for sweepers that search for the best settings; Hydra's own ignores it.
+    folders = [_run_or_rounds(seed_cfg) for seed_cfg in _of_seeds(cfg)]
     return trial_value(folders, cfg.sweep_metric, max_kl=cfg.sweep_max_kl)
 
 
@@ -133,8 +144,10 @@ def _of_seeds(cfg: DictConfig) -> list[DictConfig]:
         return [cfg]
     if not cfg.sweep_seeds or len(set(cfg.sweep_seeds)) < len(cfg.sweep_seeds):
         raise ValueError(f"sweep_seeds: expected different seeds, found {cfg.sweep_seeds}")
-    own: Any = [{"seed": seed, "output_dir": f"{cfg.output_dir}/seed_{seed}"} for seed in cfg.sweep_seeds]
-    return [cast("DictConfig", OmegaConf.merge(cfg, keys)) for keys in own]
+    changes: list[dict[str, object]] = [
+        {"seed": seed, "output_dir": f"{cfg.output_dir}/seed_{seed}"} for seed in cfg.sweep_seeds
+    ]
+    return [cast("DictConfig", OmegaConf.merge(cfg, keys)) for keys in changes]
 
 
 def _run_or_rounds(cfg: DictConfig) -> Path:
@@ -148,7 +161,7 @@ def _run_or_rounds(cfg: DictConfig) -> Path:
 
 
 def _run_on_devices(cfg: DictConfig) -> None:
-    # In a sweep too, where this process goes on to the next job, several devices have their own processes.
+    # Also in a sweep: this process goes on to the next job, and a process group cannot be left and joined at will.
     if (count := ranks_to_start(cfg)) > 1:
         run_ranks(cfg, count)
     else:
@@ -157,7 +170,7 @@ def _run_on_devices(cfg: DictConfig) -> None:
 
 def _place(cfg: DictConfig) -> None:
     context = HydraConfig.get()
-    cfg.output_dir = context.runtime.output_dir  # in a sweep the job's own folder
+    cfg.output_dir = context.runtime.output_dir  # absolute; in a sweep the job's own folder
     _require_output_dir(cfg, context.overrides.task)
     _require_options(context.overrides.task)
 
@@ -170,7 +183,7 @@ def _rank_job(config: Path) -> None:
 def _run(cfg: DictConfig) -> None:
     _get_ready(cfg)
     module, _, function = COMMANDS[os.environ.get(COMMAND) or "train"].function.partition(":")
-    # Heavy imports: a misspelt key should not wait for them.
+    # Imports torch and the rest, which takes seconds.
     getattr(import_module(module), function)(cfg)
 
 
@@ -179,44 +192,52 @@ def _get_ready(cfg: DictConfig) -> None:
     if missing:
         raise ValueError(f"{missing[0]}: expected a value, found none; set {missing[0]}=…")
     require_plain_booleans(OmegaConf.to_container(cfg))
-    # The user's own modules (loss._target_=mylab.losses.MyLoss) lie where the command is run.
+    # Modules of the user (loss._target_=mylab.losses.MyLoss) are found in the folder in which the command is run.
     sys.path.insert(0, str(Path.cwd()))
 
 
 def name_jobs_by_what_is_swept(words: list[str]) -> None:
-    """Keep what is the same for all jobs of a sweep out of the names of their folders."""
+    """Leave settings that are the same for all jobs of a sweep out of the names of their folders.
+
+    Args:
+        words: of the command line, to which an override for Hydra is added.
+    """
     if not {"-m", "--multirun"} & set(words):
         return
     parser = OverridesParser.create()
-    given = [parser.parse_override(word) for word in words[1:] if "=" in word and not word.startswith("-")]
-    swept = {o.key_or_group for o in given if o.is_sweep_override()}
-    same = [o.key_or_group for o in given if o.key_or_group not in swept and not o.key_or_group.startswith("hydra.")]
-    kept = ["output_dir", "overwrite", *same]
-    # Among the other overrides: Hydra's parser takes them in one stretch only.
+    overrides = [parser.parse_override(word) for word in words[1:] if "=" in word and not word.startswith("-")]
+    swept = {o.key_or_group for o in overrides if o.is_sweep_override()}
+    same = [
+        o.key_or_group for o in overrides if o.key_or_group not in swept and not o.key_or_group.startswith("hydra.")
+    ]
+    excluded = ["output_dir", "overwrite", *same]
+    # After the last override: argparse takes positional words in one stretch only.
     place = max(n for n, word in enumerate(words) if n == 0 or ("=" in word and not word.startswith("-")))
-    words.insert(place + 1, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(dict.fromkeys(kept))}]")
+    words.insert(place + 1, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(dict.fromkeys(excluded))}]")
 
 
 def _require_output_dir(cfg: DictConfig, words: Sequence[str]) -> None:
-    # Processes that something else starts (torchrun, srun) would each name a folder after their own clock.
+    # The default folder is named after the time. Processes that torchrun or srun starts would each take their own.
     apart = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
     if (apart or cfg.trainer.num_nodes > 1) and not any(word.startswith("output_dir=") for word in words):
         raise ValueError("output_dir: expected one for all processes, as they are started apart; set output_dir=…")
 
 
 def _require_options(words: Sequence[str]) -> None:
-    # Hydra passes over an optional group that has no such option, a misspelt one too.
+    # For an optional group Hydra ignores an option that does not exist, also a misspelt one.
     for group, _, name in (word.partition("=") for word in words):
         if group in ("tuned", "feedback"):
             options = GlobalHydra.instance().config_loader().get_group_options(group)
             if name not in options:
-                told = ", ".join(options)
-                raise ValueError(f"{group}={name}: no such option{did_you_mean(name, options)}; expected one of {told}")
+                names = ", ".join(options)
+                raise ValueError(
+                    f"{group}={name}: no such option{did_you_mean(name, options)}; expected one of {names}"
+                )
 
 
-def end_with_one_line(job: Callable[[], Any]) -> None:
-    """Do the job; if it fails, the process ends with status 1 and one clear line last."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors through instead of printing them its own way
+def end_with_one_line(job: Callable[[], object]) -> None:
+    """Call the job; if it fails, print one clear line last and exit with status 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them in its own way
     try:
         with caught():
             job()
@@ -225,7 +246,7 @@ def end_with_one_line(job: Callable[[], Any]) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """What is said of an error; of one that nobody expected, its traceback is printed first."""
+    """Return the line for an error; the traceback of an unexpected one is printed first."""
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if not full_disk and not isinstance(error, _EXPECTED):
         traceback.print_exception(error)
@@ -236,18 +257,19 @@ def _message(error: BaseException) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain(error)
     if isinstance(error, _EXPECTED):
-        return " ".join(str(error).split())  # those of other packages may have several
+        return " ".join(str(error).split())  # ValueErrors of other packages may have several lines
     return f"{type(error).__name__}: {error}"
 
 
 def _fail(message: str) -> None:
-    if folder := os.environ.get(ERRORS):  # of a rank: the process that watches it says it, once
+    if folder := os.environ.get(ERRORS):  # a rank: the process that watches all ranks prints the error once
         Path(folder, f"{os.environ['LOCAL_RANK']}.txt").write_text(message, encoding="utf-8")
     else:
         print(f"error: {message}", file=sys.stderr)
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        # A process group that is still there is NCCL's, and leaving it at exit would wait for ranks that wait for us.
+        # A group that is still there is NCCL's (halos.processes.ranks). A normal exit would destroy it, and wait for
+        # ranks that wait for this one.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

@@ -1,25 +1,32 @@
-"""What every command prints to: one console, its log handler and progress bars."""
+"""What all commands print to: one console, its log handler and progress bars."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TypeVar
 
-from lightning.pytorch.utilities import rank_zero_only
 from rich import progress
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from halos.processes.collectives import on_first_process
+from halos.processes.first import on_first_process
+
+Item = TypeVar("Item")
 
 console = Console(soft_wrap=False)
 
-
 STREAMS = ".*Your `IterableDataset` has `__len__` defined.*"
-"""Lightning's warning of a length that is wrong with several workers: a stream has one at most."""
+"""Lightning warns that the length is wrong with several workers; a stream has at most one."""
+UNHELPFUL = (
+    ".*does not have many workers.*",
+    ".*sync_dist=True.*",
+    ".*`isinstance.treespec, LeafSpec.`.*",
+    STREAMS,
+)
+"""Patterns of warnings that a user can do nothing about."""
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
@@ -27,8 +34,8 @@ def _not_ours(record: logging.LogRecord) -> bool:
 
 
 def set_up_logging() -> None:
-    """Our own messages on the first process's console; from other libraries only warnings that a user can act on."""
-    from transformers.utils import logging as transformers_logging
+    """Log this package's messages to the console of the first process, and other libraries' warnings only."""
+    from transformers.utils import logging as transformers_logging  # slow to import, but without torch
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -38,24 +45,19 @@ def set_up_logging() -> None:
     if not ours.handlers:
         ours.addHandler(RichHandler(console=console, show_time=False, show_path=False))
     for handler in logging.getLogger().handlers:
-        if type(handler) is logging.StreamHandler:  # Hydra's, which would say all of ours once more
+        if type(handler) is logging.StreamHandler:  # Hydra's, which would print every message of ours a second time
             handler.addFilter(_not_ours)
     ours.setLevel(logging.INFO if on_first_process() else logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*sync_dist=True.*",
-        ".*`isinstance.treespec, LeafSpec.`.*",
-        STREAMS,
-    ):
+    for message in UNHELPFUL:
         warnings.filterwarnings("ignore", message)
 
 
-def track(name: str, work: Sequence[Any], *, shown: bool = True) -> Iterable[Any]:
-    """Go through the work behind a progress bar, on rank 0; no bar for no work."""
+def track(name: str, work: Sequence[Item], *, shown: bool = True) -> Iterable[Item]:
+    """Iterate over ``work`` with a progress bar on the first process; there is no bar for an empty sequence."""
     return progress.track(work, name, console=console, disable=not (shown and on_first_process() and work))
 
 
-@rank_zero_only
 def say(text: str) -> None:
-    """One line of a result."""
-    console.print(escape(text), highlight=False)
+    """Print one line of a result on the first process; square brackets are not markup."""
+    if on_first_process():
+        console.print(escape(text), highlight=False)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from halos.checks import check_number, check_whole
+from halos.checks import check_number, check_share, check_whole
 
 
 @pytest.mark.parametrize("value", [0, 1.0, "1", True, None])
@@ -19,5 +19,14 @@ def test_what_is_no_whole_number_is_refused(value: Any) -> None:
 def test_what_is_no_number_is_refused(value: Any) -> None:
     check_number("beta", 0)
     check_number("beta", 0.5)
+    check_number("beta", None, null=True)
     with pytest.raises(ValueError, match=r"beta: expected a number from 0 on, found "):
         check_number("beta", value)
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 1.5, float("nan"), "1", True, None])
+def test_what_is_no_share_is_refused(value: Any) -> None:
+    check_share("alpha", 1)
+    check_share("alpha", 0.5)
+    with pytest.raises(ValueError, match=r"alpha: expected a share in \(0, 1\], found "):
+        check_share("alpha", value)

@@ -18,7 +18,7 @@ from halos import cli
 from halos.config.errors import require_plain_booleans
 from halos.processes import sweeps
 from halos.training.result import trial_value
-from tests.test_config import compose
+from tests.configs import compose
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,6 +120,25 @@ finally:
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["cli", "terminal", "files", "checks", "config.combinations", "training.result"])
+def test_what_every_command_imports_is_light(module: str) -> None:
+    code = f"import sys, halos.{module}; print([name for name in ('torch', 'lightning') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_printing_and_logging_import_neither_torch_nor_lightning() -> None:
+    code = """
+import sys
+from halos import terminal
+terminal.set_up_logging()
+terminal.say("[one] line")
+print(list(terminal.track("work", [1, 2], shown=False)), "torch" in sys.modules, "lightning" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[one] line\n[1, 2] False False\n", done.stderr
 
 
 @pytest.mark.parametrize("words", [(), ("trian",), ("loss=kto",)])
@@ -271,7 +290,8 @@ def test_a_trial_is_a_run_of_each_seed_and_its_value_their_mean(
     assert call(monkeypatch, tmp_path, *words, "sweep_metric=samples/kl", "sweep_seeds=[4,4]") == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert said == [
-        "error: sweep_metric: expected one with sweep_seeds and sweep_max_kl, found none",
+        "error: sweep_metric: expected a metric with sweep_seeds and sweep_max_kl, found null with "
+        "sweep_seeds=[40, 60], sweep_max_kl=2.75; such as sweep_metric=samples/policy_desirable",
         "error: sweep_seeds: expected different seeds, found [4, 4]",
     ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.config.building import SOURCE_KEYS, as_partial, build
+from halos.config.combinations import check_combinations, values_of
+from halos.config.devices import build_strategy
+from halos.config.flat import flatten
 from halos.config.values import check_values
 from halos.data.module import PreferenceDataModule
 from halos.data.records.truth import TrueReward
@@ -44,7 +46,7 @@ from halos.training.record import RunRecord
 from halos.training.reference_sync import ReferenceSync
 from halos.training.result import check_metric
 from halos.training.run_folder import RunFolder
-from halos.training.trainer import make_trainer, validation_interval, warn_if_emulated
+from halos.training.trainer import make_trainer, validation_interval, warn_if_emulated, warn_of_lost_steps
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ class Run:
         """What a run that goes on from this one's checkpoints must have in common with it."""
         accumulate = self.trainer.accumulate_grad_batches
         return identity(
-            self.cfg,
+            flatten(plain(self.cfg)),
             self.data.prepared.keys(),
             model=self.model.spec.local,
             examples_per_step=self.data.batch_size * accumulate * data_ranks(self.trainer)[1],
@@ -94,12 +96,21 @@ def assemble(cfg: DictConfig) -> Run:
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
     optim: Optim = build(cfg.optim)
     objective = build_objective(cfg, optim)
+    check_combinations(values_of(cfg) | _traits(objective))
     data = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir)
     _check_data(cfg, objective, data)
     objective.source = model = build_model(cfg, objective, optim)
     data.prepare(objective.data_needs(), objective.ready_tokenizer())
     record = RunRecord()
-    trainer = make_trainer(cfg, _callbacks(cfg, folder, record, objective, data, model), _loggers(cfg))
+    trainer = make_trainer(
+        plain(cfg.trainer),
+        strategy=build_strategy(cfg.strategy),
+        precision=cfg.precision,
+        output_dir=cfg.output_dir,
+        callbacks=_callbacks(cfg, folder, record, objective, data, model),
+        loggers=_loggers(cfg),
+    )
+    warn_of_lost_steps(cfg.precision, cfg.optim.lr)
     warn_if_emulated(cfg.precision, trainer.strategy.root_device)
     _plan(cfg, objective, data, trainer)
     return Run(
@@ -165,8 +176,6 @@ def build_model(cfg: DictConfig, objective: Objective, optim: Optim) -> Backbone
         check_compiler(cfg.trainer.accelerator)
     if spec.liger:
         check_liger(cfg.trainer.accelerator)
-    if spec.lora.export == "adapter" and not objective.generates:
-        raise ValueError("model.lora.export: expected merged for a reward model, found adapter")
     spec = spec.resolved(streaming=cfg.data.streaming and objective.needs.reference)
     model = BackboneFactory(spec, dtype=torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32)
     if cfg.strategy.name == "fsdp_tp":
@@ -174,12 +183,17 @@ def build_model(cfg: DictConfig, objective: Objective, optim: Optim) -> Backbone
     return model
 
 
+def _traits(objective: Objective) -> dict[str, bool]:
+    # What rules of combinations read of an objective; its parameters can decide it, its YAML does not say it.
+    return {
+        "loss (reference)": objective.needs.reference,
+        "loss (whole step)": objective.needs.whole_step,
+        "loss (label counts)": objective.needs.label_counts,
+        "loss (generates)": objective.generates,
+    }
+
+
 def _check_data(cfg: DictConfig, objective: Objective, data: PreferenceDataModule) -> None:
-    if data.streams and objective.needs.label_counts:
-        raise ValueError(
-            "loss: expected weights that are numbers with data.streaming=true, found auto: they are set by the counts "
-            "of all training data"
-        )
     reward = data.source.true_reward()
     _check_sampling(cfg.sampling.size, reward)
     samples = reward is not None and bool(cfg.sampling.size) and objective.generates
@@ -222,7 +236,7 @@ def _callbacks(
     callbacks: list[Callback] = [
         KeepFreedMemory(),
         ranks.RecordRankAddresses(),
-        *_reference_sync(cfg, objective, model.spec),
+        *_reference_sync(cfg, objective),
         record,
         TensorBoardReport(),
         SampledReplies(tokens, list(prompts), max_new_tokens=cfg.sampling.max_new_tokens, seed=cfg.seed),
@@ -233,15 +247,11 @@ def _callbacks(
     return [*callbacks, Progress()] if cfg.trainer.enable_progress_bar else callbacks
 
 
-def _reference_sync(cfg: DictConfig, objective: Objective, spec: ModelSpec) -> list[Callback]:
+def _reference_sync(cfg: DictConfig, objective: Objective) -> list[Callback]:
     if not cfg.reference_sync.every:
         return []
     sync = ReferenceSync(every=cfg.reference_sync.every, alpha=cfg.reference_sync.alpha)
     sync.check(objective)
-    if spec.reference != "live":
-        raise ValueError(
-            f"reference_sync.every: a reference that moves needs model.reference=live, found {spec.reference}"
-        )
     return [sync]
 
 
@@ -252,10 +262,17 @@ def _loggers(cfg: DictConfig) -> list[Any]:
     return loggers
 
 
-def hyperparameters(cfg: DictConfig) -> Mapping[str, Any]:
-    """The numbers and names of a configuration that TensorBoard lists beside a run's results."""
-    nodes: Any = OmegaConf.to_container(cfg, resolve=True)
-    flat: dict[str, Any] = {"precision": cfg.precision, "seed": cfg.seed, "strategy": cfg.strategy.name}
-    for group in ("loss", "optim", "data", "model"):
-        flat |= {f"{group}.{k}": v for k, v in nodes[group].items() if isinstance(v, int | float | str) and k[0] != "_"}
-    return flat
+def hyperparameters(cfg: DictConfig) -> dict[str, Any]:
+    """The numbers and names of a configuration that TensorBoard lists with a run's results."""
+    values: dict[str, Any] = {"precision": cfg.precision, "seed": cfg.seed, "strategy": cfg.strategy.name}
+    for key, value in flatten(plain(cfg)).items():
+        group, _, name = key.partition(".")
+        if group in ("loss", "optim", "data", "model") and name[:1] != "_" and "." not in name:
+            values |= {key: value} if isinstance(value, int | float | str) else {}
+    return values
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A node of the configuration as plain dictionaries and lists, resolved."""
+    container: Any = OmegaConf.to_container(node, resolve=True)
+    return dict(container)

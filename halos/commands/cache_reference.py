@@ -1,4 +1,4 @@
-"""``cache_reference(cfg)``: the reference's log-probs of a run, computed and kept without training."""
+"""``cache_reference(cfg)``: computes and caches the reference's log-probs of a run, without training."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from halos.reporting import run_report
 
 
 def cache_reference(cfg: DictConfig) -> dict[str, Any]:
-    """Fill ``cfg.cache_dir`` with what training with this configuration reads from it, on as many devices.
+    """Fill ``cfg.cache_dir`` with the log-probs that training with this configuration reads from it.
 
-    What is there already is not computed again, and of a call that was killed most is there. Nothing is written to
-    ``output_dir``. Returns how many ``completions`` the run reads, how many were ``found`` and how many ``computed``,
-    the ``seconds`` and the ``folder``.
+    What is cached already is not computed again; after a kill most of the earlier work is. Nothing is written to
+    ``output_dir``. The devices are those of the training run.
 
-    Raises ``ValueError`` for whatever training would refuse, and for a loss or a model without a cached reference.
+    Returns:
+        How many ``completions`` the run reads, how many of them were ``found`` and ``computed``, the ``seconds`` that
+        it took, and the cache's ``folder``.
+
+    Raises:
+        ValueError: training would refuse the configuration, or its loss or model has no cached reference.
     """
     _check(cfg)
-    # output_dir may hold a run: none of its files is touched.
+    # output_dir may hold a run, none of whose files is touched: it is neither refused, nor resumed, nor logged to.
     cfg = OmegaConf.merge(cfg, {"overwrite": True, "resume": None, "logger": {"_target_": None}})  # type: ignore[assignment]
     start = time.perf_counter()
     run = assemble(cfg)
@@ -34,8 +38,13 @@ def cache_reference(cfg: DictConfig) -> dict[str, Any]:
     if table is None:
         raise ValueError("expected the objective's backbone to have computed the reference's log-probs, found none")
     folder = Path(cfg.cache_dir).expanduser() / "reference"
-    found = {"completions": len(table.entries), "found": len(table.entries) - table.computed}
-    report = found | {"computed": table.computed, "seconds": time.perf_counter() - start, "folder": str(folder)}
+    report = {
+        "completions": len(table.entries),
+        "found": len(table.entries) - table.computed,
+        "computed": table.computed,
+        "seconds": time.perf_counter() - start,
+        "folder": str(folder),
+    }
     run_report.show_reference(report)
     return report
 

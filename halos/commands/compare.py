@@ -1,4 +1,7 @@
-"""``compare(cfg)``: many runs as a table and one HTML page."""
+"""``compare(cfg)``: many runs as a table and one HTML page.
+
+It imports neither torch nor Lightning: reading a few tables should not wait for them.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,16 @@ from halos.files import write_atomically
 
 
 def compare(cfg: DictConfig) -> Path:
-    """Read the runs in and below ``cfg.runs`` and write the comparison into ``cfg.output``; of experiments that claim
-    something, also the verdicts and their figures.
+    """Compare the runs in and below ``cfg.runs``; where their experiments claim something, also decide the claims.
 
-    Raises ``ValueError`` for folders without finished runs, for metrics that no run has and for claims that the runs
-    cannot decide.
+    Returns:
+        The folder ``cfg.output``, with the table as CSV, Markdown, LaTeX and HTML, and the verdicts with their figures.
+
+    Raises:
+        ValueError: a folder has no finished runs, no run has a metric, or the runs cannot decide a claim.
     """
     terminal.set_up_logging()
-    roots = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
-    runs, unfinished = read_runs(roots)
+    runs, unfinished = read_runs([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
     groups = group(runs)
     comparison = tables.compare_groups(groups, cfg.metrics, cfg.baseline)
     verdicts = decide(runs)
@@ -35,8 +39,9 @@ def compare(cfg: DictConfig) -> Path:
         "comparison.md": tables.markdown(comparison),
         "comparison.tex": tables.latex(comparison),
         "comparison.html": page(cfg.title, groups, comparison, len(unfinished), verdicts),
-        **({"verdicts.md": as_markdown(verdicts)} if verdicts else {}),
     }
+    if verdicts:
+        files["verdicts.md"] = as_markdown(verdicts)
     for name, text in files.items():
         write_atomically(output / name, text)
     for verdict in verdicts:

@@ -1,88 +1,110 @@
-"""``estimate(cfg)``: memory and time of a run on given devices, before any of them is booked."""
+"""``estimate(cfg)``: the memory and time of a run on given devices, before any of them is booked."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from omegaconf import DictConfig
 from rich.table import Table
 
 from halos import terminal
+from halos.checks import check_share
 from halos.commands.assembly import objective_maker
 from halos.config.building import build
 from halos.objectives.base import Objective
 from halos.optim import AdamW, BitsAndBytesAdamW, Optim, RMSprop
 from halos.policy.loading import ModelSpec
-from halos.sharding.weights import parameters_on_meta
 from halos.training.cost import GIB, Example, Setting, Shape, memory, operations
 
 BRANCHES = {"pairs": 2, "binary": 1, "demonstrations": 1, "scored": 1}
+"""Completions of a prompt that an example of a view has."""
+
+
+@dataclass(frozen=True, slots=True)
+class GPU:
+    """Memory in GiB, and peak rates in 10¹² operations per second: in bfloat16 (dense, tensor cores) and in float32."""
+
+    gib: int
+    bfloat16: float
+    float32: float
+
 
 GPUS = {
-    "a10": (24, 125, 31.2),
-    "a100-40gb": (40, 312, 19.5),
-    "a100-80gb": (80, 312, 19.5),
-    "h100": (80, 989, 67),
-    "h200": (141, 989, 67),
-    "l40s": (48, 362, 91.6),
-    "rtx4090": (24, 165, 82.6),
+    "a10": GPU(24, 125, 31.2),
+    "a100-40gb": GPU(40, 312, 19.5),
+    "a100-80gb": GPU(80, 312, 19.5),
+    "h100": GPU(80, 989, 67),
+    "h200": GPU(141, 989, 67),
+    "l40s": GPU(48, 362, 91.6),
+    "rtx4090": GPU(24, 165, 82.6),
 }
-"""GiB of memory, and 10¹² operations per second in bfloat16 (dense, tensor cores) and in float32, as NVIDIA's data
-sheets have them (from memory)."""
+"""As in NVIDIA's data sheets (from memory)."""
 
 
-def estimate(cfg: DictConfig) -> dict[str, Any]:
-    """Print and return {"memory": bytes by part, "total", "fits", "operations", "hours"} of the run that ``cfg`` is.
+class Estimate(TypedDict):
+    """What a run needs: bytes of a device by part and in total, operations an example, and hours (None: not known)."""
 
-    Hours are None where the number of examples is not known. Raises ``ValueError`` for an unknown GPU, a model that
-    cannot be looked at, and settings that no formula stands for.
+    memory: dict[str, float]
+    total: float
+    fits: bool
+    operations: float
+    hours: float | None
+
+
+def estimate(cfg: DictConfig) -> Estimate:
+    """Print and return what the configured run needs.
+
+    Hours are None where the number of examples is not known.
+
+    Raises:
+        ValueError: an unknown GPU, a model whose config cannot be read, or settings that no formula covers.
     """
     terminal.set_up_logging()
-    asked = cfg.estimate
-    if asked.gpu not in GPUS:
-        raise ValueError(f"estimate.gpu: expected one of {', '.join(GPUS)}; found {asked.gpu!r}")
-    if not 0 < asked.utilisation <= 1:
-        raise ValueError(f"estimate.utilisation: expected a share above 0 and up to 1, found {asked.utilisation!r}")
     spec: ModelSpec = build(cfg.model).resolved(streaming=cfg.data.streaming)
+    _check(cfg, spec)
+    objective = _objective(cfg)
+    gpu, devices = GPUS[cfg.estimate.gpu], _devices(cfg)
+    shape = _shape(spec)
+    setting = _setting(cfg, spec, objective, devices)
+    # Memory is that of the longest examples, time that of the average ones.
+    longest = _example(cfg, objective, None, None)
+    average = _example(cfg, objective, cfg.estimate.prompt_tokens, cfg.estimate.completion_tokens)
+    parts = memory(shape, setting, tokens=cfg.data.batch_size * longest.trained)
+    examples, epochs = _examples(cfg, devices)
+    per_example = operations(
+        shape,
+        average,
+        reference=objective.needs.reference,
+        live=setting.live_reference,
+        checkpointing=spec.gradient_checkpointing,
+        epochs=epochs,
+    )
+    peak = 1e12 * (gpu.float32 if cfg.precision == "32-true" else gpu.bfloat16)
+    rate = devices * cfg.estimate.utilisation * peak
+    total = sum(parts.values())
+    result = Estimate(
+        memory=parts,
+        total=total,
+        fits=total < gpu.gib * GIB,
+        operations=per_example,
+        hours=None if examples is None else examples * per_example / rate / 3600,
+    )
+    _show(cfg, shape, result, devices)
+    return result
+
+
+def _check(cfg: DictConfig, spec: ModelSpec) -> None:
+    if cfg.estimate.gpu not in GPUS:
+        raise ValueError(f"estimate.gpu: expected one of {', '.join(GPUS)}; found {cfg.estimate.gpu!r}")
+    check_share("estimate.utilisation", cfg.estimate.utilisation)
     if cfg.strategy.name not in ("auto", "ddp", "fsdp"):
         raise ValueError(
             f"estimate: expected strategy=auto, ddp or fsdp, found {cfg.strategy.name}, which is not estimated"
         )
     if spec.lora.enabled:
-        raise ValueError("estimate: expected model.lora.enabled=false, as adapters are not estimated")
-    objective = _objective(cfg)
-    shape = _shape(spec)
-    gib, half, single = GPUS[asked.gpu]
-    devices = _devices(cfg)
-    example = _example(cfg, objective, cfg.estimate.prompt_tokens, cfg.estimate.completion_tokens)
-    longest = _example(cfg, objective, None, None)
-    live = spec.reference == "live" and objective.needs.reference
-    setting = Setting(
-        precision=cfg.precision,
-        cpu=cfg.trainer.accelerator == "cpu",
-        divided=devices // int(cfg.strategy.trainer.replicas) if cfg.strategy.name == "fsdp" else 1,
-        state=_state_bytes(build(cfg.optim), 2 if cfg.precision == "bf16-true" else 4),
-        live_reference=live,
-        checkpointing=spec.gradient_checkpointing,
-        head_chunk=spec.head_chunk,
-    )
-    parts = memory(shape, setting, tokens=cfg.data.batch_size * longest.trained)
-    total = sum(parts.values())
-    examples, epochs = _examples(cfg, devices)
-    each = operations(
-        shape,
-        example,
-        reference=objective.needs.reference,
-        live=live,
-        checkpointing=spec.gradient_checkpointing,
-        epochs=epochs,
-    )
-    rate = devices * asked.utilisation * 1e12 * (single if cfg.precision == "32-true" else half)
-    hours = None if examples is None else examples * each / rate / 3600
-    found = {"memory": parts, "total": total, "fits": total < gib * GIB, "operations": each, "hours": hours}
-    _show(cfg, shape, found, devices)
-    return found
+        raise ValueError("estimate: expected model.lora.enabled=false, found true; adapters are not estimated")
 
 
 def _objective(cfg: DictConfig) -> Objective:
@@ -90,28 +112,40 @@ def _objective(cfg: DictConfig) -> Objective:
     return objective_maker(cfg.loss)(None)
 
 
+def _setting(cfg: DictConfig, spec: ModelSpec, objective: Objective, devices: int) -> Setting:
+    return Setting(
+        precision=cfg.precision,
+        cpu=cfg.trainer.accelerator == "cpu" and spec.cpu_kernels,
+        divided=devices // int(cfg.strategy.trainer.replicas) if cfg.strategy.name == "fsdp" else 1,
+        state=_state_bytes(build(cfg.optim), 2 if cfg.precision == "bf16-true" else 4),
+        live_reference=spec.reference == "live" and objective.needs.reference,
+        checkpointing=spec.gradient_checkpointing,
+        head_chunk=spec.head_chunk,
+    )
+
+
 def _shape(spec: ModelSpec) -> Shape:
     # The model's config is enough: neither weights nor a tokenizer need be there.
-    with parameters_on_meta(), torch.device("meta"):
+    with torch.device("meta"):
         return Shape.of(spec.skeleton())
 
 
 def _devices(cfg: DictConfig) -> int:
     count = cfg.trainer.devices or 1
-    if not isinstance(count, int) or count < 1:
+    if type(count) is not int or count < 1:
         raise ValueError(f"trainer.devices: expected a number for an estimate, found {count!r}")
     return count * int(cfg.trainer.num_nodes)
 
 
 def _example(cfg: DictConfig, objective: Objective, prompt: int | None, completion: int | None) -> Example:
-    # As long as the data's limits allow, where a length is not given.
-    most = cfg.data.max_length
-    prompt = min(cfg.data.max_prompt_length or most // 2, most) if prompt is None else prompt
-    completion = most - prompt if completion is None else completion
-    if min(prompt, completion) < 0 or prompt + completion > most:
+    # Where a length is not set, the example is as long as the data's limits allow.
+    limit = cfg.data.max_length
+    prompt = min(cfg.data.max_prompt_length or limit // 2, limit) if prompt is None else prompt
+    completion = limit - prompt if completion is None else completion
+    if min(prompt, completion) < 0 or prompt + completion > limit:
         raise ValueError(
-            f"estimate: expected prompt_tokens and completion_tokens within data.max_length={most}, found {prompt} and "
-            f"{completion}"
+            f"estimate: expected prompt_tokens and completion_tokens within data.max_length={limit}, found {prompt} "
+            f"and {completion}"
         )
     shared = cfg.data.packing and cfg.data.share_prompts
     return Example.of(
@@ -120,7 +154,7 @@ def _example(cfg: DictConfig, objective: Objective, prompt: int | None, completi
 
 
 def _examples(cfg: DictConfig, devices: int) -> tuple[int | None, float]:
-    # (different examples, passes over them)
+    # Different examples, and passes over them. With max_steps every example that is read counts as a different one.
     if cfg.trainer.max_steps > 0:
         step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * devices
         return cfg.trainer.max_steps * step, 1.0
@@ -128,6 +162,7 @@ def _examples(cfg: DictConfig, devices: int) -> tuple[int | None, float]:
 
 
 def _state_bytes(optim: Optim, weight: int) -> float:
+    # First, as it is an AdamW too.
     if isinstance(optim, BitsAndBytesAdamW):
         return 2 * optim.bits / 8
     if isinstance(optim, AdamW):
@@ -135,21 +170,22 @@ def _state_bytes(optim: Optim, weight: int) -> float:
     return float(weight) if isinstance(optim, RMSprop) else 0.0
 
 
-def _show(cfg: DictConfig, shape: Shape, found: dict[str, Any], devices: int) -> None:
-    asked = cfg.estimate
+def _show(cfg: DictConfig, shape: Shape, result: Estimate, devices: int) -> None:
     model = f"{cfg.model.path} ({shape.parameters / 1e9:.2f}·10⁹ weights)"
     terminal.say(
-        f"{model}, {cfg.loss.name}, {cfg.precision}, on each of {devices} × {asked.gpu} ({cfg.strategy.name}):"
+        f"{model}, {cfg.loss.name}, {cfg.precision}, on each of {devices} × {cfg.estimate.gpu} ({cfg.strategy.name}):"
     )
     table = Table()
     table.add_column("memory")
     table.add_column("GiB", justify="right")
-    for name, size in [*found["memory"].items(), ("total", found["total"])]:
+    for name, size in [*result["memory"].items(), ("total", result["total"])]:
         table.add_row(name, f"{size / GIB:.2f}")
     terminal.console.print(table)
-    fits = "fits into" if found["fits"] else "does not fit into"
-    terminal.say(f"{found['total'] / GIB:.1f} GiB {fits} the {GPUS[asked.gpu][0]} of {asked.gpu}")
-    if found["hours"] is None:
+    fits = "fits into" if result["fits"] else "does not fit into"
+    terminal.say(f"{result['total'] / GIB:.1f} GiB {fits} the {GPUS[cfg.estimate.gpu].gib} of {cfg.estimate.gpu}")
+    if result["hours"] is None:
         terminal.say("time: set estimate.examples (training examples) or trainer.max_steps")
     else:
-        terminal.say(f"time: {found['hours']:.1f} h at {asked.utilisation:.0%} of the peak rate, reference included")
+        terminal.say(
+            f"time: {result['hours']:.1f} h at {cfg.estimate.utilisation:.0%} of the peak rate, reference included"
+        )

@@ -1,4 +1,4 @@
-"""``scripts/data.py``: what is in the data and what is wrong with it, without training."""
+"""``inspect_data(cfg)``: shows what is in the data and what is wrong with it, without training."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ from halos.reporting.run_report import show_data, show_example
 from halos.terminal import console, set_up_logging
 
 LONGEST_SHOWN = 400
+"""Characters of a text that are shown."""
 
 
 def inspect_data(cfg: DictConfig) -> Intake:
-    """Read the data as configured, show and write what is asked for.
+    """Read the data as configured, show them, and write what ``cfg.convert``, ``plot`` and ``output_dir`` name.
 
-    Raises ``ValueError`` for bad data or settings.
+    Raises:
+        ValueError: bad data or settings.
     """
     set_up_logging()
     if cfg.view is not None and cfg.view not in VIEWS:
         raise ValueError(f"view: expected one of {', '.join(VIEWS)} or null, found {cfg.view!r}")
     tokens = cfg.model.path is not None
     if tokens and cfg.view is None:
-        raise ValueError("model.path: tokens are those of a view's examples; set view=binary (or another)")
+        raise ValueError("model.path: expected a view whose examples to tokenise, found view=null; set view=binary")
     preparation = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir).preparation
     intake = preparation.read()
     records = intake.records["train"]
@@ -50,7 +52,7 @@ def inspect_data(cfg: DictConfig) -> Intake:
         preparation.derive(intake, cfg.view)
         examples = intake.examples["train"]
         written = map(example_row, examples)
-        for example in () if tokens else examples[: cfg.show]:
+        for example in () if tokens else examples[: cfg.show]:  # with a tokenizer they are shown decoded
             _show(example)
     if tokens:
         lengths = _tokenise(preparation, intake, cfg).lengths

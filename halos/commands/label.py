@@ -1,4 +1,4 @@
-"""``label(cfg)``: samples and a judge → feedback that can be trained on."""
+"""``label(cfg)``: has a judge turn samples into feedback that can be trained on."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from halos import terminal
-from halos.config.building import SOURCE_KEYS, build
+from halos.commands.assembly import build_data
+from halos.commands.judge import make_judge
 from halos.data.sources.base import Source
 from halos.data.sources.json_source import JsonSource
 from halos.files import write_atomically
-from halos.judges.labels import KINDS, label as labelled
-from halos.judges.making import make_judge
+from halos.judges.labels import KINDS, label as label_records
 
 
 def label(cfg: DictConfig) -> Path:
-    """Label the samples as configured and write ``cfg.output``.
+    """Have a judge label samples, and write the feedback into the file ``cfg.output``.
 
-    Raises ``ValueError`` for a bad configuration or bad samples, before the judge is asked.
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: a setting or the samples cannot work (found before the judge is asked), or the judge answers
+            nothing.
     """
     terminal.set_up_logging()
     output = Path(cfg.output)
@@ -32,10 +37,11 @@ def label(cfg: DictConfig) -> Path:
         raise ValueError(f"output: {output} exists; choose another file, or set overwrite=true to replace it")
     samples = JsonSource(cfg.samples)
     records = samples.train().records
-    world: Source = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed).source if cfg.get("data") else samples
+    # The true reward (judge=truth) belongs to the source that the prompts came from.
+    world: Source = build_data(cfg.data, seed=cfg.seed).source if cfg.get("data") else samples
     track = partial(terminal.track, "asking the judge", shown=cfg.progress)
     judge = make_judge(cfg.judge, world, device=cfg.device, precision=cfg.precision, track=track)
-    rows, counts = labelled(records, judge, cfg.feedback)
+    rows, counts = label_records(records, judge, cfg.feedback)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     for name, count in [*counts.items(), *judge.report().items()]:

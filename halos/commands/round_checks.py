@@ -1,4 +1,4 @@
-"""What is wrong with rounds, found before the first of them is trained."""
+"""Checks the configuration of several rounds before the first of them is trained."""
 
 from __future__ import annotations
 
@@ -10,29 +10,36 @@ from omegaconf import DictConfig
 
 from halos import terminal
 from halos.checks import check_whole
-from halos.commands.assembly import build_objective, objective_class
-from halos.config.building import SOURCE_KEYS, build
+from halos.commands.assembly import build_data, build_objective, objective_class
+from halos.commands.judge import make_judge
+from halos.config.building import build
 from halos.data.records.record import Completion, Record
 from halos.data.views.derive import VIEWS
 from halos.data.views.selection import Selection
 from halos.judges.labels import KINDS
-from halos.judges.making import make_judge
 from halos.objectives.base import Objective
 from halos.sampling.engines import Decoding, check_installed
 
 REFERENCES = ("last", "first")
-_FAR = 1e9
-"""Scores this far apart lie on both sides of any threshold and margin."""
+_EXTREME_SCORE = 1e9
+"""Scores of this size, with either sign, are on both sides of any threshold and further apart than any margin."""
 
 
 def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None:
-    """Look at what the rounds are made with; ``of_round``: the configuration of a round by its number.
+    """Check a command of several rounds; nothing is loaded or written.
 
-    Raises ``ValueError`` for a bad configuration, and for feedback that the loss cannot learn from.
+    Args:
+        cfg: the configuration of the command.
+        of_round: maps the number of a round to its configuration.
+
+    Raises:
+        ValueError: the configuration is bad, or the loss cannot learn from the feedback of the later rounds.
     """
     rounds = cfg.rounds
     if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        raise ValueError("rounds: expected one process, which starts those of each round; found ranks started apart")
+        raise ValueError(
+            "rounds: expected one process, which starts those of each round; found several (torchrun, Slurm)"
+        )
     check_whole("rounds.count", rounds.count, 1)
     for name, options in (("reference", REFERENCES), ("feedback", KINDS)):
         if rounds[name] not in options:
@@ -40,6 +47,7 @@ def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None
     _check_adapter(cfg)
     if rounds.count > 1:
         _check_reference(cfg)
+    # All rounds from the second on have the same configuration except for their paths.
     numbers = ([0] if cfg.get("before") else []) + list(range(1, min(rounds.count, 2) + 1))
     objectives = [_objective(of_round(number)) for number in numbers]
     if rounds.count > 1:
@@ -59,6 +67,7 @@ def _check_adapter(cfg: DictConfig) -> None:
 
 
 def _check_reference(cfg: DictConfig) -> None:
+    # A live reference is a copy of what a round starts from, which is round 1's model in round 1 alone.
     first = cfg.rounds.reference == "first"
     if first and cfg.model.reference not in ("auto", "cached"):
         raise ValueError(
@@ -73,10 +82,10 @@ def _check_reference(cfg: DictConfig) -> None:
 
 
 def _objective(cfg: DictConfig) -> Objective:
-    """The objective of one round, made without weights, as is its model's specification."""
+    """Build the objective of one round without weights, and the specification of its model, which checks itself."""
     if not objective_class(cfg.loss).generates:
         raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
-    build(cfg.model)
+    build(cfg.model)  # the specification checks its values when it is made
     objective = build_objective(cfg, build(cfg.optim))
     objective.check(cfg.trainer.accumulate_grad_batches, None)
     return objective
@@ -96,15 +105,15 @@ def _check_sampling(cfg: DictConfig) -> None:
 
 
 def _check_feedback(cfg: DictConfig, view: str) -> None:
-    """The most that a judge can say of two prompts' samples has to make an example of the loss's view."""
+    """Derive the loss's view from made-up feedback, the most varied that a judge could give on two prompts."""
     kind, samples = cfg.rounds.feedback, cfg.rounds.samples
-    different = samples if cfg.rounds.temperature > 0 else 1
+    different = samples if cfg.rounds.temperature > 0 else 1  # at temperature 0 all samples of a prompt are equal
     if kind == "pairs" and different < 2:
         raise ValueError(
-            "rounds.samples: expected from 2 on, at a temperature above 0, for rounds.feedback=pairs; found "
+            "rounds.samples: expected at least 2, at a temperature above 0, for rounds.feedback=pairs; found "
             f"rounds.samples={samples} at temperature {cfg.rounds.temperature}"
         )
-    records = [_judged(kind, prompt, different) for prompt in range(2)]
+    records = [_made_up_record(kind, prompt, different) for prompt in range(2)]
     selection: Selection = build(cfg.data.select)
     try:
         VIEWS[view](records, selection.prepare(view, records, records))
@@ -115,12 +124,12 @@ def _check_feedback(cfg: DictConfig, view: str) -> None:
         ) from error
 
 
-def _judged(kind: str, prompt: int, count: int) -> Record:
-    """One completion of the first prompt is good, and of the second bad; if there are two, the other is not."""
+def _made_up_record(kind: str, prompt: int, count: int) -> Record:
+    """A record of up to two completions: the first is good for prompt 0 and bad for prompt 1, the second vice versa."""
     good = (prompt == 0, prompt == 1)[:count]
     completions = {
-        "binary": [Completion(str(n), desirable=one) for n, one in enumerate(good)],
-        "scores": [Completion(str(n), score=_FAR if one else -_FAR) for n, one in enumerate(good)],
+        "binary": [Completion(str(n), desirable=is_good) for n, is_good in enumerate(good)],
+        "scores": [Completion(str(n), score=_EXTREME_SCORE * (1 if is_good else -1)) for n, is_good in enumerate(good)],
         "pairs": [Completion(str(n)) for n in range(len(good))],
     }[kind]
     return Record(str(prompt), str(prompt), tuple(completions), ((0, 1),) if kind == "pairs" else ())
@@ -129,6 +138,7 @@ def _judged(kind: str, prompt: int, count: int) -> Record:
 def _check_judge(cfg: DictConfig) -> None:
     if cfg.get("judge") is None:
         raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat for rounds, found none")
-    source = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed).source
+    # Made on the CPU whatever the rounds' device is: the judge is checked here, and made again when it is asked.
+    source = build_data(cfg.data, seed=cfg.seed).source
     track = partial(terminal.track, "asking the judge", shown=False)
     make_judge(cfg.judge, source, device="cpu", precision="32-true", track=track)

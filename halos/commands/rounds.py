@@ -1,9 +1,9 @@
-"""``run_rounds(cfg, train)``: runs that follow each other, each from the last one's policy.
+"""``run_rounds(cfg, train)``: several runs in a row, each starting from the policy of the last one.
 
-Round 1 learns from the configured data, perhaps after a round 0 of another loss on the same data (``before``). Each
-further round samples the last policy on the data's training prompts, has the judge say what it thinks of the samples,
-and learns from that; its validation data stay the same. Every round is a whole run in a folder of its own, with its
-samples and its feedback beside its model.
+Round 1 learns from the configured data, optionally after a round 0 with another loss on the same data (``before``).
+Each further round samples the last policy on the training prompts, has the judge label the samples, and learns from
+these labels; the validation data stay the same. Every round is a complete run in a folder of its own, which also holds
+its samples and its feedback.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -22,35 +22,50 @@ from halos import terminal
 from halos.commands.label import label
 from halos.commands.round_checks import check_rounds
 from halos.commands.sample import sample
+from halos.config.flat import flatten
+from halos.config.runs import Node
 from halos.files import write_atomically
 from halos.training.run_folder import RunFolder
 
 SETTINGS = "rounds.yaml"
-_FREE = (
+"""The file that holds the settings of all rounds, next to their folders."""
+_FREE_KEYS = (
     "output_dir", "resume", "overwrite", "cache_dir", "rounds.count", "trainer.enable_progress_bar", "claim", "logger",
 )  # fmt: skip
-"""Keys that may differ when a command goes on with rounds that another one began."""
-_OF_FEEDBACK = ("judge", "rounds.")
-"""Keys that may differ besides, as long as no round has feedback."""
-_DRAWING = ("samples", "max_new_tokens", "temperature", "top_p", "engine")
+"""Beginnings of keys that may change when a command continues the rounds of an earlier one."""
+_FEEDBACK_KEYS = ("judge", "rounds.")
+"""Beginnings of keys that may also change as long as no round has feedback."""
+_DECODING_KEYS = ("samples", "max_new_tokens", "temperature", "top_p", "engine")
+"""Keys of ``rounds`` that :func:`sample` takes under the same names."""
+_SAMPLE_KEYS = (*(f"rounds.{name}" for name in _DECODING_KEYS), "rounds.prompts", "rounds.batch_size")
+"""Keys that decide which samples are drawn."""
 
 
-def run_rounds(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> Path:
-    """All rounds as configured, each by ``train``; returns the folder of the last one.
+def run_rounds(cfg: DictConfig, train: Callable[[DictConfig], object]) -> Path:
+    """Run all rounds, and skip those that are complete.
 
-    Raises ``ValueError`` for a bad configuration before the first round, and for a folder that holds other rounds.
+    Args:
+        cfg: the configuration of a run, with the number of rounds in ``rounds.count``.
+        train: trains one round from its configuration.
+
+    Returns:
+        The folder of the last round.
+
+    Raises:
+        ValueError: the configuration is bad, found before the first round; or the folder holds other rounds.
     """
     check_rounds(cfg, partial(round_config, cfg))
     root = Path(cfg.output_dir)
     _open(cfg, root)
     first = 0 if cfg.get("before") else 1
+    # Each round is complete before the next one is configured, as its model and samples are files of the last one.
     for number in range(first, cfg.rounds.count + 1):
-        folder = root / f"round{number}"
-        if (folder / "summary.json").is_file():
+        folder = _folder(cfg, number)
+        if (folder / "summary.json").is_file():  # written last, so the round is complete
             terminal.say(f"round {number} is there: {folder}")
             continue
         if number > 1:
-            _feedback(cfg, number)
+            _write_feedback(cfg, number)
             _free_gpu()
         terminal.say(f"round {number} of {cfg.rounds.count}: {folder}")
         train(round_config(cfg, number))
@@ -58,28 +73,37 @@ def run_rounds(cfg: DictConfig, train: Callable[[DictConfig], Any]) -> Path:
 
 
 def round_config(cfg: DictConfig, number: int) -> DictConfig:
-    """The configuration of one round: that of the rounds, with its own loss, model, data and folder."""
-    start = _folder(cfg, number - 1) / "model"
-    # First the folder: other keys are made of it.
-    made: Any = OmegaConf.merge(cfg, {"output_dir": str(_folder(cfg, number)), "resume": "auto", "overwrite": False})
-    made = OmegaConf.to_container(made, resolve=True)
+    """The configuration of round ``number``: that of the command with the round's own loss, model, data and folder."""
+    # The folder comes first, as other keys are interpolated from it.
+    own = {"output_dir": str(_folder(cfg, number)), "resume": "auto", "overwrite": False}
+    node = _plain(OmegaConf.merge(cfg, own))
     if number == 0:
-        others = {key: value for key, value in made["before"].items() if key != "loss"}
-        made = OmegaConf.to_container(OmegaConf.merge(made, others))
-        made["loss"] = made["before"].get("loss", made["loss"])
+        before = node["before"]
+        others = {key: value for key, value in before.items() if key != "loss"}
+        node = _plain(OmegaConf.merge(node, others))
+        # Not merged: the other loss's parameters would be left over.
+        node["loss"] = before.get("loss", node["loss"])
     elif number > 1 or cfg.get("before"):
-        made["model"] |= {"path": str(start), "random_weights": False}
+        node["model"] |= {"path": str(_folder(cfg, number - 1) / "model"), "random_weights": False}
     if number > 1:
-        file = str(_folder(cfg, number) / "feedback.jsonl")
-        world, held = made["data"]["source"], {"val_size": made["data"]["val_size"], "seed": cfg.seed}
-        made["data"] |= {"train": file} if "train" in made["data"] else {}
-        made["data"]["source"] = {
-            "_target_": "halos.data.sources.on_policy.OnPolicySource", "feedback": file, "world": world, **held
-        }  # fmt: skip
-        made["model"]["reference_path"] = _first_reference(cfg) if cfg.rounds.reference == "first" else None
-    made["rounds"] |= {"round": number, "start": cfg.model.path}
-    made |= {"claim": made["claim"] if number == cfg.rounds.count else None}
-    return OmegaConf.create(made)
+        node["data"] = _data_of_round(node["data"], _folder(cfg, number) / "feedback.jsonl", cfg.seed)
+        node["model"]["reference_path"] = _first_reference(cfg) if cfg.rounds.reference == "first" else None
+    node["rounds"] |= {"round": number, "start": cfg.model.path}
+    if number != cfg.rounds.count:
+        node["claim"] = None  # an experiment's claim is about the last round
+    return OmegaConf.create(node)
+
+
+def _data_of_round(data: Node, feedback: Path, seed: int) -> Node:
+    """The data of a later round: training feedback from a file, held-out data from the source of the first round."""
+    held_out = {"world": data["source"], "val_size": data["val_size"], "seed": seed}
+    source = {"_target_": "halos.data.sources.on_policy.OnPolicySource", "feedback": str(feedback), **held_out}
+    train = {"train": str(feedback)} if "train" in data else {}
+    return {**data, **train, "source": source}
+
+
+def _plain(node: object) -> Node:
+    return cast(Node, OmegaConf.to_container(cast(DictConfig, node), resolve=True))
 
 
 def _first_reference(cfg: DictConfig) -> str:
@@ -92,74 +116,65 @@ def _folder(cfg: DictConfig, number: int) -> Path:
 
 
 def _free_gpu() -> None:
-    # What sampled and judged is gone, but PyTorch keeps its memory, which other processes may now train in.
+    # The models that sampled and judged are unreachable by now, but PyTorch's allocator keeps their memory. The next
+    # round may train in other processes, which could not use it. Without a GPU this does nothing.
     gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
-def _feedback(cfg: DictConfig, number: int) -> None:
-    """Samples of the last round's policy, and what the judge says of them; what is there is not made again."""
+def _write_feedback(cfg: DictConfig, number: int) -> None:
+    """Sample the last round's policy and label the samples; files that an earlier command has written are kept."""
     rounds, folder = cfg.rounds, _folder(cfg, number)
-    common = {"device": "auto", "precision": "32-true", "progress": cfg.trainer.enable_progress_bar}
-    common |= {"seed": cfg.seed, "overwrite": False, "data": OmegaConf.to_container(cfg.data, resolve=True)}
     samples, feedback = folder / "samples.jsonl", folder / "feedback.jsonl"
     if feedback.is_file():
         return
-    drawing = {name: rounds[name] for name in _DRAWING}
-    where = {"policy": str(_folder(cfg, number - 1)), "split": "train", "output": str(samples)}
-    sample(OmegaConf.create({**common, **drawing, **where, "size": rounds.prompts, "batch_size": rounds.batch_size}))
-    asking = {"samples": str(samples), "judge": cfg.judge, "feedback": rounds.feedback, "output": str(feedback)}
-    label(OmegaConf.create({**common, **asking}))
+    common = {"device": "auto", "precision": "32-true", "seed": cfg.seed, "overwrite": False, "data": _plain(cfg.data)}
+    common["progress"] = cfg.trainer.enable_progress_bar
+    sampling = {name: rounds[name] for name in (*_DECODING_KEYS, "batch_size")}
+    policy = {"policy": str(_folder(cfg, number - 1)), "split": "train", "size": rounds.prompts}
+    sample(OmegaConf.create({**common, **sampling, **policy, "output": str(samples)}))
+    labelling = {"samples": str(samples), "judge": cfg.judge, "feedback": rounds.feedback, "output": str(feedback)}
+    label(OmegaConf.create({**common, **labelling}))
 
 
 def _open(cfg: DictConfig, root: Path) -> None:
-    """Make the folder of the rounds, or make sure that it holds these."""
-    settings, new = root / SETTINGS, _settings(cfg)
+    """Create the folder of the rounds, or check that it holds these rounds."""
+    file = root / SETTINGS
+    settings = {key: value for key, value in flatten(_plain(cfg)).items() if not key.startswith(_FREE_KEYS)}
     if cfg.resume not in (None, "auto"):
         raise ValueError(f"resume: expected auto with rounds, found {cfg.resume}")
-    there = sorted(path for path in root.glob("round*") if path.is_dir() and path.name[5:].isdecimal())
-    if there and not settings.is_file():  # a run of another command may have any name; overwrite would remove it
+    folders = sorted(path for path in root.glob("round*") if path.is_dir() and path.name[5:].isdecimal())
+    # A folder of this name may be a run of another command. Without this check, overwrite would remove it.
+    if folders and not file.is_file():
         raise ValueError(
-            f"output_dir: expected {SETTINGS} beside the rounds in {root}, found {there[0].name} without it, which "
+            f"output_dir: expected {SETTINGS} next to the rounds in {root}, found {folders[0].name} without it, which "
             "other commands have left; choose another folder"
         )
     if cfg.overwrite:
-        for folder in there:
+        for folder in folders:
             shutil.rmtree(folder)
-    elif settings.is_file() and cfg.resume is None:
+    elif not file.is_file():
+        RunFolder(root).check(resume=None, overwrite=False)  # raises if the folder holds a run
+    elif cfg.resume is None:
         raise ValueError(
             f"output_dir: {root} holds other rounds; choose another folder, or set resume=auto to go on with them, or "
             "overwrite=true to replace them"
         )
-    elif settings.is_file():
-        _go_on(root, dict(_flat(OmegaConf.to_container(OmegaConf.load(settings)))), new)
     else:
-        RunFolder(root).check(resume=None, overwrite=False)  # no run lies here
+        _check_settings(root, _plain(OmegaConf.load(file)), settings)
     root.mkdir(parents=True, exist_ok=True)
-    write_atomically(settings, OmegaConf.to_yaml(OmegaConf.create(new)))
+    write_atomically(file, OmegaConf.to_yaml(OmegaConf.create(settings)))
 
 
-def _go_on(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    judged = any(root.glob("round*/feedback.jsonl"))
-    for key in differ:
-        if judged or not key.startswith(_OF_FEEDBACK):
-            was = f"{key} was {old.get(key)}, found {new.get(key)}"
-            raise ValueError(f"resume: expected the settings of the rounds in {root}: {was}")
-    if any(key.removeprefix("rounds.") in (*_DRAWING, "prompts", "batch_size") for key in differ):
+def _check_settings(root: Path, old: Node, new: Node) -> None:
+    """Check that rounds can continue with changed settings, and remove samples that were drawn with other ones."""
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    has_feedback = any(root.glob("round*/feedback.jsonl"))
+    for key in changed:
+        if has_feedback or not key.startswith(_FEEDBACK_KEYS):
+            values = f"{key} was {old.get(key)}, found {new.get(key)}"
+            raise ValueError(f"resume: expected the settings of the rounds in {root}: {values}")
+    if any(key in _SAMPLE_KEYS for key in changed):
         for samples in root.glob("round*/samples.jsonl"):
-            terminal.say(f"samples are drawn again, as {', '.join(differ)} differs: {samples}")
+            terminal.say(f"samples are drawn again, as {', '.join(changed)} differs: {samples}")
             samples.unlink()
-
-
-def _settings(cfg: DictConfig) -> dict[str, Any]:
-    """What has to stay the same from one command to the next, by flat keys."""
-    nodes: Any = OmegaConf.to_container(cfg, resolve=True)
-    return {key: value for key, value in _flat(nodes) if not key.startswith(_FREE)}
-
-
-def _flat(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(node, dict) or not node:
-        return [(prefix, node)]
-    return [pair for key, value in node.items() for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))]

@@ -1,63 +1,81 @@
-"""The figure of a claim: its metric over what was varied, with intervals over seeds."""
+"""Draws the figure of a claim: its metric over the setting that was varied, with intervals over seeds."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from halos.comparison.claims import Verdict
 from halos.comparison.figures import line_colour, new_figure
 from halos.evaluation.statistics import Estimate
 
-Points = list[tuple[Any, Estimate]]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Point = tuple[object, Estimate]
+"""A value of the varied setting, and the metric there."""
 
 
-def claim_figure(verdict: Verdict) -> tuple[Any, Any]:
-    """(figure, axes): the claim's metric over its ``x``, a line for each of its ``lines``: means over seeds with
-    Student's 95 % intervals; dotted, what the reference reaches."""
+def claim_figure(verdict: Verdict) -> tuple[Figure, Axes]:
+    """Draw the claim's metric over its ``x``: one line for each combination of its ``lines`` keys.
+
+    Points are means over seeds with Student's 95 % intervals. A dotted line shows what the reference reaches.
+    """
     claim = verdict.claim
     lines = _lines(verdict)
-    places = [x for points in lines.values() for x, _ in points]
-    numeric = all(isinstance(x, float | int) and not isinstance(x, bool) for x in places)
-    words = list(dict.fromkeys(map(_word, places)))
+    xs = [x for points in lines.values() for x, _ in points]
+    numeric = all(_is_number(x) for x in xs)
+    names = list(dict.fromkeys(map(_text, xs)))  # of a setting that is no number, in order of first appearance
     figure, axes = new_figure(5.6, 3.6)
-    for n, (name, points) in enumerate(lines.items()):
-        drawn = sorted(points, key=lambda point: point[0]) if numeric else points
-        at = [x if numeric else words.index(_word(x)) for x, _ in drawn]
-        style = {"fmt": "o-" if numeric else "o", "capsize": 3, "color": line_colour(n), "label": name or None}
-        axes.errorbar(at, [y.value for _, y in drawn], yerr=_reach(drawn), **style)
+    for n, (label, points) in enumerate(lines.items()):
+        placed = [(cast(float, x) if numeric else names.index(_text(x)), y) for x, y in points]
+        if numeric:
+            placed.sort(key=lambda point: point[0])
+        x, y = [x for x, _ in placed], [y for _, y in placed]
+        style = "o-" if numeric else "o"
+        values = [estimate.value for estimate in y]
+        axes.errorbar(x, values, yerr=_reach(y), fmt=style, capsize=3, color=line_colour(n), label=label or None)
     if not numeric:
-        axes.set_xticks(range(len(words)), words)
-        axes.set_xlim(-0.5, len(words) - 0.5)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.5, len(names) - 0.5)
     elif claim.figure.log:
         axes.set_xscale("log")
-    before = [run.numbers.get(claim.metric.replace("policy_", "reference_")) for run in verdict.runs]
-    if "policy_" in claim.metric and (known := [value for value in before if value is not None]):
-        axes.axhline(fmean(known), color="grey", linestyle=":", linewidth=1.2, label="reference")
+    reference = [run.numbers.get(claim.metric.replace("policy_", "reference_")) for run in verdict.runs]
+    measured = [value for value in reference if value is not None]
+    if "policy_" in claim.metric and measured:
+        axes.axhline(fmean(measured), color="grey", linestyle=":", linewidth=1.2, label="reference")
     axes.set(xlabel=claim.figure.label, ylabel=claim.measure)
     axes.legend(fontsize=8, frameon=False)
     return figure, axes
 
 
-def _lines(verdict: Verdict) -> dict[str, Points]:
+def _lines(verdict: Verdict) -> dict[str, list[Point]]:
+    """The points of each line by its label; groups without the metric have none."""
     spec = verdict.claim.figure
-    lines: dict[str, Points] = defaultdict(list)
+    lines: dict[str, list[Point]] = defaultdict(list)
     for group in verdict.groups:
         config = group.runs[0].config
         x, y = group.over_seeds(spec.x), group.over_seeds(verdict.claim.metric)
         if y is not None:
-            lines[", ".join(_word(config.get(key)) for key in spec.lines)].append((x.value if x else config[spec.x], y))
+            label = ", ".join(_text(config.get(key)) for key in spec.lines)
+            # ``x`` names a metric or a configuration key.
+            lines[label].append((x.value if x else config[spec.x], y))
     return lines
 
 
-def _reach(points: Points) -> list[list[float]]:
-    # Below and above each value.
+def _reach(estimates: list[Estimate]) -> list[list[float]]:
+    """The lengths of the error bars below and above each value."""
     return [
-        [0.0 if y.low is None else y.value - y.low for _, y in points],
-        [0.0 if y.high is None else y.high - y.value for _, y in points],
+        [0.0 if y.low is None else y.value - y.low for y in estimates],
+        [0.0 if y.high is None else y.high - y.value for y in estimates],
     ]
 
 
-def _word(value: Any) -> str:
+def _is_number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)
+
+
+def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool | None) else str(value)

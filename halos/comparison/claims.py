@@ -1,16 +1,15 @@
-"""Claims that experiments decide: a sentence, contrasts between runs, and whether they came out as claimed.
+"""Decides the claims of experiments: a sentence, contrasts between runs, and whether they came out as claimed.
 
 An experiment (``conf/experiment/claims_*.yaml``) states its claim in its configuration, so every run carries it. A
-contrast is the difference of a metric between two sorts of runs, paired by seed, with Student's t interval over seeds;
-it held if the whole interval lies above the value claimed, did not hold if none of it does, and is undecided
-otherwise. A claim held if all its contrasts did. Intervals are not corrected for the number of contrasts.
+contrast is the difference of a metric between two kinds of runs, paired by seed, with Student's t interval over seeds.
+It held if the whole interval is above the claimed value, did not hold if the whole interval is at or below it, and is
+undecided otherwise. A claim held if all its contrasts did. Intervals are not corrected for the number of contrasts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from halos.comparison.runs import Group, Run, group
 from halos.evaluation.statistics import Estimate, over_seeds
@@ -22,12 +21,20 @@ _CONTRAST_KEYS = {"at", "of", "against", "above", "metric", "measure"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """``metric`` of the runs that match ``of`` less that of the runs that match ``against`` (configuration keys and
-    their values, null for one that is not there) is claimed to lie above ``above``; ``at`` says it in words."""
+    """The difference of a metric between two kinds of runs, claimed to be above a value.
+
+    Attributes:
+        at: the contrast in words.
+        of: configuration keys and their values (None for a key that is absent) of the runs whose metric is the higher.
+        against: keys and values of the runs that they are compared with.
+        metric: the name of the metric.
+        measure: the metric in words.
+        above: the claimed lower bound of the difference.
+    """
 
     at: str
-    of: Mapping[str, Any]
-    against: Mapping[str, Any]
+    of: Mapping[str, object]
+    against: Mapping[str, object]
     metric: str
     measure: str
     above: float = 0.0
@@ -35,7 +42,14 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """``x``: a configuration key, or a metric; ``lines``: the keys whose values make one line."""
+    """How a claim is drawn.
+
+    Attributes:
+        x: a configuration key or a metric, on the horizontal axis.
+        label: the text of that axis.
+        lines: configuration keys; each combination of their values has a line.
+        log: whether the axis is logarithmic.
+    """
 
     x: str
     label: str
@@ -45,7 +59,16 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """``states`` is the claim as a sentence; ``metric`` (in words ``measure``) is what its figure shows."""
+    """A claim, as an experiment's configuration states it.
+
+    Attributes:
+        name: a short name, part of file names.
+        states: the claim as a sentence.
+        metric: the metric that its figure shows, and that its contrasts compare where they name none.
+        measure: the metric in words.
+        figure: how it is drawn.
+        contrasts: what has to hold.
+    """
 
     name: str
     states: str
@@ -57,7 +80,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came out: for each contrast its difference, None where no seed has both sorts of runs."""
+    """The outcome of a claim.
+
+    Attributes:
+        claim: the claim.
+        runs: the runs that carry it.
+        differences: the difference of each contrast, None where no seed has both kinds of runs.
+    """
 
     claim: Claim
     runs: list[Run]
@@ -65,50 +94,56 @@ class Verdict:
 
     @property
     def groups(self) -> list[Group]:
-        """The claim's runs, those that differ in their seed alone put together."""
+        """The claim's runs, grouped over seeds."""
         return group(self.runs)
 
     @property
-    def words(self) -> list[str]:
-        """What came out, for each contrast."""
-        return [_word(d, c.above) for c, d in zip(self.claim.contrasts, self.differences, strict=True)]
+    def outcomes(self) -> list[str]:
+        """The outcome of each contrast: HELD, FAILED or UNDECIDED."""
+        return [_outcome(d, c.above) for c, d in zip(self.claim.contrasts, self.differences, strict=True)]
 
     @property
-    def word(self) -> str:
-        """What came out for the claim as a whole."""
-        if FAILED in self.words:
+    def outcome(self) -> str:
+        """The outcome of the whole claim."""
+        # One failed contrast refutes the claim, whatever the undecided ones would turn out to be.
+        if FAILED in self.outcomes:
             return FAILED
-        return UNDECIDED if UNDECIDED in self.words else HELD
+        return UNDECIDED if UNDECIDED in self.outcomes else HELD
 
     def sentence(self) -> str:
         """The verdict as one sentence with its confidence intervals."""
-        parts = [
-            f"{contrast.at}: {_difference(contrast, found)} ({word})"
-            for contrast, found, word in zip(self.claim.contrasts, self.differences, self.words, strict=True)
+        contrasts = [
+            f"{contrast.at}: {_in_words(contrast, difference)} ({outcome})"
+            for contrast, difference, outcome in zip(self.claim.contrasts, self.differences, self.outcomes, strict=True)
         ]
-        return f"“{self.claim.states}” {self.word} here. {'; '.join(parts)}."
+        return f"“{self.claim.states}” {self.outcome} here. {'; '.join(contrasts)}."
 
 
 def decide(runs: Sequence[Run]) -> list[Verdict]:
-    """A verdict for each claim that runs carry, in the order in which they are met.
+    """Decide each claim that runs carry.
 
-    Raises ``ValueError`` for a claim that is not well formed, for runs that carry different claims of one name, and for
-    a contrast that matches several runs of one seed.
+    Returns:
+        A verdict for each claim, in order of first appearance.
+
+    Raises:
+        ValueError: a claim is not well formed, runs carry different claims of the same name, or a contrast matches
+            several runs of the same seed.
     """
     by_name: dict[str, list[Run]] = {}
     for run in runs:
         if run.claim is not None:
             by_name.setdefault(str(run.claim.get("name")), []).append(run)
-    return [_decide(some) for some in by_name.values()]
+    return [_decide(own) for own in by_name.values()]
 
 
 def as_markdown(verdicts: Sequence[Verdict]) -> str:
-    """One paragraph a claim, its figure below it."""
+    """One paragraph for each claim, with its figure below."""
     return "\n".join(f"{v.sentence()}\n\n![{v.claim.states}](claim_{v.claim.name}.png)\n" for v in verdicts)
 
 
 def _decide(runs: list[Run]) -> Verdict:
     claim = _claim(runs[0])
+    # Runs of an older version of the experiment may have been made to decide something else.
     for run in runs:
         if run.claim != runs[0].claim:
             raise ValueError(
@@ -125,48 +160,51 @@ def _decide(runs: list[Run]) -> Verdict:
 def _claim(run: Run) -> Claim:
     node = dict(run.claim or {})
     where = f"{run.folder / 'config.yaml'}: claim"
-    _check(where, node, _KEYS, _KEYS)
+    _check_keys(where, node, _KEYS, _KEYS)
     common = {"metric": node["metric"], "measure": node["measure"]}
     contrasts = []
     for number, contrast in enumerate(node["contrasts"]):
-        _check(f"{where}.contrasts[{number}]", contrast, _CONTRAST_KEYS, {"at", "of", "against"})
+        _check_keys(f"{where}.contrasts[{number}]", contrast, _CONTRAST_KEYS, {"at", "of", "against"})
         contrasts.append(Contrast(**{**common, **contrast}))
     if not contrasts:
         raise ValueError(f"{where}.contrasts: expected at least one, found none")
-    _check(f"{where}.figure", node["figure"], {"x", "label", "lines", "log"}, {"x", "label"})
+    _check_keys(f"{where}.figure", node["figure"], {"x", "label", "lines", "log"}, {"x", "label"})
     figure = Figure(**{**node["figure"], "lines": tuple(node["figure"].get("lines", ()))})
     return Claim(node["name"], node["states"], node["metric"], node["measure"], figure, tuple(contrasts))
 
 
-def _check(where: str, node: Any, known: set[str], needed: set[str]) -> None:
-    if not isinstance(node, Mapping) or needed - node.keys() or node.keys() - known:
-        found = ", ".join(sorted(map(str, node))) if isinstance(node, Mapping) else repr(node)
-        raise ValueError(f"{where}: expected {', '.join(sorted(known))}; found {found}")
+def _check_keys(where: str, node: object, known: set[str], required: set[str]) -> None:
+    if not isinstance(node, Mapping) or required - node.keys() or node.keys() - known:
+        keys = ", ".join(sorted(map(str, node))) if isinstance(node, Mapping) else repr(node)
+        raise ValueError(f"{where}: expected {', '.join(sorted(known))}; found {keys}")
 
 
 def _contrast(claim: Claim, contrast: Contrast, runs: Sequence[Run]) -> Estimate | None:
-    ours, theirs = (_by_seed(claim, wanted, contrast.metric, runs) for wanted in (contrast.of, contrast.against))
-    both = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    return over_seeds(both) if both else None
+    # Paired by seed: both runs of a seed see the same data in the same order, and what they share cancels.
+    ours, theirs = (_by_seed(claim, match, contrast.metric, runs) for match in (contrast.of, contrast.against))
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return over_seeds(differences) if differences else None
 
 
-def _by_seed(claim: Claim, wanted: Mapping[str, Any], metric: str, runs: Sequence[Run]) -> dict[int, float]:
-    for key in wanted:
+def _by_seed(claim: Claim, match: Mapping[str, object], metric: str, runs: Sequence[Run]) -> dict[int, float]:
+    """The metric of the runs whose configuration matches, by seed."""
+    # A misspelt key would match runs without it (None) and decide another claim, so it has to be somewhere.
+    for key in match:
         if not any(key in run.config for run in runs):
             raise ValueError(f"claim {claim.name}: expected a key of the configuration, found {key}")
-    found: dict[int, float] = {}
+    values: dict[int, float] = {}
     for run in runs:
-        if any(run.config.get(key) != value for key, value in wanted.items()):
+        if any(run.config.get(key) != value for key, value in match.items()):
             continue
         if metric not in run.numbers:
             raise ValueError(f"claim {claim.name}: expected {metric} in the summary of {run.folder}, found none")
-        if run.seed in found:
-            raise ValueError(f"claim {claim.name}: expected one run of seed {run.seed} with {dict(wanted)}, found two")
-        found[run.seed] = run.numbers[metric]
-    return found
+        if run.seed in values:
+            raise ValueError(f"claim {claim.name}: expected one run of seed {run.seed} with {dict(match)}, found two")
+        values[run.seed] = run.numbers[metric]
+    return values
 
 
-def _word(difference: Estimate | None, above: float) -> str:
+def _outcome(difference: Estimate | None, above: float) -> str:
     if difference is None or difference.low is None or difference.high is None:
         return UNDECIDED
     if difference.low > above:
@@ -174,10 +212,12 @@ def _word(difference: Estimate | None, above: float) -> str:
     return FAILED if difference.high <= above else UNDECIDED
 
 
-def _difference(contrast: Contrast, found: Estimate | None) -> str:
-    if found is None:
+def _in_words(contrast: Contrast, difference: Estimate | None) -> str:
+    if difference is None:
         return f"no finished runs to compare the {contrast.measure}"
-    interval = (
-        "one seed" if found.low is None else f"95 % interval {found.low:+.3f} to {found.high:+.3f}, {found.n} seeds"
+    interval = "one seed"
+    if difference.low is not None:
+        interval = f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}, {difference.n} seeds"
+    return (
+        f"the {contrast.measure} differs by {difference.value:+.3f}, claimed to be above {contrast.above:g}; {interval}"
     )
-    return f"the {contrast.measure} differs by {found.value:+.3f}, claimed to be above {contrast.above:g}; {interval}"

@@ -1,103 +1,95 @@
-"""A comparison as one self-contained HTML page: no scripts, no fonts or pictures from elsewhere."""
+"""Renders a comparison as one self-contained HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from halos.comparison import tables
 from halos.comparison.claim_figure import claim_figure
 from halos.comparison.claims import Verdict
 from halos.comparison.figures import as_svg, curves, distributions, frontier
 from halos.comparison.runs import Group
-from halos.comparison.tables import Comparison, shown
 
-SAMPLES = 8
+MAX_PROMPTS = 8
 """Prompts whose samples are shown."""
-MOST_COLUMNS = 5
+MAX_COLUMNS = 5
+"""Groups whose samples are shown."""
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1e21; background: #fff; max-width: 1180px; margin: 2rem auto;
-       padding: 0 1.5rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } p { color: #555; }
-table { border-collapse: collapse; font-size: 13.5px; } th, td { padding: .35rem .7rem; text-align: right; }
-th { border-bottom: 1.5px solid #1c1e21; font-weight: 600; vertical-align: bottom; }
-td { border-bottom: 1px solid #e4e6e9; white-space: nowrap; } th:first-child, td:first-child { text-align: left; }
-.scroll { overflow-x: auto; } .figures { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 0; } figcaption { font-size: 13px; font-weight: 600; text-align: center; }
-svg { max-width: 100%; height: auto; } .samples th, .samples td { text-align: left; vertical-align: top;
-       min-width: 11rem; white-space: normal; }
-"""
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    caption: str
+    svg: str
 
 
 def page(
-    title: str, groups: Sequence[Group], comparison: Comparison, unfinished: int, verdicts: Sequence[Verdict] = ()
+    title: str,
+    groups: Sequence[Group],
+    comparison: tables.Comparison,
+    unfinished: int,
+    verdicts: Sequence[Verdict] = (),
 ) -> str:
-    """The page's text."""
-    runs = sum(len(group.runs) for group in groups)
-    left_out = f" {unfinished} unfinished ones are left out." if unfinished else ""
-    figure = frontier(groups)
-    parts = [
-        f"<h1>{escape(title)}</h1><p>{runs} runs in {len(groups)} groups.{left_out} Numbers are means over seeds ± "
-        "half of the 95 % interval (Student's t).</p>",
-        _section("Claims", _claims(verdicts)),
-        _section("Results", _table(comparison)),
-        _section("Reward against KL", figure and _figures({"": figure})),
-        _section("Learning curves (mean over seeds ± one standard deviation)", _figures(curves(groups))),
-        _section("Rewards of held-out completions", _figures(distributions(groups))),
-        _section("Samples", _samples(groups)),
-    ]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    body = "\n".join(part for part in parts if part)
-    return f'<!doctype html>\n<html lang="en"><head>{head}{view}</head><body>\n{body}\n</body></html>\n'
+    """Render the page.
+
+    Args:
+        title: the page's title.
+        groups: the compared groups of runs.
+        comparison: their table.
+        unfinished: the number of unfinished runs, which are left out.
+        verdicts: the verdicts on the claims of the runs' experiments.
+
+    Returns:
+        The page's HTML.
+    """
+    reward_against_kl = frontier(groups)
+    sections = {
+        "Reward against KL": {"": reward_against_kl} if reward_against_kl else {},
+        "Learning curves (mean over seeds ± one standard deviation)": curves(groups),
+        "Rewards of held-out completions": distributions(groups),
+    }
+    claim_figures = {verdict.claim.name: as_svg(*claim_figure(verdict)) for verdict in verdicts}
+    sampled_runs, samples = _samples(groups)
+    # Autoescape by hand: jinja2's default switches it on by the ending .html, and this file ends with .jinja.
+    environment = Environment(
+        loader=PackageLoader("halos.comparison", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("page.html.jinja").render(
+        title=title,
+        runs=sum(len(group.runs) for group in groups),
+        groups=len(groups),
+        unfinished=unfinished,
+        claims=[verdict.sentence() for verdict in verdicts],
+        claim_figures=_numbered(claim_figures, "claim"),
+        header=tables.header(comparison),
+        rows=tables.rows(comparison),
+        sections=[(name, _numbered(svgs, f"s{n}")) for n, (name, svgs) in enumerate(sections.items())],
+        sampled_runs=sampled_runs,
+        samples=samples,
+    )
 
 
-def _section(title: str, body: str | None) -> str:
-    return f"<h2>{escape(title)}</h2>\n{body}" if body else ""
+def _numbered(svgs: Mapping[str, str], prefix: str) -> list[_Figure]:
+    return [_Figure(caption, _with_own_ids(svg, f"{prefix}f{n}-")) for n, (caption, svg) in enumerate(svgs.items())]
 
 
-def _claims(verdicts: Sequence[Verdict]) -> str:
-    figures = _figures({v.claim.name: as_svg(*claim_figure(v)) for v in verdicts}, "c")
-    return "".join(f"<p>{escape(v.sentence())}</p>" for v in verdicts) + figures
-
-
-def _table(comparison: Comparison) -> str:
-    names = (escape(name).replace("/", "/<wbr>") for name in ("run", "seeds", *comparison.metrics))
-    header = "".join(f"<th>{name}</th>" for name in names)
-    rows = []
-    for label, cells in zip(comparison.labels, comparison.cells, strict=True):
-        seeds = max((cell.n for cell in cells if cell is not None), default=0)
-        values = "".join(f"<td>{escape(text)}</td>" for text in (label, str(seeds), *map(shown, cells)))
-        rows.append(f"<tr>{values}</tr>")
-    return f'<div class="scroll"><table><tr>{header}</tr>{"".join(rows)}</table></div>'
-
-
-def _figures(figures: Mapping[str, str], kind: str = "f") -> str:
-    made = [
-        f"<figure>{f'<figcaption>{escape(name)}</figcaption>' if name else ''}{_unique(svg, f'{kind}{n}')}</figure>"
-        for n, (name, svg) in enumerate(figures.items())
-    ]
-    return f'<div class="figures">{"".join(made)}</div>' if made else ""
-
-
-def _unique(svg: str, name: str) -> str:
-    # Ids must differ between the pictures of a page, or one would use the other's clip paths.
-    tag = f"{name}n{len(svg)}-"
-    for before in ('id="', 'href="#', "url(#"):
-        svg = svg.replace(before, before + tag)
+def _with_own_ids(svg: str, prefix: str) -> str:
+    # matplotlib uses the same ids in every figure, and a page has one namespace: without a prefix, all figures but the
+    # first would take their clip paths and glyphs from another figure.
+    for start in ('id="', 'href="#', "url(#"):
+        svg = svg.replace(start, start + prefix)
     return svg
 
 
-def _samples(groups: Sequence[Group]) -> str:
-    told = [(group.label, {row["prompt"]: row for row in run.samples}) for group in groups for run in group.runs[:1]]
-    told = [(label, rows) for label, rows in told if rows][:MOST_COLUMNS]
-    if not told:
-        return "<p>None yet: scripts/evaluate.py leaves samples and rewards in a run's folder.</p>"
-    common = [prompt for prompt in told[0][1] if all(prompt in rows for _, rows in told)][:SAMPLES]
-    header = "".join(f"<th>{escape(name)}</th>" for name in ("prompt", *(label for label, _ in told)))
-    rows = (
-        "".join(f"<td>{escape(text)}</td>" for text in (prompt, *(said[prompt]["completions"][0] for _, said in told)))
-        for prompt in common
-    )
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="scroll"><table class="samples"><tr>{header}</tr>{body}</table></div>'
+def _samples(groups: Sequence[Group]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The labels of up to MAX_COLUMNS groups, and prompts that all of them have with the first completion of each."""
+    # Samples of one seed are enough to read.
+    by_label = {group.label: {row["prompt"]: row["completions"] for row in group.runs[0].samples} for group in groups}
+    sampled = {label: answers for label, answers in by_label.items() if answers}
+    labels = list(sampled)[:MAX_COLUMNS]
+    if not labels:
+        return [], []
+    common = [prompt for prompt in sampled[labels[0]] if all(prompt in sampled[label] for label in labels)]
+    return labels, [(prompt, [sampled[label][prompt][0] for label in labels]) for prompt in common[:MAX_PROMPTS]]

@@ -1,103 +1,132 @@
-"""Many run folders, read and put together: runs that differ in nothing but their seed are one group."""
+"""Reads run folders and groups the runs: those that differ only in their seed are one group."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from omegaconf import OmegaConf
-
+from halos.config.flat import flatten
+from halos.config.runs import Node, read_config
 from halos.evaluation.statistics import Estimate, over_seeds
-from halos.policy.lookup import run_config
 
-_OF_NO_CONSEQUENCE = (
+_IGNORED = (
     "seed", "data.source.seed", "output_dir", "resume", "overwrite", "cache_dir", "checkpoint_every", "logger.",
     "sampling.prompts", "trainer.enable_progress_bar", "loss._target_", "claim", "sweep_", "estimate.",
 )  # fmt: skip
-"""Keys whose values do not make two runs different experiments."""
+"""Beginnings of keys whose values do not make two runs different experiments."""
+
+
+class RewardRow(TypedDict):
+    """A line of ``rewards.jsonl``."""
+
+    reward: float
+    desirable: bool
+
+
+class SampleRow(TypedDict):
+    """A line of ``samples.jsonl``."""
+
+    prompt: str
+    completions: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One finished run. ``numbers``: ``val/…`` and ``samples/…`` of its summary, ``evaluation/…`` where it was
-    evaluated; ``curves``: the rows of ``metrics.csv``; ``rewards`` and ``samples``: what an evaluation left."""
+    """One finished run.
+
+    Attributes:
+        folder: the run's folder.
+        seed: its seed.
+        config: the flat keys that tell its experiment from others, see :func:`experiment_keys`.
+        numbers: ``val/…``, ``samples/…`` and ``run/…`` of its summary; ``evaluation/…`` where it was evaluated.
+        curves: the rows of ``metrics.csv``.
+        rewards: the rewards of held-out completions that an evaluation has written.
+        samples: the samples that an evaluation has written.
+        claim: what the run's experiment claims, if anything (:mod:`halos.comparison.claims`).
+        opponent: whom the judge of its evaluation compared it with.
+    """
 
     folder: Path
     seed: int
-    config: dict[str, Any]
+    config: Node
     numbers: dict[str, float]
-    curves: list[dict[str, float]]
-    rewards: list[dict[str, Any]]
-    samples: list[dict[str, Any]]
-    claim: dict[str, Any] | None = None
-    """What the run's experiment claims, if it claims anything (:mod:`halos.comparison.claims`)."""
+    curves: list[dict[str, float]] = field(default_factory=list)
+    rewards: list[RewardRow] = field(default_factory=list)
+    samples: list[SampleRow] = field(default_factory=list)
+    claim: Node | None = None
     opponent: str | None = None
-    """Whom the judge of its evaluation compared it with."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Group:
-    """Runs of one experiment over several seeds; ``label`` says what sets it apart from the others."""
+    """The runs of one experiment over several seeds; ``label`` names what sets it apart from the other groups."""
 
     label: str
-    runs: list[Run] = field(default_factory=list)
+    runs: list[Run]
 
     def over_seeds(self, metric: str) -> Estimate | None:
-        """The metric's mean over the runs that have it, with Student's t interval."""
+        """The metric's mean over the runs that have it, with Student's t interval; None if no run has it."""
         values = [run.numbers[metric] for run in self.runs if metric in run.numbers]
         return over_seeds(values) if values else None
 
 
 def read_runs(roots: Sequence[str]) -> tuple[list[Run], list[Path]]:
-    """(finished runs in or below the folders, folders of unfinished ones).
+    """Read all runs in or below some folders.
 
-    Where they were judged against different opponents, the names of ``evaluation/judge/…`` end with `` against …``.
+    Where runs were judged against different opponents, the names of their metrics ``evaluation/judge/…`` end with
+    `` against …``, so that they are not averaged.
 
-    Raises ``ValueError`` for a folder that does not exist, if no run has finished, and for a damaged file.
+    Returns:
+        The finished runs, and the folders of unfinished ones.
+
+    Raises:
+        ValueError: a folder does not exist, no run has finished, or a file is damaged.
     """
-    found: dict[Path, None] = {}
+    folders: dict[Path, None] = {}
     for root in roots:
         if not Path(root).is_dir():
             raise ValueError(f"runs: no such folder: {root}")
-        found |= dict.fromkeys(sorted(file.parent for file in Path(root).rglob("config.yaml")))
-    finished = [folder for folder in found if (folder / "summary.json").is_file()]
+        folders |= dict.fromkeys(sorted(file.parent for file in Path(root).rglob("config.yaml")))
+    # A run writes its summary last, so a folder with one is complete.
+    finished = [folder for folder in folders if (folder / "summary.json").is_file()]
     if not finished:
         raise ValueError(f"runs: expected finished runs in {', '.join(roots)}, found none")
     runs = [_read(folder) for folder in finished]
     if len({run.opponent for run in runs if run.opponent is not None}) > 1:
-        runs = [_against(run) for run in runs]
-    return runs, [folder for folder in found if folder not in finished]
+        runs = [_with_opponent_in_names(run) for run in runs]
+    return runs, [folder for folder in folders if folder not in finished]
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-    """The runs by experiment, in the order in which they are met.
+    """Group runs by experiment, in order of first appearance.
 
-    Raises ``ValueError`` for two runs of one experiment with the same seed: they are no two draws.
+    Raises:
+        ValueError: two runs of one experiment have the same seed. They would count as two independent draws.
     """
+    # As JSON text with sorted keys, since configurations hold lists and cannot be hashed.
     by_config: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_config[json.dumps(run.config, sort_keys=True)].append(run)
-    members = list(by_config.values())
-    labels = _labels([some[0].config for some in members])
-    groups = [Group(label, sorted(some, key=lambda run: run.seed)) for label, some in zip(labels, members, strict=True)]
-    for one in groups:
-        for run, other in pairwise(one.runs):
+    members = [sorted(own, key=lambda run: run.seed) for own in by_config.values()]
+    labels = _labels([own[0].config for own in members])
+    for label, own in zip(labels, members, strict=True):
+        for run, other in pairwise(own):
             if run.seed == other.seed:
                 raise ValueError(
-                    f"runs: expected one run of seed {run.seed} of {one.label}, found {run.folder} and {other.folder}, "
+                    f"runs: expected one run of seed {run.seed} of {label}, found {run.folder} and {other.folder}, "
                     "which differ in nothing that counts; leave one out"
                 )
-    return groups
+    return [Group(label, own) for label, own in zip(labels, members, strict=True)]
 
 
-def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    # Keys tell groups apart only within one loss: other losses have other parameters and other settings anyway.
+def _labels(configs: Sequence[Node]) -> list[str]:
+    # Only keys that vary among the groups of the same loss: other losses have other parameters anyway.
     labels = []
     for config in configs:
         peers = [other for other in configs if other["loss.name"] == config["loss.name"]]
@@ -107,51 +136,55 @@ def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _read(folder: Path) -> Run:
-    config = run_config(folder)
+    config = read_config(folder)
     summary = _json(folder / "summary.json")
     numbers = _numbers("val", summary.get("metrics", {})) | _numbers("samples", summary.get("samples", {}))
     numbers |= _numbers("run", {name: summary[name] for name in ("steps", "train_seconds") if name in summary})
-    evaluated = folder / "evaluation"
+    evaluation = folder / "evaluation"
     opponent = None
-    if (evaluated / "evaluation.json").is_file():
-        results = _json(evaluated / "evaluation.json")
-        numbers |= _numbers("evaluation", {name: found["value"] for name, found in results["metrics"].items()})
+    if (evaluation / "evaluation.json").is_file():
+        results = _json(evaluation / "evaluation.json")
+        # Undefined estimates are null in the file, and left out.
+        numbers |= _numbers("evaluation", {name: metric["value"] for name, metric in results["metrics"].items()})
         opponent = results.get("win_rate", {}).get("opponent")
-    lines = {name: _lines(evaluated / f"{name}.jsonl") for name in ("rewards", "samples")}
-    claim: Any = OmegaConf.to_container(config.claim, resolve=True) if config.get("claim") else None
-    seed, curves = int(config.seed), _curves(folder / "metrics.csv")
-    return Run(folder, seed, of_experiment(config), numbers, curves, **lines, claim=claim, opponent=opponent)
+    return Run(
+        folder,
+        int(config["seed"]),
+        experiment_keys(config),
+        numbers,
+        curves=_csv_rows(folder / "metrics.csv"),
+        rewards=_json_lines(evaluation / "rewards.jsonl"),
+        samples=_json_lines(evaluation / "samples.jsonl"),
+        claim=config.get("claim") or None,
+        opponent=opponent,
+    )
 
 
-def _against(run: Run) -> Run:
-    end = {name: f" against {run.opponent}" for name in run.numbers if name.startswith("evaluation/judge/")}
-    return replace(run, numbers={f"{name}{end.get(name, '')}": value for name, value in run.numbers.items()})
+def _with_opponent_in_names(run: Run) -> Run:
+    numbers = {
+        f"{name} against {run.opponent}" if name.startswith("evaluation/judge/") else name: value
+        for name, value in run.numbers.items()
+    }
+    return replace(run, numbers=numbers)
 
 
-def of_experiment(config: Any) -> dict[str, Any]:
-    """The flat keys that tell one experiment from another.
+def experiment_keys(config: Node) -> Node:
+    """Keep the flat keys of a run's configuration that tell one experiment from another.
 
-    What the rounds of a command have from each other (the last one's model, feedback on its samples) follows from
-    their number, so the model is that of the first round and the data are where the prompts come from.
+    In a command of several rounds, each round starts from the last one's model and learns from feedback on its samples.
+    Both follow from the number of the round, so the paths are left out, and the data source is that of the prompts.
     """
-    flat = dict(_flat("", OmegaConf.to_container(config, resolve=True)))
+    flat = flatten(config)
     if flat.get("rounds.round") is not None:
-        world = {k.replace(".world", "", 1): v for k, v in flat.items() if k.startswith("data.source.world.")}
-        of_round = ("model.path", "model.reference_path", "data.train", *(["data.source."] if world else []))
-        flat = {k: v for k, v in flat.items() if not k.startswith(of_round)} | world
-    return {key: value for key, value in flat.items() if not key.startswith(_OF_NO_CONSEQUENCE)}
+        source = "data.source."
+        world = {k.replace(".world", "", 1): v for k, v in flat.items() if k.startswith(f"{source}world.")}
+        replaced = ("model.path", "model.reference_path", "data.train", *([source] if world else []))
+        flat = {key: value for key, value in flat.items() if not key.startswith(replaced)} | world
+    return {key: value for key, value in flat.items() if not key.startswith(_IGNORED)}
 
 
-def _flat(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield prefix, value
-        return
-    for key, inner in value.items():
-        yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
-
-
-def _numbers(stage: str, found: Mapping[str, Any]) -> dict[str, float]:
-    return {f"{stage}/{name}": float(value) for name, value in found.items() if isinstance(value, int | float)}
+def _numbers(stage: str, values: Mapping[str, object]) -> dict[str, float]:
+    return {f"{stage}/{name}": float(value) for name, value in values.items() if isinstance(value, int | float)}
 
 
 def _json(file: Path) -> Any:
@@ -161,13 +194,13 @@ def _json(file: Path) -> Any:
         raise ValueError(f"{file}: expected JSON, found {error}") from error
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
+def _json_lines(file: Path) -> list[Any]:
     if not file.is_file():
         return []
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _curves(file: Path) -> list[dict[str, float]]:
+def _csv_rows(file: Path) -> list[dict[str, float]]:
     if not file.is_file():
         return []
     with file.open(newline="", encoding="utf-8") as stream:

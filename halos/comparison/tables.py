@@ -14,18 +14,29 @@ from rich.table import Table as RichTable
 from halos.comparison.runs import Group
 from halos.evaluation.statistics import Estimate, over_seeds
 
-PREFERRED = (
+DEFAULT_METRICS = (
     "samples/policy_desirable", "samples/policy_reward", "samples/kl", "evaluation/judge/win_rate",
     "evaluation/rewards/accuracies", "evaluation/rewards/auc", "evaluation/rewards/ece", "val/rewards/accuracies",
     "val/rewards/auc", "val/rewards/margins", "val/loss", "run/train_seconds",
 )  # fmt: skip
-MOST_COLUMNS = 5
-_LATEX = {"\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\^{}"}
+"""Metrics that are compared where the user names none: the first MAX_COLUMNS that there are."""
+MAX_COLUMNS = 5
+_LATEX = {
+    "\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\^{}",
+    "±": r"$\pm$", "–": "--", "Δ": r"$\Delta$",
+}  # fmt: skip
+"""What LaTeX reads for a character that it would not print."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Estimates over seeds: ``cells[row][column]``, None where a group lacks the metric."""
+    """Estimates over seeds.
+
+    Attributes:
+        labels: the label of each row's group.
+        metrics: the metric of each column.
+        cells: ``cells[row][column]``, None where the group lacks the metric.
+    """
 
     labels: list[str]
     metrics: list[str]
@@ -33,97 +44,108 @@ class Comparison:
 
 
 def compare_groups(groups: Sequence[Group], metrics: Sequence[str] | None, baseline: str | None) -> Comparison:
-    """The metrics asked for (or the first well-known ones that there are), and with ``baseline`` their differences to
-    that group, paired by seed.
+    """Compare groups of runs.
 
-    Raises ``ValueError`` for a metric or a baseline that no run has.
+    Args:
+        groups: one for each row.
+        metrics: the metrics to compare; None for the default ones.
+        baseline: the label of a group. Each metric gets a second column with the other groups' differences to it,
+            paired by seed.
+
+    Raises:
+        ValueError: no run has one of the metrics, or no group has the label of the baseline.
     """
-    known = {name for group in groups for run in group.runs for name in run.numbers}
-    if missing := [name for name in metrics or () if name not in known]:
-        raise ValueError(f"metrics: expected some of {', '.join(sorted(known))}; found {missing[0]!r}")
-    preferred = [n for name in PREFERRED for n in sorted(known) if n == name or n.startswith(f"{name} against ")]
-    chosen = list(metrics or preferred[:MOST_COLUMNS])
-    cells = [[group.over_seeds(name) for name in chosen] for group in groups]
+    available = {name for group in groups for run in group.runs for name in run.numbers}
+    if missing := [name for name in metrics or () if name not in available]:
+        raise ValueError(f"metrics: expected some of {', '.join(sorted(available))}; found {missing[0]!r}")
+    defaults = [
+        n for name in DEFAULT_METRICS for n in sorted(available) if n == name or n.startswith(f"{name} against ")
+    ]
+    columns = list(metrics or defaults[:MAX_COLUMNS])
+    cells = [[group.over_seeds(name) for name in columns] for group in groups]
     if baseline is not None:
         base = next((group for group in groups if group.label == baseline), None)
         if base is None:
             raise ValueError(f"baseline: expected one of {'; '.join(g.label for g in groups)}; found {baseline!r}")
         for group, row in zip(groups, cells, strict=True):
-            row += [None if group is base else difference(group, base, name) for name in chosen]
-        chosen += [f"Δ {name}" for name in chosen]
-    return Comparison([group.label for group in groups], chosen, cells)
+            row += [None if group is base else difference(group, base, name) for name in columns]
+        columns += [f"Δ {name}" for name in columns]
+    return Comparison([group.label for group in groups], columns, cells)
 
 
 def difference(group: Group, base: Group, metric: str) -> Estimate | None:
-    """The mean difference over the seeds that both have, with Student's t interval of the paired differences."""
-    theirs = {run.seed: run.numbers[metric] for run in base.runs if metric in run.numbers}
-    both = [run for run in group.runs if metric in run.numbers and run.seed in theirs]
-    found = [run.numbers[metric] - theirs[run.seed] for run in both]
-    return over_seeds(found) if found else None
+    """Mean difference over the seeds that both groups have, with Student's t interval of the paired differences.
+
+    Pairing removes the spread that both groups share, because runs of a seed see the same data in the same order.
+    """
+    base_values = {run.seed: run.numbers[metric] for run in base.runs if metric in run.numbers}
+    paired = [run for run in group.runs if metric in run.numbers and run.seed in base_values]
+    differences = [run.numbers[metric] - base_values[run.seed] for run in paired]
+    return over_seeds(differences) if differences else None
 
 
-def shown(cell: Estimate | None) -> str:
+def cell_text(cell: Estimate | None) -> str:
     """``0.953 ± 0.012``: the mean and half of its 95 % interval; the mean alone for one seed."""
     if cell is None:
         return "–"
-    reach = "" if cell.high is None else f" ± {_digits(cell.high - cell.value)}"
-    return f"{_digits(cell.value)}{reach}"
+    half_width = "" if cell.high is None else f" ± {_digits(cell.high - cell.value)}"
+    return f"{_digits(cell.value)}{half_width}"
+
+
+def header(comparison: Comparison) -> list[str]:
+    """The names of the columns."""
+    return ["run", "seeds", *comparison.metrics]
+
+
+def rows(comparison: Comparison) -> list[list[str]]:
+    """The texts of the cells: for each group its label, its number of seeds, and its metrics."""
+    seeds = [max((cell.n for cell in row if cell is not None), default=0) for row in comparison.cells]
+    return [
+        [label, str(count), *map(cell_text, row)]
+        for label, count, row in zip(comparison.labels, seeds, comparison.cells, strict=True)
+    ]
 
 
 def _digits(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def _seeds(comparison: Comparison, row: int) -> str:
-    return str(max((cell.n for cell in comparison.cells[row] if cell is not None), default=0))
-
-
-def _rows(comparison: Comparison) -> list[list[str]]:
-    return [
-        [label, _seeds(comparison, n), *map(shown, comparison.cells[n])] for n, label in enumerate(comparison.labels)
-    ]
-
-
-def _header(comparison: Comparison) -> list[str]:
-    return ["run", "seeds", *comparison.metrics]
-
-
 def terminal(comparison: Comparison) -> RichTable:
-    """For the console."""
+    """The table for the console."""
     caption = "mean ± half of the 95 % interval over seeds (Student's t)"
-    names = [name.replace("/", "\n").replace("_", "\n") for name in _header(comparison)]  # narrow columns
+    # Metric names are long; broken at their separators they leave room for more columns.
+    names = [name.replace("/", "\n").replace("_", "\n") for name in header(comparison)]
     table = RichTable(*map(escape, names), box=box.SIMPLE_HEAD, caption=caption)
-    for row in _rows(comparison):
+    for row in rows(comparison):
         table.add_row(*map(escape, row))
     return table
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One row for each run group, with mean, interval and number of seeds of each metric in columns of their own."""
+    """The table as CSV, with mean, interval and number of seeds of each metric in columns of their own."""
+    fields = ("mean", "low", "high", "seeds")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", *(f"{m} {part}" for m in comparison.metrics for part in ("mean", "low", "high", "seeds"))])
+    writer.writerow(["run", *(f"{metric} {name}" for metric in comparison.metrics for name in fields)])
     for label, cells in zip(comparison.labels, comparison.cells, strict=True):
-        parts = [("", "", "", 0) if c is None else (c.value, c.low, c.high, c.n) for c in cells]
-        writer.writerow([label, *("" if value is None else value for part in parts for value in part)])
+        values = [(None, None, None, 0) if c is None else (c.value, c.low, c.high, c.n) for c in cells]
+        writer.writerow([label, *("" if value is None else value for cell in values for value in cell)])
     return out.getvalue()
 
 
 def markdown(comparison: Comparison) -> str:
-    """A GitHub table."""
-    header = _header(comparison)
-    lines = [header, ["---"] * len(header), *_rows(comparison)]
+    """The table in GitHub's Markdown."""
+    names = header(comparison)
+    lines = [names, ["---"] * len(names), *rows(comparison)]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def latex(comparison: Comparison) -> str:
-    """A booktabs tabular."""
-    header = _header(comparison)
+    """The table as a booktabs tabular."""
+    names = header(comparison)
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join("".join(_LATEX.get(c, c) for c in cell).replace("±", r"$\pm$") for cell in cells) + r" \\"
+        return " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
 
-    columns = "l" + "r" * (len(header) - 1)
-    body = [line(row).replace("–", "--").replace("Δ", r"$\Delta$") for row in _rows(comparison)]
-    parts = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(header).replace("Δ", r"$\Delta$"), r"\midrule"]
-    return "\n".join([*parts, *body, r"\bottomrule", r"\end{tabular}", ""])
+    start = [rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}", r"\toprule", line(names), r"\midrule"]
+    return "\n".join([*start, *map(line, rows(comparison)), r"\bottomrule", r"\end{tabular}", ""])

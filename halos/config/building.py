@@ -1,4 +1,4 @@
-"""From nodes of the configuration to objects: a constructor's signature is the schema of its YAML."""
+"""Builds objects from nodes of the configuration: a constructor's signature is the schema of its YAML."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from halos.config.signatures import check_arguments
 
 SOURCE_KEYS = ("train", "val", "columns", "mix")
-"""Keys of ``data`` that its source takes, within easy reach on the command line."""
+"""Keys of ``data`` that belong to its source; they are set as ``data.train=…`` because that is shorter to type."""
 
 
 def build(node: DictConfig, *args: Any, without: tuple[str, ...] = (), **kwargs: Any) -> Any:

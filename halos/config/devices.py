@@ -1,16 +1,30 @@
-"""Devices and number types that a configuration names."""
+"""Devices, number types and strategies that a configuration names."""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from omegaconf import DictConfig
+
+from halos.config.building import build
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import Strategy
+
+Option = TypeVar("Option")
 
 DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 
 
 def device_of(name: str) -> torch.device:
-    """``auto`` is a GPU where there is one. Raises ``ValueError`` for a device that is none or not here."""
+    """Return the device of this name; ``auto`` is a GPU where there is one.
+
+    Raises:
+        ValueError: the name is no device, or that device is not on this machine.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -22,14 +36,31 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def check_place(device: Any, precision: Any) -> None:
-    """Raise ``ValueError`` for a device that is not here, and for an unknown precision."""
+def check_place(device: str, precision: str) -> None:
+    """Raise ``ValueError`` for a device that is not on this machine, and for an unknown precision."""
     device_of(device)
     choice("precision", precision, DTYPES)
 
 
-def choice(key: str, value: Any, options: Any) -> Any:
-    """``options[value]``, or a ``ValueError`` that lists them."""
+def choice(key: str, value: str, options: Mapping[str, Option]) -> Option:
+    """Return ``options[value]``, or raise a ``ValueError`` that names the key and lists the options."""
     if value not in options:
         raise ValueError(f"{key}: expected one of {', '.join(options)}; found {value!r}")
     return options[value]
+
+
+def build_strategy(node: DictConfig) -> Strategy | str:
+    """Build the strategy of a ``strategy`` node; a name is Lightning's to look up.
+
+    Raises:
+        ValueError: a strategy whose package is not installed, and parameters that it does not take.
+    """
+    if node.name == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            "strategy: expected the package deepspeed for strategy=deepspeed, found none; install it with "
+            "pip install 'halos[deepspeed]'"
+        )
+    if isinstance(node.trainer, str):
+        return node.trainer
+    strategy: Strategy = build(node.trainer)
+    return strategy

@@ -1,8 +1,6 @@
-"""Errors in the configuration, in one line."""
+"""Turns errors in the configuration into one line for the user."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
@@ -10,10 +8,15 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 from halos.config.signatures import did_you_mean
 
 
-def require_plain_booleans(node: Any, key: str = "") -> None:
-    """Raise ``ValueError`` for a key that is set to yes, no, on or off: to Hydra these are texts, and a text is true.
+def require_plain_booleans(node: object, key: str = "") -> None:
+    """Raise ``ValueError`` for a key that is set to yes, no, on or off.
 
-    The names of the data's own columns may be any.
+    Hydra reads these as strings, and a string that is not empty counts as true. Columns of the user's data may have
+    such names.
+
+    Args:
+        node: plain containers of the configuration.
+        key: the node's own key.
     """
     if isinstance(node, dict):
         for name, value in node.items():
@@ -23,7 +26,7 @@ def require_plain_booleans(node: Any, key: str = "") -> None:
 
 
 def explain(error: BaseException) -> str:
-    """One line for an error in the configuration, with names that come near a misspelt one."""
+    """Return one line for an error in the configuration, with names that are close to a misspelt one."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = ", ".join(error.options)
@@ -33,6 +36,7 @@ def explain(error: BaseException) -> str:
             key = str(cause.full_key or cause.key)
             names = [str(name) for name in cause.parent_node]
             return f"{key}: no such key{did_you_mean(key.rpartition('.')[2], names)}"
+    # Hydra wraps an error of OmegaConf or of a parser in one that only says where it happened.
     last = [cause for cause in _chain(error) if not isinstance(cause, ConfigCompositionException)]
     return " ".join(str(last[-1] if last else error).split())
 

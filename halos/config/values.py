@@ -1,10 +1,11 @@
-"""Values of the configuration that other libraries let pass, and that mean something else there or fail late."""
+"""Values of the configuration that other libraries accept with another meaning, or refuse late."""
 
 from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from halos.checks import check_whole
+from halos.checks import check_number, check_whole
+from halos.config.combinations import check_combinations, values_of
 
 WHOLE = {
     "seed": 0,
@@ -15,20 +16,21 @@ WHOLE = {
     "sampling.max_new_tokens": 1,
     "sampling.size": 0,
 }
-"""Keys whose values are whole numbers, and the least of them."""
+"""Keys whose values are whole numbers, and the least that is accepted."""
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Raise ``ValueError`` with the first key whose value makes no sense."""
+    """Raise ``ValueError`` with the first key whose value makes no sense, by itself or with others."""
+    values = values_of(cfg)
     for key, least in WHOLE.items():
-        group, _, name = key.rpartition(".")
-        check_whole(key, (cfg[group] if group else cfg)[name], least)
-    if cfg.seed >= 2**32:
+        check_whole(key, values[key], least)
+    if cfg.seed >= 2**32:  # numpy's limit
         raise ValueError(f"seed: expected a whole number below 2^32, found {cfg.seed}")
-    for name in ("output_dir", "cache_dir"):
-        if not isinstance(cfg[name], str):
-            raise ValueError(f"{name}: expected a folder, found {cfg[name]!r}")
+    for key in ("output_dir", "cache_dir"):
+        if not isinstance(values[key], str):
+            raise ValueError(f"{key}: expected a folder, found {values[key]!r}")
     _check_trainer(cfg.trainer)
+    check_combinations(values)
 
 
 def _check_trainer(cfg: DictConfig) -> None:
@@ -36,8 +38,6 @@ def _check_trainer(cfg: DictConfig) -> None:
         if name in cfg:
             raise ValueError(f"trainer.{name}: expected {name}=…, found trainer.{name}={cfg[name]}")
     for name in ("max_epochs", "gradient_clip_val"):
-        value = cfg[name]
-        if value is not None and (isinstance(value, bool | str) or not value >= 0):
-            raise ValueError(f"trainer.{name}: expected a number from 0 on or null, found {value!r}")
+        check_number(f"trainer.{name}", cfg[name], null=True)
     if cfg.max_time is not None and not isinstance(cfg.max_time, str | DictConfig):
         raise ValueError(f"trainer.max_time: expected DD:HH:MM:SS, such as 00:12:00:00, found {cfg.max_time!r}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from halos.metrics import TIE
 
@@ -15,37 +16,48 @@ BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Pairs of similar confidence: their mean confidence, the share on which the policy was right, and how many."""
+    """Pairs of similar confidence.
+
+    Attributes:
+        confidence: their mean confidence, in [0.5, 1].
+        accuracy: the share of them in which the chosen completion has the higher reward.
+        count: the number of pairs.
+    """
 
     confidence: float
     accuracy: float
     count: int
 
 
-def reliability(margins: Sequence[float], bins: int = BINS) -> list[Bin]:
-    """Pairs by the confidence max(p, 1 − p), p = σ(margin), in ``bins`` equal parts of [0.5, 1]; empty ones left out.
+def reliability(margins: ArrayLike, bins: int = BINS) -> list[Bin]:
+    """Sort pairs into bins by the confidence max(p, 1 − p), where p = σ(margin).
 
-    A tie counts as half right, as in the reward accuracy.
+    Args:
+        margins: r_chosen − r_rejected of each pair, [n].
+        bins: the number of equal parts of [0.5, 1].
+
+    Returns:
+        The bins that have pairs. A tie counts as half correct, as in the reward accuracy.
     """
     m = np.asarray(margins, dtype=float)
     confidence = 1 / (1 + np.exp(-np.abs(m)))
-    right = np.where(np.abs(m) <= TIE, 0.5, m > 0)
-    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    correct = np.where(np.abs(m) <= TIE, 0.5, m > 0)
+    # A confidence of exactly 1 belongs to the last bin, not to one after it.
+    number = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    members = [number == b for b in range(bins)]
     return [
-        Bin(float(confidence[place == b].mean()), float(right[place == b].mean()), int((place == b).sum()))
-        for b in range(bins)
-        if (place == b).any()
+        Bin(float(confidence[own].mean()), float(correct[own].mean()), int(own.sum())) for own in members if own.any()
     ]
 
 
-def calibration_error(margins: Sequence[float], bins: int = BINS) -> float:
-    """ECE: |confidence − accuracy| of the bins, weighted by their counts (Guo et al. 2017, arXiv 1706.04599, eq. 3)."""
-    found = reliability(margins, bins)
-    return sum(b.count * abs(b.confidence - b.accuracy) for b in found) / len(margins)
+def calibration_error(margins: ArrayLike, bins: int = BINS) -> float:
+    """ECE: mean |confidence − accuracy| of the bins, weighted by count (Guo et al. 2017, arXiv 1706.04599, eq. 3)."""
+    filled = reliability(margins, bins)
+    return sum(b.count * abs(b.confidence - b.accuracy) for b in filled) / sum(b.count for b in filled)
 
 
 def draw_reliability(bins: Sequence[Bin], error: float, file: Path) -> None:
-    """The reliability diagram, with the number of pairs below."""
+    """Draw the reliability diagram, with the number of pairs of each bin below it, into an image file."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(4.2, 4.6), layout="constrained")

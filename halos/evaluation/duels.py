@@ -1,36 +1,46 @@
-"""Win rates: a judge compares the policy's completions with somebody else's, prompt by prompt."""
+"""Win rates: a judge compares the policy's completions with an opponent's, prompt by prompt."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from halos.data.records.record import Prompt, Record, prompt_key
 from halos.data.views.derive import demonstrations
-from halos.evaluation.statistics import Estimate, rate, sign_flip_p
+from halos.evaluation.statistics import Bootstrap, Estimate, sign_flip_p
 from halos.judges.base import CompletionJudge
+
+_OUTCOMES = {1.0: "won", 0.5: "tied", 0.0: "lost", None: "without an answer"}
 
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """The policy's share of wins, a tie counting half, and the p-value of there being no difference.
+    """The policy's share of wins over an opponent; a tie counts as half a win.
 
-    ``verdicts`` [duels]: 1 for the policy, 0 against it, 0.5 for a tie, None where the judge gave no answer.
+    Attributes:
+        prompts: the number of prompts.
+        rate: the share with its interval.
+        p_value: of the sign-flip test that neither side is better, one difference for each prompt.
+        verdicts: one for each duel: 1 if the policy won, 0 if it lost, 0.5 for a tie, None without an answer.
     """
 
+    prompts: int
     rate: Estimate
     p_value: float
     verdicts: list[float | None]
 
-    def as_json(self) -> dict[str, Any]:
-        """The interval, the test, and how the duels ended."""
-        names = {1.0: "won", 0.5: "tied", 0.0: "lost", None: "without an answer"}
-        ended = Counter(names[verdict] for verdict in self.verdicts)
-        return {**self.rate.as_json(), "p_value": self.p_value, **{name: ended[name] for name in names.values()}}
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How many duels were won, tied, lost, and left without an answer."""
+        counts = Counter(_OUTCOMES[verdict] for verdict in self.verdicts)
+        return {name: counts[name] for name in _OUTCOMES.values()}
+
+    def as_json(self) -> dict[str, float | None]:
+        """The number of prompts, the interval, the p-value and the outcomes of the duels, by name."""
+        return {"prompts": self.prompts, **self.rate.as_json(), "p_value": self.p_value, **self.outcomes}
 
 
 def win_rate(
@@ -38,11 +48,20 @@ def win_rate(
     prompts: Sequence[Prompt],
     policy: Sequence[Sequence[str]],
     opponent: Sequence[Sequence[str]],
-    **options: Any,
+    bootstrap: Bootstrap,
 ) -> WinRate:
-    """Let the n-th completion for each prompt meet the opponent's n-th (counted round where one side has fewer).
+    """Let the judge compare the n-th completion of the policy with the n-th of the opponent, for each prompt.
 
-    Raises ``ValueError`` if the judge answers nothing.
+    Args:
+        judge: decides the duels.
+        prompts: the prompts.
+        policy: the policy's completions of each prompt, at least one.
+        opponent: the opponent's completions of each prompt, at least one. Where one side has fewer than the other,
+            its completions are used again from the first.
+        bootstrap: makes the interval.
+
+    Raises:
+        ValueError: the judge answered no duel.
     """
     duels, groups = [], []
     for group, (prompt, ours, theirs) in enumerate(zip(prompts, policy, opponent, strict=True)):
@@ -50,26 +69,35 @@ def win_rate(
             duels.append((prompt, ours[n % len(ours)], theirs[n % len(theirs)]))
             groups.append(group)
     verdicts = judge.verdicts(duels)
+    # A question without an answer is no tie: it is left out of the rate.
     answered = [(group, verdict) for group, verdict in zip(groups, verdicts, strict=True) if verdict is not None]
     if not answered:
         raise ValueError(f"judge: expected an answer to at least one of {len(duels)} duels, found none")
-    kept, values = zip(*answered, strict=True)
     by_group: dict[int, list[float]] = {}
     for group, verdict in answered:
         by_group.setdefault(group, []).append(verdict)
-    by_prompt = [float(np.mean(found)) - 0.5 for found in by_group.values()]
-    return WinRate(rate(values, kept, **options), sign_flip_p(by_prompt), verdicts)
+    # Duels of the same prompt are not independent, so the test takes one difference for each prompt.
+    differences = [float(np.mean(values)) - 0.5 for values in by_group.values()]
+    rate = bootstrap.rate([verdict for _, verdict in answered], [group for group, _ in answered])
+    return WinRate(len(prompts), rate, sign_flip_p(differences), verdicts)
 
 
 def best_of_data(records: Sequence[Record]) -> dict[str, list[str]]:
-    """The data's own desirable, chosen or best completions by their prompt's key."""
-    found: dict[str, list[str]] = {}
+    """Collect the completions of the data to imitate: those that are desirable, chosen or scored best.
+
+    Returns:
+        The texts by the key of their prompt, each text once.
+
+    Raises:
+        ValueError: there are none.
+    """
     try:
         examples = demonstrations(records).examples
     except ValueError as error:
         raise ValueError(f"opponent=data: {error}") from error
+    best: dict[str, list[str]] = {}
     for example in examples:
-        texts = found.setdefault(prompt_key(example.prompt), [])
+        texts = best.setdefault(prompt_key(example.prompt), [])
         if example.completion not in texts:
             texts.append(example.completion)
-    return found
+    return best

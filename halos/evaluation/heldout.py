@@ -1,154 +1,178 @@
-"""Rewards on held-out feedback: accuracy, AUC, margin, calibration and length bias."""
+"""Metrics of rewards on held-out feedback: accuracy, AUC, margin, calibration and length bias."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from halos.data.records.record import Prompt, Record, prompt_key
-from halos.data.views.derive import VIEWS, Prepare
+from halos.data.views.derive import Labelled, Pair, View, binary, pairs
 from halos.data.views.selection import Selection
 from halos.evaluation.calibration import calibration_error
 from halos.evaluation.scoring import Array, Scores
-from halos.evaluation.statistics import Estimate, bootstrap, correlation, mean, rate, ratio
+from halos.evaluation.statistics import Bootstrap, Estimate, Indices
 from halos.metrics import TIE, auc
 
+E = TypeVar("E", Labelled, Pair)
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Different completions of held-out prompts, and what people said of them by their places in ``completions``.
+    """Held-out feedback on completions; equal completions of a prompt are listed once.
 
-    ``groups`` [n]: equal numbers for equal prompts. ``pairs``: (chosen, rejected). ``labels``: (completion, desirable).
+    Attributes:
+        prompts: the prompt of each completion, [n].
+        completions: the texts, [n].
+        groups: a number for the prompt of each completion, the same for equal prompts, [n].
+        pairs: (index of the chosen completion, index of the rejected one).
+        labels: (index of a completion, whether it is desirable).
+        report: how many records were converted or left out, by reason.
     """
 
-    prompts: list[Prompt] = field(default_factory=list)
-    completions: list[str] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    pairs: list[tuple[int, int]] = field(default_factory=list)
-    labels: list[tuple[int, bool]] = field(default_factory=list)
-    report: Counter[str] = field(default_factory=Counter)
+    prompts: list[Prompt]
+    completions: list[str]
+    groups: list[int]
+    pairs: list[tuple[int, int]]
+    labels: list[tuple[int, bool]]
+    report: Counter[str]
 
 
 def held_out(
     records: Sequence[Record], selection: Selection | None = None, training: Sequence[Record] | None = None
 ) -> HeldOut:
-    """Pairs and labels of the records, each completion once, those that ``selection`` makes of scores among them.
+    """Derive pairs and labels from held-out records.
 
-    ``training``: the records that set the median of scores, by default the same. Raises ``ValueError`` if there is
-    neither a pair nor a label.
+    Args:
+        records: the held-out records.
+        selection: how scores become labels and pairs.
+        training: the records whose scores set the median, by default ``records``.
+
+    Raises:
+        ValueError: the records have neither pairs nor labels.
     """
-    selection, data = selection or Selection(), HeldOut()
+    selection = selection or Selection()
     training = records if training is None else training
-    places: dict[tuple[str, str], int] = {}
-    prompts: dict[str, int] = {}
-
-    def place(prompt: Prompt, text: str) -> int:
-        key = prompt_key(prompt)
-        if (key, text) not in places:
-            places[key, text] = len(data.completions)
-            data.prompts.append(prompt)
-            data.completions.append(text)
-            data.groups.append(prompts.setdefault(key, len(prompts)))
-        return places[key, text]
-
+    report: Counter[str] = Counter()
     prepare = {name: selection.prepare(name, records, training) for name in ("pairs", "binary")}
-    examples = {name: _view(name, records, how, data.report) for name, how in prepare.items()}
-    if not any(examples.values()):
-        VIEWS["binary"](records, prepare["binary"])  # raises, and says why
-    data.pairs = [(place(e.prompt, e.chosen), place(e.prompt, e.rejected)) for e in examples["pairs"]]
-    data.labels = [(place(e.prompt, e.completion), e.desirable) for e in examples["binary"]]
-    return data
+    paired = _examples("pairs", lambda: pairs(records, prepare["pairs"]), report)
+    labelled = _examples("binary", lambda: binary(records, prepare["binary"]), report)
+    if not paired and not labelled:
+        binary(records, prepare["binary"])  # raises, and its message says why
+    # A completion in several pairs is scored once, so each different one gets an index, in order of first appearance.
+    uses = [(e.prompt, text) for e in paired for text in (e.chosen, e.rejected)]
+    uses += [(e.prompt, e.completion) for e in labelled]
+    completions: dict[tuple[str, str], Prompt] = {}
+    for prompt, text in uses:
+        completions.setdefault((prompt_key(prompt), text), prompt)
+    index = {completion: n for n, completion in enumerate(completions)}
+    group = {key: n for n, key in enumerate(dict.fromkeys(key for key, _ in completions))}
+    return HeldOut(
+        prompts=list(completions.values()),
+        completions=[text for _, text in completions],
+        groups=[group[key] for key, _ in completions],
+        pairs=[(index[prompt_key(e.prompt), e.chosen], index[prompt_key(e.prompt), e.rejected]) for e in paired],
+        labels=[(index[prompt_key(e.prompt), e.completion], e.desirable) for e in labelled],
+        report=report,
+    )
 
 
-def _view(name: str, records: Sequence[Record], prepare: Prepare | None, report: Counter[str]) -> Sequence[Any]:
+def _examples(name: str, derive: Callable[[], View[E]], report: Counter[str]) -> Sequence[E]:
     try:
-        view = VIEWS[name](records, prepare)
-    except ValueError:  # this kind of feedback cannot be had from these records
+        view = derive()
+    except ValueError:  # the records have none of this kind of feedback, but may have the other
         return ()
     report.update({f"{name}: {reason}": count for reason, count in view.report.items()})
     return view.examples
 
 
-def feedback_metrics(data: HeldOut, rewards: Array, tokens: Array, **options: Any) -> dict[str, Estimate]:
-    """Metrics of rewards [n] (β included) of the completions, whose lengths are ``tokens`` [n]."""
+def feedback_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """Compute the metrics of rewards on held-out feedback.
+
+    Args:
+        data: the feedback.
+        rewards: the reward of each completion, β included, [n].
+        tokens: the length of each completion, [n].
+        bootstrap: makes the intervals.
+    """
     metrics: dict[str, Estimate] = {}
     if data.pairs:
-        metrics |= _of_pairs(data, rewards, tokens, options)
+        metrics |= _pair_metrics(data, rewards, tokens, bootstrap)
     if data.labels:
-        metrics |= _of_labels(data, rewards, tokens, options)
+        metrics |= _label_metrics(data, rewards, tokens, bootstrap)
     return metrics
 
 
-def _of_pairs(data: HeldOut, rewards: Array, tokens: Array, options: dict[str, Any]) -> dict[str, Estimate]:
+def _pair_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Bootstrap) -> dict[str, Estimate]:
     chosen, rejected = (np.array(side) for side in zip(*data.pairs, strict=True))
     groups = [data.groups[i] for i in chosen]
     margins = rewards[chosen] - rewards[rejected]
-    right = np.where(np.abs(margins) <= TIE, 0.5, margins > 0)
+    # A policy that still is its reference has margins of rounding alone, which would count as right or wrong by chance.
+    correct = np.where(np.abs(margins) <= TIE, 0.5, margins > 0)
     longer = np.where(tokens[chosen] == tokens[rejected], 0.5, tokens[chosen] > tokens[rejected])
     return {
-        "rewards/accuracies": rate(list(right), groups, **options),
-        "rewards/margins": mean(list(margins), groups, **options),
-        "rewards/ece": bootstrap(lambda i: calibration_error(margins[i]), groups, **options),
-        "length/chosen_longer": rate(list(longer), groups, **options),
+        "rewards/accuracies": bootstrap.rate(correct, groups),
+        "rewards/margins": bootstrap.mean(margins, groups),
+        "rewards/ece": bootstrap.interval(lambda i: calibration_error(margins[i]), groups),
+        "length/chosen_longer": bootstrap.rate(longer, groups),
     }
 
 
-def _of_labels(data: HeldOut, rewards: Array, tokens: Array, options: dict[str, Any]) -> dict[str, Estimate]:
-    place, label = (np.array(side) for side in zip(*data.labels, strict=True))
-    groups, r, length = [data.groups[i] for i in place], rewards[place], tokens[place]
+def _label_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    completion, desirable = (np.array(column) for column in zip(*data.labels, strict=True))
+    groups = np.array(data.groups)[completion]
+    # By label, not by completion: a completion that several people judged counts once for each of them.
+    reward, length = rewards[completion], tokens[completion]
 
-    def area(i: Any) -> float:
-        found = auc(torch.from_numpy(r[i]), torch.from_numpy(label[i]))
-        return math.nan if found is None else found
+    def area(i: Indices) -> float:
+        value = auc(torch.from_numpy(reward[i]), torch.from_numpy(desirable[i]))
+        return math.nan if value is None else value  # a draw may have one class only
 
-    metrics = {"rewards/auc": bootstrap(area, groups, **options)}
-    for name, side in (("chosen", label), ("rejected", ~label)):
+    metrics = {"rewards/auc": bootstrap.interval(area, groups.tolist())}
+    for name, side in (("chosen", desirable), ("rejected", ~desirable)):
         if side.any():
-            own = [group for group, here in zip(groups, side, strict=True) if here]
-            metrics[f"rewards/{name}"] = mean(list(r[side]), own, **options)
-            metrics[f"length/{name}"] = mean(list(length[side]), own, **options)
-    metrics["length/reward_correlation"] = correlation(list(r), list(length), groups, **options)
+            own_groups = groups[side].tolist()
+            metrics[f"rewards/{name}"] = bootstrap.mean(reward[side], own_groups)
+            metrics[f"length/{name}"] = bootstrap.mean(length[side], own_groups)
+    metrics["length/reward_correlation"] = bootstrap.correlation(reward, length, groups.tolist())
     return metrics
 
 
-def likelihood_metrics(data: HeldOut, scores: Scores, **options: Any) -> dict[str, Estimate]:
-    """Perplexity of desirable (or chosen) completions, and entropy and KL where all completions went."""
+def likelihood_metrics(data: HeldOut, scores: Scores, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """Compute the perplexity of desirable (or chosen) completions, and entropy and KL on all held-out completions."""
+    # Perplexity of what people disliked says nothing good or bad of a policy that is trained away from it.
     liked = sorted({i for i, desirable in data.labels if desirable} | {i for i, _ in data.pairs})
     groups = data.groups
-    metrics = {
-        "data/entropy_per_token": ratio(list(scores.entropy), list(scores.tokens), groups, **options),
-    }
+    metrics = {"data/entropy_per_token": bootstrap.ratio(scores.entropy, scores.tokens, groups)}
     sides = {"perplexity": scores.logps, "perplexity_reference": scores.reference}
     for name, logps in sides.items():
         if liked and not np.isnan(logps).any():
-            metrics[f"data/{name}"] = _perplexity(
-                logps[liked], scores.tokens[liked], [groups[i] for i in liked], options
-            )
-    if not np.isnan(scores.kl).any():
-        metrics["data/kl_per_token"] = ratio(list(scores.kl), list(scores.tokens), groups, **options)
-        metrics["data/kl_per_completion"] = mean(list(scores.kl), groups, **options)
-        metrics["data/log_ratio"] = mean(list(scores.log_ratios), groups, **options)
+            liked_groups = [groups[i] for i in liked]
+            metrics[f"data/{name}"] = _perplexity(logps[liked], scores.tokens[liked], liked_groups, bootstrap)
+    if scores.has_reference:
+        metrics["data/kl_per_token"] = bootstrap.ratio(scores.kl, scores.tokens, groups)
+        metrics["data/kl_per_completion"] = bootstrap.mean(scores.kl, groups)
+        metrics["data/log_ratio"] = bootstrap.mean(scores.log_ratios, groups)
     return metrics
 
 
-def on_policy_metrics(scores: Scores, groups: Sequence[int], **options: Any) -> dict[str, Estimate]:
-    """KL(π_θ ‖ π_ref), entropy and length of samples from the policy; see :class:`Scores` for the two estimates."""
+def on_policy_metrics(scores: Scores, groups: Sequence[int], bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """Compute KL(π_θ ‖ π_ref), entropy and length of the policy's samples; see :class:`Scores` for both estimates."""
     metrics = {
-        "samples/entropy_per_token": ratio(list(scores.entropy), list(scores.tokens), groups, **options),
-        "samples/length": mean(list(scores.tokens), groups, **options),
+        "samples/entropy_per_token": bootstrap.ratio(scores.entropy, scores.tokens, groups),
+        "samples/length": bootstrap.mean(scores.tokens, groups),
     }
-    if not np.isnan(scores.kl).any():
-        metrics["samples/kl_per_completion"] = mean(list(scores.kl), groups, **options)
-        metrics["samples/kl_per_completion_log_ratio"] = mean(list(scores.log_ratios), groups, **options)
-        metrics["samples/kl_per_token"] = ratio(list(scores.kl), list(scores.tokens), groups, **options)
+    if scores.has_reference:
+        metrics["samples/kl_per_completion"] = bootstrap.mean(scores.kl, groups)
+        metrics["samples/kl_per_completion_log_ratio"] = bootstrap.mean(scores.log_ratios, groups)
+        metrics["samples/kl_per_token"] = bootstrap.ratio(scores.kl, scores.tokens, groups)
     return metrics
 
 
-def _perplexity(logps: Array, tokens: Array, groups: Sequence[int], options: dict[str, Any]) -> Estimate:
-    return bootstrap(lambda i: math.exp(-float(logps[i].sum() / tokens[i].sum())), groups, **options)
+def _perplexity(logps: Array, tokens: Array, groups: Sequence[int], bootstrap: Bootstrap) -> Estimate:
+    return bootstrap.interval(lambda i: math.exp(-float(logps[i].sum() / tokens[i].sum())), groups)

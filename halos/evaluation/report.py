@@ -1,46 +1,45 @@
-"""The result of an evaluation on the terminal."""
+"""Prints the results of an evaluation on the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
 
-from lightning.pytorch.utilities import rank_zero_only
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from halos.terminal import console
+from halos import terminal
+from halos.evaluation.duels import WinRate
+from halos.evaluation.results import Results
+from halos.evaluation.statistics import Estimate
 
 
-@rank_zero_only
-def show(results: Mapping[str, Any]) -> None:
-    """Metrics with their intervals, the win rate, and results of tasks."""
-    table = Table("metric", "value", "95 % interval", "prompts", box=box.SIMPLE_HEAD, title=escape(results["policy"]))
-    for name, found in results["metrics"].items():
-        table.add_row(name, _number(found["value"]), _interval(found), str(found["n"]))
-    console.print(table)
-    if "win_rate" in results:
-        _show_win_rate(results["win_rate"])
-    for name, value in results.get("judge", {}).items():
-        console.print(f"judge, {name}: {value:g}", highlight=False)
-    for task, metrics in results.get("tasks", {}).items():
-        for name, value in metrics.items():
-            console.print(f"{escape(task)} {escape(name)}: {value:.4f}", highlight=False)
+def show(results: Results) -> None:
+    """Print metrics with their intervals, the win rate, the judge's report and the results of tasks."""
+    table = Table("metric", "value", "95 % interval", "prompts", box=box.SIMPLE_HEAD, title=escape(results.policy))
+    for name, estimate in results.metrics.items():
+        value = f"{estimate.value:.4f}" if math.isfinite(estimate.value) else "–"
+        table.add_row(name, value, _interval(estimate), str(estimate.n))
+    terminal.console.print(table)
+    if results.win_rate is not None:
+        _show_win_rate(results.opponent, results.win_rate)
+    for name, number in (results.judge or {}).items():
+        terminal.say(f"judge, {name}: {number:g}")
+    for task, metrics in (results.tasks or {}).items():
+        for name, number in metrics.items():
+            terminal.say(f"{task} {name}: {number:.4f}")
 
 
-def _show_win_rate(found: Mapping[str, Any]) -> None:
-    ended = ", ".join(f"{found[name]} {name}" for name in ("won", "tied", "lost", "without an answer"))
-    console.print(
-        f"win rate against {escape(found['opponent'])}: [bold]{found['value']:.1%}[/] {_interval(found)}, "
-        f"p = {found['p_value']:.2g} ({ended})",
+def _show_win_rate(opponent: str, win_rate: WinRate) -> None:
+    outcomes = ", ".join(f"{count} {name}" for name, count in win_rate.outcomes.items())
+    terminal.console.print(
+        f"win rate against {escape(opponent)}: [bold]{win_rate.rate.value:.1%}[/] {_interval(win_rate.rate)}, "
+        f"p = {win_rate.p_value:.2g} ({outcomes})",
         highlight=False,
     )
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    return "–" if found["low"] is None else f"{found['low']:.4f} … {found['high']:.4f}"
+def _interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return "–"
+    return f"{estimate.low:.4f} … {estimate.high:.4f}"

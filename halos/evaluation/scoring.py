@@ -1,10 +1,10 @@
-"""What a policy and its reference say of completions, token by token: log-probs, entropy, KL."""
+"""Exact scores of completions under a policy and its reference, token by token: log-probs, entropy, KL."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,21 +15,30 @@ from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.policy.logprobs.token_statistics import expectation
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Array = NDArray[np.float64]
-Track = Callable[[Sequence[Any]], Iterable[Any]]
+Ids = Sequence[int]
+Track = Callable[[Sequence[int]], Iterable[int]]
+"""Iterates over the starts of batches, perhaps with a progress bar."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Sums over each completion's tokens (end-of-turn token included), in nats, [n].
+    """Sums over the tokens of each completion, its end-of-turn token included, in nats, [n].
 
-    ``logps``: log π_θ(y|x). ``reference``: log π_ref(y|x). ``entropy``: Σ_t H(π_θ(·|x, y_<t)). ``kl``:
-    Σ_t KL(π_θ(·|x, y_<t) ‖ π_ref(·|x, y_<t)), each over the whole vocabulary. ``tokens``: how many. ``reference`` and
-    ``kl`` are NaN without a reference.
+    On samples from π_θ, the mean of ``logps − reference`` and the mean of ``kl`` are both unbiased estimates of
+    KL(π_θ ‖ π_ref) over whole completions. ``kl`` has the lower variance: each token's log-ratio is replaced by its
+    expectation over the vocabulary. On other completions ``kl`` measures how far the two models are apart at the
+    tokens of the data.
 
-    Of samples from π_θ, the mean of ``logps − reference`` and the mean of ``kl`` both estimate KL(π_θ ‖ π_ref) of whole
-    completions without bias (the second is the first with each token's share replaced by its expectation, and varies
-    less). Of other completions ``kl`` says how far the two are apart where the data went.
+    Attributes:
+        logps: log π_θ(y|x).
+        reference: log π_ref(y|x); NaN without a reference.
+        entropy: Σ_t H(π_θ(·|x, y_<t)).
+        kl: Σ_t KL(π_θ(·|x, y_<t) ‖ π_ref(·|x, y_<t)), each over the whole vocabulary; NaN without a reference.
+        tokens: the number of tokens.
     """
 
     logps: Array
@@ -43,46 +52,63 @@ class Scores:
         """r_θ(x, y) = log π_θ(y|x) − log π_ref(y|x), [n]."""
         return self.logps - self.reference
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether there was a reference to compare with."""
+        return not np.isnan(self.kl).any()
+
 
 @torch.no_grad()
 def score(
-    policy: Any,
-    reference: Any | None,
-    policy_prompts: Sequence[Sequence[int]],
-    reference_prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
+    policy: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    policy_prompts: Sequence[Ids],
+    reference_prompts: Sequence[Ids],
+    completions: Sequence[Ids],
     *,
     batch_size: int = 32,
     track: Track = iter,
 ) -> Scores:
-    """Score the completions' ids, each behind its prompt's.
+    """Score completions, each after its prompt.
 
-    The two models may be asked with different prompts: a policy trained by CSFT reads a control token, its reference
-    does not. Raises ``ValueError`` if their vocabularies differ in size.
+    Args:
+        policy: π_θ.
+        reference: π_ref, if there is one.
+        policy_prompts: the prompts' token ids as the policy reads them, [n]; CSFT's end with a control token.
+        reference_prompts: the prompts' token ids as the reference reads them, [n].
+        completions: the completions' token ids, [n].
+        batch_size: completions in one forward.
+        track: iterates over the batches.
+
+    Raises:
+        ValueError: a completion is empty, or the vocabularies of the models differ in size.
     """
     if any(not ids for ids in completions):
         raise ValueError("completions: expected at least one token in each, found an empty one")
-    starts = range(0, len(completions), batch_size)
-    parts: list[Tensor] = []
-    for start in track(starts):
-        part = slice(start, start + batch_size)
-        said = completions[part]
-        ours = _distributions(policy, policy_prompts[part], said)
-        theirs = None if reference is None else _distributions(reference, reference_prompts[part], said)
-        parts.append(_sums(ours, theirs, said))
-    columns = torch.cat(parts, dim=1) if parts else torch.zeros(5, 0)
+    # Each batch is reduced to sums at once: distributions over the vocabulary of all completions would not fit.
+    batches: list[Tensor] = []
+    for start in track(range(0, len(completions), batch_size)):
+        batch = slice(start, start + batch_size)
+        targets = completions[batch]
+        ours = _distributions(policy, policy_prompts[batch], targets)
+        theirs = None if reference is None else _distributions(reference, reference_prompts[batch], targets)
+        batches.append(_sums(ours, theirs, targets))
+    columns = torch.cat(batches, dim=1) if batches else torch.zeros(5, 0)
     return Scores(*columns.double().cpu().numpy())
 
 
-def _distributions(model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
-    # log π(· | x, y_<t) [M, V] at all completion tokens, completion by completion.
+def _distributions(model: PreTrainedModel, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
+    # log π(· | x, y_<t), [tokens, vocabulary], at all completion tokens, completion by completion.
     rows = [Row(str(i), i, tuple(p), (tuple(c),)) for i, (p, c) in enumerate(zip(prompts, completions, strict=True))]
     (chunk,) = collate(rows).to(model.device).chunks
-    logits = model(input_ids=chunk.input_ids, use_cache=False).logits[chunk.predicts]
+    logits: Tensor = model(input_ids=chunk.input_ids, use_cache=False).logits[chunk.predicts]
+    # The collator may pack the rows in another order; their slots restore that of the completions. The softmax is in
+    # float32 whatever the model's precision, as bfloat16 has less than three digits.
     return logits[chunk.slots.argsort()].float().log_softmax(-1)
 
 
-def _sums(ours: Tensor, theirs: Tensor | None, completions: Sequence[Sequence[int]]) -> Tensor:
+def _sums(ours: Tensor, theirs: Tensor | None, completions: Sequence[Ids]) -> Tensor:
+    # [5, completions]: the fields of Scores.
     lengths = [len(ids) for ids in completions]
     targets = torch.tensor([token for ids in completions for token in ids], device=ours.device)[:, None]
     if theirs is not None and theirs.shape != ours.shape:
@@ -91,8 +117,9 @@ def _sums(ours: Tensor, theirs: Tensor | None, completions: Sequence[Sequence[in
         )
     p = ours.exp()
     entropy = -expectation(p, ours)
-    nothing = torch.full_like(entropy, torch.nan)
-    reference = nothing if theirs is None else theirs.gather(1, targets)[:, 0]
-    kl = nothing if theirs is None else expectation(p, ours - theirs)
+    missing = torch.full_like(entropy, torch.nan)
+    reference = missing if theirs is None else theirs.gather(1, targets)[:, 0]
+    kl = missing if theirs is None else expectation(p, ours - theirs)
     per_token = torch.stack([ours.gather(1, targets)[:, 0], reference, entropy, kl, torch.ones_like(entropy)])
-    return torch.stack([part.double().sum(1) for part in per_token.split(lengths, dim=1)], dim=1)
+    # In float64, as the KL of a barely trained policy is a small difference of large sums.
+    return torch.stack([tokens.double().sum(1) for tokens in torch.split(per_token, lengths, dim=1)], dim=1)

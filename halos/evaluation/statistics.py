@@ -1,7 +1,7 @@
-"""Intervals and tests: bootstrap over prompts, sign flips for paired comparisons, Student's t over seeds.
+"""Confidence intervals and tests: bootstrap over prompts, sign flips for paired differences, Student's t over seeds.
 
-Completions of one prompt are alike, so what is drawn again is a prompt with all that belongs to it, never a completion
-alone.
+Completions of the same prompt are correlated. The unit of resampling is therefore a prompt with all its completions,
+never a single completion.
 """
 
 from __future__ import annotations
@@ -10,156 +10,163 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 Indices = NDArray[np.intp]
 LEVEL = 0.95
+"""Confidence level of intervals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its confidence interval (None where there is none), from ``n`` independent units."""
+    """A number with its confidence interval.
+
+    Attributes:
+        value: the point estimate; NaN where it is not defined.
+        low: the lower end of the interval, None where there is no interval.
+        high: the upper end of the interval, None where there is no interval.
+        n: the number of independent units (prompts or seeds) that it was estimated from.
+    """
 
     value: float
     low: float | None
     high: float | None
     n: int
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain fields; what is not finite becomes null."""
+    def as_json(self) -> dict[str, float | None]:
+        """The four fields by name; a number that is not finite becomes None."""
         value, low, high = (
             x if x is not None and math.isfinite(x) else None for x in (self.value, self.low, self.high)
         )
         return {"value": value, "low": low, "high": high, "n": self.n}
 
 
-def bootstrap(
-    statistic: Callable[[Indices], float],
-    groups: Sequence[int],
-    *,
-    resamples: int = 1000,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> Estimate:
-    """Percentile interval of a statistic of the observations whose indices it is given (Efron 1979).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap:
+    """Percentile bootstrap over groups of observations (Efron 1979).
 
-    ``groups`` says which observations belong together (to one prompt); groups are drawn with replacement. Draws for
-    which the statistic is not defined (NaN) are left out; if more than half are, there is no interval.
+    The ``groups`` of each method hold one number per observation; observations of the same prompt have the same
+    number, and whole groups are drawn with replacement.
+
+    Attributes:
+        resamples: the number of draws.
+        level: the confidence level of the intervals.
+        seed: the seed of the draws; the same seed gives the same interval.
     """
-    members = _members(groups)
-    value = statistic(np.arange(len(groups)))
-    if len(members) < 2:
-        return Estimate(value, None, None, len(members))
-    random = np.random.default_rng(seed)
-    single = len(members) == len(groups)
-    found = []
-    for _ in range(resamples):
-        drawn = random.integers(len(members), size=len(members))
-        found.append(statistic(drawn if single else np.concatenate([members[i] for i in drawn])))
-    defined = [x for x in found if math.isfinite(x)]
-    if 2 * len(defined) < resamples:
-        return Estimate(value, None, None, len(members))
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, float(low), float(high), len(members))
+
+    resamples: int = 1000
+    level: float = LEVEL
+    seed: int = 0
+
+    def interval(self, statistic: Callable[[Indices], float], groups: Sequence[int]) -> Estimate:
+        """Estimate a statistic with its interval.
+
+        Args:
+            statistic: maps the indices of observations to a number, or to NaN where it is not defined.
+            groups: the group of each observation.
+
+        Returns:
+            The statistic of all observations. It has no interval if there are fewer than two groups, or if more than
+            half of the draws leave the statistic undefined; fewer undefined draws are left out.
+        """
+        members = _members(groups)
+        value = statistic(np.arange(len(groups)))
+        if len(members) < 2:
+            return Estimate(value, None, None, len(members))
+        random = np.random.default_rng(self.seed)
+        singletons = len(members) == len(groups)  # group numbers are then indices, and need no concatenation
+        draws = []
+        for _ in range(self.resamples):
+            drawn = random.integers(len(members), size=len(members))
+            draws.append(statistic(drawn if singletons else np.concatenate([members[i] for i in drawn])))
+        # A draw may leave the statistic undefined, such as the AUC of labels of one class.
+        defined = [x for x in draws if math.isfinite(x)]
+        if 2 * len(defined) < self.resamples:
+            return Estimate(value, None, None, len(members))
+        low, high = np.quantile(defined, [(1 - self.level) / 2, (1 + self.level) / 2])
+        return Estimate(value, float(low), float(high), len(members))
+
+    def mean(self, values: ArrayLike, groups: Sequence[int]) -> Estimate:
+        """Estimate the mean of ``values`` [n]."""
+        array = np.asarray(values, dtype=float)
+        return self.interval(lambda i: float(array[i].mean()), groups)
+
+    def ratio(self, totals: ArrayLike, counts: ArrayLike, groups: Sequence[int]) -> Estimate:
+        """Estimate Σ totals / Σ counts, such as a mean per token of completions whose lengths differ (both [n])."""
+        above, below = np.asarray(totals, dtype=float), np.asarray(counts, dtype=float)
+        return self.interval(lambda i: float(above[i].sum() / below[i].sum()), groups)
+
+    def rate(self, values: ArrayLike, groups: Sequence[int]) -> Estimate:
+        """Estimate the mean of ``values`` [n] that lie in [0, 1].
+
+        Where all values are 0, or all are 1, every draw of the bootstrap is the same and its interval would have no
+        width. The exact interval of Clopper and Pearson (1934) is used there.
+        """
+        array = np.asarray(values, dtype=float)
+        estimate = self.mean(array, groups)
+        if not len(array) or array.min() != array.max() or array[0] not in (0, 1):
+            return estimate
+        # Of n groups, not of all values: completions of a prompt are no independent trials.
+        successes = estimate.n if array[0] == 1 else 0
+        exact = stats.binomtest(successes, estimate.n).proportion_ci(self.level, method="exact")
+        return Estimate(estimate.value, float(exact.low), float(exact.high), estimate.n)
+
+    def correlation(self, x: ArrayLike, y: ArrayLike, groups: Sequence[int]) -> Estimate:
+        """Estimate Pearson's correlation of ``x`` and ``y`` (both [n]); NaN where one of them is constant."""
+        a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+
+        # Not np.corrcoef or scipy's pearsonr: both warn for each of the draws in which one side is constant.
+        def pearson(i: Indices) -> float:
+            u, v = a[i] - a[i].mean(), b[i] - b[i].mean()
+            scale = math.sqrt(float(u @ u) * float(v @ v))
+            return float(u @ v) / scale if scale > 0 else math.nan
+
+        return self.interval(pearson, groups)
 
 
-def mean(values: Sequence[float], groups: Sequence[int] | None = None, **options: Any) -> Estimate:
-    """The mean of ``values`` with its bootstrap interval."""
-    array = np.asarray(values, dtype=float)
-    return bootstrap(lambda i: float(array[i].mean()), range(len(array)) if groups is None else groups, **options)
+def sign_flip_p(differences: ArrayLike, *, flips: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value of Fisher's sign-flip test (1935) that paired differences have mean 0.
 
-
-def ratio(totals: Sequence[float], counts: Sequence[float], groups: Sequence[int], **options: Any) -> Estimate:
-    """Σ totals / Σ counts with its bootstrap interval: a mean per token, of completions of uneven length."""
-    above, below = np.asarray(totals, dtype=float), np.asarray(counts, dtype=float)
-    return bootstrap(lambda i: float(above[i].sum() / below[i].sum()), groups, **options)
-
-
-def rate(
-    values: Sequence[float], groups: Sequence[int] | None = None, *, level: float = LEVEL, **options: Any
-) -> Estimate:
-    """The mean of values in [0, 1]. Where all are 0 or all are 1 the bootstrap would claim certainty; there the exact
-    bound of Clopper and Pearson (1934) takes its place."""
-    found = mean(values, groups, level=level, **options)
-    if len(values) and min(values) == max(values) and values[0] in (0, 1):
-        reach = 1 - ((1 - level) / 2) ** (1 / found.n)
-        low, high = (0.0, reach) if values[0] == 0 else (1 - reach, 1.0)
-        return Estimate(found.value, low, high, found.n)
-    return found
-
-
-def correlation(x: Sequence[float], y: Sequence[float], groups: Sequence[int], **options: Any) -> Estimate:
-    """Pearson's correlation with its bootstrap interval; NaN where one of the two does not vary."""
-    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-
-    def pearson(i: Indices) -> float:
-        u, v = a[i] - a[i].mean(), b[i] - b[i].mean()
-        scale = math.sqrt(float(u @ u) * float(v @ v))
-        return float(u @ v) / scale if scale > 0 else math.nan
-
-    return bootstrap(pearson, groups, **options)
-
-
-def sign_flip_p(differences: Sequence[float], *, flips: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p-value of the paired differences having mean 0 under Fisher's sign-flip test (1935).
-
-    Exact where all 2^n sign patterns are no more than ``flips``, else over so many random ones (never below
-    1 / (flips + 1)).
+    Args:
+        differences: one difference for each independent unit, [n].
+        flips: the number of sign patterns. If all 2^n patterns are no more than this, the test is exact; otherwise
+            that many random patterns are drawn, and the p-value is never below 1 / (flips + 1).
+        seed: the seed of random patterns.
     """
     d = np.asarray(differences, dtype=float)
-    if not len(d) or not d.any():
+    if len(d) < 2 or not d.any():  # every sign pattern gives the observed sum
         return 1.0
-    observed = abs(float(d.sum())) * (1 - 1e-12)
-    if 2 ** len(d) <= flips:
-        patterns = (np.arange(2 ** len(d))[:, None] >> np.arange(len(d))) & 1
-        return float((np.abs((2 * patterns - 1) @ d) >= observed).mean())
-    random = np.random.default_rng(seed)
-    reached = 0
-    for start in range(0, flips, 500):
-        count = min(500, flips - start)
-        signs = random.integers(0, 2, size=(count, len(d)), dtype=np.int8) * 2.0 - 1
-        reached += int((np.abs(signs @ d) >= observed).sum())
-    return (reached + 1) / (flips + 1)
+    # The absolute sum with the alternative "greater" is the two-sided test. scipy's own two-sided alternative doubles
+    # the smaller one-sided p-value, and would count the added 1 of random patterns twice.
+    test = stats.permutation_test(
+        (d,),
+        lambda signed, axis: np.abs(signed.sum(axis)),
+        permutation_type="samples",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=flips,
+        batch=500,
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
 
 
 def over_seeds(values: Sequence[float], level: float = LEVEL) -> Estimate:
-    """The mean over runs that differ in their seed, with Student's t interval."""
+    """Mean over runs that differ only in their seed, with Student's t interval; none for a single run."""
     centre = statistics.fmean(values)
     if len(values) < 2:
         return Estimate(centre, None, None, len(values))
-    reach = t_quantile((1 + level) / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(centre, centre - reach, centre + reach, len(values))
-
-
-def t_quantile(p: float, freedom: int) -> float:
-    """The quantile of Student's t with ``freedom`` degrees, for p > 0.5, by bisection."""
-    low, high = 0.0, 1.0
-    while _t_cdf(high, freedom) < p:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_cdf(middle, freedom) < p else (low, middle)
-    return high
-
-
-def _t_cdf(t: float, freedom: int) -> float:
-    # Abramowitz and Stegun 26.7.3 and 26.7.4: a finite series for whole degrees of freedom.
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine2 = math.cos(angle) ** 2
-    odd = freedom % 2
-    term = total = (math.cos(angle) if freedom > 1 else 0.0) if odd else 1.0
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= (k - 1) / k * cosine2
-        total += term
-    area = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-    return (1 + area) / 2
+    quantile = float(stats.t.ppf((1 + level) / 2, len(values) - 1))
+    half_width = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return Estimate(centre, centre - half_width, centre + half_width, len(values))
 
 
 def _members(groups: Sequence[int]) -> list[Indices]:
-    found: dict[int, list[int]] = {}
+    # Indices of the observations of each group, groups in order of first appearance.
+    members: dict[int, list[int]] = {}
     for index, group in enumerate(groups):
-        found.setdefault(group, []).append(index)
-    return [np.asarray(indices) for indices in found.values()]
+        members.setdefault(group, []).append(index)
+    return [np.asarray(indices) for indices in members.values()]

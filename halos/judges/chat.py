@@ -1,4 +1,4 @@
-"""A chat model as the judge: questions, verdicts kept on disk, and what they cost."""
+"""A chat model as the judge: its prompts, a file of its answers, and what they cost."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
+from halos.checks import check_number, check_whole
 from halos.data.records.record import Prompt, messages_of
 from halos.files import Journal
-from halos.judges.base import CompletionJudge, Duel, Said
+from halos.judges.base import CompletionJudge, Duel, PromptCompletion
 from halos.judges.transport import Answer, ChatEndpoint, Unanswered
 
 log = logging.getLogger(__name__)
@@ -49,27 +49,37 @@ Explain briefly, then end with the rating in double brackets, such as [[5]]."""
 
 VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}
 
-Track = Callable[[Sequence[Any]], Iterable[Any]]
+Request = dict[str, object]
+"""The JSON body of a request."""
+Track = Callable[[Sequence[Future[Answer]]], Iterable[Future[Answer]]]
+"""Iterates over requests as they finish, and shows progress."""
 
 
 class ChatJudge(CompletionJudge):
-    """Any OpenAI-compatible chat endpoint.
+    """Asks a chat model at any OpenAI-compatible endpoint.
 
-    Each duel is asked in both orders; where the two answers do not agree, the duel is a tie.
-    Answers are written to ``cache`` as they come, under a key of the model and the whole question, and nothing that
-    stands there is asked again, also after a kill. Questions that stay unanswered after all tries are not kept, so
-    that the next run asks them again.
+    Each duel is asked in both orders; if the two answers disagree, the duel is a tie. Answers are appended to ``cache``
+    as they arrive, under a key of the model and the whole request. A request with an answer in the cache is not sent
+    again, also after an interrupted run. A request that stays unanswered after all tries is not cached, so the next run
+    sends it again.
 
     Args:
         model: the model's name at the endpoint.
-        base_url: where ``/chat/completions`` is.
+        base_url: the address of the API, without ``/chat/completions``.
         key_variable: the environment variable that holds the key; the key itself is never logged or written.
         cache: the file of answers.
-        workers: questions under way at a time.
-        temperature, max_tokens: passed on; null leaves them out of the request.
-        price: money for a million prompt tokens and for a million completion tokens.
-        compare, rate: the questions, with {prompt}, {a} and {b}.
-        transport: keyword arguments of :class:`ChatEndpoint`.
+        threshold: completions rated at least this are desirable (ratings go from 1 to 10).
+        workers: concurrent requests.
+        temperature: passed on; null leaves it out of the request.
+        max_tokens: passed on; null leaves it out of the request.
+        price: the price of a million prompt tokens and of a million completion tokens.
+        compare: the prompt of a duel, with {prompt}, {a} and {b}.
+        rate: the prompt of a rating, with {prompt} and {a}.
+        timeout, tries, patience, max_patience: see :class:`ChatEndpoint`.
+        track: shows progress over requests.
+
+    Raises:
+        ValueError: a parameter is missing or outside its range.
     """
 
     asks_twice = True
@@ -88,104 +98,109 @@ class ChatJudge(CompletionJudge):
         price: Sequence[float] = (0.0, 0.0),
         compare: str = COMPARE,
         rate: str = RATE,
+        timeout: float = 60.0,
+        tries: int = 5,
+        patience: float = 1.0,
+        max_patience: float = 60.0,
         track: Track = iter,
-        **transport: Any,
     ) -> None:
         super().__init__(threshold=threshold)
         if not model:
             raise ValueError("judge.model: expected the model's name at the endpoint, found none")
-        if workers < 1:
-            raise ValueError(f"judge.workers: expected a whole number from 1 on, found {workers}")
+        check_whole("judge.workers", workers, 1)
+        check_whole("judge.max_tokens", max_tokens, 1, null=True)
+        if temperature is not None:
+            check_number("judge.temperature", temperature)
         if len(price) != 2:
             raise ValueError(f"judge.price: expected [prompt, completion] for a million tokens, found {list(price)}")
-        self.endpoint = ChatEndpoint(base_url, key_variable, **transport)
+        for value in price:
+            check_number("judge.price", value)
+        self.endpoint = ChatEndpoint(base_url, key_variable, timeout, tries, patience, max_patience)
         options = {"temperature": temperature, "max_tokens": max_tokens}
-        self.options = {"model": model, **{name: value for name, value in options.items() if value is not None}}
+        self.options: Request = {"model": model}
+        self.options |= {name: value for name, value in options.items() if value is not None}
         self.price, self.workers, self.track = price, workers, track
-        self.questions = {"compare": compare, "rate": rate}
+        self.templates = {"compare": compare, "rate": rate}
         self.counts: Counter[str] = Counter()
         self._journal = Journal(Path(cache).expanduser())
-        self._known = {str(row.get("key")): str(row.get("answer")) for row in self._journal.rows}
+        self._answers = {str(row.get("key")): str(row.get("answer")) for row in self._journal.rows}
 
-    def scores(self, said: Sequence[Said]) -> list[float | None]:
-        answers = self._ask([self._question("rate", prompt, text) for prompt, text in said])
-        return [self._read(answer, r"10(?:\.0+)?|[1-9](?:\.\d+)?", float) for answer in answers]
+    def scores(self, completions: Sequence[PromptCompletion]) -> list[float | None]:
+        answers = self._ask([self._request("rate", prompt, text) for prompt, text in completions])
+        return [self._parse(answer, r"10(?:\.0+)?|[1-9](?:\.\d+)?", float) for answer in answers]
 
     def verdicts(self, duels: Sequence[Duel]) -> list[float | None]:
-        both = [[self._question("compare", p, a, b) for p, a, b in duels]]
-        both += [[self._question("compare", p, b, a) for p, a, b in duels]]
-        answers = self._ask(both[0] + both[1])
-        found = [self._read(answer, "[ABC]", VERDICTS.__getitem__) for answer in answers]
-        return [self._agreed(*sides) for sides in zip(found[: len(duels)], found[len(duels) :], strict=True)]
+        forth = [self._request("compare", prompt, a, b) for prompt, a, b in duels]
+        back = [self._request("compare", prompt, b, a) for prompt, a, b in duels]
+        # One call for both orders, so that all requests are sent concurrently.
+        answers = self._ask(forth + back)
+        verdicts = [self._parse(answer, "[ABC]", VERDICTS.__getitem__) for answer in answers]
+        both_orders = zip(verdicts[: len(duels)], verdicts[len(duels) :], strict=True)
+        return [self._agreed(first, second) for first, second in both_orders]
 
     def report(self) -> dict[str, float]:
         names = ("questions", "asked", "from cache", "unanswered", "without a verdict", "order decided")
-        tokens = [self.counts["prompt tokens"], self.counts["completion tokens"]]
-        cost = sum(price * count / 1e6 for price, count in zip(self.price, tokens, strict=True))
-        found = {name: float(self.counts[name]) for name in (*names, "prompt tokens", "completion tokens")}
-        return {**found, "cost": cost}
+        tokens = ("prompt tokens", "completion tokens")
+        cost = sum(price * self.counts[name] / 1e6 for price, name in zip(self.price, tokens, strict=True))
+        return {**{name: float(self.counts[name]) for name in (*names, *tokens)}, "cost": cost}
 
     def _agreed(self, forth: float | None, back: float | None) -> float | None:
         if forth is None or back is None:
             return None
+        # The same letter in both orders means that the place decided, not the answer.
         self.counts["order decided"] += forth == back != 0.5
         return forth if forth + back == 1 else 0.5
 
-    def _question(self, kind: str, prompt: Prompt, a: str, b: str = "") -> dict[str, Any]:
-        said = "\n\n".join(f"{turn.role}: {turn.content}" for turn in messages_of(prompt))
+    def _request(self, kind: str, prompt: Prompt, a: str, b: str = "") -> Request:
+        conversation = "\n\n".join(f"{turn.role}: {turn.content}" for turn in messages_of(prompt))
+        values = {"{prompt}": conversation, "{a}": a, "{b}": b}
         # Not str.format: the texts may hold braces, and a replaced text must not be searched again.
-        parts = {"{prompt}": said, "{a}": a, "{b}": b}
-        text = re.sub(r"\{(?:prompt|a|b)\}", lambda found: parts[found[0]], self.questions[kind])
+        text = re.sub(r"\{(?:prompt|a|b)\}", lambda match: values[match[0]], self.templates[kind])
         return {**self.options, "messages": [{"role": "user", "content": text}]}
 
-    def _ask(self, bodies: Sequence[dict[str, Any]]) -> list[str | None]:
-        keys = [_key(body) for body in bodies]
-        new = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self._known}
+    def _ask(self, requests: Sequence[Request]) -> list[str | None]:
+        keys = [_key(request) for request in requests]
+        # Keyed by the request, so that equal requests in one call are sent once too.
+        new = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._answers}
         self.counts.update({"questions": len(keys), "from cache": len(set(keys)) - len(new)})
         with ThreadPoolExecutor(self.workers) as pool:
-            under_way = {pool.submit(self.endpoint.ask, body): key for key, body in new.items()}
+            pending = {pool.submit(self.endpoint.ask, request): key for key, request in new.items()}
             try:
-                for future in self.track(_Finished(under_way)):
-                    self._keep(under_way[future], future)
+                for future in self.track(_AsCompleted(pending)):
+                    self._store(pending[future], future)
             except BaseException:
+                # Without this, leaving the pool would first send every request that still waits.
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return [self._known.get(key) for key in keys]
+        return [self._answers.get(key) for key in keys]
 
-    def _keep(self, key: str, future: Any) -> None:
+    def _store(self, key: str, future: Future[Answer]) -> None:
         try:
-            answer: Answer = future.result()
+            answer = future.result()
         except Unanswered as error:
             self.counts["unanswered"] += 1
-            log.warning("the judge left a question unanswered: %s", error)
+            log.warning("a request to the judge stayed unanswered: %s", error)
             return
         tokens = {"prompt tokens": answer.prompt_tokens, "completion tokens": answer.completion_tokens}
         self._journal.append({"key": key, "model": self.options["model"], "answer": answer.text, **tokens})
-        self._known[key] = answer.text
+        self._answers[key] = answer.text
         self.counts.update({"asked": 1, **tokens})
 
-    def _read(self, answer: str | None, pattern: str, meaning: Callable[[str], float]) -> float | None:
+    def _parse(self, answer: str | None, pattern: str, meaning: Callable[[str], float]) -> float | None:
         if answer is None:
             return None
-        found = re.findall(rf"\[\[\s*({pattern})\s*\]\]", answer)
-        self.counts["without a verdict"] += not found
-        return meaning(found[-1]) if found else None
+        # The last brackets count: the explanation before them may quote the instruction.
+        verdicts = re.findall(rf"\[\[\s*({pattern})\s*\]\]", answer)
+        self.counts["without a verdict"] += not verdicts
+        return meaning(verdicts[-1]) if verdicts else None
 
 
-class _Finished(Sequence[Any]):
-    # Futures in the order in which they finish, with a length for the progress bar.
-    def __init__(self, futures: Any) -> None:
-        self._futures = futures
+class _AsCompleted(list[Future[Answer]]):
+    """Futures that iterate in the order in which they finish; a list, because a progress bar needs the length."""
 
-    def __len__(self) -> int:
-        return len(self._futures)
-
-    def __iter__(self) -> Any:
-        return as_completed(self._futures)
-
-    def __getitem__(self, index: Any) -> Any:
-        return list(self)[index]
+    def __iter__(self) -> Iterator[Future[Answer]]:
+        return as_completed(self[:])  # a slice is a plain list, which iterates as usual
 
 
-def _key(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def _key(request: Request) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

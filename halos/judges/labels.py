@@ -1,93 +1,102 @@
-"""From samples and a judge to feedback: labels, pairs or scores, in this project's record format."""
+"""Feedback from samples and a judge: labels, pairs or scores, in this project's record format."""
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations, islice
 from typing import Any
 
-from halos.data.records.record import Record
-from halos.judges.base import CompletionJudge
-from halos.sampling.sampler import as_json
+from halos.data.preparation.writing import record_row
+from halos.data.records.record import Completion, Record
+from halos.judges.base import CompletionJudge, PromptCompletion
 
 KINDS = ("binary", "pairs", "scores")
 
 
 def label(records: Sequence[Record], judge: CompletionJudge, kind: str) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """(rows with the judge's feedback, counts of what was labelled and of what was left out).
+    """Let a judge give feedback on the completions of records.
 
-    ``binary`` marks each completion, ``pairs`` lists every two of a prompt that the judge tells apart, ``scores`` keeps
-    the judge's own numbers. Earlier feedback is not carried over; of equal completions of a prompt one is kept.
-    Raises ``ValueError`` if nothing is left.
+    Earlier feedback is not carried over; of equal completions of a prompt one is kept.
+
+    Args:
+        records: prompts with their completions.
+        judge: gives the feedback.
+        kind: ``binary`` labels each completion, ``pairs`` compares every two completions of a prompt and keeps those
+            that are not tied, ``scores`` keeps the judge's scores.
+
+    Returns:
+        Rows of the record format, and counts of what was labelled and of what was left out.
+
+    Raises:
+        ValueError: the kind is unknown, or the judge gave no feedback at all.
     """
     if kind not in KINDS:
         raise ValueError(f"feedback: expected one of {', '.join(KINDS)}; found {kind!r}")
     counts: Counter[str] = Counter(prompts=len(records))
     texts = [list(dict.fromkeys(completion.text for completion in record.completions)) for record in records]
     counts["repeated completions left out"] = sum(len(r.completions) for r in records) - sum(map(len, texts))
-    rows = {"binary": _marked, "scores": _scored, "pairs": _paired}[kind](records, texts, judge, counts)
-    if not rows:
-        left_out = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    judged = (_paired if kind == "pairs" else _marked)(records, texts, judge, kind, counts)
+    if not judged:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
         raise ValueError(f"judge: expected feedback on at least one completion, found none ({left_out})")
-    return rows, +counts
+    return [record_row(record) for record in judged], +counts
 
 
-def _marked(records: Any, texts: list[list[str]], judge: CompletionJudge, counts: Counter[str]) -> list[dict[str, Any]]:
-    labels = iter(judge.labels(_said(records, texts)))
-    return _rows(records, texts, "desirable", labels, counts)
-
-
-def _scored(records: Any, texts: list[list[str]], judge: CompletionJudge, counts: Counter[str]) -> list[dict[str, Any]]:
-    scores = iter(judge.scores(_said(records, texts)))
-    return _rows(records, texts, "score", scores, counts)
-
-
-def _rows(
-    records: Sequence[Record], texts: list[list[str]], name: str, answers: Any, counts: Counter[str]
-) -> list[dict[str, Any]]:
-    rows = []
-    for record, some in zip(records, texts, strict=True):
-        answered = [(text, next(answers)) for text in some]
-        kept = [{"text": text, name: answer} for text, answer in answered if answer is not None]
-        counts["completions without an answer left out"] += len(some) - len(kept)
-        for completion in kept:
-            counts[_word(name, completion[name])] += 1
-        if kept:
-            rows.append({"id": record.id, "prompt": as_json(record.prompt), "completions": kept})
-    return rows
-
-
-def _word(name: str, answer: Any) -> str:
-    return "scored" if name == "score" else ("desirable" if answer else "undesirable")
-
-
-def _paired(records: Any, texts: list[list[str]], judge: CompletionJudge, counts: Counter[str]) -> list[dict[str, Any]]:
-    places = [
-        (n, i, j) for n, some in enumerate(texts) for i, j in itertools.combinations(range(len(some)), 2)
-    ]  # fmt: skip
-    verdicts = judge.verdicts([(records[n].prompt, texts[n][i], texts[n][j]) for n, i, j in places])
-    preferences: dict[int, list[list[int]]] = {}
-    for (n, i, j), verdict in zip(places, verdicts, strict=True):
-        if verdict in (0.0, 1.0):
-            preferences.setdefault(n, []).append([i, j] if verdict else [j, i])
-        counts["pairs" if verdict in (0.0, 1.0) else _why(verdict)] += 1
-    counts["prompts without a pair left out"] = len(records) - len(preferences)
-    return [
-        {
-            "id": records[n].id,
-            "prompt": as_json(records[n].prompt),
-            "completions": [{"text": texts[n][i]} for i in used],
-            "preferences": [[used.index(better), used.index(worse)] for better, worse in found],
-        }
-        for n, found in preferences.items()
-        for used in [sorted({i for pair in found for i in pair})]
+def _marked(
+    records: Sequence[Record], texts: list[list[str]], judge: CompletionJudge, kind: str, counts: Counter[str]
+) -> list[Record]:
+    # One call for all records: a judge without a threshold labels by the median of everything that it scored.
+    everything: list[PromptCompletion] = [
+        (record.prompt, text) for record, own in zip(records, texts, strict=True) for text in own
     ]
+    nothing = [None] * len(everything)
+    labels = judge.labels(everything) if kind == "binary" else nothing
+    scores = judge.scores(everything) if kind == "scores" else nothing
+    judged_texts = zip(everything, labels, scores, strict=True)
+    completions = iter([Completion(text, label, score) for (_, text), label, score in judged_texts])
+    judged = []
+    for record, own in zip(records, texts, strict=True):
+        answered = []
+        for completion in islice(completions, len(own)):
+            counts[_outcome(completion)] += 1
+            if completion.desirable is not None or completion.score is not None:
+                answered.append(completion)
+        if answered:
+            judged.append(Record(record.id, record.prompt, tuple(answered)))
+    return judged
 
 
-def _why(verdict: float | None) -> str:
-    return "duels without an answer left out" if verdict is None else "ties left out"
+def _outcome(completion: Completion) -> str:
+    if completion.score is not None:
+        return "scored"
+    if completion.desirable is None:
+        return "completions without an answer left out"
+    return "desirable" if completion.desirable else "undesirable"
 
 
-def _said(records: Sequence[Record], texts: list[list[str]]) -> list[Any]:
-    return [(record.prompt, text) for record, some in zip(records, texts, strict=True) for text in some]
+def _paired(
+    records: Sequence[Record], texts: list[list[str]], judge: CompletionJudge, kind: str, counts: Counter[str]
+) -> list[Record]:
+    # All duels in one call, so that a chat judge sends its requests concurrently.
+    places = [(n, i, j) for n, own in enumerate(texts) for i, j in combinations(range(len(own)), 2)]
+    verdicts = judge.verdicts([(records[n].prompt, texts[n][i], texts[n][j]) for n, i, j in places])
+    preferences: dict[int, list[tuple[int, int]]] = {}
+    for (n, i, j), verdict in zip(places, verdicts, strict=True):
+        if verdict is None:
+            counts["duels without an answer left out"] += 1
+        elif verdict in (0.0, 1.0):
+            counts["pairs"] += 1
+            preferences.setdefault(n, []).append((i, j) if verdict else (j, i))
+        else:
+            counts["ties left out"] += 1
+    counts["prompts without a pair left out"] = len(records) - len(preferences)
+    return [_with_preferences(records[n], texts[n], pairs) for n, pairs in preferences.items()]
+
+
+def _with_preferences(record: Record, texts: list[str], pairs: list[tuple[int, int]]) -> Record:
+    """The record with the completions that are in a pair; the pairs are numbered anew among these."""
+    used = sorted({place for pair in pairs for place in pair})
+    completions = tuple(Completion(texts[place]) for place in used)
+    preferences = tuple((used.index(better), used.index(worse)) for better, worse in pairs)
+    return Record(record.id, record.prompt, completions, preferences)

@@ -1,32 +1,47 @@
-"""Reward models: sequence classifiers with one score, ours (``loss=bradley_terry``) or any other."""
+"""Reward models as judges: sequence classifiers with one score, ours (``loss=bradley_terry``) or any other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from halos.checks import check_whole
 from halos.config.devices import DTYPES, choice, device_of
-from halos.data.records.record import messages_of
+from halos.data.records.record import Prompt, messages_of
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.judges.base import CompletionJudge, Said
+from halos.judges.base import CompletionJudge, PromptCompletion
 from halos.policy.kernels.matmul import limit_kernel_caches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+Encoded = dict[str, list[int]]
+"""One sequence as a tokenizer's ``pad`` takes it: ``input_ids`` and ``attention_mask``."""
 
 
 class RewardModel(CompletionJudge):
-    """The score that a sequence classifier gives to a conversation.
+    """Scores a conversation with a sequence classifier.
 
-    The prompt is rendered by the classifier's own chat template, and the completion follows with its end-of-turn token,
-    as our reward models are trained. A tokenizer without a chat template gets the prompt and the completion as a pair
-    of texts, unless the model is known as ours by its run's folder.
+    The prompt is rendered by the classifier's own chat template, and the completion with its end-of-turn token follows,
+    as in the training of our reward models. If the tokenizer has no chat template, prompt and completion are passed as
+    a pair of texts, unless the model is known to be ours by the configuration in its run folder.
 
     Args:
-        path: a run's folder, a hub id or a model's directory.
-        max_length: tokens of prompt and completion; prompts of more than half as many keep their end.
-        limits: those that the reward model was trained with, in place of ``max_length``.
+        path: a run folder, a hub id or a directory with a model.
+        threshold: completions with at least this score are desirable; None: those above the median.
+        batch_size: sequences in one forward.
+        max_length: the maximum number of tokens in prompt and completion; prompts of more than half as many tokens keep
+            their end.
+        limits: the limits that the reward model was trained with, instead of ``max_length``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: ``32-true`` or ``bf16-true``.
+
+    Raises:
+        ValueError: a parameter is missing or outside its range.
     """
 
     def __init__(
@@ -45,13 +60,14 @@ class RewardModel(CompletionJudge):
             raise ValueError("judge.path: expected a reward model: a run's folder, a hub id or a directory; found none")
         check_whole("judge.batch_size", batch_size, 1)
         check_whole("judge.max_length", max_length, 2)
+        # A run's folder has the model in a subfolder; hub ids and model directories have no config.yaml.
         folder = Path(path).expanduser()
         self._ours = (folder / "config.yaml").is_file()
         self.path = str(folder / "model") if self._ours else path
         self.batch_size = batch_size
         self.limits = limits or Limits(max_length, max_length // 2)
         self.device, self.dtype = device_of(device), choice("precision", precision, DTYPES)
-        self._loaded: tuple[Any, Any] | None = None
+        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
     def check(self) -> None:
         from transformers import AutoConfig, AutoTokenizer
@@ -60,59 +76,63 @@ class RewardModel(CompletionJudge):
         self._check_labels(self._pretrained(AutoConfig))
 
     @torch.no_grad()
-    def scores(self, said: Sequence[Said]) -> list[float | None]:
+    def scores(self, completions: Sequence[PromptCompletion]) -> list[float | None]:
         model, tokenizer = self._load()
-        rows = self._rows(tokenizer, said)
-        found: list[float | None] = []
-        for start in range(0, len(rows), self.batch_size):
-            batch = tokenizer.pad(rows[start : start + self.batch_size], return_tensors="pt", padding_side="right")
-            found += model(**batch.to(self.device)).logits[:, 0].float().tolist()
-        return found
+        sequences = self._sequences(tokenizer, completions)
+        scores: list[float | None] = []
+        for start in range(0, len(sequences), self.batch_size):
+            part = sequences[start : start + self.batch_size]
+            # On the right: the classifier reads the state of the last token that is not padding.
+            batch = tokenizer.pad(part, return_tensors="pt", padding_side="right")
+            scores += model(**batch.to(self.device)).logits[:, 0].float().tolist()
+        return scores
 
-    def tokens(self, said: Sequence[Said]) -> list[int]:
-        """The number of tokens of each completion, its end-of-turn token included."""
+    def tokens(self, completions: Sequence[PromptCompletion]) -> list[int]:
+        """The number of tokens in each completion, its end-of-turn token included."""
         tokenizer = self._load()[1]
-        return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for _, text in said]
+        return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for _, text in completions]
 
-    def _rows(self, tokenizer: Any, said: Sequence[Said]) -> list[dict[str, Any]]:
+    def _sequences(self, tokenizer: PreTrainedTokenizerBase, completions: Sequence[PromptCompletion]) -> list[Encoded]:
         if tokenizer.chat_template is None and not self._ours:
-            texts = ("\n\n".join(turn.content for turn in messages_of(prompt)) for prompt, _ in said)
-            return [
-                dict(tokenizer(text, completion, truncation=True, max_length=self.limits.max_length))
-                for text, (_, completion) in zip(texts, said, strict=True)
-            ]
+            return [self._pair_of_texts(tokenizer, *completion) for completion in completions]
         chat = ChatTokens(tokenizer, self.limits)
-        rows = []
-        for number, (prompt, completion) in enumerate(said):
-            where = f"prompt {number}"
-            start, _ = chat.fit_prompt(chat.prompt(prompt, where=where), where)
-            rows.append(start + chat.fit_completion(chat.completion(completion), len(start))[0])
-        return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
+        sequences: list[Encoded] = []
+        for number, (prompt, completion) in enumerate(completions):
+            ids = chat.fitted_prompt(prompt, where=f"prompt {number}")
+            ids += chat.fit_completion(chat.completion(completion), len(ids))[0]
+            sequences.append({"input_ids": ids, "attention_mask": [1] * len(ids)})
+        return sequences
 
-    def _load(self) -> tuple[Any, Any]:
+    def _pair_of_texts(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str) -> Encoded:
+        text = "\n\n".join(turn.content for turn in messages_of(prompt))
+        # dict(): some tokenizers add token_type_ids, which tell such a classifier the two texts apart.
+        return dict(tokenizer(text, completion, truncation=True, max_length=self.limits.max_length))
+
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._loaded is None:
             self._loaded = self._read()
         return self._loaded
 
-    def _read(self) -> tuple[Any, Any]:
+    def _read(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         limit_kernel_caches()
         tokenizer = self._pretrained(AutoTokenizer)
-        kind = AutoModelForSequenceClassification
-        model, info = self._pretrained(kind, dtype=self.dtype, output_loading_info=True)
+        classifier = AutoModelForSequenceClassification
+        model, info = self._pretrained(classifier, dtype=self.dtype, output_loading_info=True)
+        # transformers fills missing weights with random numbers: a language model would load as a classifier.
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:5])
             raise ValueError(f"judge.path: expected a reward model, but {self.path} lacks the weights {missing}")
         self._check_labels(model.config)
         return model.to(self.device).eval(), tokenizer
 
-    def _pretrained(self, factory: Any, **options: Any) -> Any:
+    def _pretrained(self, factory: Any, **options: object) -> Any:
         try:
             return factory.from_pretrained(self.path, **options)
         except (OSError, KeyError, ValueError, RuntimeError, ImportError) as error:
             raise ValueError(f"judge.path: {self.path} could not be loaded as a classifier: {error}") from error
 
-    def _check_labels(self, config: Any) -> None:
+    def _check_labels(self, config: PreTrainedConfig) -> None:
         if config.num_labels != 1:
             raise ValueError(f"judge.path: expected one score, {self.path} has {config.num_labels} classes")

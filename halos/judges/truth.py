@@ -1,4 +1,4 @@
-"""The true reward of a data source whose world is known, as the toy world's is."""
+"""A judge that answers with the true reward of synthetic data, such as the toy world's."""
 
 from __future__ import annotations
 
@@ -6,28 +6,40 @@ from collections.abc import Sequence
 
 from halos.data.records.record import Prompt
 from halos.data.records.truth import TrueReward
-from halos.judges.base import CompletionJudge, Said
+from halos.judges.base import CompletionJudge, PromptCompletion
 
 
 class TruthJudge(CompletionJudge):
-    """A source's own judge. Raises ``ValueError`` for a source that has none."""
+    """Scores completions by a data source's true reward.
 
-    def __init__(self, judge: TrueReward | None) -> None:
+    Args:
+        true_reward: the true reward of the data source, or None if it has none.
+
+    Raises:
+        ValueError: the data source has no true reward.
+    """
+
+    def __init__(self, true_reward: TrueReward | None) -> None:
         super().__init__()
-        if judge is None:
-            raise ValueError("judge=truth: expected data whose true reward is known (data=toy); set another judge")
-        self.judge = judge
+        if true_reward is None:
+            raise ValueError(
+                "judge=truth: expected data whose true reward is known (data=toy), found data without one; "
+                "set another judge"
+            )
+        self.true_reward = true_reward
 
     @property
     def labels_are_absolute(self) -> bool:
         return True
 
-    def scores(self, said: Sequence[Said]) -> list[float | None]:
-        return [self.judge.reward(_text(prompt), completion) for prompt, completion in said]
+    def scores(self, completions: Sequence[PromptCompletion]) -> list[float | None]:
+        return [self.true_reward.reward(_last_turn(prompt), text) for prompt, text in completions]
 
-    def labels(self, said: Sequence[Said]) -> list[bool | None]:
-        return [self.judge.desirable(_text(prompt), completion) for prompt, completion in said]
+    def labels(self, completions: Sequence[PromptCompletion]) -> list[bool | None]:
+        # The world's own label, not a threshold on its reward.
+        return [self.true_reward.desirable(_last_turn(prompt), text) for prompt, text in completions]
 
 
-def _text(prompt: Prompt) -> str:
+def _last_turn(prompt: Prompt) -> str:
+    # A known world judges the answer to one question. Earlier turns, such as a system prompt, are not part of it.
     return prompt if isinstance(prompt, str) else prompt[-1].content

@@ -1,106 +1,113 @@
-"""What ranks tell each other; the identity without a process group.
+"""Sums, maxima and lists over ranks; without a process group, the values themselves.
 
-With tensor parallelism several ranks read the same data. Sums and lists are over the ranks that read different data,
-once :func:`use_data_group` has said which these are.
+With tensor parallelism several ranks read the same data. Sums and lists are then taken over a data group, which holds
+one rank of each tensor-parallel group (:func:`use_data_group`), so that no example counts twice.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
-Made = TypeVar("Made")
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
-_data_group: Any = None
+Item = TypeVar("Item")
+
+_data_group: dist.ProcessGroup | None = None
 """The process group of this rank and the others that read different data; None: all ranks."""
 
 
-def use_data_group(group: Any) -> None:
-    """Sums and lists are over this process group from now on; None: over all ranks."""
+def use_data_group(group: dist.ProcessGroup | None) -> None:
+    """Take sums and lists over this process group from now on; None: over all ranks."""
     global _data_group
     _data_group = group
 
 
 def data_rank_and_world() -> tuple[int, int]:
-    """This process's rank among those that read different data, and the number of those."""
+    """Return this process's rank in the data group, and the size of the group."""
     if rank_and_world()[1] == 1:
         return 0, 1
     return dist.get_rank(_data_group), dist.get_world_size(_data_group)
 
 
-def data_ranks(trainer: Any) -> tuple[int, int]:
-    """The same before there is a process group, from a Lightning Trainer."""
-    share = getattr(getattr(trainer, "strategy", None), "tensor_parallel_size", 1)
-    return trainer.global_rank // share, trainer.world_size // share
-
-
-def on_first_process() -> bool:
-    """Whether this process writes and prints; known before there is a process group."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+def data_ranks(trainer: pl.Trainer) -> tuple[int, int]:
+    """Return the same as :func:`data_rank_and_world` before there is a process group."""
+    # Data modules are also used with stand-ins for a Trainer, which have no strategy.
+    group_size = getattr(getattr(trainer, "strategy", None), "tensor_parallel_size", 1)
+    return trainer.global_rank // group_size, trainer.world_size // group_size
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of ranks."""
+    """Return this process's rank and the number of ranks."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
-def from_rank_zero(make: Callable[[], Made]) -> Made:
-    """What ``make()`` returns on rank 0; it is called nowhere else."""
+def from_rank_zero(make: Callable[[], Item]) -> Item:
+    """Return on all ranks what ``make()`` returns on rank 0, where alone it is called."""
     rank, world = rank_and_world()
-    values: list[Any] = [make() if rank == 0 else None]
+    values = [make() if rank == 0 else None]
     if world > 1:
         dist.broadcast_object_list(values)
-    made: Made = values[0]
-    return made
+    return cast("Item", values[0])
 
 
 def all_sum(values: Tensor) -> Tensor:
-    """The element-wise sum over the ranks that read different data, without gradient.
-
-    ``dist.all_reduce`` on a tensor that carries gradient would be silently wrong.
-    """
+    """Return the element-wise sum over the ranks that read different data, without gradient."""
+    # Detached: all_reduce adds up the values of a tensor that has gradient, but not the gradients, and gives no error.
     total = values.detach().clone()
     if data_rank_and_world()[1] > 1:
         dist.all_reduce(total, group=_data_group)
     return total
 
 
-def all_gather_list(values: list[Any], *, everywhere: bool = False) -> list[Any]:
-    """The lists of the ranks that read different data, one after the other; ``everywhere``: of all ranks."""
+def all_gather_list(values: list[Item], *, everywhere: bool = False) -> list[Item]:
+    """Return the lists of the ranks that read different data, one after the other.
+
+    Args:
+        values: this rank's list.
+        everywhere: whether to gather from all ranks, also from those that read the same data.
+    """
     world = (rank_and_world() if everywhere else data_rank_and_world())[1]
     if world == 1:
         return values
-    gathered: list[list[Any]] = [[] for _ in range(world)]
+    gathered: list[list[Item]] = [[] for _ in range(world)]
     dist.all_gather_object(gathered, values, group=None if everywhere else _data_group)
-    return [value for part in gathered for value in part]
+    return [value for rank_values in gathered for value in rank_values]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that is divided over ranks; all of them have to ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """Return all of a tensor that is divided over ranks; all ranks call this together."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    gathered: Tensor = tensor.full_tensor()
+    return gathered
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that is divided over ranks, or the whole of one that is not."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """Return this rank's part of a tensor that is divided over ranks, and any other tensor itself."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    shard: Tensor = tensor.to_local()
+    return shard
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all tensors together; they may be divided over ranks in different ways."""
+    """Return the Euclidean norm of all tensors together; they may be divided over ranks in different ways."""
     if len({_mesh(tensor) for tensor in tensors}) < 2:
         return torch.nn.utils.get_total_norm(tensors)
-    # Elements that several ranks hold count once.
+    # PyTorch adds tensors of one mesh only. So every rank adds up the squares of what it holds, each divided by the
+    # number of ranks that hold the same elements, and the sum over all ranks counts every element once.
     squares = [_norm(local(tensor)) ** 2 / _copies(tensor) for tensor in tensors]
     total = torch.stack(squares).sum()
     dist.all_reduce(total)
@@ -108,7 +115,13 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def clip_gradients(parameters: Sequence[Parameter], limit: float, norm: Tensor | None = None) -> None:
-    """Scale the gradients so that their :func:`total_norm`, or the ``norm`` given, is at most ``limit``."""
+    """Scale the gradients so that their norm is at most ``limit``.
+
+    Args:
+        parameters: those without a gradient are passed over.
+        limit: the largest norm.
+        norm: the gradients' :func:`total_norm`, if it is known already.
+    """
     trained = [p for p in parameters if p.grad is not None]
     norm = total_norm([p.grad for p in trained if p.grad is not None]) if norm is None else norm
     for mesh in {_mesh(p): None for p in trained}:  # PyTorch multiplies tensors of one mesh at a time
@@ -120,11 +133,12 @@ def _mesh(tensor: Tensor) -> DeviceMesh | None:
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return norm
 
 
 def _copies(tensor: Tensor) -> int:
-    # On how many of all ranks each element is.
+    # The number of ranks that hold each element of the tensor.
     if not isinstance(tensor, DTensor):
         return rank_and_world()[1]
     sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
@@ -132,10 +146,15 @@ def _copies(tensor: Tensor) -> int:
 
 
 def all_max(values: list[int], device: torch.device) -> list[int]:
-    """The element-wise maximum over ranks."""
+    """Return the element-wise maximum over all ranks.
+
+    Args:
+        values: this rank's numbers.
+        device: where the process group's backend communicates.
+    """
     if rank_and_world()[1] == 1:
         return values
-    most = torch.tensor(values, device=device)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    found: list[int] = most.tolist()
-    return found
+    maxima = torch.tensor(values, device=device)
+    dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+    numbers: list[int] = maxima.tolist()
+    return numbers

@@ -1,9 +1,15 @@
-"""One process for each device of a run, started and watched by the command itself.
+"""Starts one process for each device of a run, and watches them.
 
-Lightning starts the ranks from inside the first of them: a sweep then repeats itself in each, a rank that dies takes
-the first one along without a word, and a signal to one of them leaves the others waiting. Here the command only
-watches: it passes signals on, ends the other ranks when one has failed, and says which it was. Nothing is started
-where torchrun, SLURM or the user has started the ranks (``LOCAL_RANK`` and its siblings are set).
+Lightning starts the other ranks from inside the first one. Then each rank repeats a sweep, a rank that dies takes the
+first one down without a message, and a signal to one rank leaves the others waiting. Here the command is a process of
+its own that does not train:
+
+1. It writes the resolved configuration to a file and starts ``halos rank FILE`` once for each device.
+2. It forwards signals to the ranks.
+3. When a rank fails it ends the others, and reports which one failed and why.
+
+Nothing is started where torchrun, SLURM or the user has started the ranks (``LOCAL_RANK`` or SLURM's variables are
+set).
 """
 
 from __future__ import annotations
@@ -27,20 +33,21 @@ from halos.processes.errors import RunFailed
 from halos.processes.signals import EXIT_CODE, SIGNALS, Interrupted
 
 ERRORS = "HALOS_ERRORS"
-"""The folder in which a rank leaves the message that it failed with."""
+"""Environment variable: the folder in which a rank that fails writes its message."""
 GRACE = 4.0
-"""Seconds that the other ranks have to end by themselves once a signal has ended one of them."""
+"""Seconds that the other ranks get to end by themselves after a signal has ended one of them."""
 
 
 def ranks_to_start(cfg: DictConfig) -> int:
-    """How many processes the run wants on this machine, if nobody has started them yet; else 0."""
+    """Return how many processes to start on this machine; 0 for one device, or if they are started already."""
+    # In an interactive job of SLURM (salloc) the command starts the ranks itself.
     jobs = os.environ.get("SLURM_JOB_NAME") not in (None, "bash", "interactive") and "SLURM_NTASKS" in os.environ
     if cfg.strategy.name == "auto" or jobs or "LOCAL_RANK" in os.environ:
         return 0
     devices = cfg.trainer.devices
     if isinstance(devices, int) and devices > 0:
         return devices
-    from lightning.pytorch import Trainer  # what "auto", "0,2" and their like mean is Lightning's to say
+    from lightning.pytorch import Trainer  # only Lightning knows what "auto", "0,2" and the like mean here
 
     if OmegaConf.is_config(devices):
         devices = OmegaConf.to_container(devices)
@@ -56,10 +63,11 @@ def ranks_to_start(cfg: DictConfig) -> int:
 
 
 def run_ranks(cfg: DictConfig, count: int) -> None:
-    """Train as configured in ``count`` processes, and wait for all of them.
+    """Train as configured in ``count`` processes, and wait for all of them; no process is left running.
 
-    Raises :class:`RunFailed` naming the rank that failed, ``ValueError`` if all of them were refused for the same
-    reason, and :class:`Interrupted` if a signal has ended the run. No process is left behind.
+    Raises:
+        RunFailed: a rank has failed, with its number and message; with the message alone if all ranks report the same.
+        Interrupted: a signal has ended the run.
     """
     with tempfile.TemporaryDirectory(prefix="halos-") as name:
         folder = Path(name)
@@ -68,10 +76,11 @@ def run_ranks(cfg: DictConfig, count: int) -> None:
         ranks: list[subprocess.Popen[bytes]] = []
         port = _free_port()
         try:
-            with _passed_on(ranks) as received:
+            with _forwarded_signals(ranks) as received:
                 for rank in range(count):
                     ranks.append(_start(config, rank, count, port))
-                    if received.number and len(ranks) < count:  # the others would never hear of it
+                    # A signal in this loop was forwarded to the ranks so far; those still to come would miss it.
+                    if received.number and len(ranks) < count:
                         raise Interrupted(received.number)
                 codes = _wait(ranks)
         finally:
@@ -92,7 +101,9 @@ def _start(config: Path, rank: int, count: int, port: int) -> subprocess.Popen[b
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count))),
         ERRORS: str(config.parent),
     }
-    package = str(Path(__file__).parents[1])
+    # -P and the package's own folder on the path: a module in the user's folder with the name of one of ours, or of one
+    # of the standard library, must not be imported instead.
+    package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-P", "-m", "halos.cli", "rank", str(config)]
     return subprocess.Popen(command, env={**os.environ, **environment, "PYTHONPATH": path})
@@ -107,19 +118,24 @@ def _free_port() -> int:
 @dataclass(slots=True)
 class _Received:
     number: int = 0
+    """Of the first signal; 0 for none."""
 
 
 @contextmanager
-def _passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[_Received]:
-    """Pass signals on to the ranks. Ctrl-C reaches them by itself, and a second one would end them at once: they get
-    it as SIGTERM."""
+def _forwarded_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[_Received]:
+    """Forward signals to the ranks, also to those that are added later.
+
+    On Ctrl-C the terminal sends SIGINT to every rank by itself, and a second SIGINT would kill them immediately. So
+    SIGINT is forwarded as SIGTERM, which a rank that has the first one ignores. Ctrl-C twice kills them.
+    """
     received = _Received()
 
     def handle(number: int, frame: object) -> None:
-        again = number == signal.SIGINT == received.number
+        twice = number == signal.SIGINT == received.number
         received.number = received.number or number
+        forwarded = signal.SIGTERM if number == signal.SIGINT else number
         for rank in ranks:
-            rank.send_signal(signal.SIGKILL if again else signal.SIGTERM if number == signal.SIGINT else number)
+            rank.send_signal(signal.SIGKILL if twice else forwarded)
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
@@ -130,23 +146,26 @@ def _passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[_Received]:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Wait until all have ended, or until one has failed and the others were given their time; the exit codes, None
-    for a rank that is still there."""
+    """Wait for all ranks, or until one has failed and the others have had their time; return the exit codes.
+
+    The code of a rank that is still running is None.
+    """
     deadline = float("inf")
-    # A list: any() would stop at the first rank that is alive and never look at those behind it.
+    # poll() collects a rank's exit code, so every rank is polled each time; any() would stop at the first that runs.
     while None in (polled := [rank.poll() for rank in ranks]) and time.monotonic() < deadline:
         codes = [code for code in polled if code]
         if codes and deadline == float("inf"):
-            ended = any(map(_by_signal, codes))
-            deadline = time.monotonic() + (GRACE if ended else GRACE / 4)
-            for rank in ranks if ended else ():
+            by_signal = any(map(_by_signal, codes))
+            # After a signal the others save a checkpoint. After a failure they only get the time to report the same.
+            deadline = time.monotonic() + (GRACE if by_signal else GRACE / 4)
+            for rank in ranks if by_signal else ():
                 rank.send_signal(signal.SIGTERM)
         time.sleep(0.05)
     return [rank.returncode for rank in ranks]
 
 
 def _by_signal(code: int | None) -> bool:
-    # Before its handlers are there, a process dies of the signal itself.
+    # A process that has not set its handlers yet is ended by the signal itself, with a negative code.
     return code == EXIT_CODE or -(code or 0) in SIGNALS
 
 
@@ -160,8 +179,9 @@ def _conclude(codes: list[int | None], folder: Path, received: int) -> None:
     ]
     if killed:
         raise RunFailed(f"{', '.join(killed)}; the others were ended; resume=auto goes on from the last checkpoint")
-    told = sorted(folder.glob("*.txt"), key=lambda file: file.stat().st_mtime_ns)
-    messages = {int(file.stem): file.read_text(encoding="utf-8") for file in told}
+    # The first message in time is the cause; the other ranks fail as they lose contact with that one.
+    files = sorted(folder.glob("*.txt"), key=lambda file: file.stat().st_mtime_ns)
+    messages = {int(file.stem): file.read_text(encoding="utf-8") for file in files}
     if not messages:
         raise RunFailed(f"the ranks ended with exit codes {codes}")
     first, message = next(iter(messages.items()))
@@ -170,6 +190,6 @@ def _conclude(codes: list[int | None], folder: Path, received: int) -> None:
 
 
 def die_with_parent() -> None:
-    """Have this process sent SIGTERM when the one that started it is killed, where the system can (Linux)."""
+    """Make Linux send SIGTERM to this process when the one that started it is killed; elsewhere nothing is done."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

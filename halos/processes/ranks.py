@@ -1,4 +1,4 @@
-"""A rank that dies: the others say which it was instead of what their network library met."""
+"""When a rank dies, the others report which one it was instead of an error of their network library."""
 
 from __future__ import annotations
 
@@ -16,40 +16,41 @@ from lightning.pytorch.callbacks import Callback
 from halos.processes.collectives import all_gather_list
 from halos.processes.errors import RunFailed
 
-_known: list[tuple[str, int]] = []
-"""(host, process id) of each rank."""
+_addresses: list[tuple[str, int]] = []
+"""Host and process id of each rank."""
 LOST = ("connection closed by peer", "connection reset by peer", "connection was closed", "broken pipe", "socket")
-"""What gloo, NCCL and the store say of a peer that is gone, in lower case."""
+"""Words of the errors of gloo, NCCL and the store when another rank is gone, in lower case."""
 
 
 class RecordRankAddresses(Callback):
-    """Learns where each rank lives, before the first step."""
+    """Gathers the host and process id of each rank before the first step."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() != trainer.world_size:
-            _leave_group()  # that of an earlier run
-        if not _known:
-            _known.extend(all_gather_list([(socket.gethostname(), os.getpid())], everywhere=True))
+            _leave_group()  # of an earlier run of this process, on other devices
+        if not _addresses:
+            _addresses.extend(all_gather_list([(socket.gethostname(), os.getpid())], everywhere=True))
 
 
 @contextmanager
 def lost_ranks_named() -> Iterator[None]:
-    """Turn an error that comes from another rank's end into :class:`RunFailed` with its name.
+    """Turn an error that another rank's end has caused into :class:`RunFailed`, which names that rank.
 
-    A failed run leaves no process group behind, unless it is NCCL's. One that went well leaves it to the next run of
-    this process, which would hang on a new one if another rank had not yet left the old.
+    A failed run destroys its process group, unless that is NCCL's. A successful run keeps it for the next run of this
+    process: that one would hang if it made a new group while another rank has not yet left the old one.
     """
-    _known.clear()
+    _addresses.clear()
     try:
         yield
     except RuntimeError as error:
         _leave_group(failed=True)
         if not any(words in str(error).lower() for words in LOST):
             raise
-        raise RunFailed(f"{_gone()}; resume=auto goes on from the last checkpoint") from error
+        raise RunFailed(f"{_lost_ranks()}; resume=auto goes on from the last checkpoint") from error
     except BaseException:
         _leave_group(failed=True)
         raise
+    # The last run's group is left at exit; registered once, however many runs there are.
     atexit.unregister(_leave_group)
     atexit.register(_leave_group)
 
@@ -57,28 +58,30 @@ def lost_ranks_named() -> Iterator[None]:
 def _leave_group(*, failed: bool = False) -> None:
     if not (dist.is_available() and dist.is_initialized()):
         return
-    # NCCL's end waits for all ranks, and those that did not fail wait for this one: it just has to die.
+    # Destroying an NCCL group waits for all ranks, and those that have not failed wait for this one in a collective. So
+    # a failed rank just ends, which the others notice.
     if not (failed and "nccl" in dist.get_backend()):
         dist.destroy_process_group()
 
 
-def _gone() -> str:
-    host = socket.gethostname()
-    gone = [
+def _lost_ranks() -> str:
+    this_host = socket.gethostname()
+    lost = [
         f"rank {rank} (process {process}) is gone"
-        for rank, (place, process) in enumerate(_known)
-        if place == host and process != os.getpid() and not _lives(process)
+        for rank, (host, process) in enumerate(_addresses)
+        if host == this_host and process != os.getpid() and not _runs(process)
     ]
-    if gone:
-        return ", ".join(gone)
-    elsewhere = [f"{rank} on {place}" for rank, (place, _) in enumerate(_known) if place != host]
+    if lost:
+        return ", ".join(lost)
+    # Processes of other hosts cannot be looked at.
+    elsewhere = [f"{rank} on {host}" for rank, (host, _) in enumerate(_addresses) if host != this_host]
     return f"lost contact with another rank ({', '.join(elsewhere) or 'which ended by itself'})"
 
 
-def _lives(process: int) -> bool:
+def _runs(process: int) -> bool:
     try:
-        os.kill(process, 0)
-        # A process that nobody has waited for is still listed.
+        os.kill(process, 0)  # sends nothing, and fails if there is no such process
+        # A zombie, which has ended and which its parent has not waited for yet, is still listed.
         return ") Z " not in Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except FileNotFoundError:
         return True  # no /proc here

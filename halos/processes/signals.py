@@ -1,9 +1,11 @@
-"""Signals that ask a run to end: SIGTERM, SIGINT, and SIGUSR1 (SLURM's, before a job's time is up).
+"""Ends a run in good order when a signal asks for it: SIGTERM, SIGINT, or SIGUSR1 (SLURM's, before time is up).
 
-Where ranks wait for each other the handler only takes a note, and all ranks end together at the next place where they
-compare notes (:func:`.all_max`): an optimizer step, a validation batch, a forward of the reference
-pass. Anywhere else it raises :class:`Interrupted` at once. A second SIGINT (Ctrl-C twice) ends the process where it
-stands.
+1. While ranks wait for each other, signals are deferred (:func:`defer`): the handler only stores the number.
+2. At the next point where all ranks exchange the number (:func:`.all_max`), all of them end together. These points are
+   an optimizer step, a validation batch, and a forward pass of the reference.
+3. Anywhere else the handler raises :class:`Interrupted` immediately.
+
+A second SIGINT (Ctrl-C twice) ends the process immediately.
 """
 
 from __future__ import annotations
@@ -16,13 +18,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 EXIT_CODE = 143
-"""Of every run that a signal has ended, as a shell reports it for SIGTERM."""
+"""Exit code of every run that a signal has ended; the one that a shell reports for SIGTERM."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 GRACE = 5.0
-"""Seconds that an interrupted process has to end by itself: a teardown that waits for lost ranks may hang."""
+"""Seconds that an interrupted process has to end by itself: closing down may hang, waiting for a lost rank."""
 
 
 class Interrupted(SystemExit):
@@ -32,8 +33,9 @@ class Interrupted(SystemExit):
         super().__init__(EXIT_CODE)
         self.signal = signal.Signals(number)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.signal,)  # from a sweep's own process to the one that started it
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
+        # Pickled by its argument: it travels from a process that runs jobs of a sweep to the one that started it.
+        return type(self), (self.signal,)
 
 
 @dataclass(slots=True)
@@ -48,8 +50,10 @@ _state = _State()
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Handle the signals inside; outside, everything is as it was. Does nothing off the main thread
-    and inside itself."""
+    """Handle the signals inside the block; afterwards handlers and state are as before.
+
+    Nothing is done inside another such block, and outside of the main thread, where Python allows no handlers.
+    """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is handle:
         yield
         return
@@ -67,20 +71,24 @@ def caught() -> Iterator[None]:
 
 
 def defer(deferred: bool) -> bool:
-    """Whether signals wait from now on until the ranks compare notes; returns what held before."""
+    """Defer signals until ranks exchange their numbers, or no longer; returns whether they were deferred before."""
     before, _state.deferred = _state.deferred, deferred
     return before
 
 
 def received() -> int:
-    """The number of the signal that this process has been sent, 0 for none."""
+    """Return the number of the first signal that this process has received, 0 for none."""
     return _state.received
 
 
 def stop(number: int) -> None:
-    """End the run for the signal of this number, after having asked SLURM to run it again if that is what it means.
+    """End the run because of this signal; nothing is done for 0.
 
-    Returns only for 0. Where ranks wait for each other all have to call it with the same number.
+    For SIGUSR1 SLURM is asked to run the job again. Where ranks wait for each other, all of them must call this with
+    the same number.
+
+    Raises:
+        Interrupted: for any number but 0.
     """
     if not number:
         return
@@ -91,12 +99,14 @@ def stop(number: int) -> None:
 
 
 def handle(number: int, frame: object) -> None:
+    """Handle a signal; Python calls it between two instructions of whatever is running."""
     if number == signal.SIGINT == _state.received:
         os._exit(128 + number)
     first, _state.received = not _state.received, _state.received or number
     if not first:
         return
     end = "at the next step" if _state.deferred else "now"
+    # Not print(): the signal may have interrupted one, whose buffer cannot be entered twice.
     os.write(2, f"{signal.Signals(number).name}: ending {end}\n".encode())
     if not _state.deferred:
         stop(number)
@@ -113,7 +123,7 @@ def _requeue() -> None:
     job = os.environ.get("SLURM_JOB_ID")
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    if job is None or os.environ.get("SLURM_PROCID", "0") != "0":
+    if job is None or os.environ.get("SLURM_PROCID", "0") != "0":  # one rank asks for all
         return
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=30)

@@ -1,7 +1,12 @@
-"""Sweeps whose jobs run at the same time in processes of their own on this machine (``hydra/launcher=joblib``).
+"""Sweeps whose jobs run at the same time in worker processes on this machine (``hydra/launcher=joblib``).
 
-joblib kills its processes as soon as the one that started them is interrupted, or one of them ends by a signal. So the
-first waits for the jobs and passes signals on, and a job that a signal ends fails like any other.
+joblib kills its workers as soon as the process that started them is interrupted, or one of them ends by a signal; jobs
+would have no time to save a checkpoint. So:
+
+1. The command forwards signals to the workers, and goes on to wait for them (:func:`passed_on_to_jobs`).
+2. In a worker, a job that a signal ends raises :class:`RunFailed`, like any job that fails, and the worker lives on
+   (:func:`job`). Its further jobs end before they begin.
+3. When all jobs have ended, the command raises :class:`.signals.Interrupted` in place of the jobs' failures.
 """
 
 from __future__ import annotations
@@ -20,18 +25,22 @@ from halos.processes.errors import RunFailed
 from halos.processes.launch import die_with_parent
 
 SWEEP = "HALOS_SWEEP"
-"""The process id of the command that has started a sweep."""
+"""Environment variable: the process id of the command that has started a sweep."""
 FAILED = "HALOS_FAILED_JOBS"
-"""The file in which jobs, in whatever process, leave their names when they fail."""
+"""Environment variable: the file to which jobs that fail add their names, whatever process they run in."""
 _received: list[int] = []
+"""Signals that this worker has received, in all of its jobs."""
 
 
 @contextmanager
 def passed_on_to_jobs() -> Iterator[None]:
-    """Within, signals are passed on to processes that run jobs, which end with a checkpoint each; a second SIGINT
-    (Ctrl-C twice) kills them. Without such processes everything is as :func:`halos.processes.signals.caught` has it.
+    """Forward signals to the worker processes, whose jobs end with a checkpoint each.
 
-    Raises :class:`halos.processes.signals.Interrupted` in the place of what the jobs' ends have led to.
+    A second SIGINT (Ctrl-C twice) kills them. While there are no workers, signals are handled as by
+    :func:`halos.processes.signals.caught`.
+
+    Raises:
+        Interrupted: a signal was forwarded; in place of the error that the ends of the jobs have led to.
     """
     os.environ[SWEEP] = str(os.getpid())
     received: list[int] = []
@@ -45,7 +54,8 @@ def passed_on_to_jobs() -> Iterator[None]:
         for job in jobs:
             if received.count(signal.SIGINT) > 1:
                 job.kill()
-            else:  # Ctrl-C has reached them by itself: a second SIGINT would end them where they stand
+            else:
+                # On Ctrl-C the terminal sends SIGINT to the workers too, and a second one would end them immediately.
                 os.kill(job.pid or 0, signal.SIGTERM if number == signal.SIGINT else number)
 
     for number in signals.SIGNALS:
@@ -64,9 +74,13 @@ def passed_on_to_jobs() -> Iterator[None]:
 
 @contextmanager
 def failures_counted(explain: Callable[[BaseException], str]) -> Iterator[None]:
-    """Around a sweep, whose launcher lets the other jobs run when one has failed.
+    """Report all jobs of a sweep that have failed; the launcher lets the others run, and raises the first error.
 
-    Raises :class:`RunFailed` that names all jobs that failed, in the place of the first one's error.
+    Args:
+        explain: returns the line that is printed for an error.
+
+    Raises:
+        RunFailed: names all jobs that failed, in place of the first one's error.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "failed.txt"
@@ -80,7 +94,7 @@ def failures_counted(explain: Callable[[BaseException], str]) -> Iterator[None]:
             raise
         finally:
             del os.environ[FAILED]
-        if failed := _failed(file):  # a sweeper that goes on with other settings
+        if failed := _failed(file):  # the sweeper has tolerated it, and gone on with other settings
             print(failed, file=sys.stderr)
 
 
@@ -90,23 +104,26 @@ def _failed(file: Path) -> str:
 
 
 @contextmanager
-def failure_told(name: str, explain: Callable[[BaseException], str]) -> Iterator[None]:
-    """Around a job: of a sweep, its failure is printed at once, as the sweep's other jobs may take hours."""
+def failure_printed(name: str, explain: Callable[[BaseException], str]) -> Iterator[None]:
+    """Print the failure of a job immediately if it is one of a sweep, whose other jobs may take hours."""
     try:
         yield
     except Exception as error:
         if file := os.environ.get(FAILED):
             print(f"job {name}: error: {explain(error)}", file=sys.stderr, flush=True)
-            with suppress(OSError), Path(file).open("a", encoding="utf-8") as stream:  # it may run on another machine
+            # On another machine the file cannot be opened.
+            with suppress(OSError), Path(file).open("a", encoding="utf-8") as stream:
                 stream.write(f"{name}\n")
         raise
 
 
 @contextmanager
 def job() -> Iterator[None]:
-    """Around a job, wherever it runs. In a process that the sweep has started, a signal that ends it, or has ended an
-    earlier one there, is :class:`RunFailed`, and signals between jobs do no harm; once the sweep is gone they end the
-    process."""
+    """Run a job of a sweep, or a single run, inside the block.
+
+    In a worker process a signal that ends the job, or that has ended an earlier job there, becomes :class:`RunFailed`.
+    Signals between two jobs are only noted, unless the command is gone; then they end the worker.
+    """
     if not _of_a_sweep():
         yield
         return

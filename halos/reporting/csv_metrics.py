@@ -1,11 +1,10 @@
-"""``metrics.csv``: one line for each time that metrics were logged."""
+"""Writes ``metrics.csv``: a row for each time that metrics are logged."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -14,9 +13,9 @@ from halos.files import atomic_file
 
 
 class CSVMetrics(Logger):
-    """Metrics as a table whose columns grow as new names appear.
+    """Writes metrics into a table that gets a new column for each new name.
 
-    Lightning's own CSV logger deletes the earlier rows of a run that is resumed; this one goes on with them.
+    Lightning's own CSV logger deletes the earlier rows when a run is resumed; this one adds to them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,34 +39,41 @@ class CSVMetrics(Logger):
         new = [name for name in row if name not in self._columns]
         if new:
             self._columns += new
+            # The header is the first line, so a new column means a new file.
             self._write(self._read())
         with self.path.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self._columns).writerow(row)
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """They are in config.yaml."""
+    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
+        """Do nothing: parameters are in config.yaml."""
 
     @rank_zero_only
     def resume_at(self, step: int, *, validated: bool = True) -> None:
-        """Keep the rows of an earlier part of this run, up to its checkpoint's step; of that step's validation only
-        if it was ``validated`` before the checkpoint."""
+        """Remove the rows that a run which resumes at ``step`` will log again.
+
+        Args:
+            step: optimizer step of the checkpoint.
+            validated: whether the step was validated before the checkpoint was written; else the row of its
+                validation is removed too.
+        """
         rows = [row for row in self._read() if float(row["step"]) <= step]
         if not validated:
             rows = [row for row in rows if float(row["step"]) < step or not row.get("val/loss")]
         if rows:
-            # Columns in the order in which they were first used: those of dropped rows come again.
+            # Columns that only removed rows have used are removed too: they will be added again, in the same order as
+            # by a run that was not interrupted.
             self._columns = [name for name in rows[0] if any(row[name] for row in rows)]
             self._write([{name: row[name] for name in self._columns} for row in rows])
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
         with self.path.open(newline="", encoding="utf-8") as stream:
-            # A last line without an end was cut off.
+            # A last line without a line break was cut off by a kill.
             return list(csv.DictReader(line for line in stream if line.endswith("\n")))
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
+    def _write(self, rows: list[dict[str, str]]) -> None:
         with atomic_file(self.path) as part, part.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, self._columns)
             writer.writeheader()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
@@ -18,7 +19,7 @@ from halos.data.preparation.hygiene import Finding
 from halos.data.preparation.intake import Intake
 from halos.data.streaming.module import StreamingDataModule
 from halos.files import write_atomically
-from halos.processes.collectives import on_first_process
+from halos.processes.first import on_first_process
 from halos.terminal import console
 
 REPORT = "data_report.json"
@@ -30,31 +31,32 @@ FINDINGS = {
     "contradictory_pairs": "preferred both ways round",
     "identical_pairs": "pairs with identical sides",
 }
+"""Kinds of findings, and what the table says of them."""
 
 
 @rank_zero_only
-def show_report(taken: Intake) -> None:
-    """Print what was read and what is wrong with it; with the first records where something is."""
-    splits = taken.hygiene
-    if not splits:  # a stream without validation data
+def show_report(intake: Intake) -> None:
+    """Print what was read and what is wrong with it, with the first records of each finding."""
+    splits = intake.hygiene
+    if not splits:  # a stream without validation data: nothing is read before training
         return
     table = Table("feedback", *splits, "for example", box=box.SIMPLE_HEAD)
     for name in COUNTS:
-        if any(getattr(found, name) for found in splits.values()):
-            table.add_row(name, *(f"{getattr(found, name):,}" for found in splits.values()), "")
-    for name, said in FINDINGS.items():
-        findings: list[Finding] = [getattr(found, name) for found in splits.values()]
+        if any(getattr(summary, name) for summary in splits.values()):
+            table.add_row(name, *(f"{getattr(summary, name):,}" for summary in splits.values()), "")
+    for name, label in FINDINGS.items():
+        findings: list[Finding] = [getattr(summary, name) for summary in splits.values()]
         if any(finding.count for finding in findings):
             ids = next(finding.ids for finding in findings if finding.count)
-            table.add_row(said, *(f"{finding.count:,}" for finding in findings), escape(", ".join(ids[:2])))
-    if taken.leaks.count:
-        counts = [f"{taken.leaks.count:,}" if split == "val" else "" for split in splits]
-        table.add_row("prompts of training, left out", *counts, escape(", ".join(taken.leaks.ids[:2])))
+            table.add_row(label, *(f"{finding.count:,}" for finding in findings), escape(", ".join(ids[:2])))
+    if intake.leaks.count:
+        counts = [f"{intake.leaks.count:,}" if split == "val" else "" for split in splits]
+        table.add_row("prompts of training, left out", *counts, escape(", ".join(intake.leaks.ids[:2])))
     for name in next(iter(splits.values())).lengths:
         table.add_row(
             f"{name}, median / 95% / longest", *(_lengths(f.lengths.get(name, {})) for f in splits.values()), ""
         )
-    for split, origins in taken.origins.items():
+    for split, origins in intake.origins.items():
         for file, origin in origins.items():
             for reason, count in origin.dropped.items():
                 cells = [f"{count:,}" if other == split else "" for other in splits]
@@ -64,20 +66,20 @@ def show_report(taken: Intake) -> None:
     console.print(table)
 
 
-def _lengths(found: Mapping[str, int]) -> str:
-    return " / ".join(f"{found[p]:,}" for p in ("p50", "p95", "p100")) if found else ""
+def _lengths(percentiles: Mapping[str, int]) -> str:
+    return " / ".join(f"{percentiles[p]:,}" for p in ("p50", "p95", "p100")) if percentiles else ""
 
 
-def write_report(taken: Intake, folder: Path) -> None:
+def write_report(intake: Intake, folder: Path) -> None:
     """Write ``data_report.json`` on the first process."""
     if on_first_process():
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(taken.report(), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(intake.report(), indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(folder / REPORT, text + "\n")
 
 
 class StreamReport(Callback):
-    """Writes what was read of a stream with every checkpoint: it is not known before."""
+    """Writes the data report of a stream with every checkpoint, as a stream is read while training."""
 
     def __init__(self, data: StreamingDataModule, folder: Path) -> None:
         self.data, self.folder = data, folder
@@ -89,8 +91,8 @@ class StreamReport(Callback):
             write_report(self.data.intake, self.folder)
 
 
-def plot_lengths(lengths: Mapping[str, Any], file: Path) -> None:
-    """Histograms of lengths, one for each name, as a picture."""
+def plot_lengths(lengths: Mapping[str, np.ndarray], file: Path) -> None:
+    """Draw a histogram of lengths for each name into one picture."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(lengths), 3.2), layout="constrained")

@@ -1,4 +1,4 @@
-"""A few sampled completions at each validation, to be read by a person."""
+"""Logs a few sampled completions at each validation, for people to read."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from halos.data.rows.chat_tokens import ChatTokens
 from halos.objectives.base import Objective
 from halos.reporting.tensorboard import log_text
 from halos.sampling.generate import sample
-from halos.sharding.sharding import whole_root
+from halos.sharding.sharding import unsharded_root
 
 
 class SampledReplies(Callback):
-    """Replies of the policy to the same few prompts, as text in TensorBoard."""
+    """Logs the policy's replies to the same few prompts as text in TensorBoard.
+
+    Args:
+        tokens: tokenises prompts as training does.
+        prompts: none for no samples.
+        max_new_tokens: the longest reply.
+        seed: the same at each validation, so that replies differ by the policy alone.
+    """
 
     def __init__(self, tokens: ChatTokens, prompts: list[Prompt], *, max_new_tokens: int, seed: int) -> None:
         self.tokens, self.prompts = tokens, prompts
@@ -24,11 +31,12 @@ class SampledReplies(Callback):
         if not self.prompts or not isinstance(pl_module, Objective):
             return
         backbone = pl_module.trained
+        # One rank would do, but every forward pass of a sharded policy gathers weights from all ranks.
         if not (trainer.is_global_zero or backbone.sharded):
             return
         control, tokenizer = pl_module.control(True), self.tokens.tokenizer
-        prompts = [self.tokens.fit_prompt(self.tokens.prompt(prompt, control), "prompt")[0] for prompt in self.prompts]
-        with whole_root(backbone):
+        prompts = [self.tokens.fitted_prompt(prompt, control) for prompt in self.prompts]
+        with unsharded_root(backbone):
             replies = sample(
                 backbone.policy,
                 prompts,

@@ -1,11 +1,11 @@
-"""What a run prints: the data, one example with its scored tokens marked, and the result."""
+"""Prints what a run is about to do and what came out: the data, one example, the plan, and the result."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
@@ -16,12 +16,15 @@ from halos.data.rows.token_rows import Row
 from halos.sampling.before_after import Comparison
 from halos.terminal import console
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 @rank_zero_only
 def show_reference(report: Mapping[str, Any]) -> None:
-    """What the cache of the reference's log-probs had, what was added, and where it is."""
+    """Print what the cache of the reference's log-probs had, what was added, and where it is."""
     console.print(
-        "reference log-probs of {completions:,} completions: {found:,} were there, {computed:,} computed in "
+        "reference log-probs of {completions:,} completions: {found:,} were cached, {computed:,} computed in "
         "{seconds:.1f} s → [bold]{folder}[/]".format(**{**report, "folder": escape(str(report["folder"]))}),
         highlight=False,
         soft_wrap=True,
@@ -30,7 +33,7 @@ def show_reference(report: Mapping[str, Any]) -> None:
 
 @rank_zero_only
 def show_data(reports: Mapping[str, Counter[str]]) -> None:
-    """Counts of what was read, converted, cut and dropped."""
+    """Print how many records and examples were read, converted, cut and dropped."""
     table = Table("data", *reports, box=box.SIMPLE_HEAD)
     for name in dict.fromkeys(name for report in reports.values() for name in report):
         table.add_row(name, *(f"{report[name]:,}" for report in reports.values()))
@@ -38,19 +41,25 @@ def show_data(reports: Mapping[str, Counter[str]]) -> None:
 
 
 @rank_zero_only
-def show_example(row: Row, tokenizer: Any, branches: tuple[str, ...]) -> None:
-    """One decoded example with its scored tokens in ⟦brackets⟧ (and green, on a terminal)."""
+def show_example(row: Row, tokenizer: PreTrainedTokenizerBase, branches: Sequence[str]) -> None:
+    """Print one decoded example with its scored tokens in ⟦brackets⟧ (and green, on a terminal).
+
+    Args:
+        row: the example.
+        tokenizer: decodes it.
+        branches: a name for each of its completions.
+    """
     console.print(f"[bold]One example[/] ({escape(row.id)}); the tokens in ⟦brackets⟧ are scored:")
-    prompt = escape(tokenizer.decode(row.prompt))
+    prompt = escape(str(tokenizer.decode(list(row.prompt))))
     for name, branch in zip(branches, row.branches, strict=True):
-        scored = escape(tokenizer.decode(branch))
+        scored = escape(str(tokenizer.decode(list(branch))))
         console.print(f"  [dim]{name}:[/] {prompt}[bold]⟦[/][green]{scored}[/][bold]⟧[/]", highlight=False)
     console.print()
 
 
 @rank_zero_only
 def show_plan(steps: int, examples: int | None, batch_size: int, root: str) -> None:
-    """What is about to happen, and where it will be found; ``examples``: None for a stream."""
+    """Print how long the run will be, and where its output goes; ``examples`` is None for a stream."""
     over = "a stream" if examples is None else f"{examples:,} examples"
     console.print(
         f"{steps:,} steps over {over}, {batch_size} a device and micro-step → [bold]{escape(root)}[/]\n",
@@ -60,7 +69,7 @@ def show_plan(steps: int, examples: int | None, batch_size: int, root: str) -> N
 
 @rank_zero_only
 def show_comparison(comparison: Comparison) -> None:
-    """The table of sampled replies: reference against policy."""
+    """Print how reference and policy do on held-out prompts, with the first replies of both."""
     reference, policy = comparison.reference, comparison.policy
     table = Table("", "reference", "policy", box=box.SIMPLE_HEAD, title=f"{len(comparison.prompts)} held-out prompts")
     table.add_row("desirable by the true reward", f"{reference.desirable_share:.1%}", f"{policy.desirable_share:.1%}")
@@ -79,7 +88,7 @@ def show_comparison(comparison: Comparison) -> None:
 
 @rank_zero_only
 def show_metrics(metrics: Mapping[str, float]) -> None:
-    """The final validation metrics."""
+    """Print the final validation metrics."""
     if not metrics:
         return
     table = Table("validation", "final", box=box.SIMPLE_HEAD)
@@ -90,7 +99,7 @@ def show_metrics(metrics: Mapping[str, float]) -> None:
 
 @rank_zero_only
 def show_where_next(root: Path, model: Path) -> None:
-    """Where to look when the run is over."""
+    """Print where the curves and the model are."""
     console.print(f"curves: [bold]tensorboard --logdir {escape(str(root))}[/]", highlight=False)
     console.print(f"model:  [bold]{escape(str(model))}[/]", highlight=False)
 

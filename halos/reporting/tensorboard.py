@@ -1,16 +1,20 @@
-"""What TensorBoard shows beyond scalars: a layout, histograms of rewards, sampled completions, hparams."""
+"""Adds to TensorBoard what Lightning does not log: a layout, histograms, texts, and parameters with final metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from halos.files import PART, atomic_file, remove
 from halos.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 LAYOUT = {
     "alignment": {
@@ -22,11 +26,11 @@ LAYOUT = {
         }.items()
     }
 }
-"""Custom scalars: rewards of both kinds and their margin in one chart, KL beside it."""
+"""Custom scalars: rewards of both kinds and their margin in one chart, and KL in another."""
 
 
 class TensorBoardReport(Callback):
-    """Adds to a :class:`TensorBoardLogger`; does nothing with other loggers."""
+    """Logs the layout and histograms of rewards to a :class:`TensorBoardLogger`; other loggers are left alone."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for writer in _writers(trainer):
@@ -43,13 +47,13 @@ class TensorBoardReport(Callback):
 
 
 def log_text(trainer: pl.Trainer, tag: str, texts: list[str]) -> None:
-    """Show texts, one below the other, at the current step."""
+    """Log texts, one below the other, at the current step."""
     for writer in _writers(trainer):
         writer.add_text(tag, "\n\n---\n\n".join(texts), trainer.global_step)
 
 
-def log_hparams(trainer: pl.Trainer, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-    """Keep the run's parameters with its final metrics, so that runs can be compared."""
+def log_hparams(trainer: pl.Trainer, params: Mapping[str, object], metrics: Mapping[str, float]) -> None:
+    """Log the run's parameters with its final metrics, so that TensorBoard can compare runs."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
@@ -59,39 +63,43 @@ def log_hparams(trainer: pl.Trainer, params: Mapping[str, Any], metrics: Mapping
 
 
 def truncate_events_after(folder: Path, step: int, *, validated: bool) -> None:
-    """Take events behind ``step`` out of the folder's files, those of its own validation too unless ``validated``, and
-    those of the run's end.
+    """Remove from a folder's event files what a run that resumes at ``step`` will log again.
 
-    A file that was cut off in the middle of an event keeps those before it.
+    These are all events after the step, those of the run's end, and those of the step's own validation unless it was
+    done before the checkpoint. A file that is cut off in the middle of an event keeps the events before it.
+
+    Args:
+        folder: the logger's folder.
+        step: optimizer step of the checkpoint.
+        validated: whether the step was validated before the checkpoint was written.
     """
+    # SummaryWriter's purge_step would hide events by their step alone. It cannot keep the training metrics of a step
+    # and drop the validation of the same step, nor drop the final metrics, which TensorBoard has at step 0.
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
+    def is_logged_again(event: Event) -> bool:
+        tags = [value.tag for value in event.summary.value]
+        if event.step > step or any(tag.startswith("final/") for tag in tags):
+            return True
+        of_validation = any(tag.startswith(("val/", "samples")) for tag in tags)
+        return event.step == step and of_validation and not validated
+
+    for part in folder.glob(f"*{PART}"):  # of a process that was killed here; TensorBoard would read it too
+        remove(part)
     for path in sorted(folder.glob("events.out.tfevents.*")):
         records = list(RawEventFileLoader(str(path)).Load())
-        kept = []
-        for record in records:
-            event = Event.FromString(record)
-            if not _of(event, "final/") and (
-                event.step < step or (event.step == step and (validated or not _of(event, "val/", "samples")))
-            ):
-                kept.append(record)
-        if len(kept) == len(records):
+        remaining = [record for record in records if not is_logged_again(Event.FromString(record))]
+        if len(remaining) == len(records):
             continue
-        part = path.with_name(f".{path.name}.part")
-        with part.open("wb") as stream:
+        with atomic_file(path) as part, part.open("wb") as stream:
             writer = RecordWriter(stream)
-            for record in kept:
+            for record in remaining:
                 writer.write(record)
-        part.replace(path)
 
 
-def _of(event: Any, *prefixes: str) -> bool:
-    return any(value.tag.startswith(prefixes) for value in event.summary.value)
-
-
-def _writers(trainer: pl.Trainer) -> list[Any]:
+def _writers(trainer: pl.Trainer) -> list[SummaryWriter]:
     if not trainer.is_global_zero:
         return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

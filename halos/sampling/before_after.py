@@ -1,19 +1,30 @@
-"""Reference against policy: what each says to held-out prompts, by the true reward."""
+"""Compares the policy with its reference by the true reward of their samples for held-out prompts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from halos.data.records.truth import TrueReward
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.token_rows import Control
 from halos.sampling.generate import log_ratios, sample
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Completions of one model, with their true rewards in [0, 1]."""
+    """Completions of one model and their true rewards.
+
+    Attributes:
+        completions: texts.
+        rewards: the true reward of each, in [0, 1].
+        desirable: whether each is desirable.
+    """
 
     completions: list[str]
     rewards: list[float]
@@ -21,7 +32,7 @@ class Samples:
 
     @property
     def desirable_share(self) -> float:
-        """The share that people would want."""
+        """The share of desirable completions."""
         return sum(self.desirable) / len(self.desirable)
 
     @property
@@ -32,7 +43,14 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Samples of the reference and of the policy for the same prompts, and KL(π_θ ‖ π_ref) in nats per completion."""
+    """Samples of the reference and of the policy for the same prompts.
+
+    Attributes:
+        prompts: texts of the prompts.
+        reference: samples of the reference.
+        policy: samples of the policy.
+        kl: KL(π_θ ‖ π_ref) in nats per completion, estimated from the policy's samples.
+    """
 
     prompts: list[str]
     reference: Samples
@@ -40,7 +58,7 @@ class Comparison:
     kl: float
 
     def summary(self) -> dict[str, float]:
-        """The numbers that a run's summary keeps."""
+        """The numbers that go into ``summary.json``."""
         return {
             "reference_desirable": self.reference.desirable_share,
             "policy_desirable": self.policy.desirable_share,
@@ -51,38 +69,54 @@ class Comparison:
 
 
 def compare(
-    policy: Any,
-    reference: Any,
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
     tokens: ChatTokens,
-    judge: TrueReward,
+    true_reward: TrueReward,
     *,
     size: int,
     max_new_tokens: int,
     seed: int,
     control: Control,
 ) -> Comparison:
-    """Sample both models on ``size`` held-out prompts at temperature 1; the policy is conditioned on "desirable"."""
-    prompts = judge.prompts(size)
-    plain = [tokens.fit_prompt(tokens.prompt(prompt), "prompt")[0] for prompt in prompts]
-    conditioned = [tokens.fit_prompt(tokens.prompt(prompt, control(True)), "prompt")[0] for prompt in prompts]
-    options = {
-        "end_of_turn": tokens.end_of_turn,
-        "pad": tokens.tokenizer.pad_token_id,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-    }
-    said = sample(policy, conditioned, **options)
-    kl = log_ratios(policy, reference, conditioned, plain, said).mean().item()
-    before = sample(reference, plain, **options)
-    return Comparison(prompts, judged(prompts, before, tokens, judge), judged(prompts, said, tokens, judge), kl)
+    """Sample both models at temperature 1 and compute the true reward of their completions.
+
+    Args:
+        policy: the trained model; its prompts end with the control token for "desirable", where there is one.
+        reference: the model that it started from; its prompts have no control token.
+        tokens: turns prompts into token ids and completions into text.
+        true_reward: the true reward, which also has the held-out prompts.
+        size: the number of prompts.
+        max_new_tokens: the maximum number of tokens in a completion.
+        seed: the seed of both models' samples.
+        control: see :data:`halos.data.rows.token_rows.Control`.
+    """
+    prompts = true_reward.prompts(size)
+    plain = [tokens.fitted_prompt(prompt) for prompt in prompts]
+    conditioned = [tokens.fitted_prompt(prompt, control(True)) for prompt in prompts]
+    draw = partial(sample, end_of_turn=tokens.end_of_turn, pad=tokens.pad, max_new_tokens=max_new_tokens, seed=seed)
+    # Both models draw with the same seed, so equal models give equal samples. The KL is estimated from samples of the
+    # policy, not of the reference: KL(π_θ ‖ π_ref) is an expectation under the policy.
+    completions = draw(policy, conditioned)
+    kl = log_ratios(policy, reference, conditioned, plain, completions).mean().item()
+    before = judged(prompts, draw(reference, plain), tokens, true_reward)
+    after = judged(prompts, completions, tokens, true_reward)
+    return Comparison(prompts, before, after, kl)
 
 
-def judged(prompts: list[str], completions: list[list[int]], tokens: ChatTokens, judge: TrueReward) -> Samples:
-    """Decode the completions' ids, and ask the judge about each."""
-    texts = [tokens.tokenizer.decode(_content(ids, tokens.end_of_turn)) for ids in completions]
+def judged(
+    prompts: Sequence[str], completions: Sequence[Sequence[int]], tokens: ChatTokens, true_reward: TrueReward
+) -> Samples:
+    """Decode completions and compute the true reward of each.
+
+    Args:
+        prompts: n texts.
+        completions: the token ids of n completions.
+        tokens: decodes the completions.
+        true_reward: the true reward.
+    """
+    texts = [tokens.text(ids) for ids in completions]
     pairs = list(zip(prompts, texts, strict=True))
-    return Samples(texts, [judge.reward(*pair) for pair in pairs], [judge.desirable(*pair) for pair in pairs])
-
-
-def _content(ids: list[int], end: int) -> list[int]:
-    return ids[:-1] if ids and ids[-1] == end else ids
+    rewards = [true_reward.reward(*pair) for pair in pairs]
+    desirable = [true_reward.desirable(*pair) for pair in pairs]
+    return Samples(texts, rewards, desirable)

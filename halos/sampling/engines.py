@@ -1,4 +1,4 @@
-"""What completions are sampled with: plain transformers, or vLLM behind the same interface."""
+"""Sampling engines: plain transformers, or vLLM with the same interface."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ import importlib.util
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from halos.checks import check_number, check_whole
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.policy.lookup import Policy
 from halos.sampling.generate import sample
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Ids = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """How completions are drawn. Temperature 0 takes the likeliest token each time."""
+    """How completions are drawn.
+
+    Attributes:
+        max_new_tokens: the maximum number of tokens in a completion.
+        temperature: 0 takes the likeliest token each time.
+        top_p: the share of probability that tokens are drawn from, in (0, 1].
+    """
 
     max_new_tokens: int = 256
     temperature: float = 1.0
@@ -35,14 +44,14 @@ class Engine(Protocol):
     """Samples completions; the same prompts and seed give the same completions."""
 
     def generate(self, prompts: Sequence[Ids], *, seed: int) -> list[list[int]]:
-        """One completion's ids for each prompt's ids, up to and with the end-of-turn token."""
+        """Sample one completion for each prompt, up to and including its end-of-turn token (all as token ids)."""
         ...
 
 
 class TransformersEngine:
-    """``generate`` of transformers, on one left-padded batch."""
+    """Samples with ``generate`` of transformers, on one left-padded batch."""
 
-    def __init__(self, model: Any, tokens: ChatTokens, decoding: Decoding) -> None:
+    def __init__(self, model: PreTrainedModel, tokens: ChatTokens, decoding: Decoding) -> None:
         self.model, self.tokens, self.decoding = model, tokens, decoding
 
     def generate(self, prompts: Sequence[Ids], *, seed: int) -> list[list[int]]:
@@ -50,19 +59,20 @@ class TransformersEngine:
             self.model,
             prompts,
             end_of_turn=self.tokens.end_of_turn,
-            pad=self.tokens.tokenizer.pad_token_id,
+            pad=self.tokens.pad,
             max_new_tokens=self.decoding.max_new_tokens,
             temperature=self.decoding.temperature,
             top_p=self.decoding.top_p,
             seed=seed,
-            batch_size=len(prompts),
+            batch_size=len(prompts),  # the sampler divided them already; dividing again would change the draws
         )
 
 
 class VLLMEngine:
-    """vLLM's offline engine; each completion has a seed of its own.
+    """Samples with vLLM's offline engine; each completion has its own seed.
 
-    Raises ``ValueError`` if vLLM is not installed.
+    Raises:
+        ValueError: vLLM is not installed.
     """
 
     def __init__(self, path: str, tokens: ChatTokens, decoding: Decoding, *, dtype: str) -> None:
@@ -76,7 +86,8 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         end = self.tokens.end_of_turn
-        seeds = random.Random(seed)  # seed + n would also be among those of the next batch
+        # Drawn, not counted up: seed + n would be used again by the batch whose seed is one higher.
+        seeds = random.Random(seed)
         settings = [
             SamplingParams(
                 max_tokens=self.decoding.max_new_tokens,
@@ -84,24 +95,41 @@ class VLLMEngine:
                 top_p=self.decoding.top_p,
                 stop_token_ids=[end],
                 seed=seeds.getrandbits(63),
-                detokenize=False,
+                detokenize=False,  # texts come from our own decoding, as with the other engine
             )
             for _ in prompts
         ]
-        asked: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = self._llm.generate(asked, settings, use_tqdm=False)
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self._llm.generate(requests, settings, use_tqdm=False)
         return [_with_end(output.outputs[0], end) for output in outputs]
 
 
-def _with_end(output: Any, end: int) -> list[int]:
-    ids = list(output.token_ids)
-    return [*ids, end] if output.stop_reason == end and ids[-1:] != [end] else ids
+class _VLLMCompletion(Protocol):
+    token_ids: Sequence[int]
+    stop_reason: int | str | None
 
 
-def check_engine(name: Any, policy: Policy, *, key: str = "policy") -> None:
-    """Raise ``ValueError`` unless the policy, given under ``key``, can be sampled by this engine; loads nothing."""
+def _with_end(completion: _VLLMCompletion, end: int) -> list[int]:
+    # Versions of vLLM differ in whether the token that stopped a completion is among its ids.
+    ids = list(completion.token_ids)
+    return [*ids, end] if completion.stop_reason == end and ids[-1:] != [end] else ids
+
+
+def check_engine(name: str, policy: Policy, *, key: str = "policy") -> None:
+    """Check that an engine can sample a policy; loads nothing.
+
+    Args:
+        name: ``transformers`` or ``vllm``.
+        policy: the policy to sample.
+        key: the configuration key of the policy, for the message.
+
+    Raises:
+        ValueError: the policy does not generate, or the engine is unknown, not installed or ignores its adapter.
+    """
     if policy.is_classifier:
-        raise ValueError(f"{key}: {policy.name} is a reward model, which does not generate")
+        raise ValueError(
+            f"{key}: expected a language model, found the reward model {policy.name}, which does not generate"
+        )
     if name == "vllm" and policy.spec.lora.enabled:
         raise ValueError(
             f"engine: expected transformers for {policy.name} with the adapter {policy.spec.lora.path}, which vllm "
@@ -110,18 +138,30 @@ def check_engine(name: Any, policy: Policy, *, key: str = "policy") -> None:
     check_installed(name)
 
 
-def check_installed(name: Any) -> None:
-    """Raise ``ValueError`` for an engine that there is not, or that is not installed."""
+def check_installed(name: str) -> None:
+    """Check that an engine of this name exists and is installed.
+
+    Raises:
+        ValueError: it does not exist, or is not installed.
+    """
     if name not in ("transformers", "vllm"):
         raise ValueError(f"engine: expected transformers or vllm, found {name!r}")
+    # find_spec, because importing vLLM takes many seconds.
     if name == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ValueError("engine=vllm: vLLM is not installed; pip install 'halos[vllm]', or use engine=transformers")
 
 
-def make_engine(name: str, policy: Policy, tokens: ChatTokens, decoding: Decoding, **where: str) -> Engine:
-    """The engine of this name (transformers or vllm); ``where``: device and precision."""
+def make_engine(
+    name: str, policy: Policy, tokens: ChatTokens, decoding: Decoding, *, device: str, precision: str
+) -> Engine:
+    """Load a policy into the engine of this name (``transformers`` or ``vllm``).
+
+    Raises:
+        ValueError: see :func:`check_engine`.
+    """
     check_engine(name, policy)
     if name == "transformers":
-        return TransformersEngine(policy.load(**where, vocabulary=len(tokens.tokenizer)), tokens, decoding)
-    dtype = "bfloat16" if where["precision"] == "bf16-true" else "float32"
+        model = policy.load(device=device, precision=precision, vocabulary=len(tokens.tokenizer))
+        return TransformersEngine(model, tokens, decoding)
+    dtype = "bfloat16" if precision == "bf16-true" else "float32"
     return VLLMEngine(policy.spec.path, tokens, decoding, dtype=dtype)

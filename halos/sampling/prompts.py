@@ -1,4 +1,4 @@
-"""The records that a command works on: a split of a data source, as a training run would split it."""
+"""Prompts to sample completions for, from a split of a data source."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from omegaconf import DictConfig
 
 from halos.checks import check_whole
-from halos.config.building import SOURCE_KEYS, build
 from halos.data.preparation.intake import LEAKED, Intake, read, read_held
+from halos.data.preparation.prepare import Preparation
 from halos.data.records.record import Prompt, Record, prompt_key
 from halos.data.records.table import loose_prompt, table_of
 from halos.data.rows.chat_tokens import Limits
 from halos.data.sources.base import Source
+from halos.data.streaming.preparation import StreamPreparation
 from halos.data.views.selection import Selection
-from halos.policy.lookup import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A prompt, and the id of the first record that it stands in."""
+    """A prompt to sample completions for.
+
+    Attributes:
+        id: the id of the first record with this prompt.
+        prompt: its text or turns.
+    """
 
     id: str
     prompt: Prompt
@@ -31,9 +33,15 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class HeldData:
-    """The records of one split, and where they come from.
+    """The records of one split and how the training run reads them.
 
-    ``training``: the records that set the median of scores. ``report``: what was left out of the split.
+    Attributes:
+        source: where the records come from.
+        limits: token limits of prompts and completions.
+        records: the records of the split.
+        training: the training records, which set the median of scores.
+        selection: which of the feedback is used.
+        report: how many records were left out of the split, by reason.
     """
 
     source: Source
@@ -44,52 +52,62 @@ class HeldData:
     report: Counter[str]
 
 
-def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: int) -> HeldData:
-    """The split ``val`` or ``train`` of the data given, or else of the data that the policy was trained on.
+def read_split(preparation: Preparation, split: str) -> HeldData:
+    """Read the records of a split exactly as a training run splits them.
 
-    Raises ``ValueError`` if there is no data, or nothing held out.
+    Args:
+        preparation: how the run reads its data.
+        split: ``val`` or ``train``.
+
+    Raises:
+        ValueError: the split has another name, or no records are held out.
     """
     if split not in ("val", "train"):
         raise ValueError(f"split: expected val or train, found {split!r}")
-    if node is None and policy is not None and policy.run is not None:
-        node, seed = policy.run.data, policy.run.seed
-    if node is None:
-        raise ValueError("data: expected data=toy, data=json data.train=FILE …; only a run's folder brings its own")
-    module: Any = build(node, without=SOURCE_KEYS, seed=seed)
-    streamed = bool(node.get("streaming", False))
-    taken = _read(module.source, split, int(node.val_size), seed, streamed=streamed)
-    if split not in taken.records:
+    source = preparation.source
+    if isinstance(preparation, StreamPreparation):
+        intake = _read_stream(source, split, preparation.val_size)
+    else:
+        intake = read(source, val_size=preparation.val_size, seed=preparation.seed, strict=False)
+    if split not in intake.records:
         raise ValueError("split: expected held-out records; set data.val=FILE or data.val_size=N, or split=train")
-    records = taken.records[split]
-    training = taken.records.get("train", records)  # a stream has no median
-    left_out = +Counter({LEAKED: taken.reports[split][LEAKED]})
-    return HeldData(module.source, module.limits, records, training, module.selection, left_out)
+    records = intake.records[split]
+    # A stream has no training records in memory, and refuses a median of their scores beforehand.
+    training = intake.records.get("train", records)
+    left_out = +Counter({LEAKED: intake.reports[split][LEAKED]})
+    return HeldData(source, preparation.limits, records, training, preparation.selection, left_out)
 
 
-def _read(source: Source, split: str, val_size: int, seed: int, *, streamed: bool) -> Intake:
-    """What a training run would read; of a stream, training records only if these are asked for."""
-    if not streamed:
-        return read(source, val_size=val_size, seed=seed, strict=False)
-    taken, held = read_held(source, val_size=val_size, strict=False)
-    if split == "train":  # a stream leaves out of training what is in the validation data
-        prompts = {loose_prompt(record.prompt) for record in held}
-        rest = [record for record in source.stream({}) if loose_prompt(record.prompt) not in prompts]
-        taken.records["train"], taken.reports["train"] = table_of(rest), Counter()
-    return taken
+def _read_stream(source: Source, split: str, val_size: int) -> Intake:
+    intake, held = read_held(source, val_size=val_size, strict=False)
+    if split == "train":
+        # The validation records come first in a stream, so it is training that leaves their prompts out.
+        held_prompts = {loose_prompt(record.prompt) for record in held}
+        rest = [record for record in source.stream({}) if loose_prompt(record.prompt) not in held_prompts]
+        intake.records["train"], intake.reports["train"] = table_of(rest), Counter()
+    return intake
 
 
 def distinct_prompts(records: Sequence[Record], size: int | None, seed: int) -> list[Asked]:
-    """At most ``size`` different prompts, drawn with the seed, in the order of the records.
+    """Draw up to ``size`` different prompts with the seed; they keep the order of the records.
 
-    Raises ``ValueError`` if there are none.
+    Args:
+        records: where the prompts come from.
+        size: the number of prompts; None for all.
+        seed: the seed of the draw.
+
+    Raises:
+        ValueError: ``size`` is not a whole number from 1 on, or there are no prompts.
     """
     check_whole("size", size, 1, null=True)
-    asked: dict[str, Asked] = {}
+    # By key, so that a text and the same text as a lone user turn are one prompt.
+    first_with: dict[str, Asked] = {}
     for record in records:
-        asked.setdefault(prompt_key(record.prompt), Asked(record.id, record.prompt))
-    found = list(asked.values())
-    if not found:
+        first_with.setdefault(prompt_key(record.prompt), Asked(record.id, record.prompt))
+    prompts = list(first_with.values())
+    if not prompts:
         raise ValueError("split: expected records with prompts, found none")
-    if size is None or size >= len(found):
-        return found
-    return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), size))]
+    if size is None or size >= len(prompts):
+        return prompts
+    # Indices are drawn and sorted, not prompts: the order then stays that of the records, whatever the size.
+    return [prompts[i] for i in sorted(random.Random(seed).sample(range(len(prompts)), size))]

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from halos.data.rows.templates import render
 from halos.toy.feedback import behaviour_completion
 from halos.toy.world import prompts_of, words
 
@@ -78,12 +79,6 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> LlamaForCa
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_NEW_TOKENS, bos_token_id=None
     )
     return model
-
-
-def render(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """The prompt through the chat template, ready for a completion."""
-    turns = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
 def pretrain(

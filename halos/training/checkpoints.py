@@ -1,9 +1,9 @@
-"""Checkpoints: written whole or not at all, found again after any interruption, and refused for another run.
+"""Checkpoints: complete or not there at all, found again after any interruption, and refused for another run.
 
     checkpoints/step_1000.ckpt · step_1500.ckpt · last.ckpt (a link to the newest)
 
-A checkpoint is taken right behind an optimizer step, before the validation that may be due; a run that goes on from it
-validates first. What the loggers have is flushed beforehand, so nothing up to the checkpoint's step is ever missing.
+A checkpoint is written directly after an optimizer step, before the validation that may be due at that step; a run that
+resumes from it validates first. Loggers are flushed before, so their files reach at least as far as the checkpoint.
 """
 
 from __future__ import annotations
@@ -25,46 +25,57 @@ from halos.files import PART, link_atomically, move_into_place, remove
 from halos.processes import signals
 from halos.processes.collectives import all_max
 from halos.processes.errors import RunFailed
-from halos.sharding.consolidate import check_sharded
+from halos.sharding.consolidate import META, check_sharded
 from halos.training.record import RunRecord
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
-"""Checkpoints kept: the newest, and the one before it in case the newest gets damaged."""
+"""Checkpoints that are kept: the newest, and the one before it in case the newest gets damaged."""
+PATTERN = "step_*.ckpt"
+LAST = "last.ckpt"
 IDENTITY = "halos"
-"""Where a checkpoint says which run it belongs to: {configuration key: value}."""
+"""Key of a checkpoint under which it says which run it belongs to: {configuration key: value}."""
 
 
 class LocalCheckpointIO(TorchCheckpointIO):
-    """Writes to the place it is told, and to the disk; Lightning's own builds the file in memory and in $TMPDIR."""
+    """Writes a checkpoint straight to its file; Lightning's own builds it in memory, then in $TMPDIR."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object | None = None
+    ) -> None:
+        # A stream of Python's, as torch reports a full disk as a RuntimeError without a cause when it opens the path.
         with Path(path).open("wb") as stream:
             torch.save(checkpoint, stream)
 
 
 class Checkpoints(Checkpoint):
-    """Saves every so many optimizer steps, at the end, and when a signal asks the run to end.
+    """Saves every N optimizer steps, at the end of the run, and when a signal asks the run to end.
 
     Args:
         folder: where checkpoints go.
         every: optimizer steps between checkpoints.
-        identity: what a run that goes on from here has to have in common with this one.
-        record: knows what has been validated.
+        identity: what a run that resumes from here must have in common with this one; read when a checkpoint is
+            written.
+        record: what the run has validated and logged so far.
+
+    Raises:
+        ValueError: ``every`` is not a whole number from 1 on.
     """
 
-    def __init__(self, folder: Path, *, every: int, identity: Mapping[str, Any], record: RunRecord) -> None:
+    def __init__(self, folder: Path, *, every: int, identity: Mapping[str, object], record: RunRecord) -> None:
         check_whole("checkpoint_every", every, 1)
         self.folder, self.every, self.identity, self.record = folder, every, identity, record
         self._step = 0
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Save the run as it stands; to be called on all ranks.
+        """Save the run as it stands; all ranks call this together.
 
-        Raises :class:`RunFailed` if the file cannot be written, and :class:`FloatingPointError` if a loss or gradient
-        since the last one was not finite; earlier checkpoints are as they were.
+        Raises:
+            RunFailed: the file cannot be written; earlier checkpoints are left as they were.
+            FloatingPointError: a loss or gradient since the last checkpoint was not finite.
         """
+        # First of all: a checkpoint with weights from a non-finite step would replace a good one.
         self.record.take_losses(trainer)
         path = self.folder / f"step_{trainer.global_step}.ckpt"
         part = path.with_name(path.name + PART)
@@ -75,10 +86,11 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(part)
             if trainer.is_global_zero:
                 move_into_place(part, path)
-                link_atomically(path.with_name("last.ckpt"), path)
+                link_atomically(path.with_name(LAST), path)
+                # Last: at every moment at least one complete checkpoint is there.
                 self._prune()
         except (OSError, RuntimeError) as error:
-            reason = _cause(error)
+            reason = _system_error(error)
             if reason is None:
                 raise
             remove(part)
@@ -89,24 +101,27 @@ class Checkpoints(Checkpoint):
         trainer.strategy.barrier()
 
     def finish(self, trainer: pl.Trainer) -> None:
-        """Save the run behind its last step, unless it was stopped before that; from here on ranks no longer wait for
-        each other at every step."""
-        signals.defer(True)  # a run that went on from behind its last step has not begun to train
-        if not trainer.should_stop:  # that checkpoint is there, and says that the run can go on
+        """Save the run after its last step, unless it was stopped before that, and end it if a signal has come.
+
+        From here on ranks no longer wait for each other at every step, so signals are not deferred any more.
+        """
+        # A run that resumed after its last step has not begun to train, and so has not deferred signals yet.
+        signals.defer(True)
+        if not trainer.should_stop:  # else its last checkpoint is there, from which the run can go on
             self.save(trainer)
         (number,) = all_max([signals.received()], trainer.strategy.root_device)
         signals.defer(False)
         signals.stop(number)
 
     def _prune(self) -> None:
-        found = sorted(self.folder.glob("step_*.ckpt"), key=_age)
-        for path in found[:-KEPT]:
+        for path in sorted(self.folder.glob(PATTERN), key=_age)[:-KEPT]:
             remove(path)
 
     # What Lightning calls
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Lightning's own handlers talk to the other ranks from inside the handler, and hang when all are signalled.
+        # Lightning's own signal handlers call collectives from inside the handler. When all ranks are signalled, each
+        # may be in another collective at that moment, and all hang. Ours only take a note (halos.processes.signals).
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
     def on_save_checkpoint(
@@ -124,23 +139,31 @@ class Checkpoints(Checkpoint):
         signals.defer(True)
 
     def _validate_if_due(self, trainer: pl.Trainer) -> None:
-        # Lightning takes a validation that was due at the checkpoint for done.
-        loop = trainer.fit_loop.epoch_loop
+        # A checkpoint is written before the validation of its step. When Lightning restarts its loop there, it moves
+        # the counters to the end of that validation as if it had been done (`_TrainingEpochLoop.advance`). So the
+        # validation loop is run by hand, in the way of `on_advance_end`.
+        epoch_loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
         if not self._step or self.record.validated_at == self._step or fetcher is None:
             return
-        if trainer.enable_validation and loop._should_check_val_fx(fetcher):
-            loop.val_loop.batch_progress.reset()  # it may have been saved in the middle of one
-            trainer.validating = True
-            loop.val_loop.run()
+        if trainer.enable_validation and epoch_loop._should_check_val_fx(fetcher):
+            # The checkpoint may have been written in the middle of a validation (on_validation_batch_end): its
+            # progress was stored too, and the loop would skip the batches that it counts as done.
+            epoch_loop.val_loop.batch_progress.reset()
+            trainer.validating = True  # else hooks and metrics are those of training
+            epoch_loop.val_loop.run()
             trainer.training = True
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
         step = trainer.global_step
         if step == self._step:
-            trainer.should_stop = False  # not within a step: trainer.max_time asks again behind it
+            # The batch has not ended an optimizer step (trainer.accumulate_grad_batches). trainer.max_time may ask to
+            # stop here, but gradients are in no checkpoint; it asks again after the next batch.
+            trainer.should_stop = False
             return
         self._step = step
+        # Ranks receive a signal at different moments. They agree here on the highest number, so that all of them save
+        # and stop after the same step.
         (number,) = all_max([signals.received()], pl_module.device)
         if number or trainer.should_stop or step % self.every == 0:
             self.save(trainer)
@@ -149,9 +172,9 @@ class Checkpoints(Checkpoint):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signals.defer(True)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
         (number,) = all_max([signals.received()], pl_module.device)
-        if number and trainer.state.fn == "fit":
+        if number and trainer.state.fn == "fit":  # before and after training there is nothing new to save
             self.save(trainer)
         signals.stop(number)
 
@@ -166,11 +189,12 @@ def _flush(trainer: pl.Trainer) -> None:
 
 
 def _age(path: Path) -> tuple[int, bool]:
-    return path.stat().st_mtime_ns, path.name == "last.ckpt"
+    # A link has the time of the file that it names, and is preferred to it.
+    return path.stat().st_mtime_ns, path.name == LAST
 
 
-def _cause(error: BaseException | None) -> str | None:
-    # torch.save wraps what the file system said, or hides it behind what its own clean-up met.
+def _system_error(error: BaseException | None) -> str | None:
+    # torch.save raises a RuntimeError from the file system's error, or from an error of its own clean-up after it.
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror or str(error)
@@ -178,7 +202,7 @@ def _cause(error: BaseException | None) -> str | None:
     return None
 
 
-# Finding one to go on from
+# Finding one to resume from
 
 
 def clean(folder: Path) -> None:
@@ -188,56 +212,63 @@ def clean(folder: Path) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint; None if there is no checkpoint at all. Damaged ones are passed over with a warning.
+    """Return the newest intact checkpoint, or None if there is no checkpoint at all.
 
-    Raises ``ValueError`` if all are damaged.
+    Damaged ones are passed over with a warning.
+
+    Raises:
+        ValueError: all of them are damaged.
     """
     damaged: list[str] = []
-    for path in sorted({*folder.glob("step_*.ckpt"), *folder.glob("last.ckpt")}, key=_age, reverse=True):
+    for path in sorted({*folder.glob(PATTERN), *folder.glob(LAST)}, key=_age, reverse=True):
         try:
-            found = whole(path)
+            check_intact(path)
         except ValueError as error:
             damaged.append(str(error))
             continue
         if damaged:
             log.warning("%s; going on from %s instead", "; ".join(damaged), path)
-        return found
+        return path
     if damaged:
         raise ValueError("; ".join(damaged))
     return None
 
 
-def whole(path: Path) -> Path:
-    """The path itself. Raises ``ValueError`` for a file that is cut off, altered or no checkpoint."""
+def check_intact(path: Path) -> None:
+    """Raise ``ValueError`` for a file that is cut off, altered or no checkpoint, and for such a folder."""
     if path.is_dir():
-        return check_sharded(path)
-    # A checkpoint is a zip file with checksums, whose directory stands at its end: a cut-off one has none.
+        check_sharded(path)
+        return
+    # A checkpoint is a zip file with checksums. Its table of contents is at its end: a file that is cut off has none.
     try:
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
+            damage = archive.testzip()
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
-        bad = str(error)
-    if bad is not None:
+        damage = str(error)
+    if damage is not None:
         raise ValueError(
-            f"resume: expected a checkpoint file, found {path}, which is damaged or something else ({bad})"
+            f"resume: expected a checkpoint file, found {path}, which is damaged or something else ({damage})"
         )
-    return path
 
 
-def check_identity(path: Path, identity: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What is in the checkpoint; raises ``ValueError`` with the keys that differ if it is another run's."""
-    file = path / "meta.pt" if path.is_dir() else path
+def check_identity(path: Path, identity: Mapping[str, object]) -> Mapping[str, Any]:
+    """Return the contents of a checkpoint that belongs to the run with this identity.
+
+    Raises:
+        ValueError: it is another run's, with the keys that differ, or no checkpoint of this program.
+    """
+    file = path / META if path.is_dir() else path
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        theirs: Mapping[str, Any] = saved[IDENTITY]
+        # Mapped: only the pages that are read are loaded, and weights are not read here.
+        checkpoint: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        saved: Mapping[str, object] = checkpoint[IDENTITY]
     except Exception as error:  # torch raises several kinds
         raise ValueError(f"resume: expected a checkpoint of this program, found {path}: {error!r}") from error
-    told = [
-        f"{key}: {theirs.get(key, 'none')!s} in the checkpoint, {identity.get(key, 'none')!s} now"
-        for key in dict.fromkeys((*theirs, *identity))
-        if theirs.get(key) != identity.get(key)
+    differing = [
+        f"{key}: {saved.get(key, 'none')!s} in the checkpoint, {identity.get(key, 'none')!s} now"
+        for key in dict.fromkeys((*saved, *identity))
+        if saved.get(key) != identity.get(key)
     ]
-    if told:
-        raise ValueError(f"resume: {path} belongs to another run ({'; '.join(told)})")
-    found: Mapping[str, Any] = saved
-    return found
+    if differing:
+        raise ValueError(f"resume: {path} belongs to another run ({'; '.join(differing)})")
+    return checkpoint

@@ -1,38 +1,54 @@
-"""What a run needs: memory of each device by part, and time, by formulas that are simple enough to be checked by hand.
+"""Estimates the memory of each device and the time of a run, by formulas that are simple enough to check by hand.
 
-P parameters, w bytes a weight (2 with bf16-true, else 4), a bytes an activation (2 with bf16 or 16-mixed, else 4), T
-tokens with gradient in a micro-batch of one device, n devices over which ``fsdp`` divides:
+Memory, for P parameters, w bytes a weight (2 with bf16-true, else 4), a bytes an activation (2 with bf16 or 16-mixed,
+else 4), T tokens with gradient in a micro-batch of one device, and n devices over which ``fsdp`` divides the model:
 
 - weights, gradients, and a live reference: P·w / n each
-- optimizer: AdamW 2·P·w / n, RMSprop half of it, 8-bit AdamW 2·P / n, Adafactor nothing worth counting
-- compute copies: what a forward reads in another form than it is kept in. Under mixed precision 2·P (autocast keeps its
-  casts of the weights), under ``fsdp`` instead the embeddings, the head and two layers gathered whole
-- activations: T·a·(layers·(9·h + 2·k + m·i) + 3·h) for hidden size h, keys of width k, an MLP of width i, of which a
-  gated one keeps m = 4 tensors and another 2; with gradient checkpointing T·a·(layers·h + one layer). On a CPU, unless
-  in bf16-true, RMSNorm and SwiGLU keep fewer temporaries: 7·h for 9·h, m = 3
-- logits: a chunk of ``head_chunk`` positions over the vocabulary V, in float32 three times (values, their softmax, its
-  gradient); without chunks every position of T
+- optimizer: AdamW 2·P·w / n, RMSprop half of that, 8-bit AdamW 2·P / n, Adafactor next to nothing
+- compute copies: weights in another form than they are stored in. Under mixed precision 2·P, as autocast keeps its
+  casts of the weights; under ``fsdp`` the embeddings, the head and two layers, gathered from all devices
+- activations: T·a·(layers·(9·h + 2·k + m·i) + 3·h) for hidden size h, keys of width k and an MLP of width i. A gated
+  MLP keeps m = 4 tensors, another one 2. With gradient checkpointing T·a·(layers·h + one layer). On a CPU, unless in
+  bf16-true, RMSNorm and SwiGLU keep fewer temporaries: 7·h instead of 9·h, m = 3
+- logits: a chunk of ``head_chunk`` positions over the vocabulary V, three times in float32 (values, their softmax, its
+  gradient); without chunks all positions of T
 
-Time: a product with a weight takes two operations a token, attention 4·layers·width for each pair of tokens that see
-each other; a backward takes twice a forward, gradient checkpointing another forward, y' of KTO and the reference one
-forward each.
+Time: a product with a weight takes two operations a token, and attention 4·layers·width for each pair of tokens that
+see each other. A backward pass takes twice a forward pass, gradient checkpointing another forward pass, and KTO's y'
+and the reference one forward pass each.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from torch import nn
 
 from halos.policy.kernels.elementwise import lean_modules
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A decoder: all its ``parameters``, ``matrices`` of its layers among them, and its sizes."""
+    """The sizes of a decoder.
+
+    Attributes:
+        parameters: all of them.
+        matrices: those of the layers' linear maps.
+        layers: decoder layers.
+        hidden: width of the residual stream.
+        attention: width of all query heads together.
+        keys: width of all key heads together.
+        mlp: inner width of the MLP.
+        gated: whether the MLP has a gate, as SwiGLU has.
+        vocabulary: rows of the LM head.
+        lean: whether RMSNorm and SwiGLU keep fewer temporaries on a CPU (:mod:`halos.policy.kernels.elementwise`).
+    """
 
     parameters: int
     matrices: int
@@ -44,21 +60,21 @@ class Shape:
     gated: bool
     vocabulary: int
     lean: bool = False
-    """Whether its RMSNorm and SwiGLU keep fewer temporaries on a CPU (:mod:`halos.policy.kernels.elementwise`)."""
 
     @classmethod
-    def of(cls, model: Any) -> Self:
-        """That of a model of transformers, whose parameters may be without memory."""
+    def of(cls, model: PreTrainedModel) -> Self:
+        """Return the sizes of a model, whose parameters may be on the meta device."""
         config = model.config.get_text_config()
         heads = config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
         table = model.get_output_embeddings().weight
+        # Embeddings and the head may share their weight. Neither is one of the layers' matrices.
         tables = {id(model.get_input_embeddings().weight), id(table)}
         linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - tables
-        everything = {id(p): p for p in model.parameters()}
+        parameters = {id(p): p for p in model.parameters()}
         return cls(
-            parameters=sum(p.numel() for p in everything.values()),
-            matrices=sum(everything[key].numel() for key in linear),
+            parameters=sum(p.numel() for p in parameters.values()),
+            matrices=sum(parameters[key].numel() for key in linear),
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             attention=heads * width,
@@ -70,19 +86,28 @@ class Shape:
         )
 
     def layer(self, *, lean: bool = False) -> int:
-        """Activations that one layer keeps for its backward pass, in numbers a token."""
-        mlp = (4 - lean if self.gated else 2) * self.mlp
-        return (9 - 2 * lean) * self.hidden + 2 * self.keys + mlp
+        """Return how many numbers a layer keeps for its backward pass, for each token."""
+        mlp_tensors = 2
+        if self.gated:
+            mlp_tensors = 3 if lean else 4
+        return (7 if lean else 9) * self.hidden + 2 * self.keys + mlp_tensors * self.mlp
 
     def forward(self, tokens: float, length: float) -> float:
-        """Operations of a forward over ``tokens`` in sequences of ``length``, each position scored."""
+        """Return the operations of a forward pass over ``tokens`` in sequences of ``length``, each position scored."""
         products = 2 * (self.matrices + self.vocabulary * self.hidden)
+        # Attention is causal: a token sees half of its sequence on average.
         return tokens * (products + 4 * self.layers * self.attention * length / 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """Tokens of one example: ``trained`` with gradient, ``read`` without (y'), in sequences of ``length``."""
+    """Tokens of one example.
+
+    Attributes:
+        trained: those that are read with gradient.
+        read: those that are read without (KTO's y').
+        length: tokens of one sequence, prompt and completion.
+    """
 
     trained: float
     read: float
@@ -90,8 +115,15 @@ class Example:
 
     @classmethod
     def of(cls, prompt: float, completion: float, *, branches: int, mismatched: bool, shared: bool) -> Self:
-        """Of an objective that trains on ``branches`` completions of a prompt, ``shared`` where it is computed once
-        for all of them; beside them a ``mismatched`` one is only read."""
+        """Return the tokens of an example.
+
+        Args:
+            prompt: tokens of the prompt.
+            completion: tokens of a completion.
+            branches: completions of the prompt that the objective trains on.
+            mismatched: whether another prompt's completion is read too, without gradient (KTO's y').
+            shared: whether the prompt is computed once for all completions.
+        """
         prompts = 1 if shared else branches
         read = (completion if shared else prompt + completion) if mismatched else 0
         return cls(trained=prompts * prompt + branches * completion, read=read, length=prompt + completion)
@@ -99,8 +131,17 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How a run is computed. ``divided``: devices over which the model is divided; ``state``: bytes of the optimizer a
-    parameter; ``head_chunk``: None for all positions at once."""
+    """How a run is computed.
+
+    Attributes:
+        precision: as in the configuration.
+        cpu: whether it runs on CPUs.
+        divided: devices over which the model is divided.
+        state: bytes of the optimizer's state for each parameter.
+        live_reference: whether a second model is the reference.
+        checkpointing: whether activations are computed again in the backward pass.
+        head_chunk: positions whose logits exist at a time; None for all.
+    """
 
     precision: str = "32-true"
     cpu: bool = False
@@ -112,19 +153,27 @@ class Setting:
 
     @property
     def weight(self) -> int:
+        """Bytes of a weight."""
         return 2 if self.precision == "bf16-true" else 4
 
     @property
     def activation(self) -> int:
+        """Bytes of a number that a layer keeps."""
         return 4 if self.precision == "32-true" else 2
 
 
 def memory(shape: Shape, setting: Setting, *, tokens: float) -> dict[str, float]:
-    """Bytes that a device holds at the peak of a step, by part, for ``tokens`` with gradient in its largest
-    micro-batch."""
+    """Return the bytes that a device holds at the peak of a step, by part.
+
+    Args:
+        shape: the model.
+        setting: how the run is computed.
+        tokens: with gradient, in the device's largest micro-batch.
+    """
     weights = shape.parameters * setting.weight / setting.divided
     lean = shape.lean and setting.cpu and setting.precision != "bf16-true"
     layer = shape.layer(lean=lean)
+    # Checkpointing keeps each layer's input, and has the rest of one layer at a time.
     kept = shape.layers * (shape.hidden if setting.checkpointing else layer)
     once = 3 * shape.hidden + (layer if setting.checkpointing else 0)
     positions = tokens if setting.head_chunk is None else min(tokens, setting.head_chunk)
@@ -149,8 +198,16 @@ def _copies(shape: Shape, setting: Setting) -> float:
 def operations(
     shape: Shape, example: Example, *, reference: bool, live: bool, checkpointing: bool, epochs: float
 ) -> float:
-    """Floating-point operations for one example: ``epochs`` passes of training and the reference, which is computed
-    once if it is cached and in every pass if it is ``live``."""
+    """Return the floating-point operations for one example over the whole run.
+
+    Args:
+        shape: the model.
+        example: its tokens.
+        reference: whether the objective reads a reference.
+        live: whether the reference is computed in every pass; a cached one is computed once.
+        checkpointing: whether the backward pass computes activations again.
+        epochs: passes over the data.
+    """
     trained = shape.forward(example.trained, example.length)
     read = shape.forward(example.read, example.length)
     training = epochs * (trained * (4 if checkpointing else 3) + read)

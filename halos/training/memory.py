@@ -1,23 +1,23 @@
-"""Freed memory stays with the process on CPUs."""
+"""On CPUs, keeps freed memory with the process instead of returning it to the system."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-SETTINGS = {-4: 0, -1: -1}  # of glibc's malloc.h: M_MMAP_MAX to none, M_TRIM_THRESHOLD to never
+SETTINGS = {-4: 0, -1: -1}
+"""Of glibc's malloc.h: M_MMAP_MAX = 0 (large blocks come from the heap), M_TRIM_THRESHOLD = -1 (it never shrinks)."""
 
 
 class KeepFreedMemory(Callback):
-    """Has glibc reuse the memory of tensors that are gone instead of returning it to the system.
+    """Makes glibc reuse the memory of freed tensors.
 
-    It would return every large tensor at once, and the system clears each page of the next one: twice the time of the
-    arithmetic itself. On accelerators, where PyTorch keeps freed memory in the same way, and with other C libraries
-    nothing is changed.
+    By default glibc returns every large block to the system at once, and the system clears each page of the next one,
+    which takes twice the time of the arithmetic itself. Nothing is changed on accelerators, where PyTorch keeps freed
+    memory in the same way, and with other C libraries.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -26,6 +26,6 @@ class KeepFreedMemory(Callback):
 
 
 def keep_freed_memory() -> bool:
-    """Whether glibc keeps freed memory from now on."""
-    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    """Set glibc to keep freed memory; returns whether it does."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     return mallopt is not None and all(mallopt(*setting) for setting in SETTINGS.items())

@@ -1,4 +1,4 @@
-"""What a run did, for its summary; kept in checkpoints, so that a resumed run knows of its beginning."""
+"""What a run has done so far, for its summary; stored in checkpoints, so that a resumed run includes its beginning."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from halos.objectives.base import Objective
 from halos.reporting.csv_metrics import CSVMetrics
 from halos.reporting.tensorboard import truncate_events_after
 
 
 class RunRecord(Callback):
-    """Losses of every step, the last validation's metrics, and seconds spent in training."""
+    """Collects the losses of all steps, the last validation's metrics, and the time spent in training.
+
+    Attributes:
+        train_loss: one for each optimizer step; None for a step that was skipped because its loss was not finite.
+        val_metrics: of the last validation, without the prefix ``val/``.
+        validated_at: the optimizer step of the last validation.
+        seconds: spent in training, over all parts of a run that was stopped and resumed.
+    """
 
     def __init__(self) -> None:
         self.train_loss: list[float | None] = []
-        """None for a step that was skipped because its loss was not finite."""
         self.val_metrics: dict[str, float] = {}
         self.validated_at: int | None = None
         self.seconds = 0.0
@@ -32,7 +39,8 @@ class RunRecord(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # What an earlier part of this run has logged behind the checkpoint is going to be logged again.
+        # What the earlier part of this run has logged after the checkpoint will be logged again: without this, curves
+        # would have two points at these steps.
         step = checkpoint["global_step"]
         validated = self.validated_at_in(checkpoint) == step
         for logger in trainer.loggers if trainer.is_global_zero else ():
@@ -42,7 +50,7 @@ class RunRecord(Callback):
                 truncate_events_after(Path(logger.log_dir), step, validated=validated)
 
     def validated_at_in(self, checkpoint: dict[str, Any]) -> int | None:
-        """The step of the last validation before the checkpoint."""
+        """Return the step of the last validation before the checkpoint was written, None if there was none."""
         state: dict[str, Any] = checkpoint["callbacks"].get(self.state_key, {})
         return state.get("validated_at")
 
@@ -50,22 +58,26 @@ class RunRecord(Callback):
         self._started = time.perf_counter()
 
     def take_losses(self, trainer: pl.Trainer) -> None:
-        """Take in the losses of the steps since the last call; all ranks call it, before a checkpoint is written.
+        """Add the losses of the steps since the last call; all ranks call it together, before a checkpoint is written.
 
-        Raises :class:`FloatingPointError` if one is not finite and such steps are not to be skipped.
+        Raises:
+            FloatingPointError: a loss is not finite, and such steps are not to be skipped.
         """
-        losses = trainer.lightning_module.take_losses()  # type: ignore[operator]  # an Objective
+        objective: Objective = trainer.lightning_module  # type: ignore[assignment]
+        losses = objective.take_losses()
         self.train_loss += [loss if math.isfinite(loss) else None for loss in losses]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        self.val_metrics = {name.removeprefix("val/"): value for name, value in found.items()}
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.val_metrics = {
+            name.removeprefix("val/"): value for name, value in metrics.items() if name.startswith("val/")
+        }
         self.validated_at = trainer.global_step
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.take_losses(trainer)
         self._count_seconds()
-        self._started = 0.0  # a checkpoint saved from now on adds nothing
+        self._started = 0.0  # a checkpoint that is written from now on adds no time
 
     def state_dict(self) -> dict[str, Any]:
         if self._started:
@@ -87,11 +99,11 @@ class RunRecord(Callback):
 
 
 def peak_rss_mb() -> float:
-    """The most memory that this process has held, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Return the most memory that this process has held, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB on Linux
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def peak_gpu_mb() -> float:
-    """The most memory that tensors have held on this process's GPU, in MiB; 0 without one."""
+    """Return the most memory that tensors have held on this process's GPU, in MiB; 0 without a GPU."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0

@@ -8,27 +8,30 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
-from halos.checks import check_whole
+from halos.checks import check_share, check_whole
 from halos.objectives.base import Objective
 from halos.sharding.sharding import full_state, load_full_state
 
 
 class ReferenceSync(Callback):
-    """Every so many optimizer steps: π_ref ← α π_θ + (1 − α) π_ref, in weights.
+    """Moves the weights of the reference every τ optimizer steps: π_ref ← α π_θ + (1 − α) π_ref.
 
-    α = 1 is the paper's hard update. From the first update on the reference is kept in checkpoints, because no file
-    holds it any more; so a resumed run goes on exactly.
+    α = 1 is the paper's hard update. From the first update on checkpoints hold the reference too, because it is in no
+    other file any more.
 
     Args:
         every: τ, optimizer steps between updates.
         alpha: α in (0, 1].
+
+    Raises:
+        ValueError: a value outside of these.
     """
 
     def __init__(self, *, every: int, alpha: float = 0.6) -> None:
         check_whole("reference_sync.every", every, 1)
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:
-            raise ValueError(f"reference_sync.alpha: expected a share in (0, 1], found {alpha!r}")
+        check_share("reference_sync.alpha", alpha)
         self.every, self.alpha = every, float(alpha)
         self.synced_at = 0
         self._objective: Objective | None = None
@@ -45,8 +48,9 @@ class ReferenceSync(Callback):
             self.check(pl_module)
             self._objective = pl_module
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         step = trainer.global_step
+        # Called after every micro-batch: those of one optimizer step see the same number.
         if step != self.synced_at and step % self.every == 0:
             self._move()
             self.synced_at = step
@@ -54,11 +58,11 @@ class ReferenceSync(Callback):
     @torch.no_grad()
     def _move(self) -> None:
         reference, policy = self._models()
-        for theirs, ours in zip(reference.parameters(), policy.parameters(), strict=True):
-            theirs.lerp_(ours, self.alpha)
+        for reference_weight, policy_weight in zip(reference.parameters(), policy.parameters(), strict=True):
+            reference_weight.lerp_(policy_weight, self.alpha)
 
     def state_dict(self) -> dict[str, Any]:
-        weights: Mapping[str, Any] = {}
+        weights: Mapping[str, torch.Tensor] = {}
         if self.synced_at:
             reference = self._models()[0]
             weights = full_state(reference) if self._sharded else reference.state_dict()
@@ -77,8 +81,10 @@ class ReferenceSync(Callback):
     def _sharded(self) -> bool:
         return self._objective is not None and self._objective.trained.sharded
 
-    def _models(self) -> tuple[Any, Any]:
+    def _models(self) -> tuple[nn.Module, nn.Module]:
         backbone = self._objective.trained if self._objective is not None else None
         if backbone is None or backbone.reference is None:
-            raise ValueError("reference_sync.every: expected a live reference model, found none that could be moved")
+            raise ValueError(
+                "reference_sync.every: expected a live reference model, found none; set model.reference=live"
+            )
         return backbone.reference, backbone.policy

@@ -1,4 +1,4 @@
-"""What finished runs are worth, for a sweep that looks for the best settings."""
+"""The value that a sweep gets for a finished run: a metric of its summary, less a penalty for its KL."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ KL = "samples/kl"
 SAMPLES = (
     KL, "samples/policy_desirable", "samples/policy_reward", "samples/reference_desirable", "samples/reference_reward",
 )  # fmt: skip
-"""What a run's summary says of its samples, where there are any."""
+"""Numbers of a summary that are computed from samples; runs on data with a true reward have them."""
 
 
 def check_metric(name: str | None, *, max_kl: float | None, samples: bool) -> None:
-    """Look at what a sweep is told of a run that is about to begin; ``samples``: whether it will have any.
+    """Check the metric of a sweep before a run begins.
 
-    Raises ``ValueError`` for a name that its summary cannot have.
+    Args:
+        name: the metric; None without a sweep.
+        max_kl: the KL above which trials are penalised.
+        samples: whether the run's summary will have numbers of samples.
+
+    Raises:
+        ValueError: the summary cannot have this metric.
     """
     if name is None:
         return
@@ -31,19 +37,24 @@ def check_metric(name: str | None, *, max_kl: float | None, samples: bool) -> No
             )
 
 
-def check_validated(name: str | None, found: Mapping[str, float]) -> None:
-    """Raise ``ValueError`` if ``val/…`` is not among what the first validation has found."""
-    known = sorted(f"val/{key}" for key in found)
+def check_validated(name: str | None, metrics: Mapping[str, float]) -> None:
+    """Raise ``ValueError`` if a metric ``val/…`` is not among those of the first validation."""
+    known = sorted(f"val/{key}" for key in metrics)
     if name is not None and name.startswith("val/") and name not in known:
         wanted = f"one of {', '.join(known)}" if known else "no val/… without validation data"
         raise ValueError(f"sweep_metric: expected {wanted}; found {name!r}")
 
 
 def trial_value(folders: Sequence[Path], name: str, *, max_kl: float | None = None) -> float:
-    """The mean of ``name`` over the runs of one trial, less the nats by which their mean ``samples/kl`` lies above
-    ``max_kl``: settings that win by leaving the reference, or with one seed alone, are not the best.
+    """Return the mean of a metric over the runs of one trial, less a penalty.
 
-    Raises ``ValueError`` as :func:`result` does.
+    The penalty is the number of nats by which the mean of ``samples/kl`` exceeds ``max_kl``: settings that win because
+    the policy leaves its reference are not the best ones.
+
+    Args:
+        folders: the runs of the trial, which differ in their seeds.
+        name: the metric.
+        max_kl: nats per completion; None for no penalty.
     """
     value = fmean(result(folder, name) for folder in folders)
     if max_kl is None:
@@ -52,13 +63,14 @@ def trial_value(folders: Sequence[Path], name: str, *, max_kl: float | None = No
 
 
 def result(folder: Path, name: str) -> float:
-    """``val/…`` or ``samples/…`` of the run's summary.
+    """Return ``val/…`` or ``samples/…`` of a run's summary.
 
-    Raises ``ValueError`` if the run has no such number.
+    Raises:
+        ValueError: the run has no such number.
     """
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     stages = {"val": summary.get("metrics", {}), "samples": summary.get("samples", {})}
-    numbers = {f"{stage}/{key}": value for stage, found in stages.items() for key, value in found.items()}
+    numbers = {f"{stage}/{key}": value for stage, metrics in stages.items() for key, value in metrics.items()}
     if not isinstance(numbers.get(name), int | float):
         raise ValueError(f"sweep_metric: expected of {folder} one of {', '.join(sorted(numbers))}; found {name!r}")
     return float(numbers[name])

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, and whether it may be used."""
+"""The folder of a run: its files, and whether a new run may use it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from halos.files import remove, write_atomically
-from halos.processes.collectives import on_first_process
+from halos.processes.first import on_first_process
 from halos.training import checkpoints
 
 CONTENTS = (
@@ -22,11 +21,12 @@ CONTENTS = (
     "summary.json",
     "evaluation",
 )
+"""What belongs to a run; anything else in its folder is the user's, and is never removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths inside ``output_dir``, the same for one process and for many; only rank 0 writes."""
+    """Paths inside ``output_dir``, the same for one process and for many; only the first process writes."""
 
     root: Path
 
@@ -41,34 +41,43 @@ class RunFolder:
         return self.root / "model"
 
     def check(self, *, resume: str | None, overwrite: bool) -> Path | None:
-        """The checkpoint to go on from, if any; changes nothing.
+        """Return the checkpoint to resume from, None for a new run; nothing is changed.
 
-        Raises ``ValueError`` if the folder holds another run than the one to go on with and ``overwrite`` is not given,
-        or if the checkpoint to resume from does not exist.
+        Args:
+            resume: ``auto``, a checkpoint's path, or None.
+            overwrite: whether a run that is in the folder will be replaced.
+
+        Raises:
+            ValueError: the folder holds another run and ``overwrite`` is false, or the checkpoint does not exist.
         """
         checkpoint = self._checkpoint(resume)
         if self.root.exists() and not self.root.is_dir():
             raise ValueError(f"output_dir: expected a folder, found the file {self.root}")
-        # Other processes may come here after the first one has begun to write.
-        found = self._contents() if on_first_process() and not overwrite and not self.owns(checkpoint) else []
-        if found and resume != "auto":
+        # Only the first process looks: the others may get here when it has already begun to write.
+        contents = self._contents() if on_first_process() and not overwrite and not self.owns(checkpoint) else []
+        if contents and resume != "auto":
             raise ValueError(
-                f"output_dir: {self.root} holds another run ({', '.join(found)}); choose another folder, "
+                f"output_dir: {self.root} holds another run ({', '.join(contents)}); choose another folder, "
                 "or set resume=auto to go on with it, or overwrite=true to replace it"
             )
-        if "summary.json" in found:
+        if "summary.json" in contents:
             raise ValueError(
                 f"resume=auto: {self.root} holds a complete run whose checkpoints are gone; choose another folder, "
-                "or set overwrite=true to train it anew"
+                "or set overwrite=true to train it again"
             )
         return checkpoint
 
     def owns(self, checkpoint: Path | None) -> bool:
-        """Whether the checkpoint is one of the run in this folder."""
+        """Return whether the checkpoint belongs to the run in this folder."""
         return checkpoint is not None and checkpoint.resolve().parent == self.checkpoints.resolve()
 
     def open(self, config: str, *, fresh: bool) -> None:
-        """Begin to write: make the folder, remove what an earlier run left if ``fresh``, and keep the config (YAML)."""
+        """Make the folder, and write the configuration into it.
+
+        Args:
+            config: the resolved configuration (YAML).
+            fresh: whether to remove what an earlier run has left.
+        """
         if on_first_process():
             self.root.mkdir(parents=True, exist_ok=True)
             for name in self._contents() if fresh else ():
@@ -76,8 +85,8 @@ class RunFolder:
             checkpoints.clean(self.checkpoints)
             write_atomically(self.root / "config.yaml", config)
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``, the last file of a run: where it exists, the run is complete."""
+    def write_summary(self, summary: Mapping[str, object]) -> None:
+        """Write ``summary.json``, the last file of a run: a run that has one is complete."""
         write_atomically(self.root / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def _contents(self) -> list[str]:
@@ -86,10 +95,11 @@ class RunFolder:
     def _checkpoint(self, resume: str | None) -> Path | None:
         if resume is None:
             return None
-        if not isinstance(resume, str):
+        if not isinstance(resume, str):  # resume=true is an easy mistake
             raise ValueError(f"resume: expected 'auto' or a checkpoint's path, found {resume!r}")
         if resume == "auto":
             return checkpoints.newest(self.checkpoints)
         if not Path(resume).exists():
             raise ValueError(f"resume: expected 'auto' or a checkpoint's path, found {resume}, which does not exist")
-        return checkpoints.whole(Path(resume))
+        checkpoints.check_intact(Path(resume))
+        return Path(resume)

@@ -1,18 +1,17 @@
-"""Lightning's Trainer from the configuration: devices, strategy and precision, and which of them go together."""
+"""Lightning's Trainer for a run: one epoch, a checked precision, and checkpoints that are written atomically."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
 
-from halos.config.building import build
 from halos.sharding.fsdp import FSDP, ShardedMixed
 from halos.training.checkpoints import LocalCheckpointIO
 
@@ -21,62 +20,59 @@ log = logging.getLogger(__name__)
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 
 
-def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequence[Any]) -> pl.Trainer:
-    """The Trainer of a run, which is one Lightning epoch whatever ``trainer.max_epochs`` says.
+def make_trainer(
+    arguments: Mapping[str, Any],
+    *,
+    strategy: Strategy | str,
+    precision: str,
+    output_dir: str,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+) -> pl.Trainer:
+    """Make the Trainer of a run.
 
-    Raises ``ValueError`` for devices, a strategy or a precision that do not go together.
+    Args:
+        arguments: Lightning's own arguments, passed through; None stands for Lightning's default. ``max_epochs`` and
+            ``max_steps`` are left out: the data module counts passes and steps, and a run is one Lightning epoch.
+        strategy: ``auto`` for one device, or a strategy of Lightning or of :mod:`halos.sharding`.
+        precision: one of :data:`PRECISIONS`.
+        output_dir: the run's folder.
+        callbacks: in the order in which Lightning calls them.
+        loggers: all of them; Lightning adds none.
+
+    Raises:
+        ValueError: a precision that does not exist or not on this machine, or a strategy that does not fit the number
+            of devices.
     """
-    check_precision(cfg.precision, strategy=cfg.strategy.name, accelerator=cfg.trainer.accelerator, lr=cfg.optim.lr)
-    if cfg.strategy.name == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        raise ValueError("strategy=deepspeed: install the extra with pip install 'halos[deepspeed]'")
-    if cfg.model.lora.enabled and cfg.strategy.name not in ("auto", "ddp", "fsdp"):
-        raise ValueError(f"model.lora.enabled: expected strategy=auto, ddp or fsdp, found {cfg.strategy.name}")
-    if cfg.model.lora.quantize and cfg.strategy.name.startswith("fsdp"):
-        raise ValueError(
-            f"model.lora.quantize: expected strategy=auto or ddp, found {cfg.strategy.name}; 4-bit weights are not "
-            "divided"
-        )
-    if cfg.data.max_tokens_per_batch is not None and cfg.strategy.name not in ("auto", "ddp"):
-        raise ValueError(f"data.max_tokens_per_batch: expected strategy=auto or ddp, found {cfg.strategy.name}")
-    if cfg.strategy.name.startswith("fsdp") and str(cfg.optim._target_).endswith(".BitsAndBytesAdamW"):
-        raise ValueError(f"optim: expected strategy=auto or ddp with bitsandbytes' AdamW, found {cfg.strategy.name}")
-    if cfg.trainer.accelerator == "cpu" and (cfg.model.packed_attention == "flex" or cfg.model.lora.quantize):
-        key = "packed_attention=flex" if cfg.model.packed_attention == "flex" else "lora.quantize"
-        raise ValueError(f"model.{key}: expected a CUDA device, found trainer.accelerator=cpu")
-    half = cfg.precision == "bf16-true" or (cfg.precision == "bf16-mixed" and cfg.strategy.name.startswith("fsdp"))
-    if str(cfg.model.attention).startswith("flash") and not half:
-        raise ValueError(
-            f"model.attention: expected sdpa or null with precision={cfg.precision} and strategy={cfg.strategy.name}, "
-            f"found {cfg.model.attention}, which computes with weights in bfloat16 alone (precision=bf16-true)"
-        )
-    given: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    options = {key: value for key, value in given.items() if value is not None}
-    options.pop("max_epochs", None)
-    options.pop("max_steps", None)
-    options["plugins"] = [*(options.get("plugins") or ()), LocalCheckpointIO()]
-    one_device = cfg.strategy.name == "auto"
-    devices = options.setdefault("devices", 1 if one_device else "auto")
-    if one_device and devices == "auto":
-        devices = options["devices"] = 1  # of several, Lightning would take all
-    if one_device and str(devices) != "1" and not (isinstance(devices, list) and len(devices) == 1):
-        raise ValueError(f"trainer.devices: strategy=auto uses one device, found {devices}; set strategy=ddp")
-    strategy = cfg.strategy.trainer if isinstance(cfg.strategy.trainer, str) else build(cfg.strategy.trainer)
-    if isinstance(strategy, FSDP) and cfg.precision == "bf16-mixed":
-        options["plugins"].append(ShardedMixed())
+    check_precision(precision, str(arguments.get("accelerator") or "auto"))
+    options = {
+        name: value
+        for name, value in arguments.items()
+        if value is not None and name not in ("max_epochs", "max_steps")
+    }
+    plugins = [*(options.pop("plugins", None) or ()), LocalCheckpointIO()]
+    one_device = strategy == "auto"
+    options.setdefault("devices", "auto")
+    if one_device and options["devices"] == "auto":
+        options["devices"] = 1  # Lightning would take all devices of the machine, and start ranks for them
+    if isinstance(strategy, FSDP) and precision == "bf16-mixed":
+        plugins.append(ShardedMixed())
     else:
-        options["precision"] = cfg.precision
+        options["precision"] = precision
     trainer = pl.Trainer(
         **options,
         strategy=strategy,
+        plugins=plugins,
         max_epochs=1,
         callbacks=list(callbacks),
         logger=list(loggers),
-        default_root_dir=cfg.output_dir,
+        default_root_dir=output_dir,
         check_val_every_n_epoch=1,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False,  # the data module divides the examples over the ranks itself
         enable_model_summary=False,
-        # What FSDP2 makes in its first forward, which a validation can be, would be no tensors to train with.
+        # FSDP2 keeps tensors that its first forward makes. If that is a validation in inference mode, they cannot be
+        # trained with later.
         inference_mode=False,
     )
     if isinstance(strategy, FSDP):
@@ -84,55 +80,58 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[Callback], loggers: Sequen
     return trainer
 
 
-def validation_interval(interval: Any, *, steps: int, accumulate: int) -> int:
-    """Micro-batches from one validation to the next, always whole optimizer steps: a checkpoint that is taken while
-    validating has no place for the gradient of half a step.
+def validation_interval(interval: float | int, *, steps: int, accumulate: int) -> int:
+    """Return how many micro-batches lie between two validations: always whole optimizer steps.
+
+    A checkpoint that is written during a validation has no place for the gradient of half a step.
 
     Args:
-        interval: a share of the run, or a number of micro-batches.
+        interval: a share of the run (a float up to 1), or a number of micro-batches.
         steps: optimizer steps of the run.
-        accumulate: micro-batches a step.
+        accumulate: micro-batches of one optimizer step.
 
-    Raises ``ValueError`` for another interval, also one that is longer than the run.
+    Raises:
+        ValueError: another interval, also one that is longer than the run.
     """
     if isinstance(interval, float) and 0 < interval <= 1:
         return max(1, int(steps * interval)) * accumulate
     if type(interval) is not int or not 0 < interval <= steps * accumulate or interval % accumulate:
-        whole = "" if accumulate == 1 else f", a multiple of trainer.accumulate_grad_batches={accumulate}"
+        multiple = "" if accumulate == 1 else f", a multiple of trainer.accumulate_grad_batches={accumulate}"
         raise ValueError(
-            f"trainer.val_check_interval: expected at most the {steps * accumulate} micro-batches of the run{whole}, "
+            f"trainer.val_check_interval: expected up to {steps * accumulate} micro-batches, all of the run{multiple}, "
             f"or a share of it such as 0.25, found {interval!r}"
         )
     return interval
 
 
-def check_precision(precision: str, *, strategy: str, accelerator: str, lr: float) -> None:
-    """Raise ``ValueError`` for a precision that does not exist or not here; warn of steps that bfloat16 rounds away.
-
-    A bfloat16 weight w keeps a change only if that is above |w| · 2⁻⁹, half the distance to its neighbour. AdamW
-    changes weights by about the learning rate, and most weights of language models are near 0.02.
-    """
+def check_precision(precision: str, accelerator: str) -> None:
+    """Raise ``ValueError`` for a precision that does not exist, or that needs a CUDA device which is not there."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; found {precision!r}")
-    if precision == "16-mixed":
-        if strategy.startswith("fsdp"):
-            raise ValueError(f"precision=16-mixed: strategy={strategy} has no loss scaling; use precision=bf16-mixed")
-        if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
-            raise ValueError(
-                f"precision=16-mixed: expected a CUDA device, found trainer.accelerator={accelerator} with "
-                f"{torch.cuda.device_count()} CUDA devices; use precision=bf16-mixed"
-            )
+    if precision == "16-mixed" and (accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available()):
+        raise ValueError(
+            f"precision: expected bf16-mixed without a CUDA device, found 16-mixed with trainer.accelerator="
+            f"{accelerator} and {torch.cuda.device_count()} CUDA devices"
+        )
+
+
+def warn_of_lost_steps(precision: str, lr: float) -> None:
+    """Warn of steps that bfloat16 weights round away.
+
+    A bfloat16 weight w keeps a change only if that is larger than |w| · 2⁻⁹, half the distance to its neighbour. AdamW
+    changes weights by about the learning rate, and most weights of language models are near 0.02.
+    """
     if precision == "bf16-true" and lr < 0.02 * 2**-9:
         log.warning(
-            "precision=bf16-true with optim.lr=%g: most steps are smaller than bfloat16 weights can take in, and are "
-            "lost; precision=bf16-mixed keeps the weights in float32 (with strategy=fsdp each device only its part)",
+            "precision=bf16-true with optim.lr=%g: most steps are too small for bfloat16 weights, and are lost; "
+            "precision=bf16-mixed keeps the weights in float32 (with strategy=fsdp each device only its part)",
             lr,
         )
 
 
 def warn_if_emulated(precision: str, device: torch.device) -> None:
     """Warn of bfloat16 on a CPU that has no instructions for it."""
-    supported: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    supported: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     native = any(supported.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     if "bf16" in precision and device.type == "cpu" and supported.get("architecture") == "x86_64" and not native:
         log.warning(

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,7 @@ def test_every_file_is_written_and_the_page_needs_nothing_else(sweep: Path, tmp_
         {"runs": str(sweep), "metrics": None, "baseline": None, "title": "A <sweep>", "output": str(tmp_path / "out")}
     )
     page = (compare(cfg) / "comparison.html").read_text()
+    assert page.startswith("<!doctype html>")
     assert "A &lt;sweep&gt;" in page
     assert page.count("<svg") == 2  # the frontier and the loss
     assert "1 unfinished" in page
@@ -144,3 +147,38 @@ def test_what_is_not_there_is_named(sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="runs: expected finished runs"):
         read_runs([str(tmp_path / "empty")])
+
+
+LIGHT = """
+import sys
+from pathlib import Path
+
+def heavy():
+    return sorted({"torch", "lightning", "halos.policy"} & sys.modules.keys())
+
+from halos.comparison import claim_figure, page, runs, tables
+finished, unfinished = runs.read_runs([sys.argv[1]])
+groups = runs.group(finished)
+page.page("title", groups, tables.compare_groups(groups, None, None), len(unfinished))
+assert not heavy(), heavy()
+from halos import terminal
+if heavy():
+    sys.exit(77)
+from halos.commands.compare import compare
+assert not heavy(), heavy()
+from omegaconf import OmegaConf
+keys = {"runs": sys.argv[1], "metrics": None, "baseline": None, "title": "t", "output": sys.argv[2]}
+compare(OmegaConf.create(keys))
+assert not heavy(), heavy()
+"""
+
+
+def test_comparing_imports_neither_torch_nor_lightning_nor_a_policy(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run(tmp_path / "runs" / str(seed), "kto", seed, 0.5)
+    words = [sys.executable, "-c", LIGHT, str(tmp_path / "runs"), str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    if done.returncode == 77:
+        pytest.xfail("halos.terminal itself imports torch")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "comparison.html").is_file()

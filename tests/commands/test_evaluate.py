@@ -19,6 +19,7 @@ from halos.commands.label import label
 from halos.commands.sample import sample
 from halos.data.rows.chat_tokens import Limits
 from halos.judges.reward_model import RewardModel
+from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.export.reward_model import export_reward_model
 from halos.policy.loading import ModelSpec
@@ -40,7 +41,9 @@ def csft(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A policy as CSFT leaves it: its chat template ends with the control token."""
     folder, tokenizer = tmp_path_factory.mktemp("csft") / "model", SPEC.tokenizer()
     end = tokenizer.convert_tokens_to_ids(END)
-    export_policy(SPEC.load(), tokenizer, folder, end_of_turn=end, control=GOOD, card={"loss": "csft", "base": "toy"})
+    export_policy(
+        SPEC.load(), tokenizer, folder, end_of_turn=end, control=GOOD, card=ModelCard(loss="csft", base="toy")
+    )
     return str(folder)
 
 
@@ -61,17 +64,19 @@ def test_the_keys_of_a_judge_are_its_parameters(name: str) -> None:
     assert set(node) <= known
 
 
+@pytest.mark.long
 def test_sample_goes_on_with_its_own_file_only(csft: str, tmp_path: Path) -> None:
     words = (*SMALL, f"policy={csft}", f"output={tmp_path}/s.jsonl", "samples=2")
     before = sample(compose("sample", *words)).read_bytes()
     assert before.count(b"\n") == 12
     (tmp_path / "s.jsonl").write_bytes(before[: len(before) // 2])
     assert sample(compose("sample", *words)).read_bytes() == before
-    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn otherwise"):
+    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn with other settings"):
         sample(compose("sample", *words, "temperature=0.5"))
     sample(compose("sample", *words, "temperature=0.5", "overwrite=true"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["model.safetensors", "model/adapter_model.safetensors"])
 def test_samples_of_a_policy_that_was_trained_again_are_not_those_of_the_old_one(
     name: str, csft: str, tmp_path: Path
@@ -85,7 +90,7 @@ def test_samples_of_a_policy_that_was_trained_again_are_not_those_of_the_old_one
     sample(compose("sample", *words))
     weights = load_file(policy / name)
     save_file({key: value + 1e-3 for key, value in weights.items()}, policy / name, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn otherwise"):
+    with pytest.raises(ValueError, match=r"output: .* holds samples that were drawn with other settings"):
         sample(compose("sample", *words))
 
 
@@ -101,6 +106,7 @@ def test_a_policy_against_itself_has_no_kl_no_margin_and_wins_half(tmp_path: Pat
     assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_a_csft_policy_is_asked_with_its_control_token_and_its_reference_without(csft: str, tmp_path: Path) -> None:
     words = (f"policy={csft}", "reference=pkg://halos.toy/reference", f"output={tmp_path}", "resamples=20", "size=8")
     found = evaluate(compose("evaluate", *SMALL, *words))
@@ -119,6 +125,7 @@ def test_data_without_an_opponent_are_refused_before_a_model_is_loaded(
         evaluate(compose("evaluate", *words, "progress=false"))
 
 
+@pytest.mark.long
 def test_a_policy_meets_the_datas_own_completions(tmp_path: Path) -> None:
     words = ("policy=pkg://halos.toy/reference", "judge=truth", "opponent=data", f"output={tmp_path}", "resamples=20")
     found = evaluate(compose("evaluate", *SMALL, *words))
@@ -127,6 +134,7 @@ def test_a_policy_meets_the_datas_own_completions(tmp_path: Path) -> None:
     assert "rewards/auc" not in found["metrics"]  # no reference, no rewards
 
 
+@pytest.mark.long
 def test_what_was_computed_before_the_judge_failed_is_kept(tmp_path: Path) -> None:
     words = ("policy=pkg://halos.toy/reference", "reference=pkg://halos.toy/reference", "resamples=20", "size=4")
     endpoint = ("judge=chat", "judge.model=m", "judge.base_url=http://127.0.0.1:9", "judge.tries=1")
@@ -140,11 +148,12 @@ def test_what_was_computed_before_the_judge_failed_is_kept(tmp_path: Path) -> No
     assert [set(line) for line in lines] == [{"prompt", "completions", "opponent"}] * 4
 
 
+@pytest.mark.long
 def test_a_reward_model_is_evaluated_within_the_limits_of_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, tokenizer = SPEC.load(), SPEC.tokenizer()
-    end, card = tokenizer.convert_tokens_to_ids(END), {"loss": "bt", "base": "toy"}
+    end, card = tokenizer.convert_tokens_to_ids(END), ModelCard(loss="bt", base="toy")
     head = torch.ones(1, policy.config.hidden_size)
     export_reward_model(policy, head, tokenizer, tmp_path / "model", end_of_turn=end, card=card)
     given: list[Limits] = []
@@ -154,7 +163,7 @@ def test_a_reward_model_is_evaluated_within_the_limits_of_its_data(
             given.append(limits)
             super().__init__(path, limits=limits, **options)
 
-    monkeypatch.setattr("halos.commands.evaluate.RewardModel", Seen)
+    monkeypatch.setattr("halos.evaluation.evaluator.RewardModel", Seen)
     words = (f"policy={tmp_path}/model", f"output={tmp_path}/e", "resamples=20", "data.max_length=48")
     assert "rewards/auc" in evaluate(compose("evaluate", *SMALL, *words))["metrics"]
     evaluate(compose("evaluate", *SMALL, *words, "data.max_prompt_length=9"))

@@ -9,12 +9,12 @@ import hydra
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from halos.cli import config_folder
 from halos.comparison.claim_figure import claim_figure
 from halos.comparison.claims import FAILED, HELD, UNDECIDED, as_markdown, decide
-from halos.comparison.runs import Run, of_experiment
+from halos.comparison.runs import Run, experiment_keys
 
 EXPERIMENTS = sorted(
     file.stem for file in (Path(config_folder()) / "experiment").glob("claims_*.yaml") if file.stem != "claims_tune"
@@ -40,7 +40,7 @@ CLAIM: dict[str, Any] = {
 def run(loss: str, seed: int, share: float, noise: float = 0.4, claim: dict[str, Any] | None = CLAIM) -> Run:
     config = {"loss.name": loss, "data.source.noise": noise}
     numbers = {"samples/policy_desirable": share, "samples/reference_desirable": 0.5, "samples/kl": 2 * share}
-    return Run(Path(f"{loss}-{noise}-{seed}"), seed, config, numbers, [], [], [], claim)
+    return Run(Path(f"{loss}-{noise}-{seed}"), seed, config, numbers, claim=claim)
 
 
 def runs(kto: list[float], dpo: list[float]) -> list[Run]:
@@ -48,7 +48,7 @@ def runs(kto: list[float], dpo: list[float]) -> list[Run]:
 
 
 @pytest.mark.parametrize(
-    ("kto", "dpo", "word"),
+    ("kto", "dpo", "outcome"),
     [
         # Differences 0.1, 0.2, 0.3: mean 0.2, and t = 4.303 at two degrees of freedom makes it 0.2 ± 0.248.
         ([0.8, 0.8, 0.8], [0.7, 0.6, 0.5], UNDECIDED),
@@ -61,10 +61,10 @@ def runs(kto: list[float], dpo: list[float]) -> list[Run]:
     ],
 )
 def test_a_claim_holds_if_the_interval_of_paired_differences_lies_above(
-    kto: list[float], dpo: list[float], word: str
+    kto: list[float], dpo: list[float], outcome: str
 ) -> None:
     (verdict,) = decide(runs(kto, dpo))
-    assert verdict.word == word
+    assert verdict.outcome == outcome
 
 
 def test_the_sentence_has_the_interval_and_the_number_of_seeds() -> None:
@@ -82,13 +82,13 @@ def test_a_match_within_a_margin_and_a_metric_of_its_own() -> None:
     claim = {**CLAIM, "contrasts": [contrast, of_kl]}
     shares = {"kto": [0.50, 0.51, 0.52], "dpo": [0.55, 0.56, 0.57]}
     (verdict,) = decide([run(k, seed, x, claim=claim) for k, xs in shares.items() for seed, x in enumerate(xs)])
-    assert verdict.words == [HELD, FAILED]  # −0.05 is above −0.1; −0.1 is below −0.05
-    assert verdict.word == FAILED
+    assert verdict.outcomes == [HELD, FAILED]  # −0.05 is above −0.1; −0.1 is below −0.05
+    assert verdict.outcome == FAILED
 
 
 def test_runs_that_are_not_there_leave_a_claim_undecided_and_only_seeds_that_both_have_count() -> None:
     (verdict,) = decide([run("kto", seed, 0.8) for seed in range(3)])
-    assert (verdict.word, verdict.differences) == (UNDECIDED, [None])
+    assert (verdict.outcome, verdict.differences) == (UNDECIDED, [None])
     assert "no finished runs" in verdict.sentence()
     (verdict,) = decide([*runs([0.8, 0.8], [0.7, 0.6]), run("kto", 7, 0.0)])
     assert verdict.differences[0] is not None
@@ -137,14 +137,20 @@ def jobs(experiment: str) -> tuple[list[DictConfig], set[str]]:
         assert len({word for job in batch for word in job if word.startswith("seed=")}) >= 3
         first = [job for job in batch if "seed=0" in job]
         words = [[f"experiment={experiment}", *job, "output_dir=out"] for job in first]
-        tuned = {hydra.compose("train", job, return_hydra_config=True).hydra.runtime.choices.tuned for job in words}
-        return [hydra.compose("train", job) for job in words], tuned
+        cfgs = [hydra.compose("train", job, return_hydra_config=True) for job in words]
+    tuned = {cfg.hydra.runtime.choices.tuned for cfg in cfgs}
+    for cfg in cfgs:
+        with open_dict(cfg):
+            del cfg["hydra"]
+    return cfgs, tuned
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_sweeps_each_run_that_its_claim_compares_once(experiment: str) -> None:
     cfgs, tuned = jobs(experiment)
-    configs = [of_experiment(cfg) for cfg in cfgs]
+    nodes: Any = [OmegaConf.to_container(cfg, resolve=True) for cfg in cfgs]
+    configs = [experiment_keys(node) for node in nodes]
     claim: Any = OmegaConf.to_container(cfgs[0].claim, resolve=True, throw_on_missing=True)
     for contrast in claim["contrasts"]:
         sides = [

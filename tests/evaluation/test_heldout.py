@@ -12,6 +12,7 @@ from halos.data.views.selection import Selection
 from halos.evaluation.calibration import calibration_error, reliability
 from halos.evaluation.heldout import feedback_metrics, held_out, likelihood_metrics
 from halos.evaluation.scoring import Scores
+from halos.evaluation.statistics import Bootstrap
 
 RECORDS = [
     Record("1", "p", (Completion("aa"), Completion("b")), ((0, 1),)),
@@ -33,7 +34,10 @@ def test_metrics_have_the_values_computed_by_hand() -> None:
     data = held_out(RECORDS)
     by_text = dict(zip(("aa", "b", "dd", "c", "e"), zip(REWARDS, TOKENS, strict=True), strict=True))
     rewards, tokens = (np.array([by_text[text][i] for text in data.completions]) for i in (0, 1))
-    found = {name: estimate.value for name, estimate in feedback_metrics(data, rewards, tokens, resamples=10).items()}
+    found = {
+        name: estimate.value
+        for name, estimate in feedback_metrics(data, rewards, tokens, Bootstrap(resamples=10)).items()
+    }
     assert found["rewards/accuracies"] == 1.0
     assert found["rewards/margins"] == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert found["rewards/chosen"] == pytest.approx((2 + 0.5 + 0.5) / 3)
@@ -45,7 +49,7 @@ def test_metrics_have_the_values_computed_by_hand() -> None:
 
 
 def test_equal_rewards_are_right_half_of_the_time() -> None:
-    found = feedback_metrics(held_out(RECORDS), np.zeros(5), TOKENS, resamples=10)
+    found = feedback_metrics(held_out(RECORDS), np.zeros(5), TOKENS, Bootstrap(resamples=10))
     assert found["rewards/accuracies"].value == found["rewards/auc"].value == 0.5
 
 
@@ -54,7 +58,7 @@ def test_perplexity_is_that_of_liked_completions() -> None:
     logps = np.array([-float(len(text)) for text in data.completions])
     nothing = np.full(5, math.nan)
     scores = Scores(logps, nothing, -logps, nothing, np.full(5, 2.0))
-    found = likelihood_metrics(data, scores, resamples=10)
+    found = likelihood_metrics(data, scores, Bootstrap(resamples=10))
     assert found["data/perplexity"].value == pytest.approx(math.exp((2 + 2 + 1) / 6))
     assert set(found) == {"data/perplexity", "data/entropy_per_token"}
 

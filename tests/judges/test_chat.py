@@ -163,9 +163,31 @@ def test_after_a_kill_only_what_was_not_answered_is_asked(tmp_path: Path) -> Non
         ({"model": "m", "base_url": "ftp://x"}, "judge.base_url: expected http"),
         ({"model": "m", "workers": 0}, "judge.workers: expected"),
         ({"model": "m", "price": (1.0,)}, "judge.price: expected"),
+        ({"model": "m", "price": (1.0, -1.0)}, "judge.price: expected"),
         ({"model": "m", "tries": 0}, "judge.tries: expected"),
+        ({"model": "m", "threshold": "6"}, "judge.threshold: expected a number or null, found '6'"),
+        ({"model": "m", "threshold": True}, "judge.threshold: expected a number or null, found True"),
     ],
 )
 def test_bad_settings_are_named(options: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
         ChatJudge(cache=str(tmp_path / "c"), **options)
+
+
+@pytest.mark.parametrize("name", ["workers", "max_tokens", "tries"])
+@pytest.mark.parametrize("value", [True, 1.5, 0, "8"])
+def test_what_is_no_whole_number_is_refused(name: str, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^judge\.{name}: expected a whole number from 1 on"):
+        ChatJudge(model="m", cache=str(tmp_path / "c"), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["temperature", "timeout", "patience", "max_patience"])
+@pytest.mark.parametrize("value", [True, -1.0, float("inf"), "1"])
+def test_what_is_no_number_is_refused(name: str, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^judge\.{name}: expected a number from 0 on"):
+        ChatJudge(model="m", cache=str(tmp_path / "c"), **{name: value})
+
+
+def test_what_is_null_is_left_out_of_the_request(tmp_path: Path) -> None:
+    made = ChatJudge(model="m", cache=str(tmp_path / "c"), temperature=None, max_tokens=None, threshold=None)
+    assert made.options == {"model": "m"}

@@ -7,7 +7,8 @@ import pytest
 
 from halos.data.records.record import Completion, Record
 from halos.evaluation.duels import best_of_data, win_rate
-from halos.judges.base import CompletionJudge, Said
+from halos.evaluation.statistics import Bootstrap
+from halos.judges.base import CompletionJudge, PromptCompletion
 from halos.judges.labels import label
 from halos.judges.truth import TruthJudge
 from halos.toy.source import ToyJudge
@@ -17,8 +18,8 @@ from halos.toy.world import is_desirable
 class Length(CompletionJudge):
     """Likes long completions; has no answer to "?"."""
 
-    def scores(self, said: Sequence[Said]) -> list[float | None]:
-        return [None if text == "?" else float(len(text)) for _, text in said]
+    def scores(self, completions: Sequence[PromptCompletion]) -> list[float | None]:
+        return [None if text == "?" else float(len(text)) for _, text in completions]
 
 
 def record(name: str, *texts: str) -> Record:
@@ -72,7 +73,7 @@ def test_win_rates_count_ties_half_and_leave_out_what_has_no_answer() -> None:
     prompts = [f"p{n}" for n in range(12)]
     ours = [["long"]] * 8 + [["same"], ["x"], ["?"], ["x"]]
     theirs = [["s"]] * 8 + [["ties"], ["longer"], ["a"], ["longer"]]
-    found = win_rate(Length(), prompts, ours, theirs, resamples=200)
+    found = win_rate(Length(), prompts, ours, theirs, Bootstrap(resamples=200))
     assert found.rate.value == pytest.approx((8 + 0.5) / 11)
     shown = found.as_json()
     assert [shown[name] for name in ("won", "tied", "lost", "without an answer")] == [8, 1, 2, 1]
@@ -81,7 +82,7 @@ def test_win_rates_count_ties_half_and_leave_out_what_has_no_answer() -> None:
 
 
 def test_a_side_with_fewer_completions_is_counted_round() -> None:
-    found = win_rate(Length(), ["p", "q"], [["aaa", "a"], ["aaa", "a"]], [["bb"], ["bb"]], resamples=20)
+    found = win_rate(Length(), ["p", "q"], [["aaa", "a"], ["aaa", "a"]], [["bb"], ["bb"]], Bootstrap(resamples=20))
     assert found.verdicts == [1.0, 0.0, 1.0, 0.0]
     assert found.p_value == 1.0
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.judges.reward_model import RewardModel
+from halos.policy.export.card import ModelCard
 from halos.policy.export.reward_model import export_reward_model
 from halos.policy.heads import RewardHead
 from halos.policy.loading import ModelSpec
@@ -30,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.nn.init.normal_(head.linear.weight, generator=torch.Generator().manual_seed(0))
     where = tmp_path_factory.mktemp("rm") / "model"
     end = ChatTokens(tokenizer, Limits(64)).end_of_turn
-    card = {"loss": "bt", "base": "toy"}
+    card = ModelCard(loss="bt", base="toy")
     export_reward_model(policy, head.linear.weight, tokenizer, where, end_of_turn=end, card=card)
     return where
 
@@ -94,6 +95,13 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     SPEC.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"expected a reward model, but .* lacks the weights score"):
         RewardModel(str(tmp_path)).scores(SAID)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "max_length"])
+@pytest.mark.parametrize("value", [True, 1.5, 0, None])
+def test_what_is_no_whole_number_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^judge\.{name}: expected a whole number from"):
+        RewardModel("m", **{name: value})
 
 
 def test_what_can_be_told_without_weights_is_told_by_the_check(folder: Path, tmp_path: Path) -> None:

@@ -11,15 +11,16 @@ from omegaconf import OmegaConf
 from halos.config.devices import check_place
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.templates import PLAIN_TEMPLATE
-from halos.evaluation.preparation import Evaluation
+from halos.evaluation.plan import implied_beta
 from halos.policy.adapters import save_adapter
+from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.loading import ModelSpec
 from halos.policy.lookup import Policy, find_policy, reference_of
 from halos.policy.lora import LoRA
 from halos.sampling.engines import Decoding, make_engine
 from halos.toy.model import END, GOOD, REFERENCE_DIR
-from tests.test_config import compose
+from tests.configs import compose
 
 
 def run(folder: Path, loss: str = "kto", words: tuple[str, ...] = (), **model: Any) -> Policy:
@@ -47,9 +48,8 @@ def test_the_beta_of_a_run_is_that_of_its_loss(
 ) -> None:
     policy = run(tmp_path / "run", loss, words)
     assert policy.beta == beta
-    rest: Any = dict.fromkeys(("reference", "opponent", "data", "held", "judge", "decoding", "folder"))
     for given, expected in ((None, 0.1 if beta is None else beta), (0.0, 0.0), (0.2, 0.2)):
-        assert Evaluation(OmegaConf.create({"beta": given}), policy, **rest).beta == expected
+        assert implied_beta(policy, given) == expected
 
 
 def reference(policy: Policy) -> Policy:
@@ -93,7 +93,9 @@ def export_adapter(folder: Path, **model: Any) -> Any:
     trained, tokenizer = adapted(), ModelSpec(path=str(REFERENCE_DIR), chat_template="plain").tokenizer()
     end = tokenizer.convert_tokens_to_ids(END)
     run(folder, **model)
-    export_policy(trained, tokenizer, folder / "model", end_of_turn=end, control=GOOD, card={"loss": "k", "base": "b"})
+    export_policy(
+        trained, tokenizer, folder / "model", end_of_turn=end, control=GOOD, card=ModelCard(loss="k", base="b")
+    )
     return trained
 
 

@@ -13,7 +13,7 @@ import pytest
 from halos.processes import launch
 from halos.processes.errors import RunFailed
 from halos.processes.signals import Interrupted
-from tests.test_config import compose
+from tests.configs import compose
 
 FAIL = """
 import os, sys, pathlib
@@ -107,3 +107,19 @@ def test_ranks_are_started_where_nobody_else_has(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert launch.ranks_to_start(compose(*words)) == count
+
+
+def test_ranks_import_this_package_whatever_the_users_folder_holds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda command, env: started.append((command, env)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("RANK", raising=False)
+    launch._start(tmp_path / "config.yaml", 1, 2, 29500)
+    ((command, environment),) = started
+    assert "-P" in command
+    first, second = environment["PYTHONPATH"].split(os.pathsep)
+    assert (Path(first) / "halos" / "cli.py").is_file()
+    assert second == str(tmp_path)
+    assert (environment["RANK"], environment["LOCAL_RANK"]) == ("1", "1")

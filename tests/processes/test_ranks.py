@@ -26,7 +26,7 @@ def gone() -> int:
 
 def fail(message: str, others: list[tuple[str, int]]) -> None:
     with ranks.lost_ranks_named():
-        ranks._known.extend([(HOST, os.getpid()), *others])
+        ranks._addresses.extend([(HOST, os.getpid()), *others])
         raise RuntimeError(message)
 
 

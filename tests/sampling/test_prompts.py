@@ -1,46 +1,25 @@
-"""The records that a command works on are those that training held out."""
+"""Prompts to sample for: each once, drawn with the seed, in the order of the records."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from halos.data.preparation.intake import LEAKED
-from halos.data.sources.json_source import JsonSource
-from halos.data.streaming.module import StreamingDataModule
-from halos.evaluation.heldout import held_out
-from halos.sampling.prompts import Asked, distinct_prompts, read_data
-from tests.test_config import compose
+from halos.data.preparation.prepare import Preparation
+from halos.data.records.record import Completion, Record
+from halos.data.rows.chat_tokens import Limits
+from halos.sampling.prompts import Asked, distinct_prompts, read_split
+from halos.toy.source import ToySource
+
+RECORDS = [Record(f"f:{n + 1}", f"q{n % 5}", (Completion(f"a{n}"),)) for n in range(12)]
 
 
-def written(file: Path, rows: list[dict[str, Any]]) -> Path:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-def test_the_first_records_of_a_streamed_run_are_its_held_out_ones(tmp_path: Path) -> None:
-    rows = [{"prompt": f"q{n % 5}", "completion": f"a{n}", "label": n % 2} for n in range(12)]
-    file = written(tmp_path / "t.jsonl", rows)
-    node = compose("data=json", f"data.train={file}", "data.val_size=2", "data.streaming=true").data
-    made = StreamingDataModule(JsonSource(str(file)), val_size=2)
-    made.load("binary")
-    held = read_data(node, None, "val", 0).records
-    assert [record.id for record in held] == [f"{file}:1", f"{file}:2"]
-    assert {f"{record.id}#0" for record in held} == {example.id for example in made.intake.examples["val"]}
-    rest = read_data(node, None, "train", 0).records
-    assert [record.id for record in rest] == [f"{file}:{n + 1}" for n in range(12) if n % 5 > 1]
-
-
-def test_prompts_of_a_file_are_asked_once_each(tmp_path: Path) -> None:
-    rows = [{"prompt": f"q{n % 5}", "completion": f"a{n}", "label": n % 2} for n in range(12)]
-    file = written(tmp_path / "t.jsonl", rows)
-    records = read_data(compose("data=json", f"data.train={file}").data, None, "train", 0).records
-    expected = [Asked(f"{file}:{n + 1}", f"q{n}") for n in range(5)]
-    assert distinct_prompts(records, None, 0) == expected
-    drawn = distinct_prompts(records, 3, 0)
+def test_each_prompt_is_drawn_once() -> None:
+    expected = [Asked(f"f:{n + 1}", f"q{n}") for n in range(5)]
+    assert distinct_prompts(RECORDS, None, 0) == distinct_prompts(RECORDS, 9, 0) == expected
+    drawn = distinct_prompts(RECORDS, 3, 0)
     assert len(drawn) == 3
     assert drawn == [asked for asked in expected if asked in drawn]
+    assert any(distinct_prompts(RECORDS, 3, seed) != drawn for seed in range(1, 9))
 
 
 def test_no_prompts_are_an_error() -> None:
@@ -48,35 +27,17 @@ def test_no_prompts_are_an_error() -> None:
         distinct_prompts([], None, 0)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_prompt_of_both_files_is_left_out_where_training_leaves_it_out(streaming: bool, tmp_path: Path) -> None:
-    train = written(tmp_path / "t.jsonl", [{"prompt": f"q{n}", "completion": "a", "label": n % 2} for n in range(4)])
-    val = written(tmp_path / "v.jsonl", [{"prompt": p, "completion": "a", "label": 1} for p in ("Q2 ", "new", "q3")])
-    words = (f"data.train={train}", f"data.val={val}", f"data.streaming={streaming}")
-    node = compose("data=json", *words).data
-    found = {split: read_data(node, None, split, 0) for split in ("train", "val")}
-    prompts = {split: [record.prompt for record in data.records] for split, data in found.items()}
-    if streaming:
-        assert prompts == {"train": ["q0", "q1"], "val": ["Q2 ", "new", "q3"]}
-    else:
-        assert prompts == {"train": ["q0", "q1", "q2", "q3"], "val": ["new"]}
-    assert found["val"].report == ({} if streaming else {LEAKED: 2})
+@pytest.mark.parametrize("size", [True, 1.5, 0, "3"])
+def test_a_size_that_is_no_whole_number_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match=r"size: expected a whole number from 1 on or null, found"):
+        distinct_prompts(RECORDS, size, 0)
 
 
-def test_scores_become_the_labels_that_training_makes_of_them(tmp_path: Path) -> None:
-    train = written(tmp_path / "t.jsonl", [{"prompt": f"q{n}", "completion": "a", "score": n} for n in range(5)])
-    val = written(tmp_path / "v.jsonl", [{"prompt": f"v{n}", "completion": "a", "score": n} for n in (1, 3, 7, 8)])
-    words = (f"data.train={train}", f"data.val={val}")
-    data = read_data(compose("data=json", *words, "data.select.labels_from_scores=median").data, None, "val", 0)
-    held = held_out(data.records, data.selection, data.training)
-    assert [desirable for _, desirable in held.labels] == [False, True, True, True]  # above or below 2
-    assert held.report["binary: labels from scores"] == 4
-    plain = read_data(compose("data=json", *words).data, None, "val", 0)
-    with pytest.raises(ValueError, match=r"data\.select\.labels_from_scores"):
-        held_out(plain.records, plain.selection, plain.training)
-
-
-def test_nothing_held_out_is_refused(tmp_path: Path) -> None:
-    train = written(tmp_path / "t.jsonl", [{"prompt": "q", "completion": "a", "label": True}])
-    with pytest.raises(ValueError, match="split: expected held-out records"):
-        read_data(compose("data=json", f"data.train={train}").data, None, "val", 0)
+def test_a_split_of_a_source_needs_no_configuration() -> None:
+    source = ToySource(size=8, val_size=4)
+    preparation = Preparation(source=source, limits=Limits(64))
+    held = read_split(preparation, "val")
+    assert [record.id for record in held.records] == [record.id for record in source.val().records]
+    assert len(held.training) == len(source.train().records)
+    with pytest.raises(ValueError, match="split: expected val or train, found 'test'"):
+        read_split(preparation, "test")

@@ -70,8 +70,7 @@ def test_the_seed_decides() -> None:
 def test_cut_completions_are_counted_and_keep_their_last_word(tmp_path: Path) -> None:
     assert sampler(max_new_tokens=3).write(ASKED, tmp_path / "a.jsonl") == (20, 20)
     assert all(len(ids) == 3 for one in sampler(max_new_tokens=3).draw_all(ASKED) for ids in one.completions)
-    made = sampler()
-    assert made.text([5, 6, TOKENS.end_of_turn]) == made.text([5, 6]) == TOKENS.tokenizer.decode([5, 6])
+    assert TOKENS.text([5, 6, TOKENS.end_of_turn]) == TOKENS.text([5, 6]) == TOKENS.tokenizer.decode([5, 6])
 
 
 def test_samples_for_other_prompts_are_refused(tmp_path: Path) -> None:
@@ -97,10 +96,25 @@ def test_vllm_is_asked_for_where_it_is_missing() -> None:
         VLLMEngine("m", TOKENS, Decoding(), dtype="float32")
 
 
-@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}])
-def test_bad_decoding_is_named(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        Decoding(**bad)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("max_new_tokens", [0, True, 1.5]),
+        ("temperature", [-1.0, True, float("nan")]),
+        ("top_p", [0.0, 1.5, True, None]),
+    ],
+)
+def test_bad_decoding_is_named(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^{name}: expected .*, found"):
+            Decoding(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "key"), [("count", "samples"), ("batch_size", "batch_size"), ("seed", "seed")])
+@pytest.mark.parametrize("value", [True, 1.5, -1, None])
+def test_what_is_no_whole_number_is_refused(name: str, key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{key}: expected a whole number from"):
+        sampler(**{name: value})
 
 
 def test_an_unfinished_run_is_no_policy(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from halos.commands.assembly import objective_maker
 from halos.objectives import DPO, KTO, PPO, SFT, Needs, Objective
 from halos.testing import PROPERTIES, NotApplicable, Violation, check_objective, check_property
-from tests.test_config import compose, options
+from tests.configs import VARIANTS, compose, options
 from tests.testing.broken import (
     FAULTS,
     LossAsANumber,
@@ -21,8 +21,15 @@ from tests.testing.broken import (
     WrongSign,
 )
 
+SOME = ("dpo", "kto", "mix", "ppo", "sft")
 
-@pytest.mark.parametrize("name", options("loss"))
+
+def case(name: str) -> Any:
+    marks = [pytest.mark.slow] if name in VARIANTS else [] if name in SOME else [pytest.mark.long]
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", map(case, options("loss")))
 def test_every_objective_conforms(name: str) -> None:
     check_objective(objective_maker(compose(f"loss={name}").loss))
 
@@ -54,7 +61,7 @@ def test_a_violation_has_both_numbers_and_the_smallest_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
         (NothingToTrain, "expected at least one loss term, found none"),
         (LossOfEachExample, "loss term 'sft': expected a scalar tensor, found tensor"),
@@ -62,8 +69,8 @@ def test_a_violation_has_both_numbers_and_the_smallest_batch() -> None:
         (NoDenominator, "loss term 'sft': expected the count of the whole step, found None"),
     ],
 )
-def test_a_loss_of_another_shape_is_described(broken: type[Objective], said: str) -> None:
-    with pytest.raises(Violation, match=f"shapes: {said}"):
+def test_a_loss_of_another_shape_is_described(broken: type[Objective], message: str) -> None:
+    with pytest.raises(Violation, match=f"shapes: {message}"):
         check_property(broken, "shapes")
 
 
@@ -87,6 +94,11 @@ def test_an_objective_says_what_it_moves() -> None:
         needs = Needs(moves=(-1, 1))
 
     check_property(Lowers, "signs")
+
+    class Either(WrongSign):
+        needs = Needs(moves=(None, None))
+
+    check_property(Either, "signs")
 
     class Nothing(DPO):
         needs = Needs(moves=(0, 0))

@@ -8,7 +8,15 @@ import pytest
 import torch
 import torch.distributed.checkpoint
 
-from halos.training.checkpoints import IDENTITY, Checkpoints, LocalCheckpointIO, check_identity, clean, newest, whole
+from halos.training.checkpoints import (
+    IDENTITY,
+    Checkpoints,
+    LocalCheckpointIO,
+    check_identity,
+    check_intact,
+    clean,
+    newest,
+)
 from halos.training.record import RunRecord
 
 
@@ -55,7 +63,7 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused(
     assert newest(tmp_path) == two
     assert "step_4.ckpt" in caplog.text
     with pytest.raises(ValueError, match=r"resume: .*step_4\.ckpt, which is damaged"):
-        whole(four)
+        check_intact(four)
     damage(two)
     with pytest.raises(ValueError, match=r"step_4\.ckpt.*step_2\.ckpt|step_2\.ckpt.*step_4\.ckpt"):
         newest(tmp_path)
@@ -65,9 +73,10 @@ def test_a_sharded_checkpoint_is_whole_with_its_last_file(tmp_path: Path) -> Non
     folder = tmp_path / "step_2.ckpt"
     torch.distributed.checkpoint.save({"weight": torch.zeros(2)}, checkpoint_id=folder, no_dist=True)
     with pytest.raises(ValueError, match="none or incomplete"):
-        whole(folder)
+        check_intact(folder)
     save(folder / "meta.pt")
-    assert whole(folder) == newest(tmp_path) == folder
+    check_intact(folder)
+    assert newest(tmp_path) == folder
 
 
 def test_half_written_checkpoints_are_removed_and_never_found(tmp_path: Path) -> None:
@@ -94,7 +103,8 @@ def test_a_checkpoint_of_another_run_is_refused_with_each_key_that_differs(tmp_p
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     LocalCheckpointIO().save_checkpoint({"w": torch.ones(3)}, tmp_path / "a.ckpt")
-    assert torch.load(whole(tmp_path / "a.ckpt"), weights_only=True)["w"].tolist() == [1, 1, 1]
+    check_intact(tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["w"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True])

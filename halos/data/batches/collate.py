@@ -1,8 +1,13 @@
-"""Rows → tensors.
+"""Collates rows to tensors.
 
-A batch holds B examples with K branches each. Its sequences (prompt + branch, right-padded) are sorted by length and
-split into chunks, so that little of a chunk is padding; where each scored token belongs in the [B, K, C] grid of
-completion tokens is recorded by position, never found again from token values.
+A batch holds B examples with K branches each. Every sequence is a prompt followed by one branch, and each scored token
+has a place in a grid [B, K, C] of completion tokens, C being the longest branch:
+
+    rows → places (b, k) sorted by length → chunks, each padded on the right to its own longest sequence
+                                          → scored tokens → slots in the flattened grid
+
+Sorting keeps padding small, so the order of sequences in a chunk is not that of the examples: slots say where a
+log-prob belongs. They are recorded by position when the row is written, and never found again from token values.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Self
+from typing import Self, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -24,18 +29,22 @@ from halos.data.batches.reference_table import ReferenceTable
 from halos.data.rows.token_rows import Row, group_sizes
 
 PAD = 0
-"""Any id does: attention is causal and padding is on the right, so no scored token ever sees it."""
+"""The id that fills sequences. Every id would do: attention is causal and padding is on the right, so no scored token
+ever sees it."""
 
 
 @dataclass(slots=True)
 class Chunk:
     """n sequences of similar length, padded to T tokens, with M scored tokens.
 
-    ``input_ids`` [n, T]; ``predicts`` [n, T], true where the *next* token is scored; ``targets`` [M], those tokens, in
-    the order in which ``predicts`` lists them; ``slots`` [M], their places in the flattened [B, K, C] grid.
-    ``needs_grad`` is false for chunks that the loss only reads, such as KTO's mismatched completions. Only where
-    completions are fed whole: ``last`` [n, T], true at each completion's last token, and ``owners`` [n], the places of
-    the completions in the flattened [B, K] grid.
+    Attributes:
+        input_ids: [n, T] tokens to feed.
+        predicts: [n, T] true where the *next* token is scored.
+        targets: [M] the scored tokens, in the order in which ``predicts`` lists them.
+        slots: [M] their places in the flattened [B, K, C] grid.
+        needs_grad: false for chunks that the loss only reads, such as KTO's mismatched completions.
+        last: [n, T] true at each completion's last token; only where whole completions are fed.
+        owners: [n] the places of the completions in the flattened [B, K] grid; only where whole completions are fed.
     """
 
     input_ids: Tensor
@@ -43,16 +52,20 @@ class Chunk:
     targets: Tensor
     slots: Tensor
     needs_grad: bool = True
-    last: Any = None
-    owners: Any = None
+    last: Tensor | None = None
+    owners: Tensor | None = None
 
 
 @dataclass(slots=True)  # not frozen: Lightning's precision plugins rebuild every dataclass that they find in a batch
 class StepSize:
-    """Examples, and scored tokens of each branch, in the whole optimizer step: all ranks, all micro-batches.
+    """The size of a whole optimizer step: all ranks, all micro-batches. Losses and metrics divide by it.
 
-    Where examples have scores, ``groups`` and ``scores`` list those of all, and ``members`` how many examples the
-    whole data set has in each one's group.
+    Attributes:
+        examples: the number of examples.
+        tokens: for each branch, the number of its scored tokens.
+        groups: the group of each example; only where examples have scores.
+        scores: the score of each example; only where examples have scores.
+        members: for each example, the size of its group in the whole data set; only where examples have scores.
     """
 
     examples: int
@@ -66,57 +79,76 @@ class StepSize:
 class Batch:
     """One rank's examples of one micro-batch.
 
-    ``mask`` [B, K, C] is true where branch k of example b has a token. Examples of one prompt share a number in
-    ``group`` [B]. ``packs``, where there are any, hold the same tokens as ``chunks``, for models that can read them
-    packed, each behind the one that it continues; ``pad()`` then makes the chunks, and ``padded`` holds them once they
-    are made. ``desirable`` is a bool tensor [B], or None for views without labels; ``scores`` stays plain Python, so
-    that no precision plugin rounds a reward to bf16; for the same reason ``reference_bits`` are float32 numbers seen
-    as int32.
+    Attributes:
+        ids: [B] the ids of the examples.
+        mask: [B, K, C] true where branch k of example b has a token.
+        group: [B] a number that examples of the same prompt share.
+        step: the size of the whole optimizer step.
+        desirable: [B] bool, or None for views without labels.
+        scores: [B] rewards, or None. Plain Python, because precision plugins would round a tensor to bf16.
+        total_tokens: the number of tokens, prompts included, in all sequences.
+        packs: the same tokens as in ``chunks``, for models that can read packed rows; each pack comes after the one
+            that it continues.
+        reference_bits: the bits of float32 log-probs as int32, for the same reason as ``scores``.
+        pad: makes the chunks.
+        padded: the chunks, once they are made.
     """
 
     ids: tuple[str, ...]
     mask: Tensor
     group: Tensor
     step: StepSize
-    desirable: Any = None
+    desirable: Tensor | None = None
     scores: tuple[float, ...] | None = None
     total_tokens: int = 0
     packs: tuple[Pack, ...] = ()
-    reference_bits: Any = None
-    pad: Any = tuple
+    reference_bits: Tensor | None = None
+    pad: Callable[[], tuple[Chunk, ...]] = tuple
     padded: tuple[Chunk, ...] | None = None
 
     @property
     def reference(self) -> Tensor | None:
-        """log π_ref of each completion token in float32, [B, K, C], where it was computed beforehand."""
-        bits: Tensor | None = self.reference_bits
-        return None if bits is None else bits.view(torch.float32)
+        """[B, K, C] log π_ref of each completion token in float32, if it was computed beforehand."""
+        return None if self.reference_bits is None else self.reference_bits.view(torch.float32)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
-        """The batch's sequences with padding; beside packs they are made only when something asks for them."""
+        """The batch's sequences with padding. A batch with packs makes them on first use."""
         if self.padded is None:
+            # The batch may have moved to a device since pad was set.
             move = partial(Tensor.to, device=self.mask.device)
             self.padded = tuple(map_tensors(chunk, move) for chunk in self.pad())
         return self.padded
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """A copy on the device."""
+        """Copy the batch to a device."""
         return self._map(partial(Tensor.to, device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """A copy in pinned memory (called by the data loader)."""
+        """Copy the batch to pinned memory (called by the data loader)."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        made = map_tensors(self, function)
-        made.packs = tuple(map_tensors(part, function) for part in self.packs)
+        copy = map_tensors(self, function)
+        copy.packs = tuple(map_tensors(part, function) for part in self.packs)
         if self.padded is not None:
-            made.padded = tuple(map_tensors(chunk, function) for chunk in self.padded)
-        return made
+            copy.padded = tuple(map_tensors(chunk, function) for chunk in self.padded)
+        return copy
+
+
+class Collation(TypedDict, total=False):
+    """Options of :func:`collate` that are the same for all micro-batches of a run."""
+
+    mismatched: bool
+    chunks: int
+    whole: bool
+    packing: bool
+    share_prompts: bool
+    max_tokens: int | None
+    reference: ReferenceTable | None
 
 
 def collate(
@@ -131,78 +163,97 @@ def collate(
     max_tokens: int | None = None,
     reference: ReferenceTable | None = None,
 ) -> Batch:
-    """Tensors for the rows of one micro-batch.
+    """Collate the rows of one micro-batch.
 
-    ``mismatched`` says that the last branch is KTO's y', which needs no gradient. ``chunks`` is the number of
-    length-sorted parts (for each of the two kinds): a constant, so that all ranks run equally many forwards.
-    ``whole`` feeds each completion's last token too, for objectives that read its state; it rules packing out.
-    ``packing`` adds the same tokens as packs, in which branches of one prompt share it if ``share_prompts``, and of
-    which there are as many as it takes for none to have more than ``max_tokens`` tokens.
-    ``reference`` gives the batch the reference's log-probs.
+    Args:
+        rows: B rows with K branches each.
+        step: the size of the optimizer step; None: these rows are the step.
+        mismatched: the last branch is KTO's y', which needs no gradient.
+        chunks: the number of length-sorted chunks of trained and of mismatched sequences each. It is a constant, so
+            that all ranks run equally many forwards.
+        whole: feed each completion's last token too, for objectives that read its state. Rules packing out.
+        packing: add the same tokens as packs.
+        share_prompts: branches of one prompt share it in a pack.
+        max_tokens: the maximum number of tokens in a pack; as many packs are made as that takes. None: no maximum.
+        reference: the source of the reference's log-probs, if they were computed beforehand.
     """
     width = max(len(branch) for row in rows for branch in row.branches)
-    branches = len(rows[0].branches)
-    mask = torch.zeros(len(rows), branches, width, dtype=torch.bool)
+    mask = torch.zeros(len(rows), len(rows[0].branches), width, dtype=torch.bool)
     for b, row in enumerate(rows):
         for k, branch in enumerate(row.branches):
             mask[b, k, : len(branch)] = True
-    packed = packing and not whole  # packs leave out each completion's last token
+    packs: list[Pack] = []
+    if packing and not whole:  # packs leave out each completion's last token
+        parts = [slice(0, len(rows))]
+        if max_tokens:
+            parts = divide(rows, max_tokens, share_prompts=share_prompts)
+        for part in parts:
+            packs += pack(rows[part], width=width, mismatched=mismatched, share_prompts=share_prompts, start=part.start)
+    # Padded tensors take memory that packed rows never use, so beside packs they are made only when they are read.
     pad = partial(_padded, tuple(rows), width, chunks, mismatched=mismatched, whole=whole)
-    parts = divide(rows, max_tokens, share_prompts=share_prompts) if max_tokens else [slice(0, len(rows))]
-    options: dict[str, Any] = {"width": width, "mismatched": mismatched, "share_prompts": share_prompts}
     return Batch(
         ids=tuple(row.id for row in rows),
         mask=mask,
         group=torch.tensor([row.group for row in rows]),
         step=step or step_size(rows),
-        desirable=_column([row.desirable for row in rows]),
-        scores=None if rows[0].score is None else tuple(float(row.score or 0.0) for row in rows),
+        desirable=None if rows[0].desirable is None else torch.tensor([bool(row.desirable) for row in rows]),
+        scores=None if rows[0].score is None else _scores(rows),
         total_tokens=sum(len(row.prompt) + len(branch) for row in rows for branch in row.branches),
-        packs=tuple(p for part in parts for p in pack(rows[part], start=part.start, **options)) if packed else (),
+        packs=tuple(packs),
         reference_bits=None if reference is None else reference.logprobs(rows, width).view(torch.int32),
         pad=pad,
-        padded=None if packed else pad(),
+        padded=None if packs else pad(),
     )
 
 
 def step_size(rows: Sequence[Row], members: np.ndarray | Mapping[int, int] | None = None) -> StepSize:
-    """The denominators of a step made of these rows; ``members``: how many examples each group has, if not these."""
+    """The size of an optimizer step.
+
+    Args:
+        rows: all rows of the step.
+        members: the size of each group in the whole data set; None: these rows are the data set.
+    """
     branches = zip(*(row.branches for row in rows), strict=True)
     size = StepSize(len(rows), tuple(sum(map(len, branch)) for branch in branches))
     if rows[0].score is not None:
+        # Advantages are whitened over the step and compared within groups, which needs the scores of all ranks.
         members = group_sizes(rows) if members is None else members
         size.groups = tuple(row.group for row in rows)
-        size.scores = tuple(float(row.score or 0.0) for row in rows)
+        size.scores = _scores(rows)
         size.members = tuple(int(members[group]) for group in size.groups)
     return size
 
 
-def _column(values: list[bool | None]) -> Tensor | None:
-    return None if values[0] is None else torch.tensor([bool(value) for value in values])
+def _scores(rows: Sequence[Row]) -> tuple[float, ...]:
+    return tuple(float(row.score or 0.0) for row in rows)
 
 
-def _padded(rows: Sequence[Row], width: int, parts: int, *, mismatched: bool, whole: bool) -> tuple[Chunk, ...]:
+def _padded(rows: Sequence[Row], width: int, count: int, *, mismatched: bool, whole: bool) -> tuple[Chunk, ...]:
+    # Trained and mismatched sequences are in separate chunks, so that the latter run without a gradient.
     trained = len(rows[0].branches) - mismatched
-    made = _chunks(rows, range(trained), width, parts, needs_grad=True, whole=whole)
+    chunks = _chunks(rows, range(trained), width, count, needs_grad=True, whole=whole)
     if mismatched:
-        made += _chunks(rows, [trained], width, parts, needs_grad=False, whole=whole)
-    return tuple(made)
+        chunks += _chunks(rows, [trained], width, count, needs_grad=False, whole=whole)
+    return tuple(chunks)
 
 
 def _chunks(
-    rows: Sequence[Row], kept: Sequence[int], width: int, parts: int, *, needs_grad: bool, whole: bool
+    rows: Sequence[Row], branches: Sequence[int], width: int, count: int, *, needs_grad: bool, whole: bool
 ) -> list[Chunk]:
-    places = [(b, k) for b in range(len(rows)) for k in kept]
+    places = [(b, k) for b in range(len(rows)) for k in branches]
     places.sort(key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
-    parts = min(parts, len(places))
-    edges = [len(places) * part // parts for part in range(parts + 1)]
-    return [_chunk(rows, places[a:z], width, needs_grad=needs_grad, whole=whole) for a, z in pairwise(edges)]
+    count = min(count, len(places))
+    # Chunks differ by one sequence at most. Fewer sequences than chunks give one chunk each.
+    edges = [len(places) * number // count for number in range(count + 1)]
+    return [
+        _chunk(rows, places[start:end], width, needs_grad=needs_grad, whole=whole) for start, end in pairwise(edges)
+    ]
 
 
 def _chunk(
     rows: Sequence[Row], places: Sequence[tuple[int, int]], width: int, *, needs_grad: bool, whole: bool
 ) -> Chunk:
-    # The last token of a sequence predicts nothing, so it is not fed unless its state is asked for.
+    # The last token of a sequence predicts nothing, so it is not fed unless its state is needed.
     lengths = [len(rows[b].prompt) + len(rows[b].branches[k]) - 1 for b, k in places]
     input_ids = torch.full((len(places), max(lengths) + whole), PAD, dtype=torch.long)
     predicts = torch.zeros_like(input_ids, dtype=torch.bool)
@@ -211,36 +262,37 @@ def _chunk(
     for n, (b, k) in enumerate(places):
         prompt, branch = rows[b].prompt, rows[b].branches[k]
         input_ids[n, : lengths[n] + whole] = torch.tensor((prompt + branch)[: lengths[n] + whole])
+        # The state of the prompt's last token predicts the branch's first one.
         predicts[n, len(prompt) - 1 : lengths[n]] = True
-        start = (b * len(rows[b].branches) + k) * width
+        slot = (b * len(rows[b].branches) + k) * width
         targets += branch
-        slots += range(start, start + len(branch))
+        slots += range(slot, slot + len(branch))
     chunk = Chunk(input_ids, predicts, torch.tensor(targets), torch.tensor(slots), needs_grad)
     if whole:
+        # Lengths count one token less than is fed, so they are also the places of the last tokens.
         chunk.last = torch.arange(input_ids.shape[1]) == torch.tensor(lengths)[:, None]
         chunk.owners = torch.tensor([b * len(rows[b].branches) + k for b, k in places])
     return chunk
 
 
 class Batches(Dataset[Batch]):
-    """Collates the rows that a micro-batch names; to be used with ``DataLoader(batch_size=None)``."""
+    """Collates the rows of a micro-batch; used with ``DataLoader(batch_size=None)``.
 
-    def __init__(self, rows: Sequence[Row], *, mismatched: bool, chunks: int, **options: Any) -> None:
-        self.rows, self.mismatched, self.chunks, self.options = rows, mismatched, chunks, options
+    Args:
+        rows: all rows of the data set.
+        options: see :func:`collate`.
+    """
+
+    def __init__(self, rows: Sequence[Row], **options: Unpack[Collation]) -> None:
+        self.rows, self.options = rows, options
         self._members = group_sizes(rows)
-        self._last: tuple[tuple[int, ...], StepSize] | None = None
+        self._last_step: tuple[tuple[int, ...], StepSize] | None = None
 
     def _size(self, step: tuple[int, ...]) -> StepSize:
-        # The micro-batches of a step follow each other.
-        if self._last is None or self._last[0] != step:
-            self._last = step, step_size([self.rows[i] for i in step], self._members)
-        return self._last[1]
+        # The micro-batches of a step follow each other, so remembering one step saves reading its rows again.
+        if self._last_step is None or self._last_step[0] != step:
+            self._last_step = step, step_size([self.rows[i] for i in step], self._members)
+        return self._last_step[1]
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
-        return collate(
-            [self.rows[i] for i in micro.rows],
-            step=self._size(micro.step),
-            mismatched=self.mismatched,
-            chunks=self.chunks,
-            **self.options,
-        )
+        return collate([self.rows[i] for i in micro.rows], step=self._size(micro.step), **self.options)

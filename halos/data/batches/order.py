@@ -1,10 +1,9 @@
-"""Which examples make up each step."""
+"""The order of examples: which of them make up each step of training and validation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,44 +12,75 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Row indices of one rank's micro-batch, and of the whole step that it belongs to."""
+    """One rank's micro-batch.
+
+    Attributes:
+        rows: indices of its rows.
+        step: indices of the rows of the whole optimizer step, on all ranks.
+    """
 
     rows: tuple[int, ...]
     step: tuple[int, ...]
 
 
 class Bundles:
-    """Examples by index, in bundles of at most ``most`` (None: of all) that belong to one group.
+    """Example indices, grouped into bundles of up to ``max_size`` examples of the same group.
 
-    Bundles are numbered by the first example of their group, so examples in groups of their own keep their numbers.
+    The groups 5 7 5 5 7 give, with ``max_size=2``, the bundles (0, 2), (3) and (1, 4). Bundles are in the order of the
+    first example of their group, so if every example has a group of its own, bundle n is example n.
+
+    Args:
+        groups: [n] the group of each example.
+        max_size: examples in a bundle; None: the whole group.
     """
 
-    def __init__(self, groups: Sequence[int] | np.ndarray, most: int | None) -> None:
+    def __init__(self, groups: Sequence[int] | np.ndarray, max_size: int | None) -> None:
         _, first, inverse = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
+        # For groups 5 7 5 5 7: leader = 0 1 0 0 1, the first example of each one's group. Sorted by it, members are
+        # 0 2 3 | 1 4, and places within the group are 0 1 2 | 0 1. A bundle starts at every max_size-th place.
         leader = first[inverse]
         self._members = np.argsort(leader, kind="stable")
         leader = leader[self._members]
         place = np.arange(len(leader)) - np.searchsorted(leader, leader)
-        self._starts = np.flatnonzero(place % (most or len(leader)) == 0)
+        self._starts = np.flatnonzero(place % (max_size or len(leader)) == 0)
         self._sizes = np.diff(self._starts, append=len(leader))
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def laid_out(self, order: Any) -> Any:
-        """The examples of the bundles, one bundle behind the other in this order."""
+    def laid_out(self, order: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The examples of the bundles, one bundle after the other in this order.
+
+        Args:
+            order: numbers of bundles.
+        """
         starts, sizes = self._starts[order], self._sizes[order]
-        behind = np.cumsum(sizes) - sizes
-        return self._members[np.arange(sizes.sum()) + np.repeat(starts - behind, sizes)]
+        # Without a loop over millions of bundles: an example's place in the result is its bundle's place there plus its
+        # place in the bundle, and so is its place among the members. The two differ by one offset for each bundle.
+        ends = np.cumsum(sizes)
+        offsets = starts - (ends - sizes)
+        examples: np.ndarray = self._members[np.arange(sizes.sum()) + np.repeat(offsets, sizes)]
+        return examples
 
 
 class TrainingOrder(Sampler[MicroBatch]):
-    """The run's micro-batches for one rank: all epochs as one stream, shuffled anew each epoch from (seed, epoch).
+    """The run's micro-batches for one rank: all epochs as one stream, shuffled for each epoch from (seed, epoch).
 
-    Micro-step m of the run is the m-th stretch of ``world_size * batch_size`` examples of the stream, whichever way it
-    is divided over ranks, so one device and many see the same steps. The last step is filled from the next epoch's
-    stream: every example is seen, and every step has the same size. With ``groups`` (one number for each example) up
-    to ``together`` examples of a group (None: all) are shuffled as one, so that only a batch's edge separates them.
+    Micro-step m of the run is the m-th stretch of ``world_size * batch_size`` examples of the stream, however it is
+    divided over ranks, so one device and many see the same steps. The last step of an epoch is filled from the next
+    epoch: every example is seen, and every step has the same size.
+
+    Args:
+        size: the number of examples.
+        batch_size: examples in a micro-batch of one rank.
+        accumulate: micro-batches in an optimizer step.
+        world_size: ranks with data of their own.
+        rank: the number of this rank.
+        steps: optimizer steps of the run.
+        seed: the seed of the shuffles.
+        groups: [size] the group (prompt) of each example; None shuffles every example separately.
+        together: with ``groups``, up to this many examples of a group are shuffled as one bundle, so that only the edge
+            of a micro-batch separates them; None: the whole group.
     """
 
     def __init__(
@@ -69,48 +99,60 @@ class TrainingOrder(Sampler[MicroBatch]):
         self.size, self.batch_size, self.accumulate = size, batch_size, accumulate
         self.world_size, self.rank, self.steps, self.seed = world_size, rank, steps, seed
         self._bundles = None if groups is None else Bundles(groups, together)
+        self._epochs: dict[int, Sequence[int] | np.ndarray] = {}
         self.start, self.stop = 0, steps * accumulate
 
     def __len__(self) -> int:
         return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        wide = self.batch_size * self.world_size
-        per_step = wide * self.accumulate
+        per_micro_step = self.batch_size * self.world_size
+        per_step = per_micro_step * self.accumulate
         for number in range(self.start, self.stop):
-            step = self._stretch(number // self.accumulate * per_step, per_step)
-            offset = number % self.accumulate * wide + self.rank * self.batch_size
+            # Everything follows from the number of the micro-step, so a resumed run starts at any of them.
+            step_number, micro_step = divmod(number, self.accumulate)
+            step = self._step(step_number * per_step, per_step)
+            offset = micro_step * per_micro_step + self.rank * self.batch_size
             yield MicroBatch(step[offset : offset + self.batch_size], step)
 
-    def _stretch(self, start: int, length: int) -> tuple[int, ...]:
+    def _step(self, start: int, length: int) -> tuple[int, ...]:
+        """The examples ``start`` to ``start + length`` of the stream of all epochs."""
         return tuple(int(self._epoch(i // self.size)[i % self.size]) for i in range(start, start + length))
 
-    def _epoch(self, epoch: int) -> Sequence[int]:
-        cached = getattr(self, "_permutations", {})
-        if epoch not in cached:
-            generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
-            # Two epochs at most: a stretch spans no more, except over data sets smaller than a step.
-            cached = {e: p for e, p in cached.items() if e == epoch - 1}
-            count = self.size if self._bundles is None else len(self._bundles)
-            shuffled = torch.randperm(count, generator=generator).numpy()
-            cached[epoch] = shuffled if self._bundles is None else self._bundles.laid_out(shuffled)
-            self._permutations = cached
-        return cached[epoch]
+    def _epoch(self, epoch: int) -> Sequence[int] | np.ndarray:
+        if epoch not in self._epochs:
+            # A step reads from two epochs at most (except over data sets smaller than a step), so one older epoch is
+            # enough to keep.
+            self._epochs = {number: order for number, order in self._epochs.items() if number == epoch - 1}
+            self._epochs[epoch] = self._shuffled(epoch)
+        return self._epochs[epoch]
+
+    def _shuffled(self, epoch: int) -> Sequence[int] | np.ndarray:
+        # The shift keeps (seed, epoch) pairs apart for the first million epochs.
+        generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+        if self._bundles is None:
+            return torch.randperm(self.size, generator=generator).numpy()
+        return self._bundles.laid_out(torch.randperm(len(self._bundles), generator=generator).numpy())
 
 
 def validation_order(size: int, *, batch_size: int, world_size: int, rank: int) -> list[MicroBatch]:
-    """Every example exactly once, in the data's order, as equally many micro-batches on every rank.
+    """The micro-batches of one rank that read every example exactly once, in the data's order.
 
-    Micro-batches have up to twice ``batch_size`` examples, so that no rank is ever left without one.
+    Every rank has equally many micro-batches, of up to twice ``batch_size`` examples each: the remainder of a division
+    is spread over them, so that no rank is left without an example.
+
+    Raises:
+        ValueError: there are fewer examples than ranks.
     """
     if size < world_size:
         raise ValueError(
             f"validation data: expected at least one example for each of {world_size} devices, found {size}"
         )
     count = max(1, size // (batch_size * world_size))
+    # Integer edges n * size // count divide both the data and each step without a gap, and parts differ by one at most.
     order = []
     for number in range(count):
         step = tuple(range(size * number // count, size * (number + 1) // count))
-        mine = step[len(step) * rank // world_size : len(step) * (rank + 1) // world_size]
-        order.append(MicroBatch(mine, step))
+        own = step[len(step) * rank // world_size : len(step) * (rank + 1) // world_size]
+        order.append(MicroBatch(own, step))
     return order

@@ -1,10 +1,19 @@
-"""Rows packed end to end: each prompt once, followed by all its completions, without padding.
+"""Packed rows: every prompt once, followed by all its completions, without padding.
 
 A tree is one prompt with the completions (branches) that a micro-batch has for it: chosen and rejected, several
-examples of one prompt, y and the mismatched y'. Its tokens are the prompt's, then each branch's without its last one,
-which predicts nothing; the first token of every branch is predicted from the prompt's last place. Positions restart
-behind the prompt for each branch, and a token sees the prompt and the branch that it is in: log-probs and gradients are
-those of separate rows.
+examples of one prompt, y and the mismatched y'. Each branch is written without its last token, which predicts nothing.
+Its first token is predicted from the last token of the prompt. For the prompt a b c with the branches p q r and s t:
+
+    input_ids   a   b   c   p   q   s          attends to   a  b  c  p  q  s
+    branch     -1  -1  -1   1   1   2                   a   x
+    position    0   1   2   3   4   3                   b   x  x
+    predicts         p, s   q   r   t                   c   x  x  x
+                                                        p   x  x  x  x
+                                                        q   x  x  x  x  x
+                                                        s   x  x  x  .  .  x
+
+Positions of every branch continue those of the prompt, and a token attends to the prompt and to its own branch only, so
+log-probs and gradients are those of separate rows.
 """
 
 from __future__ import annotations
@@ -12,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,39 +32,48 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 PROMPT = -1
-"""The number, among branches, of the prompt."""
-GROUPED = 128
-"""Trees that have no more tokens than this together are attended to in one call: short calls cost more than masked
-scores."""
-DENSE = 2048
-"""A tree with more tokens is attended to branch by branch: its mask over all pairs of tokens would grow too large."""
-UNSEEN = 2**14
-"""So is one in which more pairs of tokens are in different branches, or a branch and the prompt before it: they cost
-more than further calls."""
+"""The number of the prompt in ``branch``; branches count from 1."""
+GROUPED_TREES_MAX_TOKENS = 128
+"""Trees with up to this many tokens together are attended to in one call: many short calls cost more than the scores
+between trees, which the mask throws away."""
+DENSE_TREE_MAX_TOKENS = 2048
+"""A tree with more tokens is attended to branch by branch: its mask over all pairs of tokens would be too large."""
+DENSE_TREE_MAX_MASKED_PAIRS = 2**14
+"""A tree is also attended to branch by branch if its mask throws away more pairs of tokens than this (pairs in
+different branches, and of a prompt with the branches after it): computing them costs more than further calls."""
 
 
-Bundle = TypeVar("Bundle", bound="DataclassInstance")
+D = TypeVar("D", bound="DataclassInstance")
 
 
-def map_tensors(bundle: Bundle, function: Callable[[Tensor], Tensor]) -> Bundle:
-    """A copy of a dataclass with the function applied to every field that is a tensor."""
-    values = {item.name: getattr(bundle, item.name) for item in fields(bundle)}
-    return replace(bundle, **{name: function(value) for name, value in values.items() if isinstance(value, Tensor)})
+def map_tensors(instance: D, function: Callable[[Tensor], Tensor]) -> D:
+    """Copy a dataclass instance, with the function applied to every field that is a tensor."""
+    values = {item.name: getattr(instance, item.name) for item in fields(instance)}
+    return replace(instance, **{name: function(value) for name, value in values.items() if isinstance(value, Tensor)})
 
 
 @dataclass(slots=True)  # not frozen: Lightning's precision plugins rebuild every dataclass that they find in a batch
 class Pack:
-    """N tokens for one forward, the M tokens that they predict, and S places in the grid of completion tokens.
+    """The N tokens of one forward, the M tokens that they predict, and S places in the grid of completion tokens.
 
-    ``input_ids`` [N]. Keys are these tokens and, before them, the P prompt tokens of the pack before, if this one
-    continues them (else P = 0): ``tree``, ``branch`` and ``position`` [P + N] say what each is. Keys come in pieces of
-    ``sizes`` tokens; the last ``len(attends)`` pieces are the pack's own tokens, and the queries of each of those
-    attend to the pieces that ``attends`` lists. ``plain`` are pieces that are one sequence, from its beginning and
-    without branches. ``prompts`` [P'] are the places of prompt tokens.
+    The keys of attention are these N tokens. If the pack continues the pack before, the P prompt tokens of that pack
+    come before them (else P = 0). Keys are divided into pieces of consecutive tokens. The last ``len(attends)`` pieces
+    are the pack's own tokens, and the queries of each of these attend to the pieces that ``attends`` lists for it.
 
-    ``predicts`` [M] are places among the states of all packs so far, ``targets`` [M] the tokens predicted there.
-    ``sources`` [S] are places among the log-probs of all packs so far, ``slots`` [S] those in the flattened [B, K, C]
-    grid. ``needs_grad`` is false for packs that the loss only reads, such as KTO's mismatched completions.
+    Attributes:
+        input_ids: [N] tokens to feed.
+        tree: [P + N] the number of each key's tree.
+        branch: [P + N] the number of each key's branch, or :data:`PROMPT`.
+        position: [P + N] the position of each key in its own sequence.
+        prompts: [P'] the places of prompt tokens among the N tokens.
+        predicts: [M] places among the hidden states of this pack and the packs before it.
+        targets: [M] the token that each of these states predicts.
+        sources: [S] places among the log-probs of this pack and the packs before it.
+        slots: [S] the places of these log-probs in the flattened [B, K, C] grid.
+        sizes: the number of tokens in each piece.
+        attends: for each of the pack's own pieces, the pieces that its queries attend to.
+        plain: pieces that are a single sequence from its beginning, without branches: causal attention needs no mask.
+        needs_grad: false for tokens that the loss only reads, such as KTO's mismatched completions.
     """
 
     input_ids: Tensor
@@ -74,57 +92,75 @@ class Pack:
 
     @property
     def continues(self) -> bool:
-        """Whether the prompts' keys and values come from the pack before."""
+        """Whether the keys and values of the prompts come from the pack before."""
         return len(self.sizes) > len(self.attends)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Pack:
-        """A copy with the function applied to every tensor."""
+        """Copy the pack, with the function applied to every tensor."""
         return map_tensors(self, function)
 
 
 def pack(
     rows: Sequence[Row], *, width: int, mismatched: bool = False, share_prompts: bool = True, start: int = 0
 ) -> tuple[Pack, ...]:
-    """One pack with the branches that are trained and, if the last branch is ``mismatched``, one with those.
+    """Pack the rows of a micro-batch.
 
-    ``width`` is C of the [B, K, C] grid, and ``start`` the place in it of the first of these rows. With
-    ``share_prompts`` the second pack continues the prompts of the first, and completions that a prompt has twice are
-    scored once; without, every branch has a prompt of its own.
+    Args:
+        rows: rows with K branches each.
+        width: C of the [B, K, C] grid.
+        mismatched: the last branch is KTO's y'. It needs no gradient and gets a second pack.
+        share_prompts: write each prompt once; the second pack then continues the prompts of the first, and a completion
+            that a prompt has twice is scored once. Without, every branch has its own copy of the prompt.
+        start: the place of the first of these rows in the grid.
+
+    Returns:
+        One pack with the trained branches and, with ``mismatched``, one with the mismatched branches.
     """
     last = len(rows[0].branches) - 1
     trained = [(b, k) for b in range(len(rows)) for k in range(last + 1 - mismatched)]
-    first = _Writer(rows, width, start=start)
-    trees = first.write({}, trained, share_prompts)
+    first = _Writer(rows, width, share_prompts=share_prompts, start=start)
+    trees = first.write({}, trained)
     if not mismatched:
         return (first.finish(),)
-    second = _Writer(rows, width, needs_grad=False, behind=first, start=start)
+    second = _Writer(rows, width, share_prompts=share_prompts, start=start, needs_grad=False, after=first)
     if share_prompts:
         second.continue_prompts(first)
-    second.write(trees if share_prompts else {}, [(b, last) for b in range(len(rows))], share_prompts)
+    second.write(trees if share_prompts else {}, [(b, last) for b in range(len(rows))])
     return (first.finish(), second.finish())
 
 
-def divide(rows: Sequence[Row], most: int, *, share_prompts: bool = True) -> list[slice]:
-    """Stretches of rows that have at most so many tokens, all branches counted, when they are packed; a row that has
-    more is a stretch by itself."""
+def divide(rows: Sequence[Row], max_tokens: int, *, share_prompts: bool = True) -> list[slice]:
+    """Divide rows into consecutive parts of up to ``max_tokens`` tokens each, as they are packed.
+
+    The tokens of all branches count. A row with more tokens is a part of its own.
+    """
     edges, tokens = [0], 0
     prompts: set[tuple[int, ...]] = set()
     for number, row in enumerate(rows):
-        branches = sum(map(len, row.branches))
-        known = share_prompts and row.prompt in prompts
-        size = branches + (0 if known else len(row.prompt) * (1 if share_prompts else len(row.branches)))
-        if tokens and tokens + size > most:
+        shared = share_prompts and row.prompt in prompts
+        copies = 1 if share_prompts else len(row.branches)
+        completion_tokens = sum(map(len, row.branches))
+        size = completion_tokens + (0 if shared else len(row.prompt) * copies)
+        if tokens and tokens + size > max_tokens:
             edges.append(number)
             prompts.clear()
-            tokens, size = 0, size + (len(row.prompt) if known else 0)
+            # The part before had the prompt; this one needs a copy of its own.
+            tokens, size = 0, size + (len(row.prompt) if shared else 0)
         tokens += size
         prompts.add(row.prompt)
-    return [slice(a, z) for a, z in pairwise([*edges, len(rows)])]
+    return [slice(start, end) for start, end in pairwise([*edges, len(rows)])]
 
 
 @dataclass(slots=True)
 class _Tree:
-    """A prompt, its place in the packs, and where the log-probs of each of its branches begin."""
+    """A prompt that was written.
+
+    Attributes:
+        number: the number of the tree.
+        prompt: its token ids.
+        last: the place of the prompt's last token among the states of all packs.
+        scored: for each branch, the place of its first log-prob among the log-probs of all packs.
+    """
 
     number: int
     prompt: tuple[int, ...]
@@ -132,24 +168,36 @@ class _Tree:
     scored: dict[tuple[int, ...], int] = field(default_factory=dict)
 
 
-_Trees = dict[Any, _Tree]
+_Trees = dict[tuple[int, ...], _Tree]
+"""By the token ids of the prompt or, where prompts are not shared, by the place (b, k) of the branch."""
 
 
 class _Writer:
-    """Writes trees one after the other, and notes places as it goes."""
+    """Writes the trees of one pack one after the other, and records places as it goes.
+
+    Args:
+        rows: the rows of the micro-batch.
+        width: C of the [B, K, C] grid.
+        share_prompts: write each prompt once.
+        start: the place of the first row in the grid.
+        needs_grad: whether the loss trains these tokens.
+        after: the writer of the pack before. Places among states and log-probs are counted on from it.
+    """
 
     def __init__(
         self,
         rows: Sequence[Row],
         width: int,
         *,
-        needs_grad: bool = True,
-        behind: _Writer | None = None,
+        share_prompts: bool,
         start: int = 0,
+        needs_grad: bool = True,
+        after: _Writer | None = None,
     ) -> None:
         self.rows, self.width, self.needs_grad, self.start = rows, width, needs_grad, start
-        self.states = 0 if behind is None else len(behind.ids)
-        self.logprobs = 0 if behind is None else len(behind.targets)
+        self.share_prompts = share_prompts
+        self.states_before = 0 if after is None else len(after.ids)
+        self.logprobs_before = 0 if after is None else len(after.targets)
         self.ids: list[int] = []
         self.tree: list[int] = []
         self.branch: list[int] = []
@@ -162,8 +210,10 @@ class _Writer:
         self.sizes: list[int] = []
         self.attends: list[tuple[int, ...]] = []
         self.plain: list[int] = []
-        self._open = 0  # tokens behind the last piece
-        self._reads: list[int] = []  # pieces of the pack before that they attend to
+        # The open piece: tokens that were written since the last piece was closed, and the pieces that they attend to
+        # besides their own.
+        self._open_tokens = 0
+        self._open_attends: list[int] = []
 
     def continue_prompts(self, first: _Writer) -> None:
         """Begin with the keys of the first pack's prompts: piece n is the prompt of tree n."""
@@ -171,27 +221,37 @@ class _Writer:
             setattr(self, name, [getattr(first, name)[place] for place in first.prompts])
         self.sizes = [self.tree.count(number) for number in range(self.tree[-1] + 1)]
 
-    def write(self, trees: _Trees, places: Sequence[tuple[int, int]], share: bool) -> _Trees:
-        """Write the branches at these places (b, k) of the grid, with their prompts unless the trees have them."""
-        wanted: dict[Any, dict[tuple[int, ...], None]] = {}
+    def write(self, trees: _Trees, places: Sequence[tuple[int, int]]) -> _Trees:
+        """Write branches, with their prompts unless these were written.
+
+        Args:
+            trees: the prompts that were written; new ones are added.
+            places: the places (b, k) of the branches in the grid.
+        """
+        # All branches of a prompt have to follow it at once, so they are collected first. The inner dict is an ordered
+        # set: a branch that occurs twice is written once.
+        branches_of: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
         for b, k in places:
-            key = self.rows[b].prompt if share else (b, k)
-            wanted.setdefault(key, {})[self.rows[b].branches[k]] = None
-        for key, branches in wanted.items():
-            prompt = key if share else self.rows[key[0]].prompt
+            branches_of.setdefault(self._key(b, k), {})[self.rows[b].branches[k]] = None
+        for key, branches in branches_of.items():
+            prompt = key if self.share_prompts else self.rows[key[0]].prompt
             trees[key] = self._write_tree(trees.get(key), len(trees), prompt, list(branches))
         if not self.ids:
-            self._add([0], -1, PROMPT, 0)  # nothing to feed, but every rank runs as many forwards as the others
+            # Every branch has one token, which the prompt predicts, or was scored before. A forward has to run all the
+            # same: collectives of sharded models hang if one rank runs fewer than the others.
+            self._add([0], -1, PROMPT, 0)
         self._close()
         for b, k in places:
             ids = self.rows[b].branches[k]
-            source = trees[self.rows[b].prompt if share else (b, k)].scored[ids]
+            source = trees[self._key(b, k)].scored[ids]
             slot = ((self.start + b) * len(self.rows[b].branches) + k) * self.width
             self.sources += range(source, source + len(ids))
             self.slots += range(slot, slot + len(ids))
         return trees
 
     def finish(self) -> Pack:
+        """The pack of everything that was written."""
+
         def tensor(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.long)
 
@@ -211,6 +271,9 @@ class _Writer:
             needs_grad=self.needs_grad,
         )
 
+    def _key(self, b: int, k: int) -> tuple[int, ...]:
+        return self.rows[b].prompt if self.share_prompts else (b, k)
+
     def _write_tree(
         self, tree: _Tree | None, number: int, prompt: tuple[int, ...], branches: list[tuple[int, ...]]
     ) -> _Tree:
@@ -218,45 +281,53 @@ class _Writer:
         lengths = [len(ids) - 1 for ids in new]
         total = sum(lengths)
         size = len(prompt) + total
-        if size + self._open + sum(self.sizes[piece] for piece in self._reads) > GROUPED:
+        # Short trees share a piece, which is one call of attention, until it is full.
+        if size + self._open_tokens + sum(self.sizes[piece] for piece in self._open_attends) > GROUPED_TREES_MAX_TOKENS:
             self._close()
-        unseen = sum(length * (total - length) for length in lengths) + (len(prompt) * total if tree is None else 0)
-        apart = len(new) > 1 and (size > DENSE or unseen > UNSEEN)
-        reads: list[int] = []
+        # Pairs that a mask over the whole tree would throw away: of different branches and, where the prompt is part of
+        # this pack, of its queries with the branches' keys.
+        masked_pairs = sum(length * (total - length) for length in lengths)
+        if tree is None:
+            masked_pairs += len(prompt) * total
+        separately = len(new) > 1 and (size > DENSE_TREE_MAX_TOKENS or masked_pairs > DENSE_TREE_MAX_MASKED_PAIRS)
+        attends: list[int] = []
         if tree is not None:
-            reads = [tree.number]
+            attends = [tree.number]  # the prompt's keys come from the pack before: piece n is the prompt of tree n
         else:
-            tree = _Tree(number, prompt, self.states + len(self.ids) + len(prompt) - 1)
+            tree = _Tree(number, prompt, self.states_before + len(self.ids) + len(prompt) - 1)
             self.prompts += range(len(self.ids), len(self.ids) + len(prompt))
             self._add(prompt, number, PROMPT, 0)
-            if apart:
-                reads = [len(self.sizes)]
+            if separately:
+                attends = [len(self.sizes)]  # the prompt becomes a piece, to which each branch attends
                 self._close()
         for ids in new:
-            self._write_branch(tree, ids, reads)
-            if apart:
+            self._write_branch(tree, ids, attends)
+            if separately:
                 self._close()
         return tree
 
-    def _write_branch(self, tree: _Tree, ids: tuple[int, ...], reads: list[int]) -> None:
-        start = self.states + len(self.ids)
+    def _write_branch(self, tree: _Tree, ids: tuple[int, ...], attends: list[int]) -> None:
+        start = self.states_before + len(self.ids)
         self.predicts += [tree.last, *range(start, start + len(ids) - 1)]
-        tree.scored[ids] = self.logprobs + len(self.targets)
+        tree.scored[ids] = self.logprobs_before + len(self.targets)
         self.targets += ids
         self._add(ids[:-1], tree.number, len(tree.scored), len(tree.prompt))
-        self._reads += [piece for piece in reads if len(ids) > 1 and piece not in self._reads]
+        # A branch of one token adds no query, so it attends to nothing.
+        self._open_attends += [piece for piece in attends if len(ids) > 1 and piece not in self._open_attends]
 
     def _add(self, ids: Sequence[int], tree: int, branch: int, position: int) -> None:
         self.ids += ids
         self.tree += [tree] * len(ids)
         self.branch += [branch] * len(ids)
         self.position += range(position, position + len(ids))
-        self._open += len(ids)
+        self._open_tokens += len(ids)
 
     def _close(self) -> None:
-        if self._open:
-            if self.position[-self._open :] == list(range(self._open)):
+        """Make a piece of the tokens that were written since the last one."""
+        if self._open_tokens:
+            # Positions that count up from 0 belong to one sequence: a second tree or branch would begin anew.
+            if self.position[-self._open_tokens :] == list(range(self._open_tokens)):
                 self.plain.append(len(self.sizes))
-            self.attends.append((*self._reads, len(self.sizes)))
-            self.sizes.append(self._open)
-        self._open, self._reads = 0, []
+            self.attends.append((*self._open_attends, len(self.sizes)))
+            self.sizes.append(self._open_tokens)
+        self._open_tokens, self._open_attends = 0, []

@@ -1,4 +1,4 @@
-"""The reference's log-probs of completions, where they were computed before training."""
+"""The reference's log-probs of completions that were computed before training."""
 
 from __future__ import annotations
 
@@ -16,37 +16,51 @@ KEY_BYTES = 16
 
 
 def entry_key(prompt: Sequence[int], completion: Sequence[int]) -> bytes:
-    """The key of a completion behind its prompt: of their token ids, and nothing else."""
+    """The key of a completion after its prompt; it depends on their token ids alone."""
+    # The prompt's length stands first: without it, moving tokens from one to the other would not change the key.
     ids = array("q", (len(prompt), *prompt, *completion))
     return hashlib.blake2b(ids.tobytes(), digest_size=KEY_BYTES).digest()
 
 
 def completions(rows: Iterable[Row]) -> dict[bytes, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Prompt and completion of every branch, each once, those of one prompt together and short prompts first."""
-    found = {entry_key(row.prompt, branch): (row.prompt, branch) for row in rows for branch in row.branches}
-    return dict(sorted(found.items(), key=lambda item: (len(item[1][0]), item[1])))
+    """(prompt, completion) of every branch by its key, each once.
+
+    Completions of one prompt follow each other, so that they share it in a pack, and short prompts come first.
+    """
+    by_key = {entry_key(row.prompt, branch): (row.prompt, branch) for row in rows for branch in row.branches}
+    return dict(sorted(by_key.items(), key=lambda item: (len(item[1][0]), item[1])))
 
 
 @dataclass(slots=True)
 class ReferenceTable:
-    """log π_ref(y_t | x, y_<t) in float32 for every token of completions y behind prompts x.
+    """log π_ref(y_t | x, y_<t) in float32 for every token of completions y after prompts x.
 
-    ``computed``: how many of the entries were not found in a cache.
+    Attributes:
+        entries: for each :func:`entry_key` the log-probs [tokens of the completion].
+        computed: the number of entries that were not in a cache.
     """
 
     entries: dict[bytes, Tensor] = field(default_factory=dict)
     computed: int = 0
 
     def logprobs(self, rows: Sequence[Row], width: int) -> Tensor:
-        """Those of the rows' branches, [B, K, width], zero behind their ends.
+        """The log-probs of the rows' branches.
 
-        Raises ``ValueError`` naming the row for a completion that the table does not have.
+        Args:
+            rows: B rows with K branches each.
+            width: the length of the longest branch, or more.
+
+        Returns:
+            [B, K, width] log-probs, zero after the end of a branch.
+
+        Raises:
+            ValueError: names the row of a completion that the table does not have.
         """
         grid = torch.zeros(len(rows), len(rows[0].branches), width, dtype=torch.float32)
         for b, row in enumerate(rows):
             for k, branch in enumerate(row.branches):
-                found = self.entries.get(entry_key(row.prompt, branch))
-                if found is None or len(found) != len(branch):
+                entry = self.entries.get(entry_key(row.prompt, branch))
+                if entry is None or len(entry) != len(branch):
                     raise ValueError(f"{row.id}: expected the reference's log-probs of completion {k}, found none")
-                grid[b, k, : len(branch)] = found
+                grid[b, k, : len(branch)] = entry
         return grid

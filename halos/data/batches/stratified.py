@@ -1,54 +1,73 @@
-"""Training order in which no step lacks a class."""
+"""A training order in which no step lacks a class."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict, Unpack
 
 import numpy as np
 
 from halos.data.batches.order import TrainingOrder
 
 
-class StratifiedOrder(TrainingOrder):
-    """Both classes in every optimizer step, where the data have both.
+class Division(TypedDict):
+    """How a run is divided into micro-batches; see :class:`TrainingOrder`."""
 
-    Each class is spread evenly over the epoch, shuffled, so a step's shares are near those of the data. A step that
-    would still lack a class, because it is rarer than one in a step, gives its last example up for one of it; these
-    are taken in turn, so a rare class is seen more than once an epoch and a few examples of the other one are not.
-    The order does not depend on the division over devices and micro-batches. ``labels``: 1 desirable, 0 not, -1
-    unknown, which is refused.
+    batch_size: int
+    accumulate: int
+    world_size: int
+    rank: int
+    steps: int
+    seed: int
+
+
+class StratifiedOrder(TrainingOrder):
+    """Both classes in every optimizer step, if the data have both.
+
+    Each class is shuffled and spread evenly over the epoch, so the shares in a step are close to those of the data. A
+    step that still lacks a class, because the class is rarer than one in a step, gives up its last example for one of
+    that class. These are taken in turn, so a rare class is seen more than once an epoch, and a few examples of the
+    other class are not seen. The order does not depend on the division over devices and micro-batches.
+
+    Args:
+        size: the number of examples.
+        labels: [size] 1 desirable, 0 undesirable, -1 unknown.
+        division: see :class:`TrainingOrder`.
+
+    Raises:
+        ValueError: a label is unknown, or a step has one example only.
     """
 
-    def __init__(self, size: int, *, labels: Sequence[int] | np.ndarray, **options: Any) -> None:
-        super().__init__(size, **options)
+    def __init__(self, size: int, *, labels: Sequence[int] | np.ndarray, **division: Unpack[Division]) -> None:
+        super().__init__(size, **division)
         self._labels = np.asarray(labels, dtype=np.int8)
         if (self._labels < 0).any():
-            raise ValueError("data.stratified: expected a loss that learns from labels; this one's examples have none")
+            raise ValueError(
+                "data.stratified: expected a loss that learns from labels, found examples without labels; set "
+                "data.stratified=false"
+            )
         if self.batch_size * self.world_size * self.accumulate < 2:
             raise ValueError("data.stratified: expected at least two examples in a step, found one")
-        self._classes = [found for kind in (True, False) if (found := self._of(kind))]
+        # Data with one class have one list, and no step can lack it.
+        members = [np.flatnonzero(self._labels == label).tolist() for label in (1, 0)]
+        self._classes: list[list[int]] = [indices for indices in members if indices]
 
-    def _of(self, kind: bool) -> list[int]:
-        return [int(i) for i in np.flatnonzero(self._labels == kind)]
-
-    def _stretch(self, start: int, length: int) -> tuple[int, ...]:
-        step = list(super()._stretch(start, length))
+    def _step(self, start: int, length: int) -> tuple[int, ...]:
+        step = list(super()._step(start, length))
         for members in self._classes:
-            if not any(self._labels[i] == self._labels[members[0]] for i in step):
+            label = self._labels[members[0]]
+            if not any(self._labels[i] == label for i in step):
+                # A function of the step's number alone, so that a resumed run makes the same choice.
                 step[-1] = members[start // length % len(members)]
         return tuple(step)
 
-    def _epoch(self, epoch: int) -> list[int]:
-        cached = getattr(self, "_spread", {})
-        if epoch not in cached:
-            cached = {e: order for e, order in cached.items() if e == epoch - 1}
-            rng = random.Random((self.seed << 20) + epoch)
-            places: list[tuple[float, int]] = []
-            for members in self._classes:
-                shuffled = rng.sample(members, len(members))
-                places += [((n + rng.random()) / len(members), i) for n, i in enumerate(shuffled)]
-            cached[epoch] = [i for _, i in sorted(places)]
-            self._spread = cached
-        return cached[epoch]
+    def _shuffled(self, epoch: int) -> list[int]:
+        rng = random.Random((self.seed << 20) + epoch)
+        # The n-th example of a class gets a random place in the n-th of equal intervals of [0, 1): sorted by it, both
+        # classes are spread evenly, and which example of the other class is next to it stays random.
+        places: list[tuple[float, int]] = []
+        for members in self._classes:
+            shuffled = rng.sample(members, len(members))
+            places += [((n + rng.random()) / len(members), i) for n, i in enumerate(shuffled)]
+        return [i for _, i in sorted(places)]

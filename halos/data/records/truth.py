@@ -1,4 +1,4 @@
-"""True rewards, of data sources that know whether a completion is good."""
+"""True rewards of synthetic data, whose world says whether a completion is good."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Protocol
 
 
 class TrueReward(Protocol):
-    """The true reward of a data source such as the toy world."""
+    """The true reward of a data source whose world is known, such as the toy world's."""
 
     def reward(self, prompt: str, completion: str) -> float:
-        """Return how good the completion is."""
+        """The reward of a completion, in [0, 1]."""
         ...
 
     def desirable(self, prompt: str, completion: str) -> bool:
-        """Return whether people would call the completion desirable."""
+        """Whether the completion is desirable."""
         ...
 
     def prompts(self, size: int) -> list[str]:
-        """Return ``size`` held-out prompts, the same ones every time."""
+        """The first ``size`` held-out prompts; every call returns the same ones."""
         ...

@@ -1,8 +1,8 @@
-"""Records' text → token ids, with the boundary between prompt and completion fixed once.
+"""Token ids of prompts and completions, with the boundary between them fixed once.
 
-The prompt is rendered by the model's own chat template, with its generation prompt. The completion is tokenised by
-itself and followed by the end-of-turn token, so no merge can move the boundary. A truncated completion gets no
-end-of-turn token: the model is never taught to stop where a limit cut the text.
+The prompt is rendered by the model's own chat template, with its generation prompt. The completion is tokenised
+separately and followed by the end-of-turn token, so that no merge of the tokenizer can move the boundary. A truncated
+completion gets no end-of-turn token: the model is never taught to stop where a limit cut the text.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard, cast
 
-from halos.data.records.record import Prompt, messages_of
-from halos.data.rows.templates import PLAIN_TEMPLATE
+from halos.checks import check_whole
+from halos.data.records.record import Message, Prompt
+from halos.data.rows.templates import render, render_prompts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -24,34 +29,42 @@ _SENTINEL = "halos-sentinel"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Token limits: ``max_length`` for prompt plus completion, ``max_prompt_length`` for the prompt alone.
+    """Token limits of a row.
 
-    With ``max_prompt_length`` a longer prompt keeps its end (and its BOS token). Without it every prompt has to fit.
+    Attributes:
+        max_length: the maximum length of prompt plus completion.
+        max_prompt_length: the maximum length of a prompt; a longer one keeps its end (and its BOS token). None: every
+            prompt has to fit into ``max_length``.
+
+    Raises:
+        ValueError: a limit is not a whole number in its range.
     """
 
     max_length: int
     max_prompt_length: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "max_prompt_length"):
-            value = getattr(self, name)
-            if type(value) is not int and (name == "max_length" or value is not None):
-                raise ValueError(f"data.{name}: expected a whole number, found {value!r}")
-        if self.max_length < 2:
-            raise ValueError(
-                f"data.max_length: expected at least 2 (a prompt and a completion token), found {self.max_length}"
-            )
-        if self.max_prompt_length is not None and not 1 <= self.max_prompt_length < self.max_length:
+        check_whole("data.max_length", self.max_length, 2)  # a prompt token and a completion token
+        check_whole("data.max_prompt_length", self.max_prompt_length, 1, null=True)
+        if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
             raise ValueError(
                 f"data.max_prompt_length: expected between 1 and data.max_length - 1 = {self.max_length - 1} "
                 f"(something must be left for the completion), found {self.max_prompt_length}"
             )
 
     def fit_prompt(self, ids: list[int], bos: int | None, where: str) -> tuple[list[int], bool]:
-        """(ids within the limits, whether they were cut).
+        """Truncate a prompt to the limits.
 
-        Raises ``ValueError`` if the prompt has no tokens, or if it leaves no room for a completion and no
-        ``max_prompt_length`` is set.
+        Args:
+            ids: token ids of the whole prompt.
+            bos: the BOS token, which a truncated prompt keeps.
+            where: the place of the prompt in the data, for errors.
+
+        Returns:
+            The ids within the limits, and whether the prompt was truncated.
+
+        Raises:
+            ValueError: the prompt has no tokens, or leaves no room for a completion and ``max_prompt_length`` is None.
         """
         if not ids:
             raise ValueError(f"{where}: expected a prompt with at least one token, found none under this tokenizer")
@@ -65,165 +78,186 @@ class Limits:
             return ids, False
         if len(ids) <= limit:
             return ids, False
+        # Models are trained with BOS at position 0, so it stays when the beginning is cut off.
         if limit > 1 and bos is not None and ids[0] == bos:
             return [bos, *ids[len(ids) - limit + 1 :]], True
         return ids[len(ids) - limit :], True
 
     def fit_completion(self, ids: list[int], prompt_length: int) -> tuple[list[int], bool]:
-        """(the start of the completion that fits behind the prompt, whether it was cut)."""
+        """Truncate a completion to the room after its prompt.
+
+        Returns:
+            The first ids that fit, and whether the completion was truncated.
+        """
         room = self.max_length - prompt_length
         return ids[:room], len(ids) > room
 
 
 class ChatTokens:
-    """Token ids of prompts and completions under one tokenizer.
+    """Converts prompts and completions to token ids with one tokenizer.
 
-    ``control`` is text that ends every prompt (a control token of CSFT); it is added here, once, to the ids: the
-    records stay as they are.
+    Args:
+        tokenizer: the model's tokenizer.
+        limits: token limits of a row.
 
-    Raises ``ValueError`` if the tokenizer has no token that can end a turn.
+    Attributes:
+        end_of_turn: the token that ends a completion.
+
+    Raises:
+        ValueError: the tokenizer has no token that can end a turn.
     """
 
-    def __init__(self, tokenizer: Any, limits: Limits) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> None:
         self.tokenizer = tokenizer
         self.limits = limits
         self.end_of_turn: int = end_of_turn_id(tokenizer)
-        self._said_plain = False
+        self._warned_of_plain = False
         self._bos = _automatic_bos(tokenizer)
 
+    @property
+    def pad(self) -> int:
+        """The padding token."""
+        return cast(int, self.tokenizer.pad_token_id)
+
     def prompt(self, prompt: Prompt, control: str = "", *, where: str = "prompt") -> list[int]:
-        """All ids of the prompt, before truncation."""
-        if isinstance(prompt, str) and self.tokenizer.chat_template is None:
-            ids = self._bos + self._plain(prompt)
-        elif self.tokenizer.chat_template is None:
-            self._say_plain()
-            ids = self._bos + self._plain(self._render(prompt, PLAIN_TEMPLATE, where))
-        else:
-            # The template writes its own BOS, so the tokenizer must not add a second one.
-            ids = self._plain(self._render(prompt, None, where))
-        return ids + self.control(control)
+        """Token ids of a prompt, before truncation.
+
+        Args:
+            prompt: text or turns.
+            control: text that ends the prompt (a control token of CSFT). It is added here, once; records never hold it.
+            where: the place of the prompt in the data, for errors.
+
+        Raises:
+            ValueError: the chat template refuses the turns.
+        """
+        text = prompt if self._is_plain(prompt) else self._render([prompt], [where])[0]
+        return self._added_bos + self._encode(text) + self.control(control)
+
+    def fitted_prompt(self, prompt: Prompt, control: str = "", *, where: str = "prompt") -> list[int]:
+        """Token ids of a prompt, truncated to the limits; see :meth:`prompt` and :meth:`Limits.fit_prompt`."""
+        return self.fit_prompt(self.prompt(prompt, control, where=where), where)[0]
 
     def control(self, text: str) -> list[int]:
-        """Ids of text that ends prompts."""
-        return self._plain(text) if text else []
-
-    def _say_plain(self) -> None:
-        if not self._said_plain:
-            log.warning(
-                "the tokenizer has no chat template: conversations are written as 'User:\\n…\\n\\nAssistant:\\n…'; "
-                "model.chat_template gives another"
-            )
-        self._said_plain = True
+        """Token ids of text that ends prompts."""
+        return self._encode(text) if text else []
 
     def fit_prompt(self, ids: list[int], where: str) -> tuple[list[int], bool]:
         """See :meth:`Limits.fit_prompt`."""
         return self.limits.fit_prompt(ids, self.tokenizer.bos_token_id, where)
 
     def completion(self, text: str) -> list[int]:
-        """Ids of the completion followed by the end-of-turn token, before truncation."""
-        return [*self._plain(text), self.end_of_turn]
+        """Token ids of a completion followed by the end-of-turn token, before truncation."""
+        return [*self._encode(text), self.end_of_turn]
 
     def fit_completion(self, ids: list[int], prompt_length: int) -> tuple[list[int], bool]:
         """See :meth:`Limits.fit_completion`."""
         return self.limits.fit_completion(ids, prompt_length)
 
+    def text(self, completion: Sequence[int]) -> str:
+        """Text of a completion's token ids, without the end-of-turn token at their end."""
+        ended = len(completion) > 0 and completion[-1] == self.end_of_turn
+        return str(self.tokenizer.decode(list(completion[:-1] if ended else completion)))
+
     def many_prompts(self, prompts: Sequence[Prompt], where: Sequence[str]) -> list[list[int]]:
-        """:meth:`prompt` of many at once; a prompt that comes twice is tokenised once."""
+        """Token ids of many prompts, as :meth:`prompt` gives them; equal prompts are tokenised once.
+
+        Args:
+            prompts: n prompts.
+            where: the place of each in the data, for errors.
+        """
+        # An error names the first place of a repeated prompt, hence the reversed order.
         places = dict(zip(reversed(prompts), reversed(where), strict=True))
-        conversations = [prompt for prompt in places if not self._is_text(prompt)]
-        rendered: dict[Prompt, str] = dict(zip(conversations, self._render_many(conversations, places), strict=True))
-        bos = [] if self.tokenizer.chat_template is not None else self._bos
-        ids = self._many([rendered[prompt] if prompt in rendered else str(prompt) for prompt in places])
-        found = dict(zip(places, ids, strict=True))
-        return [[*bos, *found[prompt]] for prompt in prompts]
+        texts: dict[Prompt, str] = {prompt: prompt for prompt in places if self._is_plain(prompt)}
+        conversations = [prompt for prompt in places if prompt not in texts]
+        rendered = self._render(conversations, [places[prompt] for prompt in conversations])
+        texts.update(zip(conversations, rendered, strict=True))
+        ids = dict(zip(texts, self._encode_many(list(texts.values())), strict=True))
+        return [[*self._added_bos, *ids[prompt]] for prompt in prompts]
 
     def many_completions(self, texts: Sequence[str]) -> list[list[int]]:
-        """:meth:`completion` of many at once."""
-        return [[*ids, self.end_of_turn] for ids in self._many(texts)]
+        """Token ids of many completions, as :meth:`completion` gives them."""
+        return [[*ids, self.end_of_turn] for ids in self._encode_many(texts)]
 
     @property
     def key(self) -> str:
-        """A key of all that decides which ids a text becomes."""
+        """A key of everything that decides which token ids a text becomes."""
         tokenizer = self.tokenizer
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        # Without a backend, whose file tells everything, settings such as do_lower_case lie in what it was made with.
-        given = (tokenizer.get_vocab(), tokenizer.init_kwargs)
-        words = json.dumps(given, sort_keys=True, default=str) if backend is None else backend.to_str()
-        # A template writes special tokens by their names; whether they split in text is no part of the backend's file.
+        backend = self._backend
+        # A backend's file holds every setting. Slow tokenizers have no such file: settings such as do_lower_case are
+        # only in the arguments of their constructor.
+        settings = (tokenizer.get_vocab(), tokenizer.init_kwargs)
+        state = json.dumps(settings, sort_keys=True, default=str) if backend is None else backend.to_str()
+        # Templates write special tokens by name, and whether these are split in text is not in the backend's file.
         special = (sorted(tokenizer.special_tokens_map.items()), tokenizer.split_special_tokens)
-        told = (type(tokenizer).__name__, words, tokenizer.chat_template, self._bos, self.end_of_turn, special)
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:24]
+        parts = (type(tokenizer).__name__, state, tokenizer.chat_template, self._bos, self.end_of_turn, special)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
-    def _is_text(self, prompt: Prompt) -> bool:
+    @property
+    def _backend(self) -> Tokenizer | None:
+        backend: Tokenizer | None = getattr(self.tokenizer, "backend_tokenizer", None)
+        return backend
+
+    @property
+    def _added_bos(self) -> list[int]:
+        # A template writes its own BOS, so a second one must not be added.
+        return self._bos if self.tokenizer.chat_template is None else []
+
+    def _is_plain(self, prompt: Prompt) -> TypeGuard[str]:
+        """Whether the prompt is tokenised as it is: a text for a tokenizer that has no chat template."""
         return isinstance(prompt, str) and self.tokenizer.chat_template is None
 
-    def _many(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
-        # The tokenizer's own call does the same, at half the speed: it makes masks and offsets as well.
+        backend = self._backend
+        # The tokenizer's own call takes twice as long, because it also makes masks and offsets. The backend gives the
+        # same ids unless the tokenizer was set to pad, truncate or split special tokens differently.
         if (
-            hasattr(backend, "encode_batch_fast")
+            backend is not None
+            and hasattr(backend, "encode_batch_fast")
             and backend.padding is backend.truncation is None
             and backend.encode_special_tokens == self.tokenizer.split_special_tokens
         ):
             return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
-    def _render_many(self, prompts: Sequence[Prompt], places: Mapping[Prompt, str]) -> list[str]:
-        if not prompts:
-            return []
-        template = None
-        if self.tokenizer.chat_template is None:
-            self._say_plain()
-            template = PLAIN_TEMPLATE
-        try:
-            conversations = [_turns(prompt) for prompt in prompts]
-            return list(
-                self.tokenizer.apply_chat_template(
-                    conversations, chat_template=template, add_generation_prompt=True, tokenize=False
-                )
+    def _render(self, prompts: Sequence[Prompt], where: Sequence[str]) -> list[str]:
+        if prompts and self.tokenizer.chat_template is None and not self._warned_of_plain:
+            self._warned_of_plain = True
+            log.warning(
+                "the tokenizer has no chat template: conversations are written as 'User:\\n…\\n\\nAssistant:\\n…'; "
+                "set another with model.chat_template"
             )
-        except Exception:  # whose it is, says the one that is rendered by itself
-            return [self._render(prompt, template, places[prompt]) for prompt in prompts]
-
-    def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _render(self, prompt: Prompt, template: str | None, where: str) -> str:
-        turns = _turns(prompt)
-        try:
-            return self.tokenizer.apply_chat_template(
-                turns, chat_template=template, add_generation_prompt=True, tokenize=False
-            )
-        except Exception as error:  # templates raise whatever they like (jinja's TemplateError among others)
-            roles = ", ".join(turn["role"] for turn in turns)
-            raise ValueError(f"{where}: the chat template refused a prompt with the turns {roles}: {error}") from error
+        return render_prompts(self.tokenizer, prompts, where)
 
 
-def _turns(prompt: Prompt) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages_of(prompt)]
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token with which the chat template closes an assistant turn, else the tokenizer's EOS.
 
-
-def end_of_turn_id(tokenizer: Any) -> int:
-    """The token with which the chat template closes an assistant turn, else the tokenizer's EOS."""
+    Raises:
+        ValueError: there is neither.
+    """
     if tokenizer.chat_template is not None:
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL}]
-        tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_SENTINEL)[2]
-        ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+        # Whatever the template writes after a reply begins with the token that closes the turn.
+        after_reply = render(tokenizer, (Message("user", "a"),), _SENTINEL).rpartition(_SENTINEL)[2]
+        ids = tokenizer(after_reply, add_special_tokens=False)["input_ids"]
         # Not every special token has a name in the tokenizer's config: all_special_ids alone misses Phi-3's <|end|>.
-        marked = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        if ids and ids[0] in marked.union(tokenizer.all_special_ids):
+        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        if ids and ids[0] in special.union(tokenizer.all_special_ids):
             return int(ids[0])
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            "the tokenizer has no token that ends a turn: expected an eos_token, or a chat template that closes the "
-            "assistant's turn with a special token"
+            "tokenizer: expected a token that ends a turn, found none; set an eos_token, or a chat template that "
+            "closes the assistant's turn with a special token"
         )
     return int(tokenizer.eos_token_id)
 
 
-def _automatic_bos(tokenizer: Any) -> list[int]:
-    """What the tokenizer itself puts before plain text: [BOS] or nothing (never an EOS behind it)."""
+def _automatic_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The BOS that the tokenizer itself puts before plain text, as a list of one or no id (never an EOS after it)."""
+    # An empty text shows what the tokenizer adds. The setting itself has many names (add_bos_token, post-processors).
     ids = tokenizer("")["input_ids"]
     return [tokenizer.bos_token_id] if ids and ids[0] == tokenizer.bos_token_id else []

@@ -1,4 +1,4 @@
-"""For each example another prompt's completion: KTO's y'."""
+"""Draws another prompt's completion for each example: KTO's y'."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import numpy as np
 
 
 def in_order(values: np.ndarray) -> np.ndarray:
-    """Numbers for values, [n]: equal ones for equal values, from 0 on in the order in which they first come."""
+    """Number values: equal numbers for equal values, from 0 on in the order in which they first occur.
+
+    Args:
+        values: [n].
+
+    Returns:
+        [n] int32.
+    """
+    # np.unique numbers values by size; rank translates these numbers to the order of first occurrence.
     _, first, member = np.unique(values, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int32)
     rank[np.argsort(first)] = np.arange(len(first))
@@ -18,13 +26,31 @@ def in_order(values: np.ndarray) -> np.ndarray:
 
 
 def derangement(groups: Sequence[int] | np.ndarray, seed: int) -> array[int]:
-    """For each example the index of one with another prompt, drawn from the seed.
+    """Draw, for each example, the index of an example with another prompt.
 
-    A permutation without a fixed prompt wherever one exists: with the examples laid out group by group in random
-    order, a cyclic shift by the size of the largest group leaves no example inside its own group. If one prompt owns
-    more than half of the examples no such permutation exists, and partners are drawn independently.
+    The result is a permutation in which no example gets its own prompt, wherever one exists: every completion is then
+    the mismatched one exactly once. If one prompt has more than half of the examples, there is no such permutation, and
+    partners are drawn independently.
 
-    Raises ``ValueError`` if all examples share one prompt.
+    The permutation is a cyclic shift. The examples are laid out group by group, in random order, and each takes the
+    one that stands L places later, L being the size of the largest group. With the groups A (2 examples), B (3) and
+    C (2), L is 3:
+
+        laid out   B  B  B  A  A  C  C
+        partner    A  A  C  C  B  B  B
+
+    L places later is always outside the own group, which has at most L examples in a row, on the way around the end
+    too: the way back from there has n - L >= L places.
+
+    Args:
+        groups: [n] the group (prompt) of each example.
+        seed: the seed of all draws.
+
+    Returns:
+        [n] indices of examples.
+
+    Raises:
+        ValueError: all examples have the same prompt.
     """
     rng = random.Random(seed)
     numbers = in_order(np.asarray(groups))
@@ -37,22 +63,24 @@ def derangement(groups: Sequence[int] | np.ndarray, seed: int) -> array[int]:
     largest = int(sizes.max())
     if 2 * largest > len(numbers):
         return _independent_partners(numbers, int(sizes.argmax()), rng)
+    # Arrays of machine integers, because lists of Python integers for millions of examples take gigabytes.
     members = array("q", np.argsort(numbers, kind="stable").tobytes())
     starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-    blocks = array("q", range(len(sizes)))
-    rng.shuffle(blocks)
-    order = array("q")
-    for block in blocks:
-        mine = members[starts[block] : starts[block + 1]]
-        rng.shuffle(mine)
-        order.extend(mine)
-    laid = np.frombuffer(order, dtype=np.int64)
-    partner = np.empty_like(laid)
-    partner[laid] = np.roll(laid, -largest)
+    group_order = array("q", range(len(sizes)))
+    rng.shuffle(group_order)
+    laid_out = array("q")
+    for group in group_order:
+        own = members[starts[group] : starts[group + 1]]
+        rng.shuffle(own)
+        laid_out.extend(own)
+    examples = np.frombuffer(laid_out, dtype=np.int64)
+    partner = np.empty_like(examples)
+    partner[examples] = np.roll(examples, -largest)
     return array("q", partner.tobytes())
 
 
 def _independent_partners(groups: np.ndarray, majority: int, rng: random.Random) -> array[int]:
+    # Drawing again until the prompt differs would take long for the majority, so it draws from a list of the others.
     outside = np.flatnonzero(groups != majority).tolist()
 
     def draw(group: int) -> int:

@@ -1,13 +1,16 @@
-"""Chat templates: named ones, and whether one writes a prompt the same way with and without its reply."""
+"""Chat templates: named ones, the only place that renders them, and a check that a reply does not change its prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from halos.data.reading.fields import shorten
 from halos.data.records.record import Prompt, messages_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n{% endfor %}"
@@ -23,58 +26,116 @@ CHATML_TEMPLATE = (
 TEMPLATES = {"plain": PLAIN_TEMPLATE, "chatml": CHATML_TEMPLATE}
 
 
-def template_of(given: str) -> str:
-    """A template by its name, from a file, or as it is (with ``{{`` or ``{%`` in it).
+def template_of(template: str) -> str:
+    """Find a template by its name, read it from a file, or return it as it is.
 
-    Raises ``ValueError`` for what is none of these.
+    Args:
+        template: a name in :data:`TEMPLATES`, a file, or a Jinja template (a text with ``{{`` or ``{%`` in it).
+
+    Raises:
+        ValueError: it is none of these, or the file is not text.
     """
-    if given in TEMPLATES:
-        return TEMPLATES[given]
-    if "{{" in given or "{%" in given:
-        return given
-    file = Path(given).expanduser()
+    if template in TEMPLATES:
+        return TEMPLATES[template]
+    if "{{" in template or "{%" in template:
+        return template
+    file = Path(template).expanduser()
     if not file.is_file():
         raise ValueError(
-            f"model.chat_template: expected {', '.join(TEMPLATES)}, a file or a Jinja template, found {given!r}"
+            f"model.chat_template: expected {', '.join(TEMPLATES)}, a file or a Jinja template, found {template!r}"
         )
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"model.chat_template: {file} cannot be read as text: {error}") from None
+        raise ValueError(
+            f"model.chat_template: expected a text file, but {file} cannot be read as text: {error}"
+        ) from None
 
 
-def check_prefixes(tokenizer: Any, conversations: Iterable[tuple[str, Prompt, str]]) -> None:
-    """Check (id, prompt, completion) triples, one of each sequence of roles, under the tokenizer's chat template.
+def render(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, reply: str | None = None, *, where: str = "prompt"
+) -> str:
+    """Render a conversation with the tokenizer's chat template, or with :data:`PLAIN_TEMPLATE` if it has none.
 
-    The prompt is tokenised by itself and the completion is put behind it; that is what the model will see later only
-    if the template writes the prompt the same way whether the reply stands behind it or is still to come. Raises
-    ``ValueError`` that shows where it does not.
+    Args:
+        tokenizer: has the chat template.
+        prompt: text is a single user turn.
+        reply: the assistant's turn after the prompt; None renders the generation prompt in its place.
+        where: the place of the prompt in the data, for errors.
+
+    Raises:
+        ValueError: the template refuses the turns.
+    """
+    turns = _turns(prompt)
+    if reply is not None:
+        turns.append({"role": "assistant", "content": reply})
+    try:
+        return _apply(tokenizer, [turns], generation_prompt=reply is None)[0]
+    except Exception as error:  # templates raise whatever they like (jinja's TemplateError among others)
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise ValueError(f"{where}: the chat template refused the turns {roles}: {error}") from error
+
+
+def render_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], where: Sequence[str]) -> list[str]:
+    """Render many prompts, each with the generation prompt; see :func:`render`."""
+    if not prompts:
+        return []
+    try:
+        return _apply(tokenizer, [_turns(prompt) for prompt in prompts], generation_prompt=True)
+    except Exception:
+        # The error does not say which prompt it is about; rendering them one by one names it.
+        return [render(tokenizer, prompt, where=place) for prompt, place in zip(prompts, where, strict=True)]
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict[str, str]]], *, generation_prompt: bool
+) -> list[str]:
+    template = PLAIN_TEMPLATE if tokenizer.chat_template is None else None
+    # As text, not as ids: ChatTokens tokenises prompt and completion separately, and without a second BOS.
+    texts = tokenizer.apply_chat_template(
+        conversations, chat_template=template, add_generation_prompt=generation_prompt, tokenize=False
+    )
+    return list(texts)
+
+
+def _turns(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages_of(prompt)]
+
+
+def check_prefixes(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[tuple[str, Prompt, str]]) -> None:
+    """Check that the chat template writes a prompt the same way with and without a reply after it.
+
+    A row is the tokenised prompt followed by the tokenised completion. The model is served the same text only if the
+    template does not rewrite the prompt once a reply follows. One conversation of each sequence of roles is checked.
+
+    Args:
+        tokenizer: its chat template is checked; without one there is nothing to check.
+        conversations: (id, prompt, completion) of each example.
+
+    Raises:
+        ValueError: shows where the two texts differ.
     """
     if tokenizer.chat_template is None:
         return
     seen: set[tuple[str, ...]] = set()
     for where, prompt, completion in conversations:
+        # Templates branch on roles, rarely on content; rendering every example twice more would slow preparation.
         roles = tuple(turn.role for turn in messages_of(prompt))
         if roles not in seen:
             seen.add(roles)
-            _check(tokenizer, where, prompt, completion)
+            _check_prefix(tokenizer, where, prompt, completion)
 
 
-def _check(tokenizer: Any, where: str, prompt: Prompt, completion: str) -> None:
-    turns = [{"role": turn.role, "content": turn.content} for turn in messages_of(prompt)]
-    reply = {"role": "assistant", "content": completion}
-    try:
-        open_ended = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        whole = tokenizer.apply_chat_template([*turns, reply], tokenize=False)
-    except Exception as error:  # templates raise whatever they like (jinja's TemplateError among others)
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise ValueError(f"{where}: the chat template refused the turns {roles}, assistant: {error}") from error
-    if whole.startswith(open_ended):
+def _check_prefix(tokenizer: PreTrainedTokenizerBase, where: str, prompt: Prompt, completion: str) -> None:
+    alone = render(tokenizer, prompt, where=where)
+    with_reply = render(tokenizer, prompt, completion, where=where)
+    if with_reply.startswith(alone):
         return
-    at = next((n for n, (a, b) in enumerate(zip(open_ended, whole, strict=False)) if a != b), len(whole))
+    differing = (n for n, (a, b) in enumerate(zip(alone, with_reply, strict=False)) if a != b)
+    at = next(differing, len(with_reply))
     raise ValueError(
         f"{where}: expected the chat template to write prompt and completion so that they start with the prompt; they "
-        f"differ from character {at + 1} on, after {shorten(open_ended[max(0, at - 30) : at])}: "
-        f"{shorten(open_ended[at : at + 30])} in the prompt alone, {shorten(whole[at : at + 30])} with the completion; "
-        "give another with model.chat_template"
+        f"differ from character {at + 1} on, after {shorten(alone[max(0, at - 30) : at])}: "
+        f"{shorten(alone[at : at + 30])} in the prompt alone, {shorten(with_reply[at : at + 30])} with the completion; "
+        "set another template with model.chat_template"
     )

@@ -1,10 +1,10 @@
-"""Examples of a view → rows of token ids: one prompt followed by one or more completions (branches).
+"""Rows of token ids from the examples of a view: one prompt followed by one or more completions (branches).
 
-What each branch is depends on the view: pairs have (chosen, rejected); the other views have one completion, and a
-second, mismatched one where the objective asks for KTO's reference point.
+The view decides what the branches are: a pair has (chosen, rejected); the other views have one completion, and a
+second, mismatched one if the objective needs KTO's reference point.
 
-Token ids lie in an Arrow table, whole: what the limits, a control token or a mismatched completion make of them is
-made when a row is asked for.
+Token ids are stored untruncated in an Arrow table. Limits, control tokens and mismatched completions are applied when
+a row is read, so that one table on disk serves runs with different ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +32,7 @@ Control = Callable[[bool | None], str]
 
 BRANCHES = ("first", "second")
 TOKENS = pa.list_(pa.int32())
-COLUMNS: dict[str, Any] = {
+COLUMNS: dict[str, pa.DataType] = {
     "id": pa.string(),
     "prompt": TOKENS,
     "first": TOKENS,
@@ -42,15 +41,24 @@ COLUMNS: dict[str, Any] = {
     "label": pa.int8(),  # -1: none
     "score": pa.float64(),  # NaN: none
 }
-TASK = 1 << 13
-"""Examples that one process tokenises before it writes them down, …"""
-TOGETHER = 512
-"""… so many at a time."""
+TOKENISE_EXAMPLES_PER_TASK = 1 << 13
+"""Examples that a process tokenises before it takes the next task."""
+TOKENISE_EXAMPLES_PER_BATCH = 512
+"""Examples in one call of the tokenizer and one batch of the table; their texts are in memory together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Token ids of one example: the prompt's, and those of each branch."""
+    """Token ids of one example.
+
+    Attributes:
+        id: the id of the example.
+        group: a number that rows of the same prompt share.
+        prompt: token ids of the prompt.
+        branches: token ids of each completion, end-of-turn token included unless it was cut off.
+        desirable: the label, or None.
+        score: the reward, or None.
+    """
 
     id: str
     group: int
@@ -61,32 +69,46 @@ class Row:
 
 
 def group_sizes(rows: Sequence[Row]) -> np.ndarray:
-    """How many of the rows each group has, by its number."""
+    """[groups] the number of rows in each group."""
     return np.bincount(rows.groups if isinstance(rows, TokenRows) else [row.group for row in rows])
 
 
 class TokenRows(Stored[Row]):
-    """Rows of a table of token ids, within the limits.
+    """The rows of a table of token ids, within the limits.
 
-    ``groups`` [n]: equal numbers for equal prompts, in the order of their first examples. ``labels`` [n]: 1 desirable,
-    0 not, -1 unknown. ``partners`` [n]: whose completion is the mismatched one, where there is one.
+    Args:
+        table: a table with the columns :data:`COLUMNS`.
+        tokens: has the limits and tokenises control texts.
+        control: see :data:`Control`.
+        mismatched_seed: draws a mismatched completion for each row; None for none.
+
+    Attributes:
+        labels: [n] 1 desirable, 0 undesirable, -1 unknown.
+        groups: [n] equal numbers for equal prompts, in the order of their first examples.
+        partners: [n] the row whose completion is the mismatched one, or None.
+        prompt_sizes: [n] tokens in each prompt, after truncation.
+
+    Raises:
+        ValueError: names a row whose prompt does not fit.
     """
 
     def __init__(self, table: Table, tokens: ChatTokens, control: Control, mismatched_seed: int | None) -> None:
         self.table, self.limits, self._bos = table, tokens.limits, tokens.tokenizer.bos_token_id
         self.labels, self._scores = table.numbers("label"), table.numbers("score")
         self.groups = in_order(table.numbers("prompt_digest"))
-        self.control = {label: tokens.control(control(said)) for label, said in ((1, True), (0, False), (-1, None))}
-        added = np.array([len(self.control[label]) for label in (0, 1, -1)])  # -1 is the last
-        self._prompts = table.sizes("prompt") + added[self.labels]
+        self.control = {code: tokens.control(control(label)) for code, label in ((1, True), (0, False), (-1, None))}
+        # By the label's code as index: 0, 1 and, from the end, -1.
+        control_sizes = np.array([len(self.control[code]) for code in (0, 1, -1)])
+        self._full_prompt_sizes = table.sizes("prompt") + control_sizes[self.labels]
         limit = self.limits.max_prompt_length
-        self.prompt_sizes = self._prompts if limit is None else np.minimum(self._prompts, limit)
-        self._whole = [table.sizes(name) for name in BRANCHES]
-        if not self._whole[1].any():
-            del self._whole[1]
-        wrong = (self._prompts == 0) | (False if limit is not None else self._prompts >= self.limits.max_length)
-        if wrong.any():
-            self[int(np.argmax(wrong))]  # raises
+        self.prompt_sizes = self._full_prompt_sizes if limit is None else np.minimum(self._full_prompt_sizes, limit)
+        self._full_sizes = [table.sizes(name) for name in BRANCHES]
+        if not self._full_sizes[1].any():
+            del self._full_sizes[1]  # no pairs
+        too_long = self._full_prompt_sizes >= self.limits.max_length
+        bad = (self._full_prompt_sizes == 0) | (too_long & (limit is None))
+        if bad.any():
+            self[int(np.argmax(bad))]  # reading the first bad row raises the error about it
         self.partners: np.ndarray | None = None
         if mismatched_seed is not None:
             self.partners = np.frombuffer(derangement(self.groups, mismatched_seed), dtype=np.int64)
@@ -98,54 +120,58 @@ class TokenRows(Stored[Row]):
         return [self._row(int(index)) for index in indices]
 
     def sizes(self, *, mismatched: bool = True) -> list[np.ndarray]:
-        """The tokens of each branch, [n] each; the mismatched one comes last."""
+        """[n] tokens of each branch, after truncation; the mismatched branch comes last."""
+        # From the columns' offsets alone: statistics of a large table do not read its tokens.
         room = self.limits.max_length - self.prompt_sizes
-        whole = list(self._whole)
+        sizes = list(self._full_sizes)
         if mismatched and self.partners is not None:
-            whole.append(whole[0][self.partners])
-        return [np.minimum(size, room) for size in whole]
+            sizes.append(sizes[0][self.partners])
+        return [np.minimum(size, room) for size in sizes]
 
     def tokens(self) -> np.ndarray:
-        """The tokens of each row's branches with their prompt before each, [n]."""
-        return np.sum([self.prompt_sizes + size for size in self.sizes()], axis=0)
+        """[n] tokens of each row; the prompt counts once for each branch."""
+        total: np.ndarray = np.sum([self.prompt_sizes + size for size in self.sizes()], axis=0)
+        return total
 
     def longest(self) -> int:
-        """The tokens of the longest branch with its prompt."""
+        """Tokens of the longest prompt with one branch."""
         return int((self.prompt_sizes + np.max(self.sizes(), axis=0)).max())
 
     def cut(self) -> dict[str, np.ndarray]:
-        """How often something was cut in each row, [n], by what it was."""
+        """[n] how many prompts and completions of each row were truncated."""
         room = self.limits.max_length - self.prompt_sizes
         return {
-            "prompts truncated": (self._prompts > self.prompt_sizes).astype(int),
-            "completions truncated": np.sum([whole > room for whole in self._whole], axis=0),
+            "prompts truncated": (self._full_prompt_sizes > self.prompt_sizes).astype(int),
+            "completions truncated": np.sum([size > room for size in self._full_sizes], axis=0),
         }
 
     def digest(self) -> str:
         """A key of all token ids, labels and scores, and of their order."""
-        told = [notes["digest"] for notes in self.table.notes]
-        kept = hashlib.sha256(repr((told, sorted(self.control.items()), self.limits)).encode())
-        kept.update(b"" if self.partners is None else self.partners.tobytes())
-        return kept.hexdigest()[:12]
+        contents = [notes["digest"] for notes in self.table.notes]
+        key = hashlib.sha256(repr((contents, sorted(self.control.items()), self.limits)).encode())
+        key.update(b"" if self.partners is None else self.partners.tobytes())
+        return key.hexdigest()[:12]
 
     def ids(self, indices: np.ndarray) -> list[str]:
-        """The ids of these rows, which ascend."""
+        """The ids of these rows. The indices have to ascend."""
         return [name for batch in self.table.select(indices) for name in batch.column("id").to_pylist()]
 
     def _row(self, index: int) -> Row:
+        # The three columns that decide about an order are in memory; ids and tokens are read from the mapped file.
         (name,) = self.ids(np.array([index]))
         label, score = int(self.labels[index]), float(self._scores[index])
-        ids = self.table.list_at(index, "prompt").tolist() + self.control[label]
-        prompt, _ = self.limits.fit_prompt(ids, self._bos, name)
-        places = [(index, column) for column in BRANCHES[: len(self._whole)]]
+        # The control token is added before truncation, so that it stays at the end of a truncated prompt.
+        prompt_ids = self.table.list_at(index, "prompt").tolist() + self.control[label]
+        prompt, _ = self.limits.fit_prompt(prompt_ids, self._bos, name)
+        places = [(index, column) for column in BRANCHES[: len(self._full_sizes)]]
         if self.partners is not None:
             places.append((int(self.partners[index]), "first"))
-        whole = (self.table.list_at(row, column).tolist() for row, column in places)
+        completions = (self.table.list_at(row, column).tolist() for row, column in places)
         return Row(
             id=name,
             group=int(self.groups[index]),
             prompt=tuple(prompt),
-            branches=tuple(tuple(self.limits.fit_completion(ids, len(prompt))[0]) for ids in whole),
+            branches=tuple(tuple(self.limits.fit_completion(ids, len(prompt))[0]) for ids in completions),
             desirable=None if label < 0 else bool(label),
             score=None if np.isnan(score) else score,
         )
@@ -153,22 +179,26 @@ class TokenRows(Stored[Row]):
 
 @dataclass(slots=True)
 class Rows:
-    """All rows of one data set, and counts of what was cut or dropped on the way."""
+    """All rows of a split, and counts of what was truncated.
 
-    rows: Sequence[Row]
+    Attributes:
+        rows: the rows.
+        report: how many prompts and completions were truncated.
+        truncated: the same for each file, by (what was truncated, file).
+        lengths: [n] lengths in tokens, by what was measured.
+    """
+
+    rows: TokenRows
     report: Counter[str] = field(default_factory=Counter)
     truncated: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(what was cut, the file that it came from) → how often."""
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
-    """In tokens."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def digest(self) -> str:
         """A key of what a run reads: token ids, labels and scores, in their order."""
-        rows: Any = self.rows
-        return str(rows.digest())
+        return self.rows.digest()
 
 
 def make_rows(
@@ -180,17 +210,28 @@ def make_rows(
     origin: Callable[[str], str] = str,
     store: Store = MEMORY,
 ) -> Rows:
-    """Tokenise examples; with ``mismatched_seed`` each row gets another prompt's completion as its last branch.
+    """Tokenise examples.
 
-    ``origin`` says which file an example comes from, by its id. Raises ``ValueError`` naming the example for a prompt
-    over the limits or one that the chat template does not write the same way behind a completion, and if nothing is
-    left.
+    Args:
+        examples: the examples of one split.
+        tokens: has the tokenizer and the limits.
+        control: see :data:`Control`.
+        mismatched_seed: each row gets another prompt's completion as its last branch, drawn with this seed; None: no
+            mismatched completions.
+        origin: from an example's id to the file that it comes from.
+        store: keeps the table of token ids for later runs.
+
+    Raises:
+        ValueError: there are no examples; or names an example whose prompt is over the limits, or whose prompt the chat
+            template writes differently when a completion follows.
     """
     if not examples:
-        raise ValueError("expected at least one example, found none")
-    key = examples.key if isinstance(examples, Examples) else None
-    spans = [range(start, min(start + TASK, len(examples))) for start in range(0, len(examples), TASK)]
-    table = store.table(key and f"{key}-{tokens.key}", partial(_tokenised, examples, tokens), spans)
+        raise ValueError("data: expected at least one example, found none")
+    # Examples without a key come from Python, not from files: their table cannot be found again and stays in memory.
+    key = f"{examples.key}-{tokens.key}" if isinstance(examples, Examples) and examples.key else None
+    starts = range(0, len(examples), TOKENISE_EXAMPLES_PER_TASK)
+    spans = [range(start, min(start + TOKENISE_EXAMPLES_PER_TASK, len(examples))) for start in starts]
+    table = store.table(key, partial(_tokenised, examples, tokens), spans)
     rows = TokenRows(table, tokens, control, mismatched_seed)
     report: Counter[str] = Counter()
     truncated: Counter[tuple[str, str]] = Counter()
@@ -209,11 +250,24 @@ def make_rows(
 def few_rows(
     examples: Sequence[Example], partners: Sequence[Example], tokens: ChatTokens, control: Control
 ) -> tuple[list[Row], Counter[str]]:
-    """The rows that :func:`make_rows` makes of these examples, and counts of what was cut; ``partners``: for each
-    the one whose completion is the mismatched one, or none at all."""
-    own = {id(example) for example in examples}  # not their names: a stream may have one in several places
+    """Make the rows of a few examples in memory; they are the same as those of :func:`make_rows`.
+
+    Args:
+        examples: n examples.
+        partners: for each the example whose completion is the mismatched one; empty for no mismatched completions.
+        tokens: has the tokenizer and the limits.
+        control: see :data:`Control`.
+
+    Returns:
+        n rows, and counts of what was truncated in them.
+
+    Raises:
+        ValueError: see :func:`make_rows`.
+    """
+    # A partner is often among the examples already. By identity, not by id: a stream repeats ids in every pass.
+    own = {id(example) for example in examples}
     everything = [*examples, *(partner for partner in partners if id(partner) not in own)]
-    check_prefixes(tokens.tokenizer, ((e.id, e.prompt, texts_of(e)[0]) for e in everything))
+    _check_prefixes(everything, tokens)
     rows = TokenRows(Table([token_batch(everything, tokens)]), tokens, control, None)
     if partners:
         places = {id(example): place for place, example in enumerate(everything)}
@@ -223,30 +277,37 @@ def few_rows(
 
 
 def _tokenised(examples: Sequence[Example], tokens: ChatTokens, span: range) -> Part:
-    found = hashlib.sha256()
-    for start in range(span.start, span.stop, TOGETHER):
-        part = examples[start : min(start + TOGETHER, span.stop)]
-        check_prefixes(tokens.tokenizer, ((e.id, e.prompt, texts_of(e)[0]) for e in part))
+    """The batches of the table for the examples of one task; their digest goes into the notes of the table."""
+    content = hashlib.sha256()
+    for start in range(span.start, span.stop, TOKENISE_EXAMPLES_PER_BATCH):
+        part = examples[start : min(start + TOKENISE_EXAMPLES_PER_BATCH, span.stop)]
+        _check_prefixes(part, tokens)
         batch = token_batch(part, tokens)
         for name in ("prompt", *BRANCHES, "label", "score"):
             column = batch.column(name)
-            for array_ in (column.offsets, column.values) if name in ("prompt", *BRANCHES) else (column,):
-                found.update(array_.to_numpy().tobytes())
+            # Offsets too: without them, ids that move from one row to the next would not change the digest.
+            for values in (column.offsets, column.values) if COLUMNS[name] == TOKENS else (column,):
+                content.update(values.to_numpy().tobytes())
         yield batch
-    return {"digest": found.hexdigest()}
+    return {"digest": content.hexdigest()}
+
+
+def _check_prefixes(examples: Sequence[Example], tokens: ChatTokens) -> None:
+    check_prefixes(tokens.tokenizer, ((example.id, example.prompt, texts_of(example)[0]) for example in examples))
 
 
 def token_batch(examples: Sequence[Example], tokens: ChatTokens) -> pa.RecordBatch:
-    """The token ids of examples, whole, as a batch of :data:`COLUMNS`."""
+    """The untruncated token ids of examples, as a batch with the columns :data:`COLUMNS`."""
     texts = [texts_of(example) for example in examples]
-    branches = iter(tokens.many_completions([text for both in texts for text in both]))
-    both = [(next(branches), next(branches) if len(given) == 2 else []) for given in texts]
+    # One call of the tokenizer for all completions; they are dealt out again below.
+    ids = iter(tokens.many_completions([text for own in texts for text in own]))
+    branches = [(next(ids), next(ids) if len(own) == 2 else []) for own in texts]
     labels = [_label(example) for example in examples]
-    values: dict[str, list[Any]] = {
+    values: dict[str, Sequence[object]] = {
         "id": [example.id for example in examples],
         "prompt": tokens.many_prompts([e.prompt for e in examples], [e.id for e in examples]),
-        "first": [first for first, _ in both],
-        "second": [second for _, second in both],
+        "first": [first for first, _ in branches],
+        "second": [second for _, second in branches],
         "prompt_digest": [digest(prompt_key(example.prompt)) for example in examples],
         "label": [-1 if label is None else int(label) for label in labels],
         "score": [e.score if isinstance(e, Scored) else float("nan") for e in examples],
@@ -256,7 +317,7 @@ def token_batch(examples: Sequence[Example], tokens: ChatTokens) -> pa.RecordBat
 
 
 def _label(example: Example) -> bool | None:
-    # The sign of a score is the label by which rewards are sorted in metrics.
+    # A scored example's label is the sign of its score; metrics sort rewards by it.
     if isinstance(example, Scored):
         return example.score > 0
     return example.desirable if isinstance(example, Labelled) else None

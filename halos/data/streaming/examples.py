@@ -1,11 +1,11 @@
-"""Examples from a stream: of a source of any size and unknown length, in memory that its size does not change.
+"""Examples from a stream: a source of any size and unknown length, read in constant memory.
 
-    records → runs → bundles → shuffled → (each with its mismatched one) → rows
+    records → runs → bundles → shuffled → (each with its mismatched example) → rows
 
-A run is a few records of one prompt that follow each other in the source. What the materialised path does with all of
-a prompt's records (pairing labels, a prompt's own median, one example of a prompt, examples kept together) a stream
-does with those of a run. Everything is a function of the source, the settings and the seed, so that a stream can be
-read again to any place.
+A run is a few records of the same prompt that follow each other in the source. What prepared data do with all records
+of a prompt (pairing labels, a prompt's own median, one example of a prompt, examples kept together), a stream does with
+the records of a run. Everything is a function of the source, the settings and the seed, so that a resumed run can read
+the stream again up to its place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import loose_prompt
@@ -27,9 +27,9 @@ from halos.data.views.derive import of_run
 from halos.data.views.selection import Selection
 from halos.data.views.turns import with_turns
 
-LONGEST_RUN = 1024
-"""Records."""
-MOST_WAITING = 1024
+RUN_MAX_RECORDS = 1024
+"""Records in a run; the records of a longer one are several runs."""
+MISMATCH_MAX_WAITING_EXAMPLES = 1024
 """Examples that wait for a mismatched completion, while one prompt has nearly all of the stream."""
 IN_VALIDATION = "training records whose prompt is in the validation data left out"
 
@@ -38,8 +38,14 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Counted:
-    """What was read of a stream. Each record counts once, however many passes there are; ``used`` counts what
-    training has used."""
+    """Counts of what was read of a stream.
+
+    Attributes:
+        origins: the files that were read, by name.
+        read: how often something was read, converted or left out in the first pass; later passes do not count again.
+        used: how much training has used, in all passes.
+        passes: the number of the current pass, from 1 on.
+    """
 
     origins: dict[str, Origin] = field(default_factory=dict)
     read: Counter[str] = field(default_factory=Counter)
@@ -49,8 +55,13 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """An example in its place in training; ``members``: how many of its prompt were drawn together; ``partner``: whose
-    completion is the mismatched one."""
+    """An example in its place in training.
+
+    Attributes:
+        example: the example.
+        members: how many examples of its prompt were drawn together.
+        partner: the example whose completion is the mismatched one, or None.
+    """
 
     example: Example
     members: int
@@ -67,13 +78,12 @@ class Stream:
         selection: which of the feedback is used.
         train_on: ``last`` or, for demonstrations, ``all`` assistant turns.
         buffer: examples in the shuffle buffer; 1 keeps the order of the source.
-        together: at most so many examples of a run are drawn together; None for all of them.
-        mismatched: whether each example comes with another prompt's.
-        held: keys (:func:`.loose_prompt`) of the prompts that are validated on, which training leaves
-            out.
-        strict: raise ``ValueError`` for what would be left out because the data are at fault; ``strict_held``: for a
-            prompt that is validated on.
-        seed: of all draws.
+        together: up to this many examples of a run are drawn together; None: all of them.
+        mismatched: whether each example comes with one of another prompt.
+        held: keys (:func:`.loose_prompt`) of the prompts in the validation data, which training leaves out.
+        strict: raise an error for records that would be left out because they are faulty.
+        strict_held: raise an error for a training record whose prompt is in the validation data.
+        seed: the seed of all draws.
     """
 
     source: Source
@@ -89,41 +99,50 @@ class Stream:
     seed: int = 0
 
     def drawn(self, counted: Counted) -> Iterator[Drawn]:
-        """Examples in the order of training.
+        """The examples in the order of training.
 
-        Raises ``ValueError`` for bad data, for a whole pass without an example, and if mismatched completions are
-        wanted of data with one prompt.
+        Args:
+            counted: counts what is read.
+
+        Raises:
+            ValueError: for bad data, for a whole pass without an example, and if mismatched completions are needed and
+                the data have one prompt.
         """
-        found = self._passes(counted)
-        return with_partners(found) if self.mismatched else found
+        drawn = self._passes(counted)
+        return with_partners(drawn) if self.mismatched else drawn
 
-    def examples(self, counted: Counted) -> Iterator[Sequence[Any]]:
+    def examples(self, counted: Counted) -> Iterator[Sequence[Example]]:
         """One pass in the order of the source, in bundles of examples that are drawn together."""
         for run in runs(self._records(counted)):
             counts = counted.read
-            records = [made for r in run for made in with_turns(r, counts)] if self.train_on == "all" else run
-            found, report = of_run(self.view, records, self.selection.prepare_run(self.view, run))
+            records = [turn for record in run for turn in with_turns(record, counts)] if self.train_on == "all" else run
+            # Thresholds such as a prompt's own median come from the run as it was read, not from its separate turns.
+            examples, report = of_run(self.view, records, self.selection.prepare_run(self.view, run))
             counts.update(report)
-            found, report = self.selection.keep_of_run(found, self.seed)
+            examples, report = self.selection.keep_of_run(examples, self.seed)
             counts.update(report)
-            counts["examples"] += len(found)
-            for _, group in groupby(found, key=lambda example: prompt_key(example.prompt)):
+            counts["examples"] += len(examples)
+            # The turns of one conversation have different prompts, and only examples of one prompt share a bundle.
+            for _, group in groupby(examples, key=lambda example: prompt_key(example.prompt)):
                 yield from bundles(list(group), self.together)
 
     def _passes(self, counted: Counted) -> Iterator[Drawn]:
         for number in itertools.count():
             counted.passes = number + 1
-            told = counted if number == 0 else Counted()
+            # The second pass reads the same records again; counting them twice would say that there are more.
+            pass_counted = counted if number == 0 else Counted()
+            # As in TrainingOrder, the order of a pass depends on the seed and its number alone.
             rng = random.Random((self.seed << 20) + number)
             empty = True
-            for bundle in shuffled(self.examples(told), self.buffer, rng):
+            for bundle in shuffled(self.examples(pass_counted), self.buffer, rng):
                 empty = False
                 yield from (Drawn(example, len(bundle)) for example in bundle)
             if empty:
-                raise ValueError(_nothing(self.view, told))
+                raise ValueError(_no_example(self.view, pass_counted))
 
     def _records(self, counted: Counted) -> Iterator[Record]:
         for record in self.source.stream(counted.origins, strict=self.strict):
+            # Loosely equal prompts (case, spaces) count as the same: they would leak what is validated on.
             if self.held and loose_prompt(record.prompt) in self.held:
                 if self.strict_held:
                     raise ValueError(
@@ -136,44 +155,47 @@ class Stream:
             yield record
 
 
-def _nothing(view: str, counted: Counted) -> str:
-    reasons = sum((origin.dropped for origin in counted.origins.values()), Counter(counted.read))
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if reason != "records" and count)
+def _no_example(view: str, counted: Counted) -> str:
+    counts = sum((origin.dropped for origin in counted.origins.values()), Counter(counted.read))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if reason != "records" and count)
     return (
-        f"expected an example for a loss that learns from {view}, found none in {counted.read['records']} records"
-        f"{f' ({told})' if told else ''}"
+        f"data: expected an example for a loss that learns from {view}, found none in {counted.read['records']} records"
+        f"{f' ({reasons})' if reasons else ''}"
     )
 
 
 def runs(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Records of one prompt that follow each other, at most :data:`LONGEST_RUN`."""
+    """Group records of the same prompt that follow each other, up to :data:`RUN_MAX_RECORDS` at a time."""
     for _, group in groupby(records, key=lambda record: prompt_key(record.prompt)):
-        while run := list(islice(group, LONGEST_RUN)):
+        # groupby's groups read from the same iterator, so a group has to be used up before the next one is taken.
+        while run := list(islice(group, RUN_MAX_RECORDS)):
             yield run
 
 
-def bundles(examples: Sequence[T], most: int | None) -> Iterator[Sequence[T]]:
-    """The examples, at most so many at a time; None: all at once."""
-    size = most or max(1, len(examples))
+def bundles(examples: Sequence[T], max_size: int | None) -> Iterator[Sequence[T]]:
+    """Divide examples into bundles of up to ``max_size``; None: one bundle."""
+    size = max_size or max(1, len(examples))
     return (examples[start : start + size] for start in range(0, len(examples), size))
 
 
-def shuffled(found: Iterable[Sequence[T]], buffer: int, rng: random.Random) -> Iterator[Sequence[T]]:
-    """The bundles in random order: each is drawn from those that hold the next ``buffer`` items."""
+def shuffled(incoming: Iterable[Sequence[T]], buffer: int, rng: random.Random) -> Iterator[Sequence[T]]:
+    """Shuffle bundles with a buffer: each is drawn from the bundles that hold the next ``buffer`` items."""
+    # The buffer counts items, not bundles, so that memory stays the same however large the bundles are.
     waiting: list[Sequence[T]] = []
     size = 0
-    for bundle in found:
+    for bundle in incoming:
         waiting.append(bundle)
         size += len(bundle)
         while size >= buffer:
-            chosen = _taken(waiting, rng)
+            chosen = _pop_random(waiting, rng)
             size -= len(chosen)
             yield chosen
     while waiting:
-        yield _taken(waiting, rng)
+        yield _pop_random(waiting, rng)
 
 
-def _taken(waiting: list[Sequence[T]], rng: random.Random) -> Sequence[T]:
+def _pop_random(waiting: list[Sequence[T]], rng: random.Random) -> Sequence[T]:
+    # Swapped to the end first: removing from the middle of a list moves everything after it.
     place = rng.randrange(len(waiting))
     waiting[place], waiting[-1] = waiting[-1], waiting[place]
     return waiting.pop()
@@ -186,25 +208,38 @@ class _Waiting:
     partner: Example | None = None
 
 
-def with_partners(found: Iterable[Drawn]) -> Iterator[Drawn]:
-    """Each example, in order, with the next one of another prompt that is nobody's partner yet.
+def with_partners(incoming: Iterable[Drawn]) -> Iterator[Drawn]:
+    """Give each example, in order, the next example of another prompt that is not a partner yet.
 
-    So every completion is the mismatched one once, as in the derangement of a data set that is known whole. Where one
-    prompt has so much of the stream that :data:`MOST_WAITING` examples wait, the first of them takes the last example
-    of another prompt, whoever else has it. Raises ``ValueError`` if there was none.
+    So every completion is the mismatched one once, as in :func:`halos.data.rows.mismatch.derangement`, which needs the
+    whole data set. An example is held back until it has a partner, and those after it wait too. For the prompts
+    A A B A B:
+
+        incoming   A₁   A₂   B₁          A₃          B₂
+        partner              B₁ of A₁    A₃ of B₁    B₂ of A₂
+        outgoing             A₁          –           A₂ B₁
+
+    If one prompt has so much of the stream that more than :data:`MISMATCH_MAX_WAITING_EXAMPLES` examples wait, the
+    first of them takes the last example of another prompt, even if that is a partner already.
+
+    Raises:
+        ValueError: so many examples wait, and all have the same prompt.
     """
     waiting: deque[_Waiting] = deque()
-    last: tuple[_Waiting, ...] = ()  # the last example, and before it the last one of another prompt than its
-    for drawn in found:
+    # The last example and, before it, the last one of another prompt: one of the two differs from any prompt.
+    last: tuple[_Waiting, ...] = ()
+    for drawn in incoming:
         this = _Waiting(prompt_key(drawn.example.prompt), drawn)
-        free = (entry for entry in waiting if entry.partner is None and entry.prompt != this.prompt)
-        if first := next(free, None):
+        # The longest waiting example comes first, which keeps the queue short.
+        without_partner = (entry for entry in waiting if entry.partner is None and entry.prompt != this.prompt)
+        if first := next(without_partner, None):
             first.partner = drawn.example
         waiting.append(this)
         last = (*(entry for entry in last if entry.prompt != this.prompt), this)[-2:]
-        if len(waiting) > MOST_WAITING and waiting[0].partner is None:
+        if len(waiting) > MISMATCH_MAX_WAITING_EXAMPLES and waiting[0].partner is None:
             waiting[0].partner = _other(waiting[0].prompt, last)
-        while waiting[0].partner is not None:  # the last one never has a partner
+        # Ends before the queue is empty, because the example that came last has no partner yet.
+        while waiting[0].partner is not None:
             ready = waiting.popleft()
             yield Drawn(ready.drawn.example, ready.drawn.members, ready.partner)
 
@@ -215,5 +250,5 @@ def _other(prompt: str, last: Sequence[_Waiting]) -> Example:
             return entry.drawn.example
     raise ValueError(
         "the KL reference point compares a prompt with another prompt's completion: expected different prompts in the "
-        f"stream, found one in {MOST_WAITING} examples"
+        f"stream, found one in {MISMATCH_MAX_WAITING_EXAMPLES} examples"
     )

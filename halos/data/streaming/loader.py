@@ -1,25 +1,33 @@
-"""The loader of a stream."""
+"""The data loader of a stream."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack, cast
 
 from halos.data.batches.collate import Batch
-from halos.data.batches.loader import Resumable
-from halos.data.streaming.batches import StreamBatches
+from halos.data.batches.loader import LoaderOptions, Resumable
+from halos.data.streaming.batches import Served, StreamBatches
 from halos.data.streaming.examples import Counted
 
 
 class StreamLoader(Resumable):
-    """Of rows that are read as they are needed; ``counted`` is what was counted up to the last batch."""
+    """Serves the micro-batches of a stream.
 
-    def __init__(self, batches: StreamBatches, **options: Any) -> None:
+    Args:
+        batches: the micro-batches.
+        options: see :class:`LoaderOptions`; every worker after the first would read the same stream.
+
+    Attributes:
+        counted: what was read and used up to the last batch that was served.
+    """
+
+    def __init__(self, batches: StreamBatches, **options: Unpack[LoaderOptions]) -> None:
         super().__init__(batches, batches, **options)
         self.counted = Counted()
 
-    def batch_of(self, served: tuple[Batch | ValueError, Counted]) -> Batch:
-        """The batch. Raises ``ValueError`` for bad data."""
-        batch, self.counted = served
+    def batch_of(self, served: object) -> Batch:
+        """The batch in an item of the stream. Raises ``ValueError`` for bad data that a worker found."""
+        batch, self.counted = cast(Served, served)
         if isinstance(batch, ValueError):
             raise batch
         return batch

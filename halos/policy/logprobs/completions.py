@@ -84,7 +84,7 @@ def completion_logprobs(
     if statistics:
         made.statistics = _placed(torch.cat([measured for _, measured, _ in found]), slots, batch.mask.shape)
     if lasts:
-        owners = torch.cat([chunk.owners for chunk in batch.chunks])
+        owners = torch.cat([chunk.owners for chunk in batch.chunks if chunk.owners is not None])
         made.last = _placed(torch.cat(lasts), owners, batch.mask.shape[:2])
     return made
 

@@ -128,8 +128,8 @@ LIMITS = [(0, 10_000), (12, 10_000), (10_000, 10_000), (0, 8), (12, 12)]
 @pytest.fixture(params=LIMITS, ids=str)
 def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     grouped, dense = request.param
-    monkeypatch.setattr(packing, "GROUPED", grouped)
-    monkeypatch.setattr(packing, "DENSE", dense)
+    monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", grouped)
+    monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", dense)
     return request.param
 
 
@@ -197,24 +197,24 @@ def test_plain_pieces_are_causal(share: bool) -> None:
             causal = all(visible[i] == set(range(own[0] + shift, i + shift + 1)) for i in own)
             assert causal and len(keys) == len(own) if number in part.plain else True
             plain += number in part.plain
-    assert plain or share or packing.GROUPED
+    assert plain or share or packing.GROUPED_TREES_MAX_TOKENS
 
 
 def test_short_trees_share_a_call_and_long_ones_are_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Row(str(n), n, tuple(range(n + 1)), ((1, 2, 3), (4, 5, 6))) for n in range(6)]
-    monkeypatch.setattr(packing, "GROUPED", 14)
+    monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", 14)
     (part,) = pack(rows, width=WIDTH)
     assert part.sizes == (5 + 6, 7, 8, 9, 10)
-    monkeypatch.setattr(packing, "DENSE", 9)
+    monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", 9)
     (part,) = pack(rows, width=WIDTH)
     assert part.sizes == (11, 7, 8, 9, 6, 2, 2)
     assert part.attends[-3:] == ((4,), (4, 5), (4, 6))
-    monkeypatch.setattr(packing, "DENSE", 100)
+    monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", 100)
     # A prompt of 6 tokens, branches of 2 and 2: 6 x 4 pairs of the prompt with what follows, 2 x 2 x 2 of branches.
-    monkeypatch.setattr(packing, "UNSEEN", 31)
+    monkeypatch.setattr(packing, "DENSE_TREE_MAX_MASKED_PAIRS", 31)
     (part,) = pack(rows, width=WIDTH)
     assert part.sizes == (11, 7, 8, 9, 6, 2, 2)
-    monkeypatch.setattr(packing, "UNSEEN", 32)
+    monkeypatch.setattr(packing, "DENSE_TREE_MAX_MASKED_PAIRS", 32)
     (part,) = pack(rows, width=WIDTH)
     assert part.sizes == (11, 7, 8, 9, 10)
 
@@ -224,8 +224,8 @@ def test_further_branches_of_a_prompt_are_taken_apart_by_what_they_do_not_see_of
 ) -> None:
     rows = [Row(str(n), 0, tuple(range(50)), ((1, 2), (3, 4, 5 + n))) for n in range(2)]
     for limit, sizes in ((7, (50, 51, 2, 2)), (8, (50, 51, 4))):  # 2 x 2 x 2 pairs; they see the whole prompt
-        monkeypatch.setattr(packing, "UNSEEN", limit)
-        monkeypatch.setattr(packing, "GROUPED", 0)
+        monkeypatch.setattr(packing, "DENSE_TREE_MAX_MASKED_PAIRS", limit)
+        monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", 0)
         _, second = pack(rows, width=WIDTH, mismatched=True)
         assert (second.sizes[0], 51, *second.sizes[1:]) == sizes
 

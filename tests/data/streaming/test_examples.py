@@ -132,7 +132,7 @@ def test_a_pass_without_an_example_says_what_was_left_out() -> None:
 def test_runs_are_records_of_one_prompt_that_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     records = [labelled(n, prompt) for n, prompt in enumerate("aabaccc")]
     assert [[r.id for r in run] for run in runs(records)] == [["f:0", "f:1"], ["f:2"], ["f:3"], ["f:4", "f:5", "f:6"]]
-    monkeypatch.setattr(streams, "LONGEST_RUN", 2)
+    monkeypatch.setattr(streams, "RUN_MAX_RECORDS", 2)
     assert [len(run) for run in runs(records)] == [2, 1, 1, 2, 1]
 
 
@@ -219,7 +219,7 @@ def test_a_partner_that_was_given_stays_while_an_earlier_example_waits() -> None
 
 
 def test_a_prompt_with_most_of_the_stream_shares_partners(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "MOST_WAITING", 5)
+    monkeypatch.setattr(streams, "MISMATCH_MAX_WAITING_EXAMPLES", 5)
     found = list(with_partners(drawn("b" + "a" * 50)))
     assert len(found) == 46
     assert {one.partner.id for one in found[1:] if one.partner} == {"0"}

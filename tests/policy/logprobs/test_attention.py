@@ -44,9 +44,9 @@ def by_hand(part: Pack, query: Tensor, key: Tensor, value: Tensor, window: int |
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("heads", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("softcap", [None, 0.7])
-@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("window", [None, 1, 3, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("grouped", "dense", "flex"), [(0, 1000, False), (30, 1000, False), (0, 10, False), (30, 10, True)]
 )
@@ -59,8 +59,8 @@ def test_it_is_softmax_over_what_each_token_may_see(
     flex: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packing, "GROUPED", grouped)
-    monkeypatch.setattr(packing, "DENSE", dense)
+    monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", grouped)
+    monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", dense)
     first, second = pack(ROWS, width=11, mismatched=True)
     options: dict[str, Any] = {"scaling": 0.5, "dropout": 0.0, "window": window, "softcap": softcap}
     n = len(first.input_ids)

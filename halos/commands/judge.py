@@ -1,0 +1,47 @@
+"""Builds the judge that a ``judge`` node of the configuration names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import DictConfig
+
+from halos.config.building import build
+from halos.data.sources.base import Source
+from halos.judges.base import CompletionJudge
+from halos.judges.chat import ChatJudge, Track
+from halos.judges.reward_model import RewardModel
+from halos.judges.truth import TruthJudge
+
+
+def make_judge(node: DictConfig, source: Source, *, device: str, precision: str, track: Track) -> CompletionJudge:
+    """Build a judge and check it without loading weights.
+
+    Args:
+        node: the class (``_target_``) and its parameters.
+        source: the data source; :class:`TruthJudge` asks it for its true reward.
+        device: where a reward model computes.
+        precision: the number type of a reward model, such as ``32-true``.
+        track: the progress bar of a chat judge's requests.
+
+    Raises:
+        ValueError: the class cannot be imported, is not a judge, or lacks something that it needs.
+    """
+    try:
+        judge_class = get_class(node._target_)
+    except Exception as error:  # Hydra raises several kinds
+        raise ValueError(f"judge._target_: {node._target_} could not be imported: {error}") from error
+    if not issubclass(judge_class, CompletionJudge):
+        raise ValueError(f"judge._target_: expected a subclass of CompletionJudge, found {node._target_}")
+    # Each kind of judge needs something that its YAML node cannot hold.
+    extra: dict[str, Any] = {}
+    if issubclass(judge_class, TruthJudge):
+        extra = {"true_reward": source.true_reward()}
+    elif issubclass(judge_class, RewardModel):
+        extra = {"device": device, "precision": precision}
+    elif issubclass(judge_class, ChatJudge):
+        extra = {"track": track}
+    judge: CompletionJudge = build(node, **extra)
+    judge.check()
+    return judge

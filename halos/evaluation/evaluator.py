@@ -1,0 +1,248 @@
+"""Follows an evaluation plan: held-out feedback, the policy's samples, the judge, standard tasks.
+
+The stages are yielded one by one, each with everything that has been computed so far. A caller that writes them as
+they come keeps the earlier ones when a later one fails, such as a judge that does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from halos import terminal
+from halos.data.records.record import Prompt, prompt_key
+from halos.data.rows.chat_tokens import ChatTokens
+from halos.evaluation.duels import best_of_data, win_rate
+from halos.evaluation.harness import run_tasks
+from halos.evaluation.heldout import HeldOut, feedback_metrics, likelihood_metrics, on_policy_metrics
+from halos.evaluation.plan import EvaluationPlan
+from halos.evaluation.results import Results, SampledPrompt
+from halos.evaluation.scoring import Array, Ids, Scores, score
+from halos.evaluation.statistics import Bootstrap, Estimate
+from halos.judges.base import CompletionJudge
+from halos.judges.reward_model import RewardModel
+from halos.policy.lookup import Policy
+from halos.sampling.engines import Engine, TransformersEngine, make_engine
+from halos.sampling.prompts import Asked, distinct_prompts
+from halos.sampling.sampler import Drawn, Sampler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def evaluate(plan: EvaluationPlan) -> Iterator[Results]:
+    """Evaluate the policy of a plan.
+
+    Yields:
+        After each stage, the results of this and all earlier stages.
+
+    Raises:
+        ValueError: a prompt does not fit, a model cannot be loaded, or the judge answers nothing.
+    """
+    results = Results(
+        policy=plan.policy.name,
+        reference=plan.reference.name if plan.reference else None,
+        beta=plan.beta,
+        counts={"records": len(plan.data.records), "pairs": len(plan.held.pairs), "labels": len(plan.held.labels)},
+        left_out=plan.data.report + plan.held.report,
+        opponent=plan.opponent,
+    )
+    if plan.policy.is_classifier:
+        yield _classifier_results(plan, results)
+    else:
+        yield from LanguageModelEvaluator(plan).stages(results)
+
+
+def _classifier_results(plan: EvaluationPlan, results: Results) -> Results:
+    settings = plan.settings
+    model = RewardModel(plan.policy.name, limits=plan.data.limits, device=settings.device, precision=settings.precision)
+    answers = list(zip(plan.held.prompts, plan.held.completions, strict=True))
+    rewards = np.array(model.scores(answers), dtype=float)
+    tokens = np.array(model.tokens(answers), dtype=float)
+    metrics = feedback_metrics(plan.held, rewards, tokens, Bootstrap(resamples=settings.resamples))
+    return replace(_with_rewards(results, plan.held, rewards), metrics=metrics)
+
+
+def _with_rewards(results: Results, held: HeldOut, rewards: Array) -> Results:
+    labelled = [(float(rewards[i]), bool(desirable)) for i, desirable in held.labels]
+    margins = [float(rewards[chosen] - rewards[rejected]) for chosen, rejected in held.pairs]
+    return replace(results, rewards=labelled, margins=margins)
+
+
+class LanguageModelEvaluator:
+    """Evaluates a policy that generates text.
+
+    Args:
+        plan: the checked plan. Held-out feedback is tokenised and the weights of policy and reference are loaded when
+            the evaluator is made.
+
+    Raises:
+        ValueError: a held-out prompt does not fit, or a model cannot be loaded.
+    """
+
+    def __init__(self, plan: EvaluationPlan) -> None:
+        self.plan, self.settings = plan, plan.settings
+        self.bootstrap = Bootstrap(resamples=plan.settings.resamples)
+        self.tokens = ChatTokens(plan.policy.tokenizer, plan.data.limits)
+        # Tokenised before the weights are loaded, so that a prompt that does not fit is found at once.
+        self._prompts = self._prompt_ids([Asked(f"prompt {n}", prompt) for n, prompt in enumerate(plan.held.prompts)])
+        # A completion is cut where the longer of the two prompts leaves no room: both models score the same tokens.
+        self._completions = [
+            self.tokens.fit_completion(self.tokens.completion(text), max(len(ours), len(theirs)))[0]
+            for text, ours, theirs in zip(plan.held.completions, *self._prompts, strict=True)
+        ]
+        self.policy_model = self._load(plan.policy)
+        self.reference_model = self._load(plan.reference) if plan.reference else None
+
+    def stages(self, results: Results) -> Iterator[Results]:
+        """Add the results of each stage to ``results``, and yield them."""
+        results = self._feedback_stage(results)
+        yield results
+        if self.settings.size != 0:
+            for stage in self._sample_stages(results):
+                results = stage
+                yield results
+        if self.settings.tasks:
+            yield replace(results, tasks=self._run_tasks())
+
+    def _feedback_stage(self, results: Results) -> Results:
+        held, bootstrap = self.plan.held, self.bootstrap
+        scores = self._score(*self._prompts, self._completions, "held-out feedback")
+        metrics: dict[str, Estimate] = {}
+        if self.plan.reference is not None:  # rewards are log-ratios, so without a reference there are none
+            rewards = self.plan.beta * scores.log_ratios
+            metrics |= feedback_metrics(held, rewards, scores.tokens, bootstrap)
+            results = _with_rewards(results, held, rewards)
+        return replace(results, metrics=metrics | likelihood_metrics(held, scores, bootstrap))
+
+    def _sample_stages(self, results: Results) -> Iterator[Results]:
+        prompts = distinct_prompts(self.plan.data.records, self.settings.size, self.settings.seed)
+        drawn = self._draw(self.plan.policy, self.policy_model, prompts)
+        # Yielded before they are scored: samples take long to draw and are worth reading by themselves.
+        samples = [SampledPrompt(_as_text(one.asked.prompt), one.texts) for one in drawn]
+        results = replace(results, samples=samples)
+        yield results
+        results = replace(results, metrics={**results.metrics, **self._on_policy(prompts, drawn)})
+        yield results
+        if self.plan.judge is not None:
+            yield from self._judge_stages(self.plan.judge, results, prompts, drawn)
+
+    def _on_policy(self, prompts: Sequence[Asked], drawn: Sequence[Drawn]) -> dict[str, Estimate]:
+        """KL, entropy and length of the samples."""
+        ours, theirs = self._prompt_ids(prompts)
+        groups = [group for group, one in enumerate(drawn) for _ in one.completions]
+        completions = [ids for one in drawn for ids in one.completions]
+        scores = self._score([ours[g] for g in groups], [theirs[g] for g in groups], completions, "KL of samples")
+        cut = [float(ids[-1] != self.tokens.end_of_turn) for ids in completions]
+        metrics = on_policy_metrics(scores, groups, self.bootstrap)
+        return {**metrics, "samples/cut_by_limit": self.bootstrap.rate(cut, groups)}
+
+    def _judge_stages(
+        self, judge: CompletionJudge, results: Results, prompts: Sequence[Asked], drawn: Sequence[Drawn]
+    ) -> Iterator[Results]:
+        opponents = self._opponent_texts(prompts)
+        judged = [n for n, texts in enumerate(opponents) if texts]  # the data may have no answer to some prompts
+        if not judged:
+            raise ValueError("opponent=data: expected desirable completions of the sampled prompts, found none")
+        samples = [replace(one, opponent=texts) for one, texts in zip(results.samples or (), opponents, strict=True)]
+        # Yielded before the judge is asked, so that its answers can be checked against what it saw.
+        results = replace(results, samples=samples)
+        yield results
+        judged_prompts = [prompts[n].prompt for n in judged]
+        ours, theirs = [drawn[n].texts for n in judged], [opponents[n] for n in judged]
+        won = win_rate(judge, judged_prompts, ours, theirs, self.bootstrap)
+        metrics = {**results.metrics, "judge/win_rate": won.rate}
+        if not judge.asks_twice:  # a chat model rates by other questions than it compares, at twice the cost
+            metrics |= self._ratings(judge, "policy", judged_prompts, ours)
+            metrics |= self._ratings(judge, "opponent", judged_prompts, theirs)
+        yield replace(results, metrics=metrics, win_rate=won, judge=judge.report())
+
+    def _ratings(
+        self, judge: CompletionJudge, side: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]
+    ) -> dict[str, Estimate]:
+        """The judge's scores and labels of one side's completions."""
+        answers = [(prompt, text) for prompt, own in zip(prompts, texts, strict=True) for text in own]
+        groups = [group for group, own in enumerate(texts) for _ in own]
+        # Judges that compute their scores always answer; of any other, no answer counts as 0.
+        scores = [value or 0.0 for value in judge.scores(answers)]
+        metrics = {f"judge/score_{side}": self.bootstrap.mean(scores, groups)}
+        if judge.labels_are_absolute:  # by the median of these very scores, half of either side would be desirable
+            desirable = [float(label or False) for label in judge.labels(answers)]
+            metrics[f"judge/desirable_{side}"] = self.bootstrap.rate(desirable, groups)
+        return metrics
+
+    def _opponent_texts(self, prompts: Sequence[Asked]) -> list[list[str]]:
+        """The opponent's completions of each prompt; empty where the data have none."""
+        opponent = self.plan.opponent_policy
+        if opponent is None:
+            best = best_of_data(self.plan.data.records)
+            return [best.get(prompt_key(one.prompt), []) for one in prompts]
+        model = self.reference_model if opponent is self.plan.reference else None
+        return [one.texts for one in self._draw(opponent, model, prompts)]
+
+    def _draw(self, policy: Policy, model: PreTrainedModel | None, prompts: Sequence[Asked]) -> list[Drawn]:
+        """Sample a policy; ``model`` is its loaded model, None to load it now."""
+        settings, tokens = self.settings, ChatTokens(policy.tokenizer, self.plan.data.limits)
+
+        def engine() -> Engine:
+            # Made when the first batch is drawn. A model that has been loaded for scoring is used again; vLLM always
+            # loads its own.
+            if settings.engine == "transformers" and model is not None:
+                return TransformersEngine(model, tokens, settings.decoding)
+            where = {"device": settings.device, "precision": settings.precision}
+            return make_engine(settings.engine, policy, tokens, settings.decoding, **where)
+
+        sampler = Sampler(
+            engine,
+            tokens,
+            control=policy.control,
+            count=settings.samples,
+            batch_size=settings.batch_size * 4,  # generation keeps no logits, so more completions fit into memory
+            seed=settings.seed,
+        )
+        return sampler.draw_all(prompts, partial(terminal.track, f"sampling {policy.name}", shown=settings.progress))
+
+    def _prompt_ids(self, prompts: Sequence[Asked]) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of the prompts as the policy reads them (with CSFT's control token), and as the reference does."""
+        sides = []
+        for model in (self.plan.policy, self.plan.reference or self.plan.policy):
+            tokens = ChatTokens(model.tokenizer, self.plan.data.limits)
+            rendered = [tokens.prompt(one.prompt, model.control, where=one.id) for one in prompts]
+            sides.append([tokens.fit_prompt(ids, one.id)[0] for ids, one in zip(rendered, prompts, strict=True)])
+        return sides[0], sides[1]
+
+    def _score(self, ours: Sequence[Ids], theirs: Sequence[Ids], completions: Sequence[Ids], name: str) -> Scores:
+        return score(
+            self.policy_model,
+            self.reference_model,
+            ours,
+            theirs,
+            completions,
+            batch_size=self.settings.batch_size,
+            track=partial(terminal.track, name, shown=self.settings.progress),
+        )
+
+    def _load(self, policy: Policy) -> PreTrainedModel:
+        # Both models get at least the policy's vocabulary, or their distributions could not be compared.
+        size = len(self.plan.policy.tokenizer)
+        return policy.load(device=self.settings.device, precision=self.settings.precision, vocabulary=size)
+
+    def _run_tasks(self) -> dict[str, dict[str, float]]:
+        settings = self.settings
+        return run_tasks(
+            self.policy_model,
+            self.plan.policy.tokenizer,
+            settings.tasks,
+            folder=settings.task_folder,
+            limit=settings.task_limit,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+        )
+
+
+def _as_text(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)

@@ -1,0 +1,159 @@
+"""What an evaluation will do, checked before any weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from halos.checks import check_number, check_whole
+from halos.config.devices import check_place
+from halos.evaluation.duels import best_of_data
+from halos.evaluation.harness import check_installed
+from halos.evaluation.heldout import HeldOut
+from halos.judges.base import CompletionJudge
+from halos.policy.lookup import Policy, check_tokenizer
+from halos.sampling.engines import Decoding, check_engine
+from halos.sampling.prompts import HeldData
+
+DEFAULT_BETA = 0.1
+"""β of implied rewards where neither the user nor the policy's run gives one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Plain settings of an evaluation.
+
+    Attributes:
+        seed: of samples and of the choice of prompts.
+        device: where the models compute, such as ``auto``.
+        precision: their number type, such as ``32-true``.
+        batch_size: completions in one forward.
+        resamples: draws of the bootstrap.
+        beta: β of the implied rewards; None: that of the policy's run.
+        size: prompts to sample; 0: none, None: all.
+        samples: completions of each prompt.
+        max_new_tokens, temperature, top_p: see :class:`Decoding`.
+        engine: ``transformers`` or ``vllm``.
+        tasks: names of standard tasks.
+        task_folder: a folder with task files of the user's own.
+        task_limit: documents of each task, None: all.
+        progress: whether to show progress bars.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "32-true"
+    batch_size: int = 32
+    resamples: int = 1000
+    beta: float | None = None
+    size: int | None = 512
+    samples: int = 1
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    engine: str = "transformers"
+    tasks: Sequence[str] = ()
+    task_folder: str | None = None
+    task_limit: int | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("batch_size", 1), ("resamples", 1), ("samples", 1)):
+            check_whole(name, getattr(self, name), least)
+        check_whole("size", self.size, 0, null=True)
+        check_whole("task_limit", self.task_limit, 1, null=True)
+        if self.beta is not None:
+            check_number("beta", self.beta)
+        check_place(self.device, self.precision)
+        _ = self.decoding  # which checks its own values
+
+    @property
+    def decoding(self) -> Decoding:
+        """How completions are drawn."""
+        return Decoding(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationPlan:
+    """A checked evaluation, which :func:`halos.evaluation.evaluator.evaluate` carries out.
+
+    Attributes:
+        settings: the plain settings.
+        policy: the model to evaluate.
+        reference: the model that rewards and KL are measured against, if there is one.
+        data: the records of the evaluated split.
+        held: pairs and labels of these records.
+        judge: compares the policy's samples with the opponent's, if there is one.
+        opponent: the opponent's name: ``reference``, ``data`` or a model's.
+        opponent_policy: the model that the opponent's completions are drawn from; None if they are the data's own.
+
+    Raises:
+        ValueError: something cannot work together. No weights have been read by then.
+    """
+
+    settings: Settings
+    policy: Policy
+    reference: Policy | None
+    data: HeldData
+    held: HeldOut
+    judge: CompletionJudge | None = None
+    opponent: str = "reference"
+    opponent_policy: Policy | None = None
+
+    def __post_init__(self) -> None:
+        if self.judge is not None:
+            self._check_opponent()
+        if self.settings.tasks:
+            check_installed()
+        if self.policy.is_classifier and (self.judge is not None or self.settings.tasks):
+            raise ValueError(
+                f"policy: {self.policy.name} is a reward model: it has no samples to judge and no tasks to do"
+            )
+        # Last, as a tokenizer that is given by a hub id may have to be downloaded.
+        self._check_models()
+        if self.reference is not None:
+            _check_same_vocabulary(self.policy, self.reference)
+
+    @property
+    def beta(self) -> float:
+        """β of the implied rewards."""
+        return implied_beta(self.policy, self.settings.beta)
+
+    def _check_opponent(self) -> None:
+        if self.opponent == "data":
+            best_of_data(self.data.records)  # raises if there is nothing to compare with
+        elif self.opponent_policy is None:
+            raise ValueError("opponent: expected reference=MODEL to compare with, found none")
+
+    def _check_models(self) -> None:
+        sampled = [self.policy] if self.judge is None else [self.policy, self.opponent_policy]
+        models = {"policy": self.policy, "reference": self.reference, "opponent": self.opponent_policy}
+        for key, model in models.items():
+            if model is None:
+                continue
+            check_tokenizer(key, model)
+            # A reference that only scores may be one that the engine cannot sample, such as an adapter under vLLM.
+            if model in sampled and self.settings.size != 0 and not self.policy.is_classifier:
+                check_engine(self.settings.engine, model, key=key)
+
+
+def implied_beta(policy: Policy, beta: float | None) -> float:
+    """The β that is set, else that of the policy's run, else :data:`DEFAULT_BETA`. It may be 0."""
+    for candidate in (beta, policy.beta):
+        if candidate is not None:
+            return float(candidate)
+    return DEFAULT_BETA
+
+
+def _check_same_vocabulary(policy: Policy, reference: Policy) -> None:
+    # Both models score the policy's token ids, and KL sums over the vocabulary: an id has to be the same text in both.
+    # The policy may have more tokens, such as control tokens, which get new rows in the reference.
+    vocabulary = policy.tokenizer.get_vocab()
+    if other := [text for text, i in reference.tokenizer.get_vocab().items() if vocabulary.get(text) != i]:
+        raise ValueError(
+            f"reference: expected the tokenizer of {policy.name}, found another in {reference.name}: it differs in "
+            f"{len(other)} tokens, such as {other[0]!r}"
+        )

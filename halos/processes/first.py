@@ -1,0 +1,20 @@
+"""Whether this process is the first of a run: known without torch and before there is a process group."""
+
+from __future__ import annotations
+
+import os
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Variables in which launchers leave the rank, in Lightning's order."""
+
+
+def on_first_process() -> bool:
+    """Return whether this process prints and writes the files of a run."""
+    # Lightning sets the attribute when it is imported, and again when its strategy knows the rank among all nodes. It
+    # is not imported here, as commands that need no torch print too.
+    rank = getattr(rank_zero_only, "rank", None)
+    if rank is None:
+        rank = next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
+    return bool(rank == 0)
