@@ -29,7 +29,7 @@ def turns(*said: str) -> tuple[Message, ...]:
 
 def read(source: FileSource) -> tuple[list[Record], Counter[str]]:
     found = source.train()
-    return found.records, found.dropped
+    return list(found.records), found.dropped
 
 
 def test_hh(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from itertools import islice
 
 import numpy as np
 
+from halos.checks import check_whole
 from halos.data.preparation.hygiene import Finding, Hygiene, as_json, examine, files_as_json, percentiles, without_leaks
 from halos.data.records.record import Record
 from halos.data.records.split import split_by_prompt
@@ -108,6 +109,7 @@ def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, S
     Raises:
         ValueError: for bad records, and if the stream has fewer than ``val_size`` records.
     """
+    check_whole("data.val_size", val_size, 0)
     val = source.val()
     if val is None and val_size:
         first = list(islice(source.stream({}), val_size))
@@ -152,7 +154,7 @@ def derive(
     view: str,
     *,
     selection: Selection,
-    most: Mapping[str, int | None],
+    max_examples: Mapping[str, int | None],
     train_on: str,
     seed: int,
     store: Store,
@@ -163,7 +165,7 @@ def derive(
         intake: receives the examples.
         view: the view.
         selection: which of the feedback is used.
-        most: for each split, the maximum of examples; None: all.
+        max_examples: for each split, the maximum of examples; None: all.
         train_on: ``last`` or, for demonstrations, ``all`` assistant turns.
         seed: draws the examples that are kept.
         store: where the records of all turns are kept.
@@ -192,7 +194,7 @@ def derive(
         if split == "train":
             examples, not_kept = selection.keep(examples, seed)
             counts += not_kept
-        intake.examples[split] = _sample(examples, most[split], seed)
+        intake.examples[split] = _sample(examples, max_examples[split], seed)
         intake.reports[split] += counts
     intake.records = {}
 

@@ -139,7 +139,7 @@ class Preparation:
             intake,
             view,
             selection=self.selection,
-            most={"train": self.max_examples, "val": self.max_val_examples},
+            max_examples={"train": self.max_examples, "val": self.max_val_examples},
             train_on=self.train_on,
             seed=self.seed,
             store=self.store,

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from halos.data.reading.fields import LABELS, RawRow, wrong
 from halos.data.reading.json_files import Located, parse_json
 from halos.data.reading.lines import decode, first_line, lines
@@ -124,10 +127,6 @@ def _number(where: str, name: str, cell: str) -> object:
 
 def read_parquet(file: Path) -> Iterator[Located]:
     """Yield the rows of a Parquet file; its checksums are verified where it has them."""
-    # Imported here because most runs read JSON and pyarrow is slow to import.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     source = io.BytesIO(b"".join(lines(file))) if file.suffix == ".gz" else file
     number = 0
     try:
@@ -166,18 +165,18 @@ def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> 
 
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        found = load_from_disk(str(folder)) if saved else load_dataset(str(folder), streaming=streaming)
+        data = load_from_disk(str(folder)) if saved else load_dataset(str(folder), streaming=streaming)
     except Exception as error:  # datasets raises dozens of types, none of which tells a user what to do
         raise ValueError(
             f"{folder}: expected a file, a data set saved by datasets or a folder of data files; "
             f"found a folder that datasets cannot load: {first_line(error)}"
         ) from None
-    if isinstance(found, DatasetDict | IterableDatasetDict):
+    if isinstance(data, DatasetDict | IterableDatasetDict):
         name = split or "train"
-        if name not in found:
-            raise ValueError(f"{folder}: expected the split {name!r}, found {', '.join(found)}; write {folder}:SPLIT")
-        found = found[name]
-    return DataSet(f"{folder}:{split}" if split else str(folder), found)
+        if name not in data:
+            raise ValueError(f"{folder}: expected the split {name!r}, found {', '.join(data)}; write {folder}:SPLIT")
+        data = data[name]
+    return DataSet(f"{folder}:{split}" if split else str(folder), data)
 
 
 def read_hub(path: str, match: re.Match[str], *, streaming: bool = False) -> DataSet:

@@ -155,7 +155,7 @@ class FileSource(Source):
 
     def stream_key(self) -> str:
         files = list(chain.from_iterable(map(expand, self._train_files)))
-        # Reading a data set of any size whole, for its key, would take away what streaming is for.
+        # The contents of a large data set are not read for its key: a stream has to begin at once.
         content = (self.name, self._settings(), list(map(str, files)), list(map(edges_key, files)))
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
@@ -212,7 +212,7 @@ class FileSource(Source):
 
 
 def _user_code(source: type[FileSource]) -> Iterator[str | None]:
-    """Yield a key of each module of a user's that the class is made of; None for a class that has no file.
+    """Yield a key of the contents of each user module that defines the class or a base; None if it has no file.
 
     halos' own classes are covered by the format number of prepared data (:data:`.PREPARED_FORMAT`). Nobody gives a
     version to a user's classes, so the contents of their modules are part of the key.

@@ -162,7 +162,7 @@ class Selection:
             report[f"{'desirable' if desirable else 'undesirable'} completions not kept"] += len(dropped)
         if self.one_per_prompt:
             remaining = np.flatnonzero(kept)
-            # Other draws than for the shares: of those, the label with the smaller share has kept the lower ones.
+            # Not the draws of the shares: the label with the smaller share keeps only low ones, and would win here.
             order = remaining[np.argsort(draws("one")[remaining], kind="stable")]
             # In the order of the draws, the first example of each prompt is the one with its lowest draw.
             _, first = np.unique(prompts[order], return_index=True)

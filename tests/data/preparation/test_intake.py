@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from halos.data.preparation.intake import LEAKED, Intake
+from halos.data.preparation.intake import LEAKED, Intake, read, read_held
 from halos.data.preparation.prepare import DataNeeds, Preparation
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
 from halos.data.rows.chat_tokens import Limits
 from halos.data.sources.json_source import JsonSource
 from halos.data.sources.mixed import MixedSource
 from halos.data.sources.oasst import OasstSource
+from halos.data.sources.on_policy import OnPolicySource
 from halos.data.views.examples import Labelled
 from halos.data.views.selection import Selection
 from tests import tiny
@@ -136,3 +137,16 @@ def test_what_is_written_reads_back_as_the_same_examples(tmp_path: Path, view: s
 def test_other_names_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"convert: expected a file that ends in .jsonl or .jsonl.gz, found"):
         write_jsonl(tmp_path / "a.csv", [])
+
+
+@pytest.mark.parametrize("size", [True, 1.5, -1])
+def test_held_out_records_are_a_whole_number(size: Any, tmp_path: Path) -> None:
+    source = JsonSource(write(tmp_path / "t.jsonl", row("q", label=1), row("r", label=0)))
+    for held_out in (
+        lambda: read(source, val_size=size, seed=0, strict=False),
+        lambda: read_held(source, val_size=size, strict=False),
+    ):
+        with pytest.raises(ValueError, match=rf"^data.val_size: expected a whole number from 0 on, found {size}$"):
+            held_out()
+    with pytest.raises(ValueError, match=rf"^data.val_size: expected a whole number from 0 on, found {size}$"):
+        OnPolicySource(feedback="f.jsonl", world=source, val_size=size)

@@ -250,7 +250,12 @@ def test_a_clone_of_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_folder_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **more: asked.append((name, more)) or ROWS)
+
+    def load(name: str, **options: Any) -> list[dict[str, Any]]:
+        asked.append((name, options))
+        return ROWS
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
     assert [where for where, _ in read_rows("o/hh/helpful-base:test")] == [
         f"o/hh/helpful-base:test[{n}]" for n in (1, 2)
     ]
@@ -288,7 +293,12 @@ def test_streamed_data_sets_are_not_converted_first(tmp_path: Path, monkeypatch:
     found = list(read_piece(Piece(f"{tmp_path}/clone"), streaming=True))
     assert found == [(f"{tmp_path}/clone[1]", {"prompt": "q"}), (f"{tmp_path}/clone[2]", {"prompt": "r"})]
     asked: list[Any] = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **more: asked.append((name, more)) or ROWS)
+
+    def load(name: str, **options: Any) -> list[dict[str, Any]]:
+        asked.append((name, options))
+        return ROWS
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
     assert len(list(read_piece(Piece("o/n:test"), streaming=True))) == 2
     assert asked == [("o/n", {"split": "test", "streaming": True})]
 

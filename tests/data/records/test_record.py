@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.record import Completion, Message, Record, messages_of, prompt_key
+from halos.data.records.record import Completion, Message, Prompt, Record, messages_of, prompt_key
 
 TWO = (Completion("a"), Completion("b"))
 
@@ -55,7 +55,7 @@ def test_a_text_and_a_lone_user_turn_are_the_same_prompt() -> None:
 
 
 def test_prompts_that_differ_have_different_keys() -> None:
-    prompts = [
+    prompts: list[Prompt] = [
         "q",
         "user q",
         (Message("system", "q"),),

@@ -120,8 +120,8 @@ def test_no_text_of_the_real_data_is_lost() -> None:
             kept += 1
             assert record.id == f"{HARMLESS}:{where.rsplit(':', 1)[1]}"
             assert record.preferences == ((0, 1),)
-            assert rendered(record, record.completions[0].text) == words(row["chosen"])
-            assert rendered(record, record.completions[1].text) == words(row["rejected"])
+            assert rendered(record, record.completions[0].text) == words(str(row["chosen"]))
+            assert rendered(record, record.completions[1].text) == words(str(row["rejected"]))
     assert kept == 2312 - 5 - 4
     assert dropped == {
         "pair with different prompts": 5,

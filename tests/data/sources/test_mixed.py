@@ -38,7 +38,7 @@ def test_shares_are_as_large_as_the_weights_allow(
 
 def test_weights_caps_and_neither(tmp_path: Path) -> None:
     files = {name: write(tmp_path / f"{name}.jsonl", 20) for name in "abcd"}
-    mix = {
+    mix: dict[str, Any] = {
         "a": {"train": files["a"], "weight": 1},
         "b": {"train": files["b"], "weight": 2, "cap": 8},
         "c": {"train": files["c"], "cap": 3},

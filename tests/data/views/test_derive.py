@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from halos.data.records.record import Completion, Message, Record
-from halos.data.views.derive import VIEWS, View, binary, demonstrations, of_run, pairs, scored
+from halos.data.views.derive import VIEWS, binary, demonstrations, of_run, pairs, scored
 from halos.data.views.examples import Demonstration, Labelled, Pair, Scored
 
 PAIR = Record("p", "q", (Completion("a"), Completion("b")), ((1, 0),))
@@ -145,7 +145,7 @@ def test_scored() -> None:
 
 def test_a_score_goes_before_a_label() -> None:
     view = scored([Record("r", "q", (Completion("a", True, -0.5),))])
-    assert view == View([Scored("r#0", "q", "a", -0.5)], view.report)
+    assert view.examples == [Scored("r#0", "q", "a", -0.5)]
     assert not view.report
 
 
