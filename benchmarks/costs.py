@@ -20,6 +20,7 @@ from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.objectives import KTO
 from halos.policy.backbone import Backbone
+from halos.policy.construction import use_cpu_kernels
 
 ROUNDS = 5
 
@@ -52,6 +53,7 @@ def cost(job: Job, folder: Path) -> dict[str, Any]:
     rows = rows_of(examples=job.batch_size, **shape)
     set_seed(job.seed)
     policy = LlamaForCausalLM(llama(**sizes, vocabulary=shape["vocabulary"])).train()
+    use_cpu_kernels(policy)
     # A live reference here: its packed forward is what a run pays for it once, before the first step.
     objective = KTO(Backbone(policy, with_reference=True, head_chunk=job.head_chunk))
     objective.configure_model()
@@ -60,7 +62,7 @@ def cost(job: Job, folder: Path) -> dict[str, Any]:
     def ours() -> None:
         with plain.cast_to(job.precision):
             batch = collate(rows, mismatched=True, packing=True)
-            terms = objective._evaluate(batch)[0].loss.values()
+            terms = objective.evaluate_batch(batch)[0].loss.values()
         torch.stack([term.total / len(batch) for term in terms]).sum().backward()
 
     def usual() -> None:

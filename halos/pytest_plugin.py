@@ -1,10 +1,9 @@
-"""``pytest --halos-objective mylab.losses.MyLoss``: the conformance kit on an objective from anywhere."""
+"""The pytest option ``--halos-objective mylab.losses.MyLoss`` checks an objective with the conformance kit."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,16 +22,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--halos-objective"):
+        # As for `python -m`: losses are imported from the current folder.
         sys.path.insert(0, str(config.invocation_params.dir))
-        # Alone, the option means these checks only; with paths, these checks too.
-        named = config.args if config.args_source is pytest.Config.ArgsSource.ARGS else []
-        config.args = [*named, str(SUITE)]
+        # Alone, the option runs these checks only, and not the project's own tests. Paths that are named run too.
+        paths = config.args if config.args_source is pytest.Config.ArgsSource.ARGS else []
+        config.args = [*paths, str(SUITE)]
 
 
-def pytest_generate_tests(metafunc: Any) -> None:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "halos_objective" not in metafunc.fixturenames:
         return
-    from halos.testing import PROPERTIES  # heavy imports, for those who asked
+    # Imports torch, which every pytest run in this environment would wait for at the top of the file.
+    from halos.testing import PROPERTIES
 
     metafunc.parametrize("halos_property", PROPERTIES)
     metafunc.parametrize("halos_objective", metafunc.config.getoption("--halos-objective"))

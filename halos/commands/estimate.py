@@ -14,7 +14,6 @@ from halos.config.building import build
 from halos.objectives.base import Objective
 from halos.optim import AdamW, BitsAndBytesAdamW, Optim, RMSprop
 from halos.policy.loading import ModelSpec
-from halos.sharding.weights import parameters_on_meta
 from halos.training.cost import GIB, Example, Setting, Shape, memory, operations
 
 BRANCHES = {"pairs": 2, "binary": 1, "demonstrations": 1, "scored": 1}
@@ -60,7 +59,7 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     live = spec.reference == "live" and objective.needs.reference
     setting = Setting(
         precision=cfg.precision,
-        cpu=cfg.trainer.accelerator == "cpu",
+        cpu=cfg.trainer.accelerator == "cpu" and spec.cpu_kernels,
         divided=devices // int(cfg.strategy.trainer.replicas) if cfg.strategy.name == "fsdp" else 1,
         state=_state_bytes(build(cfg.optim), 2 if cfg.precision == "bf16-true" else 4),
         live_reference=live,
@@ -92,7 +91,7 @@ def _objective(cfg: DictConfig) -> Objective:
 
 def _shape(spec: ModelSpec) -> Shape:
     # The model's config is enough: neither weights nor a tokenizer need be there.
-    with parameters_on_meta(), torch.device("meta"):
+    with torch.device("meta"):
         return Shape.of(spec.skeleton())
 
 

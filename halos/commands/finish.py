@@ -10,6 +10,7 @@ import torch
 
 from halos.commands.assembly import Run, hyperparameters
 from halos.policy.adapters import merge_adapter
+from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.export.reward_model import export_reward_model
 from halos.policy.logprobs.compiling import uncompiled
@@ -17,7 +18,7 @@ from halos.processes.collectives import data_ranks, full_tensor
 from halos.reporting import run_report
 from halos.reporting.tensorboard import log_hparams
 from halos.sampling.before_after import Comparison, compare
-from halos.sharding.weights import whole_policy
+from halos.sharding.weights import gathered_policy
 from halos.training.record import peak_gpu_mb, peak_rss_mb
 
 log = logging.getLogger(__name__)
@@ -26,11 +27,11 @@ log = logging.getLogger(__name__)
 def finish(run: Run) -> dict[str, Any]:
     """Export the policy, sample from it where the true reward is known, and write the summary; returns it."""
     summary = _summary(run)
-    policy = whole_policy(run.objective.trained)
+    policy: Any = gathered_policy(run.objective.trained)
     score = None if run.objective.generates else full_tensor(run.objective.reward_head.linear.weight).detach()
     if not run.trainer.is_global_zero:
         return summary
-    card = {"loss": run.cfg.loss.name, "base": run.model.spec.path, "steps": summary["steps"], **summary["metrics"]}
+    card = _card(run, summary)
     with uncompiled(policy):
         _export(run, card, policy, score)
         comparison = _compare(run, policy, run.trainer.strategy.root_device)
@@ -68,7 +69,19 @@ def _summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _export(run: Run, card: Mapping[str, Any], policy: Any, score: torch.Tensor | None) -> None:
+def _card(run: Run, summary: Mapping[str, Any]) -> ModelCard:
+    train = run.cfg.data.get("train")
+    return ModelCard(
+        loss=run.cfg.loss.name,
+        base=run.model.spec.path,
+        paper=run.objective.paper,
+        data=[train] if isinstance(train, str) else list(train or ()),
+        hyperparameters={**hyperparameters(run.cfg), "steps": summary["steps"]},
+        metrics=summary["metrics"],
+    )
+
+
+def _export(run: Run, card: ModelCard, policy: Any, score: torch.Tensor | None) -> None:
     tokenizer, folder, end_of_turn = run.model.tokenizer, run.folder.model, run.tokens.end_of_turn
     lora = run.model.spec.lora
     if lora.enabled and lora.export == "merged":
@@ -87,7 +100,7 @@ def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
     trained = run.objective.trained
     # Without a live reference, or with one that has moved, the policy is compared with the model that it started from.
     # The reference of a sharded policy is sharded too: the first process alone cannot sample from it.
-    reference = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
+    reference: Any = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
     policy = policy.to(device)  # Lightning has moved everything to the CPU
     if reference is None and spec.random_weights:
         log.info("samples: not compared, as the random weights that training started from are gone")

@@ -13,8 +13,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from halos.config.runs import run_config
 from halos.evaluation.statistics import Estimate, over_seeds
-from halos.policy.lookup import run_config
 
 _OF_NO_CONSEQUENCE = (
     "seed", "data.source.seed", "output_dir", "resume", "overwrite", "cache_dir", "checkpoint_every", "logger.",

@@ -1,4 +1,4 @@
-"""Checks of objectives' parameters, made when an objective is built and before any model is loaded."""
+"""Checks of the objectives' parameters, in their constructors and so before any model is loaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import Literal
 
 
 def require_between(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
-    """The value as a float, if it is a number in [low, high) (or in (low, high)); a ``ValueError`` naming it if not."""
+    """The value as a float, checked to be in [low, high), or in (low, high) if ``open_low``.
+
+    Raises:
+        ValueError: naming the key ``loss.{name}``, for another number or no number.
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (low < value if open_low else low <= value) or not value < high:
         span = f"{'(' if open_low else '['}{low:g}, {high:g})"
@@ -16,17 +20,17 @@ def require_between(name: str, value: float, low: float, high: float = math.inf,
 
 
 def require_positive(name: str, value: float) -> float:
-    """The value as a float, if it is a number above 0."""
+    """The value as a float, checked to be above 0; see :func:`require_between`."""
     return require_between(name, value, 0.0, open_low=True)
 
 
 def require_share(name: str, value: float) -> float:
-    """The value as a float, if it is a number in [0, 1]."""
+    """The value as a float, checked to be in [0, 1]; see :func:`require_between`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"loss.{name}: expected a number in [0, 1], found {value!r}")
     return float(value)
 
 
 def require_weight(name: str, value: float | Literal["auto"]) -> float | Literal["auto"]:
-    """``auto``, or the value as a float if it is a number from 0 on."""
+    """``auto``, or the value as a float, checked to be 0 or more; see :func:`require_between`."""
     return "auto" if value == "auto" else require_between(name, value, 0.0)

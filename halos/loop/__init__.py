@@ -1,1 +1,1 @@
-"""The Lightning half of an objective: its steps, denominators and metrics."""
+"""The training loop of an objective: its steps, denominators and metrics."""

@@ -1,4 +1,4 @@
-"""The metrics that all objectives share."""
+"""The metrics that all objectives share: log-probs, rewards and log-ratios of chosen and rejected completions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ def feedback_metrics(
     rewards: Tensor | None,
     statistics: Sequence[str] = (),
 ) -> dict[str, Mean]:
-    """Log-probs, rewards and KL of what people liked and disliked; ``rewards`` [B, K] if the objective implies any.
+    """The shared metrics of one batch. Desirable completions count as chosen, undesirable ones as rejected.
 
-    ``statistics``: names of those that the policy's log-probs come with; their means are over scored tokens.
+    Args:
+        batch: B examples of up to K branches.
+        policy, reference: log-probs, [B, K, C]; no reference for losses without one.
+        rewards: the implied rewards of the first branches, [B, up to K], if the loss implies any.
+        statistics: names of ``policy.statistics``, in their order. Their means are over scored tokens.
     """
     chosen, rejected = _sides(batch)
     sums = policy.sum.detach()
@@ -29,23 +33,25 @@ def feedback_metrics(
     if rejected is not None:
         metrics["logps/rejected"] = mean_where(sums, rejected)
     if rewards is not None:
-        full = torch.zeros_like(sums)
-        full[:, : rewards.shape[1]] = rewards.detach()
-        metrics["rewards/chosen"] = mean_where(full, chosen)
+        # A loss may return the rewards of its first branches only: KTO's y' has none.
+        padded = torch.zeros_like(sums)
+        padded[:, : rewards.shape[1]] = rewards.detach()
+        metrics["rewards/chosen"] = mean_where(padded, chosen)
         if rejected is not None:
-            metrics["rewards/rejected"] = mean_where(full, rejected)
+            metrics["rewards/rejected"] = mean_where(padded, rejected)
         if batch.desirable is None and rejected is not None:
-            metrics["rewards/accuracies"] = _accuracy(full[:, 0], full[:, 1])
-    own = chosen if rejected is None else chosen | rejected
+            metrics["rewards/accuracies"] = _accuracy(padded[:, 0], padded[:, 1])
+    scored = chosen if rejected is None else chosen | rejected
     if reference is not None:
-        metrics["kl/policy_reference"] = mean_where(sums - reference.sum, own)
-    for number, name in enumerate(statistics):
-        metrics[name] = mean_where(policy.statistics[..., number], batch.mask & own[..., None])
+        metrics["kl/policy_reference"] = mean_where(sums - reference.sum, scored)
+    if policy.statistics is not None:
+        for name, values in zip(statistics, policy.statistics.unbind(-1), strict=True):
+            metrics[name] = mean_where(values, batch.mask & scored[..., None])
     return metrics
 
 
 def _sides(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    # [B, K] masks of the chosen (desirable) and of the rejected (undesirable) branches; y' is neither.
+    # [B, K] masks of the chosen (desirable) and the rejected (undesirable) branches; KTO's y' is neither.
     sides = torch.zeros(batch.mask.shape[:2], dtype=torch.bool, device=batch.mask.device)
     chosen, rejected = sides.clone(), sides.clone()
     if batch.desirable is not None:
@@ -59,7 +65,7 @@ def _sides(batch: Batch) -> tuple[Tensor, Tensor | None]:
 
 
 def labelled(batch: Batch, rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """(rewards [n], labels [n]) of the batch's chosen and rejected completions, from rewards [B, K]."""
+    """(rewards [n], labels [n]) of the batch's chosen (true) and rejected (false) completions, from rewards [B, K]."""
     if batch.desirable is not None:
         return rewards[:, 0], batch.desirable
     labels = torch.zeros_like(rewards, dtype=torch.bool)
@@ -68,7 +74,7 @@ def labelled(batch: Batch, rewards: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _accuracy(chosen: Tensor, rejected: Tensor) -> Mean:
-    # A tie counts half: at step 0 all rewards are equal, and the accuracy is that of a coin.
+    # A tie counts half: at step 0 all rewards are equal, and accuracy should start at 1/2, not at 0.
     margins = chosen - rejected
     wins = (margins > TIE).float() + 0.5 * (margins.abs() <= TIE).float()
     return Mean(wins.sum(), len(wins))

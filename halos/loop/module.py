@@ -18,17 +18,18 @@ from torch.optim import Optimizer
 
 from halos.data.batches.collate import Batch
 from halos.data.module import PreferenceDataModule
-from halos.loop.feedback_metrics import feedback_metrics, labelled
+from halos.loop.feedback_metrics import feedback_metrics
 from halos.loop.humanline import Humanline
 from halos.loop.needs import Needs
 from halos.loop.output import Output
 from halos.loop.reference_pass import check_sequences, run_reference_pass
-from halos.loop.steps import Step, Steps, complete
-from halos.metrics import Averages, LabelledRewards, Mean, auc
+from halos.loop.steps import Step, Steps
+from halos.loop.validation import Validation
+from halos.metrics import Mean
 from halos.optim import AdamW, Optim
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.completions import LogProbs
-from halos.policy.pretrained import BackboneSource
+from halos.policy.pretrained import ProvidesBackbone
 from halos.processes.collectives import (
     all_gather_list,
     clip_gradients,
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BackboneSource = ProvidesBackbone | None
+"""A backbone or what loads one; None where only the mathematics of a loss is used."""
+
 
 class LoopOptions(TypedDict, total=False):
-    """The keywords that every objective takes beside its own parameters; see :class:`TrainingLoop`."""
+    """The keywords that every objective takes in addition to its own parameters; see :class:`TrainingLoop`."""
 
     optim: Optim | None
     seed: int
@@ -78,7 +82,7 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     def __init__(
         self,
-        backbone: BackboneSource | None = None,
+        backbone: BackboneSource = None,
         *,
         optim: Optim | None = None,
         seed: int = 0,
@@ -93,14 +97,11 @@ class TrainingLoop(pl.LightningModule, ABC):
         # Registered as a submodule in configure_model() only: its weights may not exist before.
         self.backbone: Backbone | None = None
         # In a tuple, so that nn.Module does not register it: it becomes the submodule `backbone` once it is configured.
-        self._source: tuple[BackboneSource | None] = (backbone,)
+        self._source: tuple[BackboneSource] = (backbone,)
         self._optim = optim or AdamW()
-        self._steps, self.val_averages = Steps(), Averages()
-        self.val_rewards = LabelledRewards()
-        self.labelled_rewards: tuple[Tensor, Tensor] | None = None
+        self._steps, self._validation = Steps(), Validation()
         self._losses: list[float] = []
         self._grad_norm: Tensor | None = None
-        self._non_finite_ids: list[str] = []
 
     # What the loop calls; an objective defines it
 
@@ -128,7 +129,7 @@ class TrainingLoop(pl.LightningModule, ABC):
             self._check_strategy()
         group = getattr(self.trainer.strategy, "data_group", None)
         use_data_group(group)
-        for metric in (self._steps.averages, self.val_averages, self.val_rewards):
+        for metric in (self._steps.averages, self._validation.averages, self._validation.rewards):
             metric.process_group = group
         counts = getattr(getattr(self.trainer, "datamodule", None), "label_counts", None)
         self.check(self.trainer.accumulate_grad_batches, counts)
@@ -149,6 +150,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         sharding = getattr(getattr(self._trainer, "strategy", None), "sharding", None)
         self.backbone = self.source.make(reference=self.needs.reference, sharding=sharding)
         self.backbone.control = self.control(True)
+        self.backbone.loss, self.backbone.paper = type(self).__name__, getattr(self, "paper", None)
         self.build(self.backbone.hidden_size)
         if self.backbone.sharding is not None:
             self.backbone.sharding.shard_beside(self)
@@ -183,7 +185,7 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        output, metrics = self._evaluate(batch)
+        output, metrics = self.evaluate_batch(batch)
         self._steps.add(batch, metrics)
         # Lightning divides by the number of micro-batches and DDP by the number of ranks. The terms are already
         # divided by the counts of the whole step, so both divisions are undone here.
@@ -249,28 +251,12 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @final
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        output, metrics = self._evaluate(batch)
-        if not all(term.total.isfinite() for term in output.loss.values()):
-            self._non_finite_ids += batch.ids
-        self.val_averages.update(metrics)
-        if output.rewards is not None:
-            self.val_rewards.update(*labelled(batch, output.rewards))
+        output, metrics = self.evaluate_batch(batch)
+        self._validation.add(batch, output, metrics)
 
     @final
     def on_validation_epoch_end(self) -> None:
-        metrics = complete(self.val_averages.compute())
-        self.val_averages.reset()
-        if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(
-                f"the validation loss is {metrics['loss']} after step {self.trainer.global_step}; the last good "
-                f"checkpoint is kept. Examples: {', '.join(all_gather_list(self._non_finite_ids))}"
-            )
-        if self.val_rewards.rewards:
-            self.labelled_rewards = self.val_rewards.compute()
-            self.val_rewards.reset()
-            area = auc(*self.labelled_rewards)
-            if area is not None and "rewards/accuracies" not in metrics:
-                metrics["rewards/auc"] = area
+        metrics = self._validation.end(self.trainer.global_step)
         self.log("step", float(self.trainer.global_step))
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
 
@@ -298,10 +284,15 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @property
     def trained(self) -> Backbone:
-        """The backbone that is trained. Raises ``ValueError`` before :meth:`configure_model` has made it."""
+        """The backbone in training. Raises ``ValueError`` until :meth:`configure_model` has set it."""
         if self.backbone is None:
             raise ValueError("expected configure_model() to have been called: the objective has no backbone yet")
         return self.backbone
+
+    @property
+    def labelled_rewards(self) -> tuple[Tensor, Tensor] | None:
+        """(rewards [n], labels [n]) of the last validation's chosen and rejected completions, on all ranks."""
+        return self._validation.labelled_rewards
 
     @final
     def check(self, accumulate: int, counts: tuple[int, int] | None) -> None:
@@ -340,7 +331,7 @@ class TrainingLoop(pl.LightningModule, ABC):
     # The pieces
 
     @property
-    def source(self) -> BackboneSource:
+    def source(self) -> ProvidesBackbone:
         """Where the backbone comes from. Raises ``ValueError`` for an objective without one."""
         (source,) = self._source
         if source is None:
@@ -351,7 +342,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         return source
 
     @source.setter
-    def source(self, source: BackboneSource) -> None:
+    def source(self, source: ProvidesBackbone) -> None:
         self._source = (source,)
 
     def _check_strategy(self) -> None:
@@ -363,13 +354,17 @@ class TrainingLoop(pl.LightningModule, ABC):
                 "halos.train with overrides={'strategy': 'ddp'}"
             )
 
-    def _evaluate(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
+    @final
+    def evaluate_batch(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
+        """The loss's output for one micro-batch, and all metrics to log: loss terms, feedback, the loss's own."""
         policy = self.trained.logprobs(batch, with_hidden=self.needs.hidden, with_statistics=True)
         reference = self.trained.reference_logprobs(batch) if self.needs.reference else None
         output = self.outcome(batch, policy, reference)
         metrics = {f"loss/{name}": Mean(term.total, term.count) for name, term in output.loss.items()}
         metrics |= feedback_metrics(batch, policy, reference, output.rewards, self.trained.statistics)
         return output, metrics | dict(output.metrics)
+
+    # The pieces
 
     def _step_count(self, name: str, term: Mean) -> float:
         if term.step_count is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 Direction = int | None
 """Sign of the first step's change of log π: 1, -1, 0 for no change, None where the loss promises nothing."""
@@ -43,17 +43,11 @@ class Needs:
     moves: tuple[Direction, Direction] = (1, -1)
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(
-            reference=self.reference or other.reference,
-            mismatched=self.mismatched or other.mismatched,
-            hidden=self.hidden or other.hidden,
-            last_hidden=self.last_hidden or other.last_hidden,
-            grouped=self.grouped or other.grouped,
-            whole_step=self.whole_step or other.whole_step,
-            whole_micro_step=self.whole_micro_step or other.whole_micro_step,
-            label_counts=self.label_counts or other.label_counts,
-            moves=(_sum_sign(self.moves[0], other.moves[0]), _sum_sign(self.moves[1], other.moves[1])),
-        )
+        # Over all fields, so that a flag added later is not forgotten here.
+        flags = [field.name for field in fields(self) if field.name != "moves"]
+        either = {name: getattr(self, name) or getattr(other, name) for name in flags}
+        (up, down), (other_up, other_down) = self.moves, other.moves
+        return Needs(**either, moves=(_sum_sign(up, other_up), _sum_sign(down, other_down)))
 
 
 def _sum_sign(one: Direction, other: Direction) -> Direction:

@@ -1,4 +1,4 @@
-"""Optimizer steps as they are measured. What was measured stays on the device until somebody reads it."""
+"""Measurements of optimizer steps, which stay on the device until they are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from halos.metrics import Mean, StepAverages
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An optimizer step that has ended: its number, this rank's examples, and the norm of its gradient."""
+    """An optimizer step that has ended.
+
+    Attributes:
+        number: counted from 1.
+        ids: this rank's examples.
+        norm: the norm of the gradient before clipping, a scalar on the device.
+        lr: the learning rate.
+    """
 
     number: int
     ids: list[str]
@@ -25,7 +32,7 @@ class Step:
 
 
 class Steps(nn.Module):
-    """The steps since the last reading, and how long they took; pauses do not count."""
+    """The optimizer steps since the last reading: their metrics, and the time that they took without pauses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +44,7 @@ class Steps(nn.Module):
         self._since: float | None = None
 
     def begin(self) -> None:
-        """Start the clock, unless it runs."""
+        """Start the clock unless it is running."""
         self._since = self._since or time.perf_counter()
 
     def pause(self) -> None:
@@ -47,14 +54,14 @@ class Steps(nn.Module):
         self._since = None
 
     def add(self, batch: Batch, metrics: Mapping[str, Mean]) -> None:
-        """Take in a micro-batch of the step that has not ended."""
+        """Add a micro-batch to the current step."""
         self.averages.update(metrics)
         self._ids += batch.ids
         self._examples += len(batch)
         self._tokens += batch.total_tokens
 
     def end(self, number: int, norm: Tensor, lr: float) -> Step:
-        """The step that ends here; the next micro-batch belongs to another."""
+        """End the current step: the next micro-batch belongs to a new one."""
         step = Step(number, self._ids, norm, lr)
         self.unread.append(step)
         self._ids = []
@@ -62,18 +69,19 @@ class Steps(nn.Module):
         return step
 
     def read(self, ranks: int) -> list[tuple[Step, dict[str, float]]]:
-        """Each step since the last reading with its metrics, over all ranks, which call this together.
+        """The steps since the last reading with their metrics over all ranks, which call this together.
 
-        Speed is that of all these steps, and stands with the last one.
+        This is where the host waits for the device. The metrics of the last step include the speed, which is that of
+        all these steps.
         """
         steps, self.unread = self.unread, []
-        found = [complete(means) for means in self.averages.compute()]
+        measured = [complete(means) for means in self.averages.compute()]
         self.averages.reset()
         norms = torch.stack([step.norm for step in steps]).tolist()
-        for step, metrics, norm in zip(steps, found, norms, strict=True):
+        for step, metrics, norm in zip(steps, measured, norms, strict=True):
             metrics |= {"grad_norm": norm, "lr": step.lr}
-        found[-1] |= self._speed(ranks)
-        return list(zip(steps, found, strict=True))
+        measured[-1] |= self._speed(ranks)
+        return list(zip(steps, measured, strict=True))
 
     def _speed(self, ranks: int) -> dict[str, float]:
         self.pause()
@@ -85,10 +93,10 @@ class Steps(nn.Module):
 
 
 def complete(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics with those that follow from others: the whole loss, and the margin between rewards."""
+    """Add the metrics that follow from others: the loss, which is the sum of its terms, and the reward margin."""
     terms = [name for name in metrics if name.startswith("loss/")]
     metrics["loss"] = math.fsum(metrics[name] for name in terms)
-    if len(terms) == 1:
+    if len(terms) == 1:  # a single term is the loss itself
         del metrics[terms[0]]
     if "rewards/chosen" in metrics and "rewards/rejected" in metrics:
         metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]

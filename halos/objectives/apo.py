@@ -19,12 +19,13 @@ PAPER = (
 
 
 def apo_zero_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
-    """APO-zero of each pair, equation 7 of the paper: (1 − σ(β r_w)) + σ(β r_l); raises the
-    chosen, lowers the rejected.
+    """The APO-zero loss of each pair (equation 7 of the paper): (1 − σ(β r_w)) + σ(β r_l).
+
+    It raises the chosen completion and lowers the rejected one.
 
     Args:
-        chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x) summed over the completion's tokens, in nats, [B].
-        beta: β.
+        chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x), summed over the completion's tokens, in nats, [B].
+        beta: β, the strength of the KL constraint.
 
     Returns:
         Losses [B] in (0, 2), to be averaged over pairs.
@@ -33,26 +34,35 @@ def apo_zero_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Ten
 
 
 def apo_down_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
-    """APO-down of each pair, equation 8: σ(β r_w) + (1 − σ(β(r_w − r_l))); lowers both, the rejected more.
+    """The APO-down loss of each pair (equation 8 of the paper): σ(β r_w) + (1 − σ(β(r_w − r_l))).
 
-    Arguments and result as for :func:`apo_zero_loss`.
+    It lowers both completions, the rejected one more.
+
+    Args:
+        chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x), summed over the completion's tokens, in nats, [B].
+        beta: β, the strength of the KL constraint.
+
+    Returns:
+        Losses [B] in (0, 2), to be averaged over pairs.
     """
     return torch.sigmoid(beta * chosen) + 1 - torch.sigmoid(beta * (chosen - rejected))
 
 
 class APOZero(Objective):
-    """APO-zero on pairs: for data whose chosen completions are better than what the policy says. No deviations.
+    """APO-zero on pairs, for data whose chosen completions are better than the policy's own. No deviations.
 
     Args:
-        beta: β.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: β, above 0.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     view = "pairs"
     paper = PAPER
 
-    def __init__(
-        self, backbone: BackboneSource | None = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]
-    ) -> None:
+    def __init__(self, backbone: BackboneSource = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]) -> None:
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
 
@@ -63,20 +73,22 @@ class APOZero(Objective):
 
 
 class APODown(Objective):
-    """APO-down on pairs: for data whose chosen completions are worse than what the policy says. No deviations.
+    """APO-down on pairs, for data whose chosen completions are worse than the policy's own. No deviations.
 
     Args:
-        beta: β.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: β, above 0.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     view = "pairs"
     paper = PAPER
-    # At step 0, σ(β r_w) lowers the chosen exactly as much as the margin raises it.
+    # At step 0 the slope of σ(β r_w) is β/4, and so is that of the margin: for the chosen completion they cancel.
     needs = Needs(moves=(0, -1))
 
-    def __init__(
-        self, backbone: BackboneSource | None = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]
-    ) -> None:
+    def __init__(self, backbone: BackboneSource = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]) -> None:
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
 

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from halos.data.batches.collate import Batch
 from halos.data.preparation.prepare import DataNeeds
-from halos.loop.module import LoopOptions, TrainingLoop
+from halos.loop.module import BackboneSource, LoopOptions, TrainingLoop
 from halos.loop.needs import Needs
 from halos.loop.output import Output
 from halos.metrics import Mean
 from halos.policy.heads import RewardHead
 from halos.policy.logprobs.completions import LogProbs
-from halos.policy.pretrained import BackboneSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,6 +86,7 @@ class Objective(TrainingLoop):
         """:meth:`compute`, on clamped log-probs if ``humanline`` is set; rewards are never clamped."""
         if self.humanline is None or reference is None:
             return self.compute(batch, policy, reference)
+        # The loss reads clamped log-probs. Rewards are compared across runs, so they must mean the same in all of them.
         output = self.compute(batch, self.humanline.clamp(policy, reference), reference)
         with torch.no_grad():
             return replace(output, rewards=self.compute(batch, policy, reference).rewards)

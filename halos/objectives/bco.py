@@ -20,15 +20,16 @@ from halos.processes.collectives import all_sum
 def bco_loss(
     policy: Tensor, reference: Tensor, desirable: Tensor, delta: Tensor | float, *, beta: float = 0.1
 ) -> Tensor:
-    """The BCO loss of each completion: −log σ(βr − δ) if desirable, −log σ(δ − βr) if not.
+    """The BCO loss of each completion: −log σ(βr − δ) for desirable y, −log σ(δ − βr) for undesirable y.
 
-    r = log π_θ(y|x) − log π_ref(y|x): a binary classifier whose logit is the implied reward.
+    This is the cross-entropy of a binary classifier whose logit is the implied reward βr, shifted by δ, with
+    r = log π_θ(y|x) − log π_ref(y|x).
 
     Args:
-        policy, reference: log π(y|x) summed over the completion's tokens, in nats, [B].
+        policy, reference: log π(y|x), summed over the completion's tokens, in nats, [B].
         desirable: whether y is desirable given x, bool [B].
-        delta: δ, the reward shift, see :class:`RewardShift`; no gradient flows into it.
-        beta: β.
+        delta: δ, the reward shift (:class:`RewardShift`), a scalar. No gradient flows into it.
+        beta: β, the strength of the KL constraint.
 
     Returns:
         Losses [B], to be averaged over examples.
@@ -39,10 +40,14 @@ def bco_loss(
 
 
 class RewardShift(nn.Module):
-    """δ = (E[βr | desirable] + E[βr | undesirable]) / 2, from running means over all rewards seen so far.
+    """The reward shift δ = (E[βr | desirable] + E[βr | undesirable]) / 2, from running means over all rewards so far.
 
-    A side that was not seen yet counts as the other; before both δ is 0. The state is in checkpoints, at float32 or
-    better whatever the model's precision.
+    Until the first reward of one side, δ is the mean of the other side; until the first reward of either, 0. The
+    running means are saved in checkpoints, in float32 or better whatever the model's precision.
+
+    Attributes:
+        means: means of the rewards, (undesirable, desirable), [2].
+        counts: how many rewards each mean is over, [2].
     """
 
     means: Tensor
@@ -55,11 +60,13 @@ class RewardShift(nn.Module):
 
     @torch.no_grad()
     def update(self, rewards: Tensor, desirable: Tensor) -> None:
-        """Take in the rewards βr [B] of this rank's micro-batch, together with those of the other ranks."""
+        """Add the rewards βr [B] of this rank's micro-batch and of all other ranks', which call this together."""
         sides = torch.stack([~desirable, desirable]).to(rewards.dtype)
         totals, new = all_sum(torch.stack([sides @ rewards, sides.sum(1)]))
-        good = totals.isfinite().all()  # of a step that will be skipped nothing is learnt
-        totals, new = totals.where(good, 0), new.where(good, 0)
+        # A step with a non-finite loss is skipped, and must not spoil the means for ever.
+        finite = totals.isfinite().all()
+        totals, new = totals.where(finite, 0), new.where(finite, 0)
+        # The running mean after n more rewards: m + (their sum − n m) / count.
         self.counts += new.long()
         self.means += (totals - new * self.means) / self.counts.clamp(min=1)
 
@@ -69,41 +76,48 @@ class RewardShift(nn.Module):
         return (self.means * seen).sum() / seen.sum().clamp(min=1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # A sum kept in bf16 would stop growing.
-        def keep(tensor: Tensor) -> Tensor:
+        # In bfloat16 a running mean would stop moving after a few hundred updates.
+        def at_least_float32(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved.float() if moved.dtype in (torch.bfloat16, torch.float16) else moved
 
-        return super()._apply(keep, recurse)
+        super()._apply(at_least_float32, recurse)
+        return self
 
 
 class BCO(Objective):
-    """BCO on single completions marked desirable or undesirable.
+    """BCO on single completions labelled desirable or undesirable.
+
+    The logged metric ``delta`` is δ, in units of the reward.
 
     Deviations from the paper:
-        1. The optional correction for prompts that differ between the two sides (a density ratio by a classifier on
-           prompt embeddings) is not there.
-        2. The expectations in δ are running means over all training examples so far, on all ranks; validation uses δ as
-           it stands.
+        1. The optional correction for prompts that differ between the two sides (a density ratio, estimated by a
+           classifier on prompt embeddings) is not implemented.
+        2. The expectations in δ are running means over all training examples so far, on all ranks. Validation uses the
+           current δ.
 
     Args:
-        beta: β.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: β, above 0.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     view = "binary"
     paper = ("Binary Classifier Optimization for Large Language Model Alignment", "https://arxiv.org/abs/2404.04656")
     needs = Needs(whole_micro_step=True)
 
-    def __init__(
-        self, backbone: BackboneSource | None = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]
-    ) -> None:
+    def __init__(self, backbone: BackboneSource = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]) -> None:
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
         self.shift = RewardShift()
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
+        assert batch.desirable is not None  # the view is binary
         y, ref_y = policy.sum[:, 0], reference.sum[:, 0]
         rewards = self.beta * (y - ref_y)
+        # Without gradient it is a second look at the same batch (humanline's unclamped rewards), which must not count.
         if self.training and torch.is_grad_enabled():
             self.shift.update(rewards, batch.desirable)
         delta = self.shift.delta()

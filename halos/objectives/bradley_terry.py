@@ -13,21 +13,28 @@ from halos.policy.logprobs.completions import LogProbs
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """−log σ(s_w − s_l) of each pair: minus the log-probability that the chosen one is preferred.
+    """The Bradley-Terry loss of each pair: −log P(y_w preferred to y_l) = −log σ(s_w − s_l).
 
-    Takes scores s(x, y) [B] of both, returns losses [B], to be averaged over pairs.
+    It is the loss of section 3.4 of Stiennon et al.
+
+    Args:
+        chosen, rejected: scores s(x, y), [B].
+
+    Returns:
+        Losses [B], to be averaged over pairs.
     """
     return -logsigmoid(chosen - rejected)
 
 
 class BradleyTerry(Objective):
-    """A reward model on pairs: s(x, y) is a linear head on the state of y's last token, its end of turn.
+    """A reward model on pairs: s(x, y) is a linear head on the hidden state of y's last token, its end of turn.
 
-    Backbone and head are trained together; the LM head has no part in it and stays as it was. The result scores and
-    does not generate: it is exported as a sequence classifier of transformers (see
-    :func:`halos.policy.export.reward_model.export_reward_model`). The logged rewards are the scores.
+    Backbone and head are trained together; the LM head is not trained. The trained model scores completions and does
+    not generate: it is exported as a sequence classifier of transformers (see
+    :func:`halos.policy.export.reward_model.export_reward_model`). The logged rewards are the scores. No deviations.
 
-    Raises ``ValueError`` before training if transformers has no such class for the model.
+    Raises:
+        ValueError: from :meth:`build`, before training, if transformers has no sequence classifier for the model.
     """
 
     view = "pairs"
@@ -41,10 +48,12 @@ class BradleyTerry(Objective):
         self.reward_head = RewardHead(hidden_size)
         head = policy.get_output_embeddings()
         if head.weight is not policy.get_input_embeddings().weight:
-            head.requires_grad_(False)  # it has no gradient, which DDP would wait for
+            # It gets no gradient, and DDP would wait for one. Where it is tied to the embeddings, these give it one.
+            head.requires_grad_(False)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
-        scores = self.reward_head(policy.last)
+        assert policy.last is not None  # needs.last_hidden
+        scores: Tensor = self.reward_head(policy.last)
         return Output(
             loss={"bradley_terry": self.per_example(bradley_terry_loss(*scores.unbind(1)), batch)}, rewards=scores
         )

@@ -17,11 +17,11 @@ from halos.policy.logprobs.completions import LogProbs
 def cpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
     """L_prefer of each pair (equation 3 of the paper): −log σ(β log π_θ(y_w|x) − β log π_θ(y_l|x)).
 
-    It is DPO's loss with a uniform reference, which the paper takes in place of an ideal one.
+    This is DPO's loss with a uniform reference.
 
     Args:
-        chosen, rejected: log π_θ(y|x) summed over the completion's tokens, in nats, [B].
-        beta: β.
+        chosen, rejected: log π_θ(y|x), summed over the completion's tokens, in nats, [B].
+        beta: β, the scale of the implied reward.
 
     Returns:
         Losses [B], to be averaged over pairs.
@@ -30,14 +30,19 @@ def cpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
 
 
 class CPO(Objective):
-    """CPO on pairs, without a reference: loss = prefer + alpha · sft on the chosen.
+    """CPO on pairs, without a reference: loss = L_prefer + α L_NLL, with L_NLL the SFT loss of the chosen completion.
 
     Deviations from the paper:
-        1. L_NLL is the mean over the chosen tokens of the whole step (as in TRL), not the sum over each completion's.
+        1. L_NLL is the mean over the chosen tokens of the whole step (as in TRL), not a sum over each completion's
+           tokens.
 
     Args:
-        beta: β.
-        alpha: weight of the SFT term; 1 in the paper.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: β, above 0.
+        alpha: α, the weight of the SFT term, 0 or more; 1 in the paper.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     view = "pairs"
@@ -49,7 +54,7 @@ class CPO(Objective):
 
     def __init__(
         self,
-        backbone: BackboneSource | None = None,
+        backbone: BackboneSource = None,
         *,
         beta: float = 0.1,
         alpha: float = 1.0,

@@ -11,17 +11,21 @@ from halos.policy.logprobs.completions import LogProbs
 
 
 class CSFT(Objective):
-    """SFT on every completion, behind a control token that says whether people found it desirable.
+    """SFT on every completion, after a control token for its label: −Σ_t log π_θ(y_t | x, c, y_<t) / tokens.
 
-    −Σ_t log π_θ(y_t | x, c, y_<t) / tokens, with c the control token of y's label. Sampling conditions on the desirable
-    one: here, and in the exported model through its chat template.
+    c is the control token of y's label, desirable or undesirable. Sampling conditions on the desirable token: in this
+    code, and in the exported model through its chat template.
 
     Deviations from the papers:
-        1. The control token ends the prompt's tokens rather than beginning the completion's, so it is not itself
-           scored: the policy learns replies given a label, not how often labels occur.
+        1. The control token ends the prompt instead of starting the completion, so it is not scored: the policy learns
+           completions given a label, not how frequent the labels are.
 
     Args:
-        desirable_token, undesirable_token: the control tokens; added to the vocabulary unless they are in it.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        desirable_token, undesirable_token: the control tokens. They are added to the vocabulary if it lacks them.
+
+    Raises:
+        ValueError: for tokens that are empty or equal.
     """
 
     view = "binary"
@@ -30,7 +34,7 @@ class CSFT(Objective):
 
     def __init__(
         self,
-        backbone: BackboneSource | None = None,
+        backbone: BackboneSource = None,
         *,
         desirable_token: str = "<|good|>",
         undesirable_token: str = "<|bad|>",
@@ -42,11 +46,12 @@ class CSFT(Objective):
                 raise ValueError(f"loss.{name}: expected text, found {token!r}")
         if desirable_token == undesirable_token:
             raise ValueError(
-                f"loss.undesirable_token: expected another than desirable_token, found {desirable_token!r}"
+                f"loss.undesirable_token: expected a token other than desirable_token, found {desirable_token!r}"
             )
         self.control_tokens = (desirable_token, undesirable_token)
 
     def control(self, desirable: bool | None) -> str:
+        # None is a prompt without a label, at sampling time: it asks for the desirable kind.
         return self.control_tokens[1 if desirable is False else 0]
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:

@@ -22,15 +22,15 @@ def dpo_loss(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The DPO loss of each pair, equation 7 of the paper; with ε > 0 cDPO's (Mitchell 2023).
+    """The DPO loss of each pair (equation 7 of the paper): −log σ(β(r_w − r_l)), r = log π_θ(y|x) − log π_ref(y|x).
 
-    −(1 − ε) log σ(β(r_w − r_l)) − ε log σ(−β(r_w − r_l)), with r = log π_θ(y|x) − log π_ref(y|x).
+    With ε > 0 it is the loss of cDPO (Mitchell 2023): −(1 − ε) log σ(β(r_w − r_l)) − ε log σ(−β(r_w − r_l)).
 
     Args:
-        policy_chosen, policy_rejected, reference_chosen, reference_rejected: log π(y|x) summed over the completion's
+        policy_chosen, policy_rejected, reference_chosen, reference_rejected: log π(y|x), summed over the completion's
             tokens, in nats, [B].
-        beta: β, the strength of the KL constraint that the reward is implied by.
-        label_smoothing: ε, the probability that a preference is recorded the wrong way round.
+        beta: β, the strength of the KL constraint.
+        label_smoothing: ε, the probability that a recorded preference is the wrong way round.
 
     Returns:
         Losses [B], to be averaged over pairs.
@@ -38,6 +38,7 @@ def dpo_loss(
     r_w = policy_chosen - reference_chosen
     r_l = policy_rejected - reference_rejected
     margin = beta * (r_w - r_l)
+    # Not log(sigmoid(m)), which is −inf for margins below about −88 in float32.
     return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
 
 
@@ -45,8 +46,12 @@ class DPO(Objective):
     """DPO on pairs of a chosen and a rejected completion. No deviations from the paper.
 
     Args:
-        beta: β.
-        label_smoothing: ε in [0, 1/2); above 0 this is cDPO.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: β, above 0.
+        label_smoothing: ε in [0, 1/2). Above 0 the loss is cDPO's.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     view = "pairs"
@@ -57,7 +62,7 @@ class DPO(Objective):
 
     def __init__(
         self,
-        backbone: BackboneSource | None = None,
+        backbone: BackboneSource = None,
         *,
         beta: float = 0.1,
         label_smoothing: float = 0.0,

@@ -18,19 +18,21 @@ from halos.policy.logprobs.completions import LogProbs
 def grpo_loss(
     log_ratios: Tensor, advantages: Tensor, mask: Tensor, *, clip_range: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """The two terms of each completion, equation 3 of the paper: means over its tokens of
+    """The two terms of each completion (equation 3 of the paper), averaged over its tokens.
 
-    −min(A ρ_t, A clip(ρ_t, 1 − c, 1 + c)) and of the KL penalty ρ_t log ρ_t − ρ_t + 1.
+    policy: −min(A ρ_t, A clip(ρ_t, 1 − c, 1 + c));
+    kl: ρ_t log ρ_t − ρ_t + 1, whose mean over tokens drawn from the reference is KL(π_θ ‖ π_ref).
 
     Args:
         log_ratios: log ρ_t = log π_θ(y_t|·) − log π_ref(y_t|·), in nats, [B, C].
-        advantages: A of each completion, see :func:`group_advantages`, [B].
-        mask: which tokens exist, bool [B, C].
+        advantages: A of each completion (:func:`group_advantages`), [B].
+        mask: true where there is a token, bool [B, C].
         clip_range: c.
 
     Returns:
         (policy term [B], KL term [B]), to be averaged over completions and weighted.
     """
+    # Padding may hold any number, and exp() of a large one would put NaN into the gradient even where it is masked.
     log_ratios = torch.where(mask, log_ratios, 0.0)
     surrogate = clipped_surrogate(log_ratios, advantages[:, None], clip_range)
     count = mask.sum(1)
@@ -38,36 +40,46 @@ def grpo_loss(
 
 
 def group_advantages(scores: Tensor, groups: Tensor, step_scores: Tensor, step_groups: Tensor) -> Tensor:
-    """A_i = (s_i − mean(s)) / std(s) over the completions of i's group in the step (section 4.1.2 of the paper).
+    """Group-relative advantages: A_i = (s_i − mean(s)) / std(s) over i's group (section 4.1.2 of the paper).
 
-    ``scores`` [B] and ``groups`` [B] are those of the completions asked for, ``step_scores`` [N] and ``step_groups``
-    [N] those of the whole step. A group of one, or of equal scores, prefers nothing: 0.
+    Args:
+        scores, groups: score and group number of each completion of the micro-batch, [B].
+        step_scores, step_groups: the same for all N completions of the optimizer step, over which mean and (population)
+            standard deviation are taken, [N].
+
+    Returns:
+        Advantages [B]; 0 in a group of one completion or of equal scores.
     """
+    # [B, N]: a product with it sums over each completion's group.
     same = (groups[:, None] == step_groups[None]).to(step_scores.dtype)
     count = same.sum(1)
     mean = same @ step_scores / count
     deviation = ((same * (step_scores - mean[:, None]) ** 2).sum(1) / count).sqrt()
-    # Below this the differences are rounding, which must not be blown up to a preference.
+    # Smaller deviations are rounding. Divided by them, equal scores would look like strong preferences.
     return torch.where(deviation > 1e-6 * (1 + mean.abs()), (scores - mean) / deviation, 0.0)
 
 
 class GRPO(Objective):
-    """Offline GRPO: the other completions of a prompt are the baseline; loss = policy + beta · kl.
+    """Offline GRPO on scored completions, with the other completions of a prompt as baseline: loss = policy + β kl.
 
-    The reward is the record's score, or +1 for desirable and −1 for undesirable completions. Training shuffles whole
-    prompts, so that their completions meet in one step; ``groups/incomplete`` is the share of completions whose group
-    a step's edge has cut, or that are alone with their prompt.
+    The score is the record's, or +1 for desirable and −1 for undesirable completions. Training shuffles whole prompts,
+    so that all completions of a prompt are in one step. The logged metric ``groups/incomplete`` is the share of
+    completions whose group is split between two steps, or whose prompt has no other completion.
 
     Deviations from the paper:
-        1. The completions are those of the data and the old policy is the reference throughout, as for offline PPO;
-           the KL penalty is exact on the reference's samples (the data stand for those), where the paper's estimator
-           needs the policy's.
-        2. The deviation is that of the group as a population, and nothing is added to it (TRL: an unbiased one, plus
-           1e-4).
+        1. The completions are those of the data, and the old policy is always the reference, as for offline PPO. The
+           KL penalty is the estimator for samples of the reference, which the data stand in for; the paper's is for
+           samples of the policy.
+        2. The standard deviation is the group's population deviation, with nothing added to it (TRL: the sample
+           deviation plus 1e-4).
 
     Args:
-        beta: coefficient of the KL penalty, and the scale of the logged rewards β · log-ratio.
-        clip_range: c in (0, 1). Wider than online (0.2), because it bounds how far the policy moves in the whole run.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: coefficient of the KL penalty, and scale of the logged rewards β r; 0 or more.
+        clip_range: c in (0, 1). It is wider than online (0.2), because it bounds the change over the whole run.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     view = "scored"
@@ -79,7 +91,7 @@ class GRPO(Objective):
 
     def __init__(
         self,
-        backbone: BackboneSource | None = None,
+        backbone: BackboneSource = None,
         *,
         beta: float = 0.04,
         clip_range: float = 0.5,
@@ -92,6 +104,7 @@ class GRPO(Objective):
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         log_ratios = (policy.tokens - reference.tokens)[:, 0]
         step_groups = torch.tensor(batch.step.groups, device=log_ratios.device)
+        # The baseline is over the whole step, also where this rank's micro-batch holds a part of the group only.
         scores, step_scores = (
             torch.tensor(values, dtype=log_ratios.dtype, device=log_ratios.device)
             for values in (batch.scores, batch.step.scores)
@@ -108,7 +121,7 @@ class GRPO(Objective):
         )
 
     def _incomplete(self, batch: Batch, step_groups: Tensor) -> Mean:
-        here = (batch.group[:, None] == step_groups[None]).sum(1)
-        whole = dict(zip(batch.step.groups, batch.step.members, strict=True))
-        members = torch.tensor([whole[group] for group in batch.group.tolist()], device=here.device)
-        return Mean(((here < members) | (here < 2)).sum(), len(batch))
+        in_step = (batch.group[:, None] == step_groups[None]).sum(1)
+        group_size = dict(zip(batch.step.groups, batch.step.members, strict=True))
+        in_data = torch.tensor([group_size[group] for group in batch.group.tolist()], device=in_step.device)
+        return Mean(((in_step < in_data) | (in_step < 2)).sum(), len(batch))

@@ -13,12 +13,12 @@ from halos.policy.logprobs.completions import LogProbs
 
 
 def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
-    """The IPO loss of each pair, equation 17 of the paper: (h − 1/(2β))², with h = chosen − rejected.
+    """The IPO loss of each pair (equation 17 of the paper): (h − 1/(2β))², with h = chosen − rejected.
 
     Args:
-        chosen, rejected: log π_θ(y|x) − log π_ref(y|x) in nats (the paper: summed over tokens; :class:`IPO`: their
-            mean), [B].
-        beta: the paper's τ, the strength of the KL constraint: the margin is drawn to 1/(2β).
+        chosen, rejected: log π_θ(y|x) − log π_ref(y|x), in nats, [B]. In the paper they are summed over tokens;
+            :class:`IPO` passes means.
+        beta: the paper's τ, the strength of the KL constraint. The target of the margin h is 1/(2β).
 
     Returns:
         Losses [B], to be averaged over pairs.
@@ -27,14 +27,18 @@ def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
 
 
 class IPO(Objective):
-    """IPO on pairs: a squared loss towards a finite margin, so that certain preferences do not overfit.
+    """IPO on pairs: a squared loss towards a finite margin, which does not overfit to deterministic preferences.
 
     Deviations from the paper:
-        1. Log-ratios are means over a completion's tokens rather than sums, as the authors do in practice (so do TRL
-           and HALOs): the target margin 1/(2β) then does not depend on length. Logged rewards are β times these.
+        1. Log-ratios are means over a completion's tokens, not sums, as the authors do in practice (and TRL and HALOs):
+           the target margin 1/(2β) then does not depend on length. The logged rewards are β times these means.
 
     Args:
-        beta: the paper's τ.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: the paper's τ, above 0.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     view = "pairs"
@@ -43,9 +47,7 @@ class IPO(Objective):
         "https://arxiv.org/abs/2310.12036",
     )
 
-    def __init__(
-        self, backbone: BackboneSource | None = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]
-    ) -> None:
+    def __init__(self, backbone: BackboneSource = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]) -> None:
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
 

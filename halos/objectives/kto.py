@@ -33,13 +33,13 @@ def kto_loss(
 ) -> Tensor:
     """The KTO loss of each completion (section 4.1 of the paper): λ_y − v(x, y).
 
-    r = log π_θ(y|x) − log π_ref(y|x);  v = λ_D σ(β(r − z₀)) for desirable y, λ_U σ(β(z₀ − r)) for undesirable y.
+    v = λ_D σ(β(r − z₀)) for desirable y and λ_U σ(β(z₀ − r)) for undesirable y, r = log π_θ(y|x) − log π_ref(y|x).
 
     Args:
-        policy, reference: log π(y|x) summed over the completion's tokens, in nats, [B].
+        policy, reference: log π(y|x), summed over the completion's tokens, in nats, [B].
         desirable: whether y is desirable given x, bool [B].
-        z0: the reference point, see :func:`kto_reference_point`; no gradient flows into it.
-        beta: β, how fast value saturates.
+        z0: z₀, the reference point (:func:`kto_reference_point`), a scalar in nats. No gradient flows into it.
+        beta: β, how fast the value saturates.
         desirable_weight, undesirable_weight: λ_D, λ_U.
 
     Returns:
@@ -53,23 +53,34 @@ def kto_loss(
 
 
 def kto_reference_point(policy: Tensor, reference: Tensor, *, clamp: bool = True) -> tuple[Tensor, Mean]:
-    """z₀ = max(0, mean of log π_θ(y'|x) − log π_ref(y'|x)) over the mismatched pairs of all ranks.
+    """The reference point z₀ = max(0, mean of log π_θ(y'|x) − log π_ref(y'|x)), over the mismatched y' of all ranks.
 
-    Takes the summed log-probs [B] of this rank's y'; without ``clamp`` z₀ is the mean itself. Returns z₀ (scalar, no
-    gradient) and the mean before clamping.
+    Args:
+        policy, reference: log π(y'|x) of this rank's y', summed over tokens, in nats, [B].
+        clamp: take the maximum with 0.
+
+    Returns:
+        z₀, a scalar without gradient, and this rank's part of the mean before the maximum.
     """
     r = (policy - reference).detach()
+    # Sum and count travel separately: ranks may hold different numbers of examples.
     total, count = all_sum(torch.stack([r.sum(), r.new_full((), len(r))]))
     z0 = total / count
     return z0.clamp(min=0) if clamp else z0, Mean(r.sum(), len(r))
 
 
 def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, n_u: int) -> tuple[float, float]:
-    """(λ_D, λ_U) with ``auto`` resolved from the counts of the training data.
+    """(λ_D, λ_U), with ``auto`` resolved from the counts of the training data.
 
-    An automatic weight starts at 1 and changes just so far that λ_D n_D / (λ_U n_U) lies in [1, 4/3] (equation 8 of
-    the paper's first version); where both are automatic, that of the rarer side is raised. Raises ``ValueError`` if
-    there is only one kind of completion.
+    An automatic weight starts at 1 and changes by the least that brings λ_D n_D / (λ_U n_U) into [1, 4/3] (equation 8
+    of the paper's first version). If both are automatic, the weight of the rarer side is raised.
+
+    Args:
+        desirable_weight, undesirable_weight: λ_D, λ_U, or ``auto``.
+        n_d, n_u: numbers of desirable and undesirable training completions.
+
+    Raises:
+        ValueError: if a weight is automatic and one of the numbers is 0.
     """
     low, high = 1.0, 4 / 3
     fixed_d = 1.0 if desirable_weight == "auto" else float(desirable_weight)
@@ -79,9 +90,10 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
     if not n_d or not n_u:
         name = "desirable_weight" if desirable_weight == "auto" else "undesirable_weight"
         raise ValueError(
-            f"loss.{name}=auto needs both kinds of completions in the training data: found {n_d} desirable and {n_u} "
-            "undesirable ones; set loss.desirable_weight and loss.undesirable_weight to numbers"
+            f"loss.{name}=auto: expected both kinds of completions in the training data, found {n_d} desirable and "
+            f"{n_u} undesirable ones; set loss.desirable_weight and loss.undesirable_weight to numbers"
         )
+    # The ratio moves to the nearer end of the interval, by a factor on λ_D or its inverse on λ_U.
     ratio = fixed_d * n_d / (fixed_u * n_u)
     change = min(max(ratio, low), high) / ratio
     raise_desirable = desirable_weight == "auto" and (change >= 1 or undesirable_weight != "auto")
@@ -89,29 +101,33 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
 
 
 class KTO(Objective):
-    """KTO on single completions marked desirable or undesirable.
+    """KTO on single completions labelled desirable or undesirable.
 
-    Reference-free, as in the paper: with π_ref uniform over outputs, log π_ref(y|x) is the
-    same for all y and drops out of r − z₀ = log π_θ(y|x) − E log π_θ(y'|x), the expectation being −H(π_θ(·|x)). The
-    mean over mismatched pairs stands for it, so no reference model is loaded. It is not clamped: KL to a uniform
-    distribution cannot be negative, but log π_θ without the constant is never positive.
+    The reference-free variant takes π_ref uniform over outputs, as the paper does. Then log π_ref(y|x) is the same for
+    all y and cancels in r − z₀ = log π_θ(y|x) − E log π_θ(y'|x), whose expectation is −H(π_θ(·|x)), so that no
+    reference model is needed. The mean over mismatched y' estimates the expectation. It is not clamped: a KL divergence
+    is never negative, but without the cancelled constant the mean of log π_θ is never positive.
 
     Deviations from the paper:
-        1. y' of the reference point is another prompt's completion, drawn by a seeded derangement over the data set,
-           rather than the next example of the batch: shuffling is always allowed and batch size 1 works.
-        2. The mean behind z₀ runs over the examples of all ranks in the micro-step, not over one device's.
-        3. Reference-free, y' are other prompts' completions, not samples of π_θ(·|x), so −H is estimated too low.
-           Uniform over outputs, as in the paper, is not uniform over tokens: long completions have low rewards.
-        4. Two examples of one prompt are drawn together (``data.keep_together``), not each by itself.
-        5. With ``data.streaming`` y' is that of the next example of the shuffled stream with another prompt, as in the
-           paper but for the batch's edges: each is y' once.
+        1. y' is another prompt's completion, drawn by a seeded derangement of the data set, not the next example of
+           the batch. Data can be shuffled freely, and batch size 1 works.
+        2. The mean in z₀ is over the examples of all ranks in the micro-step, not over those of one device.
+        3. Reference-free, the y' are other prompts' completions, not samples of π_θ(·|x), so −H is estimated too low.
+           Uniform over outputs (as in the paper) is not uniform over tokens: long completions have low rewards.
+        4. Two examples of one prompt are drawn together (``data.keep_together``), not independently.
+        5. With ``data.streaming``, y' is the completion of the next example of another prompt in the shuffled stream.
+           This is the paper's choice without its batch edges; each completion is y' once.
 
     Args:
-        beta: β.
-        desirable_weight, undesirable_weight: λ_D and λ_U, or ``auto`` (see :func:`kto_weights`; the interval is that
-            of the paper's first version, later ones widen it to [1, 3/2]).
-        reference_point: ``mismatched`` (see :func:`kto_reference_point`), or ``zero`` for z₀ = 0: no y' are read.
-        reference_free: drop the reference model; rewards are then β log π_θ(y|x).
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: β, above 0.
+        desirable_weight, undesirable_weight: λ_D and λ_U, 0 or more, or ``auto`` (:func:`kto_weights`; its interval is
+            that of the paper's first version, later versions widen it to [1, 3/2]).
+        reference_point: ``mismatched`` (:func:`kto_reference_point`), or ``zero`` for z₀ = 0 without any y'.
+        reference_free: use no reference; rewards are then β log π_θ(y|x).
+
+    Raises:
+        ValueError: naming the key of a value out of range, or for a combination without meaning.
     """
 
     view = "binary"
@@ -120,7 +136,7 @@ class KTO(Objective):
 
     def __init__(
         self,
-        backbone: BackboneSource | None = None,
+        backbone: BackboneSource = None,
         *,
         beta: float = 0.1,
         desirable_weight: Weight = 1.0,
@@ -162,25 +178,29 @@ class KTO(Objective):
             )
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
-        expected = torch.zeros_like(policy.sum) if reference is None else reference.sum
-        z0, metrics = self._reference_point(policy.sum, expected)
+        assert batch.desirable is not None  # the view is binary
+        # Reference-free, log π_ref is the same for all y and cancels in r − z₀: any constant does.
+        log_ref = torch.zeros_like(policy.sum) if reference is None else reference.sum
+        z0, metrics = self._reference_point(policy.sum, log_ref)
         losses = kto_loss(
             policy.sum[:, 0],
-            expected[:, 0],
+            log_ref[:, 0],
             batch.desirable,
             z0,
             beta=self.beta,
+            # Numbers by now: see_labels() has resolved "auto" before the first step.
             desirable_weight=float(self.desirable_weight),
             undesirable_weight=float(self.undesirable_weight),
         )
         return Output(
             loss={"kto": self.per_example(losses, batch)},
-            rewards=self.beta * (policy.sum - expected)[:, :1],
+            rewards=self.beta * (policy.sum - log_ref)[:, :1],
             metrics=metrics,
         )
 
     def _reference_point(self, policy: Tensor, reference: Tensor) -> tuple[Tensor | float, dict[str, Mean]]:
         if not self.needs.mismatched:
             return 0.0, {}
+        # The last branch is y'.
         z0, raw = kto_reference_point(policy[:, 1], reference[:, 1], clamp=self.needs.reference)
         return z0, {"kl": Mean(z0, 1.0), "kl/raw": raw} if self.needs.reference else {"logps/mismatched": raw}

@@ -1,4 +1,4 @@
-"""A weighted sum of several objectives over the same batch."""
+"""Mix: a weighted sum of several objectives over the same batch."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective,
 from halos.policy.logprobs.completions import LogProbs
 
 Part = Callable[..., Objective]
-"""A subclass of :class:`Objective`, or a ``functools.partial`` of one, that still wants its backbone."""
+"""A subclass of :class:`Objective`, or a ``functools.partial`` of one, that is called with a backbone."""
 
 
 class Mix(Objective):
-    """Σ weight · loss of the parts, for example DPO + SFT on the chosen.
+    """A weighted sum of losses over the same batch, such as DPO plus SFT on the chosen completion.
 
-    All parts see the same batch: they have the same view, or one of demonstrations beside pairs, which reads the chosen
-    side. Loss terms and metrics bear the part's name; the logged rewards are those of the first part that has any.
-    ``humanline`` clamps for the parts that have a reference. Modules beside the backbone (a critic) share one gradient
-    clip, the smallest that a part asks for.
+    All parts take the same view; a part on demonstrations may join parts on pairs and then reads the chosen completion.
+    Loss terms and metrics are named after their part. The logged rewards are those of the first part that has any.
+    ``humanline`` clamps the log-probs for the parts that have a reference. Modules outside the backbone, such as a
+    critic, share one gradient-norm limit: the smallest of the parts' limits.
 
     Args:
-        parts: objectives by name, without a backbone.
-        weights: weight of each part, from 0 on.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        parts: objective classes, or ``functools.partial`` of them, by name.
+        weights: the weight of each part, 0 or more.
 
-    Raises ``ValueError`` for parts that cannot share a batch, and for weights that name other parts.
+    Raises:
+        ValueError: for parts that cannot share a batch, parameters that a part does not take, and weights that do not
+            belong to the parts.
     """
 
     def __init__(
         self,
-        backbone: BackboneSource | None = None,
+        backbone: BackboneSource = None,
         *,
         parts: Mapping[str, Part],
         weights: Mapping[str, float],
@@ -68,6 +71,7 @@ class Mix(Objective):
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
         mixed = Output(loss={}, metrics={})
         for name, part in self._named_parts():
+            # outcome(), not compute(): a part with a reference applies humanline's clamp itself.
             output = part.outcome(batch, policy, reference if part.needs.reference else None)
             weighted = {term: _scaled(mean, self.weights[name]) for term, mean in output.loss.items()}
             mixed.loss = {**mixed.loss, **_named(name, weighted)}
@@ -76,6 +80,7 @@ class Mix(Objective):
         return mixed
 
     def _named_parts(self) -> list[tuple[str, Objective]]:
+        # All are objectives; the check gives them back the type that nn.ModuleDict has dropped.
         return [(name, part) for name, part in self.parts.items() if isinstance(part, Objective)]
 
 
@@ -116,14 +121,15 @@ def _common_view(views: Mapping[str, str]) -> str:
     if kinds == {"demonstrations", "pairs"}:
         return "pairs"
     if len(kinds) != 1:
-        found = ", ".join(f"{name}: {view}" for name, view in views.items())
+        listed = ", ".join(f"{name}: {view}" for name, view in views.items())
         raise ValueError(
-            f"loss.parts: expected parts with one view (demonstrations can be the chosen side of pairs), found {found}"
+            f"loss.parts: expected parts with one view (demonstrations can be the chosen side of pairs), found {listed}"
         )
     return kinds.pop()
 
 
 def _scaled(mean: Mean, weight: float) -> Mean:
+    # The counts stay: they are the denominators of the part's own mean.
     return Mean(weight * mean.total, mean.count, mean.step_count)
 
 

@@ -16,10 +16,10 @@ from halos.policy.logprobs.completions import LogProbs
 
 
 def orpo_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """The odds-ratio loss of each pair, equation 7 of the paper: −log σ(log odds(y_w|x) − log odds(y_l|x)).
+    """The odds-ratio loss of each pair (equation 7 of the paper): −log σ(log odds(y_w|x) − log odds(y_l|x)).
 
     Args:
-        chosen, rejected: log P(y|x) averaged over the completion's tokens, in nats, [B].
+        chosen, rejected: log P(y|x), averaged over the completion's tokens, in nats, [B].
 
     Returns:
         Losses [B], to be averaged over pairs.
@@ -28,28 +28,32 @@ def orpo_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def log_odds(logp: Tensor) -> Tensor:
-    """log(P / (1 − P)) of log P, finite for log P = 0 too (there P counts as 1 − ε, the number below 1)."""
+    """log(P / (1 − P)), from log P in nats. It is finite for log P = 0 too."""
+    # A mean log-prob can round to 0, where the odds are infinite: P is limited to the largest number below 1.
     logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
     return logp - torch.log(-torch.expm1(logp))
 
 
 class ORPO(Objective):
-    """SFT on the chosen completions and an odds-ratio penalty, without a reference: loss = sft + beta · odds.
+    """ORPO on pairs, without a reference: loss = L_SFT + β L_OR, with L_SFT the SFT loss of the chosen completion.
 
     Deviations from the paper:
-        1. The SFT term is the mean over the chosen tokens of the whole step, as for ``loss=sft``.
+        1. L_SFT is the mean over the chosen tokens of the whole step, as for ``loss=sft``.
 
     Args:
-        beta: λ of the paper, the weight of the odds-ratio term; the logged rewards are β times token-mean log-probs.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: the paper's λ, the weight of the odds-ratio term, 0 or more. The logged rewards are β times the mean
+            log-probs of the tokens.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     view = "pairs"
     paper = ("ORPO: Monolithic Preference Optimization without Reference Model", "https://arxiv.org/abs/2403.07691")
     needs = Needs(reference=False)
 
-    def __init__(
-        self, backbone: BackboneSource | None = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]
-    ) -> None:
+    def __init__(self, backbone: BackboneSource = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]) -> None:
         super().__init__(backbone, **options)
         self.beta = require_between("beta", beta, 0.0)
 

@@ -16,7 +16,7 @@ from halos.processes.collectives import all_sum
 
 
 class PPOLosses(NamedTuple):
-    """Per-token terms [B, C], to be averaged over all scored tokens of the step and weighted."""
+    """The three terms of the loss of each token, [B, C], to be weighted and averaged over the step's scored tokens."""
 
     policy: Tensor
     critic: Tensor
@@ -36,21 +36,25 @@ def ppo_loss(
 ) -> PPOLosses:
     """The three terms of offline PPO, whose old policy is the reference: ρ_t = π_θ(y_t|·) / π_ref(y_t|·).
 
-    policy: −min(A_t ρ_t, A_t clip(ρ_t, 1 − c, 1 + c)) (equation 7 of 1707.06347), A the whitened advantages;
+    policy: −min(A_t ρ_t, A_t clip(ρ_t, 1 − c, 1 + c)) (equation 7 of 1707.06347), A_t the whitened advantages;
     critic: ½ (V_t − R_t)², R_t the advantage before whitening plus V_t;
     kl: ρ_t log ρ_t − ρ_t + 1, whose mean over tokens drawn from the reference is KL(π_θ ‖ π_ref).
 
     Args:
         policy, reference: log π(y_t | x, y_<t), in nats, [B, C].
         values: V_t, [B, C].
-        scores: the reward of each completion, on its last token, [B].
-        mask: which tokens exist, bool [B, C], a prefix of each row.
+        scores: the reward of each completion, which its last token gets, [B].
+        mask: true where there is a token, bool [B, C]; the tokens of a row come first, then padding.
         clip_range: c.
         gamma, lam: γ and λ of generalised advantage estimation.
+
+    Returns:
+        The three terms, [B, C] each.
     """
     advantages = generalised_advantages(scores, values.detach(), mask, gamma=gamma, lam=lam)
     returns = advantages + values.detach()
     advantages = whiten(advantages, mask)
+    # Padding may hold any number, and exp() of a large one would put NaN into the gradient even where it is masked.
     log_ratios = torch.where(mask, policy - reference, 0.0)
     return PPOLosses(
         policy=clipped_surrogate(log_ratios, advantages, clip_range),
@@ -60,7 +64,7 @@ def ppo_loss(
 
 
 def clipped_surrogate(log_ratios: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """−min(A ρ, A clip(ρ, 1 − c, 1 + c)) of each token, from log ρ and A of the same (or a broadcast) shape."""
+    """The clipped surrogate loss −min(A ρ, A clip(ρ, 1 − c, 1 + c)), from log ρ and A of shapes that broadcast."""
     ratios = log_ratios.exp()
     return -torch.minimum(advantages * ratios, advantages * ratios.clamp(1 - clip_range, 1 + clip_range))
 
@@ -74,13 +78,22 @@ def reference_kl(log_ratios: Tensor) -> Tensor:
 def generalised_advantages(scores: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
     """A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V_{t+1} − V_t (Schulman et al. 2015, arXiv 1506.02438, equation 16).
 
-    The score [B] is the reward of the last token of ``mask`` [B, C], all other rewards are 0, and V is 0 past the end.
+    Args:
+        scores: the reward r_t of each completion's last token, [B]; all other rewards are 0.
+        values: V_t, [B, C]; V is 0 after the last token.
+        mask: true where there is a token, bool [B, C].
+        gamma, lam: γ, λ.
+
+    Returns:
+        Advantages [B, C].
     """
+    # True for the last token of each row: the next one is padding or past the end.
     last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
     rewards = scores[:, None] * last
     values = values * mask
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     deltas = (rewards + gamma * following - values) * mask
+    # A_t = δ_t + γλ A_{t+1}, from the end. After the last token all δ are 0, and so is A.
     advantages = torch.zeros_like(deltas)
     running = torch.zeros_like(scores)
     for t in reversed(range(deltas.shape[1])):
@@ -90,46 +103,53 @@ def generalised_advantages(scores: Tensor, values: Tensor, mask: Tensor, *, gamm
 
 
 def whiten(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Advantages [B, C] with mean 0 and variance 1 over the tokens of ``mask`` on all ranks; 0 elsewhere.
+    """Advantages [B, C], scaled to mean 0 and variance 1 over the tokens of ``mask`` on all ranks; 0 elsewhere.
 
-    If all are equal there is nothing to prefer, and all become 0.
+    Equal advantages all become 0. All ranks call this together.
     """
     count, total = all_sum(torch.stack([mask.sum().to(advantages.dtype), (advantages * mask).sum()]))
     mean = total / count
+    # The variance of centred values, as E[A²] − E[A]² would lose all digits for a small variance.
     centred = (advantages - mean) * mask
     deviation = (all_sum((centred**2).sum()) / count).sqrt()
-    # Below this the differences are rounding, which must not be blown up to a preference.
+    # Smaller deviations are rounding. Divided by them, equal advantages would look like strong preferences.
     noise = 1e-5 if advantages.dtype.itemsize <= 4 else 1e-12
     return torch.where(deviation > noise * mean.abs(), centred / (deviation + 1e-8), 0.0)
 
 
 class PPO(Objective):
-    """Offline PPO: one reward a completion, no sampling; loss = policy + critic_coefficient · critic + beta · kl.
+    """Offline PPO on scored completions, without sampling: loss = policy + critic_coefficient · critic + β kl.
 
-    The reward is the record's score, or +1 for desirable and −1 for undesirable completions.
+    The reward of a completion is the record's score, or +1 for desirable and −1 for undesirable completions.
 
-    Deviations:
-        1. The old policy is the reference throughout, so the clip also bounds how far the policy can move from it.
-        2. The KL penalty is its exact estimator on the reference's samples (the data stand for those), in the loss; a
-           plain mean of log-ratios would lower the probability of all data alike.
-        3. The value head reads detached states, and its gradient is clipped apart from the policy's.
-        4. Advantages are whitened over the whole step, on all ranks; so steps cannot be accumulated. Validation whitens
-           over each of its batches, so that its loss depends a little on ``data.batch_size``.
+    Deviations from the papers:
+        1. The old policy is always the reference, so the clip also bounds how far the policy can move from it.
+        2. The KL penalty is part of the loss, and is the estimator for samples of the reference, which the data stand
+           in for. A plain mean of log-ratios would lower the probability of all data alike.
+        3. The value head reads detached hidden states, and its gradient is clipped separately from the policy's.
+        4. Advantages are whitened over the whole step on all ranks, so gradients cannot be accumulated. Validation
+           whitens each of its batches, so its loss depends slightly on ``data.batch_size``.
 
     Args:
-        beta: coefficient of the KL penalty, and the scale of the logged rewards β · log-ratio.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: coefficient of the KL penalty, and scale of the logged rewards β r; 0 or more.
         clip_range: c in (0, 1).
-        gamma, lam: γ, λ.
-        critic_coefficient, critic_clip: weight and gradient-norm limit of the value head.
+        gamma, lam: γ, λ in [0, 1].
+        critic_coefficient: weight of the critic's term, 0 or more.
+        critic_clip: gradient-norm limit of the value head, above 0.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     view = "scored"
     paper = ("Proximal Policy Optimization Algorithms", "https://arxiv.org/abs/1707.06347")
     needs = Needs(hidden=True, whole_step=True)
+    value_head: ValueHead
 
     def __init__(
         self,
-        backbone: BackboneSource | None = None,
+        backbone: BackboneSource = None,
         *,
         beta: float = 0.1,
         clip_range: float = 0.5,
@@ -151,6 +171,7 @@ class PPO(Objective):
         self.value_head = ValueHead(hidden_size)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
+        assert policy.hidden is not None  # needs.hidden
         tokens = policy.tokens[:, 0]
         terms = ppo_loss(
             tokens,

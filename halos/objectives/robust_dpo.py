@@ -14,30 +14,34 @@ from halos.policy.logprobs.completions import LogProbs
 
 
 def robust_dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Tensor:
-    """The rDPO loss of each pair: ((1 − ε) ℓ(m) − ε ℓ(−m)) / (1 − 2ε).
+    """The rDPO loss of each pair: ((1 − ε) ℓ(m) − ε ℓ(−m)) / (1 − 2ε), with ℓ = −log σ and m = β(r_w − r_l).
 
-    ℓ = −log σ and m = β(r_w − r_l). Where preferences are flipped with probability ε, its expectation is DPO's loss on
-    the true ones: unlike cDPO it is unbiased, and can be negative.
+    If preferences are flipped with probability ε, its expectation is DPO's loss on the true preferences. Unlike cDPO's
+    it is therefore unbiased, and it can be negative.
 
     Args:
-        chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x) summed over the completion's tokens, in nats, [B].
-        beta: β, as in DPO.
-        label_smoothing: ε in [0, 1/2), how often preferences are recorded the wrong way round.
+        chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x), summed over the completion's tokens, in nats, [B].
+        beta: β, the strength of the KL constraint.
+        label_smoothing: ε in [0, 1/2), the probability that a recorded preference is the wrong way round.
 
     Returns:
         Losses [B], to be averaged over pairs.
     """
     margin = beta * (chosen - rejected)
-    kept, flipped = -logsigmoid(margin), -logsigmoid(-margin)
-    return ((1 - label_smoothing) * kept - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+    as_recorded, flipped = -logsigmoid(margin), -logsigmoid(-margin)
+    return ((1 - label_smoothing) * as_recorded - label_smoothing * flipped) / (1 - 2 * label_smoothing)
 
 
 class RobustDPO(Objective):
     """rDPO on pairs whose preferences are flipped at a known rate. No deviations from the paper.
 
     Args:
-        beta: β.
-        label_smoothing: ε in [0, 1/2); 0 is DPO.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: β, above 0.
+        label_smoothing: ε in [0, 1/2). At 0 the loss is DPO's.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     view = "pairs"
@@ -45,7 +49,7 @@ class RobustDPO(Objective):
 
     def __init__(
         self,
-        backbone: BackboneSource | None = None,
+        backbone: BackboneSource = None,
         *,
         beta: float = 0.1,
         label_smoothing: float = 0.1,

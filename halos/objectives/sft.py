@@ -10,15 +10,19 @@ from halos.policy.logprobs.completions import LogProbs
 
 
 def sft_loss(policy: Tensor) -> Tensor:
-    """−log π_θ(y_t | x, y_<t) of each completion token.
+    """The negative log-likelihood of each completion token: −log π_θ(y_t | x, y_<t).
 
-    Takes token log-probs [B, C] in nats, returns losses [B, C], to be averaged over all scored tokens of the step.
+    Args:
+        policy: log π_θ(y_t | x, y_<t), in nats, [B, C].
+
+    Returns:
+        Losses [B, C], to be averaged over all scored tokens of the step.
     """
     return -policy
 
 
 class SFT(Objective):
-    """Maximum likelihood of completions: preferred ones, desirable ones, or those without any feedback."""
+    """SFT on demonstrations: chosen completions, desirable completions, or completions without feedback."""
 
     view = "demonstrations"
     needs = Needs(reference=False)

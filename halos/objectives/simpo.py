@@ -14,12 +14,12 @@ from halos.policy.logprobs.completions import LogProbs
 
 
 def simpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 2.0, gamma: float = 0.5) -> Tensor:
-    """The SimPO loss of each pair, equation 6 of the paper: −log σ(β p_w − β p_l − γ).
+    """The SimPO loss of each pair (equation 6 of the paper): −log σ(β p_w − β p_l − γ).
 
     Args:
-        chosen, rejected: p, log π_θ(y|x) averaged over the completion's tokens, in nats, [B].
+        chosen, rejected: p = log π_θ(y|x), averaged over the completion's tokens, in nats, [B].
         beta: β, the scale of the reward β p.
-        gamma: γ, the margin by which the chosen reward should be ahead.
+        gamma: γ, the target margin between the rewards.
 
     Returns:
         Losses [B], to be averaged over pairs.
@@ -31,8 +31,12 @@ class SimPO(Objective):
     """SimPO on pairs, without a reference. No deviations from the paper.
 
     Args:
-        beta: β; the paper tunes 2 to 2.5 (10 for one model).
-        gamma: γ, in units of the reward; the paper tunes 0.3 to 1.6.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: β, above 0; the paper uses 2 to 2.5 (10 for one model).
+        gamma: γ, in units of the reward, 0 or more; the paper uses 0.3 to 1.6.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     view = "pairs"
@@ -41,7 +45,7 @@ class SimPO(Objective):
 
     def __init__(
         self,
-        backbone: BackboneSource | None = None,
+        backbone: BackboneSource = None,
         *,
         beta: float = 2.0,
         gamma: float = 0.5,

@@ -13,11 +13,11 @@ from halos.policy.logprobs.completions import LogProbs
 
 
 def slic_loss(chosen: Tensor, rejected: Tensor, *, delta: float = 1.0) -> Tensor:
-    """The paper's rank calibration loss of each pair: max(0, δ − log P_θ(y⁺|x) + log P_θ(y⁻|x)).
+    """The rank calibration loss of each pair: max(0, δ − log P_θ(y⁺|x) + log P_θ(y⁻|x)).
 
     Args:
-        chosen, rejected: log P_θ(y|x) summed over the completion's tokens, in nats, [B].
-        delta: δ, the margin in nats from which on a pair costs nothing.
+        chosen, rejected: log P_θ(y|x), summed over the completion's tokens, in nats, [B].
+        delta: δ, the margin in nats above which the loss of a pair is 0.
 
     Returns:
         Losses [B], to be averaged over pairs.
@@ -26,17 +26,21 @@ def slic_loss(chosen: Tensor, rejected: Tensor, *, delta: float = 1.0) -> Tensor
 
 
 class SLiC(Objective):
-    """Rank calibration with SFT on the chosen, without a reference: loss = calibration + lam · sft.
+    """SLiC-HF on pairs, without a reference: loss = calibration − λ log P_θ(y_ref|x).
 
-    Both terms are per example: −log P_θ(y_ref|x) is a sum over tokens, like the log-probs in the calibration term.
-    There is no β; the logged rewards are log P_θ(y|x).
+    Both terms are means over examples: log P_θ(y_ref|x) is a sum over tokens, as are the log-probs in the calibration
+    term. The loss has no β; the logged rewards are log P_θ(y|x).
 
     Deviations from the paper:
-        1. y_ref of the SFT term is the chosen completion (as in HALOs), not a separate SFT target.
+        1. y_ref of the regularisation term is the chosen completion (as in HALOs), not a separate SFT target.
 
     Args:
-        delta: δ.
-        lam: λ, the weight of the SFT term.
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        delta: δ, above 0.
+        lam: λ, the weight of the regularisation term, 0 or more.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     view = "pairs"
@@ -45,7 +49,7 @@ class SLiC(Objective):
 
     def __init__(
         self,
-        backbone: BackboneSource | None = None,
+        backbone: BackboneSource = None,
         *,
         delta: float = 1.0,
         lam: float = 0.1,
@@ -60,6 +64,7 @@ class SLiC(Objective):
         return Output(
             loss={
                 "calibration": self.per_example(slic_loss(chosen, rejected, delta=self.delta), batch),
+                # A sum over tokens, averaged over examples: per_token() would weigh it against another scale.
                 "sft": self.per_example(-self.lam * chosen, batch),
             },
             rewards=policy.sum,

@@ -1,17 +1,19 @@
-"""What the rest has to know of a model with LoRA adapters (peft's layers, put in place of linear ones).
+"""LoRA adapters inside a model: the reference, the LM head, identity, checkpoints and export.
 
-The adapter ``default`` is trained. A frozen one named ``reference`` exists where training continues an adapter that
-is part of the reference. Nothing here imports peft: its layers are known by what they carry.
+peft replaces linear layers by layers of its own, which contain the original layer and adapters by name. The adapter
+``default`` is trained. A frozen adapter ``reference`` exists where training continues an adapter that is part of the
+reference. This module recognises peft's layers by their attributes, so that it does not import peft.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors.torch import save_file
@@ -20,26 +22,56 @@ from torch import Tensor, nn
 from halos.policy.kernels.matmul import Linear
 from halos.processes.collectives import full_tensor
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch.nn.modules.module import _IncompatibleKeys
+    from transformers import PreTrainedModel
+
+    class AdapterLayer(nn.Module):
+        """The attributes of peft's layers that this project uses."""
+
+        _active_adapter: str | list[str]
+        _disable_adapters: bool
+        base_layer: nn.Module
+        original_module: nn.Module
+        token_adapter: AdapterLayer
+        lora_A: Mapping[str, nn.Linear]
+        lora_B: Mapping[str, nn.Linear]
+        lora_dropout: Mapping[str, nn.Module]
+        scaling: Mapping[str, float]
+        disable_adapters: bool
+        active_adapters: list[str]
+
+        def merge(self, *, adapter_names: Sequence[str]) -> None: ...
+        def set_adapter(self, name: str) -> None: ...
+        def get_base_layer(self) -> nn.Module: ...
+        def reset_lora_parameters(self, name: str, init: bool | str) -> None: ...
+
+
 POLICY, REFERENCE = "default", "reference"
 """Names of the trained adapter and of the frozen one."""
 BASE = "base_fingerprint"
+"""Name of the buffer in checkpoints that identifies the base model of the adapters."""
 
 
-def adapter_layers(model: nn.Module) -> dict[str, Any]:
-    """The layers that peft put in place of others, by name; layers inside such a layer are left out."""
-    found: dict[str, Any] = {}
-    inside = "\0"
+def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
+    """Return peft's layers by name. A peft layer inside another one is left out."""
+    layers: dict[str, AdapterLayer] = {}
+    inside = "\0"  # no name starts with it
     for name, module in model.named_modules():
         if hasattr(module, "_disable_adapters") and not name.startswith(inside):
-            found[name], inside = module, name + "."
-    return found
+            layers[name], inside = cast("AdapterLayer", module), name + "."
+    return layers
 
 
 @contextmanager
 def as_reference(model: nn.Module) -> Iterator[None]:
-    """Within, the model is its reference: the frozen adapter takes the place of the trained one, or none does."""
+    """Within this context, the model computes as its reference.
+
+    The frozen adapter, if there is one, is active instead of the trained one. Otherwise all adapters are off.
+    """
     # peft's own switches also change requires_grad, which FSDP reads once, at the first forward.
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    layers = [cast("AdapterLayer", module) for module in model.modules() if hasattr(module, "_disable_adapters")]
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     started_from_adapter = any(REFERENCE in getattr(layer, "lora_A", ()) for layer in layers)
     try:
@@ -55,142 +87,182 @@ def as_reference(model: nn.Module) -> Iterator[None]:
 
 
 def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """All weights of adapters, frozen ones included."""
-    bases = {id(p) for layer in adapter_layers(model).values() for p in _inside(layer).parameters()}
-    return [p for layer in adapter_layers(model).values() for p in layer.parameters() if id(p) not in bases]
+    """Return the weights of all adapters, frozen ones included."""
+    layers = adapter_layers(model).values()
+    base_ids = {id(parameter) for layer in layers for parameter in _original(layer).parameters()}
+    return [parameter for layer in layers for parameter in layer.parameters() if id(parameter) not in base_ids]
 
 
-def _inside(layer: Any) -> Any:
-    # The layer that was there before. peft wraps embeddings with trained rows twice.
+def _original(layer: AdapterLayer) -> nn.Module:
+    # The layer that peft replaced. peft wraps embeddings with trained rows twice.
     return layer.original_module if hasattr(layer, "token_adapter") else layer.base_layer
 
 
 # The LM head
 
 
-def plain_head(head: Any) -> bool:
-    """Whether the head is a linear layer, with nothing more to it than plain LoRA."""
-    base = head.base_layer if hasattr(head, "lora_A") else head
+def plain_head(head: nn.Module) -> bool:
+    """Whether the LM head is a linear layer, with no more than plain LoRA around it."""
+    base = cast("AdapterLayer", head).base_layer if hasattr(head, "lora_A") else head
     plain = not getattr(head, "lora_variant", {}) and not any(getattr(head, "lora_bias", {}).values())
     return plain and type(base) in (nn.Linear, Linear) and type(base.weight) is nn.Parameter
 
 
-def head_delta(head: Any, states: Tensor) -> tuple[Tensor, Tensor] | None:
-    """What LoRA adds to the logits of a plain head, as two factors: ``low`` [M, r] · ``up`` [V, r]ᵀ; None: nothing."""
-    if not hasattr(head, "lora_A") or head.disable_adapters:
+def head_delta(head: nn.Module, states: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return what LoRA adds to the logits of a plain head, as two factors.
+
+    Args:
+        head: the LM head, for which :func:`plain_head` holds.
+        states: hidden states [M, H].
+
+    Returns:
+        ``low`` [M, r] and ``up`` [V, r], of which low · upᵀ is added to the logits [M, V]. None: nothing is added.
+    """
+    if not hasattr(head, "lora_A"):
         return None
-    (name,) = head.active_adapters
-    low = head.lora_A[name](head.lora_dropout[name](states.to(head.lora_A[name].weight.dtype)))
-    return low * head.scaling[name], head.lora_B[name].weight.to(low.dtype)
+    layer = cast("AdapterLayer", head)
+    if layer.disable_adapters:
+        return None
+    (name,) = layer.active_adapters
+    down, up = layer.lora_A[name], layer.lora_B[name]
+    low: Tensor = down(layer.lora_dropout[name](states.to(down.weight.dtype)))
+    return low * layer.scaling[name], up.weight.to(low.dtype)
 
 
-# Identity: what the model computes with, told from how it is held. All ranks have to ask for that of a sharded model.
+# Identity: which numbers a model computes, however its weights are stored. All ranks of a sharded model must call these
+# functions together.
 
 
 def plain_name(name: str) -> str:
-    """The name that a base weight has in the model without adapters."""
+    """Return the name that a base weight has in the model without adapters."""
     return name.replace(".base_layer.", ".")
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the model without its adapters, as it would be without any: the tensors themselves."""
-    own = {id(p) for p in adapter_parameters(model)}
-    return {plain_name(name): p for name, p in model.state_dict(keep_vars=True).items() if id(p) not in own}
+    """Return the state dict that the model would have without adapters: the tensors themselves, no copies."""
+    adapter_ids = {id(parameter) for parameter in adapter_parameters(model)}
+    state = model.state_dict(keep_vars=True)
+    return {plain_name(name): tensor for name, tensor in state.items() if id(tensor) not in adapter_ids}
 
 
 def effective_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without adapters that add nothing (B = 0, as when training starts) and under the names that the
-    model has without any: with a new adapter it is that of the base model."""
+    """Return the state dict that the model's outputs depend on.
+
+    Adapters that add nothing (B = 0, as at the start of training) are left out, and names are those of the model
+    without adapters. With a new adapter the result equals the state dict of the base model, so that both have the same
+    key in the cache of reference log-probs.
+    """
     state = dict(model.state_dict())
     for name, layer in adapter_layers(model).items():
         for adapter, up in getattr(layer, "lora_B", {}).items():
             if adapter == REFERENCE or not full_tensor(up.weight).any():
-                for part in ("lora_A", "lora_B"):
-                    state.pop(f"{name}.{part}.{adapter}.weight")
+                for factor in ("lora_A", "lora_B"):
+                    state.pop(f"{name}.{factor}.{adapter}.weight")
             else:
                 state[f"{name}.scaling.{adapter}"] = torch.tensor(float(layer.scaling[adapter]))
     return {plain_name(name): tensor for name, tensor in state.items()}
 
 
 def fingerprint(model: nn.Module) -> Tensor:
-    """16 bytes that tell one starting point from another: names, shapes, types and samples of all weights."""
-    digest: Any = hashlib.sha256()
+    """Return 16 bytes (uint8) that identify the model: a hash of names, shapes, dtypes and 64 values of each weight.
+
+    It is computed at every start with adapters, for which hashing all values would take too long.
+    """
+    digest = hashlib.sha256()
     for name, tensor in effective_state(model).items():
-        tensor = full_tensor(tensor.detach())
-        values = tensor.flatten()
+        full = full_tensor(tensor.detach())
+        values = full.flatten()
         values = values[:: max(1, len(values) // 64)][:64].cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(values.view(torch.uint8).numpy())
+        digest.update(f"{name} {values.dtype} {tuple(full.shape)}".encode())
+        digest.update(values.view(torch.uint8).numpy().tobytes())
     return torch.tensor(list(digest.digest()[:16]), dtype=torch.uint8)
 
 
-# Checkpoints
+# Checkpoints. A backbone with adapters saves what it trains and a fingerprint of the frozen base, instead of a copy of
+# the base in every checkpoint. PyTorch's hooks are the only place for this: Lightning, FSDP2 and the moving reference
+# all go through state_dict and load_state_dict, and none of them has to know of adapters.
 
 
-def keep_only_adapters(backbone: Any) -> None:
-    """From now on the backbone's state dict is what is trained, and a fingerprint of what is not.
+def keep_only_adapters(backbone: nn.Module) -> None:
+    """Restrict the backbone's state dict to the trained weights and a fingerprint of the frozen ones.
 
-    Loading it is as strict as ever about what it holds, and raises ``ValueError`` if it was trained on another base.
-    A policy on the meta device gets its fingerprint from :func:`mark_base`, once it has weights.
+    ``load_state_dict(strict=True)`` still refuses missing and unexpected entries. It also raises ``ValueError`` if the
+    adapters were trained on another base. A policy on the meta device gets its fingerprint from :func:`mark_base`,
+    once it has weights.
     """
+    # A buffer follows the module's device and is in the state dict, where a plain attribute would be in neither.
     backbone.register_buffer(BASE, torch.zeros(16, dtype=torch.uint8))
-    if not any(parameter.is_meta for parameter in backbone.policy.parameters()):
+    if not any(parameter.is_meta for parameter in backbone.parameters()):
         mark_base(backbone)
     backbone.register_state_dict_post_hook(_drop_frozen)
+    # The base is checked before anything is copied: a refused checkpoint leaves the model as it was.
     backbone.register_load_state_dict_pre_hook(_check_base)
-    backbone.register_load_state_dict_post_hook(_miss_no_frozen)
+    backbone.register_load_state_dict_post_hook(_ignore_missing_frozen)
 
 
-def mark_base(backbone: Any) -> None:
-    """Note which weights the adapters are trained on; all ranks have to call it if the policy is sharded."""
-    getattr(backbone, BASE).copy_(fingerprint(backbone.policy))
+def mark_base(backbone: nn.Module) -> None:
+    """Store the fingerprint of the weights that the adapters are trained on.
+
+    All ranks of a sharded policy must call this function together.
+    """
+    backbone.get_buffer(BASE).copy_(fingerprint(backbone.get_submodule("policy")))
 
 
-def _kept(backbone: nn.Module) -> set[str]:
+def _saved_names(backbone: nn.Module) -> set[str]:
+    # Computed at each call and not once: FSDP2 replaces the parameters, and requires_grad is set after construction.
     return {BASE, *(name for name, parameter in backbone.named_parameters() if parameter.requires_grad)}
 
 
-def _drop_frozen(backbone: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    kept = _kept(backbone)
-    for name in [name for name in state if name.startswith(prefix) and name.removeprefix(prefix) not in kept]:
+def _drop_frozen(backbone: nn.Module, state: dict[str, Tensor], prefix: str, _: object) -> None:
+    # The state dict is one dict for the whole tree of modules, which each module extends. The names that start with
+    # the backbone's prefix are its own; the objective's other entries (a value head's) stay.
+    saved = {prefix + name for name in _saved_names(backbone)}
+    for name in [name for name in state if name.startswith(prefix) and name not in saved]:
         del state[name]
 
 
-def _check_base(backbone: Any, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    found = state.get(prefix + BASE)
-    if found is None:
+def _check_base(backbone: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    stored = state.get(prefix + BASE)
+    if stored is None:
         raise ValueError("resume: expected a checkpoint of LoRA adapters (model.lora.enabled=true), found none in it")
-    if not torch.equal(found.cpu(), getattr(backbone, BASE).cpu()):
+    if not torch.equal(stored.cpu(), backbone.get_buffer(BASE).cpu()):
         raise ValueError(
             "resume: the checkpoint's adapter was trained on another base: expected that of model.path, "
             "model.lora.path and precision as they are now"
         )
 
 
-def _miss_no_frozen(backbone: nn.Module, incompatible: Any) -> None:
-    kept = tuple("." + name for name in _kept(backbone))
-    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if ("." + name).endswith(kept)]
+def _ignore_missing_frozen(backbone: nn.Module, incompatible: _IncompatibleKeys) -> None:
+    # Strict loading reports every parameter that the checkpoint lacks. Frozen ones were never saved, so their names are
+    # taken off the list, which all modules share: a value head's missing weight must stay on it. The hook does not get
+    # the prefix under which the backbone was loaded, hence the comparison of names' endings; the dot keeps "a.weight"
+    # from matching "data.weight".
+    names = chain(backbone.named_parameters(remove_duplicate=False), backbone.named_buffers(remove_duplicate=False))
+    frozen = {name for name, _ in names} - _saved_names(backbone)
+    endings = tuple("." + name for name in frozen)
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if not ("." + name).endswith(endings)]
 
 
 # Export
 
 
-def merge_adapter(model: Any) -> None:
-    """Add the trained adapter to the weights, and give the model its own layers back; it trains no further."""
+def merge_adapter(model: PreTrainedModel) -> None:
+    """Add the trained adapter to the weights and restore the model's own layers. The model cannot train further."""
     for name, layer in adapter_layers(model).items():
         getattr(layer, "token_adapter", layer).merge(adapter_names=[POLICY])
-        model.set_submodule(name, _inside(layer))
+        model.set_submodule(name, _original(layer))
     if hasattr(model, "peft_config"):
         del model.peft_config
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """The trained adapter as peft's files: adapter_config.json and adapter_model.safetensors."""
+def save_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Write the trained adapter as peft's files: adapter_config.json and adapter_model.safetensors."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model, adapter_name=POLICY, save_embedding_layers=False)
+    state: Mapping[str, Tensor] = get_peft_model_state_dict(model, adapter_name=POLICY, save_embedding_layers=False)
+    # peft's own loader expects the names that the model has inside a PeftModel.
     tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    config = copy.copy(model.peft_config[POLICY])
+    config = copy.copy(cast("Mapping[str, PeftConfig]", model.peft_config)[POLICY])
     config.inference_mode = True
-    config.save_pretrained(folder)
+    config.save_pretrained(str(folder))

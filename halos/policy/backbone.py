@@ -1,4 +1,4 @@
-"""Policy and frozen reference: everything that an objective needs of models."""
+"""The policy and its frozen reference: the models that an objective computes log-probs with."""
 
 from __future__ import annotations
 
@@ -6,39 +6,72 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Protocol, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from halos.data.batches.collate import Batch
 from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters
+from halos.policy.construction import grow_vocabulary
 from halos.policy.export.language_model import unconditioned
-from halos.policy.kernels.elementwise import use_fewer_temporaries
-from halos.policy.kernels.matmul import limit_kernel_caches, use_faster_products
-from halos.policy.loading import ModelOptions, ModelSpec, add_control_tokens, grow_vocabulary
+from halos.policy.loading import ModelOptions, ModelSpec, add_control_tokens
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
 from halos.policy.logprobs.head import evaluating
 from halos.policy.logprobs.token_statistics import check_statistics
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ModelSharding(Protocol):
+    """How models are sharded over ranks: :class:`halos.sharding.sharding.Sharding`, as seen from below."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes."""
+
+    def shard_beside(self, module: nn.Module) -> None:
+        """Shard the modules of an objective other than the backbone."""
+
+    def begin_micro_batch(self, module: nn.Module, *, last: bool) -> None:
+        """Prepare for a backward pass."""
 
 
 class Backbone(nn.Module):
-    """The policy π_θ (a causal language model of transformers) and, where asked for, a frozen copy of it, π_ref.
+    """The policy π_θ and, for objectives that need it, a frozen reference π_ref.
 
-    The reference is no submodule: it has no place in the optimizer, in checkpoints or in DDP's buckets. It follows the
-    policy to its device and precision. ``head_chunk``: the most rows of logits that exist at a time, None for all.
-    ``statistics``: what the policy's log-probs come with where they are asked for (:mod:`.token_statistics`).
+    A live reference is not a submodule, so the optimizer, checkpoints and DDP's buckets do not contain it. It follows
+    the policy to another device or precision.
 
-    With LoRA the reference can be the policy itself with its adapter switched off (``adapter_reference``), and the
-    state dict holds only what is trained.
+    With LoRA the reference can be the policy itself with its adapter switched off, and the state dict contains only
+    the trained weights.
+
+    Args:
+        policy: a causal language model of transformers, used as it is: :meth:`ModelSpec.load` applies CPU kernels.
+        with_reference: keep a frozen copy of the policy as the live reference.
+        adapter_reference: the reference is the policy without its trained adapter. Needs a model with LoRA adapters.
+        head_chunk: rows of logits (one per scored token) that are in memory at a time. None: all.
+        statistics: names of the token statistics to compute with the policy's log-probs on request; see
+            :mod:`halos.policy.logprobs.token_statistics`.
+
+    Attributes:
+        sharding: how the models are sharded over ranks. None: each rank has whole models.
+        skeleton: of a sharded policy, a one-tuple with the same model on the meta device. Export puts the gathered
+            weights into it. The tuple hides the model from ``nn.Module``.
+        reference_seconds: seconds spent on the reference's log-probs, before and during training.
+        spec: what the policy was loaded from, if known.
+        updated: an optimizer has changed the policy, so that it is no longer its own reference.
+        control: the control token that replies are conditioned on (CSFT), or an empty string.
+        loss, paper: name and paper of the loss that trains the policy, for the model card.
+
+    Raises:
+        ValueError: the model has no LM head, or ``adapter_reference`` was set for a model without adapters.
     """
 
     def __init__(
         self,
-        policy: nn.Module,
+        policy: PreTrainedModel,
         *,
         with_reference: bool,
         adapter_reference: bool = False,
@@ -48,49 +81,42 @@ class Backbone(nn.Module):
         super().__init__()
         self.head_chunk, self.adapter_reference = head_chunk, adapter_reference
         self.statistics = check_statistics(statistics)
-        self.sharding: Any = None
-        """How the models are divided over ranks (:class:`halos.sharding.sharding.Sharding`), if they are."""
-        self.skeleton: tuple[Any, ...] = ()
-        """Of a sharded policy: the same without memory for its weights, hidden from nn.Module in a tuple."""
+        self.sharding: ModelSharding | None = None
+        self.skeleton: tuple[PreTrainedModel, ...] = ()
+        self.reference_seconds = 0.0
         if getattr(policy, "get_output_embeddings", lambda: None)() is None:
-            raise ValueError(f"expected a causal language model with an LM head, found {type(policy).__name__}")
-        limit_kernel_caches()
-        use_faster_products(policy)
-        use_fewer_temporaries(policy)
-        self.policy: Any = policy
-        # A tuple hides it from nn.Module's registration.
+            raise ValueError(f"policy: expected a causal language model with an LM head, found {type(policy).__name__}")
+        self.policy = policy
+        # nn.Module registers attributes that are modules. It does not look into a tuple.
         self._reference: tuple[Backbone, ...] = ()
         if with_reference:
             self._reference = (Backbone(frozen_copy(policy), with_reference=False, head_chunk=head_chunk),)
         if adapter_layers(policy):
             keep_only_adapters(self)
         elif adapter_reference:
-            raise ValueError(f"expected a model with LoRA adapters, found a {type(policy).__name__} without any")
-        self.reference_seconds = 0.0
-        """Seconds spent on the reference's log-probs, before training or during it."""
+            raise ValueError(f"policy: expected a model with LoRA adapters, found {type(policy).__name__} without any")
         self.spec: ModelSpec | None = None
-        """What the policy was loaded from, where that is known."""
         self.updated = False
-        """Whether an optimizer has changed the policy, so that it is no longer its own reference."""
         self.control = ""
-        """The control token that replies are conditioned on (CSFT)."""
+        self.loss: str | None = None
+        self.paper: tuple[str, str] | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     @classmethod
     def from_pretrained(
         cls, path: str | Path, *, dtype: torch.dtype = torch.float32, **options: Unpack[ModelOptions]
     ) -> Backbone:
-        """The policy and tokenizer of a hub id, a folder or a GGUF file.
+        """Load a policy and its tokenizer.
 
         Args:
-            path: as ``model.path``.
-            dtype: of the weights.
+            path: a hub id, a directory or a GGUF file, as for ``model.path``.
+            dtype: precision of the weights.
             options: the other parameters of :class:`halos.policy.ModelSpec`, such as ``lora=LoRA(enabled=True)`` or
                 ``reference="live"``. By default the reference's log-probs are computed before the first step and
                 cached.
 
         Raises:
-            ValueError: for a path or options that cannot be loaded.
+            ValueError: the path or the options cannot be loaded.
         """
         from halos.policy.pretrained import load_backbone
 
@@ -105,12 +131,12 @@ class Backbone(nn.Module):
         return backbone
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the policy, its tokenizer and a model card in Hugging Face format; adapters are merged first.
+        """Write the policy, its tokenizer and a model card in Hugging Face format, with adapters merged.
 
-        Only the first process writes, so a script under DDP can call it on every rank.
+        Only the first process writes, so a script under DDP can call this on every rank.
 
         Raises:
-            ValueError: for a policy that is divided over ranks, or that has no tokenizer.
+            ValueError: the policy is sharded over ranks, or has no tokenizer.
         """
         from halos.policy.export.save import save_backbone
 
@@ -118,7 +144,7 @@ class Backbone(nn.Module):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The policy's tokenizer. Raises ``ValueError`` for a backbone that was made without one."""
+        """The policy's tokenizer. Raises ``ValueError`` if the backbone was built without one."""
         if self._tokenizer is None:
             raise ValueError(
                 "expected a backbone with a tokenizer: use Backbone.from_pretrained(path), or set backbone.tokenizer"
@@ -130,24 +156,25 @@ class Backbone(nn.Module):
         self._tokenizer = tokenizer
 
     def add_control_tokens(self, texts: Iterable[str]) -> None:
-        """Make each text a single token; its embedding starts as the mean of the others.
+        """Make each text a single token, whose embedding starts as the mean of the others.
 
-        Raises ``ValueError`` for a policy with adapters, whose embeddings are frozen.
+        Raises:
+            ValueError: the policy has adapters, so that its embeddings are frozen.
         """
         controls = list(texts)
         for text in controls:
-            # The chat template of a policy that was trained with it ends with it already.
+            # The chat template of a policy that was trained with this token ends with it already.
             unconditioned(self.tokenizer, text)
         new_tokens = add_control_tokens(self.tokenizer, controls)
         if new_tokens and adapter_layers(self.policy):
             raise ValueError("expected a policy without LoRA for a loss with control tokens; use halos.train(loss=…)")
-        for part in self.with_reference_backbone() if new_tokens else ():
-            grow_vocabulary(part.policy, len(self.tokenizer), new_tokens)
-        if self._reference:
+        for member in self.with_reference_backbone() if new_tokens else ():
+            grow_vocabulary(member.policy, len(self.tokenizer), new_tokens)
+        if self._reference:  # resized embeddings are new parameters
             self._reference[0].policy.requires_grad_(False)
 
-    def make(self, *, reference: bool, sharding: Any) -> Backbone:
-        """This backbone. Raises ``ValueError`` under a strategy that divides weights before they are loaded."""
+    def make(self, *, reference: bool, sharding: ModelSharding | None) -> Backbone:
+        """Return this backbone. Raises ``ValueError`` under a strategy that shards models before they have weights."""
         if sharding is not None and self.sharding is None:
             raise ValueError(
                 "expected weights that are not loaded yet under FSDP; pass a halos.sharding.BackboneFactory, or use "
@@ -155,10 +182,13 @@ class Backbone(nn.Module):
             )
         return self
 
-    def reference_scorer(self, backbone: Backbone, sharding: Any) -> Backbone:
-        """The policy, which is its own reference until its first step; after that the same weights, loaded again.
+    def reference_scorer(self, backbone: Backbone, sharding: ModelSharding | None) -> Backbone:
+        """Return the model that computes the reference's log-probs before training.
 
-        Raises ``ValueError`` if the policy was trained and its first weights are not known.
+        The policy is its own reference until its first step. After that its first weights are loaded again.
+
+        Raises:
+            ValueError: the policy was trained, and its first weights are not known.
         """
         from halos.policy.pretrained import load_backbone
 
@@ -172,63 +202,78 @@ class Backbone(nn.Module):
         return load_backbone(self.spec.of_reference(), dtype=self.policy.dtype, vocabulary=len(self.tokenizer))
 
     @property
-    def reference(self) -> Any | None:
-        """π_ref, or None for objectives that have none."""
+    def reference(self) -> PreTrainedModel | None:
+        """The live reference π_ref, or None if the backbone keeps no copy of the policy."""
         return self._reference[0].policy if self._reference else None
 
     @property
     def scores_reference(self) -> bool:
-        """Whether the reference's log-probs are computed in each step, by a frozen copy or without the adapter."""
+        """Whether the reference's log-probs are computed in each step, by a live reference or without the adapter."""
         return bool(self._reference) or self.adapter_reference
 
     def with_reference_backbone(self) -> tuple[Backbone, ...]:
-        """This backbone, and that of the live reference if there is one."""
+        """This backbone, followed by the backbone of the live reference if there is one."""
         return (self, *self._reference)
 
     @property
     def sharded(self) -> bool:
-        """Whether the policy is divided over ranks (FSDP2), so that they have to run equally many forwards."""
+        """Whether the policy is sharded over ranks. If so, all ranks must run the same number of forwards."""
         return self.sharding is not None
 
     @property
     def device(self) -> torch.device:
-        """Where the policy computes; shards may be kept elsewhere."""
+        """The device on which the policy computes. Offloaded shards are stored on another one."""
         if self.sharding is not None:
             return self.sharding.device
-        device: torch.device = self.policy.get_output_embeddings().weight.device
-        return device
+        return _head_weight(self.policy).device
 
     @property
     def hidden_size(self) -> int:
-        """The width of the states that the LM head reads."""
-        return int(self.policy.get_output_embeddings().weight.shape[1])
+        """Width H of the hidden states that the LM head reads."""
+        return _head_weight(self.policy).shape[1]
 
     def logprobs(self, batch: Batch, *, with_hidden: bool = False, with_statistics: bool = False) -> LogProbs:
-        """Log-probs of the batch's completions under the policy, with gradient."""
+        """Compute log-probs of the batch's completions under the policy, with gradient.
+
+        Args:
+            batch: the rows, on the policy's device.
+            with_hidden: also return the hidden states that predict the completion tokens.
+            with_statistics: also return the token statistics named in ``statistics``.
+        """
         return LogProbs(*self(batch, with_hidden, with_statistics))
 
-    def forward(self, batch: Batch, with_hidden: bool = False, with_statistics: bool = False) -> tuple[Any, ...]:
-        """The fields of :meth:`logprobs`.
+    def forward(
+        self, batch: Batch, with_hidden: bool = False, with_statistics: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Compute the fields of :meth:`logprobs` as a tuple of plain tensors.
 
-        A forward, which leaves plain tensors, so that the hooks of a sharded root make embeddings and head whole
-        for it and for its backward pass.
+        FSDP2 attaches its hooks to ``forward``, and finds tensors in tuples but not in a :class:`LogProbs`. Its hooks
+        gather the embeddings and the LM head for this forward and for its backward pass.
         """
-        statistics = self.statistics if with_statistics else ()
-        options: dict[str, Any] = {"head_chunk": self.head_chunk, "statistics": statistics}
-        found = completion_logprobs(self.policy, batch, with_hidden=with_hidden, **options)
+        logprobs = completion_logprobs(
+            self.policy,
+            batch,
+            with_hidden=with_hidden,
+            head_chunk=self.head_chunk,
+            statistics=self.statistics if with_statistics else (),
+        )
+        tokens, last = logprobs.tokens, logprobs.last
         if self.sharded:
-            # An in-place operation on a view would lose the hook that makes the weights whole for the backward pass.
-            found.tokens = found.tokens.clone()
-            found.last = None if found.last is None else found.last.clone()
-        return found.tokens, found.mask, found.hidden, found.last, found.statistics
+            # These are views, and FSDP2 hooks into their graph nodes to gather the weights for the backward pass.
+            # A later in-place operation makes autograd build a new node for a view, without the hook. Copies are safe.
+            tokens = tokens.clone()
+            last = None if last is None else last.clone()
+        return tokens, logprobs.mask, logprobs.hidden, last, logprobs.statistics
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> LogProbs:
-        """Log-probs of the batch's completions under the reference: those that the batch carries, computed before
-        training, or else the live reference's or those of the policy without its adapter, by the same code path as
-        the policy's.
+        """Return log-probs of the batch's completions under the reference.
 
-        Raises ``ValueError`` if there is neither.
+        They are the batch's own, computed before training, if it carries any. Otherwise the live reference, or the
+        policy without its adapter, computes them by the same code path as the policy's.
+
+        Raises:
+            ValueError: the batch carries none, and the backbone has no reference.
         """
         if batch.reference is not None:
             return LogProbs(batch.reference, batch.mask)
@@ -246,28 +291,37 @@ class Backbone(nn.Module):
         return logprobs
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Every move of device or dtype passes through here; the reference has to come along.
-        # Buffers outside the state dict (rotary frequencies) keep their dtype: the exported model will load them in
-        # float32, and a cast would train another model than that. So do float32 adapters when the model goes to half
-        # precision: their steps are small, and they are too few to save much.
-        kept = [
+        # nn.Module calls this for every change of device or precision. Two kinds of tensors keep their precision:
+        # - Buffers outside the state dict (rotary frequencies). The exported model will compute them in float32, and
+        #   a policy with rounded frequencies would be another model than the exported one.
+        # - float32 adapters of a model that goes to half precision. Their updates are too small for half precision,
+        #   and they take little memory.
+        buffers = [
             (module, name, module._buffers[name])
             for module in self.policy.modules()
             for name in module._non_persistent_buffers_set
         ]
-        wide = [(p, p.data) for p in adapter_parameters(self.policy) if p.dtype == torch.float32]
+        adapters = [(p, p.data) for p in adapter_parameters(self.policy) if p.dtype == torch.float32]
         for reference in self._reference:
             reference._apply(fn)
-        result = super()._apply(fn, recurse)
-        for module, name, buffer in kept:
-            if buffer is not None:
-                module._buffers[name] = buffer.to(module._buffers[name].device)
-        for parameter, values in wide:
+        nn.Module._apply(self, fn, recurse)
+        for module, name, buffer in buffers:
+            moved = module._buffers[name]
+            if buffer is not None and moved is not None:
+                module._buffers[name] = buffer.to(moved.device)
+        for parameter, values in adapters:
             if parameter.dtype.itemsize < values.dtype.itemsize:
                 parameter.data = values.to(parameter.device)
-        return result
+        return self
 
 
-def frozen_copy(policy: nn.Module) -> nn.Module:
-    """A copy of the policy as it is now, in evaluation mode, without gradients: the live reference."""
-    return copy.deepcopy(policy).eval().requires_grad_(False)
+def _head_weight(policy: PreTrainedModel) -> Tensor:
+    weight: Tensor = policy.get_output_embeddings().weight
+    return weight
+
+
+def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of the policy in evaluation mode and without gradients: the live reference."""
+    reference = copy.deepcopy(policy)
+    reference.eval().requires_grad_(False)
+    return reference

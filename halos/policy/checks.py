@@ -1,13 +1,16 @@
-"""Are these model files whole? Headers only, before anything long starts."""
+"""Check model files and configs before anything long starts. Reads headers only."""
 
 from __future__ import annotations
 
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +18,15 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def check_directory(folder: Path, *, weights: bool = True) -> None:
-    """Raise ``ValueError`` unless the folder holds a config, a tokenizer and, if asked for, complete safetensors."""
+    """Check a model's directory.
+
+    Args:
+        folder: the directory.
+        weights: also check that its safetensors files are there and complete.
+
+    Raises:
+        ValueError: the config, the tokenizer or the weights are missing or damaged.
+    """
     if not (folder / "config.json").is_file():
         raise ValueError(f"model.path: expected a config.json in {folder}, found none")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
@@ -48,7 +59,8 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def check_safetensors(path: Path, *, key: str = "model.path") -> None:
-    """Raise ``ValueError`` that names the key if the file is shorter than its header says, or has no valid header."""
+    """Raise ``ValueError`` that names the key if the file's size differs from its header, or the header is invalid."""
+    # A safetensors file is 8 bytes with the length of its header, the header as JSON, and the tensors' bytes.
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -64,7 +76,7 @@ def check_safetensors(path: Path, *, key: str = "model.path") -> None:
 
 
 def check_gguf(path: Path) -> None:
-    """Raise ``ValueError`` unless the file is a GGUF whose tensors all lie inside it."""
+    """Raise ``ValueError`` unless the file is in GGUF format and contains all bytes of its tensors."""
     if not path.is_file():
         raise ValueError(f"model.path: no such file: {path}")
     with path.open("rb") as stream:
@@ -74,7 +86,7 @@ def check_gguf(path: Path) -> None:
     from gguf import GGUFReader
 
     try:
-        # Maps the file and lays every tensor out on it, which fails where the file ends too early.
+        # The reader maps the file and slices every tensor from it, which fails if the file ends too early.
         tensors = len(GGUFReader(path).tensors)
     except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"model.path: {path} is cut off or damaged: {error}") from error
@@ -82,15 +94,25 @@ def check_gguf(path: Path) -> None:
         raise ValueError(f"model.path: {path} holds no tensors")
 
 
-def check_positions(model: Any, longest: int) -> None:
-    """Raise ``ValueError`` for sequences of more tokens than the model has learned positions for; warn where positions
-    are computed, and the model was trained with fewer."""
+def check_positions(model: PreTrainedModel, longest: int) -> None:
+    """Check the longest row against the number of positions that the model was trained with.
+
+    A model with computed positions (rotary) may go beyond that number with a warning.
+
+    Args:
+        model: the policy.
+        longest: tokens of the longest row.
+
+    Raises:
+        ValueError: the model has a table of learned positions, which is shorter than the row.
+    """
     trained = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not trained or longest <= trained:
         return
     tokens = model.get_input_embeddings()
-    embeddings = [part for part in model.modules() if isinstance(part, nn.Embedding) and part is not tokens]
-    if any(trained <= part.num_embeddings <= trained + 2 for part in embeddings):  # OPT has two more
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not tokens]
+    # No attribute tells learned positions: they are an embedding of that many rows. OPT's table has two more.
+    if any(trained <= table.num_embeddings <= trained + 2 for table in tables):
         raise ValueError(
             f"data.max_length: expected at most {trained}, the positions that {type(model).__name__} has learned, as "
             f"the data have a row of {longest} tokens"
@@ -101,10 +123,16 @@ def check_positions(model: Any, longest: int) -> None:
     )
 
 
-def warn_of_rotary(config: Any, longest: int) -> None:
-    """Warn of rotary frequencies that depend on the longest row of a forward, where rows can be so long."""
-    given = getattr(config, "rope_parameters", None) or {}
-    for rope in [given, *(value for value in given.values() if isinstance(value, dict))]:
+def warn_of_rotary(config: PretrainedConfig, longest: int) -> None:
+    """Warn if rotary frequencies would depend on the longest row of a forward.
+
+    Args:
+        config: the text model's config.
+        longest: most tokens that a row may have (``data.max_length``).
+    """
+    parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    # Models with several kinds of layers have one dict for each kind.
+    for rope in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
         trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         if rope.get("rope_type") in ("dynamic", "longrope") and longest > trained:
             log.warning(

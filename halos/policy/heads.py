@@ -1,4 +1,4 @@
-"""The critic of offline PPO."""
+"""Heads on the policy's hidden states: the critic of offline PPO and the score of a reward model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from torch import Tensor, nn
 
 
 class ValueHead(nn.Module):
-    """V(s_t) = wᵀ h_t + b on detached states: fitting the values never moves the policy. Starts at zero."""
+    """V(s_t) = wᵀ h_t + b on detached states, so that fitting the values never moves the policy. Starts at zero.
+
+    Args:
+        hidden_size: width H of the states.
+    """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -15,13 +19,16 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Values [...] in float32 (or float64) of states [..., H]."""
-        values = self.linear(hidden.detach().to(self.linear.weight.dtype)).squeeze(-1)
-        return values if values.dtype.itemsize > 4 else values.float()
+        """Return values [...] of states [..., H], in float32 at least."""
+        return _scalars(self.linear, hidden.detach())
 
 
 class RewardHead(nn.Module):
-    """s = wᵀ h on states with gradient, without a bias, as transformers' sequence classifiers. Starts at zero."""
+    """s = wᵀ h on states with gradient, without a bias, as in transformers' sequence classifiers. Starts at zero.
+
+    Args:
+        hidden_size: width H of the states.
+    """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -29,6 +36,11 @@ class RewardHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Scores [...] in float32 (or float64) of states [..., H]."""
-        scores = self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)
-        return scores if scores.dtype.itemsize > 4 else scores.float()
+        """Return scores [...] of states [..., H], in float32 at least."""
+        return _scalars(self.linear, hidden)
+
+
+def _scalars(linear: nn.Linear, hidden: Tensor) -> Tensor:
+    # Objectives subtract and average these, for which half precision is too coarse; float64 stays.
+    scalars: Tensor = linear(hidden.to(linear.weight.dtype)).squeeze(-1)
+    return scalars if scalars.dtype.itemsize > 4 else scalars.float()

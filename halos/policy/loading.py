@@ -1,4 +1,4 @@
-"""Model files → tokenizer and policy: a hub id, a local directory, a GGUF file, or random weights from a config."""
+"""Load tokenizer and policy from a hub id, a local directory, a GGUF file, or a config with random weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -17,8 +17,18 @@ from huggingface_hub.errors import StrictDataclassError
 from halos.checks import check_whole
 from halos.data.rows.templates import template_of
 from halos.policy.checks import check_directory, check_gguf
+from halos.policy.construction import (
+    forget_quantisation,
+    grow_vocabulary,
+    parameters_on_meta,
+    set_dropout,
+    use_cpu_kernels,
+)
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.lora import LoRA, quantization
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +37,14 @@ PACKAGED = "pkg://"
 
 
 class ModelOptions(TypedDict, total=False):
-    """The parameters of :class:`ModelSpec` beside its path."""
+    """The parameters of :class:`ModelSpec` other than its path."""
 
     random_weights: bool
     attention: str | None
     packed_attention: str
     gradient_checkpointing: bool
     compile: bool
+    cpu_kernels: bool
     liger: bool
     dropout: float
     head_chunk: int | None
@@ -46,29 +57,32 @@ class ModelOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Which model, and how it is to be loaded. Nothing is read until a method is called.
+    """Which model to train, and how to load it. Its methods read files, the constructor does not.
 
     Args:
         path: a hub id, a local directory, a ``.gguf`` file or ``pkg://package/directory``.
-        random_weights: take only the config (and tokenizer) from ``path``.
-        attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …); None lets
-            it choose what the architecture supports.
-        packed_attention: how packed rows attend: ``pieces``, a call of PyTorch's fused attention for each, or ``flex``,
-            one call of FlexAttention for all (CUDA; compiled when it is first used).
+        random_weights: read only the config (and tokenizer) from ``path``.
+        attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …). None:
+            transformers chooses one that the architecture supports.
+        packed_attention: how packed rows attend. ``pieces``: one call of PyTorch's fused attention per piece.
+            ``flex``: one call of FlexAttention for all pieces (CUDA; compiled at first use).
         gradient_checkpointing: recompute activations in the backward pass.
-        compile: put the decoder layers through torch.compile (:mod:`halos.policy.logprobs.compiling`).
-        liger: RMSNorm and SwiGLU by Liger's kernels, on CUDA (:mod:`halos.policy.kernels.liger`).
-        dropout: probability for every dropout of the model. 0 by default, as in the authors' code: with dropout the
-            policy would differ from its reference before the first step.
-        head_chunk: rows of logits (one a scored token, as wide as the vocabulary) that exist at a time; None: all.
+        compile: run the decoder layers through torch.compile (:mod:`halos.policy.logprobs.compiling`).
+        cpu_kernels: compute linear layers, RMSNorm and SwiGLU with this project's CPU kernels
+            (:mod:`halos.policy.kernels`). False: use the model's own modules.
+        liger: compute RMSNorm and SwiGLU with Liger's kernels, on CUDA (:mod:`halos.policy.kernels.liger`).
+        dropout: probability for every dropout of the model. The default is 0, as in the authors' code: with dropout
+            the policy would differ from its reference before the first step.
+        head_chunk: rows of logits (one per scored token, as wide as the vocabulary) that are in memory at a time.
+            None: all.
         statistics: what is logged of the policy's distributions at scored tokens: ``entropy``, ``token_accuracy``.
-        reference: ``cached``: its log-probs are computed once, before training, and kept on disk; ``live``: a frozen
-            copy of the model computes them in every step; ``adapter``: the model does, with LoRA switched off;
-            ``auto``: see :meth:`resolved`.
-        reference_path: the model whose log-probs are the reference's, where that is not the one that the policy starts
-            from. With ``cached`` only; of the same tokenizer.
-        chat_template: for a tokenizer that has none, or instead of its own: ``plain``, ``chatml``, a file or a Jinja
-            template. It is exported with the model.
+        reference: where the reference's log-probs come from. ``cached``: computed once, before training, and stored
+            on disk. ``live``: a frozen copy of the model computes them in every step. ``adapter``: the policy computes
+            them with its LoRA adapter switched off. ``auto``: see :meth:`resolved`.
+        reference_path: a model to use as the reference instead of the policy's start. Needs ``cached``, and the same
+            tokenizer.
+        chat_template: replaces the tokenizer's chat template: ``plain``, ``chatml``, a file or a Jinja template. It is
+            exported with the model.
         lora: train adapters instead of the whole model.
     """
 
@@ -78,6 +92,7 @@ class ModelSpec:
     packed_attention: str = "pieces"
     gradient_checkpointing: bool = False
     compile: bool = False
+    cpu_kernels: bool = True
     liger: bool = False
     dropout: float = 0.0
     head_chunk: int | None = 512
@@ -117,7 +132,11 @@ class ModelSpec:
         check_statistics(self.statistics)
 
     def check(self) -> None:
-        """Raise ``ValueError`` for a path that cannot be loaded; reads headers only. Hub ids are not contacted."""
+        """Check that the model can be loaded. Reads file headers only, and does not contact the hub.
+
+        Raises:
+            ValueError: no such path, damaged or missing files, a missing package, or no CUDA device for ``flex``.
+        """
         self.lora.check()
         if self.packed_attention == "flex" and not torch.cuda.is_available():
             raise ValueError(
@@ -139,16 +158,20 @@ class ModelSpec:
         elif self.path.startswith((PACKAGED, "/", "./", "../", "~")) or self.path.count("/") > 1:
             raise ValueError(f"model.path: no such directory or file: {self.path}")
         elif "/" in self.path and location.parent.is_dir():
+            # A typing error in a local path would otherwise be downloaded as a hub id, or fail there obscurely.
             raise ValueError(
                 f"model.path: no such directory or file: {self.path}; it is not taken for a hub id, as "
                 f"{location.parent} is a folder here"
             )
 
     def resolved(self, *, streaming: bool) -> ModelSpec:
-        """The same with ``auto`` decided: ``cached``, or for data of which nobody knows beforehand which are read,
-        ``adapter`` with LoRA and ``live`` without.
+        """Return the spec with ``reference=auto`` replaced by ``cached``, ``live`` or ``adapter``.
 
-        Raises ``ValueError`` for a cached reference of such data.
+        The choice is ``cached``. For streamed data it is ``adapter`` with LoRA and ``live`` without, as the rows of a
+        stream are not known before training.
+
+        Raises:
+            ValueError: the reference must be cached, and the data are streamed.
         """
         uncached = "adapter" if self.lora.enabled else "live"
         if streaming and (self.reference == "cached" or self.reference_path is not None):
@@ -160,15 +183,15 @@ class ModelSpec:
         return replace(self, reference=chosen) if self.reference == "auto" else self
 
     def of_reference(self) -> ModelSpec:
-        """The model that the reference is, as it is loaded without a policy."""
+        """Return the spec of the reference as a model of its own: ``reference_path`` or ``path``, without LoRA."""
         path = self.reference_path or self.path
         return replace(self, path=path, reference_path=None, random_weights=False, lora=LoRA())
 
-    def tokenizer(self) -> Any:
-        """The model's tokenizer; a missing pad token becomes EOS (padding is never found by its id)."""
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the model's tokenizer. A missing pad token becomes EOS: masks never come from token ids."""
         from transformers import AutoTokenizer
 
-        tokenizer = self._from_pretrained(AutoTokenizer)
+        tokenizer: PreTrainedTokenizerBase = self._from_pretrained(AutoTokenizer)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if self.chat_template is not None:
@@ -177,16 +200,22 @@ class ModelSpec:
             tokenizer.chat_template = template_of(self.chat_template)
         return tokenizer
 
-    def load(self, *, dtype: torch.dtype = torch.float32, new_tokens: Sequence[int] = (), vocabulary: int = 0) -> Any:
-        """The policy, in training mode; with LoRA, its adapters attached and the rest frozen.
+    def load(
+        self, *, dtype: torch.dtype = torch.float32, new_tokens: Sequence[int] = (), vocabulary: int = 0
+    ) -> PreTrainedModel:
+        """Load the policy in training mode, on the CPU. With LoRA, adapters are attached and the rest is frozen.
 
-        ``vocabulary`` is the least number of embeddings; rows of ``new_tokens`` start as the mean of the others.
+        Args:
+            dtype: precision of the weights.
+            new_tokens: ids without trained embeddings; their rows start as the mean of the others.
+            vocabulary: least number of embedding rows.
+
+        Raises:
+            ValueError: transformers cannot load the model, or the files lack some of its weights.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        self._check_new_tokens(new_tokens)
-        config = self._from_pretrained(AutoConfig)
-        set_dropout(config, self.dropout)
+        config = self._config(new_tokens)
         if self.random_weights:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
         else:
@@ -206,39 +235,53 @@ class ModelSpec:
         if self._location.suffix == ".gguf":
             forget_quantisation(model)
         grow_vocabulary(model, vocabulary, new_tokens)
-        return self._prepared(model, new_tokens)
+        self._prepare(model, new_tokens)
+        return self._finish(model)
 
     def skeleton(
         self, *, dtype: torch.dtype = torch.float32, new_tokens: Sequence[int] = (), vocabulary: int = 0
-    ) -> Any:
-        """What :meth:`load` returns, without its weights: to be called where parameters get no memory."""
-        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    ) -> PreTrainedModel:
+        """Build the model that :meth:`load` returns with its weights on the meta device. Takes the same arguments.
 
-        self._check_new_tokens(new_tokens)
-        config = self._from_pretrained(AutoConfig)
-        set_dropout(config, self.dropout)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
-        if self._location.suffix == ".gguf":
-            forget_quantisation(model)
-        if not self.random_weights:
-            with suppress(ValueError):  # many models have no file of their own for it
-                model.generation_config = self._from_pretrained(GenerationConfig)
-        grow_vocabulary(model, vocabulary, ())
-        return self._prepared(model, new_tokens)
+        Buffers, and the weights of LoRA adapters, have memory and values.
+        """
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        config = self._config(new_tokens)
+        with parameters_on_meta():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
+            if self._location.suffix == ".gguf":
+                forget_quantisation(model)
+            if not self.random_weights:
+                with suppress(ValueError):  # many models have no file of their own for it
+                    model.generation_config = self._from_pretrained(GenerationConfig)
+            grow_vocabulary(model, vocabulary, ())
+            self._prepare(model, new_tokens)
+        return self._finish(model)
 
     @property
     def folder(self) -> Path | None:
-        """The local directory that the model lies in, if it is one."""
+        """The model's local directory. None for a hub id or a GGUF file."""
         return self._location if self._location.is_dir() else None
 
-    def _check_new_tokens(self, new_tokens: Sequence[int]) -> None:
+    @property
+    def local(self) -> Path | None:
+        """The model's file or directory on this machine. None for a hub id."""
+        return self._location if self._location.exists() else None
+
+    def _config(self, new_tokens: Sequence[int]) -> PretrainedConfig:
+        from transformers import AutoConfig
+
         if self.lora.enabled and new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
             raise ValueError(
                 "model.lora: new control tokens need rows in the embeddings, which an adapter alone does not hold: "
                 "expected model.lora.export=merged and no model.lora.path"
             )
+        config: PretrainedConfig = self._from_pretrained(AutoConfig)
+        set_dropout(config, self.dropout)
+        return config
 
-    def _prepared(self, model: Any, new_tokens: Sequence[int]) -> Any:
+    def _prepare(self, model: PreTrainedModel, new_tokens: Sequence[int]) -> None:
         if self.gradient_checkpointing:
             # transformers 5 renames it.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -246,12 +289,14 @@ class ModelSpec:
         if self.lora.enabled:
             base, keep_start = self._names[0], self.reference == "adapter"
             self.lora.attach(model, base=base, new_tokens=new_tokens, keep_start=keep_start)
-        return model.train()
 
-    @property
-    def local(self) -> Path | None:
-        """The file or folder of the model, if it is on this machine by the name given."""
-        return self._location if self._location.exists() else None
+    def _finish(self, model: PreTrainedModel) -> PreTrainedModel:
+        if self.cpu_kernels:
+            # After LoRA, whose own linear layers take part. Outside of parameters_on_meta: each kernel is tried out
+            # first, on small modules whose weights need memory.
+            use_cpu_kernels(model)
+        model.train()
+        return model
 
     @property
     def _location(self) -> Path:
@@ -265,13 +310,14 @@ class ModelSpec:
 
     @property
     def _names(self) -> tuple[str, dict[str, str]]:
-        # What transformers calls the model: a hub id or a folder, and the file in it.
+        # transformers addresses a model by hub id or folder, and a GGUF file by its name inside the folder.
         location = self._location
         if location.suffix == ".gguf":
             return str(location.parent), {"gguf_file": location.name}
         return str(location) if location.is_dir() else self.path, {}
 
     def _from_pretrained(self, factory: Any, **options: Any) -> Any:
+        # Any: transformers' factories have no common class, and return what the files name.
         name, file = self._names
         try:
             return factory.from_pretrained(name, **file, **options)
@@ -279,34 +325,8 @@ class ModelSpec:
             raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {error}") from error
 
 
-def forget_quantisation(model: Any) -> None:
-    """Weights from a GGUF file are dequantised by now; a model that says otherwise could be neither cast nor saved."""
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-
-
-def set_dropout(config: Any, probability: float) -> None:
-    """Set every dropout probability that the config knows, under whichever name."""
-    for name, value in config.to_dict().items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, int | float):
-            setattr(config, name, probability)
-
-
-def grow_vocabulary(model: Any, size: int, new_tokens: Sequence[int]) -> None:
-    """Make room for ``size`` tokens, and start each of ``new_tokens`` as the mean of all embeddings before it."""
-    if size > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(size, mean_resizing=False)
-    if not new_tokens:
-        return
-    with torch.no_grad():
-        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
-            embedding.weight[list(new_tokens)] = embedding.weight[: min(new_tokens)].mean(0)
-
-
-def add_control_tokens(tokenizer: Any, texts: Iterable[str]) -> list[int]:
-    """Make each text a single special token; returns the ids of those that are new to the vocabulary."""
+def add_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:
+    """Make each non-empty text a single special token. Returns the ids that are new to the vocabulary."""
     before = len(tokenizer)
     missing = [
         text for text in texts if text and tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)

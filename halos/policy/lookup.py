@@ -1,55 +1,59 @@
-"""Which model a command is about: a run's folder, a hub id, a directory or a .gguf file."""
+"""Find the model that a command works on: a run's folder, a hub id, a directory or a .gguf file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from halos.config.devices import DTYPES, choice, device_of
-from halos.policy.kernels.matmul import limit_kernel_caches
+from halos.config.runs import TrainedRun, read_run
 from halos.policy.loading import ModelSpec
 from halos.policy.lora import LoRA
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A model by the name that the user gave it; ``run`` is the configuration of the run that trained it, if known.
+    """A model, under the name that the user gave it.
 
-    ``exported``: where its tokenizer and chat template are, if not with the weights in ``spec``.
+    Args:
+        name: the user's name for it.
+        spec: how to load its weights.
+        run: the run that trained it, if known.
+        exported: where its tokenizer and chat template are, if not with the weights: next to an exported adapter.
     """
 
     name: str
     spec: ModelSpec
-    run: DictConfig | None = None
+    run: TrainedRun | None = None
     exported: ModelSpec | None = None
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
         return (self.exported or self.spec).tokenizer()
 
     @property
     def control(self) -> str:
-        """The control token that prompts end with (CSFT's desirable one), where no chat template writes it."""
+        """The control token that prompts must end with. Empty if there is none, or if the chat template writes it."""
         if self.run is None or self.tokenizer.chat_template is not None:
             return ""
-        return str(self.run.loss.get("desirable_token") or "")
+        return self.run.control
 
     @property
     def beta(self) -> float | None:
-        """β of the loss that trained it; of a mixture, that of the first part that has one."""
-        if self.run is None:
-            return None
-        losses = (self.run.loss, *(self.run.loss.get("parts") or {}).values())
-        return next((float(loss.beta) for loss in losses if loss.get("beta") is not None), None)
+        """β of the loss that trained the model, if known."""
+        return None if self.run is None else self.run.beta
 
     @property
     def is_classifier(self) -> bool:
@@ -60,85 +64,92 @@ class Policy:
         names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or ()
         return any(name.endswith("ForSequenceClassification") for name in names)
 
-    def load(self, *, device: str, precision: str, vocabulary: int = 0) -> Any:
-        """The model on its device, ready to be asked; ``vocabulary``: see :meth:`ModelSpec.load`."""
-        dtype = choice("precision", precision, DTYPES)
-        limit_kernel_caches()
-        return self.spec.load(dtype=dtype, vocabulary=vocabulary).to(device_of(device)).eval()
+    def load(self, *, device: str, precision: str, vocabulary: int = 0) -> PreTrainedModel:
+        """Load the model in evaluation mode.
+
+        Args:
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            precision: ``32-true`` or ``bf16-true``.
+            vocabulary: least number of embedding rows.
+        """
+        model = self.spec.load(dtype=choice("precision", precision, DTYPES), vocabulary=vocabulary)
+        # transformers wraps ``to`` with a decorator that loses its signature.
+        nn.Module.to(model, device_of(device)).eval()
+        return model
 
 
-def find_policy(key: str, where: Any, **options: Any) -> Policy:
-    """The policy at ``where``, given under ``key``; ``options``: what else its :class:`ModelSpec` is made with.
+def find_policy(key: str, where: object, *, chat_template: str | None = None, lora: LoRA | None = None) -> Policy:
+    """Find a model, and check that it can be loaded. Does not contact the hub.
 
-    Raises ``ValueError`` for an unfinished run and for a model that cannot be loaded; hub ids are not contacted.
+    Args:
+        key: the configuration's key, for error messages.
+        where: its value: a run's folder, a hub id, a directory or a .gguf file.
+        chat_template: replaces the tokenizer's chat template.
+        lora: an adapter to load with the model.
+
+    Raises:
+        ValueError: the run has not finished, or the model cannot be loaded.
     """
     if not isinstance(where, str) or not where:
         raise ValueError(f"{key}: expected a run's folder, a hub id or a model's directory, found {where!r}")
-    return _named(key, lambda: _find(key, where, options))
+    return _naming(key, lambda: _find(key, where, chat_template, lora or LoRA()))
 
 
-def _find(key: str, where: str, options: Mapping[str, Any]) -> Policy:
+def _find(key: str, where: str, chat_template: str | None, lora: LoRA) -> Policy:
     folder = Path(where).expanduser()
-    run = None
-    path = where
-    if (folder / "config.yaml").is_file():
-        run, path = run_config(folder), str(folder / "model")
-        if not (folder / "summary.json").is_file() or not Path(path).is_dir():
-            raise ValueError(f"{key}: the run in {where} has not finished: expected summary.json and model/ in it")
-    spec, exported = ModelSpec(path=path, **options), None
-    if run is not None and (Path(path) / "adapter_config.json").is_file():
-        spec, exported = _adapted(key, where, run, path), spec
+    if not (folder / "config.yaml").is_file():
+        spec = ModelSpec(path=where, chat_template=chat_template, lora=lora)
+        spec.check()
+        return Policy(where, spec)
+    run, model = read_run(folder), folder / "model"
+    if not (folder / "summary.json").is_file() or not model.is_dir():
+        raise ValueError(f"{key}: the run in {where} has not finished: expected summary.json and model/ in it")
+    spec, exported = ModelSpec(path=str(model), chat_template=chat_template, lora=lora), None
+    if (model / "adapter_config.json").is_file():
+        spec, exported = _with_adapter(key, where, run, model), spec
     spec.check()
     return Policy(where, spec, run, exported)
 
 
-def _adapted(key: str, where: str, run: DictConfig, adapter: str) -> ModelSpec:
-    """The model that a run started from with the adapter that the run exported.
-
-    The base is not held in 4 bits where the run did (QLoRA): neither is that of the reference.
-    """
-    if run.model.get("random_weights"):
+def _with_adapter(key: str, where: str, run: TrainedRun, adapter: Path) -> ModelSpec:
+    # The base is loaded in full precision even if the run held it in 4 bits (QLoRA): so is that of the reference.
+    if run.random_weights:
         raise ValueError(
             f"{key}: the run {where} exported an adapter for random weights, which nobody has kept; expected a run "
             "with model.lora.export=merged"
         )
-    return ModelSpec(path=str(run.model.path), lora=LoRA(enabled=True, path=adapter))
-
-
-def run_config(folder: Path) -> DictConfig:
-    """The resolved configuration of a run. Raises ``ValueError`` if it is not one of ours."""
-    try:
-        config = OmegaConf.load(folder / "config.yaml")
-    except Exception as error:  # YAML's and OmegaConf's own kinds
-        raise ValueError(f"{folder / 'config.yaml'}: expected a run's configuration, found {error}") from error
-    if not isinstance(config, DictConfig) or not {"loss", "data", "model"} <= set(config):
-        raise ValueError(f"{folder / 'config.yaml'}: expected a run's configuration with loss, data and model")
-    return config
+    return ModelSpec(path=run.model_path, lora=LoRA(enabled=True, path=str(adapter)))
 
 
 def check_tokenizer(key: str, policy: Policy) -> None:
-    """Raise ``ValueError`` that names the key if the model has no tokenizer, as a hub id that is none has not."""
-    _named(key, lambda: policy.tokenizer)
+    """Raise ``ValueError`` that names the key if the model's tokenizer cannot be loaded."""
+    _naming(key, lambda: policy.tokenizer)
 
 
 def reference_of(policy: Policy, where: str | None) -> Policy | None:
-    """The model that rewards and KL are measured against: the one given, else the run's reference, which is the model
-    that it started from (with the adapter that it continued, if any) unless it named another."""
+    """Find the model that rewards and KL are measured against.
+
+    Args:
+        policy: the evaluated model.
+        where: the reference that the user named. None: the reference of the run that trained the policy, which is
+            ``model.reference_path`` or the model that the run started from, with the adapter that it continued.
+
+    Returns:
+        The reference, or None if the user named none and the policy's run is unknown.
+    """
     if where is not None:
         return find_policy("reference", where)
-    if policy.run is None:
+    run = policy.run
+    if run is None:
         return None
-    model = policy.run.model
-    if model.get("random_weights"):
+    if run.random_weights:
         raise ValueError(f"reference: the run {policy.name} started from random weights; expected reference=MODEL")
-    path = str(model.get("reference_path") or model.path)
-    adapter = (model.get("lora") or {}).get("path")
-    lora = LoRA() if adapter is None else LoRA(enabled=True, path=adapter)
-    return find_policy("reference", path, chat_template=model.get("chat_template"), lora=lora)
+    lora = LoRA(enabled=run.adapter is not None, path=run.adapter)
+    return find_policy("reference", run.reference_path or run.model_path, chat_template=run.chat_template, lora=lora)
 
 
-def _named(key: str, job: Callable[[], T]) -> T:
-    # The loader speaks of model.path, its key in a training run.
+def _naming(key: str, job: Callable[[], T]) -> T:
+    # The loader's errors name model.path, its key in a training run. Here the model stands under another key.
     try:
         return job()
     except ValueError as error:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,8 +17,14 @@ from halos.checks import check_whole
 from halos.policy.adapters import POLICY, REFERENCE, adapter_layers
 from halos.policy.checks import check_safetensors
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 RANK = 16
-INITS = {"kaiming": True, "gaussian": "gaussian"}
+INITS: dict[str, bool | str] = {"kaiming": True, "gaussian": "gaussian"}
+"""peft's names of the initialisations, by ours."""
+# Keys of a stored adapter's config: those that LoRA's computation depends on, and those that change nothing here.
+# Any other key with a value of its own means a variant (DoRA, biases, …) that this project does not compute.
 _READ = {"r", "lora_alpha", "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "use_rslora"}
 _READ |= {"fan_in_fan_out", "layers_to_transform", "layers_pattern"}
 _WITHOUT_EFFECT = {"peft_version", "base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping"}
@@ -27,22 +33,22 @@ _WITHOUT_EFFECT |= {"lora_dropout", "init_lora_weights", "runtime_config"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoRA:
-    """W + (alpha / rank) · B·A in place of W, with A [rank, in] and B [out, rank] trained and all else frozen.
+    """Low-rank adapters: W + (alpha / rank) · B·A in place of W. A [rank, in] and B [out, rank] alone are trained.
 
     B starts at zero, so that the policy starts at the reference to the bit.
 
     Args:
-        enabled: off, the whole model is trained.
-        rank: 16, or that of the adapter in ``path``.
-        alpha: 2 · rank, or that of the adapter in ``path``.
-        target_modules: names (or a regular expression) of linear layers, or ``all-linear``, which is the default and
-            means all but the LM head; with ``path``, those of the adapter there.
-        dropout: on what A reads.
-        init: how A starts: ``kaiming`` or ``gaussian``.
-        path: a folder of peft's with an adapter, for example from SFT. The policy starts from it, and the reference
-            is the base model with this adapter as it was.
-        export: ``merged`` into the weights, or ``adapter``: a folder of peft's.
-        quantize: ``4bit`` holds the frozen weights as NF4 (QLoRA, arXiv 2305.14314); CUDA only.
+        enabled: train adapters. False: train the whole model.
+        rank: the rank of B·A. None: 16, or the rank of the adapter in ``path``.
+        alpha: the scale's numerator. None: 2 · rank, or the value of the adapter in ``path``.
+        target_modules: names of linear layers, a regular expression, or ``all-linear`` for all but the LM head.
+            None: ``all-linear``, or the layers of the adapter in ``path``.
+        dropout: probability of the dropout on A's inputs.
+        init: initialisation of A: ``kaiming`` or ``gaussian``.
+        path: a folder with an adapter in peft's format, for example from SFT. The policy starts from it, and the
+            reference is the base model with this adapter as it was.
+        export: ``merged``: a whole model with the adapter in its weights. ``adapter``: the adapter in peft's format.
+        quantize: ``4bit`` stores the frozen weights as NF4 (QLoRA, arXiv 2305.14314). CUDA only.
     """
 
     enabled: bool = False
@@ -81,13 +87,19 @@ class LoRA:
             )
         if self.target_modules is not None and not self.target_modules:
             raise ValueError("model.lora.target_modules: expected names or null, found none")
-        given = [name for name in ("rank", "alpha", "target_modules") if getattr(self, name) is not None]
-        if self.path is not None and given:
-            raise ValueError(f"model.lora.{given[0]}: the adapter in model.lora.path={self.path} says it; leave it out")
+        explicit = [name for name in ("rank", "alpha", "target_modules") if getattr(self, name) is not None]
+        if self.path is not None and explicit:
+            raise ValueError(
+                f"model.lora.{explicit[0]}: expected null with model.lora.path={self.path}, whose adapter determines "
+                f"it, found {getattr(self, explicit[0])!r}"
+            )
 
     def check(self) -> None:
-        """Raise ``ValueError`` for a missing package or device, or an adapter that cannot be continued; reads headers
-        only."""
+        """Check that the adapters can be trained here. Reads headers only.
+
+        Raises:
+            ValueError: a package or device is missing, or the adapter in ``path`` cannot be continued.
+        """
         if not self.enabled:
             return
         if importlib.util.find_spec("peft") is None:
@@ -97,12 +109,21 @@ class LoRA:
         if self.path is not None:
             self._stored_config(Path(self.path).expanduser())
 
-    def attach(self, model: Any, *, base: str, new_tokens: Sequence[int] = (), keep_start: bool = False) -> None:
-        """Put adapters into the model, in place, and freeze the rest.
+    def attach(
+        self, model: PreTrainedModel, *, base: str, new_tokens: Sequence[int] = (), keep_start: bool = False
+    ) -> None:
+        """Add adapters to the model, in place, and freeze the rest.
 
-        Where the model's weights are on the meta device, those of LoRA's own layers are on the CPU nevertheless.
-        ``base``: what the exported adapter names as its base. ``new_tokens``: rows of the embeddings that are trained
-        as well. ``keep_start``: keep the adapter in ``path`` beside the trained one, as a part of the reference.
+        Adapters have memory and values on the CPU even if the model's weights are on the meta device.
+
+        Args:
+            model: the model.
+            base: name of the base model in the exported adapter's config.
+            new_tokens: rows of the embeddings to train as well.
+            keep_start: keep the adapter in ``path`` as it is, next to the trained one, as part of the reference.
+
+        Raises:
+            ValueError: ``target_modules`` or the adapter in ``path`` does not fit the model.
         """
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -125,10 +146,12 @@ class LoRA:
             draw_start(model, name, INITS[self.init])
             if self.path is not None:
                 self._load(model, Path(self.path).expanduser(), name)
-        if self.path is not None:  # the adapter put in last is the active one
+        if self.path is not None:
+            # peft activates the adapter that was added last, which is the reference's.
             for layer in adapter_layers(model).values():
                 layer.set_adapter(POLICY)
         for name, parameter in model.named_parameters():
+            # peft trains every adapter that it adds.
             parameter.requires_grad_(f".{POLICY}." in name + ".")
         _check_targets(model)
 
@@ -143,26 +166,26 @@ class LoRA:
         try:
             stored = dict(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"model.lora.path: {file} is not an adapter's config: {error}") from error
+            raise ValueError(f"model.lora.path: expected an adapter's config in {file}, found {error}") from error
         if stored.pop("peft_type", None) != "LORA":
             raise ValueError(f"model.lora.path: expected a LoRA adapter in {folder}, found another kind")
-        usual = LoraConfig().to_dict()
-        strange = [
+        defaults: dict[str, Any] = LoraConfig().to_dict()
+        unsupported = [
             f"{name}={value}"
             for name, value in stored.items()
-            if name not in _READ | _WITHOUT_EFFECT and value and value != usual.get(name)
+            if name not in _READ | _WITHOUT_EFFECT and value and value != defaults.get(name)
         ]
-        if strange:
+        if unsupported:
             raise ValueError(
-                f"model.lora.path: the adapter in {folder} is more than plain LoRA ({', '.join(strange)}); merge it "
-                "into its base and set model.path to that"
+                f"model.lora.path: the adapter in {folder} is more than plain LoRA ({', '.join(unsupported)}); merge "
+                "it into its base and set model.path to that"
             )
         return {name: value for name, value in stored.items() if name in _READ}
 
-    def _load(self, model: Any, folder: Path, name: str) -> None:
+    def _load(self, model: PreTrainedModel, folder: Path, name: str) -> None:
         from peft import set_peft_model_state_dict
 
-        result: Any
+        result: Any  # a namedtuple of PyTorch's without annotations
         try:
             result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"), name)
         except RuntimeError as error:  # other shapes
@@ -171,36 +194,46 @@ class LoRA:
         if missing or result.unexpected_keys:
             raise ValueError(
                 f"model.lora.path: the adapter in {folder} is not of this model: it lacks {missing[:3]} and has "
-                f"{list(result.unexpected_keys)[:3]} besides"
+                f"{list(result.unexpected_keys)[:3]} in addition"
             )
 
 
-def draw_start(model: nn.Module, name: str, init: Any) -> None:
-    """Draw the adapter's start from the seed and the order of its layers alone, however the model is held."""
+def draw_start(model: nn.Module, name: str, init: bool | str) -> None:
+    """Draw the initial weights of an adapter.
+
+    They depend only on the seed and the order of the layers: not on the random numbers that were drawn before, of which
+    a model on the meta device, or a quantised one, draws other ones. So all strategies start alike.
+
+    Args:
+        model: the model with the adapter.
+        name: the adapter's name.
+        init: peft's name of the initialisation.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
         for layer in adapter_layers(model).values():
             if name in getattr(layer, "lora_A", ()):
-                for part in (layer.lora_A[name], layer.lora_B[name]):
-                    if part.weight.is_meta:
-                        part.to_empty(device="cpu")
+                for factor in (layer.lora_A[name], layer.lora_B[name]):
+                    if factor.weight.is_meta:
+                        factor.to_empty(device="cpu")
                 layer.reset_lora_parameters(name, init)
 
 
-def _check_targets(model: Any) -> None:
+def _check_targets(model: PreTrainedModel) -> None:
     for name, layer in adapter_layers(model).items():
         base = layer.get_base_layer() if hasattr(layer, "lora_A") else None
         if base is not None and not isinstance(base, nn.Linear) and type(base).__name__ != "Conv1D":
             raise ValueError(f"model.lora.target_modules: expected linear layers, found {name}: {type(base).__name__}")
-    head = model.get_output_embeddings()
-    if hasattr(head, "lora_A") and head.base_layer.weight is model.get_input_embeddings().weight:
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if hasattr(head, "lora_A") and head.base_layer.weight is embeddings.weight:
+        # An exported model with tied weights could not hold the change of the head alone.
         raise ValueError(
             "model.lora.target_modules: this model's LM head shares its weights with the embeddings; choose others"
         )
 
 
 def check_quantization() -> None:
-    """Raise ``ValueError`` unless weights can be held in 4 bits here."""
+    """Raise ``ValueError`` unless this machine can store weights in 4 bits."""
     if any(importlib.util.find_spec(name) is None for name in ("bitsandbytes", "accelerate")):
         raise ValueError(
             "model.lora.quantize: bitsandbytes is missing; install the extra with pip install 'halos[qlora]'"
@@ -210,7 +243,7 @@ def check_quantization() -> None:
 
 
 def quantization() -> dict[str, Any]:
-    """What transformers' ``from_pretrained`` needs to hold frozen weights as NF4, computing in bf16."""
+    """Return options of transformers' ``from_pretrained`` that store weights as NF4 and compute in bf16."""
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(

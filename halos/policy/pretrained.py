@@ -1,4 +1,4 @@
-"""A backbone from a model's files, and the protocol of whatever an objective takes its backbone from."""
+"""Load a backbone from a model's files, and the protocol of the sources that an objective takes its backbone from."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class BackboneSource(Protocol):
-    """What an objective takes its backbone from: a :class:`Backbone`, or a factory that loads one later."""
+class ProvidesBackbone(Protocol):
+    """Where an objective gets its backbone: a :class:`Backbone` that is loaded, or a factory that loads one later."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -28,10 +28,16 @@ class BackboneSource(Protocol):
         """Make each text a single token of the tokenizer and of the policy."""
 
     def make(self, *, reference: bool, sharding: Any) -> Backbone:
-        """The backbone, with a model for the reference if ``reference`` and if no cached log-probs take its place."""
+        """Return the backbone.
+
+        Args:
+            reference: the objective needs a reference. The backbone then has a model for it, unless the reference's
+                log-probs are cached.
+            sharding: how to shard the models (:class:`halos.sharding.sharding.Sharding`), or None.
+        """
 
     def reference_scorer(self, backbone: Backbone, sharding: Any) -> Backbone:
-        """The model whose log-probs are the reference's before training: the backbone itself, or another one."""
+        """Return the model that computes the reference's log-probs before training: the backbone, or another one."""
 
 
 def load_backbone(
@@ -43,7 +49,7 @@ def load_backbone(
     with_reference: bool = False,
     adapter_reference: bool = False,
 ) -> Backbone:
-    """The policy with all its weights, and a live reference if asked for; see :meth:`ModelSpec.load`."""
+    """Load the policy, and a live reference if requested. For the arguments see :meth:`ModelSpec.load`."""
     policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
     backbone = Backbone(
         policy,
@@ -57,11 +63,11 @@ def load_backbone(
 
 
 def use_fast_layers(backbone: Backbone, spec: ModelSpec) -> None:
-    """Compile the layers, or put kernels and attention in their place, as the spec says."""
-    for part in backbone.with_reference_backbone():
+    """Compile the layers, or replace layers and attention by other kernels, as the spec says."""
+    for member in backbone.with_reference_backbone():
         if spec.compile:
-            compile_layers(part.policy)
+            compile_layers(member.policy)
         if spec.liger:
-            use_liger(part.policy)
+            use_liger(member.policy)
         if spec.packed_attention == "flex":
-            attend_by_flex(part.policy)
+            attend_by_flex(member.policy)

@@ -10,7 +10,7 @@ from halos.data.rows.chat_tokens import ChatTokens
 from halos.objectives.base import Objective
 from halos.reporting.tensorboard import log_text
 from halos.sampling.generate import sample
-from halos.sharding.sharding import whole_root
+from halos.sharding.sharding import unsharded_root
 
 
 class SampledReplies(Callback):
@@ -28,7 +28,7 @@ class SampledReplies(Callback):
             return
         control, tokenizer = pl_module.control(True), self.tokens.tokenizer
         prompts = [self.tokens.fitted_prompt(prompt, control) for prompt in self.prompts]
-        with whole_root(backbone):
+        with unsharded_root(backbone):
             replies = sample(
                 backbone.policy,
                 prompts,

@@ -1,4 +1,4 @@
-"""A sharded checkpoint folder → one file that every strategy resumes from."""
+"""Convert a sharded checkpoint folder into one file that every strategy resumes from."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from halos.sharding.fsdp import by_position
 
 META = "meta.pt"
-"""Lightning's name for what is not divided; written last, so a folder with a whole one is complete."""
+"""Lightning's name for the file with all that is not sharded. It is written last, so a folder with it is complete."""
 _ALLOWED = ("torch.distributed.checkpoint.", "torch.serialization", "torch._utils", "torch.storage")
 
 
 class _Metadata(pickle.Unpickler):
-    # PyTorch's index of a folder is a pickle; nothing but descriptions of tensors may be in it.
-    def find_class(self, module: str, name: str) -> Any:
+    # PyTorch's index of a folder is a pickle, and a pickle can run any code. Only classes that describe tensors are
+    # allowed in it.
+    def find_class(self, module: str, name: str) -> object:
         harmless = {("torch", "Size"), ("pathlib", "PosixPath"), ("collections", "OrderedDict")}
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
@@ -32,7 +33,7 @@ class _Metadata(pickle.Unpickler):
 
 
 def check_sharded(folder: Path, key: str = "resume") -> Path:
-    """The folder, if it is a whole sharded checkpoint. Raises ``ValueError`` naming ``key`` otherwise."""
+    """Return the folder if it is a complete sharded checkpoint. Raises ``ValueError`` that names ``key`` otherwise."""
     if not (folder / ".metadata").is_file() or not zipfile.is_zipfile(folder / META):
         raise ValueError(f"{key}: expected a checkpoint, found the folder {folder}, which is none or incomplete")
     try:
@@ -44,31 +45,37 @@ def check_sharded(folder: Path, key: str = "resume") -> Path:
 
 
 def consolidate(folder: Path, file: Path) -> None:
-    """Put the parts together in this process's memory and write them as one checkpoint, whole or not at all.
+    """Load all shards into this process's memory and write them as one checkpoint file.
 
-    Raises ``ValueError`` for a folder that is no whole sharded checkpoint, and for a file that exists.
+    Args:
+        folder: a sharded checkpoint.
+        file: the file to write. It is complete or not there at all.
+
+    Raises:
+        ValueError: the folder is no complete sharded checkpoint, or the file exists.
     """
     check_sharded(folder, "consolidate")
     if file.exists():
         raise ValueError(f"consolidate: expected a new file, found {file}, which exists")
-    parts: dict[str, Any] = {}
-    _load_state_dict(parts, FileSystemReader(folder), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    # torch.distributed.checkpoint.format_utils.dcp_to_torch_save does the same, but unpickles the index unchecked.
+    state: dict[str, Any] = {}
+    _load_state_dict(state, FileSystemReader(folder), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
     checkpoint: dict[str, Any] = torch.load(folder / META, map_location="cpu", weights_only=True)
-    checkpoint["state_dict"] = parts.pop("state_dict")
-    checkpoint["optimizer_states"] = [by_position(parts[name]) for name in sorted(parts)]
+    checkpoint["state_dict"] = state.pop("state_dict")
+    checkpoint["optimizer_states"] = [by_position(state[name]) for name in sorted(state)]  # optimizer_0, …
     temporary = file.with_name(file.name + ".part")
     torch.save(checkpoint, temporary)
     temporary.replace(file)
 
 
 def main() -> None:
-    """``consolidate FOLDER FILE``."""
+    """Run the command ``consolidate FOLDER FILE``."""
     parser = argparse.ArgumentParser(description="Make one checkpoint file of a sharded checkpoint folder.")
     parser.add_argument("folder", type=Path, help="a folder that strategy.trainer.sharded_checkpoints=true wrote")
-    parser.add_argument("file", type=Path, help="the file to write: resume=FILE goes on from it with any strategy")
+    parser.add_argument("file", type=Path, help="the file to write: resume=FILE continues from it with any strategy")
     options = parser.parse_args()
     try:
         consolidate(options.folder, options.file)
     except ValueError as error:
         parser.exit(1, f"error: {error}\n")
-    print(f"{options.file}: go on with resume={options.file}")
+    print(f"{options.file}: continue with resume={options.file}")

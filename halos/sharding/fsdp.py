@@ -1,8 +1,7 @@
-"""``strategy=fsdp``: FSDP2 through Lightning's ModelParallelStrategy, with checkpoints for any strategy."""
+"""``strategy=fsdp``: FSDP2 through Lightning's ModelParallelStrategy, with checkpoints that any strategy reads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +21,24 @@ from torch.optim import Optimizer
 from halos.checks import check_whole
 from halos.sharding.sharding import Sharding, full_state, load_full_state, materialise
 
+State = dict[str, Any]
+"""A checkpoint, or a state dict of nested dicts, tensors and numbers."""
+
 
 class ShardedMixed(Precision):
-    """bf16-mixed where the shards are float32: FSDP2 casts weights for each forward, so nothing is left to autocast."""
+    """bf16-mixed for float32 shards. FSDP2 itself casts the weights for each forward, so autocast is not used."""
 
     precision = "bf16-mixed"
 
 
 class FSDP(ModelParallelStrategy):
-    """Fully sharded data parallelism; :class:`halos.objectives.Objective` applies its :attr:`sharding`.
+    """Fully sharded data parallelism. The objective shards its models with :attr:`sharding`.
 
     Args:
-        replicas: copies of the sharded model (HSDP): each is divided over devices / replicas devices.
+        replicas: copies of the sharded model (HSDP). Each copy is sharded over devices / replicas devices.
         reshard_after_forward, cpu_offload, defer_gradient_sync: see :class:`halos.sharding.sharding.Sharding`.
-        sharded_checkpoints: checkpoints are folders to which each rank writes its own part, instead of one file that
-            rank 0 puts together. Folders are read by this strategy only, until ``scripts/consolidate.py`` makes a file.
+        sharded_checkpoints: write checkpoints as folders, to which each rank writes its own shards, instead of one file
+            that rank 0 gathers. Only this strategy reads such folders; ``scripts/consolidate.py`` makes a file of one.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class FSDP(ModelParallelStrategy):
         self.defer_gradient_sync = defer_gradient_sync
 
     def check(self, devices: int) -> None:
-        """Raise ``ValueError`` unless so many devices can be divided into replicas."""
+        """Raise ``ValueError`` unless the number of devices can be divided into replicas."""
         if devices % self.replicas:
             raise ValueError(
                 f"strategy.trainer.replicas: expected a divisor of the {devices} devices, found {self.replicas}"
@@ -62,7 +64,7 @@ class FSDP(ModelParallelStrategy):
 
     @property
     def sharding(self) -> Sharding:
-        """How models are divided; known once the process group is."""
+        """How to shard models. Available once the process group is set up."""
         return Sharding(
             mesh=self.device_mesh,
             device=self.root_device,
@@ -74,7 +76,7 @@ class FSDP(ModelParallelStrategy):
 
     @property
     def compute_dtype(self) -> torch.dtype | None:
-        """What weights are cast to for a forward, if they are."""
+        """The dtype that weights are cast to for a forward. None: their own."""
         return torch.bfloat16 if isinstance(self.precision_plugin, ShardedMixed) else None
 
     def setup_environment(self) -> None:
@@ -90,28 +92,30 @@ class FSDP(ModelParallelStrategy):
         return init_device_mesh(self.root_device.type, (self.replicas, shards), mesh_dim_names=names)
 
     def _get_process_group_backend(self) -> str:
-        # The norm of offloaded gradients is added up where they are.
+        # The norm of offloaded gradients is reduced on the CPU, the gradients themselves on the GPU.
         both = self.cpu_offload and self.root_device.type == "cuda"
         return "cpu:gloo,cuda:nccl" if both else super()._get_process_group_backend()
 
     @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     def model_to_device(self) -> None:
-        if self.cpu_offload and self.model is not None:  # buffers and metrics compute where activations do
+        if self.cpu_offload and self.model is not None:
+            # Lightning would move the shards to the GPU too. Buffers and metrics have to be there.
             materialise(self.model, shards=torch.device("cpu"), buffers=self.root_device)
         else:
             super().model_to_device()
 
-    # Checkpoints: one file has the form that every other strategy writes
+    # Checkpoints. By default they are one file in the format of all other strategies: names without prefixes, and an
+    # optimizer state by parameters' positions. PyTorch's functions for sharded states use parameters' names.
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
+    def lightning_module_state_dict(self) -> State:
         if self._save_distributed_checkpoint:
             return super().lightning_module_state_dict()
         return full_state(self._module)
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: Optimizer) -> State:
         if self._save_distributed_checkpoint:
             return super().optimizer_state(optimizer)
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
@@ -119,11 +123,12 @@ class FSDP(ModelParallelStrategy):
         state = get_optimizer_state_dict(self._module, plain, options=options)
         return by_position(state) if self.global_rank == 0 else {}
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> State:
         path = Path(self.broadcast(str(checkpoint_path)))
         if path.is_dir():
             return super().load_checkpoint(path, weights_only)
-        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        # Memory-mapped: rank 0 reads the tensors as it broadcasts them, and the other ranks read none.
+        checkpoint: State = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         load_full_state(self._module, checkpoint["state_dict"])
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
@@ -134,21 +139,21 @@ class FSDP(ModelParallelStrategy):
     @property
     def _module(self) -> nn.Module:
         if self.model is None:
-            raise ValueError("expected a strategy that has been set up, found one without a model")
+            raise ValueError("strategy: expected one that a Trainer has set up, found one without a model")
         return self.model
 
 
-def by_position(state: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's state by parameter names → by their positions, as ``Optimizer.state_dict`` gives it."""
+def by_position(state: State) -> State:
+    """Convert an optimizer's state by parameters' names to one by their positions, as ``Optimizer.state_dict`` has."""
     names = [name for group in state["param_groups"] for name in group["params"]]
     positions = {name: position for position, name in enumerate(names)}
     groups = [{**group, "params": [positions[name] for name in group["params"]]} for group in state["param_groups"]]
-    return {"state": {positions[name]: found for name, found in state["state"].items()}, "param_groups": groups}
+    return {"state": {positions[name]: values for name, values in state["state"].items()}, "param_groups": groups}
 
 
-def by_name(state: Mapping[str, Any], module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """The reverse of :func:`by_position`, for this optimizer over the module's parameters."""
-    known = {id(parameter): name for name, parameter in module.named_parameters()}
-    names = [known[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+def by_name(state: State, module: nn.Module, optimizer: Optimizer) -> State:
+    """Do the reverse of :func:`by_position` for this optimizer of the module's parameters."""
+    name_of = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     groups = [{**group, "params": [names[position] for position in group["params"]]} for group in state["param_groups"]]
-    return {"state": {names[position]: found for position, found in state["state"].items()}, "param_groups": groups}
+    return {"state": {names[position]: values for position, values in state["state"].items()}, "param_groups": groups}

@@ -1,10 +1,10 @@
-"""``strategy=fsdp_tp``: FSDP2 over groups of devices that compute each decoder layer together."""
+"""``strategy=fsdp_tp``: FSDP2 over groups of devices, each of which computes decoder layers together."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from halos.optim import AdamW, Optim, RMSprop
@@ -12,38 +12,47 @@ from halos.policy.loading import ModelSpec
 from halos.sharding.fsdp import FSDP
 from halos.sharding.sharding import Sharding
 from halos.sharding.tensor_parallel import check_plan, check_size
-from halos.sharding.weights import parameters_on_meta
 
 DATA, TENSOR = "data_parallel", "tensor_parallel"
-"""Lightning's names for the dimensions of the mesh."""
+"""Lightning's names for the dimensions of the device mesh."""
 
 
 def check_model(spec: ModelSpec, optim: Optim, ranks: int) -> None:
-    """Raise ``ValueError`` for a model, or a way to train it, that does not go with groups of so many ranks; reads
-    the model's config only."""
-    for key, found, expected in (
+    """Check that a model can be trained by this strategy. Reads the model's config only.
+
+    Args:
+        spec: the model.
+        optim: the optimizer.
+        ranks: devices in a tensor-parallel group.
+
+    Raises:
+        ValueError: an option of the model or the optimizer is not supported, or the model cannot be divided.
+    """
+    for key, value, expected in (
         ("lora.enabled", spec.lora.enabled, False),
         ("compile", spec.compile, False),
         ("liger", spec.liger, False),
         ("packed_attention", spec.packed_attention, "pieces"),
-        ("dropout", spec.dropout, 0),  # heads on different ranks would have to draw apart, all else alike
+        # Attention heads on different ranks would need different random numbers, everything else the same ones.
+        ("dropout", spec.dropout, 0),
     ):
-        if found != expected:
-            raise ValueError(f"model.{key}: expected {expected} with strategy=fsdp_tp, found {found}")
+        if value != expected:
+            raise ValueError(f"model.{key}: expected {expected} with strategy=fsdp_tp, found {value}")
     if type(optim) not in (AdamW, RMSprop):
         raise ValueError(f"optim: expected AdamW or RMSprop with strategy=fsdp_tp, found {type(optim).__name__}")
-    with parameters_on_meta():
-        check_plan(spec.skeleton(), ranks)
+    check_plan(spec.skeleton(), ranks)
 
 
 class FSDPTP(FSDP):
-    """Devices in a mesh of two dimensions: those of a tensor-parallel group read the same data and divide each layer's
-    products; over the groups the parts are divided as by FSDP. What lies outside the decoder layers is divided over all
-    devices. Ranks that follow each other form a group.
+    """FSDP2 combined with tensor parallelism, on a mesh of two dimensions.
+
+    Neighbouring ranks form a tensor-parallel group. They read the same data, and each computes a part of every product
+    of the decoder layers. Each part is sharded by FSDP2 over the groups. Weights outside the decoder layers are sharded
+    over all devices.
 
     Args:
         tensor_parallel_size: devices in a group.
-        data_parallel_size: groups; None: as many as there are devices for.
+        data_parallel_size: number of groups. None: devices / tensor_parallel_size.
         reshard_after_forward, sharded_checkpoints: see :class:`halos.sharding.fsdp.FSDP`.
     """
 
@@ -63,7 +72,7 @@ class FSDPTP(FSDP):
         self._all: DeviceMesh | None = None
 
     def check(self, devices: int) -> None:
-        """Raise ``ValueError`` unless so many devices make groups of this size, and as many as asked for."""
+        """Raise ``ValueError`` unless the number of devices fits both sizes."""
         groups, left = divmod(devices, self.tensor_parallel_size)
         if left:
             raise ValueError(
@@ -88,18 +97,19 @@ class FSDPTP(FSDP):
         )
 
     @property
-    def data_group(self) -> Any:
-        """The process group of the ranks that read different data, with one of each tensor-parallel group."""
+    def data_group(self) -> ProcessGroup:
+        """The process group of ranks that read different data: one rank of each tensor-parallel group."""
         return self.device_mesh[DATA].get_group()
 
     def _mesh(self) -> DeviceMesh:
-        # PyTorch warns that whole tensors are put together in two steps, which checkpoints and exports alone do.
+        # PyTorch warns that tensors which are sharded twice are gathered in two steps. Only checkpoints and exports
+        # gather, where the extra step does not matter.
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         kind, groups = self.root_device.type, self.world_size // self.tensor_parallel_size
         self._all = init_device_mesh(kind, (self.world_size,), mesh_dim_names=("all",))
         return init_device_mesh(kind, (groups, self.tensor_parallel_size), mesh_dim_names=(DATA, TENSOR))
 
     @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        share = self.tensor_parallel_size
-        return {"num_replicas": self.world_size // share, "rank": self.global_rank // share}
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        group_size = self.tensor_parallel_size
+        return {"num_replicas": self.world_size // group_size, "rank": self.global_rank // group_size}

@@ -1,7 +1,9 @@
 """FSDP2: parameters, gradients and optimizer state divided over the ranks, layer by layer.
 
-A :class:`Backbone` is the root: embeddings, LM head and whatever else lies outside the decoder layers are whole during
-its forward, within which the head is read in chunks. Its live reference is a root of its own.
+1. Each decoder layer is an FSDP2 module: its weights are gathered before its forward and freed after it.
+2. The :class:`Backbone` is the root module. Embeddings, LM head and everything else outside the decoder layers are
+   gathered for the whole of its forward, within which the head is read in chunks.
+3. The live reference is a root of its own, with a backbone of its own.
 """
 
 from __future__ import annotations
@@ -25,19 +27,20 @@ from halos.sharding.tensor_parallel import divide_products
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharding:
-    """How to divide models over a mesh.
+    """How to shard models over a mesh of devices.
 
     Args:
-        mesh: of one dimension, or of two: (copies, shards of each).
-        device: where the shards lie during computation.
-        compute_dtype: of weights during a forward, and of what is computed with them; the shards that the optimizer
-            sees keep their own, and gradients are added up in float32. None: all in the shards' own.
-        reshard_after_forward: free a layer's whole weights between its forward and its backward.
-        cpu_offload: keep the shards, their gradients and the optimizer state in the CPU's memory.
-        root_mesh: of what lies outside the decoder layers, where that is another.
-        tensor_mesh: over which the products of decoder layers are divided before the models are, if they are.
-        defer_gradient_sync: while gradients are accumulated, add up whole ones on each rank and divide them once a
-            step: less traffic, but the memory of a whole model's gradients.
+        mesh: one dimension (shards), or two (copies of the model, shards of each copy).
+        device: the device that computes.
+        compute_dtype: dtype of gathered weights and of the computation. The optimizer's shards keep their own dtype,
+            and gradients are reduced in float32. None: everything uses the dtype of the shards.
+        reshard_after_forward: free a layer's gathered weights between its forward and its backward.
+        cpu_offload: store shards, gradients and optimizer state in CPU memory.
+        root_mesh: mesh for the weights outside the decoder layers. None: ``mesh``.
+        tensor_mesh: mesh for tensor parallelism, which divides the products of decoder layers before FSDP2 shards the
+            layers. None: no tensor parallelism.
+        defer_gradient_sync: accumulate unsharded gradients on each rank and reduce them once per optimizer step. This
+            saves communication and costs the memory of a whole model's gradients.
     """
 
     mesh: DeviceMesh
@@ -50,24 +53,27 @@ class Sharding:
     defer_gradient_sync: bool = False
 
     def shard(self, backbone: Backbone) -> None:
-        """Divide the policy, and the live reference if there is one, in place; parameters may be on the meta device.
-
-        The reference's embeddings are freed after each forward, as no backward pass will need them.
-        """
-        policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=self._reduced_in())
-        for made in backbone.with_reference_backbone():
+        """Shard the policy, and its live reference if there is one, in place. Parameters may be on the meta device."""
+        policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=self._reduce_dtype())
+        for member in backbone.with_reference_backbone():
+            # Tensor parallelism comes first: FSDP2 can shard its DTensors once more, and not the other way round.
             if self.tensor_mesh is not None:
-                divide_products(made.policy, self.tensor_mesh)
-            for layer in repeated_layers(made.policy):
+                divide_products(member.policy, self.tensor_mesh)
+            # Layers before the root: fully_shard leaves out the parameters of modules that are sharded already.
+            for layer in repeated_layers(member.policy):
                 self._shard(layer, self.mesh, policy, self.reshard_after_forward)
-            self._shard(made, self._root_mesh, policy, True if made is not backbone else None)
-            made.sharding = self
+            # None: FSDP2 keeps a root's weights after its forward, for the backward pass that follows at once. The
+            # reference has no backward pass, so its root frees them.
+            self._shard(member, self._root_mesh, policy, None if member is backbone else True)
+            member.sharding = self
         materialise(backbone, shards=torch.device("cpu") if self.cpu_offload else self.device, buffers=self.device)
 
     def shard_beside(self, module: nn.Module) -> None:
-        """Divide the modules beside the backbone, such as a value head; they compute in their own precision.
+        """Shard the modules of an objective other than the backbone, such as a value head, in their own precision.
 
-        Raises ``ValueError`` for parameters that belong to an objective itself: its forward is never called.
+        Raises:
+            ValueError: the objective itself has parameters. FSDP2 gathers weights in a module's forward, and an
+                objective's forward is never called.
         """
         for child in module.children():
             if isinstance(child, Backbone) or not any(True for _ in child.parameters()):
@@ -83,10 +89,10 @@ class Sharding:
             )
 
     def begin_micro_batch(self, module: nn.Module, *, last: bool) -> None:
-        """Before each backward pass: ``last`` is that of an optimizer step."""
+        """Prepare for a backward pass. ``last``: it is the last one of an optimizer step."""
         if self.defer_gradient_sync:
-            for part in sharded_modules(module):
-                part.set_requires_gradient_sync(last, recurse=False)
+            for sharded in sharded_modules(module):
+                sharded.set_requires_gradient_sync(last, recurse=False)
 
     @property
     def _root_mesh(self) -> DeviceMesh:
@@ -97,15 +103,22 @@ class Sharding:
         offload = CPUOffloadPolicy(pin_memory=pinned) if self.cpu_offload else OffloadPolicy()
         fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=offload)
 
-    def _reduced_in(self) -> torch.dtype | None:
+    def _reduce_dtype(self) -> torch.dtype | None:
         return None if self.compute_dtype is None else torch.float32
 
 
+# The forward that nn.ModuleList inherits, which raises NotImplementedError: such a module is never called.
 _NO_FORWARD = nn.ModuleList.forward
 
 
 def materialise(module: nn.Module, *, shards: torch.device, buffers: torch.device) -> None:
-    """Give memory to divided parameters on the meta device, without values; buffers, which have theirs, are moved."""
+    """Give parameters on the meta device memory, without values, and move buffers, which have values.
+
+    Args:
+        module: a sharded module, changed in place.
+        shards: device for the parameters' shards.
+        buffers: device for the buffers.
+    """
 
     def place(tensor: Tensor) -> Tensor:
         if tensor.device.type == "meta":
@@ -116,14 +129,18 @@ def materialise(module: nn.Module, *, shards: torch.device, buffers: torch.devic
 
 
 def full_state(module: nn.Module) -> dict[str, Any]:
-    """The module's state on the CPU, put together on rank 0 and empty elsewhere. All ranks have to ask for it."""
-    for part in sharded_modules(module):
-        part.reshard()  # a root keeps its weights whole after a forward without a backward
+    """Gather the module's state dict into the CPU memory of rank 0; it is empty on other ranks.
+
+    All ranks must call this function together.
+    """
+    for sharded in sharded_modules(module):
+        # After a forward without a backward the root still has gathered weights, which are no DTensors to gather.
+        sharded.reshard()
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def load_full_state(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Hand out a state that rank 0 has, by the names of :func:`full_state`; all ranks have to call it."""
+def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Distribute the state dict of :func:`full_state` from rank 0. All ranks must call this function together."""
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     with _buffers_beside_weights(module):
         set_model_state_dict(module, dict(state) if rank_and_world()[0] == 0 else {}, options=options)
@@ -131,26 +148,31 @@ def load_full_state(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _buffers_beside_weights(module: nn.Module) -> Iterator[None]:
-    # PyTorch hands out a state on one device only; the weights of offloaded models are on the CPU, buffers are not.
+    # PyTorch broadcasts a state dict on one device only. Weights of offloaded models are on the CPU and buffers are
+    # not, so the buffers move to the weights' device for the broadcast, and back.
     device = next(module.parameters()).device
     moved = [
-        (part, name, buffer.device)
-        for part in module.modules()
-        for name, buffer in part._buffers.items()
+        (owner, name, buffer.device)
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
         if buffer is not None and buffer.device != device
     ]
-    for part, name, _ in moved:
-        part._buffers[name] = part._buffers[name].to(device)  # type: ignore[union-attr]
+    for owner, name, _ in moved:
+        owner._buffers[name] = owner._buffers[name].to(device)  # type: ignore[union-attr]
     try:
         yield
     finally:
-        for part, name, place in moved:
-            part._buffers[name] = part._buffers[name].to(place)  # type: ignore[union-attr]
+        # The broadcast replaces the buffers, so the new ones move back instead of the saved ones being restored.
+        for owner, name, origin in moved:
+            owner._buffers[name] = owner._buffers[name].to(origin)  # type: ignore[union-attr]
 
 
 @contextmanager
-def whole_root(backbone: Backbone) -> Iterator[None]:
-    """Within, the policy can be called by itself (to generate), by all ranks together if it is sharded."""
+def unsharded_root(backbone: Backbone) -> Iterator[None]:
+    """Gather the root's weights, so that the policy can be called without the backbone (to generate).
+
+    All ranks must enter it together if the policy is sharded.
+    """
     if isinstance(backbone, FSDPModule):
         backbone.unshard()
     try:
@@ -161,5 +183,5 @@ def whole_root(backbone: Backbone) -> Iterator[None]:
 
 
 def sharded_modules(module: nn.Module) -> Iterator[FSDPModule]:
-    """The modules that are divided by themselves."""
-    return (part for part in module.modules() if isinstance(part, FSDPModule))
+    """Iterate over the modules that FSDP2 shards by themselves: roots and decoder layers."""
+    return (child for child in module.modules() if isinstance(child, FSDPModule))

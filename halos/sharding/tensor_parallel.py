@@ -1,8 +1,11 @@
-"""Tensor parallelism (arXiv 1909.08053): the products of decoder layers divided over ranks, by transformers' own plan.
+"""Tensor parallelism (arXiv 1909.08053): decoder layers' products divided over ranks, by transformers' own plan.
 
-A model's plan names its linear layers and how each is divided. ``colwise``: each rank computes some of the outputs
-(whole attention heads, a part of the MLP's width); ``rowwise``: each rank multiplies what it has, and the ranks add up
-their results. What the plan says of embeddings and LM head is left: they stay whole within a forward.
+A model's plan names its linear layers and how each is divided.
+
+- ``colwise``: each rank computes some of the outputs (some of the attention heads, a part of the MLP's width).
+- ``rowwise``: each rank multiplies its part of the inputs, and the ranks add up their results.
+
+Embeddings and LM head are not divided, whatever the plan says of them: FSDP2 gathers them for each forward.
 """
 
 from __future__ import annotations
@@ -10,29 +13,36 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from halos.checks import check_whole
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 
 class _PerHead(ParallelStyle):
-    """A norm of each head by itself: the weights are whole, and each rank's gradient comes from its own heads."""
+    """A norm over each attention head. Each rank has all its weights, and gradients from its own heads only.
+
+    ``distribute_module`` replicates the weights as DTensors, whose gradients are then summed over the ranks.
+    """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        return distribute_module(module, device_mesh, None, self._divided, self._own)
+        # PyTorch's annotations have both functions return None.
+        return distribute_module(module, device_mesh, None, self._as_shards, self._as_local)  # type: ignore[arg-type]
 
     @staticmethod
-    def _divided(_: nn.Module, inputs: Any, mesh: DeviceMesh) -> Any:
-        # Which dimension the heads are in makes no difference to a norm over the last one.
+    def _as_shards(_: nn.Module, inputs: tuple[Tensor, ...], mesh: DeviceMesh) -> tuple[DTensor, ...]:
+        # The heads are in another dimension than 0. This makes no difference to a norm over the last one.
         return tuple(DTensor.from_local(states, mesh, [Shard(0)], run_check=False) for states in inputs)
 
     @staticmethod
-    def _own(_: nn.Module, output: Any, mesh: DeviceMesh) -> Any:
+    def _as_local(_: nn.Module, output: DTensor, mesh: DeviceMesh) -> Tensor:
         return output.to_local()
 
 
@@ -43,25 +53,26 @@ STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
     "rowwise_split_input": partial(RowwiseParallel, input_layouts=Replicate()),
     "replicated_with_grad_allreduce": _PerHead,
 }
-"""Styles of transformers' plans that are understood here."""
+"""The styles of transformers' plans that this strategy supports."""
 
 
-def check_size(name: str, value: Any) -> int:
-    """The number. Raises ``ValueError`` naming the key of the strategy unless it is a whole one from 1 on."""
+def check_size(name: str, value: int) -> int:
+    """Return the value. Raises ``ValueError`` that names ``strategy.NAME`` unless it is a whole number from 1 on."""
     check_whole(f"strategy.{name}", value, 1)
     return value
 
 
 def plan_of(model: nn.Module) -> dict[str, str]:
-    """{name of a module or parameter in the decoder layers: its style}, for all that the model's plan speaks of."""
+    """Return the style of each module or parameter in the decoder layers that the model's plan covers, by name."""
     plan: Mapping[str, str] = getattr(model, "_tp_plan", None) or {}
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+    # The plan writes a layer's number as a star: model.layers.*.mlp.down_proj. Other names are outside the layers.
     patterns = {name: re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names}
     return {name: plan[pattern] for name, pattern in patterns.items() if "*" in pattern and pattern in plan}
 
 
-def check_plan(model: Any, ranks: int) -> None:
-    """Raise ``ValueError`` unless the model has a plan that is understood, and can be divided over so many ranks."""
+def check_plan(model: PreTrainedModel, ranks: int) -> None:
+    """Raise ``ValueError`` unless the model's plan has supported styles only and divides over this number of ranks."""
     check_size("tensor_parallel_size", ranks)
     kind, plan = type(model).__name__, plan_of(model)
     if not plan:
@@ -88,7 +99,7 @@ def check_plan(model: Any, ranks: int) -> None:
             )
 
 
-def _check_heads(kind: str, config: Any, ranks: int) -> None:
+def _check_heads(kind: str, config: PretrainedConfig, ranks: int) -> None:
     for name in ("num_attention_heads", "num_key_value_heads"):
         heads = getattr(config, name, None)
         if heads and heads % ranks:
@@ -98,8 +109,14 @@ def _check_heads(kind: str, config: Any, ranks: int) -> None:
 
 
 def divide_products(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Divide the model's layers over the mesh (of one dimension) in place; parameters may be on the meta device."""
+    """Divide the model's layers over the mesh in place. Parameters may be on the meta device.
+
+    Args:
+        model: the model.
+        mesh: a mesh of one dimension, the ranks of a tensor-parallel group.
+    """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     parallelize_module(model, mesh, {name: STYLES[style]() for name, style in plan_of(model).items()})
-    for name, parameter in model.named_parameters():  # some styles forget it
+    for name, parameter in model.named_parameters():
+        # Some styles make new parameters, which all require gradients.
         parameter.requires_grad_(name not in frozen)

@@ -1,13 +1,13 @@
-"""Weights of a sharded model: read so that each rank holds its own part only."""
+"""Build a backbone for any strategy. A sharded one reads its weights so that each rank holds its own shards only."""
 
 from __future__ import annotations
 
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -18,9 +18,12 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from halos.policy.adapters import adapter_layers, base_state, mark_base
 from halos.policy.backbone import Backbone
 from halos.policy.loading import ModelSpec
-from halos.policy.pretrained import load_backbone, use_fast_layers
+from halos.policy.pretrained import use_fast_layers
 from halos.processes.collectives import rank_and_world
 from halos.sharding.sharding import Sharding, full_state, load_full_state, sharded_modules
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def make_backbone(
@@ -33,40 +36,55 @@ def make_backbone(
     with_reference: bool,
     adapter_reference: bool = False,
 ) -> Backbone:
-    """The policy, and its live reference if asked for, whole or (all ranks together) divided before it has weights."""
-    weights: dict[str, Any] = {"dtype": dtype, "new_tokens": new_tokens, "vocabulary": vocabulary}
-    references: dict[str, Any] = {"with_reference": with_reference, "adapter_reference": adapter_reference}
-    if sharding is None:
-        return load_backbone(spec, **weights, **references)
-    options = {"head_chunk": spec.head_chunk, "statistics": spec.statistics, **references}
-    backbone = _divided(spec, sharding, weights, options)
+    """Load the policy, and its live reference if requested, whole or sharded.
+
+    Args:
+        spec: the model.
+        sharding: how to shard the models. All ranks must then call this function together. None: whole models.
+        dtype, new_tokens, vocabulary: see :meth:`ModelSpec.load`.
+        with_reference, adapter_reference: see :class:`Backbone`.
+    """
+    load = spec.load if sharding is None else spec.skeleton
+    backbone = Backbone(
+        load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary),
+        with_reference=with_reference,
+        adapter_reference=adapter_reference,
+        head_chunk=spec.head_chunk,
+        statistics=spec.statistics,
+    )
+    if sharding is not None:
+        # The models are sharded before they have weights, so that no rank ever holds a whole model.
+        backbone.skeleton = (copy.deepcopy(backbone.policy),)
+        sharding.shard(backbone)
+        load_weights(backbone.policy, spec, dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
+        _copy_to_reference(backbone)
+        if adapter_layers(backbone.policy):
+            mark_base(backbone)  # the fingerprint of the base needs its weights
     use_fast_layers(backbone, spec)
     return backbone
 
 
-def _divided(spec: ModelSpec, sharding: Sharding, weights: Mapping[str, Any], options: Mapping[str, Any]) -> Backbone:
-    with parameters_on_meta():
-        policy = spec.skeleton(**weights)
-        skeleton = copy.deepcopy(policy)
-        made = Backbone(policy, **options)
-    made.skeleton = (skeleton,)
-    sharding.shard(made)
-    load_weights(made.policy, spec, **weights)
-    if made.reference is not None:
-        for theirs, ours in zip(_tensors(made.reference), _tensors(made.policy), strict=True):
-            theirs.data.copy_(ours.data)
-    if adapter_layers(made.policy):
-        mark_base(made)
-    return made
+def _copy_to_reference(backbone: Backbone) -> None:
+    # Both models are sharded alike, so that each rank copies its own shards.
+    if backbone.reference is not None:
+        for target, source in zip(_tensors(backbone.reference), _tensors(backbone.policy), strict=True):
+            target.data.copy_(source.data)
 
 
-def whole_policy(backbone: Backbone) -> Any:
-    """The policy with all its weights. Of a sharded one this is a copy in the CPU's memory on rank 0, and None on the
-    others; all ranks have to ask for it."""
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return chain(model.parameters(), model.buffers())
+
+
+def gathered_policy(backbone: Backbone) -> PreTrainedModel | None:
+    """Return the policy with all its weights, for export.
+
+    A sharded policy is gathered into the CPU memory of rank 0, and the other ranks get None. All ranks must call this
+    function together.
+    """
     if not backbone.sharded:
         return backbone.policy
-    for part in sharded_modules(backbone):
-        part.reshard()
+    for module in sharded_modules(backbone):
+        module.reshard()
     state = full_state(backbone.policy)
     if rank_and_world()[0]:
         return None
@@ -76,68 +94,49 @@ def whole_policy(backbone: Backbone) -> Any:
     return policy
 
 
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Within, parameters that modules register get no memory. Buffers do: those outside the state dict (rotary
-    frequencies) are computed by constructors alone, and nothing would fill them in later."""
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and parameter.device.type != "meta":
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
 def load_weights(
-    model: Any, spec: ModelSpec, *, dtype: torch.dtype, new_tokens: Sequence[int] = (), vocabulary: int = 0
+    model: PreTrainedModel, spec: ModelSpec, *, dtype: torch.dtype, new_tokens: Sequence[int] = (), vocabulary: int = 0
 ) -> None:
-    """Fill in the weights of a sharded model that was made without any; all ranks have to call it.
+    """Fill in the weights of a sharded model that was built without any. All ranks must call this function together.
 
-    From a local directory whose safetensors have the model's own names and shapes each rank reads its part of each
-    tensor. Anything else (a hub id, GGUF, random weights, a vocabulary that grows) is loaded by rank 0 into the CPU's
-    memory and handed out.
+    If a local directory has safetensors with the model's own names and shapes, each rank reads its own shards from
+    them. In all other cases (a hub id, GGUF, random weights, a grown vocabulary) rank 0 loads the model into its CPU
+    memory and broadcasts the weights.
     """
     files = None if spec.random_weights or new_tokens else matching_files(model, spec.folder)
     if files is not None:
-        _read_parts(model, files)
+        _read_shards(model, files)
         return
-    first = rank_and_world()[0] == 0
-    load_full_state(
-        model, spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary).state_dict() if first else {}
-    )
+    state = {}
+    if rank_and_world()[0] == 0:
+        state = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary).state_dict()
+    load_full_state(model, state)
 
 
-def matching_files(model: Any, folder: Path | None) -> dict[str, Path] | None:
-    """For each entry of the model's state dict, adapters aside, the safetensors file that holds it, or None unless all
-    are there, by the same names and shapes, and no others. Of tied weights one name is enough."""
+def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Path] | None:
+    """Map each entry of the model's state dict, adapters aside, to the safetensors file that contains it.
+
+    Returns:
+        The file of each name, one name being enough for tied weights. None if the files' names and shapes are not
+        exactly the model's.
+    """
     if folder is None or _converted_while_loading(model):
         return None
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     shapes: dict[str, list[int]] = {}
     for path in _safetensors(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (it is no dictionary)
-                found[name], shapes[name] = path, file.get_slice(name).get_shape()
+                files[name], shapes[name] = path, file.get_slice(name).get_shape()
     state = base_state(model)
     if any(name not in state or list(state[name].shape) != shape for name, shape in shapes.items()):
         return None
-    there = {id(state[name]) for name in found}
-    return found if all(id(tensor) in there for tensor in state.values()) else None
+    stored = {id(state[name]) for name in files}
+    return files if all(id(tensor) in stored for tensor in state.values()) else None
 
 
-def _converted_while_loading(model: Any) -> bool:
-    # transformers merges or renames some architectures' weights (experts, mostly); that is left to it.
+def _converted_while_loading(model: PreTrainedModel) -> bool:
+    # transformers merges or renames the weights of some architectures (mostly experts) while it loads them.
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
     except ImportError:
@@ -154,11 +153,11 @@ def _safetensors(folder: Path) -> list[Path]:
 
 
 @torch.no_grad()
-def _read_parts(model: Any, files: dict[str, Path]) -> None:
+def _read_shards(model: PreTrainedModel, files: Mapping[str, Path]) -> None:
     state = base_state(model)
     for path in sorted(set(files.values())):
         with safe_open(path, framework="pt") as file:
-            for name in (name for name, place in files.items() if place == path):
+            for name in (name for name, source in files.items() if source == path):
                 target = state[name]
                 if not isinstance(target, DTensor):
                     target.copy_(file.get_tensor(name))
@@ -166,6 +165,7 @@ def _read_parts(model: Any, files: dict[str, Path]) -> None:
                 shape, offset = compute_local_shape_and_global_offset(
                     target.shape, target.device_mesh, target.placements
                 )
+                # A rank's shard is empty where a dimension is shorter than the mesh; safetensors refuses empty slices.
                 if 0 not in shape:
-                    part = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
-                    target.to_local().copy_(file.get_slice(name)[part])
+                    shard = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+                    target.to_local().copy_(file.get_slice(name)[shard])

@@ -1,4 +1,4 @@
-"""The conformance kit: does an objective keep the promises that make comparisons fair?
+"""The conformance kit checks that an objective keeps the promises that make comparisons fair.
 
 ``check_objective(MyLoss)`` in a test, or ``pytest --halos-objective mylab.losses.MyLoss`` from a shell.
 """
@@ -16,10 +16,14 @@ __all__ = ["PROPERTIES", "NotApplicable", "Violation", "check_objective", "check
 
 
 def check_objective(make: Make) -> None:
-    """Check every property of :data:`PROPERTIES` that applies.
+    """Check every property of :data:`PROPERTIES` that applies to an objective.
 
-    ``make``: an objective's class, or a ``functools.partial`` of it with parameters. Raises :class:`Violation` naming
-    the first property that is broken, what was expected and found, and the smallest batch that shows it.
+    Args:
+        make: the objective's class, or a ``functools.partial`` of it with parameters.
+
+    Raises:
+        Violation: naming the first property that is broken, what was expected and found, and the smallest batch that
+            shows it.
     """
     for name in PROPERTIES:
         try:
@@ -29,7 +33,16 @@ def check_objective(make: Make) -> None:
 
 
 def check_property(make: Make, name: str) -> None:
-    """Check one property; raises :class:`NotApplicable` if the objective does not promise it."""
+    """Check one property of an objective.
+
+    Args:
+        make: see :func:`check_objective`.
+        name: a key of :data:`PROPERTIES`.
+
+    Raises:
+        Violation: see :func:`check_objective`.
+        NotApplicable: if the objective does not promise this property.
+    """
     for rows in BATCHES[name](make_objective(make)):
         try:
             PROPERTIES[name](make, rows)
@@ -38,8 +51,8 @@ def check_property(make: Make, name: str) -> None:
         except Violation as violation:
             raise Violation(f"{_name(make)}, {name}: {violation}\n{_describe(rows)}") from None
         except Exception as error:
-            said = f"raised {type(error).__name__}: {error}"
-            raise Violation(f"{_name(make)}, {name}: {said}\n{_describe(rows)}") from error
+            problem = f"raised {type(error).__name__}: {error}"
+            raise Violation(f"{_name(make)}, {name}: {problem}\n{_describe(rows)}") from error
 
 
 def _name(make: Make) -> str:

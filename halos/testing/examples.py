@@ -1,4 +1,4 @@
-"""Tiny batches with made-up log-probs, and an objective's answer to them."""
+"""Tiny batches with made-up log-probs, and what an objective computes from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +21,11 @@ from halos.policy.logprobs.completions import LogProbs
 VOCABULARY = 23
 HIDDEN = 8
 Make = Callable[..., Objective]
-"""Makes an objective from a backbone, and from parameters to change: a class, or a ``functools.partial`` of one."""
+"""Makes an objective from a backbone and changed parameters: a class, or a ``functools.partial`` of one."""
 
 
 def tiny_backbone(*, moved: bool = False) -> Backbone:
-    """A float64 Llama with two layers and its reference, which the policy has left if ``moved``."""
+    """A float64 Llama with two layers as policy and its reference, equal to it unless ``moved``."""
     return deepcopy(_backbone(moved))
 
 
@@ -61,35 +60,45 @@ def _shift(module: nn.Module, size: float) -> None:
             weight.add_(torch.randn_like(weight), alpha=size)
 
 
-def make_objective(make: Make, *, moved: bool = False, **changed: Any) -> Objective:
-    """The objective on a tiny backbone in float64, the same in each call."""
+def make_objective(make: Make, *, moved: bool = False, **changed: float) -> Objective:
+    """The objective on a tiny backbone in float64, with equal weights in each call.
+
+    Args:
+        make: see :data:`Make`.
+        moved: whether the policy has left the reference.
+        changed: parameters of the constructor to change.
+    """
     objective = make(tiny_backbone(moved=moved), **changed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         objective.configure_model()
         objective.double().train()
         for module in objective.children():
-            if not isinstance(module, Backbone):  # heads often start at zero, where little can be told
+            # Heads often start at zero, where most gradients vanish and a fault would go unnoticed.
+            if not isinstance(module, Backbone):
                 _shift(module, 0.3)
     objective.see_labels(4, 3)
     return objective
 
 
 def tiny_rows(objective: Objective, count: int, *, labels: Sequence[bool] | None = None) -> list[Row]:
-    """Ragged rows as the objective's view has them; each two neighbours share a prompt, labels alternate."""
+    """``count`` rows of the objective's view, with completions of different lengths.
+
+    Each two neighbours share a prompt. Labels alternate unless ``labels`` [count] are passed.
+    """
     rng = random.Random(0)
 
-    def ids(most: int) -> tuple[int, ...]:
-        return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, most)))
+    def ids(max_length: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, max_length)))
 
     prompts = [ids(5) for _ in range(count // 2 + 1)]
+    scored = objective.view == "scored"
+    branch_count = 1 + (objective.view == "pairs") + objective.needs.mismatched
     rows = []
     for n in range(count):
-        # The lengths of neighbours differ, and each second completion is longer than its prompt.
-        branch_count = 1 + (objective.view == "pairs") + objective.needs.mismatched
+        # Neighbours differ in length, and each second completion may be longer than its prompt.
         branches = tuple(ids(5 + 2 * (n % 2)) for _ in range(branch_count))
         label = labels[n] if labels is not None else n % 2 == 0
-        scored = objective.view == "scored"
         rows.append(
             Row(
                 id=f"example {n}",
@@ -105,13 +114,19 @@ def tiny_rows(objective: Objective, count: int, *, labels: Sequence[bool] | None
 
 @dataclass(slots=True)
 class Inputs:
-    """A batch with log-probs; ``leaves`` are the tensors that take gradient: token log-probs, perhaps states."""
+    """What an objective's ``compute`` takes: a batch with its log-probs.
+
+    Attributes:
+        rows: the batch's rows; results are named by their ids.
+        batch: the collated rows.
+        policy: made-up log-probs, whose ``tokens`` are a leaf that takes gradient.
+        reference: made-up log-probs, or None for objectives without a reference.
+    """
 
     rows: Sequence[Row]
     batch: Batch
     policy: LogProbs
     reference: LogProbs | None
-    leaves: list[Tensor]
 
 
 def make_inputs(
@@ -124,31 +139,33 @@ def make_inputs(
     wider: int = 0,
     step: StepSize | None = None,
 ) -> Inputs:
-    """Log-probs that depend on a row's id alone, not on the batch round it.
+    """A batch of the rows, with log-probs that depend on a row's id alone and not on the rest of the batch.
 
-    ``at_reference``: policy and reference agree, but for ``shift``; ``wider``: columns of padding beside the longest
-    completion's.
+    Args:
+        objective: whose view and needs the inputs are for.
+        rows: the examples.
+        at_reference: whether the policy's log-probs are the reference's, plus ``shift`` nats.
+        shift: see ``at_reference``.
+        dtype: of the log-probs and states.
+        wider: columns of padding to add after the longest completion.
+        step: the counts of the whole step (default: those of the rows).
     """
     batch = collate(rows, step=step or step_size(rows), mismatched=objective.needs.mismatched)
-    mask = torch.nn.functional.pad(batch.mask, (0, wider))
-    batch.mask = mask
+    batch.mask = mask = torch.nn.functional.pad(batch.mask, (0, wider))
     reference = _grid(rows, mask, "reference")
     policy = (reference + shift if at_reference else _grid(rows, mask, "policy")).masked_fill(~mask, 0.0)
-    tokens = policy.to(dtype).requires_grad_()
-    leaves, hidden = [tokens], None
-    if objective.needs.hidden:
-        states = torch.stack([_grid(rows, mask, f"state {h}") for h in range(HIDDEN)], dim=-1)
-        hidden = states.to(dtype)
+    hidden = _states(rows, mask, "state").to(dtype) if objective.needs.hidden else None
+    last = _states(rows, mask, "last state")[:, :, 0].to(dtype) if objective.needs.last_hidden else None
     return Inputs(
         rows,
         batch,
-        LogProbs(tokens, mask, hidden, _last(rows, mask, dtype) if objective.needs.last_hidden else None),
+        LogProbs(policy.to(dtype).requires_grad_(), mask, hidden, last),
         LogProbs(reference.to(dtype), mask) if objective.needs.reference else None,
-        leaves,
     )
 
 
 def _grid(rows: Sequence[Row], mask: Tensor, what: str) -> Tensor:
+    # Numbers in (-2, 0], [B, K, C], seeded by the row's id: the same row has them in every batch.
     grid = torch.zeros(mask.shape, dtype=torch.float64)
     for b, row in enumerate(rows):
         for k, branch in enumerate(row.branches):
@@ -157,15 +174,21 @@ def _grid(rows: Sequence[Row], mask: Tensor, what: str) -> Tensor:
     return grid
 
 
-def _last(rows: Sequence[Row], mask: Tensor, dtype: torch.dtype) -> Tensor:
-    # The state of each completion's last token, [B, K, H].
-    states = [_grid(rows, mask, f"last state {h}")[:, :, 0] for h in range(HIDDEN)]
-    return torch.stack(states, dim=-1).to(dtype)
+def _states(rows: Sequence[Row], mask: Tensor, what: str) -> Tensor:
+    # Hidden states [B, K, C, H].
+    return torch.stack([_grid(rows, mask, f"{what} {h}") for h in range(HIDDEN)], dim=-1)
 
 
 @dataclass(slots=True)
-class Answer:
-    """An objective's loss (divided by the step's counts), the gradient of each example's token log-probs, metrics."""
+class Result:
+    """What an objective computes from one micro-batch.
+
+    Attributes:
+        loss: the loss, divided by the counts of the step.
+        gradients: the gradient of the loss with respect to the token log-probs of each example, [K, C], by id.
+        output: what ``compute`` returned.
+        means: (sum, count) of each loss term and metric.
+    """
 
     loss: Tensor
     gradients: dict[str, Tensor]
@@ -174,19 +197,18 @@ class Answer:
 
 
 def loss_of(output: Output) -> Tensor:
-    """Σ of the terms, each divided by its count in the whole step."""
+    """The loss: the sum of the terms, each divided by its count in the whole step."""
     return torch.stack([term.total / (term.step_count or float("nan")) for term in output.loss.values()]).sum()
 
 
-def ask(objective: Objective, inputs: Inputs) -> Answer:
+def evaluate(objective: Objective, inputs: Inputs) -> Result:
     """Loss, gradients and metrics of one micro-batch."""
     output = objective.compute(inputs.batch, inputs.policy, inputs.reference)
-    loss = loss_of(output)
-    leaf = inputs.leaves[0]
-    (gradient,) = torch.autograd.grad(loss, [leaf], allow_unused=True) if loss.requires_grad else (None,)
-    gradient = torch.zeros_like(leaf) if gradient is None else gradient
+    loss, tokens = loss_of(output), inputs.policy.tokens
+    (gradient,) = torch.autograd.grad(loss, [tokens], allow_unused=True) if loss.requires_grad else (None,)
+    gradient = torch.zeros_like(tokens) if gradient is None else gradient
     means = {**{f"loss/{name}": term for name, term in output.loss.items()}, **output.metrics}
-    return Answer(
+    return Result(
         loss.detach(),
         {row.id: gradient[b] for b, row in enumerate(inputs.rows)},
         output,

@@ -1,11 +1,11 @@
-"""Several ranks in one process: threads whose collectives meet."""
+"""Several ranks in one process: threads whose collectives exchange values."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from unittest import mock
 
 import torch
@@ -16,17 +16,26 @@ T = TypeVar("T")
 
 
 def on_ranks(functions: Sequence[Callable[[], T]], *, timeout: float = 30.0) -> list[T]:
-    """What the functions return, each run as one rank of a process group.
+    """Run each function as one rank of a process group, in threads of this process.
 
-    Within, ``all_reduce`` (sums, means, extremes), ``all_gather`` and ``all_gather_object`` of ``torch.distributed``
-    work on the default group. Raises the error of the first rank that failed.
+    Within a function, ``all_reduce`` (sum, mean, minimum, maximum), ``all_gather`` and ``all_gather_object`` of
+    ``torch.distributed`` work on the default group.
+
+    Args:
+        functions: one for each rank.
+        timeout: seconds that a collective waits for the other ranks.
+
+    Returns:
+        The functions' results, by rank.
+
+    Raises:
+        BaseException: the error of the first rank that failed.
     """
     world = _World(len(functions), timeout)
-    functions_of_dist: dict[str, Any] = world.functions()
-    with mock.patch.multiple(dist, **functions_of_dist), ThreadPoolExecutor(len(functions)) as pool:
+    with mock.patch.multiple(dist, **world.functions()), ThreadPoolExecutor(len(functions)) as pool:
         futures = [pool.submit(world.run, rank, function) for rank, function in enumerate(functions)]
     errors = [error for future in futures if (error := future.exception()) is not None]
-    # Ranks that were left waiting say only that the barrier broke.
+    # Ranks that waited for the one that failed only report that the barrier is broken: its own error comes first.
     for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
         raise error
     return [future.result() for future in futures]
@@ -36,7 +45,7 @@ class _World:
     def __init__(self, size: int, timeout: float) -> None:
         self.size = size
         self.barrier = threading.Barrier(size, timeout=timeout)
-        self.slots: list[Any] = [None] * size
+        self.slots: list[object] = [None] * size
         self.local = threading.local()
 
     def run(self, rank: int, function: Callable[[], T]) -> T:
@@ -47,7 +56,7 @@ class _World:
             self.barrier.abort()
             raise
 
-    def functions(self) -> dict[str, Callable[..., Any]]:
+    def functions(self) -> dict[str, Any]:
         return {
             "is_available": lambda: True,
             "is_initialized": lambda: True,
@@ -61,12 +70,13 @@ class _World:
     def exchange(self, value: T) -> list[T]:
         self.slots[self.local.rank] = value
         self.barrier.wait()
-        found = list(self.slots)
+        values = cast("list[T]", list(self.slots))
+        # Nobody may write a slot again before all ranks have read it.
         self.barrier.wait()
-        return found
+        return values
 
-    def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None) -> None:
-        reductions: dict[Any, Callable[..., Tensor]] = {
+    def all_reduce(self, tensor: Tensor, op: object = dist.ReduceOp.SUM, group: object = None) -> None:
+        reductions: dict[object, Callable[..., Tensor]] = {
             dist.ReduceOp.SUM: torch.sum,
             dist.ReduceOp.AVG: torch.mean,
             dist.ReduceOp.MAX: torch.amax,
@@ -76,9 +86,9 @@ class _World:
         with torch.no_grad():
             tensor.copy_(reductions[op](torch.stack(parts), dim=0))
 
-    def all_gather(self, target: list[Tensor], tensor: Tensor, group: Any = None) -> None:
+    def all_gather(self, target: list[Tensor], tensor: Tensor, group: object = None) -> None:
         for place, part in zip(target, self.exchange(tensor.detach().clone()), strict=True):
             place.copy_(part)
 
-    def all_gather_object(self, target: list[Any], value: Any, group: Any = None) -> None:
+    def all_gather_object(self, target: list[object], value: object, group: object = None) -> None:
         target[:] = self.exchange(value)

@@ -1,4 +1,4 @@
-"""One test for each objective named on pytest's command line and each property."""
+"""The tests of ``pytest --halos-objective``: one for each named objective and each property."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from halos.testing import NotApplicable, Violation, check_property
 
 
 def test_conformance(halos_objective: str, halos_property: str) -> None:
-    said = None
+    problem = None
     try:
         check_property(find_objective(halos_objective), halos_property)
     except NotApplicable as reason:
         pytest.skip(str(reason))
     except Violation as violation:
-        said = str(violation)
-    if said is not None:  # outside the handler: pytest would print the violation once more
-        pytest.fail(said, pytrace=False)
+        problem = str(violation)
+    # Within the handler, pytest would print the violation a second time, as the cause of the failure.
+    if problem is not None:
+        pytest.fail(problem, pytrace=False)
 
 
 def find_objective(path: str) -> type[Objective]:
-    """The objective's class at a dotted path. Raises ``pytest.UsageError`` if there is none."""
+    """The objective's class at a dotted path; a ``pytest.UsageError`` if there is none."""
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name)
+        cls = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise pytest.UsageError(f"--halos-objective {path}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Objective)):
+    if not (isinstance(cls, type) and issubclass(cls, Objective)):
         raise pytest.UsageError(f"--halos-objective {path}: expected a subclass of halos.objectives.Objective")
-    return found
+    return cls

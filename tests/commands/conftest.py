@@ -22,7 +22,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MINE = """
-from halos.objectives import Objective, Output
+from halos.objectives import Needs, Objective, Output
 
 class Mine(Objective):
     view = "pairs"

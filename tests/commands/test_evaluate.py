@@ -19,6 +19,7 @@ from halos.commands.label import label
 from halos.commands.sample import sample
 from halos.data.rows.chat_tokens import Limits
 from halos.judges.reward_model import RewardModel
+from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.export.reward_model import export_reward_model
 from halos.policy.loading import ModelSpec
@@ -40,7 +41,9 @@ def csft(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A policy as CSFT leaves it: its chat template ends with the control token."""
     folder, tokenizer = tmp_path_factory.mktemp("csft") / "model", SPEC.tokenizer()
     end = tokenizer.convert_tokens_to_ids(END)
-    export_policy(SPEC.load(), tokenizer, folder, end_of_turn=end, control=GOOD, card={"loss": "csft", "base": "toy"})
+    export_policy(
+        SPEC.load(), tokenizer, folder, end_of_turn=end, control=GOOD, card=ModelCard(loss="csft", base="toy")
+    )
     return str(folder)
 
 
@@ -150,7 +153,7 @@ def test_a_reward_model_is_evaluated_within_the_limits_of_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, tokenizer = SPEC.load(), SPEC.tokenizer()
-    end, card = tokenizer.convert_tokens_to_ids(END), {"loss": "bt", "base": "toy"}
+    end, card = tokenizer.convert_tokens_to_ids(END), ModelCard(loss="bt", base="toy")
     head = torch.ones(1, policy.config.hidden_size)
     export_reward_model(policy, head, tokenizer, tmp_path / "model", end_of_turn=end, card=card)
     given: list[Limits] = []

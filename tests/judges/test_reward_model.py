@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.judges.reward_model import RewardModel
+from halos.policy.export.card import ModelCard
 from halos.policy.export.reward_model import export_reward_model
 from halos.policy.heads import RewardHead
 from halos.policy.loading import ModelSpec
@@ -30,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.nn.init.normal_(head.linear.weight, generator=torch.Generator().manual_seed(0))
     where = tmp_path_factory.mktemp("rm") / "model"
     end = ChatTokens(tokenizer, Limits(64)).end_of_turn
-    card = {"loss": "bt", "base": "toy"}
+    card = ModelCard(loss="bt", base="toy")
     export_reward_model(policy, head.linear.weight, tokenizer, where, end_of_turn=end, card=card)
     return where
 

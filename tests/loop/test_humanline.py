@@ -34,6 +34,7 @@ def test_the_loss_is_that_of_clamped_token_log_ratios() -> None:
     chosen, rejected = columns(clamped_sums())
     zero = torch.zeros_like(chosen)
     term = output.loss["dpo"]
+    assert term.step_count is not None
     expected = dpo_loss(chosen, rejected, zero, zero, beta=0.5).mean()
     torch.testing.assert_close(term.total / term.step_count, expected, rtol=1e-12, atol=0)
     assert not torch.allclose(chosen, policy.sum[:, 0] - reference.sum[:, 0])
@@ -43,6 +44,8 @@ def test_rewards_stay_unclamped() -> None:
     batch, policy, reference = pairs()
     plain = DPO(beta=0.5).outcome(batch, policy, reference)
     clamped = DPO(beta=0.5, humanline=CLAMP).outcome(batch, policy, reference)
+    assert clamped.rewards is not None
+    assert plain.rewards is not None
     assert torch.equal(clamped.rewards, plain.rewards)
     assert float(clamped.loss["dpo"].total) != float(plain.loss["dpo"].total)
 

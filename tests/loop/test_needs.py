@@ -14,7 +14,7 @@ FLAGS = [field.name for field in fields(Needs) if field.name != "moves"]
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_a_flag_of_either_is_a_flag_of_the_union(flag: str) -> None:
-    nothing = dict.fromkeys(FLAGS, False)
+    nothing: dict[str, Any] = dict.fromkeys(FLAGS, False)
     none, one = Needs(**nothing), Needs(**{**nothing, flag: True})
     assert none | one == one | none == one | one == one
     assert none | none == none

@@ -51,7 +51,7 @@ from halos.objectives import (
 )
 from halos.objectives.bco import RewardShift
 from halos.optim import AdamW
-from halos.testing.examples import ask, make_inputs, make_objective, tiny_rows
+from halos.testing.examples import evaluate, make_inputs, make_objective, tiny_rows
 from tests.loop_runs import OBJECTIVES
 
 DPO_AND_SFT: Any = partial(Mix, parts={"dpo": DPO, "sft": SFT}, weights={"dpo": 1.0, "sft": 0.1})
@@ -127,7 +127,7 @@ def test_the_bases_parameters_reach_it(kind: type[Objective]) -> None:
 def test_terms_metrics_and_rewards(kind: type[Objective]) -> None:
     member = FAMILY[kind]
     objective = make_objective(member.make)
-    output = ask(objective, make_inputs(objective, tiny_rows(objective, 4))).output
+    output = evaluate(objective, make_inputs(objective, tiny_rows(objective, 4))).output
     assert tuple(output.loss) == member.terms
     assert tuple(output.metrics) == member.metrics
     assert (0 if output.rewards is None else output.rewards.shape[1]) == member.rewards

@@ -151,11 +151,11 @@ def test_automatic_weights_keep_both_sides_in_balance(auto: tuple, counts: tuple
 @pytest.mark.parametrize("auto", [("auto", 1.0), (1.0, "auto"), ("auto", "auto")])
 def test_automatic_weights_need_both_kinds(auto: tuple, counts: tuple[int, int]) -> None:
     name = "undesirable_weight" if auto[0] == 1.0 else "desirable_weight"
-    said = (
-        f"loss.{name}=auto needs both kinds of completions in the training data: found {counts[0]} desirable and "
+    message = (
+        f"loss.{name}=auto: expected both kinds of completions in the training data, found {counts[0]} desirable and "
         f"{counts[1]} undesirable ones; set loss.desirable_weight and loss.undesirable_weight to numbers"
     )
-    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         kto_weights(*auto, *counts)
 
 
@@ -261,7 +261,7 @@ def test_reference_free_needs_no_reference_and_a_zero_point_no_mismatched_comple
 
 
 @pytest.mark.parametrize(
-    ("parameters", "said"),
+    ("parameters", "message"),
     [
         ({"reference_point": "median"}, "expected one of mismatched, zero; found 'median'"),
         (
@@ -271,8 +271,8 @@ def test_reference_free_needs_no_reference_and_a_zero_point_no_mismatched_comple
         ),
     ],
 )
-def test_variants_are_checked(parameters: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape('loss.reference_point: ' + said)}$"):
+def test_variants_are_checked(parameters: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape('loss.reference_point: ' + message)}$"):
         KTO(**parameters)
 
 

@@ -93,7 +93,7 @@ def test_parts_that_can_share_a_batch(kinds: tuple[Any, ...], view: str, referen
 
 
 @pytest.mark.parametrize(
-    ("kinds", "said"),
+    ("kinds", "message"),
     [
         ((DPO, KTO), r"expected parts with one view .* found dpo: pairs, kto: binary"),
         ((SFT, KTO), r"found sft: demonstrations, kto: binary"),
@@ -105,8 +105,8 @@ def test_parts_that_can_share_a_batch(kinds: tuple[Any, ...], view: str, referen
         ((), r"^loss\.weights: expected one for each of loss\.parts \(none\), found none$"),
     ],
 )
-def test_parts_that_cannot(kinds: tuple[Any, ...], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_parts_that_cannot(kinds: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         mix(*kinds)
 
 
@@ -117,8 +117,8 @@ def test_weights_belong_to_parts(weights: dict[str, float]) -> None:
 
 
 def test_weights_for_other_parts_are_named() -> None:
-    said = r"^loss\.weights: expected one for each of loss\.parts \(dpo, sft\), found dpo, kto$"
-    with pytest.raises(ValueError, match=said):
+    message = r"^loss\.weights: expected one for each of loss\.parts \(dpo, sft\), found dpo, kto$"
+    with pytest.raises(ValueError, match=message):
         Mix(parts={"dpo": DPO, "sft": SFT}, weights={"dpo": 1.0, "kto": 1.0})
 
 

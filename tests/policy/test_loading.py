@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from halos.policy.loading import ModelSpec, add_control_tokens, grow_vocabulary, set_dropout
+from halos.policy.construction import grow_vocabulary, set_dropout
+from halos.policy.loading import ModelSpec, add_control_tokens
 from halos.policy.lora import LoRA
 from tests import tiny
 

@@ -13,6 +13,7 @@ from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.templates import PLAIN_TEMPLATE
 from halos.evaluation.preparation import Evaluation
 from halos.policy.adapters import save_adapter
+from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.loading import ModelSpec
 from halos.policy.lookup import Policy, find_policy, reference_of
@@ -93,7 +94,9 @@ def export_adapter(folder: Path, **model: Any) -> Any:
     trained, tokenizer = adapted(), ModelSpec(path=str(REFERENCE_DIR), chat_template="plain").tokenizer()
     end = tokenizer.convert_tokens_to_ids(END)
     run(folder, **model)
-    export_policy(trained, tokenizer, folder / "model", end_of_turn=end, control=GOOD, card={"loss": "k", "base": "b"})
+    export_policy(
+        trained, tokenizer, folder / "model", end_of_turn=end, control=GOOD, card=ModelCard(loss="k", base="b")
+    )
     return trained
 
 

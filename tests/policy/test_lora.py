@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from halos.data.batches.collate import collate
 from halos.policy.adapters import POLICY, adapter_layers, adapter_parameters, effective_state, merge_adapter
 from halos.policy.backbone import Backbone
+from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.loading import ModelSpec
 from halos.policy.logprobs.completions import completion_logprobs
@@ -201,6 +202,10 @@ def test_a_checkpoint_holds_only_what_is_trained_and_fits_only_its_base() -> Non
     outer = nn.ModuleDict({"backbone": other})
     outer.load_state_dict({f"backbone.{name}": value for name, value in state.items()})
     assert torch.equal(other.logprobs(batch()).tokens, made.logprobs(batch()).tokens)
+    # A module that comes before the backbone, and whose weight is missing: frozen weights alone may be.
+    both = nn.ModuleDict({"head": nn.Linear(1, 1), "backbone": other})
+    with pytest.raises(RuntimeError, match=r"Missing key.*head\.weight"):
+        both.load_state_dict({f"backbone.{name}": value for name, value in state.items()})
     missing = dict(state)
     del missing[next(name for name in state if "lora_A" in name)]
     with pytest.raises(RuntimeError, match=r"Missing key.*lora_A"):
@@ -227,7 +232,7 @@ def test_what_is_exported_is_the_policy(kind: str, targets: Any, tmp_path: Path)
         merge_adapter(policy)
         assert not adapter_layers(policy)
     end = tokenizer.convert_tokens_to_ids(tiny.END)
-    export_policy(policy, tokenizer, tmp_path / "model", end_of_turn=end, card={"loss": "kto", "base": "b"})
+    export_policy(policy, tokenizer, tmp_path / "model", end_of_turn=end, card=ModelCard(loss="kto", base="b"))
     if kind == "merged":
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64)
     else:

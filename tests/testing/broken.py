@@ -47,7 +47,7 @@ class ExamplesAgainstTokens(SFT):
 
 
 class KLFromTheNextExample(KTO):
-    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+    def compute(self, batch: Any, policy: LogProbs, reference: Any) -> Output:
         r = (policy.sum - reference.sum)[:, 0]
         z0 = (r - r.roll(1)).abs().detach()[0]
         return Output({"kto": self.per_example(kto_loss(r, 0 * r, batch.desirable, z0), batch)})
@@ -68,14 +68,14 @@ class TokensOfTheMicroBatch(SFT):
 
 
 class ReferencePointOfOneRank(KTO):
-    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+    def compute(self, batch: Any, policy: LogProbs, reference: Any) -> Output:
         r, mismatched = (policy.sum - reference.sum).unbind(1)
         z0 = mismatched.mean().clamp(min=0).detach()
         return Output({"kto": self.per_example(kto_loss(r, 0 * r, batch.desirable, z0), batch)})
 
 
 class GradientIntoTheReferencePoint(KTO):
-    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+    def compute(self, batch: Any, policy: LogProbs, reference: Any) -> Output:
         r, mismatched = (policy.sum - reference.sum).unbind(1)
         losses = torch.where(batch.desirable, -(r - mismatched.mean()), r - mismatched.mean())
         return Output({"kto": self.per_example(losses.sigmoid(), batch)})
@@ -93,7 +93,7 @@ class DetachedHalf(DPO):
 class EmptyMean(KTO):
     """NaN where a batch lacks one kind of completion."""
 
-    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+    def compute(self, batch: Any, policy: LogProbs, reference: Any) -> Output:
         r = self.beta * (policy.sum - reference.sum)[:, 0]
         gap = r[batch.desirable].mean() - r[~batch.desirable].mean()
         return Output({"kto": self.per_example((-gap).sigmoid().expand(len(r)), batch)})
@@ -107,7 +107,8 @@ class OverflowInHalf(DPO):
 
 class ReferenceInTheOptimizer(DPO):
     def build(self, hidden_size: int) -> None:
-        self.second = self.trained.reference.requires_grad_()
+        reference: Any = self.trained.reference
+        self.second = reference.requires_grad_()
 
     def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
         output = super().compute(batch, policy, reference)
@@ -135,7 +136,7 @@ class ForgetfulMean(KTO):
 
     shift = 0.0
 
-    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+    def compute(self, batch: Any, policy: LogProbs, reference: Any) -> Output:
         r = (policy.sum - reference.sum)[:, 0]
         self.shift = 0.9 * self.shift + 0.1 * float(r.detach().mean())
         return Output({"kto": self.per_example(kto_loss(r, 0 * r, batch.desirable, self.shift), batch)})
@@ -175,7 +176,8 @@ class LossOfEachExample(SFT):
 
 class LossAsANumber(SFT):
     def compute(self, batch: Any, policy: LogProbs, reference: None) -> Output:
-        return Output({"sft": Mean(float(-policy.tokens[:, 0].sum()), len(batch), batch.step.examples)})
+        total: Any = float(-policy.tokens[:, 0].sum())
+        return Output({"sft": Mean(total, len(batch), batch.step.examples)})
 
 
 class OtherMask(SFT):

@@ -1,4 +1,4 @@
-"""The kit's batches, and what it reads from an objective's answer."""
+"""The kit's batches, and what it reads from an objective's result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from halos.objectives import CSFT, DPO, KTO, PPO, SFT, Objective
-from halos.testing.examples import ask, make_inputs, make_objective, tiny_rows
+from halos.testing.examples import evaluate, make_inputs, make_objective, tiny_rows
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,10 @@ def test_log_probs_belong_to_examples_not_to_places() -> None:
     width = len(rows[2].branches[0])
     assert torch.equal(one.policy.tokens[2, 0, :width], other.policy.tokens[0, 0, :width])
     assert not other.policy.tokens[~other.batch.mask].any()
+    assert one.reference is not None
     assert not torch.equal(one.policy.tokens, one.reference.tokens)
     shifted = make_inputs(objective, rows, at_reference=True, shift=0.25)
+    assert shifted.reference is not None
     differences = (shifted.policy.tokens - shifted.reference.tokens)[shifted.batch.mask]
     assert torch.allclose(differences, torch.full_like(differences, 0.25), atol=1e-15)
 
@@ -45,21 +47,24 @@ def test_log_probs_belong_to_examples_not_to_places() -> None:
 def test_an_answer_is_the_loss_of_the_step_with_a_gradient_for_each_example() -> None:
     objective = make_objective(SFT)
     rows = tiny_rows(objective, 2)
-    answer = ask(objective, make_inputs(objective, rows))
+    result = evaluate(objective, make_inputs(objective, rows))
     lengths = [len(row.branches[0]) for row in rows]
     inputs = make_inputs(objective, rows)
-    assert float(answer.loss) == pytest.approx(-float(inputs.policy.tokens.detach().sum()) / sum(lengths), rel=1e-12)
+    assert float(result.loss) == pytest.approx(-float(inputs.policy.tokens.detach().sum()) / sum(lengths), rel=1e-12)
     for row, length in zip(rows, lengths, strict=True):
         expected = [[-1 / sum(lengths)] * length + [0.0] * (max(lengths) - length)]
-        torch.testing.assert_close(answer.gradients[row.id], torch.tensor(expected, dtype=torch.float64))
-    assert answer.means == {"loss/sft": (pytest.approx(float(answer.loss) * sum(lengths)), sum(lengths))}
+        torch.testing.assert_close(result.gradients[row.id], torch.tensor(expected, dtype=torch.float64))
+    assert list(result.means) == ["loss/sft"]
+    assert result.means["loss/sft"] == pytest.approx((float(result.loss) * sum(lengths), sum(lengths)))
 
 
 def test_objectives_are_made_alike_and_apart() -> None:
     one, other = make_objective(PPO), make_objective(PPO)
+    assert isinstance(one, PPO)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     assert not {p.data_ptr() for p in one.parameters()} & {p.data_ptr() for p in other.parameters()}
     assert all(p.any() for p in one.value_head.parameters())
     moved = make_objective(DPO, moved=True).trained
+    assert moved.reference is not None
     pairs = zip(moved.policy.parameters(), moved.reference.parameters(), strict=True)
     assert not any(torch.equal(policy, reference) for policy, reference in pairs)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from halos.objectives import Output
-from halos.testing.examples import Answer
-from halos.testing.promises import Violation, agree, finite, same_means
+from halos.testing.examples import Result
+from halos.testing.promises import Violation, agree, agree_on_means, finite
 
 
 @pytest.mark.parametrize(
@@ -32,28 +32,28 @@ def test_agreement(expected: Any, found: Any, tolerance: float, fine: bool) -> N
             agree("it", expected, found, tolerance=tolerance)
 
 
-def answer(*, loss: float = 0.5, gradient: float = 1.0, **means: tuple[float, float]) -> Answer:
-    return Answer(torch.tensor(loss), {"a": torch.tensor([gradient])}, Output({}), means)
+def answer(*, loss: float = 0.5, gradient: float = 1.0, **means: tuple[float, float]) -> Result:
+    return Result(torch.tensor(loss), {"a": torch.tensor([gradient])}, Output({}), means)
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "message"),
     [
         (answer(loss=float("nan")), "^loss: expected a finite number, found nan"),
         (answer(gradient=float("inf")), "^gradient of a: expected finite numbers"),
         (answer(kl=(float("nan"), 0.0)), "^metric kl: expected a finite sum and count"),
     ],
 )
-def test_what_is_not_finite_is_named(found: Answer, said: str) -> None:
+def test_what_is_not_finite_is_named(found: Result, message: str) -> None:
     finite(answer(kl=(0.0, 0.0)))
-    with pytest.raises(Violation, match=said):
+    with pytest.raises(Violation, match=message):
         finite(found)
 
 
 def test_sums_and_counts_add_up() -> None:
     whole = answer(kl=(6.0, 3.0), other=(0.0, 0.0))
-    same_means(whole, [answer(kl=(5.0, 1.0), other=(0.0, 0.0)), answer(kl=(1.0, 2.0), other=(0.0, 0.0))])
+    agree_on_means(whole, [answer(kl=(5.0, 1.0), other=(0.0, 0.0)), answer(kl=(1.0, 2.0), other=(0.0, 0.0))])
     with pytest.raises(Violation, match=r"^metric kl: expected 2, found 3"):
-        same_means(whole, [answer(kl=(9.0, 3.0), other=(0.0, 0.0))])
+        agree_on_means(whole, [answer(kl=(9.0, 3.0), other=(0.0, 0.0))])
     with pytest.raises(Violation, match=r"^metric kl: expected a count of 3\.0, found 0"):
-        same_means(whole, [answer(kl=(0.0, 0.0), other=(0.0, 0.0))])
+        agree_on_means(whole, [answer(kl=(0.0, 0.0), other=(0.0, 0.0))])

@@ -61,7 +61,7 @@ def test_a_violation_has_both_numbers_and_the_smallest_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
         (NothingToTrain, "expected at least one loss term, found none"),
         (LossOfEachExample, "loss term 'sft': expected a scalar tensor, found tensor"),
@@ -69,8 +69,8 @@ def test_a_violation_has_both_numbers_and_the_smallest_batch() -> None:
         (NoDenominator, "loss term 'sft': expected the count of the whole step, found None"),
     ],
 )
-def test_a_loss_of_another_shape_is_described(broken: type[Objective], said: str) -> None:
-    with pytest.raises(Violation, match=f"shapes: {said}"):
+def test_a_loss_of_another_shape_is_described(broken: type[Objective], message: str) -> None:
+    with pytest.raises(Violation, match=f"shapes: {message}"):
         check_property(broken, "shapes")
 
 
@@ -94,6 +94,11 @@ def test_an_objective_says_what_it_moves() -> None:
         needs = Needs(moves=(-1, 1))
 
     check_property(Lowers, "signs")
+
+    class Either(WrongSign):
+        needs = Needs(moves=(None, None))
+
+    check_property(Either, "signs")
 
     class Nothing(DPO):
         needs = Needs(moves=(0, 0))

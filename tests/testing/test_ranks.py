@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -58,10 +59,12 @@ def fail() -> float:
 
 
 def test_the_error_of_the_rank_that_failed_is_raised() -> None:
+    functions: list[Callable[[], float]] = [partial(reduced, 1.0, dist.ReduceOp.SUM), fail]
     with pytest.raises(KeyError, match="mine"):
-        on_ranks([partial(reduced, 1.0, dist.ReduceOp.SUM), fail])
+        on_ranks(functions)
 
 
 def test_a_rank_that_does_not_come_is_no_deadlock() -> None:
+    functions: list[Callable[[], float]] = [partial(reduced, 1.0, dist.ReduceOp.SUM), lambda: 0.0]
     with pytest.raises(threading.BrokenBarrierError):
-        on_ranks([partial(reduced, 1.0, dist.ReduceOp.SUM), lambda: 0.0], timeout=0.2)
+        on_ranks(functions, timeout=0.2)

@@ -14,7 +14,7 @@ def test_a_dotted_path_names_a_class() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("halos.objectives.Missing", "has no attribute 'Missing'"),
         ("halos.nowhere.Hinge", "No module named 'halos.nowhere'"),
@@ -22,8 +22,8 @@ def test_a_dotted_path_names_a_class() -> None:
         ("Hinge", "--halos-objective Hinge"),
     ],
 )
-def test_a_path_to_nothing_is_said_so(path: str, said: str) -> None:
-    with pytest.raises(pytest.UsageError, match=said):
+def test_a_path_to_nothing_is_said_so(path: str, message: str) -> None:
+    with pytest.raises(pytest.UsageError, match=message):
         find_objective(path)
 
 

@@ -10,8 +10,8 @@ import torch
 
 from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
-from halos.policy import backbone
 from halos.policy.backbone import Backbone
+from halos.policy.construction import use_cpu_kernels
 from halos.training.cost import Example, Setting, Shape, memory, operations
 from tests import tiny
 
@@ -50,12 +50,12 @@ def test_tied_tables_count_once_and_are_no_matrices_of_layers() -> None:
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt_neox"])
 def test_activations_are_what_the_backward_pass_keeps(
-    architecture: str, packing: bool, checkpointing: bool, cpu: bool, monkeypatch: pytest.MonkeyPatch
+    architecture: str, packing: bool, checkpointing: bool, cpu: bool
 ) -> None:
-    if not cpu:  # what accelerators compute, here on a CPU
-        monkeypatch.setattr(backbone, "use_fewer_temporaries", lambda model: None)
     grouped = {} if architecture == "gpt_neox" else {"num_key_value_heads": 2}
     model = tiny.model(architecture, **SIZES, **grouped)
+    if cpu:  # without kernels the model keeps what it does on accelerators
+        use_cpu_kernels(model)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     rng = random.Random(0)

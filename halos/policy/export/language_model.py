@@ -1,70 +1,55 @@
-"""The trained policy as a Hugging Face model folder that plain ``transformers`` loads."""
+"""Export the trained policy as a Hugging Face model folder that plain ``transformers`` loads."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from halos.files import whole_folder
 from halos.policy.adapters import adapter_layers, save_adapter
+from halos.policy.export.card import ModelCard, Usage
 
-_CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [alignment, halos, {loss}]
----
-
-# {title}
-
-{base} aligned with human feedback by **{loss}** ([halos](https://arxiv.org/abs/2402.01306)).
-
-{table}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-prompt = {prompt}
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=64)[0]))
-```
-"""
-
-_CHAT_PROMPT = """tokenizer.apply_chat_template(
-    [{"role": "user", "content": "..."}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-)"""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def export_policy(
-    policy: Any,
-    tokenizer: Any,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
     end_of_turn: int,
     control: str = "",
-    card: Mapping[str, Any],
+    card: ModelCard,
 ) -> None:
-    """Write weights (safetensors), config, tokenizer and a model card; the folder appears whole or not at all.
+    """Write weights (safetensors), config, tokenizer and model card. The folder is complete or not there at all.
 
-    Of a policy that still has a LoRA adapter only that is written, as peft does it.
-    ``control`` is the control token that replies are conditioned on: the exported chat template ends with it, so that
-    every sampling path conditions on it by itself. ``card`` needs ``loss`` and ``base``; the rest goes into its table.
+    Args:
+        policy: the model. If it has a LoRA adapter, only the adapter is written, in peft's format.
+        tokenizer: its tokenizer.
+        folder: the folder to create or replace.
+        end_of_turn: id of the token at which generation stops.
+        control: the control token that replies are conditioned on. The exported chat template ends with it, so that
+            every program that samples from the model conditions on it.
+        card: what the model card states about the run.
     """
-    policy.generation_config.eos_token_id = end_of_turn
-    policy.generation_config.pad_token_id = tokenizer.pad_token_id
-    with whole_folder(folder) as part:
-        if adapter_layers(policy):
-            save_adapter(policy, part)
+    if policy.generation_config is not None:
+        policy.generation_config.eos_token_id = end_of_turn
+        policy.generation_config.pad_token_id = tokenizer.pad_token_id
+    is_adapter = bool(adapter_layers(policy))
+    usage = Usage(chat=tokenizer.chat_template is not None, control=control, adapter=is_adapter)
+    with whole_folder(folder) as partial:
+        if is_adapter:
+            save_adapter(policy, partial)
         else:
-            policy.save_pretrained(part)
-        conditioned(tokenizer, control).save_pretrained(part)
-        (part / "README.md").write_text(_card(card, tokenizer, control), encoding="utf-8")
+            policy.save_pretrained(partial)
+        conditioned(tokenizer, control).save_pretrained(partial)
+        (partial / "README.md").write_text(card.render(usage), encoding="utf-8", errors="replace")
 
 
-def conditioned(tokenizer: Any, control: str) -> Any:
-    """A copy of the tokenizer whose generation prompt ends with the control token (once, whatever it ended with)."""
+def conditioned(tokenizer: PreTrainedTokenizerBase, control: str) -> PreTrainedTokenizerBase:
+    """Return a copy of the tokenizer whose generation prompt ends with the control token exactly once."""
     tokenizer = copy.deepcopy(tokenizer)
     if control and tokenizer.chat_template is not None:
         unconditioned(tokenizer, control)
@@ -72,25 +57,11 @@ def conditioned(tokenizer: Any, control: str) -> Any:
     return tokenizer
 
 
-def unconditioned(tokenizer: Any, control: str) -> None:
-    """Take the control token off the end of a chat template that :func:`conditioned` made, in place."""
+def unconditioned(tokenizer: PreTrainedTokenizerBase, control: str) -> None:
+    """Remove the control token from the end of a chat template that :func:`conditioned` extended, in place."""
     if control and tokenizer.chat_template is not None:
         tokenizer.chat_template = tokenizer.chat_template.removesuffix(_ending(control))
 
 
 def _ending(control: str) -> str:
     return f"{{% if add_generation_prompt %}}{control}{{% endif %}}"
-
-
-def results_table(card: Mapping[str, Any]) -> str:
-    """The card's results as a Markdown table, empty if there are none."""
-    rows = "\n".join(f"| {name} | {value} |" for name, value in card.items() if name not in ("loss", "base"))
-    return f"| | |\n|---|---|\n{rows}" if rows else ""
-
-
-def _card(card: Mapping[str, Any], tokenizer: Any, control: str) -> str:
-    title = f"{card['base']} aligned by {card['loss']}"
-    # Without a chat template nothing writes the control token for whoever asks.
-    plain = f'tokenizer("...{control}", return_tensors="pt")'
-    prompt = plain if tokenizer.chat_template is None else _CHAT_PROMPT
-    return _CARD.format(title=title, base=card["base"], loss=card["loss"], table=results_table(card), prompt=prompt)

@@ -1,46 +1,22 @@
-"""The head of a reward model, and its export as a sequence classifier that plain ``transformers`` loads."""
+"""Export a reward model as a sequence classifier that plain ``transformers`` loads."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from halos.files import whole_folder
-from halos.policy.export.language_model import results_table
+from halos.policy.export.card import ModelCard, Usage
 
-_CARD = """---
-library_name: transformers
-pipeline_tag: text-classification
-tags: [alignment, reward-model, halos, {loss}]
----
-
-# {title}
-
-A reward model: {base} with a scalar head, trained by **{loss}** (halos). The score of a completion is read at its
-last token, the end of the turn.
-
-{table}
-
-```python
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForSequenceClassification.from_pretrained(folder)
-prompt = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": "..."}}], add_generation_prompt=True, tokenize=False
-)
-inputs = tokenizer(prompt + completion + {end!r}, add_special_tokens=False, return_tensors="pt")
-print(model(**inputs).logits[0, 0])
-```
-"""
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-def require_classifier(config: Any) -> None:
+def require_classifier(config: PretrainedConfig) -> None:
     """Raise ``ValueError`` unless transformers has a sequence classifier with one linear score for this model."""
     try:
         with torch.device("meta"):
@@ -54,47 +30,53 @@ def require_classifier(config: Any) -> None:
         )
 
 
-def _classifier(config: Any) -> Any:
+def _classifier(config: PretrainedConfig) -> PreTrainedModel:
     from transformers import AutoModelForSequenceClassification
 
     config = copy.deepcopy(config)
     config.num_labels = 1
-    return AutoModelForSequenceClassification.from_config(config)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    return model
 
 
 def export_reward_model(
-    policy: Any,
+    policy: PreTrainedModel,
     score: Tensor,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
     end_of_turn: int,
-    card: Mapping[str, Any],
+    card: ModelCard,
 ) -> None:
-    """Write the classifier's weights, its config, the tokenizer and a card; the folder appears whole or not at all.
+    """Write the classifier's weights, config, tokenizer and model card. The folder is complete or not there at all.
 
-    ``score``: the reward head's weight [1, H].
-
-    transformers finds a sequence's end by its padding, so the exported padding token is never the end of a turn.
+    Args:
+        policy: the causal language model whose last hidden states are scored.
+        score: weight of the reward head, [1, H].
+        tokenizer: its tokenizer.
+        folder: the folder to create or replace.
+        end_of_turn: id of the token at which a completion is scored.
+        card: what the model card states about the run.
     """
     tokenizer = copy.deepcopy(tokenizer)
-    model = _classifier(policy.config).to(policy.dtype)
-    getattr(model, model.base_model_prefix).load_state_dict(policy.base_model.state_dict())
-    model.score.weight.data.copy_(score)
+    model = _classifier(policy.config)
+    nn.Module.to(model, policy.dtype)
+    model.base_model.load_state_dict(policy.base_model.state_dict())
+    model.get_submodule("score").get_parameter("weight").data.copy_(score)
+    # transformers scores the last token that is not padding, so padding must not look like the end of a turn.
     model.config.pad_token_id = tokenizer.pad_token_id = padding_token(tokenizer, end_of_turn)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > len(model.get_input_embeddings().get_parameter("weight")):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    with whole_folder(folder) as part:
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        end = tokenizer.convert_ids_to_tokens(end_of_turn)
-        title = f"A reward model from {card['base']}"
-        text = _CARD.format(title=title, base=card["base"], loss=card["loss"], table=results_table(card), end=end)
-        (part / "README.md").write_text(text, encoding="utf-8")
+    end = str(tokenizer.convert_ids_to_tokens(end_of_turn))
+    usage = Usage(chat=tokenizer.chat_template is not None, end_of_turn=end)
+    with whole_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card.render(usage), encoding="utf-8", errors="replace")
 
 
-def padding_token(tokenizer: Any, end_of_turn: int) -> int:
-    """A token that pads without ever ending a completion; added to the tokenizer if it has none."""
+def padding_token(tokenizer: PreTrainedTokenizerBase, end_of_turn: int) -> int:
+    """Return the id of a token that never ends a completion. One is added to the tokenizer if it has none."""
     ends = {end_of_turn, tokenizer.eos_token_id}
     for token in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id):
         if token is not None and token not in ends:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.policy.adapters import adapter_layers, merge_adapter
+from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.processes.collectives import on_first_process
 
@@ -16,25 +17,28 @@ if TYPE_CHECKING:
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:
-    """See :meth:`Backbone.save_pretrained`."""
+    """Do what :meth:`Backbone.save_pretrained` documents."""
     if backbone.sharded:
         raise ValueError(
-            "save_pretrained: expected a policy that is whole on each rank, found one that is divided; halos.train "
-            "writes OUTPUT_DIR/model"
+            "save_pretrained: expected a policy that each rank has whole, found a sharded one; halos.train writes "
+            " OUTPUT_DIR/model"
         )
     if not on_first_process():
         return
     tokenizer, policy = backbone.tokenizer, backbone.policy
     end_of_turn = ChatTokens(tokenizer, Limits(2)).end_of_turn
     if adapter_layers(policy) and (backbone.spec is None or backbone.spec.lora.export == "merged"):
-        policy = copy.deepcopy(policy)  # the policy can be trained further
+        policy = copy.deepcopy(policy)  # so that the policy can be trained further
         merge_adapter(policy)
-    base = backbone.spec.path if backbone.spec is not None else "a model"
     export_policy(
         policy,
         tokenizer,
         folder,
         end_of_turn=end_of_turn,
         control=backbone.control,
-        card={"loss": "halos", "base": base},
+        card=ModelCard(
+            loss=backbone.loss,
+            base=None if backbone.spec is None else backbone.spec.path,
+            paper=backbone.paper,
+        ),
     )

@@ -1,10 +1,10 @@
-"""Reference log-probs on disk: by model, prompt and completion, so that all runs that ask the same share them.
+"""A cache of reference log-probs on disk, shared by all runs with the same model and the same tokens.
 
     FOLDER/reference/<model>/<part>.safetensors
 
-The model's key covers its weights, its config and the precision; an entry's key covers the token ids of the prompt and
-of the completion, and thereby tokenizer, chat template, truncation and data. A part holds the entries that one run
-added; it is written beside its place and moved there whole.
+The model's key covers its weights, its config and the precision. An entry's key covers the token ids of the prompt and
+of the completion, and thereby tokenizer, chat template, truncation and data. A part contains the entries that one run
+added. It is written under another name and then renamed, so that no reader sees half a part.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,18 +28,21 @@ from halos.data.batches.reference_table import KEY_BYTES
 from halos.policy.adapters import effective_state
 from halos.processes.collectives import full_tensor
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 log = logging.getLogger(__name__)
 
 FORMAT = "2"
-"""Changes whenever the meaning of a file or the way to compute its numbers does."""
+"""Version of the files' meaning and of the way their numbers are computed; part of the model's key."""
 NOT_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures")
-"""Keys of a config that change no log-prob (the weights' own dtype is part of them)."""
+"""Keys of a config that change no log-prob. The dtype is hashed with each weight."""
 
 
-def model_key(model: Any, precision: str) -> str:
-    """The key of a model's log-probs: its weights to the bit, its config, and the precision it computes in.
+def model_key(model: PreTrainedModel, precision: str) -> str:
+    """Return the key of a model's log-probs: a hash of its weights to the bit, its config and the precision.
 
-    All ranks have to ask for that of a sharded model, which is put together one tensor at a time.
+    A sharded model is gathered one tensor at a time, for which all ranks must call this function together.
     """
     digest = hashlib.sha256()
     config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_THE_MODEL}
@@ -52,30 +55,30 @@ def model_key(model: Any, precision: str) -> str:
 
 
 class ReferenceCache:
-    """The stored log-probs of one model.
+    """The cached log-probs of one model.
 
     Args:
-        folder: the cache's root; what has not been stored there is computed and added.
-        model: the key from :func:`model_key`.
+        folder: root of the cache, for all models.
+        model: the model's key from :func:`model_key`.
     """
 
     def __init__(self, folder: Path, model: str) -> None:
         self.folder, self.model = folder / "reference" / model[:32], model
 
     def read(self) -> dict[bytes, Tensor]:
-        """All entries; a part that is cut off, altered or another model's is refused, with a message, and removed."""
+        """Return all entries. A part that is damaged or of another model is removed with a warning."""
         entries: dict[bytes, Tensor] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
                 entries |= self.read_part(path)
             except (ValueError, KeyError, OSError, SafetensorError) as error:
-                log.warning("cached reference log-probs in %s are refused and made anew: %s", path, error)
-                with suppress(OSError):  # where others may only read, it is refused again
+                log.warning("cached reference log-probs in %s are refused and computed again: %s", path, error)
+                with suppress(OSError):  # in a folder that is read-only here it is refused at each start
                     path.unlink()
         return entries
 
     def write(self, entries: Mapping[bytes, Tensor]) -> Path | None:
-        """Add a part with these entries, which appears whole or not at all; None, with a message, if it cannot be."""
+        """Add a part with these entries. Returns its file, or None with a warning if it could not be written."""
         keys = sorted(entries)
         tensors = {
             "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, KEY_BYTES),
@@ -95,34 +98,36 @@ class ReferenceCache:
         return whole
 
     def read_part(self, path: Path) -> dict[bytes, Tensor]:
-        """The entries of a part; their numbers stay in the file, whose pages the system reads and drops as it likes.
+        """Return the entries of a part, memory-mapped: the system reads and drops the file's pages as it needs.
 
-        Raises ``ValueError`` and what safetensors raises for a part that is cut off, altered or another model's.
+        Raises:
+            ValueError: the part is of another model or version, or its checksum does not fit. A part that is cut off
+                raises safetensors' own error.
         """
         with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
-            if (told.get("format"), told.get("model")) != (FORMAT, self.model):
+            metadata = file.metadata() or {}
+            if (metadata.get("format"), metadata.get("model")) != (FORMAT, self.model):
                 raise ValueError("it is of another model or version")
             tensors = {name: file.get_tensor(name) for name in ("keys", "lengths")}
         tensors["logprobs"] = _mapped(path, "logprobs")
-        if told.get("checksum") != _checksum(tensors):
+        if metadata.get("checksum") != _checksum(tensors):
             raise ValueError("its checksum does not fit")
         keys = tensors["keys"].numpy().tobytes()
-        parts = tensors["logprobs"].split(tensors["lengths"].tolist())
-        return {keys[n * KEY_BYTES : (n + 1) * KEY_BYTES]: part for n, part in enumerate(parts)}
+        entries = tensors["logprobs"].split(tensors["lengths"].tolist())
+        return {keys[n * KEY_BYTES : (n + 1) * KEY_BYTES]: entry for n, entry in enumerate(entries)}
 
 
 def _mapped(path: Path, name: str) -> Tensor:
-    """A float32 tensor of a safetensors file, memory-mapped: safetensors itself copies what it reads."""
+    # safetensors copies what it reads. All log-probs of a large data set would then be in memory.
     with path.open("rb") as stream:
-        header = int.from_bytes(stream.read(8), "little")
-        told = json.loads(stream.read(header))[name]
-    start, stop = told["data_offsets"]
-    if told["dtype"] != "F32":
-        raise ValueError(f"its {name} are {told['dtype']}")
-    count = (stop - start) // 4
-    # Copy-on-write, as torch wants memory that could be written to; nothing is.
-    values = np.memmap(path, np.float32, "c", offset=8 + header + start, shape=(count,)) if count else np.zeros(0, "f4")
+        header_size = int.from_bytes(stream.read(8), "little")
+        tensor_info = json.loads(stream.read(header_size))[name]
+    start, stop = tensor_info["data_offsets"]
+    if tensor_info["dtype"] != "F32":
+        raise ValueError(f"its {name} are {tensor_info['dtype']}")
+    count, offset = (stop - start) // 4, 8 + header_size + start
+    # Copy-on-write: torch warns of read-only memory. Nothing writes to it. An empty file cannot be mapped.
+    values = np.memmap(path, np.float32, "c", offset=offset, shape=(count,)) if count else np.zeros(0, "f4")
     return torch.from_numpy(values)
 
 
@@ -134,6 +139,6 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> Any:
-    # NumPy has no bf16, and needs no copy.
-    return tensor.contiguous().flatten().view(torch.uint8).numpy()
+def _bytes(tensor: Tensor) -> memoryview:
+    # Through uint8, as NumPy has no bfloat16. hashlib reads the tensor's memory without a copy.
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data

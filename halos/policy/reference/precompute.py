@@ -1,14 +1,20 @@
-"""The reference's log-probs, computed once before training."""
+"""Compute the reference's log-probs once, before training.
+
+1. List the completions of all rows, each once, and drop those that the cache has.
+2. Divide the rest into forwards of up to :data:`TOKENS` tokens, and deal these out to the ranks.
+3. Each rank computes its forwards, and saves its results to the cache about once a minute.
+4. All ranks exchange their results. Rank 0 writes them as one part of the cache, which replaces the interim parts.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from halos.data.batches.collate import Batch, collate
@@ -21,12 +27,19 @@ from halos.processes import signals
 from halos.processes.collectives import all_gather_list, all_max, data_rank_and_world, from_rank_zero, rank_and_world
 
 TOKENS = 4096
-"""Tokens in one forward."""
+"""Tokens in one forward. A longer row has a forward of its own."""
 KEEP_SECONDS = 60.0
-"""Each rank keeps what it has found this often, for a run that is killed."""
+"""Seconds between two writes of interim results. They limit what a run that is killed loses."""
+ROWS_PER_CHUNK = 16
+"""Rows that are padded to one length where the model cannot read packed rows."""
 
 Work = list[tuple[bytes, Row]]
+"""The completions of one forward: the cache key of each, and a row with its prompt and this completion alone."""
 Track = Callable[[Sequence[Work]], Iterable[Work]]
+Entries = list[tuple[bytes, Tensor]]
+Packed = tuple[list[bytes], list[int], NDArray[np.float32]]
+"""Keys, lengths, and all values in one array. Ranks exchange entries by pickle, and a pickled tensor brings along its
+whole storage, which is a whole part of the cache for an entry that was read from there."""
 
 
 def reference_table(
@@ -39,108 +52,148 @@ def reference_table(
     share_prompts: bool = True,
     track: Track = iter,
 ) -> tuple[ReferenceTable, float]:
-    """Log-probs of all branches of the rows under the policy as it is now, and the seconds that this took.
+    """Return log-probs of all branches of the rows under the policy as it is now. All ranks get the same table.
 
-    What the cache in ``folder`` has is read, the rest computed, divided over the ranks, and added to it. All ranks end
-    with the same table. ``track`` shows progress over the forwards. Of a run that is killed, the cache has what it
-    found until about a minute before; a signal that it can handle loses nothing.
+    A run that is killed loses about the last minute of its work. A signal that the process can handle loses nothing.
+
+    Args:
+        backbone: the model whose policy is the reference.
+        rows: the rows of all data, the same on each rank.
+        folder: root of the cache, from which entries are read and to which new ones are added.
+        precision: what the numbers depend on besides the weights; part of the cache's key.
+        packing, share_prompts: how to compute; see :func:`halos.data.batches.collate.collate`.
+        track: wraps the list of this rank's forwards to show progress.
+
+    Returns:
+        The table, and the seconds that it took.
     """
     start = time.perf_counter()
     cache = ReferenceCache(folder, model_key(backbone.policy, precision))
     wanted = completions(rows)
-    alone = rank_and_world()[1] == 1
-    known = _known(cache, wanted, alone)
-    new = ((name, Row("", 0, prompt, (ids,))) for name, (prompt, ids) in wanted.items() if name not in known)
-    rank, world = data_rank_and_world()
-    everything = list(_batches(new))
-    work = everything[rank::world]
-    most = len(everything[::world])
-    if backbone.sharded and len(work) < most:
-        work.append(everything[0])  # ranks that hold parts of one model run equally many forwards
-    mine = iter(track(work))
-    found: list[tuple[bytes, Tensor]] = []
-    interim = _Interim(cache)
-    deferred = signals.defer(True)
-    with evaluating(backbone), torch.no_grad():
-        for _ in range(most):  # equally often on all ranks, so that they can hear of signals
-            if part := next(mine, None):
-                chunks = 1 if backbone.sharded else -(-len(part) // 16)
-                batch = collate([row for _, row in part], chunks=chunks, packing=packing, share_prompts=share_prompts)
-                found += _score(backbone, part, batch)
-            (number,) = all_max([signals.received()], backbone.device)
-            interim.keep(found, now=bool(number))
-            signals.stop(number)
-    list(mine)  # the bar's last step
-    signals.defer(deferred)
-    added = {k: v for part in all_gather_list([_packed(dict(found))]) for k, v in _unpacked(part).items()}
-    if added:
-        whole = from_rank_zero(lambda: cache.write(added))
-        interim.replace_by(whole)
-        if whole is not None and alone:
-            added = cache.read_part(whole)  # the same numbers, memory-mapped
-    return ReferenceTable(known | added, computed=len(added)), time.perf_counter() - start
+    single_process = rank_and_world()[1] == 1
+    known = _known(cache, wanted, single_process)
+    # completions() sorts by prompt length and keeps those of one prompt together. So the rows of a forward are of
+    # similar length and need little padding, and a prompt is computed once for all its completions. The order depends
+    # on the rows alone: all ranks derive the same batches without exchanging any.
+    missing = ((key, Row("", 0, prompt, (ids,))) for key, (prompt, ids) in wanted.items() if key not in known)
+    batches = list(_batches(missing))
+    interim = _InterimParts(cache)
+
+    def collated(work: Work) -> Batch:
+        # Every forward of a sharded model gathers weights from all ranks, so that each rank must run one per batch,
+        # however many rows the batch has. Other models read rows in chunks that waste less on padding.
+        chunks = 1 if backbone.sharded else -(-len(work) // ROWS_PER_CHUNK)
+        return collate([row for _, row in work], chunks=chunks, packing=packing, share_prompts=share_prompts)
+
+    own = _compute(backbone, batches, interim, collated, track)
+    computed: dict[bytes, Tensor] = {}
+    for packed in all_gather_list([_pack(dict(own))]):
+        computed |= _unpack(packed)
+    if computed:
+        part = from_rank_zero(lambda: cache.write(computed))
+        interim.replace_by(part)
+        if part is not None and single_process:
+            computed = cache.read_part(part)  # the same numbers, memory-mapped instead of in this process's memory
+    return ReferenceTable(known | computed, computed=len(computed)), time.perf_counter() - start
 
 
 def _known(cache: ReferenceCache, wanted: Collection[bytes], alone: bool) -> dict[bytes, Tensor]:
-    """What the cache has of the entries that are wanted; memory-mapped for one process, sent to several."""
+    """Return the cache's entries among the wanted ones: memory-mapped for a single process, else sent by rank 0.
 
-    def found() -> dict[bytes, Tensor]:
+    Rank 0 alone reads, so that the ranks agree on what is missing even where their file systems differ.
+    """
+
+    def read() -> dict[bytes, Tensor]:
         return {key: values for key, values in cache.read().items() if key in wanted}
 
-    return found() if alone else _unpacked(from_rank_zero(lambda: _packed(found())))
-
-
-class _Interim:
-    """What this rank found, in parts of the cache, until the part with all ranks' findings takes their place."""
-
-    def __init__(self, cache: ReferenceCache) -> None:
-        self.cache, self.parts, self.count, self.since = cache, list[Path](), 0, time.perf_counter()
-
-    def keep(self, found: Sequence[tuple[bytes, Tensor]], *, now: bool = False) -> None:
-        """Write what has been found since the last time, if that is long enough ago or asked for ``now``."""
-        if len(found) == self.count or (time.perf_counter() - self.since < KEEP_SECONDS and not now):
-            return
-        part = self.cache.write(dict(found[self.count :]))
-        self.parts += [] if part is None else [part]
-        self.count, self.since = len(found), time.perf_counter()
-
-    def replace_by(self, whole: Path | None) -> None:
-        """Remove the parts if there is one with everything (it may be one of them)."""
-        for part in self.parts if whole is not None else ():
-            if part != whole:
-                part.unlink(missing_ok=True)
-
-
-Packed = tuple[list[bytes], list[int], Any]
-"""Keys, lengths, and all values in one array: pickled one by one, each tensor would bring the whole part of the cache
-that it is a view of."""
-
-
-def _packed(entries: Mapping[bytes, Tensor]) -> Packed:
-    values = [entry.numpy() for entry in entries.values()]
-    return list(entries), [len(entry) for entry in values], np.concatenate(values) if values else np.zeros(0, "f4")
-
-
-def _unpacked(packed: Packed) -> dict[bytes, Tensor]:
-    keys, lengths, values = packed
-    return dict(zip(keys, torch.from_numpy(values).split(lengths), strict=True)) if keys else {}
+    return read() if alone else _unpack(from_rank_zero(lambda: _pack(read())))
 
 
 def _batches(items: Iterable[tuple[bytes, Row]]) -> Iterator[Work]:
+    """Divide completions, in order, into forwards of up to :data:`TOKENS` tokens; a longer one has its own forward."""
     batch: Work = []
     tokens = 0
-    for name, row in items:
-        shared = bool(batch) and batch[-1][1].prompt == row.prompt
-        size = len(row.branches[0]) + (0 if shared else len(row.prompt))
+    for key, row in items:
+        prompt_is_shared = bool(batch) and batch[-1][1].prompt == row.prompt
+        size = len(row.branches[0]) + (0 if prompt_is_shared else len(row.prompt))
         if batch and tokens + size > TOKENS:
             yield batch
+            # The new batch has to compute the prompt again, even if the last one shared it.
             batch, tokens, size = [], 0, len(row.branches[0]) + len(row.prompt)
-        batch.append((name, row))
+        batch.append((key, row))
         tokens += size
     if batch:
         yield batch
 
 
-def _score(backbone: Backbone, work: Work, batch: Batch) -> list[tuple[bytes, Tensor]]:
+def _compute(
+    backbone: Backbone,
+    batches: Sequence[Work],
+    interim: _InterimParts,
+    collated: Callable[[Work], Batch],
+    track: Track,
+) -> Entries:
+    """Compute this rank's share of the batches and return its entries."""
+    rank, world = data_rank_and_world()
+    # Dealt out like cards: neighbours in the order cost about the same, so the ranks finish at about the same time.
+    share = list(batches[rank::world])
+    rounds = len(batches[::world])  # the share of rank 0, which is the largest
+    if backbone.sharded and len(share) < rounds:
+        share.append(batches[0])  # any batch: the forward is needed, its result is a duplicate
+    own: Entries = []
+    tracked = iter(track(share))
+    # A signal must not end one rank while the others wait for it in a collective. It is noted, and all ranks compare
+    # notes after each round, which is why each rank runs the same number of rounds, with or without work.
+    deferred = signals.defer(True)
+    with evaluating(backbone), torch.no_grad():
+        for _ in range(rounds):
+            if work := next(tracked, None):
+                own += _score(backbone, work, collated(work))
+            (number,) = all_max([signals.received()], backbone.device)
+            interim.save(own, now=bool(number))
+            signals.stop(number)
+    list(tracked)  # lets the progress bar finish
+    signals.defer(deferred)
+    return own
+
+
+def _score(backbone: Backbone, work: Work, batch: Batch) -> Entries:
     tokens = backbone.logprobs(batch.to(backbone.device)).tokens[:, 0].float().cpu()
-    return [(name, tokens[n, : len(row.branches[0])].clone()) for n, (name, row) in enumerate(work)]
+    # Copies: a slice would keep the whole padded grid in memory.
+    return [(key, tokens[n, : len(row.branches[0])].clone()) for n, (key, row) in enumerate(work)]
+
+
+class _InterimParts:
+    """This rank's results so far as parts of the cache, until one part with the results of all ranks replaces them."""
+
+    def __init__(self, cache: ReferenceCache) -> None:
+        self.cache, self.written_at = cache, time.perf_counter()
+        self.parts: list[Path] = []
+        self.count = 0
+        """Entries that have been written."""
+
+    def save(self, entries: Entries, *, now: bool = False) -> None:
+        """Write the entries that are new since the last write, if that was long enough ago or ``now`` is set."""
+        is_due = now or time.perf_counter() - self.written_at >= KEEP_SECONDS
+        if len(entries) == self.count or not is_due:
+            return
+        part = self.cache.write(dict(entries[self.count :]))
+        if part is not None:
+            self.parts.append(part)
+        self.count, self.written_at = len(entries), time.perf_counter()
+
+    def replace_by(self, final: Path | None) -> None:
+        """Remove the interim parts. Nothing is removed if the final part could not be written."""
+        for part in self.parts if final is not None else ():
+            if part != final:  # a part is named after its entries, so a single interim part can be the final one
+                part.unlink(missing_ok=True)
+
+
+def _pack(entries: Mapping[bytes, Tensor]) -> Packed:
+    values = [entry.numpy() for entry in entries.values()]
+    return list(entries), [len(entry) for entry in values], np.concatenate(values) if values else np.zeros(0, "f4")
+
+
+def _unpack(packed: Packed) -> dict[bytes, Tensor]:
+    keys, lengths, values = packed
+    return dict(zip(keys, torch.from_numpy(values).split(lengths), strict=True)) if keys else {}

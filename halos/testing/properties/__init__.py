@@ -1,6 +1,6 @@
-"""What every objective promises, each promise a function that raises :class:`Violation` where it is broken.
+"""What every objective promises: one function a promise, which raises :class:`Violation` if it is broken.
 
-They register themselves as they are imported, and are checked in this order.
+Importing a module registers its promises. They are checked in the order of these imports.
 """
 
 from halos.testing.properties import values as values  # isort: skip

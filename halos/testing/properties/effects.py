@@ -1,4 +1,4 @@
-"""What a step leaves behind, and what parameters and saved state do."""
+"""Promises about the effects of a step, of the constructor's parameters and of restored state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import inspect
 import io
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,21 +13,22 @@ from torch import Tensor
 from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.objectives.base import Objective
-from halos.testing.examples import Inputs, Make, ask, loss_of, make_inputs, make_objective
-from halos.testing.promises import NotApplicable, Violation, agree, promise, same_means
+from halos.testing.examples import Inputs, Make, evaluate, loss_of, make_inputs, make_objective
+from halos.testing.promises import NotApplicable, Violation, agree, agree_on_means, promise
 
 
 @promise("frozen reference", 2)
 def frozen_reference(make: Make, rows: Sequence[Row]) -> None:
-    """A training step changes the policy, and leaves the reference without gradient as it was."""
+    """A training step leaves the reference unchanged and without gradient."""
     objective = make_objective(make, moved=True)
     if not objective.needs.reference:
         raise NotApplicable("has no reference")
-    reference: Any = objective.trained.reference
+    reference = objective.trained.reference
+    assert reference is not None  # the kit's backbone has one
     before = [weight.clone() for weight in reference.parameters()]
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
-    output, _ = objective._evaluate(collate(rows, mismatched=objective.needs.mismatched))
-    loss_of(output).backward()
+    output, _ = objective.evaluate_batch(collate(rows, mismatched=objective.needs.mismatched))
+    torch.autograd.backward(loss_of(output))
     optimizer.step()
     for (name, weight), old in zip(reference.named_parameters(), before, strict=True):
         if weight.grad is not None or weight.requires_grad:
@@ -40,21 +40,21 @@ def frozen_reference(make: Make, rows: Sequence[Row]) -> None:
 
 @promise("inputs untouched", 2)
 def inputs_untouched(make: Make, rows: Sequence[Row]) -> None:
-    """The batch and the log-probs are as they were."""
+    """An objective changes neither the batch nor the log-probs."""
     objective = make_objective(make)
     inputs = make_inputs(objective, rows)
     before = {name: (value, value.detach().clone()) for name, value in _tensors(inputs).items()}
-    ask(objective, inputs)
+    evaluate(objective, inputs)
     for name, value in _tensors(inputs).items():
-        same, old = before[name]
-        if value is not same:
-            raise Violation(f"{name}: expected the batch's own tensor, found another in its place")
+        original, old = before[name]
+        if value is not original:
+            raise Violation(f"{name}: expected the tensor that was passed, found another in its place")
         agree(name, old, value.detach(), tolerance=0.0)
 
 
 @promise("parameters", 4)
 def parameters(make: Make, rows: Sequence[Row]) -> None:
-    """Each numeric parameter of the constructor has an effect."""
+    """Each numeric parameter of the constructor changes the loss or its gradient."""
     objective = make_objective(make)
     plain = _fingerprint(make, rows)
     shared = inspect.signature(Objective.__init__).parameters
@@ -62,60 +62,61 @@ def parameters(make: Make, rows: Sequence[Row]) -> None:
         value = _current(make, parameter)
         if isinstance(value, int | float) and parameter.name not in shared:
             fingerprints = [_fingerprint(make, rows, **{parameter.name: other}) for other in _nudged(value)]
-            if all(found in (None, plain) for found in fingerprints):
+            if all(fingerprint in (None, plain) for fingerprint in fingerprints):
                 raise Violation(f"{parameter.name} = {value}: expected an effect on loss or gradient, found none")
 
 
 @promise("state", 2)
 def state(make: Make, rows: Sequence[Row]) -> None:
-    """What an objective remembers between steps is in its state dict, which needs no pickle."""
+    """What an objective remembers between steps is in its state dict, which loads without pickle."""
     objective = make_objective(make)
     for shift in (0.1, -0.2):
-        ask(objective, make_inputs(objective, rows, at_reference=True, shift=shift))
+        evaluate(objective, make_inputs(objective, rows, at_reference=True, shift=shift))
     buffer = io.BytesIO()
     torch.save(objective.state_dict(), buffer)
     buffer.seek(0)
     restored = make_objective(make)
     restored.load_state_dict(torch.load(buffer, weights_only=True))
-    expected = ask(objective, make_inputs(objective, rows))
-    found = ask(restored, make_inputs(objective, rows))
-    agree("loss after restoring", expected.loss, found.loss, tolerance=0.0)
-    same_means(expected, [found])
+    expected = evaluate(objective, make_inputs(objective, rows))
+    actual = evaluate(restored, make_inputs(objective, rows))
+    agree("loss after restoring", expected.loss, actual.loss, tolerance=0.0)
+    agree_on_means(expected, [actual])
 
 
-# Ways to look at an objective from outside
+# What an objective does, seen from outside
 
 
 def _tensors(inputs: Inputs) -> dict[str, Tensor]:
-    found = {"batch.mask": inputs.batch.mask, "batch.group": inputs.batch.group, "policy.tokens": inputs.policy.tokens}
-    if inputs.batch.desirable is not None:
-        found["batch.desirable"] = inputs.batch.desirable
-    if inputs.reference is not None:
-        found["reference.tokens"] = inputs.reference.tokens
-    if inputs.policy.hidden is not None:
-        found["policy.hidden"] = inputs.policy.hidden
-    return found
+    tensors = {
+        "batch.mask": inputs.batch.mask,
+        "batch.group": inputs.batch.group,
+        "batch.desirable": inputs.batch.desirable,
+        "policy.tokens": inputs.policy.tokens,
+        "policy.hidden": inputs.policy.hidden,
+        "reference.tokens": inputs.reference and inputs.reference.tokens,
+    }
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def _current(make: Make, parameter: inspect.Parameter) -> Any:
-    given = make.keywords.get(parameter.name, parameter.default) if isinstance(make, partial) else parameter.default
-    return None if isinstance(given, bool) else given
+def _current(make: Make, parameter: inspect.Parameter) -> object:
+    value = make.keywords.get(parameter.name, parameter.default) if isinstance(make, partial) else parameter.default
+    return None if isinstance(value, bool) else value
 
 
 def _nudged(value: float) -> list[float]:
+    # In both directions, as one may be out of the parameter's range; the constant moves a 0.
     if isinstance(value, int):
         return [value + 1, value - 1]
     return [value * 1.3 + 0.07, value * 0.7, value - 0.07]
 
 
-def _fingerprint(make: Make, rows: Sequence[Row], **changed: Any) -> Any:
-    # None where the parameter's own check refuses the value.
+def _fingerprint(make: Make, rows: Sequence[Row], **changed: float) -> str | None:
+    # None if the constructor refuses the value.
     try:
-        objective = make_objective(make, **changed)
+        objective = make_objective(make, moved=False, **changed)
     except ValueError:
         return None
-    answers = [
-        ask(objective, make_inputs(objective, rows, at_reference=at_reference)) for at_reference in (False, True)
-    ]
-    numbers = [(float(a.loss), [g.tolist() for g in a.gradients.values()], a.means) for a in answers]
+    inputs = [make_inputs(objective, rows, at_reference=at_reference) for at_reference in (False, True)]
+    results = [evaluate(objective, each) for each in inputs]
+    numbers = [(float(r.loss), [g.tolist() for g in r.gradients.values()], r.means) for r in results]
     return repr((numbers, objective.own_clip))

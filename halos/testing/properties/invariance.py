@@ -1,17 +1,17 @@
-"""What changes nothing: order, padding, sharing of prompts, and how a step is divided."""
+"""Promises about what must not change the result: order, padding, shared prompts and the split of a step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
+import torch
 from torch import Tensor
 
-from halos.data.batches.collate import collate, step_size
+from halos.data.batches.collate import StepSize, collate, step_size
 from halos.data.rows.token_rows import Row
-from halos.testing.examples import Answer, Make, ask, loss_of, make_inputs, make_objective
-from halos.testing.promises import NotApplicable, agree, agree_on_gradients, promise, same_means
+from halos.testing.examples import Make, Result, evaluate, loss_of, make_inputs, make_objective
+from halos.testing.promises import NotApplicable, agree, agree_on_gradients, agree_on_means, promise
 from halos.testing.ranks import on_ranks
 
 
@@ -19,46 +19,45 @@ from halos.testing.ranks import on_ranks
 def row_order(make: Make, rows: Sequence[Row]) -> None:
     """The order of examples in a batch changes nothing."""
     objective = make_objective(make)
-    expected = ask(objective, make_inputs(objective, rows))
+    expected = evaluate(objective, make_inputs(objective, rows))
     for order in (list(reversed(rows)), [*rows[1:], rows[0]]):
-        found = ask(make_objective(make), make_inputs(objective, order))
-        agree("loss", expected.loss, found.loss)
-        agree_on_gradients("other order", expected, found)
-        same_means(expected, [found])
+        actual = evaluate(make_objective(make), make_inputs(objective, order))
+        agree("loss", expected.loss, actual.loss)
+        agree_on_gradients("other order", expected, actual)
+        agree_on_means(expected, [actual])
 
 
 @promise("padding", 1, 2, 4)
 def padding(make: Make, rows: Sequence[Row]) -> None:
-    """Padding changes nothing, wherever log-probs are."""
+    """Padding changes nothing, with the policy at the reference and away from it."""
     objective = make_objective(make)
     for at_reference in (False, True):
-        expected = ask(make_objective(make), make_inputs(objective, rows, at_reference=at_reference))
+        expected = evaluate(make_objective(make), make_inputs(objective, rows, at_reference=at_reference))
         wide = make_inputs(objective, rows, at_reference=at_reference, wider=3)
-        found = ask(make_objective(make), wide)
-        agree("loss with 3 more columns of padding", expected.loss, found.loss)
-        agree_on_gradients("3 more columns of padding", expected, found)
-        same_means(expected, [found])
+        actual = evaluate(make_objective(make), wide)
+        agree("loss with 3 more columns of padding", expected.loss, actual.loss)
+        agree_on_gradients("3 more columns of padding", expected, actual)
+        agree_on_means(expected, [actual])
 
 
 @promise("prompt sharing", 2, 4)
 def prompt_sharing(make: Make, rows: Sequence[Row]) -> None:
-    """Through a model: packed rows that share prompts give the loss and gradients of separate ones."""
-    answers: list[tuple[Tensor, dict[str, Any]]] = []
+    """Packed rows that share prompts give the loss and the model's gradients of separate rows."""
+    results: list[tuple[Tensor, dict[str, Tensor]]] = []
     for packing in (False, True):
         objective = make_objective(make, moved=True)
-        whole = objective.needs.last_hidden
-        batch = collate(rows, mismatched=objective.needs.mismatched, packing=packing, whole=whole)
-        output, _ = objective._evaluate(batch)
-        loss = loss_of(output)
-        loss.backward()
-        answers.append((loss.detach(), {name: p.grad for name, p in objective.named_parameters()}))
-    (loss, gradients), (other, others) = answers
-    agree("loss", loss, other)
-    largest = max(float(gradient.abs().max()) for gradient in gradients.values() if gradient is not None)
-    for name, gradient in gradients.items():
-        if gradient is not None:
-            # Not tighter: transformers computes norms in float32, whatever the model's precision.
-            agree(f"gradient of {name}", gradient / largest, others[name] / largest, tolerance=1e-6)
+        needs = objective.needs
+        batch = collate(rows, mismatched=needs.mismatched, packing=packing, whole=needs.last_hidden)
+        loss = loss_of(objective.evaluate_batch(batch)[0])
+        torch.autograd.backward(loss)
+        gradients = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+        results.append((loss.detach(), gradients))
+    (expected_loss, expected), (packed_loss, packed) = results
+    agree("loss", expected_loss, packed_loss)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        # The tolerance is that of float32, in which transformers computes norms whatever the model's precision.
+        agree(f"gradient of {name}", gradient / largest, packed[name] / largest, tolerance=1e-6)
 
 
 @promise("accumulation", 1, 2, 4)
@@ -67,15 +66,16 @@ def accumulation(make: Make, rows: Sequence[Row]) -> None:
     objective = make_objective(make)
     if objective.needs.whole_step:
         raise NotApplicable("declares that its steps cannot be accumulated")
-    twins = [_renamed(row) for row in rows]
-    _parts_make_the_whole(make, [rows, twins] if objective.needs.whole_micro_step else [rows, _longer(twins)])
+    copies = [_renamed(row) for row in rows]
+    # A statistic of the micro-batch, such as z₀, equals that of the whole step only if both halves are alike.
+    _parts_make_the_whole(make, [rows, copies if objective.needs.whole_micro_step else _longer(copies)])
 
 
 @promise("ranks", 2, 4)
 def ranks(make: Make, rows: Sequence[Row]) -> None:
-    """Two ranks give the gradient of one device with all examples."""
+    """Two ranks give the loss and gradient of one device with all examples."""
     whole, parts = _on_two_ranks(make, rows)
-    agree("sum of the ranks' losses", whole.loss, sum(part.loss for part in parts))
+    agree("sum of the ranks' losses", whole.loss, _total_loss(parts))
     for part in parts:
         agree_on_gradients("one of the ranks", whole, part)
 
@@ -84,10 +84,14 @@ def ranks(make: Make, rows: Sequence[Row]) -> None:
 def metrics(make: Make, rows: Sequence[Row]) -> None:
     """Sums and counts of metrics add up over ranks to those of one device."""
     whole, parts = _on_two_ranks(make, rows)
-    same_means(whole, parts)
+    agree_on_means(whole, parts)
 
 
-# Ways to divide a step
+# Ways to split a step
+
+
+def _total_loss(parts: Sequence[Result]) -> Tensor:
+    return torch.stack([part.loss for part in parts]).sum()
 
 
 def _renamed(row: Row) -> Row:
@@ -95,7 +99,7 @@ def _renamed(row: Row) -> Row:
 
 
 def _longer(rows: Sequence[Row]) -> list[Row]:
-    # Other lengths than the first micro-batch: a mean over a micro-batch's own tokens shows only then.
+    # A mean over the micro-batch's tokens in place of the step's only shows if the micro-batches differ in length.
     return [
         Row(row.id, row.group, row.prompt, tuple((*b, 1, 2, 3) for b in row.branches), row.desirable, row.score)
         for row in rows
@@ -107,14 +111,14 @@ def _parts_make_the_whole(make: Make, parts: Sequence[Sequence[Row]]) -> None:
     all_rows = [row for part in parts for row in part]
     step = step_size(all_rows)
     twins = probe.needs.whole_micro_step
-    whole = _ask_as(make, all_rows, step, twins)
-    found = [_ask_as(make, part, step, twins) for part in parts]
-    agree("sum of the micro-batches' losses", whole.loss, sum(part.loss for part in found))
-    for part in found:
+    whole = _evaluate_as(make, all_rows, step, twins)
+    results = [_evaluate_as(make, part, step, twins) for part in parts]
+    agree("sum of the micro-batches' losses", whole.loss, _total_loss(results))
+    for part in results:
         agree_on_gradients("one of the micro-batches", whole, part)
 
 
-def _ask_as(make: Make, rows: Sequence[Row], step: Any, twins: bool) -> Answer:
+def _evaluate_as(make: Make, rows: Sequence[Row], step: StepSize, twins: bool) -> Result:
     # With ``twins`` a row and its renamed copy have the same log-probs.
     objective = make_objective(make)
     inputs = make_inputs(objective, rows, step=step)
@@ -122,16 +126,16 @@ def _ask_as(make: Make, rows: Sequence[Row], step: Any, twins: bool) -> Answer:
         plain = [Row(r.id.removesuffix(" again"), r.group, r.prompt, r.branches, r.desirable, r.score) for r in rows]
         inputs = make_inputs(objective, plain, step=step)
         inputs.rows = rows
-    return ask(objective, inputs)
+    return evaluate(objective, inputs)
 
 
-def _on_two_ranks(make: Make, rows: Sequence[Row]) -> tuple[Answer, list[Answer]]:
+def _on_two_ranks(make: Make, rows: Sequence[Row]) -> tuple[Result, list[Result]]:
     step = step_size(rows)
     objective = make_objective(make)
-    whole = ask(objective, make_inputs(objective, rows, step=step))
+    whole = evaluate(objective, make_inputs(objective, rows, step=step))
     half = len(rows) // 2
     prepared = []
     for part in (rows[:half], rows[half:]):
         own = make_objective(make)
-        prepared.append(partial(ask, own, make_inputs(own, part, step=step)))
+        prepared.append(partial(evaluate, own, make_inputs(own, part, step=step)))
     return whole, on_ranks(prepared)

@@ -1,4 +1,4 @@
-"""What a batch gives: the shapes of an objective's answer, its value, its signs, its gradient, its precision."""
+"""Promises about what an objective computes: shapes, values, signs, gradients and precision."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from halos.data.rows.token_rows import Row
 from halos.objectives.base import Objective
-from halos.testing.examples import Make, ask, loss_of, make_inputs, make_objective, tiny_rows
+from halos.testing.examples import Make, evaluate, loss_of, make_inputs, make_objective, tiny_rows
 from halos.testing.promises import EXACT, NotApplicable, Violation, agree, finite, promise
 
 
 @promise("shapes", 1, 2, 3, 4, 6)
 def shapes(make: Make, rows: Sequence[Row]) -> None:
-    """Loss terms are sums over examples or tokens with the count of the whole step; rewards have one row an example."""
+    """Loss terms are sums with the count of the whole step, and rewards have one row for each example."""
     objective = make_objective(make)
     inputs = make_inputs(objective, rows)
     output = objective.compute(inputs.batch, inputs.policy, inputs.reference)
@@ -33,14 +33,14 @@ def shapes(make: Make, rows: Sequence[Row]) -> None:
 
 @promise("step 0", 1, 2, 4)
 def step_zero(make: Make, rows: Sequence[Row]) -> None:
-    """Where policy and reference agree, rewards are 0, and loss and gradient are finite and continuous."""
+    """Where the policy equals the reference, rewards are 0, and the loss is finite and continuous."""
     objective = make_objective(make)
-    answer = ask(objective, make_inputs(objective, rows, at_reference=True))
-    if objective.needs.reference and answer.output.rewards is not None and objective.needs.moves != (0, 0):
-        agree("rewards", torch.zeros(answer.output.rewards.shape), answer.output.rewards.detach(), tolerance=EXACT)
-    finite(answer)
-    beside = ask(make_objective(make), make_inputs(objective, rows, at_reference=True, shift=1e-9))
-    agree("loss with log-ratios of 1e-9, against exactly 0", answer.loss, beside.loss, tolerance=1e-6)
+    result = evaluate(objective, make_inputs(objective, rows, at_reference=True))
+    if objective.needs.reference and result.output.rewards is not None and objective.needs.moves != (0, 0):
+        agree("rewards", torch.zeros(result.output.rewards.shape), result.output.rewards.detach(), tolerance=EXACT)
+    finite(result)
+    nearby = evaluate(make_objective(make), make_inputs(objective, rows, at_reference=True, shift=1e-9))
+    agree("loss with log-ratios of 1e-9, against exactly 0", result.loss, nearby.loss, tolerance=1e-6)
 
 
 @promise("signs", 2, 4, 6)
@@ -49,11 +49,12 @@ def signs(make: Make, rows: Sequence[Row]) -> None:
     objective = make_objective(make)
     if objective.needs.moves == (0, 0):
         raise NotApplicable("declares that it does not move log-probs")
-    answer = ask(objective, make_inputs(objective, rows, at_reference=True))
+    result = evaluate(objective, make_inputs(objective, rows, at_reference=True))
     slopes: dict[bool, list[float]] = {True: [], False: []}
     for row in rows:
         sides = (True, False) if objective.view == "pairs" else (row.desirable is not False,)
-        for side, gradient in zip(sides, answer.gradients[row.id], strict=False):
+        for side, gradient in zip(sides, result.gradients[row.id], strict=False):
+            # A step follows the negative gradient.
             slopes[side].append(-float(gradient.sum()))
     desirable, undesirable = objective.needs.moves
     for side, direction, word in ((True, desirable, "desirable"), (False, undesirable, "undesirable")):
@@ -67,16 +68,16 @@ def signs(make: Make, rows: Sequence[Row]) -> None:
 
 @promise("gradient", 1, 2, 4)
 def gradient(make: Make, rows: Sequence[Row]) -> None:
-    """In float64 the gradient is that of the loss, by finite differences; none flows into mismatched completions."""
+    """The gradient equals finite differences of the loss in float64, and is 0 for mismatched completions."""
     objective = make_objective(make).eval()
     if objective.needs.moves == (0, 0):
         raise NotApplicable("declares that it does not move log-probs")
     inputs = make_inputs(objective, rows)
-    tokens, trained = inputs.leaves[0].detach(), len(rows[0].branches) - objective.needs.mismatched
-    rest = tokens[:, trained:]
+    tokens, trained = inputs.policy.tokens.detach(), len(rows[0].branches) - objective.needs.mismatched
+    mismatched = tokens[:, trained:]
 
     def loss(own: Tensor) -> Tensor:
-        inputs.policy.tokens = torch.cat([own, rest], dim=1)
+        inputs.policy.tokens = torch.cat([own, mismatched], dim=1)
         return loss_of(objective.compute(inputs.batch, inputs.policy, inputs.reference))
 
     own = tokens[:, :trained].clone().requires_grad_()
@@ -92,9 +93,9 @@ def gradient(make: Make, rows: Sequence[Row]) -> None:
         numeric = (loss(high) - loss(low)) / 2e-6
         agree(f"gradient of {rows[place[0]].id}, token {place[1:]}", numeric, analytic[place], tolerance=1e-6)
     if objective.needs.mismatched:
-        full = ask(make_objective(make), make_inputs(objective, rows)).gradients
-        found = torch.stack([gradients[trained:].abs().sum() for gradients in full.values()])
-        agree("gradient of mismatched completions", torch.zeros(len(rows)), found, tolerance=EXACT)
+        full = evaluate(make_objective(make), make_inputs(objective, rows)).gradients
+        sizes = torch.stack([gradients[trained:].abs().sum() for gradients in full.values()])
+        agree("gradient of mismatched completions", torch.zeros(len(rows)), sizes, tolerance=EXACT)
 
 
 def _one_sided(objective: Objective) -> list[list[Row]]:
@@ -103,22 +104,22 @@ def _one_sided(objective: Objective) -> list[list[Row]]:
 
 @promise("one-sided batches", batches=_one_sided)
 def one_sided(make: Make, rows: Sequence[Row]) -> None:
-    """A batch with only one kind of completion, or with one example, has finite loss, gradient and metrics."""
+    """A batch with one kind of completion, or with one example, has finite loss, gradient and metrics."""
     objective = make_objective(make)
-    finite(ask(objective, make_inputs(objective, rows)))
+    finite(evaluate(objective, make_inputs(objective, rows)))
 
 
 @promise("precision", 1, 4)
 def precision(make: Make, rows: Sequence[Row]) -> None:
-    """float32 log-probs give the loss of float64 ones; with half-precision ones it stays finite and near."""
+    """The loss from float32 log-probs is that from float64; from half-precision ones it is finite and close."""
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)):
         objective = make_objective(make)
-        exact = make_inputs(objective, rows, dtype=dtype)
-        rounded = make_inputs(objective, rows)
-        for parts in ((rounded.policy, exact.policy), (rounded.reference, exact.reference)):
-            if parts[0] is not None and parts[1] is not None:
-                parts[0].tokens = parts[1].tokens.detach().double()
-        expected = loss_of(objective.compute(rounded.batch, rounded.policy, rounded.reference))
-        low = make_objective(make).to(dtype)
-        found = loss_of(low.compute(exact.batch, exact.policy, exact.reference))
-        agree(f"loss from {dtype} log-probs", expected.detach(), found.detach(), tolerance=tolerance)
+        rounded = make_inputs(objective, rows, dtype=dtype)
+        # Rounding the inputs is not the objective's fault: the float64 loss is that of the rounded log-probs.
+        exact = make_inputs(objective, rows)
+        for double, low in ((exact.policy, rounded.policy), (exact.reference, rounded.reference)):
+            if double is not None and low is not None:
+                double.tokens = low.tokens.detach().double()
+        expected = loss_of(objective.compute(exact.batch, exact.policy, exact.reference))
+        actual = loss_of(make_objective(make).to(dtype).compute(rounded.batch, rounded.policy, rounded.reference))
+        agree(f"loss from {dtype} log-probs", expected.detach(), actual.detach(), tolerance=tolerance)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import conditioned, export_policy
 from tests import tiny
 
 TURNS = [{"role": "user", "content": "hello"}]
-CARD = {"loss": "kto", "base": "some/model", "steps": 7, "rewards/auc": 0.75}
+CARD = ModelCard(loss="kto", base="some/model")
 
 
 @pytest.fixture
@@ -101,29 +102,3 @@ def test_an_export_that_fails_leaves_the_earlier_one(
     with pytest.raises(OSError, match="no space"):
         export(tiny.model("llama", vocab_size=len(tokenizer), seed=1), tokenizer, tmp_path / "model")
     assert {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()} == before
-
-
-def test_the_card_names_loss_base_and_results(policy: Any, tokenizer: Any, tmp_path: Path) -> None:
-    card = (export(policy, tokenizer, tmp_path / "model") / "README.md").read_text(encoding="utf-8")
-    assert "tags: [alignment, halos, kto]" in card
-    assert "# some/model aligned by kto" in card
-    assert "| steps | 7 |" in card
-    assert "| rewards/auc | 0.75 |" in card
-    assert '[{"role": "user", "content": "..."}]' in card
-
-
-@pytest.mark.parametrize("template", [True, False])
-def test_the_code_on_the_card_runs(
-    template: bool, policy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tokenizer = tiny.word_tokenizer(tiny.CHATML if template else None)
-    folder = export(policy, tokenizer, tmp_path / "model", control=tiny.GOOD)
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    code = card.partition("```python\n")[2].partition("```")[0]
-    exec(code.replace("max_new_tokens=64", "max_new_tokens=2"), {"folder": folder})
-    assert tiny.GOOD in capsys.readouterr().out
-
-
-def test_a_card_without_results_has_no_table(policy: Any, tokenizer: Any, tmp_path: Path) -> None:
-    export(policy, tokenizer, tmp_path / "model", card={"loss": "sft", "base": "some/model"})
-    assert "|---|" not in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")

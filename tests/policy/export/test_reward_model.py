@@ -9,12 +9,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
+from halos.policy.export.card import ModelCard
 from halos.policy.export.reward_model import export_reward_model, padding_token, require_classifier
 from halos.policy.heads import RewardHead
 from halos.policy.logprobs.completions import completion_logprobs
 from tests import tiny
 
-CARD = {"loss": "bradley_terry", "base": "some/model", "rewards/accuracies": 0.75}
+CARD = ModelCard(loss="bradley_terry", base="some/model")
 
 
 def head(width: int = 16) -> RewardHead:
@@ -48,18 +49,6 @@ def test_plain_transformers_give_the_same_scores(architecture: str, tmp_path: Pa
     torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)
     assert loaded.config.num_labels == 1
     assert AutoTokenizer.from_pretrained(tmp_path / "model").pad_token_id == pad != end
-
-
-def test_the_card_says_how_to_score(tmp_path: Path) -> None:
-    tokenizer = tiny.word_tokenizer(tiny.CHATML)
-    policy = tiny.model(vocab_size=len(tokenizer))
-    export(policy, tokenizer, tmp_path / "model", tokenizer.convert_tokens_to_ids(tiny.END))
-    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert "tags: [alignment, reward-model, halos, bradley_terry]" in card
-    assert "# A reward model from some/model" in card
-    assert "| rewards/accuracies | 0.75 |" in card
-    assert "prompt + completion + '<|im_end|>'" in card
-    assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
 def test_weights_keep_their_precision(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from halos.policy.backbone import Backbone
+from halos.policy.construction import use_cpu_kernels
 from halos.policy.kernels import liger
 from halos.policy.kernels.liger import check_liger, use_liger
 from halos.policy.loading import ModelSpec
@@ -54,7 +54,7 @@ def test_models_compute_by_the_kernels_what_they_did(architecture: str, lean: bo
     own = tiny.model(architecture).eval()
     other = copy.deepcopy(own)
     if lean:
-        Backbone(other, with_reference=False)
+        use_cpu_kernels(other)
     names = list(other.state_dict())
     use_liger(other)
     assert list(other.state_dict()) == names

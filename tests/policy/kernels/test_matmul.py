@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from halos.judges.reward_model import RewardModel
-from halos.policy.backbone import Backbone
 from halos.policy.kernels import matmul as products
 from halos.policy.kernels.matmul import (
     CACHES,
@@ -30,7 +29,6 @@ from halos.policy.kernels.matmul import (
 from halos.policy.loading import ModelSpec
 from halos.policy.lookup import Policy
 from halos.toy.model import REFERENCE_DIR
-from tests import tiny
 from tests.fork import run_ranks
 
 
@@ -174,7 +172,7 @@ def test_products_of_ever_new_sizes_take_no_more_memory() -> None:
 def ways_to_load() -> dict[str, Callable[[], Any]]:
     spec = ModelSpec(path=str(REFERENCE_DIR))
     return {
-        "trained": lambda: Backbone(tiny.model(), with_reference=False),
+        "trained": spec.load,
         "evaluated": lambda: Policy("toy", spec).load(device="cpu", precision="bf16-true"),
         "judging": lambda: RewardModel(path=spec.path)._read(),
     }

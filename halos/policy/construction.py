@@ -1,0 +1,82 @@
+"""Steps of building a model: parameters without memory, dropout, vocabulary, CPU kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from halos.policy.kernels.elementwise import use_fewer_temporaries
+from halos.policy.kernels.matmul import limit_kernel_caches, use_faster_products
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Within this context, parameters that modules register get no memory.
+
+    Buffers do get memory. Those outside the state dict (rotary frequencies) are computed by constructors only, and
+    nothing would fill them in later. ``torch.device("meta")`` would not compute them.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def use_cpu_kernels(model: nn.Module) -> None:
+    """Make the model compute with this project's CPU kernels, in place (``model.cpu_kernels``).
+
+    Linear layers, RMSNorm and SwiGLU change their class where a kernel gives the same results faster or with less
+    memory. Names, weights and hooks stay. On other devices and in other precisions than float32 the modules compute as
+    before. The limit of oneDNN's caches must be set before the process computes its first product.
+    """
+    limit_kernel_caches()
+    use_faster_products(model)
+    use_fewer_temporaries(model)
+
+
+def forget_quantisation(model: PreTrainedModel) -> None:
+    """Remove the marks of quantisation from a model whose weights came from a GGUF file.
+
+    transformers has dequantised the weights by then, but refuses to cast or save a model with these marks.
+    """
+    for name, value in (("hf_quantizer", None), ("is_quantized", False)):
+        setattr(model, name, value)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def set_dropout(config: PretrainedConfig, probability: float) -> None:
+    """Set every dropout probability of the config. Architectures use different names for them."""
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, int | float):
+            setattr(config, name, probability)
+
+
+def grow_vocabulary(model: PreTrainedModel, size: int, new_tokens: Sequence[int]) -> None:
+    """Grow the embeddings to at least ``size`` rows, and set the rows of ``new_tokens``.
+
+    Each new token starts as the mean of all embeddings before the first new one.
+    """
+    if size > len(model.get_input_embeddings().get_parameter("weight")):
+        model.resize_token_embeddings(size, mean_resizing=False)
+    if not new_tokens:
+        return
+    with torch.no_grad():
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            rows = embedding.get_parameter("weight")
+            rows[list(new_tokens)] = rows[: min(new_tokens)].mean(0)
