@@ -284,3 +284,12 @@ def test_the_key_knows_the_settings_of_a_tokenizer_without_a_backend(tmp_path: P
     assert plain.key == same.key
     assert plain.completion("a") != other.completion("a")
     assert plain.key != other.key
+
+
+def test_a_fitted_prompt_is_truncated_and_a_completions_text_has_no_end_of_turn() -> None:
+    tokens = chat(word_tokenizer(), 12, 3)
+    whole = tokens.prompt("a b c d", GOOD)
+    assert tokens.fitted_prompt("a b c d", GOOD) == tokens.fit_prompt(whole, "prompt")[0] != whole
+    ids = tokens.completion("a b")
+    assert tokens.text(ids) == tokens.text(ids[:-1]) == tokens.tokenizer.decode(ids[:-1])
+    assert tokens.text([]) == ""
