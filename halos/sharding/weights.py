@@ -154,6 +154,8 @@ def _safetensors(folder: Path) -> list[Path]:
 
 @torch.no_grad()
 def _read_shards(model: PreTrainedModel, files: Mapping[str, Path]) -> None:
+    # Not torch.distributed.checkpoint's HuggingFaceStorageReader: it ignores the index and reads all safetensors files
+    # of the folder. A forgotten file with the same names would silently replace the model's weights.
     state = base_state(model)
     for path in sorted(set(files.values())):
         with safe_open(path, framework="pt") as file:

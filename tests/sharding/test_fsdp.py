@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import halos.commands.train
+import halos.commands.assembly
 from halos.processes.collectives import local
 from halos.sharding.consolidate import check_sharded, consolidate
 from halos.sharding.fsdp import FSDP
@@ -49,9 +49,9 @@ class Counted(pl.Callback):
 
 def counted(train: Any, folder: Path, *words: str) -> tuple[dict[str, Any], dict[str, int]]:
     """The run's summary, and what the process held."""
-    counter, callbacks = Counted(), halos.commands.train._callbacks
+    counter, callbacks = Counted(), halos.commands.assembly._callbacks
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(halos.commands.train, "_callbacks", lambda made: [*callbacks(made), counter])
+        patch.setattr(halos.commands.assembly, "_callbacks", lambda *pieces: [*callbacks(*pieces), counter])
         return train(folder, *words), counter.held
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import halos.commands.train
+from halos.loop.reference_pass import _numbers_key
 from halos.objectives import BCO, DPO, KTO, PPO, BradleyTerry, Objective
 from halos.optim import Adafactor, AdamW, BitsAndBytesAdamW, RMSprop
 from halos.policy.loading import ModelSpec
@@ -21,7 +21,6 @@ from halos.sharding.fsdp_tp import FSDPTP, check_model
 from halos.toy.model import REFERENCE_DIR
 from tests.fork import run_ranks
 from tests.sharding.test_fsdp import BFLOAT16, counted
-from tests.test_config import compose
 from tests.test_strategies import Run, as_rank, assert_alike, run as run_tiny
 from tests.test_train import run, run_until, train_as_rank
 
@@ -187,16 +186,18 @@ def test_two_groups_of_two_are_stopped_and_train_as_one_device(runs: dict[str, A
 
 def test_log_probs_that_are_rounded_otherwise_are_kept_apart() -> None:
     backbone: Any = SimpleNamespace(sharded=True, device=torch.device("cpu"))
-    ways = (("strategy=fsdp",), ("strategy=fsdp_tp",), ("strategy=fsdp_tp", "strategy.tensor_parallel_size=4"))
+    strategies = [SimpleNamespace(), *(SimpleNamespace(tensor_parallel_size=size) for size in (2, 4))]
 
     def keys(precision: str) -> list[str]:
-        return [halos.commands.train._rounding(compose(*way, precision), backbone) for way in ways]
+        trainers: list[Any] = [SimpleNamespace(precision=precision, strategy=strategy) for strategy in strategies]
+        return [_numbers_key(backbone, trainer) for trainer in trainers]
 
-    assert keys("precision=32-true") == ["32-true"] * 3
+    assert keys("32-true") == ["32-true"] * 3
+    assert len(set(keys("bf16-mixed"))) == 3
+    assert len(set(keys("bf16-true"))) == 3
     for precision in ("bf16-true", "bf16-mixed"):
-        assert len(set(keys(f"precision={precision}"))) == 3
-        on_cpu, backbone.device = keys(f"precision={precision}"), torch.device("meta")
-        assert not set(keys(f"precision={precision}")) & set(on_cpu)  # attention is rounded otherwise there
+        on_cpu, backbone.device = keys(precision), torch.device("meta")
+        assert not set(keys(precision)) & set(on_cpu)  # attention is rounded otherwise there
         backbone.device = torch.device("cpu")
 
 
