@@ -1,4 +1,5 @@
-# `make train` aligns the embedded toy model; `make test` runs the suite; `make parity` compares the losses with TRL's;
+# `make train` aligns the embedded toy model; `make test` runs the suite but for what is slow, `make test-fast` the part
+# without ranks and whole runs, `make test-slow` what is left out; `make parity` compares the losses with TRL's;
 # `make mutation` changes their formulas one by one and lists the changes that no test notices (half an hour).
 # Each sets .venv up by itself.
 PYTHON ?= python3.11
@@ -6,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test parity mutation lint format clean
+.PHONY: train test test-fast test-slow parity mutation lint format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,8 +17,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 train: $(VENV)/.ready
 	$(BIN)/python scripts/train.py $(ARGS)
 
+PYTEST := $(BIN)/python -m pytest -n logical --dist worksteal
+
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n logical $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-fast: $(VENV)/.ready
+	$(PYTEST) -m "not (slow or ranks or runs or long or browser)" $(ARGS)
+
+test-slow: $(VENV)/.ready
+	$(PYTEST) -m slow $(ARGS)
 
 $(VENV)/.parity: $(VENV)/.ready
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora,parity]'

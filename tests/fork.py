@@ -29,6 +29,8 @@ _context.set_forkserver_preload(
         "transformers.models.llama.modeling_llama",
     ]
 )
+allowed = True
+"""Whether the test that runs is marked as one that starts ranks."""
 _GRACE = 3.0
 """Seconds that the other ranks have to end by themselves once one has failed."""
 
@@ -43,6 +45,8 @@ def run_ranks(function: Callable[[], Any], ranks: int = 2, *, timeout: float = 1
     Raises ``RuntimeError`` with the tracebacks of the ranks that failed, and ``TimeoutError`` (after killing all)
     if any has not ended in time.
     """
+    if not allowed:
+        raise RuntimeError("a test that starts ranks needs @pytest.mark.ranks")
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from tensorboard import program
 
-from tests.test_train import run
+from tests.train_runs import run
+
+pytestmark = [pytest.mark.browser, pytest.mark.runs]
 
 DEMANDED = os.environ.get("HALOS_BROWSER") == "1"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

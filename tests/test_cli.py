@@ -18,7 +18,7 @@ from halos import cli
 from halos.config.errors import require_plain_booleans
 from halos.processes import sweeps
 from halos.training.result import trial_value
-from tests.test_config import compose
+from tests.configs import compose
 
 ROOT = Path(__file__).parents[1]
 

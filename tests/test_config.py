@@ -4,7 +4,6 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_class
@@ -12,23 +11,11 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from halos import objectives
-from halos.cli import config_folder
-from halos.config.building import SOURCE_KEYS, build
+from halos.commands.assembly import SOURCE_KEYS
+from halos.config.building import build
 from halos.objectives import Humanline, Objective
 from halos.training.reference_sync import ReferenceSync
-
-CONF = Path(config_folder())
-GROUPS = sorted(group for group in CONF.iterdir() if group.is_dir() and group.name != "judge")  # judges do not train
-
-
-def compose(*overrides: str) -> DictConfig:
-    """The configuration of ``scripts/train.py`` with these words behind it."""
-    with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
-        return hydra.compose("train", list(overrides))
-
-
-def options(group: str) -> list[str]:
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+from tests.configs import CONF, VARIANTS, compose, options
 
 
 def parameters(target: Any) -> set[str]:
@@ -61,7 +48,7 @@ def test_every_option_composes_and_resolves(group: str, option: str) -> None:
     if option == "claims_tune":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     if option != "default":
-        OmegaConf.to_container(compose(f"{group}={option}", "output_dir=out"), resolve=True, throw_on_missing=True)
+        OmegaConf.to_container(compose(f"{group}={option}", "output_dir=/out"), resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("option", options("loss"))
@@ -75,15 +62,6 @@ def test_the_keys_of_a_loss_are_its_parameters(option: str) -> None:
         "non_finite",
     }
     assert node.name == option
-
-
-VARIANTS = {
-    "cdpo": "label_smoothing",
-    "kto_balanced": "desirable_weight",
-    "kto_zero": "reference_point",
-    "kto_reference_free": "reference_free",
-}
-"""Losses that are another with one parameter set."""
 
 
 @pytest.mark.parametrize("option", sorted({*options("loss")} - {"mix"}))

@@ -92,6 +92,7 @@ def _steps_of_a_rank() -> list[dict[str, float]]:
     return metric.compute()
 
 
+@pytest.mark.ranks
 def test_steps_are_summed_over_ranks_all_at_once() -> None:
     expected = [{"x": (1 + step + 2 + step) / 3} for step in range(3)]
     assert run_ranks(_steps_of_a_rank) == [expected, expected]

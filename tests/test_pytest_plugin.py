@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import halos
 
 MINE = """
@@ -37,6 +39,7 @@ def pytest_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_an_objective_from_elsewhere_is_checked_property_by_property(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("def test_mine(): assert False\n")
     done = pytest_run(tmp_path, "--halos-objective", "mylab.losses.Hinge")
@@ -45,6 +48,7 @@ def test_an_objective_from_elsewhere_is_checked_property_by_property(tmp_path: P
     assert "test_mine" not in done.stdout
 
 
+@pytest.mark.long
 def test_a_broken_one_fails_where_it_is_broken_beside_own_tests(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("def test_mine(): pass\n")
     done = pytest_run(tmp_path, "test_mine.py", "--halos-objective", "mylab.losses.Reversed")

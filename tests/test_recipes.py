@@ -10,8 +10,8 @@ import pytest
 from halos.commands.train import train
 from halos.objectives.kto import KTO
 from tests import tiny
+from tests.configs import compose
 from tests.data.test_golden import message, shp, write
-from tests.test_config import compose
 
 
 def ultrafeedback(n: int) -> dict[str, Any]:
@@ -62,6 +62,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_trains_a_step(recipe: str, tmp_path: Path) -> None:
     architecture, data = RECIPES[recipe]

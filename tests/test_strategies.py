@@ -13,28 +13,30 @@ import torch
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_only
 
-from halos.objectives import SFT, Objective
+from halos.objectives import BCO, DPO, GRPO, KTO, PPO, SFT, BradleyTerry, Mix, Objective
 from halos.policy.backbone import Backbone
 from halos.processes.collectives import full_tensor
 from halos.sharding.fsdp import FSDP
 from tests.fork import run_ranks
-from tests.objectives.test_base import OBJECTIVES, Run, fit, objective_of, rows_for, trainer_for
+from tests.loop_runs import OBJECTIVES, Run, fit, objective_of, rows_for, trainer_for
+
+pytestmark = pytest.mark.ranks
 
 
 def objective(kind: type[Objective], strategy: Any, *, checkpointing: bool = False, **options: Any) -> Objective:
     """A tiny objective, its backbone divided as the strategy says."""
     made = objective_of(kind, moved=0.1, **options)
-    make = made._make_backbone
+    (backbone,) = made._source
+    assert isinstance(backbone, Backbone)
 
-    def sharded() -> Backbone:
-        backbone = make()
+    def divided(*, reference: bool, sharding: Any) -> Backbone:
         if checkpointing:
             backbone.policy.gradient_checkpointing_enable({"use_reentrant": False})
         if isinstance(strategy, FSDP):
             strategy.sharding.shard(backbone)
         return backbone
 
-    made._make_backbone = sharded
+    backbone.make = divided  # type: ignore[method-assign]
     return made
 
 
@@ -67,17 +69,26 @@ def run(
     return found
 
 
-def all_objectives() -> dict[tuple[str, str], Run]:
-    found = {}
-    for kind in OBJECTIVES:
-        found[kind.__name__, "ddp"] = run(kind, "ddp")
-        found[kind.__name__, "fsdp"] = run(kind, FSDP())
-    return found
+Case = tuple[type[Objective], str]
+CASES: list[Case] = [(kind, strategy) for kind in OBJECTIVES for strategy in ("ddp", "fsdp")]
+SOME: list[Case] = [(kind, "fsdp") for kind in (SFT, KTO, DPO, PPO, BCO, GRPO, BradleyTerry, Mix)]
+SOME += [(PPO, "ddp"), (Mix, "ddp")]
+"""One loss of each way to divide a step, and DDP where tests/loop does not; the others are slow."""
+OTHERS = [case for case in CASES if case not in SOME]
+
+
+def trained(cases: list[Case]) -> dict[Case, Run]:
+    return {(kind, strategy): run(kind, FSDP() if strategy == "fsdp" else strategy) for kind, strategy in cases}
 
 
 @pytest.fixture(scope="module")
-def divided() -> dict[tuple[str, str], Run]:
-    return run_ranks(partial(as_rank, all_objectives))[0]
+def some() -> dict[Case, Run]:
+    return run_ranks(partial(as_rank, trained, SOME))[0]
+
+
+@pytest.fixture(scope="module")
+def others() -> dict[Case, Run]:
+    return run_ranks(partial(as_rank, trained, OTHERS))[0]
 
 
 def assert_alike(found: Run, expected: Run) -> None:
@@ -89,10 +100,17 @@ def assert_alike(found: Run, expected: Run) -> None:
         assert {name: mine[name] for name in names} == pytest.approx({n: theirs[n] for n in names}, rel=1e-6, abs=1e-8)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("kind", OBJECTIVES)
-def test_two_processes_train_as_one(kind: type[Objective], strategy: str, divided: Any) -> None:
-    assert_alike(divided[kind.__name__, strategy], run(kind, "auto", ranks=1))
+@pytest.mark.parametrize(("kind", "strategy"), SOME)
+def test_two_processes_train_as_one(kind: type[Objective], strategy: str, some: dict[Case, Run]) -> None:
+    assert_alike(some[kind, strategy], run(kind, "auto", ranks=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "strategy"), OTHERS)
+def test_two_processes_train_every_other_loss_as_one(
+    kind: type[Objective], strategy: str, others: dict[Case, Run]
+) -> None:
+    assert_alike(others[kind, strategy], run(kind, "auto", ranks=1))
 
 
 def other_ways() -> dict[str, Run]:

@@ -10,7 +10,9 @@ import pytest
 from halos.data.preparation.writing import record_row, write_jsonl
 from halos.toy.feedback import toy_feedback
 from tests.fork import run_ranks
-from tests.test_train import assert_same_run, assert_same_weights, run, run_until, train_as_rank
+from tests.train_runs import assert_same_run, assert_same_weights, run, run_until, train_as_rank
+
+pytestmark = pytest.mark.runs
 
 STREAMING = ("data.streaming=true", "data.shuffle_buffer=10", "trainer.max_steps=9", "checkpoint_every=2")
 RESUMABLE = (*STREAMING, "model.dropout=0.1", "trainer.val_check_interval=0.5", "optim.lr=1e-2")
@@ -40,7 +42,7 @@ def uninterrupted(data: tuple[str, ...], tmp_path_factory: pytest.TempPathFactor
     return folder, run(folder, *data, *RESUMABLE)
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 7])
+@pytest.mark.parametrize("step", [3, 7, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 4))])
 def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(
     step: int, uninterrupted: tuple[Path, dict[str, Any]], data: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -83,6 +85,7 @@ def test_accumulated_micro_batches_are_one_large_batch(data: tuple[str, ...], tm
     assert one["tokens"] == half["tokens"]
 
 
+@pytest.mark.ranks
 def test_two_ranks_train_as_one_process_does(data: tuple[str, ...], tmp_path: Path) -> None:
     words = (*data, *STREAMING, "trainer.max_steps=4")
     expected = run(tmp_path / "one", *words)

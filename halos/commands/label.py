@@ -9,7 +9,6 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from halos import terminal
-from halos.config.building import SOURCE_KEYS, build
 from halos.data.sources.base import Source
 from halos.data.sources.json_source import JsonSource
 from halos.files import write_atomically
@@ -32,7 +31,7 @@ def label(cfg: DictConfig) -> Path:
         raise ValueError(f"output: {output} exists; choose another file, or set overwrite=true to replace it")
     samples = JsonSource(cfg.samples)
     records = samples.train().records
-    world: Source = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed).source if cfg.get("data") else samples
+    world: Source = build_data(cfg.data, seed=cfg.seed).source if cfg.get("data") else samples
     track = partial(terminal.track, "asking the judge", shown=cfg.progress)
     judge = make_judge(cfg.judge, world, device=cfg.device, precision=cfg.precision, track=track)
     rows, counts = labelled(records, judge, cfg.feedback)

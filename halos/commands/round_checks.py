@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 
 from halos import terminal
 from halos.checks import check_whole
-from halos.commands.assembly import build_objective, objective_class
-from halos.config.building import SOURCE_KEYS, build
+from halos.commands.assembly import build_data, build_objective, objective_class
+from halos.config.building import build
 from halos.data.records.record import Completion, Record
 from halos.data.views.derive import VIEWS
 from halos.data.views.selection import Selection
@@ -129,6 +129,6 @@ def _judged(kind: str, prompt: int, count: int) -> Record:
 def _check_judge(cfg: DictConfig) -> None:
     if cfg.get("judge") is None:
         raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat for rounds, found none")
-    source = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed).source
+    source = build_data(cfg.data, seed=cfg.seed).source
     track = partial(terminal.track, "asking the judge", shown=False)
     make_judge(cfg.judge, source, device="cpu", precision="32-true", track=track)

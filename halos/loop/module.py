@@ -135,18 +135,18 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @final
     def configure_model(self) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it when a fit begins
-        data = data if isinstance(data, PreferenceDataModule) else None
+        # Without a Trainer too, where a test or a notebook only looks at the models.
+        data = getattr(self._trainer, "datamodule", None)
         # Under Lightning's default device, the run's, random weights would be drawn by another generator.
         with torch.device("cpu"):
             if self.backbone is None:
                 self._make_backbone()
-            if data is not None:
+            if isinstance(data, PreferenceDataModule):
                 check_sequences(self.trained, data)
                 self._run_reference_pass(data)
 
     def _make_backbone(self) -> None:
-        sharding = getattr(self.trainer.strategy, "sharding", None)
+        sharding = getattr(getattr(self._trainer, "strategy", None), "sharding", None)
         self.backbone = self.source.make(reference=self.needs.reference, sharding=sharding)
         self.backbone.control = self.control(True)
         self.backbone.loss, self.backbone.paper = type(self).__name__, getattr(self, "paper", None)

@@ -55,7 +55,7 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
         node, seed = policy.run.data, policy.run.seed
     if node is None:
         raise ValueError("data: expected data=toy, data=json data.train=FILE …; only a run's folder brings its own")
-    module: Any = build(node, without=SOURCE_KEYS, seed=seed)
+    module: Any = build(node, without=(*SOURCE_KEYS, "streaming", "shuffle_buffer"), seed=seed)
     streamed = bool(node.get("streaming", False))
     taken = _read(module.source, split, int(node.val_size), seed, streamed=streamed)
     if split not in taken.records:
@@ -63,7 +63,7 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
     records = taken.records[split]
     training = taken.records.get("train", records)  # a stream has no median
     left_out = +Counter({LEAKED: taken.reports[split][LEAKED]})
-    return HeldData(module.source, module.limits, records, training, module.selection, left_out)
+    return HeldData(module.source, module.limits, records, training, module.preparation.selection, left_out)
 
 
 def _read(source: Source, split: str, val_size: int, seed: int, *, streamed: bool) -> Intake:

@@ -9,8 +9,8 @@ import pytest
 from halos.commands.cache_reference import cache_reference
 from halos.commands.train import train
 from halos.policy.reference import precompute
+from tests.configs import compose
 from tests.fork import run_ranks
-from tests.test_config import compose
 
 SMALL = (
     *("data.source.size=12", "data.source.val_size=4", "data.batch_size=4", "trainer.max_epochs=1", "sampling.size=0"),
@@ -22,6 +22,7 @@ def filled(folder: Path, *words: str) -> dict[str, Any]:
     return cache_reference(compose(*SMALL, f"cache_dir={folder}/cache", f"output_dir={folder}/run", *words))
 
 
+@pytest.mark.runs
 def test_training_computes_nothing_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = filled(tmp_path)
     assert first["computed"] == first["completions"] > 20
@@ -48,7 +49,7 @@ def test_training_computes_nothing_afterwards(tmp_path: Path, monkeypatch: pytes
 def test_where_there_is_nothing_to_compute_it_says_so_before_data_are_read(
     words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("halos.data.module.PreferenceDataModule.load", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr("halos.data.module.PreferenceDataModule.prepare", lambda *_: pytest.fail("data were read"))
     with pytest.raises(ValueError, match=said):
         filled(tmp_path, *words)
 
@@ -58,6 +59,7 @@ def as_rank(folder: Path) -> dict[str, Any]:
     return filled(folder, "strategy=ddp", "trainer.devices=2", "data.batch_size=2")
 
 
+@pytest.mark.ranks
 def test_two_processes_fill_it_for_one(tmp_path: Path) -> None:
     one, other = run_ranks(functools.partial(as_rank, tmp_path))
     assert one["computed"] == one["completions"] == other["completions"] > 20

@@ -12,15 +12,15 @@ from transformers import MistralConfig
 from halos.commands.estimate import estimate
 from halos.training.cost import GIB
 from tests import tiny
+from tests.configs import compose
 from tests.test_cli import call
-from tests.test_config import compose
 
 MEASURE = """
 import gc, sys
 from pathlib import Path
-from halos.commands.estimate import estimate
-from halos.commands.train import train
-from tests.test_config import compose
+from halos.estimate import estimate
+from halos.train import train
+from tests.configs import compose
 
 def run(model, name):
     words = [
@@ -90,6 +90,7 @@ def test_the_command_leaves_no_folder_behind(
     assert "fits into the 80 of a100-80gb" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read in /proc")
 def test_the_peak_of_a_small_run(tmp_path: Path) -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 4}

@@ -64,6 +64,7 @@ def test_the_keys_of_a_judge_are_its_parameters(name: str) -> None:
     assert set(node) <= known
 
 
+@pytest.mark.long
 def test_sample_goes_on_with_its_own_file_only(csft: str, tmp_path: Path) -> None:
     words = (*SMALL, f"policy={csft}", f"output={tmp_path}/s.jsonl", "samples=2")
     before = sample(compose("sample", *words)).read_bytes()
@@ -75,6 +76,7 @@ def test_sample_goes_on_with_its_own_file_only(csft: str, tmp_path: Path) -> Non
     sample(compose("sample", *words, "temperature=0.5", "overwrite=true"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["model.safetensors", "model/adapter_model.safetensors"])
 def test_samples_of_a_policy_that_was_trained_again_are_not_those_of_the_old_one(
     name: str, csft: str, tmp_path: Path
@@ -104,6 +106,7 @@ def test_a_policy_against_itself_has_no_kl_no_margin_and_wins_half(tmp_path: Pat
     assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_a_csft_policy_is_asked_with_its_control_token_and_its_reference_without(csft: str, tmp_path: Path) -> None:
     words = (f"policy={csft}", "reference=pkg://halos.toy/reference", f"output={tmp_path}", "resamples=20", "size=8")
     found = evaluate(compose("evaluate", *SMALL, *words))
@@ -122,6 +125,7 @@ def test_data_without_an_opponent_are_refused_before_a_model_is_loaded(
         evaluate(compose("evaluate", *words, "progress=false"))
 
 
+@pytest.mark.long
 def test_a_policy_meets_the_datas_own_completions(tmp_path: Path) -> None:
     words = ("policy=pkg://halos.toy/reference", "judge=truth", "opponent=data", f"output={tmp_path}", "resamples=20")
     found = evaluate(compose("evaluate", *SMALL, *words))
@@ -130,6 +134,7 @@ def test_a_policy_meets_the_datas_own_completions(tmp_path: Path) -> None:
     assert "rewards/auc" not in found["metrics"]  # no reference, no rewards
 
 
+@pytest.mark.long
 def test_what_was_computed_before_the_judge_failed_is_kept(tmp_path: Path) -> None:
     words = ("policy=pkg://halos.toy/reference", "reference=pkg://halos.toy/reference", "resamples=20", "size=4")
     endpoint = ("judge=chat", "judge.model=m", "judge.base_url=http://127.0.0.1:9", "judge.tries=1")
@@ -143,6 +148,7 @@ def test_what_was_computed_before_the_judge_failed_is_kept(tmp_path: Path) -> No
     assert [set(line) for line in lines] == [{"prompt", "completions", "opponent"}] * 4
 
 
+@pytest.mark.long
 def test_a_reward_model_is_evaluated_within_the_limits_of_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

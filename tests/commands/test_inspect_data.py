@@ -58,7 +58,7 @@ def test_every_source_is_shown_converted_and_reported(
 def test_a_mixture(tmp_path: Path) -> None:
     one, two = (write(tmp_path / f"{name}.jsonl", ROWS[name]) for name in ("hh", "json"))
     data = inspect_data(compose("data=mix", f"data.mix={{a: {{data: hh, train: {one}}}, b: {{train: {two}, cap: 1}}}}"))
-    assert len(data.intake.records["train"]) == 2
+    assert len(data.records["train"]) == 2
 
 
 def test_scored_tokens_are_marked_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from halos.commands.train import train
 from halos.comparison.runs import group, read_runs
 from halos.toy.model import REFERENCE_DIR
 from halos.toy.world import is_desirable
-from tests.test_config import compose
+from tests.configs import compose
 
 QUICK = (
     "experiment=iterative",
@@ -66,6 +66,7 @@ def validations(folder: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(stream) if row.get(name)]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("reference", ["last", "first"])
 def test_a_round_starts_from_the_last_policy_against_the_reference_that_was_chosen(
     reference: str, tmp_path: Path
@@ -106,6 +107,7 @@ def test_the_reference_of_later_rounds_is_what_they_start_from_or_that_of_round_
         run_rounds(cfg, Trained(fail=0 if cfg.get("before") else 1))
 
 
+@pytest.mark.long
 def test_what_a_round_learns_from_are_the_judges_labels_of_the_last_policys_samples(tmp_path: Path) -> None:
     trained = Trained()
     run_rounds(compose(*QUICK, f"output_dir={tmp_path}", "rounds.count=3"), trained)
@@ -122,6 +124,7 @@ def test_what_a_round_learns_from_are_the_judges_labels_of_the_last_policys_samp
         assert cfg.data.source.feedback == str(tmp_path / f"round{number}" / "feedback.jsonl")
 
 
+@pytest.mark.long
 def test_a_stopped_command_goes_on_where_it_was_and_may_add_rounds(tmp_path: Path) -> None:
     words = (*QUICK, f"output_dir={tmp_path}")
     with pytest.raises(RuntimeError, match="killed"):
@@ -141,6 +144,7 @@ def test_a_stopped_command_goes_on_where_it_was_and_may_add_rounds(tmp_path: Pat
     assert over.rounds == [1, 2]
 
 
+@pytest.mark.long
 def test_the_judge_and_the_sampling_may_be_corrected_until_a_round_has_feedback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +171,7 @@ def test_the_judge_and_the_sampling_may_be_corrected_until_a_round_has_feedback(
         run_rounds(compose(*words, "resume=auto"), Trained())
 
 
+@pytest.mark.long
 def test_sampling_goes_on_whether_or_not_progress_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (*QUICK, f"output_dir={tmp_path}")
     with monkeypatch.context() as patched:
@@ -190,6 +195,7 @@ def test_a_round_of_sft_before_takes_its_own_loss_and_settings_and_leaves_the_ot
     assert sft.data == kto.data
 
 
+@pytest.mark.long
 def test_rounds_of_one_command_are_told_apart_by_their_number_alone(tmp_path: Path) -> None:
     for seed in (0, 1):
         run_rounds(
@@ -250,6 +256,7 @@ def test_feedback_that_a_loss_can_learn_from_is_taken(words: tuple[str, ...], tm
         run_rounds(compose(*QUICK, f"output_dir={tmp_path}", *words), Trained(fail=1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("word", ["overwrite=false", "overwrite=true", "resume=auto"])
 def test_runs_that_other_commands_left_are_neither_taken_for_rounds_nor_removed(word: str, tmp_path: Path) -> None:
     cfg = compose(*QUICK, f"output_dir={tmp_path}", word)

@@ -9,7 +9,7 @@ import hydra
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from halos.cli import config_folder
 from halos.comparison.claim_figure import claim_figure
@@ -137,10 +137,15 @@ def jobs(experiment: str) -> tuple[list[DictConfig], set[str]]:
         assert len({word for job in batch for word in job if word.startswith("seed=")}) >= 3
         first = [job for job in batch if "seed=0" in job]
         words = [[f"experiment={experiment}", *job, "output_dir=out"] for job in first]
-        tuned = {hydra.compose("train", job, return_hydra_config=True).hydra.runtime.choices.tuned for job in words}
-        return [hydra.compose("train", job) for job in words], tuned
+        cfgs = [hydra.compose("train", job, return_hydra_config=True) for job in words]
+    tuned = {cfg.hydra.runtime.choices.tuned for cfg in cfgs}
+    for cfg in cfgs:
+        with open_dict(cfg):
+            del cfg["hydra"]
+    return cfgs, tuned
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_sweeps_each_run_that_its_claim_compares_once(experiment: str) -> None:
     cfgs, tuned = jobs(experiment)

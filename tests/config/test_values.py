@@ -3,7 +3,7 @@
 import pytest
 
 from halos.config.values import WHOLE, check_values
-from tests.test_config import compose
+from tests.configs import compose
 
 
 def test_the_defaults_make_sense() -> None:

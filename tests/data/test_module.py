@@ -10,6 +10,7 @@ import torch
 
 from halos.data.batches.collate import Batch, Batches
 from halos.data.module import PreferenceDataModule, ResumableLoader
+from halos.data.preparation.prepare import DataNeeds
 from halos.data.records.record import Completion, Record, prompt_key
 from halos.data.sources.base import Records, Source
 from tests import tiny
@@ -40,8 +41,7 @@ def record(n: int, *, prompt: str = "", desirable: bool | None = None) -> Record
 def module(count: int = 10, view: str = "binary", *, val: int | None = None, **options: Any) -> PreferenceDataModule:
     held = None if val is None else [record(n) for n in range(100, 100 + val)]
     made = PreferenceDataModule(Listed([record(n) for n in range(count)], held), **{"max_length": 200, **options})
-    made.load(view)
-    made.tokenise(tiny.word_tokenizer(tiny.CHATML), mismatched=view == "binary")
+    made.prepare(DataNeeds(view=view, mismatched=view == "binary"), tiny.word_tokenizer(tiny.CHATML))
     return made
 
 
@@ -58,8 +58,7 @@ def test_examples_of_one_prompt_meet_in_a_step_where_that_is_asked_for() -> None
 
     def cut(grouped: bool) -> int:
         made = PreferenceDataModule(Listed(records), max_length=200, batch_size=8)
-        made.load("scored")
-        made.tokenise(tiny.word_tokenizer(tiny.CHATML), grouped=grouped)
+        made.prepare(DataNeeds(view="scored", grouped=grouped), tiny.word_tokenizer(tiny.CHATML))
         attach(made)
         made.plan(epochs=2, max_steps=-1, accumulate=1, world_size=1)
         batches = list(made.train_dataloader())
@@ -73,8 +72,7 @@ def test_examples_of_one_prompt_meet_in_a_step_where_that_is_asked_for() -> None
 @pytest.mark.parametrize("whole", [True, False])
 def test_completions_are_fed_whole_where_that_is_asked_for(whole: bool) -> None:
     made = PreferenceDataModule(Listed([record(n) for n in range(4)]), max_length=200, batch_size=4)
-    made.load("binary")
-    made.tokenise(tiny.word_tokenizer(tiny.CHATML), whole=whole)
+    made.prepare(DataNeeds(view="binary", whole_completions=whole), tiny.word_tokenizer(tiny.CHATML))
     attach(made)
     made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=1)
     (batch,) = made.train_dataloader()
@@ -153,13 +151,14 @@ def test_validation_has_a_limit_of_its_own() -> None:
 def test_held_out_examples_share_no_prompt_with_training(seed: int) -> None:
     records = [record(n, prompt=f"hello {'world ' * (n % 6)}") for n in range(24)]
     made = PreferenceDataModule(Listed(records), val_size=5, seed=seed)
-    made.load("binary")
-    sides = {split: {prompt_key(e.prompt) for e in examples} for split, examples in made._examples.items()}
+    intake = made.preparation.read()
+    made.preparation.derive(intake, "binary")
+    sides = {split: {prompt_key(e.prompt) for e in examples} for split, examples in intake.examples.items()}
     assert not sides["train"] & sides["val"]
     assert len(sides["train"] | sides["val"]) == 6
-    assert len(made._examples["val"]) == 8  # whole prompts, each of four records
-    assert made.reports["val"]["records"] == 8
-    assert made.reports["train"]["records"] == 16
+    assert len(intake.examples["val"]) == 8  # whole prompts, each of four records
+    assert intake.reports["val"]["records"] == 8
+    assert intake.reports["train"]["records"] == 16
 
 
 def test_a_sources_own_validation_data_are_used_whole() -> None:
@@ -171,15 +170,15 @@ def test_without_validation_data_there_is_nothing_to_validate() -> None:
     made = module(10)
     assert set(made.rows) == {"train"}
     assert made.val_dataloader() == []
-    assert made.prompts == ["hello", *(" ".join(["hello"] * n) for n in range(2, 11))]
+    assert made.prepared.prompts == ["hello", *(" ".join(["hello"] * n) for n in range(2, 11))]
 
 
 def test_prompts_to_sample_from_are_few_held_out_and_different() -> None:
     val = [record(n, prompt=f"world {'b ' * (n // 2)}") for n in range(60)]
     made = PreferenceDataModule(Listed([record(n) for n in range(5)], val))
-    made.load("binary")
-    assert len(made.prompts) == len(set(made.prompts)) == 16
-    assert set(made.prompts) <= {entry.prompt for entry in val}
+    prompts = made.prepare(DataNeeds(view="binary"), tiny.word_tokenizer(tiny.CHATML)).prompts
+    assert len(prompts) == len(set(prompts)) == 16
+    assert set(prompts) <= {entry.prompt for entry in val}
 
 
 def test_labels_are_counted_on_the_training_examples_that_are_kept() -> None:
@@ -203,7 +202,7 @@ def test_the_report_counts_what_was_read_left_out_and_cut() -> None:
 def test_a_view_that_the_data_cannot_give_is_refused() -> None:
     made = PreferenceDataModule(Listed([record(n, desirable=True) for n in range(3)]))
     with pytest.raises(ValueError, match="no prompt has both"):
-        made.load("pairs")
+        made.prepare(DataNeeds(view="pairs"), tiny.word_tokenizer(tiny.CHATML))
 
 
 def test_a_prompt_over_the_limit_is_named() -> None:
@@ -282,9 +281,8 @@ def test_parts_need_packed_rows() -> None:
     with pytest.raises(ValueError, match=r"data\.max_tokens_per_batch: expected packed rows"):
         module(packing=False, max_tokens_per_batch=100)
     made = PreferenceDataModule(Listed([record(n) for n in range(4)]), max_length=200, max_tokens_per_batch=100)
-    made.load("binary")
     with pytest.raises(ValueError, match=r"data\.max_tokens_per_batch: expected a loss on completions' log-probs"):
-        made.tokenise(tiny.word_tokenizer(tiny.CHATML), whole=True)
+        made.prepare(DataNeeds(view="binary", whole_completions=True), tiny.word_tokenizer(tiny.CHATML))
 
 
 def test_validation_serves_every_example_once_always_alike() -> None:
@@ -351,7 +349,7 @@ def test_fewer_validation_examples_than_devices_are_refused_when_steps_are_plann
 def test_the_longest_sequence_is_known() -> None:
     made = module(10, val=5)
     rows = [row for split in made.rows.values() for row in split.rows]
-    assert made.longest() == max(len(row.prompt) + len(branch) for row in rows for branch in row.branches)
+    assert made.prepared.longest() == max(len(row.prompt) + len(branch) for row in rows for branch in row.branches)
 
 
 @pytest.mark.parametrize(("max_steps", "told"), [(-1, False), (5, False), (6, True)])

@@ -29,6 +29,7 @@ def coverage(draw, truth: float, level: float, times: int = 300) -> float:  # ty
     return inside / times
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("level", [0.95, 0.8])
 def test_bootstrap_intervals_of_a_rate_cover_at_their_nominal_rate(level: float) -> None:
     found = coverage(lambda r: ((r.random(100) < 0.3).astype(float), None), 0.3, level)
@@ -41,6 +42,7 @@ def alike(random: np.random.Generator) -> tuple[list[float], list[int]]:
     return list(values), [n // 4 for n in range(240)]
 
 
+@pytest.mark.long
 def test_intervals_cover_where_completions_of_a_prompt_are_alike() -> None:
     assert coverage(alike, 0.0, 0.95, times=150) == pytest.approx(0.95, abs=0.05)
     # Completions drawn alone would claim far too much.

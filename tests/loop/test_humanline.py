@@ -10,7 +10,7 @@ import torch
 
 from halos.objectives import DPO, SFT, Humanline, dpo_loss
 from halos.policy.logprobs.completions import LogProbs
-from tests.objectives.test_base import fit, objective_of, rows_for
+from tests.loop_runs import fit, objective_of, rows_for
 from tests.pairs import POLICY, REFERENCE, columns, pairs
 
 CLAMP = Humanline(log_epsilon_P=-0.4, log_epsilon_R=0.7)

@@ -64,6 +64,7 @@ def _shift_of_rank(rewards: list[list[float]], labels: list[list[bool]]) -> list
     return [float(shift.delta()), *shift.counts.tolist()]
 
 
+@pytest.mark.ranks
 def test_the_shift_is_one_over_all_ranks() -> None:
     rank = partial(_shift_of_rank, [[2.0, 4.0, -6.0], [9.0]], [[True, True, False], [True]])
     assert run_ranks(rank) == [[(5.0 - 6.0) / 2, 1, 3]] * 2

@@ -52,7 +52,7 @@ from halos.objectives import (
 from halos.objectives.bco import RewardShift
 from halos.optim import AdamW
 from halos.testing.examples import ask, make_inputs, make_objective, tiny_rows
-from tests.objectives.test_base import OBJECTIVES
+from tests.loop_runs import OBJECTIVES
 
 DPO_AND_SFT: Any = partial(Mix, parts={"dpo": DPO, "sft": SFT}, weights={"dpo": 1.0, "sft": 0.1})
 

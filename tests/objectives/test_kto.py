@@ -111,6 +111,7 @@ def _reference_point_of_rank(ratios: list[list[float]]) -> tuple[float, float, i
     return float(z0), float(raw.total), int(raw.count)
 
 
+@pytest.mark.ranks
 def test_the_reference_point_is_one_mean_over_all_ranks() -> None:
     """Neither the mean of the ranks' means (−1) nor of their clamped means (2) would do."""
     assert run_ranks(partial(_reference_point_of_rank, [[2.0, 4.0, 6.0], [-6.0]])) == [(1.5, 12.0, 3), (1.5, -6.0, 1)]

@@ -26,7 +26,7 @@ from halos.objectives import (
     Objective,
 )
 from halos.testing import check_property
-from tests.objectives.test_base import assert_same, batch_of, evaluate, fit, objective_of, rows_for
+from tests.loop_runs import assert_same, batch_of, evaluate, fit, objective_of, rows_for
 from tests.pairs import pairs
 
 DPO_SFT: dict[str, Any] = {"parts": {"dpo": partial(DPO, beta=0.3), "sft": SFT}, "weights": {"dpo": 2.0, "sft": 0.5}}

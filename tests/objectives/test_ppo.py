@@ -118,6 +118,7 @@ def _whiten_of_rank() -> Tensor:
     return whiten(VALUES[mine], MASK[mine])
 
 
+@pytest.mark.ranks
 def test_advantages_are_whitened_over_all_ranks() -> None:
     torch.testing.assert_close(torch.cat(run_ranks(_whiten_of_rank)), whiten(VALUES, MASK), rtol=0, atol=1e-14)
 

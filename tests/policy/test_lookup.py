@@ -20,7 +20,7 @@ from halos.policy.lookup import Policy, find_policy, reference_of
 from halos.policy.lora import LoRA
 from halos.sampling.engines import Decoding, make_engine
 from halos.toy.model import END, GOOD, REFERENCE_DIR
-from tests.test_config import compose
+from tests.configs import compose
 
 
 def run(folder: Path, loss: str = "kto", words: tuple[str, ...] = (), **model: Any) -> Policy:

@@ -77,6 +77,7 @@ def in_groups_of_two() -> dict[str, Any]:
     return found | {"whole sum": all_sum(torch.tensor(2.0**rank)).item()}
 
 
+@pytest.mark.ranks
 def test_sums_and_lists_are_over_the_ranks_that_read_different_data() -> None:
     for rank, found in enumerate(run_ranks(in_groups_of_two, 4)):
         group, place = divmod(rank, 2)
@@ -112,6 +113,7 @@ def norms_of_differently_divided_tensors() -> list[float]:
     return [*(full_tensor(norm).item() for norm in norms), torch.cat(clipped).norm().item()]
 
 
+@pytest.mark.ranks
 def test_each_element_counts_once_in_a_norm_however_it_is_divided() -> None:
     squares = sum(n * n for n in range(1, 36))
     expected = [(squares * (1 + 4 + 9 + 16 + more)) ** 0.5 for more in (0, 25)]

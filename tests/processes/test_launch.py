@@ -13,7 +13,7 @@ import pytest
 from halos.processes import launch
 from halos.processes.errors import RunFailed
 from halos.processes.signals import Interrupted
-from tests.test_config import compose
+from tests.configs import compose
 
 FAIL = """
 import os, sys, pathlib

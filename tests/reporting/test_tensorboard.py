@@ -10,7 +10,9 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from halos.reporting.tensorboard import LAYOUT, truncate_events_after
-from tests.test_train import run
+from tests.train_runs import run
+
+pytestmark = pytest.mark.runs
 
 STEPS = 2
 

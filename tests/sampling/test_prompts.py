@@ -11,7 +11,7 @@ from halos.data.sources.json_source import JsonSource
 from halos.data.streaming.module import StreamingDataModule
 from halos.evaluation.heldout import held_out
 from halos.sampling.prompts import Asked, distinct_prompts, read_data
-from tests.test_config import compose
+from tests.configs import compose
 
 
 def written(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -24,10 +24,11 @@ def test_the_first_records_of_a_streamed_run_are_its_held_out_ones(tmp_path: Pat
     file = written(tmp_path / "t.jsonl", rows)
     node = compose("data=json", f"data.train={file}", "data.val_size=2", "data.streaming=true").data
     made = StreamingDataModule(JsonSource(str(file)), val_size=2)
-    made.load("binary")
+    intake = made.preparation.read()
+    made.preparation.derive(intake, "binary")
     held = read_data(node, None, "val", 0).records
     assert [record.id for record in held] == [f"{file}:1", f"{file}:2"]
-    assert {f"{record.id}#0" for record in held} == {example.id for example in made.intake.examples["val"]}
+    assert {f"{record.id}#0" for record in held} == {example.id for example in intake.examples["val"]}
     rest = read_data(node, None, "train", 0).records
     assert [record.id for record in rest] == [f"{file}:{n + 1}" for n in range(12) if n % 5 > 1]
 

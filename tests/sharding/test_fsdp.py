@@ -17,7 +17,9 @@ from halos.processes.collectives import local
 from halos.sharding.consolidate import check_sharded, consolidate
 from halos.sharding.fsdp import FSDP
 from tests.fork import run_ranks
-from tests.test_train import run, train_as_rank
+from tests.train_runs import run, train_as_rank
+
+pytestmark = [pytest.mark.ranks, pytest.mark.runs]
 
 ASKED = "model.statistics=[entropy]"
 WORDS = ("model.reference=live", "trainer.max_steps=5", "checkpoint_every=3", "optim.eps=1e-6", "optim.lr=1e-3", ASKED)
@@ -63,14 +65,19 @@ def runs_on_a_rank(folder: Path) -> list[Any]:
     found: list[Any] = [counted(train_as_rank, folder / "fsdp", *shared, "sampling.size=4", *replies)]
     cached = f"cache_dir={folder}/cache-{os.environ['RANK']}"
     found.append(train_as_rank(folder / "cached", *shared, "model.reference=cached", cached, sharded))
-    found.append(train_as_rank(folder / "moving", *shared, *MOVING))
     found.append(train_as_rank(folder / "auto-fsdp", *shared, checkpoint))
-    found.append(train_as_rank(folder / "auto-ddp", *shared, "strategy=ddp", checkpoint))
-    checkpoint = f"resume='{folder}/fsdp/checkpoints/step_3.ckpt'"
-    found.append(train_as_rank(folder / "fsdp-ddp", *shared, "strategy=ddp", checkpoint))
-    checkpoint = f"resume='{folder}/cached/checkpoints/step_3.ckpt'"
-    found.append(train_as_rank(folder / "folder-fsdp", *shared, sharded, checkpoint))
     return found
+
+
+def more_runs_on_a_rank(folder: Path) -> dict[str, dict[str, Any]]:
+    ddp, sharded = "strategy=ddp", "strategy.trainer.sharded_checkpoints=true"
+    ways = {
+        "moving": MOVING,
+        "auto-ddp": (ddp, f"resume='{folder}/auto/checkpoints/step_3.ckpt'"),
+        "fsdp-ddp": (ddp, f"resume='{folder}/fsdp/checkpoints/step_3.ckpt'"),
+        "folder-fsdp": (sharded, f"resume='{folder}/cached/checkpoints/step_3.ckpt'"),
+    }
+    return {name: train_as_rank(folder / name, *WORDS, *TWO, *words) for name, words in ways.items()}
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +88,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"folder": folder, "one": one, "ranks": ranks}
 
 
+@pytest.fixture(scope="module")
+def more(runs: dict[str, Any]) -> list[dict[str, dict[str, Any]]]:
+    return run_ranks(partial(more_runs_on_a_rank, runs["folder"]), timeout=400)
+
+
 def test_losses_and_metrics_are_those_of_one_device(runs: dict[str, Any]) -> None:
     expected = runs["one"][0]
-    for (found, _), cached, *_ in runs["ranks"]:
+    for (found, _), cached, _ in runs["ranks"]:
         assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
         assert cached["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
         assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-3, abs=1e-4)
@@ -114,10 +126,8 @@ def test_each_process_holds_half_of_everything(runs: dict[str, Any]) -> None:
 
 def test_checkpoints_move_between_strategies(runs: dict[str, Any]) -> None:
     expected = runs["one"][0]["train_loss"]
-    for _, _, _, *resumed in runs["ranks"]:
-        assert len(resumed) == 4
-        for summary in resumed:
-            assert summary["train_loss"] == pytest.approx(expected, rel=1e-5)
+    for *_, resumed in runs["ranks"]:
+        assert resumed["train_loss"] == pytest.approx(expected, rel=1e-5)
     folder = runs["folder"]
     for name, file in (("back", folder / "fsdp/checkpoints/step_3.ckpt"), ("whole", folder / "whole.ckpt")):
         if name == "whole":
@@ -127,10 +137,18 @@ def test_checkpoints_move_between_strategies(runs: dict[str, Any]) -> None:
         assert summary["metrics"] == pytest.approx(runs["one"][0]["metrics"], rel=1e-3, abs=1e-4)
 
 
-def test_a_moving_reference_moves_between_strategies_too(runs: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["auto-ddp", "fsdp-ddp", "folder-fsdp"])
+def test_checkpoints_move_to_ddp_and_from_a_folder(way: str, runs: dict[str, Any], more: Any) -> None:
+    for rank in more:
+        assert rank[way]["train_loss"] == pytest.approx(runs["one"][0]["train_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_moving_reference_moves_between_strategies_too(runs: dict[str, Any], more: Any, tmp_path: Path) -> None:
     expected = run(tmp_path / "auto", *WORDS, *MOVING)["train_loss"]
-    for _, _, moving, *_ in runs["ranks"]:
-        assert moving["train_loss"] == pytest.approx(expected, rel=1e-5)
+    for rank in more:
+        assert rank["moving"]["train_loss"] == pytest.approx(expected, rel=1e-5)
     still = runs["one"][0]["train_loss"]
     assert expected[:2] == still[:2]
     assert expected[2:] != pytest.approx(still[2:], rel=1e-5)
@@ -143,6 +161,7 @@ def in_bfloat16_on_a_rank(folder: Path) -> list[dict[str, Any]]:
     return [train_as_rank(folder / precision, *WORDS, *TWO, f"precision={precision}") for precision in BFLOAT16]
 
 
+@pytest.mark.slow
 def test_bfloat16_follows_float32_and_its_mixed_form_keeps_float32_weights(
     runs: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from tests.fork import run_ranks
 from tests.sharding.test_fsdp import counted
-from tests.test_train import run, train_as_rank
+from tests.train_runs import run, train_as_rank
 
 pytest.importorskip("peft")
+pytestmark = [pytest.mark.ranks, pytest.mark.runs]
 
 WORDS = (
     "model.lora.enabled=true",
@@ -34,13 +35,16 @@ def continued(folder: Path) -> tuple[str, ...]:
     return (OFF, f"model.lora.path={folder}/one/model", "model.lora.export=adapter")
 
 
-def runs_on_a_rank(folder: Path) -> dict[str, Any]:
+def live_on_a_rank(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    return counted(train_as_rank, folder / "live", *WORDS, *FSDP, "sampling.size=4")
+
+
+def more_runs_on_a_rank(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def train(name: str, *words: str) -> None:
         found[name] = train_as_rank(folder / name, *WORDS, *words)
 
-    found["live"], found["held"] = counted(train_as_rank, folder / "live", *WORDS, *FSDP, "sampling.size=4")
     train("off", *FSDP, OFF, FOLDERS)
     train("control", *FSDP, "loss=csft")
     train("continued", *FSDP, *continued(folder))
@@ -55,25 +59,42 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("runs")
     one, alone = counted(run, folder / "one", *WORDS, "model.lora.export=adapter", "sampling.size=4")
     merged = run(folder / "merged", *WORDS)
-    ranks = run_ranks(partial(runs_on_a_rank, folder), timeout=400)
+    ranks = run_ranks(partial(live_on_a_rank, folder), timeout=400)
     return {"folder": folder, "one": one, "alone": alone, "merged": merged, "ranks": ranks}
+
+
+@pytest.fixture(scope="module")
+def more(runs: dict[str, Any]) -> list[dict[str, Any]]:
+    return run_ranks(partial(more_runs_on_a_rank, runs["folder"]), timeout=400)
 
 
 def test_losses_and_samples_are_those_of_one_device(runs: dict[str, Any]) -> None:
     expected = runs["one"]
     assert len(set(expected["train_loss"])) == 5
-    for ranks in runs["ranks"]:
-        for name in ("live", "off", "from one", "from folder", "to ddp"):
-            assert ranks[name]["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5), name
-            assert ranks[name]["metrics"] == pytest.approx(expected["metrics"], rel=1e-3, abs=1e-4), name
-    assert runs["ranks"][0]["live"]["samples"] == pytest.approx(expected["samples"], abs=1e-4)
+    for live, _ in runs["ranks"]:
+        assert live["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+        assert live["metrics"] == pytest.approx(expected["metrics"], rel=1e-3, abs=1e-4)
+    assert runs["ranks"][0][0]["samples"] == pytest.approx(expected["samples"], abs=1e-4)
 
 
-def test_rows_of_new_tokens_and_a_continued_adapter_too(runs: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["off", "from one", "from folder", "to ddp"])
+def test_other_references_and_resumed_runs_are_those_of_one_device(name: str, runs: dict[str, Any], more: Any) -> None:
+    expected = runs["one"]
+    for ranks in more:
+        assert ranks[name]["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+        assert ranks[name]["metrics"] == pytest.approx(expected["metrics"], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_rows_of_new_tokens_and_a_continued_adapter_too(runs: dict[str, Any], more: Any, tmp_path: Path) -> None:
     for name, words in (("control", ("loss=csft",)), ("continued", continued(runs["folder"]))):
         expected = run(tmp_path / name, *WORDS, *words)["train_loss"]
-        for ranks in runs["ranks"]:
+        for ranks in more:
             assert ranks[name]["train_loss"] == pytest.approx(expected, rel=1e-5), name
+    folder = runs["folder"]
+    one, two = (load_file(folder / name / "model/adapter_model.safetensors") for name in ("one", "continued"))
+    assert one.keys() == two.keys()
 
 
 def test_what_is_exported_is_that_of_one_device(runs: dict[str, Any]) -> None:
@@ -84,16 +105,14 @@ def test_what_is_exported_is_that_of_one_device(runs: dict[str, Any]) -> None:
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=3e-5, msg=name)
     assert any(not torch.equal(two[name], tensor) for name, tensor in start.items())
-    one, two = (load_file(folder / name / "model/adapter_model.safetensors") for name in ("one", "continued"))
-    assert one.keys() == two.keys()
 
 
 def test_each_process_holds_half_of_everything(runs: dict[str, Any]) -> None:
     alone = runs["alone"]
     assert alone["gradients"] == alone["optimizer"] / 2 < alone["weights"] / 2
-    for ranks in runs["ranks"]:
+    for _, held in runs["ranks"]:
         for name, elements in alone.items():
-            assert ranks["held"][name] == pytest.approx(elements / 2, rel=0.01), name
+            assert held[name] == pytest.approx(elements / 2, rel=0.01), name
 
 
 def test_checkpoints_hold_adapters_alone_and_move_to_one_device(runs: dict[str, Any], tmp_path: Path) -> None:

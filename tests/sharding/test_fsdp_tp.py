@@ -22,12 +22,10 @@ from halos.toy.model import REFERENCE_DIR
 from tests.fork import run_ranks
 from tests.sharding.test_fsdp import BFLOAT16, counted
 from tests.test_strategies import Run, as_rank, assert_alike, run as run_tiny
-from tests.test_train import run, run_until, train_as_rank
+from tests.train_runs import run, run_until, train_as_rank
 
-# Every number of a step, in float64: gradients, norms that clip, metrics
-
-KINDS = (KTO, DPO, PPO, BCO, BradleyTerry)
-"""With an average over the micro-step, without, with a value head, with running means, with a reward head."""
+# Every number of a step, in float64: gradients, norms that clip, metrics; of losses with an average over the
+# micro-step, without, with a value head, with running means, with a reward head
 
 
 def divided(kind: type[Objective], *, groups: int, **options: Any) -> Run:
@@ -38,27 +36,38 @@ def alone(kind: type[Objective]) -> Run:
     return run_tiny(kind, "auto", ranks=1, key_value_heads=2)
 
 
-def in_one_group() -> list[Run]:
-    found = [divided(kind, groups=1) for kind in KINDS]
-    return [*found, divided(DPO, groups=1, accumulate=3), divided(DPO, groups=1, checkpointing=True)]
+WAYS: list[tuple[type[Objective], dict[str, Any]]] = [
+    (KTO, {}),
+    (PPO, {}),
+    (DPO, {"accumulate": 3}),
+]
+OTHER_WAYS: list[tuple[type[Objective], dict[str, Any]]] = [
+    (DPO, {}),
+    (BCO, {}),
+    (BradleyTerry, {}),
+    (DPO, {"checkpointing": True}),
+]
 
 
-def test_a_group_of_two_processes_trains_as_one() -> None:
-    expected = [alone(kind) for kind in (*KINDS, DPO, DPO)]
-    for found in run_ranks(partial(as_rank, in_one_group)):
+def in_one_group(ways: Any) -> list[Run]:
+    return [divided(kind, groups=1, **options) for kind, options in ways]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("ways", [WAYS, pytest.param(OTHER_WAYS, marks=pytest.mark.slow)], ids=["some", "others"])
+def test_a_group_of_two_processes_trains_as_one(ways: Any) -> None:
+    expected = [alone(kind) for kind, _ in ways]
+    for found in run_ranks(partial(as_rank, in_one_group, ways)):
         for mine, theirs in zip(found, expected, strict=True):
             assert_alike(mine, theirs)
 
 
-def in_two_groups() -> list[Run]:
-    return [divided(kind, groups=2) for kind in (KTO, PPO)]
-
-
-def test_two_groups_of_two_train_as_one() -> None:
-    expected = [alone(kind) for kind in (KTO, PPO)]
-    for found in run_ranks(partial(as_rank, in_two_groups), 4):
-        for mine, theirs in zip(found, expected, strict=True):
-            assert_alike(mine, theirs)
+@pytest.mark.ranks
+@pytest.mark.parametrize("kind", [KTO, pytest.param(PPO, marks=pytest.mark.slow)])
+def test_two_groups_of_two_train_as_one(kind: type[Objective]) -> None:
+    expected = alone(kind)
+    for found in run_ranks(partial(as_rank, divided, kind, groups=2), 4):
+        assert_alike(found, expected)
 
 
 # Whole runs of the toy world
@@ -73,19 +82,26 @@ MOVING = ("reference_sync.every=2",)
 
 def runs_on_a_rank(folder: Path) -> dict[str, Any]:
     shared = (*WORDS, *TWO)
-    cached = f"cache_dir={folder}/cache"
-    sharded = "strategy.trainer.sharded_checkpoints=true"
     replies = ("sampling.size=4", "sampling.prompts=2", "logger=tensorboard")
     found: dict[str, Any] = {"counted": counted(train_as_rank, folder / "tp", *shared, *replies)}
+    file = folder / "auto/checkpoints/step_3.ckpt"
+    found["from auto"] = train_as_rank(folder / "from-auto", *shared, f"resume='{file}'")
+    return found
+
+
+def more_runs_on_a_rank(folder: Path) -> dict[str, Any]:
+    shared = (*WORDS, *TWO)
+    cached = f"cache_dir={folder}/cache"
+    sharded = "strategy.trainer.sharded_checkpoints=true"
+    found: dict[str, Any] = {}
     for name, words in OTHERS.items():
         found[name] = train_as_rank(folder / f"tp-{name}", *shared, *words, cached)
     for precision in BFLOAT16:
         found[precision] = train_as_rank(folder / precision, *shared, cached, f"precision={precision}")
     found["moving"] = train_as_rank(folder / "tp-moving", *shared, *MOVING)
     found["folder"] = train_as_rank(folder / "folder", *shared, sharded)
-    checkpoints = {"auto": folder / "auto/checkpoints/step_3.ckpt", "own": folder / "tp/checkpoints/step_3.ckpt"}
-    for name, file in checkpoints.items():
-        found[f"from {name}"] = train_as_rank(folder / f"from-{name}", *shared, f"resume='{file}'")
+    file = folder / "tp/checkpoints/step_3.ckpt"
+    found["from own"] = train_as_rank(folder / "from-own", *shared, f"resume='{file}'")
     file = folder / "folder/checkpoints/step_3.ckpt"
     found["from folder"] = train_as_rank(folder / "from-folder", *shared, sharded, f"resume='{file}'")
     return found
@@ -96,6 +112,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("runs")
     one = counted(run, folder / "auto", *WORDS, "sampling.size=4")
     return {"folder": folder, "one": one, "ranks": run_ranks(partial(runs_on_a_rank, folder), timeout=400)}
+
+
+@pytest.fixture(scope="module")
+def more(runs: dict[str, Any]) -> list[dict[str, Any]]:
+    return run_ranks(partial(more_runs_on_a_rank, runs["folder"]), timeout=400)
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -109,6 +130,8 @@ def assert_same_model(one: Path, other: Path) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.ranks
+@pytest.mark.runs
 def test_losses_metrics_and_model_are_those_of_one_device(runs: dict[str, Any]) -> None:
     expected, _ = runs["one"]
     assert len(set(expected["train_loss"])) == 5
@@ -123,15 +146,19 @@ def test_losses_metrics_and_model_are_those_of_one_device(runs: dict[str, Any]) 
     assert_same_model(runs["folder"] / "tp", runs["folder"] / "auto")
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_losses_too(name: str, runs: dict[str, Any], tmp_path: Path) -> None:
+def test_other_losses_too(name: str, runs: dict[str, Any], more: Any, tmp_path: Path) -> None:
     expected = run(tmp_path / "auto", *WORDS, *OTHERS[name])
-    for rank in runs["ranks"]:
+    for rank in more:
         assert rank[name]["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
         assert rank[name]["metrics"] == pytest.approx(expected["metrics"], rel=1e-3, abs=1e-4)
     assert_same_model(runs["folder"] / f"tp-{name}", tmp_path / "auto")
 
 
+@pytest.mark.ranks
+@pytest.mark.runs
 def test_each_process_holds_half_but_for_the_norms_of_layers(runs: dict[str, Any]) -> None:
     _, alone = runs["one"]
     norms = 2 * 2 * 64
@@ -142,38 +169,58 @@ def test_each_process_holds_half_but_for_the_norms_of_layers(runs: dict[str, Any
             assert rank["counted"][1][name] == pytest.approx(held, rel=2e-3), name
 
 
+def assert_goes_on(folder: Path, file: Path, expected: dict[str, Any], whole: Path) -> None:
+    summary = run(folder, *WORDS, f"resume='{file}'")
+    assert summary["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+    assert_same_model(folder, whole)
+
+
+@pytest.mark.ranks
+@pytest.mark.runs
 def test_checkpoints_move_between_strategies(runs: dict[str, Any]) -> None:
     folder, (expected, _) = runs["folder"], runs["one"]
     for rank in runs["ranks"]:
-        for name in ("folder", "from auto", "from own", "from folder"):
+        assert rank["from auto"]["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+    assert_goes_on(folder / "back", folder / "tp/checkpoints/step_3.ckpt", expected, folder / "auto")
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_checkpoints_move_within_the_strategy_and_from_folders(runs: dict[str, Any], more: Any) -> None:
+    folder, (expected, _) = runs["folder"], runs["one"]
+    for rank in more:
+        for name in ("folder", "from own", "from folder"):
             assert rank[name]["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5), name
     consolidate(folder / "folder/checkpoints/step_3.ckpt", folder / "whole.ckpt")
-    for name, file in (("back", folder / "tp/checkpoints/step_3.ckpt"), ("whole", folder / "whole.ckpt")):
-        summary = run(folder / name, *WORDS, f"resume='{file}'")
-        assert summary["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
-        assert_same_model(folder / name, folder / "auto")
+    assert_goes_on(folder / "whole", folder / "whole.ckpt", expected, folder / "auto")
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize("precision", BFLOAT16)
-def test_bfloat16_follows_float32(precision: str, runs: dict[str, Any]) -> None:
+def test_bfloat16_follows_float32(precision: str, runs: dict[str, Any], more: Any) -> None:
     expected = runs["one"][0]["train_loss"]
-    for rank in runs["ranks"]:
+    for rank in more:
         assert rank[precision]["train_loss"][0] == pytest.approx(0.5, abs=1e-6)  # the reference is rounded alike
         assert rank[precision]["train_loss"] == pytest.approx(expected, rel=2e-2)
         assert rank[precision]["train_loss"] != pytest.approx(expected, rel=1e-5)
     assert {tensor.dtype for tensor in weights_of(runs["folder"] / precision).values()} == {BFLOAT16[precision]}
 
 
-def test_the_reference_may_move(runs: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_the_reference_may_move(runs: dict[str, Any], more: Any, tmp_path: Path) -> None:
     expected = run(tmp_path / "auto", *WORDS, *MOVING)["train_loss"]
     assert expected[2:] != pytest.approx(runs["one"][0]["train_loss"][2:], rel=1e-5)
-    for rank in runs["ranks"]:
+    for rank in more:
         assert rank["moving"]["train_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 FOUR = (*WORDS, "trainer.devices=4", "data.batch_size=2", "strategy=fsdp_tp", "model.reference=cached")
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 def test_two_groups_of_two_are_stopped_and_train_as_one_device(runs: dict[str, Any]) -> None:
     folder, (expected, _) = runs["folder"], runs["one"]
     words = (folder / "four", *FOUR, f"cache_dir={folder}/cache-of-four")
@@ -193,9 +240,8 @@ def test_log_probs_that_are_rounded_otherwise_are_kept_apart() -> None:
         return [_numbers_key(backbone, trainer) for trainer in trainers]
 
     assert keys("32-true") == ["32-true"] * 3
-    assert len(set(keys("bf16-mixed"))) == 3
-    assert len(set(keys("bf16-true"))) == 3
     for precision in ("bf16-true", "bf16-mixed"):
+        assert len(set(keys(precision))) == 3
         on_cpu, backbone.device = keys(precision), torch.device("meta")
         assert not set(keys(precision)) & set(on_cpu)  # attention is rounded otherwise there
         backbone.device = torch.device("cpu")

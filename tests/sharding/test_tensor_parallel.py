@@ -50,6 +50,7 @@ def divided_and_not() -> dict[str, tuple[Any, Any]]:
     return found
 
 
+@pytest.mark.ranks
 def test_two_ranks_compute_what_one_does() -> None:
     for rank in run_ranks(divided_and_not):
         for architecture, ((logits, gradients), (expected, alone)) in rank.items():
@@ -67,6 +68,7 @@ def frozen_stay_frozen() -> list[str]:
     return [name for name, p in made.named_parameters() if p.requires_grad]
 
 
+@pytest.mark.ranks
 def test_a_frozen_model_stays_frozen() -> None:
     assert run_ranks(frozen_stay_frozen) == [[], []]
 

@@ -10,7 +10,7 @@ import pytest
 from halos.commands.assembly import objective_maker
 from halos.objectives import DPO, KTO, PPO, SFT, Needs, Objective
 from halos.testing import PROPERTIES, NotApplicable, Violation, check_objective, check_property
-from tests.test_config import compose, options
+from tests.configs import VARIANTS, compose, options
 from tests.testing.broken import (
     FAULTS,
     LossAsANumber,
@@ -21,8 +21,15 @@ from tests.testing.broken import (
     WrongSign,
 )
 
+SOME = ("dpo", "kto", "mix", "ppo", "sft")
 
-@pytest.mark.parametrize("name", options("loss"))
+
+def case(name: str) -> Any:
+    marks = [pytest.mark.slow] if name in VARIANTS else [] if name in SOME else [pytest.mark.long]
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", map(case, options("loss")))
 def test_every_objective_conforms(name: str) -> None:
     check_objective(objective_maker(compose(f"loss={name}").loss))
 

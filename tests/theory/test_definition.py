@@ -43,6 +43,7 @@ def test_smoothed_labels_make_large_gains_a_loss() -> None:
     assert failure == "desirable completions: the value decreases at a gain of 22.2"
 
 
+@pytest.mark.long
 def test_a_penalty_for_distance_makes_large_gains_a_loss() -> None:
     assert is_halo(partial(PPO, beta=0.0))
     assert any("the value decreases" in failure for failure in is_halo(partial(PPO, beta=0.1)).failures)

@@ -10,7 +10,7 @@ import pytest
 
 from halos.objectives import CSFT, DPO, KTO, PPO, SFT
 from halos.theory import ImpliedLoss, Side, sides, value_curve
-from tests.objectives.test_base import objective_of
+from tests.loop_runs import objective_of
 
 GAINS = [-30.0, -2.0, 0.0, 0.5, 3.0, 30.0]
 

@@ -32,6 +32,7 @@ def faults(keep: bool) -> int:
     return sorted(found[1:])[2]
 
 
+@pytest.mark.ranks
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_memory_that_was_freed_is_used_again() -> None:
     [kept], [returned] = (run_ranks(partial(faults, keep), 1) for keep in (True, False))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halos.objectives import DPO, SFT
 from halos.training.reference_sync import ReferenceSync
-from tests.objectives.test_base import InOrder, objective_of, rows_for, trainer_for
+from tests.loop_runs import InOrder, objective_of, rows_for, trainer_for
 
 
 class Watch(Callback):

@@ -10,7 +10,7 @@ import torch
 
 from halos.sharding.fsdp import FSDP, ShardedMixed
 from halos.training.trainer import check_precision, make_trainer, validation_interval
-from tests.test_config import compose
+from tests.configs import compose
 
 ASKED = {"strategy": "auto", "accelerator": "cpu", "lr": 1e-3}
 

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 from halos.data.batches.collate import Batches
 from halos.data.batches.order import Bundles, TrainingOrder, validation_order
 from halos.data.module import PreferenceDataModule
+from halos.data.preparation.intake import Intake
+from halos.data.preparation.prepare import DataNeeds, Prepared
 from halos.data.rows.token_rows import Rows
 from tests import tiny
 
@@ -201,8 +203,16 @@ def test_validation_needs_an_example_for_each_device() -> None:
 def test_validation_runs_equally_many_forwards_on_every_rank(size: int, batch_size: int) -> None:
     # Sharded strategies gather weights in each forward: one more on one rank hangs them all.
     def forwards(rank: int) -> list[int]:
-        data = PreferenceDataModule(None, batch_size=batch_size)  # type: ignore[arg-type]
-        data.rows["val"] = Rows(tiny.rows(size))
+        data = PreferenceDataModule("none.jsonl", batch_size=batch_size)
+        needs, tokenizer = DataNeeds(view="binary"), tiny.word_tokenizer(tiny.CHATML)
+        data._prepared = Prepared(
+            needs=needs,
+            tokenizer=tokenizer,
+            rows={"val": Rows(tiny.rows(size))},
+            intake=Intake(),
+            label_counts=None,
+            prompts=(),
+        )
         data.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
         return [len(batch.chunks) for batch in data.val_dataloader()]
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from halos.data.module import PreferenceDataModule
-from halos.data.preparation.intake import LEAKED
+from halos.data.preparation.intake import LEAKED, Intake
+from halos.data.preparation.prepare import DataNeeds, count_labels
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
 from halos.data.sources.json_source import JsonSource
 from halos.data.sources.mixed import MixedSource
@@ -25,6 +26,13 @@ def row(prompt: Any, text: str = "a", **more: Any) -> dict[str, Any]:
     return {"prompt": prompt, "completion": text, **more}
 
 
+def derived(module: PreferenceDataModule, view: str) -> Intake:
+    """The examples of a view, and the report, of a data module's records."""
+    intake = module.preparation.read()
+    module.preparation.derive(intake, view)
+    return intake
+
+
 def data(train: str, val: str | None = None, **options: Any) -> PreferenceDataModule:
     return PreferenceDataModule(JsonSource(train, val), **options)
 
@@ -33,65 +41,63 @@ def test_leaks_are_left_out_of_validation_and_counted(tmp_path: Path) -> None:
     train = write(tmp_path / "t.jsonl", row("q one", label=1), row("q two", label=0))
     val = write(tmp_path / "v.jsonl", row("Q  one", label=1), row("q three", label=0))
     made = data(train, val)
-    made.load("binary")
-    assert [e.id for e in made.intake.examples["val"]] == [f"{val}:2#0"]
-    assert made.reports["val"][LEAKED] == 1
-    assert made.intake.report()["leaked_prompts"] == {"count": 1, "ids": [f"{val}:1"]}
+    intake = derived(made, "binary")
+    assert [e.id for e in intake.examples["val"]] == [f"{val}:2#0"]
+    assert intake.reports["val"][LEAKED] == 1
+    assert intake.report()["leaked_prompts"] == {"count": 1, "ids": [f"{val}:1"]}
     with pytest.raises(ValueError, match=r"data.strict: expected validation prompts .*found 1 \(.*v.jsonl:1\)"):
-        data(train, val, strict=True).load("binary")
+        derived(data(train, val, strict=True), "binary")
     with pytest.raises(ValueError, match="expected a validation record whose prompt is not in the training data"):
-        data(train, train).load("binary")
+        derived(data(train, train), "binary")
 
 
 def test_held_out_prompts_that_differ_in_case_alone_are_leaks(tmp_path: Path) -> None:
     rows = [row(f"{'q' if n % 2 else 'Q'} {n // 2}", label=n % 2) for n in range(40)]
     made = data(write(tmp_path / "t.jsonl", *rows), val_size=10)
-    made.load("binary")
+    intake = derived(made, "binary")
     sides = [
-        {e.prompt.lower() for e in made.intake.examples[split] if isinstance(e.prompt, str)}
-        for split in ("train", "val")
+        {e.prompt.lower() for e in intake.examples[split] if isinstance(e.prompt, str)} for split in ("train", "val")
     ]
     assert not sides[0] & sides[1]
-    assert made.reports["val"][LEAKED] > 0
+    assert intake.reports["val"][LEAKED] > 0
 
 
 def test_strict_names_what_would_be_left_out_but_not_what_a_setting_leaves_out(tmp_path: Path) -> None:
     train = write(tmp_path / "t.jsonl", row("q", label=1), *(row("q", " ", label=1) for _ in range(7)))
     with pytest.raises(ValueError, match=r"found empty completion \(7: (.*t.jsonl:\d, ){4}.*t.jsonl:6, …\)$"):
-        data(train, strict=True).load("binary")
+        derived(data(train, strict=True), "binary")
     made = data(
         write(tmp_path / "u.jsonl", row("q", label=1), row("q", label=0)),
         strict=True,
         select=Selection(one_per_prompt=True),
     )
-    made.load("binary")
-    assert len(made.intake.examples["train"]) == 1
+    intake = derived(made, "binary")
+    assert len(intake.examples["train"]) == 1
 
 
 def test_selection_is_for_training_alone(tmp_path: Path) -> None:
     train = write(tmp_path / "t.jsonl", *(row(f"q{n}", label=n % 2) for n in range(20)))
     val = write(tmp_path / "v.jsonl", *(row(f"v{n}", label=n % 2) for n in range(20)))
     made = data(train, val, select=Selection(keep_desirable=0.1))
-    made.load("binary")
-    assert (len(made.intake.examples["train"]), len(made.intake.examples["val"])) == (11, 20)
-    assert made.label_counts == (1, 10)
+    intake = derived(made, "binary")
+    assert (len(intake.examples["train"]), len(intake.examples["val"])) == (11, 20)
+    assert count_labels(intake.examples["train"]) == (1, 10)
 
 
 def test_all_assistant_turns_for_imitation_alone(tmp_path: Path) -> None:
     said = [("user", "hello"), ("assistant", "good"), ("user", "bad")]
     train = write(tmp_path / "t.jsonl", row([{"role": role, "content": text} for role, text in said], "world"))
     made = data(train, train_on="all")
-    made.load("demonstrations")
-    made.tokenise(tiny.word_tokenizer(tiny.CHATML))
+    made.prepare(DataNeeds(view="demonstrations"), tiny.word_tokenizer(tiny.CHATML))
     first, last = made.rows["train"].rows
     assert (first.id, last.id) == (f"{train}:1.1#0", f"{train}:1#0")
     tokenizer = tiny.word_tokenizer(tiny.CHATML)
     assert [tokenizer.decode(r.branches[0]).split()[0] for r in (first, last)] == ["good", "world"]
     assert last.prompt[: len(first.prompt)] == first.prompt
     with pytest.raises(ValueError, match="train_on=all is for losses that imitate"):
-        data(train, train_on="all").load("binary")
+        derived(data(train, train_on="all"), "binary")
     with pytest.raises(ValueError, match="train_on: expected last or all, found 'first'"):
-        data(train, train_on="first").load("demonstrations")
+        derived(data(train, train_on="first"), "demonstrations")
 
 
 def test_all_turns_of_trees_are_records_already(tmp_path: Path) -> None:
@@ -103,8 +109,7 @@ def test_all_turns_of_trees_are_records_already(tmp_path: Path) -> None:
 def test_what_was_cut_is_told_by_file_and_lengths_in_tokens(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{name}.jsonl", row("hello", "good " * n, label=1)) for name, n in (("a", 2), ("b", 9))]
     made = PreferenceDataModule(JsonSource(files), max_length=14, max_prompt_length=8)
-    made.load("binary")
-    made.tokenise(tiny.word_tokenizer(tiny.CHATML))
+    made.prepare(DataNeeds(view="binary"), tiny.word_tokenizer(tiny.CHATML))
     train = made.intake.report()["splits"]["train"]
     assert [train["files"][file]["truncated"] for file in files] == [{}, {"completions truncated": 1}]
     rows = made.rows["train"].rows
@@ -114,8 +119,7 @@ def test_what_was_cut_is_told_by_file_and_lengths_in_tokens(tmp_path: Path) -> N
 def test_stratified_steps_need_labels(tmp_path: Path) -> None:
     train = write(tmp_path / "t.jsonl", row("hello"), row("world"))
     made = data(train, stratified=True)
-    made.load("demonstrations")
-    made.tokenise(tiny.word_tokenizer(tiny.CHATML))
+    made.prepare(DataNeeds(view="demonstrations"), tiny.word_tokenizer(tiny.CHATML))
     with pytest.raises(ValueError, match="expected a loss that learns from labels"):
         made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=1)
 
@@ -129,19 +133,18 @@ MIXED = [
 @pytest.mark.parametrize("view", [None, "binary", "pairs", "scored", "demonstrations"])
 def test_what_is_written_reads_back_as_the_same_examples(tmp_path: Path, view: str | None) -> None:
     made = data(write(tmp_path / "t.jsonl", *MIXED))
-    made.read()
-    rows = [record_row(record) for record in made.intake.records["train"]]
+    rows = [record_row(record) for record in made.preparation.read().records["train"]]
     if view is not None:
-        made.load(view)
-        rows = [example_row(example) for example in made.intake.examples["train"]]
+        rows = [example_row(example) for example in derived(made, view).examples["train"]]
     write_jsonl(tmp_path / "out.jsonl.gz", rows)
     again = data(str(tmp_path / "out.jsonl.gz"))
-    again.load(view or "binary")
     made = data(write(tmp_path / "t.jsonl", *MIXED))
-    made.load(view or "binary")
 
     def said(module: PreferenceDataModule) -> list[Any]:
-        return [{k: v for k, v in example_row(e).items() if k != "id"} for e in module.intake.examples["train"]]
+        return [
+            {k: v for k, v in example_row(e).items() if k != "id"}
+            for e in derived(module, view or "binary").examples["train"]
+        ]
 
     assert said(again) == said(made)
 

@@ -172,6 +172,7 @@ WHOLE = f"k-{arrow.code()}"
 KILLED = ("first batch", "between batches", "second part", "before the notes", "before the move", "after the move")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("point", KILLED)
 def test_a_build_that_is_killed_leaves_nothing_that_is_used(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from halos.data.preparation.prepare import DataNeeds
 from halos.data.sources.json_source import JsonSource
 from halos.data.streaming.module import StreamingDataModule
 from halos.data.views.selection import Selection
@@ -24,8 +25,7 @@ def write(file: Path, *, start: int = 0, count: int = 30) -> str:
 
 def module(train: str, val: str | None = None, *, view: str = "binary", **options: Any) -> StreamingDataModule:
     made = StreamingDataModule(JsonSource(train, val), **{"max_length": 100, "batch_size": 4, **options})
-    made.load(view)
-    made.tokenise(tiny.bpe_tokenizer(tiny.CHATML), mismatched=view == "binary")
+    made.prepare(DataNeeds(view=view, mismatched=view == "binary"), tiny.bpe_tokenizer(tiny.CHATML))
     return made
 
 
@@ -68,11 +68,11 @@ def test_the_first_records_are_held_out(tmp_path: Path) -> None:
 
 def test_without_validation_prompts_to_sample_are_the_streams_first(tmp_path: Path) -> None:
     made = module(write(tmp_path / "t.jsonl"))
-    assert len(made.prompts) == 16
-    assert made.prompts[0].startswith("hello")  # type: ignore[union-attr]
+    assert len(made.prepared.prompts) == 16
+    assert made.prepared.prompts[0].startswith("hello")  # type: ignore[union-attr]
     assert set(made.rows) == set()
-    assert made.example().id == f"{tmp_path}/t.jsonl:1#0"
-    assert len(made.example().branches) == 2
+    assert made.prepared.example().id == f"{tmp_path}/t.jsonl:1#0"
+    assert len(made.prepared.example().branches) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -104,14 +104,14 @@ def test_two_ranks_see_what_one_does(tmp_path: Path) -> None:
 
 def test_a_key_covers_files_and_settings(tmp_path: Path) -> None:
     file = write(tmp_path / "t.jsonl")
-    key = module(file).keys()["train"]
-    assert key == module(file).keys()["train"]
+    key = module(file).prepared.keys()["train"]
+    assert key == module(file).prepared.keys()["train"]
     others = [
         module(file, shuffle_buffer=9), module(file, seed=1), module(file, max_length=99), module(file, val_size=2),
         module(file, keep_together=1), module(file, view="demonstrations"),
         module(file, select=Selection(keep_desirable=0.5)), module(write(tmp_path / "t.jsonl", count=31)),
     ]  # fmt: skip
-    assert key not in {other.keys()["train"] for other in others}
+    assert key not in {other.prepared.keys()["train"] for other in others}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_steps_have_to_be_given(tmp_path: Path) -> None:
 
 def test_the_longest_sequence_is_as_long_as_the_limit(tmp_path: Path) -> None:
     made = module(write(tmp_path / "t.jsonl"))
-    assert made.longest() == made.limits.max_length
+    assert made.prepared.longest() == made.limits.max_length
 
 
 def test_a_prompt_over_the_limit_is_named_before_training(tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def growth(limited: bool) -> int:
     return int(count().counts[7]) - before
 
 
+@pytest.mark.ranks
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library is not glibc from 2.33 on")
 def test_products_of_ever_new_sizes_take_no_more_memory() -> None:
     [limited], [usual] = (run_ranks(partial(growth, limited), 1) for limited in (True, False))

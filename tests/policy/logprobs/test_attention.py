@@ -44,9 +44,9 @@ def by_hand(part: Pack, query: Tensor, key: Tensor, value: Tensor, window: int |
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("heads", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("softcap", [None, 0.7])
-@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("window", [None, 1, 3, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("grouped", "dense", "flex"), [(0, 1000, False), (30, 1000, False), (0, 10, False), (30, 10, True)]
 )

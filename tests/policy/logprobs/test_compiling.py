@@ -19,7 +19,7 @@ from halos.policy.logprobs.packed import can_pack
 from halos.policy.lora import LoRA
 from tests import tiny
 from tests.fork import run_ranks
-from tests.test_train import run, train_as_rank
+from tests.train_runs import run, train_as_rank
 
 WORDS = (
     "loss=sft",  # whose layers need the fewest versions
@@ -57,7 +57,8 @@ def values_and_gradients(model: Any, size: int, **options: Any) -> tuple[Tensor,
     return found.tokens.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("kind", ["packed", "padded", "checkpointed", "lora"])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["packed", "padded", "checkpointed", pytest.param("lora", marks=pytest.mark.slow)])
 def test_the_numbers_are_the_same_and_other_lengths_need_no_new_code(kind: str) -> None:
     model = tiny.model(dtype=torch.float64).train()
     if kind == "checkpointed":
@@ -77,6 +78,7 @@ def test_the_numbers_are_the_same_and_other_lengths_need_no_new_code(kind: str) 
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_code_of_inductor_gives_the_same_numbers() -> None:
     check_compiler("cpu")
@@ -118,7 +120,8 @@ def runs_on_a_rank(folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def test_runs_are_those_without_it_under_every_strategy(tmp_path: Path) -> None:
+@pytest.mark.runs
+def test_a_run_is_that_without_it_and_goes_on_without_it(tmp_path: Path) -> None:
     plain = run(tmp_path / "plain", *WORDS, "model.compile=false")["train_loss"]
     before = graphs()
     assert run(tmp_path / "one", *WORDS, "sampling.size=4")["train_loss"] == pytest.approx(plain, rel=1e-5)
@@ -126,6 +129,12 @@ def test_runs_are_those_without_it_under_every_strategy(tmp_path: Path) -> None:
     resumed = f"resume='{tmp_path}/one/checkpoints/step_2.ckpt'"
     again = run(tmp_path / "resumed", *WORDS, "model.compile=false", resumed)
     assert again["train_loss"] == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_runs_are_those_without_it_under_every_strategy(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain", *WORDS, "model.compile=false")["train_loss"]
     for rank in run_ranks(partial(runs_on_a_rank, tmp_path)):
         for name, losses in rank.items():
             assert losses == pytest.approx(plain, rel=1e-5), name

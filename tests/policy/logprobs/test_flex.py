@@ -70,7 +70,14 @@ def test_a_key_block_behind_all_queries_is_not_looked_at(monkeypatch: pytest.Mon
     assert torch.equal(block_mask(part, None).to_dense()[0, 0], torch.ones(5, 5, dtype=torch.int32).tril())
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+SOME = ("llama", "gpt2", "gemma2")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=[] if name in SOME else [pytest.mark.slow]) for name in tiny.ARCHITECTURES],
+)
 def test_log_probs_are_those_of_separate_calls(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     whole = attention.flex_attend

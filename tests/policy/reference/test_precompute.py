@@ -170,6 +170,7 @@ def on_a_rank(folder: Path) -> tuple[dict[bytes, torch.Tensor], int]:
     return made.entries, len(seen)
 
 
+@pytest.mark.ranks
 def test_ranks_share_the_work_and_all_have_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precompute, "TOKENS", 30)
     alone: list[Any] = []
