@@ -249,6 +249,7 @@ def _ignore_missing_frozen(backbone: nn.Module, incompatible: _IncompatibleKeys)
 def merge_adapter(model: PreTrainedModel) -> None:
     """Add the trained adapter to the weights and restore the model's own layers. The model cannot train further."""
     for name, layer in adapter_layers(model).items():
+        # An embedding with trained rows is a wrapper, whose own adapter is one level further inside.
         getattr(layer, "token_adapter", layer).merge(adapter_names=[POLICY])
         model.set_submodule(name, _original(layer))
     if hasattr(model, "peft_config"):

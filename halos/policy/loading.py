@@ -227,6 +227,7 @@ class ModelSpec:
                 output_loading_info=True,
                 **(quantization() if self.lora.quantize else {}),
             )
+            # transformers only logs a warning of weights that it draws at random.
             if info["missing_keys"]:
                 raise ValueError(
                     f"model.path: {self.path} lacks weights of {type(model).__name__}, which would start at random: "
@@ -255,7 +256,7 @@ class ModelSpec:
             if not self.random_weights:
                 with suppress(ValueError):  # many models have no file of their own for it
                     model.generation_config = self._from_pretrained(GenerationConfig)
-            grow_vocabulary(model, vocabulary, ())
+            grow_vocabulary(model, vocabulary, ())  # without values, new tokens' rows have no mean to start from
             self._prepare(model, new_tokens)
         return self._finish(model)
 

@@ -1,4 +1,4 @@
-"""The backbone of a run, made when the strategy is ready for its weights."""
+"""Load a run's backbone once the strategy is set up."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 class BackboneFactory:
-    """Loads the policy, and its reference where one is computed in each step, once the strategy is ready.
+    """Loads the policy, and a live reference if the run needs one, once the strategy is set up.
 
-    Under FSDP2 every rank loads only its part of the weights, so nothing may be loaded before. Only the tokenizer is
-    read at once.
+    Under FSDP2 each rank loads its own shards only, which the strategy determines. The constructor therefore loads the
+    tokenizer and no weights.
 
     Args:
-        spec: the model; its ``reference`` is resolved (``cached``, ``live`` or ``adapter``).
-        dtype: of the weights.
+        spec: the model. Its ``reference`` must be resolved to ``cached``, ``live`` or ``adapter``.
+        dtype: precision of the weights.
 
     Raises:
-        ValueError: for a model that cannot be loaded, and for a reference with another tokenizer.
+        ValueError: the model cannot be loaded, or the reference has another tokenizer.
     """
 
     def __init__(self, spec: ModelSpec, *, dtype: torch.dtype = torch.float32) -> None:
@@ -44,19 +44,19 @@ class BackboneFactory:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The policy's tokenizer, with the control tokens that were added."""
+        """The policy's tokenizer, including the control tokens that were added."""
         return self._tokenizer
 
     def add_control_tokens(self, texts: Iterable[str]) -> None:
-        """Make each text a single token of the tokenizer, and of the policy when it is loaded."""
+        """Make each text a single token of the tokenizer now, and of the policy when it is loaded."""
         controls = list(texts)
         for text in controls:
-            # The chat template of a policy that was trained with it ends with it already.
+            # The chat template of a policy that was trained with this token ends with it already.
             unconditioned(self._tokenizer, text)
         self.new_tokens += add_control_tokens(self._tokenizer, controls)
 
     def make(self, *, reference: bool, sharding: Sharding | None) -> Backbone:
-        """Load the policy, and a live reference if the objective needs one and its log-probs are not cached."""
+        """Load the policy, and a live reference if the objective needs one whose log-probs are not cached."""
         mode = self.spec.reference if reference else None
         backbone = make_backbone(
             self.spec,
@@ -71,7 +71,11 @@ class BackboneFactory:
         return backbone
 
     def reference_scorer(self, backbone: Backbone, sharding: Sharding | None) -> Backbone:
-        """The model whose log-probs are the reference's: the policy before its first step, or ``reference_path``'s."""
+        """Return the model that computes the reference's log-probs before training.
+
+        It is the policy, before its first step, or the model in ``reference_path``. A policy that was trained is loaded
+        again as it was.
+        """
         if self.spec.reference_path is None and not backbone.updated:
             return backbone
         return make_backbone(

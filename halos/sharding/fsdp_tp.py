@@ -106,6 +106,7 @@ class FSDPTP(FSDP):
         # gather, where the extra step does not matter.
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         kind, groups = self.root_device.type, self.world_size // self.tensor_parallel_size
+        # A second mesh over the same ranks: FSDP2 shards the weights outside the decoder layers over all of them.
         self._all = init_device_mesh(kind, (self.world_size,), mesh_dim_names=("all",))
         return init_device_mesh(kind, (groups, self.tensor_parallel_size), mesh_dim_names=(DATA, TENSOR))
 

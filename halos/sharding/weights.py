@@ -89,6 +89,7 @@ def gathered_policy(backbone: Backbone) -> PreTrainedModel | None:
     if rank_and_world()[0]:
         return None
     (policy,) = backbone.skeleton
+    # Assigned, as parameters on the meta device have no memory to copy to. That unties tied weights.
     policy.load_state_dict(state, assign=True)
     policy.tie_weights()
     return policy
@@ -131,6 +132,7 @@ def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Pat
     state = base_state(model)
     if any(name not in state or list(state[name].shape) != shape for name, shape in shapes.items()):
         return None
+    # By identity: tied weights are one tensor under two names, of which files have one.
     stored = {id(state[name]) for name in files}
     return files if all(id(tensor) in stored for tensor in state.values()) else None
 
@@ -154,6 +156,8 @@ def _safetensors(folder: Path) -> list[Path]:
 
 @torch.no_grad()
 def _read_shards(model: PreTrainedModel, files: Mapping[str, Path]) -> None:
+    # Not torch.distributed.checkpoint's HuggingFaceStorageReader: it ignores the index and reads all safetensors files
+    # of the folder. A forgotten file with the same names would silently replace the model's weights.
     state = base_state(model)
     for path in sorted(set(files.values())):
         with safe_open(path, framework="pt") as file:

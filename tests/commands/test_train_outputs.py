@@ -166,6 +166,14 @@ def test_plain_transformers_load_the_trained_policy(trained: tuple[str, Path, di
     assert summary["metrics"]["logps/chosen"] != pytest.approx(column(folder, "val/logps/chosen")[0], rel=1e-4)
 
 
+def test_the_model_card_names_the_loss_and_its_results(trained: tuple[str, Path, dict]) -> None:
+    loss, folder, summary = trained
+    card = (folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"trained with the loss `{loss}`\n" in card
+    assert f"| `loss` | {float(format(summary['metrics']['loss'], '.4g')):g} |" in card
+    assert f"| `steps` | `{summary['steps']}` |" in card
+
+
 def test_the_exported_template_conditions_on_the_desirable_token_once(trained: tuple[str, Path, dict]) -> None:
     loss, folder, _ = trained
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")

@@ -82,6 +82,7 @@ def on_a_rank(folder: Path) -> list[tuple[int, int]]:
     return found
 
 
+@pytest.mark.ranks
 def test_sharded_models_and_what_is_exported_of_them_heed_it_too(folder: Path) -> None:
     for found in run_ranks(partial(on_a_rank, folder)):
         assert found == 3 * [(NORMS_AND_MLPS, LINEARS)] + 3 * [(0, 0)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
@@ -47,6 +48,9 @@ def divided_start(folder: Path, gguf: Path) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])  # qwen2's embeddings are tied
 def test_a_start_without_the_whole_model_gives_its_weights_and_buffers(architecture: str, tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "model", architecture, max_shard_size="5KB")
+    shard = load_file(sorted(folder.glob("model-*.safetensors"))[0])
+    # A file that the index does not name, with the names of weights: nothing of it is read.
+    save_file({name: torch.zeros_like(tensor) for name, tensor in shard.items()}, folder / "zeros.safetensors")
     gguf = tiny.save_gguf(tmp_path / "model.gguf", tiny.model(vocab_size=len(tiny.bpe_tokenizer())))
     for found in run_ranks(partial(divided_start, folder, gguf)):
         for state, (path, size) in zip(found, ((folder, 0), (folder, 40), (gguf, 0)), strict=True):

@@ -34,6 +34,7 @@ def export_policy(
             every program that samples from the model conditions on it.
         card: what the model card states about the run.
     """
+    # A program that serves the model reads these ids, and not the tokenizer's, which often has another EOS token.
     if policy.generation_config is not None:
         policy.generation_config.eos_token_id = end_of_turn
         policy.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def require_classifier(config: PretrainedConfig) -> None:
     """Raise ``ValueError`` unless transformers has a sequence classifier with one linear score for this model."""
     try:
+        # On the meta device: only the kind of the head matters, and a whole model would take memory.
         with torch.device("meta"):
             score = getattr(_classifier(config), "score", None)
     except ValueError:

@@ -13,6 +13,7 @@ import yaml
 
 from halos import objectives
 from halos.objectives import Objective
+from halos.policy.backbone import Backbone
 from halos.policy.export.card import ModelCard, Usage, inline_code, rounded, table_cell
 from halos.policy.export.language_model import export_policy
 from halos.policy.export.reward_model import export_reward_model
@@ -223,3 +224,12 @@ def test_text_that_is_not_unicode_does_not_end_a_run_at_its_export(tmp_path: Pat
     end = tokenizer.convert_tokens_to_ids(tiny.END)
     export_policy(tiny.model(vocab_size=len(tokenizer)), tokenizer, tmp_path / "model", end_of_turn=end, card=card)
     assert "caf?" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_backbone_that_is_saved_from_python_names_its_loss(tmp_path: Path) -> None:
+    backbone = Backbone.from_pretrained(tiny.save(tmp_path / "start"))
+    backbone.loss, backbone.paper = "KTO", objectives.KTO.paper
+    backbone.save_pretrained(tmp_path / "aligned")
+    card = (tmp_path / "aligned" / "README.md").read_text(encoding="utf-8")
+    assert f"# Language model from `{tmp_path}/start`, trained with the loss `KTO`\n" in card
+    assert "https://arxiv.org/abs/2402.01306" in card
