@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -40,7 +39,7 @@ def inspect_data(cfg: DictConfig) -> PreferenceDataModule:
     data: PreferenceDataModule = build(cfg.data, without=SOURCE_KEYS, seed=cfg.seed, cache_dir=cfg.cache_dir)
     data.read()
     records = data.intake.records["train"]
-    written: Iterable[dict[str, Any]] = map(record_row, records)
+    written: Iterable[dict[str, object]] = map(record_row, records)
     lengths = {
         "prompt (characters)": records.numbers("prompt_characters"),
         "completion (characters)": records.lists("completion_characters")[1],
@@ -85,7 +84,7 @@ def _name(example: Example) -> str:
 
 
 def _write(
-    cfg: DictConfig, data: PreferenceDataModule, rows: Iterable[dict[str, Any]], lengths: Mapping[str, np.ndarray]
+    cfg: DictConfig, data: PreferenceDataModule, rows: Iterable[dict[str, object]], lengths: Mapping[str, np.ndarray]
 ) -> None:
     if cfg.convert:
         count = write_jsonl(Path(cfg.convert), rows)

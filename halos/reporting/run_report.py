@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
@@ -20,12 +20,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class CacheReport(TypedDict):
+    """Completions that a run reads, how many of them were cached and computed, the time, and the cache's folder."""
+
+    completions: int
+    found: int
+    computed: int
+    seconds: float
+    folder: str
+
+
 @rank_zero_only
-def show_reference(report: Mapping[str, object]) -> None:
+def show_reference(report: CacheReport) -> None:
     """Print what the cache of the reference's log-probs had, what was added, and where it is."""
     console.print(
-        "reference log-probs of {completions:,} completions: {found:,} were cached, {computed:,} computed in "
-        "{seconds:.1f} s → [bold]{folder}[/]".format(**{**report, "folder": escape(str(report["folder"]))}),
+        f"reference log-probs of {report['completions']:,} completions: {report['found']:,} were cached, "
+        f"{report['computed']:,} computed in {report['seconds']:.1f} s → [bold]{escape(report['folder'])}[/]",
         highlight=False,
         soft_wrap=True,
     )
@@ -50,9 +60,9 @@ def show_example(row: Row, tokenizer: PreTrainedTokenizerBase, branches: Sequenc
         branches: a name for each of its completions.
     """
     console.print(f"[bold]One example[/] ({escape(row.id)}); the tokens in ⟦brackets⟧ are scored:")
-    prompt = escape(tokenizer.decode(row.prompt))
+    prompt = escape(str(tokenizer.decode(list(row.prompt))))
     for name, branch in zip(branches, row.branches, strict=True):
-        scored = escape(tokenizer.decode(branch))
+        scored = escape(str(tokenizer.decode(list(branch))))
         console.print(f"  [dim]{name}:[/] {prompt}[bold]⟦[/][green]{scored}[/][bold]⟧[/]", highlight=False)
     console.print()
 
