@@ -1,9 +1,9 @@
-"""Speed and memory beside TRL and a plain PyTorch loop: ``python scripts/benchmark.py --help``."""
+"""Measure speed and memory next to TRL and a plain PyTorch loop: ``python scripts/benchmark.py --help``."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ lies in the checkout, not in the wheel
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is in the checkout, not in the wheel
 
 from benchmarks.command import main
 from halos.cli import end_with_one_line

@@ -18,7 +18,7 @@ from halos.toy.source import ToySource
 
 
 def report(step: int, loss: float) -> None:
-    """One line every hundred steps."""
+    """Print one line every hundred steps."""
     if step % 100 == 0:
         print(f"step {step}: loss {loss:.4f}", flush=True)
 
@@ -40,14 +40,14 @@ def main() -> None:
 
     tokens, judge = ChatTokens(tokenizer, Limits(MAX_POSITIONS)), ToySource().true_reward()
     prompts = judge.prompts(2048)
-    said = sample(
+    replies = sample(
         model,
         [tokens.prompt(prompt) for prompt in prompts],
         end_of_turn=tokens.end_of_turn,
         pad=tokenizer.pad_token_id,
         max_new_tokens=MAX_NEW_TOKENS,
     )
-    share = judged(prompts, said, tokens, judge).desirable_share
+    share = judged(prompts, replies, tokens, judge).desirable_share
     print(f"{options.output}: {model.num_parameters()} weights, {share:.1%} of {len(prompts)} samples desirable")
 
 

@@ -1,4 +1,4 @@
-"""The reference's log-probs alone: ``python scripts/cache_reference.py loss=kto trainer.devices=2 strategy=ddp``."""
+"""Compute and cache the reference's log-probs: ``python scripts/cache_reference.py loss=kto``."""
 
 from halos.cli import main_command
 

@@ -1,4 +1,4 @@
-"""Memory and time of a run: ``python scripts/estimate.py experiment=zephyr_kto estimate.gpu=h100``."""
+"""Estimate the memory and time of a run: ``python scripts/estimate.py experiment=zephyr_kto estimate.gpu=h100``."""
 
 from halos.cli import main_command
 

@@ -3,10 +3,10 @@
     python scripts/faults.py --count 200
     python scripts/faults.py --count 50 --signal TERM --strategy ddp
 
-Each attempt is a real training run of the toy world in processes of its own, forked from this one, which has imported
-everything and computed nothing. A quarter of the signals waits for a checkpoint or the export to be half written. When
-a run comes through, its weights, metrics.csv and TensorBoard points have to equal those of the uninterrupted run to
-the bit, and the next one begins. The exit code is 1 if anything differed, was left behind, or ended too late.
+Each attempt is a real training run of the toy world in processes of its own. They are forked from this one, which has
+imported everything and computed nothing. A quarter of the signals is sent while a checkpoint or the export is half
+written. When a run completes, its weights, metrics.csv and TensorBoard points must equal those of the uninterrupted run
+to the bit, and the next run begins. The exit code is 1 if anything differs, is left over, or ends too late.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RUN = (
     "resume=auto",
 )
 LIMIT = 10.0
-"""Seconds within which a run has to end once it was asked to."""
+"""Seconds within which a run must end after a signal."""
 PATIENCE = 300.0
 
 
@@ -111,7 +111,7 @@ def start(cfg: DictConfig, ranks: int, log: Path) -> Forked:
         def job() -> None:
             os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
             os.environ |= {"MASTER_PORT": str(port), launch.ERRORS: str(config.parent)}
-            # Lightning reads it when it is imported.
+            # Lightning reads LOCAL_RANK when it is imported, which was in the process that this one is forked from.
             rank_zero_only.rank = rank  # type: ignore[attr-defined]
             cli.die_with_parent()
             cli._run(cfg)

@@ -291,7 +291,7 @@ def test_a_trial_is_a_run_of_each_seed_and_its_value_their_mean(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert said == [
         "error: sweep_metric: expected a metric with sweep_seeds and sweep_max_kl, found null with "
-        "sweep_seeds=[40, 60], sweep_max_kl=2.75; such as sweep_metric=samples/policy_desirable",
+        "sweep_seeds=[40, 60]; such as sweep_metric=samples/policy_desirable",
         "error: sweep_seeds: expected different seeds, found [4, 4]",
     ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,15 +12,11 @@ from halos.config.building import build
 from halos.reporting import run_report
 
 
-def cache_reference(cfg: DictConfig) -> dict[str, Any]:
+def cache_reference(cfg: DictConfig) -> run_report.CacheReport:
     """Fill ``cfg.cache_dir`` with the log-probs that training with this configuration reads from it.
 
     What is cached already is not computed again; after a kill most of the earlier work is. Nothing is written to
     ``output_dir``. The devices are those of the training run.
-
-    Returns:
-        How many ``completions`` the run reads, how many of them were ``found`` and ``computed``, the ``seconds`` that
-        it took, and the cache's ``folder``.
 
     Raises:
         ValueError: training would refuse the configuration, or its loss or model has no cached reference.
@@ -38,13 +33,13 @@ def cache_reference(cfg: DictConfig) -> dict[str, Any]:
     if table is None:
         raise ValueError("expected the objective's backbone to have computed the reference's log-probs, found none")
     folder = Path(cfg.cache_dir).expanduser() / "reference"
-    report = {
-        "completions": len(table.entries),
-        "found": len(table.entries) - table.computed,
-        "computed": table.computed,
-        "seconds": time.perf_counter() - start,
-        "folder": str(folder),
-    }
+    report = run_report.CacheReport(
+        completions=len(table.entries),
+        found=len(table.entries) - table.computed,
+        computed=table.computed,
+        seconds=time.perf_counter() - start,
+        folder=str(folder),
+    )
     run_report.show_reference(report)
     return report
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -43,7 +42,7 @@ def inspect_data(cfg: DictConfig) -> Intake:
     preparation = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir).preparation
     intake = preparation.read()
     records = intake.records["train"]
-    written: Iterable[dict[str, Any]] = map(record_row, records)
+    written: Iterable[dict[str, object]] = map(record_row, records)
     lengths = {
         "prompt (characters)": records.numbers("prompt_characters"),
         "completion (characters)": records.lists("completion_characters")[1],
@@ -87,7 +86,9 @@ def _name(example: Example) -> str:
     return f"score {example.score:g}" if isinstance(example, Scored) else "completion"
 
 
-def _write(cfg: DictConfig, intake: Intake, rows: Iterable[dict[str, Any]], lengths: Mapping[str, np.ndarray]) -> None:
+def _write(
+    cfg: DictConfig, intake: Intake, rows: Iterable[dict[str, object]], lengths: Mapping[str, np.ndarray]
+) -> None:
     if cfg.convert:
         count = write_jsonl(Path(cfg.convert), rows)
         console.print(f"{count:,} records → [bold]{escape(str(cfg.convert))}[/]", highlight=False)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
 
-
-def flatten(node: object, prefix: str = "") -> dict[str, Any]:
+def flatten(node: object, prefix: str = "") -> dict[str, object]:
     """Return the leaves of nested dictionaries by dotted keys: ``{"loss": {"beta": 0.1}}`` → ``{"loss.beta": 0.1}``.
 
     Lists and empty dictionaries are leaves.
@@ -16,7 +14,7 @@ def flatten(node: object, prefix: str = "") -> dict[str, Any]:
     """
     if not isinstance(node, dict) or not node:
         return {prefix: node}
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in node.items():
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
@@ -20,12 +20,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class CacheReport(TypedDict):
+    """Completions that a run reads, how many of them were cached and computed, the time, and the cache's folder."""
+
+    completions: int
+    found: int
+    computed: int
+    seconds: float
+    folder: str
+
+
 @rank_zero_only
-def show_reference(report: Mapping[str, Any]) -> None:
+def show_reference(report: CacheReport) -> None:
     """Print what the cache of the reference's log-probs had, what was added, and where it is."""
     console.print(
-        "reference log-probs of {completions:,} completions: {found:,} were cached, {computed:,} computed in "
-        "{seconds:.1f} s → [bold]{folder}[/]".format(**{**report, "folder": escape(str(report["folder"]))}),
+        f"reference log-probs of {report['completions']:,} completions: {report['found']:,} were cached, "
+        f"{report['computed']:,} computed in {report['seconds']:.1f} s → [bold]{escape(report['folder'])}[/]",
         highlight=False,
         soft_wrap=True,
     )

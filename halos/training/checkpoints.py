@@ -26,7 +26,7 @@ from halos.processes import signals
 from halos.processes.collectives import all_max
 from halos.processes.errors import RunFailed
 from halos.sharding.consolidate import META, check_sharded
-from halos.training.record import RunRecord
+from halos.training.record import RunRecord, State
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,7 @@ IDENTITY = "halos"
 class LocalCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint straight to its file; Lightning's own builds it in memory, then in $TMPDIR."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: State, path: str | Path, storage_options: object | None = None) -> None:
         # A stream of Python's, as torch reports a full disk as a RuntimeError without a cause when it opens the path.
         with Path(path).open("wb") as stream:
             torch.save(checkpoint, stream)
@@ -124,14 +122,10 @@ class Checkpoints(Checkpoint):
         # may be in another collective at that moment, and all hang. Ours only take a note (halos.processes.signals).
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
         checkpoint[IDENTITY] = dict(self.identity)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
         self._step = checkpoint["global_step"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -18,6 +18,9 @@ from halos.objectives.base import Objective
 from halos.reporting.csv_metrics import CSVMetrics
 from halos.reporting.tensorboard import truncate_events_after
 
+State = dict[str, Any]
+"""A checkpoint of Lightning, or what it stores of a callback; the values are whatever was put there."""
+
 
 class RunRecord(Callback):
     """Collects the losses of all steps, the last validation's metrics, and the time spent in training.
@@ -36,9 +39,7 @@ class RunRecord(Callback):
         self.seconds = 0.0
         self._started = 0.0
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
         # What the earlier part of this run has logged after the checkpoint will be logged again: without this, curves
         # would have two points at these steps.
         step = checkpoint["global_step"]
@@ -49,9 +50,9 @@ class RunRecord(Callback):
             elif isinstance(logger, TensorBoardLogger):
                 truncate_events_after(Path(logger.log_dir), step, validated=validated)
 
-    def validated_at_in(self, checkpoint: dict[str, Any]) -> int | None:
+    def validated_at_in(self, checkpoint: State) -> int | None:
         """Return the step of the last validation before the checkpoint was written, None if there was none."""
-        state: dict[str, Any] = checkpoint["callbacks"].get(self.state_key, {})
+        state: State = checkpoint["callbacks"].get(self.state_key, {})
         return state.get("validated_at")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -79,7 +80,7 @@ class RunRecord(Callback):
         self._count_seconds()
         self._started = 0.0  # a checkpoint that is written from now on adds no time
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         if self._started:
             self._count_seconds()
         return {
@@ -89,7 +90,7 @@ class RunRecord(Callback):
             "validated_at": self.validated_at,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.train_loss, self.seconds = list(state["train_loss"]), state["seconds"]
         self.val_metrics, self.validated_at = dict(state["val_metrics"]), state["validated_at"]
 

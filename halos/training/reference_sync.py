@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from halos.checks import check_share, check_whole
 from halos.objectives.base import Objective
 from halos.sharding.sharding import full_state, load_full_state
+from halos.training.record import State
 
 
 class ReferenceSync(Callback):
@@ -61,14 +61,14 @@ class ReferenceSync(Callback):
         for reference_weight, policy_weight in zip(reference.parameters(), policy.parameters(), strict=True):
             reference_weight.lerp_(policy_weight, self.alpha)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         weights: Mapping[str, torch.Tensor] = {}
         if self.synced_at:
             reference = self._models()[0]
             weights = full_state(reference) if self._sharded else reference.state_dict()
         return {"synced_at": self.synced_at, "reference": dict(weights)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.synced_at = state["synced_at"]
         if not self.synced_at:
             return

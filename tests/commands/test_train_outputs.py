@@ -182,11 +182,3 @@ def test_the_exported_template_conditions_on_the_desirable_token_once(trained: t
     assert text.endswith(ASSISTANT + GOOD if loss == "csft" else ASSISTANT)
     assert (text.count(GOOD), text.count(BAD)) == (int(loss == "csft"), 0)
     assert GOOD not in tokenizer.apply_chat_template(turns, tokenize=False)
-
-
-def test_the_model_card_names_the_loss_and_its_results(trained: tuple[str, Path, dict]) -> None:
-    loss, folder, summary = trained
-    card = (folder / "model" / "README.md").read_text(encoding="utf-8")
-    assert f"trained with the loss `{loss}`\n" in card
-    assert f"| `loss` | {float(format(summary['metrics']['loss'], '.4g')):g} |" in card
-    assert f"| `steps` | `{summary['steps']}` |" in card
