@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from halos.data.records.record import Prompt, Record, prompt_key
-from halos.data.views.derive import Labelled, Pair, View, binary, pairs
+from halos.data.views.derive import View, binary, pairs
+from halos.data.views.examples import Labelled, Pair
 from halos.data.views.selection import Selection
 from halos.evaluation.calibration import calibration_error
 from halos.evaluation.scoring import Array, Scores

@@ -91,8 +91,7 @@ class Prepared:
 
     def longest(self) -> int:
         """Tokens of the longest sequence, prompt and completion, that a model will read."""
-        tables: list[Any] = [rows.rows for rows in self.rows.values()]
-        return max(table.longest() for table in tables)
+        return max(rows.rows.longest() for rows in self.rows.values())
 
 
 @dataclass(frozen=True, kw_only=True)
