@@ -1,3 +1,4 @@
+from .commands.python import train as train
 from .data import (
     HHSource as HHSource,
     JsonSource as JsonSource,
@@ -24,6 +25,7 @@ from .objectives import (
     APOZero as APOZero,
     BradleyTerry as BradleyTerry,
     Mix as Mix,
+    Needs as Needs,
     Objective as Objective,
     Output as Output,
     RobustDPO as RobustDPO,

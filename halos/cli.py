@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from halos.config.combinations import check_combinations, values_of
 from halos.config.errors import explain, require_plain_booleans
+from halos.config.folder import config_folder
 from halos.config.signatures import did_you_mean
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
@@ -63,13 +64,6 @@ COMMAND = "HALOS_COMMAND"
 """Environment variable: the command's name, for further processes of the same run."""
 _EXPECTED = (HydraException, OmegaConfBaseException, ValueError, RunFailed)
 """Errors whose message is enough for a user; others are printed with a traceback."""
-
-
-def config_folder() -> str:
-    """Return the ``conf`` folder: inside an installed package, next to the package in a checkout."""
-    package = Path(__file__).parent
-    inside = package / "conf"
-    return str(inside if inside.is_dir() else package.parent / "conf")
 
 
 def plain_name(text: str) -> str:

@@ -45,7 +45,7 @@ def described(kind: Any, **parameters: Any) -> Objective:
 
 OBJECTIVES = [
     kind
-    for kind in vars(objectives).values()
+    for kind in (getattr(objectives, name) for name in objectives.__all__)
     if isinstance(kind, type) and issubclass(kind, Objective) and kind is not Objective
 ]
 WITH_REFERENCE = [kind for kind in OBJECTIVES if described(kind).needs.reference]

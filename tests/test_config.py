@@ -93,7 +93,7 @@ def test_the_parts_of_a_mixture_have_the_defaults_of_their_classes() -> None:
 
 def test_every_objective_has_a_yaml() -> None:
     made = {get_class(compose(f"loss={option}").loss._target_) for option in options("loss")}
-    exported = [kind for kind in vars(objectives).values() if isinstance(kind, type)]
+    exported = [kind for kind in (getattr(objectives, name) for name in objectives.__all__) if isinstance(kind, type)]
     assert made == {kind for kind in exported if issubclass(kind, Objective) and kind is not Objective}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from halos.data.batches.collate import Batch
 from halos.data.preparation.prepare import DataNeeds
+from halos.loop.humanline import Humanline
 from halos.loop.module import BackboneSource, LoopOptions, TrainingLoop
 from halos.loop.needs import Needs
 from halos.loop.output import Output
@@ -21,7 +22,7 @@ from halos.policy.logprobs.completions import LogProbs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["BackboneSource", "LoopOptions", "Needs", "Objective", "Output"]
+__all__ = ["BackboneSource", "Humanline", "LoopOptions", "Needs", "Objective", "Output"]
 
 
 class Objective(TrainingLoop):

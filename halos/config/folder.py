@@ -1,0 +1,17 @@
+"""Where the YAML files of the configuration are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def config_folder() -> str:
+    """Return the ``conf`` folder: inside an installed package, next to the package in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return str(inside if inside.is_dir() else package.parent / "conf")
+
+
+def options_of(group: str) -> list[str]:
+    """Return the names that ``group=NAME`` may have, sorted; empty for a name that is no group."""
+    return sorted(file.stem for file in (Path(config_folder()) / group).glob("*.yaml"))
