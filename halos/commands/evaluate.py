@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.commands.held_data import read_data
+from halos.commands.judge import make_judge
 from halos.evaluation import evaluator, report
 from halos.evaluation.heldout import held_out
 from halos.evaluation.plan import EvaluationPlan, Settings
 from halos.evaluation.results import Results, write_results
-from halos.judges.making import make_judge
 from halos.policy.lookup import Policy, find_policy, reference_of
 
 
