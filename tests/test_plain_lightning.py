@@ -218,8 +218,13 @@ def test_a_loader_without_batches_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_objective_of_another_kind_is_refused(pairs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected an objective of halos .* found LightningModule"):
-        trainer_of(tmp_path).fit(pl.LightningModule(), datamodule=data_of(pairs))
+    class Other(pl.LightningModule):
+        def training_step(self, batch: Batch) -> None: ...
+
+        def configure_optimizers(self) -> None: ...
+
+    with pytest.raises(ValueError, match=r"expected an objective of halos .* found Other"):
+        trainer_of(tmp_path).fit(Other(), datamodule=data_of(pairs))
 
 
 def test_a_backbone_without_a_tokenizer_is_refused(pairs: Path, tmp_path: Path) -> None:
