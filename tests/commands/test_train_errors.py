@@ -97,7 +97,10 @@ def test_bad_settings_are_refused_with_their_key(case: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["loss.desirable_weight=auto", "data.source.keep_undesirable=0"], "loss.desirable_weight=auto: expected both kinds"),
+        (
+            ["loss.desirable_weight=auto", "data.source.keep_undesirable=0"],
+            "loss.desirable_weight=auto: expected both kinds",
+        ),
         (["loss=ppo", "trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches: expected 1"),
         (["loss=sft", "humanline.enabled=true"], "humanline.enabled: expected false"),
         (["humanline.enabled=true", "humanline.log_epsilon_P=1"], "humanline.log_epsilon_P: expected a number below"),
