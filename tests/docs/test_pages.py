@@ -13,6 +13,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"(?<![\w./-])(?:halos|conf|scripts|docs|tests|parity|benchmarks)/[\w./-]*\w")
 MODULE = re.compile(r"(?:from|import) (halos(?:\.\w+)*)")
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 NAME = re.compile(r"(?<![\w/.])halos\.([A-Za-z]\w*)\(")
 
 
@@ -60,6 +61,8 @@ def test_what_a_page_names_exists(page: Path) -> None:
     assert missing_links(page) == []
     assert missing_paths(text) == []
     assert unknown_names(text) == []
+    for block in PYTHON.findall(text):
+        compile(block, str(page), "exec")
 
 
 def test_what_does_not_exist_is_found(tmp_path: Path) -> None:
