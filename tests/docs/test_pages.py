@@ -47,7 +47,7 @@ def unknown_names(text: str) -> list[str]:
     """The modules and public names of halos that a text uses and that do not exist."""
     modules = [module for module in MODULE.findall(text) if not _is_module(module)]
     # `halos.train(…)`, `halos.AdamW(…)`
-    return modules + [f"halos.{name}" for name in NAME.findall(text) if name not in halos.__all__]
+    return modules + [f"halos.{name}" for name in NAME.findall(text) if name not in dir(halos)]
 
 
 def _is_module(name: str) -> bool:
