@@ -1,3 +1,4 @@
+from . import data as data, objectives as objectives, policy as policy, testing as testing, theory as theory
 from .commands.python import train as train
 from .data import (
     HHSource as HHSource,

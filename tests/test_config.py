@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import objectives
 from halos.config.building import SOURCE_KEYS, build
+from halos.data import StreamingDataModule
 from halos.objectives import Humanline, Objective
 from halos.training.reference_sync import ReferenceSync
 from tests.configs import CONF, VARIANTS, compose, options
@@ -122,7 +123,10 @@ def test_the_keys_of_a_model_are_its_parameters(option: str) -> None:
 def test_the_keys_of_data_are_the_parameters_of_the_module_and_of_its_source(option: str) -> None:
     node = compose(f"data={option}").data
     files = {*SOURCE_KEYS} & keys(node)
-    assert keys(node, *files) == parameters(get_class(node._target_)) - {"seed", "cache_dir"}
+    # Streams have a module of their own; a source has its own validation files.
+    streams = {"streaming", "shuffle_buffer"}
+    assert keys(node, *files, *streams) == parameters(get_class(node._target_)) - {"seed", "cache_dir", "val"}
+    assert {"shuffle_buffer"} <= parameters(StreamingDataModule)
     assert keys(node.source) == parameters(get_class(node.source._target_))
     assert all(node.source[name] == node[name] for name in files)
 

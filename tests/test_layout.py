@@ -36,7 +36,7 @@ PUBLIC = {
         "APODown APOZero Adafactor AdamW BCO Backbone BitsAndBytesAdamW BradleyTerry CPO CSFT DPO FSDP GRPO HHSource "
         "IPO JsonSource KTO LoRA Mix MixedSource ModelSpec Needs ORPO OasstSource Objective Output PPO "
         "PreferenceDataModule RMSprop RobustDPO SFT SHPSource SLiC Selection SimPO StreamingDataModule ToySource "
-        "UltraFeedbackSource train"
+        "UltraFeedbackSource data objectives policy testing theory train"
     ),
     "halos.data": (
         "Batch Batches Completion FileSource HHSource JsonSource MixedSource OasstSource OnPolicySource "

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn.functional import softplus
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import halos
 from halos.data.batches.collate import Batch
@@ -80,19 +80,34 @@ def make(name: str, **options: Any) -> halos.Objective:
     return kind(halos.Backbone.from_pretrained(TOY), optim=halos.AdamW(lr=1e-3), **options)
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "Hinge"])
+QUICK = ("KTO", "CSFT", "PPO", "BradleyTerry", "Hinge")
+"""Of the losses, one for every kind of need: y', control tokens, hidden states, a reward head, a loss of one's own."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in (*LOSSES, "Hinge")]
+)
 def test_each_loss_trains_validates_and_saves(name: str, pairs: Path, tmp_path: Path) -> None:
     loss, data = make(name), data_of(pairs, val_size=4)
     before = weights_of_start()
-    trainer = trainer_of(tmp_path, max_steps=2, enable_checkpointing=False)
+    trainer = trainer_of(tmp_path, max_steps=2, val_check_interval=2, enable_checkpointing=False)
     trainer.fit(loss, datamodule=data)
     assert trainer.global_step == 2
-    assert "val/loss" in trainer.callback_metrics or trainer.limit_val_batches == 0 or trainer.current_epoch == 0
+    assert torch.isfinite(trainer.callback_metrics["val/loss"])
     assert any(not torch.equal(value, before[key]) for key, value in weights(loss).items() if key in before)
     assert (data.reference is not None) == loss.needs.reference
     loss.trained.save_pretrained(tmp_path / "aligned")
     files = {path.name for path in (tmp_path / "aligned").iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= files
+
+
+def test_a_reward_model_is_saved_with_its_head(pairs: Path, tmp_path: Path) -> None:
+    loss = make("BradleyTerry")
+    trainer_of(tmp_path, max_steps=2, enable_checkpointing=False).fit(loss, datamodule=data_of(pairs))
+    loss.trained.save_pretrained(tmp_path / "rewards")
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rewards")
+    assert loss.reward_head.linear.weight.any()
+    assert torch.equal(saved.score.weight, loss.reward_head.linear.weight)
 
 
 def weights_of_start() -> dict[str, Tensor]:
@@ -218,8 +233,13 @@ def test_a_loader_without_batches_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_objective_of_another_kind_is_refused(pairs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected an objective of halos .* found LightningModule"):
-        trainer_of(tmp_path).fit(pl.LightningModule(), datamodule=data_of(pairs))
+    class Other(pl.LightningModule):
+        def training_step(self, batch: Batch) -> None: ...
+
+        def configure_optimizers(self) -> None: ...
+
+    with pytest.raises(ValueError, match=r"expected an objective of halos .* found Other"):
+        trainer_of(tmp_path).fit(Other(), datamodule=data_of(pairs))
 
 
 def test_a_backbone_without_a_tokenizer_is_refused(pairs: Path, tmp_path: Path) -> None:
@@ -262,8 +282,9 @@ def run_script(tmp_path: Path, pairs: Path, *words: str, loss: str = "KTO") -> s
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.ranks
 @pytest.mark.long
-@pytest.mark.parametrize("loss", ["KTO"])
+@pytest.mark.parametrize("loss", ["KTO", *(pytest.param(n, marks=pytest.mark.slow) for n in LOSSES if n != "KTO")])
 def test_two_processes_of_a_script_train_as_one(loss: str, pairs: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

@@ -154,6 +154,7 @@ def build_objective(cfg: DictConfig, optim: Optim) -> Objective:
     options = {str(key): value for key, value in cfg.humanline.items() if key != "enabled"}
     objective: Objective = build(
         cfg.loss,
+        None,  # the backbone: what loads it depends on what the objective needs
         without=("name",),
         optim=optim,
         seed=cfg.seed,

@@ -55,7 +55,7 @@ def test_where_there_is_nothing_to_compute_it_says_so_before_data_are_read(
         filled(tmp_path, *words)
 
 
-def as_rank(folder: Path) -> dict[str, Any]:
+def as_rank(folder: Path) -> CacheReport:
     precompute.TOKENS = 60
     return filled(folder, "strategy=ddp", "trainer.devices=2", "data.batch_size=2")
 

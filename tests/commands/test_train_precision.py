@@ -28,7 +28,9 @@ def test_gradients_are_clipped_and_logged_without_the_scale_of_16_mixed(
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
         return pl.Trainer(plugins=[*plugins, MixedPrecision("16-mixed", "cpu", scaler)], **options)
 
-    monkeypatch.setattr(halos.training.trainer, "check_precision", lambda *_, **__: None)  # the real one wants a GPU
+    monkeypatch.setattr(halos.training.trainer, "check_precision", lambda *_: None)  # the real ones want a GPU
+    for module in ("config.values", "commands.assembly"):
+        monkeypatch.setattr(f"halos.{module}.check_combinations", lambda _: None)
     monkeypatch.setattr(halos.training.trainer, "pl", SimpleNamespace(Trainer=scaled))
     found = run(tmp_path / "16", *words, "precision=16-mixed")
     assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)

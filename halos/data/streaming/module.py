@@ -101,7 +101,10 @@ class StreamingDataModule(PreferenceDataModule):
 
     def scored_rows(self, *, accumulate: int, world_size: int) -> list[Row]:
         """Raises ``ValueError``: the rows are not known before training."""
-        raise ValueError("expected a reference that is not computed beforehand with data.streaming=true, found cached")
+        raise ValueError(
+            "model.reference: expected a reference that is not computed beforehand with data.streaming=true, found "
+            "cached; in Python use Backbone.from_pretrained(path, reference='live')"
+        )
 
     def train_dataloader(self) -> StreamLoader:
         """All micro-batches of the run for this rank, as one Lightning epoch."""
