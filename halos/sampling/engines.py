@@ -152,16 +152,33 @@ def check_installed(name: str) -> None:
 
 
 def make_engine(
-    name: str, policy: Policy, tokens: ChatTokens, decoding: Decoding, *, device: str, precision: str
+    name: str,
+    policy: Policy,
+    tokens: ChatTokens,
+    decoding: Decoding,
+    *,
+    device: str,
+    precision: str,
+    loaded: PreTrainedModel | None = None,
 ) -> Engine:
-    """Load a policy into the engine of this name (``transformers`` or ``vllm``).
+    """Load a policy into an engine.
+
+    Args:
+        name: ``transformers`` or ``vllm``.
+        policy: the policy to sample.
+        tokens: turns prompts into token ids and completions into text.
+        decoding: how completions are drawn.
+        device: where ``transformers`` computes, such as ``auto``.
+        precision: the number type of the weights, such as ``32-true``.
+        loaded: the policy's model if it is in memory already; vLLM loads its own copy anyway.
 
     Raises:
         ValueError: see :func:`check_engine`.
     """
     check_engine(name, policy)
     if name == "transformers":
-        model = policy.load(device=device, precision=precision, vocabulary=len(tokens.tokenizer))
-        return TransformersEngine(model, tokens, decoding)
+        if loaded is None:
+            loaded = policy.load(device=device, precision=precision, vocabulary=len(tokens.tokenizer))
+        return TransformersEngine(loaded, tokens, decoding)
     dtype = "bfloat16" if precision == "bf16-true" else "float32"
     return VLLMEngine(policy.spec.path, tokens, decoding, dtype=dtype)
