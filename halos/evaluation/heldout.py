@@ -71,6 +71,7 @@ def held_out(
     completions: dict[tuple[str, str], Prompt] = {}
     for prompt, text in uses:
         completions.setdefault((prompt_key(prompt), text), prompt)
+    # By key and text: prompts may hold turns, and the same prompt may be written as text or as one turn.
     index = {completion: n for n, completion in enumerate(completions)}
     group = {key: n for n, key in enumerate(dict.fromkeys(key for key, _ in completions))}
     return HeldOut(
@@ -169,6 +170,7 @@ def on_policy_metrics(scores: Scores, groups: Sequence[int], bootstrap: Bootstra
 
 
 def _divergence(stage: str, scores: Scores, groups: Sequence[int], bootstrap: Bootstrap) -> dict[str, Estimate]:
+    # Per token means over all tokens, not the mean of each completion's mean, which would favour short completions.
     metrics = {f"{stage}/entropy_per_token": bootstrap.ratio(scores.entropy, scores.tokens, groups)}
     if scores.has_reference:
         metrics[f"{stage}/kl_per_token"] = bootstrap.ratio(scores.kl, scores.tokens, groups)

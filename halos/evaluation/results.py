@@ -95,6 +95,7 @@ def write_results(folder: Path, results: Results, previous: Results | None = Non
             draw_reliability(results.margins, folder / "reliability.png")
     if samples is not None and (previous is None or samples is not previous.samples):
         _write_lines(folder / "samples.jsonl", (sampled.as_json() for sampled in samples))
+    # NaN is no JSON; estimates that are not defined have become null.
     text = json.dumps(results.as_json(), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "evaluation.json", text)
 

@@ -62,6 +62,7 @@ class Sampler:
         self._engine: Engine | None = None
         self.tokens, self.control = tokens, control
         self.count, self.seed = count, seed
+        # Completions of one prompt stay in one batch, also where they are more than a batch.
         self.prompts_per_batch = max(1, batch_size // count)
 
     def prompt_ids(self, prompts: Sequence[SourcePrompt]) -> list[list[int]]:
@@ -104,6 +105,7 @@ class Sampler:
             ValueError: a prompt does not fit the limits, or the file has samples for other prompts.
         """
         self.prompt_ids(prompts)  # a prompt that does not fit is found before anything is drawn
+        # Appended prompt by prompt: a kill loses the batch that was being drawn, and nothing else.
         journal = Journal(path)
         done = {row.get("id") for row in journal.rows}
         if unknown := done - {one.id for one in prompts}:
