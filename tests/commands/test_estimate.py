@@ -19,7 +19,7 @@ MEASURE = """
 import gc, sys
 from pathlib import Path
 from halos.commands.estimate import estimate
-from halos.train import train
+from halos.commands.train import train
 from tests.configs import compose
 
 def run(model, name):
