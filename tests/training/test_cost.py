@@ -117,8 +117,8 @@ def test_operations_by_hand() -> None:
     each = 2000 + 1920
     assert SMALL.forward(10, 40) == 10 * each
     example = Example(trained=40, read=10, length=40)
-    options = {"live": False, "checkpointing": False, "epochs": 3}
-    assert operations(SMALL, example, reference=True, **options) == each * (3 * (3 * 40 + 10) + 50)
-    assert operations(SMALL, example, reference=False, **options) == each * 3 * (3 * 40 + 10)
-    live = {"live": True, "checkpointing": True, "epochs": 3}
-    assert operations(SMALL, example, reference=True, **live) == each * (3 * (4 * 40 + 10) + 3 * 50)
+    cached = Setting()
+    assert operations(SMALL, example, cached, reference=True, epochs=3) == each * (3 * (3 * 40 + 10) + 50)
+    assert operations(SMALL, example, cached, reference=False, epochs=3) == each * 3 * (3 * 40 + 10)
+    live = Setting(live_reference=True, checkpointing=True)
+    assert operations(SMALL, example, live, reference=True, epochs=3) == each * (3 * (4 * 40 + 10) + 3 * 50)
