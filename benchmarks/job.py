@@ -63,7 +63,7 @@ def config(job: Job, folder: Path) -> Any:
     and a constant rate, which the peers have too, all settings are the default ones."""
     import hydra
 
-    from halos.cli import config_folder
+    from halos.config.folder import config_folder
 
     words = [
         *(f"loss={job.loss}", f"precision={job.precision}", "model=hf", "data=json", f"seed={job.seed}"),

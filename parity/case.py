@@ -44,7 +44,7 @@ class Case:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for weight in self.backbone.policy.parameters():
-                weight += 0.1 * torch.randn(weight.shape, generator=generator)
+                weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
         self.labelled = tiny.rows(5, branches=2, seed=seed)
         self.pairs = [replace(row, desirable=None) for row in self.labelled]
         self.single = [replace(row, branches=row.branches[:1]) for row in self.labelled]

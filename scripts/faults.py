@@ -34,6 +34,7 @@ from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from halos import cli
+from halos.config.folder import config_folder
 from halos.processes import launch
 from halos.training.checkpoints import newest
 
@@ -113,7 +114,7 @@ def start(cfg: DictConfig, ranks: int, log: Path) -> Forked:
             os.environ |= {"MASTER_PORT": str(port), launch.ERRORS: str(config.parent)}
             # Lightning reads LOCAL_RANK when it is imported, which was in the process that this one is forked from.
             rank_zero_only.rank = rank  # type: ignore[attr-defined]
-            cli.die_with_parent()
+            launch.die_with_parent()
             cli._run(cfg)
 
         return Forked(job, log)
@@ -176,7 +177,7 @@ class Campaign:
         self.random = random.Random(options.seed)
         self.root, self.folder, self.whole, self.log = root, root / "run", root / "whole", root / "log"
         extra = () if options.strategy == "auto" else ("trainer.devices=2", "data.batch_size=1")
-        with hydra.initialize_config_dir(cli.config_folder(), version_base="1.3"):
+        with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
             words = [*RUN, f"strategy={options.strategy}", *extra, *options.overrides]
             self.cfgs = {
                 path: hydra.compose("train", [*words, f"output_dir={path}", f"cache_dir={root}/cache"])

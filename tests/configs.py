@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from halos.cli import config_folder
+from halos.config.folder import config_folder
 
 CONF = Path(config_folder())
 

@@ -21,7 +21,7 @@ atexit.register(shutil.rmtree, os.environ["HALOS_CACHE"], ignore_errors=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Only tests that are marked so may start ranks, their fixtures too: ``make test-fast`` leaves them out."""
     if fork := sys.modules.get("tests.fork"):
-        fork.allowed = item.get_closest_marker("ranks") is not None
+        fork.allowed = item.get_closest_marker("ranks") is not None  # type: ignore[attr-defined]
 
 
 def pytest_collection_finish() -> None:

@@ -45,7 +45,7 @@ def described(kind: Any, **parameters: Any) -> Objective:
 
 OBJECTIVES = [
     kind
-    for kind in (getattr(objectives, name) for name in objectives.__all__)
+    for kind in (getattr(objectives, name) for name in dir(objectives))
     if isinstance(kind, type) and issubclass(kind, Objective) and kind is not Objective
 ]
 WITH_REFERENCE = [kind for kind in OBJECTIVES if described(kind).needs.reference]
@@ -64,7 +64,7 @@ def tiny_backbone(
     backbone = Backbone(model, with_reference=with_reference)
     with torch.no_grad():
         for parameter in backbone.policy.parameters():
-            parameter *= 1 - moved
+            parameter.mul_(1 - moved)
     return backbone
 
 
@@ -85,10 +85,12 @@ def batch_of(kind: Any, rows: Sequence[Row], **options: Any) -> Batch:
     return collate(rows, mismatched=kind.needs.mismatched, whole=kind.needs.last_hidden, **options)
 
 
-def rows_for(kind: type[Objective], count: int, *, seed: int = 0, labels: Sequence[bool] | None = None) -> list[Row]:
+def rows_for(
+    kind: type[Objective] | Objective, count: int, *, seed: int = 0, labels: Sequence[bool] | None = None
+) -> list[Row]:
     """Ragged rows as the objective's view has them, with alternating labels unless given; three share a prompt where
     the objective compares the completions of one."""
-    rng, kind = random.Random(seed), described(kind)
+    rng, objective = random.Random(seed), described(kind)
 
     def text(longest: int) -> tuple[int, ...]:
         return tuple(rng.randrange(tiny.VOCABULARY) for _ in range(rng.randint(1, longest)))
@@ -100,11 +102,11 @@ def rows_for(kind: type[Objective], count: int, *, seed: int = 0, labels: Sequen
         rows.append(
             Row(
                 id=f"example-{number}",
-                group=number // 3 if kind.needs.grouped else number,
+                group=number // 3 if objective.needs.grouped else number,
                 prompt=prompt,
-                branches=branches if kind.view == "pairs" or kind.needs.mismatched else branches[:1],
-                desirable=label if kind.view in ("binary", "scored") else None,
-                score=(0.5 + rng.random()) * (1 if label else -1) if kind.view == "scored" else None,
+                branches=branches if objective.view == "pairs" or objective.needs.mismatched else branches[:1],
+                desirable=label if objective.view in ("binary", "scored") else None,
+                score=(0.5 + rng.random()) * (1 if label else -1) if objective.view == "scored" else None,
             )
         )
     return rows
@@ -180,24 +182,22 @@ class Recorder(Callback):
 
 
 def trainer_for(*callbacks: Callback, ranks: int = 1, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        **{
-            "accelerator": "cpu",
-            "devices": ranks,
-            "strategy": "ddp" if ranks > 1 else "auto",
-            "precision": "64-true",
-            "max_epochs": 1,
-            "callbacks": list(callbacks),
-            "use_distributed_sampler": False,
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        }
-        | options
-    )
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": ranks,
+        "strategy": "ddp" if ranks > 1 else "auto",
+        "precision": "64-true",
+        "max_epochs": 1,
+        "callbacks": list(callbacks),
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(**defaults | options)
 
 
 def fit(

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from halos import cli
-from halos.config.errors import require_plain_booleans
+from halos.config.errors import explain, require_plain_booleans
 from halos.processes import sweeps
+from halos.processes.launch import ERRORS
 from halos.training.result import trial_value
 from tests.configs import compose
 
@@ -55,7 +56,7 @@ MISTAKES = [
 def test_a_mistake_is_explained_in_one_line_with_names_that_come_near(word: str, said: list[str]) -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011 (Hydra raises several kinds)
         compose(word)
-    line = cli.explain(caught.value)
+    line = explain(caught.value)
     assert "\n" not in line
     assert all(part in line for part in said), line
 
@@ -63,7 +64,7 @@ def test_a_mistake_is_explained_in_one_line_with_names_that_come_near(word: str,
 def test_no_name_is_suggested_where_none_comes_near() -> None:
     with pytest.raises(OmegaConfBaseException) as caught:
         _ = OmegaConf.structured(compose("output_dir=x")).loss.zzzzzzzz
-    assert "did you mean" not in cli.explain(caught.value)
+    assert "did you mean" not in explain(caught.value)
 
 
 @pytest.mark.parametrize("word", ["tuned=toy_cfst", "feedback=toy_grop"])
@@ -85,7 +86,7 @@ def test_a_rank_whose_process_group_is_left_ends_without_leaving_it(
     monkeypatch.setitem(sys.modules, "torch.distributed", group)
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv(cli.ERRORS, str(tmp_path))
+    monkeypatch.setenv(ERRORS, str(tmp_path))
     with pytest.raises(InterruptedError, match="1"):
         cli._fail("CUDA out of memory")
     assert (tmp_path / "1.txt").read_text() == "CUDA out of memory"
@@ -152,7 +153,7 @@ def test_a_command_is_needed(
 
 
 def test_the_train_command_trains_into_the_output_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen = []
+    seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", seen.append)
     assert call(monkeypatch, tmp_path, "train", "loss=dpo", "output_dir=here", "loss.beta=0.3") == 0
     (cfg,) = seen
@@ -175,7 +176,7 @@ def test_rounds_may_have_a_loss_of_ones_own_and_lack_no_value(
 def test_the_cache_reference_command_has_the_same_configuration(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    seen = []
+    seen: list[Any] = []
     monkeypatch.setattr("halos.commands.cache_reference.cache_reference", seen.append)
     assert call(monkeypatch, tmp_path, "cache-reference", "loss=dpo", "output_dir=here", "loss.beta=0.3") == 0
     (cfg,) = seen
@@ -186,7 +187,7 @@ def test_the_cache_reference_command_has_the_same_configuration(
 def test_a_process_that_ddp_launches_does_the_same(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    seen = []
+    seen: list[Any] = []
     monkeypatch.setattr("halos.commands.cache_reference.cache_reference", lambda cfg: seen.append("cache-reference"))
     monkeypatch.setattr("halos.commands.train.train", lambda cfg: seen.append("train"))
     launched = []
@@ -205,7 +206,7 @@ def test_a_process_that_ddp_launches_does_the_same(
 def test_a_rank_does_what_the_command_that_started_it_was_asked_for(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    seen = []
+    seen: list[Any] = []
     monkeypatch.setattr(
         "halos.commands.cache_reference.cache_reference",
         lambda cfg: seen.append(("cache-reference", cfg.seed)),
@@ -219,7 +220,7 @@ def test_a_rank_does_what_the_command_that_started_it_was_asked_for(
 
 
 def test_jobs_of_a_sweep_write_into_folders_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen = []
+    seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", seen.append)
     assert call(monkeypatch, tmp_path, "train", "-m", "loss=kto,dpo", "seed=3", "output_dir=sweep") == 0
     assert [cfg.loss.name for cfg in seen] == ["kto", "dpo"]
@@ -229,7 +230,7 @@ def test_jobs_of_a_sweep_write_into_folders_of_their_own(monkeypatch: pytest.Mon
 
 
 def test_names_of_a_sweeps_folders_need_no_quotes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen = []
+    seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", seen.append)
     swept = ("seed=4,5", "data.train='my data/a.jsonl',b.jsonl", r"trainer.devices=[0],1", "optim.lr=-1.0,1e-5")
     assert call(monkeypatch, tmp_path, "train", "-m", "data=json", *swept, "output_dir=sweep") == 0
@@ -299,7 +300,7 @@ def test_a_trial_is_a_run_of_each_seed_and_its_value_their_mean(
 def test_a_key_that_is_also_given_one_value_still_tells_jobs_apart(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    seen = []
+    seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", seen.append)
     assert call(monkeypatch, tmp_path, "train", "-m", "seed=3", "seed=4,5", "output_dir=sweep") == 0
     assert [cfg.seed for cfg in seen] == [4, 5]
@@ -309,7 +310,7 @@ def test_a_key_that_is_also_given_one_value_still_tells_jobs_apart(
 def test_each_job_of_a_sweep_on_several_devices_has_ranks_of_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    seen = []
+    seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", lambda cfg: pytest.fail("it trained in this process"))
     monkeypatch.setattr(cli, "run_ranks", lambda cfg, count: seen.append((Path(cfg.output_dir).name, count)))
     words = ("train", "-m", "loss=kto,dpo", "strategy=ddp", "trainer.devices=2", "output_dir=out")

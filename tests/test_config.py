@@ -11,8 +11,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from halos import objectives
-from halos.commands.assembly import SOURCE_KEYS
-from halos.config.building import build
+from halos.config.building import SOURCE_KEYS, build
 from halos.data import StreamingDataModule
 from halos.objectives import Humanline, Objective
 from halos.training.reference_sync import ReferenceSync
@@ -25,7 +24,7 @@ def parameters(target: Any) -> set[str]:
     for kind in inspect.getmro(target):
         if "__init__" not in vars(kind):
             continue
-        found = list(inspect.signature(kind.__init__).parameters.values())[1:]
+        found = list(inspect.signature(kind.__init__).parameters.values())[1:]  # type: ignore[misc]
         names |= {parameter.name for parameter in found if parameter.kind is not parameter.VAR_KEYWORD}
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in found):
             break
@@ -68,7 +67,7 @@ def test_the_keys_of_a_loss_are_its_parameters(option: str) -> None:
 @pytest.mark.parametrize("option", sorted({*options("loss")} - {"mix"}))
 def test_a_loss_has_the_defaults_of_its_class(option: str) -> None:
     node = compose(f"loss={option}").loss
-    signature = inspect.signature(get_class(node._target_).__init__).parameters
+    signature = inspect.signature(get_class(node._target_).__init__).parameters  # type: ignore[misc]
     changed = [key for key in keys(node, "name") if node[key] != signature[key].default]
     assert changed == ([VARIANTS[option]] if option in VARIANTS else [])
 
@@ -76,7 +75,7 @@ def test_a_loss_has_the_defaults_of_its_class(option: str) -> None:
 @pytest.mark.parametrize("option", sorted({*options("loss")} - VARIANTS.keys() - {"mix"}))
 def test_a_pure_function_has_the_defaults_of_its_class(option: str) -> None:
     kind = get_class(compose(f"loss={option}").loss._target_)
-    of_class = inspect.signature(kind.__init__).parameters
+    of_class = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
     functions = [f for f in vars(inspect.getmodule(kind)).values() if inspect.isfunction(f)]
     for function in (f for f in functions if f.__module__ == kind.__module__ and f.__name__.endswith("_loss")):
         for name, parameter in inspect.signature(function).parameters.items():
@@ -87,14 +86,14 @@ def test_a_pure_function_has_the_defaults_of_its_class(option: str) -> None:
 def test_the_parts_of_a_mixture_have_the_defaults_of_their_classes() -> None:
     node = compose("loss=mix").loss
     for part in node.parts.values():
-        signature = inspect.signature(get_class(part._target_).__init__).parameters
+        signature = inspect.signature(get_class(part._target_).__init__).parameters  # type: ignore[misc]
         assert all(part[key] == signature[key].default for key in keys(part, "_partial_"))
     assert set(node.weights) == set(node.parts)
 
 
 def test_every_objective_has_a_yaml() -> None:
     made = {get_class(compose(f"loss={option}").loss._target_) for option in options("loss")}
-    exported = [kind for kind in (getattr(objectives, name) for name in objectives.__all__) if isinstance(kind, type)]
+    exported = [kind for kind in (getattr(objectives, name) for name in dir(objectives)) if isinstance(kind, type)]
     assert made == {kind for kind in exported if issubclass(kind, Objective) and kind is not Objective}
 
 

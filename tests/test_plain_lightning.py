@@ -24,7 +24,7 @@ from halos.data.preparation.prepare import DataNeeds
 from halos.policy.logprobs.completions import LogProbs
 
 TOY = "pkg://halos.toy/reference"
-BUILT_IN = [name for name in halos.objectives.__all__ if isinstance(getattr(halos.objectives, name), type)]
+BUILT_IN = [name for name in dir(halos.objectives) if isinstance(getattr(halos.objectives, name), type)]
 LOSSES = [
     name
     for name in BUILT_IN

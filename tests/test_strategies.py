@@ -42,7 +42,7 @@ def objective(kind: type[Objective], strategy: Any, *, checkpointing: bool = Fal
 
 def as_rank(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """To be called on a rank; Lightning has read another's number before the fork."""
-    rank_zero_only.rank = int(os.environ["LOCAL_RANK"])
+    rank_zero_only.rank = int(os.environ["LOCAL_RANK"])  # type: ignore[attr-defined]
     return function(*args, **options)
 
 
@@ -141,7 +141,7 @@ def on_a_node() -> tuple[Run, dict[str, int]]:
         "LOCAL_RANK": "0",
         "LOCAL_WORLD_SIZE": "1",
     }
-    rank_zero_only.rank = int(rank)
+    rank_zero_only.rank = int(rank)  # type: ignore[attr-defined]
     made = trainer_for(ranks=1, strategy=FSDP(), num_nodes=2, precision="32-true")
     seen = {"world": made.world_size, "rank": made.global_rank, "node": made.node_rank, "local": made.local_rank}
     return run(SFT, FSDP(), num_nodes=2), seen

@@ -44,7 +44,7 @@ def run(folder: Path, *overrides: str) -> dict[str, Any]:
 
 def train_as_rank(folder: Path, *overrides: str) -> dict[str, Any]:
     # Lightning reads the rank when it is imported, which the server that forks the ranks has done before.
-    rank_zero_only.rank = int(os.environ["LOCAL_RANK"])
+    rank_zero_only.rank = int(os.environ["LOCAL_RANK"])  # type: ignore[attr-defined]
     return run(folder, *overrides)
 
 
@@ -95,7 +95,7 @@ SUMMARY = [
 
 def is_paired(loss: str) -> bool:
     node = compose(f"loss={loss}").loss
-    return loss == "mix" or get_class(node._target_).view == "pairs"
+    return loss == "mix" or get_class(node._target_).view == "pairs"  # type: ignore[attr-defined]
 
 
 RESUMABLE = ("model.dropout=0.1", "checkpoint_every=2", "trainer.val_check_interval=0.5", "optim.lr=1e-2")

@@ -81,7 +81,7 @@ class RewardShift(nn.Module):
             moved = fn(tensor)
             return moved.float() if moved.dtype in (torch.bfloat16, torch.float16) else moved
 
-        super()._apply(at_least_float32, recurse)
+        super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
         return self
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import hydra
 
-from halos.cli import config_folder, end_with_one_line
+from halos.cli import end_with_one_line
 from halos.commands.assembly import objective_maker
+from halos.config.folder import config_folder
 from halos.testing.examples import Make
 from halos.theory.definition import is_halo
 from halos.theory.plot import plot_values

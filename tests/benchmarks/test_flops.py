@@ -1,5 +1,7 @@
 """What a loss needs, by hand."""
 
+from typing import Any
+
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -44,7 +46,7 @@ def test_operations() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_shape_of_a_model(tied: bool) -> None:
-    sizes = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 3}
+    sizes: dict[str, Any] = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 3}
     model = LlamaForCausalLM(
         LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=6, tie_word_embeddings=tied)
     )

@@ -21,7 +21,7 @@ def test_loss_and_gradient_are_those_of_ours(name: str, make: type, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in backbone.policy.parameters():
-            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+            weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
     rows = tiny.rows(6, branches=2, seed=seed)
     if name == "dpo":
         rows = [replace(row, desirable=None) for row in rows]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import runner
 from benchmarks.job import Job
 from benchmarks.runner import Runner
 
@@ -28,7 +27,7 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest
     made, job = Runner(tmp_path), Job()
     name = job.name(f"{made.machine} {made._code}")
     (tmp_path / "results" / f"{name}.json").write_text(json.dumps({"seconds": 3}))
-    monkeypatch.setattr(runner.subprocess, "run", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr("benchmarks.runner.subprocess.run", lambda *_, **__: pytest.fail("it was measured"))
     assert made.run(job) == {"seconds": 3}
 
 

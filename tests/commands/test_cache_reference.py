@@ -9,6 +9,7 @@ import pytest
 from halos.commands.cache_reference import cache_reference
 from halos.commands.train import train
 from halos.policy.reference import precompute
+from halos.reporting.run_report import CacheReport
 from tests.configs import compose
 from tests.fork import run_ranks
 
@@ -18,7 +19,7 @@ SMALL = (
 )
 
 
-def filled(folder: Path, *words: str) -> dict[str, Any]:
+def filled(folder: Path, *words: str) -> CacheReport:
     return cache_reference(compose(*SMALL, f"cache_dir={folder}/cache", f"output_dir={folder}/run", *words))
 
 
@@ -54,7 +55,7 @@ def test_where_there_is_nothing_to_compute_it_says_so_before_data_are_read(
         filled(tmp_path, *words)
 
 
-def as_rank(folder: Path) -> dict[str, Any]:
+def as_rank(folder: Path) -> CacheReport:
     precompute.TOKENS = 60
     return filled(folder, "strategy=ddp", "trainer.devices=2", "data.batch_size=2")
 

@@ -99,8 +99,8 @@ def test_what_was_sampled_otherwise_is_another_row(tmp_path: Path) -> None:
 
 def judged(folder: Path, opponent: str, rate: float) -> None:
     (folder / "evaluation").mkdir()
-    results = {"metrics": {"judge/win_rate": {"value": rate}, "rewards/auc": {"value": 0.5}}}
-    results["win_rate"] = {"opponent": opponent}  # type: ignore[assignment]
+    results: dict[str, Any] = {"metrics": {"judge/win_rate": {"value": rate}, "rewards/auc": {"value": 0.5}}}
+    results["win_rate"] = {"opponent": opponent}
     (folder / "evaluation" / "evaluation.json").write_text(json.dumps(results))
 
 

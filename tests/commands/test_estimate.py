@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import MistralConfig
@@ -93,7 +94,12 @@ def test_the_command_leaves_no_folder_behind(
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read in /proc")
 def test_the_peak_of_a_small_run(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    }
     small = tiny.save(tmp_path / "small", max_position_embeddings=256)
     large = tiny.save(tmp_path / "large", max_position_embeddings=256, num_hidden_layers=8, **sizes)
     words = [tiny.WORDS[n % len(tiny.WORDS)] for n in range(50)]

@@ -13,10 +13,11 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
-from halos.cli import COMMANDS, config_folder
+from halos.cli import COMMANDS
 from halos.commands.evaluate import evaluate
 from halos.commands.label import label
 from halos.commands.sample import sample
+from halos.config.folder import config_folder
 from halos.data.rows.chat_tokens import Limits
 from halos.judges.reward_model import RewardModel
 from halos.policy.export.card import ModelCard
@@ -40,7 +41,7 @@ def compose(command: str, *words: str) -> DictConfig:
 def csft(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A policy as CSFT leaves it: its chat template ends with the control token."""
     folder, tokenizer = tmp_path_factory.mktemp("csft") / "model", SPEC.tokenizer()
-    end = tokenizer.convert_tokens_to_ids(END)
+    end: Any = tokenizer.convert_tokens_to_ids(END)
     export_policy(
         SPEC.load(), tokenizer, folder, end_of_turn=end, control=GOOD, card=ModelCard(loss="csft", base="toy")
     )
@@ -119,7 +120,13 @@ def test_data_without_an_opponent_are_refused_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(ModelSpec, "load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "t.jsonl").write_text('{"prompt": "q", "completion": "a", "label": false}\n')
-    words = (ITSELF[0], "judge=chat", "judge.model=m", f"judge.cache={tmp_path}/judge.jsonl", "opponent=data")
+    words: tuple[str, ...] = (
+        ITSELF[0],
+        "judge=chat",
+        "judge.model=m",
+        f"judge.cache={tmp_path}/judge.jsonl",
+        "opponent=data",
+    )
     words += (f"output={tmp_path}/e", "split=train", "data=json", f"data.train={tmp_path}/t.jsonl")
     with pytest.raises(ValueError, match="opponent=data: no completion is preferred, desirable or unjudged"):
         evaluate(compose("evaluate", *words, "progress=false"))
@@ -153,7 +160,8 @@ def test_a_reward_model_is_evaluated_within_the_limits_of_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, tokenizer = SPEC.load(), SPEC.tokenizer()
-    end, card = tokenizer.convert_tokens_to_ids(END), ModelCard(loss="bt", base="toy")
+    end: Any = tokenizer.convert_tokens_to_ids(END)
+    card = ModelCard(loss="bt", base="toy")
     head = torch.ones(1, policy.config.hidden_size)
     export_reward_model(policy, head, tokenizer, tmp_path / "model", end_of_turn=end, card=card)
     given: list[Limits] = []

@@ -8,8 +8,8 @@ import hydra
 import pytest
 from omegaconf import DictConfig
 
-from halos.cli import config_folder
 from halos.commands.inspect_data import inspect_data
+from halos.config.folder import config_folder
 from tests.data.test_golden import TREE, shp
 
 HH = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -21,7 +22,7 @@ def test_a_conditioned_model_trained_on_is_conditioned_once(tmp_path: Path) -> N
     run(first, "loss=csft", "trainer.max_steps=1")
     cfg = compose(*QUICK, "loss=csft", f"model.path={first / 'model'}", f"output_dir={tmp_path / 'second'}")
     prepared = halos.commands.assembly.assemble(cfg)
-    controls = prepared.tokens.tokenizer.convert_tokens_to_ids([GOOD, BAD])
+    controls: Any = prepared.tokens.tokenizer.convert_tokens_to_ids([GOOD, BAD])
     for row in prepared.data.rows["train"].rows:
         assert [token for token in row.prompt if token in controls] == [controls[0 if row.desirable else 1]]
 
@@ -30,11 +31,11 @@ def test_control_tokens_that_are_new_to_the_vocabulary_are_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []
-    compare = halos.commands.finish.compare
+    compare = halos.commands.finish.compare  # type: ignore[attr-defined]
     monkeypatch.setattr(halos.commands.finish, "compare", lambda *a, **k: (compared.extend(a[:2]), compare(*a, **k))[1])
     tokens = ("loss.desirable_token='<yes>'", "loss.undesirable_token='<no>'")
     run(tmp_path, "loss=csft", *tokens, "trainer.max_steps=1", "sampling.size=4")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert max(tokenizer.convert_tokens_to_ids(["<yes>", "<no>"])) == len(tokenizer) - 1
     # The policy can say them, so the model that it is compared with has to know them too.
@@ -46,7 +47,7 @@ def test_a_reward_model_is_exported_as_a_classifier_with_its_scores(tmp_path: Pa
     summary = run(tmp_path, *words, "trainer.val_check_interval=1")
     assert column(tmp_path, "val/loss")[0] == pytest.approx(math.log(2), abs=1e-6)
     assert "samples" not in summary
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "model")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     scores: dict[bool, list[float]] = {True: [], False: []}
     for record in toy_feedback(size=4, feedback="pairs", split="val"):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,10 +64,14 @@ WITHOUT_REWARDS = {"csft", "sft"}
 STEPS = 3
 
 
+Trained = tuple[str, Path, dict[str, Any]]
+"""Name of the loss, run folder and summary."""
+
+
 @pytest.fixture(
     scope="module", params=[pytest.param(loss, marks=[pytest.mark.slow] if loss in ALIKE else []) for loss in LOSSES]
 )
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict]:
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp(request.param) / "run"
     chosen = [f"loss={request.param}", f"data.source.feedback={'pairs' if is_paired(request.param) else 'labels'}"]
     sampling = ["sampling.prompts=2", "sampling.size=8", "logger=tensorboard"]
@@ -77,14 +82,16 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     )
 
 
-def test_a_run_leaves_exactly_the_promised_files(trained: tuple[str, Path, dict]) -> None:
+def test_a_run_leaves_exactly_the_promised_files(trained: Trained) -> None:
     _, folder, _ = trained
     assert {file.name for file in folder.iterdir()} == set(CONTENTS) - {"evaluation"}
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == STEPS
     assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_the_summary_is_what_train_returns_with_exactly_the_promised_keys(trained: tuple[str, Path, dict]) -> None:
+def test_the_summary_is_what_train_returns_with_exactly_the_promised_keys(
+    trained: tuple[str, Path, dict[str, Any]],
+) -> None:
     loss, folder, summary = trained
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert list(summary) == SUMMARY
@@ -97,7 +104,7 @@ def test_the_summary_is_what_train_returns_with_exactly_the_promised_keys(traine
     assert (summary["reference_seconds"] > 0) == (loss not in WITHOUT_REFERENCE)
 
 
-def test_the_configuration_is_kept_resolved(trained: tuple[str, Path, dict]) -> None:
+def test_the_configuration_is_kept_resolved(trained: Trained) -> None:
     loss, folder, _ = trained
     kept = OmegaConf.load(folder / "config.yaml")
     assert kept.loss.name == loss
@@ -105,7 +112,7 @@ def test_the_configuration_is_kept_resolved(trained: tuple[str, Path, dict]) -> 
     assert "${" not in (folder / "config.yaml").read_text()
 
 
-def test_metrics_csv_has_each_step_once_under_known_names(trained: tuple[str, Path, dict]) -> None:
+def test_metrics_csv_has_each_step_once_under_known_names(trained: Trained) -> None:
     loss, folder, summary = trained
     with (folder / "metrics.csv").open() as stream:
         names = set(next(csv.reader(stream)))
@@ -119,14 +126,14 @@ def test_metrics_csv_has_each_step_once_under_known_names(trained: tuple[str, Pa
     assert list(column(folder, "val/loss")) == list(range(STEPS + 1))
 
 
-def test_the_summary_has_the_metrics_of_the_last_validation(trained: tuple[str, Path, dict]) -> None:
+def test_the_summary_has_the_metrics_of_the_last_validation(trained: Trained) -> None:
     _, folder, summary = trained
     last = next(row for row in reversed(table(folder)) if row["val/loss"])
     assert last["step"] == str(STEPS)
     assert summary["metrics"] == {k.removeprefix("val/"): float(v) for k, v in last.items() if v and "val/" in k}
 
 
-def test_before_the_first_step_the_policy_is_the_reference(trained: tuple[str, Path, dict]) -> None:
+def test_before_the_first_step_the_policy_is_the_reference(trained: Trained) -> None:
     loss, folder, _ = trained
     first = {name: float(value) for name, value in table(folder)[0].items() if value}
     assert first.pop("step") == 0
@@ -143,7 +150,7 @@ def test_before_the_first_step_the_policy_is_the_reference(trained: tuple[str, P
 
 def chosen_logprob(folder: Path, loss: str) -> float:
     """The mean log-prob of what people liked in the validation data, by plain transformers and one at a time."""
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     found = []
     for record in toy_feedback(size=4, feedback="pairs" if is_paired(loss) else "labels", split="val"):
@@ -160,13 +167,13 @@ def chosen_logprob(folder: Path, loss: str) -> float:
     return sum(found) / len(found)
 
 
-def test_plain_transformers_load_the_trained_policy(trained: tuple[str, Path, dict]) -> None:
+def test_plain_transformers_load_the_trained_policy(trained: Trained) -> None:
     loss, folder, summary = trained
     assert chosen_logprob(folder, loss) == pytest.approx(summary["metrics"]["logps/chosen"], rel=1e-5)
     assert summary["metrics"]["logps/chosen"] != pytest.approx(column(folder, "val/logps/chosen")[0], rel=1e-4)
 
 
-def test_the_model_card_names_the_loss_and_its_results(trained: tuple[str, Path, dict]) -> None:
+def test_the_model_card_names_the_loss_and_its_results(trained: Trained) -> None:
     loss, folder, summary = trained
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
     assert f"trained with the loss `{loss}`\n" in card
@@ -174,9 +181,11 @@ def test_the_model_card_names_the_loss_and_its_results(trained: tuple[str, Path,
     assert f"| `steps` | `{summary['steps']}` |" in card
 
 
-def test_the_exported_template_conditions_on_the_desirable_token_once(trained: tuple[str, Path, dict]) -> None:
+def test_the_exported_template_conditions_on_the_desirable_token_once(
+    trained: tuple[str, Path, dict[str, Any]],
+) -> None:
     loss, folder, _ = trained
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "model")
     turns = [{"role": "user", "content": "i bought a lamp."}]
     text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     assert text.endswith(ASSISTANT + GOOD if loss == "csft" else ASSISTANT)

@@ -78,7 +78,7 @@ def test_lower_precisions_start_at_the_reference_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     policies = []
-    export = halos.commands.finish.export_policy
+    export = halos.commands.finish.export_policy  # type: ignore[attr-defined]
     monkeypatch.setattr(
         halos.commands.finish,
         "export_policy",

@@ -84,7 +84,11 @@ class StopWithinStep(pl.Callback):
 def test_steps_of_several_micro_batches_are_never_divided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = ("data.batch_size=1", "trainer.accumulate_grad_batches=4", "trainer.log_every_n_steps=10")
+    options: tuple[str, ...] = (
+        "data.batch_size=1",
+        "trainer.accumulate_grad_batches=4",
+        "trainer.log_every_n_steps=10",
+    )
     whole = run(tmp_path / "whole", *options, "trainer.max_steps=5", "trainer.val_check_interval=0.3")
     assert whole["steps"] == 5
     assert list(column(tmp_path / "whole", "val/loss")) == [0, 1, 2, 3, 4, 5]

@@ -11,10 +11,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from halos.cli import config_folder
 from halos.comparison.claim_figure import claim_figure
 from halos.comparison.claims import FAILED, HELD, UNDECIDED, as_markdown, decide
 from halos.comparison.runs import Run, experiment_keys
+from halos.config.folder import config_folder
 
 EXPERIMENTS = sorted(
     file.stem for file in (Path(config_folder()) / "experiment").glob("claims_*.yaml") if file.stem != "claims_tune"

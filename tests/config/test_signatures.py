@@ -38,7 +38,7 @@ def test_a_constructor_takes_the_keywords_of_its_bases() -> None:
     ("function", "arguments", "error"),
     [
         (
-            partial(DPO, bta=1),
+            partial(DPO, bta=1),  # type: ignore[call-arg]
             {},
             "x does not take 'bta' (did you mean beta?); expected some of beta, label_smoothing, optim, seed, "
             "humanline, non_finite",

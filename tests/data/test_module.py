@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from halos.data.batches.collate import Batch, Batches
-from halos.data.module import PreferenceDataModule, ResumableLoader
+from halos.data.batches.loader import ResumableLoader
+from halos.data.module import PreferenceDataModule
 from halos.data.preparation.prepare import DataNeeds
 from halos.data.records.record import Completion, Record, prompt_key
 from halos.data.sources.base import Records, Source
@@ -260,7 +261,7 @@ def test_sorting_by_length_leaves_batches_as_they_are(length_groups: int) -> Non
 
 
 @pytest.mark.parametrize(("options", "packs"), [({}, 2), ({"share_prompts": False}, 2), ({"packing": False}, 0)])
-def test_batches_are_packed_unless_switched_off(options: dict[str, bool], packs: int) -> None:
+def test_batches_are_packed_unless_switched_off(options: dict[str, Any], packs: int) -> None:
     made = module(10, val=4, batch_size=4, **options)
     attach(made)
     made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=1)

@@ -109,9 +109,9 @@ def test_scored_tokens_are_the_completion_and_its_end_and_no_prompt(name: str, r
         assert list(row.prompt) == alone, "the boundary does not depend on the completion"
         assert decode(tokenizer, row.prompt).count(BOS) <= 1
         for text, branch in zip(completions_of(example), row.branches, strict=True):
-            assert decode(tokenizer, branch) == text + end
+            assert decode(tokenizer, branch) == text + end  # type: ignore[operator]
             assert branch[-1] == tokens.end_of_turn
-            assert decode(tokenizer, [*row.prompt, *branch]) == decode(tokenizer, row.prompt) + text + end
+            assert decode(tokenizer, [*row.prompt, *branch]) == decode(tokenizer, row.prompt) + text + end  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -40,7 +40,7 @@ def next_logits(made: Any, start: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def models() -> tuple[Any, Any]:
-    return tuple(model("llama", vocab_size=VOCABULARY, seed=seed).eval() for seed in (0, 1))  # type: ignore[return-value]
+    return tuple(model("llama", vocab_size=VOCABULARY, seed=seed).eval() for seed in (0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,8 @@ def exact(models: tuple[Any, Any]) -> tuple[float, float]:
 
 def scores_of(models: Any, completions: list[list[int]], **options: Any) -> Scores:
     prompts = [PROMPT] * len(completions)
-    return score(*models, prompts, prompts, completions, **options)
+    policy, reference = models
+    return score(policy, reference, prompts, prompts, completions, **options)
 
 
 def test_expected_kl_over_all_completions_is_the_exact_one_by_either_estimate(models: Any, exact: Any) -> None:
@@ -89,7 +90,8 @@ def test_log_probs_are_those_of_single_forwards_whatever_the_batch(models: Any) 
 
 def test_prompts_may_differ_between_the_models(models: Any) -> None:
     y = [[3, 1]]
-    found = score(*models, [[2, 4, 3, 4]], [PROMPT], y)
+    policy, reference = models
+    found = score(policy, reference, [[2, 4, 3, 4]], [PROMPT], y)
     assert found.reference == pytest.approx([log_prob(models[1], y[0])], abs=1e-5)
     assert found.logps != pytest.approx([log_prob(models[0], y[0])], abs=1e-3)
 

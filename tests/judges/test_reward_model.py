@@ -78,8 +78,8 @@ def test_the_better_scored_completion_wins(folder: Path) -> None:
     judge = RewardModel(str(folder))
     (a, b) = judge.scores([SAID[0], (SAID[0][0], "hm.")])
     assert judge.verdicts([(*SAID[0], "hm."), (SAID[0][0], "hm.", SAID[0][1]), (*SAID[0], SAID[0][1])]) == [
-        float(a > b),  # type: ignore[operator]
-        float(b > a),  # type: ignore[operator]
+        float(a > b),
+        float(b > a),
         0.5,
     ]
 

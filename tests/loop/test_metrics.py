@@ -54,7 +54,9 @@ def test_validation_metrics_by_hand(kind: type[Objective]) -> None:
     """Each row alone through policy and reference after the last of several validations, put together in Python."""
     objective, val = objective_of(kind, beta=0.25), rows_for(kind, 11, seed=1)
     run = fit(objective, rows_for(kind, 12), batch_size=4, val=val, val_check_interval=1)
-    chosen, rejected, log_ratios = [], [], []
+    chosen: list[float] = []
+    rejected: list[float] = []
+    log_ratios: list[float] = []
     logps: dict[str, list[float]] = {"chosen": [], "rejected": []}
     for row in val:
         batch = collate([row], mismatched=kind.needs.mismatched)

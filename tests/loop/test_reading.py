@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -56,8 +56,8 @@ def test_loggers_get_the_metrics_of_every_nth_step() -> None:
     class Lines(DummyLogger):
         seen: ClassVar[list[tuple[int, float]]] = []
 
-        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-            self.seen += [(step, metrics[name]) for name in metrics if name == "train/loss"]
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            Lines.seen += [(step, metrics[name]) for name in metrics if name == "train/loss"]
 
     each = fit(objective_of(SFT), rows_for(SFT, 10), batch_size=2)
     fit(objective_of(SFT), rows_for(SFT, 10), batch_size=2, logger=Lines(), log_every_n_steps=2)

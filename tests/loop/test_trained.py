@@ -51,7 +51,7 @@ from tests.loop_runs import OBJECTIVES, REQUIRED, WITH_REFERENCE, evaluate, fit,
 )
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 def test_at_step_0_the_policy_equals_the_reference(
-    kind: type[Objective], parameters: dict[str, float], labels: list[bool] | None, loss: float, precision: str
+    kind: type[Objective], parameters: dict[str, Any], labels: list[bool] | None, loss: float, precision: str
 ) -> None:
     rows = rows_for(kind, 4, labels=labels)
     (first,) = fit(objective_of(kind, **parameters), rows, batch_size=4, precision=precision).steps
@@ -91,7 +91,8 @@ def test_the_reference_and_the_metrics_are_in_no_checkpoint_and_no_optimizer(kin
         Mix: {"parts.bco.shift.means", "parts.bco.shift.counts"},
     }
     assert objective.state_dict().keys() == policy | own.get(kind, set())
-    (group,) = objective.configure_optimizers()["optimizer"].param_groups
+    configured: Any = objective.configure_optimizers()
+    (group,) = configured["optimizer"].param_groups
     trained = {name: id(p) for name, p in objective.named_parameters() if p.requires_grad}
     assert {id(p) for p in group["params"]} == set(trained.values())
     assert len(group["params"]) == len(trained)
@@ -127,7 +128,8 @@ def test_frozen_parameters_stay_out_of_the_optimizer() -> None:
     start = tiny_backbone().policy.double()
     assert torch.equal(run.weights["backbone.policy.model.embed_tokens.weight"], start.model.embed_tokens.weight)
     assert not torch.equal(run.weights["backbone.policy.lm_head.weight"], start.lm_head.weight)
-    (group,) = objective.configure_optimizers()["optimizer"].param_groups
+    configured: Any = objective.configure_optimizers()
+    (group,) = configured["optimizer"].param_groups
     assert all(p.requires_grad for p in group["params"])
 
 

@@ -1,6 +1,7 @@
 """APO-zero and APO-down."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,13 +26,13 @@ BOTH = [(APOZero, apo_zero_loss, zero_by_hand), (APODown, apo_down_loss, down_by
 
 @pytest.mark.parametrize(("kind", "loss", "by_hand"), BOTH)
 @pytest.mark.parametrize("beta", [0.1, 1.0])
-def test_the_loss_by_hand(kind: type, loss: object, by_hand: object, beta: float) -> None:
+def test_the_loss_by_hand(kind: type, loss: Any, by_hand: Any, beta: float) -> None:
     found = loss(CHOSEN, REJECTED, beta=beta)
     torch.testing.assert_close(found, torch.tensor(by_hand(beta), dtype=torch.float64), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("loss", [apo_zero_loss, apo_down_loss])
-def test_one_where_the_policy_is_the_reference(loss: object) -> None:
+def test_one_where_the_policy_is_the_reference(loss: Any) -> None:
     zero = torch.zeros(3, dtype=torch.float64)
     assert loss(zero, zero).tolist() == [1.0] * 3
 
@@ -49,12 +50,12 @@ def test_zero_raises_the_chosen_and_down_lowers_it_less_than_the_rejected_falls(
 
 
 @pytest.mark.parametrize("loss", [apo_zero_loss, apo_down_loss])
-def test_gradients(loss: object) -> None:
+def test_gradients(loss: Any) -> None:
     assert torch.autograd.gradcheck(loss, (CHOSEN.clone().requires_grad_(), REJECTED.clone().requires_grad_()))
 
 
 @pytest.mark.parametrize(("kind", "loss", "by_hand"), BOTH)
-def test_the_module_passes_its_parameters_on(kind: type, loss: object, by_hand: object) -> None:
+def test_the_module_passes_its_parameters_on(kind: type, loss: Any, by_hand: Any) -> None:
     batch, policy, reference = pairs()
     output = kind(beta=0.3).compute(batch, policy, reference)
     (term,) = output.loss.values()

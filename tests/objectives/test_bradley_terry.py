@@ -1,6 +1,7 @@
 """Bradley-Terry reward models."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(bradley_terry_loss, inputs)
 
 
-def reward_model(**overrides: object) -> BradleyTerry:
+def reward_model(**overrides: Any) -> BradleyTerry:
     objective = BradleyTerry(Backbone(tiny.model(**overrides), with_reference=False))
     objective.configure_model()
     return objective.double()

@@ -1,6 +1,7 @@
 """CPO."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,6 @@ def test_the_module_adds_sft_on_the_chosen() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("beta", 0.0), ("alpha", -0.1)])
-def test_parameters_are_checked(name: str, value: float) -> None:
+def test_parameters_are_checked(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}: expected a number"):
         CPO(**{name: value})

@@ -1,5 +1,7 @@
 """CSFT."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from halos.objectives import CSFT
 from halos.policy.logprobs.completions import LogProbs
 
 
-def csft(**parameters: object) -> CSFT:
+def csft(**parameters: Any) -> CSFT:
     return CSFT(**parameters)
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -133,13 +134,13 @@ def test_the_reference_point_is_one_mean_over_all_ranks() -> None:
         ((3.0, "auto"), (100, 100), (3.0, 2.25)),
     ],
 )
-def test_automatic_weights(weights: tuple, counts: tuple[int, int], expected: tuple[float, float]) -> None:
+def test_automatic_weights(weights: tuple[Any, Any], counts: tuple[int, int], expected: tuple[float, float]) -> None:
     assert kto_weights(*weights, *counts) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("auto", [("auto", "auto"), ("auto", 0.7), (1.7, "auto")])
 @pytest.mark.parametrize("counts", [(1, 1000), (999, 1000), (1000, 1000), (1333, 1000), (1334, 1000), (1000, 1)])
-def test_automatic_weights_keep_both_sides_in_balance(auto: tuple, counts: tuple[int, int]) -> None:
+def test_automatic_weights_keep_both_sides_in_balance(auto: tuple[Any, Any], counts: tuple[int, int]) -> None:
     desirable, undesirable = kto_weights(*auto, *counts)
     assert 1 - 1e-12 <= desirable * counts[0] / (undesirable * counts[1]) <= 4 / 3 + 1e-12
     assert all(weight in ("auto", found) for weight, found in zip(auto, (desirable, undesirable), strict=True))
@@ -149,7 +150,7 @@ def test_automatic_weights_keep_both_sides_in_balance(auto: tuple, counts: tuple
 
 @pytest.mark.parametrize("counts", [(0, 5), (5, 0)])
 @pytest.mark.parametrize("auto", [("auto", 1.0), (1.0, "auto"), ("auto", "auto")])
-def test_automatic_weights_need_both_kinds(auto: tuple, counts: tuple[int, int]) -> None:
+def test_automatic_weights_need_both_kinds(auto: tuple[Any, Any], counts: tuple[int, int]) -> None:
     name = "undesirable_weight" if auto[0] == 1.0 else "desirable_weight"
     message = (
         f"loss.{name}=auto: expected both kinds of completions in the training data, found {counts[0]} desirable and "
@@ -277,5 +278,5 @@ def test_variants_are_checked(parameters: dict, message: str) -> None:
 
 
 def test_automatic_weights_say_that_they_need_counts() -> None:
-    assert KTO(undesirable_weight="auto").needs.label_counts  # type: ignore[arg-type, return-value]
-    assert not KTO().needs.label_counts  # type: ignore[arg-type, return-value]
+    assert KTO(undesirable_weight="auto").needs.label_counts
+    assert not KTO().needs.label_counts

@@ -99,7 +99,7 @@ def test_parts_that_can_share_a_batch(kinds: tuple[Any, ...], view: str, referen
         ((SFT, KTO), r"found sft: demonstrations, kto: binary"),
         ((KTO, CSFT), r"loss\.parts\.csft: CSFT has control tokens"),
         ((BradleyTerry, DPO), r"loss\.parts\.bradleyterry: BradleyTerry has scores"),
-        ((partial(DPO, gama=1),), r"^loss\.parts\.part does not take 'gama'; expected some of beta, label_smoothing, "),
+        ((partial(DPO, gama=1),), r"^loss\.parts\.part does not take 'gama'; expected some of beta, label_smoothing, "),  # type: ignore[call-arg]
         ((partial(str),), r"loss\.parts\.part: expected an objective, found str"),
         ((3,), r"loss\.parts\.part: expected an objective, found 3; in YAML it needs _partial_: true"),
         ((), r"^loss\.weights: expected one for each of loss\.parts \(none\), found none$"),
@@ -149,7 +149,7 @@ def test_what_one_part_needs_the_mixture_needs() -> None:
 def test_a_part_has_no_backbone_of_its_own() -> None:
     (part,) = mix(SFT).parts.values()
     with pytest.raises(ValueError, match=r"^SFT: expected a backbone to train, found none"):
-        part.configure_model()
+        part.configure_model()  # type: ignore[operator]
 
 
 def test_a_part_that_marks_only_desirable_prompts_cannot_share_them() -> None:

@@ -1,6 +1,7 @@
 """Offline PPO."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def test_gradients(term: str) -> None:
     assert torch.autograd.gradcheck(loss, POLICY.clone().requires_grad_())
 
 
-def module(**parameters: float) -> PPO:
+def module(**parameters: Any) -> PPO:
     objective = PPO(**parameters)
     objective.build(2)
     objective.double()
@@ -196,7 +197,7 @@ def test_the_module_weighs_and_averages_the_terms_over_tokens() -> None:
     hidden = torch.randn(3, 1, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     policy = LogProbs((POLICY * MASK)[:, None], batch.mask, hidden)
     reference = LogProbs((REFERENCE * MASK)[:, None], batch.mask)
-    parameters = {"clip_range": 0.2, "gamma": 0.9, "lam": 0.7}
+    parameters: dict[str, Any] = {"clip_range": 0.2, "gamma": 0.9, "lam": 0.7}
     output = module(beta=0.3, critic_coefficient=0.6, **parameters).compute(batch, policy, reference)
     values = hidden[:, 0, :, 0] - 2 * hidden[:, 0, :, 1] + 0.5
     terms = losses(values=values, **parameters)

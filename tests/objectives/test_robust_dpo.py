@@ -1,6 +1,7 @@
 """rDPO."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,6 @@ def test_the_module_passes_its_parameters_on() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("beta", 0.0), ("label_smoothing", 0.5), ("label_smoothing", -0.1)])
-def test_parameters_are_checked(name: str, value: float) -> None:
+def test_parameters_are_checked(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}: expected a number"):
         RobustDPO(**{name: value})

@@ -1,6 +1,7 @@
 """SimPO."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +52,6 @@ def test_the_module_averages_log_probs_over_tokens() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("beta", 0.0), ("gamma", -0.1)])
-def test_parameters_are_checked(name: str, value: float) -> None:
+def test_parameters_are_checked(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}: expected a number"):
         SimPO(**{name: value})

@@ -1,5 +1,7 @@
 """SLiC-HF."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -42,6 +44,6 @@ def test_the_module_adds_the_negative_log_prob_of_each_chosen_completion(delta: 
 
 
 @pytest.mark.parametrize(("name", "value"), [("delta", 0.0), ("lam", -0.1)])
-def test_parameters_are_checked(name: str, value: float) -> None:
+def test_parameters_are_checked(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}: expected a number"):
         SLiC(**{name: value})

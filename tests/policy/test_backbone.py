@@ -148,7 +148,7 @@ def test_without_a_reference_there_is_none() -> None:
 
 def test_statistics_are_computed_for_the_policy_where_they_are_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    own = chunked_head.measure
+    own = chunked_head.measure  # type: ignore[attr-defined]
     monkeypatch.setattr(chunked_head, "measure", lambda names, *given: seen.append(len(names)) or own(names, *given))
     made = Backbone(tiny.model(), with_reference=True, head_chunk=4, statistics=["entropy"])
     assert made.logprobs(batch()).statistics is made.reference_logprobs(batch()).statistics is None
@@ -182,4 +182,4 @@ def test_the_hidden_size_is_the_width_of_the_states(architecture: str) -> None:
 @pytest.mark.parametrize("model", [LlamaModel(tiny.config("llama")), nn.Linear(2, 2)], ids=["LlamaModel", "Linear"])
 def test_a_model_without_a_head_is_a_value_error(model: nn.Module) -> None:
     with pytest.raises(ValueError, match=f"with an LM head, found {type(model).__name__}"):
-        Backbone(model, with_reference=False)
+        Backbone(model, with_reference=False)  # type: ignore[arg-type]

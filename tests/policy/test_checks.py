@@ -220,7 +220,7 @@ def test_frequencies_that_depend_on_the_longest_row_are_warned_of_where_rows_can
     with caplog.at_level(logging.WARNING, logger="halos"):
         warn_of_rotary(config, longest)
     found = [record for record in caplog.records if record.name == "halos.policy.checks"]
-    assert [record.args[0] for record in found] == ([longest] if warned else [])
+    assert [record.args[0] for record in found] == ([longest] if warned else [])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt"])

@@ -126,7 +126,8 @@ def test_every_dropout_is_set(tmp_path: Path, architecture: str, probability: fl
         "gpt2": ("attn_pdrop", "embd_pdrop", "resid_pdrop"),
         "gpt_neox": ("attention_dropout", "hidden_dropout"),
     }[architecture]
-    tiny.save(tmp_path, architecture, **dict.fromkeys(names, 0.1))
+    probabilities: dict[str, Any] = dict.fromkeys(names, 0.1)
+    tiny.save(tmp_path, architecture, **probabilities)
     loaded = spec(tmp_path, dropout=probability, random_weights=random).load()
     assert dropouts(loaded) == {probability}
     assert [getattr(loaded.config, name) for name in names] == [probability] * len(names)
@@ -142,7 +143,7 @@ def test_dropout_is_off_by_default(tmp_path: Path) -> None:
 def test_only_dropouts_are_set_and_one_left_open_stays_open() -> None:
     config = SimpleNamespace(resid_pdrop=0.1, attention_dropout=0, classifier_dropout=None, hidden_size=16)
     config.to_dict = lambda: {name: value for name, value in vars(config).items() if name != "to_dict"}
-    set_dropout(config, 0.5)
+    set_dropout(config, 0.5)  # type: ignore[arg-type]
     assert config.to_dict() == {
         "resid_pdrop": 0.5,
         "attention_dropout": 0.5,
@@ -189,7 +190,7 @@ def test_without_new_tokens_nothing_changes(saved: Path) -> None:
 
 def test_loading_can_grow_the_vocabulary(saved: Path) -> None:
     loaded = spec(saved).load(vocabulary=22, new_tokens=[20, 21])
-    assert loaded.get_input_embeddings().weight.shape[0] == loaded.config.vocab_size == 22
+    assert loaded.get_input_embeddings().weight.shape[0] == loaded.config.vocab_size == 22  # type: ignore[index]
     assert torch.equal(loaded.lm_head.weight[20], loaded.lm_head.weight[21])
 
 

@@ -91,7 +91,7 @@ def test_the_reference_of_a_continued_adapter_has_it_as_it_was(tmp_path: Path) -
 def export_adapter(folder: Path, **model: Any) -> Any:
     """The policy of a finished run with ``model.lora.export=adapter``, which is written to the folder."""
     trained, tokenizer = adapted(), ModelSpec(path=str(REFERENCE_DIR), chat_template="plain").tokenizer()
-    end = tokenizer.convert_tokens_to_ids(END)
+    end: Any = tokenizer.convert_tokens_to_ids(END)
     run(folder, **model)
     export_policy(
         trained, tokenizer, folder / "model", end_of_turn=end, control=GOOD, card=ModelCard(loss="k", base="b")

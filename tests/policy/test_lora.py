@@ -42,7 +42,8 @@ def shake(model: nn.Module, size: float = 0.3) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if f".{POLICY}." in name + ".":
-                parameter += size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(size * noise.to(parameter))
     return model
 
 
@@ -231,7 +232,7 @@ def test_what_is_exported_is_the_policy(kind: str, targets: Any, tmp_path: Path)
     if kind == "merged":
         merge_adapter(policy)
         assert not adapter_layers(policy)
-    end = tokenizer.convert_tokens_to_ids(tiny.END)
+    end: Any = tokenizer.convert_tokens_to_ids(tiny.END)
     export_policy(policy, tokenizer, tmp_path / "model", end_of_turn=end, card=ModelCard(loss="kto", base="b"))
     if kind == "merged":
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64)

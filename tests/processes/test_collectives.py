@@ -102,13 +102,13 @@ def norms_of_differently_divided_tensors() -> list[float]:
         (mesh["data"], [Shard(0)]),
         (flat, [Shard(0)]),
     ]
-    divided = [distribute_tensor(tensor, *way) for tensor, way in zip(wholes, ways, strict=False)]
+    divided = [distribute_tensor(tensor, *way) for tensor, way in zip(wholes, ways, strict=False)]  # type: ignore[arg-type]
     parameters = [torch.nn.Parameter(torch.zeros_like(tensor)) for tensor in divided]
     for parameter, gradient in zip(parameters, divided, strict=True):
         parameter.grad = gradient
     norms = [total_norm(divided), total_norm([*divided, wholes[4]]), total_norm(divided[:2])]
     clip_gradients(parameters, 3.0)
-    clipped = [full_tensor(parameter.grad) for parameter in parameters]  # type: ignore[arg-type]
+    clipped = [full_tensor(parameter.grad) for parameter in parameters]
     torch.testing.assert_close(clipped[2] * 4, clipped[3] * 3)
     return [*(full_tensor(norm).item() for norm in norms), torch.cat(clipped).norm().item()]
 
@@ -123,6 +123,6 @@ def test_each_element_counts_once_in_a_norm_however_it_is_divided() -> None:
 
 def test_a_trainer_says_which_ranks_read_different_data_before_there_is_a_group() -> None:
     plain = SimpleNamespace(global_rank=3, world_size=6)
-    assert data_ranks(plain) == (3, 6)
+    assert data_ranks(plain) == (3, 6)  # type: ignore[arg-type]
     divided = SimpleNamespace(global_rank=3, world_size=6, strategy=SimpleNamespace(tensor_parallel_size=2))
-    assert data_ranks(divided) == (1, 3)
+    assert data_ranks(divided) == (1, 3)  # type: ignore[arg-type]

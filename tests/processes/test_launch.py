@@ -113,7 +113,7 @@ def test_ranks_import_this_package_whatever_the_users_folder_holds(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     started: list[tuple[list[str], dict[str, str]]] = []
-    monkeypatch.setattr(launch.subprocess, "Popen", lambda command, env: started.append((command, env)))
+    monkeypatch.setattr("halos.processes.launch.subprocess.Popen", lambda command, env: started.append((command, env)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delenv("RANK", raising=False)
     launch._start(tmp_path / "config.yaml", 1, 2, 29500)

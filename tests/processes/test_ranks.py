@@ -81,5 +81,5 @@ def test_the_next_run_takes_over_a_process_group_that_fits(group: None, world_si
         with ranks.lost_ranks_named():
             assert dist.is_initialized()
     with ranks.lost_ranks_named():
-        ranks.RecordRankAddresses().setup(SimpleNamespace(world_size=world_size), None, "fit")
+        ranks.RecordRankAddresses().setup(SimpleNamespace(world_size=world_size), None, "fit")  # type: ignore[arg-type]
         assert dist.is_initialized() == kept

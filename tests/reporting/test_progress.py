@@ -9,7 +9,7 @@ from halos.reporting.progress import Progress
 def shown(**metrics: float) -> dict[str, Any]:
     named = {f"train/{name.replace('__', '/')}": value for name, value in metrics.items()}
     trainer: Any = SimpleNamespace(progress_bar_metrics=named)
-    return Progress().get_metrics(trainer, None)  # type: ignore[arg-type]
+    return Progress().get_metrics(trainer, None)
 
 
 def test_loss_margin_kl_and_speed_are_shown_under_short_names() -> None:

@@ -36,9 +36,9 @@ def test_exactly_the_completion_of_each_branch_is_marked_as_scored(capsys: Print
     run_report.show_example(Row("a[b].jsonl:3", 0, prompt, tuple(branches)), tokenizer, ("chosen", "rejected"))
     first, *rest = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert "a[b].jsonl:3" in first
-    shown = tokenizer.decode(prompt)
+    shown = tokenizer.decode(list(prompt))
     assert rest == [
-        f"{name}: {shown}⟦{tokenizer.decode(branch)}⟧"
+        f"{name}: {shown}⟦{tokenizer.decode(list(branch))}⟧"
         for name, branch in zip(("chosen", "rejected"), branches, strict=True)
     ]
 
@@ -52,7 +52,7 @@ class Markup:
 
 def test_text_that_looks_like_markup_is_printed_as_it_is(capsys: Printed) -> None:
     ids = tuple(range(14))
-    run_report.show_example(Row("r", 0, ids, (ids,)), Markup(), ("completion",))
+    run_report.show_example(Row("r", 0, ids, (ids,)), Markup(), ("completion",))  # type: ignore[arg-type]
     assert "completion: [bold]x[/] [a]⟦[bold]x[/] [a]⟧" in capsys.readouterr().out
 
 

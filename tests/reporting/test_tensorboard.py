@@ -1,6 +1,7 @@
 """What TensorBoard finds in a run's folder."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_rewards_and_kl_share_charts(events: EventAccumulator) -> None:
 
 
 def test_rewards_of_both_kinds_are_histograms_at_every_validation(events: EventAccumulator) -> None:
-    counted = []
+    counted: list[Any] = []
     for kind, side in (("desirable", "chosen"), ("undesirable", "rejected")):
         found = events.Histograms(f"val/rewards/{kind}")
         assert [event.step for event in found] == list(range(STEPS + 1))

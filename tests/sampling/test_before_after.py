@@ -82,7 +82,7 @@ def test_only_the_policy_is_conditioned_on_desirable(
     models: tuple[Any, Any], tokens: ChatTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {}
-    sample = comparison.sample
+    sample = comparison.sample  # type: ignore[attr-defined]
 
     def watch(model: Any, prompts: list[list[int]], **options: Any) -> list[list[int]]:
         asked["policy" if model is models[0] else "reference"] = prompts

@@ -249,7 +249,7 @@ def test_log_probs_that_are_rounded_otherwise_are_kept_apart() -> None:
 
 # What is refused
 
-TOY = {"path": str(REFERENCE_DIR)}
+TOY: dict[str, Any] = {"path": str(REFERENCE_DIR)}
 
 
 def test_the_toy_model_is_not_refused_and_optimizers_that_were_not_tried_are() -> None:

@@ -96,7 +96,7 @@ def test_the_plan_speaks_of_the_products_in_decoder_layers_alone() -> None:
         ),
     ],
 )
-def test_what_cannot_be_divided_is_refused(architecture: str, overrides: dict[str, int], ranks: int, said: str) -> None:
+def test_what_cannot_be_divided_is_refused(architecture: str, overrides: dict[str, Any], ranks: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_plan(tiny.model(architecture, **overrides), ranks)
 

@@ -13,7 +13,12 @@ from tests.test_config import compose
 
 def identified(*words: str, **changes: Any) -> dict[str, object]:
     settings = flatten(OmegaConf.to_container(compose("output_dir=out", *words), resolve=True))
-    arguments = {"data": {"train": "a"}, "model": None, "examples_per_step": 4, "accumulate": 1} | changes
+    arguments: dict[str, Any] = {
+        "data": {"train": "a"},
+        "model": None,
+        "examples_per_step": 4,
+        "accumulate": 1,
+    } | changes
     return identity(settings, **arguments)
 
 

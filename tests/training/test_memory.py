@@ -45,13 +45,13 @@ def test_only_on_cpus(device: str, calls: int, monkeypatch: pytest.MonkeyPatch) 
     called: list[int] = []
     monkeypatch.setattr(memory, "keep_freed_memory", lambda: called.append(1))
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))
-    memory.KeepFreedMemory().setup(trainer, None, "fit")  # type: ignore[arg-type]
+    memory.KeepFreedMemory().setup(trainer, None, "fit")
     assert len(called) == calls
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    monkeypatch.setattr("halos.training.memory.sys.platform", "darwin")
     assert not memory.keep_freed_memory()
-    monkeypatch.setattr(memory.sys, "platform", "linux")
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace())  # no mallopt, as with musl
+    monkeypatch.setattr("halos.training.memory.sys.platform", "linux")
+    monkeypatch.setattr("halos.training.memory.ctypes.CDLL", lambda _: SimpleNamespace())  # no mallopt, as with musl
     assert not memory.keep_freed_memory()

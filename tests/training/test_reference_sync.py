@@ -71,7 +71,7 @@ def test_a_reference_that_is_no_live_model_is_refused() -> None:
     sync, objective = ReferenceSync(every=1), objective_of(DPO)
     objective.configure_model()
     objective.trained._reference = ()
-    sync.setup(None, objective, "fit")  # type: ignore[arg-type]
+    sync.setup(None, objective, "fit")
     with pytest.raises(ValueError, match=r"reference_sync\.every: expected a live reference model"):
         sync._move()
 

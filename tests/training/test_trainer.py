@@ -87,7 +87,7 @@ def test_shards_compute_in_the_precision_asked_for(precision: str) -> None:
     assert isinstance(made.strategy, FSDP)
     assert made.precision == precision
     assert isinstance(made.precision_plugin, ShardedMixed) is (precision == "bf16-mixed")
-    made.strategy._device_mesh = "mesh"
+    made.strategy._device_mesh = "mesh"  # type: ignore[assignment]
     assert made.strategy.sharding.compute_dtype == (torch.bfloat16 if precision == "bf16-mixed" else None)
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision
 
-from halos.data.batches.collate import PAD, Batches, MicroBatch, StepSize, collate, step_size
+from halos.data.batches.collate import PAD, Batches, StepSize, collate, step_size
+from halos.data.batches.order import MicroBatch
 from halos.data.rows.token_rows import Row
 from tests import tiny
 
@@ -155,7 +156,7 @@ def test_moving_a_batch_without_labels() -> None:
 
 @pytest.mark.parametrize("mismatched", [False, True])
 def test_beside_packs_padded_chunks_are_made_when_they_are_asked_for(mismatched: bool) -> None:
-    options = {"mismatched": mismatched, "chunks": 2}
+    options: dict[str, Any] = {"mismatched": mismatched, "chunks": 2}
     at_once = collate([A, B], **options)
     assert at_once.padded is not None
     batch = pickle.loads(pickle.dumps(collate([A, B], packing=True, **options)))  # as from a worker

@@ -208,7 +208,7 @@ def test_validation_runs_equally_many_forwards_on_every_rank(size: int, batch_si
         data._prepared = Prepared(
             needs=needs,
             tokenizer=tokenizer,
-            rows={"val": Rows(tiny.rows(size))},
+            rows={"val": Rows(tiny.rows(size))},  # type: ignore[arg-type]
             intake=Intake(),
             label_counts=None,
             prompts=(),

@@ -40,7 +40,7 @@ def test_it_fills_the_grid_of_a_batch() -> None:
     batch = collate([A, B], reference=table(A, B))
     assert batch.reference is not None
     assert batch.reference.tolist() == expected
-    assert batch.to("cpu").reference.tolist() == expected  # type: ignore[union-attr]
+    assert batch.to("cpu").reference.tolist() == expected
 
 
 def test_no_precision_plugin_rounds_them() -> None:

@@ -126,14 +126,14 @@ def test_prompt_completion_and_end_are_how_the_template_writes_them(template: st
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good world"}]
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
     ours = tokenizer.decode(tokens.prompt("hello") + tokens.completion("good world"))
-    assert whole.startswith(ours)
+    assert whole.startswith(ours)  # type: ignore[arg-type]
     assert whole[len(ours) :].strip() == ""
 
 
 def test_ids_by_hand() -> None:
     tokenizer = word_tokenizer(bos=True)
     tokens = chat(tokenizer)
-    hello, world = tokenizer.convert_tokens_to_ids(["hello", "world"])
+    hello, world = tokenizer.convert_tokens_to_ids(["hello", "world"])  # type: ignore[misc]
     assert tokens.prompt("hello world") == [tokenizer.bos_token_id, hello, world]
     assert tokens.completion("world hello") == [world, hello, tokenizer.eos_token_id]
 

@@ -21,7 +21,7 @@ def chat(max_length: int = 64, max_prompt_length: int | None = None, tokenizer: 
 
 
 def ids(text: str) -> tuple[int, ...]:
-    return tuple(TOKENIZER.convert_tokens_to_ids(text.split()))
+    return tuple(TOKENIZER.convert_tokens_to_ids(text.split()))  # type: ignore[arg-type]
 
 
 # Derangement
@@ -226,7 +226,7 @@ def test_few_rows_are_those_of_many() -> None:
     examples = [Labelled(f"{n}", f"{'a ' * (1 + n % 3)}{n % 2}", "b " * (1 + n % 5), n % 2 == 0) for n in range(12)]
     tokens, control = chat(6, 2), lambda label: GOOD if label else ""
     rows = make_rows(examples, tokens, control=control, mismatched_seed=0)
-    partners = [examples[index] for index in rows.rows.partners]  # type: ignore[attr-defined]
+    partners = [examples[index] for index in rows.rows.partners]
     found, cut = few_rows(examples[3:8], partners[3:8], tokens, control)
     assert [(row.id, row.prompt, row.branches, row.desirable) for row in found] == [
         (row.id, row.prompt, row.branches, row.desirable) for row in rows.rows[3:8]

@@ -41,7 +41,7 @@ def batches(file: Path, *, start: int = 0, buffer: int = 1, mismatched: bool = T
     rows = StreamRows(stream=stream, tokens=TOKENS)
     made = StreamBatches(rows, Layout(**layout), mismatched=mismatched, chunks=2, packing=True)
     made.start = start
-    return [batch for batch, _ in made]
+    return [batch for batch, _ in made]  # type: ignore[misc]
 
 
 def same(one: Any, other: Any) -> None:

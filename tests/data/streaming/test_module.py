@@ -51,7 +51,7 @@ def test_validation_has_files_of_its_own_and_training_leaves_their_prompts_out(t
     loader = attach(made)
     assert set(ids(loader)) == {f"{tmp_path}/t.jsonl:{n}#0" for n in range(1, 21)}
     assert made.take_account()
-    counts = made.intake.report()["splits"]["train"]["counts"]
+    counts = made.intake.report()["splits"]["train"]["counts"]  # type: ignore[index]
     assert counts["training records whose prompt is in the validation data left out"] == 10
     assert counts["records"] == counts["examples"] == 20
     assert counts["passes"] == 3  # of 20 examples each, 40 read and one that waits for its mismatched one
@@ -69,7 +69,7 @@ def test_the_first_records_are_held_out(tmp_path: Path) -> None:
 def test_without_validation_prompts_to_sample_are_the_streams_first(tmp_path: Path) -> None:
     made = module(write(tmp_path / "t.jsonl"))
     assert len(made.prepared.prompts) == 16
-    assert made.prepared.prompts[0].startswith("hello")  # type: ignore[union-attr]
+    assert made.prepared.prompts[0].startswith("hello")
     assert set(made.rows) == set()
     assert made.prepared.example().id == f"{tmp_path}/t.jsonl:1#0"
     assert len(made.prepared.example().branches) == 2

@@ -189,7 +189,7 @@ def test_the_code_on_the_card_runs(kind: str, chat: bool, tmp_path: Path, capsys
     if kind == "adapter":
         pytest.importorskip("peft")
     tokenizer = tiny.word_tokenizer(tiny.CHATML if chat else None)
-    end = tokenizer.convert_tokens_to_ids(tiny.END)
+    end: Any = tokenizer.convert_tokens_to_ids(tiny.END)
     policy, folder = tiny.model(vocab_size=len(tokenizer)), tmp_path / "model"
     base = tmp_path / "base"
     policy.save_pretrained(base)
@@ -221,7 +221,7 @@ def test_the_code_on_the_card_runs(kind: str, chat: bool, tmp_path: Path, capsys
 def test_text_that_is_not_unicode_does_not_end_a_run_at_its_export(tmp_path: Path) -> None:
     tokenizer = tiny.word_tokenizer(tiny.CHATML)
     card = ModelCard(loss="kto", base="caf\udce9")  # a path as Python reads it from a Latin-1 file system
-    end = tokenizer.convert_tokens_to_ids(tiny.END)
+    end: Any = tokenizer.convert_tokens_to_ids(tiny.END)
     export_policy(tiny.model(vocab_size=len(tokenizer)), tokenizer, tmp_path / "model", end_of_turn=end, card=card)
     assert "caf?" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
 

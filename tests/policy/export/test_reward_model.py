@@ -25,7 +25,7 @@ def head(width: int = 16) -> RewardHead:
     return made
 
 
-def export(policy: Any, tokenizer: Any, folder: Path, end: int) -> Any:
+def export(policy: Any, tokenizer: Any, folder: Path, end: Any) -> Any:
     export_reward_model(policy, head().linear.weight, tokenizer, folder, end_of_turn=end, card=CARD)
     return AutoModelForSequenceClassification.from_pretrained(folder).eval()
 
@@ -34,7 +34,7 @@ def export(policy: Any, tokenizer: Any, folder: Path, end: int) -> Any:
 def test_plain_transformers_give_the_same_scores(architecture: str, tmp_path: Path) -> None:
     """As a padded batch too, although the tokenizer pads with the end of the turn."""
     tokenizer = tiny.word_tokenizer(tiny.CHATML, pad=tiny.END)
-    end = tokenizer.convert_tokens_to_ids(tiny.END)
+    end: Any = tokenizer.convert_tokens_to_ids(tiny.END)
     policy = tiny.model(architecture, vocab_size=len(tokenizer)).eval()
     rows = [
         Row(row.id, row.group, row.prompt, ((*row.branches[0], end),))
@@ -70,7 +70,7 @@ def test_weights_keep_their_precision(tmp_path: Path) -> None:
 def test_padding_never_ends_a_completion(options: dict[str, Any], end: str, expected: str) -> None:
     tokenizer = tiny.word_tokenizer(tiny.CHATML, **options)
     before = len(tokenizer)
-    found = padding_token(tokenizer, tokenizer.convert_tokens_to_ids(end))
+    found = padding_token(tokenizer, tokenizer.convert_tokens_to_ids(end))  # type: ignore[arg-type]
     assert tokenizer.convert_ids_to_tokens(found) == expected
     assert (found >= before) == (expected == "<|pad|>")
 
@@ -78,7 +78,7 @@ def test_padding_never_ends_a_completion(options: dict[str, Any], end: str, expe
 def test_a_new_padding_token_gets_an_embedding(tmp_path: Path) -> None:
     tokenizer = tiny.word_tokenizer(tiny.CHATML, pad=tiny.BOS)
     policy = tiny.model(vocab_size=len(tokenizer)).eval()
-    end = tokenizer.convert_tokens_to_ids(tiny.BOS)
+    end: Any = tokenizer.convert_tokens_to_ids(tiny.BOS)
     loaded = export(policy, tokenizer, tmp_path / "model", end)
     assert loaded.get_input_embeddings().weight.shape[0] == len(tokenizer) + 1 == loaded.config.pad_token_id + 1
 

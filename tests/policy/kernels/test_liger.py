@@ -119,7 +119,7 @@ def test_a_model_without_such_layers_is_refused() -> None:
 
 def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = [None, object()]
-    monkeypatch.setattr(liger.importlib.util, "find_spec", lambda name: found.pop(0))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found.pop(0))
     with pytest.raises(ValueError, match=r"^model\.liger: .*pip install 'halos\[liger\]'"):
         check_liger("gpu")
     with pytest.raises(ValueError, match=r"^model\.liger: expected a CUDA device, found trainer\.accelerator=cpu"):

@@ -139,7 +139,7 @@ def test_autocast_gives_the_weight_a_float32_gradient() -> None:
 
 def test_no_more_rows_of_logits_exist_than_a_chunk_has(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    affine = chunked_head.affine
+    affine = chunked_head.affine  # type: ignore[attr-defined]
 
     def noted(x: Tensor, *rest: Any, **more: Any) -> Tensor:
         seen.append(x.numel())
@@ -160,7 +160,7 @@ def test_the_first_rows_are_computed_once_and_a_second_backward_pass_is_as_exact
 ) -> None:
     states, weight, _, targets = tensors()
     products: list[int] = []
-    affine = chunked_head.affine
+    affine = chunked_head.affine  # type: ignore[attr-defined]
 
     def counted(x: Tensor, w: Tensor, *rest: Any, **more: Any) -> Tensor:
         products.append(len(x)) if w.shape == weight.shape else None
