@@ -20,12 +20,7 @@ console = Console(soft_wrap=False)
 
 STREAMS = ".*Your `IterableDataset` has `__len__` defined.*"
 """Lightning warns that the length is wrong with several workers; a stream has at most one."""
-UNHELPFUL = (
-    ".*does not have many workers.*",
-    ".*sync_dist=True.*",
-    ".*`isinstance.treespec, LeafSpec.`.*",
-    STREAMS,
-)
+UNHELPFUL = (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*", STREAMS)
 """Patterns of warnings that a user can do nothing about."""
 
 

@@ -212,10 +212,7 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @final
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         if gradient_clip_val and gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(

@@ -123,7 +123,5 @@ class BCO(Objective):
         delta = self.shift.delta()
         losses = bco_loss(y, ref_y, batch.desirable, delta, beta=self.beta)
         return Output(
-            loss={"bco": self.per_example(losses, batch)},
-            rewards=rewards[:, None],
-            metrics={"delta": Mean(delta, 1.0)},
+            loss={"bco": self.per_example(losses, batch)}, rewards=rewards[:, None], metrics={"delta": Mean(delta, 1.0)}
         )

@@ -53,12 +53,7 @@ class CPO(Objective):
     needs = Needs(reference=False)
 
     def __init__(
-        self,
-        backbone: BackboneSource = None,
-        *,
-        beta: float = 0.1,
-        alpha: float = 1.0,
-        **options: Unpack[LoopOptions],
+        self, backbone: BackboneSource = None, *, beta: float = 0.1, alpha: float = 1.0, **options: Unpack[LoopOptions]
     ) -> None:
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)

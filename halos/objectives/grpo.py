@@ -112,10 +112,7 @@ class GRPO(Objective):
         advantages = group_advantages(scores, batch.group, step_scores, step_groups)
         surrogate, kl = grpo_loss(log_ratios, advantages, batch.mask[:, 0], clip_range=self.clip_range)
         return Output(
-            loss={
-                "policy": self.per_example(surrogate, batch),
-                "kl": self.per_example(self.beta * kl, batch),
-            },
+            loss={"policy": self.per_example(surrogate, batch), "kl": self.per_example(self.beta * kl, batch)},
             rewards=self.beta * (policy.sum - reference.sum)[:, :1],
             metrics={"groups/incomplete": self._incomplete(batch, step_groups)},
         )

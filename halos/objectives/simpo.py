@@ -44,12 +44,7 @@ class SimPO(Objective):
     needs = Needs(reference=False)
 
     def __init__(
-        self,
-        backbone: BackboneSource = None,
-        *,
-        beta: float = 2.0,
-        gamma: float = 0.5,
-        **options: Unpack[LoopOptions],
+        self, backbone: BackboneSource = None, *, beta: float = 2.0, gamma: float = 0.5, **options: Unpack[LoopOptions]
     ) -> None:
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)

@@ -48,12 +48,7 @@ class SLiC(Objective):
     needs = Needs(reference=False)
 
     def __init__(
-        self,
-        backbone: BackboneSource = None,
-        *,
-        delta: float = 1.0,
-        lam: float = 0.1,
-        **options: Unpack[LoopOptions],
+        self, backbone: BackboneSource = None, *, delta: float = 1.0, lam: float = 0.1, **options: Unpack[LoopOptions]
     ) -> None:
         super().__init__(backbone, **options)
         self.delta = require_positive("delta", delta)
