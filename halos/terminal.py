@@ -24,10 +24,6 @@ UNHELPFUL = (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinsta
 """Patterns of warnings that a user can do nothing about."""
 
 
-def _not_ours(record: logging.LogRecord) -> bool:
-    return record.name.partition(".")[0] != "halos"
-
-
 def set_up_logging() -> None:
     """Log this package's messages to the console of the first process, and other libraries' warnings only."""
     from transformers.utils import logging as transformers_logging  # slow to import, but without torch
@@ -41,7 +37,7 @@ def set_up_logging() -> None:
         ours.addHandler(RichHandler(console=console, show_time=False, show_path=False))
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:  # Hydra's, which would print every message of ours a second time
-            handler.addFilter(_not_ours)
+            handler.addFilter(lambda record: record.name.partition(".")[0] != "halos")
     ours.setLevel(logging.INFO if on_first_process() else logging.WARNING)
     for message in UNHELPFUL:
         warnings.filterwarnings("ignore", message)

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from halos.config.parameters import require_positive
-from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
-from halos.policy.logprobs.completions import LogProbs
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 
 PAPER = (
     "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment",
@@ -30,6 +28,7 @@ def apo_zero_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Ten
     Returns:
         Losses [B] in (0, 2), to be averaged over pairs.
     """
+    # Bounded in both log-ratios: a pair that is already far apart has almost no gradient left.
     return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
 
 
