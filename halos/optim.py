@@ -13,8 +13,6 @@ import torch
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
-from halos.checks import check_number
-
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -49,7 +47,7 @@ class Optim(ABC):
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "warmup"):
-            check_number(f"optim.{name}", getattr(self, name))
+            _check_numbers(name, getattr(self, name), "a number from 0 on", count=1)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"optim.schedule: expected one of {', '.join(SCHEDULES)}; found {self.schedule!r}")
 
@@ -94,7 +92,7 @@ class AdamW(Optim):
     def __post_init__(self) -> None:
         Optim.__post_init__(self)
         _check_numbers("betas", self.betas, "two numbers from 0 to below 1", count=2, below=1)
-        check_number("optim.eps", self.eps)
+        _check_numbers("eps", self.eps, "a number from 0 on", count=1)
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         betas = (self.betas[0], self.betas[1])  # YAML has lists
@@ -164,7 +162,7 @@ class RMSprop(Optim):
     def __post_init__(self) -> None:
         Optim.__post_init__(self)
         _check_numbers("alpha", self.alpha, "a number from 0 to below 1", count=1, below=1)
-        check_number("optim.eps", self.eps)
+        _check_numbers("eps", self.eps, "a number from 0 on", count=1)
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(parameters, self.lr, self.alpha, self.eps, self.weight_decay)
