@@ -221,7 +221,7 @@ def test_rounds_of_one_command_are_told_apart_by_their_number_alone(tmp_path: Pa
         (("rounds.engine=vlm",), "rounds.engine: expected transformers or vllm, found 'vlm'"),
         (("judge=reward_model", "judge.path=/no/rm"), "judge.path: /no/rm could not be loaded as a classifier"),
         (("loss.beta=-1", "rounds.count=1", "before=sft"), "beta: expected"),
-        (("before=sft", "humanline.enabled=true"), "humanline.enabled: expected a loss with a reference, found SFT"),
+        (("before=sft", "humanline.enabled=true"), "humanline.enabled: expected false, or a loss with a reference"),
         (("rounds.feedback=scores",), "rounds.feedback: expected feedback that loss=kto .* they need a threshold"),
         (("loss=dpo", "rounds.feedback=pairs", "rounds.samples=1"), "rounds.samples: expected at least 2, .* found"),
         (("loss=dpo", "rounds.samples=1"), "rounds.feedback: .* loss=dpo .* binary of 1 different .* needs pairs"),
