@@ -24,9 +24,8 @@ from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.mismatch import derangement, in_order
 from halos.data.rows.templates import check_prefixes
 from halos.data.store.arrow import MEMORY, Part, Store, Stored, Table
-from halos.data.views.examples import Demonstration, Examples, Labelled, Pair, Scored
+from halos.data.views.examples import Example, Examples, Labelled, Pair, Scored
 
-Example = Demonstration | Labelled | Pair | Scored
 Control = Callable[[bool | None], str]
 """From an example's label to the text that ends its prompt (CSFT's control tokens)."""
 
@@ -195,10 +194,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def digest(self) -> str:
-        """A key of what a run reads: token ids, labels and scores, in their order."""
-        return self.rows.digest()
 
 
 def make_rows(

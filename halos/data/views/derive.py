@@ -12,8 +12,8 @@ from __future__ import annotations
 from array import array
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic
+from functools import partial
+from typing import Generic, NamedTuple
 
 import numpy as np
 
@@ -36,8 +36,7 @@ CACHED_JUDGEMENTS = 1 << 12
 """Distinct judgements whose examples are cached: most data sets have only a few."""
 
 
-@dataclass(frozen=True, slots=True)
-class View(Generic[E_co]):
+class View(NamedTuple, Generic[E_co]):
     """Examples in the order of their records, and counts of what was converted or left out.
 
     The id of an example is that of its record, ``#``, and the number of the example in that record.
@@ -45,44 +44,6 @@ class View(Generic[E_co]):
 
     examples: Examples[E_co]
     report: Counter[str]
-
-
-def demonstrations(records: Sequence[Record], prepare: Prepare | None = None) -> View[Demonstration]:
-    """Derive the preferred, desirable, best-scored and unjudged completions.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    return _view(Demonstration, demonstrated, records, prepare)
-
-
-def binary(records: Sequence[Record], prepare: Prepare | None = None) -> View[Labelled]:
-    """Derive labelled completions: by their own labels, else a pair gives a desirable and an undesirable one.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    return _view(Labelled, labelled, records, prepare)
-
-
-def pairs(records: Sequence[Record], prepare: Prepare | None = None) -> View[Pair]:
-    """Derive pairs: preferences; desirable with undesirable completions of a prompt; best-scored with worst-scored.
-
-    Labelled completions of a prompt are paired in their order, each once. Scores make one pair a record.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    return _view(Pair, paired, records, prepare)
-
-
-def scored(records: Sequence[Record], prepare: Prepare | None = None) -> View[Scored]:
-    """Derive scored completions: by their own scores, else +1 and −1 from labels, else from pairs.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    return _view(Scored, scored_rule, records, prepare)
 
 
 NOTHING: dict[type[object], str] = {
@@ -99,7 +60,7 @@ NO_THRESHOLD = (
 )
 
 
-def _view(kind: type[E], rule: Rule, records: Sequence[Record], prepare: Prepare | None) -> View[E]:
+def _view(kind: type[E], rule: Rule, records: Sequence[Record], prepare: Prepare | None = None) -> View[E]:
     table = table_of(records)
     # Arrays, as lists of tuples would take some 200 bytes for each of perhaps millions of examples.
     chosen, rejected, values, number = array("i"), array("i"), array("d"), array("i")
@@ -236,10 +197,19 @@ RULES: dict[str, tuple[type[Example], Rule]] = {
     "pairs": (Pair, paired),
     "scored": (Scored, scored_rule),
 }
-VIEWS: dict[str, Callable[..., View[Example]]] = {
-    "demonstrations": demonstrations,
-    "binary": binary,
-    "pairs": pairs,
-    "scored": scored,
-}
-"""The table form of each view: from records, and how their judgements are prepared, to the view."""
+VIEWS: dict[str, Callable[..., View[Example]]] = {name: partial(_view, *rule) for name, rule in RULES.items()}
+"""The table form of each view: from records, and how their judgements are prepared, to the view.
+
+Each raises ``ValueError`` if no record has an example of it.
+"""
+demonstrations = partial(_view, Demonstration, demonstrated)
+"""Derive the preferred, desirable, best-scored and unjudged completions."""
+binary = partial(_view, Labelled, labelled)
+"""Derive labelled completions: by their own labels, else a pair gives a desirable and an undesirable one."""
+pairs = partial(_view, Pair, paired)
+"""Derive pairs: preferences; desirable with undesirable completions of a prompt; best-scored with worst-scored.
+
+Labelled completions of a prompt are paired in their order, each once. Scores make one pair a record.
+"""
+scored = partial(_view, Scored, scored_rule)
+"""Derive scored completions: by their own scores, else +1 and −1 from labels, else from pairs."""
