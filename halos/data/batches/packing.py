@@ -237,6 +237,7 @@ class _Writer:
             # Every branch has one token, which the prompt predicts, or was scored before. A forward has to run all the
             # same: collectives of sharded models hang if one rank runs fewer than the others.
             self._add([0], -1, PROMPT, 0)
+        # Places are recorded once all branches are written: a completion that occurs twice is scored in one place.
         self._close()
         for b, k in places:
             ids = self.rows[b].branches[k]

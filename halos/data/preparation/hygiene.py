@@ -150,6 +150,7 @@ def without_leaks(train: Sequence[Record], val: Sequence[Record]) -> tuple[Recor
         The other validation records, and the finding of those.
     """
     validation = table_of(val)
+    # By the loose digests: a prompt that differs only in case or spaces leaks as much as an equal one.
     leaked = np.isin(validation.numbers("loose_prompt"), table_of(train).numbers("loose_prompt"))
     return validation.take(np.flatnonzero(~leaked)), _finding(validation, np.flatnonzero(leaked))
 

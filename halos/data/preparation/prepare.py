@@ -190,6 +190,7 @@ class Preparation:
         intake = self.read()
         self.derive(intake, needs.view)
         train = intake.examples["train"]
+        # Labels and prompts are taken first: tokenise releases the examples.
         label_counts = count_labels(train)
         prompts = first_prompts(intake.examples.get("val", train))
         rows = self.tokenise(intake, needs, tokenizer)

@@ -44,6 +44,7 @@ def read_csv(file: Path) -> Iterator[Located]:
     if not first:
         return
     # Blank lines before the header are skipped here, as the parser would take one for a header without columns.
+    # Strict: the parser would otherwise take text after a closing quote as part of the cell.
     reader = csv.reader(chain((first,), text), delimiter=max(DELIMITERS, key=first.count), strict=True)
     number = blank + 1
     try:
@@ -133,6 +134,7 @@ def read_parquet(file: Path) -> Iterator[Located]:
     try:
         table = pq.ParquetFile(source, page_checksum_verification=True)
         _header(f"{file}:1", table.schema_arrow.names)
+        # Few rows at a time: to_pylist makes Python objects of all rows in a batch, whose texts may be long.
         for batch in table.iter_batches(batch_size=256):
             for row in batch.to_pylist():
                 number += 1

@@ -235,10 +235,8 @@ def make_rows(
         places = np.flatnonzero(counts)
         for name, count in zip(rows.ids(places), counts[places].tolist(), strict=True):
             truncated[reason, origin(name)] += count
-    lengths = {
-        "prompt (tokens)": rows.prompt_sizes,
-        "completion (tokens)": np.concatenate(rows.sizes(mismatched=False)),
-    }
+    completion_sizes = np.concatenate(rows.sizes(mismatched=False))
+    lengths = {"prompt (tokens)": rows.prompt_sizes, "completion (tokens)": completion_sizes}
     return Rows(rows, +report, truncated, lengths)
 
 

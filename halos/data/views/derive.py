@@ -27,8 +27,8 @@ Place = tuple[int, int]
 """The index of a record, and that of a completion in it."""
 PlacedExample = tuple[Place, Place | None, Value]
 """An example: its completion (of a pair the chosen one), the rejected one of a pair, and its label or score."""
-Derived = tuple[list[PlacedExample], Counter[str]]
-"""The examples of one record and what was counted."""
+Derived = tuple[list[LocalExample], Counter[str]]
+"""The examples of one record, as places in it, and what was counted."""
 Prepare = Callable[[int, Judgement], tuple[Judgement, Counter[str]]]
 """Changes the judgement of a record, given its index, before the rule of the view; also returns what it counted."""
 
@@ -93,7 +93,7 @@ def of_run(view: str, run: Sequence[Record], prepare: Prepare | None = None) -> 
     """
     kind, rule = RULES[view]
     report: Counter[str] = Counter()
-    derived = (_placed(n, *_local(n, judgement_of(record), prepare, rule)) for n, record in enumerate(run))
+    derived = (_local(n, judgement_of(record), prepare, rule) for n, record in enumerate(run))
     examples = []
     for (owner, place), other, value, number in _in_order(kind, [0] * len(run), derived, report):
         # The value of a demonstration is None and not read.
@@ -116,39 +116,43 @@ def _in_order(
     # A plain array: reading one number of a numpy array takes several times as long.
     numbers = array("i", bytes(4 * len(prompts)))
     # A prompt's labelled completions may be spread over records, so pairs are the one view that looks beyond a record.
-    for examples, counts in _across_records(prompts, derived, report) if kind is Pair else derived:
+    placed = _placed(derived, report)
+    for chosen, rejected, value in _across_records(prompts, placed, report) if kind is Pair else placed:
+        owner = chosen[0]
+        yield chosen, rejected, value, numbers[owner]
+        numbers[owner] += 1
+
+
+def _placed(derived: Iterable[Derived], report: Counter[str]) -> Iterator[PlacedExample]:
+    for index, (local, counts) in enumerate(derived):
+        # Not update: it would take several times as long for the few counts of each of millions of records.
         for reason, count in counts.items():
             report[reason] += count
-        for chosen, rejected, value in examples:
-            owner = chosen[0]
-            yield chosen, rejected, value, numbers[owner]
-            numbers[owner] += 1
+        for i, j, value in local:
+            yield (index, i), None if j is None else (index, j), value
 
 
 def _across_records(
-    prompts: Sequence[int] | np.ndarray, derived: Iterable[Derived], report: Counter[str]
-) -> Iterator[Derived]:
+    prompts: Sequence[int] | np.ndarray, examples: Iterable[PlacedExample], report: Counter[str]
+) -> Iterator[PlacedExample]:
     """Pair each labelled completion with the first opposite one of its prompt that is still without a partner.
 
     See :func:`_in_order` for the arguments.
     """
     # At most one of a prompt's two queues has entries: a completion waits only if nothing opposite waits already.
     waiting: dict[tuple[int, bool], deque[Place]] = defaultdict(deque)
-    for examples, counts in derived:
-        pairs: list[PlacedExample] = []
-        for chosen, rejected, desirable in examples:
-            # A pair already, as paired completions have no label here.
-            if desirable is None:
-                pairs.append((chosen, rejected, None))
-                continue
-            prompt = int(prompts[chosen[0]])
-            if opposite := waiting.get((prompt, not desirable)):
-                partner = opposite.popleft()
-                pairs.append((chosen, partner, None) if desirable else (partner, chosen, None))
-                report["pairs from labels"] += 1
-            else:
-                waiting[prompt, bool(desirable)].append(chosen)
-        yield pairs, counts
+    for chosen, rejected, desirable in examples:
+        # A pair already, as paired completions have no label here.
+        if desirable is None:
+            yield chosen, rejected, None
+            continue
+        prompt = int(prompts[chosen[0]])
+        if opposite := waiting.get((prompt, not desirable)):
+            partner = opposite.popleft()
+            report["pairs from labels"] += 1
+            yield (chosen, partner, None) if desirable else (partner, chosen, None)
+        else:
+            waiting[prompt, bool(desirable)].append(chosen)
     for (_, desirable), places in waiting.items():
         if places:
             report[f"unpaired {'desirable' if desirable else 'undesirable'} completions left out"] += len(places)
@@ -157,7 +161,7 @@ def _across_records(
 def _of_table(table: RecordTable, prepare: Prepare | None, rule: Rule) -> Iterator[Derived]:
     """Yield the examples of each record and what was counted."""
     digests = table.numbers("judged")
-    cached: dict[int, tuple[list[LocalExample], Counter[str]]] = {}
+    cached: dict[int, Derived] = {}
     for index in range(len(table)):
         digest = int(digests[index])
         local = cached.get(digest)
@@ -166,12 +170,10 @@ def _of_table(table: RecordTable, prepare: Prepare | None, rule: Rule) -> Iterat
             # What prepare returns may depend on the record, not on its judgement alone.
             if prepare is None and len(cached) < CACHED_JUDGEMENTS:
                 cached[digest] = local
-        yield _placed(index, *local)
+        yield local
 
 
-def _local(
-    index: int, judgement: Judgement, prepare: Prepare | None, rule: Rule
-) -> tuple[list[LocalExample], Counter[str]]:
+def _local(index: int, judgement: Judgement, prepare: Prepare | None, rule: Rule) -> Derived:
     """Apply a rule to a record; the completions it returns are those of the record, whatever ``prepare`` left out."""
     report = Counter[str]()
     if prepare is not None:
@@ -180,10 +182,6 @@ def _local(
     # Positions in the judgement become places in the record.
     at = [completion.place for completion in judgement.completions]
     return [(at[i], None if j is None else at[j], value) for i, j, value in local], +report
-
-
-def _placed(index: int, local: list[LocalExample], report: Counter[str]) -> Derived:
-    return [((index, i), None if j is None else (index, j), value) for i, j, value in local], report
 
 
 def _left_out(report: Counter[str]) -> str:
