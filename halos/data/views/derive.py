@@ -125,7 +125,7 @@ def _in_order(
 
 def _placed(derived: Iterable[Derived], report: Counter[str]) -> Iterator[PlacedExample]:
     for index, (local, counts) in enumerate(derived):
-        # Not update: it would take several times as long for the few counts of each of millions of records.
+        # Not update, which takes twice as long for so few counts: there may be millions of records.
         for reason, count in counts.items():
             report[reason] += count
         for i, j, value in local:
