@@ -7,6 +7,7 @@ import logging
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from halos.config.combinations import check_combinations
 from halos.optim import AdamW, Optim, RMSprop
 from halos.policy.loading import ModelSpec
 from halos.sharding.fsdp import FSDP
@@ -28,16 +29,7 @@ def check_model(spec: ModelSpec, optim: Optim, ranks: int) -> None:
     Raises:
         ValueError: an option of the model or the optimizer is not supported, or the model cannot be divided.
     """
-    for key, value, expected in (
-        ("lora.enabled", spec.lora.enabled, False),
-        ("compile", spec.compile, False),
-        ("liger", spec.liger, False),
-        ("packed_attention", spec.packed_attention, "pieces"),
-        # Attention heads on different ranks would need different random numbers, everything else the same ones.
-        ("dropout", spec.dropout, 0),
-    ):
-        if value != expected:
-            raise ValueError(f"model.{key}: expected {expected} with strategy=fsdp_tp, found {value}")
+    check_combinations(spec.flat() | {"strategy.name": "fsdp_tp"})
     if type(optim) not in (AdamW, RMSprop):
         raise ValueError(f"optim: expected AdamW or RMSprop with strategy=fsdp_tp, found {type(optim).__name__}")
     check_plan(spec.skeleton(), ranks)

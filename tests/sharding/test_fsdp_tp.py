@@ -263,10 +263,10 @@ def test_the_toy_model_is_not_refused_and_optimizers_that_were_not_tried_are() -
 @pytest.mark.parametrize(
     ("options", "ranks", "said"),
     [
-        ({"compile": True}, 2, "model.compile: expected False with strategy=fsdp_tp, found True"),
+        ({"compile": True}, 2, "model.compile: expected false with strategy=fsdp_tp, found true"),
         ({"packed_attention": "flex"}, 2, "model.packed_attention: expected pieces"),
         ({"dropout": 0.1}, 2, "model.dropout: expected 0"),
-        ({"lora": LoRA(enabled=True)}, 2, "model.lora.enabled: expected False"),
+        ({"lora": LoRA(enabled=True)}, 2, "model.lora.enabled: expected false"),
         ({}, 3, "a divisor of the 4 num_attention_heads of LlamaForCausalLM, found 3"),
     ],
 )

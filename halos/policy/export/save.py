@@ -37,8 +37,6 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
         end_of_turn=end_of_turn,
         control=backbone.control,
         card=ModelCard(
-            loss=backbone.loss,
-            base=None if backbone.spec is None else backbone.spec.path,
-            paper=backbone.paper,
+            loss=backbone.loss, base=None if backbone.spec is None else backbone.spec.path, paper=backbone.paper
         ),
     )
