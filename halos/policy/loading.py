@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -20,6 +20,7 @@ from halos.config.flat import flatten
 from halos.data.rows.templates import template_of
 from halos.policy.checks import check_directory, check_gguf
 from halos.policy.construction import forget_quantisation, grow_vocabulary, parameters_on_meta, set_dropout
+from halos.policy.export.language_model import unconditioned
 from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.lora import LoRA, quantization
@@ -31,25 +32,6 @@ log = logging.getLogger(__name__)
 
 PACKAGED = "pkg://"
 """``pkg://halos.toy/reference`` is a directory inside an installed package."""
-
-
-class ModelOptions(TypedDict, total=False):
-    """The parameters of :class:`ModelSpec` other than its path."""
-
-    random_weights: bool
-    attention: str | None
-    packed_attention: str
-    gradient_checkpointing: bool
-    compile: bool
-    cpu_kernels: bool
-    liger: bool
-    dropout: float
-    head_chunk: int | None
-    statistics: Sequence[str]
-    reference: str
-    reference_path: str | None
-    chat_template: str | None
-    lora: LoRA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,8 +299,10 @@ class ModelSpec:
 def add_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:
     """Make each non-empty text a single special token. Returns the ids that are new to the vocabulary."""
     before = len(tokenizer)
-    missing = [
-        text for text in texts if text and tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)
-    ]
+    controls = [text for text in texts if text]
+    for text in controls:
+        # The chat template of a policy that was trained with this token ends with it already.
+        unconditioned(tokenizer, text)
+    missing = [text for text in controls if tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)]
     tokenizer.add_tokens(missing, special_tokens=True)
     return list(range(before, len(tokenizer)))

@@ -297,7 +297,7 @@ def test_devices_make_whole_groups(groups: int | None, devices: int, said: str) 
 def test_sizes_are_checked() -> None:
     with pytest.raises(ValueError, match="tensor_parallel_size: expected a whole number from 1 on, found 0"):
         FSDPTP(tensor_parallel_size=0)
-    with pytest.raises(ValueError, match="data_parallel_size: expected a whole number from 1 on, found 0"):
+    with pytest.raises(ValueError, match="data_parallel_size: expected a whole number from 1 on or null, found 0"):
         FSDPTP(tensor_parallel_size=2, data_parallel_size=0)
     FSDPTP(tensor_parallel_size=2).check(4)
     FSDPTP(tensor_parallel_size=2, data_parallel_size=2).check(4)
