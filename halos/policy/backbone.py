@@ -142,7 +142,7 @@ class Backbone(nn.Module):
         if self.sharded:
             raise ValueError(
                 "save_pretrained: expected a policy that each rank has whole, found a sharded one; halos.train writes "
-                " OUTPUT_DIR/model"
+                "OUTPUT_DIR/model"
             )
         if not on_first_process():
             return
