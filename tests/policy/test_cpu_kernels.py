@@ -92,7 +92,7 @@ def test_the_caches_of_kernels_are_limited_only_where_they_are_used(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited: list[int] = []
-    monkeypatch.setattr("halos.policy.construction.limit_kernel_caches", lambda: limited.append(1))
+    monkeypatch.setattr("halos.policy.kernels.cpu.limit_kernel_caches", lambda: limited.append(1))
     ModelSpec(path=str(folder), cpu_kernels=False).load()
     assert not limited
     ModelSpec(path=str(folder)).load()
