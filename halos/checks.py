@@ -21,15 +21,16 @@ def check_number(key: str, value: object, least: float = 0.0, *, null: bool = Fa
     """Raise ``ValueError`` unless the value is a finite number from ``least`` on (or None, if ``null``)."""
     if value is None and null:
         return
-    if not (_is_number(value) and least <= value < math.inf):
+    if not (is_number(value) and least <= value < math.inf):
         raise ValueError(f"{key}: expected a number from {least:g} on{' or null' * null}, found {value!r}")
 
 
 def check_share(key: str, value: object) -> None:
     """Raise ``ValueError`` unless the value is a number above 0 and up to 1."""
-    if not (_is_number(value) and 0 < value <= 1):
+    if not (is_number(value) and 0 < value <= 1):
         raise ValueError(f"{key}: expected a share in (0, 1], found {value!r}")
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return type(value) in (int, float)
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether the value is a number; ``True`` is none, though Python adds it up like one."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

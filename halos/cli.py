@@ -25,9 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from halos.config.combinations import check_combinations, values_of
-from halos.config.errors import explain, require_plain_booleans
+from halos.config.errors import explain, no_such_option, require_plain_booleans
 from halos.config.folder import config_folder
-from halos.config.signatures import did_you_mean
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
@@ -200,10 +199,8 @@ def name_jobs_by_what_is_swept(words: list[str]) -> None:
         return
     parser = OverridesParser.create()
     overrides = [parser.parse_override(word) for word in words[1:] if "=" in word and not word.startswith("-")]
-    swept = {o.key_or_group for o in overrides if o.is_sweep_override()}
-    same = [
-        o.key_or_group for o in overrides if o.key_or_group not in swept and not o.key_or_group.startswith("hydra.")
-    ]
+    swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    same = [key for override in overrides if not ((key := override.key_or_group) in swept or key.startswith("hydra."))]
     excluded = ["output_dir", "overwrite", *same]
     # After the last override: argparse takes positional words in one stretch only.
     place = max(n for n, word in enumerate(words) if n == 0 or ("=" in word and not word.startswith("-")))
@@ -223,10 +220,7 @@ def _require_options(words: Sequence[str]) -> None:
         if group in ("tuned", "feedback"):
             options = GlobalHydra.instance().config_loader().get_group_options(group)
             if name not in options:
-                names = ", ".join(options)
-                raise ValueError(
-                    f"{group}={name}: no such option{did_you_mean(name, options)}; expected one of {names}"
-                )
+                raise ValueError(no_such_option(group, name, options))
 
 
 def end_with_one_line(job: Callable[[], object]) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 PART = ".part"
 """Ending of the name that a file or folder has until it is complete."""
+EDGE_BYTES = 1 << 16
+"""Bytes at each end of a file that :func:`name_size_and_ends` reads: whole models or data sets would take minutes."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -103,6 +105,15 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def name_size_and_ends(file: Path) -> bytes:
+    """Return bytes that change with a file's name, its size or one of its ends; cheap for a file of any size."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        beginning = stream.read(EDGE_BYTES)
+        stream.seek(max(0, size - EDGE_BYTES))
+        return f"{file.name} {size}".encode() + beginning + stream.read()
 
 
 class Journal:

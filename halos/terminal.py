@@ -20,17 +20,8 @@ console = Console(soft_wrap=False)
 
 STREAMS = ".*Your `IterableDataset` has `__len__` defined.*"
 """Lightning warns that the length is wrong with several workers; a stream has at most one."""
-UNHELPFUL = (
-    ".*does not have many workers.*",
-    ".*sync_dist=True.*",
-    ".*`isinstance.treespec, LeafSpec.`.*",
-    STREAMS,
-)
+UNHELPFUL = (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*", STREAMS)
 """Patterns of warnings that a user can do nothing about."""
-
-
-def _not_ours(record: logging.LogRecord) -> bool:
-    return record.name.partition(".")[0] != "halos"
 
 
 def set_up_logging() -> None:
@@ -46,7 +37,7 @@ def set_up_logging() -> None:
         ours.addHandler(RichHandler(console=console, show_time=False, show_path=False))
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:  # Hydra's, which would print every message of ours a second time
-            handler.addFilter(_not_ours)
+            handler.addFilter(lambda record: record.name.partition(".")[0] != "halos")
     ours.setLevel(logging.INFO if on_first_process() else logging.WARNING)
     for message in UNHELPFUL:
         warnings.filterwarnings("ignore", message)

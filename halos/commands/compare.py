@@ -44,6 +44,7 @@ def compare(cfg: DictConfig) -> Path:
         files["verdicts.md"] = as_markdown(verdicts)
     for name, text in files.items():
         write_atomically(output / name, text)
+    # The page holds the same figures as SVG; Markdown renderers such as GitHub's take images from files only.
     for verdict in verdicts:
         claim_figure(verdict)[0].savefig(output / f"claim_{verdict.claim.name}.png", dpi=100)
     terminal.console.print(tables.terminal(comparison))

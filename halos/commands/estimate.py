@@ -64,23 +64,19 @@ def estimate(cfg: DictConfig) -> Estimate:
     terminal.set_up_logging()
     spec: ModelSpec = build(cfg.model).resolved(streaming=cfg.data.streaming)
     _check(cfg, spec)
-    objective = _objective(cfg)
+    # Made without a backbone: whether y' and a reference are needed may depend on its parameters.
+    objective = objective_maker(cfg.loss)(None)
     gpu, devices = GPUS[cfg.estimate.gpu], _devices(cfg)
-    shape = _shape(spec)
+    # The model's config is enough: neither weights nor a tokenizer need be there.
+    with torch.device("meta"):
+        shape = Shape.of(spec.skeleton())
     setting = _setting(cfg, spec, objective, devices)
     # Memory is that of the longest examples, time that of the average ones.
     longest = _example(cfg, objective, None, None)
     average = _example(cfg, objective, cfg.estimate.prompt_tokens, cfg.estimate.completion_tokens)
     parts = memory(shape, setting, tokens=cfg.data.batch_size * longest.trained)
     examples, epochs = _examples(cfg, devices)
-    per_example = operations(
-        shape,
-        average,
-        reference=objective.needs.reference,
-        live=setting.live_reference,
-        checkpointing=spec.gradient_checkpointing,
-        epochs=epochs,
-    )
+    per_example = operations(shape, average, setting, reference=objective.needs.reference, epochs=epochs)
     peak = 1e12 * (gpu.float32 if cfg.precision == "32-true" else gpu.bfloat16)
     rate = devices * cfg.estimate.utilisation * peak
     total = sum(parts.values())
@@ -107,11 +103,6 @@ def _check(cfg: DictConfig, spec: ModelSpec) -> None:
         raise ValueError("estimate: expected model.lora.enabled=false, found true; adapters are not estimated")
 
 
-def _objective(cfg: DictConfig) -> Objective:
-    # Made without a backbone: whether y' and a reference are needed may depend on its parameters.
-    return objective_maker(cfg.loss)(None)
-
-
 def _setting(cfg: DictConfig, spec: ModelSpec, objective: Objective, devices: int) -> Setting:
     return Setting(
         precision=cfg.precision,
@@ -122,12 +113,6 @@ def _setting(cfg: DictConfig, spec: ModelSpec, objective: Objective, devices: in
         checkpointing=spec.gradient_checkpointing,
         head_chunk=spec.head_chunk,
     )
-
-
-def _shape(spec: ModelSpec) -> Shape:
-    # The model's config is enough: neither weights nor a tokenizer need be there.
-    with torch.device("meta"):
-        return Shape.of(spec.skeleton())
 
 
 def _devices(cfg: DictConfig) -> int:

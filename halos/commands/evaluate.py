@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from halos import terminal
+from halos.commands.assembly import plain
 from halos.commands.held_data import read_data
 from halos.commands.judge import make_judge
 from halos.evaluation import evaluator, report
@@ -31,8 +31,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             fails, such as a judge that answers nothing. The results of the stages before it have been written.
     """
     terminal.set_up_logging()
-    node: Any = OmegaConf.to_container(cfg, resolve=True)
+    node = plain(cfg)
     settings = Settings(**{field.name: node[field.name] for field in fields(Settings)})
+    # Samples and intervals have seeds of their own; this is for libraries that draw from global generators.
     pl.seed_everything(settings.seed, verbose=False)
     plan, folder = _plan(cfg, settings)
     results: Results | None = None
@@ -55,9 +56,8 @@ def _plan(cfg: DictConfig, settings: Settings) -> tuple[EvaluationPlan, Path]:
     data = read_data(cfg.get("data"), policy, cfg.split, settings.seed)
     judge = opponent = None
     if cfg.get("judge") is not None:
-        where = {"device": settings.device, "precision": settings.precision}
-        track = partial(terminal.track, "asking the judge", shown=settings.progress)
-        judge = make_judge(cfg.judge, data.source, **where, track=track)
+        place = {"device": settings.device, "precision": settings.precision}
+        judge = make_judge(cfg.judge, data.source, **place, progress=settings.progress)
         opponent = reference if cfg.opponent == "reference" else None
         if cfg.opponent not in ("reference", "data"):
             opponent = find_policy("opponent", cfg.opponent)
@@ -71,6 +71,7 @@ def _plan(cfg: DictConfig, settings: Settings) -> tuple[EvaluationPlan, Path]:
         opponent=str(cfg.opponent),
         opponent_policy=opponent,
     )
+    # Last, so that a refused evaluation leaves no empty folder.
     folder.mkdir(parents=True, exist_ok=True)
     return plan, folder
 

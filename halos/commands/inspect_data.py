@@ -15,9 +15,9 @@ from halos.data.preparation.intake import Intake
 from halos.data.preparation.prepare import DataNeeds, Preparation
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
 from halos.data.records.record import messages_of
-from halos.data.rows.token_rows import Example, Rows, texts_of
+from halos.data.rows.token_rows import Rows, texts_of
 from halos.data.views.derive import VIEWS
-from halos.data.views.examples import Labelled, Scored
+from halos.data.views.examples import Example, Labelled, Scored
 from halos.policy.loading import ModelSpec
 from halos.reporting.data_report import plot_lengths, show_report, write_report
 from halos.reporting.run_report import show_data, show_example

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+from halos import terminal
 from halos.config.building import build
 from halos.data.sources.base import Source
 from halos.judges.base import CompletionJudge
-from halos.judges.chat import ChatJudge, Track
+from halos.judges.chat import ChatJudge
 from halos.judges.reward_model import RewardModel
 from halos.judges.truth import TruthJudge
 
 
-def make_judge(node: DictConfig, source: Source, *, device: str, precision: str, track: Track) -> CompletionJudge:
+def make_judge(
+    node: DictConfig | None, source: Source, *, device: str, precision: str, progress: bool
+) -> CompletionJudge:
     """Build a judge and check it without loading weights.
 
     Args:
@@ -23,11 +27,13 @@ def make_judge(node: DictConfig, source: Source, *, device: str, precision: str,
         source: the data source; :class:`TruthJudge` asks it for its true reward.
         device: where a reward model computes.
         precision: the number type of a reward model, such as ``32-true``.
-        track: the progress bar of a chat judge's requests.
+        progress: whether a chat judge shows a bar over its requests.
 
     Raises:
-        ValueError: the class cannot be imported, is not a judge, or lacks something that it needs.
+        ValueError: there is no node, the class cannot be imported, is not a judge, or lacks something that it needs.
     """
+    if node is None:
+        raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat, found none")
     try:
         judge_class = get_class(node._target_)
     except Exception as error:  # Hydra raises several kinds
@@ -41,7 +47,7 @@ def make_judge(node: DictConfig, source: Source, *, device: str, precision: str,
     elif issubclass(judge_class, RewardModel):
         extra = {"device": device, "precision": precision}
     elif issubclass(judge_class, ChatJudge):
-        extra = {"track": track}
+        extra = {"track": partial(terminal.track, "asking the judge", shown=progress)}
     judge: CompletionJudge = build(node, **extra)
     judge.check()
     return judge

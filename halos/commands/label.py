@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -14,7 +13,7 @@ from halos.commands.judge import make_judge
 from halos.data.sources.base import Source
 from halos.data.sources.json_source import JsonSource
 from halos.files import write_atomically
-from halos.judges.labels import KINDS, label as label_records
+from halos.judges.labels import label as label_records
 
 
 def label(cfg: DictConfig) -> Path:
@@ -29,18 +28,14 @@ def label(cfg: DictConfig) -> Path:
     """
     terminal.set_up_logging()
     output = Path(cfg.output)
-    if cfg.feedback not in KINDS:
-        raise ValueError(f"feedback: expected one of {', '.join(KINDS)}; found {cfg.feedback!r}")
-    if cfg.get("judge") is None:
-        raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat, found none")
     if output.exists() and not cfg.overwrite:
         raise ValueError(f"output: {output} exists; choose another file, or set overwrite=true to replace it")
     samples = JsonSource(cfg.samples)
     records = samples.train().records
     # The true reward (judge=truth) belongs to the source that the prompts came from.
     world: Source = build_data(cfg.data, seed=cfg.seed).source if cfg.get("data") else samples
-    track = partial(terminal.track, "asking the judge", shown=cfg.progress)
-    judge = make_judge(cfg.judge, world, device=cfg.device, precision=cfg.precision, track=track)
+    judge = make_judge(cfg.get("judge"), world, device=cfg.device, precision=cfg.precision, progress=cfg.progress)
+    # Only now are weights read or requests sent: everything above is cheap and finds most mistakes.
     rows, counts = label_records(records, judge, cfg.feedback)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

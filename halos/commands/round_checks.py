@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 
 from omegaconf import DictConfig
 
-from halos import terminal
 from halos.checks import check_whole
 from halos.commands.assembly import build_data, build_objective, objective_class
 from halos.commands.judge import make_judge
 from halos.config.building import build
+from halos.config.combinations import check_combinations, values_of
 from halos.data.records.record import Completion, Record
 from halos.data.views.derive import VIEWS
 from halos.data.views.selection import Selection
@@ -36,6 +35,7 @@ def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None
         ValueError: the configuration is bad, or the loss cannot learn from the feedback of the later rounds.
     """
     rounds = cfg.rounds
+    # Each round starts processes of its own; under torchrun or srun every rank would start all rounds.
     if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise ValueError(
             "rounds: expected one process, which starts those of each round; found several (torchrun, Slurm)"
@@ -44,41 +44,17 @@ def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None
     for name, options in (("reference", REFERENCES), ("feedback", KINDS)):
         if rounds[name] not in options:
             raise ValueError(f"rounds.{name}: expected one of {', '.join(options)}; found {rounds[name]!r}")
-    _check_adapter(cfg)
-    if rounds.count > 1:
-        _check_reference(cfg)
+    # Each round checks its own configuration too. The rules on rounds need the command's, which says how many follow.
+    check_combinations(values_of(cfg))
     # All rounds from the second on have the same configuration except for their paths.
     numbers = ([0] if cfg.get("before") else []) + list(range(1, min(rounds.count, 2) + 1))
     objectives = [_objective(of_round(number)) for number in numbers]
     if rounds.count > 1:
         _check_sampling(cfg)
         _check_feedback(cfg, objectives[-1].view)
-        _check_judge(cfg)
-
-
-def _check_adapter(cfg: DictConfig) -> None:
-    if cfg.model.lora.enabled and cfg.model.lora.export != "merged":
-        raise ValueError("rounds: expected model.lora.export=merged, as the next round starts from the export")
-    if cfg.model.lora.path is not None and (cfg.rounds.count > 1 or cfg.get("before")):
-        raise ValueError(
-            "model.lora.path: expected none with rounds, as the next round starts from the merged export, which holds "
-            f"the adapter already; found {cfg.model.lora.path}; merge it into its base and set model.path to that"
-        )
-
-
-def _check_reference(cfg: DictConfig) -> None:
-    # A live reference is a copy of what a round starts from, which is round 1's model in round 1 alone.
-    first = cfg.rounds.reference == "first"
-    if first and cfg.model.reference not in ("auto", "cached"):
-        raise ValueError(
-            "model.reference: expected auto or cached with rounds.reference=first, as the later rounds have another "
-            f"model as their reference than they start from; found {cfg.model.reference}"
-        )
-    if first and cfg.model.random_weights and not cfg.model.reference_path and not cfg.get("before"):
-        raise ValueError(
-            "rounds.reference: expected last with model.random_weights=true, as the weights that round 1 starts from "
-            "are kept nowhere; found first"
-        )
+        # Made on the CPU whatever the rounds' device is: the judge is checked here, and made again when it is asked.
+        source = build_data(cfg.data, seed=cfg.seed).source
+        make_judge(cfg.get("judge"), source, device="cpu", precision="32-true", progress=False)
 
 
 def _objective(cfg: DictConfig) -> Objective:
@@ -93,10 +69,8 @@ def _objective(cfg: DictConfig) -> Objective:
 
 def _check_sampling(cfg: DictConfig) -> None:
     rounds = cfg.rounds
-    if cfg.data.streaming:
-        raise ValueError("data.streaming: expected false with rounds, which sample the prompts of all data; found true")
-    for name in ("samples", "batch_size", "max_new_tokens", *(["prompts"] if rounds.prompts is not None else [])):
-        check_whole(f"rounds.{name}", rounds[name], 1)
+    for name in ("samples", "batch_size", "prompts"):
+        check_whole(f"rounds.{name}", rounds[name], 1, null=name == "prompts")
     try:
         Decoding(max_new_tokens=rounds.max_new_tokens, temperature=rounds.temperature, top_p=rounds.top_p)
         check_installed(rounds.engine)
@@ -114,6 +88,7 @@ def _check_feedback(cfg: DictConfig, view: str) -> None:
             f"rounds.samples={samples} at temperature {cfg.rounds.temperature}"
         )
     records = [_made_up_record(kind, prompt, different) for prompt in range(2)]
+    # The same derivation that training will use, so that no rule about views is written a second time here.
     selection: Selection = build(cfg.data.select)
     try:
         VIEWS[view](records, selection.prepare(view, records, records))
@@ -133,12 +108,3 @@ def _made_up_record(kind: str, prompt: int, count: int) -> Record:
         "pairs": [Completion(str(n)) for n in range(len(good))],
     }[kind]
     return Record(str(prompt), str(prompt), tuple(completions), ((0, 1),) if kind == "pairs" else ())
-
-
-def _check_judge(cfg: DictConfig) -> None:
-    if cfg.get("judge") is None:
-        raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat for rounds, found none")
-    # Made on the CPU whatever the rounds' device is: the judge is checked here, and made again when it is asked.
-    source = build_data(cfg.data, seed=cfg.seed).source
-    track = partial(terminal.track, "asking the judge", shown=False)
-    make_judge(cfg.judge, source, device="cpu", precision="32-true", track=track)

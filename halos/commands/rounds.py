@@ -13,12 +13,12 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
+from halos.commands.assembly import plain
 from halos.commands.label import label
 from halos.commands.round_checks import check_rounds
 from halos.commands.sample import sample
@@ -76,11 +76,11 @@ def round_config(cfg: DictConfig, number: int) -> DictConfig:
     """The configuration of round ``number``: that of the command with the round's own loss, model, data and folder."""
     # The folder comes first, as other keys are interpolated from it.
     own = {"output_dir": str(_folder(cfg, number)), "resume": "auto", "overwrite": False}
-    node = _plain(OmegaConf.merge(cfg, own))
+    node = plain(OmegaConf.merge(cfg, own))  # type: ignore[arg-type]
     if number == 0:
         before = node["before"]
         others = {key: value for key, value in before.items() if key != "loss"}
-        node = _plain(OmegaConf.merge(node, others))
+        node = plain(OmegaConf.merge(node, others))  # type: ignore[arg-type]
         # Not merged: the other loss's parameters would be left over.
         node["loss"] = before.get("loss", node["loss"])
     elif number > 1 or cfg.get("before"):
@@ -102,10 +102,6 @@ def _data_of_round(data: Node, feedback: Path, seed: int) -> Node:
     return {**data, **train, "source": source}
 
 
-def _plain(node: object) -> Node:
-    return cast(Node, OmegaConf.to_container(cast(DictConfig, node), resolve=True))
-
-
 def _first_reference(cfg: DictConfig) -> str:
     start = str(_folder(cfg, 0) / "model") if cfg.get("before") else cfg.model.path
     return str(cfg.model.reference_path or start)
@@ -125,10 +121,11 @@ def _free_gpu() -> None:
 def _write_feedback(cfg: DictConfig, number: int) -> None:
     """Sample the last round's policy and label the samples; files that an earlier command has written are kept."""
     rounds, folder = cfg.rounds, _folder(cfg, number)
+    # sample() goes on with a file that a killed command has left; label() writes its file as a whole.
     samples, feedback = folder / "samples.jsonl", folder / "feedback.jsonl"
     if feedback.is_file():
         return
-    common = {"device": "auto", "precision": "32-true", "seed": cfg.seed, "overwrite": False, "data": _plain(cfg.data)}
+    common = {"device": "auto", "precision": "32-true", "seed": cfg.seed, "overwrite": False, "data": plain(cfg.data)}
     common["progress"] = cfg.trainer.enable_progress_bar
     sampling = {name: rounds[name] for name in (*_DECODING_KEYS, "batch_size")}
     policy = {"policy": str(_folder(cfg, number - 1)), "split": "train", "size": rounds.prompts}
@@ -140,7 +137,7 @@ def _write_feedback(cfg: DictConfig, number: int) -> None:
 def _open(cfg: DictConfig, root: Path) -> None:
     """Create the folder of the rounds, or check that it holds these rounds."""
     file = root / SETTINGS
-    settings = {key: value for key, value in flatten(_plain(cfg)).items() if not key.startswith(_FREE_KEYS)}
+    settings = {key: value for key, value in flatten(plain(cfg)).items() if not key.startswith(_FREE_KEYS)}
     if cfg.resume not in (None, "auto"):
         raise ValueError(f"resume: expected auto with rounds, found {cfg.resume}")
     folders = sorted(path for path in root.glob("round*") if path.is_dir() and path.name[5:].isdecimal())
@@ -151,6 +148,7 @@ def _open(cfg: DictConfig, root: Path) -> None:
             "other commands have left; choose another folder"
         )
     if cfg.overwrite:
+        # The folders of the rounds only, not the whole root: it may hold files of the user's.
         for folder in folders:
             shutil.rmtree(folder)
     elif not file.is_file():
@@ -161,7 +159,7 @@ def _open(cfg: DictConfig, root: Path) -> None:
             "overwrite=true to replace them"
         )
     else:
-        _check_settings(root, _plain(OmegaConf.load(file)), settings)
+        _check_settings(root, plain(OmegaConf.load(file)), settings)  # type: ignore[arg-type]
     root.mkdir(parents=True, exist_ok=True)
     write_atomically(file, OmegaConf.to_yaml(OmegaConf.create(settings)))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.checks import check_whole
+from halos.commands.assembly import plain
 from halos.commands.held_data import read_data
 from halos.config.devices import check_place
 from halos.data.rows.chat_tokens import ChatTokens
@@ -47,19 +47,14 @@ def sample(cfg: DictConfig) -> Path:
     data = read_data(cfg.get("data"), policy, cfg.split, cfg.seed)
     prompts = distinct_prompts(data.records, cfg.size, cfg.seed)
     tokens = ChatTokens(policy.tokenizer, data.limits)
-    where = {"device": cfg.device, "precision": cfg.precision}
-    sampler = Sampler(
-        partial(make_engine, cfg.engine, policy, tokens, decoding, **where),
-        tokens,
-        control=policy.control,
-        count=cfg.samples,
-        batch_size=cfg.batch_size,
-        seed=cfg.seed,
-    )
+    engine = partial(make_engine, cfg.engine, policy, tokens, decoding, device=cfg.device, precision=cfg.precision)
+    sampling = {"count": cfg.samples, "batch_size": cfg.batch_size, "seed": cfg.seed}
+    sampler = Sampler(engine, tokens, control=policy.control, **sampling)
     sampler.prompt_ids(prompts)  # raises for a prompt that does not fit, before the output is touched
     _open(cfg, output, policy)
     total, cut = sampler.write(prompts, output, partial(terminal.track, "sampling", shown=cfg.progress))
     terminal.say(f"{len(prompts) * cfg.samples:,} completions for {len(prompts):,} prompts in {output}")
+    # Cut completions have no end-of-turn token, so a judge may rate them lower than the policy deserves.
     if cut:
         log.warning("%s of %s completions were cut at max_new_tokens=%s", cut, total, cfg.max_new_tokens)
     return output
@@ -68,9 +63,9 @@ def sample(cfg: DictConfig) -> Path:
 def _open(cfg: DictConfig, output: Path, policy: Policy) -> None:
     """Write the settings of the samples next to them, or check that those there are the same."""
     file = output.with_name(output.name + ".config.yaml")
-    settings = cast("dict[str, object]", OmegaConf.to_container(cfg, resolve=True))
+    settings = plain(cfg)
     if policy.run is not None and settings.get("data") is None:
-        settings["data"] = OmegaConf.to_container(policy.run.data, resolve=True)
+        settings["data"] = plain(policy.run.data)
     # A model that was trained again has the same path, so its weights count too.
     if policy.spec.local is not None:
         settings["weights"] = weights_key(policy.spec.local)

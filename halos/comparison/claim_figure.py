@@ -33,19 +33,20 @@ def claim_figure(verdict: Verdict) -> tuple[Figure, Axes]:
         placed = [(cast(float, x) if numeric else names.index(_text(x)), y) for x, y in points]
         if numeric:
             placed.sort(key=lambda point: point[0])
-        x, y = [x for x, _ in placed], [y for _, y in placed]
+        x, values = [x for x, _ in placed], [y.value for _, y in placed]
+        widths = [_half_width(y) for _, y in placed]
         style = "o-" if numeric else "o"
-        values = [estimate.value for estimate in y]
-        axes.errorbar(x, values, yerr=_reach(y), fmt=style, capsize=3, color=line_colour(n), label=label or None)
+        axes.errorbar(x, values, yerr=widths, fmt=style, capsize=3, color=line_colour(n), label=label or None)
     if not numeric:
         axes.set_xticks(range(len(names)), names)
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif claim.figure.log:
         axes.set_xscale("log")
-    reference = [run.numbers.get(claim.metric.replace("policy_", "reference_")) for run in verdict.runs]
-    measured = [value for value in reference if value is not None]
-    if "policy_" in claim.metric and measured:
-        axes.axhline(fmean(measured), color="grey", linestyle=":", linewidth=1.2, label="reference")
+    # Only metrics of samples are measured on the reference too.
+    name = claim.metric.replace("policy_", "reference_")
+    reference = [run.numbers[name] for run in verdict.runs if name in run.numbers]
+    if name != claim.metric and reference:
+        axes.axhline(fmean(reference), color="grey", linestyle=":", linewidth=1.2, label="reference")
     axes.set(xlabel=claim.figure.label, ylabel=claim.measure)
     axes.legend(fontsize=8, frameon=False)
     return figure, axes
@@ -65,15 +66,13 @@ def _lines(verdict: Verdict) -> dict[str, list[Point]]:
     return lines
 
 
-def _reach(estimates: list[Estimate]) -> list[list[float]]:
-    """The lengths of the error bars below and above each value."""
-    return [
-        [0.0 if y.low is None else y.value - y.low for y in estimates],
-        [0.0 if y.high is None else y.high - y.value for y in estimates],
-    ]
+def _half_width(estimate: Estimate) -> float:
+    # Student's interval is symmetric. A single seed has none.
+    return 0.0 if estimate.high is None else estimate.high - estimate.value
 
 
 def _is_number(value: object) -> bool:
+    # A bool is an int for Python, but true and false are names on an axis, not 1 and 0.
     return isinstance(value, float | int) and not isinstance(value, bool)
 
 

@@ -9,14 +9,14 @@ undecided otherwise. A claim held if all its contrasts did. Intervals are not co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import TypeVar
 
-from halos.comparison.runs import Group, Run, group
-from halos.evaluation.statistics import Estimate, over_seeds
+from halos.comparison.runs import Group, Run, group, paired_difference
+from halos.evaluation.statistics import Estimate
 
+T = TypeVar("T", "Claim", "Contrast", "Figure")
 HELD, FAILED, UNDECIDED = "held", "did not hold", "is undecided"
-_KEYS = {"name", "states", "metric", "measure", "figure", "contrasts"}
-_CONTRAST_KEYS = {"at", "of", "against", "above", "metric", "measure"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Figure:
 
     x: str
     label: str
-    lines: tuple[str, ...] = ()
+    lines: Sequence[str] = ()
     log: bool = False
 
 
@@ -75,7 +75,7 @@ class Claim:
     metric: str
     measure: str
     figure: Figure
-    contrasts: tuple[Contrast, ...]
+    contrasts: Sequence[Contrast]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Verdict:
 
     claim: Claim
     runs: list[Run]
-    differences: list[Estimate | None] = field(default_factory=list)
+    differences: list[Estimate | None]
 
     @property
     def groups(self) -> list[Group]:
@@ -158,32 +158,30 @@ def _decide(runs: list[Run]) -> Verdict:
 
 
 def _claim(run: Run) -> Claim:
-    node = dict(run.claim or {})
     where = f"{run.folder / 'config.yaml'}: claim"
-    _check_keys(where, node, _KEYS, _KEYS)
-    common = {"metric": node["metric"], "measure": node["measure"]}
-    contrasts = []
-    for number, contrast in enumerate(node["contrasts"]):
-        _check_keys(f"{where}.contrasts[{number}]", contrast, _CONTRAST_KEYS, {"at", "of", "against"})
-        contrasts.append(Contrast(**{**common, **contrast}))
-    if not contrasts:
+    claim = _build(where, Claim, run.claim)
+    if not claim.contrasts:
         raise ValueError(f"{where}.contrasts: expected at least one, found none")
-    _check_keys(f"{where}.figure", node["figure"], {"x", "label", "lines", "log"}, {"x", "label"})
-    figure = Figure(**{**node["figure"], "lines": tuple(node["figure"].get("lines", ()))})
-    return Claim(node["name"], node["states"], node["metric"], node["measure"], figure, tuple(contrasts))
+    # So far figure and contrasts are nodes of the configuration.
+    common = {"metric": claim.metric, "measure": claim.measure}
+    contrasts = [_build(f"{where}.contrasts[{n}]", Contrast, node, **common) for n, node in enumerate(claim.contrasts)]
+    return replace(claim, figure=_build(f"{where}.figure", Figure, claim.figure), contrasts=contrasts)
 
 
-def _check_keys(where: str, node: object, known: set[str], required: set[str]) -> None:
+def _build(where: str, kind: type[T], node: object, **common: object) -> T:
+    """Make a dataclass of a node whose keys are its fields; ``common`` has the values of keys that the node lacks."""
+    known = {field.name for field in fields(kind)}
+    required = {field.name for field in fields(kind) if field.default is MISSING} - common.keys()
     if not isinstance(node, Mapping) or required - node.keys() or node.keys() - known:
         keys = ", ".join(sorted(map(str, node))) if isinstance(node, Mapping) else repr(node)
         raise ValueError(f"{where}: expected {', '.join(sorted(known))}; found {keys}")
+    return kind(**{**common, **node})
 
 
 def _contrast(claim: Claim, contrast: Contrast, runs: Sequence[Run]) -> Estimate | None:
     # Paired by seed: both runs of a seed see the same data in the same order, and what they share cancels.
     ours, theirs = (_by_seed(claim, match, contrast.metric, runs) for match in (contrast.of, contrast.against))
-    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    return over_seeds(differences) if differences else None
+    return paired_difference(ours, theirs)
 
 
 def _by_seed(claim: Claim, match: Mapping[str, object], metric: str, runs: Sequence[Run]) -> dict[int, float]:

@@ -124,6 +124,7 @@ def as_svg(figure: Figure, axes: Axes) -> str:
     """Add a legend and render the figure as an ``<svg>`` element; equal figures give equal texts."""
     from matplotlib import rc_context
 
+    # Long legends would cover the curves.
     entries = len(axes.get_legend_handles_labels()[1])
     axes.legend(fontsize=7, frameon=False, ncols=2 if entries > 8 else 1)
     out = io.StringIO()
@@ -141,4 +142,5 @@ def line_colour(n: int) -> tuple[float, float, float, float]:
 
 
 def _marker(n: int) -> str:
+    # Colours repeat after a while: each ten lines have another marker.
     return "os^DvPX*<>"[n // 10 % 10] if n >= 10 else "o"

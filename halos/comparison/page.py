@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -17,12 +16,6 @@ MAX_PROMPTS = 8
 """Prompts whose samples are shown."""
 MAX_COLUMNS = 5
 """Groups whose samples are shown."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Figure:
-    caption: str
-    svg: str
 
 
 def page(
@@ -71,8 +64,9 @@ def page(
     )
 
 
-def _numbered(svgs: Mapping[str, str], prefix: str) -> list[_Figure]:
-    return [_Figure(caption, _with_own_ids(svg, f"{prefix}f{n}-")) for n, (caption, svg) in enumerate(svgs.items())]
+def _numbered(svgs: Mapping[str, str], prefix: str) -> list[dict[str, str]]:
+    figures = enumerate(svgs.items())
+    return [{"caption": name, "svg": _with_own_ids(svg, f"{prefix}f{n}-")} for n, (name, svg) in figures]
 
 
 def _with_own_ids(svg: str, prefix: str) -> str:

@@ -72,8 +72,25 @@ class Group:
 
     def over_seeds(self, metric: str) -> Estimate | None:
         """The metric's mean over the runs that have it, with Student's t interval; None if no run has it."""
-        values = [run.numbers[metric] for run in self.runs if metric in run.numbers]
+        values = list(self.by_seed(metric).values())
         return over_seeds(values) if values else None
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """The metric of the runs that have it, by their seed."""
+        return {run.seed: run.numbers[metric] for run in self.runs if metric in run.numbers}
+
+
+def paired_difference(values: Mapping[int, float], base: Mapping[int, float]) -> Estimate | None:
+    """Estimate the mean difference over the seeds that both have; None if they share no seed.
+
+    Pairing removes the spread that both share, because runs of a seed see the same data in the same order.
+
+    Args:
+        values: the metric of one kind of runs, by seed.
+        base: the metric of the runs that they are compared with, by seed.
+    """
+    differences = [values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())]
+    return over_seeds(differences) if differences else None
 
 
 def read_runs(roots: Sequence[str]) -> tuple[list[Run], list[Path]]:
@@ -175,6 +192,7 @@ def experiment_keys(config: Node) -> Node:
     Both follow from the number of the round, so the paths are left out, and the data source is that of the prompts.
     """
     flat = flatten(config)
+    # Runs outside of rounds have the key too, with null.
     if flat.get("rounds.round") is not None:
         source = "data.source."
         world = {k.replace(".world", "", 1): v for k, v in flat.items() if k.startswith(f"{source}world.")}
@@ -195,13 +213,16 @@ def _json(file: Path) -> Any:
 
 
 def _json_lines(file: Path) -> list[Any]:
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in _lines(file)]
 
 
 def _csv_rows(file: Path) -> list[dict[str, float]]:
+    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(_lines(file))]
+
+
+def _lines(file: Path) -> list[str]:
     if not file.is_file():
         return []
+    # Not str.splitlines, which also splits at U+2028 and its like: JSON leaves them as they are inside of texts.
     with file.open(newline="", encoding="utf-8") as stream:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+        return list(stream)

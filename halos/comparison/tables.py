@@ -11,8 +11,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from halos.comparison.runs import Group
-from halos.evaluation.statistics import Estimate, over_seeds
+from halos.comparison.runs import Group, paired_difference
+from halos.evaluation.statistics import Estimate
 
 DEFAULT_METRICS = (
     "samples/policy_desirable", "samples/policy_reward", "samples/kl", "evaluation/judge/win_rate",
@@ -68,26 +68,17 @@ def compare_groups(groups: Sequence[Group], metrics: Sequence[str] | None, basel
         if base is None:
             raise ValueError(f"baseline: expected one of {'; '.join(g.label for g in groups)}; found {baseline!r}")
         for group, row in zip(groups, cells, strict=True):
-            row += [None if group is base else difference(group, base, name) for name in columns]
+            others = [paired_difference(group.by_seed(name), base.by_seed(name)) for name in columns]
+            row += [None] * len(columns) if group is base else others
         columns += [f"Δ {name}" for name in columns]
     return Comparison([group.label for group in groups], columns, cells)
-
-
-def difference(group: Group, base: Group, metric: str) -> Estimate | None:
-    """Mean difference over the seeds that both groups have, with Student's t interval of the paired differences.
-
-    Pairing removes the spread that both groups share, because runs of a seed see the same data in the same order.
-    """
-    base_values = {run.seed: run.numbers[metric] for run in base.runs if metric in run.numbers}
-    paired = [run for run in group.runs if metric in run.numbers and run.seed in base_values]
-    differences = [run.numbers[metric] - base_values[run.seed] for run in paired]
-    return over_seeds(differences) if differences else None
 
 
 def cell_text(cell: Estimate | None) -> str:
     """``0.953 ± 0.012``: the mean and half of its 95 % interval; the mean alone for one seed."""
     if cell is None:
         return "–"
+    # Student's interval is symmetric, so one number says all of it; a single seed has none.
     half_width = "" if cell.high is None else f" ± {_digits(cell.high - cell.value)}"
     return f"{_digits(cell.value)}{half_width}"
 
@@ -107,6 +98,7 @@ def rows(comparison: Comparison) -> list[list[str]]:
 
 
 def _digits(value: float) -> str:
+    # Rewards and rates need decimals, seconds and counts do not.
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 
@@ -125,6 +117,7 @@ def as_csv(comparison: Comparison) -> str:
     """The table as CSV, with mean, interval and number of seeds of each metric in columns of their own."""
     fields = ("mean", "low", "high", "seeds")
     out = io.StringIO()
+    # The csv module ends lines with \r\n by default.
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["run", *(f"{metric} {name}" for metric in comparison.metrics for name in fields)])
     for label, cells in zip(comparison.labels, comparison.cells, strict=True):

@@ -23,6 +23,7 @@ def build(node: DictConfig, *args: Any, without: tuple[str, ...] = (), **kwargs:
 
 
 def as_partial(node: DictConfig, without: tuple[str, ...]) -> partial[Any]:
+    # Plain containers: constructors take lists and dicts, and must not see the configuration's own types.
     resolved: Any = OmegaConf.to_container(node, resolve=True)
     keys = {key: value for key, value in resolved.items() if key not in without}
     try:

@@ -6,6 +6,7 @@ configuration says as soon as it is composed, and once more with :data:`TRAITS` 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,9 +17,8 @@ from halos.config.flat import flatten
 Value = object
 Condition = Callable[[Value], bool]
 
-REFERENCE, WHOLE_STEP, COUNTS, GENERATES = (
-    "loss (reference)", "loss (whole step)", "loss (label counts)", "loss (generates)",
-)  # fmt: skip
+REFERENCE, WHOLE_STEP = "loss (reference)", "loss (whole step)"
+COUNTS, GENERATES = "loss (label counts)", "loss (generates)"
 TRAITS = {
     REFERENCE: "whether the loss reads a reference",
     WHOLE_STEP: "whether the loss needs all examples of an optimizer step at once",
@@ -58,9 +58,7 @@ class Rule:
 
 def _yaml(value: Value) -> str:
     # As the user would write it on the command line.
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _one_of(*options: Value) -> Condition:
@@ -93,10 +91,8 @@ _ANY_FSDP, _FLASH = _starts("fsdp"), _starts("flash")
 _STREAMING: dict[str, Condition] = {"data.streaming": _ON}
 _FIRST: dict[str, Condition] = {"rounds.reference": _one_of("first"), "rounds.count": _above(1)}
 _TENSOR_PARALLEL: dict[str, Condition] = {"strategy.name": _one_of("fsdp_tp")}
-_SYNC = "0, or model.reference=live"
-_SYNC_REASON = "only a reference that is kept as a model can move"
-_METRIC = "a metric with sweep_seeds and sweep_max_kl"
-_METRIC_REASON = "such as sweep_metric=samples/policy_desirable"
+_SYNC = ("0, or model.reference=live", "only a reference that is kept as a model can move")
+_METRIC = ("a metric with sweep_seeds and sweep_max_kl", "such as sweep_metric=samples/policy_desirable")
 
 # fmt: off
 RULES: tuple[Rule, ...] = (
@@ -166,18 +162,16 @@ RULES: tuple[Rule, ...] = (
          "they are set by the counts of all training data; give numbers"),
     Rule({"humanline.enabled": _ON, REFERENCE: _OFF}, "false, or a loss with a reference"),
     Rule({"reference_sync.every": _above(0), REFERENCE: _OFF}, "0, or a loss with a reference"),
-    Rule({"reference_sync.every": _above(0), "model.reference": _one_of("cached", "adapter")}, _SYNC, _SYNC_REASON),
+    Rule({"reference_sync.every": _above(0), "model.reference": _one_of("cached", "adapter")}, *_SYNC),
     # auto means live for a stream without LoRA alone
-    Rule({"reference_sync.every": _above(0), "model.reference": _one_of("auto"), "data.streaming": _OFF},
-         _SYNC, _SYNC_REASON),
-    Rule({"reference_sync.every": _above(0), "model.reference": _one_of("auto"), "model.lora.enabled": _ON},
-         _SYNC, _SYNC_REASON),
+    Rule({"reference_sync.every": _above(0), "model.reference": _one_of("auto"), "data.streaming": _OFF}, *_SYNC),
+    Rule({"reference_sync.every": _above(0), "model.reference": _one_of("auto"), "model.lora.enabled": _ON}, *_SYNC),
     Rule({"trainer.accumulate_grad_batches": _above(1), WHOLE_STEP: _ON},
          "1 for a loss that needs all examples of a step at once",
          "raise data.batch_size or trainer.devices instead"),
     # Sweeps
-    Rule({"sweep_metric": _UNSET, "sweep_seeds": _SET}, _METRIC, _METRIC_REASON),
-    Rule({"sweep_metric": _UNSET, "sweep_max_kl": _SET}, _METRIC, _METRIC_REASON),
+    Rule({"sweep_metric": _UNSET, "sweep_seeds": _SET}, *_METRIC),
+    Rule({"sweep_metric": _UNSET, "sweep_max_kl": _SET}, *_METRIC),
     # Rounds
     Rule(_STREAMING | {"rounds.count": _above(1)}, "false with rounds", "they sample the prompts of all data"),
     Rule({"model.lora.export": _none_of("merged"), "model.lora.enabled": _ON, "rounds": _ON}, "merged with rounds",

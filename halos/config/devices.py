@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from omegaconf import DictConfig
@@ -56,11 +56,8 @@ def build_strategy(node: DictConfig) -> Strategy | str:
         ValueError: a strategy whose package is not installed, and parameters that it does not take.
     """
     if node.name == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        raise ValueError(
-            "strategy: expected the package deepspeed for strategy=deepspeed, found none; install it with "
-            "pip install 'halos[deepspeed]'"
-        )
+        install = "pip install 'halos[deepspeed]'"
+        raise ValueError(f"strategy: expected the package deepspeed for strategy=deepspeed, found none; {install}")
     if isinstance(node.trainer, str):
         return node.trainer
-    strategy: Strategy = build(node.trainer)
-    return strategy
+    return cast("Strategy", build(node.trainer))

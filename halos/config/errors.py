@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
@@ -25,12 +27,17 @@ def require_plain_booleans(node: object, key: str = "") -> None:
         raise ValueError(f"{key}: expected true or false, found {node!r}")
 
 
+def no_such_option(group: str, name: str, options: Sequence[str]) -> str:
+    """Return the line for a name that is none of the options of its group."""
+    return f"{group}={name}: no such option{did_you_mean(name, options)}; expected one of {', '.join(options)}"
+
+
 def explain(error: BaseException) -> str:
     """Return one line for an error in the configuration, with names that are close to a misspelt one."""
+    # Hydra's own message has a line for each option and for each folder of the search path.
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        options = ", ".join(error.options)
-        return f"{group}={name}: no such option{did_you_mean(name, error.options)}; expected one of {options}"
+        return no_such_option(group, name, error.options)
     for cause in _chain(error):
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
             key = str(cause.full_key or cause.key)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 def config_folder() -> str:
     """Return the ``conf`` folder: inside an installed package, next to the package in a checkout."""
+    # A wheel carries conf/ inside the package; an editable install reads the one of the checkout.
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")

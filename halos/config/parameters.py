@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from halos.checks import is_number
+
 
 def require_between(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """The value as a float, checked to be in [low, high), or in (low, high) if ``open_low``.
@@ -12,8 +14,7 @@ def require_between(name: str, value: float, low: float, high: float = math.inf,
     Raises:
         ValueError: naming the key ``loss.{name}``, for another number or no number.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (low < value if open_low else low <= value) or not value < high:
+    if not is_number(value) or not (low < value if open_low else low <= value) or not value < high:
         span = f"{'(' if open_low else '['}{low:g}, {high:g})"
         raise ValueError(f"loss.{name}: expected a number in {span}, found {value!r}")
     return float(value)
@@ -26,7 +27,7 @@ def require_positive(name: str, value: float) -> float:
 
 def require_share(name: str, value: float) -> float:
     """The value as a float, checked to be in [0, 1]; see :func:`require_between`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+    if not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"loss.{name}: expected a number in [0, 1], found {value!r}")
     return float(value)
 

@@ -40,6 +40,7 @@ def read_run(folder: Path) -> TrainedRun:
     """Read the configuration of a run. Raises ``ValueError`` as :func:`run_config` does."""
     config = run_config(folder)
     loss, model = config.loss, config.model
+    # A mixture has its β in one of its parts.
     losses = (loss, *(loss.get("parts") or {}).values())
     return TrainedRun(
         data=config.data,

@@ -23,8 +23,7 @@ def check_arguments(name: str, function: Callable[..., object], *args: object, *
         args, kwargs = (*function.args, *args), function.keywords | kwargs
         function = function.func
     accepted = accepted_names(function)
-    unknown = [key for key in kwargs if accepted is not None and key not in accepted]
-    if accepted is not None and unknown:
+    if accepted is not None and (unknown := [key for key in kwargs if key not in accepted]):
         hints = ", ".join(f"{key!r}{did_you_mean(key, accepted)}" for key in unknown)
         raise ValueError(f"{name} does not take {hints}; expected some of {', '.join(accepted[len(args) :])}")
     try:
@@ -43,7 +42,11 @@ def accepted_names(function: Callable[..., object]) -> list[str] | None:
     A constructor that passes ``**options`` on to its base class takes that class's keywords too.
     """
     names: list[str] = []
-    for call in _constructors(function) if isinstance(function, type) else [function]:
+    # Constructors of the class and its bases, in the order in which super() calls them.
+    calls = [function]
+    if isinstance(function, type):
+        calls = [vars(base)["__init__"] for base in function.__mro__[:-1] if "__init__" in vars(base)]
+    for call in calls:
         parameters = inspect.signature(call).parameters.values()
         names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -55,8 +58,3 @@ def did_you_mean(name: str, names: Sequence[str]) -> str:
     """`` (did you mean …?)`` with the names that are close to a misspelt one, or nothing."""
     close = get_close_matches(name, names, n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
-
-
-def _constructors(cls: type) -> list[Callable[..., object]]:
-    # Those of the class and its bases, in the order in which super() calls them.
-    return [base.__dict__["__init__"] for base in cls.__mro__ if base is not object and "__init__" in base.__dict__]

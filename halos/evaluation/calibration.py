@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,16 +55,18 @@ def calibration_error(margins: ArrayLike, bins: int = BINS) -> float:
     return sum(b.count * abs(b.confidence - b.accuracy) for b in filled) / sum(b.count for b in filled)
 
 
-def draw_reliability(bins: Sequence[Bin], error: float, file: Path) -> None:
+def draw_reliability(margins: ArrayLike, file: Path) -> None:
     """Draw the reliability diagram, with the number of pairs of each bin below it, into an image file."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(4.2, 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    bins = reliability(margins)
     x = [b.confidence for b in bins]
     above.plot([0.5, 1], [0.5, 1], color="0.6", linestyle="--", linewidth=1)
     above.plot(x, [b.accuracy for b in bins], marker="o", color="tab:blue")
-    above.set(ylabel="accuracy", title=f"ECE {error:.3f}", ylim=(min(0.45, *(b.accuracy - 0.05 for b in bins)), 1.02))
+    lowest = min(0.45, *(b.accuracy - 0.05 for b in bins))
+    above.set(ylabel="accuracy", title=f"ECE {calibration_error(margins):.3f}", ylim=(lowest, 1.02))
     below.bar(x, [b.count for b in bins], width=0.03, color="tab:blue")
     below.set(xlabel="confidence σ(|margin|)", ylabel="pairs", xlim=(0.48, 1.02))
     figure.savefig(file, dpi=150)

@@ -91,6 +91,7 @@ def best_of_data(records: Sequence[Record]) -> dict[str, list[str]]:
     Raises:
         ValueError: there are none.
     """
+    # The same choice as supervised fine-tuning makes: its demonstrations are the completions worth imitating.
     try:
         examples = demonstrations(records).examples
     except ValueError as error:

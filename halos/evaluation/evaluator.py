@@ -19,16 +19,16 @@ from halos.data.rows.chat_tokens import ChatTokens
 from halos.evaluation.duels import best_of_data, win_rate
 from halos.evaluation.harness import run_tasks
 from halos.evaluation.heldout import HeldOut, feedback_metrics, likelihood_metrics, on_policy_metrics
-from halos.evaluation.plan import EvaluationPlan
+from halos.evaluation.plan import EvaluationPlan, implied_beta
 from halos.evaluation.results import Results, SampledPrompt
 from halos.evaluation.scoring import Array, Ids, Scores, score
 from halos.evaluation.statistics import Bootstrap, Estimate
 from halos.judges.base import CompletionJudge
 from halos.judges.reward_model import RewardModel
 from halos.policy.lookup import Policy
-from halos.sampling.engines import Engine, TransformersEngine, make_engine
-from halos.sampling.prompts import Asked, distinct_prompts
-from halos.sampling.sampler import Drawn, Sampler
+from halos.sampling.engines import make_engine
+from halos.sampling.prompts import SourcePrompt, distinct_prompts
+from halos.sampling.sampler import PromptSamples, Sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +46,7 @@ def evaluate(plan: EvaluationPlan) -> Iterator[Results]:
     results = Results(
         policy=plan.policy.name,
         reference=plan.reference.name if plan.reference else None,
-        beta=plan.beta,
+        beta=implied_beta(plan.policy, plan.settings.beta),
         counts={"records": len(plan.data.records), "pairs": len(plan.held.pairs), "labels": len(plan.held.labels)},
         left_out=plan.data.report + plan.held.report,
         opponent=plan.opponent,
@@ -89,7 +89,8 @@ class LanguageModelEvaluator:
         self.bootstrap = Bootstrap(resamples=plan.settings.resamples)
         self.tokens = ChatTokens(plan.policy.tokenizer, plan.data.limits)
         # Tokenised before the weights are loaded, so that a prompt that does not fit is found at once.
-        self._prompts = self._prompt_ids([Asked(f"prompt {n}", prompt) for n, prompt in enumerate(plan.held.prompts)])
+        prompts = [SourcePrompt(f"prompt {n}", prompt) for n, prompt in enumerate(plan.held.prompts)]
+        self._prompts = self._prompt_ids(prompts)
         # A completion is cut where the longer of the two prompts leaves no room: both models score the same tokens.
         self._completions = [
             self.tokens.fit_completion(self.tokens.completion(text), max(len(ours), len(theirs)))[0]
@@ -100,21 +101,20 @@ class LanguageModelEvaluator:
 
     def stages(self, results: Results) -> Iterator[Results]:
         """Add the results of each stage to ``results``, and yield them."""
-        results = self._feedback_stage(results)
-        yield results
+        yield (results := self._feedback_stage(results))
         if self.settings.size != 0:
             for stage in self._sample_stages(results):
                 results = stage
                 yield results
         if self.settings.tasks:
-            yield replace(results, tasks=self._run_tasks())
+            yield replace(results, tasks=run_tasks(self.policy_model, self.plan.policy.tokenizer, self.settings))
 
     def _feedback_stage(self, results: Results) -> Results:
         held, bootstrap = self.plan.held, self.bootstrap
         scores = self._score(*self._prompts, self._completions, "held-out feedback")
         metrics: dict[str, Estimate] = {}
         if self.plan.reference is not None:  # rewards are log-ratios, so without a reference there are none
-            rewards = self.plan.beta * scores.log_ratios
+            rewards = results.beta * scores.log_ratios
             metrics |= feedback_metrics(held, rewards, scores.tokens, bootstrap)
             results = _with_rewards(results, held, rewards)
         return replace(results, metrics=metrics | likelihood_metrics(held, scores, bootstrap))
@@ -123,7 +123,7 @@ class LanguageModelEvaluator:
         prompts = distinct_prompts(self.plan.data.records, self.settings.size, self.settings.seed)
         drawn = self._draw(self.plan.policy, self.policy_model, prompts)
         # Yielded before they are scored: samples take long to draw and are worth reading by themselves.
-        samples = [SampledPrompt(_as_text(one.asked.prompt), one.texts) for one in drawn]
+        samples = [SampledPrompt(_as_text(one.source.prompt), one.texts) for one in drawn]
         results = replace(results, samples=samples)
         yield results
         results = replace(results, metrics={**results.metrics, **self._on_policy(prompts, drawn)})
@@ -131,7 +131,7 @@ class LanguageModelEvaluator:
         if self.plan.judge is not None:
             yield from self._judge_stages(self.plan.judge, results, prompts, drawn)
 
-    def _on_policy(self, prompts: Sequence[Asked], drawn: Sequence[Drawn]) -> dict[str, Estimate]:
+    def _on_policy(self, prompts: Sequence[SourcePrompt], drawn: Sequence[PromptSamples]) -> dict[str, Estimate]:
         """KL, entropy and length of the samples."""
         ours, theirs = self._prompt_ids(prompts)
         groups = [group for group, one in enumerate(drawn) for _ in one.completions]
@@ -142,7 +142,7 @@ class LanguageModelEvaluator:
         return {**metrics, "samples/cut_by_limit": self.bootstrap.rate(cut, groups)}
 
     def _judge_stages(
-        self, judge: CompletionJudge, results: Results, prompts: Sequence[Asked], drawn: Sequence[Drawn]
+        self, judge: CompletionJudge, results: Results, prompts: Sequence[SourcePrompt], drawn: Sequence[PromptSamples]
     ) -> Iterator[Results]:
         opponents = self._opponent_texts(prompts)
         judged = [n for n, texts in enumerate(opponents) if texts]  # the data may have no answer to some prompts
@@ -157,8 +157,8 @@ class LanguageModelEvaluator:
         won = win_rate(judge, judged_prompts, ours, theirs, self.bootstrap)
         metrics = {**results.metrics, "judge/win_rate": won.rate}
         if not judge.asks_twice:  # a chat model rates by other questions than it compares, at twice the cost
-            metrics |= self._ratings(judge, "policy", judged_prompts, ours)
-            metrics |= self._ratings(judge, "opponent", judged_prompts, theirs)
+            for side, texts in (("policy", ours), ("opponent", theirs)):
+                metrics |= self._ratings(judge, side, judged_prompts, texts)
         yield replace(results, metrics=metrics, win_rate=won, judge=judge.report())
 
     def _ratings(
@@ -175,7 +175,7 @@ class LanguageModelEvaluator:
             metrics[f"judge/desirable_{side}"] = self.bootstrap.rate(desirable, groups)
         return metrics
 
-    def _opponent_texts(self, prompts: Sequence[Asked]) -> list[list[str]]:
+    def _opponent_texts(self, prompts: Sequence[SourcePrompt]) -> list[list[str]]:
         """The opponent's completions of each prompt; empty where the data have none."""
         opponent = self.plan.opponent_policy
         if opponent is None:
@@ -184,64 +184,36 @@ class LanguageModelEvaluator:
         model = self.reference_model if opponent is self.plan.reference else None
         return [one.texts for one in self._draw(opponent, model, prompts)]
 
-    def _draw(self, policy: Policy, model: PreTrainedModel | None, prompts: Sequence[Asked]) -> list[Drawn]:
+    def _draw(
+        self, policy: Policy, model: PreTrainedModel | None, prompts: Sequence[SourcePrompt]
+    ) -> list[PromptSamples]:
         """Sample a policy; ``model`` is its loaded model, None to load it now."""
         settings, tokens = self.settings, ChatTokens(policy.tokenizer, self.plan.data.limits)
+        where = {"device": settings.device, "precision": settings.precision}
+        engine = partial(make_engine, settings.engine, policy, tokens, settings.decoding, **where, loaded=model)
+        # Generation keeps no logits, so more completions fit into memory than in a forward that scores them.
+        sampling = {"count": settings.samples, "batch_size": settings.batch_size * 4, "seed": settings.seed}
+        sampler = Sampler(engine, tokens, control=policy.control, **sampling)
+        track = partial(terminal.track, f"sampling {policy.name}", shown=settings.progress)
+        return sampler.draw_all(prompts, track)
 
-        def engine() -> Engine:
-            # Made when the first batch is drawn. A model that has been loaded for scoring is used again; vLLM always
-            # loads its own.
-            if settings.engine == "transformers" and model is not None:
-                return TransformersEngine(model, tokens, settings.decoding)
-            where = {"device": settings.device, "precision": settings.precision}
-            return make_engine(settings.engine, policy, tokens, settings.decoding, **where)
-
-        sampler = Sampler(
-            engine,
-            tokens,
-            control=policy.control,
-            count=settings.samples,
-            batch_size=settings.batch_size * 4,  # generation keeps no logits, so more completions fit into memory
-            seed=settings.seed,
-        )
-        return sampler.draw_all(prompts, partial(terminal.track, f"sampling {policy.name}", shown=settings.progress))
-
-    def _prompt_ids(self, prompts: Sequence[Asked]) -> tuple[list[list[int]], list[list[int]]]:
+    def _prompt_ids(self, prompts: Sequence[SourcePrompt]) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of the prompts as the policy reads them (with CSFT's control token), and as the reference does."""
         sides = []
         for model in (self.plan.policy, self.plan.reference or self.plan.policy):
             tokens = ChatTokens(model.tokenizer, self.plan.data.limits)
-            rendered = [tokens.prompt(one.prompt, model.control, where=one.id) for one in prompts]
-            sides.append([tokens.fit_prompt(ids, one.id)[0] for ids, one in zip(rendered, prompts, strict=True)])
+            sides.append([tokens.fitted_prompt(one.prompt, model.control, where=one.id) for one in prompts])
         return sides[0], sides[1]
 
     def _score(self, ours: Sequence[Ids], theirs: Sequence[Ids], completions: Sequence[Ids], name: str) -> Scores:
-        return score(
-            self.policy_model,
-            self.reference_model,
-            ours,
-            theirs,
-            completions,
-            batch_size=self.settings.batch_size,
-            track=partial(terminal.track, name, shown=self.settings.progress),
-        )
+        models, size = (self.policy_model, self.reference_model), self.settings.batch_size
+        track = partial(terminal.track, name, shown=self.settings.progress)
+        return score(*models, ours, theirs, completions, batch_size=size, track=track)
 
     def _load(self, policy: Policy) -> PreTrainedModel:
         # Both models get at least the policy's vocabulary, or their distributions could not be compared.
         size = len(self.plan.policy.tokenizer)
         return policy.load(device=self.settings.device, precision=self.settings.precision, vocabulary=size)
-
-    def _run_tasks(self) -> dict[str, dict[str, float]]:
-        settings = self.settings
-        return run_tasks(
-            self.policy_model,
-            self.plan.policy.tokenizer,
-            settings.tasks,
-            folder=settings.task_folder,
-            limit=settings.task_limit,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-        )
 
 
 def _as_text(prompt: Prompt) -> str:

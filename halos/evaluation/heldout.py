@@ -71,6 +71,7 @@ def held_out(
     completions: dict[tuple[str, str], Prompt] = {}
     for prompt, text in uses:
         completions.setdefault((prompt_key(prompt), text), prompt)
+    # By key and text: prompts may hold turns, and the same prompt may be written as text or as one turn.
     index = {completion: n for n, completion in enumerate(completions)}
     group = {key: n for n, key in enumerate(dict.fromkeys(key for key, _ in completions))}
     return HeldOut(
@@ -148,30 +149,32 @@ def likelihood_metrics(data: HeldOut, scores: Scores, bootstrap: Bootstrap) -> d
     """Compute the perplexity of desirable (or chosen) completions, and entropy and KL on all held-out completions."""
     # Perplexity of what people disliked says nothing good or bad of a policy that is trained away from it.
     liked = sorted({i for i, desirable in data.labels if desirable} | {i for i, _ in data.pairs})
-    groups = data.groups
-    metrics = {"data/entropy_per_token": bootstrap.ratio(scores.entropy, scores.tokens, groups)}
+    metrics = _divergence("data", scores, data.groups, bootstrap)
     sides = {"perplexity": scores.logps, "perplexity_reference": scores.reference}
     for name, logps in sides.items():
         if liked and not np.isnan(logps).any():
-            liked_groups = [groups[i] for i in liked]
+            liked_groups = [data.groups[i] for i in liked]
             metrics[f"data/{name}"] = _perplexity(logps[liked], scores.tokens[liked], liked_groups, bootstrap)
     if scores.has_reference:
-        metrics["data/kl_per_token"] = bootstrap.ratio(scores.kl, scores.tokens, groups)
-        metrics["data/kl_per_completion"] = bootstrap.mean(scores.kl, groups)
-        metrics["data/log_ratio"] = bootstrap.mean(scores.log_ratios, groups)
+        metrics["data/log_ratio"] = bootstrap.mean(scores.log_ratios, data.groups)
     return metrics
 
 
 def on_policy_metrics(scores: Scores, groups: Sequence[int], bootstrap: Bootstrap) -> dict[str, Estimate]:
     """Compute KL(π_θ ‖ π_ref), entropy and length of the policy's samples; see :class:`Scores` for both estimates."""
-    metrics = {
-        "samples/entropy_per_token": bootstrap.ratio(scores.entropy, scores.tokens, groups),
-        "samples/length": bootstrap.mean(scores.tokens, groups),
-    }
+    metrics = _divergence("samples", scores, groups, bootstrap)
+    metrics["samples/length"] = bootstrap.mean(scores.tokens, groups)
     if scores.has_reference:
-        metrics["samples/kl_per_completion"] = bootstrap.mean(scores.kl, groups)
         metrics["samples/kl_per_completion_log_ratio"] = bootstrap.mean(scores.log_ratios, groups)
-        metrics["samples/kl_per_token"] = bootstrap.ratio(scores.kl, scores.tokens, groups)
+    return metrics
+
+
+def _divergence(stage: str, scores: Scores, groups: Sequence[int], bootstrap: Bootstrap) -> dict[str, Estimate]:
+    # Per token means over all tokens, not the mean of each completion's mean, which would favour short completions.
+    metrics = {f"{stage}/entropy_per_token": bootstrap.ratio(scores.entropy, scores.tokens, groups)}
+    if scores.has_reference:
+        metrics[f"{stage}/kl_per_token"] = bootstrap.ratio(scores.kl, scores.tokens, groups)
+        metrics[f"{stage}/kl_per_completion"] = bootstrap.mean(scores.kl, groups)
     return metrics
 
 

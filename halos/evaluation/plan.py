@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from halos.checks import check_number, check_whole
 from halos.config.devices import check_place
 from halos.evaluation.duels import best_of_data
-from halos.evaluation.harness import check_installed
 from halos.evaluation.heldout import HeldOut
 from halos.judges.base import CompletionJudge
 from halos.policy.lookup import Policy, check_tokenizer
@@ -16,7 +16,7 @@ from halos.sampling.engines import Decoding, check_engine
 from halos.sampling.prompts import HeldData
 
 DEFAULT_BETA = 0.1
-"""β of implied rewards where neither the user nor the policy's run gives one."""
+"""β of implied rewards where neither the user nor the policy's run sets one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +65,7 @@ class Settings:
             check_whole(name, getattr(self, name), least)
         check_whole("size", self.size, 0, null=True)
         check_whole("task_limit", self.task_limit, 1, null=True)
-        if self.beta is not None:
-            check_number("beta", self.beta)
+        check_number("beta", self.beta, null=True)
         check_place(self.device, self.precision)
         _ = self.decoding  # which checks its own values
 
@@ -106,8 +105,8 @@ class EvaluationPlan:
     def __post_init__(self) -> None:
         if self.judge is not None:
             self._check_opponent()
-        if self.settings.tasks:
-            check_installed()
+        if self.settings.tasks and importlib.util.find_spec("lm_eval") is None:
+            raise ValueError("tasks: lm-evaluation-harness is not installed; pip install 'halos[eval]'")
         if self.policy.is_classifier and (self.judge is not None or self.settings.tasks):
             raise ValueError(
                 f"policy: {self.policy.name} is a reward model: it has no samples to judge and no tasks to do"
@@ -117,11 +116,6 @@ class EvaluationPlan:
         if self.reference is not None:
             _check_same_vocabulary(self.policy, self.reference)
 
-    @property
-    def beta(self) -> float:
-        """β of the implied rewards."""
-        return implied_beta(self.policy, self.settings.beta)
-
     def _check_opponent(self) -> None:
         if self.opponent == "data":
             best_of_data(self.data.records)  # raises if there is nothing to compare with
@@ -129,23 +123,19 @@ class EvaluationPlan:
             raise ValueError("opponent: expected reference=MODEL to compare with, found none")
 
     def _check_models(self) -> None:
-        sampled = [self.policy] if self.judge is None else [self.policy, self.opponent_policy]
+        sampled = () if self.settings.size == 0 or self.policy.is_classifier else (self.policy, self.opponent_policy)
         models = {"policy": self.policy, "reference": self.reference, "opponent": self.opponent_policy}
         for key, model in models.items():
-            if model is None:
-                continue
-            check_tokenizer(key, model)
-            # A reference that only scores may be one that the engine cannot sample, such as an adapter under vLLM.
-            if model in sampled and self.settings.size != 0 and not self.policy.is_classifier:
-                check_engine(self.settings.engine, model, key=key)
+            if model is not None:
+                check_tokenizer(key, model)
+                # A reference that only scores may be one that the engine cannot sample, such as an adapter under vLLM.
+                if model in sampled:
+                    check_engine(self.settings.engine, model, key=key)
 
 
 def implied_beta(policy: Policy, beta: float | None) -> float:
     """The β that is set, else that of the policy's run, else :data:`DEFAULT_BETA`. It may be 0."""
-    for candidate in (beta, policy.beta):
-        if candidate is not None:
-            return float(candidate)
-    return DEFAULT_BETA
+    return float(next(value for value in (beta, policy.beta, DEFAULT_BETA) if value is not None))
 
 
 def _check_same_vocabulary(policy: Policy, reference: Policy) -> None:

@@ -17,6 +17,7 @@ from halos.evaluation.statistics import Estimate
 def show(results: Results) -> None:
     """Print metrics with their intervals, the win rate, the judge's report and the results of tasks."""
     table = Table("metric", "value", "95 % interval", "prompts", box=box.SIMPLE_HEAD, title=escape(results.policy))
+    # A metric may be undefined, such as the AUC of labels of one class.
     for name, estimate in results.metrics.items():
         value = f"{estimate.value:.4f}" if math.isfinite(estimate.value) else "–"
         table.add_row(name, value, _interval(estimate), str(estimate.n))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from halos.evaluation.calibration import calibration_error, draw_reliability, reliability
+from halos.evaluation.calibration import draw_reliability
 from halos.evaluation.duels import WinRate
 from halos.evaluation.statistics import Estimate
 from halos.files import write_atomically
@@ -92,10 +92,10 @@ def write_results(folder: Path, results: Results, previous: Results | None = Non
         lines = [{"reward": reward, "desirable": desirable} for reward, desirable in rewards]
         _write_lines(folder / "rewards.jsonl", lines)
         if results.margins:
-            error = calibration_error(results.margins)
-            draw_reliability(reliability(results.margins), error, folder / "reliability.png")
+            draw_reliability(results.margins, folder / "reliability.png")
     if samples is not None and (previous is None or samples is not previous.samples):
         _write_lines(folder / "samples.jsonl", (sampled.as_json() for sampled in samples))
+    # NaN is no JSON; estimates that are not defined have become null.
     text = json.dumps(results.as_json(), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "evaluation.json", text)
 

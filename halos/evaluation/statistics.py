@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,10 +38,7 @@ class Estimate:
 
     def as_json(self) -> dict[str, float | None]:
         """The four fields by name; a number that is not finite becomes None."""
-        value, low, high = (
-            x if x is not None and math.isfinite(x) else None for x in (self.value, self.low, self.high)
-        )
-        return {"value": value, "low": low, "high": high, "n": self.n}
+        return {name: x if x is not None and math.isfinite(x) else None for name, x in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,16 +109,14 @@ class ChatJudge(CompletionJudge):
             raise ValueError("judge.model: expected the model's name at the endpoint, found none")
         check_whole("judge.workers", workers, 1)
         check_whole("judge.max_tokens", max_tokens, 1, null=True)
-        if temperature is not None:
-            check_number("judge.temperature", temperature)
+        check_number("judge.temperature", temperature, null=True)
         if len(price) != 2:
             raise ValueError(f"judge.price: expected [prompt, completion] for a million tokens, found {list(price)}")
         for value in price:
             check_number("judge.price", value)
         self.endpoint = ChatEndpoint(base_url, key_variable, timeout, tries, patience, max_patience)
-        options = {"temperature": temperature, "max_tokens": max_tokens}
-        self.options: Request = {"model": model}
-        self.options |= {name: value for name, value in options.items() if value is not None}
+        options = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
+        self.options: Request = {name: value for name, value in options.items() if value is not None}
         self.price, self.workers, self.track = price, workers, track
         self.templates = {"compare": compare, "rate": rate}
         self.counts: Counter[str] = Counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations, islice
+from itertools import combinations
 from typing import Any
 
 from halos.data.preparation.writing import record_row
@@ -50,29 +50,26 @@ def _marked(
     everything: list[PromptCompletion] = [
         (record.prompt, text) for record, own in zip(records, texts, strict=True) for text in own
     ]
-    nothing = [None] * len(everything)
-    labels = judge.labels(everything) if kind == "binary" else nothing
-    scores = judge.scores(everything) if kind == "scores" else nothing
-    judged_texts = zip(everything, labels, scores, strict=True)
-    completions = iter([Completion(text, label, score) for (_, text), label, score in judged_texts])
+    answers = iter(judge.labels(everything) if kind == "binary" else judge.scores(everything))
     judged = []
     for record, own in zip(records, texts, strict=True):
         answered = []
-        for completion in islice(completions, len(own)):
-            counts[_outcome(completion)] += 1
-            if completion.desirable is not None or completion.score is not None:
-                answered.append(completion)
+        for text in own:
+            answer = next(answers)
+            counts[_outcome(kind, answer)] += 1
+            if answer is not None:
+                answered.append(Completion(text, bool(answer)) if kind == "binary" else Completion(text, score=answer))
         if answered:
             judged.append(Record(record.id, record.prompt, tuple(answered)))
     return judged
 
 
-def _outcome(completion: Completion) -> str:
-    if completion.score is not None:
-        return "scored"
-    if completion.desirable is None:
+def _outcome(kind: str, answer: float | None) -> str:
+    if answer is None:
         return "completions without an answer left out"
-    return "desirable" if completion.desirable else "undesirable"
+    if kind == "scores":
+        return "scored"
+    return "desirable" if answer else "undesirable"
 
 
 def _paired(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,6 @@ class RewardModel(CompletionJudge):
         self.batch_size = batch_size
         self.limits = limits or Limits(max_length, max_length // 2)
         self.device, self.dtype = device_of(device), choice("precision", precision, DTYPES)
-        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
     def check(self) -> None:
         from transformers import AutoConfig, AutoTokenizer
@@ -77,7 +77,7 @@ class RewardModel(CompletionJudge):
 
     @torch.no_grad()
     def scores(self, completions: Sequence[PromptCompletion]) -> list[float | None]:
-        model, tokenizer = self._load()
+        model, tokenizer = self._loaded
         sequences = self._sequences(tokenizer, completions)
         scores: list[float | None] = []
         for start in range(0, len(sequences), self.batch_size):
@@ -89,7 +89,7 @@ class RewardModel(CompletionJudge):
 
     def tokens(self, completions: Sequence[PromptCompletion]) -> list[int]:
         """The number of tokens in each completion, its end-of-turn token included."""
-        tokenizer = self._load()[1]
+        tokenizer = self._loaded[1]
         return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for _, text in completions]
 
     def _sequences(self, tokenizer: PreTrainedTokenizerBase, completions: Sequence[PromptCompletion]) -> list[Encoded]:
@@ -108,14 +108,11 @@ class RewardModel(CompletionJudge):
         # dict(): some tokenizers add token_type_ids, which tell such a classifier the two texts apart.
         return dict(tokenizer(text, completion, truncation=True, max_length=self.limits.max_length))
 
-    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        if self._loaded is None:
-            self._loaded = self._read()
-        return self._loaded
-
-    def _read(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        # Batches differ in width, and on a CPU oneDNN would keep code for each of them.
         limit_kernel_caches()
         tokenizer = self._pretrained(AutoTokenizer)
         classifier = AutoModelForSequenceClassification

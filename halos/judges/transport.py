@@ -129,10 +129,8 @@ def _answer(data: bytes) -> Answer:
         answer = json.loads(data)
         text = answer["choices"][0]["message"]["content"]
         usage = answer.get("usage") or {}
-        prompt_tokens, completion_tokens = (
-            int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")
-        )
+        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise _TransientError("an answer that is not a chat completion") from None
     # A refusal has its text in another field and null here.
-    return Answer(text if isinstance(text, str) else "", prompt_tokens, completion_tokens)
+    return Answer(text if isinstance(text, str) else "", *tokens)

@@ -13,11 +13,7 @@ from halos.policy.logprobs.completions import LogProbs
 
 
 def feedback_metrics(
-    batch: Batch,
-    policy: LogProbs,
-    reference: LogProbs | None,
-    rewards: Tensor | None,
-    statistics: Sequence[str] = (),
+    batch: Batch, policy: LogProbs, reference: LogProbs | None, rewards: Tensor | None, statistics: Sequence[str] = ()
 ) -> dict[str, Mean]:
     """The shared metrics of one batch. Desirable completions count as chosen, undesirable ones as rejected.
 

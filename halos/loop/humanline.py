@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from halos.checks import is_number
 from halos.policy.logprobs.completions import LogProbs
 
 
@@ -30,8 +31,7 @@ class Humanline:
     def __post_init__(self) -> None:
         for name, sign in (("log_epsilon_P", -1), ("log_epsilon_R", 1)):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 < sign * value < math.inf:
+            if not (is_number(value) and 0 < sign * value < math.inf):
                 side = "below" if sign < 0 else "above"
                 raise ValueError(f"humanline.{name}: expected a number {side} 0, found {value!r}")
 

@@ -6,7 +6,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypedDict, final
+from typing import Any, TypedDict, final
 
 import lightning.pytorch as pl
 import torch
@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
+from halos.config.combinations import REFERENCE, WHOLE_STEP, check_combinations
 from halos.data.batches.collate import Batch
 from halos.data.module import PreferenceDataModule
 from halos.loop.feedback_metrics import feedback_metrics
@@ -38,9 +39,6 @@ from halos.processes.collectives import (
     total_norm,
     use_data_group,
 )
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +97,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         # In a tuple, so that nn.Module does not register it: it becomes the submodule `backbone` once it is configured.
         self._source: tuple[BackboneSource] = (backbone,)
         self._optim = optim or AdamW()
+        # Submodules, so that their metrics move to the device with the model.
         self._steps, self._validation = Steps(), Validation()
         self._losses: list[float] = []
         self._grad_norm: Tensor | None = None
@@ -125,9 +124,15 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @final
     def setup(self, stage: str) -> None:
-        if stage == "fit":
-            self._check_strategy()
-        group = getattr(self.trainer.strategy, "data_group", None)
+        strategy = self.trainer.strategy
+        # Forked processes train copies: the objective of the calling process would keep its first weights.
+        if stage == "fit" and isinstance(strategy.launcher, _MultiProcessingLauncher):
+            raise ValueError(
+                "strategy: expected one whose processes run the whole script (ddp), found forked or spawned processes, "
+                "after which the calling process would save the untrained model; in a notebook use one device, or "
+                "halos.train with overrides={'strategy': 'ddp'}"
+            )
+        group = getattr(strategy, "data_group", None)
         use_data_group(group)
         for metric in (self._steps.averages, self._validation.averages, self._validation.rewards):
             metric.process_group = group
@@ -138,31 +143,27 @@ class TrainingLoop(pl.LightningModule, ABC):
     def configure_model(self) -> None:
         # Without a Trainer too, where a test or a notebook only looks at the models.
         data = getattr(self._trainer, "datamodule", None)
+        sharding = getattr(getattr(self._trainer, "strategy", None), "sharding", None)
         # Under Lightning's default device, the run's, random weights would be drawn by another generator.
         with torch.device("cpu"):
             if self.backbone is None:
-                self._make_backbone()
-            if isinstance(data, PreferenceDataModule):
-                check_sequences(self.trained, data)
-                self._run_reference_pass(data)
+                self._make_backbone(sharding)
+            if not isinstance(data, PreferenceDataModule):
+                return
+            backbone = self.trained
+            check_sequences(backbone, data)
+            # The steps compute the reference's log-probs themselves where the backbone has a model for them.
+            if self.needs.reference and not backbone.scores_reference and data.reference is None:
+                scorer = self.source.reference_scorer(backbone, sharding)
+                backbone.reference_seconds = run_reference_pass(scorer, data, self.trainer)
 
-    def _make_backbone(self) -> None:
-        sharding = getattr(getattr(self._trainer, "strategy", None), "sharding", None)
-        self.backbone = self.source.make(reference=self.needs.reference, sharding=sharding)
-        self.backbone.control = self.control(True)
-        self.backbone.loss, self.backbone.paper = type(self).__name__, getattr(self, "paper", None)
-        self.build(self.backbone.hidden_size)
-        if self.backbone.sharding is not None:
-            self.backbone.sharding.shard_beside(self)
-
-    def _run_reference_pass(self, data: PreferenceDataModule) -> None:
-        # The steps compute the reference's log-probs themselves where the backbone has a model for them.
-        backbone = self.trained
-        if not self.needs.reference or backbone.scores_reference or data.reference is not None:
-            return
-        sharding = getattr(self.trainer.strategy, "sharding", None)
-        scorer = self.source.reference_scorer(backbone, sharding)
-        backbone.reference_seconds = run_reference_pass(scorer, data, self.trainer)
+    def _make_backbone(self, sharding: Any) -> None:
+        self.backbone = backbone = self.source.make(reference=self.needs.reference, sharding=sharding)
+        backbone.control = self.control(True)
+        backbone.loss, backbone.paper = type(self).__name__, getattr(self, "paper", None)
+        self.build(backbone.hidden_size)
+        if backbone.sharding is not None:
+            backbone.sharding.shard_beside(self)
 
     @final
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -212,10 +213,7 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @final
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         if gradient_clip_val and gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(
@@ -305,14 +303,10 @@ class TrainingLoop(pl.LightningModule, ABC):
         Raises:
             ValueError: if the loss cannot work like this.
         """
-        name = type(self).__name__
-        if self.humanline is not None and not self.needs.reference:
-            raise ValueError(f"humanline.enabled: expected a loss with a reference, found {name}")
-        if self.needs.whole_step and accumulate != 1:
-            raise ValueError(
-                f"trainer.accumulate_grad_batches: {name} needs all examples of a step at once, so "
-                f"expected 1, found {accumulate}; raise data.batch_size or trainer.devices instead"
-            )
+        # The rules of the command, for those who write no configuration.
+        traits = {REFERENCE: self.needs.reference, WHOLE_STEP: self.needs.whole_step}
+        humanline = self.humanline is not None
+        check_combinations(traits | {"humanline.enabled": humanline, "trainer.accumulate_grad_batches": accumulate})
         self._optim.check()
         if counts is not None:
             self.see_labels(*counts)
@@ -328,8 +322,6 @@ class TrainingLoop(pl.LightningModule, ABC):
         losses, self._losses = self._losses, []
         return losses
 
-    # The pieces
-
     @property
     def source(self) -> ProvidesBackbone:
         """Where the backbone comes from. Raises ``ValueError`` for an objective without one."""
@@ -344,15 +336,6 @@ class TrainingLoop(pl.LightningModule, ABC):
     @source.setter
     def source(self, source: ProvidesBackbone) -> None:
         self._source = (source,)
-
-    def _check_strategy(self) -> None:
-        # Forked processes train copies: the objective of the calling process would keep its first weights.
-        if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
-            raise ValueError(
-                "strategy: expected one whose processes run the whole script (ddp), found forked or spawned processes, "
-                "after which the calling process would save the untrained model; in a notebook use one device, or "
-                "halos.train with overrides={'strategy': 'ddp'}"
-            )
 
     @final
     def evaluate_batch(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
@@ -384,8 +367,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         # Returns the metrics of the last step; all steps since the last reading are checked.
         steps = self._steps.read(data_ranks(self.trainer)[1])
         for step, metrics in steps:
-            problem = self._non_finite_problem(step, metrics)
-            if problem and self.non_finite == "stop":
+            if self.non_finite == "stop" and (problem := self._non_finite_problem(step, metrics)):
                 raise FloatingPointError(problem)
         self._losses += [metrics["loss"] for _, metrics in steps]
         return steps[-1][1]
@@ -402,16 +384,14 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     def _non_finite_problem(self, step: Step, metrics: dict[str, float]) -> str | None:
         # The gradient scaler of 16-mixed skips steps with infinite gradients by itself, which is part of its search.
-        scaled = self.trainer.precision == "16-mixed"
-        names = ("loss",) if scaled else ("loss", "grad_norm")
-        name = next((name for name in names if not math.isfinite(metrics[name])), None)
-        if name is None:
-            return None
-        if self.trainer.global_step >= step.number:
-            weights = "the weights are spoilt, those of the last checkpoint are not"
-        else:
-            weights = "the weights were not changed"
-        return (
-            f"{name} is {metrics[name]} at step {step.number}; {weights}. "
-            f"Examples of this step: {', '.join(all_gather_list(step.ids))}"
-        )
+        names = ("loss",) if self.trainer.precision == "16-mixed" else ("loss", "grad_norm")
+        for name in names:
+            if math.isfinite(metrics[name]):
+                continue
+            spoilt = self.trainer.global_step >= step.number
+            weights = "are spoilt, those of the last checkpoint are not" if spoilt else "were not changed"
+            ids = ", ".join(all_gather_list(step.ids))
+            return (
+                f"{name} is {metrics[name]} at step {step.number}; the weights {weights}. Examples of this step: {ids}"
+            )
+        return None

@@ -59,13 +59,12 @@ def run_reference_pass(scorer: Backbone, data: PreferenceDataModule, trainer: pl
 
 def _numbers_key(scorer: Backbone, trainer: pl.Trainer) -> str:
     # Part of the cache key. In reduced precision the log-probs also depend on the sharding and on the device type.
-    precision = str(trainer.precision)
-    if precision == "32-true":
-        return precision
-    parts = [precision]
+    parts = [str(trainer.precision)]
+    if parts == ["32-true"]:
+        return parts[0]
     if group_size := getattr(trainer.strategy, "tensor_parallel_size", None):
         parts.append(f"tensor parallel {group_size}")
-    elif scorer.sharded and precision == "bf16-mixed":
+    elif scorer.sharded and trainer.precision == "bf16-mixed":
         parts.append("sharded")  # FSDP casts weights where autocast casts operands
     if scorer.device.type != "cpu":
         parts.append(scorer.device.type)  # where attention is computed in float32

@@ -8,14 +8,7 @@ import torch
 from torch import Tensor
 
 from halos.config.parameters import require_positive
-from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
-from halos.policy.logprobs.completions import LogProbs
-
-PAPER = (
-    "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment",
-    "https://arxiv.org/abs/2408.06266",
-)
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 
 
 def apo_zero_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
@@ -30,6 +23,7 @@ def apo_zero_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Ten
     Returns:
         Losses [B] in (0, 2), to be averaged over pairs.
     """
+    # Bounded in both log-ratios: a pair that is already far apart has almost no gradient left.
     return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
 
 
@@ -48,7 +42,19 @@ def apo_down_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Ten
     return torch.sigmoid(beta * chosen) + 1 - torch.sigmoid(beta * (chosen - rejected))
 
 
-class APOZero(Objective):
+class _APO(Objective):
+    view = "pairs"
+    paper = (
+        "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment",
+        "https://arxiv.org/abs/2408.06266",
+    )
+
+    def __init__(self, backbone: BackboneSource = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]) -> None:
+        super().__init__(backbone, **options)
+        self.beta = require_positive("beta", beta)
+
+
+class APOZero(_APO):
     """APO-zero on pairs, for data whose chosen completions are better than the policy's own. No deviations.
 
     Args:
@@ -59,20 +65,13 @@ class APOZero(Objective):
         ValueError: naming the key of a value out of range.
     """
 
-    view = "pairs"
-    paper = PAPER
-
-    def __init__(self, backbone: BackboneSource = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]) -> None:
-        super().__init__(backbone, **options)
-        self.beta = require_positive("beta", beta)
-
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         log_ratios = policy.sum - reference.sum
         losses = apo_zero_loss(*log_ratios.unbind(1), beta=self.beta)
         return Output(loss={"apo_zero": self.per_example(losses, batch)}, rewards=self.beta * log_ratios)
 
 
-class APODown(Objective):
+class APODown(_APO):
     """APO-down on pairs, for data whose chosen completions are worse than the policy's own. No deviations.
 
     Args:
@@ -83,14 +82,8 @@ class APODown(Objective):
         ValueError: naming the key of a value out of range.
     """
 
-    view = "pairs"
-    paper = PAPER
     # At step 0 the slope of σ(β r_w) is β/4, and so is that of the margin: for the chosen completion they cancel.
     needs = Needs(moves=(0, -1))
-
-    def __init__(self, backbone: BackboneSource = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]) -> None:
-        super().__init__(backbone, **options)
-        self.beta = require_positive("beta", beta)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         log_ratios = policy.sum - reference.sum

@@ -22,7 +22,8 @@ from halos.policy.logprobs.completions import LogProbs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["BackboneSource", "Humanline", "LoopOptions", "Needs", "Objective", "Output"]
+# All that the file of a loss imports from halos beside the checks of its parameters.
+__all__ = ["BackboneSource", "Batch", "Humanline", "LogProbs", "LoopOptions", "Mean", "Needs", "Objective", "Output"]
 
 
 class Objective(TrainingLoop):

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_positive
-from halos.data.batches.collate import Batch
-from halos.metrics import Mean
-from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
-from halos.policy.logprobs.completions import LogProbs
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
 from halos.processes.collectives import all_sum
 
 
@@ -35,6 +32,7 @@ def bco_loss(
         Losses [B], to be averaged over examples.
     """
     delta = delta.detach() if isinstance(delta, Tensor) else delta
+    # The targets of undesirable completions are 0: log(1 − σ(x)) is log σ(−x), which does not overflow.
     logits = beta * (policy - reference) - delta
     return -logsigmoid(torch.where(desirable, logits, -logits))
 
@@ -55,6 +53,7 @@ class RewardShift(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        # Buffers, not attributes: a resumed run must continue with the means that it had.
         self.register_buffer("means", torch.zeros(2))
         self.register_buffer("counts", torch.zeros(2, dtype=torch.long))
 
@@ -123,7 +122,5 @@ class BCO(Objective):
         delta = self.shift.delta()
         losses = bco_loss(y, ref_y, batch.desirable, delta, beta=self.beta)
         return Output(
-            loss={"bco": self.per_example(losses, batch)},
-            rewards=rewards[:, None],
-            metrics={"delta": Mean(delta, 1.0)},
+            loss={"bco": self.per_example(losses, batch)}, rewards=rewards[:, None], metrics={"delta": Mean(delta, 1.0)}
         )

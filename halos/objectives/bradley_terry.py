@@ -5,11 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from halos.data.batches.collate import Batch
-from halos.objectives.base import Needs, Objective, Output
+from halos.objectives.base import Batch, LogProbs, Needs, Objective, Output
 from halos.policy.export.reward_model import require_classifier
 from halos.policy.heads import RewardHead
-from halos.policy.logprobs.completions import LogProbs
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -53,6 +51,7 @@ class BradleyTerry(Objective):
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
         assert policy.last is not None  # needs.last_hidden
+        # The rewards are scores, not log-ratios: only differences within a prompt mean something.
         scores: Tensor = self.reward_head(policy.last)
         return Output(
             loss={"bradley_terry": self.per_example(bradley_terry_loss(*scores.unbind(1)), batch)}, rewards=scores

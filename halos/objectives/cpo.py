@@ -8,10 +8,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_between, require_positive
-from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 from halos.objectives.sft import sft_loss
-from halos.policy.logprobs.completions import LogProbs
 
 
 def cpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
@@ -53,18 +51,14 @@ class CPO(Objective):
     needs = Needs(reference=False)
 
     def __init__(
-        self,
-        backbone: BackboneSource = None,
-        *,
-        beta: float = 0.1,
-        alpha: float = 1.0,
-        **options: Unpack[LoopOptions],
+        self, backbone: BackboneSource = None, *, beta: float = 0.1, alpha: float = 1.0, **options: Unpack[LoopOptions]
     ) -> None:
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
         self.alpha = require_between("alpha", alpha, 0.0)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
+        # The terms have different denominators: the pairs and the chosen tokens of the step.
         return Output(
             loss={
                 "prefer": self.per_example(cpo_loss(*policy.sum.unbind(1), beta=self.beta), batch),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 from halos.objectives.sft import sft_loss
-from halos.policy.logprobs.completions import LogProbs
 
 
 class CSFT(Objective):

@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_between, require_positive
-from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, LoopOptions, Objective, Output
-from halos.policy.logprobs.completions import LogProbs
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Objective, Output
 
 
 def dpo_loss(
@@ -73,6 +71,7 @@ class DPO(Objective):
         self.label_smoothing = require_between("label_smoothing", label_smoothing, 0.0, 0.5)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
+        # Branch 0 of a pair is the chosen completion, branch 1 the rejected one.
         (chosen, rejected), (ref_chosen, ref_rejected) = policy.sum.unbind(1), reference.sum.unbind(1)
         losses = dpo_loss(
             chosen, rejected, ref_chosen, ref_rejected, beta=self.beta, label_smoothing=self.label_smoothing

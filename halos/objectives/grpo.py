@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from halos.config.parameters import require_between
-from halos.data.batches.collate import Batch
-from halos.metrics import Mean
-from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
 from halos.objectives.ppo import clipped_surrogate, reference_kl
-from halos.policy.logprobs.completions import LogProbs
 
 
 def grpo_loss(
@@ -105,22 +102,17 @@ class GRPO(Objective):
         log_ratios = (policy.tokens - reference.tokens)[:, 0]
         step_groups = torch.tensor(batch.step.groups, device=log_ratios.device)
         # The baseline is over the whole step, also where this rank's micro-batch holds a part of the group only.
-        scores, step_scores = (
-            torch.tensor(values, dtype=log_ratios.dtype, device=log_ratios.device)
-            for values in (batch.scores, batch.step.scores)
-        )
+        scores, step_scores = (log_ratios.new_tensor(values) for values in (batch.scores, batch.step.scores))
         advantages = group_advantages(scores, batch.group, step_scores, step_groups)
         surrogate, kl = grpo_loss(log_ratios, advantages, batch.mask[:, 0], clip_range=self.clip_range)
         return Output(
-            loss={
-                "policy": self.per_example(surrogate, batch),
-                "kl": self.per_example(self.beta * kl, batch),
-            },
+            loss={"policy": self.per_example(surrogate, batch), "kl": self.per_example(self.beta * kl, batch)},
             rewards=self.beta * (policy.sum - reference.sum)[:, :1],
             metrics={"groups/incomplete": self._incomplete(batch, step_groups)},
         )
 
     def _incomplete(self, batch: Batch, step_groups: Tensor) -> Mean:
+        # The baseline of an incomplete group is that of the completions in the step only.
         in_step = (batch.group[:, None] == step_groups[None]).sum(1)
         group_size = dict(zip(batch.step.groups, batch.step.members, strict=True))
         in_data = torch.tensor([group_size[group] for group in batch.group.tolist()], device=in_step.device)

@@ -7,9 +7,7 @@ from typing import Unpack
 from torch import Tensor
 
 from halos.config.parameters import require_positive
-from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, LoopOptions, Objective, Output
-from halos.policy.logprobs.completions import LogProbs
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Objective, Output
 
 
 def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
@@ -52,6 +50,7 @@ class IPO(Objective):
         self.beta = require_positive("beta", beta)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
+        # The mean divides by the mask's count. Counting non-zero log-ratios instead would miss tokens at the reference.
         log_ratios = policy.mean - reference.mean
         losses = ipo_loss(*log_ratios.unbind(1), beta=self.beta)
         return Output(loss={"ipo": self.per_example(losses, batch)}, rewards=self.beta * log_ratios)

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from halos.config.parameters import require_positive, require_weight
-from halos.data.batches.collate import Batch
-from halos.metrics import Mean
-from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
-from halos.policy.logprobs.completions import LogProbs
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
 from halos.processes.collectives import all_sum
 
 log = logging.getLogger(__name__)
@@ -83,8 +80,7 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
         ValueError: if a weight is automatic and one of the numbers is 0.
     """
     low, high = 1.0, 4 / 3
-    fixed_d = 1.0 if desirable_weight == "auto" else float(desirable_weight)
-    fixed_u = 1.0 if undesirable_weight == "auto" else float(undesirable_weight)
+    fixed_d, fixed_u = (1.0 if weight == "auto" else float(weight) for weight in (desirable_weight, undesirable_weight))
     if "auto" not in (desirable_weight, undesirable_weight):
         return fixed_d, fixed_u
     if not n_d or not n_u:
@@ -147,9 +143,8 @@ class KTO(Objective):
     ) -> None:
         super().__init__(backbone, **options)
         if reference_point not in REFERENCE_POINTS:
-            raise ValueError(
-                f"loss.reference_point: expected one of {', '.join(REFERENCE_POINTS)}; found {reference_point!r}"
-            )
+            choices = ", ".join(REFERENCE_POINTS)
+            raise ValueError(f"loss.reference_point: expected one of {choices}; found {reference_point!r}")
         if reference_free and reference_point == "zero":
             raise ValueError(
                 "loss.reference_point: expected mismatched with loss.reference_free=true, found 'zero': log π_θ "
@@ -167,15 +162,13 @@ class KTO(Objective):
         )
 
     def see_labels(self, desirable: int, undesirable: int) -> None:
-        automatic = "auto" in (self.desirable_weight, self.undesirable_weight)
-        self.desirable_weight, self.undesirable_weight = kto_weights(
-            self.desirable_weight, self.undesirable_weight, desirable, undesirable
-        )
-        if automatic:
-            log.info(
-                "KTO weights from %d desirable and %d undesirable completions: λ_D = %.4g, λ_U = %.4g",
-                *(desirable, undesirable, self.desirable_weight, self.undesirable_weight),
-            )
+        # The second call of a run, from the Trainer, finds the numbers of the first.
+        if "auto" not in (self.desirable_weight, self.undesirable_weight):
+            return
+        weights = kto_weights(self.desirable_weight, self.undesirable_weight, desirable, undesirable)
+        self.desirable_weight, self.undesirable_weight = weights
+        message = "KTO weights from %d desirable and %d undesirable completions: λ_D = %.4g, λ_U = %.4g"
+        log.info(message, desirable, undesirable, *weights)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
         assert batch.desirable is not None  # the view is binary
@@ -199,6 +192,7 @@ class KTO(Objective):
         )
 
     def _reference_point(self, policy: Tensor, reference: Tensor) -> tuple[Tensor | float, dict[str, Mean]]:
+        # With z₀ = 0 no y' is drawn, and the policy does not read any.
         if not self.needs.mismatched:
             return 0.0, {}
         # The last branch is y'.

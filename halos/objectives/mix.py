@@ -11,10 +11,7 @@ from torch import nn
 
 from halos.config.parameters import require_between
 from halos.config.signatures import check_arguments
-from halos.data.batches.collate import Batch
-from halos.metrics import Mean
-from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
-from halos.policy.logprobs.completions import LogProbs
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
 
 Part = Callable[..., Objective]
 """A subclass of :class:`Objective`, or a ``functools.partial`` of one, that is called with a backbone."""
@@ -69,15 +66,17 @@ class Mix(Objective):
             part.see_labels(desirable, undesirable)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
-        mixed = Output(loss={}, metrics={})
+        loss, metrics, rewards = dict[str, Mean](), dict[str, Mean](), None
         for name, part in self._named_parts():
             # outcome(), not compute(): a part with a reference applies humanline's clamp itself.
             output = part.outcome(batch, policy, reference if part.needs.reference else None)
-            weighted = {term: _scaled(mean, self.weights[name]) for term, mean in output.loss.items()}
-            mixed.loss = {**mixed.loss, **_named(name, weighted)}
-            mixed.metrics = {**mixed.metrics, **{f"{name}/{metric}": mean for metric, mean in output.metrics.items()}}
-            mixed.rewards = output.rewards if mixed.rewards is None else mixed.rewards
-        return mixed
+            for term, mean in output.loss.items():
+                # A part's only term needs no name of its own. The counts stay those of the part's own mean.
+                key = name if len(output.loss) == 1 else f"{name}/{term}"
+                loss[key] = Mean(self.weights[name] * mean.total, mean.count, mean.step_count)
+            metrics |= {f"{name}/{metric}": mean for metric, mean in output.metrics.items()}
+            rewards = output.rewards if rewards is None else rewards
+        return Output(loss, rewards, metrics)
 
     def _named_parts(self) -> list[tuple[str, Objective]]:
         # All are objectives; the check gives them back the type that nn.ModuleDict has dropped.
@@ -86,10 +85,8 @@ class Mix(Objective):
 
 def _weights(parts: Mapping[str, Part], weights: Mapping[str, float]) -> dict[str, float]:
     if not parts or parts.keys() != weights.keys():
-        raise ValueError(
-            f"loss.weights: expected one for each of loss.parts ({', '.join(parts) or 'none'}), found "
-            f"{', '.join(weights) or 'none'}"
-        )
+        expected, found = (", ".join(names) or "none" for names in (parts, weights))
+        raise ValueError(f"loss.weights: expected one for each of loss.parts ({expected}), found {found}")
     return {name: require_between(f"weights.{name}", weight, 0.0) for name, weight in weights.items()}
 
 
@@ -122,17 +119,6 @@ def _common_view(views: Mapping[str, str]) -> str:
         return "pairs"
     if len(kinds) != 1:
         listed = ", ".join(f"{name}: {view}" for name, view in views.items())
-        raise ValueError(
-            f"loss.parts: expected parts with one view (demonstrations can be the chosen side of pairs), found {listed}"
-        )
+        expected = "parts with one view (demonstrations can be the chosen side of pairs)"
+        raise ValueError(f"loss.parts: expected {expected}, found {listed}")
     return kinds.pop()
-
-
-def _scaled(mean: Mean, weight: float) -> Mean:
-    # The counts stay: they are the denominators of the part's own mean.
-    return Mean(weight * mean.total, mean.count, mean.step_count)
-
-
-def _named(part: str, terms: Mapping[str, Mean]) -> dict[str, Mean]:
-    # A part's only term needs no name of its own.
-    return {part if len(terms) == 1 else f"{part}/{name}": mean for name, mean in terms.items()}

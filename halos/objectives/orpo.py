@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_between
-from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 from halos.objectives.sft import sft_loss
-from halos.policy.logprobs.completions import LogProbs
 
 
 def orpo_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -58,6 +56,7 @@ class ORPO(Objective):
         self.beta = require_between("beta", beta, 0.0)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
+        # No reference holds the policy back, so the SFT term alone keeps the chosen completion likely.
         return Output(
             loss={
                 "sft": self.per_token(sft_loss(policy.tokens[:, 0]), batch),

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from halos.config.parameters import require_between, require_positive, require_share
-from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 from halos.policy.heads import ValueHead
-from halos.policy.logprobs.completions import LogProbs
 from halos.processes.collectives import all_sum
 
 
@@ -52,6 +50,7 @@ def ppo_loss(
         The three terms, [B, C] each.
     """
     advantages = generalised_advantages(scores, values.detach(), mask, gamma=gamma, lam=lam)
+    # Before whitening, and without gradient: the critic's target must not move with the critic.
     returns = advantages + values.detach()
     advantages = whiten(advantages, mask)
     # Padding may hold any number, and exp() of a large one would put NaN into the gradient even where it is masked.
@@ -168,6 +167,7 @@ class PPO(Objective):
         self.own_clip = require_positive("critic_clip", critic_clip)
 
     def build(self, hidden_size: int) -> None:
+        # Made here and not in the constructor, as the width of the hidden states is known with the backbone only.
         self.value_head = ValueHead(hidden_size)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
@@ -177,7 +177,7 @@ class PPO(Objective):
             tokens,
             reference.tokens[:, 0],
             self.value_head(policy.hidden[:, 0]),
-            torch.tensor(batch.scores, dtype=tokens.dtype, device=tokens.device),
+            tokens.new_tensor(batch.scores),
             batch.mask[:, 0],
             clip_range=self.clip_range,
             gamma=self.gamma,

@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_between, require_positive
-from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, LoopOptions, Objective, Output
-from halos.policy.logprobs.completions import LogProbs
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Objective, Output
 
 
 def robust_dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Tensor:
@@ -29,6 +27,7 @@ def robust_dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, labe
     """
     margin = beta * (chosen - rejected)
     as_recorded, flipped = -logsigmoid(margin), -logsigmoid(-margin)
+    # The flipped loss is subtracted, not added as in cDPO: in expectation it removes what wrong labels have added.
     return ((1 - label_smoothing) * as_recorded - label_smoothing * flipped) / (1 - 2 * label_smoothing)
 
 

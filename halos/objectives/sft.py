@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from halos.data.batches.collate import Batch
-from halos.objectives.base import Needs, Objective, Output
-from halos.policy.logprobs.completions import LogProbs
+from halos.objectives.base import Batch, LogProbs, Needs, Objective, Output
 
 
 def sft_loss(policy: Tensor) -> Tensor:
@@ -28,4 +26,5 @@ class SFT(Objective):
     needs = Needs(reference=False)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
+        # Over the tokens of the whole step: a mean of each example's mean would weigh short completions more.
         return Output(loss={"sft": self.per_token(sft_loss(policy.tokens[:, 0]), batch)})

@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_between, require_positive
-from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
-from halos.policy.logprobs.completions import LogProbs
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 
 
 def simpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 2.0, gamma: float = 0.5) -> Tensor:
@@ -44,17 +42,13 @@ class SimPO(Objective):
     needs = Needs(reference=False)
 
     def __init__(
-        self,
-        backbone: BackboneSource = None,
-        *,
-        beta: float = 2.0,
-        gamma: float = 0.5,
-        **options: Unpack[LoopOptions],
+        self, backbone: BackboneSource = None, *, beta: float = 2.0, gamma: float = 0.5, **options: Unpack[LoopOptions]
     ) -> None:
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
         self.gamma = require_between("gamma", gamma, 0.0)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
+        # Means over tokens, for training as for the reward: a sum would favour short completions.
         losses = simpo_loss(*policy.mean.unbind(1), beta=self.beta, gamma=self.gamma)
         return Output(loss={"simpo": self.per_example(losses, batch)}, rewards=self.beta * policy.mean)

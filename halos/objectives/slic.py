@@ -7,9 +7,7 @@ from typing import Unpack
 from torch import Tensor
 
 from halos.config.parameters import require_between, require_positive
-from halos.data.batches.collate import Batch
-from halos.objectives.base import BackboneSource, LoopOptions, Needs, Objective, Output
-from halos.policy.logprobs.completions import LogProbs
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 
 
 def slic_loss(chosen: Tensor, rejected: Tensor, *, delta: float = 1.0) -> Tensor:
@@ -48,12 +46,7 @@ class SLiC(Objective):
     needs = Needs(reference=False)
 
     def __init__(
-        self,
-        backbone: BackboneSource = None,
-        *,
-        delta: float = 1.0,
-        lam: float = 0.1,
-        **options: Unpack[LoopOptions],
+        self, backbone: BackboneSource = None, *, delta: float = 1.0, lam: float = 0.1, **options: Unpack[LoopOptions]
     ) -> None:
         super().__init__(backbone, **options)
         self.delta = require_positive("delta", delta)

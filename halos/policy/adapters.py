@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,31 +23,11 @@ from halos.policy.kernels.matmul import Linear
 from halos.processes.collectives import full_tensor
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
     from torch.nn.modules.module import _IncompatibleKeys
     from transformers import PreTrainedModel
 
-    class AdapterLayer(nn.Module):
-        """The attributes of peft's layers that this project uses."""
-
-        _active_adapter: str | list[str]
-        _disable_adapters: bool
-        base_layer: nn.Module
-        original_module: nn.Module
-        token_adapter: AdapterLayer
-        lora_A: Mapping[str, nn.Linear]
-        lora_B: Mapping[str, nn.Linear]
-        lora_dropout: Mapping[str, nn.Module]
-        scaling: Mapping[str, float]
-        disable_adapters: bool
-        active_adapters: list[str]
-
-        def merge(self, *, adapter_names: Sequence[str]) -> None: ...
-        def set_adapter(self, name: str) -> None: ...
-        def get_base_layer(self) -> nn.Module: ...
-        def reset_lora_parameters(self, name: str, init: bool | str) -> None: ...
-
-
+AdapterLayer = Any
+"""A layer of peft's. Its attributes have no useful types: torch annotates each as a tensor or a module."""
 POLICY, REFERENCE = "default", "reference"
 """Names of the trained adapter and of the frozen one."""
 BASE = "base_fingerprint"
@@ -60,7 +40,7 @@ def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
     inside = "\0"  # no name starts with it
     for name, module in model.named_modules():
         if hasattr(module, "_disable_adapters") and not name.startswith(inside):
-            layers[name], inside = cast("AdapterLayer", module), name + "."
+            layers[name], inside = module, name + "."
     return layers
 
 
@@ -71,7 +51,7 @@ def as_reference(model: nn.Module) -> Iterator[None]:
     The frozen adapter, if there is one, is active instead of the trained one. Otherwise all adapters are off.
     """
     # peft's own switches also change requires_grad, which FSDP reads once, at the first forward.
-    layers = [cast("AdapterLayer", module) for module in model.modules() if hasattr(module, "_disable_adapters")]
+    layers: list[AdapterLayer] = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     started_from_adapter = any(REFERENCE in getattr(layer, "lora_A", ()) for layer in layers)
     try:
@@ -95,20 +75,21 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def _original(layer: AdapterLayer) -> nn.Module:
     # The layer that peft replaced. peft wraps embeddings with trained rows twice.
-    return layer.original_module if hasattr(layer, "token_adapter") else layer.base_layer
+    original: nn.Module = layer.original_module if hasattr(layer, "token_adapter") else layer.base_layer
+    return original
 
 
 # The LM head
 
 
-def plain_head(head: nn.Module) -> bool:
+def plain_head(head: AdapterLayer) -> bool:
     """Whether the LM head is a linear layer, with no more than plain LoRA around it."""
-    base = cast("AdapterLayer", head).base_layer if hasattr(head, "lora_A") else head
+    base = head.base_layer if hasattr(head, "lora_A") else head
     plain = not getattr(head, "lora_variant", {}) and not any(getattr(head, "lora_bias", {}).values())
     return plain and type(base) in (nn.Linear, Linear) and type(base.weight) is nn.Parameter
 
 
-def head_delta(head: nn.Module, states: Tensor) -> tuple[Tensor, Tensor] | None:
+def head_delta(head: AdapterLayer, states: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return what LoRA adds to the logits of a plain head, as two factors.
 
     Args:
@@ -118,15 +99,12 @@ def head_delta(head: nn.Module, states: Tensor) -> tuple[Tensor, Tensor] | None:
     Returns:
         ``low`` [M, r] and ``up`` [V, r], of which low · upᵀ is added to the logits [M, V]. None: nothing is added.
     """
-    if not hasattr(head, "lora_A"):
+    if not hasattr(head, "lora_A") or head.disable_adapters:
         return None
-    layer = cast("AdapterLayer", head)
-    if layer.disable_adapters:
-        return None
-    (name,) = layer.active_adapters
-    down, up = layer.lora_A[name], layer.lora_B[name]
-    low: Tensor = down(layer.lora_dropout[name](states.to(down.weight.dtype)))
-    return low * layer.scaling[name], up.weight.to(low.dtype)
+    (name,) = head.active_adapters
+    down, up = head.lora_A[name], head.lora_B[name]
+    low: Tensor = down(head.lora_dropout[name](states.to(down.weight.dtype)))
+    return low * head.scaling[name], up.weight.to(low.dtype)
 
 
 # Identity: which numbers a model computes, however its weights are stored. All ranks of a sharded model must call these
@@ -250,7 +228,8 @@ def merge_adapter(model: PreTrainedModel) -> None:
     """Add the trained adapter to the weights and restore the model's own layers. The model cannot train further."""
     for name, layer in adapter_layers(model).items():
         # An embedding with trained rows is a wrapper, whose own adapter is one level further inside.
-        getattr(layer, "token_adapter", layer).merge(adapter_names=[POLICY])
+        adapter: AdapterLayer = getattr(layer, "token_adapter", layer)
+        adapter.merge(adapter_names=[POLICY])
         model.set_submodule(name, _original(layer))
     if hasattr(model, "peft_config"):
         del model.peft_config
@@ -264,6 +243,6 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     # peft's own loader expects the names that the model has inside a PeftModel.
     tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    config = copy.copy(cast("Mapping[str, PeftConfig]", model.peft_config)[POLICY])
+    config: Any = copy.copy(model.peft_config[POLICY])
     config.inference_mode = True
     config.save_pretrained(str(folder))

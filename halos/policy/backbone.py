@@ -6,19 +6,22 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from halos.data.batches.collate import Batch
-from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters
+from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters, merge_adapter
 from halos.policy.construction import grow_vocabulary
-from halos.policy.export.language_model import unconditioned
-from halos.policy.loading import ModelOptions, ModelSpec, add_control_tokens
+from halos.policy.export.card import ModelCard
+from halos.policy.export.language_model import export_policy
+from halos.policy.loading import ModelSpec, add_control_tokens
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
 from halos.policy.logprobs.head import evaluating
 from halos.policy.logprobs.token_statistics import check_statistics
+from halos.processes.first import on_first_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,9 +106,7 @@ class Backbone(nn.Module):
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     @classmethod
-    def from_pretrained(
-        cls, path: str | Path, *, dtype: torch.dtype = torch.float32, **options: Unpack[ModelOptions]
-    ) -> Backbone:
+    def from_pretrained(cls, path: str | Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> Backbone:
         """Load a policy and its tokenizer.
 
         Args:
@@ -138,9 +139,20 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the policy is sharded over ranks, or has no tokenizer.
         """
-        from halos.policy.export.save import save_backbone
-
-        save_backbone(self, Path(folder))
+        if self.sharded:
+            raise ValueError(
+                "save_pretrained: expected a policy that each rank has whole, found a sharded one; halos.train writes "
+                "OUTPUT_DIR/model"
+            )
+        if not on_first_process():
+            return
+        policy, spec, tokenizer = self.policy, self.spec, self.tokenizer
+        end_of_turn = ChatTokens(tokenizer, Limits(2)).end_of_turn
+        if adapter_layers(policy) and (spec is None or spec.lora.export == "merged"):
+            policy = copy.deepcopy(policy)  # so that the policy can be trained further
+            merge_adapter(policy)
+        card = ModelCard(loss=self.loss, base=None if spec is None else spec.path, paper=self.paper)
+        export_policy(policy, tokenizer, Path(folder), end_of_turn=end_of_turn, control=self.control, card=card)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -161,11 +173,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the policy has adapters, so that its embeddings are frozen.
         """
-        controls = list(texts)
-        for text in controls:
-            # The chat template of a policy that was trained with this token ends with it already.
-            unconditioned(self.tokenizer, text)
-        new_tokens = add_control_tokens(self.tokenizer, controls)
+        new_tokens = add_control_tokens(self.tokenizer, texts)
         if new_tokens and adapter_layers(self.policy):
             raise ValueError("expected a policy without LoRA for a loss with control tokens; use halos.train(loss=…)")
         for member in self.with_reference_backbone() if new_tokens else ():

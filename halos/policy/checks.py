@@ -49,13 +49,10 @@ def _weight_files(folder: Path) -> list[str]:
             raise ValueError(f"model.path: {index} is not an index of safetensors files: {error}") from error
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
-    pickled = any((folder / name).is_file() for name in _PICKLES)
-    hint = (
-        "; pytorch_model.bin is a pickle, which halos does not load: convert it with save_pretrained"
-        if pickled
-        else "; to train from random weights set model.random_weights=true"
-    )
-    raise ValueError(f"model.path: expected weights (model.safetensors) in {folder}, found none{hint}")
+    hint = "to train from random weights set model.random_weights=true"
+    if any((folder / name).is_file() for name in _PICKLES):
+        hint = "pytorch_model.bin is a pickle, which halos does not load: convert it with save_pretrained"
+    raise ValueError(f"model.path: expected weights (model.safetensors) in {folder}, found none; {hint}")
 
 
 def check_safetensors(path: Path, *, key: str = "model.path") -> None:

@@ -6,23 +6,21 @@ import importlib.util
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from halos.checks import check_whole
+from halos.config.combinations import REFERENCE, check_combinations
+from halos.config.flat import flatten
 from halos.data.rows.templates import template_of
 from halos.policy.checks import check_directory, check_gguf
-from halos.policy.construction import (
-    forget_quantisation,
-    grow_vocabulary,
-    parameters_on_meta,
-    set_dropout,
-)
+from halos.policy.construction import forget_quantisation, grow_vocabulary, parameters_on_meta, set_dropout
+from halos.policy.export.language_model import unconditioned
 from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.lora import LoRA, quantization
@@ -34,25 +32,6 @@ log = logging.getLogger(__name__)
 
 PACKAGED = "pkg://"
 """``pkg://halos.toy/reference`` is a directory inside an installed package."""
-
-
-class ModelOptions(TypedDict, total=False):
-    """The parameters of :class:`ModelSpec` other than its path."""
-
-    random_weights: bool
-    attention: str | None
-    packed_attention: str
-    gradient_checkpointing: bool
-    compile: bool
-    cpu_kernels: bool
-    liger: bool
-    dropout: float
-    head_chunk: int | None
-    statistics: Sequence[str]
-    reference: str
-    reference_path: str | None
-    chat_template: str | None
-    lora: LoRA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,24 +91,18 @@ class ModelSpec:
             raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout}")
         if self.packed_attention not in ("pieces", "flex"):
             raise ValueError(f"model.packed_attention: expected pieces or flex, found {self.packed_attention!r}")
-        if self.packed_attention == "flex" and self.compile:
-            raise ValueError("model.packed_attention: expected pieces with model.compile=true, found flex")
-        if self.liger and self.compile:
-            raise ValueError("model.liger: expected false with model.compile=true, found true")
         if self.reference not in ("auto", "cached", "live", "adapter"):
             raise ValueError(f"model.reference: expected auto, cached, live or adapter, found {self.reference!r}")
-        if self.reference == "adapter" and not self.lora.enabled:
-            raise ValueError("model.reference: expected model.lora.enabled=true with adapter, found false")
-        if self.reference_path is not None and (
-            self.reference not in ("auto", "cached") or self.lora.path or self.lora.quantize
-        ):
-            raise ValueError(
-                "model.reference_path: expected model.reference=cached, no model.lora.path and no model.lora.quantize"
-            )
-        if self.lora.quantize and (self.random_weights or self.path.endswith(".gguf")):
+        if self.lora.quantize and self.path.endswith(".gguf"):
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
         check_whole("model.head_chunk", self.head_chunk, 1, null=True)
         check_statistics(self.statistics)
+        # The command has checked the whole configuration by then. A spec that is made in Python meets its rules here.
+        check_combinations(self.flat())
+
+    def flat(self) -> dict[str, object]:
+        """Return the parameters by their configuration keys, as rules of combinations read them."""
+        return flatten(asdict(self), "model")
 
     def check(self) -> None:
         """Check that the model can be loaded. Reads file headers only, and does not contact the hub.
@@ -173,14 +146,11 @@ class ModelSpec:
         Raises:
             ValueError: the reference must be cached, and the data are streamed.
         """
+        check_combinations(self.flat() | {"data.streaming": streaming, REFERENCE: True})
+        if self.reference != "auto":
+            return self
         uncached = "adapter" if self.lora.enabled else "live"
-        if streaming and (self.reference == "cached" or self.reference_path is not None):
-            raise ValueError(
-                f"model.reference: expected {uncached} with data.streaming=true, found cached: a stream's log-probs "
-                "cannot be computed before it is read"
-            )
-        chosen = uncached if streaming else "cached"
-        return replace(self, reference=chosen) if self.reference == "auto" else self
+        return replace(self, reference=uncached if streaming else "cached")
 
     def of_reference(self) -> ModelSpec:
         """Return the spec of the reference as a model of its own: ``reference_path`` or ``path``, without LoRA."""
@@ -329,8 +299,10 @@ class ModelSpec:
 def add_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:
     """Make each non-empty text a single special token. Returns the ids that are new to the vocabulary."""
     before = len(tokenizer)
-    missing = [
-        text for text in texts if text and tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)
-    ]
+    controls = [text for text in texts if text]
+    for text in controls:
+        # The chat template of a policy that was trained with this token ends with it already.
+        unconditioned(tokenizer, text)
+    missing = [text for text in controls if tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)]
     tokenizer.add_tokens(missing, special_tokens=True)
     return list(range(before, len(tokenizer)))

@@ -62,8 +62,7 @@ class LoRA:
     quantize: str | None = None
 
     def __post_init__(self) -> None:
-        if self.rank is not None:
-            check_whole("model.lora.rank", self.rank, 1)
+        check_whole("model.lora.rank", self.rank, 1, null=True)
         if self.alpha is not None and not self.alpha > 0:
             raise ValueError(f"model.lora.alpha: expected a number above 0, found {self.alpha!r}")
         if not 0 <= self.dropout < 1:

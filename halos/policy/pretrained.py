@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -48,16 +48,27 @@ def load_backbone(
     vocabulary: int = 0,
     with_reference: bool = False,
     adapter_reference: bool = False,
+    shard: Callable[[Backbone], None] | None = None,
 ) -> Backbone:
-    """Load the policy, and a live reference if requested. For the arguments see :meth:`ModelSpec.load`."""
-    policy = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
+    """Load the policy, and a live reference if requested.
+
+    Args:
+        spec: the model.
+        dtype, new_tokens, vocabulary: see :meth:`ModelSpec.load`.
+        with_reference, adapter_reference: see :class:`Backbone`.
+        shard: shards the backbone's models, which have no weights yet, and then fills in the weights.
+    """
+    load = spec.load if shard is None else spec.skeleton
     backbone = Backbone(
-        policy,
+        load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary),
         with_reference=with_reference,
         adapter_reference=adapter_reference,
         head_chunk=spec.head_chunk,
         statistics=spec.statistics,
     )
+    # Models are sharded before they have weights, so that no rank ever holds a whole model.
+    if shard is not None:
+        shard(backbone)
     use_fast_layers(backbone, spec)
     return backbone
 

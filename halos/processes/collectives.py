@@ -88,18 +88,12 @@ def all_gather_list(values: list[Item], *, everywhere: bool = False) -> list[Ite
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return all of a tensor that is divided over ranks; all ranks call this together."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    gathered: Tensor = tensor.full_tensor()
-    return gathered
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a tensor that is divided over ranks, and any other tensor itself."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    shard: Tensor = tensor.to_local()
-    return shard
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -133,8 +127,7 @@ def _mesh(tensor: Tensor) -> DeviceMesh | None:
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
-    return norm
+    return cast("Tensor", torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)))
 
 
 def _copies(tensor: Tensor) -> int:
@@ -156,5 +149,4 @@ def all_max(values: list[int], device: torch.device) -> list[int]:
         return values
     maxima = torch.tensor(values, device=device)
     dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
-    numbers: list[int] = maxima.tolist()
-    return numbers
+    return cast("list[int]", maxima.tolist())

@@ -24,13 +24,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from halos.processes.errors import RunFailed
-from halos.processes.signals import EXIT_CODE, SIGNALS, Interrupted
+from halos.processes.signals import EXIT_CODE, SIGNALS, Interrupted, handled_by
 
 ERRORS = "HALOS_ERRORS"
 """Environment variable: the folder in which a rank that fails writes its message."""
@@ -80,14 +79,14 @@ def run_ranks(cfg: DictConfig, count: int) -> None:
                 for rank in range(count):
                     ranks.append(_start(config, rank, count, port))
                     # A signal in this loop was forwarded to the ranks so far; those still to come would miss it.
-                    if received.number and len(ranks) < count:
-                        raise Interrupted(received.number)
+                    if received and len(ranks) < count:
+                        raise Interrupted(received[0])
                 codes = _wait(ranks)
         finally:
             for process in ranks:
                 process.kill()
                 process.wait()
-        _conclude(codes, folder, received.number)
+        _conclude(codes, folder, received)
 
 
 def _start(config: Path, rank: int, count: int, port: int) -> subprocess.Popen[bytes]:
@@ -115,34 +114,24 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@dataclass(slots=True)
-class _Received:
-    number: int = 0
-    """Of the first signal; 0 for none."""
-
-
 @contextmanager
-def _forwarded_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[_Received]:
-    """Forward signals to the ranks, also to those that are added later.
+def _forwarded_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Forward signals to the ranks, also to those that are added later; yield the numbers of those received so far.
 
     On Ctrl-C the terminal sends SIGINT to every rank by itself, and a second SIGINT would kill them immediately. So
     SIGINT is forwarded as SIGTERM, which a rank that has the first one ignores. Ctrl-C twice kills them.
     """
-    received = _Received()
+    received: list[int] = []
 
     def handle(number: int, frame: object) -> None:
-        twice = number == signal.SIGINT == received.number
-        received.number = received.number or number
+        received.append(number)
+        twice = len(received) > 1 and number == signal.SIGINT == received[0]
         forwarded = signal.SIGTERM if number == signal.SIGINT else number
         for rank in ranks:
             rank.send_signal(signal.SIGKILL if twice else forwarded)
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
-    try:
+    with handled_by(handle):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int | None]:
@@ -169,16 +158,15 @@ def _by_signal(code: int | None) -> bool:
     return code == EXIT_CODE or -(code or 0) in SIGNALS
 
 
-def _conclude(codes: list[int | None], folder: Path, received: int) -> None:
+def _conclude(codes: list[int | None], folder: Path, received: list[int]) -> None:
     if any(map(_by_signal, codes)) or (received and any(codes)):
-        raise Interrupted(received or signal.SIGTERM)
+        raise Interrupted(received[0] if received else signal.SIGTERM)
     if codes == [0] * len(codes):
         return
-    killed = [
-        f"rank {n} was killed by {signal.Signals(-code).name}" for n, code in enumerate(codes) if code and code < 0
-    ]
+    killed = {n: signal.Signals(-code).name for n, code in enumerate(codes) if code and code < 0}
     if killed:
-        raise RunFailed(f"{', '.join(killed)}; the others were ended; resume=auto goes on from the last checkpoint")
+        listed = ", ".join(f"rank {n} was killed by {name}" for n, name in killed.items())
+        raise RunFailed(f"{listed}; the others were ended; resume=auto goes on from the last checkpoint")
     # The first message in time is the cause; the other ranks fail as they lose contact with that one.
     files = sorted(folder.glob("*.txt"), key=lambda file: file.stat().st_mtime_ns)
     messages = {int(file.stem): file.read_text(encoding="utf-8") for file in files}

@@ -15,9 +15,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 EXIT_CODE = 143
 """Exit code of every run that a signal has ended; the one that a shell reports for SIGTERM."""
@@ -49,6 +50,17 @@ _state = _State()
 
 
 @contextmanager
+def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let this function handle the signals inside the block; afterwards the handlers are those of before."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
 def caught() -> Iterator[None]:
     """Handle the signals inside the block; afterwards handlers and state are as before.
 
@@ -58,16 +70,14 @@ def caught() -> Iterator[None]:
         yield
         return
     _state.received, _state.deferred = 0, False
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        if _state.deadline is not None:
-            _state.deadline.cancel()
-        _state.deadline = None
-        _state.received, _state.deferred = 0, False  # what runs next in this process is not the run that was ended
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled_by(handle):
+        try:
+            yield
+        finally:
+            if _state.deadline is not None:
+                _state.deadline.cancel()
+            _state.deadline = None
+            _state.received, _state.deferred = 0, False  # what runs next in this process is not the run that was ended
 
 
 def defer(deferred: bool) -> bool:

@@ -44,7 +44,6 @@ def passed_on_to_jobs() -> Iterator[None]:
     """
     os.environ[SWEEP] = str(os.getpid())
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
 
     def handle(number: int, frame: object) -> None:
         jobs = multiprocessing.active_children()
@@ -58,18 +57,15 @@ def passed_on_to_jobs() -> Iterator[None]:
                 # On Ctrl-C the terminal sends SIGINT to the workers too, and a second one would end them immediately.
                 os.kill(job.pid or 0, signal.SIGTERM if number == signal.SIGINT else number)
 
-    for number in signals.SIGNALS:
-        signal.signal(number, handle)
     try:
-        yield
+        with signals.handled_by(handle):
+            yield
     except Exception as error:
         if received:
             raise signals.Interrupted(received[0]) from error
         raise
     finally:
         del os.environ[SWEEP]
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class CSVMetrics(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        # Lightning adds the epoch to every call, and a run is one epoch.
         row = {"step": step, **{name: value for name, value in metrics.items() if name != "epoch"}}
         if not self._columns:
             self._columns = list(next(iter(self._read()), {}))

@@ -87,13 +87,14 @@ class StreamReport(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        # A signal may ask for a checkpoint before anything of the stream was read.
         if self.data.take_account():
             write_report(self.data.intake, self.folder)
 
 
 def plot_lengths(lengths: Mapping[str, np.ndarray], file: Path) -> None:
     """Draw a histogram of lengths for each name into one picture."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(4.5 * len(lengths), 3.2), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths.items(), strict=True):

@@ -15,5 +15,6 @@ class Progress(RichProgressBar):
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
+        # Not all that is logged: a bar with every metric is wider than a terminal.
         metrics = trainer.progress_bar_metrics
         return {short: metrics[f"train/{name}"] for name, short in SHOWN.items() if f"train/{name}" in metrics}

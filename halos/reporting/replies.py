@@ -28,6 +28,7 @@ class SampledReplies(Callback):
         self.max_new_tokens, self.seed = max_new_tokens, seed
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning passes any module, also a user's own that has no policy to sample.
         if not self.prompts or not isinstance(pl_module, Objective):
             return
         backbone = pl_module.trained

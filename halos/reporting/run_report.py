@@ -14,7 +14,7 @@ from rich.table import Table
 
 from halos.data.rows.token_rows import Row
 from halos.sampling.before_after import Comparison
-from halos.terminal import console
+from halos.terminal import console, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +44,7 @@ def show_reference(report: CacheReport) -> None:
 @rank_zero_only
 def show_data(reports: Mapping[str, Counter[str]]) -> None:
     """Print how many records and examples were read, converted, cut and dropped."""
+    # A reason may occur in one split only; Counters give 0 for the other.
     table = Table("data", *reports, box=box.SIMPLE_HEAD)
     for name in dict.fromkeys(name for report in reports.values() for name in report):
         table.add_row(name, *(f"{report[name]:,}" for report in reports.values()))
@@ -60,6 +61,7 @@ def show_example(row: Row, tokenizer: PreTrainedTokenizerBase, branches: Sequenc
         branches: a name for each of its completions.
     """
     console.print(f"[bold]One example[/] ({escape(row.id)}); the tokens in ⟦brackets⟧ are scored:")
+    # Decoded with special tokens: doubled BOS or a missing end of turn are what a reader looks for here.
     prompt = escape(str(tokenizer.decode(list(row.prompt))))
     for name, branch in zip(branches, row.branches, strict=True):
         scored = escape(str(tokenizer.decode(list(branch))))
@@ -67,14 +69,10 @@ def show_example(row: Row, tokenizer: PreTrainedTokenizerBase, branches: Sequenc
     console.print()
 
 
-@rank_zero_only
 def show_plan(steps: int, examples: int | None, batch_size: int, root: str) -> None:
     """Print how long the run will be, and where its output goes; ``examples`` is None for a stream."""
     over = "a stream" if examples is None else f"{examples:,} examples"
-    console.print(
-        f"{steps:,} steps over {over}, {batch_size} a device and micro-step → [bold]{escape(root)}[/]\n",
-        highlight=False,
-    )
+    say(f"{steps:,} steps over {over}, {batch_size} a device and micro-step → {root}\n")
 
 
 @rank_zero_only
@@ -99,6 +97,7 @@ def show_comparison(comparison: Comparison) -> None:
 @rank_zero_only
 def show_metrics(metrics: Mapping[str, float]) -> None:
     """Print the final validation metrics."""
+    # A run without validation data has no metrics, and an empty table says nothing.
     if not metrics:
         return
     table = Table("validation", "final", box=box.SIMPLE_HEAD)
@@ -107,11 +106,10 @@ def show_metrics(metrics: Mapping[str, float]) -> None:
     console.print(table)
 
 
-@rank_zero_only
 def show_where_next(root: Path, model: Path) -> None:
     """Print where the curves and the model are."""
-    console.print(f"curves: [bold]tensorboard --logdir {escape(str(root))}[/]", highlight=False)
-    console.print(f"model:  [bold]{escape(str(model))}[/]", highlight=False)
+    say(f"curves: tensorboard --logdir {root}")
+    say(f"model:  {model}")
 
 
 def _marked(text: str, desirable: bool) -> str:

@@ -33,14 +33,15 @@ class TensorBoardReport(Callback):
     """Logs the layout and histograms of rewards to a :class:`TensorBoardLogger`; other loggers are left alone."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for writer in _writers(trainer):
+        # Once a run: the layout is an event like any other.
+        for writer in writers(trainer):
             writer.add_custom_scalars(LAYOUT)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not isinstance(pl_module, Objective) or pl_module.labelled_rewards is None:
             return
         rewards, labels = pl_module.labelled_rewards
-        for writer in _writers(trainer):
+        for writer in writers(trainer):
             for name, kind in (("desirable", labels), ("undesirable", ~labels)):
                 if kind.any():
                     writer.add_histogram(f"val/rewards/{name}", rewards[kind], trainer.global_step)
@@ -48,7 +49,7 @@ class TensorBoardReport(Callback):
 
 def log_text(trainer: pl.Trainer, tag: str, texts: list[str]) -> None:
     """Log texts, one below the other, at the current step."""
-    for writer in _writers(trainer):
+    for writer in writers(trainer):
         writer.add_text(tag, "\n\n---\n\n".join(texts), trainer.global_step)
 
 
@@ -58,6 +59,7 @@ def log_hparams(trainer: pl.Trainer, params: Mapping[str, object], metrics: Mapp
         return
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
+            # Under names of their own: TensorBoard records them at step 0, where a curve would begin with its end.
             logger.log_hyperparams(dict(params), {f"final/{name}": value for name, value in metrics.items()})
             logger.save()
 
@@ -99,7 +101,8 @@ def truncate_events_after(folder: Path, step: int, *, validated: bool) -> None:
                 writer.write(record)
 
 
-def _writers(trainer: pl.Trainer) -> list[SummaryWriter]:
+def writers(trainer: pl.Trainer) -> list[SummaryWriter]:
+    """The writers of the run's TensorBoard loggers; none on other processes than the first."""
     if not trainer.is_global_zero:
         return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -92,6 +92,7 @@ def compare(
         control: see :data:`halos.data.rows.token_rows.Control`.
     """
     prompts = true_reward.prompts(size)
+    # The reference has not been trained with the control token and would read it as noise.
     plain = [tokens.fitted_prompt(prompt) for prompt in prompts]
     conditioned = [tokens.fitted_prompt(prompt, control(True)) for prompt in prompts]
     draw = partial(sample, end_of_turn=tokens.end_of_turn, pad=tokens.pad, max_new_tokens=max_new_tokens, seed=seed)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from halos.checks import check_number, check_whole
+from halos.checks import check_number, check_share, check_whole
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.policy.lookup import Policy
 from halos.sampling.generate import sample
@@ -36,8 +36,7 @@ class Decoding:
     def __post_init__(self) -> None:
         check_whole("max_new_tokens", self.max_new_tokens, 1)
         check_number("temperature", self.temperature)
-        if type(self.top_p) not in (int, float) or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: expected a share in (0, 1], found {self.top_p!r}")
+        check_share("top_p", self.top_p)
 
 
 class Engine(Protocol):
@@ -55,17 +54,9 @@ class TransformersEngine:
         self.model, self.tokens, self.decoding = model, tokens, decoding
 
     def generate(self, prompts: Sequence[Ids], *, seed: int) -> list[list[int]]:
-        return sample(
-            self.model,
-            prompts,
-            end_of_turn=self.tokens.end_of_turn,
-            pad=self.tokens.pad,
-            max_new_tokens=self.decoding.max_new_tokens,
-            temperature=self.decoding.temperature,
-            top_p=self.decoding.top_p,
-            seed=seed,
-            batch_size=len(prompts),  # the sampler divided them already; dividing again would change the draws
-        )
+        # One batch: the sampler has divided the prompts already, and dividing again would change the draws.
+        options = {**asdict(self.decoding), "seed": seed, "batch_size": len(prompts)}
+        return sample(self.model, prompts, end_of_turn=self.tokens.end_of_turn, pad=self.tokens.pad, **options)
 
 
 class VLLMEngine:
@@ -100,19 +91,13 @@ class VLLMEngine:
             for _ in prompts
         ]
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs = self._llm.generate(requests, settings, use_tqdm=False)
-        return [_with_end(output.outputs[0], end) for output in outputs]
+        completions = [output.outputs[0] for output in self._llm.generate(requests, settings, use_tqdm=False)]
+        return [_with_end(list(one.token_ids), one.stop_reason, end) for one in completions]
 
 
-class _VLLMCompletion(Protocol):
-    token_ids: Sequence[int]
-    stop_reason: int | str | None
-
-
-def _with_end(completion: _VLLMCompletion, end: int) -> list[int]:
+def _with_end(ids: list[int], stop_reason: int | str | None, end: int) -> list[int]:
     # Versions of vLLM differ in whether the token that stopped a completion is among its ids.
-    ids = list(completion.token_ids)
-    return [*ids, end] if completion.stop_reason == end and ids[-1:] != [end] else ids
+    return [*ids, end] if stop_reason == end and ids[-1:] != [end] else ids
 
 
 def check_engine(name: str, policy: Policy, *, key: str = "policy") -> None:
@@ -152,16 +137,33 @@ def check_installed(name: str) -> None:
 
 
 def make_engine(
-    name: str, policy: Policy, tokens: ChatTokens, decoding: Decoding, *, device: str, precision: str
+    name: str,
+    policy: Policy,
+    tokens: ChatTokens,
+    decoding: Decoding,
+    *,
+    device: str,
+    precision: str,
+    loaded: PreTrainedModel | None = None,
 ) -> Engine:
-    """Load a policy into the engine of this name (``transformers`` or ``vllm``).
+    """Load a policy into an engine.
+
+    Args:
+        name: ``transformers`` or ``vllm``.
+        policy: the policy to sample.
+        tokens: turns prompts into token ids and completions into text.
+        decoding: how completions are drawn.
+        device: where ``transformers`` computes, such as ``auto``.
+        precision: the number type of the weights, such as ``32-true``.
+        loaded: the policy's model if it is in memory already; vLLM loads its own copy anyway.
 
     Raises:
         ValueError: see :func:`check_engine`.
     """
     check_engine(name, policy)
     if name == "transformers":
-        model = policy.load(device=device, precision=precision, vocabulary=len(tokens.tokenizer))
-        return TransformersEngine(model, tokens, decoding)
+        if loaded is None:
+            loaded = policy.load(device=device, precision=precision, vocabulary=len(tokens.tokenizer))
+        return TransformersEngine(loaded, tokens, decoding)
     dtype = "bfloat16" if precision == "bf16-true" else "float32"
     return VLLMEngine(policy.spec.path, tokens, decoding, dtype=dtype)

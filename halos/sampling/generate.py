@@ -55,6 +55,7 @@ def sample(
     from transformers import GenerationConfig
 
     options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
+    # generate() divides logits by the temperature; greedy decoding has a switch of its own.
     if temperature == 0:
         options = {"do_sample": False}
     lengths = {"max_new_tokens": max_new_tokens, "eos_token_id": end_of_turn, "pad_token_id": pad}

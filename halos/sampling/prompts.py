@@ -19,7 +19,7 @@ from halos.data.views.selection import Selection
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SourcePrompt:
     """A prompt to sample completions for.
 
     Attributes:
@@ -88,7 +88,7 @@ def _read_stream(source: Source, split: str, val_size: int) -> Intake:
     return intake
 
 
-def distinct_prompts(records: Sequence[Record], size: int | None, seed: int) -> list[Asked]:
+def distinct_prompts(records: Sequence[Record], size: int | None, seed: int) -> list[SourcePrompt]:
     """Draw up to ``size`` different prompts with the seed; they keep the order of the records.
 
     Args:
@@ -101,9 +101,9 @@ def distinct_prompts(records: Sequence[Record], size: int | None, seed: int) -> 
     """
     check_whole("size", size, 1, null=True)
     # By key, so that a text and the same text as a lone user turn are one prompt.
-    first_with: dict[str, Asked] = {}
+    first_with: dict[str, SourcePrompt] = {}
     for record in records:
-        first_with.setdefault(prompt_key(record.prompt), Asked(record.id, record.prompt))
+        first_with.setdefault(prompt_key(record.prompt), SourcePrompt(record.id, record.prompt))
     prompts = list(first_with.values())
     if not prompts:
         raise ValueError("split: expected records with prompts, found none")

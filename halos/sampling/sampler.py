@@ -12,27 +12,25 @@ from halos.data.records.record import Completion, Record
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.files import Journal
 from halos.sampling.engines import Engine
-from halos.sampling.prompts import Asked
+from halos.sampling.prompts import SourcePrompt
 
-NumberedBatch = tuple[int, Sequence[Asked]]
+NumberedBatch = tuple[int, Sequence[SourcePrompt]]
 """The number of a batch of prompts, which sets its seed, and the prompts."""
 Track = Callable[[Sequence[NumberedBatch]], Iterable[NumberedBatch]]
 """Iterates over batches and shows progress."""
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class PromptSamples:
     """The samples for one prompt.
 
     Attributes:
-        asked: the prompt and its id.
-        prompt: token ids of the prompt, after truncation, with the control token.
+        source: the prompt and its id.
         completions: token ids of each completion, end-of-turn token included.
         texts: text of each completion, without its end-of-turn token.
     """
 
-    asked: Asked
-    prompt: list[int]
+    source: SourcePrompt
     completions: list[list[int]]
     texts: list[str]
 
@@ -64,39 +62,39 @@ class Sampler:
         self._engine: Engine | None = None
         self.tokens, self.control = tokens, control
         self.count, self.seed = count, seed
+        # Completions of one prompt stay in one batch, also where they are more than a batch.
         self.prompts_per_batch = max(1, batch_size // count)
 
-    def prompt_ids(self, asked: Sequence[Asked]) -> list[list[int]]:
+    def prompt_ids(self, prompts: Sequence[SourcePrompt]) -> list[list[int]]:
         """Token ids of the prompts, with the control token.
 
         Raises:
             ValueError: names a prompt that does not fit the limits.
         """
-        return [self.tokens.fitted_prompt(one.prompt, self.control, where=one.id) for one in asked]
+        return [self.tokens.fitted_prompt(one.prompt, self.control, where=one.id) for one in prompts]
 
-    def draw(self, asked: Sequence[Asked], number: int) -> list[Drawn]:
+    def draw(self, prompts: Sequence[SourcePrompt], number: int) -> list[PromptSamples]:
         """Draw the samples for batch ``number`` of prompts."""
         if self._engine is None:
             self._engine = self._make_engine()
-        prompts = self.prompt_ids(asked)
-        repeated = [ids for ids in prompts for _ in range(self.count)]
+        repeated = [ids for ids in self.prompt_ids(prompts) for _ in range(self.count)]
         # Runs with neighbouring seeds share no batch's seed before batch 1,000,003. An engine's seed has 63 bits.
         completions = self._engine.generate(repeated, seed=(self.seed * 1_000_003 + number) % 2**63)
-        groups = [completions[n * self.count : (n + 1) * self.count] for n in range(len(asked))]
+        groups = [completions[n * self.count : (n + 1) * self.count] for n in range(len(prompts))]
         return [
-            Drawn(one, ids, group, [self.tokens.text(completion) for completion in group])
-            for one, ids, group in zip(asked, prompts, groups, strict=True)
+            PromptSamples(one, group, [self.tokens.text(completion) for completion in group])
+            for one, group in zip(prompts, groups, strict=True)
         ]
 
-    def draw_all(self, asked: Sequence[Asked], track: Track = iter) -> list[Drawn]:
+    def draw_all(self, prompts: Sequence[SourcePrompt], track: Track = iter) -> list[PromptSamples]:
         """Draw the samples for all prompts."""
-        return [drawn for number, batch in track(self._batches(asked)) for drawn in self.draw(batch, number)]
+        return [drawn for number, batch in track(self._batches(prompts)) for drawn in self.draw(batch, number)]
 
-    def write(self, asked: Sequence[Asked], path: Path, track: Track = iter) -> tuple[int, int]:
+    def write(self, prompts: Sequence[SourcePrompt], path: Path, track: Track = iter) -> tuple[int, int]:
         """Append the samples that the file lacks; an interrupted and continued file equals an uninterrupted one.
 
         Args:
-            asked: the prompts, always in the same order.
+            prompts: the prompts, always in the same order.
             path: a file of records, which may not exist yet.
             track: shows progress over batches.
 
@@ -106,22 +104,23 @@ class Sampler:
         Raises:
             ValueError: a prompt does not fit the limits, or the file has samples for other prompts.
         """
-        self.prompt_ids(asked)  # a prompt that does not fit is found before anything is drawn
+        self.prompt_ids(prompts)  # a prompt that does not fit is found before anything is drawn
+        # Appended prompt by prompt: a kill loses the batch that was being drawn, and nothing else.
         journal = Journal(path)
         done = {row.get("id") for row in journal.rows}
-        if unknown := done - {one.id for one in asked}:
+        if unknown := done - {one.id for one in prompts}:
             raise ValueError(
                 f"output: expected samples for the same prompts in {path}, but it holds samples for other prompts "
                 f"({sorted(map(str, unknown))[0]}, …); choose another file"
             )
         # A batch is drawn as a whole even if some of its prompts are done: only so are its random numbers the same.
-        todo = [(n, batch) for n, batch in self._batches(asked) if any(one.id not in done for one in batch)]
+        todo = [(n, batch) for n, batch in self._batches(prompts) if any(one.id not in done for one in batch)]
         total = cut = 0
         for number, batch in track(todo):
             for drawn in self.draw(batch, number):
-                if drawn.asked.id not in done:
+                if drawn.source.id not in done:
                     completions = tuple(Completion(text) for text in drawn.texts)
-                    journal.append(record_row(Record(drawn.asked.id, drawn.asked.prompt, completions)))
+                    journal.append(record_row(Record(drawn.source.id, drawn.source.prompt, completions)))
                     total += len(drawn.completions)
                     cut += sum(self.is_cut(ids) for ids in drawn.completions)
         return total, cut
@@ -130,6 +129,6 @@ class Sampler:
         """Whether the length limit ended the completion, rather than its end-of-turn token."""
         return not ids or ids[-1] != self.tokens.end_of_turn
 
-    def _batches(self, asked: Sequence[Asked]) -> list[NumberedBatch]:
+    def _batches(self, prompts: Sequence[SourcePrompt]) -> list[NumberedBatch]:
         size = self.prompts_per_batch
-        return [(n, asked[start : start + size]) for n, start in enumerate(range(0, len(asked), size))]
+        return [(n, prompts[start : start + size]) for n, start in enumerate(range(0, len(prompts), size))]

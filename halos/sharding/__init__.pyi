@@ -1,6 +1,2 @@
-from .fsdp import (
-    FSDP as FSDP,
-)
-from .fsdp_tp import (
-    FSDPTP as FSDPTP,
-)
+from .fsdp import FSDP as FSDP
+from .fsdp_tp import FSDPTP as FSDPTP

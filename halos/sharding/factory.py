@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from halos.policy.backbone import Backbone
-from halos.policy.export.language_model import unconditioned
 from halos.policy.loading import ModelSpec, add_control_tokens
 from halos.sharding.sharding import Sharding
 from halos.sharding.weights import make_backbone
@@ -36,10 +35,8 @@ class BackboneFactory:
         self.spec, self.dtype = spec, dtype
         self.new_tokens: list[int] = []
         self._tokenizer = spec.tokenizer()
-        if (
-            spec.reference_path is not None
-            and spec.of_reference().tokenizer().get_vocab() != self._tokenizer.get_vocab()
-        ):
+        reference = self._tokenizer if spec.reference_path is None else spec.of_reference().tokenizer()
+        if reference.get_vocab() != self._tokenizer.get_vocab():
             raise ValueError(f"model.reference_path: expected the tokenizer of {spec.path}, found another")
 
     @property
@@ -49,24 +46,13 @@ class BackboneFactory:
 
     def add_control_tokens(self, texts: Iterable[str]) -> None:
         """Make each text a single token of the tokenizer now, and of the policy when it is loaded."""
-        controls = list(texts)
-        for text in controls:
-            # The chat template of a policy that was trained with this token ends with it already.
-            unconditioned(self._tokenizer, text)
-        self.new_tokens += add_control_tokens(self._tokenizer, controls)
+        self.new_tokens += add_control_tokens(self._tokenizer, texts)
 
     def make(self, *, reference: bool, sharding: Sharding | None) -> Backbone:
         """Load the policy, and a live reference if the objective needs one whose log-probs are not cached."""
         mode = self.spec.reference if reference else None
-        backbone = make_backbone(
-            self.spec,
-            sharding,
-            dtype=self.dtype,
-            new_tokens=self.new_tokens,
-            vocabulary=len(self._tokenizer),
-            with_reference=mode == "live",
-            adapter_reference=mode == "adapter",
-        )
+        live, adapter = mode == "live", mode == "adapter"
+        backbone = self._load(self.spec, sharding, self.new_tokens, with_reference=live, adapter_reference=adapter)
         backbone.spec, backbone.tokenizer = self.spec, self._tokenizer
         return backbone
 
@@ -78,11 +64,8 @@ class BackboneFactory:
         """
         if self.spec.reference_path is None and not backbone.updated:
             return backbone
-        return make_backbone(
-            self.spec.of_reference(),
-            sharding,
-            dtype=self.dtype,
-            new_tokens=(),
-            vocabulary=len(self._tokenizer),
-            with_reference=False,
-        )
+        return self._load(self.spec.of_reference(), sharding, (), with_reference=False)
+
+    def _load(self, spec: ModelSpec, sharding: Sharding | None, tokens: Sequence[int], **reference: bool) -> Backbone:
+        size = len(self._tokenizer)
+        return make_backbone(spec, sharding, dtype=self.dtype, new_tokens=tokens, vocabulary=size, **reference)

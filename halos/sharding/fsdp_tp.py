@@ -7,11 +7,13 @@ import logging
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from halos.checks import check_whole
+from halos.config.combinations import check_combinations
 from halos.optim import AdamW, Optim, RMSprop
 from halos.policy.loading import ModelSpec
 from halos.sharding.fsdp import FSDP
 from halos.sharding.sharding import Sharding
-from halos.sharding.tensor_parallel import check_plan, check_size
+from halos.sharding.tensor_parallel import check_plan
 
 DATA, TENSOR = "data_parallel", "tensor_parallel"
 """Lightning's names for the dimensions of the device mesh."""
@@ -28,16 +30,7 @@ def check_model(spec: ModelSpec, optim: Optim, ranks: int) -> None:
     Raises:
         ValueError: an option of the model or the optimizer is not supported, or the model cannot be divided.
     """
-    for key, value, expected in (
-        ("lora.enabled", spec.lora.enabled, False),
-        ("compile", spec.compile, False),
-        ("liger", spec.liger, False),
-        ("packed_attention", spec.packed_attention, "pieces"),
-        # Attention heads on different ranks would need different random numbers, everything else the same ones.
-        ("dropout", spec.dropout, 0),
-    ):
-        if value != expected:
-            raise ValueError(f"model.{key}: expected {expected} with strategy=fsdp_tp, found {value}")
+    check_combinations(spec.flat() | {"strategy.name": "fsdp_tp"})
     if type(optim) not in (AdamW, RMSprop):
         raise ValueError(f"optim: expected AdamW or RMSprop with strategy=fsdp_tp, found {type(optim).__name__}")
     check_plan(spec.skeleton(), ranks)
@@ -65,10 +58,9 @@ class FSDPTP(FSDP):
         sharded_checkpoints: bool = False,
     ) -> None:
         super().__init__(reshard_after_forward=reshard_after_forward, sharded_checkpoints=sharded_checkpoints)
-        self.tensor_parallel_size = check_size("tensor_parallel_size", tensor_parallel_size)
-        self.data_parallel_size = data_parallel_size
-        if data_parallel_size is not None:
-            check_size("data_parallel_size", data_parallel_size)
+        check_whole("strategy.tensor_parallel_size", tensor_parallel_size, 1)
+        check_whole("strategy.data_parallel_size", data_parallel_size, 1, null=True)
+        self.tensor_parallel_size, self.data_parallel_size = tensor_parallel_size, data_parallel_size
         self._all: DeviceMesh | None = None
 
     def check(self, devices: int) -> None:

@@ -54,7 +54,9 @@ class Sharding:
 
     def shard(self, backbone: Backbone) -> None:
         """Shard the policy, and its live reference if there is one, in place. Parameters may be on the meta device."""
-        policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=self._reduce_dtype())
+        # Gradients are summed in float32: in bfloat16 the sum over many ranks would lose what each contributes.
+        reduce_dtype = None if self.compute_dtype is None else torch.float32
+        policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=reduce_dtype)
         for member in backbone.with_reference_backbone():
             # Tensor parallelism comes first: FSDP2 can shard its DTensors once more, and not the other way round.
             if self.tensor_mesh is not None:
@@ -102,9 +104,6 @@ class Sharding:
         pinned = self.device.type != "cpu"
         offload = CPUOffloadPolicy(pin_memory=pinned) if self.cpu_offload else OffloadPolicy()
         fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy, offload_policy=offload)
-
-    def _reduce_dtype(self) -> torch.dtype | None:
-        return None if self.compute_dtype is None else torch.float32
 
 
 # The forward that nn.ModuleList inherits, which raises NotImplementedError: such a module is never called.

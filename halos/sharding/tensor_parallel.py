@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from halos.checks import check_whole
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
 class _PerHead(ParallelStyle):
@@ -56,12 +56,6 @@ STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
 """The styles of transformers' plans that this strategy supports."""
 
 
-def check_size(name: str, value: int) -> int:
-    """Return the value. Raises ``ValueError`` that names ``strategy.NAME`` unless it is a whole number from 1 on."""
-    check_whole(f"strategy.{name}", value, 1)
-    return value
-
-
 def plan_of(model: nn.Module) -> dict[str, str]:
     """Return the style of each module or parameter in the decoder layers that the model's plan covers, by name."""
     plan: Mapping[str, str] = getattr(model, "_tp_plan", None) or {}
@@ -73,7 +67,7 @@ def plan_of(model: nn.Module) -> dict[str, str]:
 
 def check_plan(model: PreTrainedModel, ranks: int) -> None:
     """Raise ``ValueError`` unless the model's plan has supported styles only and divides over this number of ranks."""
-    check_size("tensor_parallel_size", ranks)
+    check_whole("strategy.tensor_parallel_size", ranks, 1)
     kind, plan = type(model).__name__, plan_of(model)
     if not plan:
         raise ValueError(
@@ -89,23 +83,18 @@ def check_plan(model: PreTrainedModel, ranks: int) -> None:
                 f"{', '.join(STYLES)}; found {style} for {name}; use strategy=fsdp"
             )
     if "colwise" in plan.values():
-        _check_heads(kind, model.config.get_text_config(), ranks)
+        # A rank has whole heads: a head's scores need all of its width.
+        config = model.config.get_text_config()
+        for name in ("num_attention_heads", "num_key_value_heads"):
+            _check_divisor(ranks, getattr(config, name, None) or 0, f"{name} of {kind}")
     for name, style in plan.items():
         width = "out_features" if style.startswith("colwise") else "in_features"
-        if getattr(modules[name], width, 0) % ranks:
-            raise ValueError(
-                f"strategy.tensor_parallel_size: expected a divisor of the {getattr(modules[name], width)} {width} of "
-                f"{name} in {kind}, found {ranks}"
-            )
+        _check_divisor(ranks, getattr(modules[name], width, 0), f"{width} of {name} in {kind}")
 
 
-def _check_heads(kind: str, config: PretrainedConfig, ranks: int) -> None:
-    for name in ("num_attention_heads", "num_key_value_heads"):
-        heads = getattr(config, name, None)
-        if heads and heads % ranks:
-            raise ValueError(
-                f"strategy.tensor_parallel_size: expected a divisor of the {heads} {name} of {kind}, found {ranks}"
-            )
+def _check_divisor(ranks: int, count: int, what: str) -> None:
+    if count % ranks:
+        raise ValueError(f"strategy.tensor_parallel_size: expected a divisor of the {count} {what}, found {ranks}")
 
 
 def divide_products(model: nn.Module, mesh: DeviceMesh) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from halos.policy.adapters import adapter_layers, base_state, mark_base
 from halos.policy.backbone import Backbone
 from halos.policy.loading import ModelSpec
-from halos.policy.pretrained import use_fast_layers
+from halos.policy.pretrained import load_backbone
 from halos.processes.collectives import rank_and_world
 from halos.sharding.sharding import Sharding, full_state, load_full_state, sharded_modules
 
@@ -31,9 +32,9 @@ def make_backbone(
     sharding: Sharding | None,
     *,
     dtype: torch.dtype,
-    new_tokens: Sequence[int],
-    vocabulary: int,
-    with_reference: bool,
+    new_tokens: Sequence[int] = (),
+    vocabulary: int = 0,
+    with_reference: bool = False,
     adapter_reference: bool = False,
 ) -> Backbone:
     """Load the policy, and its live reference if requested, whole or sharded.
@@ -44,31 +45,24 @@ def make_backbone(
         dtype, new_tokens, vocabulary: see :meth:`ModelSpec.load`.
         with_reference, adapter_reference: see :class:`Backbone`.
     """
-    load = spec.load if sharding is None else spec.skeleton
-    backbone = Backbone(
-        load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary),
-        with_reference=with_reference,
-        adapter_reference=adapter_reference,
-        head_chunk=spec.head_chunk,
-        statistics=spec.statistics,
-    )
-    if sharding is not None:
-        # The models are sharded before they have weights, so that no rank ever holds a whole model.
+    load = partial(load_backbone, spec, dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
+    load = partial(load, with_reference=with_reference, adapter_reference=adapter_reference)
+    if sharding is None:
+        return load()
+
+    def shard(backbone: Backbone) -> None:
+        # A copy without weights: sharding changes the modules in place, and export needs them as they were.
         backbone.skeleton = (copy.deepcopy(backbone.policy),)
         sharding.shard(backbone)
         load_weights(backbone.policy, spec, dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
-        _copy_to_reference(backbone)
+        if backbone.reference is not None:
+            # Both models are sharded alike, so that each rank copies its own shards.
+            for target, source in zip(_tensors(backbone.reference), _tensors(backbone.policy), strict=True):
+                target.data.copy_(source.data)
         if adapter_layers(backbone.policy):
             mark_base(backbone)  # the fingerprint of the base needs its weights
-    use_fast_layers(backbone, spec)
-    return backbone
 
-
-def _copy_to_reference(backbone: Backbone) -> None:
-    # Both models are sharded alike, so that each rank copies its own shards.
-    if backbone.reference is not None:
-        for target, source in zip(_tensors(backbone.reference), _tensors(backbone.policy), strict=True):
-            target.data.copy_(source.data)
+    return load(shard=shard)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

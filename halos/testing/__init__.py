@@ -48,15 +48,11 @@ def check_property(make: Make, name: str) -> None:
             PROPERTIES[name](make, rows)
         except NotApplicable:
             raise
-        except Violation as violation:
-            raise Violation(f"{_name(make)}, {name}: {violation}\n{_describe(rows)}") from None
         except Exception as error:
-            problem = f"raised {type(error).__name__}: {error}"
-            raise Violation(f"{_name(make)}, {name}: {problem}\n{_describe(rows)}") from error
-
-
-def _name(make: Make) -> str:
-    return str(getattr(getattr(make, "func", make), "__name__", make))
+            known = isinstance(error, Violation)
+            problem = str(error) if known else f"raised {type(error).__name__}: {error}"
+            objective = getattr(getattr(make, "func", make), "__name__", make)
+            raise Violation(f"{objective}, {name}: {problem}\n{_describe(rows)}") from (None if known else error)
 
 
 def _describe(rows: Sequence[Row]) -> str:
@@ -64,8 +60,7 @@ def _describe(rows: Sequence[Row]) -> str:
     for row in rows:
         label = "" if row.desirable is None else ", desirable" if row.desirable else ", undesirable"
         score = "" if row.score is None else f", score {row.score:.3g}"
+        prompt = f"prompt {row.group} of {len(row.prompt)}"
         lengths = " and ".join(str(len(branch)) for branch in row.branches)
-        lines.append(
-            f"  {row.id}: prompt {row.group} of {len(row.prompt)}, completions of {lengths} tokens{label}{score}"
-        )
+        lines.append(f"  {row.id}: {prompt}, completions of {lengths} tokens{label}{score}")
     return "\n".join(lines)

@@ -33,6 +33,7 @@ def tiny_backbone(*, moved: bool = False) -> Backbone:
 def _backbone(moved: bool) -> Backbone:
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    # Without a padding id: masks come from positions, and no objective may read them off token ids.
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
@@ -77,6 +78,7 @@ def make_objective(make: Make, *, moved: bool = False, **changed: float) -> Obje
             # Heads often start at zero, where most gradients vanish and a fault would go unnoticed.
             if not isinstance(module, Backbone):
                 _shift(module, 0.3)
+    # Unequal numbers: weights that are set automatically must differ, so that swapping them shows.
     objective.see_labels(4, 3)
     return objective
 
@@ -203,17 +205,15 @@ def loss_of(output: Output) -> Tensor:
 
 def evaluate(objective: Objective, inputs: Inputs) -> Result:
     """Loss, gradients and metrics of one micro-batch."""
+    # compute(), not outcome(): the kit checks the loss itself, without humanline's clamp.
     output = objective.compute(inputs.batch, inputs.policy, inputs.reference)
     loss, tokens = loss_of(output), inputs.policy.tokens
     (gradient,) = torch.autograd.grad(loss, [tokens], allow_unused=True) if loss.requires_grad else (None,)
     gradient = torch.zeros_like(tokens) if gradient is None else gradient
+    gradients = {row.id: gradient[b] for b, row in enumerate(inputs.rows)}
     means = {**{f"loss/{name}": term for name, term in output.loss.items()}, **output.metrics}
-    return Result(
-        loss.detach(),
-        {row.id: gradient[b] for b, row in enumerate(inputs.rows)},
-        output,
-        {name: (_number(mean.total), _number(mean.count)) for name, mean in means.items()},
-    )
+    numbers = {name: (_number(mean.total), _number(mean.count)) for name, mean in means.items()}
+    return Result(loss.detach(), gradients, output, numbers)
 
 
 def _number(value: Tensor | float) -> float:

@@ -68,6 +68,7 @@ def agree_on_gradients(what: str, expected: Result, actual: Result, *, tolerance
 def agree_on_means(expected: Result, parts: Sequence[Result]) -> None:
     """Raise :class:`Violation` unless the parts' sums and counts of each metric add up to the expected mean."""
     for name, (expected_total, expected_count) in expected.means.items():
+        # Sums and counts are added up first: a mean of the parts' means is wrong where the parts differ in size.
         total, count = (sum(part.means[name][i] for part in parts) for i in (0, 1))
         if bool(count) != bool(expected_count):
             raise Violation(f"metric {name}: expected a count of {expected_count}, found {count}")

@@ -1,10 +1,2 @@
-from .definition import (
-    Verdict as Verdict,
-    is_halo as is_halo,
-)
-from .values import (
-    ImpliedLoss as ImpliedLoss,
-    Side as Side,
-    sides as sides,
-    value_curve as value_curve,
-)
+from .definition import Verdict as Verdict, is_halo as is_halo
+from .values import ImpliedLoss as ImpliedLoss, Side as Side, sides as sides, value_curve as value_curve

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from halos.testing.examples import Make, make_objective
+from halos.testing.examples import Make
 from halos.theory.values import Side, sides, value_curve
 
 COLOURS = {Side.DESIRABLE: "tab:green", Side.UNDESIRABLE: "tab:red"}
@@ -18,12 +18,13 @@ def plot_values(makes: Mapping[str, Make], file: Path, *, reach: float = 50.0, p
 
     Each loss has a panel with a vertical axis of its own, as values of different losses have different units.
     """
+    # Slow to import. A Figure without pyplot needs no display and no global state.
     from matplotlib.figure import Figure
 
     gains = torch.linspace(-reach, reach, points, dtype=torch.float64).tolist()
     figure = Figure(figsize=(3.2 * len(makes), 3.0), layout="constrained")
     for axes, (name, make) in zip(figure.subplots(1, len(makes), squeeze=False)[0], makes.items(), strict=True):
-        for side in sides(make_objective(make)):
+        for side in sides(make(None)):
             curve = value_curve(make, side, gains)
             axes.plot(gains, curve, color=COLOURS[side], label=side.name.lower())
         axes.axvline(0, color="grey", linewidth=0.5)

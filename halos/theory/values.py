@@ -43,6 +43,7 @@ class ImpliedLoss:
     """
 
     def __init__(self, make: Make, side: Side, terms: Collection[str] | None = None) -> None:
+        # In eval mode a loss with running statistics is a function of its inputs alone.
         self.objective = make_objective(make).eval()
         self.terms = terms
         rows = _rows(self.objective, side)
@@ -65,6 +66,7 @@ class ImpliedLoss:
         ratios[0, 0] = log_ratio
         reference = torch.full_like(ratios, REFERENCE)
         reference[0, 0] += shift
+        # Hidden states of zero: a value head then gives every completion the same value.
         states = torch.zeros(*ratios.shape, HIDDEN, dtype=torch.float64)
         hidden = states if self.objective.needs.hidden else None
         last = states[:, :, 0] if self.objective.needs.last_hidden else None

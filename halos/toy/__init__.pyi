@@ -1,3 +1,1 @@
-from .source import (
-    ToySource as ToySource,
-)
+from .source import ToySource as ToySource

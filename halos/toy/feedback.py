@@ -107,6 +107,7 @@ def _labelled(
 def _paired(where: str, prompt: str, count: int, noise: float, rng: random.Random) -> Record:
     """Draw completions until at least two differ in their true reward."""
     for _ in range(MAX_TIES):
+        # All are drawn again after a tie: replacing one of them would change the distribution of the others.
         texts = [behaviour_completion(prompt, rng) for _ in range(count)]
         rewards = [true_reward(prompt, text) for text in texts]
         ordered = [(i, j) for i, j in itertools.permutations(range(count), 2) if rewards[i] > rewards[j]]
@@ -123,6 +124,7 @@ def _check_knobs(
         raise ValueError(f"feedback: expected one of {', '.join(KINDS)}; found {feedback!r}")
     shares = {"noise": noise, "keep_desirable": keep_desirable, "keep_undesirable": keep_undesirable}
     for name, share in shares.items():
+        # NaN fails this comparison too.
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"{name}: expected a share from 0 to 1, found {share}")
         if feedback == "pairs" and name != "noise" and share != 1.0:

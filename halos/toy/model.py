@@ -43,6 +43,7 @@ MAX_NEW_TOKENS = 24  # the longest completion has 15 tokens with its end of turn
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build a word-level tokenizer of the toy language. Its pad token is not its end-of-turn (eos) token."""
     vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *words()))}
+    # A word is a token: a policy of 10^5 weights can learn the grammar, as it need not learn to spell.
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # joins with spaces, none before punctuation
@@ -72,6 +73,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> LlamaForCa
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    # Forked, so that building a model does not change what the caller draws next.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
@@ -92,6 +94,7 @@ def pretrain(
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
     """Train the model by SFT on completions drawn from the behaviour distribution; prompts are not scored."""
+    # Training prompts only: the reference must not have seen those on which policies are compared.
     rng = random.Random(f"pretrain/{seed}")
     prompts = prompts_of("train")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
@@ -112,6 +115,7 @@ def demonstrations(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """Tokenise prompts and completions: padded ids, attention mask, labels of the completion and its end of turn."""
+    # Tokenised apart, which is safe for a word-level tokenizer only: no token spans the boundary.
     heads = tokenizer([render(tokenizer, prompt) for prompt in prompts])["input_ids"]
     tails = tokenizer([completion + END for completion in completions])["input_ids"]
     width = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))

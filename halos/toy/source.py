@@ -21,6 +21,7 @@ class ToyJudge:
         return is_desirable(prompt, completion)
 
     def prompts(self, size: int) -> list[str]:
+        # Held-out prompts, the same for every run: win rates of different runs are compared.
         return toy_prompts(size, seed=0, split="val")
 
 
@@ -55,6 +56,7 @@ class ToySource(Source):
             seed=seed,
             split="train",
         )
+        # A fixed seed, not the run's: runs of different seeds are compared on the same validation data.
         self._val = toy_feedback(size=val_size, feedback=feedback, seed=0, split="val")
 
     def train(self) -> Records:

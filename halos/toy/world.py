@@ -119,6 +119,7 @@ def prompts_of(split: str) -> tuple[str, ...]:
 
 def toy_prompts(size: int, seed: int = 0, split: str = "val") -> list[str]:
     """Return ``size`` distinct prompts of a split in seeded order; a larger size extends a smaller one."""
+    # All prompts are shuffled before the cut, so that a larger sample starts with the smaller one.
     prompts = list(prompts_of(split))
     if not 1 <= size <= len(prompts):
         raise ValueError(f"size: expected 1 to {len(prompts)} prompts of split {split!r}, found {size}")
@@ -133,12 +134,14 @@ def topic_of(prompt: str) -> str | None:
 
 def is_polite(completion: str) -> bool:
     """Return whether there is a kind opening or closing, and nothing rude."""
+    # One rude phrase outweighs a kind one, so that a policy gains nothing by writing both.
     rude = any(phrase in completion for phrase in RUDE_OPENINGS + RUDE_CLOSINGS)
     return not rude and any(phrase in completion for phrase in KIND_OPENINGS + KIND_CLOSINGS)
 
 
 def is_on_topic(prompt: str, completion: str) -> bool:
     """Return whether there is a noun of the prompt's topic, and none of another topic."""
+    # Whole words: "fault" must not count in "default".
     used = set(re.findall(r"\w+", completion))
     return {name for name, topic in TOPICS.items() if used.intersection(topic.nouns)} == {topic_of(prompt)}
 
@@ -160,6 +163,7 @@ def is_desirable(prompt: str, completion: str) -> bool:
 
 def words() -> list[str]:
     """Every word and punctuation mark of the language, sorted."""
+    # Sorted, as token ids follow this order, and a set's order changes from process to process.
     slots = (BUYERS, ITEMS, TIMES, VERBS, CHAT)
     parts = (KIND_OPENINGS, RUDE_OPENINGS, KIND_CLOSINGS, RUDE_CLOSINGS, (HESITATION,))
     topics = (topic.problems + topic.nouns for topic in TOPICS.values())

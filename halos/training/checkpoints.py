@@ -17,7 +17,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from halos.checks import check_whole
@@ -25,6 +24,7 @@ from halos.files import PART, link_atomically, move_into_place, remove
 from halos.processes import signals
 from halos.processes.collectives import all_max
 from halos.processes.errors import RunFailed
+from halos.reporting.tensorboard import writers
 from halos.sharding.consolidate import META, check_sharded
 from halos.training.record import RunRecord, State
 
@@ -79,7 +79,8 @@ class Checkpoints(Checkpoint):
         part = path.with_name(path.name + PART)
         try:
             if trainer.is_global_zero:
-                _flush(trainer)
+                for writer in writers(trainer):
+                    writer.flush()
                 self.folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(part)
             if trainer.is_global_zero:
@@ -174,12 +175,6 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signals.defer(trainer.state.fn == "fit")
-
-
-def _flush(trainer: pl.Trainer) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.flush()
 
 
 def _age(path: Path) -> tuple[int, bool]:

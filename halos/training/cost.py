@@ -195,20 +195,17 @@ def _copies(shape: Shape, setting: Setting) -> float:
     return 2.0 * shape.parameters if setting.precision.endswith("mixed") else 0.0
 
 
-def operations(
-    shape: Shape, example: Example, *, reference: bool, live: bool, checkpointing: bool, epochs: float
-) -> float:
+def operations(shape: Shape, example: Example, setting: Setting, *, reference: bool, epochs: float) -> float:
     """Return the floating-point operations for one example over the whole run.
 
     Args:
         shape: the model.
         example: its tokens.
-        reference: whether the objective reads a reference.
-        live: whether the reference is computed in every pass; a cached one is computed once.
-        checkpointing: whether the backward pass computes activations again.
+        setting: how the run is computed.
+        reference: whether the objective reads a reference. A live one is computed in every pass, a cached one once.
         epochs: passes over the data.
     """
     trained = shape.forward(example.trained, example.length)
     read = shape.forward(example.read, example.length)
-    training = epochs * (trained * (4 if checkpointing else 3) + read)
-    return training + (trained + read) * (epochs if live else 1) * reference
+    training = epochs * (trained * (4 if setting.checkpointing else 3) + read)
+    return training + (trained + read) * (epochs if setting.live_reference else 1) * reference

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from halos.files import name_size_and_ends
+
 SETTINGS = (
     "loss.", "optim.", "humanline.", "reference_sync.", "precision", "seed",
     # Of the model, beside its files; its other keys change speed and memory only.
@@ -16,8 +18,6 @@ SETTINGS = (
 """Beginnings of the configuration keys whose values count."""
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".json")
 """Endings of the files that make up a model."""
-EDGE_BYTES = 1 << 16
-"""Bytes at both ends of a file of weights that are hashed, with its size: whole models would take minutes."""
 
 
 def identity(
@@ -50,12 +50,4 @@ def identity(
 def weights_key(model: Path) -> str:
     """Return a key of a model's file, or of all weights and configs in its folder: their names, sizes and both ends."""
     files = sorted(file for file in model.iterdir() if file.suffix in WEIGHTS) if model.is_dir() else [model]
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(EDGE_BYTES))
-            stream.seek(max(0, size - EDGE_BYTES))
-            digest.update(stream.read())
-    return digest.hexdigest()[:12]
+    return hashlib.sha256(b"".join(map(name_size_and_ends, files))).hexdigest()[:12]

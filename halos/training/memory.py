@@ -27,5 +27,6 @@ class KeepFreedMemory(Callback):
 
 def keep_freed_memory() -> bool:
     """Set glibc to keep freed memory; returns whether it does."""
+    # musl has no mallopt, and macOS another allocator.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     return mallopt is not None and all(mallopt(*setting) for setting in SETTINGS.items())

@@ -69,10 +69,8 @@ class RunRecord(Callback):
         self.train_loss += [loss if math.isfinite(loss) else None for loss in losses]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.val_metrics = {
-            name.removeprefix("val/"): value for name, value in metrics.items() if name.startswith("val/")
-        }
+        metrics = trainer.callback_metrics.items()
+        self.val_metrics = {name[len("val/") :]: float(value) for name, value in metrics if name.startswith("val/")}
         self.validated_at = trainer.global_step
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

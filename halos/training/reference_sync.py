@@ -62,6 +62,7 @@ class ReferenceSync(Callback):
             reference_weight.lerp_(policy_weight, self.alpha)
 
     def state_dict(self) -> State:
+        # A reference that has not moved yet is in the files that the run started from.
         weights: Mapping[str, torch.Tensor] = {}
         if self.synced_at:
             reference = self._models()[0]

@@ -39,6 +39,7 @@ def check_metric(name: str | None, *, max_kl: float | None, samples: bool) -> No
 
 def check_validated(name: str | None, metrics: Mapping[str, float]) -> None:
     """Raise ``ValueError`` if a metric ``val/…`` is not among those of the first validation."""
+    # Which metrics a validation has depends on the loss and the data, so the name can be checked only after the first.
     known = sorted(f"val/{key}" for key in metrics)
     if name is not None and name.startswith("val/") and name not in known:
         wanted = f"one of {', '.join(known)}" if known else "no val/… without validation data"

@@ -12,15 +12,9 @@ from halos.processes.first import on_first_process
 from halos.training import checkpoints
 
 CONTENTS = (
-    "config.yaml",
-    "data_report.json",
-    "checkpoints",
-    "model",
-    "tensorboard",
-    "metrics.csv",
-    "summary.json",
+    "config.yaml", "data_report.json", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json",
     "evaluation",
-)
+)  # fmt: skip
 """What belongs to a run; anything else in its folder is the user's, and is never removed."""
 
 

@@ -45,11 +45,8 @@ def make_trainer(
             of devices.
     """
     check_precision(precision, str(arguments.get("accelerator") or "auto"))
-    options = {
-        name: value
-        for name, value in arguments.items()
-        if value is not None and name not in ("max_epochs", "max_steps")
-    }
+    counted = ("max_epochs", "max_steps")
+    options = {name: value for name, value in arguments.items() if value is not None and name not in counted}
     plugins = [*(options.pop("plugins", None) or ()), LocalCheckpointIO()]
     one_device = strategy == "auto"
     options.setdefault("devices", "auto")

@@ -71,6 +71,14 @@ def test_means_over_seeds_and_paired_differences_have_students_interval(sweep: P
     assert (difference.value, difference.low, difference.high) == pytest.approx((-0.1, -0.1, -0.1))
 
 
+def test_samples_may_hold_separators_that_only_python_takes_for_line_breaks(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", "kto", 0, 0.9) / "evaluation"
+    folder.mkdir()
+    sample = {"prompt": "a\u2028b", "completions": ["c\x85d", "e\nf"]}
+    (folder / "samples.jsonl").write_text(json.dumps(sample, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_runs([str(tmp_path)])[0][0].samples == [sample]
+
+
 def test_a_command_that_ran_twice_is_refused_as_it_adds_no_seed(sweep: Path) -> None:
     run(sweep / "again", "kto", 1, 0.9, beta=0.1)
     with pytest.raises(ValueError, match=r"runs: expected one run of seed 1 of kto, .*=0.1, found .*again and .*kto,1"):

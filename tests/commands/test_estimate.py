@@ -19,8 +19,8 @@ from tests.test_cli import call
 MEASURE = """
 import gc, sys
 from pathlib import Path
-from halos.estimate import estimate
-from halos.train import train
+from halos.commands.estimate import estimate
+from halos.commands.train import train
 from tests.configs import compose
 
 def run(model, name):

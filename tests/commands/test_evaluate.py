@@ -203,7 +203,7 @@ def test_samples_become_feedback(csft: str, tmp_path: Path) -> None:
         ((*ITSELF, "size=4.5"), "size: expected a whole number from 0 on or null, found 4.5"),
         ((*ITSELF, "samples=0"), "samples: expected a whole number from 1 on, found 0"),
         ((*ITSELF, "max_new_tokens=abc"), "max_new_tokens: expected a whole number from 1 on, found 'abc'"),
-        ((*ITSELF, "beta=abc"), "beta: expected a number from 0 on, found 'abc'"),
+        ((*ITSELF, "beta=abc"), "beta: expected a number from 0 on or null, found 'abc'"),
         ((*ITSELF, "seed=abc"), "seed: expected a whole number from 0 on, found 'abc'"),
         ((*ITSELF, "engine=foo"), "engine: expected transformers or vllm, found 'foo'"),
         ((*ITSELF, "device=cuda:99"), "device: expected cpu or one of .* CUDA devices, found 'cuda:99'"),

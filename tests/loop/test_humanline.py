@@ -82,7 +82,7 @@ def test_a_range_that_nothing_leaves_changes_nothing() -> None:
 
 
 def test_an_objective_without_a_reference_refuses_it() -> None:
-    with pytest.raises(ValueError, match=r"humanline\.enabled: expected a loss with a reference, found SFT"):
+    with pytest.raises(ValueError, match=r"humanline\.enabled: expected false, or a loss with a reference, found true"):
         SFT(humanline=CLAMP).check(1, None)
 
 

@@ -7,14 +7,14 @@ import pytest
 from halos.data.preparation.prepare import Preparation
 from halos.data.records.record import Completion, Record
 from halos.data.rows.chat_tokens import Limits
-from halos.sampling.prompts import Asked, distinct_prompts, read_split
+from halos.sampling.prompts import SourcePrompt, distinct_prompts, read_split
 from halos.toy.source import ToySource
 
 RECORDS = [Record(f"f:{n + 1}", f"q{n % 5}", (Completion(f"a{n}"),)) for n in range(12)]
 
 
 def test_each_prompt_is_drawn_once() -> None:
-    expected = [Asked(f"f:{n + 1}", f"q{n}") for n in range(5)]
+    expected = [SourcePrompt(f"f:{n + 1}", f"q{n}") for n in range(5)]
     assert distinct_prompts(RECORDS, None, 0) == distinct_prompts(RECORDS, 9, 0) == expected
     drawn = distinct_prompts(RECORDS, 3, 0)
     assert len(drawn) == 3

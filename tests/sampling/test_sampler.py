@@ -10,7 +10,7 @@ from halos.data.sources.json_source import JsonSource
 from halos.policy.loading import ModelSpec
 from halos.policy.lookup import find_policy
 from halos.sampling.engines import Decoding, TransformersEngine, VLLMEngine
-from halos.sampling.prompts import Asked, distinct_prompts
+from halos.sampling.prompts import SourcePrompt, distinct_prompts
 from halos.sampling.sampler import Sampler
 from halos.toy.model import GOOD
 from halos.toy.source import ToySource
@@ -80,7 +80,7 @@ def test_samples_for_other_prompts_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_prompt_that_does_not_fit_is_named_before_a_model_is_loaded(tmp_path: Path) -> None:
-    long = [Asked("r7", "refund " * 80)]
+    long = [SourcePrompt("r7", "refund " * 80)]
     with pytest.raises(ValueError, match="r7: expected a prompt shorter than"):
         sampler(lambda: pytest.fail("loaded")).write(long, tmp_path / "a.jsonl")
 

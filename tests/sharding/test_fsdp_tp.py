@@ -263,10 +263,10 @@ def test_the_toy_model_is_not_refused_and_optimizers_that_were_not_tried_are() -
 @pytest.mark.parametrize(
     ("options", "ranks", "said"),
     [
-        ({"compile": True}, 2, "model.compile: expected False with strategy=fsdp_tp, found True"),
+        ({"compile": True}, 2, "model.compile: expected false with strategy=fsdp_tp, found true"),
         ({"packed_attention": "flex"}, 2, "model.packed_attention: expected pieces"),
         ({"dropout": 0.1}, 2, "model.dropout: expected 0"),
-        ({"lora": LoRA(enabled=True)}, 2, "model.lora.enabled: expected False"),
+        ({"lora": LoRA(enabled=True)}, 2, "model.lora.enabled: expected false"),
         ({}, 3, "a divisor of the 4 num_attention_heads of LlamaForCausalLM, found 3"),
     ],
 )
@@ -297,7 +297,7 @@ def test_devices_make_whole_groups(groups: int | None, devices: int, said: str) 
 def test_sizes_are_checked() -> None:
     with pytest.raises(ValueError, match="tensor_parallel_size: expected a whole number from 1 on, found 0"):
         FSDPTP(tensor_parallel_size=0)
-    with pytest.raises(ValueError, match="data_parallel_size: expected a whole number from 1 on, found 0"):
+    with pytest.raises(ValueError, match="data_parallel_size: expected a whole number from 1 on or null, found 0"):
         FSDPTP(tensor_parallel_size=2, data_parallel_size=0)
     FSDPTP(tensor_parallel_size=2).check(4)
     FSDPTP(tensor_parallel_size=2, data_parallel_size=2).check(4)

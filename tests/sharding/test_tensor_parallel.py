@@ -12,7 +12,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos.processes.collectives import full_tensor
-from halos.sharding.tensor_parallel import check_plan, check_size, divide_products, plan_of
+from halos.sharding.fsdp_tp import FSDPTP
+from halos.sharding.tensor_parallel import check_plan, divide_products, plan_of
 from tests import tiny
 from tests.fork import run_ranks
 
@@ -114,5 +115,5 @@ def test_a_style_that_is_not_understood_is_refused_with_its_place() -> None:
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, None, "2"])
 def test_a_size_is_a_whole_number_from_1_on(size: Any) -> None:
-    with pytest.raises(ValueError, match=r"strategy\.data_parallel_size: expected a whole number from 1 on"):
-        check_size("data_parallel_size", size)
+    with pytest.raises(ValueError, match=r"strategy\.tensor_parallel_size: expected a whole number from 1 on"):
+        FSDPTP(tensor_parallel_size=size)

@@ -16,7 +16,7 @@ def test_a_dotted_path_names_a_class() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("halos.objectives.Missing", "has no attribute 'Missing'"),
+        ("halos.objectives.Missing", "No halos.objectives attribute Missing"),
         ("halos.nowhere.Hinge", "No module named 'halos.nowhere'"),
         ("halos.objectives.kto_loss", "expected a subclass of halos.objectives.Objective"),
         ("Hinge", "--halos-objective Hinge"),

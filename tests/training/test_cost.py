@@ -15,7 +15,7 @@ from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.training.cost import Example, Setting, Shape, memory, operations
 from tests import tiny
 
-SIZES: dict[str, Any] = {
+SIZES = {
     "vocab_size": 500,
     "hidden_size": 128,
     "intermediate_size": 352,
@@ -52,7 +52,7 @@ def test_tied_tables_count_once_and_are_no_matrices_of_layers() -> None:
 def test_activations_are_what_the_backward_pass_keeps(
     architecture: str, packing: bool, checkpointing: bool, cpu: bool
 ) -> None:
-    grouped: dict[str, Any] = {} if architecture == "gpt_neox" else {"num_key_value_heads": 2}
+    grouped = {} if architecture == "gpt_neox" else {"num_key_value_heads": 2}
     model = tiny.model(architecture, **SIZES, **grouped)
     if cpu:  # without kernels the model keeps what it does on accelerators
         use_cpu_kernels(model)
@@ -117,8 +117,8 @@ def test_operations_by_hand() -> None:
     each = 2000 + 1920
     assert SMALL.forward(10, 40) == 10 * each
     example = Example(trained=40, read=10, length=40)
-    options: dict[str, Any] = {"live": False, "checkpointing": False, "epochs": 3}
-    assert operations(SMALL, example, reference=True, **options) == each * (3 * (3 * 40 + 10) + 50)
-    assert operations(SMALL, example, reference=False, **options) == each * 3 * (3 * 40 + 10)
-    live: dict[str, Any] = {"live": True, "checkpointing": True, "epochs": 3}
-    assert operations(SMALL, example, reference=True, **live) == each * (3 * (4 * 40 + 10) + 3 * 50)
+    cached = Setting()
+    assert operations(SMALL, example, cached, reference=True, epochs=3) == each * (3 * (3 * 40 + 10) + 50)
+    assert operations(SMALL, example, cached, reference=False, epochs=3) == each * 3 * (3 * 40 + 10)
+    live = Setting(live_reference=True, checkpointing=True)
+    assert operations(SMALL, example, live, reference=True, epochs=3) == each * (3 * (4 * 40 + 10) + 3 * 50)

@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from halos.config.flat import flatten
-from halos.training.identity import EDGE_BYTES, identity, weights_key
+from halos.files import EDGE_BYTES
+from halos.training.identity import identity, weights_key
 from tests.test_config import compose
 
 

@@ -229,25 +229,17 @@ def _scores(rows: Sequence[Row]) -> tuple[float, ...]:
 
 
 def _padded(rows: Sequence[Row], width: int, count: int, *, mismatched: bool, whole: bool) -> tuple[Chunk, ...]:
+    chunks: list[Chunk] = []
+    branches = range(len(rows[0].branches))
+    trained = len(branches) - mismatched
     # Trained and mismatched sequences are in separate chunks, so that the latter run without a gradient.
-    trained = len(rows[0].branches) - mismatched
-    chunks = _chunks(rows, range(trained), width, count, needs_grad=True, whole=whole)
-    if mismatched:
-        chunks += _chunks(rows, [trained], width, count, needs_grad=False, whole=whole)
+    for own, needs_grad in ((branches[:trained], True), (branches[trained:], False)):
+        places = [(b, k) for b in range(len(rows)) for k in own]
+        places.sort(key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
+        # Chunks differ by one sequence at most. Fewer sequences than chunks give one chunk each.
+        edges = sorted({len(places) * number // count for number in range(count + 1)})
+        chunks += [_chunk(rows, places[a:z], width, needs_grad=needs_grad, whole=whole) for a, z in pairwise(edges)]
     return tuple(chunks)
-
-
-def _chunks(
-    rows: Sequence[Row], branches: Sequence[int], width: int, count: int, *, needs_grad: bool, whole: bool
-) -> list[Chunk]:
-    places = [(b, k) for b in range(len(rows)) for k in branches]
-    places.sort(key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
-    count = min(count, len(places))
-    # Chunks differ by one sequence at most. Fewer sequences than chunks give one chunk each.
-    edges = [len(places) * number // count for number in range(count + 1)]
-    return [
-        _chunk(rows, places[start:end], width, needs_grad=needs_grad, whole=whole) for start, end in pairwise(edges)
-    ]
 
 
 def _chunk(

@@ -48,6 +48,7 @@ class Resumable(DataLoader[object]):
         self._served = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # Set here, not on resume: Lightning iterates anew in each epoch, which goes on after the one before.
         self._order.start = self._served
         for served in super().__iter__():
             # Counted when it is handed out, not when a worker makes it: workers are batches ahead.

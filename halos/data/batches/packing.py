@@ -41,7 +41,8 @@ DENSE_TREE_MAX_TOKENS = 2048
 DENSE_TREE_MAX_MASKED_PAIRS = 2**14
 """A tree is also attended to branch by branch if its mask throws away more pairs of tokens than this (pairs in
 different branches, and of a prompt with the branches after it): computing them costs more than further calls."""
-
+TENSORS = ("input_ids", "tree", "branch", "position", "prompts", "predicts", "targets", "sources", "slots")
+"""The lists of a writer that become tensors of its pack, by the same names."""
 
 D = TypeVar("D", bound="DataclassInstance")
 
@@ -94,10 +95,6 @@ class Pack:
     def continues(self) -> bool:
         """Whether the keys and values of the prompts come from the pack before."""
         return len(self.sizes) > len(self.attends)
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Pack:
-        """Copy the pack, with the function applied to every tensor."""
-        return map_tensors(self, function)
 
 
 def pack(
@@ -196,9 +193,9 @@ class _Writer:
     ) -> None:
         self.rows, self.width, self.needs_grad, self.start = rows, width, needs_grad, start
         self.share_prompts = share_prompts
-        self.states_before = 0 if after is None else len(after.ids)
+        self.states_before = 0 if after is None else len(after.input_ids)
         self.logprobs_before = 0 if after is None else len(after.targets)
-        self.ids: list[int] = []
+        self.input_ids: list[int] = []
         self.tree: list[int] = []
         self.branch: list[int] = []
         self.position: list[int] = []
@@ -236,10 +233,11 @@ class _Writer:
         for key, branches in branches_of.items():
             prompt = key if self.share_prompts else self.rows[key[0]].prompt
             trees[key] = self._write_tree(trees.get(key), len(trees), prompt, list(branches))
-        if not self.ids:
+        if not self.input_ids:
             # Every branch has one token, which the prompt predicts, or was scored before. A forward has to run all the
             # same: collectives of sharded models hang if one rank runs fewer than the others.
             self._add([0], -1, PROMPT, 0)
+        # Places are recorded once all branches are written: a completion that occurs twice is scored in one place.
         self._close()
         for b, k in places:
             ids = self.rows[b].branches[k]
@@ -251,25 +249,10 @@ class _Writer:
 
     def finish(self) -> Pack:
         """The pack of everything that was written."""
-
-        def tensor(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.long)
-
-        return Pack(
-            input_ids=tensor(self.ids),
-            tree=tensor(self.tree),
-            branch=tensor(self.branch),
-            position=tensor(self.position),
-            prompts=tensor(self.prompts),
-            predicts=tensor(self.predicts),
-            targets=tensor(self.targets),
-            sources=tensor(self.sources),
-            slots=tensor(self.slots),
-            sizes=tuple(self.sizes),
-            attends=tuple(self.attends),
-            plain=tuple(self.plain),
-            needs_grad=self.needs_grad,
-        )
+        # The type is given, as torch makes a float tensor of an empty list.
+        tensors = {name: torch.tensor(getattr(self, name), dtype=torch.long) for name in TENSORS}
+        sizes, attends, plain = tuple(self.sizes), tuple(self.attends), tuple(self.plain)
+        return Pack(**tensors, sizes=sizes, attends=attends, plain=plain, needs_grad=self.needs_grad)
 
     def _key(self, b: int, k: int) -> tuple[int, ...]:
         return self.rows[b].prompt if self.share_prompts else (b, k)
@@ -294,8 +277,8 @@ class _Writer:
         if tree is not None:
             attends = [tree.number]  # the prompt's keys come from the pack before: piece n is the prompt of tree n
         else:
-            tree = _Tree(number, prompt, self.states_before + len(self.ids) + len(prompt) - 1)
-            self.prompts += range(len(self.ids), len(self.ids) + len(prompt))
+            tree = _Tree(number, prompt, self.states_before + len(self.input_ids) + len(prompt) - 1)
+            self.prompts += range(len(self.input_ids), len(self.input_ids) + len(prompt))
             self._add(prompt, number, PROMPT, 0)
             if separately:
                 attends = [len(self.sizes)]  # the prompt becomes a piece, to which each branch attends
@@ -307,7 +290,7 @@ class _Writer:
         return tree
 
     def _write_branch(self, tree: _Tree, ids: tuple[int, ...], attends: list[int]) -> None:
-        start = self.states_before + len(self.ids)
+        start = self.states_before + len(self.input_ids)
         self.predicts += [tree.last, *range(start, start + len(ids) - 1)]
         tree.scored[ids] = self.logprobs_before + len(self.targets)
         self.targets += ids
@@ -316,7 +299,7 @@ class _Writer:
         self._open_attends += [piece for piece in attends if len(ids) > 1 and piece not in self._open_attends]
 
     def _add(self, ids: Sequence[int], tree: int, branch: int, position: int) -> None:
-        self.ids += ids
+        self.input_ids += ids
         self.tree += [tree] * len(ids)
         self.branch += [branch] * len(ids)
         self.position += range(position, position + len(ids))

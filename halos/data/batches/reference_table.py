@@ -60,6 +60,7 @@ class ReferenceTable:
         for b, row in enumerate(rows):
             for k, branch in enumerate(row.branches):
                 entry = self.entries.get(entry_key(row.prompt, branch))
+                # A length can differ only if two keys collide: better an error than log-probs of another completion.
                 if entry is None or len(entry) != len(branch):
                     raise ValueError(f"{row.id}: expected the reference's log-probs of completion {k}, found none")
                 grid[b, k, : len(branch)] = entry

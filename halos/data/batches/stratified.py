@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TypedDict, Unpack
 
 import numpy as np
 
 from halos.data.batches.order import TrainingOrder
-
-
-class Division(TypedDict):
-    """How a run is divided into micro-batches; see :class:`TrainingOrder`."""
-
-    batch_size: int
-    accumulate: int
-    world_size: int
-    rank: int
-    steps: int
-    seed: int
 
 
 class StratifiedOrder(TrainingOrder):
@@ -33,14 +21,15 @@ class StratifiedOrder(TrainingOrder):
     Args:
         size: the number of examples.
         labels: [size] 1 desirable, 0 undesirable, -1 unknown.
-        division: see :class:`TrainingOrder`.
+        division: ``batch_size``, ``accumulate``, ``world_size``, ``rank``, ``steps`` and ``seed``, see
+            :class:`TrainingOrder`.
 
     Raises:
         ValueError: a label is unknown, or a step has one example only.
     """
 
-    def __init__(self, size: int, *, labels: Sequence[int] | np.ndarray, **division: Unpack[Division]) -> None:
-        super().__init__(size, **division)
+    def __init__(self, size: int, *, labels: Sequence[int] | np.ndarray, **division: int) -> None:
+        super().__init__(size, groups=None, together=None, **division)
         self._labels = np.asarray(labels, dtype=np.int8)
         if (self._labels < 0).any():
             raise ValueError(

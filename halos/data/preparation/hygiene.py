@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -150,6 +150,7 @@ def without_leaks(train: Sequence[Record], val: Sequence[Record]) -> tuple[Recor
         The other validation records, and the finding of those.
     """
     validation = table_of(val)
+    # By the loose digests: a prompt that differs only in case or spaces leaks as much as an equal one.
     leaked = np.isin(validation.numbers("loose_prompt"), table_of(train).numbers("loose_prompt"))
     return validation.take(np.flatnonzero(~leaked)), _finding(validation, np.flatnonzero(leaked))
 
@@ -163,16 +164,11 @@ def origin_of(example_id: str, origins: Iterable[str]) -> str:
 
 def files_as_json(origins: Mapping[str, Origin]) -> dict[str, Json]:
     """Return what each file gave as plain data."""
-    return {
-        file: {
-            "rows": origin.rows,
-            "records": origin.records,
-            "dropped": {
-                reason: {"count": count, "ids": origin.places[reason]} for reason, count in origin.dropped.items()
-            },
-        }
-        for file, origin in origins.items()
-    }
+    files: dict[str, Json] = {}
+    for file, origin in origins.items():
+        dropped = {why: {"count": count, "ids": origin.places[why]} for why, count in origin.dropped.items()}
+        files[file] = {"rows": origin.rows, "records": origin.records, "dropped": dropped}
+    return files
 
 
 def as_json(
@@ -197,13 +193,8 @@ def as_json(
         files = files_as_json(origins[split])
         for file, entry in files.items():
             entry["truncated"] = cut.pop(file, {})
-        splits[split] = {name: _plain(getattr(findings, name)) for name in Hygiene.__slots__}
-        splits[split] |= {"files": files, "counts": dict(reports[split])}
+        splits[split] = {**asdict(findings), "files": files, "counts": dict(reports[split])}
         # Records with ids of their own name no file.
         if cut:
             splits[split]["truncated elsewhere"] = cut
     return splits
-
-
-def _plain(value: object) -> object:
-    return {"count": value.count, "ids": value.ids} if isinstance(value, Finding) else value

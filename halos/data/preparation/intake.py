@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
-
-import numpy as np
 
 from halos.checks import check_whole
 from halos.data.preparation.hygiene import Finding, Hygiene, as_json, examine, files_as_json, percentiles, without_leaks
@@ -18,11 +15,7 @@ from halos.data.records.table import RecordTable, table_of
 from halos.data.rows.token_rows import Rows
 from halos.data.sources.base import Records, Source
 from halos.data.sources.origin import SHOWN_PLACES, Origin, check_faultless
-from halos.data.store.arrow import Store
-from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example, Examples
-from halos.data.views.selection import Selection
-from halos.data.views.turns import expand_turns
 
 LEAKED = "validation records whose prompt is in the training data left out"
 
@@ -65,7 +58,7 @@ class Intake:
             # A stream's training records are counted as they are read, but not examined.
             read = {"files": files_as_json(self.origins["train"]), "counts": dict(self.reports.get("train", {}))}
             splits = {"train": read, **splits}
-        return {"splits": splits, "leaked_prompts": {"count": self.leaks.count, "ids": self.leaks.ids}}
+        return {"splits": splits, "leaked_prompts": asdict(self.leaks)}
 
 
 def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
@@ -147,60 +140,3 @@ def _leave_out_leaks(intake: Intake, strict: bool) -> None:
         )
     intake.records["val"] = remaining
     intake.reports["val"][LEAKED] = count
-
-
-def derive(
-    intake: Intake,
-    view: str,
-    *,
-    selection: Selection,
-    max_examples: Mapping[str, int | None],
-    train_on: str,
-    seed: int,
-    store: Store,
-) -> None:
-    """Derive the examples of a view from the records of an intake, and release the records.
-
-    Args:
-        intake: receives the examples.
-        view: the view.
-        selection: which of the feedback is used.
-        max_examples: for each split, the maximum of examples; None: all.
-        train_on: ``last`` or, for demonstrations, ``all`` assistant turns.
-        seed: draws the examples that are kept.
-        store: where the records of all turns are kept.
-
-    Raises:
-        ValueError: if the records have no example of the view, or for settings that have no effect on it.
-    """
-    selection.check(view)
-    if train_on not in ("last", "all"):
-        raise ValueError(f"data.train_on: expected last or all, found {train_on!r}")
-    if train_on == "all" and view != "demonstrations":
-        raise ValueError(
-            f"data.train_on=all is for losses that imitate (loss=sft); people judged only the last turn, and this loss "
-            f"learns from {view}"
-        )
-    for split, records in intake.records.items():
-        counts: Counter[str] = Counter()
-        # A median is always that of the training scores: validation would otherwise have labels of another meaning.
-        training = intake.records.get("train", records)
-        if train_on == "all":
-            records, counts = expand_turns(records, store)
-        derived = VIEWS[view](records, selection.prepare(view, records, training))
-        examples = derived.examples
-        counts += derived.report
-        # Validation data stays as it is, so that its metrics can be compared between runs.
-        if split == "train":
-            examples, not_kept = selection.keep(examples, seed)
-            counts += not_kept
-        intake.examples[split] = _sample(examples, max_examples[split], seed)
-        intake.reports[split] += counts
-    intake.records = {}
-
-
-def _sample(examples: Examples[Example], limit: int | None, seed: int) -> Examples[Example]:
-    if limit is None or limit >= len(examples):
-        return examples
-    # Sorted, so that a limit changes which examples there are and not their order.
-    return examples.take(np.array(sorted(random.Random(seed).sample(range(len(examples)), limit))))

@@ -7,6 +7,7 @@ The result is the same on every rank, and does not change afterwards.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halos.data.preparation.hygiene import origin_of
-from halos.data.preparation.intake import Intake, derive, read
+from halos.data.preparation.intake import Intake, read
 from halos.data.records.record import Prompt
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.token_rows import Row, Rows, make_rows
 from halos.data.sources.base import Source
 from halos.data.store.arrow import MEMORY, Store
+from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example, Examples
 from halos.data.views.selection import Selection
+from halos.data.views.turns import expand_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,7 +86,7 @@ class Prepared:
 
     def keys(self) -> dict[str, str]:
         """For each split, a key of all that a run reads of it."""
-        return {split: rows.digest() for split, rows in self.rows.items()}
+        return {split: rows.rows.digest() for split, rows in self.rows.items()}
 
     def example(self) -> Row:
         """A row of the training data."""
@@ -132,17 +135,33 @@ class Preparation:
     def derive(self, intake: Intake, view: str) -> None:
         """Replace the records of the intake by the view's examples.
 
-        Raises ``ValueError`` if the view cannot be derived from the records.
+        Raises:
+            ValueError: if the records have no example of the view, or for settings that have no effect on it.
         """
-        derive(
-            intake,
-            view,
-            selection=self.selection,
-            max_examples={"train": self.max_examples, "val": self.max_val_examples},
-            train_on=self.train_on,
-            seed=self.seed,
-            store=self.store,
-        )
+        self.selection.check(view)
+        if self.train_on not in ("last", "all"):
+            raise ValueError(f"data.train_on: expected last or all, found {self.train_on!r}")
+        if self.train_on == "all" and view != "demonstrations":
+            raise ValueError(
+                "data.train_on=all is for losses that imitate (loss=sft); people judged only the last turn, and this "
+                f"loss learns from {view}"
+            )
+        for split, records in intake.records.items():
+            counts: Counter[str] = Counter()
+            # A median is always that of the training scores: validation would otherwise have labels of another meaning.
+            training = intake.records.get("train", records)
+            if self.train_on == "all":
+                records, counts = expand_turns(records, self.store)
+            examples, report = VIEWS[view](records, self.selection.prepare(view, records, training))
+            counts += report
+            # Validation data stays as it is, so that its metrics can be compared between runs.
+            if split == "train":
+                examples, not_kept = self.selection.keep(examples, self.seed)
+                counts += not_kept
+            max_size = self.max_examples if split == "train" else self.max_val_examples
+            intake.examples[split] = _sample(examples, max_size, self.seed)
+            intake.reports[split] += counts
+        intake.records = {}  # memory: a large data set's columns of numbers
 
     def tokenise(self, intake: Intake, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> dict[str, Rows]:
         """Replace the examples of the intake by token rows.
@@ -171,12 +190,20 @@ class Preparation:
         intake = self.read()
         self.derive(intake, needs.view)
         train = intake.examples["train"]
+        # Labels and prompts are taken first: tokenise releases the examples.
         label_counts = count_labels(train)
         prompts = first_prompts(intake.examples.get("val", train))
         rows = self.tokenise(intake, needs, tokenizer)
         return Prepared(
             needs=needs, tokenizer=tokenizer, rows=rows, intake=intake, label_counts=label_counts, prompts=prompts
         )
+
+
+def _sample(examples: Examples[Example], max_size: int | None, seed: int) -> Examples[Example]:
+    if max_size is None or max_size >= len(examples):
+        return examples
+    # Sorted, so that a limit changes which examples there are and not their order.
+    return examples.take(np.array(sorted(random.Random(seed).sample(range(len(examples)), max_size))))
 
 
 def count_labels(examples: Examples[Example]) -> tuple[int, int] | None:

@@ -61,6 +61,7 @@ def write_jsonl(file: Path, rows: Iterable[Mapping[str, object]]) -> int:
         open_text = gzip.open if file.suffix == ".gz" else open
         with open_text(part, "wt", encoding="utf-8") as stream:
             for row in rows:
+                # Without NaN and Infinity, which Python writes but JSON does not have: strict readers refuse them.
                 stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                 count += 1
     return count

@@ -125,6 +125,14 @@ def label_of(where: str, name: str, value: object) -> bool:
     raise wrong(where, name, "true/false, 0/1 or desirable/undesirable", value)
 
 
+def preference_of(where: str, row: RawRow, key: str, first: str, second: str) -> tuple[tuple[int, int], ...]:
+    """Return the preference between the two completions ``first`` and ``second`` of a row, by its label ``key``."""
+    label = required(where, row, key)
+    if type(label) not in (bool, int) or label not in (0, 1):
+        raise wrong(where, key, f"1 ({first} is preferred) or 0 ({second} is)", label)
+    return ((0, 1) if label else (1, 0),)
+
+
 def score_of(where: str, name: str, value: object) -> float | None:
     """Return a score, None where there is none."""
     if value is None:

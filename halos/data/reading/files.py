@@ -17,14 +17,13 @@ from pathlib import Path
 
 from halos.data.reading.fields import keys_of
 from halos.data.reading.json_files import Located, read_json, read_jsonl
-from halos.data.reading.tables import DataSet, numbered, read_csv, read_folder, read_hub, read_parquet, typed
+from halos.data.reading.tables import NamedRows, numbered, read_csv, read_folder, read_hub, read_parquet, typed
+from halos.files import name_size_and_ends
 
 READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
 EXTENSIONS = tuple(READERS)
 PIECE_BYTES = 1 << 23
 """Size of the pieces in which a large file is read."""
-EDGE_BYTES = 1 << 16
-"""Size of the beginning and of the end of a file that :func:`edges_key` covers."""
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<folder>\w[\w./-]*))?(:(?P<split>\w[\w.-]*))?")
 
 
@@ -76,7 +75,7 @@ def content_key(path: str | Path) -> str | None:
             # No key, so that the file is read: its reader then raises an error that names it.
             return None
     open_data_set = _data_set_of(path)
-    rows = None if open_data_set is None else open_data_set().rows
+    rows = None if open_data_set is None else open_data_set()[1]
     # ``datasets`` has a key of the content for its own cache; there is no public name for it.
     key: str | None = getattr(rows, "_fingerprint", None)
     return key
@@ -104,6 +103,7 @@ def expand(path: str | Path) -> list[str | Path]:
     """Return the files that match a pattern (``data/*.jsonl``), sorted; a path that is no pattern, as it is."""
     if not glob.has_magic(str(path)) or Path(path).exists():
         return [path]
+    # Sorted, as the order of a file system differs between machines, and splits and draws follow that of files.
     files: list[str | Path] = [*sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 (Path.glob changes paths)
     if not files:
         raise ValueError(f"{path}: no file matches this pattern")
@@ -129,15 +129,7 @@ def edges_key(path: str | Path) -> str:
     It takes no longer for a large file, as :func:`content_key` does.
     """
     file = Path(path)
-    hasher = hashlib.sha256(file.name.encode() if file.is_file() else str(path).encode())
-    if file.is_file():
-        size = file.stat().st_size
-        hasher.update(str(size).encode())
-        with file.open("rb") as stream:
-            hasher.update(stream.read(EDGE_BYTES))
-            stream.seek(max(0, size - EDGE_BYTES))
-            hasher.update(stream.read())
-    return hasher.hexdigest()
+    return hashlib.sha256(name_size_and_ends(file) if file.is_file() else str(path).encode()).hexdigest()
 
 
 def _open(piece: Piece, streaming: bool) -> Iterator[Located]:
@@ -146,10 +138,10 @@ def _open(piece: Piece, streaming: bool) -> Iterator[Located]:
     open_data_set = _data_set_of(piece.file)
     if open_data_set is None:
         return _reader(Path(piece.file))(Path(piece.file))
-    return numbered(open_data_set(streaming=streaming))
+    return numbered(*open_data_set(streaming=streaming))
 
 
-def _data_set_of(path: str | Path) -> Callable[..., DataSet] | None:
+def _data_set_of(path: str | Path) -> Callable[..., NamedRows] | None:
     """Return what opens a folder or a hub data set; None for a file."""
     match = HUB_ID.fullmatch(path) if isinstance(path, str) and _may_be_hub_id(path) else None
     if match is not None:

@@ -6,7 +6,6 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -28,6 +27,8 @@ NUMBERS = re.compile(
 )
 COMPLETIONS = re.compile(r"chosen|rejected|completion|output(_A|_B)?|human_ref_[AB]|text")
 """Columns whose empty cells are empty texts, which adapters leave out and count; other empty cells have no value."""
+NamedRows = tuple[str, Iterable[RawRow]]
+"""A split that ``datasets`` has opened: the name that begins the locations of its rows, and the rows."""
 STRUCTURES = ("completions", "preferences", "messages", "replies")
 MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 
@@ -43,6 +44,7 @@ def read_csv(file: Path) -> Iterator[Located]:
     if not first:
         return
     # Blank lines before the header are skipped here, as the parser would take one for a header without columns.
+    # Strict: the parser would otherwise take text after a closing quote as part of the cell.
     reader = csv.reader(chain((first,), text), delimiter=max(DELIMITERS, key=first.count), strict=True)
     number = blank + 1
     try:
@@ -132,6 +134,7 @@ def read_parquet(file: Path) -> Iterator[Located]:
     try:
         table = pq.ParquetFile(source, page_checksum_verification=True)
         _header(f"{file}:1", table.schema_arrow.names)
+        # Few rows at a time: to_pylist makes Python objects of all rows in a batch, whose texts may be long.
         for batch in table.iter_batches(batch_size=256):
             for row in batch.to_pylist():
                 number += 1
@@ -140,20 +143,7 @@ def read_parquet(file: Path) -> Iterator[Located]:
         raise ValueError(f"{file}: expected a parquet file, found broken data ({first_line(error)})") from None
 
 
-@dataclass(frozen=True, slots=True)
-class DataSet:
-    """A split that ``datasets`` has opened.
-
-    Attributes:
-        name: begins the locations of its rows.
-        rows: the rows, without their locations.
-    """
-
-    name: str
-    rows: Iterable[Mapping[str, object]]
-
-
-def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> DataSet:
+def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> NamedRows:
     """Open a data set that ``datasets`` saved in a folder, or a folder of data files.
 
     Args:
@@ -176,10 +166,10 @@ def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> 
         if name not in data:
             raise ValueError(f"{folder}: expected the split {name!r}, found {', '.join(data)}; write {folder}:SPLIT")
         data = data[name]
-    return DataSet(f"{folder}:{split}" if split else str(folder), data)
+    return f"{folder}:{split}" if split else str(folder), data
 
 
-def read_hub(path: str, match: re.Match[str], *, streaming: bool = False) -> DataSet:
+def read_hub(path: str, match: re.Match[str], *, streaming: bool = False) -> NamedRows:
     """Open a split of a hub data set, or of one of its folders.
 
     Args:
@@ -198,18 +188,15 @@ def read_hub(path: str, match: re.Match[str], *, streaming: bool = False) -> Dat
             f"{path}: expected a local file or a hub id that can be reached; there is no such file, and loading the "
             f"split {split!r} of the hub data set {name!r} failed: {first_line(error)}"
         ) from error
-    return DataSet(f"{'/'.join([name, *folder.values()])}:{split}", rows)
+    return f"{'/'.join([name, *folder.values()])}:{split}", rows
 
 
-def numbered(data: DataSet) -> Iterator[Located]:
+def numbered(name: str, rows: Iterable[RawRow]) -> Iterator[Located]:
     """Yield the rows of a data set with their locations, counted from 1."""
-    number, rows = 0, iter(data.rows)
-    while True:
-        number += 1
-        try:
-            row = dict(next(rows))
-        except StopIteration:
-            return
-        except Exception as error:  # of a streamed data set, whose files may be broken or out of reach by now
-            raise ValueError(f"{data.name}[{number}]: expected a row, found {first_line(error)}") from error
-        yield f"{data.name}[{number}]", row
+    number = 1
+    try:
+        for number, row in enumerate(rows, start=1):
+            yield f"{name}[{number}]", dict(row)
+            number += 1  # an error from here on is about the next row
+    except Exception as error:  # of a streamed data set, whose files may be broken or out of reach by now
+        raise ValueError(f"{name}[{number}]: expected a row, found {first_line(error)}") from error

@@ -89,6 +89,7 @@ def _check_prompt(where: str, prompt: Prompt) -> None:
     for message in prompt:
         if message.role not in ROLES:
             raise ValueError(f"{where}: expected a role out of {', '.join(ROLES)}; found {message.role!r}")
+    # A chat template opens an assistant turn after the prompt, so there would be two in a row.
     if prompt[-1].role == "assistant":
         raise ValueError(
             f"{where}: expected the prompt to end with a user, system or tool turn, found an assistant turn; "

@@ -147,6 +147,7 @@ class ChatTokens:
 
     def completion(self, text: str) -> list[int]:
         """Token ids of a completion followed by the end-of-turn token, before truncation."""
+        # As an id: in text, a tokenizer that splits special tokens would make several tokens of it.
         return [*self._encode(text), self.end_of_turn]
 
     def fit_completion(self, ids: list[int], prompt_length: int) -> tuple[list[int], bool]:

@@ -24,9 +24,8 @@ from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.mismatch import derangement, in_order
 from halos.data.rows.templates import check_prefixes
 from halos.data.store.arrow import MEMORY, Part, Store, Stored, Table
-from halos.data.views.examples import Demonstration, Examples, Labelled, Pair, Scored
+from halos.data.views.examples import Example, Examples, Labelled, Pair, Scored
 
-Example = Demonstration | Labelled | Pair | Scored
 Control = Callable[[bool | None], str]
 """From an example's label to the text that ends its prompt (CSFT's control tokens)."""
 
@@ -196,10 +195,6 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def digest(self) -> str:
-        """A key of what a run reads: token ids, labels and scores, in their order."""
-        return self.rows.digest()
-
 
 def make_rows(
     examples: Sequence[Example],
@@ -240,10 +235,8 @@ def make_rows(
         places = np.flatnonzero(counts)
         for name, count in zip(rows.ids(places), counts[places].tolist(), strict=True):
             truncated[reason, origin(name)] += count
-    lengths = {
-        "prompt (tokens)": rows.prompt_sizes,
-        "completion (tokens)": np.concatenate(rows.sizes(mismatched=False)),
-    }
+    completion_sizes = np.concatenate(rows.sizes(mismatched=False))
+    lengths = {"prompt (tokens)": rows.prompt_sizes, "completion (tokens)": completion_sizes}
     return Rows(rows, +report, truncated, lengths)
 
 

@@ -26,6 +26,8 @@ from halos.data.store.arrow import MEMORY, Part, Store
 
 Files = str | Path | Sequence[str | Path]
 """One file, pattern, folder or hub id (see :class:`halos.data.reading.files.Piece`), or several."""
+Columns = Mapping[str, str | None] | None
+"""Renames keys: from the name that a format expects to the one in the files; None keeps the expected name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +115,7 @@ class FileSource(Source):
     # Off unless a format says otherwise: pieces of a file whose rows belong together would be read without an error.
     rows_alone: ClassVar[bool] = False
 
-    def __init__(
-        self, train: Files | None, val: Files | None = None, columns: Mapping[str, str | None] | None = None
-    ) -> None:
+    def __init__(self, train: Files | None, val: Files | None = None, columns: Columns = None) -> None:
         if train is None or not _paths(train):
             raise ValueError(f"data={self.name} needs data.train=FILE")
         self._train_files = _paths(train)

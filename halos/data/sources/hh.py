@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import final
 
 from halos.data.reading.fields import RawRow, required, text_of, wrong
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.adapted import DIFFERENT_PROMPTS, Adapted, by_row, without_empty
-from halos.data.sources.base import Files, FileSource
+from halos.data.sources.base import Columns, Files, FileSource
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
@@ -77,10 +77,7 @@ class HHSource(FileSource):
     rows_alone = True
 
     def __init__(
-        self,
-        train: Files | None = "Anthropic/hh-rlhf:train",
-        val: Files | None = None,
-        columns: Mapping[str, str | None] | None = None,
+        self, train: Files | None = "Anthropic/hh-rlhf:train", val: Files | None = None, columns: Columns = None
     ) -> None:
         super().__init__(train, val, columns)
 

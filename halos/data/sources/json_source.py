@@ -12,6 +12,7 @@ from halos.data.reading.fields import (
     has,
     keys_of,
     label_of,
+    preference_of,
     prompt_of,
     reply_of,
     required,
@@ -34,8 +35,8 @@ def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
 
 
 def _adapter(where: str, row: RawRow) -> Adapter:
-    for adapter, key, value in BY_TYPE:
-        if row.get(key) == value:
+    for name, adapter in BY_TYPE.items():
+        if row.get("type") == name:
             return adapter
     # A table of rows in several formats has empty texts in the columns of the others: a key with content counts first.
     for is_present in (_has_content, has):
@@ -176,14 +177,12 @@ def _judged(where: str, row: RawRow, text: str, score: str) -> Completion:
 def pairwise_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """Adapt HALOs' ``pairwise_feedback``: ``label`` 1 means that ``output_A`` is preferred, 0 that ``output_B`` is."""
     prompt = prompt_of(where, row)
-    label = required(where, row, "label")
-    if type(label) not in (bool, int) or label not in (0, 1):
-        raise wrong(where, "label", "1 (output_A is preferred) or 0 (output_B is)", label)
+    preferences = preference_of(where, row, "label", "output_A", "output_B")
     (before_a, a), (before_b, b) = (reply_of(where, row, key) for key in ("output_A", "output_B"))
     for key, before in (("output_A", before_a), ("output_B", before_b)):
         _check_agreement(where, key, prompt, before or prompt)
     completions = (_scored(where, row, a, "reward_A"), _scored(where, row, b, "reward_B"))
-    return without_empty(Record(where, prompt, completions, ((0, 1) if label else (1, 0),)), dropped)
+    return without_empty(Record(where, prompt, completions, preferences), dropped)
 
 
 def conversation_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
@@ -195,10 +194,7 @@ def conversation_record(where: str, row: RawRow, dropped: Counter[str]) -> Recor
 
 
 # HALOs' rows name their format. A name counts before any key.
-BY_TYPE: tuple[tuple[Adapter, str, str], ...] = (
-    (binary_record, "type", "binary_feedback"),
-    (pairwise_record, "type", "pairwise_feedback"),
-)
+BY_TYPE: dict[str, Adapter] = {"binary_feedback": binary_record, "pairwise_feedback": pairwise_record}
 # In order: the more a format demands, the earlier. UltraFeedback's rows have "messages" next to "chosen", for one.
 BY_KEYS: tuple[tuple[Adapter, tuple[str, ...]], ...] = (
     (own_record, ("completions",)),

@@ -131,8 +131,5 @@ def _joined(splits: Sequence[Records]) -> Records:
         check_ids(records)
     except ValueError as error:
         raise ValueError(f"data.mix: {error}") from None
-    mixture = Records(records, Counter(), {})
-    for split in splits:
-        mixture.dropped.update(split.dropped)
-        mixture.origins.update(split.origins)
-    return mixture
+    dropped = sum((split.dropped for split in splits), Counter())
+    return Records(records, dropped, {file: origin for split in splits for file, origin in split.origins.items()})

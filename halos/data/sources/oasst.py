@@ -8,7 +8,7 @@ Both of its forms are read. The hub's Parquet files have one message in each row
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import final
@@ -17,7 +17,7 @@ from halos.data.reading.fields import RawRow, has, required, text_of, wrong
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.adapted import FILTERED, Adapted, without_empty
-from halos.data.sources.base import Files, FileSource
+from halos.data.sources.base import Columns, Files, FileSource
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
 DELETED = "deleted message"
@@ -174,7 +174,7 @@ class OasstSource(FileSource):
         self,
         train: Files | None = "OpenAssistant/oasst1:train",
         val: Files | None = None,
-        columns: Mapping[str, str | None] | None = None,
+        columns: Columns = None,
         lang: str | None = "en",
     ) -> None:
         super().__init__(train, val, columns)

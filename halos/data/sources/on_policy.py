@@ -38,6 +38,7 @@ class OnPolicySource(Source):
         validation = self._world.val()
         if validation is not None or not self._val_size:
             return validation
+        # The split depends on prompts and seed alone, so these are the prompts that no earlier run has trained on.
         records = self._world.train().records
         return Records(split_by_prompt(records, self._val_size, self._seed)[1], Counter())
 

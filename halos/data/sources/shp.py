@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import final
 
 from halos.checks import check_number
-from halos.data.reading.fields import RawRow, prompt_of, required, score_of, text_of, wrong
+from halos.data.reading.fields import RawRow, preference_of, prompt_of, required, score_of, text_of
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Record
 from halos.data.sources.adapted import FILTERED, Adapted, by_row, without_empty
-from halos.data.sources.base import Files, FileSource
+from halos.data.sources.base import Columns, Files, FileSource
 
 
 def shp_record(where: str, row: RawRow, dropped: Counter[str], *, min_ratio: float) -> Record | None:
@@ -20,15 +20,13 @@ def shp_record(where: str, row: RawRow, dropped: Counter[str], *, min_ratio: flo
 
     Pairs whose ``score_ratio`` (the higher score over the lower one) is below ``min_ratio`` are left out.
     """
-    label = required(where, row, "labels")
-    if type(label) not in (bool, int) or label not in (0, 1):
-        raise wrong(where, "labels", "1 (human_ref_A is preferred) or 0 (human_ref_B is)", label)
+    preferences = preference_of(where, row, "labels", "human_ref_A", "human_ref_B")
     ratio = score_of(where, "score_ratio", required(where, row, "score_ratio"))
     a, b = (
         Completion(text_of(where, ref, required(where, row, ref)), score=score_of(where, score, row.get(score)))
         for ref, score in (("human_ref_A", "score_A"), ("human_ref_B", "score_B"))
     )
-    record = Record(where, prompt_of(where, row, "history"), (a, b), ((0, 1) if label else (1, 0),))
+    record = Record(where, prompt_of(where, row, "history"), (a, b), preferences)
     if ratio is not None and ratio < min_ratio:
         dropped[f"{FILTERED}pairs with a score ratio below {min_ratio:g}"] += 1
         return None
@@ -53,7 +51,7 @@ class SHPSource(FileSource):
         self,
         train: Files | None = "stanfordnlp/SHP:train",
         val: Files | None = None,
-        columns: Mapping[str, str | None] | None = None,
+        columns: Columns = None,
         min_ratio: float = 2.0,
     ) -> None:
         super().__init__(train, val, columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import final
 
@@ -11,7 +11,7 @@ from halos.data.reading.fields import RawRow, has, keys_of, prompt_of, required,
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Record
 from halos.data.sources.adapted import Adapted, by_row, without_empty
-from halos.data.sources.base import Files, FileSource
+from halos.data.sources.base import Columns, Files, FileSource
 from halos.data.sources.json_source import preference_record
 
 SCORES = ("overall_score", "fine-grained_score")
@@ -37,10 +37,8 @@ def _completion(where: str, name: str, item: object, score: str) -> Completion:
         raise wrong(where, name, "an object with 'response'", item)
     if score not in item:
         raise ValueError(f"{where}: expected {name!r} to have {score!r} (data.source.score); found {keys_of(item)}")
-    return Completion(
-        text_of(where, f"{name}.response", item["response"]),
-        score=score_of(where, f"{name}.{score}", item[score]),
-    )
+    text = text_of(where, f"{name}.response", item["response"])
+    return Completion(text, score=score_of(where, f"{name}.{score}", item[score]))
 
 
 @final
@@ -62,7 +60,7 @@ class UltraFeedbackSource(FileSource):
         self,
         train: Files | None = "openbmb/UltraFeedback:train",
         val: Files | None = None,
-        columns: Mapping[str, str | None] | None = None,
+        columns: Columns = None,
         score: str = "overall_score",
     ) -> None:
         super().__init__(train, val, columns)

@@ -20,10 +20,10 @@ from typing import TypeVar
 
 from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import loose_prompt
-from halos.data.rows.token_rows import Example
 from halos.data.sources.base import Source
 from halos.data.sources.origin import Origin
 from halos.data.views.derive import of_run
+from halos.data.views.examples import Example
 from halos.data.views.selection import Selection
 from halos.data.views.turns import with_turns
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from halos.data.preparation.intake import Intake, read_held
 from halos.data.preparation.prepare import SHOWN_PROMPTS, DataNeeds, Preparation, Prepared, first_prompts
 from halos.data.records.record import prompt_key
 from halos.data.records.table import loose_prompt
-from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.token_rows import Row
 from halos.data.streaming.batches import StreamRows
 from halos.data.streaming.examples import Counted, Stream
@@ -50,8 +49,7 @@ class PreparedStream(Prepared):
 
     def longest(self) -> int:
         """The most tokens that a sequence, prompt and completion, can have."""
-        limits: Limits = self.stream_rows.tokens.limits
-        return limits.max_length
+        return self.stream_rows.tokens.limits.max_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +89,7 @@ class StreamPreparation(Preparation):
         intake, held = self._read_held()
         self.derive(intake, needs.view)
         stream = self.stream(intake, needs, held)
+        # Read before a model is loaded, so that a fault in the first examples shows within seconds.
         tried = islice(stream.examples(Counted()), TRIED_BUNDLES)
         prompts = {prompt_key(example.prompt): example.prompt for bundle in tried for example in bundle}
         shown = list(prompts.values())[:SHOWN_PROMPTS]
@@ -98,6 +97,7 @@ class StreamPreparation(Preparation):
             shown = first_prompts(intake.examples["val"])
         rows = self.tokenise(intake, needs, tokenizer)
         stream_rows = StreamRows(stream=stream, tokens=ChatTokens(tokenizer, self.limits), control=needs.control)
+        # Without a shuffle buffer, as filling it would read thousands of examples for one row.
         drawn = next(replace(stream, buffer=1).drawn(Counted()))
         (first,) = stream_rows.rows([drawn], Counted())
         return PreparedStream(
@@ -113,7 +113,6 @@ class StreamPreparation(Preparation):
 
     def stream(self, intake: Intake, needs: DataNeeds, held: frozenset[int]) -> Stream:
         """The training examples as they will be read."""
-        origins: Mapping[str, Any] = intake.origins
         return Stream(
             source=self.source,
             view=needs.view,
@@ -124,6 +123,6 @@ class StreamPreparation(Preparation):
             mismatched=needs.mismatched,
             held=held,
             strict=self.strict,
-            strict_held=self.strict and bool(origins.get("val")),
+            strict_held=self.strict and bool(intake.origins.get("val")),
             seed=self.seed,
         )

@@ -12,8 +12,8 @@ from __future__ import annotations
 from array import array
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic
+from functools import partial
+from typing import Generic, NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,8 @@ Place = tuple[int, int]
 """The index of a record, and that of a completion in it."""
 PlacedExample = tuple[Place, Place | None, Value]
 """An example: its completion (of a pair the chosen one), the rejected one of a pair, and its label or score."""
-Derived = tuple[list[PlacedExample], Counter[str]]
-"""The examples of one record and what was counted."""
+Derived = tuple[list[LocalExample], Counter[str]]
+"""The examples of one record, as places in it, and what was counted."""
 Prepare = Callable[[int, Judgement], tuple[Judgement, Counter[str]]]
 """Changes the judgement of a record, given its index, before the rule of the view; also returns what it counted."""
 
@@ -36,8 +36,7 @@ CACHED_JUDGEMENTS = 1 << 12
 """Distinct judgements whose examples are cached: most data sets have only a few."""
 
 
-@dataclass(frozen=True, slots=True)
-class View(Generic[E_co]):
+class View(NamedTuple, Generic[E_co]):
     """Examples in the order of their records, and counts of what was converted or left out.
 
     The id of an example is that of its record, ``#``, and the number of the example in that record.
@@ -45,44 +44,6 @@ class View(Generic[E_co]):
 
     examples: Examples[E_co]
     report: Counter[str]
-
-
-def demonstrations(records: Sequence[Record], prepare: Prepare | None = None) -> View[Demonstration]:
-    """Derive the preferred, desirable, best-scored and unjudged completions.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    return _view(Demonstration, demonstrated, records, prepare)
-
-
-def binary(records: Sequence[Record], prepare: Prepare | None = None) -> View[Labelled]:
-    """Derive labelled completions: by their own labels, else a pair gives a desirable and an undesirable one.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    return _view(Labelled, labelled, records, prepare)
-
-
-def pairs(records: Sequence[Record], prepare: Prepare | None = None) -> View[Pair]:
-    """Derive pairs: preferences; desirable with undesirable completions of a prompt; best-scored with worst-scored.
-
-    Labelled completions of a prompt are paired in their order, each once. Scores make one pair a record.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    return _view(Pair, paired, records, prepare)
-
-
-def scored(records: Sequence[Record], prepare: Prepare | None = None) -> View[Scored]:
-    """Derive scored completions: by their own scores, else +1 and −1 from labels, else from pairs.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    return _view(Scored, scored_rule, records, prepare)
 
 
 NOTHING: dict[type[object], str] = {
@@ -99,7 +60,7 @@ NO_THRESHOLD = (
 )
 
 
-def _view(kind: type[E], rule: Rule, records: Sequence[Record], prepare: Prepare | None) -> View[E]:
+def _view(kind: type[E], rule: Rule, records: Sequence[Record], prepare: Prepare | None = None) -> View[E]:
     table = table_of(records)
     # Arrays, as lists of tuples would take some 200 bytes for each of perhaps millions of examples.
     chosen, rejected, values, number = array("i"), array("i"), array("d"), array("i")
@@ -132,7 +93,7 @@ def of_run(view: str, run: Sequence[Record], prepare: Prepare | None = None) -> 
     """
     kind, rule = RULES[view]
     report: Counter[str] = Counter()
-    derived = (_placed(n, *_local(n, judgement_of(record), prepare, rule)) for n, record in enumerate(run))
+    derived = (_local(n, judgement_of(record), prepare, rule) for n, record in enumerate(run))
     examples = []
     for (owner, place), other, value, number in _in_order(kind, [0] * len(run), derived, report):
         # The value of a demonstration is None and not read.
@@ -155,39 +116,43 @@ def _in_order(
     # A plain array: reading one number of a numpy array takes several times as long.
     numbers = array("i", bytes(4 * len(prompts)))
     # A prompt's labelled completions may be spread over records, so pairs are the one view that looks beyond a record.
-    for examples, counts in _across_records(prompts, derived, report) if kind is Pair else derived:
+    placed = _placed(derived, report)
+    for chosen, rejected, value in _across_records(prompts, placed, report) if kind is Pair else placed:
+        owner = chosen[0]
+        yield chosen, rejected, value, numbers[owner]
+        numbers[owner] += 1
+
+
+def _placed(derived: Iterable[Derived], report: Counter[str]) -> Iterator[PlacedExample]:
+    for index, (local, counts) in enumerate(derived):
+        # Not update, which takes twice as long for so few counts: there may be millions of records.
         for reason, count in counts.items():
             report[reason] += count
-        for chosen, rejected, value in examples:
-            owner = chosen[0]
-            yield chosen, rejected, value, numbers[owner]
-            numbers[owner] += 1
+        for i, j, value in local:
+            yield (index, i), None if j is None else (index, j), value
 
 
 def _across_records(
-    prompts: Sequence[int] | np.ndarray, derived: Iterable[Derived], report: Counter[str]
-) -> Iterator[Derived]:
+    prompts: Sequence[int] | np.ndarray, examples: Iterable[PlacedExample], report: Counter[str]
+) -> Iterator[PlacedExample]:
     """Pair each labelled completion with the first opposite one of its prompt that is still without a partner.
 
     See :func:`_in_order` for the arguments.
     """
     # At most one of a prompt's two queues has entries: a completion waits only if nothing opposite waits already.
     waiting: dict[tuple[int, bool], deque[Place]] = defaultdict(deque)
-    for examples, counts in derived:
-        pairs: list[PlacedExample] = []
-        for chosen, rejected, desirable in examples:
-            # A pair already, as paired completions have no label here.
-            if desirable is None:
-                pairs.append((chosen, rejected, None))
-                continue
-            prompt = int(prompts[chosen[0]])
-            if opposite := waiting.get((prompt, not desirable)):
-                partner = opposite.popleft()
-                pairs.append((chosen, partner, None) if desirable else (partner, chosen, None))
-                report["pairs from labels"] += 1
-            else:
-                waiting[prompt, bool(desirable)].append(chosen)
-        yield pairs, counts
+    for chosen, rejected, desirable in examples:
+        # A pair already, as paired completions have no label here.
+        if desirable is None:
+            yield chosen, rejected, None
+            continue
+        prompt = int(prompts[chosen[0]])
+        if opposite := waiting.get((prompt, not desirable)):
+            partner = opposite.popleft()
+            report["pairs from labels"] += 1
+            yield (chosen, partner, None) if desirable else (partner, chosen, None)
+        else:
+            waiting[prompt, bool(desirable)].append(chosen)
     for (_, desirable), places in waiting.items():
         if places:
             report[f"unpaired {'desirable' if desirable else 'undesirable'} completions left out"] += len(places)
@@ -196,7 +161,7 @@ def _across_records(
 def _of_table(table: RecordTable, prepare: Prepare | None, rule: Rule) -> Iterator[Derived]:
     """Yield the examples of each record and what was counted."""
     digests = table.numbers("judged")
-    cached: dict[int, tuple[list[LocalExample], Counter[str]]] = {}
+    cached: dict[int, Derived] = {}
     for index in range(len(table)):
         digest = int(digests[index])
         local = cached.get(digest)
@@ -205,12 +170,10 @@ def _of_table(table: RecordTable, prepare: Prepare | None, rule: Rule) -> Iterat
             # What prepare returns may depend on the record, not on its judgement alone.
             if prepare is None and len(cached) < CACHED_JUDGEMENTS:
                 cached[digest] = local
-        yield _placed(index, *local)
+        yield local
 
 
-def _local(
-    index: int, judgement: Judgement, prepare: Prepare | None, rule: Rule
-) -> tuple[list[LocalExample], Counter[str]]:
+def _local(index: int, judgement: Judgement, prepare: Prepare | None, rule: Rule) -> Derived:
     """Apply a rule to a record; the completions it returns are those of the record, whatever ``prepare`` left out."""
     report = Counter[str]()
     if prepare is not None:
@@ -219,10 +182,6 @@ def _local(
     # Positions in the judgement become places in the record.
     at = [completion.place for completion in judgement.completions]
     return [(at[i], None if j is None else at[j], value) for i, j, value in local], +report
-
-
-def _placed(index: int, local: list[LocalExample], report: Counter[str]) -> Derived:
-    return [((index, i), None if j is None else (index, j), value) for i, j, value in local], report
 
 
 def _left_out(report: Counter[str]) -> str:
@@ -236,10 +195,19 @@ RULES: dict[str, tuple[type[Example], Rule]] = {
     "pairs": (Pair, paired),
     "scored": (Scored, scored_rule),
 }
-VIEWS: dict[str, Callable[..., View[Example]]] = {
-    "demonstrations": demonstrations,
-    "binary": binary,
-    "pairs": pairs,
-    "scored": scored,
-}
-"""The table form of each view: from records, and how their judgements are prepared, to the view."""
+VIEWS: dict[str, Callable[..., View[Example]]] = {name: partial(_view, *rule) for name, rule in RULES.items()}
+"""The table form of each view: from records, and how their judgements are prepared, to the view.
+
+Each raises ``ValueError`` if no record has an example of it.
+"""
+demonstrations = partial(_view, Demonstration, demonstrated)
+"""Derive the preferred, desirable, best-scored and unjudged completions."""
+binary = partial(_view, Labelled, labelled)
+"""Derive labelled completions: by their own labels, else a pair gives a desirable and an undesirable one."""
+pairs = partial(_view, Pair, paired)
+"""Derive pairs: preferences; desirable with undesirable completions of a prompt; best-scored with worst-scored.
+
+Labelled completions of a prompt are paired in their order, each once. Scores make one pair a record.
+"""
+scored = partial(_view, Scored, scored_rule)
+"""Derive scored completions: by their own scores, else +1 and −1 from labels, else from pairs."""

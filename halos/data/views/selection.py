@@ -15,7 +15,7 @@ from itertools import chain, combinations, pairwise
 
 import numpy as np
 
-from halos.checks import check_number
+from halos.checks import check_number, check_share
 from halos.data.records.judgement import Judgement
 from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import RecordTable, digest, table_of
@@ -56,20 +56,16 @@ class Selection:
     min_margin: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("keep_desirable", "keep_undesirable"):
-            share = getattr(self, name)
-            if type(share) not in (int, float) or not 0 < share <= 1:
-                raise ValueError(f"data.select.{name}: expected a share in (0, 1], found {share!r}")
+        check_share("data.select.keep_desirable", self.keep_desirable)
+        check_share("data.select.keep_undesirable", self.keep_undesirable)
         threshold = self.labels_from_scores
         is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
         if not is_number and threshold not in (None, "median", "prompt"):
-            raise ValueError(
-                f"data.select.labels_from_scores: expected a number, median, prompt or null, found {threshold!r}"
-            )
+            accepted = "a number, median, prompt or null"
+            raise ValueError(f"data.select.labels_from_scores: expected {accepted}, found {threshold!r}")
         if self.pairs_from_scores not in ("best_worst", "all"):
-            raise ValueError(
-                f"data.select.pairs_from_scores: expected best_worst or all, found {self.pairs_from_scores!r}"
-            )
+            found = self.pairs_from_scores
+            raise ValueError(f"data.select.pairs_from_scores: expected best_worst or all, found {found!r}")
         check_number("data.select.min_margin", self.min_margin)
 
     def check(self, view: str) -> None:

@@ -28,6 +28,7 @@ def expand_turns(records: RecordTable, store: Store) -> tuple[RecordTable, Count
     """
     starts = range(0, len(records), RECORDS_PER_TASK)
     spans = [range(start, min(start + RECORDS_PER_TASK, len(records))) for start in starts]
+    # The records have a key of their contents, so that the expanded table is found again for the same ones.
     key = None if records.key is None else f"{records.key}-turns"
     table = store.table(key, partial(_expanded, records), spans)
     return RecordTable(table), sum((Counter(notes) for notes in table.notes), Counter())

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -173,20 +174,15 @@ def _own_class(module: nn.Module) -> type[nn.Module]:
     return type(module).__bases__[1] if isinstance(module, Changed) else type(module)
 
 
-_subclasses: dict[tuple[type[Changed], type[nn.Module]], type[nn.Module]] = {}
-
-
-def _subclass(changed: type[Changed], own: type[nn.Module]) -> type[nn.Module]:
-    # The same class each time: code that compares types (a trial here, FSDP) sees that layers are alike.
-    bases = (changed, own)
-    if bases not in _subclasses:
-        _subclasses[bases] = type(own.__name__, bases, {})
-    return _subclasses[bases]
+# The same class each time: code that compares types (a trial here, FSDP) sees that layers are alike.
+_subclass: Callable[[type[Changed], type[nn.Module]], type[nn.Module]] = cache(  # type: ignore[assignment]
+    lambda changed, own: type(own.__name__, (changed, own), {})
+)
 
 
 def _blank(changed: type[Changed], own: type[nn.Module]) -> nn.Module:
-    made = _subclass(changed, own)
-    return made.__new__(made)
+    subclass = _subclass(changed, own)
+    return subclass.__new__(subclass)
 
 
 def _try_out(

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -42,6 +42,22 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION_NAME = "halos_packed"
 KeysValues = tuple[Tensor, Tensor]
+
+
+class ScoreOptions(NamedTuple):
+    """How a layer turns scores into weights, as transformers passes it to attention.
+
+    Attributes:
+        scaling: factor of the scores; None: 1 / √width.
+        dropout: the probability that a weight is dropped.
+        window: tokens that a query sees in a layer with a sliding window; None: all.
+        softcap: c, if scores are capped by c · tanh(score / c).
+    """
+
+    scaling: float | None = None
+    dropout: float = 0.0
+    window: int | None = None
+    softcap: float | None = None
 
 
 class PackedAttention:
@@ -74,18 +90,7 @@ class PackedAttention:
         self._masks: dict[int | None, list[Tensor | None]] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
 
-    def __call__(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float | None,
-        dropout: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: ScoreOptions) -> Tensor:
         """Attention of queries [1, heads, N, width] → [1, N, heads, width]."""
         if self.keep_prompts:
             prompts = self.pack.prompts
@@ -93,26 +98,24 @@ class PackedAttention:
         if self.earlier is not None:
             earlier_key, earlier_value = self.earlier[module]
             key, value = torch.cat([earlier_key, key], 2), torch.cat([earlier_value, value], 2)
+        window = options.window
         self.windows.add(window)
-        if self.flex and not dropout:
+        if self.flex and not options.dropout:
             if window not in self._block_masks:
                 self._block_masks[window] = block_mask(self.pack, window)
-            attended = flex_attend(query, key, value, self._block_masks[window], scaling=scaling, softcap=softcap)
-            return attended.transpose(1, 2)
+            mask, scaling = self._block_masks[window], options.scaling
+            return flex_attend(query, key, value, mask, scaling=scaling, softcap=options.softcap).transpose(1, 2)
         # split(), not slices: the backward pass of each slice would write a gradient as large as the whole tensor.
         sizes = list(self.pack.sizes)
         queries = torch.split(query, sizes[-len(self.pack.attends) :], 2)
         keys, values = torch.split(key, sizes, 2), torch.split(value, sizes, 2)
         outputs = []
-        for q, pieces, mask in zip(queries, self.pack.attends, self._masks_for(window), strict=True):
-            k, v = _joined([keys[piece] for piece in pieces], 2), _joined([values[piece] for piece in pieces], 2)
-            outputs.append(attend(q, k, v, mask, scaling=scaling, dropout=dropout, softcap=softcap).transpose(1, 2))
-        return torch.cat(outputs, 1)
-
-    def _masks_for(self, window: int | None) -> list[Tensor | None]:
         if window not in self._masks:
             self._masks[window] = list(self._make_masks(window))
-        return self._masks[window]
+        for q, pieces, piece_mask in zip(queries, self.pack.attends, self._masks[window], strict=True):
+            k, v = _joined([keys[piece] for piece in pieces], 2), _joined([values[piece] for piece in pieces], 2)
+            outputs.append(attend(q, k, v, piece_mask, options).transpose(1, 2))
+        return torch.cat(outputs, 1)
 
     def _make_masks(self, window: int | None) -> Iterator[Tensor | None]:
         """For each piece of queries the keys that it sees, [queries, keys]; None: causal."""
@@ -132,16 +135,7 @@ class PackedAttention:
             yield seen if window is None else seen & (distance < window)
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: ScoreOptions) -> Tensor:
     """Attention of one piece.
 
     Args:
@@ -149,21 +143,19 @@ def attend(
         key: [1, key heads, keys, width], where the query heads are a multiple of the key heads.
         value: as ``key``.
         mask: true where a query sees a key [queries, keys]; None: causal.
-        scaling: factor of the scores; None: 1 / √width.
-        dropout: the probability that a weight is dropped.
-        softcap: c, if scores are capped by c · tanh(score / c).
+        options: how scores become weights. The window is part of the mask.
 
     Returns:
         [1, heads, queries, width].
     """
-    if softcap is not None:
-        return _soft_capped(query, key, value, mask, scaling, dropout, softcap)
+    if options.softcap is not None:
+        return _soft_capped(query, key, value, mask, options, options.softcap)
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
     if device == "cpu" and dtype == torch.bfloat16:
         # PyTorch's backward pass takes twice as long in bfloat16 on CPUs as in float32.
         with torch.autocast("cpu", enabled=False):
-            output = attend(query.float(), key.float(), value.float(), mask, scaling=scaling, dropout=dropout)
+            output = attend(query.float(), key.float(), value.float(), mask, options)
         return output.to(dtype)
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and repeats_heads(device, dtype, masked=mask is not None):
@@ -173,9 +165,9 @@ def attend(
         key,
         value,
         attn_mask=mask,
-        dropout_p=dropout,
+        dropout_p=options.dropout,
         is_causal=mask is None,
-        scale=scaling,
+        scale=options.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
 
@@ -188,24 +180,18 @@ def repeats_heads(device: str, dtype: torch.dtype, *, masked: bool) -> bool:
 
 
 def _soft_capped(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    dropout: float,
-    softcap: float,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: ScoreOptions, softcap: float
 ) -> Tensor:
     # Written out, as no fused kernel of PyTorch caps scores.
     groups = query.shape[1] // key.shape[1]
     key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if options.scaling is None else options.scaling)
     scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     weights = scores.masked_fill(~mask, -torch.inf)
     weights = weights.softmax(-1, torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    return F.dropout(weights, dropout) @ value
+    return F.dropout(weights, options.dropout) @ value
 
 
 def _joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
@@ -213,25 +199,16 @@ def _joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def _packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None = None,
-    *,
-    packed: PackedAttention,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **others: object,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: object = None, **settings: Any
 ) -> tuple[Tensor, None]:
     for name in ("s_aux", "position_bias"):  # terms inside the softmax that this function does not compute
-        if others.get(name) is not None:
+        if settings.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
-    return packed(
-        module, query, key, value, scaling=scaling, dropout=dropout, window=sliding_window, softcap=softcap
-    ), None
+    # Architectures pass only what they have.
+    scaling, dropout = settings.get("scaling"), settings.get("dropout", 0.0)
+    options = ScoreOptions(scaling, dropout, settings.get("sliding_window"), settings.get("softcap"))
+    packed: PackedAttention = settings["packed"]
+    return packed(module, query, key, value, options), None
 
 
 def leave_uncompiled() -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from halos.data.batches.packing import Pack, pack
+from halos.data.batches.packing import Pack, map_tensors, pack
 from halos.data.rows.token_rows import Row
 from halos.policy.logprobs.attention import PackedAttention, attends_by_flex, packed_attention, recomputes_alike
 from halos.policy.logprobs.compiling import uncompiled
@@ -168,7 +168,7 @@ def _try_out(model: PreTrainedModel) -> tuple[float, set[int | None]]:
     """
     weight = lm_head(model).weight
     trial = pack(_TRIAL_ROWS, width=_TRIAL_WIDTH, mismatched=True)
-    packs = [item.map(lambda tensor: tensor.to(weight.device)) for item in trial]
+    packs = [map_tensors(item, lambda tensor: tensor.to(weight.device)) for item in trial]
     with evaluating(model), uncompiled(model), torch.autocast(weight.device.type, enabled=False):
         flex = attends_by_flex(model)
         attention = PackedAttention(packs[0], keep_prompts=True, flex=flex)

@@ -127,11 +127,7 @@ def _batches(items: Iterable[tuple[bytes, Row]]) -> Iterator[Work]:
 
 
 def _compute(
-    backbone: Backbone,
-    batches: Sequence[Work],
-    interim: _InterimParts,
-    collated: Callable[[Work], Batch],
-    track: Track,
+    backbone: Backbone, batches: Sequence[Work], interim: _InterimParts, collated: Callable[[Work], Batch], track: Track
 ) -> Entries:
     """Compute this rank's share of the batches and return its entries."""
     rank, world = data_rank_and_world()

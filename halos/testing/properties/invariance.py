@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,6 +21,7 @@ def row_order(make: Make, rows: Sequence[Row]) -> None:
     """The order of examples in a batch changes nothing."""
     objective = make_objective(make)
     expected = evaluate(objective, make_inputs(objective, rows))
+    # A rotation too: reversing leaves the middle of an odd batch in place, and neighbours next to each other.
     for order in (list(reversed(rows)), [*rows[1:], rows[0]]):
         actual = evaluate(make_objective(make), make_inputs(objective, order))
         agree("loss", expected.loss, actual.loss)
@@ -66,9 +68,17 @@ def accumulation(make: Make, rows: Sequence[Row]) -> None:
     objective = make_objective(make)
     if objective.needs.whole_step:
         raise NotApplicable("declares that its steps cannot be accumulated")
-    copies = [_renamed(row) for row in rows]
     # A statistic of the micro-batch, such as z₀, equals that of the whole step only if both halves are alike.
-    _parts_make_the_whole(make, [rows, copies if objective.needs.whole_micro_step else _longer(copies)])
+    # A mean over the micro-batch's tokens in place of the step's only shows if the micro-batches differ in length.
+    twins = objective.needs.whole_micro_step
+    copies = [replace(row, id=f"{row.id} again", group=row.group + 1000) for row in rows]
+    parts = [rows, copies if twins else [_longer(row) for row in copies]]
+    step = step_size([*parts[0], *parts[1]])
+    whole = _evaluate_as(make, [*parts[0], *parts[1]], step, twins)
+    results = [_evaluate_as(make, part, step, twins) for part in parts]
+    agree("sum of the micro-batches' losses", whole.loss, _total_loss(results))
+    for result in results:
+        agree_on_gradients("one of the micro-batches", whole, result)
 
 
 @promise("ranks", 2, 4)
@@ -94,38 +104,16 @@ def _total_loss(parts: Sequence[Result]) -> Tensor:
     return torch.stack([part.loss for part in parts]).sum()
 
 
-def _renamed(row: Row) -> Row:
-    return Row(f"{row.id} again", row.group + 1000, row.prompt, row.branches, row.desirable, row.score)
-
-
-def _longer(rows: Sequence[Row]) -> list[Row]:
-    # A mean over the micro-batch's tokens in place of the step's only shows if the micro-batches differ in length.
-    return [
-        Row(row.id, row.group, row.prompt, tuple((*b, 1, 2, 3) for b in row.branches), row.desirable, row.score)
-        for row in rows
-    ]
-
-
-def _parts_make_the_whole(make: Make, parts: Sequence[Sequence[Row]]) -> None:
-    probe = make_objective(make)
-    all_rows = [row for part in parts for row in part]
-    step = step_size(all_rows)
-    twins = probe.needs.whole_micro_step
-    whole = _evaluate_as(make, all_rows, step, twins)
-    results = [_evaluate_as(make, part, step, twins) for part in parts]
-    agree("sum of the micro-batches' losses", whole.loss, _total_loss(results))
-    for part in results:
-        agree_on_gradients("one of the micro-batches", whole, part)
+def _longer(row: Row) -> Row:
+    return replace(row, branches=tuple((*branch, 1, 2, 3) for branch in row.branches))
 
 
 def _evaluate_as(make: Make, rows: Sequence[Row], step: StepSize, twins: bool) -> Result:
     # With ``twins`` a row and its renamed copy have the same log-probs.
     objective = make_objective(make)
-    inputs = make_inputs(objective, rows, step=step)
-    if twins:
-        plain = [Row(r.id.removesuffix(" again"), r.group, r.prompt, r.branches, r.desirable, r.score) for r in rows]
-        inputs = make_inputs(objective, plain, step=step)
-        inputs.rows = rows
+    plain = [replace(row, id=row.id.removesuffix(" again")) for row in rows] if twins else rows
+    inputs = make_inputs(objective, plain, step=step)
+    inputs.rows = rows
     return evaluate(objective, inputs)
 
 
@@ -133,6 +121,7 @@ def _on_two_ranks(make: Make, rows: Sequence[Row]) -> tuple[Result, list[Result]
     step = step_size(rows)
     objective = make_objective(make)
     whole = evaluate(objective, make_inputs(objective, rows, step=step))
+    # An objective for each rank, as in a run: running statistics of one must not reach the other but by collectives.
     half = len(rows) // 2
     prepared = []
     for part in (rows[:half], rows[half:]):

@@ -39,6 +39,7 @@ def step_zero(make: Make, rows: Sequence[Row]) -> None:
     if objective.needs.reference and result.output.rewards is not None and objective.needs.moves != (0, 0):
         agree("rewards", torch.zeros(result.output.rewards.shape), result.output.rewards.detach(), tolerance=EXACT)
     finite(result)
+    # A loss that divides by a deviation may be finite at 0 and jump next to it.
     nearby = evaluate(make_objective(make), make_inputs(objective, rows, at_reference=True, shift=1e-9))
     agree("loss with log-ratios of 1e-9, against exactly 0", result.loss, nearby.loss, tolerance=1e-6)
 
@@ -69,6 +70,7 @@ def signs(make: Make, rows: Sequence[Row]) -> None:
 @promise("gradient", 1, 2, 4)
 def gradient(make: Make, rows: Sequence[Row]) -> None:
     """The gradient equals finite differences of the loss in float64, and is 0 for mismatched completions."""
+    # In eval mode running statistics, such as BCO's δ, stay fixed between the many evaluations below.
     objective = make_objective(make).eval()
     if objective.needs.moves == (0, 0):
         raise NotApplicable("declares that it does not move log-probs")

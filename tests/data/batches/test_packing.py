@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from halos.data.batches import packing
-from halos.data.batches.packing import PROMPT, Pack, divide, pack
+from halos.data.batches.packing import PROMPT, Pack, divide, map_tensors, pack
 from halos.data.rows.token_rows import Row
 from tests import tiny
 
@@ -232,7 +232,7 @@ def test_further_branches_of_a_prompt_are_taken_apart_by_what_they_do_not_see_of
 
 def test_a_copy_on_a_device_has_all_tensors_there() -> None:
     (part,) = pack([A, B], width=WIDTH)
-    moved = part.map(lambda tensor: tensor.to("meta"))
+    moved = map_tensors(part, lambda tensor: tensor.to("meta"))
     tensors = [getattr(moved, name) for name in Pack.__slots__ if isinstance(getattr(moved, name), torch.Tensor)]
     assert len(tensors) == 9
     assert {tensor.device.type for tensor in tensors} == {"meta"}

@@ -1,7 +1,5 @@
 """Attention over one pack, against softmax over the keys that each token may see."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +7,7 @@ from torch import Tensor, nn
 from halos.data.batches import packing
 from halos.data.batches.packing import PROMPT, Pack, pack
 from halos.data.rows.token_rows import Row
-from halos.policy.logprobs.attention import PackedAttention, attend, repeats_heads
+from halos.policy.logprobs.attention import PackedAttention, ScoreOptions, attend, repeats_heads
 from tests import tiny
 
 ROWS = [*tiny.rows(4, branches=2, seed=2), Row("long", 7, tuple(range(12)), (tuple(range(9)), tuple(range(11))))]
@@ -62,16 +60,16 @@ def test_it_is_softmax_over_what_each_token_may_see(
     monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", grouped)
     monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", dense)
     first, second = pack(ROWS, width=11, mismatched=True)
-    options: dict[str, Any] = {"scaling": 0.5, "dropout": 0.0, "window": window, "softcap": softcap}
+    options = ScoreOptions(scaling=0.5, window=window, softcap=softcap)
     n = len(first.input_ids)
     query, key, value = states(n, 4, 0), states(n, heads, 1), states(n, heads, 2)
     attention = PackedAttention(first, keep_prompts=True, flex=flex)
-    found = attention(MODULE, query, key, value, **options)
+    found = attention(MODULE, query, key, value, options)
     torch.testing.assert_close(found, by_hand(first, query, key, value, window, softcap), rtol=0, atol=1e-12)
     # The second pack sees the prompts of the first.
     m = len(second.input_ids)
     query, key2, value2 = states(m, 4, 3), states(m, heads, 4), states(m, heads, 5)
-    found = PackedAttention(second, earlier=attention.prompt_states, flex=flex)(MODULE, query, key2, value2, **options)
+    found = PackedAttention(second, earlier=attention.prompt_states, flex=flex)(MODULE, query, key2, value2, options)
     key, value = (torch.cat([old[:, :, first.prompts], new], 2) for old, new in ((key, key2), (value, value2)))
     torch.testing.assert_close(found, by_hand(second, query, key, value, window, softcap), rtol=0, atol=1e-12)
 
@@ -81,7 +79,7 @@ def test_kept_keys_and_values_are_detached_and_those_of_the_prompts() -> None:
     n = len(part.input_ids)
     key = states(n, 2, 0).requires_grad_()
     attention = PackedAttention(part, keep_prompts=True)
-    attention(MODULE, states(n, 2, 1), key, key, scaling=None, dropout=0.0, window=None, softcap=None)
+    attention(MODULE, states(n, 2, 1), key, key, ScoreOptions())
     kept, _ = attention.prompt_states[MODULE]
     assert not kept.requires_grad
     assert kept.shape[2] == sum(len(row.prompt) for row in ROWS)
@@ -92,15 +90,15 @@ def test_nothing_is_kept_unless_asked_for() -> None:
     (part,) = pack(ROWS, width=11)
     n = len(part.input_ids)
     attention = PackedAttention(part)
-    attention(MODULE, *(states(n, 2, seed) for seed in range(3)), scaling=None, dropout=0.0, window=None, softcap=None)
+    attention(MODULE, states(n, 2, 0), states(n, 2, 1), states(n, 2, 2), ScoreOptions())
     assert not attention.prompt_states
 
 
 def test_dropout_drops() -> None:
     query, key, value = (torch.ones(1, 1, 64, 4) for _ in range(3))
     for softcap in (None, 1.0):
-        assert attend(query, key, value, None, softcap=softcap).std() < 1e-6
-        assert attend(query, key, value, None, dropout=0.5, softcap=softcap).std() > 0.01
+        assert attend(query, key, value, None, ScoreOptions(softcap=softcap)).std() < 1e-6
+        assert attend(query, key, value, None, ScoreOptions(dropout=0.5, softcap=softcap)).std() > 0.01
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -110,10 +108,10 @@ def test_on_cpu_bfloat16_states_are_attended_to_in_float32(masked: bool, autocas
     low = [states(5, heads, seed).bfloat16().requires_grad_() for seed, heads in enumerate((4, 2, 2))]
     wide = [value.detach().float().requires_grad_() for value in low]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = attend(low[0], low[1], low[2], mask, scaling=0.5)
+        found = attend(low[0], low[1], low[2], mask, ScoreOptions(scaling=0.5))
         if autocast:  # rotary embeddings leave queries and keys in float32
-            assert torch.equal(found, attend(low[0].float(), low[1].float(), low[2], mask, scaling=0.5))
-    expected = attend(wide[0], wide[1], wide[2], mask, scaling=0.5).bfloat16()
+            assert torch.equal(found, attend(low[0].float(), low[1].float(), low[2], mask, ScoreOptions(scaling=0.5)))
+    expected = attend(wide[0], wide[1], wide[2], mask, ScoreOptions(scaling=0.5)).bfloat16()
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, expected)
     for mine, other in zip(
@@ -145,7 +143,7 @@ def test_repeated_heads_attend_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, 5, 4, dtype=torch.float64) for heads in (6, 2, 2))
     mask = torch.ones(5, 5, dtype=torch.bool).tril()
-    expected = [attend(query, key, value, None), attend(query, key, value, mask)]
+    expected = [attend(query, key, value, part, ScoreOptions()) for part in (None, mask)]
     monkeypatch.setattr("halos.policy.logprobs.attention.repeats_heads", lambda *_, masked: True)
-    found = [attend(query, key, value, None), attend(query, key, value, mask)]
+    found = [attend(query, key, value, part, ScoreOptions()) for part in (None, mask)]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

@@ -13,7 +13,7 @@ from halos.data.batches.packing import PROMPT, Pack, pack
 from halos.data.rows.token_rows import Row
 from halos.policy.loading import ModelSpec
 from halos.policy.logprobs import attention, flex, packed
-from halos.policy.logprobs.attention import PackedAttention, attend_by_flex, attends_by_flex
+from halos.policy.logprobs.attention import PackedAttention, ScoreOptions, attend_by_flex, attends_by_flex
 from halos.policy.logprobs.completions import completion_logprobs
 from halos.policy.logprobs.flex import block_mask
 from halos.policy.logprobs.packed import can_pack
@@ -119,9 +119,8 @@ def test_the_word_of_the_config_reaches_policy_and_reference(by_flex: bool, tmp_
 def test_with_dropout_pieces_are_attended_to_one_by_one() -> None:
     (part,) = pack(ROWS, width=11)
     states = [torch.ones(1, 1, len(part.input_ids), 4) for _ in range(3)]
-    options: dict[str, Any] = {"scaling": None, "window": None, "softcap": None}
-    assert PackedAttention(part, flex=True)(torch.nn.Identity(), *states, dropout=0.0, **options).std() < 1e-6
-    assert PackedAttention(part, flex=True)(torch.nn.Identity(), *states, dropout=0.5, **options).std() > 0.01
+    assert PackedAttention(part, flex=True)(torch.nn.Identity(), *states, ScoreOptions()).std() < 1e-6
+    assert PackedAttention(part, flex=True)(torch.nn.Identity(), *states, ScoreOptions(dropout=0.5)).std() > 0.01
 
 
 def test_enough_versions_are_kept_for_models_with_windows() -> None:
