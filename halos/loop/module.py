@@ -162,6 +162,8 @@ class TrainingLoop(pl.LightningModule, ABC):
         backbone.control = self.control(True)
         backbone.loss, backbone.paper = type(self).__name__, getattr(self, "paper", None)
         self.build(backbone.hidden_size)
+        if isinstance(head := getattr(self, "reward_head", None), RewardHead):
+            backbone.reward_head = (head,)
         if backbone.sharding is not None:
             backbone.sharding.shard_beside(self)
 

@@ -15,7 +15,7 @@ from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.training.cost import Example, Setting, Shape, memory, operations
 from tests import tiny
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 500,
     "hidden_size": 128,
     "intermediate_size": 352,
@@ -52,7 +52,7 @@ def test_tied_tables_count_once_and_are_no_matrices_of_layers() -> None:
 def test_activations_are_what_the_backward_pass_keeps(
     architecture: str, packing: bool, checkpointing: bool, cpu: bool
 ) -> None:
-    grouped = {} if architecture == "gpt_neox" else {"num_key_value_heads": 2}
+    grouped: dict[str, Any] = {} if architecture == "gpt_neox" else {"num_key_value_heads": 2}
     model = tiny.model(architecture, **SIZES, **grouped)
     if cpu:  # without kernels the model keeps what it does on accelerators
         use_cpu_kernels(model)

@@ -118,9 +118,11 @@ def test_the_word_of_the_config_reaches_policy_and_reference(by_flex: bool, tmp_
 
 def test_with_dropout_pieces_are_attended_to_one_by_one() -> None:
     (part,) = pack(ROWS, width=11)
-    states = [torch.ones(1, 1, len(part.input_ids), 4) for _ in range(3)]
-    assert PackedAttention(part, flex=True)(torch.nn.Identity(), *states, ScoreOptions()).std() < 1e-6
-    assert PackedAttention(part, flex=True)(torch.nn.Identity(), *states, ScoreOptions(dropout=0.5)).std() > 0.01
+    query, key, value = (torch.ones(1, 1, len(part.input_ids), 4) for _ in range(3))
+    assert PackedAttention(part, flex=True)(torch.nn.Identity(), query, key, value, ScoreOptions()).std() < 1e-6
+    assert (
+        PackedAttention(part, flex=True)(torch.nn.Identity(), query, key, value, ScoreOptions(dropout=0.5)).std() > 0.01
+    )
 
 
 def test_enough_versions_are_kept_for_models_with_windows() -> None:
