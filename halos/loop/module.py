@@ -29,6 +29,7 @@ from halos.loop.validation import Validation
 from halos.metrics import Mean
 from halos.optim import AdamW, Optim
 from halos.policy.backbone import Backbone
+from halos.policy.heads import RewardHead
 from halos.policy.logprobs.completions import LogProbs
 from halos.policy.pretrained import ProvidesBackbone
 from halos.processes.collectives import (
