@@ -29,6 +29,7 @@ from halos.loop.validation import Validation
 from halos.metrics import Mean
 from halos.optim import AdamW, Optim
 from halos.policy.backbone import Backbone
+from halos.policy.heads import RewardHead
 from halos.policy.logprobs.completions import LogProbs
 from halos.policy.pretrained import ProvidesBackbone
 from halos.processes.collectives import (
@@ -162,6 +163,8 @@ class TrainingLoop(pl.LightningModule, ABC):
         backbone.control = self.control(True)
         backbone.loss, backbone.paper = type(self).__name__, getattr(self, "paper", None)
         self.build(backbone.hidden_size)
+        if isinstance(head := getattr(self, "reward_head", None), RewardHead):
+            backbone.reward_head = (head,)
         if backbone.sharding is not None:
             backbone.sharding.shard_beside(self)
 

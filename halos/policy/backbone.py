@@ -17,6 +17,8 @@ from halos.policy.adapters import adapter_layers, adapter_parameters, as_referen
 from halos.policy.construction import grow_vocabulary
 from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
+from halos.policy.export.reward_model import export_reward_model
+from halos.policy.heads import RewardHead
 from halos.policy.loading import ModelSpec, add_control_tokens
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
 from halos.policy.logprobs.head import evaluating
@@ -103,6 +105,8 @@ class Backbone(nn.Module):
         self.control = ""
         self.loss: str | None = None
         self.paper: tuple[str, str] | None = None
+        self.reward_head: tuple[RewardHead, ...] = ()
+        """The head of a reward model, a submodule of its objective; in a tuple, which nn.Module does not register."""
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     @classmethod
@@ -134,6 +138,8 @@ class Backbone(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the policy, its tokenizer and a model card in Hugging Face format, with adapters merged.
 
+        The policy of a reward model is written with its head, as a sequence classifier.
+
         Only the first process writes, so a script under DDP can call this on every rank.
 
         Raises:
@@ -152,7 +158,11 @@ class Backbone(nn.Module):
             policy = copy.deepcopy(policy)  # so that the policy can be trained further
             merge_adapter(policy)
         card = ModelCard(loss=self.loss, base=None if spec is None else spec.path, paper=self.paper)
-        export_policy(policy, tokenizer, Path(folder), end_of_turn=end_of_turn, control=self.control, card=card)
+        if self.reward_head:
+            score = self.reward_head[0].linear.weight.detach()
+            export_reward_model(policy, score, tokenizer, Path(folder), end_of_turn=end_of_turn, card=card)
+        else:
+            export_policy(policy, tokenizer, Path(folder), end_of_turn=end_of_turn, control=self.control, card=card)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -175,7 +185,7 @@ class Backbone(nn.Module):
         """
         new_tokens = add_control_tokens(self.tokenizer, texts)
         if new_tokens and adapter_layers(self.policy):
-            raise ValueError("expected a policy without LoRA for a loss with control tokens; use halos.train(loss=…)")
+            raise ValueError("expected a policy without LoRA for a loss with control tokens; use halos.train")
         for member in self.with_reference_backbone() if new_tokens else ():
             grow_vocabulary(member.policy, len(self.tokenizer), new_tokens)
         if self._reference:  # resized embeddings are new parameters
@@ -186,7 +196,7 @@ class Backbone(nn.Module):
         if sharding is not None and self.sharding is None:
             raise ValueError(
                 "expected weights that are not loaded yet under FSDP; pass a halos.sharding.BackboneFactory, or use "
-                "halos.train(strategy='fsdp')"
+                "halos.train(overrides={'strategy': 'fsdp'})"
             )
         return self
 

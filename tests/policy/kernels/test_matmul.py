@@ -174,7 +174,7 @@ def ways_to_load() -> dict[str, Callable[[], Any]]:
     return {
         "trained": spec.load,
         "evaluated": lambda: Policy("toy", spec).load(device="cpu", precision="bf16-true"),
-        "judging": lambda: RewardModel(path=spec.path)._loaded,
+        "judging": lambda: RewardModel(path=spec.path)._loaded[0],
     }
 
 
