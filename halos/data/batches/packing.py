@@ -59,9 +59,9 @@ class Pack:
     """The N tokens of one forward, the M tokens that they predict, and S places in the grid of completion tokens.
 
     The keys of attention are these N tokens. If the pack continues the previous one, the P prompt tokens of the
-    previous pack
-    come before them (else P = 0). Keys are divided into pieces of consecutive tokens. The last ``len(attends)`` pieces
-    are the pack's own tokens, and the queries of each of these attend to the pieces that ``attends`` lists for it.
+    previous pack come before them (else P = 0). Keys are divided into pieces of consecutive tokens. The last
+    ``len(attends)`` pieces are the pack's own tokens, and the queries of each of these attend to the pieces that
+    ``attends`` lists for it.
 
     Attributes:
         input_ids: [N] tokens to feed.
