@@ -69,8 +69,9 @@ def forward_scored(
 ) -> Scored:
     """Run one forward of the model, with its head applied only to the M states that predict a target.
 
-    ``options.chunk_rows`` is ignored for two kinds of models: those whose head is more than a linear layer with or
-    without LoRA (such as a sharded head), and those that change their logits in an unknown way.
+    Two kinds of models compute all M rows of logits at once, whatever ``options.chunk_rows`` is: those whose head is
+    more than a linear layer with or without LoRA (such as a sharded head), and those that change their logits in an
+    unknown way.
 
     Args:
         model: a causal language model.
