@@ -123,7 +123,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         if not isinstance(source, Source):
             source = JsonSource(source, val)
         elif val is not None:
-            raise ValueError("data.val: expected none beside a Source, which has its own validation data; found some")
+            raise ValueError("data.val: expected none with a Source, which has its own validation data; found some")
         self.cache_dir = cache_folder(cache_dir)
         self.preparation = self._preparation(
             source=source,

@@ -114,8 +114,8 @@ class Selection:
     def keep_of_run(self, examples: Sequence[E], seed: int) -> tuple[list[E], Counter[str]]:
         """Draw the examples that are kept of a run of a stream.
 
-        The draws are those of :meth:`keep`. As nobody knows how many examples a stream has, the shares are kept on
-        average.
+        The draws are the same as in :meth:`keep`. As the number of examples in a stream is not known, the shares are
+        kept on average.
 
         Returns:
             The kept examples in their order, and counts of the others.
