@@ -1,4 +1,4 @@
-"""Builds a backbone for any strategy. If it is sharded, each rank reads and holds only its own shards."""
+"""Builds a backbone for any strategy. If it is sharded, each rank holds only its own shards."""
 
 from __future__ import annotations
 

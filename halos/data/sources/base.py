@@ -255,5 +255,5 @@ def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:
 
 
 def _paths(files: Files) -> list[str | Path]:
-    # A list from YAML is an omegaconf ``ListConfig``: it iterates like a ``list`` without being one.
+    # Not only a ``list``: omegaconf has a list type of its own.
     return [files] if isinstance(files, str | Path) else list(files)
