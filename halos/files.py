@@ -122,7 +122,7 @@ class Journal:
     Opening it removes an unfinished last line, which a killed process leaves.
 
     Attributes:
-        rows: the objects of the file, those of earlier processes too.
+        rows: the objects of the file, including those that earlier processes wrote.
 
     Raises:
         ValueError: another line is not a JSON object, so the file is not a journal.

@@ -32,7 +32,7 @@ class Optim(ABC):
 
     Args:
         lr: the peak learning rate.
-        weight_decay: decoupled weight decay; RMSprop's and Adafactor's is that of their libraries.
+        weight_decay: decoupled weight decay. RMSprop and Adafactor apply it as their libraries do.
         warmup: below 1 a fraction of the run, from 1 on a number of optimizer steps.
         schedule: ``constant``, ``linear`` or ``cosine``, after the warm-up.
 

@@ -1,4 +1,4 @@
-"""From the configuration to the pieces of a run."""
+"""Builds the objects of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """The pieces of one run, before any weights are read and any file is written."""
+    """The objects of one run, built before any weights are read or any file is written."""
 
     cfg: DictConfig
     folder: RunFolder
@@ -66,12 +66,12 @@ class Run:
 
     @property
     def tokens(self) -> ChatTokens:
-        """The tokenizer within the run's limits."""
+        """The run's tokenizer, with its token limits."""
         return ChatTokens(self.model.tokenizer, self.data.limits)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a run that goes on from this one's checkpoints must have in common with it."""
+        """The settings and data that a run must share with this one to resume from its checkpoints."""
         accumulate = self.trainer.accumulate_grad_batches
         return identity(
             flatten(plain(self.cfg)),
@@ -126,7 +126,7 @@ def assemble(cfg: DictConfig) -> Run:
 
 
 def build_data(node: DictConfig, **more: Any) -> PreferenceDataModule:
-    """The DataModule of a ``data`` node."""
+    """Build the DataModule from the ``data`` node of a configuration."""
     target = {"_target_": "halos.data.StreamingDataModule"} if node.streaming else {}
     node = OmegaConf.merge(node, target)  # type: ignore[assignment]
     only_streams = ("streaming",) if node.streaming else ("streaming", "shuffle_buffer")
@@ -135,7 +135,7 @@ def build_data(node: DictConfig, **more: Any) -> PreferenceDataModule:
 
 
 def objective_class(node: DictConfig) -> type[Objective]:
-    """The class that ``loss`` names. Raises ``ValueError`` if it is not an objective or cannot be imported."""
+    """Return the class that ``loss`` names. Raises ``ValueError`` if it is not an objective or cannot be imported."""
     try:
         cls = get_class(node._target_)
     except Exception as error:  # Hydra raises several kinds
@@ -146,15 +146,15 @@ def objective_class(node: DictConfig) -> type[Objective]:
 
 
 def build_objective(cfg: DictConfig, optim: Optim) -> Objective:
-    """The objective of a run's configuration, without a backbone.
+    """Build the objective from a run's configuration, without a backbone.
 
     Raises ``ValueError`` for a bad class and bad parameters.
     """
-    objective_class(cfg.loss)  # or an error that names it
+    objective_class(cfg.loss)  # called for its errors, which name the class
     options = {str(key): value for key, value in cfg.humanline.items() if key != "enabled"}
     objective: Objective = build(
         cfg.loss,
-        None,  # the backbone: what loads it depends on what the objective needs
+        None,  # no backbone yet: how it is loaded depends on the needs of the objective
         without=("name",),
         optim=optim,
         seed=cfg.seed,
@@ -165,13 +165,13 @@ def build_objective(cfg: DictConfig, optim: Optim) -> Objective:
 
 
 def objective_maker(node: DictConfig) -> partial[Objective]:
-    """The constructor of a ``loss`` node's objective with its parameters; it still takes a backbone."""
+    """Return the constructor of a ``loss`` node's objective with its parameters bound; its argument is a backbone."""
     objective_class(node)
     return as_partial(node, ("name",))
 
 
 def build_model(cfg: DictConfig, objective: Objective, optim: Optim) -> BackboneFactory:
-    """What loads the policy and its reference once the strategy is ready."""
+    """Build the factory that loads the policy and its reference once the strategy is set up."""
     spec: ModelSpec = build(cfg.model)
     if spec.compile:
         check_compiler(cfg.trainer.accelerator)
@@ -185,7 +185,8 @@ def build_model(cfg: DictConfig, objective: Objective, optim: Optim) -> Backbone
 
 
 def _traits(objective: Objective) -> dict[str, bool]:
-    # What rules of combinations read of an objective; its parameters can decide it, its YAML does not say it.
+    # The properties of an objective that the rules of combinations test. They can depend on its parameters, so they are
+    # not written in its YAML.
     return {
         "loss (reference)": objective.needs.reference,
         "loss (whole step)": objective.needs.whole_step,
@@ -202,7 +203,7 @@ def _check_data(cfg: DictConfig, objective: Objective, data: PreferenceDataModul
 
 
 def _check_sampling(size: int, reward: TrueReward | None) -> None:
-    # The prompts that are sampled at the end of a run are drawn now: an error there would cost the run.
+    # Draw the prompts of the final samples already now: an error at the end of the run would waste it.
     try:
         if reward is not None and size:
             reward.prompts(size)

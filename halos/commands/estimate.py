@@ -71,7 +71,7 @@ def estimate(cfg: DictConfig) -> Estimate:
     with torch.device("meta"):
         shape = Shape.of(spec.skeleton())
     setting = _setting(cfg, spec, objective, devices)
-    # Memory is that of the longest examples, time that of the average ones.
+    # Memory is computed for the longest examples, time for average ones.
     longest = _example(cfg, objective, None, None)
     average = _example(cfg, objective, cfg.estimate.prompt_tokens, cfg.estimate.completion_tokens)
     parts = memory(shape, setting, tokens=cfg.data.batch_size * longest.trained)

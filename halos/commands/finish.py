@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def finish(run: Run) -> dict[str, Any]:
-    """Export the policy, sample from it where the true reward is known, and write the summary; returns it."""
+    """Export the policy, sample from it where the true reward is known, and write and return the summary."""
     summary = _summary(run)
     policy: Any = gathered_policy(run.objective.trained)
     score = None if run.objective.generates else full_tensor(run.objective.reward_head.linear.weight).detach()
@@ -103,7 +103,7 @@ def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
     reference: Any = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
     policy = policy.to(device)  # Lightning has moved everything to the CPU
     if reference is None and spec.random_weights:
-        log.info("samples: not compared, as the random weights that training started from are gone")
+        log.info("samples: not compared, as the random weights that training started from were not kept")
         return None
     if reference is None:
         start = spec.of_reference() if spec.reference_path is not None else spec

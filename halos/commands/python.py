@@ -1,4 +1,4 @@
-"""``halos.train(…)``: the command as a function."""
+"""``halos.train(…)``: the ``halos train`` command as a function."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def train(
 ) -> dict[str, Any]:
     """Train as ``halos train`` does, and return the summary.
 
-    With several devices the ranks are processes of their own, so this works in a notebook too.
+    With several devices, each rank runs in its own process, so this works in a notebook too.
 
     Args:
         loss: an option of ``loss=``, such as ``kto`` or ``dpo``.
@@ -39,11 +39,11 @@ def train(
         overrides: other settings by key, such as ``{"loss.beta": 0.2, "strategy": "ddp", "trainer.devices": 2}``.
 
     Returns:
-        What ``summary.json`` holds; of a command with rounds, that of the last round.
+        The contents of ``summary.json``. With several rounds, the summary of the last round.
 
     Raises:
         ValueError: for a bad configuration, bad data or a bad model, before weights are loaded.
-        halos.processes.errors.RunFailed: for a run of several processes, one of which failed.
+        halos.processes.errors.RunFailed: if the run has several processes and one of them failed.
     """
     cfg = compose(loss=loss, model=model, data=data, output_dir=output_dir, overrides=overrides)
     if cfg.rounds.count != 1 or cfg.get("before"):
@@ -62,7 +62,7 @@ def compose(
     output_dir: str | Path | None,
     overrides: Mapping[str, object] | None,
 ) -> DictConfig:
-    """The configuration of a run from Python values. Raises ``ValueError`` as the command line does."""
+    """Compose the configuration of a run from Python values. Raises ``ValueError`` if a value is invalid or missing."""
     groups, keys = {"loss": loss}, dict[str, object]()
     if model is not None:
         groups["model"] = str(model) if str(model) in options_of("model") else "hf"

@@ -73,7 +73,7 @@ def run_rounds(cfg: DictConfig, train: Callable[[DictConfig], object]) -> Path:
 
 
 def round_config(cfg: DictConfig, number: int) -> DictConfig:
-    """The configuration of round ``number``: that of the command with the round's own loss, model, data and folder."""
+    """The configuration of round ``number``: the command's, with the round's own loss, model, data and folder."""
     # The folder comes first, as other keys are interpolated from it.
     own = {"output_dir": str(_folder(cfg, number)), "resume": "auto", "overwrite": False}
     node = plain(OmegaConf.merge(cfg, own))  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ def _free_gpu() -> None:
 def _write_feedback(cfg: DictConfig, number: int) -> None:
     """Sample the last round's policy and label the samples; files that an earlier command has written are kept."""
     rounds, folder = cfg.rounds, _folder(cfg, number)
-    # sample() goes on with a file that a killed command has left; label() writes its file as a whole.
+    # sample() continues a file that a killed command has left; label() writes its file in one go.
     samples, feedback = folder / "samples.jsonl", folder / "feedback.jsonl"
     if feedback.is_file():
         return

@@ -26,7 +26,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         ValueError: for a bad configuration, bad data or a bad model, before weights are loaded.
-        halos.processes.signals.Interrupted: (a ``SystemExit``) if a signal asks the run to end.
+        halos.processes.signals.Interrupted: if a signal asks the run to end; it is a ``SystemExit``.
     """
     with signals.caught(), ranks.lost_ranks_named():
         run = assemble(cfg)
@@ -38,7 +38,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def open_folder(run: Run) -> None:
-    """Check that the run may go on from its checkpoint, and begin to write to its folder."""
+    """Check that the run can resume from its checkpoint, and write the first files of its folder."""
     identity = run.identity
     checkpoints = run.trainer.checkpoint_callback
     assert isinstance(checkpoints, Checkpoints)
@@ -52,7 +52,7 @@ def open_folder(run: Run) -> None:
 
 
 def show(run: Run) -> None:
-    """Print the data, one example with its scored tokens marked, and what is about to happen."""
+    """Print counts of the data, one example with its scored tokens marked, and the plan of the run."""
     data, objective = run.data, run.objective
     show_report(data.intake)
     run_report.show_data(data.reports)
@@ -64,7 +64,7 @@ def show(run: Run) -> None:
 
 
 def validate_first(run: Run) -> None:
-    """Validate the policy before its first step; on its way the reference pass runs."""
+    """Validate the policy before its first step. The reference pass runs when this validation starts."""
     if run.checkpoint is not None:
         return
     if "val" in run.data.rows:

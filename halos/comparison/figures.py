@@ -38,7 +38,7 @@ def frontier(groups: Sequence[Group]) -> str | None:
     )
     if not available:
         return None
-    # One pair for all groups, or their points could not be compared: that of most runs.
+    # All groups use the same pair, the one of most runs; otherwise their points could not be compared.
     kl, reward = max(available, key=lambda pair: available[pair])
     figure, axes = new_figure(6.4, 4.2)
     for n, group in enumerate(groups):

@@ -1,4 +1,4 @@
-""""""
+"""Human feedback: sources, records, views, token rows, batches and the DataModule."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The DataModule: feedback from a source, as the view that an objective takes, in batches."""
+"""The DataModule: reads feedback from a source, derives the view that an objective takes, and batches it."""
 
 from __future__ import annotations
 
@@ -42,31 +42,34 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     Under a plain ``Trainer.fit(objective, datamodule=data)`` it prepares itself when the fit begins and the objective's
     view and tokenizer are known. An epoch of the Trainer is a pass over the data; a pass has
-    ⌈examples / examples per step⌉ optimizer steps, and the last one is filled up from the next pass. Sampling is
-    divided over the ranks here: Lightning's own ``DistributedSampler`` is switched off.
+    ⌈examples / examples per step⌉ optimizer steps, and the last one is filled up from the next pass. The data module
+    divides the examples over the ranks itself, so Lightning's ``DistributedSampler`` is switched off.
 
     Args:
         source: one or several files in this project's format, TRL's, HALOs' or UltraFeedback's, or a
             :class:`halos.data.Source`.
         val: files of validation data, where ``source`` names files.
         batch_size: examples per device and micro-step.
-        max_length: tokens of prompt and completion together.
-        max_prompt_length: tokens of the prompt; longer prompts keep their end. None: every prompt has to fit.
+        max_length: the most tokens of prompt and completion together.
+        max_prompt_length: the most tokens of the prompt; longer prompts are cut at their start. None: prompts are not
+            cut, and every prompt has to fit into ``max_length``.
         max_examples, max_val_examples: up to this many examples of each split, drawn with the seed.
         val_size: records held out of the training data, by prompt, where the source has no validation data.
         strict: raise an error for records that would be left out because they are faulty.
         train_on: ``last`` or, for demonstrations, ``all`` assistant turns of a conversation.
-        select: which of the feedback is used.
+        select: rules that select the feedback to use.
         stratified: every step has a desirable and an undesirable completion.
-        keep_together: up to this many examples of one prompt are drawn together, so that they share it in a
-            micro-batch, as the sides of a pair do; 1 draws every example separately. An objective that needs all of a
-            prompt's examples in one step gets them in one step, and ``stratified`` draws every example separately.
-        length_groups: padded parts of a micro-batch, sorted by length. Results do not depend on it.
-        packing: lay rows end to end, without padding, for models that can read them so; other models get padded rows.
+        keep_together: up to this many examples of one prompt are drawn together, so that they can share their prompt in
+            a micro-batch, as the two sides of a pair do; 1 draws every example separately. The number is ignored for an
+            objective that needs all examples of a prompt in one step, and with ``stratified``, which draws every
+            example separately.
+        length_groups: number of parts into which a padded micro-batch is divided by length. Results do not depend on
+            it.
+        packing: concatenate rows without padding, for models that support it; other models get padded rows.
         share_prompts: in packed rows, compute a prompt once for all its completions in the micro-batch.
-        max_tokens_per_batch: the most tokens whose activations exist at a time (a single longer example excepted). A
-            larger micro-batch is computed in parts, each once more in the backward pass; results do not depend on it.
-            For packed rows of models that are not divided over devices.
+        max_tokens_per_batch: the most tokens whose activations are in memory at a time (a single example may exceed
+            it). A larger micro-batch is computed in parts, and each part is recomputed in the backward pass; results do
+            not depend on it. Only for packed rows, and for models that are not sharded over devices.
         workers: processes that collate batches.
         num_proc: processes that prepare data; None for one on each core.
         cache_dir: folder in which prepared data and the reference's log-probs are kept; ``auto`` is ``$HALOS_CACHE`` or
@@ -74,7 +77,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         seed: seed of the order of examples, of the split and of the mismatched completions.
 
     Raises:
-        ValueError: for a setting that is not possible; from ``prepare`` for bad data.
+        ValueError: for an invalid setting, and from ``prepare`` for bad data.
     """
 
     streams = False
@@ -120,7 +123,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         if not isinstance(source, Source):
             source = JsonSource(source, val)
         elif val is not None:
-            raise ValueError("data.val: expected none beside a Source, which has its own validation data; found some")
+            raise ValueError("data.val: expected none with a Source, which has its own validation data; found some")
         self.cache_dir = cache_folder(cache_dir)
         self.preparation = self._preparation(
             source=source,
@@ -158,8 +161,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         """Read the data and make token rows, before any model is needed.
 
         Raises:
-            ValueError: with file and line for bad records; if the view cannot be derived from them; naming the example
-                for a prompt over the limits.
+            ValueError: for bad records, with file and line; for records from which the view cannot be derived; for a
+                prompt over the limits, with the id of its example.
         """
         self._prepared_by_hand = True
         return self._prepare(needs, tokenizer)
@@ -176,9 +179,9 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     @property
     def prepared(self) -> Prepared:
-        """What :meth:`prepare` returned. Raises ``ValueError`` before it was called."""
+        """The result of :meth:`prepare`. Raises ``ValueError`` if it was not called yet."""
         if self._prepared is None:
-            raise ValueError("expected prepared data: call prepare(needs, tokenizer), or Trainer.fit, which does")
+            raise ValueError("expected prepared data: call prepare(needs, tokenizer), or Trainer.fit, which calls it")
         return self._prepared
 
     @property
@@ -218,8 +221,8 @@ class PreferenceDataModule(pl.LightningDataModule):
 
         Args:
             epochs: passes over the data; the steps of all passes are rounded up once.
-            max_steps: the most steps; -1 for as many as the passes have.
-            accumulate: micro-batches a step.
+            max_steps: the most optimizer steps; -1: as many as the passes have.
+            accumulate: micro-batches in an optimizer step.
             world_size: ranks with data of their own.
 
         Raises:
@@ -244,9 +247,9 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def _fix_steps(self, steps: int, *, per_step: int, world_size: int) -> None:
         if (steps, per_step) != (self.steps, self._per_step):
-            self.reference = None  # other rows are read
+            self.reference = None  # its rows are not those of the new plan
         self.steps, self._per_step = steps, per_step
-        # These raise now, not in the first step, for an order that is not possible.
+        # An impossible order raises its error here, not in the first step.
         self.order(batch_size=per_step, steps=steps)
         if "val" in self.rows:
             validation_order(len(self.rows["val"]), batch_size=self.batch_size, world_size=world_size, rank=0)
@@ -289,7 +292,7 @@ class PreferenceDataModule(pl.LightningDataModule):
     def order(
         self, *, batch_size: int, steps: int, accumulate: int = 1, world_size: int = 1, rank: int = 0
     ) -> TrainingOrder:
-        """Which training rows make up each micro-batch."""
+        """Return the order of training: which rows make up each micro-batch."""
         rows, grouped = self._train, self.prepared.needs.grouped
         division: dict[str, int] = {
             "batch_size": batch_size,
@@ -360,7 +363,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         return ChatTokens(tokenizer, self.limits).key
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning keeps this in the checkpoint."""
+        """The planned and the completed optimizer steps, which Lightning saves in the checkpoint."""
         return {"planned": self.steps, "done": self._trainer().global_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -368,7 +371,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.check_state(state)
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ``ValueError`` if the checkpoint leaves nothing to do for the steps that are planned now."""
+        """Raise ``ValueError`` if the number of steps has changed and the checkpoint completes either plan."""
         done = state["done"]
         if self.steps != state["planned"] and done >= min(self.steps, state["planned"]):
             raise ValueError(
@@ -378,7 +381,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             )
 
     def train_dataloader(self) -> Resumable:
-        """The micro-batches of this rank: all of the run, in as many Lightning epochs as were planned."""
+        """All micro-batches of the run for this rank, divided into the planned Lightning epochs."""
         trainer = self._trainer()
         rank, world_size = data_ranks(trainer)
         accumulate = trainer.accumulate_grad_batches
@@ -418,7 +421,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         return {"num_workers": self.workers, "pin_memory": pinned}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch without waiting for each of its tensors, as Lightning would."""
+        """Move a batch to the device asynchronously. Lightning would wait for each of its tensors."""
         if isinstance(batch, Batch) and device.type == "cuda":
             return batch.to(device, non_blocking=True)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
@@ -430,7 +433,7 @@ class PreferenceDataModule(pl.LightningDataModule):
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path | None:
-    """The folder that ``cache_dir`` names; ``auto`` is ``$HALOS_CACHE`` or ``~/.cache/halos``, None is none."""
+    """The folder that ``cache_dir`` names; ``auto`` is ``$HALOS_CACHE`` or ``~/.cache/halos``. None: no folder."""
     if cache_dir == "auto":
         cache_dir = os.environ.get("HALOS_CACHE") or "~/.cache/halos"
     return None if cache_dir is None else Path(cache_dir).expanduser()

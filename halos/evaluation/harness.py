@@ -18,7 +18,7 @@ def run_tasks(
     Args:
         model: the model, on its device.
         tokenizer: its tokenizer.
-        settings: which tasks, on how many documents; the seed is that of the few-shot examples.
+        settings: the tasks, the number of documents, and the seed of the few-shot examples.
 
     Returns:
         {task: {metric: value}}.

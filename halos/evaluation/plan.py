@@ -1,4 +1,4 @@
-"""What an evaluation will do, checked before any weights are loaded."""
+"""The settings, models and data of an evaluation, checked before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Settings:
     """Plain settings of an evaluation.
 
     Attributes:
-        seed: of samples and of the choice of prompts.
+        seed: the seed of samples and of the choice of prompts.
         device: where the models compute, such as ``auto``.
         precision: their number type, such as ``32-true``.
         batch_size: completions in one forward.
         resamples: draws of the bootstrap.
-        beta: β of the implied rewards; None: that of the policy's run.
+        beta: β of the implied rewards; None: the β of the policy's run.
         size: prompts to sample; 0: none, None: all.
         samples: completions of each prompt.
         max_new_tokens, temperature, top_p: see :class:`Decoding`.
         engine: ``transformers`` or ``vllm``.
         tasks: names of standard tasks.
-        task_folder: a folder with task files of the user's own.
+        task_folder: a folder with the user's own task files.
         task_limit: documents of each task, None: all.
         progress: whether to show progress bars.
 
@@ -67,7 +67,7 @@ class Settings:
         check_whole("task_limit", self.task_limit, 1, null=True)
         check_number("beta", self.beta, null=True)
         check_place(self.device, self.precision)
-        _ = self.decoding  # which checks its own values
+        _ = self.decoding  # its constructor checks the values
 
     @property
     def decoding(self) -> Decoding:
@@ -86,11 +86,11 @@ class EvaluationPlan:
         data: the records of the evaluated split.
         held: pairs and labels of these records.
         judge: compares the policy's samples with the opponent's, if there is one.
-        opponent: the opponent's name: ``reference``, ``data`` or a model's.
-        opponent_policy: the model that the opponent's completions are drawn from; None if they are the data's own.
+        opponent: ``reference``, ``data`` or the name of a model.
+        opponent_policy: the model that the opponent's completions are drawn from; None if they come from the data.
 
     Raises:
-        ValueError: something cannot work together. No weights have been read by then.
+        ValueError: the policy, the data and the settings do not fit together.
     """
 
     settings: Settings
@@ -111,7 +111,7 @@ class EvaluationPlan:
             raise ValueError(
                 f"policy: {self.policy.name} is a reward model: it has no samples to judge and no tasks to do"
             )
-        # Last, as a tokenizer that is given by a hub id may have to be downloaded.
+        # Models are checked last, as the tokenizer of a hub id may have to be downloaded.
         self._check_models()
         if self.reference is not None:
             _check_same_vocabulary(self.policy, self.reference)
@@ -134,7 +134,7 @@ class EvaluationPlan:
 
 
 def implied_beta(policy: Policy, beta: float | None) -> float:
-    """The β that is set, else that of the policy's run, else :data:`DEFAULT_BETA`. It may be 0."""
+    """Return ``beta`` if it is set, else the β of the policy's run, else :data:`DEFAULT_BETA`. It may be 0."""
     return float(next(value for value in (beta, policy.beta, DEFAULT_BETA) if value is not None))
 
 

@@ -16,7 +16,7 @@ from halos.files import write_atomically
 
 @dataclass(frozen=True, slots=True)
 class SampledPrompt:
-    """The policy's completions of a prompt, and those of the opponent that the judge compared them with."""
+    """The policy's completions of a prompt, and the opponent's completions that the judge compared them with."""
 
     prompt: str
     completions: list[str]

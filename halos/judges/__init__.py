@@ -1,4 +1,4 @@
-"""Judges of completions: a true reward, a reward model, or a chat model behind an OpenAI-compatible endpoint."""
+"""Judges of completions: a true reward, a reward model, or a chat model at an OpenAI-compatible endpoint."""
 
 import lazy_loader
 

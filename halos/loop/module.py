@@ -44,7 +44,7 @@ from halos.processes.collectives import (
 log = logging.getLogger(__name__)
 
 BackboneSource = ProvidesBackbone | None
-"""A backbone or what loads one; None where only the mathematics of a loss is used."""
+"""A backbone or a factory that loads one; None where only the mathematics of a loss is used."""
 
 
 class LoopOptions(TypedDict, total=False):
@@ -103,11 +103,11 @@ class TrainingLoop(pl.LightningModule, ABC):
         self._losses: list[float] = []
         self._grad_norm: Tensor | None = None
 
-    # What the loop calls; an objective defines it
+    # The hooks that an objective defines and the loop calls
 
     @abstractmethod
     def outcome(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
-        """Loss, rewards and metrics of one micro-batch."""
+        """Return the loss, rewards and metrics of one micro-batch."""
 
     @abstractmethod
     def build(self, hidden_size: int) -> None:
@@ -119,9 +119,9 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @abstractmethod
     def control(self, desirable: bool | None) -> str:
-        """Text that ends the prompt of an example with this label."""
+        """Return the text that ends the prompt of an example with this label."""
 
-    # What Lightning calls, in the order in which it does
+    # The hooks that Lightning calls, in the order of its calls
 
     @final
     def setup(self, stage: str) -> None:
@@ -142,10 +142,11 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @final
     def configure_model(self) -> None:
-        # Without a Trainer too, where a test or a notebook only looks at the models.
+        # This also works without a Trainer, for tests and notebooks that only look at the models.
         data = getattr(self._trainer, "datamodule", None)
         sharding = getattr(getattr(self._trainer, "strategy", None), "sharding", None)
-        # Under Lightning's default device, the run's, random weights would be drawn by another generator.
+        # Lightning makes the run's device the default one. Its generator would draw other random weights than the
+        # CPU's.
         with torch.device("cpu"):
             if self.backbone is None:
                 self._make_backbone(sharding)
@@ -209,7 +210,8 @@ class TrainingLoop(pl.LightningModule, ABC):
         if self.non_finite == "skip":
             self._skip_non_finite(step, metrics, optimizer)
         named = {f"train/{name}": value for name, value in metrics.items()}
-        # Through Lightning's log() alone, a metric that this step lacks would get the value of an earlier one.
+        # Loggers are called directly: through Lightning's log(), a metric that this step lacks would repeat an earlier
+        # value.
         for logger in self.trainer.loggers if logged else ():
             logger.log_metrics(named, step.number)
         self.log_dict(named, prog_bar=True, logger=False)
@@ -281,7 +283,7 @@ class TrainingLoop(pl.LightningModule, ABC):
                 "max_epochs, max_time and limit_train_batches of the Trainer"
             )
 
-    # What callbacks and commands call
+    # The methods that callbacks and commands call
 
     @property
     def trained(self) -> Backbone:
@@ -304,9 +306,9 @@ class TrainingLoop(pl.LightningModule, ABC):
             counts: numbers of (desirable, undesirable) training completions, where they are known.
 
         Raises:
-            ValueError: if the loss cannot work like this.
+            ValueError: if the loss cannot work with these settings.
         """
-        # The rules of the command, for those who write no configuration.
+        # The same rules as for the command, which otherwise would only apply to runs with a configuration.
         traits = {REFERENCE: self.needs.reference, WHOLE_STEP: self.needs.whole_step}
         humanline = self.humanline is not None
         check_combinations(traits | {"humanline.enabled": humanline, "trainer.accumulate_grad_batches": accumulate})
@@ -319,7 +321,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         """The losses of the steps since the last call. All ranks must call it together.
 
         Raises:
-            FloatingPointError: if one is not finite and steps are not to be skipped.
+            FloatingPointError: if one of them is not finite, unless ``non_finite`` is ``skip``.
         """
         self._flush_metrics()
         losses, self._losses = self._losses, []
@@ -327,7 +329,7 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @property
     def source(self) -> ProvidesBackbone:
-        """Where the backbone comes from. Raises ``ValueError`` for an objective without one."""
+        """The backbone or the factory that loads it. Raises ``ValueError`` for an objective without one."""
         (source,) = self._source
         if source is None:
             name = type(self).__name__
@@ -350,7 +352,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         metrics |= feedback_metrics(batch, policy, reference, output.rewards, self.trained.statistics)
         return output, metrics | dict(output.metrics)
 
-    # The pieces
+    # Helpers
 
     def _step_count(self, name: str, term: Mean) -> float:
         if term.step_count is None:
@@ -361,7 +363,8 @@ class TrainingLoop(pl.LightningModule, ABC):
         return term.step_count
 
     def _flush_metrics(self) -> None:
-        # Called before validations and checkpoints: both take long, and neither may follow a loss that is not finite.
+        # Called before validations and checkpoints: both take long, and neither is of use after a loss that is not
+        # finite.
         if self._steps.unread:
             self._read_metrics()
         self._steps.pause()

@@ -1,4 +1,4 @@
-"""What a loss needs of batches and log-probs, in one value that mixtures can unite."""
+"""The needs of a loss: what batches, log-probs and steps must provide. A mixture unites the needs of its parts."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from halos.processes.collectives import data_ranks
 
 
 def check_sequences(backbone: Backbone, data: PreferenceDataModule) -> None:
-    """Raise ``ValueError`` for sequences that the policy cannot read: too long ones, or packed ones in parts."""
+    """Raise ``ValueError`` if sequences are too long for the policy, or if it cannot read packed rows in parts."""
     warn_of_rotary(backbone.policy.config.get_text_config(), data.limits.max_length)
     check_positions(backbone.policy, data.prepared.longest())
     if data.max_tokens is not None:
@@ -26,17 +26,17 @@ def check_sequences(backbone: Backbone, data: PreferenceDataModule) -> None:
 
 
 def run_reference_pass(scorer: Backbone, data: PreferenceDataModule, trainer: pl.Trainer) -> float:
-    """Compute the log-probs of every row that the planned run reads, and leave them in ``data.reference``.
+    """Compute the reference's log-probs of every row that the planned run reads, and store them in ``data.reference``.
 
-    Log-probs that the cache folder of the data module has are read, the others are computed and added to it.
+    Log-probs in the data module's cache folder are read. The others are computed and added to the folder.
 
     Args:
         scorer: the reference; usually the policy, which is its own reference until its first step.
         data: the data module, prepared and planned.
-        trainer: knows the device, the precision and the ranks.
+        trainer: has the device, the precision and the ranks.
 
     Returns:
-        The seconds that it took.
+        The time that it took, in seconds.
     """
     precision = trainer.precision_plugin
     if not scorer.sharded:

@@ -69,10 +69,10 @@ class Steps(nn.Module):
         return step
 
     def read(self, ranks: int) -> list[tuple[Step, dict[str, float]]]:
-        """The steps since the last reading with their metrics over all ranks, which call this together.
+        """Return the steps since the last call, with their metrics over all ranks. All ranks must call this together.
 
-        This is where the host waits for the device. The metrics of the last step include the speed, which is that of
-        all these steps.
+        This is where the host waits for the device. The metrics of the last step include the mean speed of all these
+        steps.
         """
         steps, self.unread = self.unread, []
         measured = [complete(means) for means in self.averages.compute()]

@@ -82,7 +82,7 @@ class APODown(_APO):
         ValueError: naming the key of a value out of range.
     """
 
-    # At step 0 the slope of σ(β r_w) is β/4, and so is that of the margin: for the chosen completion they cancel.
+    # At step 0 the slopes of σ(β r_w) and of the margin are both β/4, so they cancel for the chosen completion.
     needs = Needs(moves=(0, -1))
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:

@@ -1,4 +1,4 @@
-"""What an objective says: the view and log-probs that its loss reads, and the loss itself."""
+"""The base class of objectives: the view and the log-probs that a loss needs, and the loss itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from halos.policy.logprobs.completions import LogProbs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# All that the file of a loss imports from halos beside the checks of its parameters.
+# The file of a loss imports only these names from halos, and the checks of its parameters.
 __all__ = ["BackboneSource", "Batch", "Humanline", "LogProbs", "LoopOptions", "Mean", "Needs", "Objective", "Output"]
 
 
@@ -44,17 +44,17 @@ class Objective(TrainingLoop):
 
     @abstractmethod
     def compute(self, batch: Batch, policy: LogProbs, reference: Any) -> Output:
-        """Loss and rewards of one micro-batch.
+        """Return the loss and the rewards of one micro-batch.
 
         Args:
             batch: B examples, with the labels or scores of the view.
             policy: log π_θ of the completion tokens, [B, K, C], with gradient.
-            reference: log π_ref of the same tokens, :class:`LogProbs` if ``needs.reference``, else None. Its type is
-                open, so that an override names the one that it gets.
+            reference: log π_ref of the same tokens, :class:`LogProbs` if ``needs.reference``, else None. It is
+                annotated as ``Any``, so that an override can annotate the type that it expects.
         """
 
     def control(self, desirable: bool | None) -> str:
-        """Text that ends the prompt of an example with this label. Sampling uses the text of ``True``."""
+        """Return the text that ends the prompt of an example with this label. Sampling uses the text for ``True``."""
         return ""
 
     def build(self, hidden_size: int) -> None:
@@ -74,7 +74,7 @@ class Objective(TrainingLoop):
 
     @final
     def data_needs(self) -> DataNeeds:
-        """What the data module prepares for this objective."""
+        """Return what the data module has to prepare for this objective."""
         return DataNeeds(
             view=self.view,
             control=self.control,
@@ -85,7 +85,7 @@ class Objective(TrainingLoop):
 
     @final
     def outcome(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
-        """:meth:`compute`, on clamped log-probs if ``humanline`` is set; rewards are never clamped."""
+        """Call :meth:`compute`, on clamped log-probs if ``humanline`` is set; rewards are never clamped."""
         if self.humanline is None or reference is None:
             return self.compute(batch, policy, reference)
         # The loss reads clamped log-probs. Rewards are compared across runs, so they must mean the same in all of them.

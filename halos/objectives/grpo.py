@@ -112,7 +112,7 @@ class GRPO(Objective):
         )
 
     def _incomplete(self, batch: Batch, step_groups: Tensor) -> Mean:
-        # The baseline of an incomplete group is that of the completions in the step only.
+        # The baseline of an incomplete group is computed from the completions in the step only.
         in_step = (batch.group[:, None] == step_groups[None]).sum(1)
         group_size = dict(zip(batch.step.groups, batch.step.members, strict=True))
         in_data = torch.tensor([group_size[group] for group in batch.group.tolist()], device=in_step.device)

@@ -117,13 +117,13 @@ class KTO(Objective):
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         beta: β, above 0.
-        desirable_weight, undesirable_weight: λ_D and λ_U, 0 or more, or ``auto`` (:func:`kto_weights`; its interval is
-            that of the paper's first version, later versions widen it to [1, 3/2]).
+        desirable_weight, undesirable_weight: λ_D and λ_U, 0 or more, or ``auto`` (:func:`kto_weights`; its interval
+            comes from the paper's first version, and later versions widen it to [1, 3/2]).
         reference_point: ``mismatched`` (:func:`kto_reference_point`), or ``zero`` for z₀ = 0 without any y'.
         reference_free: use no reference; rewards are then β log π_θ(y|x).
 
     Raises:
-        ValueError: naming the key of a value out of range, or for a combination without meaning.
+        ValueError: a value is out of range (the error names its key), or a combination of values has no meaning.
     """
 
     view = "binary"
@@ -162,7 +162,7 @@ class KTO(Objective):
         )
 
     def see_labels(self, desirable: int, undesirable: int) -> None:
-        # The second call of a run, from the Trainer, finds the numbers of the first.
+        # In the second call of a run, from the Trainer, the weights are already numbers.
         if "auto" not in (self.desirable_weight, self.undesirable_weight):
             return
         weights = kto_weights(self.desirable_weight, self.undesirable_weight, desirable, undesirable)

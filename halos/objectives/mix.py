@@ -20,10 +20,10 @@ Part = Callable[..., Objective]
 class Mix(Objective):
     """A weighted sum of losses over the same batch, such as DPO plus SFT on the chosen completion.
 
-    All parts take the same view; a part on demonstrations may join parts on pairs and then reads the chosen completion.
-    Loss terms and metrics are named after their part. The logged rewards are those of the first part that has any.
-    ``humanline`` clamps the log-probs for the parts that have a reference. Modules outside the backbone, such as a
-    critic, share one gradient-norm limit: the smallest of the parts' limits.
+    All parts take the same view, with one exception: a part on demonstrations can be mixed with parts on pairs, and
+    then takes the chosen completion. Loss terms and metrics are named after their part. The logged rewards are those of
+    the first part that has any. ``humanline`` clamps the log-probs for the parts that have a reference. Modules outside
+    the backbone, such as a critic, share one gradient-norm limit: the smallest of the parts' limits.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
@@ -31,8 +31,8 @@ class Mix(Objective):
         weights: the weight of each part, 0 or more.
 
     Raises:
-        ValueError: for parts that cannot share a batch, parameters that a part does not take, and weights that do not
-            belong to the parts.
+        ValueError: for parts that cannot share a batch, for parameters that a part does not take, and for weights whose
+            names are not those of the parts.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Mix(Objective):
         weights: Mapping[str, float],
         **options: Unpack[LoopOptions],
     ) -> None:
-        # The parts clamp, each for itself: those without a reference must see the log-probs as they are.
+        # Each part clamps log-probs for itself: parts without a reference must get them unclamped.
         humanline = options.pop("humanline", None)
         super().__init__(backbone, **options)
         self.weights = _weights(parts, weights)
@@ -71,7 +71,7 @@ class Mix(Objective):
             # outcome(), not compute(): a part with a reference applies humanline's clamp itself.
             output = part.outcome(batch, policy, reference if part.needs.reference else None)
             for term, mean in output.loss.items():
-                # A part's only term needs no name of its own. The counts stay those of the part's own mean.
+                # A part's only term is named after the part. Weights scale the total of a mean and leave its counts.
                 key = name if len(output.loss) == 1 else f"{name}/{term}"
                 loss[key] = Mean(self.weights[name] * mean.total, mean.count, mean.step_count)
             metrics |= {f"{name}/{metric}": mean for metric, mean in output.metrics.items()}
@@ -79,7 +79,7 @@ class Mix(Objective):
         return Output(loss, rewards, metrics)
 
     def _named_parts(self) -> list[tuple[str, Objective]]:
-        # All are objectives; the check gives them back the type that nn.ModuleDict has dropped.
+        # All parts are objectives; isinstance only restores the type, which nn.ModuleDict loses.
         return [(name, part) for name, part in self.parts.items() if isinstance(part, Objective)]
 
 

@@ -107,12 +107,12 @@ def head_delta(head: AdapterLayer, states: Tensor) -> tuple[Tensor, Tensor] | No
     return low * head.scaling[name], up.weight.to(low.dtype)
 
 
-# Identity: which numbers a model computes, however its weights are stored. All ranks of a sharded model must call these
-# functions together.
+# Identity: whether two models compute the same numbers, however their weights are stored. All ranks of a sharded model
+# must call these functions together.
 
 
 def plain_name(name: str) -> str:
-    """Return the name that a base weight has in the model without adapters."""
+    """Return the name of a base weight in the model without adapters."""
     return name.replace(".base_layer.", ".")
 
 
@@ -157,8 +157,8 @@ def fingerprint(model: nn.Module) -> Tensor:
 
 
 # Checkpoints. A backbone with adapters saves what it trains and a fingerprint of the frozen base, instead of a copy of
-# the base in every checkpoint. PyTorch's hooks are the only place for this: Lightning, FSDP2 and the moving reference
-# all go through state_dict and load_state_dict, and none of them has to know of adapters.
+# the base in every checkpoint. This is done in PyTorch's hooks: Lightning, FSDP2 and the moving reference all go
+# through state_dict and load_state_dict, so none of them has to handle adapters.
 
 
 def keep_only_adapters(backbone: nn.Module) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class ModelSharding(Protocol):
-    """How models are sharded over ranks: :class:`halos.sharding.sharding.Sharding`, as seen from below."""
+    """How models are sharded over ranks. :class:`halos.sharding.sharding.Sharding` implements this protocol."""
 
     @property
     def device(self) -> torch.device:
@@ -53,7 +53,8 @@ class Backbone(nn.Module):
     the trained weights.
 
     Args:
-        policy: a causal language model of transformers, used as it is: :meth:`ModelSpec.load` applies CPU kernels.
+        policy: a causal language model of transformers, used unchanged. (CPU kernels are applied by
+            :meth:`ModelSpec.load`.)
         with_reference: keep a frozen copy of the policy as the live reference.
         adapter_reference: the reference is the policy without its trained adapter. Needs a model with LoRA adapters.
         head_chunk: rows of logits (one per scored token) that are in memory at a time. None: all.
@@ -65,8 +66,8 @@ class Backbone(nn.Module):
         skeleton: of a sharded policy, a one-tuple with the same model on the meta device. Export puts the gathered
             weights into it. The tuple hides the model from ``nn.Module``.
         reference_seconds: seconds spent on the reference's log-probs, before and during training.
-        spec: what the policy was loaded from, if known.
-        updated: an optimizer has changed the policy, so that it is no longer its own reference.
+        spec: the model files and settings that the policy was loaded from, if known.
+        updated: whether an optimizer has changed the policy, so that it is no longer its own reference.
         control: the control token that replies are conditioned on (CSFT), or an empty string.
         loss, paper: name and paper of the loss that trains the policy, for the model card.
 
@@ -203,10 +204,10 @@ class Backbone(nn.Module):
     def reference_scorer(self, backbone: Backbone, sharding: ModelSharding | None) -> Backbone:
         """Return the model that computes the reference's log-probs before training.
 
-        The policy is its own reference until its first step. After that its first weights are loaded again.
+        The policy is its own reference until its first step. After that, its initial weights are loaded again.
 
         Raises:
-            ValueError: the policy was trained, and its first weights are not known.
+            ValueError: the policy was trained, and its initial weights are not known.
         """
         from halos.policy.pretrained import load_backbone
 
@@ -287,11 +288,11 @@ class Backbone(nn.Module):
     def reference_logprobs(self, batch: Batch) -> LogProbs:
         """Return log-probs of the batch's completions under the reference.
 
-        They are the batch's own, computed before training, if it carries any. Otherwise the live reference, or the
-        policy without its adapter, computes them by the same code path as the policy's.
+        If the batch carries log-probs that were computed before training, these are returned. Otherwise the live
+        reference, or the policy without its adapter, computes them by the same code path as the policy's.
 
         Raises:
-            ValueError: the batch carries none, and the backbone has no reference.
+            ValueError: the batch carries no log-probs, and the backbone has no reference.
         """
         if batch.reference is not None:
             return LogProbs(batch.reference, batch.mask)

@@ -1,4 +1,4 @@
-"""Load a backbone from a model's files, and the protocol of the sources that an objective takes its backbone from."""
+"""Loads a backbone from a model's files, and defines the protocol of objects that provide an objective with one."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def load_backbone(
 
 
 def use_fast_layers(backbone: Backbone, spec: ModelSpec) -> None:
-    """Compile the layers, or replace layers and attention by other kernels, as the spec says."""
+    """Compile the layers, or replace layers and attention by other kernels, as ``spec`` requires."""
     for member in backbone.with_reference_backbone():
         if spec.compile:
             compile_layers(member.policy)

@@ -51,7 +51,7 @@ _state = _State()
 
 @contextmanager
 def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Let this function handle the signals inside the block; afterwards the handlers are those of before."""
+    """Let this function handle the signals inside the block. Afterwards the previous handlers are restored."""
     before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield

@@ -1,11 +1,11 @@
 """Sweeps whose jobs run at the same time in worker processes on this machine (``hydra/launcher=joblib``).
 
-joblib kills its workers as soon as the process that started them is interrupted, or one of them ends by a signal; jobs
-would have no time to save a checkpoint. So:
+joblib kills its workers as soon as the process that started them is interrupted, or one of them ends by a signal. Jobs
+would then have no time to save a checkpoint. So:
 
-1. The command forwards signals to the workers, and goes on to wait for them (:func:`passed_on_to_jobs`).
-2. In a worker, a job that a signal ends raises :class:`RunFailed`, like any job that fails, and the worker lives on
-   (:func:`job`). Its further jobs end before they begin.
+1. The command forwards signals to the workers, and keeps waiting for them (:func:`passed_on_to_jobs`).
+2. In a worker, a job that is ended by a signal raises :class:`RunFailed`, like any job that fails, and the worker
+   stays alive (:func:`job`). Further jobs in this worker fail immediately.
 3. When all jobs have ended, the command raises :class:`.signals.Interrupted` in place of the jobs' failures.
 """
 
@@ -25,9 +25,9 @@ from halos.processes.errors import RunFailed
 from halos.processes.launch import die_with_parent
 
 SWEEP = "HALOS_SWEEP"
-"""Environment variable: the process id of the command that has started a sweep."""
+"""Environment variable: the process id of the command that started the sweep."""
 FAILED = "HALOS_FAILED_JOBS"
-"""Environment variable: the file to which jobs that fail add their names, whatever process they run in."""
+"""Environment variable: the file to which failed jobs of all processes append their names."""
 _received: list[int] = []
 """Signals that this worker has received, in all of its jobs."""
 
@@ -40,7 +40,7 @@ def passed_on_to_jobs() -> Iterator[None]:
     :func:`halos.processes.signals.caught`.
 
     Raises:
-        Interrupted: a signal was forwarded; in place of the error that the ends of the jobs have led to.
+        Interrupted: a signal was forwarded. It replaces the error that the ended jobs have caused.
     """
     os.environ[SWEEP] = str(os.getpid())
     received: list[int] = []
@@ -70,13 +70,13 @@ def passed_on_to_jobs() -> Iterator[None]:
 
 @contextmanager
 def failures_counted(explain: Callable[[BaseException], str]) -> Iterator[None]:
-    """Report all jobs of a sweep that have failed; the launcher lets the others run, and raises the first error.
+    """Report all failed jobs of a sweep. The launcher itself lets the others run, and then raises only the first error.
 
     Args:
         explain: returns the line that is printed for an error.
 
     Raises:
-        RunFailed: names all jobs that failed, in place of the first one's error.
+        RunFailed: a job failed; the error names all jobs that did.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "failed.txt"
@@ -90,7 +90,7 @@ def failures_counted(explain: Callable[[BaseException], str]) -> Iterator[None]:
             raise
         finally:
             del os.environ[FAILED]
-        if failed := _failed(file):  # the sweeper has tolerated it, and gone on with other settings
+        if failed := _failed(file):  # the sweeper tolerated the failures and tried other settings
             print(failed, file=sys.stderr)
 
 
@@ -107,7 +107,7 @@ def failure_printed(name: str, explain: Callable[[BaseException], str]) -> Itera
     except Exception as error:
         if file := os.environ.get(FAILED):
             print(f"job {name}: error: {explain(error)}", file=sys.stderr, flush=True)
-            # On another machine the file cannot be opened.
+            # A job on another machine cannot open the file.
             with suppress(OSError), Path(file).open("a", encoding="utf-8") as stream:
                 stream.write(f"{name}\n")
         raise
@@ -118,7 +118,7 @@ def job() -> Iterator[None]:
     """Run a job of a sweep, or a single run, inside the block.
 
     In a worker process a signal that ends the job, or that has ended an earlier job there, becomes :class:`RunFailed`.
-    Signals between two jobs are only noted, unless the command is gone; then they end the worker.
+    A signal between two jobs is only recorded. If the command has already ended, it ends the worker.
     """
     if not _of_a_sweep():
         yield

@@ -31,12 +31,12 @@ FINDINGS = {
     "contradictory_pairs": "preferred both ways round",
     "identical_pairs": "pairs with identical sides",
 }
-"""Kinds of findings, and what the table says of them."""
+"""Kinds of findings, and their labels in the table."""
 
 
 @rank_zero_only
 def show_report(intake: Intake) -> None:
-    """Print what was read and what is wrong with it, with the first records of each finding."""
+    """Print counts of what was read, and the findings with the first records of each."""
     splits = intake.hygiene
     if not splits:  # a stream without validation data: nothing is read before training
         return
@@ -87,13 +87,13 @@ class StreamReport(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # A signal may ask for a checkpoint before anything of the stream was read.
+        # A signal may cause a checkpoint before anything was read from the stream.
         if self.data.take_account():
             write_report(self.data.intake, self.folder)
 
 
 def plot_lengths(lengths: Mapping[str, np.ndarray], file: Path) -> None:
-    """Draw a histogram of lengths for each name into one picture."""
+    """Draw one picture with a histogram of the lengths for each name."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(4.5 * len(lengths), 3.2), layout="constrained")

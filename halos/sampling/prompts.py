@@ -109,5 +109,6 @@ def distinct_prompts(records: Sequence[Record], size: int | None, seed: int) -> 
         raise ValueError("split: expected records with prompts, found none")
     if size is None or size >= len(prompts):
         return prompts
-    # Indices are drawn and sorted, not prompts: the order then stays that of the records, whatever the size.
+    # Indices are drawn and sorted, not prompts, so that the prompts stay in the order of the records, whatever the
+    # size.
     return [prompts[i] for i in sorted(random.Random(seed).sample(range(len(prompts)), size))]

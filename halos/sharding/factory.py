@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class BackboneFactory:
     """Loads the policy, and a live reference if the run needs one, once the strategy is set up.
 
-    Under FSDP2 each rank loads its own shards only, which the strategy determines. The constructor therefore loads the
-    tokenizer and no weights.
+    Under FSDP2 each rank loads only its own shards, and the strategy determines which those are. The constructor
+    therefore loads the tokenizer and no weights.
 
     Args:
         spec: the model. Its ``reference`` must be resolved to ``cached``, ``live`` or ``adapter``.
@@ -59,8 +59,8 @@ class BackboneFactory:
     def reference_scorer(self, backbone: Backbone, sharding: Sharding | None) -> Backbone:
         """Return the model that computes the reference's log-probs before training.
 
-        It is the policy, before its first step, or the model in ``reference_path``. A policy that was trained is loaded
-        again as it was.
+        It is the model in ``reference_path`` or, if that is not set, the policy before its first step. If the policy
+        was trained, its initial weights are loaded again.
         """
         if self.spec.reference_path is None and not backbone.updated:
             return backbone

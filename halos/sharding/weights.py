@@ -1,4 +1,4 @@
-"""Build a backbone for any strategy. A sharded one reads its weights so that each rank holds its own shards only."""
+"""Builds a backbone for any strategy. If it is sharded, each rank holds only its own shards."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Pat
     """Map each entry of the model's state dict, adapters aside, to the safetensors file that contains it.
 
     Returns:
-        The file of each name, one name being enough for tied weights. None if the files' names and shapes are not
-        exactly the model's.
+        The file of each name; of the names of tied weights, one in the files is enough. None if the files' names and
+        shapes are not exactly the model's.
     """
     if folder is None or _converted_while_loading(model):
         return None
@@ -126,7 +126,7 @@ def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Pat
     state = base_state(model)
     if any(name not in state or list(state[name].shape) != shape for name, shape in shapes.items()):
         return None
-    # By identity: tied weights are one tensor under two names, of which files have one.
+    # Compared by identity: tied weights are one tensor under two names, and the files contain only one of the names.
     stored = {id(state[name]) for name in files}
     return files if all(id(tensor) in stored for tensor in state.values()) else None
 

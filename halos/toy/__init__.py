@@ -1,4 +1,4 @@
-""""""
+"""The toy world: a small language with a known true reward, its feedback and its reference policy."""
 
 import lazy_loader
 

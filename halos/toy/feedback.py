@@ -23,7 +23,8 @@ from halos.toy.world import (
 )
 
 KINDS = ("labels", "pairs")
-SOUND_SHARES = (0.9, 0.86, 0.65)  # of openings, bodies and closings; their product: half of all are desirable
+# Shares of sound openings, bodies and closings. By their product, half of all completions are desirable.
+SOUND_SHARES = (0.9, 0.86, 0.65)
 MISSING_SHARE = 0.25  # of the unsound parts; the others are rude or off topic
 MAX_TIES = 200  # two completions tie about one time in three, so this many in a row never do
 
@@ -68,13 +69,13 @@ def toy_feedback(
         noise: the probability that a label or a preference is flipped.
         keep_desirable: the share kept of the completions labelled desirable; for labels only. A prompt that keeps no
             completion is left out.
-        keep_undesirable: the same for the others.
+        keep_undesirable: the same for the completions labelled undesirable.
         completions_per_prompt: how many completions are drawn.
-        seed: of prompts and completions.
+        seed: the seed of prompts and completions.
         split: ``train`` or ``val``, which share no prompts.
 
     Raises:
-        ValueError: for a value that is not possible.
+        ValueError: a value is out of range, or has no effect with this ``feedback``.
     """
     _check_knobs(feedback, completions_per_prompt, noise, keep_desirable, keep_undesirable)
     records = []
@@ -96,7 +97,7 @@ def _labelled(
     kept = []
     for _ in range(count):
         text = behaviour_completion(prompt, rng)
-        # Both are always drawn, so that noise and shares do not change the texts that follow.
+        # Both numbers are always drawn, so that ``noise`` and ``keep`` do not change the texts that follow.
         flipped, threshold = rng.random() < noise, rng.random()
         desirable = is_desirable(prompt, text) != flipped
         if threshold < keep[desirable]:

@@ -43,7 +43,7 @@ MAX_NEW_TOKENS = 24  # the longest completion has 15 tokens with its end of turn
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build a word-level tokenizer of the toy language. Its pad token is not its end-of-turn (eos) token."""
     vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *words()))}
-    # A word is a token: a policy of 10^5 weights can learn the grammar, as it need not learn to spell.
+    # Each word is a token. A policy of 10^5 weights can learn the grammar, because it does not have to learn spelling.
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # joins with spaces, none before punctuation
@@ -60,7 +60,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> LlamaForCausalLM:
-    """Build an untrained Llama of about 10^5 weights, whose generation settings are sampling at temperature 1."""
+    """Build an untrained Llama of about 10^5 weights, set to sample at temperature 1."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -93,8 +93,8 @@ def pretrain(
     seed: int = 0,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
-    """Train the model by SFT on completions drawn from the behaviour distribution; prompts are not scored."""
-    # Training prompts only: the reference must not have seen those on which policies are compared.
+    """Train the model by SFT on completions drawn from the behaviour distribution. The loss leaves out the prompts."""
+    # Training prompts only: policies are compared on validation prompts, which the reference must not have seen.
     rng = random.Random(f"pretrain/{seed}")
     prompts = prompts_of("train")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
@@ -115,7 +115,8 @@ def demonstrations(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """Tokenise prompts and completions: padded ids, attention mask, labels of the completion and its end of turn."""
-    # Tokenised apart, which is safe for a word-level tokenizer only: no token spans the boundary.
+    # Prompts and completions are tokenised separately. This is safe only for a word-level tokenizer, in which no token
+    # spans the boundary.
     heads = tokenizer([render(tokenizer, prompt) for prompt in prompts])["input_ids"]
     tails = tokenizer([completion + END for completion in completions])["input_ids"]
     width = max(len(head) + len(tail) for head, tail in zip(heads, tails, strict=True))

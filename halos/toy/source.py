@@ -21,7 +21,7 @@ class ToyJudge:
         return is_desirable(prompt, completion)
 
     def prompts(self, size: int) -> list[str]:
-        # Held-out prompts, the same for every run: win rates of different runs are compared.
+        # Held-out prompts, the same for every run, so that win rates of different runs can be compared.
         return toy_prompts(size, seed=0, split="val")
 
 
@@ -29,7 +29,7 @@ class ToyJudge:
 class ToySource(Source):
     """Feedback that is generated on the toy world; for the arguments see :func:`halos.toy.feedback.toy_feedback`.
 
-    Validation feedback has neither noise nor imbalance and one seed, so that all runs are compared on the same.
+    Validation feedback has a fixed seed, no noise and no imbalance, so that all runs are compared on the same data.
     """
 
     name = "toy"

@@ -133,21 +133,21 @@ def topic_of(prompt: str) -> str | None:
 
 
 def is_polite(completion: str) -> bool:
-    """Return whether there is a kind opening or closing, and nothing rude."""
+    """Return whether the completion has a kind opening or closing, and nothing rude."""
     # One rude phrase outweighs a kind one, so that a policy gains nothing by writing both.
     rude = any(phrase in completion for phrase in RUDE_OPENINGS + RUDE_CLOSINGS)
     return not rude and any(phrase in completion for phrase in KIND_OPENINGS + KIND_CLOSINGS)
 
 
 def is_on_topic(prompt: str, completion: str) -> bool:
-    """Return whether there is a noun of the prompt's topic, and none of another topic."""
+    """Return whether the completion has a noun of the prompt's topic, and none of another topic."""
     # Whole words: "fault" must not count in "default".
     used = set(re.findall(r"\w+", completion))
     return {name for name, topic in TOPICS.items() if used.intersection(topic.nouns)} == {topic_of(prompt)}
 
 
 def is_complete(completion: str) -> bool:
-    """Return whether there is exactly an opening, a body and a closing, each a finished sentence."""
+    """Return whether the completion is an opening, a body and a closing, each a finished sentence, and nothing else."""
     return _COMPLETE.fullmatch(completion.strip()) is not None
 
 
@@ -162,7 +162,7 @@ def is_desirable(prompt: str, completion: str) -> bool:
 
 
 def words() -> list[str]:
-    """Every word and punctuation mark of the language, sorted."""
+    """Return every word and punctuation mark of the language, sorted."""
     # Sorted, as token ids follow this order, and a set's order changes from process to process.
     slots = (BUYERS, ITEMS, TIMES, VERBS, CHAT)
     parts = (KIND_OPENINGS, RUDE_OPENINGS, KIND_CLOSINGS, RUDE_CLOSINGS, (HESITATION,))

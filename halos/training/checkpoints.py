@@ -1,9 +1,9 @@
-"""Checkpoints: complete or not there at all, found again after any interruption, and refused for another run.
+"""Checkpoints: never incomplete, found again after any interruption, and refused by any other run.
 
     checkpoints/step_1000.ckpt · step_1500.ckpt · last.ckpt (a link to the newest)
 
 A checkpoint is written directly after an optimizer step, before the validation that may be due at that step; a run that
-resumes from it validates first. Loggers are flushed before, so their files reach at least as far as the checkpoint.
+resumes from it validates first. Loggers are flushed before it, so their files reach at least as far.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ KEPT = 2
 PATTERN = "step_*.ckpt"
 LAST = "last.ckpt"
 IDENTITY = "halos"
-"""Key of a checkpoint under which it says which run it belongs to: {configuration key: value}."""
+"""Key under which a checkpoint stores the identity of its run: {configuration key: value}."""
 
 
 class LocalCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint straight to its file; Lightning's own builds it in memory, then in $TMPDIR."""
 
     def save_checkpoint(self, checkpoint: State, path: str | Path, storage_options: object | None = None) -> None:
-        # A stream of Python's, as torch reports a full disk as a RuntimeError without a cause when it opens the path.
+        # Opened by Python: when torch opens the path itself, it reports a full disk as a RuntimeError without a cause.
         with Path(path).open("wb") as stream:
             torch.save(checkpoint, stream)
 
@@ -53,8 +53,8 @@ class Checkpoints(Checkpoint):
     Args:
         folder: where checkpoints go.
         every: optimizer steps between checkpoints.
-        identity: what a run that resumes from here must have in common with this one; read when a checkpoint is
-            written.
+        identity: the settings that a run must share with this one to resume from its checkpoints; read when a
+            checkpoint is written.
         record: what the run has validated and logged so far.
 
     Raises:
@@ -73,7 +73,7 @@ class Checkpoints(Checkpoint):
             RunFailed: the file cannot be written; earlier checkpoints are left as they were.
             FloatingPointError: a loss or gradient since the last checkpoint was not finite.
         """
-        # First of all: a checkpoint with weights from a non-finite step would replace a good one.
+        # Losses are checked first: a checkpoint with weights from a non-finite step would replace a good one.
         self.record.take_losses(trainer)
         path = self.folder / f"step_{trainer.global_step}.ckpt"
         part = path.with_name(path.name + PART)
@@ -86,7 +86,7 @@ class Checkpoints(Checkpoint):
             if trainer.is_global_zero:
                 move_into_place(part, path)
                 link_atomically(path.with_name(LAST), path)
-                # Last: at every moment at least one complete checkpoint is there.
+                # Pruned last, so that at least one complete checkpoint exists at every moment.
                 self._prune()
         except (OSError, RuntimeError) as error:
             reason = _system_error(error)
@@ -100,13 +100,13 @@ class Checkpoints(Checkpoint):
         trainer.strategy.barrier()
 
     def finish(self, trainer: pl.Trainer) -> None:
-        """Save the run after its last step, unless it was stopped before that, and end it if a signal has come.
+        """Save the run after its last step, unless it was stopped early, and end it if a signal was received.
 
         From here on ranks no longer wait for each other at every step, so signals are not deferred any more.
         """
-        # A run that resumed after its last step has not begun to train, and so has not deferred signals yet.
+        # A run that resumes after its last step does not train, so it has not deferred signals yet.
         signals.defer(True)
-        if not trainer.should_stop:  # else its last checkpoint is there, from which the run can go on
+        if not trainer.should_stop:  # otherwise a checkpoint was saved when it stopped
             self.save(trainer)
         (number,) = all_max([signals.received()], trainer.strategy.root_device)
         signals.defer(False)
@@ -116,11 +116,12 @@ class Checkpoints(Checkpoint):
         for path in sorted(self.folder.glob(PATTERN), key=_age)[:-KEPT]:
             remove(path)
 
-    # What Lightning calls
+    # The hooks that Lightning calls
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Lightning's own signal handlers call collectives from inside the handler. When all ranks are signalled, each
-        # may be in another collective at that moment, and all hang. Ours only take a note (halos.processes.signals).
+        # may be in another collective at that moment, and all hang. Our handlers only record the signal
+        # (halos.processes.signals).
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
@@ -136,7 +137,7 @@ class Checkpoints(Checkpoint):
     def _validate_if_due(self, trainer: pl.Trainer) -> None:
         # A checkpoint is written before the validation of its step. When Lightning restarts its loop there, it moves
         # the counters to the end of that validation as if it had been done (`_TrainingEpochLoop.advance`). So the
-        # validation loop is run by hand, in the way of `on_advance_end`.
+        # validation loop is run by hand, as in `on_advance_end`.
         epoch_loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
         if not self._step or self.record.validated_at == self._step or fetcher is None:
@@ -178,7 +179,7 @@ class Checkpoints(Checkpoint):
 
 
 def _age(path: Path) -> tuple[int, bool]:
-    # A link has the time of the file that it names, and is preferred to it.
+    # A link has the modification time of its target; of the two, the link counts as newer.
     return path.stat().st_mtime_ns, path.name == LAST
 
 
@@ -191,11 +192,11 @@ def _system_error(error: BaseException | None) -> str | None:
     return None
 
 
-# Finding one to resume from
+# Finding a checkpoint to resume from
 
 
 def clean(folder: Path) -> None:
-    """Remove what an interrupted save has left."""
+    """Remove the incomplete files of an interrupted save."""
     for path in folder.glob("*.ckpt" + PART):
         remove(path)
 
@@ -203,10 +204,10 @@ def clean(folder: Path) -> None:
 def newest(folder: Path) -> Path | None:
     """Return the newest intact checkpoint, or None if there is no checkpoint at all.
 
-    Damaged ones are passed over with a warning.
+    Damaged checkpoints are skipped with a warning.
 
     Raises:
-        ValueError: all of them are damaged.
+        ValueError: all checkpoints are damaged.
     """
     damaged: list[str] = []
     for path in sorted({*folder.glob(PATTERN), *folder.glob(LAST)}, key=_age, reverse=True):
@@ -224,11 +225,11 @@ def newest(folder: Path) -> Path | None:
 
 
 def check_intact(path: Path) -> None:
-    """Raise ``ValueError`` for a file that is cut off, altered or no checkpoint, and for such a folder."""
+    """Raise ``ValueError`` for a file or folder that is truncated, altered or not a checkpoint."""
     if path.is_dir():
         check_sharded(path)
         return
-    # A checkpoint is a zip file with checksums. Its table of contents is at its end: a file that is cut off has none.
+    # A checkpoint is a zip file with checksums. Its table of contents is at its end, so a truncated file has none.
     try:
         with zipfile.ZipFile(path) as archive:
             damage = archive.testzip()
@@ -241,14 +242,15 @@ def check_intact(path: Path) -> None:
 
 
 def check_identity(path: Path, identity: Mapping[str, object]) -> Mapping[str, Any]:
-    """Return the contents of a checkpoint that belongs to the run with this identity.
+    """Check that a checkpoint belongs to the run with this identity, and return its contents.
 
     Raises:
-        ValueError: it is another run's, with the keys that differ, or no checkpoint of this program.
+        ValueError: it belongs to another run (the error lists the keys that differ), or is not a checkpoint of this
+            program.
     """
     file = path / META if path.is_dir() else path
     try:
-        # Mapped: only the pages that are read are loaded, and weights are not read here.
+        # Memory-mapped: only the pages that are read are loaded, and weights are not read here.
         checkpoint: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         saved: Mapping[str, object] = checkpoint[IDENTITY]
     except Exception as error:  # torch raises several kinds

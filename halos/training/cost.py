@@ -38,8 +38,8 @@ class Shape:
     """The sizes of a decoder.
 
     Attributes:
-        parameters: all of them.
-        matrices: those of the layers' linear maps.
+        parameters: the number of all weights.
+        matrices: the number of weights in the layers' linear maps.
         layers: decoder layers.
         hidden: width of the residual stream.
         attention: width of all query heads together.

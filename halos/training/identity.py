@@ -1,4 +1,4 @@
-"""What two runs must have in common for one to go on from the other's checkpoint."""
+"""The settings that two runs must share for one to resume from the other's checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from halos.files import name_size_and_ends
 
 SETTINGS = (
     "loss.", "optim.", "humanline.", "reference_sync.", "precision", "seed",
-    # Of the model, beside its files; its other keys change speed and memory only.
+    # The model's keys, in addition to its files; its other keys change speed and memory only.
     "model.random_weights", "model.dropout", "model.lora", "model.reference_path",
     # Of the data, which examples make up a step; the rows themselves have a key of their own.
     "data.stratified", "data.keep_together",

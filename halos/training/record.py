@@ -1,4 +1,4 @@
-"""What a run has done so far, for its summary; stored in checkpoints, so that a resumed run includes its beginning."""
+"""The record of a run for its summary. Checkpoints contain it, so that a resumed run includes its beginning."""
 
 from __future__ import annotations
 

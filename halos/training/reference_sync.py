@@ -50,7 +50,7 @@ class ReferenceSync(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         step = trainer.global_step
-        # Called after every micro-batch: those of one optimizer step see the same number.
+        # Called after every micro-batch; all micro-batches of an optimizer step see the same number.
         if step != self.synced_at and step % self.every == 0:
             self._move()
             self.synced_at = step

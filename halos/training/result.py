@@ -38,7 +38,7 @@ def check_metric(name: str | None, *, max_kl: float | None, samples: bool) -> No
 
 
 def check_validated(name: str | None, metrics: Mapping[str, float]) -> None:
-    """Raise ``ValueError`` if a metric ``val/…`` is not among those of the first validation."""
+    """Raise ``ValueError`` if a metric ``val/…`` is not one of the metrics of the first validation."""
     # Which metrics a validation has depends on the loss and the data, so the name can be checked only after the first.
     known = sorted(f"val/{key}" for key in metrics)
     if name is not None and name.startswith("val/") and name not in known:

@@ -29,7 +29,7 @@ from halos.data.batches.reference_table import ReferenceTable
 from halos.data.rows.token_rows import Row, group_sizes
 
 PAD = 0
-"""The id that fills sequences. Every id would do: attention is causal and padding is on the right, so no scored token
+"""The id that fills sequences. Any id would do: attention is causal and padding is on the right, so no scored token
 ever sees it."""
 
 
@@ -169,12 +169,13 @@ def collate(
         rows: B rows with K branches each.
         step: the size of the optimizer step; None: these rows are the step.
         mismatched: the last branch is KTO's y', which needs no gradient.
-        chunks: the number of length-sorted chunks of trained and of mismatched sequences each. It is a constant, so
-            that all ranks run equally many forwards.
-        whole: feed each completion's last token too, for objectives that read its state. Rules packing out.
+        chunks: the number of length-sorted chunks into which the trained and the mismatched sequences are each divided.
+            It is a constant, so that all ranks run equally many forwards.
+        whole: feed each completion's last token too, for objectives that read its state. Excludes ``packing``.
         packing: add the same tokens as packs.
         share_prompts: branches of one prompt share it in a pack.
-        max_tokens: the maximum number of tokens in a pack; as many packs are made as that takes. None: no maximum.
+        max_tokens: the maximum number of tokens in a pack; rows are divided into several packs to keep it. None: no
+            maximum.
         reference: the source of the reference's log-probs, if they were computed beforehand.
     """
     width = max(len(branch) for row in rows for branch in row.branches)
@@ -189,7 +190,7 @@ def collate(
             parts = divide(rows, max_tokens, share_prompts=share_prompts)
         for part in parts:
             packs += pack(rows[part], width=width, mismatched=mismatched, share_prompts=share_prompts, start=part.start)
-    # Padded tensors take memory that packed rows never use, so beside packs they are made only when they are read.
+    # Padded tensors take memory that packed rows never use, so with packs they are made only when they are read.
     pad = partial(_padded, tuple(rows), width, chunks, mismatched=mismatched, whole=whole)
     return Batch(
         ids=tuple(row.id for row in rows),
@@ -236,7 +237,8 @@ def _padded(rows: Sequence[Row], width: int, count: int, *, mismatched: bool, wh
     for own, needs_grad in ((branches[:trained], True), (branches[trained:], False)):
         places = [(b, k) for b in range(len(rows)) for k in own]
         places.sort(key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
-        # Chunks differ by one sequence at most. Fewer sequences than chunks give one chunk each.
+        # The sizes of chunks differ by one at most. With fewer sequences than chunks, each sequence is a chunk of its
+        # own.
         edges = sorted({len(places) * number // count for number in range(count + 1)})
         chunks += [_chunk(rows, places[a:z], width, needs_grad=needs_grad, whole=whole) for a, z in pairwise(edges)]
     return tuple(chunks)

@@ -55,8 +55,8 @@ class Bundles:
             order: numbers of bundles.
         """
         starts, sizes = self._starts[order], self._sizes[order]
-        # Without a loop over millions of bundles: an example's place in the result is its bundle's place there plus its
-        # place in the bundle, and so is its place among the members. The two differ by one offset for each bundle.
+        # Vectorised, as there may be millions of bundles. Within a bundle, places in the result and places among the
+        # members both count up by one, so the two differ by a constant offset for each bundle.
         ends = np.cumsum(sizes)
         offsets = starts - (ends - sizes)
         examples: np.ndarray = self._members[np.arange(sizes.sum()) + np.repeat(offsets, sizes)]

@@ -39,10 +39,11 @@ between trees, which the mask throws away."""
 DENSE_TREE_MAX_TOKENS = 2048
 """A tree with more tokens is attended to branch by branch: its mask over all pairs of tokens would be too large."""
 DENSE_TREE_MAX_MASKED_PAIRS = 2**14
-"""A tree is also attended to branch by branch if its mask throws away more pairs of tokens than this (pairs in
-different branches, and of a prompt with the branches after it): computing them costs more than further calls."""
+"""A tree is also attended to branch by branch if its mask throws away more pairs of tokens than this: computing them
+costs more than one call for each branch. Such pairs are between different branches, and between a prompt and the
+branches after it."""
 TENSORS = ("input_ids", "tree", "branch", "position", "prompts", "predicts", "targets", "sources", "slots")
-"""The lists of a writer that become tensors of its pack, by the same names."""
+"""The lists of :class:`_Writer` that become tensors of :class:`Pack`, under the same names."""
 
 D = TypeVar("D", bound="DataclassInstance")
 
@@ -57,9 +58,10 @@ def map_tensors(instance: D, function: Callable[[Tensor], Tensor]) -> D:
 class Pack:
     """The N tokens of one forward, the M tokens that they predict, and S places in the grid of completion tokens.
 
-    The keys of attention are these N tokens. If the pack continues the pack before, the P prompt tokens of that pack
-    come before them (else P = 0). Keys are divided into pieces of consecutive tokens. The last ``len(attends)`` pieces
-    are the pack's own tokens, and the queries of each of these attend to the pieces that ``attends`` lists for it.
+    The keys of attention are these N tokens. If the pack continues the previous one, the P prompt tokens of the
+    previous pack come before them (else P = 0). Keys are divided into pieces of consecutive tokens. The last
+    ``len(attends)`` pieces are the pack's own tokens, and the queries of each of these attend to the pieces that
+    ``attends`` lists for it.
 
     Attributes:
         input_ids: [N] tokens to feed.
@@ -107,7 +109,7 @@ def pack(
         width: C of the [B, K, C] grid.
         mismatched: the last branch is KTO's y'. It needs no gradient and gets a second pack.
         share_prompts: write each prompt once; the second pack then continues the prompts of the first, and a completion
-            that a prompt has twice is scored once. Without, every branch has its own copy of the prompt.
+            that a prompt has twice is scored once. If false, every branch has its own copy of the prompt.
         start: the place of the first of these rows in the grid.
 
     Returns:
@@ -150,7 +152,7 @@ def divide(rows: Sequence[Row], max_tokens: int, *, share_prompts: bool = True) 
 
 @dataclass(slots=True)
 class _Tree:
-    """A prompt that was written.
+    """A prompt that a writer has written, and the places of its branches.
 
     Attributes:
         number: the number of the tree.
@@ -166,7 +168,7 @@ class _Tree:
 
 
 _Trees = dict[tuple[int, ...], _Tree]
-"""By the token ids of the prompt or, where prompts are not shared, by the place (b, k) of the branch."""
+"""Trees by the token ids of their prompt or, where prompts are not shared, by the place (b, k) of their branch."""
 
 
 class _Writer:
@@ -178,7 +180,7 @@ class _Writer:
         share_prompts: write each prompt once.
         start: the place of the first row in the grid.
         needs_grad: whether the loss trains these tokens.
-        after: the writer of the pack before. Places among states and log-probs are counted on from it.
+        after: the writer of the previous pack. Places among states and log-probs continue its count.
     """
 
     def __init__(
@@ -219,10 +221,10 @@ class _Writer:
         self.sizes = [self.tree.count(number) for number in range(self.tree[-1] + 1)]
 
     def write(self, trees: _Trees, places: Sequence[tuple[int, int]]) -> _Trees:
-        """Write branches, with their prompts unless these were written.
+        """Write branches, each after its prompt unless the prompt is already written.
 
         Args:
-            trees: the prompts that were written; new ones are added.
+            trees: the trees that are already written; new ones are added.
             places: the places (b, k) of the branches in the grid.
         """
         # All branches of a prompt have to follow it at once, so they are collected first. The inner dict is an ordered
@@ -249,7 +251,7 @@ class _Writer:
 
     def finish(self) -> Pack:
         """The pack of everything that was written."""
-        # The type is given, as torch makes a float tensor of an empty list.
+        # The dtype is explicit, as torch turns an empty list into a float tensor.
         tensors = {name: torch.tensor(getattr(self, name), dtype=torch.long) for name in TENSORS}
         sizes, attends, plain = tuple(self.sizes), tuple(self.attends), tuple(self.plain)
         return Pack(**tensors, sizes=sizes, attends=attends, plain=plain, needs_grad=self.needs_grad)
@@ -267,8 +269,8 @@ class _Writer:
         # Short trees share a piece, which is one call of attention, until it is full.
         if size + self._open_tokens + sum(self.sizes[piece] for piece in self._open_attends) > GROUPED_TREES_MAX_TOKENS:
             self._close()
-        # Pairs that a mask over the whole tree would throw away: of different branches and, where the prompt is part of
-        # this pack, of its queries with the branches' keys.
+        # Pairs of tokens that a mask over the whole tree would throw away: those between different branches and, if the
+        # prompt is in this pack, those between its queries and the branches' keys.
         masked_pairs = sum(length * (total - length) for length in lengths)
         if tree is None:
             masked_pairs += len(prompt) * total
@@ -306,7 +308,7 @@ class _Writer:
         self._open_tokens += len(ids)
 
     def _close(self) -> None:
-        """Make a piece of the tokens that were written since the last one."""
+        """Close the open piece, which holds the tokens that were written since the last piece."""
         if self._open_tokens:
             # Positions that count up from 0 belong to one sequence: a second tree or branch would begin anew.
             if self.position[-self._open_tokens :] == list(range(self._open_tokens)):

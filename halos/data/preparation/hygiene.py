@@ -1,6 +1,6 @@
-"""What is wrong or worth knowing about a data set, before anything is trained on it.
+"""Counts, duplicates, contradictions and leaks of a data set, found before anything is trained on it.
 
-Everything is found in the columns of numbers of :mod:`halos.data.records.table`; no text is read again.
+All checks read the columns of numbers of :mod:`halos.data.records.table`, so no text is read again.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Hygiene:
     Attributes:
         records: number of records.
         completions: number of completions.
-        desirable: completions with that label.
-        undesirable: completions with that label.
-        scored: completions with a score.
+        desirable: number of completions with this label.
+        undesirable: number of completions with this label.
+        scored: number of completions with a score.
         preferences: number of preferences.
-        duplicates: completions that their prompt had before, word for word.
+        duplicates: completions that equal an earlier one of their prompt, word for word.
         near_duplicates: completions that differ from an earlier one of their prompt only in case, white space and
             forms of characters.
         contradictions: completions of one prompt that are both desirable and undesirable.
-        contradictory_pairs: pairs of texts that are preferred both ways round.
+        contradictory_pairs: pairs of texts that are preferred in both directions.
         identical_pairs: preferences between equal texts.
         lengths: percentiles of lengths, in characters, and in tokens once there are token rows.
     """
@@ -90,7 +90,7 @@ def examine(records: Sequence[Record]) -> Hygiene:
 
 
 def _finding(table: RecordTable, owners: np.ndarray) -> Finding:
-    """Return the finding whose occurrences are in these records, in order."""
+    """Make a finding from the record of each occurrence, in order."""
     # One record may have many occurrences: look at a bounded number of them for a few different records.
     shown = list(dict.fromkeys(owners[: 100 * SHOWN_PLACES].tolist()))[:SHOWN_PLACES]
     return Finding(len(owners), table.ids(shown))
@@ -104,7 +104,7 @@ def _first(values: np.ndarray) -> np.ndarray:
 
 
 def _contradictions(texts: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the places, in order, at which a text has for the first time had both labels.
+    """Return the places, in order, at which a text gets a label that contradicts an earlier one for the first time.
 
     Args:
         texts: [n] digests of prompt and completion.
@@ -118,15 +118,15 @@ def _contradictions(texts: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _reversed(pairs: np.ndarray) -> np.ndarray:
-    """Return the places, in order, at which a pair occurs for the first time, after the same pair the other way round.
+    """Return the places, in order, at which a pair first occurs after its reverse.
 
     Args:
-        pairs: [n, 2] a digest of each pair, and one of the pair the other way round.
+        pairs: [n, 2] the digests of each pair and of its reverse.
     """
     if not len(pairs):
         return np.zeros(0, dtype=np.int64)
     ways, index = np.unique(pairs[:, 0], return_index=True)
-    # The digest that is searched may be greater than all others: its place would be beyond the end.
+    # A digest that is greater than all others would get a place beyond the end, hence the minimum.
     other = np.minimum(np.searchsorted(ways, pairs[index, 1]), len(ways) - 1)
     is_reversed = (ways[other] == pairs[index, 1]) & (index[other] < index)
     return np.sort(index[is_reversed])
@@ -144,10 +144,10 @@ def percentiles(values: Sequence[int] | np.ndarray) -> dict[str, int]:
 def without_leaks(train: Sequence[Record], val: Sequence[Record]) -> tuple[RecordTable, Finding]:
     """Separate the validation records whose prompts are in the training data.
 
-    Case, white space and forms of characters do not count.
+    Prompts that differ only in case, white space or forms of characters count as equal.
 
     Returns:
-        The other validation records, and the finding of those.
+        The remaining validation records, and a finding with the leaked ones.
     """
     validation = table_of(val)
     # By the loose digests: a prompt that differs only in case or spaces leaks as much as an equal one.
@@ -156,14 +156,14 @@ def without_leaks(train: Sequence[Record], val: Sequence[Record]) -> tuple[Recor
 
 
 def origin_of(example_id: str, origins: Iterable[str]) -> str:
-    """Return the file of an example, ``(named records)`` if the record has an id of its own."""
+    """Return the file that an example comes from; ``(named records)`` if its record came with its own id."""
     files = [file for file in origins if example_id.startswith((f"{file}:", f"{file}["))]
-    # The longest, as a name may begin with another file's: data and data:test.
+    # The longest match, as one file's name may begin with another's: data and data:test.
     return max(files, key=len, default="(named records)")
 
 
 def files_as_json(origins: Mapping[str, Origin]) -> dict[str, Json]:
-    """Return what each file gave as plain data."""
+    """Return the counts of each file as plain data."""
     files: dict[str, Json] = {}
     for file, origin in origins.items():
         dropped = {why: {"count": count, "ids": origin.places[why]} for why, count in origin.dropped.items()}
@@ -181,9 +181,9 @@ def as_json(
 
     Args:
         hygiene: for each split, what was found in it.
-        origins: for each split, what each file gave.
+        origins: for each split, the counts of each file.
         reports: for each split, counts of what was converted and left out.
-        truncated: for each split, from (what was cut, file) to how often.
+        truncated: for each split, how often something was truncated, by (what was truncated, file).
     """
     splits: dict[str, Json] = {}
     for split, findings in hygiene.items():
@@ -194,7 +194,7 @@ def as_json(
         for file, entry in files.items():
             entry["truncated"] = cut.pop(file, {})
         splits[split] = {**asdict(findings), "files": files, "counts": dict(reports[split])}
-        # Records with ids of their own name no file.
+        # Records that came with their own ids do not name a file.
         if cut:
             splits[split]["truncated elsewhere"] = cut
     return splits

@@ -46,10 +46,10 @@ class DataNeeds:
 
     Attributes:
         view: ``demonstrations``, ``binary``, ``pairs`` or ``scored``.
-        control: from an example's label to the text that ends its prompt (CSFT's control tokens).
+        control: maps an example's label to the text that ends its prompt (CSFT's control tokens).
         mismatched: each row has another prompt's completion as its last branch (KTO's y').
         whole_completions: batches feed each completion's last token too, for objectives that read its state.
-        grouped: all completions of one prompt meet in one step.
+        grouped: all completions of one prompt are in the same step.
     """
 
     view: str
@@ -59,19 +59,19 @@ class DataNeeds:
     grouped: bool = False
 
     def key(self) -> tuple[Any, ...]:
-        """Equal for needs that the same rows meet."""
+        """A key that is equal for two needs that the same rows satisfy."""
         controls = tuple(self.control(label) for label in (True, False, None))
         return self.view, controls, self.mismatched, self.whole_completions, self.grouped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """The token rows of a run and how they came to be.
+    """The token rows of a run, with a report of how they were made.
 
     Attributes:
-        needs: what the rows were made for.
-        tokenizer: what they were made with.
-        rows: the token rows of each split; those of a stream's training data are not among them.
+        needs: the needs of the objective that the rows were made for.
+        tokenizer: the tokenizer of the rows.
+        rows: the token rows of each split, except the training rows of a stream.
         intake: what was read, converted, cut and left out.
         label_counts: desirable and undesirable training completions, for views with labels.
         prompts: a few prompts to sample replies to, held-out ones where there are any.
@@ -123,7 +123,7 @@ class Preparation:
             )
 
     def read(self) -> Intake:
-        """Read the records of both splits and look for what is wrong with them.
+        """Read the records of both splits and check them for duplicates, contradictions and leaks.
 
         Raises ``ValueError`` with file and line for bad records.
         """
@@ -148,7 +148,8 @@ class Preparation:
             )
         for split, records in intake.records.items():
             counts: Counter[str] = Counter()
-            # A median is always that of the training scores: validation would otherwise have labels of another meaning.
+            # A median is always taken over the training scores. Otherwise the labels of validation would have another
+            # meaning.
             training = intake.records.get("train", records)
             if self.train_on == "all":
                 records, counts = expand_turns(records, self.store)
@@ -161,12 +162,12 @@ class Preparation:
             max_size = self.max_examples if split == "train" else self.max_val_examples
             intake.examples[split] = _sample(examples, max_size, self.seed)
             intake.reports[split] += counts
-        intake.records = {}  # memory: a large data set's columns of numbers
+        intake.records = {}  # frees the columns of numbers, which are long for a large data set
 
     def tokenise(self, intake: Intake, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> dict[str, Rows]:
         """Replace the examples of the intake by token rows.
 
-        Raises ``ValueError`` naming the example for a prompt over the limits.
+        Raises ``ValueError`` for a prompt over the limits, with the id of its example.
         """
         tokens = ChatTokens(tokenizer, self.limits)
         origins = [file for files in intake.origins.values() for file in files]
@@ -182,7 +183,7 @@ class Preparation:
             )
             intake.reports[split] += Counter({"examples": len(rows)}) + rows.report
             intake.tokenised(split, rows)
-        intake.examples = {}  # memory: rows are all that a run reads
+        intake.examples = {}  # frees the texts: from here on only the rows are read
         return splits
 
     def prepare(self, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -202,7 +203,7 @@ class Preparation:
 def _sample(examples: Examples[Example], max_size: int | None, seed: int) -> Examples[Example]:
     if max_size is None or max_size >= len(examples):
         return examples
-    # Sorted, so that a limit changes which examples there are and not their order.
+    # Sorted, so that a limit leaves out examples without reordering the others.
     return examples.take(np.array(sorted(random.Random(seed).sample(range(len(examples)), max_size))))
 
 

@@ -103,7 +103,7 @@ def expand(path: str | Path) -> list[str | Path]:
     """Return the files that match a pattern (``data/*.jsonl``), sorted; a path that is no pattern, as it is."""
     if not glob.has_magic(str(path)) or Path(path).exists():
         return [path]
-    # Sorted, as the order of a file system differs between machines, and splits and draws follow that of files.
+    # Sorted, as splits and draws follow the order of files, which file systems list differently on each machine.
     files: list[str | Path] = [*sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 (Path.glob changes paths)
     if not files:
         raise ValueError(f"{path}: no file matches this pattern")

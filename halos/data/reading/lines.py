@@ -1,4 +1,4 @@
-"""The lines of a file, gzipped or not. What goes wrong while reading is a ``ValueError`` that names the file."""
+"""The lines of a file, gzipped or not. Errors while reading are raised as a ``ValueError`` that names the file."""
 
 from __future__ import annotations
 

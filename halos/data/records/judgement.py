@@ -1,7 +1,7 @@
-"""What people said of the completions of one record, without any text.
+"""The judgements of one record: its labels, scores and preferences, without any text.
 
-Views are derived from judgements alone. Preparing a large data set therefore reads no text twice, and records with the
-same judgement are looked at once.
+Views are derived from judgements alone. Preparing a large data set therefore reads no text twice, and records with
+equal judgements are processed together, once.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from halos.data.store.arrow import MEMORY, Part, Store, Stored, Table
 from halos.data.views.examples import Example, Examples, Labelled, Pair, Scored
 
 Control = Callable[[bool | None], str]
-"""From an example's label to the text that ends its prompt (CSFT's control tokens)."""
+"""Maps an example's label to the text that ends its prompt (CSFT's control tokens)."""
 
 BRANCHES = ("first", "second")
 TOKENS = pa.list_(pa.int32())
@@ -73,7 +73,7 @@ def group_sizes(rows: Sequence[Row]) -> np.ndarray:
 
 
 class TokenRows(Stored[Row]):
-    """The rows of a table of token ids, within the limits.
+    """The rows of a table of token ids, truncated to the limits when they are read.
 
     Args:
         table: a table with the columns :data:`COLUMNS`.
@@ -88,7 +88,7 @@ class TokenRows(Stored[Row]):
         prompt_sizes: [n] tokens in each prompt, after truncation.
 
     Raises:
-        ValueError: names a row whose prompt does not fit.
+        ValueError: a prompt does not fit into the limits; the error names its row.
     """
 
     def __init__(self, table: Table, tokens: ChatTokens, control: Control, mismatched_seed: int | None) -> None:
@@ -96,7 +96,7 @@ class TokenRows(Stored[Row]):
         self.labels, self._scores = table.numbers("label"), table.numbers("score")
         self.groups = in_order(table.numbers("prompt_digest"))
         self.control = {code: tokens.control(control(label)) for code, label in ((1, True), (0, False), (-1, None))}
-        # By the label's code as index: 0, 1 and, from the end, -1.
+        # Indexed by the label's code: 0, 1, or -1 for the last element.
         control_sizes = np.array([len(self.control[code]) for code in (0, 1, -1)])
         self._full_prompt_sizes = table.sizes("prompt") + control_sizes[self.labels]
         limit = self.limits.max_prompt_length
@@ -120,7 +120,7 @@ class TokenRows(Stored[Row]):
 
     def sizes(self, *, mismatched: bool = True) -> list[np.ndarray]:
         """[n] tokens of each branch, after truncation; the mismatched branch comes last."""
-        # From the columns' offsets alone: statistics of a large table do not read its tokens.
+        # Computed from the columns' offsets, so that statistics of a large table do not read its tokens.
         room = self.limits.max_length - self.prompt_sizes
         sizes = list(self._full_sizes)
         if mismatched and self.partners is not None:
@@ -156,7 +156,7 @@ class TokenRows(Stored[Row]):
         return [name for batch in self.table.select(indices) for name in batch.column("id").to_pylist()]
 
     def _row(self, index: int) -> Row:
-        # The three columns that decide about an order are in memory; ids and tokens are read from the mapped file.
+        # The columns that the order of examples depends on are in memory; ids and tokens are read from the mapped file.
         (name,) = self.ids(np.array([index]))
         label, score = int(self.labels[index]), float(self._scores[index])
         # The control token is added before truncation, so that it stays at the end of a truncated prompt.
@@ -213,12 +213,12 @@ def make_rows(
         control: see :data:`Control`.
         mismatched_seed: each row gets another prompt's completion as its last branch, drawn with this seed; None: no
             mismatched completions.
-        origin: from an example's id to the file that it comes from.
+        origin: maps an example's id to the file that it comes from.
         store: keeps the table of token ids for later runs.
 
     Raises:
-        ValueError: there are no examples; or names an example whose prompt is over the limits, or whose prompt the chat
-            template writes differently when a completion follows.
+        ValueError: there are no examples, a prompt is over the limits, or the chat template writes a prompt differently
+            when a completion follows it. The error names the example.
     """
     if not examples:
         raise ValueError("data: expected at least one example, found none")
@@ -247,7 +247,8 @@ def few_rows(
 
     Args:
         examples: n examples.
-        partners: for each the example whose completion is the mismatched one; empty for no mismatched completions.
+        partners: for each example, the one whose completion is its mismatched completion; empty: no mismatched
+            completions.
         tokens: has the tokenizer and the limits.
         control: see :data:`Control`.
 
@@ -257,7 +258,8 @@ def few_rows(
     Raises:
         ValueError: see :func:`make_rows`.
     """
-    # A partner is often among the examples already. By identity, not by id: a stream repeats ids in every pass.
+    # A partner is often one of the examples. They are compared by identity, not by id, as a stream repeats ids in every
+    # pass.
     own = {id(example) for example in examples}
     everything = [*examples, *(partner for partner in partners if id(partner) not in own)]
     _check_prefixes(everything, tokens)
@@ -270,7 +272,7 @@ def few_rows(
 
 
 def _tokenised(examples: Sequence[Example], tokens: ChatTokens, span: range) -> Part:
-    """The batches of the table for the examples of one task; their digest goes into the notes of the table."""
+    """Yield the table's batches for the examples of one task, and return their digest for the table's notes."""
     content = hashlib.sha256()
     for start in range(span.start, span.stop, TOKENISE_EXAMPLES_PER_BATCH):
         part = examples[start : min(start + TOKENISE_EXAMPLES_PER_BATCH, span.stop)]
@@ -292,7 +294,7 @@ def _check_prefixes(examples: Sequence[Example], tokens: ChatTokens) -> None:
 def token_batch(examples: Sequence[Example], tokens: ChatTokens) -> pa.RecordBatch:
     """The untruncated token ids of examples, as a batch with the columns :data:`COLUMNS`."""
     texts = [texts_of(example) for example in examples]
-    # One call of the tokenizer for all completions; they are dealt out again below.
+    # One call of the tokenizer for all completions; they are assigned to their examples below.
     ids = iter(tokens.many_completions([text for own in texts for text in own]))
     branches = [(next(ids), next(ids) if len(own) == 2 else []) for own in texts]
     labels = [_label(example) for example in examples]

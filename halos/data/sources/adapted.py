@@ -1,4 +1,4 @@
-"""What the adapter of a source returns for each row, and what all adapters leave out in the same way.
+"""The result of a source's adapter for each row, and the rows that all adapters leave out.
 
 An adapter takes (location, row, dropped) and returns a record. It returns None for a row that is well formed but has
 nothing to learn from. It counts the reason in ``dropped`` then, and for each completion that it leaves out. Malformed

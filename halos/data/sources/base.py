@@ -1,4 +1,4 @@
-"""Where feedback comes from. A ``data/*.yaml`` names a source, whose constructor's signature is the YAML's schema."""
+"""Sources of feedback. A ``data/*.yaml`` names a source, and the signature of its constructor is the YAML's schema."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from halos.data.store.arrow import MEMORY, Part, Store
 Files = str | Path | Sequence[str | Path]
 """One file, pattern, folder or hub id (see :class:`halos.data.reading.files.Piece`), or several."""
 Columns = Mapping[str, str | None] | None
-"""Renames keys: from the name that a format expects to the one in the files; None keeps the expected name."""
+"""Maps the name of a key that a format expects to its name in the files; None keeps the expected name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ class Source(ABC):
         This implementation is for sources whose records are in memory anyway.
 
         Args:
-            origins: receives what each file has given so far.
-            strict: raise ``ValueError`` for what would be left out because the data is at fault.
+            origins: updated with the counts of each file while it is read.
+            strict: raise ``ValueError`` for records that would be left out because they are faulty.
         """
         records = self.train()
         if strict:
@@ -103,7 +103,7 @@ class FileSource(Source):
     Args:
         train: files of training data.
         val: files of validation data.
-        columns: renames keys: from the name that the format expects to the one in the files.
+        columns: maps the name of a key that the format expects to its name in the files.
 
     Attributes:
         rows_alone: whether each row has a meaning by itself, so that a large file can be read in pieces.
@@ -112,7 +112,7 @@ class FileSource(Source):
         ValueError: if there is no training file.
     """
 
-    # Off unless a format says otherwise: pieces of a file whose rows belong together would be read without an error.
+    # False unless a format sets it: a file whose rows belong together could be cut between them without any error.
     rows_alone: ClassVar[bool] = False
 
     def __init__(self, train: Files | None, val: Files | None = None, columns: Columns = None) -> None:
@@ -144,7 +144,7 @@ class FileSource(Source):
         for file in chain.from_iterable(map(expand, self._train_files)):
             origin = origins.setdefault(str(file), Origin())
             rows = _counted(read_piece(Piece(file), self._columns, streaming=True), origin)
-            # Counted before it is yielded, so that the counts include the record that the caller has in hand.
+            # Counted before it is yielded, so that the counts include the record that the caller is working on.
             for adapted in self.adapted_one_by_one(rows):
                 origin.add(adapted)
                 if strict:
@@ -168,7 +168,7 @@ class FileSource(Source):
         expanded = list(chain.from_iterable(map(expand, files)))
         tasks = [piece for file in expanded for piece in pieces(file, divide=self.rows_alone)]
         table = self.store.table(self._key(expanded), self._part, tasks)
-        # The pieces of a file were counted apart, perhaps in other processes or in an earlier run.
+        # The pieces of a file were counted separately, perhaps in other processes or in an earlier run.
         origins: dict[str, Origin] = {}
         for notes in table.notes:
             counts = {**notes["origin"], "dropped": Counter(notes["origin"]["dropped"])}
@@ -184,7 +184,8 @@ class FileSource(Source):
         return Records(records, dropped, origins)
 
     def _key(self, files: Sequence[str | Path]) -> str | None:
-        """Return a key of the files' contents and of what this source makes of them; None where it is not known."""
+        """Return a cache key of the files' contents and of this source's settings and code; None if it cannot be
+        computed."""
         contents = [*map(content_key, files), *_user_code(type(self))]
         if None in contents:
             return None
@@ -212,10 +213,10 @@ class FileSource(Source):
 
 
 def _user_code(source: type[FileSource]) -> Iterator[str | None]:
-    """Yield a key of the contents of each user module that defines the class or a base; None if it has no file.
+    """Yield a content key of each user module that defines the class or a base of it; None for one without a file.
 
-    halos' own classes are covered by the format number of prepared data (:data:`.PREPARED_FORMAT`). Nobody gives a
-    version to a user's classes, so the contents of their modules are part of the key.
+    halos' own classes are covered by the format number of prepared data (:data:`.PREPARED_FORMAT`). A user's classes
+    have no such number, so the contents of their modules are part of the key.
     """
     for cls in source.__mro__:
         package = cls.__module__.partition(".")[0]
@@ -223,17 +224,17 @@ def _user_code(source: type[FileSource]) -> Iterator[str | None]:
             continue
         try:
             yield content_key(inspect.getfile(cls))
-        except (TypeError, OSError):  # a class that was typed in
+        except (TypeError, OSError):  # a class that was defined in an interactive session
             yield None
 
 
 def check_ids(records: RecordTable) -> None:
-    """Raise ``ValueError`` that names both places where two records have one id."""
+    """Raise ``ValueError`` if two records have the same id; the error names both places."""
     names = records.numbers("name")
     _, first = np.unique(names, return_index=True)
     if len(first) == len(names):
         return
-    # Names are digests: two different ids may have one, though hardly ever.
+    # Names are digests of ids. Very rarely, two different ids have the same digest.
     seen: dict[int, int] = {}
     for index in np.flatnonzero(np.isin(names, np.delete(names, first))).tolist():
         before = seen.setdefault(int(names[index]), index)
@@ -254,5 +255,5 @@ def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:
 
 
 def _paths(files: Files) -> list[str | Path]:
-    # A list from a YAML is not a ``list``, but iterates like one.
+    # Not only a ``list``: omegaconf has a list type of its own.
     return [files] if isinstance(files, str | Path) else list(files)

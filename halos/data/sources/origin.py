@@ -1,4 +1,4 @@
-"""What each file gave, and what was left out of it."""
+"""Counts of what was read from each file, and of what was left out of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN_PLACES = 5
 
 @dataclass(slots=True)
 class Origin:
-    """What one file gave.
+    """Counts of what was read from one file.
 
     Attributes:
         rows: rows that were read.

@@ -45,7 +45,7 @@ MAX_FILES = 128
 """Files of one table; all of them are open at a time."""
 
 Notes = dict[str, Any]
-"""What a part of a table reports about itself, as plain JSON."""
+"""Notes of a part of a table about itself, as plain JSON."""
 Part = Generator[pa.RecordBatch, None, Notes]
 """Yields the record batches of one part of a table, then returns its notes."""
 

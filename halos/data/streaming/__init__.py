@@ -1,1 +1,1 @@
-"""Training data that are read as they are needed."""
+"""Training data that are read while training, not prepared beforehand."""

@@ -70,7 +70,8 @@ class StreamRows:
 
 
 Served = tuple[Batch | ValueError, Counted]
-"""A micro-batch, and what was counted up to it. In a worker of a loader, an error in the data takes its place."""
+"""A micro-batch, and the counts up to it. In a loader's worker process, an error in the data takes the micro-batch's
+place."""
 
 
 class StreamBatches(IterableDataset[Served]):
@@ -78,7 +79,7 @@ class StreamBatches(IterableDataset[Served]):
 
     Every rank reads the whole stream and collates its own part. The m-th stretch of ``world_size * batch_size``
     examples is micro-step m, however it is divided over ranks, and every rank knows the size of a step without
-    communication. What was served before ``start`` is read again but not tokenised.
+    communication. The examples of earlier micro-batches are read again but not tokenised.
 
     Args:
         rows: makes the rows.
@@ -100,12 +101,13 @@ class StreamBatches(IterableDataset[Served]):
         except ValueError as error:
             if get_worker_info() is None:
                 raise
-            yield error, counted  # raised here, a loader would wrap it in the worker's traceback
+            yield error, counted  # if raised here, the loader would wrap it in the worker's traceback
 
     def _batches(self, counted: Counted) -> Iterator[tuple[Batch, Counted]]:
         layout = self.layout
         first_step, first_micro_step = divmod(self.start, layout.accumulate)
-        # Skipped examples are drawn all the same, so the buffer and waiting partners are those of the first run.
+        # Skipped examples are still drawn, so that the buffer and the waiting partners are those of the interrupted
+        # run.
         drawn = islice(self.rows.stream.drawn(counted), first_step * layout.per_step, None)
         for _ in range(first_step, layout.steps):
             step = list(islice(drawn, layout.per_step))

@@ -28,9 +28,10 @@ from halos.data.views.selection import Selection
 from halos.data.views.turns import with_turns
 
 RUN_MAX_RECORDS = 1024
-"""Records in a run; the records of a longer one are several runs."""
+"""The most records in a run; a longer sequence of one prompt becomes several runs."""
 MISMATCH_MAX_WAITING_EXAMPLES = 1024
-"""Examples that wait for a mismatched completion, while one prompt has nearly all of the stream."""
+"""The most examples that wait for a mismatched completion. Many wait only if nearly all examples have the same
+prompt."""
 IN_VALIDATION = "training records whose prompt is in the validation data left out"
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ class Counted:
     Attributes:
         origins: the files that were read, by name.
         read: how often something was read, converted or left out in the first pass; later passes do not count again.
-        used: how much training has used, in all passes.
+        used: counts of what training has used, such as tokens, in all passes.
         passes: the number of the current pass, from 1 on.
     """
 
@@ -55,7 +56,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """An example in its place in training.
+    """An example that was drawn for training.
 
     Attributes:
         example: the example.
@@ -75,7 +76,7 @@ class Stream:
     Args:
         source: where the records come from.
         view: see :data:`halos.data.views.derive.VIEWS`.
-        selection: which of the feedback is used.
+        selection: rules that select the feedback to use.
         train_on: ``last`` or, for demonstrations, ``all`` assistant turns.
         buffer: examples in the shuffle buffer; 1 keeps the order of the source.
         together: up to this many examples of a run are drawn together; None: all of them.
@@ -105,8 +106,8 @@ class Stream:
             counted: counts what is read.
 
         Raises:
-            ValueError: for bad data, for a whole pass without an example, and if mismatched completions are needed and
-                the data have one prompt.
+            ValueError: for bad data, for a whole pass without an example, and if mismatched completions are needed but
+                all examples have the same prompt.
         """
         drawn = self._passes(counted)
         return with_partners(drawn) if self.mismatched else drawn
@@ -129,9 +130,9 @@ class Stream:
     def _passes(self, counted: Counted) -> Iterator[Drawn]:
         for number in itertools.count():
             counted.passes = number + 1
-            # The second pass reads the same records again; counting them twice would say that there are more.
+            # The second pass reads the same records again; counting them twice would overstate the size of the data.
             pass_counted = counted if number == 0 else Counted()
-            # As in TrainingOrder, the order of a pass depends on the seed and its number alone.
+            # As in TrainingOrder, the order of a pass depends only on the seed and the number of the pass.
             rng = random.Random((self.seed << 20) + number)
             empty = True
             for bundle in shuffled(self.examples(pass_counted), self.buffer, rng):
@@ -211,9 +212,9 @@ class _Waiting:
 def with_partners(incoming: Iterable[Drawn]) -> Iterator[Drawn]:
     """Give each example, in order, the next example of another prompt that is not a partner yet.
 
-    So every completion is the mismatched one once, as in :func:`halos.data.rows.mismatch.derangement`, which needs the
-    whole data set. An example is held back until it has a partner, and those after it wait too. For the prompts
-    A A B A B:
+    Every completion therefore serves as the mismatched one once, as in :func:`halos.data.rows.mismatch.derangement`,
+    which needs the whole data set. An example is held back until it has a partner, and those after it wait too. For the
+    prompts A A B A B:
 
         incoming   A₁   A₂   B₁          A₃          B₂
         partner              B₁ of A₁    A₃ of B₁    B₂ of A₂
@@ -223,10 +224,10 @@ def with_partners(incoming: Iterable[Drawn]) -> Iterator[Drawn]:
     first of them takes the last example of another prompt, even if that is a partner already.
 
     Raises:
-        ValueError: so many examples wait, and all have the same prompt.
+        ValueError: more than that wait, and all examples so far have the same prompt.
     """
     waiting: deque[_Waiting] = deque()
-    # The last example and, before it, the last one of another prompt: one of the two differs from any prompt.
+    # The last example, preceded by the last one of another prompt. For any prompt, one of the two has a different one.
     last: tuple[_Waiting, ...] = ()
     for drawn in incoming:
         this = _Waiting(prompt_key(drawn.example.prompt), drawn)
@@ -238,7 +239,7 @@ def with_partners(incoming: Iterable[Drawn]) -> Iterator[Drawn]:
         last = (*(entry for entry in last if entry.prompt != this.prompt), this)[-2:]
         if len(waiting) > MISMATCH_MAX_WAITING_EXAMPLES and waiting[0].partner is None:
             waiting[0].partner = _other(waiting[0].prompt, last)
-        # Ends before the queue is empty, because the example that came last has no partner yet.
+        # The loop ends before the queue is empty, because the example that came last has no partner yet.
         while waiting[0].partner is not None:
             ready = waiting.popleft()
             yield Drawn(ready.drawn.example, ready.drawn.members, ready.partner)

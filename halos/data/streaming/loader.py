@@ -15,7 +15,7 @@ class StreamLoader(Resumable):
 
     Args:
         batches: the micro-batches.
-        options: see :class:`LoaderOptions`; every worker after the first would read the same stream.
+        options: see :class:`LoaderOptions`. At most one worker makes sense, as each one would read the whole stream.
 
     Attributes:
         counted: what was read and used up to the last batch that was served.
@@ -26,7 +26,7 @@ class StreamLoader(Resumable):
         self.counted = Counted()
 
     def batch_of(self, served: object) -> Batch:
-        """The batch in an item of the stream. Raises ``ValueError`` for bad data that a worker found."""
+        """Return the batch of an item of the stream. Raises ``ValueError`` for bad data that a worker found."""
         batch, self.counted = cast(Served, served)
         if isinstance(batch, ValueError):
             raise batch

@@ -22,10 +22,11 @@ from halos.processes.collectives import data_ranks
 class StreamingDataModule(PreferenceDataModule):
     """Feedback of any size in batches: training records are read while training, which begins at once.
 
-    Memory is that of the shuffle buffer. The stream is read again, in another order, as often as the run's steps take;
-    a resumed run reads again what it had used before, without tokenising it. Validation data are prepared before: the
-    source's own, or the first ``val_size`` records of the stream; training leaves out records with one of their prompts
-    (``PreferenceDataModule`` leaves out validation records with a prompt of the training data).
+    The shuffle buffer determines the memory use. The stream is read again, in another order, as often as the run's
+    steps require. A resumed run reads the examples that it has already used once more, without tokenising them.
+    Validation data are prepared before training: the source's own, or the first ``val_size`` records of the stream.
+    Training leaves out records whose prompt is in the validation data. (``PreferenceDataModule`` does the reverse: it
+    leaves out validation records whose prompt is in the training data.)
 
     Args:
         source, val: as for :class:`halos.data.PreferenceDataModule`.
@@ -35,7 +36,7 @@ class StreamingDataModule(PreferenceDataModule):
             reads, tokenises and collates.
 
     Raises:
-        ValueError: for these, and for sources that can only be read whole.
+        ValueError: for such settings, and for sources that can only be read whole.
     """
 
     streams = True
@@ -61,15 +62,15 @@ class StreamingDataModule(PreferenceDataModule):
 
     @property
     def prepared(self) -> PreparedStream:
-        """What :meth:`prepare` returned. Raises ``ValueError`` before it was called."""
+        """The result of :meth:`prepare`. Raises ``ValueError`` if it was not called yet."""
         prepared = super().prepared
         assert isinstance(prepared, PreparedStream)
         return prepared
 
     def plan(self, *, epochs: int | None, max_steps: int, accumulate: int, world_size: int) -> int:
-        """Fix the number of optimizer steps: ``max_steps``, whatever ``epochs``.
+        """Fix the number of optimizer steps to ``max_steps``; ``epochs`` is ignored.
 
-        Raises ``ValueError`` without ``max_steps``, as the examples of an epoch are not known.
+        Raises ``ValueError`` without ``max_steps``, as the number of examples in an epoch is not known.
         """
         self._planned_by_command = True
         return self._fix_stream_steps(max_steps)
@@ -87,7 +88,7 @@ class StreamingDataModule(PreferenceDataModule):
         self._fix_stream_steps(trainer.max_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning keeps this in the checkpoint."""
+        """The steps and the counts of used examples, which Lightning saves in the checkpoint."""
         return {**super().state_dict(), "used": dict(self._used())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -124,7 +125,7 @@ class StreamingDataModule(PreferenceDataModule):
         return loader
 
     def take_account(self) -> bool:
-        """Bring the report up to what was read so far; returns whether anything was."""
+        """Update the report with the counts so far, and return whether anything was read."""
         counted = self._counted()
         dropped = sum((origin.dropped for origin in counted.origins.values()), Counter())
         self.reports["train"] = Counter({"passes": counted.passes}) + counted.read + dropped + self._used()

@@ -1,4 +1,4 @@
-"""What is prepared of a stream before training: its validation rows, and its first examples on trial."""
+"""The preparation of a stream before training: its validation rows, and a trial of its first examples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRIED_BUNDLES = 256
-"""Bundles of examples that are read on trial before the run."""
+"""Bundles of examples that are read before the run, as a trial."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +29,14 @@ class PreparedStream(Prepared):
 
     Attributes:
         stream_rows: the token rows of the training data, read while training.
-        first: the first of them.
+        first: the first training row.
     """
 
     stream_rows: StreamRows
     first: Row
 
     def keys(self) -> dict[str, str]:
-        """For each split a key of what the run reads; for the stream one of its files' names, sizes and ends."""
+        """A key of each split's contents. The key of the stream covers the names, sizes and ends of its files."""
         stream, tokens = self.stream_rows.stream, self.stream_rows.tokens
         settings = {name: getattr(stream, name) for name in Stream.__slots__ if name not in ("source", "held")}
         controls = [tokens.control(self.needs.control(label)) for label in (True, False, None)]
@@ -84,7 +84,7 @@ class StreamPreparation(Preparation):
     def prepare(self, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> PreparedStream:
         """Make rows of the validation data, and try the first examples of the stream.
 
-        Raises ``ValueError`` for bad data among them.
+        Raises ``ValueError`` for bad data in either.
         """
         intake, held = self._read_held()
         self.derive(intake, needs.view)

@@ -24,7 +24,7 @@ from halos.data.views.examples import Demonstration, E, E_co, Example, Examples,
 from halos.data.views.rules import LocalExample, Rule, Value, demonstrated, labelled, paired, scored as scored_rule
 
 Place = tuple[int, int]
-"""The index of a record, and that of a completion in it."""
+"""The index of a record, and the index of a completion in it."""
 PlacedExample = tuple[Place, Place | None, Value]
 """An example: its completion (of a pair the chosen one), the rejected one of a pair, and its label or score."""
 Derived = tuple[list[LocalExample], Counter[str]]
@@ -39,7 +39,7 @@ CACHED_JUDGEMENTS = 1 << 12
 class View(NamedTuple, Generic[E_co]):
     """Examples in the order of their records, and counts of what was converted or left out.
 
-    The id of an example is that of its record, ``#``, and the number of the example in that record.
+    The id of an example is the id of its record, ``#``, and the number of the example in that record.
     """
 
     examples: Examples[E_co]

@@ -116,7 +116,8 @@ def _by_score(record: Judgement) -> list[int]:
 
 def scored(record: Judgement, report: Counter[str]) -> list[LocalExample]:
     """Return the scored completions of one record, then those with ±1 from a label or a pair."""
-    # A score tells more than a label, and a label more than a pair: each completion has the best of what there is.
+    # A score is more precise than a label, and a label than a pair, so each completion gets the first of these that
+    # exists.
     values: list[tuple[int, float]] = [(i, c.score) for i, c in enumerate(record.completions) if c.score is not None]
     have_score = {i for i, _ in values}
     for i, desirable in _labels(record, report):

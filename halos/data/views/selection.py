@@ -1,7 +1,7 @@
-"""Which of the feedback is used: labels and pairs from scores, imbalance, one completion per prompt.
+"""Selects the feedback to use: labels and pairs from scores, imbalance, one completion per prompt.
 
-Scores become labels and pairs before the view is derived. What is kept is drawn from the view's training examples.
-Each step exists for a data set that is known whole and for a run of a stream; both forms share one rule.
+Scores become labels and pairs before the view is derived. The examples to keep are drawn from the view's training
+examples. Each step exists for a data set that is known whole and for a run of a stream; both forms share one rule.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from halos.data.views.examples import E, Examples, Labelled
 TOO_CLOSE = "completions with close scores left out"
 
 Threshold = Callable[[int], float | None]
-"""From the index of a record to the score that separates its labels; None where there is no score."""
+"""Maps the index of a record to the score that separates its labels; None where there is no score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Selection:
     Args:
         keep_desirable: share of the desirable training completions that is kept (the KTO paper drops up to 90 % of
             them, section 4.2 of its first version).
-        keep_undesirable: the same of the undesirable ones.
+        keep_undesirable: share of the undesirable training completions that is kept.
         one_per_prompt: keep one training example of each prompt (the paper's "one y per x").
         labels_from_scores: a completion without a label is desirable if it scores above this, undesirable below it,
             and stays without a label at just this score. A number, ``median`` (of all training scores) or ``prompt``
@@ -114,8 +114,8 @@ class Selection:
     def keep_of_run(self, examples: Sequence[E], seed: int) -> tuple[list[E], Counter[str]]:
         """Draw the examples that are kept of a run of a stream.
 
-        The draws are those of :meth:`keep`. As nobody knows how many examples a stream has, the shares are kept on
-        average.
+        The draws are the same as in :meth:`keep`. As the number of examples in a stream is not known, the shares are
+        kept on average.
 
         Returns:
             The kept examples in their order, and counts of the others.

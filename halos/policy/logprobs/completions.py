@@ -29,10 +29,10 @@ class LogProbs:
     Attributes:
         tokens: log-probs [B, K, C], zero where ``mask`` is false.
         mask: true where a branch has a token [B, K, C].
-        hidden: the state that predicts each token [B, K, C, H], detached; None unless asked for.
+        hidden: the state that predicts each token [B, K, C, H], detached; None unless requested.
         last: the state of each completion's last token [B, K, H], with gradient, for completions that are fed whole;
             ``tokens`` then have none.
-        statistics: the statistics of :mod:`halos.policy.logprobs.token_statistics` that were asked for
+        statistics: the statistics of :mod:`halos.policy.logprobs.token_statistics` that were requested
             [B, K, C, names], zero where ``mask`` is false.
     """
 

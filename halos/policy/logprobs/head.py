@@ -54,7 +54,8 @@ class Scored:
 
 
 def lm_head(model: PreTrainedModel) -> nn.Linear:
-    """Return the model's head; any module with a weight [V, H] and a bias (sharded, with LoRA) stands in for it."""
+    """Return the model's head. It may be any module with a weight [V, H] and a bias, such as a sharded one or one with
+    LoRA."""
     get_head: Callable[[], nn.Linear] = model.get_output_embeddings
     return get_head()
 
@@ -68,8 +69,9 @@ def forward_scored(
 ) -> Scored:
     """Run one forward of the model, with its head applied only to the M states that predict a target.
 
-    Heads that are more than a linear layer with or without LoRA (a sharded head), and models that change their logits
-    in an unknown way, get all M rows at once, whatever ``options.chunk_rows`` is.
+    Two kinds of models compute all M rows of logits at once, whatever ``options.chunk_rows`` is: those whose head is
+    more than a linear layer with or without LoRA (such as a sharded head), and those that change their logits in an
+    unknown way.
 
     Args:
         model: a causal language model.
@@ -100,12 +102,12 @@ def forward_scored(
 
 @contextmanager
 def _head_input(head: nn.Linear, choose: Callable[[Tensor], Tensor], *, idle: bool) -> Iterator[list[Tensor]]:
-    """Within, the LM head gets only the chosen states [1, M, H]; if ``idle``, it computes nothing.
+    """Within this context, the LM head gets only the chosen states [1, M, H]; if ``idle``, it computes nothing.
 
-    The list that is yielded receives all states and the chosen ones once the model has run.
+    The context yields a list. When the model runs, all states and the chosen states are appended to it.
     """
-    # A hook, instead of a call of the body and one of the head: models differ in what they do between the two
-    # (scaling, normalising), and the hook leaves that to the model's own code.
+    # A hook on the head, instead of separate calls of the model's body and head: models differ in what they do between
+    # the two (scaling, normalising), and with a hook the model's own code does it.
     head_input: list[Tensor] = []
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -165,7 +167,7 @@ def _find_shape(model: PreTrainedModel) -> LogitShape | None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within, the model is in evaluation mode, so a trial of it draws no random numbers."""
+    """Within this context, the model is in evaluation mode, so that a trial forward draws no random numbers."""
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
