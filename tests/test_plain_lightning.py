@@ -268,7 +268,10 @@ trainer = pl.Trainer(
     enable_model_summary=False, default_root_dir=folder,
 )
 trainer.fit(loss, datamodule=data)
-assert trainer.global_step == 2, trainer.global_step
+assert trainer.global_step == len(data.rows["train"]) // 8, trainer.global_step
+if trainer.is_global_zero:
+    with open(f"{{folder}}/loss.txt", "w") as file:
+        file.write(str(float(trainer.callback_metrics["val/loss"])))
 loss.backbone.save_pretrained(f"{{folder}}/aligned")
 """
 
@@ -288,12 +291,16 @@ def run_script(tmp_path: Path, pairs: Path, *words: str, loss: str = "KTO") -> s
 def test_two_processes_of_a_script_train_as_one(loss: str, pairs: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    one = run_script(tmp_path, pairs, str(tmp_path / "one"), "auto", "1", "16", loss=loss)
-    two = run_script(tmp_path, pairs, str(tmp_path / "two"), "ddp", "2", "8", loss=loss)
+    one = run_script(tmp_path, pairs, str(tmp_path / "one"), "auto", "1", "8", loss=loss)
+    two = run_script(tmp_path, pairs, str(tmp_path / "two"), "ddp", "2", "4", loss=loss)
     assert (one.returncode, two.returncode) == (0, 0), one.stderr[-2000:] + two.stderr[-2000:]
-    models = [AutoModelForCausalLM.from_pretrained(tmp_path / name / "aligned") for name in ("one", "two")]
+    kind = AutoModelForSequenceClassification if loss == "BradleyTerry" else AutoModelForCausalLM
+    models = [kind.from_pretrained(tmp_path / name / "aligned") for name in ("one", "two")]
     for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)  # AdamW amplifies rounding of small gradients
+        # AdamW turns rounding of a gradient near 0 into a step of the learning rate, for single weights.
+        assert (ours - theirs).abs().mean() < 1e-5
+    losses = [float((tmp_path / name / "loss.txt").read_text()) for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.long
