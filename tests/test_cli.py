@@ -229,6 +229,7 @@ def test_jobs_of_a_sweep_write_into_folders_of_their_own(monkeypatch: pytest.Mon
     assert [folder.name for folder in folders] == ["loss_kto", "loss_dpo"]  # the seed is the same for all
 
 
+@pytest.mark.long
 def test_names_of_a_sweeps_folders_need_no_quotes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", seen.append)
@@ -243,6 +244,7 @@ def test_names_of_a_sweeps_folders_need_no_quotes(monkeypatch: pytest.MonkeyPatc
         assert compose(f"resume={folder}/checkpoints/step_2.ckpt").resume == f"{folder}/checkpoints/step_2.ckpt"
 
 
+@pytest.mark.long
 def test_a_job_of_a_sweep_that_fails_says_so_at_once_and_the_sweep_counts_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,7 @@ def test_a_broken_one_fails_where_it_is_broken_beside_own_tests(tmp_path: Path) 
     assert "test_conformance[padding-mylab.losses.Reversed] PASSED" in done.stdout
 
 
+@pytest.mark.long
 def test_without_the_option_nothing_heavy_is_imported(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("import sys\ndef test_mine(): assert 'torch' not in sys.modules\n")
     done = pytest_run(tmp_path)

@@ -178,6 +178,7 @@ assert not heavy(), heavy()
 """
 
 
+@pytest.mark.long
 def test_comparing_imports_neither_torch_nor_lightning_nor_a_policy(tmp_path: Path) -> None:
     for seed in (0, 1):
         run(tmp_path / "runs" / str(seed), "kto", seed, 0.5)

@@ -141,6 +141,7 @@ def refused(rule: Rule, found: dict[str, object], message: str) -> bool:
     return False
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("words", "traits", "message"), CASES)
 def test_a_combination_is_refused_and_each_of_its_settings_alone_is_not(
     words: tuple[str, ...], traits: dict[str, bool], message: str

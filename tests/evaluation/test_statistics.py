@@ -116,6 +116,7 @@ def test_sign_flips_are_near_exact_for_many_differences_and_never_zero() -> None
     assert sign_flip_p(many, seed=1) == sign_flip_p(many, seed=1)
 
 
+@pytest.mark.long
 def test_sign_flip_p_values_are_uniform_without_a_difference() -> None:
     values = [sign_flip_p(np.random.default_rng(n).normal(size=10)) for n in range(400)]
     assert np.mean(np.array(values) <= 0.1) == pytest.approx(0.1, abs=0.05)

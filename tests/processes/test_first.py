@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from halos.processes.first import RANKS, on_first_process
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("imported", ["os", "lightning.fabric.utilities"])
 @pytest.mark.parametrize(
     ("ranks", "first"),

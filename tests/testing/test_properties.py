@@ -21,7 +21,7 @@ from tests.testing.broken import (
     WrongSign,
 )
 
-SOME = ("dpo", "kto", "mix", "ppo", "sft")
+SOME = ("kto", "sft")
 
 
 def case(name: str) -> Any:
