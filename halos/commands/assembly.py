@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.config.building import SOURCE_KEYS, as_partial, build
-from halos.config.combinations import check_combinations, values_of
+from halos.config.combinations import COUNTS, GENERATES, REFERENCE, WHOLE_STEP, check_combinations, values_of
 from halos.config.devices import build_strategy
 from halos.config.flat import flatten
 from halos.config.values import check_values
@@ -188,10 +188,10 @@ def _traits(objective: Objective) -> dict[str, bool]:
     # The properties of an objective that the rules of combinations test. They can depend on its parameters, so they are
     # not written in its YAML.
     return {
-        "loss (reference)": objective.needs.reference,
-        "loss (whole step)": objective.needs.whole_step,
-        "loss (label counts)": objective.needs.label_counts,
-        "loss (generates)": objective.generates,
+        REFERENCE: objective.needs.reference,
+        WHOLE_STEP: objective.needs.whole_step,
+        COUNTS: objective.needs.label_counts,
+        GENERATES: objective.generates,
     }
 
 

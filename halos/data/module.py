@@ -348,7 +348,9 @@ class PreferenceDataModule(pl.LightningDataModule):
             self._prepare(needs, tokenizer)
             return
         same_needs = self._prepared.needs.key() == needs.key()
-        if same_needs and self._token_key(self._prepared.tokenizer) == self._token_key(tokenizer):
+        before = self._prepared.tokenizer
+        # A key hashes the whole tokenizer, which a run that validates and fits need not do three times.
+        if same_needs and (before is tokenizer or self._token_key(before) == self._token_key(tokenizer)):
             return
         if self._prepared_by_hand:
             what = f"view {needs.view!r}" if not same_needs else "this tokenizer"
