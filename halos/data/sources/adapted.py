@@ -25,6 +25,11 @@ EMPTY_SIDE = "completion whose pair has an empty side"
 DIFFERENT_PROMPTS = "pair with different prompts"
 FILTERED = "filtered: "
 """Begins the reasons that a setting causes; all others are faults of the data."""
+NOTED = "noted: "
+"""Begins what is counted without being left out."""
+COLUMN = "column "
+"""Begins the counts of rows in which a column was used or unused."""
+BAD_ROW = f"{FILTERED}malformed rows"
 
 
 def by_row(rows: Iterable[Located], adapter: Adapter) -> Iterator[Adapted]:

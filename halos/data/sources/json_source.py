@@ -1,217 +1,233 @@
-"""Files in this project's format, TRL's, HALOs' or UltraFeedback's; the keys of each row tell which."""
+"""Files of feedback in the layouts that people have; the columns of each row tell which."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import final
 
-from halos.data.reading.fields import (
-    RawRow,
-    has,
-    keys_of,
-    label_of,
-    preference_of,
-    prompt_of,
-    reply_of,
-    required,
-    score_of,
-    shorten,
-    text_of,
-    wrong,
-)
-from halos.data.reading.json_files import Located
-from halos.data.records.record import Completion, Prompt, Record, messages_of, prompt_key
-from halos.data.sources.adapted import DIFFERENT_PROMPTS, Adapted, Adapter, by_row, without_empty
-from halos.data.sources.base import FileSource
+from halos.checks import check_whole
+from halos.data.layouts.convert import Converter
+from halos.data.layouts.exports import is_label_studio, is_open_webui, label_studio_row, open_webui_record
+from halos.data.layouts.recognise import recognised, refused_columns, unclear_judgement, used_columns
+from halos.data.layouts.roles import Declaration, check_declared, declared, has_content
+from halos.data.layouts.values import Values
+from halos.data.reading.fields import RawRow, keys_of
+from halos.data.reading.files import Piece, read_piece
+from halos.data.reading.json_files import Located, MalformedRow, parse_json
+from halos.data.records.record import ROLES, Record
+from halos.data.sources.adapted import BAD_ROW, COLUMN, Adapted
+from halos.data.sources.base import Files, FileSource
+from halos.data.sources.hh import hh_record
+from halos.data.sources.oasst import is_tree, tree_records
+from halos.data.sources.origin import Origin
 
-COMPLETION_KEYS = {"text", "desirable", "score"}
+CHOICES = {"ties": ("drop", "keep"), "transcripts": ("split", "keep"), "bad_rows": ("stop", "skip")}
 
 
-def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-    """Adapt a row of any of the formats."""
-    return _adapter(where, row)(where, row, dropped)
+@dataclass(slots=True)
+class _Layout:
+    """What is known of the rows whose columns agree.
+
+    Attributes:
+        converter: makes their records.
+        columns: what became of each column: its role, or ``unused``.
+        rows: how many rows there were.
+    """
+
+    converter: Converter
+    columns: dict[str, str]
+    rows: int = 0
 
 
-def _adapter(where: str, row: RawRow) -> Adapter:
-    for name, adapter in BY_TYPE.items():
-        if row.get("type") == name:
-            return adapter
-    # A table of rows in several formats has empty texts in the columns of the others: a key with content counts first.
-    for is_present in (_has_content, has):
-        for adapter, keys in BY_KEYS:
-            if any(is_present(row, key) for key in keys):
-                return adapter
-    raise ValueError(
-        f"{where}: expected 'prompt' with 'completions', 'chosen' and 'rejected', 'completion', 'output', or "
-        f"'output_A' and 'output_B', or else 'messages'; found {keys_of(row)}"
-    )
+class Layouts:
+    """Recognises the layout of each row and makes its record.
+
+    Args:
+        declaration: what the user says about columns and values.
+    """
+
+    def __init__(self, declaration: Declaration) -> None:
+        self.declaration = declaration
+        self._layouts: dict[object, _Layout] = {}
+
+    def adapted(self, where: str, row: RawRow) -> Iterator[Adapted]:
+        """Yield what a row gives: one record in most layouts, one for each prompt in a conversation tree.
+
+        Args:
+            where: the location of the row.
+            row: the row.
+
+        Raises:
+            ValueError: the row is malformed or in no known layout, or has a column that would be lost.
+        """
+        if is_tree(row):
+            yield from tree_records(where, row)
+            return
+        dropped: Counter[str] = Counter()
+        yield where, self.record(where, row, dropped), dropped
+
+    def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        """Return the record of a row that has one, None if nothing is left of it; see :meth:`adapted`.
+
+        Args:
+            where: the location of the row.
+            row: the row.
+            dropped: receives counts of what is left out and of what is converted.
+        """
+        if is_open_webui(row):
+            return open_webui_record(where, row, self.declaration.values, dropped)
+        task = label_studio_row(where, row, dropped) if is_label_studio(row) else row
+        if task is None:
+            return None
+        if _is_transcript(task) and not self.declaration.columns:
+            return hh_record(where, task, dropped)
+        layout = self._layout_of(where, task)
+        layout.rows += 1
+        return layout.converter(where, task, dropped)
+
+    def _layout_of(self, where: str, row: RawRow) -> _Layout:
+        kinds = [type(value) if has_content(value) else None for value in row.values()]
+        name = row.get("type")
+        key = (*row, *kinds, name if isinstance(name, str) else None)
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = self._layouts[key] = self._recognise(where, row)
+        return layout
+
+    def _recognise(self, where: str, row: RawRow) -> _Layout:
+        says = self.declaration
+        check_declared(where, row, says.columns)
+        roles = recognised(where, row, says.columns, says.ignore)
+        if candidates := unclear_judgement(row, roles, says.ignore):
+            words = " or ".join(f"data.columns.score={name}" for name in candidates)
+            raise ValueError(
+                f"{where}: expected to know which column judges the completion, found numbers in "
+                f"{', '.join(candidates)}; choose with {words}, or leave them out with "
+                f"data.columns.ignore=[{','.join(candidates)}]"
+            )
+        if refused := refused_columns(row, roles, says.ignore):
+            raise ValueError(_refusal(where, row, refused))
+        used = used_columns(row, roles)
+        ignored = dict.fromkeys(says.ignore, "ignored")
+        return _Layout(Converter(roles, says), {name: used.get(name, ignored.get(name, "unused")) for name in row})
+
+    def columns(self) -> Counter[str]:
+        """Return for each column what became of it, and in how many rows."""
+        counts: Counter[str] = Counter()
+        for layout in self._layouts.values():
+            for name, use in layout.columns.items():
+                counts[f"{COLUMN}{name}: {use}"] += layout.rows
+        return counts
 
 
-def _has_content(row: RawRow, key: str) -> bool:
-    value = row.get(key)
-    return bool(value.strip()) if isinstance(value, str) else value is not None
-
-
-def own_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-    """Adapt this project's format: a prompt, its completions with labels or scores, and preferences between them."""
-    items = required(where, row, "completions")
-    if not isinstance(items, list) or not items:
-        raise wrong(where, "completions", "a list of objects with 'text'", items)
-    record = Record(
-        id=where,
-        prompt=prompt_of(where, row),
-        completions=tuple(_completion(where, f"completions[{i}]", item) for i, item in enumerate(items)),
-        preferences=_preferences(where, row.get("preferences")),
-    )
-    name = row.get("id")
-    if name is not None:
-        record_id = text_of(where, "id", name)
-        if not record_id.strip():
-            raise wrong(where, "id", "a name", name)
-        # Only now: the errors of the record's own checks have named the file and the line, which help more than its id.
-        record = replace(record, id=record_id)
-    return without_empty(record, dropped)
-
-
-def _completion(where: str, name: str, item: object) -> Completion:
-    if not isinstance(item, dict) or not has(item, "text"):
-        raise wrong(where, name, "an object with 'text'", item)
-    unknown = sorted(set(item) - COMPLETION_KEYS)
-    # A mistyped 'desirable' would otherwise pass for a completion without feedback.
-    if unknown:
-        raise ValueError(
-            f"{where}: expected {name!r} to have 'text', 'desirable' and 'score' only; found {shorten(unknown[0])}"
+def _refusal(where: str, row: RawRow, names: list[str]) -> str:
+    modalities = [n for n in names if n.casefold().rstrip("s") in ("image", "picture", "video", "audio")]
+    if modalities:
+        return (
+            f"{where}: expected text, found the column {modalities[0]!r}: halos trains on text; leave it out with "
+            f"data.columns.ignore=[{','.join(modalities)}]"
         )
-    label = item.get("desirable")
-    return Completion(
-        text=text_of(where, f"{name}.text", item["text"]),
-        desirable=None if label is None else label_of(where, f"{name}.desirable", label),
-        score=score_of(where, f"{name}.score", item.get("score")),
+    return (
+        f"{where}: expected a use for every column with content, found none for {', '.join(map(repr, names))}; put it "
+        f"into the prompt with data.columns.input={names[0]} (or name another role: data.columns.ROLE={names[0]}), or "
+        f"leave it out with data.columns.ignore=[{','.join(names)}]; the columns are {keys_of(row)}"
     )
 
 
-def _preferences(where: str, value: object) -> tuple[tuple[int, int], ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise wrong(where, "preferences", "a list of [better, worse]", value)
-    for i, pair in enumerate(value):
-        # By type: true and false are the indices 1 and 0 to Python.
-        if not isinstance(pair, list) or [type(index) for index in pair] != [int, int]:
-            raise wrong(where, f"preferences[{i}]", "two indices [better, worse]", pair)
-    return tuple((better, worse) for better, worse in value)
-
-
-def preference_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-    """Adapt TRL's preference format and UltraFeedback's.
-
-    ``chosen`` and ``rejected`` are a text, one message or the whole conversation, whose turns before the last are then
-    the prompt.
-    """
-    own_prompt = prompt_of(where, row) if has(row, "prompt") else None
-    (before, chosen), (before_rejected, rejected) = (reply_of(where, row, key) for key in ("chosen", "rejected"))
-    prompt, other = before or own_prompt, before_rejected or own_prompt
-    if prompt is None or other is None:
-        raise ValueError(f"{where}: expected 'prompt' next to 'chosen' and 'rejected'; found none{_hh_hint(chosen)}")
-    # A pair whose sides differ before the last turn compares conversations, not replies to one prompt.
-    if prompt_key(prompt) != prompt_key(other):
-        dropped[DIFFERENT_PROMPTS] += 1
-        return None
-    _check_agreement(where, "chosen", own_prompt, prompt)
-    completions = (_scored(where, row, chosen, "score_chosen"), _scored(where, row, rejected, "score_rejected"))
-    return without_empty(Record(where, prompt, completions, ((0, 1),)), dropped)
-
-
-def _scored(where: str, row: RawRow, text: str, key: str) -> Completion:
-    return Completion(text, score=score_of(where, key, row.get(key)))
-
-
-def _hh_hint(text: str) -> str:
-    return "; for transcripts 'Human: ... Assistant: ...' use data=hh" if text.lstrip().startswith("Human:") else ""
-
-
-def _check_agreement(where: str, key: str, prompt: Prompt | None, turns: Prompt) -> None:
-    """Raise ``ValueError`` unless the turns before a completion repeat the prompt of the row.
-
-    A prompt that is a text may repeat the first user turn only, as UltraFeedback's does.
-    """
-    if prompt is None or prompt_key(prompt) == prompt_key(turns):
-        return
-    question = next((message.content for message in messages_of(turns) if message.role == "user"), None)
-    if isinstance(prompt, str) and question is not None and question.strip() == prompt.strip():
-        return
-    raise ValueError(
-        f"{where}: expected {key!r} to be one assistant message, or the conversation that 'prompt' starts; "
-        "found other turns before the completion"
+def _is_transcript(row: RawRow) -> bool:
+    """Return whether a row is a pair of HH's transcripts, each with the prompt in it."""
+    return "prompt" not in row and all(
+        isinstance(text := row.get(key), str) and text.lstrip().startswith("Human:") for key in ("chosen", "rejected")
     )
-
-
-def completion_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-    """Adapt TRL's unpaired format: ``completion`` with ``label``, ``score``, both, or neither (a demonstration)."""
-    return _single(where, row, "completion", "score", dropped)
-
-
-def binary_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-    """Adapt HALOs' ``binary_feedback`` and ``scalar_feedback``: ``output`` with ``label``, ``reward`` or both."""
-    if row.get("type") == "binary_feedback" or not has(row, "reward"):
-        required(where, row, "label")
-    return _single(where, row, "output", "reward", dropped)
-
-
-def _single(where: str, row: RawRow, key: str, score: str, dropped: Counter[str]) -> Record | None:
-    own_prompt = prompt_of(where, row)
-    before, text = reply_of(where, row, key)
-    prompt = before or own_prompt
-    _check_agreement(where, key, own_prompt, prompt)
-    return without_empty(Record(where, prompt, (_judged(where, row, text, score),)), dropped)
-
-
-def _judged(where: str, row: RawRow, text: str, score: str) -> Completion:
-    # A label that is present but null is an error, not a completion without feedback.
-    label = label_of(where, "label", row["label"]) if "label" in row else None
-    return Completion(text, label, score_of(where, score, row.get(score)))
-
-
-def pairwise_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-    """Adapt HALOs' ``pairwise_feedback``: ``label`` 1 means that ``output_A`` is preferred, 0 that ``output_B`` is."""
-    prompt = prompt_of(where, row)
-    preferences = preference_of(where, row, "label", "output_A", "output_B")
-    (before_a, a), (before_b, b) = (reply_of(where, row, key) for key in ("output_A", "output_B"))
-    for key, before in (("output_A", before_a), ("output_B", before_b)):
-        _check_agreement(where, key, prompt, before or prompt)
-    completions = (_scored(where, row, a, "reward_A"), _scored(where, row, b, "reward_B"))
-    return without_empty(Record(where, prompt, completions, preferences), dropped)
-
-
-def conversation_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-    """Adapt a conversation whose last turn is the completion, with or without ``label`` and ``score``."""
-    prompt, text = reply_of(where, row, "messages")
-    if not prompt:
-        raise wrong(where, "messages", "a prompt and an assistant's turn after it", row["messages"])
-    return without_empty(Record(where, prompt, (_judged(where, row, text, "score"),)), dropped)
-
-
-# HALOs' rows name their format. A name counts before any key.
-BY_TYPE: dict[str, Adapter] = {"binary_feedback": binary_record, "pairwise_feedback": pairwise_record}
-# In order: the more a format demands, the earlier. UltraFeedback's rows have "messages" next to "chosen", for one.
-BY_KEYS: tuple[tuple[Adapter, tuple[str, ...]], ...] = (
-    (own_record, ("completions",)),
-    (pairwise_record, ("output_A", "output_B")),
-    (preference_record, ("chosen", "rejected")),
-    (completion_record, ("completion",)),
-    (binary_record, ("output",)),
-    (conversation_record, ("messages",)),
-)
 
 
 @final
 class JsonSource(FileSource):
-    """Files in this project's format, TRL's, HALOs' or UltraFeedback's, recognised row by row."""
+    """Files of feedback in the layouts that people have, recognised row by row.
+
+    Args:
+        train: files of training data.
+        val: files of validation data.
+        columns: the column of each role, where its name does not tell it (:data:`.ROLES`), and ``ignore``.
+        roles: names of roles in messages: ``{human: user}``.
+        values: words that stand for judgements, see :class:`.Values`.
+        ties: ``drop`` leaves comparisons out that nobody won; ``keep`` keeps their completions without a preference.
+        transcripts: ``split`` makes turns of a prompt ``Human: … Assistant:``; ``keep`` keeps the text.
+        bad_rows: ``stop`` at the first malformed row; ``skip`` counts malformed rows and leaves them out.
+        max_bad_rows: more malformed rows than this end a run with ``bad_rows=skip``.
+
+    Raises:
+        ValueError: a setting has none of its values.
+    """
 
     name = "json"
     rows_alone = True
 
+    def __init__(
+        self,
+        train: Files | None,
+        val: Files | None = None,
+        columns: Mapping[str, str | Sequence[str] | None] | None = None,
+        roles: Mapping[str, str] | None = None,
+        values: Mapping[str, Sequence[object] | None] | None = None,
+        ties: str = "drop",
+        transcripts: str = "split",
+        bad_rows: str = "stop",
+        max_bad_rows: int = 100,
+    ) -> None:
+        super().__init__(train, val)
+        check_whole("data.max_bad_rows", max_bad_rows, 0)
+        for name, value in (("ties", ties), ("transcripts", transcripts), ("bad_rows", bad_rows)):
+            if value not in CHOICES[name]:
+                raise ValueError(f"data.{name}: expected {' or '.join(CHOICES[name])}, found {value!r}")
+        for theirs, ours in (roles or {}).items():
+            if ours not in ROLES:
+                raise ValueError(f"data.roles.{theirs}: expected one of {', '.join(ROLES)}, found {ours!r}")
+        paths, ignore = declared(columns)
+        words = Values(**{name: listed for name, listed in (values or {}).items() if listed is not None})
+        self._declaration = Declaration(paths, dict(roles or {}), words, ignore, ties == "keep", transcripts == "split")
+        self._max_bad_rows = max_bad_rows if bad_rows == "skip" else None
+
+    def rows(self, piece: Piece, *, streaming: bool = False) -> Iterator[Located]:
+        # Cells are converted by the role of their column, which is known only after the row is recognised.
+        skips, is_csv = self._max_bad_rows is not None, piece.is_csv
+        for where, row in read_piece(piece, streaming=streaming, convert_cells=False, keep_malformed=skips):
+            yield where, {name: _cell(where, name, value) for name, value in row.items()} if is_csv else row
+
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        return by_row(rows, to_record)
+        layouts = Layouts(self._declaration)
+        for where, row in rows:
+            try:
+                if isinstance(row, MalformedRow):
+                    raise row.error
+                records = list(layouts.adapted(where, row))
+            except ValueError:
+                if self._max_bad_rows is None:
+                    raise
+                records = [(where, None, Counter({BAD_ROW: 1}))]
+            yield from records
+        # One entry for all rows: counting the columns of each row would take as long as reading it.
+        yield "", None, layouts.columns()
+
+    def check_origin(self, file: str, origin: Origin) -> None:
+        super().check_origin(file, origin)
+        count = origin.dropped[BAD_ROW]
+        if self._max_bad_rows is not None and count > self._max_bad_rows:
+            raise ValueError(
+                f"{file}: expected up to data.max_bad_rows = {self._max_bad_rows} malformed rows, found {count}, "
+                f"the first at {', '.join(origin.places[BAD_ROW])}; data.bad_rows=stop shows what is wrong with the first"
+            )
+
+
+def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+    """Return the record of one row whose layout is recognised without any declaration."""
+    return Layouts(Declaration()).record(where, row, dropped)
+
+
+def _cell(where: str, name: str, cell: object) -> object:
+    """Return a cell of a CSV file; lists and objects are parsed."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("[{", "[[", "{")):
+        return cell
+    return parse_json(f"{where}: {name}", cell)

@@ -74,6 +74,17 @@ def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adap
     yield from ((node.where, None, Counter({ORPHAN: 1})) for name, node in nodes.items() if name not in reached)
 
 
+def is_tree(row: RawRow) -> bool:
+    """Return whether a row has a tree: a prompt with nested replies."""
+    prompt = row.get("prompt")
+    return isinstance(prompt, dict) and "replies" in prompt
+
+
+def tree_records(where: str, row: RawRow) -> Iterator[Adapted]:
+    """Adapt one row that has a tree in ``prompt``."""
+    return _records(_tree(f"{where}/prompt", row["prompt"]), None)
+
+
 def only_trees(rows: Iterable[Located]) -> Iterator[Located]:
     """Yield the rows; raise ``ValueError`` for a row that is a message, as its tree needs the whole file."""
     for where, row in rows:

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from halos.data.sources.adapted import FILTERED, Adapted
+from halos.data.sources.adapted import COLUMN, FILTERED, NOTED, Adapted
 
 SHOWN_PLACES = 5
 """Places listed for each reason to leave something out."""
+
+
+COUNTERS = ("dropped", "noted", "columns")
 
 
 @dataclass(slots=True)
@@ -21,12 +24,16 @@ class Origin:
         records: records made from them.
         dropped: counts of what was left out, by reason.
         places: for each reason, the locations of the first rows.
+        noted: counts of what was converted or looks odd, and was kept.
+        columns: rows in which each column was used, by ``name: role``, or ``name: unused``.
     """
 
     rows: int = 0
     records: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
+    noted: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
 
     def add(self, adapted: Adapted) -> None:
         """Count what an adapter returned for a row."""
@@ -35,15 +42,22 @@ class Origin:
         self.drop(where, dropped)
 
     def drop(self, where: str, dropped: Counter[str]) -> None:
-        """Count what was left out of a row."""
-        self.dropped += dropped
-        for reason in dropped:
-            self._add_places(reason, [where])
+        """Count what was left out of a row, and what was noted of it."""
+        for reason, count in dropped.items():
+            if reason.startswith(COLUMN):
+                self.columns[reason.removeprefix(COLUMN)] += count
+            elif reason.startswith(NOTED):
+                self.noted[reason.removeprefix(NOTED)] += count
+                self._add_places(reason, [where])
+            else:
+                self.dropped[reason] += count
+                self._add_places(reason, [where])
 
     def join(self, other: Origin) -> None:
         """Add the counts of a later part of the same file."""
         self.rows, self.records = self.rows + other.rows, self.records + other.records
-        self.dropped.update(other.dropped)
+        for name in COUNTERS:
+            getattr(self, name).update(getattr(other, name))
         for reason, places in other.places.items():
             self._add_places(reason, places)
 

@@ -7,21 +7,24 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import final
 
+from halos.data.layouts.roles import Declaration
 from halos.data.reading.fields import RawRow, has, keys_of, prompt_of, required, score_of, text_of, wrong
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Record
-from halos.data.sources.adapted import Adapted, by_row, without_empty
+from halos.data.sources.adapted import Adapted, Adapter, by_row, without_empty
 from halos.data.sources.base import Columns, Files, FileSource
-from halos.data.sources.json_source import preference_record
+from halos.data.sources.json_source import Layouts
 
 SCORES = ("overall_score", "fine-grained_score")
 NO_COMPLETIONS = "instruction without completions"
 
 
-def ultrafeedback_record(where: str, row: RawRow, dropped: Counter[str], *, score: str) -> Record | None:
+def ultrafeedback_record(
+    where: str, row: RawRow, dropped: Counter[str], *, score: str, binarized: Adapter
+) -> Record | None:
     """Adapt a raw row, whose completions have a score in the field ``score``, or a binarized row (a scored pair)."""
     if not has(row, "instruction"):
-        return preference_record(where, row, dropped)
+        return binarized(where, row, dropped)
     items = required(where, row, "completions")
     if not isinstance(items, list):
         raise wrong(where, "completions", "a list of objects with 'response'", items)
@@ -69,4 +72,5 @@ class UltraFeedbackSource(FileSource):
         self._score = score
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        return by_row(rows, partial(ultrafeedback_record, score=self._score))
+        binarized = Layouts(Declaration()).record
+        return by_row(rows, partial(ultrafeedback_record, score=self._score, binarized=binarized))

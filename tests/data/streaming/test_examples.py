@@ -255,9 +255,10 @@ def test_files_are_counted_and_named(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     counted = Counted()
     first(Stream(source=JsonSource(file), view="binary"), 5, counted)
-    assert counted.origins == {
-        str(file): Origin(2, 1, Counter({"empty completion": 1}), {"empty completion": [f"{file}:2"]})
-    }
+    columns = Counter({"prompt: prompt": 2, "completion: completion": 2, "label: label": 2})
+    dropped = Counter({"empty completion": 1})
+    places = {"empty completion": [f"{file}:2"]}
+    assert counted.origins == {str(file): Origin(2, 1, dropped, places, columns=columns)}
     assert counted.passes == 5
     with pytest.raises(ValueError, match=r"data.strict: .*found empty completion \(1: .*f.jsonl:2\)"):
         first(Stream(source=JsonSource(file), view="binary", strict=True), 1)
