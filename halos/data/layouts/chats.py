@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 
@@ -118,13 +117,10 @@ def common_prompt(where: str, chosen: str, rejected: str) -> tuple[str, str, str
     Raises:
         ValueError: there is no such start, or nothing follows it.
     """
-    length = len(os.path.commonprefix((chosen, rejected))  # noqa: RUF071 (texts, character by character, are meant))
-    # A word that both texts only begin alike is part of the replies.
-    in_word = 0 < length < max(len(chosen), len(rejected)) and any(
-        text[length - 1 : length + 1].isalnum() and len(text) > length for text in (chosen, rejected)
-    )
-    start = chosen[:length]
-    if in_word:
+    differing = (n for n, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other)
+    start = chosen[: next(differing, min(len(chosen), len(rejected)))]
+    if any(text[len(start) - 1 : len(start) + 1].isalnum() for text in (chosen, rejected)):
+        # A word that both texts only begin alike is part of the replies.
         start = start[: max(start.rfind(" "), start.rfind("\n")) + 1]
     replies = [text[len(start) :].strip() for text in (chosen, rejected)]
     if not start.strip() or not all(replies) or not END_OF_SENTENCE.search(start):

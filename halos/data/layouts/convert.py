@@ -233,7 +233,7 @@ class Converter:
         if column is None:
             if None in scores:
                 raise ValueError(
-                    f"{where}: expected the column that says which of {sides[0]!r} and {sides[1]!r} is better, or their "
+                    f"{where}: expected a column that says which of {sides[0]!r} and {sides[1]!r} is better, or their "
                     f"scores; found {keys_of(row)}; name it with data.columns.winner=… or data.columns.scores=[…]"
                 )
             return ()

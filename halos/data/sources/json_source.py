@@ -217,7 +217,7 @@ class JsonSource(FileSource):
         if self._max_bad_rows is not None and count > self._max_bad_rows:
             raise ValueError(
                 f"{file}: expected up to data.max_bad_rows = {self._max_bad_rows} malformed rows, found {count}, "
-                f"the first at {', '.join(origin.places[BAD_ROW])}; data.bad_rows=stop shows what is wrong with the first"
+                f"the first at {', '.join(origin.places[BAD_ROW])}; data.bad_rows=stop shows the first error"
             )
 
 

@@ -162,7 +162,7 @@ def test_golden_record(name: str) -> None:
         ({"type": "pairwise_feedback", "prompt": "q", "output": "a", "label": 1}, "expected the key 'output_A'"),
         (
             {"prompt": "q", "output_A": "a", "output_B": "b", "label": "desirable"},
-            r"expected 'label' to be 'output_A' or 'output_B', left/right, a/b or tie; found 'desirable'; name other words",
+            r"expected 'label' to be 'output_A' or 'output_B', left/right, a/b or tie; found 'desirable'; name",
         ),
         ({"prompt": "x", "output_A": [A], "output_B": [Q, B], "label": 1}, "expected 'output_B' to be one assistant"),
         ({"prompt": "q", "completions": []}, "expected 'completions' to be a list of objects with 'text'"),
