@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos.config.signatures import check_arguments
 
-SOURCE_KEYS = ("train", "val", "columns", "mix")
+SOURCE_KEYS = ("train", "val", "columns", "mix", "roles", "values", "ties", "transcripts", "bad_rows", "max_bad_rows")
 """Keys of ``data`` that belong to its source; they are set as ``data.train=…`` because that is shorter to type."""
 
 

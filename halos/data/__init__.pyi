@@ -20,11 +20,11 @@ from .sources.base import (
     FileSource as FileSource,
     Source as Source,
 )
+from .sources.feedback_files import (
+    FeedbackFiles as FeedbackFiles,
+)
 from .sources.hh import (
     HHSource as HHSource,
-)
-from .sources.json_source import (
-    JsonSource as JsonSource,
 )
 from .sources.mixed import (
     MixedSource as MixedSource,

@@ -26,7 +26,7 @@ from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.token_rows import Row, Rows, TokenRows
 from halos.data.sources.base import Files, Source
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import Store
 from halos.data.views.selection import Selection
 from halos.processes.collectives import data_ranks
@@ -121,7 +121,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         if max_tokens_per_batch is not None and not packing:
             raise ValueError("data.max_tokens_per_batch: expected packed rows (data.packing=true), found false")
         if not isinstance(source, Source):
-            source = JsonSource(source, val)
+            source = FeedbackFiles(source, val)
         elif val is not None:
             raise ValueError("data.val: expected none with a Source, which has its own validation data; found some")
         self.cache_dir = cache_folder(cache_dir)

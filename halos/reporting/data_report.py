@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from rich.table import Table
 
 from halos.data.preparation.hygiene import Finding
 from halos.data.preparation.intake import Intake
+from halos.data.sources.adapted import NOTED
+from halos.data.sources.origin import Origin
 from halos.data.streaming.module import StreamingDataModule
 from halos.files import write_atomically
 from halos.processes.first import on_first_process
@@ -58,12 +60,24 @@ def show_report(intake: Intake) -> None:
         )
     for split, origins in intake.origins.items():
         for file, origin in origins.items():
-            for reason, count in origin.dropped.items():
-                cells = [f"{count:,}" if other == split else "" for other in splits]
+            for label, count, place in _lines(Path(file).name, origin):
                 table.add_row(
-                    escape(f"left out of {Path(file).name}: {reason}"), *cells, escape(origin.places[reason][0])
+                    escape(label), *(f"{count:,}" if other == split else "" for other in splits), escape(place)
                 )
     console.print(table)
+
+
+def _lines(file: str, origin: Origin) -> Iterator[tuple[str, int, str]]:
+    """Yield what became of a file's rows and columns: a label, a count, and a place or the columns."""
+    for reason, count in origin.dropped.items():
+        yield f"left out of {file}: {reason}", count, origin.places[reason][0]
+    for what, count in origin.noted.items():
+        yield f"{file}: {what}", count, origin.places[f"{NOTED}{what}"][0]
+    unused = [column.removesuffix(": unused") for column in origin.columns if column.endswith(": unused")]
+    used = [column for column in origin.columns if not column.endswith(": unused")]
+    for label, columns in (("columns", used), ("columns that are unused", unused)):
+        if columns:
+            yield f"{file}: {label}", len(columns), ", ".join(columns)
 
 
 def _lengths(percentiles: Mapping[str, int]) -> str:

@@ -15,7 +15,7 @@ from tests.data.test_golden import TREE, shp
 HH = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
 RAW = {"instruction": "q", "completions": [{"response": f"{n}", "overall_score": n} for n in range(4)]}
 ROWS: dict[str, list[dict[str, Any]]] = {
-    "json": [{"prompt": "q", "chosen": "a", "rejected": "b"}],
+    "files": [{"prompt": "q", "chosen": "a", "rejected": "b"}],
     "hh": [HH],
     "shp": [shp(0, 1, 3.0)],
     "oasst": TREE,
@@ -56,7 +56,7 @@ def test_every_source_is_shown_converted_and_reported(
 
 
 def test_a_mixture(tmp_path: Path) -> None:
-    one, two = (write(tmp_path / f"{name}.jsonl", ROWS[name]) for name in ("hh", "json"))
+    one, two = (write(tmp_path / f"{name}.jsonl", ROWS[name]) for name in ("hh", "files"))
     data = inspect_data(compose("data=mix", f"data.mix={{a: {{data: hh, train: {one}}}, b: {{train: {two}, cap: 1}}}}"))
     assert len(data.records["train"]) == 2
 
@@ -78,6 +78,6 @@ def test_scored_tokens_are_marked_with_a_model(tmp_path: Path, capsys: pytest.Ca
     ],
 )
 def test_what_makes_no_sense(tmp_path: Path, words: list[str], said: str) -> None:
-    file = write(tmp_path / "a.jsonl", ROWS["json"])
+    file = write(tmp_path / "a.jsonl", ROWS["files"])
     with pytest.raises(ValueError, match=said):
         inspect_data(compose(f"data.train={file}", *words))

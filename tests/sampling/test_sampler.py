@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.policy.loading import ModelSpec
 from halos.policy.lookup import find_policy
 from halos.sampling.engines import Decoding, TransformersEngine, VLLMEngine
@@ -47,7 +47,7 @@ def test_a_complete_file_needs_no_model(tmp_path: Path) -> None:
 
 def test_the_file_reads_as_records_with_the_prompts_asked(tmp_path: Path) -> None:
     sampler().write(ASKED, tmp_path / "a.jsonl")
-    records = JsonSource(tmp_path / "a.jsonl").train().records
+    records = FeedbackFiles(tmp_path / "a.jsonl").train().records
     assert [(record.id, record.prompt) for record in records] == [(one.id, one.prompt) for one in ASKED]
     assert all(len(record.completions) == 2 for record in records)
     assert all("<|" not in c.text and c.text for record in records for c in record.completions)

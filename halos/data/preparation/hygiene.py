@@ -13,6 +13,7 @@ import numpy as np
 
 from halos.data.records.record import Record
 from halos.data.records.table import RecordTable, table_of
+from halos.data.sources.adapted import NOTED
 from halos.data.sources.origin import SHOWN_PLACES, Origin
 
 PERCENTILES = (5, 50, 95, 99, 100)
@@ -168,6 +169,13 @@ def files_as_json(origins: Mapping[str, Origin]) -> dict[str, Json]:
     for file, origin in origins.items():
         dropped = {why: {"count": count, "ids": origin.places[why]} for why, count in origin.dropped.items()}
         files[file] = {"rows": origin.rows, "records": origin.records, "dropped": dropped}
+        if origin.noted:
+            noted = {
+                what: {"count": count, "ids": origin.places[f"{NOTED}{what}"]} for what, count in origin.noted.items()
+            }
+            files[file]["noted"] = noted
+        if origin.columns:
+            files[file]["columns"] = dict(origin.columns)
     return files
 
 

@@ -13,7 +13,7 @@ from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Record
 from halos.data.sources.adapted import Adapted, Adapter, by_row, without_empty
 from halos.data.sources.base import Columns, Files, FileSource
-from halos.data.sources.json_source import Layouts
+from halos.data.sources.feedback_files import Layouts
 
 SCORES = ("overall_score", "fine-grained_score")
 NO_COMPLETIONS = "instruction without completions"

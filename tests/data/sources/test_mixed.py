@@ -63,7 +63,7 @@ def test_weights_caps_and_neither(tmp_path: Path) -> None:
     [
         (None, "data=mix needs data.mix="),
         ({"a": {"data": "shq", "train": "x"}}, "data.mix.a.data: expected one of json, hh, shp"),
-        ({"a": {}}, "data.mix.a: data=json needs data.train=FILE"),
+        ({"a": {}}, "data.mix.a: data=files needs data.train=FILE"),
         ({"a": {"train": "x", "min_ratio": 2}}, "data.mix.a: json does not take these settings"),
         ({"a": {"train": "x", "weight": 0}}, "data.mix.a.weight: expected a number above 0, found 0"),
         ({"a": {"train": "x", "cap": 1.5}}, "data.mix.a.cap: expected a whole number from 1 on, found 1.5"),

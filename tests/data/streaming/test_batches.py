@@ -10,7 +10,7 @@ import torch
 from halos.data.batches.collate import Batch, collate, step_size
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.token_rows import make_rows
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.streaming import batches as stream_batches
 from halos.data.streaming.batches import Layout, StreamBatches, StreamRows
 from halos.data.streaming.examples import Counted, Stream
@@ -37,7 +37,7 @@ def feedback(folder: Path) -> Path:
 
 
 def batches(file: Path, *, start: int = 0, buffer: int = 1, mismatched: bool = True, **layout: Any) -> list[Batch]:
-    stream = Stream(source=JsonSource(file), view="binary", buffer=buffer, mismatched=mismatched)
+    stream = Stream(source=FeedbackFiles(file), view="binary", buffer=buffer, mismatched=mismatched)
     rows = StreamRows(stream=stream, tokens=TOKENS)
     made = StreamBatches(rows, Layout(**layout), mismatched=mismatched, chunks=2, packing=True)
     made.start = start
@@ -57,7 +57,7 @@ def same(one: Any, other: Any) -> None:
 
 def test_without_shuffling_batches_are_those_of_the_files_rows(tmp_path: Path) -> None:
     file = feedback(tmp_path)
-    examples = list(binary(JsonSource(file).train().records).examples)
+    examples = list(binary(FeedbackFiles(file).train().records).examples)
     rows = list(make_rows(examples, TOKENS).rows)
     # Two to a prompt: the mismatched completion is the same one of the next prompt, cut to this one's room.
     whole = [TOKENS.completion(example.completion) for example in examples]
@@ -105,14 +105,14 @@ def test_batches_begin_anywhere(tmp_path: Path, start: int) -> None:
 
 def test_what_was_used_is_counted_once_a_step(tmp_path: Path) -> None:
     file = feedback(tmp_path)
-    stream = Stream(source=JsonSource(file), view="binary", buffer=1)
+    stream = Stream(source=FeedbackFiles(file), view="binary", buffer=1)
     rows = StreamRows(stream=stream, tokens=TOKENS)
     totals, counts = [0], [0]
     for batch, counted in StreamBatches(rows, Layout(batch_size=2, accumulate=2, steps=6), mismatched=False, chunks=1):
         totals.append(totals[-1] + batch.total_tokens)
         counts.append(counted.used["tokens"])
     assert counts[2::2] == totals[2::2]
-    materialised = make_rows(list(binary(JsonSource(file).train().records).examples), TOKENS).report
+    materialised = make_rows(list(binary(FeedbackFiles(file).train().records).examples), TOKENS).report
     assert counted.used["completions truncated"] == materialised["completions truncated"] > 0
     assert counted.used["prompts truncated"] == materialised["prompts truncated"] > 0
 
@@ -121,7 +121,7 @@ def test_groups_know_how_many_were_drawn_together(tmp_path: Path) -> None:
     file = tmp_path / "s.jsonl"
     rows = [{"prompt": f"hello {'a ' * (n // 3)}", "completion": "good", "score": n} for n in range(12)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    stream = Stream(source=JsonSource(file), view="scored", buffer=1, together=None)
+    stream = Stream(source=FeedbackFiles(file), view="scored", buffer=1, together=None)
     made = StreamBatches(StreamRows(stream=stream, tokens=TOKENS), Layout(batch_size=4, steps=3), chunks=1)
     for batch, _ in made:
         assert batch.step.members == (3, 3, 3, 3)
@@ -129,7 +129,7 @@ def test_groups_know_how_many_were_drawn_together(tmp_path: Path) -> None:
 
 
 def test_what_a_worker_counted_up_to_a_batch_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = Stream(source=JsonSource(feedback(tmp_path)), view="binary", buffer=1)
+    stream = Stream(source=FeedbackFiles(feedback(tmp_path)), view="binary", buffer=1)
     made = StreamBatches(StreamRows(stream=stream, tokens=TOKENS), Layout(batch_size=2, steps=6), chunks=1)
     alone = [(counted.used["tokens"], counted.read["examples"]) for _, counted in made]
     monkeypatch.setattr(stream_batches, "get_worker_info", object)

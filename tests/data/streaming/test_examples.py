@@ -13,7 +13,7 @@ import pytest
 from halos.data.records.record import Completion, Message, Record
 from halos.data.records.table import loose_prompt, table_of
 from halos.data.sources.base import Records, Source
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.origin import Origin
 from halos.data.store.arrow import MEMORY
 from halos.data.streaming import examples as streams
@@ -241,7 +241,7 @@ def test_no_more_records_are_alive_than_the_buffer_holds(tmp_path: Path) -> None
 
     before = count()
 
-    made = Stream(source=JsonSource(file), view="binary", buffer=100, mismatched=True)
+    made = Stream(source=FeedbackFiles(file), view="binary", buffer=100, mismatched=True)
     for n, _ in enumerate(islice(made.drawn(Counted()), 4800)):
         if n % 400 == 0:
             alive.append(count() - before)
@@ -254,14 +254,14 @@ def test_files_are_counted_and_named(tmp_path: Path) -> None:
     file = tmp_path / "f.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     counted = Counted()
-    first(Stream(source=JsonSource(file), view="binary"), 5, counted)
+    first(Stream(source=FeedbackFiles(file), view="binary"), 5, counted)
     columns = Counter({"prompt: prompt": 2, "completion: completion": 2, "label: label": 2})
     dropped = Counter({"empty completion": 1})
     places = {"empty completion": [f"{file}:2"]}
     assert counted.origins == {str(file): Origin(2, 1, dropped, places, columns=columns)}
     assert counted.passes == 5
     with pytest.raises(ValueError, match=r"data.strict: .*found empty completion \(1: .*f.jsonl:2\)"):
-        first(Stream(source=JsonSource(file), view="binary", strict=True), 1)
+        first(Stream(source=FeedbackFiles(file), view="binary", strict=True), 1)
     file.write_text(json.dumps(rows[0]) + "\n{\n")
     with pytest.raises(ValueError, match=r"f.jsonl:2: expected JSON"):
-        first(Stream(source=JsonSource(file), view="binary"), 1)
+        first(Stream(source=FeedbackFiles(file), view="binary"), 1)

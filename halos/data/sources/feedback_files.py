@@ -144,7 +144,7 @@ def _is_transcript(row: RawRow) -> bool:
 
 
 @final
-class JsonSource(FileSource):
+class FeedbackFiles(FileSource):
     """Files of feedback in the layouts that people have, recognised row by row.
 
     Args:
@@ -162,7 +162,7 @@ class JsonSource(FileSource):
         ValueError: a setting has none of its values.
     """
 
-    name = "json"
+    name = "files"
     rows_alone = True
 
     def __init__(

@@ -9,7 +9,7 @@ import pytest
 
 from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.adapted import without_empty
-from halos.data.sources.json_source import to_record
+from halos.data.sources.feedback_files import to_record
 
 Q = {"role": "user", "content": "q"}
 S = {"role": "system", "content": "s"}
