@@ -169,9 +169,10 @@ class Converter:
         label = None
         path = self.roles.get("label")
         if isinstance(path, str):
+            if "." not in path and path not in row:
+                required(where, row, path)
             # A label that is present but null is an error, not a completion without feedback.
-            value = value_at(row, path)
-            label = self.values.label(where, path, required(where, row, path) if path not in row else value)
+            label = self.values.label(where, path, value_at(row, path))
         score = self.roles.get("score")
         return Completion(text, label, self._score(where, row, score if isinstance(score, str) else None))
 
