@@ -151,7 +151,7 @@ class Converter:
             required(where, row, "prompt")
             raise wrong(where, "prompt", "given", None)
         note_repeated(prompt, text, dropped)
-        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, text),)), dropped)
+        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, text, dropped),)), dropped)
 
     def _conversation(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         path, value = self._required(where, row, "messages")
@@ -163,9 +163,9 @@ class Converter:
         if not before:
             raise wrong(where, path, "a prompt and an assistant's turn after it", value)
         prompt = self._with_before(where, row, before)
-        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, text),)), dropped)
+        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, text, dropped),)), dropped)
 
-    def _judged(self, where: str, row: RawRow, text: str) -> Completion:
+    def _judged(self, where: str, row: RawRow, text: str, dropped: Counter[str]) -> Completion:
         label = None
         path = self.roles.get("label")
         if isinstance(path, str):
@@ -173,8 +173,23 @@ class Converter:
                 required(where, row, path)
             # A label that is present but null is an error, not a completion without feedback.
             label = self.values.label(where, path, value_at(row, path))
+        if label is None and isinstance(votes := self.roles.get("votes"), str):
+            label = self._majority(where, votes, value_at(row, votes), dropped)
         score = self.roles.get("score")
         return Completion(text, label, self._score(where, row, score if isinstance(score, str) else None))
+
+    def _majority(self, where: str, path: Path, votes: object, dropped: Counter[str]) -> bool | None:
+        """Return the label that most votes give, None for as many on either side; disagreement is counted."""
+        if votes is None:
+            return None
+        if not isinstance(votes, Mapping) or not all(type(count) is int and count >= 0 for count in votes.values()):
+            raise wrong(where, path, "counts of votes, such as {up: 7, down: 2}", votes)
+        counts = {True: 0, False: 0}
+        for word, count in votes.items():
+            counts[self.values.label(where, path, word)] += count
+        if all(counts.values()):
+            dropped[f"{NOTED}completions whose votes disagree"] += 1
+        return None if counts[True] == counts[False] else counts[True] > counts[False]
 
     def _preferred(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         own = self._prompt(where, row, dropped)

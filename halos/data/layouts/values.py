@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from halos.data.reading.fields import wrong
 
@@ -156,9 +156,9 @@ class Values:
         meant = {name: own | (MEANINGS[name] - everything) for name, own in words.items()}
         object.__setattr__(self, "_words", meant)
 
-    def key(self) -> tuple[object, ...]:
-        """Return everything that decides what a value means."""
-        return tuple(getattr(self, item.name) for item in fields(self) if item.init)
+    def listed(self) -> dict[str, list[object]]:
+        """Return the user's words for each meaning that has any."""
+        return {name: list(words) for name in MEANINGS if (words := getattr(self, name))}
 
     def label(self, where: str, name: str, value: object) -> bool:
         """Return whether a value means desirable.
