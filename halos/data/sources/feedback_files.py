@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from halos.checks import check_whole
@@ -198,6 +198,11 @@ class FeedbackFiles(FileSource):
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         layouts = Layouts(self._declaration)
+        yield from scores_joined(self._one_by_one(rows, layouts))
+        # One entry for all rows: counting the columns of each row would take as long as reading it.
+        yield "", None, layouts.columns()
+
+    def _one_by_one(self, rows: Iterable[Located], layouts: Layouts) -> Iterator[Adapted]:
         for where, row in rows:
             try:
                 if isinstance(row, MalformedRow):
@@ -208,8 +213,6 @@ class FeedbackFiles(FileSource):
                     raise
                 records = [(where, None, Counter({BAD_ROW: 1}))]
             yield from records
-        # One entry for all rows: counting the columns of each row would take as long as reading it.
-        yield "", None, layouts.columns()
 
     def check_origin(self, file: str, origin: Origin) -> None:
         super().check_origin(file, origin)
@@ -219,6 +222,39 @@ class FeedbackFiles(FileSource):
                 f"{file}: expected up to data.max_bad_rows = {self._max_bad_rows} malformed rows, found {count}, "
                 f"the first at {', '.join(origin.places[BAD_ROW])}; data.bad_rows=stop shows the first error"
             )
+
+
+def scores_joined(adapted: Iterable[Adapted]) -> Iterator[Adapted]:
+    """Join records that follow each other, have one prompt, and hold scored completions alone.
+
+    Some files have the scored replies to one prompt in separate rows. Joined, they can be compared: pairs of the best
+    and the worst reply, or a threshold of each prompt's own.
+    """
+    waiting: Adapted | None = None
+    for where, record, dropped in adapted:
+        if waiting is None:
+            waiting = where, record, dropped
+            continue
+        before = waiting[1]
+        if (
+            record
+            and before
+            and record.prompt == before.prompt
+            and _has_only_scores(record)
+            and _has_only_scores(before)
+        ):
+            joined = replace(before, completions=before.completions + record.completions)
+            waiting = waiting[0], joined, waiting[2] + dropped
+        else:
+            yield waiting
+            waiting = where, record, dropped
+    if waiting is not None:
+        yield waiting
+
+
+def _has_only_scores(record: Record) -> bool:
+    replies = record.completions
+    return not record.preferences and all(reply.score is not None and reply.desirable is None for reply in replies)
 
 
 def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:

@@ -242,6 +242,14 @@ def test_bad_rows_are_skipped_with_counts_and_places(tmp_path: Path) -> None:
         FeedbackFiles(str(file), bad_rows="skip", max_bad_rows=1).train()
 
 
+def test_scored_replies_in_rows_that_follow_each_other_are_one_record(tmp_path: Path) -> None:
+    rows = [{"prompt": p, "response": r, "score": s} for p, r, s in ((Q, A, 5), (Q, B, 1), ("r", A, 2), (Q, "?", 3))]
+    records, _, _ = read(tmp_path, *rows)
+    scored = [[(c.text, c.score) for c in r.completions] for r in records]
+    assert scored == [[(A, 5.0), (B, 1.0)], [(A, 2.0)], [("?", 3.0)]]
+    assert [r.id for r in records] == [f"{tmp_path}/f.jsonl:{n}" for n in (1, 3, 4)]
+
+
 @pytest.mark.parametrize("votes", [[1, 2], {"up": "7"}, {"perhaps": 1}, {"up": -1}])
 def test_malformed_votes(votes: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"f\.jsonl:1: expected 'votes' to be"):
@@ -284,7 +292,7 @@ FILES = {
     "labels_floats.csv": 8, "labels_signs.jsonl": 8, "labels_words.jsonl": 8, "labels_yes_no.csv": 8,
     "messages_chosen_object.jsonl": 4, "open_webui.json": 4, "openai_preference.jsonl": 4, "orca_columns.jsonl": 4,
     "reply_repeats_prompt.jsonl": 4, "sharegpt.json": 4, "sharegpt_labels.jsonl": 8, "sharegpt_pairs.json": 4,
-    "stars.csv": 8, "tools_column.jsonl": 4, "transcript_in_prompt.jsonl": 4, "two_answers_scored.jsonl": 4, "weights.jsonl": 3,
+    "stars.csv": 4, "tools_column.jsonl": 4, "transcript_in_prompt.jsonl": 4, "two_answers_scored.jsonl": 4, "weights.jsonl": 3,
 }  # fmt: skip
 GOOD = ("Paris.", "Eleven.", "Put it into boiling water for eight minutes.", "Yes, about 3.5 percent.")
 BAD = ("Lyon.", "Twelve.", "Throw it at the wall.", "No idea.")
