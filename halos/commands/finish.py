@@ -50,15 +50,15 @@ def finish(run: Run) -> dict[str, Any]:
 
 def _summary(run: Run) -> dict[str, Any]:
     trainer, data = run.trainer, run.data
-    accumulate, world_size = trainer.accumulate_grad_batches, data_ranks(trainer)[1]
+    per_step = trainer.accumulate_grad_batches * data_ranks(trainer)[1] * data.batch_size
     return {
         "loss": run.cfg.loss.name,
         "strategy": run.cfg.strategy.name,
         "precision": run.cfg.precision,
         "world_size": trainer.world_size,
         "steps": trainer.global_step,
-        "examples": trainer.global_step * accumulate * world_size * data.batch_size,
-        "tokens": data.tokens_in(trainer.global_step, accumulate=accumulate, world_size=world_size),
+        "examples": trainer.global_step * per_step,
+        "tokens": data.tokens_in(trainer.global_step),
         "train_seconds": run.record.seconds,
         "reference_seconds": run.objective.trained.reference_seconds,
         "peak_rss_mb": peak_rss_mb(),

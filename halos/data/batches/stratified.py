@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import numpy as np
 
-from halos.data.batches.order import TrainingOrder
+from halos.data.batches.order import Division, Numbers, TrainingOrder
 
 
 class StratifiedOrder(TrainingOrder):
@@ -20,23 +19,22 @@ class StratifiedOrder(TrainingOrder):
 
     Args:
         size: the number of examples.
+        division: the part of one rank.
         labels: [size] 1 desirable, 0 undesirable, -1 unknown.
-        division: ``batch_size``, ``accumulate``, ``world_size``, ``rank``, ``steps`` and ``seed``, see
-            :class:`TrainingOrder`.
 
     Raises:
         ValueError: a label is unknown, or a step has one example only.
     """
 
-    def __init__(self, size: int, *, labels: Sequence[int] | np.ndarray, **division: int) -> None:
-        super().__init__(size, groups=None, together=None, **division)
+    def __init__(self, size: int, division: Division, *, labels: Numbers) -> None:
+        super().__init__(size, division)
         self._labels = np.asarray(labels, dtype=np.int8)
         if (self._labels < 0).any():
             raise ValueError(
                 "data.stratified: expected a loss that learns from labels, found examples without labels; set "
                 "data.stratified=false"
             )
-        if self.batch_size * self.world_size * self.accumulate < 2:
+        if division.per_step < 2:
             raise ValueError("data.stratified: expected at least two examples in a step, found one")
         # Data with one class have one list, and no step can lack it.
         members = [np.flatnonzero(self._labels == label).tolist() for label in (1, 0)]
@@ -52,7 +50,7 @@ class StratifiedOrder(TrainingOrder):
         return tuple(step)
 
     def _shuffled(self, epoch: int) -> list[int]:
-        rng = random.Random((self.seed << 20) + epoch)
+        rng = random.Random((self.division.seed << 20) + epoch)
         # The n-th example of a class gets a random place in the n-th of equal intervals of [0, 1): sorted by it, both
         # classes are spread evenly, and which example of the other class is next to it stays random.
         places: list[tuple[float, int]] = []

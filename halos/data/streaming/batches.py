@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Unpack
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from halos.data.batches.collate import Batch, Collation, StepSize, collate, step_size
+from halos.data.batches.collate import Batch, collate, step_size
+from halos.data.batches.order import Division
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.token_rows import Control, Row, few_rows
 from halos.data.streaming.examples import Counted, Drawn, Stream
-
-
-@dataclass(slots=True, kw_only=True)
-class Layout:
-    """How a run is divided into the micro-batches of one rank, as in :class:`halos.data.batches.order.TrainingOrder`.
-
-    Attributes:
-        batch_size: examples in a micro-batch of one rank.
-        accumulate: micro-batches in an optimizer step.
-        world_size: ranks with data of their own.
-        rank: the number of this rank.
-        steps: optimizer steps of the run.
-    """
-
-    batch_size: int
-    accumulate: int = 1
-    world_size: int = 1
-    rank: int = 0
-    steps: int = 0
-
-    @property
-    def per_micro_step(self) -> int:
-        """Examples in a micro-step, on all ranks."""
-        return self.batch_size * self.world_size
-
-    @property
-    def per_step(self) -> int:
-        """Examples in an optimizer step, on all ranks."""
-        return self.per_micro_step * self.accumulate
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,16 +54,16 @@ class StreamBatches(IterableDataset[Served]):
 
     Args:
         rows: makes the rows.
-        layout: how the run is divided.
-        options: see :func:`halos.data.batches.collate.collate`.
+        division: the part of one rank.
+        collate_rows: :func:`.collate`, with its options bound.
     """
 
-    def __init__(self, rows: StreamRows, layout: Layout, **options: Unpack[Collation]) -> None:
-        self.rows, self.layout, self.options = rows, layout, options
+    def __init__(self, rows: StreamRows, division: Division, collate_rows: Callable[..., Batch] = collate) -> None:
+        self.rows, self.division, self.collate_rows = rows, division, collate_rows
         self.start = 0
 
     def __len__(self) -> int:
-        return self.layout.steps * self.layout.accumulate
+        return self.division.steps * self.division.accumulate
 
     def __iter__(self) -> Iterator[Served]:
         counted = Counted()
@@ -104,21 +75,17 @@ class StreamBatches(IterableDataset[Served]):
             yield error, counted  # if raised here, the loader would wrap it in the worker's traceback
 
     def _batches(self, counted: Counted) -> Iterator[tuple[Batch, Counted]]:
-        layout = self.layout
-        first_step, first_micro_step = divmod(self.start, layout.accumulate)
+        division = self.division
+        first_step, first_micro_step = divmod(self.start, division.accumulate)
         # Skipped examples are still drawn, so that the buffer and the waiting partners are those of the interrupted
         # run.
-        drawn = islice(self.rows.stream.drawn(counted), first_step * layout.per_step, None)
-        for _ in range(first_step, layout.steps):
-            step = list(islice(drawn, layout.per_step))
+        drawn = islice(self.rows.stream.drawn(counted), first_step * division.per_step, None)
+        for _ in range(first_step, division.steps):
+            step = list(islice(drawn, division.per_step))
             rows = self.rows.rows(step, counted)
             size = step_size(rows, {row.group: one.members for row, one in zip(rows, step, strict=True)})
-            for number in range(first_micro_step, layout.accumulate):
+            for number in range(first_micro_step, division.accumulate):
+                batch = self.collate_rows(rows[division.own(number)], step=size)
                 # A worker's thread pickles the counts while the next batch is already adding to them, hence the copy.
-                yield self._batch(rows, number, size), counted if get_worker_info() is None else deepcopy(counted)
+                yield batch, counted if get_worker_info() is None else deepcopy(counted)
             first_micro_step = 0
-
-    def _batch(self, rows: list[Row], number: int, size: StepSize) -> Batch:
-        layout = self.layout
-        start = number * layout.per_micro_step + layout.rank * layout.batch_size
-        return collate(rows[start : start + layout.batch_size], step=size, **self.options)

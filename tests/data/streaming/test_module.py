@@ -88,10 +88,10 @@ def test_a_loader_goes_on_behind_what_was_served(tmp_path: Path, served: int, wo
     made.load_state_dict(account)
     second.load_state_dict(state)
     assert [batch.ids for batch in second] == whole[served:]
-    tokens = made.tokens_in(10, accumulate=1, world_size=1)
+    tokens = made.tokens_in(10)
     made._before.clear()
     everything = attach(made)
-    assert tokens == sum(batch.total_tokens for batch in everything) == made.tokens_in(10, accumulate=1, world_size=1)
+    assert tokens == sum(batch.total_tokens for batch in everything) == made.tokens_in(10)
 
 
 def test_two_ranks_see_what_one_does(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_steps_have_to_be_given(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trainer.max_steps: expected the number of steps .* found -1"):
         made.plan(epochs=3, max_steps=-1, accumulate=1, world_size=1)
     with pytest.raises(ValueError, match=r"not computed beforehand with data.streaming=true"):
-        made.scored_rows(accumulate=1, world_size=1)
+        made.scored_rows()
 
 
 def test_the_longest_sequence_is_as_long_as_the_limit(tmp_path: Path) -> None:
