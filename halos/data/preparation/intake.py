@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 from halos.checks import check_whole
-from halos.data.preparation.hygiene import Finding, Hygiene, as_json, examine, files_as_json, percentiles, without_leaks
+from halos.data.preparation.hygiene import Finding, Hygiene, examine, percentiles, without_leaks
 from halos.data.records.record import Record
 from halos.data.records.split import split_by_prompt
 from halos.data.records.table import RecordTable, table_of
@@ -52,13 +52,26 @@ class Intake:
         self.hygiene[split].lengths |= {name: percentiles(values) for name, values in rows.lengths.items()}
 
     def report(self) -> dict[str, object]:
-        """Return the account as plain data."""
-        splits = as_json(self.hygiene, self.origins, self.reports, self.truncated)
-        if "train" in self.origins and "train" not in splits:
-            # A stream's training records are counted as they are read, but not examined.
-            read = {"files": files_as_json(self.origins["train"]), "counts": dict(self.reports.get("train", {}))}
-            splits = {"train": read, **splits}
+        """Return the account as plain data, for ``data_report.json``."""
+        splits = {split: self._of_split(split) for split in self.origins}
         return {"splits": splits, "leaked_prompts": asdict(self.leaks)}
+
+    def _of_split(self, split: str) -> dict[str, object]:
+        files: dict[str, dict[str, object]] = {}
+        for file, origin in self.origins[split].items():
+            dropped = {why: {"count": count, "ids": origin.places[why]} for why, count in origin.dropped.items()}
+            files[file] = {"rows": origin.rows, "records": origin.records, "dropped": dropped}
+        account = {"files": files, "counts": dict(self.reports.get(split, {}))}
+        if split not in self.hygiene:
+            # A stream's training records are counted as they are read, but not examined.
+            return account
+        cut: dict[str, dict[str, int]] = {}
+        for (reason, file), count in self.truncated.get(split, {}).items():
+            cut.setdefault(file, {})[reason] = count
+        for file, entry in files.items():
+            entry["truncated"] = cut.pop(file, {})
+        # What is left belongs to records that came with their own ids, which do not name a file.
+        return asdict(self.hygiene[split]) | account | ({"truncated elsewhere": cut} if cut else {})
 
 
 def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:

@@ -118,7 +118,7 @@ class Stream:
             counts = counted.read
             records = [turn for record in run for turn in with_turns(record, counts)] if self.train_on == "all" else run
             # Thresholds such as a prompt's own median come from the run as it was read, not from its separate turns.
-            examples, report = of_run(self.view, records, self.selection.prepare_run(self.view, run))
+            examples, report = of_run(self.view, records, self.selection.prepare(self.view, run, run))
             counts.update(report)
             examples, report = self.selection.keep_of_run(examples, self.seed)
             counts.update(report)

@@ -23,7 +23,7 @@ TRIED_BUNDLES = 256
 """Bundles of examples that are read before the run, as a trial."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PreparedStream(Prepared):
     """The stream of training rows, its first row, and the rows of the validation data.
 
@@ -100,16 +100,7 @@ class StreamPreparation(Preparation):
         # Without a shuffle buffer, as filling it would read thousands of examples for one row.
         drawn = next(replace(stream, buffer=1).drawn(Counted()))
         (first,) = stream_rows.rows([drawn], Counted())
-        return PreparedStream(
-            needs=needs,
-            tokenizer=tokenizer,
-            rows=rows,
-            intake=intake,
-            label_counts=None,
-            prompts=shown,
-            stream_rows=stream_rows,
-            first=first,
-        )
+        return PreparedStream(needs, tokenizer, rows, intake, None, shown, stream_rows, first)
 
     def stream(self, intake: Intake, needs: DataNeeds, held: frozenset[int]) -> Stream:
         """The training examples as they will be read."""
