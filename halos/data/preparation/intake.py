@@ -13,8 +13,8 @@ from halos.data.records.record import Record
 from halos.data.records.split import split_by_prompt
 from halos.data.records.table import RecordTable, table_of
 from halos.data.rows.token_rows import Rows
+from halos.data.sources.adapted import SHOWN_PLACES, Origin, check_faultless
 from halos.data.sources.base import Records, Source
-from halos.data.sources.origin import SHOWN_PLACES, Origin, check_faultless
 from halos.data.views.examples import Example, Examples
 
 LEAKED = "validation records whose prompt is in the training data left out"

@@ -15,13 +15,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from halos.data.reading.fields import RawRow
 from halos.data.reading.files import Piece, check_streamable, content_key, edges_key, expand, pieces, read_piece
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Record
 from halos.data.records.table import RecordTable, batches
 from halos.data.records.truth import TrueReward
-from halos.data.sources.adapted import Adapted
-from halos.data.sources.origin import Origin, check_faultless
+from halos.data.sources.adapted import Adapted, Origin, check_faultless
 from halos.data.store.arrow import MEMORY, Part, Store
 
 Files = str | Path | Sequence[str | Path]
@@ -210,6 +210,33 @@ class FileSource(Source):
         # The notes are complete only once the last batch has been made.
         yield from batches(records())
         return {"file": str(piece.file), "origin": {name: getattr(origin, name) for name in Origin.__slots__}}
+
+
+class RowSource(FileSource):
+    """A source whose files have one record in each row."""
+
+    rows_alone = True
+
+    @abstractmethod
+    def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        """Make a record of a row.
+
+        Args:
+            where: the location of the row.
+            row: the row.
+            dropped: counts what is left out, by reason.
+
+        Returns:
+            The record; None for a row that is well formed but has nothing to learn from, whose reason is then counted.
+
+        Raises:
+            ValueError: for a malformed row.
+        """
+
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        for where, row in rows:
+            dropped: Counter[str] = Counter()
+            yield where, self.record(where, row, dropped), dropped
 
 
 def _user_code(source: type[FileSource]) -> Iterator[str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import final
 
@@ -21,17 +21,13 @@ from halos.data.reading.fields import (
     text_of,
     wrong,
 )
-from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Prompt, Record, messages_of, prompt_key
-from halos.data.sources.adapted import DIFFERENT_PROMPTS, Adapted, Adapter, by_row, without_empty
-from halos.data.sources.base import FileSource
+from halos.data.sources.adapted import DIFFERENT_PROMPTS, without_empty
+from halos.data.sources.base import RowSource
 
+Adapter = Callable[[str, RawRow, Counter[str]], Record | None]
+"""Makes a record of a row of one format; see :meth:`.RowSource.record`."""
 COMPLETION_KEYS = {"text", "desirable", "score"}
-
-
-def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-    """Adapt a row of any of the formats."""
-    return _adapter(where, row)(where, row, dropped)
 
 
 def _adapter(where: str, row: RawRow) -> Adapter:
@@ -207,11 +203,10 @@ BY_KEYS: tuple[tuple[Adapter, tuple[str, ...]], ...] = (
 
 
 @final
-class JsonSource(FileSource):
+class JsonSource(RowSource):
     """Files in this project's format, TRL's, HALOs' or UltraFeedback's, recognised row by row."""
 
     name = "json"
-    rows_alone = True
 
-    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        return by_row(rows, to_record)
+    def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        return _adapter(where, row)(where, row, dropped)

@@ -46,32 +46,30 @@ def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adap
         lang: only trees whose first message is in this language (``en``) are used; None: all.
     """
     nodes: dict[str, _Node] = {}
-    children: dict[str, list[str]] = defaultdict(list)
-    roots: list[str] = []
+    replies: dict[str, list[_Node]] = defaultdict(list)
+    roots: list[_Node] = []
     for where, row in rows:
-        if isinstance(row.get("prompt"), dict):
-            yield from _records(_tree(f"{where}/prompt", row["prompt"]), lang)
+        prompt = row.get("prompt")
+        if isinstance(prompt, dict):
+            yield from _records(_tree(f"{where}/prompt", prompt), lang)
             continue
         name = text_of(where, "message_id", required(where, row, "message_id"))
         if name in nodes:
             raise ValueError(f"{where}: expected message ids to be unique; found {name!r}, as at {nodes[name].where}")
-        nodes[name] = _node(where, row)
-        if has(row, "parent_id"):
-            children[text_of(where, "parent_id", row["parent_id"])].append(name)
-        else:
-            roots.append(name)
-    # Parents may come after their children, so trees are assembled once all messages are read. What cannot be reached
+        node = nodes[name] = _node(where, row)
+        node.replies = replies[name]
+        parent = text_of(where, "parent_id", row["parent_id"]) if has(row, "parent_id") else None
+        (roots if parent is None else replies[parent]).append(node)
+    # Parents may come after their replies, so trees are complete once all messages are read. What cannot be reached
     # from a root has lost its parent, or is part of a loop, which is never entered here.
-    reached = set()
+    reached, waiting = set(), list(roots)
+    while waiting:
+        node = waiting.pop()
+        reached.add(node.where)
+        waiting += node.replies
     for root in roots:
-        open_names = [root]
-        while open_names:
-            name = open_names.pop()
-            reached.add(name)
-            nodes[name].replies = [nodes[child] for child in children[name]]
-            open_names += children[name]
-        yield from _records(nodes[root], lang)
-    yield from ((node.where, None, Counter({ORPHAN: 1})) for name, node in nodes.items() if name not in reached)
+        yield from _records(root, lang)
+    yield from ((node.where, None, Counter({ORPHAN: 1})) for node in nodes.values() if node.where not in reached)
 
 
 def only_trees(rows: Iterable[Located]) -> Iterator[Located]:
@@ -99,29 +97,23 @@ def _node(where: str, row: RawRow) -> _Node:
     return _Node(where, ROLES[role], text, rank, None if lang is None else text_of(where, "lang", lang), usable)
 
 
-def _tree(where: str, value: object) -> _Node:
+def _tree(where: str, message: RawRow) -> _Node:
     """Return the node of a message with all replies below it."""
-    message = _message(where, value)
     root = _node(where, message)
     # Not recursion: a tree may be deeper than Python's stack.
     waiting = [(root, message)]
     while waiting:
-        node, row = waiting.pop()
-        replies = row.get("replies") or []
+        node, message = waiting.pop()
+        replies = message.get("replies") or []
         if not isinstance(replies, list):
             raise wrong(node.where, "replies", "a list of messages", replies)
         for n, reply in enumerate(replies):
             place = f"{node.where.removesuffix('/prompt')}/{n}"
-            message = _message(place, reply)
-            node.replies.append(_node(place, message))
-            waiting.append((node.replies[-1], message))
+            if not isinstance(reply, dict):
+                raise wrong(place, "replies", "messages with 'role' and 'text'", reply)
+            node.replies.append(_node(place, reply))
+            waiting.append((node.replies[-1], reply))
     return root
-
-
-def _message(where: str, value: object) -> RawRow:
-    if not isinstance(value, dict):
-        raise wrong(where, "replies", "messages with 'role' and 'text'", value)
-    return value
 
 
 def _records(root: _Node, lang: str | None) -> Iterator[Adapted]:

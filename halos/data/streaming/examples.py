@@ -20,8 +20,8 @@ from typing import TypeVar
 
 from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import loose_prompt
+from halos.data.sources.adapted import Origin
 from halos.data.sources.base import Source
-from halos.data.sources.origin import Origin
 from halos.data.views.derive import of_run
 from halos.data.views.examples import Example
 from halos.data.views.selection import Selection

@@ -6,7 +6,7 @@ from typing import Any
 from halos.data.preparation.hygiene import examine, origin_of, percentiles, without_leaks
 from halos.data.preparation.intake import Intake
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.origin import Origin
+from halos.data.sources.adapted import Origin
 
 
 def one(name: str, prompt: str, *completions: Completion, better: tuple[int, int] | None = None) -> Record:

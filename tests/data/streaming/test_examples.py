@@ -12,9 +12,9 @@ import pytest
 
 from halos.data.records.record import Completion, Message, Record
 from halos.data.records.table import loose_prompt, table_of
+from halos.data.sources.adapted import Origin
 from halos.data.sources.base import Records, Source
 from halos.data.sources.json_source import JsonSource
-from halos.data.sources.origin import Origin
 from halos.data.store.arrow import MEMORY
 from halos.data.streaming import examples as streams
 from halos.data.streaming.examples import IN_VALIDATION, Counted, Drawn, Stream, bundles, runs, shuffled, with_partners
