@@ -42,7 +42,7 @@ def finish(run: Run) -> dict[str, Any]:
     log_hparams(run.trainer, hyperparameters(run.cfg), final)
     run_report.show_metrics(summary["metrics"])
     if run.data.streams:
-        run_report.show_data({"train": run.data.reports["train"]})
+        run_report.show_data({"train": run.data.intake.reports["train"]})
     run.folder.write_summary(summary)
     run_report.show_where_next(run.folder.root, run.folder.model)
     return summary

@@ -55,7 +55,7 @@ def show(run: Run) -> None:
     """Print counts of the data, one example with its scored tokens marked, and the plan of the run."""
     data, objective = run.data, run.objective
     show_report(data.intake)
-    run_report.show_data(data.reports)
+    run_report.show_data(data.intake.reports)
     branches = ("chosen", "rejected") if objective.view == "pairs" else ("completion", "mismatched (KL)")
     example = data.prepared.example()
     run_report.show_example(example, run.model.tokenizer, branches[: len(example.branches)])

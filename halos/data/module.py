@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -20,9 +19,8 @@ from torch.utils.data import DataLoader
 from halos.checks import check_whole
 from halos.data.batches.collate import Batch, Batches, collate
 from halos.data.batches.loader import Resumable, ResumableLoader
-from halos.data.batches.order import Division, TrainingOrder, validation_order
+from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder, validation_order
 from halos.data.batches.reference_table import ReferenceTable
-from halos.data.batches.stratified import StratifiedOrder
 from halos.data.preparation.intake import Intake
 from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
 from halos.data.rows.chat_tokens import ChatTokens, Limits
@@ -202,11 +200,6 @@ class PreferenceDataModule(pl.LightningDataModule):
     def intake(self) -> Intake:
         """What was read, converted, cut and left out."""
         return self.prepared.intake
-
-    @property
-    def reports(self) -> dict[str, Counter[str]]:
-        """Counts of the intake for each split."""
-        return self.intake.reports
 
     @property
     def label_counts(self) -> tuple[int, int] | None:

@@ -64,12 +64,6 @@ class Origin:
     dropped: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, adapted: Adapted) -> None:
-        """Count what an adapter returned for a row."""
-        where, record, dropped = adapted
-        self.records += record is not None
-        self.drop(where, dropped)
-
     def drop(self, where: str, dropped: Counter[str]) -> None:
         """Count what was left out of a row."""
         self.dropped += dropped

@@ -144,13 +144,11 @@ class FileSource(Source):
         for file in chain.from_iterable(map(expand, self._train_files)):
             origin = origins.setdefault(str(file), Origin())
             rows = _counted(read_piece(Piece(file), self._columns, streaming=True), origin)
-            # Counted before it is yielded, so that the counts include the record that the caller is working on.
-            for adapted in self.adapted_one_by_one(rows):
-                origin.add(adapted)
+            for _, record in _added(self.adapted_one_by_one(rows), origin):
                 if strict:
                     check_faultless({str(file): origin})
-                if adapted[1] is not None:
-                    yield adapted[1]
+                if record is not None:
+                    yield record
             _check_rows(str(file), origin)
 
     def stream_key(self) -> str:
@@ -199,16 +197,9 @@ class FileSource(Source):
 
     def _part(self, piece: Piece) -> Part:
         origin = Origin()
-
-        def records() -> Iterator[tuple[str | None, Record]]:
-            for adapted in self.adapted(_counted(read_piece(piece, self._columns), origin)):
-                origin.add(adapted)
-                where, record, _ = adapted
-                if record is not None:
-                    yield where, record
-
+        adapted = self.adapted(_counted(read_piece(piece, self._columns), origin))
         # The notes are complete only once the last batch has been made.
-        yield from batches(records())
+        yield from batches((where, record) for where, record in _added(adapted, origin) if record is not None)
         return {"file": str(piece.file), "origin": {name: getattr(origin, name) for name in Origin.__slots__}}
 
 
@@ -279,6 +270,14 @@ def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:
     for located in rows:
         origin.rows += 1
         yield located
+
+
+def _added(adapted: Iterable[Adapted], origin: Origin) -> Iterator[tuple[str, Record | None]]:
+    """Yield locations and records, each after its counts were added: they include what the caller is working on."""
+    for where, record, dropped in adapted:
+        origin.records += record is not None
+        origin.drop(where, dropped)
+        yield where, record
 
 
 def _paths(files: Files) -> list[str | Path]:

@@ -1,4 +1,4 @@
-"""The micro-batches of a stream."""
+"""The micro-batches of a stream, and their loader."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from halos.data.batches.collate import Batch, collate, step_size
+from halos.data.batches.loader import Resumable
 from halos.data.batches.order import Division
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.token_rows import Control, Row, few_rows
@@ -89,3 +91,26 @@ class StreamBatches(IterableDataset[Served]):
                 # A worker's thread pickles the counts while the next batch is already adding to them, hence the copy.
                 yield batch, counted if get_worker_info() is None else deepcopy(counted)
             first_micro_step = 0
+
+
+class StreamLoader(Resumable):
+    """Serves the micro-batches of a stream.
+
+    Args:
+        batches: the micro-batches.
+        options: see :class:`.Resumable`. At most one worker makes sense, as each one would read the whole stream.
+
+    Attributes:
+        counted: what was read and used up to the last batch that was served.
+    """
+
+    def __init__(self, batches: StreamBatches, **options: Any) -> None:
+        super().__init__(batches, batches, **options)
+        self.counted = Counted()
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Yield the batches. Raises ``ValueError`` for bad data that a worker found."""
+        for batch, self.counted in super().__iter__():
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch

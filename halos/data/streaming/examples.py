@@ -54,14 +54,14 @@ class Counted:
     passes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Drawn:
     """An example that was drawn for training.
 
     Attributes:
         example: the example.
         members: how many examples of its prompt were drawn together.
-        partner: the example whose completion is the mismatched one, or None.
+        partner: the example whose completion is the mismatched one, once there is one.
     """
 
     example: Example
@@ -202,13 +202,6 @@ def _pop_random(waiting: list[Sequence[T]], rng: random.Random) -> Sequence[T]:
     return waiting.pop()
 
 
-@dataclass(slots=True)
-class _Waiting:
-    prompt: str
-    drawn: Drawn
-    partner: Example | None = None
-
-
 def with_partners(incoming: Iterable[Drawn]) -> Iterator[Drawn]:
     """Give each example, in order, the next example of another prompt that is not a partner yet.
 
@@ -226,30 +219,26 @@ def with_partners(incoming: Iterable[Drawn]) -> Iterator[Drawn]:
     Raises:
         ValueError: more than that wait, and all examples so far have the same prompt.
     """
-    waiting: deque[_Waiting] = deque()
+    waiting: deque[tuple[str, Drawn]] = deque()
     # The last example, preceded by the last one of another prompt. For any prompt, one of the two has a different one.
-    last: tuple[_Waiting, ...] = ()
+    last: list[tuple[str, Drawn]] = []
     for drawn in incoming:
-        this = _Waiting(prompt_key(drawn.example.prompt), drawn)
+        prompt = prompt_key(drawn.example.prompt)
         # The longest waiting example comes first, which keeps the queue short.
-        without_partner = (entry for entry in waiting if entry.partner is None and entry.prompt != this.prompt)
+        without_partner = (one for other, one in waiting if one.partner is None and other != prompt)
         if first := next(without_partner, None):
             first.partner = drawn.example
-        waiting.append(this)
-        last = (*(entry for entry in last if entry.prompt != this.prompt), this)[-2:]
-        if len(waiting) > MISMATCH_MAX_WAITING_EXAMPLES and waiting[0].partner is None:
-            waiting[0].partner = _other(waiting[0].prompt, last)
+        waiting.append((prompt, drawn))
+        last = [*(entry for entry in last if entry[0] != prompt), waiting[-1]][-2:]
+        longest_waiting = waiting[0][1]
+        if len(waiting) > MISMATCH_MAX_WAITING_EXAMPLES and longest_waiting.partner is None:
+            others = [one.example for other, one in last if other != waiting[0][0]]
+            if not others:
+                raise ValueError(
+                    "the KL reference point compares a prompt with another prompt's completion: expected different "
+                    f"prompts in the stream, found one in {MISMATCH_MAX_WAITING_EXAMPLES} examples"
+                )
+            longest_waiting.partner = others[-1]
         # The loop ends before the queue is empty, because the example that came last has no partner yet.
-        while waiting[0].partner is not None:
-            ready = waiting.popleft()
-            yield Drawn(ready.drawn.example, ready.drawn.members, ready.partner)
-
-
-def _other(prompt: str, last: Sequence[_Waiting]) -> Example:
-    for entry in reversed(last):
-        if entry.prompt != prompt:
-            return entry.drawn.example
-    raise ValueError(
-        "the KL reference point compares a prompt with another prompt's completion: expected different prompts in the "
-        f"stream, found one in {MISMATCH_MAX_WAITING_EXAMPLES} examples"
-    )
+        while waiting[0][1].partner is not None:
+            yield waiting.popleft()[1]

@@ -12,9 +12,8 @@ from halos.checks import check_whole
 from halos.data.module import PreferenceDataModule
 from halos.data.rows.token_rows import Row
 from halos.data.sources.base import Files, Source
-from halos.data.streaming.batches import StreamBatches
+from halos.data.streaming.batches import StreamBatches, StreamLoader
 from halos.data.streaming.examples import Counted
-from halos.data.streaming.loader import StreamLoader
 from halos.data.streaming.preparation import PreparedStream, StreamPreparation
 
 
@@ -101,7 +100,7 @@ class StreamingDataModule(PreferenceDataModule):
         """Update the report with the counts so far, and return whether anything was read."""
         counted = self._counted()
         dropped = sum((origin.dropped for origin in counted.origins.values()), Counter())
-        self.reports["train"] = Counter({"passes": counted.passes}) + counted.read + dropped + self._used()
+        self.intake.reports["train"] = Counter({"passes": counted.passes}) + counted.read + dropped + self._used()
         self.intake.origins["train"] = counted.origins
         return counted.passes > 0
 

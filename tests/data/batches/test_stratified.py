@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.batches.order import Division, TrainingOrder
-from halos.data.batches.stratified import StratifiedOrder
+from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder
 
 
 def order(labels: list[bool], **options: int) -> StratifiedOrder:
