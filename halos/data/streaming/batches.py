@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -14,29 +14,27 @@ from halos.data.batches.collate import Batch, collate, step_size
 from halos.data.batches.loader import Resumable
 from halos.data.batches.order import Division
 from halos.data.rows.chat_tokens import ChatTokens
-from halos.data.rows.token_rows import Control, Row, few_rows
+from halos.data.rows.token_rows import Row, few_rows
 from halos.data.streaming.examples import Counted, Drawn, Stream
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class StreamRows:
     """Makes token rows of a stream's examples.
 
     Attributes:
         stream: the examples.
         tokens: tokenises them.
-        control: see :data:`halos.data.rows.token_rows.Control`.
     """
 
     stream: Stream
     tokens: ChatTokens
-    control: Control = field(default=lambda _: "")
 
     def rows(self, drawn: list[Drawn], counted: Counted) -> list[Row]:
         """Make the rows of examples, and count their tokens and what was truncated."""
         # Either all examples have a partner or none has, as the stream was made with or without mismatched ones.
         partners = [one.partner for one in drawn if one.partner is not None]
-        rows, truncated = few_rows([one.example for one in drawn], partners, self.tokens, self.control)
+        rows, truncated = few_rows([one.example for one in drawn], partners, self.tokens, self.stream.needs.control)
         tokens = sum(len(row.prompt) + len(ids) for row in rows for ids in row.branches)
         counted.used.update({"tokens": tokens, **truncated})
         return rows

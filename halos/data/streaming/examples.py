@@ -16,16 +16,18 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from halos.data.preparation.prepare import DataNeeds
 from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import loose_prompt
 from halos.data.sources.adapted import Origin
-from halos.data.sources.base import Source
 from halos.data.views.derive import of_run
 from halos.data.views.examples import Example
-from halos.data.views.selection import Selection
 from halos.data.views.turns import with_turns
+
+if TYPE_CHECKING:
+    from halos.data.streaming.preparation import StreamPreparation
 
 RUN_MAX_RECORDS = 1024
 """The most records in a run; a longer sequence of one prompt becomes several runs."""
@@ -69,35 +71,22 @@ class Drawn:
     partner: Example | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Stream:
     """The training examples of a view, pass after pass, without end.
 
     Args:
-        source: where the records come from.
-        view: see :data:`halos.data.views.derive.VIEWS`.
-        selection: rules that select the feedback to use.
-        train_on: ``last`` or, for demonstrations, ``all`` assistant turns.
-        buffer: examples in the shuffle buffer; 1 keeps the order of the source.
-        together: up to this many examples of a run are drawn together; None: all of them.
-        mismatched: whether each example comes with one of another prompt.
+        settings: how the data are read, selected and shuffled.
+        needs: the view, whether each example comes with one of another prompt, and whether all examples of a run are
+            drawn together.
         held: keys (:func:`.loose_prompt`) of the prompts in the validation data, which training leaves out.
-        strict: raise an error for records that would be left out because they are faulty.
         strict_held: raise an error for a training record whose prompt is in the validation data.
-        seed: the seed of all draws.
     """
 
-    source: Source
-    view: str
-    selection: Selection = field(default_factory=Selection)
-    train_on: str = "last"
-    buffer: int = 10_000
-    together: int | None = 2
-    mismatched: bool = False
+    settings: StreamPreparation
+    needs: DataNeeds
     held: frozenset[int] = frozenset()
-    strict: bool = False
     strict_held: bool = False
-    seed: int = 0
 
     def drawn(self, counted: Counted) -> Iterator[Drawn]:
         """The examples in the order of training.
@@ -110,22 +99,25 @@ class Stream:
                 all examples have the same prompt.
         """
         drawn = self._passes(counted)
-        return with_partners(drawn) if self.mismatched else drawn
+        return with_partners(drawn) if self.needs.mismatched else drawn
 
     def examples(self, counted: Counted) -> Iterator[Sequence[Example]]:
         """One pass in the order of the source, in bundles of examples that are drawn together."""
+        settings, view, counts = self.settings, self.needs.view, counted.read
+        together = None if self.needs.grouped else settings.keep_together
         for run in runs(self._records(counted)):
-            counts = counted.read
-            records = [turn for record in run for turn in with_turns(record, counts)] if self.train_on == "all" else run
+            records = run
+            if settings.train_on == "all":
+                records = [turn for record in run for turn in with_turns(record, counts)]
             # Thresholds such as a prompt's own median come from the run as it was read, not from its separate turns.
-            examples, report = of_run(self.view, records, self.selection.prepare(self.view, run, run))
+            examples, report = of_run(view, records, settings.selection.prepare(view, run, run))
             counts.update(report)
-            examples, report = self.selection.keep_of_run(examples, self.seed)
+            examples, report = settings.selection.keep_of_run(examples, settings.seed)
             counts.update(report)
             counts["examples"] += len(examples)
             # The turns of one conversation have different prompts, and only examples of one prompt share a bundle.
             for _, group in groupby(examples, key=lambda example: prompt_key(example.prompt)):
-                yield from bundles(list(group), self.together)
+                yield from bundles(list(group), together)
 
     def _passes(self, counted: Counted) -> Iterator[Drawn]:
         for number in itertools.count():
@@ -133,16 +125,16 @@ class Stream:
             # The second pass reads the same records again; counting them twice would overstate the size of the data.
             pass_counted = counted if number == 0 else Counted()
             # As in TrainingOrder, the order of a pass depends only on the seed and the number of the pass.
-            rng = random.Random((self.seed << 20) + number)
+            rng = random.Random((self.settings.seed << 20) + number)
             empty = True
-            for bundle in shuffled(self.examples(pass_counted), self.buffer, rng):
+            for bundle in shuffled(self.examples(pass_counted), self.settings.shuffle_buffer, rng):
                 empty = False
                 yield from (Drawn(example, len(bundle)) for example in bundle)
             if empty:
-                raise ValueError(_no_example(self.view, pass_counted))
+                raise ValueError(_no_example(self.needs.view, pass_counted))
 
     def _records(self, counted: Counted) -> Iterator[Record]:
-        for record in self.source.stream(counted.origins, strict=self.strict):
+        for record in self.settings.source.stream(counted.origins, strict=self.settings.strict):
             # Loosely equal prompts (case, spaces) count as the same: they would leak what is validated on.
             if self.held and loose_prompt(record.prompt) in self.held:
                 if self.strict_held:

@@ -38,9 +38,10 @@ class PreparedStream(Prepared):
     def keys(self) -> dict[str, str]:
         """A key of each split's contents. The key of the stream covers the names, sizes and ends of its files."""
         stream, tokens = self.stream_rows.stream, self.stream_rows.tokens
-        settings = {name: getattr(stream, name) for name in Stream.__slots__ if name not in ("source", "held")}
-        controls = [tokens.control(self.needs.control(label)) for label in (True, False, None)]
-        contents = (stream.source.stream_key(), settings, sorted(stream.held), tokens.key, tokens.limits, controls)
+        names = ("selection", "train_on", "shuffle_buffer", "keep_together", "strict", "seed", "limits")
+        settings = [getattr(stream.settings, name) for name in names]
+        source_key = stream.settings.source.stream_key()
+        contents = (source_key, settings, self.needs.key(), sorted(stream.held), stream.strict_held, tokens.key)
         return {"train": hashlib.sha256(repr(contents).encode()).hexdigest()[:12], **Prepared.keys(self)}
 
     def example(self) -> Row:
@@ -88,7 +89,7 @@ class StreamPreparation(Preparation):
         """
         intake, held = self._read_held()
         self.derive(intake, needs.view)
-        stream = self.stream(intake, needs, held)
+        stream = Stream(self, needs, held, strict_held=self.strict and bool(intake.origins.get("val")))
         # Read before a model is loaded, so that a fault in the first examples shows within seconds.
         tried = islice(stream.examples(Counted()), TRIED_BUNDLES)
         prompts = {prompt_key(example.prompt): example.prompt for bundle in tried for example in bundle}
@@ -96,24 +97,9 @@ class StreamPreparation(Preparation):
         if "val" in intake.examples:
             shown = first_prompts(intake.examples["val"])
         rows = self.tokenise(intake, needs, tokenizer)
-        stream_rows = StreamRows(stream=stream, tokens=ChatTokens(tokenizer, self.limits), control=needs.control)
+        stream_rows = StreamRows(stream, ChatTokens(tokenizer, self.limits))
         # Without a shuffle buffer, as filling it would read thousands of examples for one row.
-        drawn = next(replace(stream, buffer=1).drawn(Counted()))
+        unshuffled = replace(stream, settings=replace(self, shuffle_buffer=1))
+        drawn = next(unshuffled.drawn(Counted()))
         (first,) = stream_rows.rows([drawn], Counted())
         return PreparedStream(needs, tokenizer, rows, intake, None, shown, stream_rows, first)
-
-    def stream(self, intake: Intake, needs: DataNeeds, held: frozenset[int]) -> Stream:
-        """The training examples as they will be read."""
-        return Stream(
-            source=self.source,
-            view=needs.view,
-            selection=self.selection,
-            train_on=self.train_on,
-            buffer=self.shuffle_buffer,
-            together=None if needs.grouped else self.keep_together,
-            mismatched=needs.mismatched,
-            held=held,
-            strict=self.strict,
-            strict_held=self.strict and bool(intake.origins.get("val")),
-            seed=self.seed,
-        )
