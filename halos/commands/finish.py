@@ -42,7 +42,7 @@ def finish(run: Run) -> dict[str, Any]:
     log_hparams(run.trainer, hyperparameters(run.cfg), final)
     run_report.show_metrics(summary["metrics"])
     if run.data.streams:
-        run_report.show_data({"train": run.data.intake.reports["train"]})
+        run_report.show_data({"train": run.data.prepared.intake.reports["train"]})
     run.folder.write_summary(summary)
     run_report.show_where_next(run.folder.root, run.folder.model)
     return summary
@@ -94,7 +94,7 @@ def _export(run: Run, card: ModelCard, policy: Any, score: torch.Tensor | None) 
 
 
 def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
-    reward, sampling, spec = run.data.source.true_reward(), run.cfg.sampling, run.model.spec
+    reward, sampling, spec = run.data.preparation.source.true_reward(), run.cfg.sampling, run.model.spec
     if reward is None or not sampling.size or not run.objective.generates:
         return None
     trained = run.objective.trained

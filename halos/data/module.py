@@ -18,10 +18,9 @@ from torch.utils.data import DataLoader
 
 from halos.checks import check_whole
 from halos.data.batches.collate import Batch, Batches, collate
-from halos.data.batches.loader import Resumable, ResumableLoader
+from halos.data.batches.loader import ResumableLoader
 from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder, validation_order
 from halos.data.batches.reference_table import ReferenceTable
-from halos.data.preparation.intake import Intake
 from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.token_rows import Row, Rows, TokenRows
@@ -182,24 +181,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         return self._prepared
 
     @property
-    def source(self) -> Source:
-        """Where the feedback comes from."""
-        return self.preparation.source
-
-    @property
-    def limits(self) -> Limits:
-        """The token limits."""
-        return self.preparation.limits
-
-    @property
     def rows(self) -> Mapping[str, Rows]:
         """The token rows of each split."""
         return self.prepared.rows
-
-    @property
-    def intake(self) -> Intake:
-        """What was read, converted, cut and left out."""
-        return self.prepared.intake
 
     @property
     def label_counts(self) -> tuple[int, int] | None:
@@ -335,7 +319,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._prepare(needs, tokenizer)
 
     def _token_key(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        return ChatTokens(tokenizer, self.limits).key
+        return ChatTokens(tokenizer, self.preparation.limits).key
 
     def state_dict(self) -> dict[str, Any]:
         """The planned and the completed optimizer steps, which Lightning saves in the checkpoint."""
@@ -355,7 +339,7 @@ class PreferenceDataModule(pl.LightningDataModule):
                 "start another from its model (model=hf model.path=OUTPUT_DIR/model)"
             )
 
-    def train_dataloader(self) -> Resumable:
+    def train_dataloader(self) -> ResumableLoader:
         """All micro-batches of the run for this rank, divided into the planned Lightning epochs."""
         division = self._division()
         epoch = None if self._epoch_steps is None else self._epoch_steps * division.accumulate
@@ -391,10 +375,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         """The part of this rank."""
         trainer = self._trainer()
         rank, world_size = data_ranks(trainer)
-        accumulate = trainer.accumulate_grad_batches
         return Division(
             batch_size=self.batch_size,
-            accumulate=accumulate,
+            accumulate=trainer.accumulate_grad_batches,
             world_size=world_size,
             rank=rank,
             steps=self.steps,

@@ -18,7 +18,7 @@ from halos.policy.reference.precompute import reference_table
 
 def check_sequences(backbone: Backbone, data: PreferenceDataModule) -> None:
     """Raise ``ValueError`` if sequences are too long for the policy, or if it cannot read packed rows in parts."""
-    warn_of_rotary(backbone.policy.config.get_text_config(), data.limits.max_length)
+    warn_of_rotary(backbone.policy.config.get_text_config(), data.preparation.limits.max_length)
     check_positions(backbone.policy, data.prepared.longest())
     if data.max_tokens is not None:
         check_packing(backbone.policy)

@@ -190,7 +190,7 @@ def test_labels_are_counted_on_the_training_examples_that_are_kept() -> None:
 
 def test_the_report_counts_what_was_read_left_out_and_cut() -> None:
     made = module(6, "demonstrations", max_length=11, max_prompt_length=9)
-    assert made.intake.reports["train"] == {
+    assert made.prepared.intake.reports["train"] == {
         "records": 6,
         "empty completion": 2,
         "undesirable completions left out": 3,

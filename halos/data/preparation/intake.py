@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 from halos.checks import check_whole
 from halos.data.preparation.hygiene import Finding, Hygiene, examine, percentiles, without_leaks
-from halos.data.records.record import Record
 from halos.data.records.split import split_by_prompt
 from halos.data.records.table import RecordTable, table_of
 from halos.data.rows.token_rows import Rows
@@ -101,16 +99,13 @@ def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
     return intake
 
 
-def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, Sequence[Record]]:
+def read_held(source: Source, *, val_size: int, strict: bool) -> Intake:
     """Read the validation records of a stream: the source's own, or the first records of the stream.
 
     Args:
         source: the source.
         val_size: records taken from the stream if the source has no validation data.
         strict: raise an error for anything left out because the data is at fault.
-
-    Returns:
-        The intake, and the validation records.
 
     Raises:
         ValueError: for bad records, and if the stream has fewer than ``val_size`` records.
@@ -125,12 +120,11 @@ def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, S
             )
         val = Records(first, Counter())
     intake = Intake(origins={"train": {}})
-    if val is None:
-        return intake, ()
-    if strict:
-        check_faultless(val.origins)
-    _take(intake, "val", val)
-    return intake, val.records
+    if val is not None:
+        if strict:
+            check_faultless(val.origins)
+        _take(intake, "val", val)
+    return intake
 
 
 def _take(intake: Intake, split: str, records: Records) -> None:

@@ -12,8 +12,6 @@ from halos.data.records.record import Record
 Adapted = tuple[str, Record | None, Counter[str]]
 """The location of a row, its record if it has one, and counts of what was left out of it, by reason."""
 
-EMPTY = "empty completion"
-EMPTY_SIDE = "completion whose pair has an empty side"
 DIFFERENT_PROMPTS = "pair with different prompts"
 FILTERED = "filtered: "
 """Begins the reasons that a setting causes; all others are faults of the data."""
@@ -26,7 +24,7 @@ def without_empty(record: Record, dropped: Counter[str]) -> Record | None:
     filled = [i for i, completion in enumerate(record.completions) if completion.text.strip()]
     if len(filled) == len(record.completions):
         return record
-    dropped[EMPTY] += len(record.completions) - len(filled)
+    dropped["empty completion"] += len(record.completions) - len(filled)
     preferences = [pair for pair in record.preferences if set(pair) <= set(filled)]
     # A completion that was judged only by a pair which is gone would pass for one that nobody judged. The worse side
     # of such a pair would, alone with its score, pass for the best.
@@ -37,7 +35,7 @@ def without_empty(record: Record, dropped: Counter[str]) -> Record | None:
         if record.completions[i].desirable is None and (record.completions[i].score is None or i in beaten)
     }
     if orphans:
-        dropped[EMPTY_SIDE] += len(orphans)
+        dropped["completion whose pair has an empty side"] += len(orphans)
     position = {old: new for new, old in enumerate(i for i in filled if i not in orphans)}
     if not position:
         return None

@@ -13,8 +13,6 @@ from halos.data.sources.base import Columns, Files, RowSource
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
-EMPTY_PROMPT = "pair with an empty prompt"
-ENDS_WITH_HUMAN = "pair with a side that ends with a human turn"
 
 
 def _split(where: str, key: str, row: RawRow) -> tuple[list[Message], str]:
@@ -65,7 +63,7 @@ class HHSource(RowSource):
             return None
         if any(TURN.search(completion) for completion in (chosen, rejected)):
             # The policy would learn to speak for the human.
-            dropped[ENDS_WITH_HUMAN] += 1
+            dropped["pair with a side that ends with a human turn"] += 1
             return None
         chosen, rejected = chosen.strip(), rejected.strip()
         if turns[-1].role == "assistant":
@@ -73,7 +71,7 @@ class HHSource(RowSource):
             first = turns.pop().content
             chosen, rejected = (f"{first}\n\n{completion}".strip() for completion in (chosen, rejected))
         if not any(turn.content for turn in turns):
-            dropped[EMPTY_PROMPT] += 1
+            dropped["pair with an empty prompt"] += 1
             return None
         completions = (Completion(chosen), Completion(rejected))
         return without_empty(Record(where, tuple(turns), completions, ((0, 1),)), dropped)

@@ -20,9 +20,6 @@ from halos.data.sources.adapted import FILTERED, Adapted, without_empty
 from halos.data.sources.base import Columns, Files, FileSource
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
-DELETED = "deleted message"
-ORPHAN = "message whose parent is missing"
-NO_REPLY = "prompt without a reply"
 
 
 @dataclass(slots=True)
@@ -69,7 +66,8 @@ def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adap
         waiting += node.replies
     for root in roots:
         yield from _records(root, lang)
-    yield from ((node.where, None, Counter({ORPHAN: 1})) for node in nodes.values() if node.where not in reached)
+    lost = (node.where for node in nodes.values() if node.where not in reached)
+    yield from ((where, None, Counter({"message whose parent is missing": 1})) for where in lost)
 
 
 def only_trees(rows: Iterable[Located]) -> Iterator[Located]:
@@ -124,7 +122,7 @@ def _records(root: _Node, lang: str | None) -> Iterator[Adapted]:
     while waiting:
         node, before = waiting.pop()
         if not node.usable:
-            yield node.where, None, Counter({DELETED: 1})
+            yield node.where, None, Counter({"deleted message": 1})
             continue
         turns = (*before, Message(node.role, node.text))
         if node.role == "user":
@@ -136,7 +134,7 @@ def _record(node: _Node, turns: tuple[Message, ...]) -> Adapted:
     dropped: Counter[str] = Counter()
     replies = [reply for reply in node.replies if reply.usable and reply.role == "assistant"]
     if not replies:
-        return node.where, None, Counter({NO_REPLY: 1})
+        return node.where, None, Counter({"prompt without a reply": 1})
     if not any(turn.content.strip() for turn in turns):
         return node.where, None, Counter({"empty prompt": 1})
     # Every two replies with different ranks are a preference. Equal ranks mean that nobody decided between them.

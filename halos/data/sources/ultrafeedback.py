@@ -12,7 +12,6 @@ from halos.data.sources.base import Columns, Files, RowSource
 from halos.data.sources.json_source import preference_record
 
 SCORES = ("overall_score", "fine-grained_score")
-NO_COMPLETIONS = "instruction without completions"
 
 
 def _completion(where: str, name: str, item: object, score: str) -> Completion:
@@ -58,7 +57,7 @@ class UltraFeedbackSource(RowSource):
         if not isinstance(items, list):
             raise wrong(where, "completions", "a list of objects with 'response'", items)
         if not items:
-            dropped[NO_COMPLETIONS] += 1
+            dropped["instruction without completions"] += 1
             return None
         completions = tuple(_completion(where, f"completions[{n}]", item, self._score) for n, item in enumerate(items))
         return without_empty(Record(where, prompt_of(where, row, "instruction"), completions), dropped)

@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from halos.data.batches.collate import Batch, collate, step_size
-from halos.data.batches.loader import Resumable
+from halos.data.batches.loader import ResumableLoader
 from halos.data.batches.order import Division
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.token_rows import Row, few_rows
@@ -46,7 +46,7 @@ place."""
 
 
 class StreamBatches(IterableDataset[Served]):
-    """The micro-batches of one rank, from number ``start`` on.
+    """The micro-batches of one rank, from number ``start`` to ``stop``.
 
     Every rank reads the whole stream and collates its own part. The m-th stretch of ``world_size * batch_size``
     examples is micro-step m, however it is divided over ranks, and every rank knows the size of a step without
@@ -60,7 +60,7 @@ class StreamBatches(IterableDataset[Served]):
 
     def __init__(self, rows: StreamRows, division: Division, collate_rows: Callable[..., Batch] = collate) -> None:
         self.rows, self.division, self.collate_rows = rows, division, collate_rows
-        self.start = 0
+        self.start, self.stop = 0, len(self)
 
     def __len__(self) -> int:
         return self.division.steps * self.division.accumulate
@@ -75,28 +75,27 @@ class StreamBatches(IterableDataset[Served]):
             yield error, counted  # if raised here, the loader would wrap it in the worker's traceback
 
     def _batches(self, counted: Counted) -> Iterator[tuple[Batch, Counted]]:
-        division = self.division
-        first_step, first_micro_step = divmod(self.start, division.accumulate)
+        per_step, accumulate = self.division.per_step, self.division.accumulate
         # Skipped examples are still drawn, so that the buffer and the waiting partners are those of the interrupted
         # run.
-        drawn = islice(self.rows.stream.drawn(counted), first_step * division.per_step, None)
-        for _ in range(first_step, division.steps):
-            step = list(islice(drawn, division.per_step))
-            rows = self.rows.rows(step, counted)
-            size = step_size(rows, {row.group: one.members for row, one in zip(rows, step, strict=True)})
-            for number in range(first_micro_step, division.accumulate):
-                batch = self.collate_rows(rows[division.own(number)], step=size)
-                # A worker's thread pickles the counts while the next batch is already adding to them, hence the copy.
-                yield batch, counted if get_worker_info() is None else deepcopy(counted)
-            first_micro_step = 0
+        drawn = islice(self.rows.stream.drawn(counted), self.start // accumulate * per_step, None)
+        for number in range(self.start, self.stop):
+            micro_step = number % accumulate
+            if number == self.start or micro_step == 0:
+                step = list(islice(drawn, per_step))
+                rows = self.rows.rows(step, counted)
+                size = step_size(rows, {row.group: one.members for row, one in zip(rows, step, strict=True)})
+            batch = self.collate_rows(rows[self.division.own(micro_step)], step=size)
+            # A worker's thread pickles the counts while the next batch is already adding to them, hence the copy.
+            yield batch, counted if get_worker_info() is None else deepcopy(counted)
 
 
-class StreamLoader(Resumable):
+class StreamLoader(ResumableLoader):
     """Serves the micro-batches of a stream.
 
     Args:
         batches: the micro-batches.
-        options: see :class:`.Resumable`. At most one worker makes sense, as each one would read the whole stream.
+        options: see :class:`.ResumableLoader`. At most one worker makes sense, as each one would read the whole stream.
 
     Attributes:
         counted: what was read and used up to the last batch that was served.

@@ -98,10 +98,10 @@ class StreamingDataModule(PreferenceDataModule):
 
     def take_account(self) -> bool:
         """Update the report with the counts so far, and return whether anything was read."""
-        counted = self._counted()
+        counted, intake = self._counted(), self.prepared.intake
         dropped = sum((origin.dropped for origin in counted.origins.values()), Counter())
-        self.intake.reports["train"] = Counter({"passes": counted.passes}) + counted.read + dropped + self._used()
-        self.intake.origins["train"] = counted.origins
+        intake.reports["train"] = Counter({"passes": counted.passes}) + counted.read + dropped + self._used()
+        intake.origins["train"] = counted.origins
         return counted.passes > 0
 
     def _used(self) -> Counter[str]:

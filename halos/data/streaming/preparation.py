@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from halos.data.preparation.intake import Intake, read_held
 from halos.data.preparation.prepare import SHOWN_PROMPTS, DataNeeds, Preparation, Prepared, first_prompts
 from halos.data.records.record import prompt_key
-from halos.data.records.table import loose_prompt
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.token_rows import Row
 from halos.data.streaming.batches import StreamRows
@@ -74,22 +73,20 @@ class StreamPreparation(Preparation):
 
     def read(self) -> Intake:
         """Read the validation records."""
-        return self._read_held()[0]
-
-    def _read_held(self) -> tuple[Intake, frozenset[int]]:
         self.source.store = self.store
-        intake, records = read_held(self.source, val_size=self.val_size, strict=self.strict)
+        intake = read_held(self.source, val_size=self.val_size, strict=self.strict)
         intake.examine()
-        return intake, frozenset(loose_prompt(record.prompt) for record in records)
+        return intake
 
     def prepare(self, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> PreparedStream:
         """Make rows of the validation data, and try the first examples of the stream.
 
         Raises ``ValueError`` for bad data in either.
         """
-        intake, held = self._read_held()
+        intake = self.read()
+        held = intake.records["val"].numbers("loose_prompt").tolist() if "val" in intake.records else ()
         self.derive(intake, needs.view)
-        stream = Stream(self, needs, held, strict_held=self.strict and bool(intake.origins.get("val")))
+        stream = Stream(self, needs, frozenset(held), strict_held=self.strict and bool(intake.origins.get("val")))
         # Read before a model is loaded, so that a fault in the first examples shows within seconds.
         tried = islice(stream.examples(Counted()), TRIED_BUNDLES)
         prompts = {prompt_key(example.prompt): example.prompt for bundle in tried for example in bundle}

@@ -22,8 +22,6 @@ from halos.data.records.table import RecordTable, digest, table_of
 from halos.data.views.derive import Prepare
 from halos.data.views.examples import E, Examples, Labelled
 
-TOO_CLOSE = "completions with close scores left out"
-
 Threshold = Callable[[int], float | None]
 """Maps the index of a record to the score that separates its labels; None where there is no score."""
 
@@ -191,7 +189,7 @@ class Selection:
         preferred = [(i, j) for i, j in couples if scores[i] > scores[j] and scores[i] - scores[j] >= self.min_margin]
         too_close = set(ranked).difference(chain(*preferred))
         report["pairs from scores"] += len(preferred)
-        report[TOO_CLOSE] += len(too_close)
+        report["completions with close scores left out"] += len(too_close)
         remaining = [i for i in range(len(record.completions)) if i not in too_close]
         position = {old: new for new, old in enumerate(remaining)}
         preferences = tuple((position[i], position[j]) for i, j in (*record.preferences, *preferred))
