@@ -310,11 +310,10 @@ class PreferenceDataModule(pl.LightningDataModule):
         if same_needs and (before is tokenizer or self._token_key(before) == self._token_key(tokenizer)):
             return
         if self._prepared_by_hand:
-            what = f"view {needs.view!r}" if not same_needs else "this tokenizer"
             raise ValueError(
-                f"expected data prepared for {type(objective).__name__} ({what}), found data prepared for view "
-                f"{self._prepared.needs.view!r} or another tokenizer; make another {type(self).__name__}, and leave "
-                "prepare() to the Trainer"
+                f"expected data prepared for {type(objective).__name__} (view {needs.view!r}), found data prepared for "
+                f"view {self._prepared.needs.view!r} or another tokenizer; make another {type(self).__name__}, and "
+                "leave prepare() to the Trainer"
             )
         self._prepare(needs, tokenizer)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 
 from halos.checks import check_whole
@@ -85,16 +85,15 @@ def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
         ValueError: for bad records; the message names file and line.
     """
     train, val = source.train(), source.val()
-    splits = {"train": train} | ({} if val is None else {"val": val})
     if strict:
-        check_faultless({file: origin for records in splits.values() for file, origin in records.origins.items()})
+        check_faultless(train.origins | ({} if val is None else val.origins))
     if val is None and val_size:
         remaining, held_out = split_by_prompt(train.records, val_size, seed)
-        splits = {"train": Records(remaining, train.dropped, train.origins), "val": Records(held_out, Counter())}
+        train, val = replace(train, records=remaining), Records(held_out, Counter())
     intake = Intake()
-    for split, records in splits.items():
-        _take(intake, split, records)
-    if "val" in splits:
+    _take(intake, "train", train)
+    if val is not None:
+        _take(intake, "val", val)
         _leave_out_leaks(intake, strict)
     return intake
 

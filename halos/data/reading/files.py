@@ -54,13 +54,11 @@ def pieces(path: str | Path, *, divide: bool = True) -> Iterator[Piece]:
     with file.open("rb") as stream:
         while block := stream.read(PIECE_BYTES):
             count = block.count(b"\n")
-            size = len(block)
             # A piece ends with a complete line. That line may be huge, so the block is released before it is read.
             del block
-            rest = stream.readline()
-            size, count = size + len(rest), count + rest.count(b"\n")
-            yield Piece(path, position, position + size, number)
-            position, number = position + size, number + count
+            count += stream.readline().count(b"\n")
+            yield Piece(path, position, stream.tell(), number)
+            position, number = stream.tell(), number + count
 
 
 def content_key(path: str | Path) -> str | None:

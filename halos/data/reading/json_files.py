@@ -67,8 +67,7 @@ def read_json(file: Path) -> Iterator[Located]:
 def parse_json(where: str, text: str) -> object:
     """Parse strict JSON; raise ``ValueError`` that begins with ``where`` for other text."""
     with _explained(where):
-        value: object = DECODER.decode(text)
-    return value
+        return DECODER.decode(text)
 
 
 def _all_text(file: Path) -> str:

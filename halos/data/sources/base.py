@@ -116,10 +116,9 @@ class FileSource(Source):
     rows_alone: ClassVar[bool] = False
 
     def __init__(self, train: Files | None, val: Files | None = None, columns: Columns = None) -> None:
-        if train is None or not _paths(train):
+        self._train_files, self._val_files = _paths(train), _paths(val)
+        if not self._train_files:
             raise ValueError(f"data={self.name} needs data.train=FILE")
-        self._train_files = _paths(train)
-        self._val_files = _paths(val) if val is not None else []
         self._columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs is not None}
 
     @abstractmethod
@@ -250,8 +249,6 @@ def check_ids(records: RecordTable) -> None:
     """Raise ``ValueError`` if two records have the same id; the error names both places."""
     names = records.numbers("name")
     _, first = np.unique(names, return_index=True)
-    if len(first) == len(names):
-        return
     # Names are digests of ids. Very rarely, two different ids have the same digest.
     seen: dict[int, int] = {}
     for index in np.flatnonzero(np.isin(names, np.delete(names, first))).tolist():
@@ -280,6 +277,6 @@ def _added(adapted: Iterable[Adapted], origin: Origin) -> Iterator[tuple[str, Re
         yield where, record
 
 
-def _paths(files: Files) -> list[str | Path]:
+def _paths(files: Files | None) -> list[str | Path]:
     # Not only a ``list``: omegaconf has a list type of its own.
-    return [files] if isinstance(files, str | Path) else list(files)
+    return [files] if isinstance(files, str | Path) else list(files or ())

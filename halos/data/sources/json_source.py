@@ -95,7 +95,9 @@ def preference_record(where: str, row: RawRow, dropped: Counter[str]) -> Record 
     (before, chosen), (before_rejected, rejected) = (fields.reply_of(where, row, key) for key in ("chosen", "rejected"))
     prompt, other = before or own_prompt, before_rejected or own_prompt
     if prompt is None or other is None:
-        raise ValueError(f"{where}: expected 'prompt' next to 'chosen' and 'rejected'; found none{_hh_hint(chosen)}")
+        is_hh = chosen.lstrip().startswith("Human:")
+        hint = "; for transcripts 'Human: ... Assistant: ...' use data=hh" if is_hh else ""
+        raise ValueError(f"{where}: expected 'prompt' next to 'chosen' and 'rejected'; found none{hint}")
     # A pair whose sides differ before the last turn compares conversations, not replies to one prompt.
     if prompt_key(prompt) != prompt_key(other):
         dropped[DIFFERENT_PROMPTS] += 1
@@ -107,10 +109,6 @@ def preference_record(where: str, row: RawRow, dropped: Counter[str]) -> Record 
 
 def _scored(where: str, row: RawRow, text: str, key: str) -> Completion:
     return Completion(text, score=fields.score_of(where, key, row.get(key)))
-
-
-def _hh_hint(text: str) -> str:
-    return "; for transcripts 'Human: ... Assistant: ...' use data=hh" if text.lstrip().startswith("Human:") else ""
 
 
 def _check_agreement(where: str, key: str, prompt: Prompt | None, turns: Prompt) -> None:

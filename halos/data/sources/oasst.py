@@ -33,54 +33,6 @@ class _Node:
     replies: list[_Node] = field(default_factory=list)
 
 
-def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adapted]:
-    """Adapt trees: one record for each message of a prompter that has replies, whose prompt is the turns up to it.
-
-    A deleted message is left out with all replies below it. A message whose parent is missing is counted.
-
-    Args:
-        rows: messages or trees.
-        lang: only trees whose first message is in this language (``en``) are used; None: all.
-    """
-    nodes: dict[str, _Node] = {}
-    replies: dict[str, list[_Node]] = defaultdict(list)
-    roots: list[_Node] = []
-    for where, row in rows:
-        prompt = row.get("prompt")
-        if isinstance(prompt, dict):
-            yield from _records(_tree(f"{where}/prompt", prompt), lang)
-            continue
-        name = text_of(where, "message_id", required(where, row, "message_id"))
-        if name in nodes:
-            raise ValueError(f"{where}: expected message ids to be unique; found {name!r}, as at {nodes[name].where}")
-        node = nodes[name] = _node(where, row)
-        node.replies = replies[name]
-        parent = text_of(where, "parent_id", row["parent_id"]) if has(row, "parent_id") else None
-        (roots if parent is None else replies[parent]).append(node)
-    # Parents may come after their replies, so trees are complete once all messages are read. What cannot be reached
-    # from a root has lost its parent, or is part of a loop, which is never entered here.
-    reached, waiting = set(), list(roots)
-    while waiting:
-        node = waiting.pop()
-        reached.add(node.where)
-        waiting += node.replies
-    for root in roots:
-        yield from _records(root, lang)
-    lost = (node.where for node in nodes.values() if node.where not in reached)
-    yield from ((where, None, Counter({"message whose parent is missing": 1})) for where in lost)
-
-
-def only_trees(rows: Iterable[Located]) -> Iterator[Located]:
-    """Yield the rows; raise ``ValueError`` for a row that is a message, as its tree needs the whole file."""
-    for where, row in rows:
-        if not isinstance(row.get("prompt"), dict):
-            raise ValueError(
-                f"{where}: expected one tree a row ('prompt' with nested 'replies') with data.streaming=true, found "
-                "one message a row, whose trees need the whole file"
-            )
-        yield where, row
-
-
 def _node(where: str, row: RawRow) -> _Node:
     role, rank = required(where, row, "role"), row.get("rank")
     if not isinstance(role, str) or role not in ROLES:
@@ -171,7 +123,42 @@ class OasstSource(FileSource):
         self._lang = lang
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        return oasst_records(rows, lang=self._lang)
+        """Make one record for each message of a prompter that has replies, whose prompt is the turns up to it.
+
+        A deleted message is left out with all replies below it. A message whose parent is missing is counted.
+        """
+        nodes: dict[str, _Node] = {}
+        replies: dict[str, list[_Node]] = defaultdict(list)
+        roots: list[_Node] = []
+        for where, row in rows:
+            prompt = row.get("prompt")
+            if isinstance(prompt, dict):
+                yield from _records(_tree(f"{where}/prompt", prompt), self._lang)
+                continue
+            name = text_of(where, "message_id", required(where, row, "message_id"))
+            if before := nodes.get(name):
+                raise ValueError(f"{where}: expected message ids to be unique; found {name!r}, as at {before.where}")
+            node = nodes[name] = _node(where, row)
+            node.replies = replies[name]
+            parent = text_of(where, "parent_id", row["parent_id"]) if has(row, "parent_id") else None
+            (roots if parent is None else replies[parent]).append(node)
+        # Parents may come after their replies, so trees are complete once all messages are read. What cannot be reached
+        # from a root has lost its parent, or is part of a loop, which is never entered here.
+        reached, waiting = set(), list(roots)
+        while waiting:
+            node = waiting.pop()
+            reached.add(node.where)
+            waiting += node.replies
+        for root in roots:
+            yield from _records(root, self._lang)
+        lost = (node.where for node in nodes.values() if node.where not in reached)
+        yield from ((where, None, Counter({"message whose parent is missing": 1})) for where in lost)
 
     def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        return self.adapted(only_trees(rows))
+        for where, row in rows:
+            if not isinstance(row.get("prompt"), dict):
+                raise ValueError(
+                    f"{where}: expected one tree a row ('prompt' with nested 'replies') with data.streaming=true, "
+                    "found one message a row, whose trees need the whole file"
+                )
+            yield from self.adapted([(where, row)])
