@@ -40,8 +40,8 @@ PUBLIC = {
     ),
     "halos.data": (
         "Batch Batches Completion FileSource HHSource FeedbackFiles MixedSource OasstSource OnPolicySource "
-        "PreferenceDataModule Record Row SHPSource Selection Source StreamingDataModule TrueReward UltraFeedbackSource "
-        "collate"
+        "PreferenceDataModule Record Row RowSource SHPSource Selection Source StreamingDataModule TrueReward "
+        "UltraFeedbackSource collate"
     ),
     "halos.judges": "ChatJudge CompletionJudge RewardModel TruthJudge",
     "halos.objectives": (

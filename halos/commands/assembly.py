@@ -67,7 +67,7 @@ class Run:
     @property
     def tokens(self) -> ChatTokens:
         """The run's tokenizer, with its token limits."""
-        return ChatTokens(self.model.tokenizer, self.data.limits)
+        return ChatTokens(self.model.tokenizer, self.data.preparation.limits)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _traits(objective: Objective) -> dict[str, bool]:
 
 
 def _check_data(cfg: DictConfig, objective: Objective, data: PreferenceDataModule) -> None:
-    reward = data.source.true_reward()
+    reward = data.preparation.source.true_reward()
     _check_sampling(cfg.sampling.size, reward)
     samples = reward is not None and bool(cfg.sampling.size) and objective.generates
     check_metric(cfg.sweep_metric, max_kl=cfg.sweep_max_kl, samples=samples)
@@ -234,7 +234,7 @@ def _callbacks(
     model: BackboneFactory,
 ) -> list[Callback]:
     prompts = data.prepared.prompts[: cfg.sampling.prompts if objective.generates else 0]
-    tokens = ChatTokens(model.tokenizer, data.limits)
+    tokens = ChatTokens(model.tokenizer, data.preparation.limits)
     callbacks: list[Callback] = [
         KeepFreedMemory(),
         ranks.RecordRankAddresses(),

@@ -42,7 +42,7 @@ def finish(run: Run) -> dict[str, Any]:
     log_hparams(run.trainer, hyperparameters(run.cfg), final)
     run_report.show_metrics(summary["metrics"])
     if run.data.streams:
-        run_report.show_data({"train": run.data.reports["train"]})
+        run_report.show_data({"train": run.data.prepared.intake.reports["train"]})
     run.folder.write_summary(summary)
     run_report.show_where_next(run.folder.root, run.folder.model)
     return summary
@@ -50,15 +50,15 @@ def finish(run: Run) -> dict[str, Any]:
 
 def _summary(run: Run) -> dict[str, Any]:
     trainer, data = run.trainer, run.data
-    accumulate, world_size = trainer.accumulate_grad_batches, data_ranks(trainer)[1]
+    per_step = trainer.accumulate_grad_batches * data_ranks(trainer)[1] * data.batch_size
     return {
         "loss": run.cfg.loss.name,
         "strategy": run.cfg.strategy.name,
         "precision": run.cfg.precision,
         "world_size": trainer.world_size,
         "steps": trainer.global_step,
-        "examples": trainer.global_step * accumulate * world_size * data.batch_size,
-        "tokens": data.tokens_in(trainer.global_step, accumulate=accumulate, world_size=world_size),
+        "examples": trainer.global_step * per_step,
+        "tokens": data.tokens_in(trainer.global_step),
         "train_seconds": run.record.seconds,
         "reference_seconds": run.objective.trained.reference_seconds,
         "peak_rss_mb": peak_rss_mb(),
@@ -94,7 +94,7 @@ def _export(run: Run, card: ModelCard, policy: Any, score: torch.Tensor | None) 
 
 
 def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
-    reward, sampling, spec = run.data.source.true_reward(), run.cfg.sampling, run.model.spec
+    reward, sampling, spec = run.data.preparation.source.true_reward(), run.cfg.sampling, run.model.spec
     if reward is None or not sampling.size or not run.objective.generates:
         return None
     trained = run.objective.trained

@@ -53,7 +53,7 @@ def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None
         _check_sampling(cfg)
         _check_feedback(cfg, objectives[-1].view)
         # Made on the CPU whatever the rounds' device is: the judge is checked here, and made again when it is asked.
-        source = build_data(cfg.data, seed=cfg.seed).source
+        source = build_data(cfg.data, seed=cfg.seed).preparation.source
         make_judge(cfg.get("judge"), source, device="cpu", precision="32-true", progress=False)
 
 

@@ -48,14 +48,14 @@ def open_folder(run: Run) -> None:
         run.data.check_state(saved[type(run.data).__qualname__])
     config = OmegaConf.to_yaml(run.cfg, resolve=True)
     run.folder.open(config, fresh=not run.folder.owns(run.checkpoint))
-    write_report(run.data.intake, run.folder.root)
+    write_report(run.data.prepared.intake, run.folder.root)
 
 
 def show(run: Run) -> None:
     """Print counts of the data, one example with its scored tokens marked, and the plan of the run."""
     data, objective = run.data, run.objective
-    show_report(data.intake)
-    run_report.show_data(data.reports)
+    show_report(data.prepared.intake)
+    run_report.show_data(data.prepared.intake.reports)
     branches = ("chosen", "rejected") if objective.view == "pairs" else ("completion", "mismatched (KL)")
     example = data.prepared.example()
     run_report.show_example(example, run.model.tokenizer, branches[: len(example.branches)])

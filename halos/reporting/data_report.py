@@ -17,8 +17,7 @@ from rich.table import Table
 
 from halos.data.preparation.hygiene import Finding
 from halos.data.preparation.intake import Intake
-from halos.data.sources.adapted import NOTED
-from halos.data.sources.origin import Origin
+from halos.data.sources.adapted import NOTED, Origin
 from halos.data.streaming.module import StreamingDataModule
 from halos.files import write_atomically
 from halos.processes.first import on_first_process
@@ -103,7 +102,7 @@ class StreamReport(Callback):
     ) -> None:
         # A signal may cause a checkpoint before anything was read from the stream.
         if self.data.take_account():
-            write_report(self.data.intake, self.folder)
+            write_report(self.data.prepared.intake, self.folder)
 
 
 def plot_lengths(lengths: Mapping[str, np.ndarray], file: Path) -> None:

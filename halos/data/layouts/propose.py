@@ -62,7 +62,7 @@ def propose(rows: Sequence[RawRow], declaration: Declaration) -> Proposal:
             ignore.add(name)
             remarks.append(f"{name!r} is left out, although it can carry content")
     values = _values(rows, columns, declaration.values, remarks)
-    return Proposal(replace(declaration, columns=columns, values=values, ignore=frozenset(ignore)), remarks)
+    return Proposal(replace(declaration, columns=columns, values=values, ignore=tuple(sorted(ignore))), remarks)
 
 
 def _guessed_texts(
@@ -129,7 +129,7 @@ def as_yaml(proposal: Proposal, train: str) -> str:
         role: path if isinstance(path, str) else list(path) for role, path in sorted(says.columns.items())
     }
     if says.ignore:
-        columns["ignore"] = sorted(says.ignore)
+        columns["ignore"] = list(says.ignore)
     node: dict[str, object] = {"defaults": ["files", "_self_"], "train": train, "columns": columns}
     if says.roles:
         node["roles"] = dict(says.roles)

@@ -7,6 +7,7 @@ recognised once. What a user declares comes first; names are looked up for the o
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from halos.data.layouts.chats import is_chat
 from halos.data.layouts.roles import ITEM_NAMES, NAMES, Path, Roles, column_of, has_content, value_at
@@ -55,7 +56,7 @@ NO_SCORE = re.compile(
 )
 
 
-def recognised(where: str, row: RawRow, declared: Roles, ignore: frozenset[str]) -> dict[str, Path | tuple[Path, ...]]:
+def recognised(where: str, row: RawRow, declared: Roles, ignore: Sequence[str]) -> dict[str, Path | tuple[Path, ...]]:
     """Return the roles of a row's columns.
 
     Args:
@@ -87,11 +88,11 @@ def recognised(where: str, row: RawRow, declared: Roles, ignore: frozenset[str])
 class _Finder:
     """Finds columns for roles; a column plays one role."""
 
-    def __init__(self, row: RawRow, declared: Roles, ignore: frozenset[str]) -> None:
+    def __init__(self, row: RawRow, declared: Roles, ignore: Sequence[str]) -> None:
         self.row = row
         self.roles: dict[str, Path | tuple[Path, ...]] = dict(declared)
         self.taken = {path for paths in declared.values() for path in ((paths,) if isinstance(paths, str) else paths)}
-        self.taken |= ignore
+        self.taken.update(ignore)
         # Spreadsheets have "User input" where programs have user_input.
         self.by_name = {re.sub(r"[\s-]+", "_", key.strip()).casefold(): key for key in reversed(list(row))}
 
@@ -235,7 +236,7 @@ class _Finder:
             self.find(role)
 
 
-def unclear_judgement(row: RawRow, roles: Roles, ignore: frozenset[str]) -> list[str]:
+def unclear_judgement(row: RawRow, roles: Roles, ignore: Sequence[str]) -> list[str]:
     """Return the columns of numbers that may be the judgement of a completion for which none was recognised."""
     if not {"completion", "messages"} & set(roles) or {"label", "score", "votes", "chosen", "sides"} & set(roles):
         return []
@@ -261,7 +262,7 @@ def used_columns(row: RawRow, roles: Roles) -> dict[str, str]:
     return used
 
 
-def refused_columns(row: RawRow, roles: Roles, ignore: frozenset[str]) -> list[str]:
+def refused_columns(row: RawRow, roles: Roles, ignore: Sequence[str]) -> list[str]:
     """Return the columns that can carry content or judgement and play no role."""
     used = used_columns(row, roles)
     # The conversation next to its own sides, as in binarized UltraFeedback, repeats them.

@@ -77,19 +77,19 @@ class Declaration:
     columns: Roles = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     values: Values = field(default_factory=Values)
-    ignore: frozenset[str] = frozenset()
+    ignore: tuple[str, ...] = ()
     keep_ties: bool = False
     split_transcripts: bool = True
 
 
-def declared(columns: Mapping[str, object] | None) -> tuple[dict[str, Path | tuple[Path, ...]], frozenset[str]]:
+def declared(columns: Mapping[str, object] | None) -> tuple[dict[str, Path | tuple[Path, ...]], tuple[str, ...]]:
     """Return the roles and the ignored columns of ``data.columns``.
 
     Raises:
         ValueError: a role does not exist, or its column is no name.
     """
     roles: dict[str, Path | tuple[Path, ...]] = {}
-    ignore: frozenset[str] = frozenset()
+    ignore: tuple[str, ...] = ()
     for role, value in (columns or {}).items():
         if value is None:
             continue
@@ -99,7 +99,7 @@ def declared(columns: Mapping[str, object] | None) -> tuple[dict[str, Path | tup
         if not all(isinstance(path, str) and path for path in paths) or (not paths and role != "ignore"):
             raise ValueError(f"data.columns.{role}: expected the name of a column, found {value!r}")
         if role == "ignore":
-            ignore = frozenset(paths)
+            ignore = tuple(sorted(set(paths)))
         elif role in PAIRED_ROLES and not isinstance(value, str):
             _check_several(role, paths)
             roles[role] = paths

@@ -17,11 +17,10 @@ from halos.data.reading.fields import RawRow, keys_of
 from halos.data.reading.files import Piece, read_piece
 from halos.data.reading.json_files import Located, MalformedRow, parse_json
 from halos.data.records.record import ROLES, Record
-from halos.data.sources.adapted import BAD_ROW, COLUMN, Adapted
+from halos.data.sources.adapted import BAD_ROW, COLUMN, Adapted, Origin
 from halos.data.sources.base import Files, FileSource
 from halos.data.sources.hh import hh_record
 from halos.data.sources.oasst import is_tree, tree_records
-from halos.data.sources.origin import Origin
 
 CHOICES = {"ties": ("drop", "keep"), "transcripts": ("split", "keep"), "bad_rows": ("stop", "skip")}
 
@@ -51,6 +50,10 @@ class Layouts:
     def __init__(self, declaration: Declaration) -> None:
         self.declaration = declaration
         self._layouts: dict[object, _Layout] = {}
+
+    def __repr__(self) -> str:
+        # Part of the key of prepared data: what was recognised so far is no setting.
+        return f"Layouts({self.declaration})"
 
     def adapted(self, where: str, row: RawRow) -> Iterator[Adapted]:
         """Yield what a row gives: one record in most layouts, one for each prompt in a conversation tree.
