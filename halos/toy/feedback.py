@@ -7,20 +7,7 @@ import random
 from collections.abc import Sequence
 
 from halos.data.records.record import Completion, Record
-from halos.toy.world import (
-    CHAT,
-    HESITATION,
-    KIND_CLOSINGS,
-    KIND_OPENINGS,
-    RUDE_CLOSINGS,
-    RUDE_OPENINGS,
-    TOPICS,
-    VERBS,
-    is_desirable,
-    topic_of,
-    toy_prompts,
-    true_reward,
-)
+from halos.toy import world
 
 KINDS = ("labels", "pairs")
 # Shares of sound openings, bodies and closings. By their product, half of all completions are desirable.
@@ -32,18 +19,19 @@ MAX_TIES = 200  # two completions tie about one time in three, so this many in a
 def _part(share: float, sound: Sequence[str], faulty: Sequence[str], rng: random.Random) -> str:
     if rng.random() < share:
         return rng.choice(sound)
-    return HESITATION if rng.random() < MISSING_SHARE else rng.choice(faulty)
+    return world.HESITATION if rng.random() < MISSING_SHARE else rng.choice(faulty)
 
 
 def behaviour_completion(prompt: str, rng: random.Random) -> str:
     """Draw a completion from the behaviour distribution, on which the reference policy is pretrained."""
-    topic = topic_of(prompt)
+    topic = world.topic_of(prompt)
     if topic is None:
         raise ValueError(f"prompt: expected one of the toy language, found {prompt!r}")
-    verb = f"we will {rng.choice(VERBS)} the"
-    stray = rng.choice([other for other in TOPICS if other != topic])
-    about = [[f"{verb} {noun}." for noun in nouns] for nouns in (TOPICS[topic].nouns, CHAT + TOPICS[stray].nouns)]
-    parts = ((KIND_OPENINGS, RUDE_OPENINGS), about, (KIND_CLOSINGS, RUDE_CLOSINGS))
+    verb = f"we will {rng.choice(world.VERBS)} the"
+    stray = rng.choice([name for name in world.TOPICS if name != topic])
+    own, other = world.TOPICS[topic].nouns, world.CHAT + world.TOPICS[stray].nouns
+    about = [[f"{verb} {noun}." for noun in nouns] for nouns in (own, other)]
+    parts = ((world.KIND_OPENINGS, world.RUDE_OPENINGS), about, (world.KIND_CLOSINGS, world.RUDE_CLOSINGS))
     return " ".join(
         _part(share, sound, faulty, rng) for share, (sound, faulty) in zip(SOUND_SHARES, parts, strict=True)
     )
@@ -79,7 +67,7 @@ def toy_feedback(
     """
     _check_knobs(feedback, completions_per_prompt, noise, keep_desirable, keep_undesirable)
     records = []
-    for index, prompt in enumerate(toy_prompts(size, seed, split)):
+    for index, prompt in enumerate(world.toy_prompts(size, seed, split)):
         where = f"toy/{split}:{index}"
         # A generator for each prompt, so that no argument changes the completions of other prompts.
         rng = random.Random(f"feedback/{split}/{seed}/{index}")
@@ -99,7 +87,7 @@ def _labelled(
         text = behaviour_completion(prompt, rng)
         # Both numbers are always drawn, so that ``noise`` and ``keep`` do not change the texts that follow.
         flipped, threshold = rng.random() < noise, rng.random()
-        desirable = is_desirable(prompt, text) != flipped
+        desirable = world.is_desirable(prompt, text) != flipped
         if threshold < keep[desirable]:
             kept.append(Completion(text, desirable=desirable))
     return tuple(kept)
@@ -110,7 +98,7 @@ def _paired(where: str, prompt: str, count: int, noise: float, rng: random.Rando
     for _ in range(MAX_TIES):
         # All are drawn again after a tie: replacing one of them would change the distribution of the others.
         texts = [behaviour_completion(prompt, rng) for _ in range(count)]
-        rewards = [true_reward(prompt, text) for text in texts]
+        rewards = [world.true_reward(prompt, text) for text in texts]
         ordered = [(i, j) for i, j in itertools.permutations(range(count), 2) if rewards[i] > rewards[j]]
         if ordered:
             preferences = tuple((j, i) if rng.random() < noise else (i, j) for i, j in ordered)
