@@ -13,6 +13,7 @@ from halos.policy.adapters import merge_adapter
 from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.export.reward_model import export_reward_model
+from halos.policy.loading import LoadOptions
 from halos.policy.logprobs.compiling import uncompiled
 from halos.processes.collectives import data_ranks, full_tensor
 from halos.reporting import run_report
@@ -107,7 +108,7 @@ def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
         return None
     if reference is None:
         start = spec.of_reference() if spec.reference_path is not None else spec
-        reference = start.load(dtype=policy.dtype, vocabulary=len(run.model.tokenizer)).eval()
+        reference = start.load(LoadOptions(dtype=policy.dtype, vocabulary=len(run.model.tokenizer))).eval()
     return compare(
         policy,
         reference.to(device),

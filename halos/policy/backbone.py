@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from halos.data.batches.collate import Batch
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters, merge_adapter
-from halos.policy.construction import grow_vocabulary
+from halos.policy.construction import add_control_tokens, grow_vocabulary
 from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.export.reward_model import export_reward_model
 from halos.policy.heads import RewardHead
-from halos.policy.loading import ModelSpec, add_control_tokens
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
 from halos.policy.logprobs.head import evaluating
 from halos.policy.logprobs.token_statistics import check_statistics
@@ -129,11 +129,8 @@ class Backbone(nn.Module):
         spec = ModelSpec(path=str(path), **options).resolved(streaming=False)
         spec.check()
         tokenizer = spec.tokenizer()
-        live, adapter = spec.reference == "live", spec.reference == "adapter"
-        backbone = load_backbone(
-            spec, dtype=dtype, vocabulary=len(tokenizer), with_reference=live, adapter_reference=adapter
-        )
-        backbone.spec, backbone._tokenizer = spec, tokenizer
+        backbone = load_backbone(spec, LoadOptions(dtype=dtype, vocabulary=len(tokenizer)), reference=True)
+        backbone.tokenizer = tokenizer
         return backbone
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -218,7 +215,8 @@ class Backbone(nn.Module):
                 "expected a policy that was not trained yet, as its log-probs are to be the reference's; make a "
                 "backbone with a live reference, or use Backbone.from_pretrained"
             )
-        return load_backbone(self.spec.of_reference(), dtype=self.policy.dtype, vocabulary=len(self.tokenizer))
+        options = LoadOptions(dtype=self.policy.dtype, vocabulary=len(self.tokenizer))
+        return load_backbone(self.spec.of_reference(), options)
 
     @property
     def reference(self) -> PreTrainedModel | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -15,6 +16,34 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+PACKAGED = "pkg://"
+"""``pkg://halos.toy/reference`` is a directory inside an installed package."""
+
+
+def check_path(path: str, location: Path, *, weights: bool) -> None:
+    """Check that a model can be loaded from ``path``, which is ``location`` on this machine or else a hub id.
+
+    Raises:
+        ValueError: no such path, damaged or missing files, or a missing package.
+    """
+    if location.suffix == ".gguf":
+        if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
+            raise ValueError(f"model.path: {path} is a GGUF file; install the extra with pip install 'halos[gguf]'")
+        check_gguf(location)
+    elif location.is_dir():
+        check_directory(location, weights=weights)
+    elif location.exists():
+        raise ValueError(f"model.path: expected a model directory or a .gguf file, found the file {path}")
+    elif path.startswith((PACKAGED, "/", "./", "../", "~")) or path.count("/") > 1:
+        raise ValueError(f"model.path: no such directory or file: {path}")
+    elif "/" in path and location.parent.is_dir():
+        # A typing error in a local path would otherwise be downloaded as a hub id, or fail there obscurely.
+        raise ValueError(
+            f"model.path: no such directory or file: {path}; it is not taken for a hub id, as {location.parent} is a "
+            "folder here"
+        )
 
 
 def check_directory(folder: Path, *, weights: bool = True) -> None:

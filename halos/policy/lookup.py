@@ -13,7 +13,7 @@ from torch import nn
 
 from halos.config.devices import DTYPES, choice, device_of
 from halos.config.runs import TrainedRun, read_run
-from halos.policy.loading import ModelSpec
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.lora import LoRA
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Policy:
             precision: ``32-true`` or ``bf16-true``.
             vocabulary: least number of embedding rows.
         """
-        model = self.spec.load(dtype=choice("precision", precision, DTYPES), vocabulary=vocabulary)
+        model = self.spec.load(LoadOptions(dtype=choice("precision", precision, DTYPES), vocabulary=vocabulary))
         # transformers wraps ``to`` with a decorator that loses its signature.
         nn.Module.to(model, device_of(device)).eval()
         return model

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
-
-import torch
 
 from halos.policy.backbone import Backbone
 from halos.policy.kernels.liger import use_liger
-from halos.policy.loading import ModelSpec
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.attention import attend_by_flex
 from halos.policy.logprobs.compiling import compile_layers
 
@@ -42,30 +40,29 @@ class ProvidesBackbone(Protocol):
 
 def load_backbone(
     spec: ModelSpec,
+    options: LoadOptions,
     *,
-    dtype: torch.dtype = torch.float32,
-    new_tokens: Sequence[int] = (),
-    vocabulary: int = 0,
-    with_reference: bool = False,
-    adapter_reference: bool = False,
+    reference: bool = False,
     shard: Callable[[Backbone], None] | None = None,
 ) -> Backbone:
-    """Load the policy, and a live reference if requested.
+    """Load the policy.
 
     Args:
-        spec: the model.
-        dtype, new_tokens, vocabulary: see :meth:`ModelSpec.load`.
-        with_reference, adapter_reference: see :class:`Backbone`.
+        spec: the model. Its ``reference`` must be resolved if the reference is to be loaded.
+        options: see :class:`LoadOptions`.
+        reference: whether an objective needs the reference. The backbone then has a model for it, unless the
+            reference's log-probs are cached.
         shard: shards the backbone's models, which have no weights yet, and then fills in the weights.
     """
-    load = spec.load if shard is None else spec.skeleton
+    mode = spec.reference if reference else None
     backbone = Backbone(
-        load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary),
-        with_reference=with_reference,
-        adapter_reference=adapter_reference,
+        (spec.load if shard is None else spec.skeleton)(options),
+        with_reference=mode == "live",
+        adapter_reference=mode == "adapter",
         head_chunk=spec.head_chunk,
         statistics=spec.statistics,
     )
+    backbone.spec = spec
     # Models are sharded before they have weights, so that no rank ever holds a whole model.
     if shard is not None:
         shard(backbone)

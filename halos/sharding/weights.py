@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from halos.policy.adapters import adapter_layers, base_state, mark_base
 from halos.policy.backbone import Backbone
-from halos.policy.loading import ModelSpec
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.pretrained import load_backbone
 from halos.processes.collectives import rank_and_world
 from halos.sharding.sharding import Sharding, full_state, load_full_state, sharded_modules
@@ -28,33 +27,22 @@ if TYPE_CHECKING:
 
 
 def make_backbone(
-    spec: ModelSpec,
-    sharding: Sharding | None,
-    *,
-    dtype: torch.dtype,
-    new_tokens: Sequence[int] = (),
-    vocabulary: int = 0,
-    with_reference: bool = False,
-    adapter_reference: bool = False,
+    spec: ModelSpec, sharding: Sharding | None, options: LoadOptions, *, reference: bool = False
 ) -> Backbone:
-    """Load the policy, and its live reference if requested, whole or sharded.
+    """Load the policy, and its live reference if the spec says so, whole or sharded.
 
     Args:
-        spec: the model.
+        spec, options, reference: see :func:`load_backbone`.
         sharding: how to shard the models. All ranks must then call this function together. None: whole models.
-        dtype, new_tokens, vocabulary: see :meth:`ModelSpec.load`.
-        with_reference, adapter_reference: see :class:`Backbone`.
     """
-    load = partial(load_backbone, spec, dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
-    load = partial(load, with_reference=with_reference, adapter_reference=adapter_reference)
     if sharding is None:
-        return load()
+        return load_backbone(spec, options, reference=reference)
 
     def shard(backbone: Backbone) -> None:
         # A copy without weights: sharding changes the modules in place, and export needs them as they were.
         backbone.skeleton = (copy.deepcopy(backbone.policy),)
         sharding.shard(backbone)
-        load_weights(backbone.policy, spec, dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
+        load_weights(backbone.policy, spec, options)
         if backbone.reference is not None:
             # Both models are sharded alike, so that each rank copies its own shards.
             for target, source in zip(_tensors(backbone.reference), _tensors(backbone.policy), strict=True):
@@ -62,7 +50,7 @@ def make_backbone(
         if adapter_layers(backbone.policy):
             mark_base(backbone)  # the fingerprint of the base needs its weights
 
-    return load(shard=shard)
+    return load_backbone(spec, options, reference=reference, shard=shard)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -89,23 +77,18 @@ def gathered_policy(backbone: Backbone) -> PreTrainedModel | None:
     return policy
 
 
-def load_weights(
-    model: PreTrainedModel, spec: ModelSpec, *, dtype: torch.dtype, new_tokens: Sequence[int] = (), vocabulary: int = 0
-) -> None:
+def load_weights(model: PreTrainedModel, spec: ModelSpec, options: LoadOptions) -> None:
     """Fill in the weights of a sharded model that was built without any. All ranks must call this function together.
 
     If a local directory has safetensors with the model's own names and shapes, each rank reads its own shards from
     them. In all other cases (a hub id, GGUF, random weights, a grown vocabulary) rank 0 loads the model into its CPU
     memory and broadcasts the weights.
     """
-    files = None if spec.random_weights or new_tokens else matching_files(model, spec.folder)
+    files = None if spec.random_weights or options.new_tokens else matching_files(model, spec.folder)
     if files is not None:
         _read_shards(model, files)
-        return
-    state = {}
-    if rank_and_world()[0] == 0:
-        state = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary).state_dict()
-    load_full_state(model, state)
+    else:
+        load_full_state(model, spec.load(options).state_dict() if rank_and_world()[0] == 0 else {})
 
 
 def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Path] | None:

@@ -11,7 +11,7 @@ from halos.data.batches import packing
 from halos.data.batches.collate import collate
 from halos.data.batches.packing import PROMPT, Pack, pack
 from halos.data.rows.token_rows import Row
-from halos.policy.loading import ModelSpec
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs import attention, flex, packed
 from halos.policy.logprobs.attention import PackedAttention, ScoreOptions, attend_by_flex, attends_by_flex
 from halos.policy.logprobs.completions import completion_logprobs
@@ -111,8 +111,9 @@ def test_without_cuda_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("by_flex", [False, True])
 def test_the_word_of_the_config_reaches_policy_and_reference(by_flex: bool, tmp_path: Path) -> None:
-    spec = ModelSpec(path=str(tiny.save(tmp_path)), packed_attention="flex" if by_flex else "pieces")
-    made = make_backbone(spec, None, dtype=torch.float32, new_tokens=(), vocabulary=0, with_reference=True)
+    attention = "flex" if by_flex else "pieces"
+    spec = ModelSpec(path=str(tiny.save(tmp_path)), packed_attention=attention, reference="live")
+    made = make_backbone(spec, None, LoadOptions(), reference=True)
     assert [attends_by_flex(part.policy) for part in made.with_reference_backbone()] == [by_flex, by_flex]
 
 
