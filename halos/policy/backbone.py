@@ -21,7 +21,7 @@ from halos.policy.export.reward_model import export_reward_model
 from halos.policy.heads import RewardHead
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
-from halos.policy.logprobs.head import evaluating
+from halos.policy.logprobs.head import evaluating, lm_head
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.processes.first import on_first_process
 
@@ -144,10 +144,8 @@ class Backbone(nn.Module):
             ValueError: the policy is sharded over ranks, or has no tokenizer.
         """
         if self.sharded:
-            raise ValueError(
-                "save_pretrained: expected a policy that each rank has whole, found a sharded one; halos.train writes "
-                "OUTPUT_DIR/model"
-            )
+            expected = "expected a policy that each rank has whole, found a sharded one"
+            raise ValueError(f"save_pretrained: {expected}; halos.train writes OUTPUT_DIR/model")
         if not on_first_process():
             return
         policy, spec, tokenizer = self.policy, self.spec, self.tokenizer
@@ -166,9 +164,8 @@ class Backbone(nn.Module):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The policy's tokenizer. Raises ``ValueError`` if the backbone was built without one."""
         if self._tokenizer is None:
-            raise ValueError(
-                "expected a backbone with a tokenizer: use Backbone.from_pretrained(path), or set backbone.tokenizer"
-            )
+            hint = "use Backbone.from_pretrained(path), or set backbone.tokenizer"
+            raise ValueError(f"expected a backbone with a tokenizer: {hint}")
         return self._tokenizer
 
     @tokenizer.setter
@@ -192,10 +189,8 @@ class Backbone(nn.Module):
     def make(self, *, reference: bool, sharding: ModelSharding | None) -> Backbone:
         """Return this backbone. Raises ``ValueError`` under a strategy that shards models before they have weights."""
         if sharding is not None and self.sharding is None:
-            raise ValueError(
-                "expected weights that are not loaded yet under FSDP; pass a halos.sharding.BackboneFactory, or use "
-                "halos.train(overrides={'strategy': 'fsdp'})"
-            )
+            hint = "use halos.train(overrides={'strategy': 'fsdp'})"
+            raise ValueError(f"expected weights that are not loaded yet under FSDP; {hint}")
         return self
 
     def reference_scorer(self, backbone: Backbone, sharding: ModelSharding | None) -> Backbone:
@@ -211,10 +206,8 @@ class Backbone(nn.Module):
         if not self.updated and (self.spec is None or self.spec.reference_path is None):
             return self
         if self.spec is None or self.spec.random_weights:
-            raise ValueError(
-                "expected a policy that was not trained yet, as its log-probs are to be the reference's; make a "
-                "backbone with a live reference, or use Backbone.from_pretrained"
-            )
+            hint = "make a backbone with a live reference, or use Backbone.from_pretrained"
+            raise ValueError(f"expected a policy that was not trained yet, as it is to be the reference; {hint}")
         options = LoadOptions(dtype=self.policy.dtype, vocabulary=len(self.tokenizer))
         return load_backbone(self.spec.of_reference(), options)
 
@@ -240,14 +233,12 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device on which the policy computes. Offloaded shards are stored on another one."""
-        if self.sharding is not None:
-            return self.sharding.device
-        return _head_weight(self.policy).device
+        return lm_head(self.policy).weight.device if self.sharding is None else self.sharding.device
 
     @property
     def hidden_size(self) -> int:
         """Width H of the hidden states that the LM head reads."""
-        return _head_weight(self.policy).shape[1]
+        return lm_head(self.policy).weight.shape[1]
 
     def logprobs(self, batch: Batch, *, with_hidden: bool = False, with_statistics: bool = False) -> LogProbs:
         """Compute log-probs of the batch's completions under the policy, with gradient.
@@ -274,13 +265,12 @@ class Backbone(nn.Module):
             head_chunk=self.head_chunk,
             statistics=self.statistics if with_statistics else (),
         )
-        tokens, last = logprobs.tokens, logprobs.last
         if self.sharded:
             # These are views, and FSDP2 hooks into their graph nodes to gather the weights for the backward pass.
             # A later in-place operation makes autograd build a new node for a view, without the hook. Copies are safe.
-            tokens = tokens.clone()
-            last = None if last is None else last.clone()
-        return tokens, logprobs.mask, logprobs.hidden, last, logprobs.statistics
+            logprobs.tokens = logprobs.tokens.clone()
+            logprobs.last = None if logprobs.last is None else logprobs.last.clone()
+        return logprobs.tokens, logprobs.mask, logprobs.hidden, logprobs.last, logprobs.statistics
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> LogProbs:
@@ -295,9 +285,7 @@ class Backbone(nn.Module):
         if batch.reference is not None:
             return LogProbs(batch.reference, batch.mask)
         if not self.scores_reference:
-            raise ValueError(
-                "expected a backbone with a reference, or a batch with the reference's log-probs; found neither"
-            )
+            raise ValueError("expected a backbone with a reference, or a batch with its log-probs; found neither")
         start = time.perf_counter()
         if self._reference:
             logprobs = self._reference[0].logprobs(batch)
@@ -330,11 +318,6 @@ class Backbone(nn.Module):
             if parameter.dtype.itemsize < values.dtype.itemsize:
                 parameter.data = values.to(parameter.device)
         return self
-
-
-def _head_weight(policy: PreTrainedModel) -> Tensor:
-    weight: Tensor = policy.get_output_embeddings().weight
-    return weight
 
 
 def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:

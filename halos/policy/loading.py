@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EXAMPLE = "model=hf model.path=HuggingFaceTB/SmolLM2-135M-Instruct"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
@@ -93,10 +95,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
-            raise ValueError(
-                f"model.path: expected a hub id, a directory or a .gguf file, found {self.path!r}; "
-                "for example model=hf model.path=HuggingFaceTB/SmolLM2-135M-Instruct"
-            )
+            expected = "a hub id, a directory or a .gguf file"
+            raise ValueError(f"model.path: expected {expected}, found {self.path!r}; for example {EXAMPLE}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout}")
         if self.packed_attention not in ("pieces", "flex"):
@@ -122,9 +122,8 @@ class ModelSpec:
         """
         self.lora.check()
         if self.packed_attention == "flex" and not torch.cuda.is_available():
-            raise ValueError(
-                "model.packed_attention: flex needs a CUDA device, found none; use model.packed_attention=pieces"
-            )
+            hint = "use model.packed_attention=pieces"
+            raise ValueError(f"model.packed_attention: flex needs a CUDA device, found none; {hint}")
         if self.reference_path is not None:
             self.of_reference().check()
         check_path(self.path, self._location, weights=not self.random_weights)
@@ -178,10 +177,8 @@ class ModelSpec:
             model, info = self._from_pretrained(AutoModelForCausalLM, **built, output_loading_info=True)
             # transformers only logs a warning of weights that it draws at random.
             if info["missing_keys"]:
-                raise ValueError(
-                    f"model.path: {self.path} lacks weights of {type(model).__name__}, which would start at random: "
-                    + ", ".join(sorted(info["missing_keys"])[:5])
-                )
+                lacking = f"{self.path} lacks weights of {type(model).__name__}, which would start at random"
+                raise ValueError(f"model.path: {lacking}: {', '.join(sorted(info['missing_keys'])[:5])}")
         self._prepare(model, options)
         return self._finish(model)
 
@@ -214,10 +211,8 @@ class ModelSpec:
         from transformers import AutoConfig
 
         if self.lora.enabled and options.new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
-            raise ValueError(
-                "model.lora: new control tokens need rows in the embeddings, which an adapter alone does not hold: "
-                "expected model.lora.export=merged and no model.lora.path"
-            )
+            expected = "expected model.lora.export=merged and no model.lora.path"
+            raise ValueError(f"model.lora: an adapter alone does not hold the embeddings of control tokens: {expected}")
         config: PretrainedConfig = self._from_pretrained(AutoConfig)
         set_dropout(config, self.dropout)
         return {"config": config, "dtype": options.dtype, "attn_implementation": self.attention}

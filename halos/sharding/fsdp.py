@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from halos.checks import check_whole
 from halos.sharding.sharding import Sharding, full_state, load_full_state, materialise
+from halos.sharding.tensor_parallel import check_divisor
 
 State = dict[str, Any]
 """A checkpoint, or a state dict of nested dicts, tensors and numbers."""
@@ -53,10 +54,7 @@ class FSDP(ModelParallelStrategy):
 
     def check(self, devices: int) -> None:
         """Raise ``ValueError`` unless the number of devices can be divided into replicas."""
-        if devices % self.replicas:
-            raise ValueError(
-                f"strategy.trainer.replicas: expected a divisor of the {devices} devices, found {self.replicas}"
-            )
+        check_divisor("strategy.trainer.replicas", self.replicas, devices, "devices")
 
     @property
     def sharding(self) -> Sharding:

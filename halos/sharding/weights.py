@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from halos.policy.adapters import adapter_layers, base_state, mark_base
 from halos.policy.backbone import Backbone
+from halos.policy.checks import weight_files
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.pretrained import load_backbone
 from halos.processes.collectives import rank_and_world
@@ -102,7 +102,7 @@ def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Pat
         return None
     files: dict[str, Path] = {}
     shapes: dict[str, list[int]] = {}
-    for path in _safetensors(folder):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (it is no dictionary)
                 files[name], shapes[name] = path, file.get_slice(name).get_shape()
@@ -123,14 +123,6 @@ def _converted_while_loading(model: PreTrainedModel) -> bool:
     return bool(get_model_conversion_mapping(model, add_legacy=False))
 
 
-def _safetensors(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return [folder / name for name in sorted(names)]
-    return [folder / "model.safetensors"]
-
-
 @torch.no_grad()
 def _read_shards(model: PreTrainedModel, files: Mapping[str, Path]) -> None:
     # Not torch.distributed.checkpoint's HuggingFaceStorageReader: it ignores the index and reads all safetensors files
@@ -143,9 +135,8 @@ def _read_shards(model: PreTrainedModel, files: Mapping[str, Path]) -> None:
                 if not isinstance(target, DTensor):
                     target.copy_(file.get_tensor(name))
                     continue
-                shape, offset = compute_local_shape_and_global_offset(
-                    target.shape, target.device_mesh, target.placements
-                )
+                mesh, placements = target.device_mesh, target.placements
+                shape, offset = compute_local_shape_and_global_offset(target.shape, mesh, placements)
                 # A rank's shard is empty where a dimension is shorter than the mesh; safetensors refuses empty slices.
                 if 0 not in shape:
                     shard = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))

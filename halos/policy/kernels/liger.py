@@ -64,10 +64,8 @@ def use_liger(model: nn.Module) -> None:
     """
     changed = list(fitting(model, _Norm, _GatedLayer, _agree, device=DEVICE, dtypes=TOLERANCE))
     if not changed:
-        raise ValueError(
-            "model.liger: expected a model with RMSNorm or SwiGLU layers as Llama has them, found "
-            f"{type(model).__name__}, where Liger's kernels reproduce no layer; set model.liger=false"
-        )
+        expected = "a model with RMSNorm or SwiGLU layers that Liger's kernels reproduce"
+        raise ValueError(f"model.liger: expected {expected}, found {type(model).__name__}; set model.liger=false")
     for module, changed_class in changed:
         module.__class__ = changed_class
     log.info("%s: %d modules by Liger's kernels", type(model).__name__, len(changed))

@@ -24,9 +24,9 @@ loaded with serves everything else: generation, separate rows, the exported conf
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
@@ -35,29 +35,13 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from halos.data.batches.packing import PROMPT, Pack
-from halos.policy.logprobs.flex import block_mask, flex_attend
+from halos.policy.logprobs.flex import ScoreOptions, block_mask, flex_attend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 IMPLEMENTATION_NAME = "halos_packed"
 KeysValues = tuple[Tensor, Tensor]
-
-
-class ScoreOptions(NamedTuple):
-    """How a layer turns scores into weights, as transformers passes it to attention.
-
-    Attributes:
-        scaling: factor of the scores; None: 1 / √width.
-        dropout: the probability that a weight is dropped.
-        window: tokens that a query sees in a layer with a sliding window; None: all.
-        softcap: c, if scores are capped by c · tanh(score / c).
-    """
-
-    scaling: float | None = None
-    dropout: float = 0.0
-    window: int | None = None
-    softcap: float | None = None
 
 
 class PackedAttention:
@@ -103,8 +87,7 @@ class PackedAttention:
         if self.flex and not options.dropout:
             if window not in self._block_masks:
                 self._block_masks[window] = block_mask(self.pack, window)
-            mask, scaling = self._block_masks[window], options.scaling
-            return flex_attend(query, key, value, mask, scaling=scaling, softcap=options.softcap).transpose(1, 2)
+            return flex_attend(query, key, value, self._block_masks[window], options).transpose(1, 2)
         # split(), not slices: the backward pass of each slice would write a gradient as large as the whole tensor.
         sizes = list(self.pack.sizes)
         queries = torch.split(query, sizes[-len(self.pack.attends) :], 2)
@@ -160,15 +143,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, optio
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and repeats_heads(device, dtype, masked=mask is not None):
         key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
+    grouped, causal = query.shape[1] != key.shape[1], mask is None
     return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=options.dropout,
-        is_causal=mask is None,
-        scale=options.scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+        query, key, value, mask, options.dropout, causal, scale=options.scaling, enable_gqa=grouped
     )
 
 
@@ -284,18 +261,12 @@ def recomputes_alike(model: nn.Module) -> bool:
 
 @contextmanager
 def _recomputed_alike(model: nn.Module) -> Iterator[None]:
-    layers = _checkpointed_layers(model)
-    before = [layer.__dict__[_CHECKPOINT] for layer in layers]
-    contexts = partial(_contexts, model)
-    try:
-        for layer, function in zip(layers, before, strict=True):
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _implementation(model)  # of the layer's first and of its second run
+
+    with ExitStack() as restored:
+        for layer in _checkpointed_layers(model):
+            function = layer.__dict__[_CHECKPOINT]
+            restored.callback(setattr, layer, _CHECKPOINT, function)
             layer.__dict__[_CHECKPOINT] = partial(function, context_fn=contexts)
         yield
-    finally:
-        for layer, function in zip(layers, before, strict=True):
-            layer.__dict__[_CHECKPOINT] = function
-
-
-def _contexts(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts of a checkpointed layer's first and second run."""
-    return nullcontext(), _implementation(model)

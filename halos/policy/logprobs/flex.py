@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from functools import cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +26,23 @@ MAX_VERSIONS = 64
 and for several blocks, and for each window of the model."""
 
 
-def flex_attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, *, scaling: float | None, softcap: float | None
-) -> Tensor:
+class ScoreOptions(NamedTuple):
+    """How a layer turns scores into weights, as transformers passes it to attention.
+
+    Attributes:
+        scaling: factor of the scores; None: 1 / √width.
+        dropout: the probability that a weight is dropped.
+        window: tokens that a query sees in a layer with a sliding window; None: all.
+        softcap: c, if scores are capped by c · tanh(score / c).
+    """
+
+    scaling: float | None = None
+    dropout: float = 0.0
+    window: int | None = None
+    softcap: float | None = None
+
+
+def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, options: ScoreOptions) -> Tensor:
     """Attention of all queries of a pack.
 
     Args:
@@ -36,8 +50,7 @@ def flex_attend(
         key: [1, key heads, P + N, width], where the query heads are a multiple of the key heads.
         value: as ``key``.
         mask: the result of :func:`block_mask`.
-        scaling: factor of the scores; None: 1 / √width.
-        softcap: c, if scores are capped by c · tanh(score / c).
+        options: how scores become weights. The window is part of the mask; the dropout has to be 0.
 
     Returns:
         [1, heads, N, width].
@@ -49,9 +62,9 @@ def flex_attend(
         query.to(dtype),
         key.to(dtype),
         value.to(dtype),
-        score_mod=None if softcap is None else _capped(softcap),
+        score_mod=None if options.softcap is None else _capped(options.softcap),
         block_mask=mask,
-        scale=scaling,
+        scale=options.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
 
