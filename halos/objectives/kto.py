@@ -85,10 +85,9 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
         return fixed_d, fixed_u
     if not n_d or not n_u:
         name = "desirable_weight" if desirable_weight == "auto" else "undesirable_weight"
-        raise ValueError(
-            f"loss.{name}=auto: expected both kinds of completions in the training data, found {n_d} desirable and "
-            f"{n_u} undesirable ones; set loss.desirable_weight and loss.undesirable_weight to numbers"
-        )
+        found = f"found {n_d} desirable and {n_u} undesirable ones"
+        hint = "set loss.desirable_weight and loss.undesirable_weight to numbers"
+        raise ValueError(f"loss.{name}=auto: expected both kinds of completions in the training data, {found}; {hint}")
     # The ratio moves to the nearer end of the interval, by a factor on λ_D or its inverse on λ_U.
     ratio = fixed_d * n_d / (fixed_u * n_u)
     change = min(max(ratio, low), high) / ratio
@@ -146,10 +145,8 @@ class KTO(Objective):
             choices = ", ".join(REFERENCE_POINTS)
             raise ValueError(f"loss.reference_point: expected one of {choices}; found {reference_point!r}")
         if reference_free and reference_point == "zero":
-            raise ValueError(
-                "loss.reference_point: expected mismatched with loss.reference_free=true, found 'zero': log π_θ "
-                "without a reference is always below 0"
-            )
+            found = "found 'zero': log π_θ without a reference is always below 0"
+            raise ValueError(f"loss.reference_point: expected mismatched with loss.reference_free=true, {found}")
         self.beta = require_positive("beta", beta)
         self.desirable_weight = require_weight("desirable_weight", desirable_weight)
         self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)

@@ -120,7 +120,5 @@ def _check_knobs(
             raise ValueError(f"{name}: expected 1 with feedback='pairs', which has no labels; found {share}")
     least = 2 if feedback == "pairs" else 1
     if completions_per_prompt < least:
-        raise ValueError(
-            f"completions_per_prompt: expected at least {least} with feedback={feedback!r}, "
-            f"found {completions_per_prompt}"
-        )
+        expected = f"expected at least {least} with feedback={feedback!r}"
+        raise ValueError(f"completions_per_prompt: {expected}, found {completions_per_prompt}")
