@@ -172,21 +172,11 @@ class KTO(Objective):
         # Reference-free, log π_ref is the same for all y and cancels in r − z₀: any constant does.
         log_ref = torch.zeros_like(policy.sum) if reference is None else reference.sum
         z0, metrics = self._reference_point(policy.sum, log_ref)
-        losses = kto_loss(
-            policy.sum[:, 0],
-            log_ref[:, 0],
-            batch.desirable,
-            z0,
-            beta=self.beta,
-            # Numbers by now: see_labels() has resolved "auto" before the first step.
-            desirable_weight=float(self.desirable_weight),
-            undesirable_weight=float(self.undesirable_weight),
-        )
-        return Output(
-            loss={"kto": self.per_example(losses, batch)},
-            rewards=self.beta * (policy.sum - log_ref)[:, :1],
-            metrics=metrics,
-        )
+        # Numbers by now: see_labels() has resolved "auto" before the first step.
+        weights = {name: float(getattr(self, name)) for name in ("desirable_weight", "undesirable_weight")}
+        losses = kto_loss(policy.sum[:, 0], log_ref[:, 0], batch.desirable, z0, beta=self.beta, **weights)
+        rewards = self.beta * (policy.sum - log_ref)[:, :1]
+        return Output({"kto": self.per_example(losses, batch)}, rewards, metrics)
 
     def _reference_point(self, policy: Tensor, reference: Tensor) -> tuple[Tensor | float, dict[str, Mean]]:
         # With z₀ = 0 no y' is drawn, and the policy does not read any.

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 IMPLEMENTATION_NAME = "halos_packed"
-KeysValues = tuple[Tensor, Tensor]
+KeysValues = dict[nn.Module, tuple[Tensor, Tensor]]
+"""For each attention module keys and values [1, heads, tokens, width]."""
 
 
 class PackedAttention:
@@ -60,15 +61,10 @@ class PackedAttention:
     """
 
     def __init__(
-        self,
-        pack: Pack,
-        *,
-        earlier: dict[nn.Module, KeysValues] | None = None,
-        keep_prompts: bool = False,
-        flex: bool = False,
+        self, pack: Pack, *, earlier: KeysValues | None = None, keep_prompts: bool = False, flex: bool = False
     ) -> None:
         self.pack, self.earlier, self.keep_prompts, self.flex = pack, earlier, keep_prompts, flex
-        self.prompt_states: dict[nn.Module, KeysValues] = {}
+        self.prompt_states: KeysValues = {}
         self.windows: set[int | None] = set()
         # By window, as all layers with the same window share the masks.
         self._masks: dict[int | None, list[Tensor | None]] = {}

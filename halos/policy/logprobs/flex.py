@@ -58,14 +58,11 @@ def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, opti
     device = query.device.type
     # Autocast does not cover FlexAttention: without the cast, float32 queries would meet bfloat16 values.
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    query, key, value = (states.to(dtype) for states in (query, key, value))
+    score_mod = None if options.softcap is None else _capped(options.softcap)
+    grouped = query.shape[1] != key.shape[1]
     return _flex_function(device)(
-        query.to(dtype),
-        key.to(dtype),
-        value.to(dtype),
-        score_mod=None if options.softcap is None else _capped(options.softcap),
-        block_mask=mask,
-        scale=options.scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+        query, key, value, score_mod=score_mod, block_mask=mask, scale=options.scaling, enable_gqa=grouped
     )
 
 
@@ -117,13 +114,10 @@ def block_mask(pack: Pack, window: int | None) -> BlockMask:
     blocks = _blocks(pack, earlier)
     # The kernel reads the first ``blocks.sum(1)`` entries of each row, so the blocks to compute come first.
     order = blocks.int().argsort(dim=1, descending=True, stable=True).int()
-    return BlockMask.from_kv_blocks(
-        blocks.sum(1, dtype=torch.int32)[None, None].to(tree.device),
-        order[None, None].to(tree.device),
-        BLOCK_SIZE=BLOCK_TOKENS,
-        mask_mod=is_seen,
-        seq_lengths=(len(pack.input_ids), len(tree)),
-    )
+    counts = blocks.sum(1, dtype=torch.int32)
+    counts, order = (per_row[None, None].to(tree.device) for per_row in (counts, order))
+    lengths = (len(pack.input_ids), len(tree))
+    return BlockMask.from_kv_blocks(counts, order, BLOCK_SIZE=BLOCK_TOKENS, mask_mod=is_seen, seq_lengths=lengths)
 
 
 def _blocks(pack: Pack, earlier: int) -> Tensor:
