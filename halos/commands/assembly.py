@@ -238,7 +238,7 @@ def _callbacks(
     callbacks: list[Callback] = [
         KeepFreedMemory(),
         ranks.RecordRankAddresses(),
-        *_reference_sync(cfg, objective),
+        *_reference_sync(cfg),
         record,
         TensorBoardReport(),
         SampledReplies(tokens, list(prompts), max_new_tokens=cfg.sampling.max_new_tokens, seed=cfg.seed),
@@ -249,12 +249,10 @@ def _callbacks(
     return [*callbacks, Progress()] if cfg.trainer.enable_progress_bar else callbacks
 
 
-def _reference_sync(cfg: DictConfig, objective: Objective) -> list[Callback]:
+def _reference_sync(cfg: DictConfig) -> list[Callback]:
     if not cfg.reference_sync.every:
         return []
-    sync = ReferenceSync(every=cfg.reference_sync.every, alpha=cfg.reference_sync.alpha)
-    sync.check(objective)
-    return [sync]
+    return [ReferenceSync(every=cfg.reference_sync.every, alpha=cfg.reference_sync.alpha)]
 
 
 def _loggers(cfg: DictConfig) -> list[Any]:

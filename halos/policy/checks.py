@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,17 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 PACKAGED = "pkg://"
 """``pkg://halos.toy/reference`` is a directory inside an installed package."""
+
+
+def locate(path: str) -> Path:
+    """Return where the model in ``path`` is on this machine, if it is there and not a hub id."""
+    if not path.startswith(PACKAGED):
+        return Path(path).expanduser()
+    package, _, folder = path.removeprefix(PACKAGED).partition("/")
+    try:
+        return Path(str(files(package))) / folder
+    except ModuleNotFoundError as error:
+        raise ValueError(f"model.path: no such package: {package} (of {path})") from error
 
 
 def check_path(path: str, location: Path, *, weights: bool) -> None:

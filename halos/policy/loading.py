@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from halos.checks import check_whole
 from halos.config.combinations import REFERENCE, check_combinations
 from halos.config.flat import flatten
 from halos.data.rows.templates import template_of
-from halos.policy.checks import PACKAGED, check_path
+from halos.policy.checks import check_path, locate
 from halos.policy.construction import forget_quantisation, grow_vocabulary, parameters_on_meta, set_dropout
 from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.logprobs.token_statistics import check_statistics
@@ -239,13 +238,7 @@ class ModelSpec:
 
     @property
     def _location(self) -> Path:
-        if self.path.startswith(PACKAGED):
-            package, _, folder = self.path.removeprefix(PACKAGED).partition("/")
-            try:
-                return Path(str(files(package))) / folder
-            except ModuleNotFoundError as error:
-                raise ValueError(f"model.path: no such package: {package} (of {self.path})") from error
-        return Path(self.path).expanduser()
+        return locate(self.path)
 
     @property
     def _names(self) -> tuple[str, dict[str, str]]:

@@ -66,12 +66,6 @@ def load_backbone(
     # Models are sharded before they have weights, so that no rank ever holds a whole model.
     if shard is not None:
         shard(backbone)
-    use_fast_layers(backbone, spec)
-    return backbone
-
-
-def use_fast_layers(backbone: Backbone, spec: ModelSpec) -> None:
-    """Compile the layers, or replace layers and attention by other kernels, as ``spec`` requires."""
     for member in backbone.with_reference_backbone():
         if spec.compile:
             compile_layers(member.policy)
@@ -79,3 +73,4 @@ def use_fast_layers(backbone: Backbone, spec: ModelSpec) -> None:
             use_liger(member.policy)
         if spec.packed_attention == "flex":
             attend_by_flex(member.policy)
+    return backbone

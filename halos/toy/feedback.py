@@ -65,7 +65,8 @@ def toy_feedback(
     Raises:
         ValueError: a value is out of range, or has no effect with this ``feedback``.
     """
-    _check_knobs(feedback, completions_per_prompt, noise, keep_desirable, keep_undesirable)
+    shares = {"noise": noise, "keep_desirable": keep_desirable, "keep_undesirable": keep_undesirable}
+    _check_knobs(feedback, completions_per_prompt, shares)
     records = []
     for index, prompt in enumerate(world.toy_prompts(size, seed, split)):
         where = f"toy/{split}:{index}"
@@ -106,12 +107,9 @@ def _paired(where: str, prompt: str, count: int, noise: float, rng: random.Rando
     raise RuntimeError(f"{where}: expected two completions of different reward, found ties {MAX_TIES} times")
 
 
-def _check_knobs(
-    feedback: str, completions_per_prompt: int, noise: float, keep_desirable: float, keep_undesirable: float
-) -> None:
+def _check_knobs(feedback: str, completions_per_prompt: int, shares: dict[str, float]) -> None:
     if feedback not in KINDS:
         raise ValueError(f"feedback: expected one of {', '.join(KINDS)}; found {feedback!r}")
-    shares = {"noise": noise, "keep_desirable": keep_desirable, "keep_undesirable": keep_undesirable}
     for name, share in shares.items():
         # NaN fails this comparison too.
         if not 0.0 <= share <= 1.0:

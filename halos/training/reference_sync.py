@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from halos.checks import check_share, check_whole
+from halos.config.combinations import REFERENCE, check_combinations
 from halos.objectives.base import Objective
 from halos.sharding.sharding import full_state, load_full_state
 from halos.training.record import State
@@ -36,16 +37,9 @@ class ReferenceSync(Callback):
         self.synced_at = 0
         self._objective: Objective | None = None
 
-    def check(self, objective: Objective) -> None:
-        """Raise ``ValueError`` for an objective without a reference."""
-        if not objective.needs.reference:
-            raise ValueError(
-                f"reference_sync.every: expected a loss with a reference, found {type(objective).__name__}"
-            )
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if isinstance(pl_module, Objective):
-            self.check(pl_module)
+            check_combinations({"reference_sync.every": self.every, REFERENCE: pl_module.needs.reference})
             self._objective = pl_module
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:

@@ -80,10 +80,14 @@ class Changed(nn.Module):
         return _blank, type(self).__bases__, self.__dict__
 
 
-class _Norm(Changed):
+class Norm(Changed):
+    """The parts of an RMSNorm, by the names that Llama and its relatives have for them."""
+
     weight: Tensor
     variance_epsilon: float
 
+
+class _Norm(Norm):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if _applies(hidden_states, self.weight):
             return rms_norm(hidden_states, self.weight, self.variance_epsilon)
@@ -92,7 +96,7 @@ class _Norm(Changed):
 
 
 class GatedLayer(Changed):
-    """The parts of a SwiGLU layer, by the names that Llama and its relatives have for them."""
+    """The parts of a SwiGLU layer."""
 
     gate_proj: Callable[[Tensor], Tensor]
     up_proj: Callable[[Tensor], Tensor]

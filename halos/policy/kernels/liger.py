@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from halos.policy.kernels.elementwise import Changed, GatedLayer, fitting
+from halos.policy.kernels.elementwise import GatedLayer, Norm, fitting
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
 """How far output and gradients of a trial, numbers around 1, may be from the model's own: rounding."""
 
 
-class _Norm(Changed):
-    weight: Tensor
-    variance_epsilon: float
-
+class _Norm(Norm):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not _applies(hidden_states, self.weight):
             output: Tensor = super().forward(hidden_states)
