@@ -150,13 +150,8 @@ class KTO(Objective):
         self.beta = require_positive("beta", beta)
         self.desirable_weight = require_weight("desirable_weight", desirable_weight)
         self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)
-        mismatched = reference_point == "mismatched"
-        self.needs = Needs(
-            reference=not reference_free,
-            mismatched=mismatched,
-            whole_micro_step=mismatched,
-            label_counts="auto" in (self.desirable_weight, self.undesirable_weight),
-        )
+        drawn, counted = reference_point == "mismatched", "auto" in (self.desirable_weight, self.undesirable_weight)
+        self.needs = Needs(reference=not reference_free, mismatched=drawn, whole_micro_step=drawn, label_counts=counted)
 
     def see_labels(self, desirable: int, undesirable: int) -> None:
         # In the second call of a run, from the Trainer, the weights are already numbers.

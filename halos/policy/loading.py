@@ -197,11 +197,6 @@ class ModelSpec:
         return self._finish(model)
 
     @property
-    def folder(self) -> Path | None:
-        """The model's local directory. None for a hub id or a GGUF file."""
-        return self._location if self._location.is_dir() else None
-
-    @property
     def local(self) -> Path | None:
         """The model's file or directory on this machine. None for a hub id."""
         return self._location if self._location.exists() else None

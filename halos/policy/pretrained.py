@@ -39,11 +39,7 @@ class ProvidesBackbone(Protocol):
 
 
 def load_backbone(
-    spec: ModelSpec,
-    options: LoadOptions,
-    *,
-    reference: bool = False,
-    shard: Callable[[Backbone], None] | None = None,
+    spec: ModelSpec, options: LoadOptions, *, reference: bool = False, shard: Callable[[Backbone], None] | None = None
 ) -> Backbone:
     """Load the policy.
 
@@ -55,13 +51,9 @@ def load_backbone(
         shard: shards the backbone's models, which have no weights yet, and then fills in the weights.
     """
     mode = spec.reference if reference else None
-    backbone = Backbone(
-        (spec.load if shard is None else spec.skeleton)(options),
-        with_reference=mode == "live",
-        adapter_reference=mode == "adapter",
-        head_chunk=spec.head_chunk,
-        statistics=spec.statistics,
-    )
+    model = spec.load(options) if shard is None else spec.skeleton(options)
+    modes = {"with_reference": mode == "live", "adapter_reference": mode == "adapter"}
+    backbone = Backbone(model, head_chunk=spec.head_chunk, statistics=spec.statistics, **modes)
     backbone.spec = spec
     # Models are sharded before they have weights, so that no rank ever holds a whole model.
     if shard is not None:

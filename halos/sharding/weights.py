@@ -84,7 +84,7 @@ def load_weights(model: PreTrainedModel, spec: ModelSpec, options: LoadOptions) 
     them. In all other cases (a hub id, GGUF, random weights, a grown vocabulary) rank 0 loads the model into its CPU
     memory and broadcasts the weights.
     """
-    files = None if spec.random_weights or options.new_tokens else matching_files(model, spec.folder)
+    files = None if spec.random_weights or options.new_tokens else matching_files(model, spec.local)
     if files is not None:
         _read_shards(model, files)
     else:
@@ -98,7 +98,7 @@ def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Pat
         The file of each name; of the names of tied weights, one in the files is enough. None if the files' names and
         shapes are not exactly the model's.
     """
-    if folder is None or _converted_while_loading(model):
+    if folder is None or not folder.is_dir() or _converted_while_loading(model):
         return None
     files: dict[str, Path] = {}
     shapes: dict[str, list[int]] = {}

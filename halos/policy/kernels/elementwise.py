@@ -126,11 +126,7 @@ def use_fewer_temporaries(model: nn.Module) -> None:
 
 def lean_modules(model: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
     """Yield the modules of the model that take part, each with the class that it gets or has."""
-
-    def agrees(own: list[Tensor], changed: list[Tensor]) -> bool:
-        return torch.equal(own[0], changed[0])
-
-    return fitting(model, _Norm, _GatedLayer, agrees)
+    return fitting(model, _Norm, _GatedLayer, lambda own, changed: torch.equal(own[0], changed[0]))
 
 
 def fitting(

@@ -70,9 +70,8 @@ def use_liger(model: nn.Module) -> None:
 
 def _agree(own: list[Tensor], changed: list[Tensor]) -> bool:
     tolerance = TOLERANCE[own[0].dtype]
-    return all(
-        torch.allclose(one, other, rtol=tolerance, atol=tolerance) for one, other in zip(own, changed, strict=True)
-    )
+    pairs = zip(own, changed, strict=True)
+    return all(torch.allclose(one, other, rtol=tolerance, atol=tolerance) for one, other in pairs)
 
 
 def check_liger(accelerator: str) -> None:
