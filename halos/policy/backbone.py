@@ -21,7 +21,7 @@ from halos.policy.export.reward_model import export_reward_model
 from halos.policy.heads import RewardHead
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
-from halos.policy.logprobs.head import evaluating, lm_head
+from halos.policy.logprobs.head import HeadOptions, evaluating, lm_head
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.processes.first import on_first_process
 
@@ -258,13 +258,8 @@ class Backbone(nn.Module):
         FSDP2 attaches its hooks to ``forward``, and finds tensors in tuples but not in a :class:`LogProbs`. Its hooks
         gather the embeddings and the LM head for this forward and for its backward pass.
         """
-        logprobs = completion_logprobs(
-            self.policy,
-            batch,
-            with_hidden=with_hidden,
-            head_chunk=self.head_chunk,
-            statistics=self.statistics if with_statistics else (),
-        )
+        options = HeadOptions(self.head_chunk, self.statistics if with_statistics else (), with_hidden)
+        logprobs = completion_logprobs(self.policy, batch, options)
         if self.sharded:
             # These are views, and FSDP2 hooks into their graph nodes to gather the weights for the backward pass.
             # A later in-place operation makes autograd build a new node for a view, without the hook. Copies are safe.

@@ -58,14 +58,7 @@ class LogProbs:
         return self.sum / self.count
 
 
-def completion_logprobs(
-    model: PreTrainedModel,
-    batch: Batch,
-    *,
-    with_hidden: bool = False,
-    head_chunk: int | None = None,
-    statistics: Sequence[str] = (),
-) -> LogProbs:
+def completion_logprobs(model: PreTrainedModel, batch: Batch, options: HeadOptions | None = None) -> LogProbs:
     """Compute the log-probs of every branch of the batch.
 
     Packed rows are used where the batch has them and the model can read them; otherwise there is one forward for each
@@ -76,16 +69,14 @@ def completion_logprobs(
     Args:
         model: a causal language model.
         batch: the tokens, on the model's device.
-        with_hidden: whether to return the states that predict the tokens.
-        head_chunk: the largest number of rows of logits that exist at a time; None: all.
-        statistics: names in :data:`halos.policy.logprobs.token_statistics.STATISTICS`.
+        options: how the LM head is computed, and what is returned besides log-probs.
 
     Raises:
         ValueError: if a batch in several divisions meets a model that cannot read packed rows.
     """
     if sum(pack.needs_grad for pack in batch.packs) > 1:
         check_packing(model)
-    options = HeadOptions(head_chunk, tuple(statistics), with_hidden)
+    options = options or HeadOptions()
     last_states: list[Tensor] = []
     inputs: Sequence[Pack | Chunk] = batch.packs if batch.packs and can_pack(model) else batch.chunks
     if inputs is batch.packs:
@@ -96,10 +87,10 @@ def completion_logprobs(
     values = torch.cat([result.logprobs for result in results])
     tokens = values.new_zeros(batch.mask.numel()).scatter(0, slots, values).view(shape)
     logprobs = LogProbs(tokens, batch.mask)
-    if with_hidden:
+    if options.with_states:
         states = torch.cat([result.states for result in results if result.states is not None])
         logprobs.hidden = _in_grid(states, slots, shape)
-    if statistics:
+    if options.statistics:
         logprobs.statistics = _in_grid(torch.cat([result.statistics for result in results]), slots, shape)
     if last_states:
         owners = torch.cat([chunk.owners for chunk in batch.chunks if chunk.owners is not None])

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
-    """How the LM head is computed.
+    """How the LM head is computed, and what is returned besides log-probs.
 
     Attributes:
         chunk_rows: the largest number of rows of logits that exist at a time, in the backward pass too; None: all.

@@ -16,6 +16,7 @@ from halos.policy.logprobs import attention, flex, packed
 from halos.policy.logprobs.attention import PackedAttention, attend_by_flex, attends_by_flex
 from halos.policy.logprobs.completions import completion_logprobs
 from halos.policy.logprobs.flex import ScoreOptions, block_mask
+from halos.policy.logprobs.head import HeadOptions
 from halos.policy.logprobs.packed import can_pack
 from halos.sharding.weights import make_backbone
 from tests import tiny
@@ -90,12 +91,12 @@ def test_log_probs_are_those_of_separate_calls(architecture: str, monkeypatch: p
     batch = collate(ROWS, mismatched=True, packing=True)
     model = tiny.exact(tiny.model(architecture, dtype=torch.float64))
     with torch.no_grad():  # PyTorch has no backward pass of it for CPUs
-        expected = completion_logprobs(model, batch, head_chunk=4).tokens
+        expected = completion_logprobs(model, batch, HeadOptions(4)).tokens
         assert not calls
         packed._can_pack.clear()
         attend_by_flex(model)
         assert can_pack(model)
-        found = completion_logprobs(model, batch, head_chunk=4).tokens
+        found = completion_logprobs(model, batch, HeadOptions(4)).tokens
     assert len(calls) == 4 * model.config.num_hidden_layers  # two packs to try it out, and two
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
