@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,19 +28,7 @@ from halos.processes.first import on_first_process
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-class ModelSharding(Protocol):
-    """How models are sharded over ranks. :class:`halos.sharding.sharding.Sharding` implements this protocol."""
-
-    @property
-    def device(self) -> torch.device:
-        """The device that computes."""
-
-    def shard_beside(self, module: nn.Module) -> None:
-        """Shard the modules of an objective other than the backbone."""
-
-    def begin_micro_batch(self, module: nn.Module, *, last: bool) -> None:
-        """Prepare for a backward pass."""
+    from halos.policy.pretrained import ModelSharding
 
 
 class Backbone(nn.Module):

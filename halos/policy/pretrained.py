@@ -1,18 +1,35 @@
-"""Loads a backbone from a model's files, and defines the protocol of objects that provide an objective with one."""
+"""Loads a backbone from a model's files; the protocols of what provides a backbone and of what shards it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+from torch import nn
+
 from halos.policy.backbone import Backbone
 from halos.policy.kernels.liger import use_liger
 from halos.policy.loading import LoadOptions, ModelSpec
-from halos.policy.logprobs.attention import attend_by_flex
 from halos.policy.logprobs.compiling import compile_layers
+from halos.policy.logprobs.flex import attend_by_flex
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class ModelSharding(Protocol):
+    """How models are sharded over ranks. :class:`halos.sharding.sharding.Sharding` implements this protocol."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes."""
+
+    def shard_beside(self, module: nn.Module) -> None:
+        """Shard the modules of an objective other than the backbone."""
+
+    def begin_micro_batch(self, module: nn.Module, *, last: bool) -> None:
+        """Prepare for a backward pass."""
 
 
 class ProvidesBackbone(Protocol):

@@ -15,7 +15,7 @@ tree with prompt x1 x2 x3 and the branches a1 a2 a3 and b1 b2, and what each tok
 Nothing is seen between trees. Most scores of a pack are therefore masked out, and computing them would be wasted. So a
 pack is cut into pieces (short trees together, long trees prompt and branches apart), and each piece is a call of its
 own with the keys of the pieces that it sees. On CUDA, FlexAttention can do all of them in one call
-(:func:`attend_by_flex`).
+(:mod:`halos.policy.logprobs.flex`).
 
 The model's attention implementation is replaced only during a packed forward. The implementation that the model was
 loaded with serves everything else: generation, separate rows, the exported config.
@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -189,19 +188,6 @@ def leave_uncompiled() -> None:
     global _packed_attention
     disable: Callable[..., Callable[..., tuple[Tensor, None]]] = torch.compiler.disable
     _packed_attention = disable(_packed_attention)
-
-
-_by_flex: WeakSet[nn.Module] = WeakSet()
-
-
-def attend_by_flex(model: nn.Module) -> None:
-    """Let the model attend to packed rows by FlexAttention from now on."""
-    _by_flex.add(model)
-
-
-def attends_by_flex(model: nn.Module) -> bool:
-    """Return whether :func:`attend_by_flex` was called for the model."""
-    return model in _by_flex
 
 
 # For the time of a forward

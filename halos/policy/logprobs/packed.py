@@ -15,8 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from halos.data.batches.packing import Pack, map_tensors, pack
 from halos.data.rows.token_rows import Row
-from halos.policy.logprobs.attention import PackedAttention, attends_by_flex, packed_attention, recomputes_alike
+from halos.policy.logprobs.attention import PackedAttention, packed_attention, recomputes_alike
 from halos.policy.logprobs.compiling import uncompiled
+from halos.policy.logprobs.flex import attends_by_flex
 from halos.policy.logprobs.head import HeadOptions, Scored, evaluating, forward_scored, lm_head, run
 
 if TYPE_CHECKING:

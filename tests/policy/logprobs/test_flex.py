@@ -13,9 +13,9 @@ from halos.data.batches.packing import PROMPT, Pack, pack
 from halos.data.rows.token_rows import Row
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs import attention, flex, packed
-from halos.policy.logprobs.attention import PackedAttention, attend_by_flex, attends_by_flex
+from halos.policy.logprobs.attention import PackedAttention
 from halos.policy.logprobs.completions import completion_logprobs
-from halos.policy.logprobs.flex import ScoreOptions, block_mask
+from halos.policy.logprobs.flex import ScoreOptions, attend_by_flex, attends_by_flex, block_mask
 from halos.policy.logprobs.head import HeadOptions
 from halos.policy.logprobs.packed import can_pack
 from halos.sharding.weights import make_backbone
