@@ -94,7 +94,8 @@ class _ChunkedLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, task: _Task, states: Tensor, weight: Tensor, bias: Tensor | None, *delta: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        (targets, rows, shape, dtype, statistics), (low, up) = task, delta
+        targets, rows, shape, dtype, statistics = task
+        low, up = delta
         ctx.rows, ctx.shape, ctx.first_chunk_overwritten = rows, shape, False
         ctx.input_dtypes = tuple(None if value is None else value.dtype for value in (states, weight, bias, low, up))
         states, weight = states.to(dtype), weight.to(dtype)
