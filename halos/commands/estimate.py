@@ -11,8 +11,8 @@ from rich.table import Table
 
 from halos import terminal
 from halos.checks import check_share
-from halos.commands.assembly import objective_maker
-from halos.config.building import build
+from halos.commands.builders import objective_maker
+from halos.config.nodes import build
 from halos.objectives.base import Objective
 from halos.optim import AdamW, BitsAndBytesAdamW, Optim, RMSprop
 from halos.policy.loading import ModelSpec

@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig
 
 from halos import terminal
-from halos.commands.assembly import plain
 from halos.commands.held_data import read_data
 from halos.commands.judge import make_judge
+from halos.config.nodes import plain
 from halos.evaluation import evaluator, report
 from halos.evaluation.heldout import held_out
 from halos.evaluation.plan import EvaluationPlan, Settings

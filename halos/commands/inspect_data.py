@@ -9,8 +9,8 @@ import numpy as np
 from omegaconf import DictConfig
 from rich.markup import escape
 
-from halos.commands.assembly import build_data
-from halos.config.building import build
+from halos.commands.builders import build_data
+from halos.config.nodes import build
 from halos.data.preparation.intake import Intake
 from halos.data.preparation.prepare import DataNeeds, Preparation
 from halos.data.preparation.writing import example_row, record_row, write_jsonl

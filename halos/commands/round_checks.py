@@ -8,10 +8,10 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 
 from halos.checks import check_whole
-from halos.commands.assembly import build_data, build_objective, objective_class
+from halos.commands.builders import build_data, build_objective
 from halos.commands.judge import make_judge
-from halos.config.building import build
 from halos.config.combinations import check_combinations, values_of
+from halos.config.nodes import build, class_of
 from halos.data.records.record import Completion, Record
 from halos.data.views.derive import VIEWS
 from halos.data.views.selection import Selection
@@ -59,7 +59,7 @@ def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None
 
 def _objective(cfg: DictConfig) -> Objective:
     """Build the objective of one round without weights, and the specification of its model, which checks itself."""
-    if not objective_class(cfg.loss).generates:
+    if not class_of("loss", cfg.loss, Objective).generates:
         raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
     build(cfg.model)  # the specification checks its values when it is made
     objective = build_objective(cfg, build(cfg.optim))

@@ -18,12 +18,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
-from halos.commands.assembly import plain
 from halos.commands.label import label
 from halos.commands.round_checks import check_rounds
 from halos.commands.sample import sample
-from halos.config.flat import flatten
-from halos.config.runs import Node
+from halos.config.nodes import Node, flatten, plain
 from halos.files import write_atomically
 from halos.training.run_folder import RunFolder
 
@@ -76,11 +74,11 @@ def round_config(cfg: DictConfig, number: int) -> DictConfig:
     """The configuration of round ``number``: the command's, with the round's own loss, model, data and folder."""
     # The folder comes first, as other keys are interpolated from it.
     own = {"output_dir": str(_folder(cfg, number)), "resume": "auto", "overwrite": False}
-    node = plain(OmegaConf.merge(cfg, own))  # type: ignore[arg-type]
+    node = plain(OmegaConf.merge(cfg, own))
     if number == 0:
         before = node["before"]
         others = {key: value for key, value in before.items() if key != "loss"}
-        node = plain(OmegaConf.merge(node, others))  # type: ignore[arg-type]
+        node = plain(OmegaConf.merge(node, others))
         # Not merged: the other loss's parameters would be left over.
         node["loss"] = before.get("loss", node["loss"])
     elif number > 1 or cfg.get("before"):
@@ -159,7 +157,7 @@ def _open(cfg: DictConfig, root: Path) -> None:
             "overwrite=true to replace them"
         )
     else:
-        _check_settings(root, plain(OmegaConf.load(file)), settings)  # type: ignore[arg-type]
+        _check_settings(root, plain(OmegaConf.load(file)), settings)
     root.mkdir(parents=True, exist_ok=True)
     write_atomically(file, OmegaConf.to_yaml(OmegaConf.create(settings)))
 

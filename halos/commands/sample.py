@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.checks import check_whole
-from halos.commands.assembly import plain
 from halos.commands.held_data import read_data
 from halos.config.devices import check_place
+from halos.config.nodes import plain
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.files import write_atomically
 from halos.policy.lookup import Policy, find_policy

@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypedDict
 
-from halos.config.flat import flatten
-from halos.config.runs import Node, read_config
+from halos.config.nodes import Node, flatten, plain
+from halos.config.runs import run_config
 from halos.evaluation.statistics import Estimate, over_seeds
 
 _IGNORED = (
@@ -153,7 +153,7 @@ def _labels(configs: Sequence[Node]) -> list[str]:
 
 
 def _read(folder: Path) -> Run:
-    config = read_config(folder)
+    config = plain(run_config(folder))
     summary = _json(folder / "summary.json")
     numbers = _numbers("val", summary.get("metrics", {})) | _numbers("samples", summary.get("samples", {}))
     numbers |= _numbers("run", {name: summary[name] for name in ("steps", "train_seconds") if name in summary})

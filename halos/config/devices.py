@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import torch
 from omegaconf import DictConfig
 
-from halos.config.building import build
+from halos.config.nodes import build
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
