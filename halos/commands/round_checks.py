@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from halos.checks import check_whole
+from halos.checks import check_choice, check_whole
 from halos.commands.builders import build_data, build_objective
 from halos.commands.judge import make_judge
 from halos.config.combinations import check_combinations, values_of
@@ -42,8 +42,7 @@ def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None
         )
     check_whole("rounds.count", rounds.count, 1)
     for name, options in (("reference", REFERENCES), ("feedback", KINDS)):
-        if rounds[name] not in options:
-            raise ValueError(f"rounds.{name}: expected one of {', '.join(options)}; found {rounds[name]!r}")
+        check_choice(f"rounds.{name}", rounds[name], options)
     # Each round checks its own configuration too. The rules on rounds need the command's, which says how many follow.
     check_combinations(values_of(cfg))
     # All rounds from the second on have the same configuration except for their paths.

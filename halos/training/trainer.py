@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
+from halos.checks import check_choice
 from halos.sharding.fsdp import FSDP, ShardedMixed
 from halos.training.checkpoints import LocalCheckpointIO
 
@@ -103,8 +104,7 @@ def validation_interval(interval: float | int, *, steps: int, accumulate: int) -
 
 def check_precision(precision: str, accelerator: str) -> None:
     """Raise ``ValueError`` for a precision that does not exist, or that needs a CUDA device which is not there."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; found {precision!r}")
+    check_choice("precision", precision, PRECISIONS)
     if precision == "16-mixed" and (accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available()):
         raise ValueError(
             f"precision: expected bf16-mixed without a CUDA device, found 16-mixed with trainer.accelerator="
