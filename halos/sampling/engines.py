@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from halos.checks import check_number, check_share, check_whole
@@ -52,13 +51,13 @@ class TransformersEngine:
     """Samples with ``generate`` of transformers, on one left-padded batch."""
 
     def __init__(self, model: PreTrainedModel, tokens: ChatTokens, decoding: Decoding) -> None:
-        options = {field.name: getattr(decoding, field.name) for field in fields(Decoding)}
-        ends = {"end_of_turn": tokens.end_of_turn, "pad": tokens.pad}
-        self._sample: Callable[..., list[list[int]]] = partial(sample, model, **ends, **options)
+        self.model, self.tokens = model, tokens
+        self.decoding = {field.name: getattr(decoding, field.name) for field in fields(Decoding)}
 
     def generate(self, prompts: Sequence[Ids], *, seed: int) -> list[list[int]]:
         # One batch: the sampler has divided the prompts already, and dividing again would change the draws.
-        return self._sample(prompts, seed=seed, batch_size=len(prompts))
+        options = {**self.decoding, "seed": seed, "batch_size": len(prompts)}
+        return sample(self.model, prompts, end_of_turn=self.tokens.end_of_turn, pad=self.tokens.pad, **options)
 
 
 class VLLMEngine:

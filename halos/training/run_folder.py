@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from halos.files import remove, write_atomically
+from halos.files import PART, remove, write_atomically
 from halos.processes.first import on_first_process
 from halos.training import checkpoints
 
@@ -76,7 +76,8 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             for name in self._contents() if fresh else ():
                 remove(self.root / name)
-            checkpoints.clean(self.checkpoints)
+            for part in self.checkpoints.glob("*.ckpt" + PART):  # of an interrupted save
+                remove(part)
             write_atomically(self.root / "config.yaml", config)
 
     def write_summary(self, summary: Mapping[str, object]) -> None:

@@ -49,9 +49,7 @@ def make_trainer(
     counted = ("max_epochs", "max_steps")
     options = {name: value for name, value in arguments.items() if value is not None and name not in counted}
     plugins = [*(options.pop("plugins", None) or ()), LocalCheckpointIO()]
-    one_device = strategy == "auto"
-    options.setdefault("devices", "auto")
-    if one_device and options["devices"] == "auto":
+    if strategy == "auto" and options.get("devices", "auto") == "auto":
         options["devices"] = 1  # Lightning would take all devices of the machine, and start ranks for them
     if isinstance(strategy, FSDP) and precision == "bf16-mixed":
         plugins.append(ShardedMixed())
