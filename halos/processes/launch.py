@@ -22,15 +22,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from halos.processes.errors import RunFailed
 from halos.processes.signals import EXIT_CODE, SIGNALS, Interrupted, handled_by
 
+Result = TypeVar("Result")
 ERRORS = "HALOS_ERRORS"
 """Environment variable: the folder in which a rank that fails writes its message."""
 GRACE = 4.0
@@ -59,6 +61,14 @@ def ranks_to_start(cfg: DictConfig) -> int:
         enable_progress_bar=False,
     )
     return trainer.num_devices
+
+
+def on_devices(cfg: DictConfig, job: Callable[[DictConfig], Result]) -> Result | None:
+    """Call ``job`` here and return its result, or train in a process for each of several devices and return None."""
+    if (count := ranks_to_start(cfg)) <= 1:
+        return job(cfg)
+    run_ranks(cfg, count)
+    return None
 
 
 def run_ranks(cfg: DictConfig, count: int) -> None:
