@@ -153,8 +153,17 @@ def _run_or_rounds(cfg: DictConfig) -> Path:
 def _place(cfg: DictConfig) -> None:
     context = HydraConfig.get()
     cfg.output_dir = context.runtime.output_dir  # absolute; in a sweep the job's own folder
-    _require_output_dir(cfg, context.overrides.task)
-    _require_options(context.overrides.task)
+    words = context.overrides.task
+    # The default folder is named after the time. Processes that torchrun or srun starts would each take their own.
+    apart = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if (apart or cfg.trainer.num_nodes > 1) and not any(word.startswith("output_dir=") for word in words):
+        raise ValueError("output_dir: expected one for all processes, as they are started apart; set output_dir=…")
+    # For an optional group Hydra ignores an option that does not exist, also a misspelt one.
+    for group, _, name in (word.partition("=") for word in words):
+        if group in ("tuned", "feedback"):
+            options = GlobalHydra.instance().config_loader().get_group_options(group)
+            if name not in options:
+                raise ValueError(no_such_option(group, name, options))
 
 
 def _rank_job(config: Path) -> None:
@@ -191,22 +200,6 @@ def name_jobs_by_what_is_swept(words: list[str]) -> None:
     # After the last override: argparse takes positional words in one stretch only.
     place = max(n for n, word in enumerate(words) if n == 0 or ("=" in word and not word.startswith("-")))
     words.insert(place + 1, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(dict.fromkeys(excluded))}]")
-
-
-def _require_output_dir(cfg: DictConfig, words: Sequence[str]) -> None:
-    # The default folder is named after the time. Processes that torchrun or srun starts would each take their own.
-    apart = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
-    if (apart or cfg.trainer.num_nodes > 1) and not any(word.startswith("output_dir=") for word in words):
-        raise ValueError("output_dir: expected one for all processes, as they are started apart; set output_dir=…")
-
-
-def _require_options(words: Sequence[str]) -> None:
-    # For an optional group Hydra ignores an option that does not exist, also a misspelt one.
-    for group, _, name in (word.partition("=") for word in words):
-        if group in ("tuned", "feedback"):
-            options = GlobalHydra.instance().config_loader().get_group_options(group)
-            if name not in options:
-                raise ValueError(no_such_option(group, name, options))
 
 
 def end_with_one_line(job: Callable[[], object]) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ def write_atomically(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+def atomic_file(path: Path, *, shared: bool = False) -> AbstractContextManager[Path]:
     """Yield a path to write to; the file takes its final name when the block ends without an error.
 
     Args:
@@ -36,24 +35,22 @@ def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
         shared: whether several processes may write this file at the same time. Each then writes to a part of its own,
             and the last one to finish wins.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}{PART}" if shared else path.name + PART)
-    try:
-        yield part
-        move_into_place(part, path)
-    except BaseException:
-        remove(part)
-        raise
+    return _moved_into_place(path.with_name(f".{path.name}.{os.getpid()}{PART}" if shared else path.name + PART), path)
 
 
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> AbstractContextManager[Path]:
     """Yield an empty folder to write to; it replaces ``folder`` when the block ends without an error."""
     part = folder.with_name(folder.name + PART)
     remove(part)  # what a killed process has left
     part.mkdir(parents=True)
+    return _moved_into_place(part, folder)
+
+
+@contextmanager
+def _moved_into_place(part: Path, path: Path) -> Iterator[Path]:
     try:
         yield part
-        move_into_place(part, folder)
+        move_into_place(part, path)
     except BaseException:
         remove(part)
         raise

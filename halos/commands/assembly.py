@@ -30,13 +30,10 @@ from halos.reporting.progress import Progress
 from halos.reporting.replies import SampledReplies
 from halos.reporting.tensorboard import TensorBoardReport
 from halos.sharding.factory import BackboneFactory
-from halos.training.checkpoints import Checkpoints
+from halos.training import Checkpoints, ReferenceSync, RunFolder, RunRecord
 from halos.training.identity import identity
 from halos.training.memory import KeepFreedMemory
-from halos.training.record import RunRecord
-from halos.training.reference_sync import ReferenceSync
 from halos.training.result import check_metric
-from halos.training.run_folder import RunFolder
 from halos.training.trainer import make_trainer, validation_interval, warn_if_emulated, warn_of_lost_steps
 
 

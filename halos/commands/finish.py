@@ -120,13 +120,6 @@ def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
     if reference is None:
         start = spec.of_reference() if spec.reference_path is not None else spec
         reference = start.load(dtype=policy.dtype, vocabulary=len(run.model.tokenizer)).eval()
-    return compare(
-        policy,
-        reference.to(device),
-        run.tokens,
-        reward,
-        size=sampling.size,
-        max_new_tokens=sampling.max_new_tokens,
-        seed=run.cfg.seed,
-        control=run.objective.control,
-    )
+    reference = reference.to(device)
+    options = {"size": sampling.size, "max_new_tokens": sampling.max_new_tokens, "seed": run.cfg.seed}
+    return compare(policy, reference, run.tokens, reward, **options, control=run.objective.control)

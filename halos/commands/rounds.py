@@ -85,7 +85,9 @@ def round_config(cfg: DictConfig, number: int) -> DictConfig:
         node["model"] |= {"path": str(_folder(cfg, number - 1) / "model"), "random_weights": False}
     if number > 1:
         node["data"] = _data_of_round(node["data"], _folder(cfg, number) / "feedback.jsonl", cfg.seed)
-        node["model"]["reference_path"] = _first_reference(cfg) if cfg.rounds.reference == "first" else None
+        start = str(_folder(cfg, 0) / "model") if cfg.get("before") else cfg.model.path
+        first = cfg.model.reference_path or start
+        node["model"]["reference_path"] = str(first) if cfg.rounds.reference == "first" else None
     node["rounds"] |= {"round": number, "start": cfg.model.path}
     if number != cfg.rounds.count:
         node["claim"] = None  # an experiment's claim is about the last round
@@ -98,11 +100,6 @@ def _data_of_round(data: Node, feedback: Path, seed: int) -> Node:
     source = {"_target_": "halos.data.sources.on_policy.OnPolicySource", "feedback": str(feedback), **held_out}
     train = {"train": str(feedback)} if "train" in data else {}
     return {**data, **train, "source": source}
-
-
-def _first_reference(cfg: DictConfig) -> str:
-    start = str(_folder(cfg, 0) / "model") if cfg.get("before") else cfg.model.path
-    return str(cfg.model.reference_path or start)
 
 
 def _folder(cfg: DictConfig, number: int) -> Path:

@@ -51,16 +51,9 @@ def ranks_to_start(cfg: DictConfig) -> int:
     from lightning.pytorch import Trainer  # only Lightning knows what "auto", "0,2" and the like mean here
 
     if OmegaConf.is_config(devices):
-        devices = OmegaConf.to_container(devices)
-    trainer = Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices="auto" if devices is None else devices,
-        strategy="ddp",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-    )
-    return trainer.num_devices
+        devices = list(devices)
+    devices = "auto" if devices is None else devices
+    return Trainer(accelerator=cfg.trainer.accelerator, devices=devices, strategy="ddp", logger=False).num_devices
 
 
 def on_devices(cfg: DictConfig, job: Callable[[DictConfig], Result]) -> Result | None:

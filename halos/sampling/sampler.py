@@ -122,12 +122,9 @@ class Sampler:
                     completions = tuple(Completion(text) for text in drawn.texts)
                     journal.append(record_row(Record(drawn.source.id, drawn.source.prompt, completions)))
                     total += len(drawn.completions)
-                    cut += sum(self.is_cut(ids) for ids in drawn.completions)
+                    # The length limit ended these, rather than their end-of-turn token.
+                    cut += sum(ids[-1:] != [self.tokens.end_of_turn] for ids in drawn.completions)
         return total, cut
-
-    def is_cut(self, ids: Sequence[int]) -> bool:
-        """Whether the length limit ended the completion, rather than its end-of-turn token."""
-        return not ids or ids[-1] != self.tokens.end_of_turn
 
     def _batches(self, prompts: Sequence[SourcePrompt]) -> list[NumberedBatch]:
         size = self.prompts_per_batch
