@@ -129,8 +129,18 @@ class Journal:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            self._recover()
+        data = path.read_bytes() if path.exists() else b""
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.truncate(path, end)
+        for number, line in enumerate(data[:end].splitlines(), start=1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: expected a JSON object, found {line[:60]!r}")
+            self.rows.append(row)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one object and wait until it is on disk."""
@@ -141,17 +151,3 @@ class Journal:
         if not self.rows:  # the file may be new: its name has to reach the disk too
             _sync(self.path.parent)
         self.rows.append(dict(row))
-
-    def _recover(self) -> None:
-        data = self.path.read_bytes()
-        end = data.rfind(b"\n") + 1
-        if end < len(data):
-            os.truncate(self.path, end)
-        for number, line in enumerate(data[:end].splitlines(), start=1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise ValueError(f"{self.path}:{number}: expected a JSON object, found {line[:60]!r}")
-            self.rows.append(row)

@@ -109,10 +109,8 @@ def _example(cfg: DictConfig, objective: Objective, prompt: int | None, completi
     prompt = min(cfg.data.max_prompt_length or limit // 2, limit) if prompt is None else prompt
     completion = limit - prompt if completion is None else completion
     if min(prompt, completion) < 0 or prompt + completion > limit:
-        raise ValueError(
-            f"estimate: expected prompt_tokens and completion_tokens within data.max_length={limit}, found {prompt} "
-            f"and {completion}"
-        )
+        expected = f"prompt_tokens and completion_tokens within data.max_length={limit}"
+        raise ValueError(f"estimate: expected {expected}, found {prompt} and {completion}")
     branches, mismatched = BRANCHES[objective.view], objective.needs.mismatched
     shared = cfg.data.packing and cfg.data.share_prompts
     return Example.of(prompt, completion, branches=branches, mismatched=mismatched, shared=shared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,18 @@ from halos.commands.rounds import run_rounds
 from halos.commands.train import train as train_configured
 from halos.config.errors import check_complete, explain
 from halos.config.folder import config_folder, options_of
+from halos.data.sources.base import Files
 from halos.processes.launch import on_devices
+
+StrPath = str | Path
 
 
 def train(
     *,
     loss: str = "kto",
-    model: str | Path | None = None,
-    data: str | Path | Sequence[str | Path] | None = None,
-    output_dir: str | Path | None = None,
+    model: StrPath | None = None,
+    data: Files | None = None,
+    output_dir: StrPath | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Train as ``halos train`` does, and return the summary.
@@ -46,7 +49,7 @@ def train(
         ValueError: for a bad configuration, bad data or a bad model, before weights are loaded.
         halos.processes.errors.RunFailed: if the run has several processes and one of them failed.
     """
-    cfg = compose(loss=loss, model=model, data=data, output_dir=output_dir, overrides=overrides)
+    cfg = compose(loss, model, data, output_dir, overrides or {})
     folder, summary = Path(cfg.output_dir), None
     if cfg.rounds.count != 1 or cfg.get("before"):
         folder = run_rounds(cfg, partial(on_devices, job=train_configured))
@@ -56,12 +59,7 @@ def train(
 
 
 def compose(
-    *,
-    loss: str,
-    model: str | Path | None,
-    data: str | Path | Sequence[str | Path] | None,
-    output_dir: str | Path | None,
-    overrides: Mapping[str, object] | None,
+    loss: str, model: StrPath | None, data: Files | None, output_dir: StrPath | None, overrides: Mapping[str, object]
 ) -> DictConfig:
     """Compose the configuration of a run from Python values. Raises ``ValueError`` if a value is invalid or missing."""
     groups: dict[str, Any] = {"loss": loss}
@@ -76,8 +74,8 @@ def compose(
         groups["data"] = str(files[0]) if is_option else "json"
         if not is_option:
             keys["data.train"] = [str(file) for file in files]
-    groups |= {key: value for key, value in (overrides or {}).items() if options_of(key)}
-    keys |= {key: value for key, value in (overrides or {}).items() if key not in groups}
+    groups |= {key: value for key, value in overrides.items() if options_of(key)}
+    keys |= {key: value for key, value in overrides.items() if key not in groups}
     try:
         with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
             cfg = hydra.compose("train", [f"{group}={option}" for group, option in groups.items()])

@@ -138,10 +138,8 @@ def _open(cfg: DictConfig, root: Path) -> None:
     folders = sorted(path for path in root.glob("round*") if path.is_dir() and path.name[5:].isdecimal())
     # A folder of this name may be a run of another command. Without this check, overwrite would remove it.
     if folders and not file.is_file():
-        raise ValueError(
-            f"output_dir: expected {SETTINGS} next to the rounds in {root}, found {folders[0].name} without it, which "
-            "other commands have left; choose another folder"
-        )
+        found = f"{folders[0].name} without it, which other commands have left; choose another folder"
+        raise ValueError(f"output_dir: expected {SETTINGS} next to the rounds in {root}, found {found}")
     if cfg.overwrite:
         # The folders of the rounds only, not the whole root: it may hold files of the user's.
         for folder in folders:
@@ -149,10 +147,8 @@ def _open(cfg: DictConfig, root: Path) -> None:
     elif not file.is_file():
         RunFolder(root).check(resume=None, overwrite=False)  # raises if the folder holds a run
     elif cfg.resume is None:
-        raise ValueError(
-            f"output_dir: {root} holds other rounds; choose another folder, or set resume=auto to go on with them, or "
-            "overwrite=true to replace them"
-        )
+        hint = "choose another folder, or set resume=auto to go on with them, or overwrite=true to replace them"
+        raise ValueError(f"output_dir: {root} holds other rounds; {hint}")
     else:
         _check_settings(root, plain(OmegaConf.load(file)), settings)
     root.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from halos.checks import is_number
 from halos.comparison.claims import Verdict
 from halos.comparison.figures import line_colour, new_figure
+from halos.comparison.runs import group
 from halos.evaluation.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def _lines(verdict: Verdict) -> dict[str, list[Point]]:
     """The points of each line by its label; groups without the metric have none."""
     spec = verdict.claim.figure
     lines: dict[str, list[Point]] = defaultdict(list)
-    for group in verdict.groups:
-        config = group.runs[0].config
-        x, y = group.over_seeds(spec.x), group.over_seeds(verdict.claim.metric)
+    for seeds in group(verdict.runs):
+        config = seeds.runs[0].config
+        x, y = seeds.over_seeds(spec.x), seeds.over_seeds(verdict.claim.metric)
         if y is not None:
             label = ", ".join(_text(config.get(key)) for key in spec.lines)
             # ``x`` names a metric or a configuration key.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from halos.comparison.runs import Group, Run, group, paired_difference
+from halos.comparison.runs import Run, paired_difference
 from halos.config.signatures import check_arguments
 from halos.evaluation.statistics import Estimate
 
@@ -94,11 +94,6 @@ class Verdict:
     differences: list[Estimate | None]
 
     @property
-    def groups(self) -> list[Group]:
-        """The claim's runs, grouped over seeds."""
-        return group(self.runs)
-
-    @property
     def outcomes(self) -> list[str]:
         """The outcome of each contrast: HELD, FAILED or UNDECIDED."""
         return [_outcome(d, c.above) for c, d in zip(self.claim.contrasts, self.differences, strict=True)]
@@ -145,14 +140,11 @@ def _decide(runs: list[Run]) -> Verdict:
     # Runs of an older version of the experiment may have been made to decide something else.
     for run in runs:
         if run.claim != runs[0].claim:
-            raise ValueError(
-                f"claim {claim.name}: {runs[0].folder} and {run.folder} state it differently; compare runs of one "
-                "version of the experiment"
-            )
+            folders, hint = f"{runs[0].folder} and {run.folder}", "compare runs of one version of the experiment"
+            raise ValueError(f"claim {claim.name}: {folders} state it differently; {hint}")
     if not all(claim.figure.x in run.config or claim.figure.x in run.numbers for run in runs):
-        raise ValueError(
-            f"claim {claim.name}: figure.x: expected a key of the configuration or a metric, found {claim.figure.x}"
-        )
+        expected = "a key of the configuration or a metric"
+        raise ValueError(f"claim {claim.name}: figure.x: expected {expected}, found {claim.figure.x}")
     return Verdict(claim, runs, [_difference(claim, contrast, runs) for contrast in claim.contrasts])
 
 

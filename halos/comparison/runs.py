@@ -121,10 +121,8 @@ def group(runs: Sequence[Run]) -> list[Group]:
     for label, own in zip(labels, members, strict=True):
         for run, other in pairwise(own):
             if run.seed == other.seed:
-                raise ValueError(
-                    f"runs: expected one run of seed {run.seed} of {label}, found {run.folder} and {other.folder}, "
-                    "which differ in nothing that counts; leave one out"
-                )
+                found = f"{run.folder} and {other.folder}, which differ in nothing that counts; leave one out"
+                raise ValueError(f"runs: expected one run of seed {run.seed} of {label}, found {found}")
     return [Group(label, own) for label, own in zip(labels, members, strict=True)]
 
 

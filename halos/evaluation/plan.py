@@ -101,9 +101,8 @@ class EvaluationPlan:
         if self.settings.tasks and importlib.util.find_spec("lm_eval") is None:
             raise ValueError("tasks: lm-evaluation-harness is not installed; pip install 'halos[eval]'")
         if self.policy.is_classifier and (self.judge is not None or self.settings.tasks):
-            raise ValueError(
-                f"policy: {self.policy.name} is a reward model: it has no samples to judge and no tasks to do"
-            )
+            name = self.policy.name
+            raise ValueError(f"policy: {name} is a reward model: it has no samples to judge and no tasks to do")
         # Models are checked last, as the tokenizer of a hub id may have to be downloaded.
         sampled = () if self.settings.size == 0 or self.policy.is_classifier else (self.policy, self.opponent_policy)
         models = {"policy": self.policy, "reference": self.reference, "opponent": self.opponent_policy}
@@ -127,7 +126,5 @@ def _check_same_vocabulary(policy: Policy, reference: Policy) -> None:
     # The policy may have more tokens, such as control tokens, which get new rows in the reference.
     vocabulary = policy.tokenizer.get_vocab()
     if other := [text for text, i in reference.tokenizer.get_vocab().items() if vocabulary.get(text) != i]:
-        raise ValueError(
-            f"reference: expected the tokenizer of {policy.name}, found another in {reference.name}: it differs in "
-            f"{len(other)} tokens, such as {other[0]!r}"
-        )
+        found = f"another in {reference.name}: it differs in {len(other)} tokens, such as {other[0]!r}"
+        raise ValueError(f"reference: expected the tokenizer of {policy.name}, found {found}")

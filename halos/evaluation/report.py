@@ -24,11 +24,8 @@ def show(results: Results) -> None:
     if results.win_rate is not None:
         won = results.win_rate
         outcomes = ", ".join(f"{count} {name}" for name, count in won.outcomes.items())
-        terminal.console.print(
-            f"win rate against {escape(results.opponent)}: [bold]{won.rate.value:.1%}[/] {_interval(won.rate)}, "
-            f"p = {won.p_value:.2g} ({outcomes})",
-            highlight=False,
-        )
+        rate = f"[bold]{won.rate.value:.1%}[/] {_interval(won.rate)}, p = {won.p_value:.2g} ({outcomes})"
+        terminal.console.print(f"win rate against {escape(results.opponent)}: {rate}", highlight=False)
     for name, number in (results.judge or {}).items():
         terminal.say(f"judge, {name}: {number:g}")
     for task, metrics in (results.tasks or {}).items():

@@ -148,7 +148,6 @@ def sign_flip_p(differences: ArrayLike, *, flips: int = 10_000, seed: int = 0) -
         lambda signed, axis: np.abs(signed.sum(axis)),
         permutation_type="samples",
         alternative="greater",
-        vectorized=True,
         n_resamples=flips,
         batch=500,
         rng=np.random.default_rng(seed),

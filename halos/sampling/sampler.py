@@ -109,10 +109,8 @@ class Sampler:
         journal = Journal(path)
         done = {row.get("id") for row in journal.rows}
         if unknown := done - {one.id for one in prompts}:
-            raise ValueError(
-                f"output: expected samples for the same prompts in {path}, but it holds samples for other prompts "
-                f"({sorted(map(str, unknown))[0]}, …); choose another file"
-            )
+            found = f"samples for other prompts ({min(map(str, unknown))}, …); choose another file"
+            raise ValueError(f"output: expected samples for the same prompts in {path}, but it holds {found}")
         # A batch is drawn as a whole even if some of its prompts are done: only so are its random numbers the same.
         todo = [(n, batch) for n, batch in self._batches(prompts) if any(one.id not in done for one in batch)]
         total = cut = 0

@@ -224,9 +224,8 @@ def check_intact(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
         damage = str(error)
     if damage is not None:
-        raise ValueError(
-            f"resume: expected a checkpoint file, found {path}, which is damaged or no checkpoint ({damage})"
-        )
+        found = f"{path}, which is damaged or something else ({damage})"
+        raise ValueError(f"resume: expected a checkpoint file, found {found}")
 
 
 def check_identity(path: Path, identity: Mapping[str, object]) -> Mapping[str, Any]:
@@ -243,11 +242,7 @@ def check_identity(path: Path, identity: Mapping[str, object]) -> Mapping[str, A
         saved: Mapping[str, object] = checkpoint[IDENTITY]
     except Exception as error:  # torch raises several kinds
         raise ValueError(f"resume: expected a checkpoint of this program, found {path}: {error!r}") from error
-    differing = [
-        f"{key}: {saved.get(key, 'none')!s} in the checkpoint, {identity.get(key, 'none')!s} now"
-        for key in dict.fromkeys((*saved, *identity))
-        if saved.get(key) != identity.get(key)
-    ]
-    if differing:
-        raise ValueError(f"resume: {path} belongs to another run ({'; '.join(differing)})")
+    if keys := [key for key in dict.fromkeys((*saved, *identity)) if saved.get(key) != identity.get(key)]:
+        values = [f"{key}: {saved.get(key, 'none')} in the checkpoint, {identity.get(key, 'none')} now" for key in keys]
+        raise ValueError(f"resume: {path} belongs to another run ({'; '.join(values)})")
     return checkpoint

@@ -50,15 +50,11 @@ class RunFolder:
         # Only the first process looks: the others may get here when it has already begun to write.
         contents = self._contents() if on_first_process() and not overwrite and not self.owns(checkpoint) else []
         if contents and resume != "auto":
-            raise ValueError(
-                f"output_dir: {self.root} holds another run ({', '.join(contents)}); choose another folder, "
-                "or set resume=auto to go on with it, or overwrite=true to replace it"
-            )
+            hint = "choose another folder, or set resume=auto to go on with it, or overwrite=true to replace it"
+            raise ValueError(f"output_dir: {self.root} holds another run ({', '.join(contents)}); {hint}")
         if "summary.json" in contents:
-            raise ValueError(
-                f"resume=auto: {self.root} holds a complete run whose checkpoints are gone; choose another folder, "
-                "or set overwrite=true to train it again"
-            )
+            hint = "choose another folder, or set overwrite=true to train it again"
+            raise ValueError(f"resume=auto: {self.root} holds a complete run whose checkpoints are gone; {hint}")
         return checkpoint
 
     def owns(self, checkpoint: Path | None) -> bool:

@@ -93,10 +93,8 @@ def validation_interval(interval: float | int, *, steps: int, accumulate: int) -
         return max(1, int(steps * interval)) * accumulate
     if type(interval) is not int or not 0 < interval <= steps * accumulate or interval % accumulate:
         multiple = "" if accumulate == 1 else f", a multiple of trainer.accumulate_grad_batches={accumulate}"
-        raise ValueError(
-            f"trainer.val_check_interval: expected up to {steps * accumulate} micro-batches, all of the run{multiple}, "
-            f"or a share of it such as 0.25, found {interval!r}"
-        )
+        expected = f"up to {steps * accumulate} micro-batches, all of the run{multiple}, or a share of it such as 0.25"
+        raise ValueError(f"trainer.val_check_interval: expected {expected}, found {interval!r}")
     return interval
 
 
@@ -104,10 +102,8 @@ def check_precision(precision: str, accelerator: str) -> None:
     """Raise ``ValueError`` for a precision that does not exist, or that needs a CUDA device which is not there."""
     check_choice("precision", precision, PRECISIONS)
     if precision == "16-mixed" and (accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available()):
-        raise ValueError(
-            f"precision: expected bf16-mixed without a CUDA device, found 16-mixed with trainer.accelerator="
-            f"{accelerator} and {torch.cuda.device_count()} CUDA devices"
-        )
+        found = f"16-mixed with trainer.accelerator={accelerator} and {torch.cuda.device_count()} CUDA devices"
+        raise ValueError(f"precision: expected bf16-mixed without a CUDA device, found {found}")
 
 
 def warn_of_lost_steps(precision: str, lr: float) -> None:
@@ -117,11 +113,9 @@ def warn_of_lost_steps(precision: str, lr: float) -> None:
     changes weights by about the learning rate, and most weights of language models are near 0.02.
     """
     if precision == "bf16-true" and lr < 0.02 * 2**-9:
-        log.warning(
-            "precision=bf16-true with optim.lr=%g: most steps are too small for bfloat16 weights, and are lost; "
-            "precision=bf16-mixed keeps the weights in float32 (with strategy=fsdp each device only its part)",
-            lr,
-        )
+        lost = "most steps are too small for bfloat16 weights, and are lost"
+        hint = "precision=bf16-mixed keeps the weights in float32 (with strategy=fsdp each device only its part)"
+        log.warning("precision=bf16-true with optim.lr=%g: %s; %s", lr, lost, hint)
 
 
 def warn_if_emulated(precision: str, device: torch.device) -> None:
@@ -129,8 +123,5 @@ def warn_if_emulated(precision: str, device: torch.device) -> None:
     supported: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     native = any(supported.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     if "bf16" in precision and device.type == "cpu" and supported.get("architecture") == "x86_64" and not native:
-        log.warning(
-            "precision=%s: this CPU has no bfloat16 instructions and emulates them, many times slower than "
-            "precision=32-true",
-            precision,
-        )
+        emulated = "this CPU has no bfloat16 instructions and emulates them"
+        log.warning("precision=%s: %s, many times slower than precision=32-true", precision, emulated)
