@@ -16,7 +16,8 @@ import halos
 
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
-    "checks files metrics optim processes",
+    "checks",
+    "files metrics optim processes",
     "terminal data",
     "config toy",
     "policy",

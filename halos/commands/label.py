@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from halos import terminal
-from halos.commands.assembly import build_data
+from halos.commands.builders import build_data
 from halos.commands.judge import make_judge
 from halos.data.sources.base import Source
 from halos.data.sources.json_source import JsonSource
