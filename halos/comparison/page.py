@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from halos.comparison import tables
 from halos.comparison.claim_figure import claim_figure
 from halos.comparison.claims import Verdict
 from halos.comparison.figures import as_svg, curves, distributions, frontier
 from halos.comparison.runs import Group
+from halos.comparison.tables import Comparison, header, rows
 
 MAX_PROMPTS = 8
 """Prompts whose samples are shown."""
@@ -19,11 +19,7 @@ MAX_COLUMNS = 5
 
 
 def page(
-    title: str,
-    groups: Sequence[Group],
-    comparison: tables.Comparison,
-    unfinished: int,
-    verdicts: Sequence[Verdict] = (),
+    title: str, groups: Sequence[Group], comparison: Comparison, unfinished: int, verdicts: Sequence[Verdict] = ()
 ) -> str:
     """Render the page.
 
@@ -56,8 +52,8 @@ def page(
         unfinished=unfinished,
         claims=[verdict.sentence() for verdict in verdicts],
         claim_figures=_numbered(claim_figures, "claim"),
-        header=tables.header(comparison),
-        rows=tables.rows(comparison),
+        header=header(comparison),
+        rows=rows(comparison),
         sections=[(name, _numbered(svgs, f"s{n}")) for n, (name, svgs) in enumerate(sections.items())],
         sampled_runs=sampled_runs,
         samples=samples,

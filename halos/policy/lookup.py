@@ -105,11 +105,11 @@ def _trained(key: str, where: str, folder: Path, spec_of: Callable[..., ModelSpe
     exported = spec_of(path=str(model))
     if not (model / "adapter_config.json").is_file():
         return Policy(where, exported, run)
-    if run.random_weights:
+    if run.model.get("random_weights"):
         expected = "expected a run with model.lora.export=merged"
         raise ValueError(f"{key}: the run {where} exported an adapter for random weights, which are lost; {expected}")
     # The base is loaded in full precision even if the run held it in 4 bits (QLoRA): so is that of the reference.
-    return Policy(where, ModelSpec(path=run.model_path, lora=LoRA(enabled=True, path=str(model))), run, exported)
+    return Policy(where, ModelSpec(path=run.model["path"], lora=LoRA(enabled=True, path=str(model))), run, exported)
 
 
 def check_tokenizer(key: str, policy: Policy) -> None:
@@ -133,10 +133,12 @@ def reference_of(policy: Policy, where: str | None) -> Policy | None:
         return find_policy("reference", where)
     if (run := policy.run) is None:
         return None
-    if run.random_weights:
+    if run.model.get("random_weights"):
         raise ValueError(f"reference: the run {policy.name} started from random weights; expected reference=MODEL")
-    lora = LoRA(enabled=run.adapter is not None, path=run.adapter)
-    return find_policy("reference", run.reference_path or run.model_path, chat_template=run.chat_template, lora=lora)
+    model, adapter = run.model, (run.model.get("lora") or {}).get("path")
+    path = model.get("reference_path") or model["path"]
+    lora = LoRA(enabled=adapter is not None, path=adapter)
+    return find_policy("reference", path, chat_template=model.get("chat_template"), lora=lora)
 
 
 @contextmanager
