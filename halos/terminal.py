@@ -1,22 +1,39 @@
-"""What all commands print to: one console, its log handler and progress bars."""
+"""What all commands print to: one console, its log handler and progress bars.
+
+The console reads no markup, and shows control characters escaped in every string that is printed or in a table's cell.
+So text of others may be passed as it is; styles are added with :func:`styled`.
+"""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from rich import progress
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.markup import escape
+from rich.text import Text
 
 from halos.processes.first import on_first_process
+from halos.safe_text import accept_any_text, visible
 
 Item = TypeVar("Item")
 
-console = Console(soft_wrap=False)
+
+class PlainConsole(Console):
+    """A console for which every string is plain text, without markup, emoji codes and control characters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, *args: Any, **options: Any) -> Text:
+        return super().render_str(visible(text), *args, **options)
+
+
+console = PlainConsole()
 
 STREAMS = ".*Your `IterableDataset` has `__len__` defined.*"
 """Lightning warns that the length is wrong with several workers; a stream has at most one."""
@@ -25,9 +42,13 @@ UNHELPFUL = (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinsta
 
 
 def set_up_logging() -> None:
-    """Log this package's messages to the console of the first process, and other libraries' warnings only."""
+    """Log this package's messages to the console of the first process, and other libraries' warnings only.
+
+    Control characters in messages are shown escaped, and so is what stdout's encoding lacks.
+    """
     from transformers.utils import logging as transformers_logging  # slow to import, but without torch
 
+    accept_any_text()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -35,6 +56,9 @@ def set_up_logging() -> None:
     ours = logging.getLogger("halos")
     if not ours.handlers:
         ours.addHandler(RichHandler(console=console, show_time=False, show_path=False))
+    # On handlers, as the filters of a logger do not see the messages of its children.
+    for handler in (*ours.handlers, *logging.getLogger().handlers):
+        handler.addFilter(_show_controls)
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:  # Hydra's, which would print every message of ours a second time
             handler.addFilter(lambda record: record.name.partition(".")[0] != "halos")
@@ -49,6 +73,20 @@ def track(name: str, work: Sequence[Item], *, shown: bool = True) -> Iterable[It
 
 
 def say(text: str) -> None:
-    """Print one line of a result on the first process; square brackets are not markup."""
+    """Print one line of a result on the first process."""
     if on_first_process():
-        console.print(escape(text), highlight=False)
+        console.print(text)
+
+
+def styled(*parts: str | tuple[str, str]) -> Text:
+    """Join parts to one text for the console; a part is a text, or a text and its style."""
+    pairs = [(part, "") if isinstance(part, str) else part for part in parts]
+    return Text.assemble(*((visible(text), style) for text, style in pairs))
+
+
+def _show_controls(record: logging.LogRecord) -> bool:
+    # One line for a message, so that a text of others cannot look like the next message. A message of a library that
+    # does not fit its arguments stays, and the handler reports it.
+    with suppress(TypeError, ValueError, KeyError):
+        record.msg, record.args = visible(record.getMessage(), one_line=True), None
+    return True

@@ -16,6 +16,7 @@ import halos
 
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
+    "safe_text",
     "checks files metrics optim processes",
     "terminal data",
     "config toy",

@@ -8,12 +8,14 @@ undecided otherwise. A claim held if all its contrasts did. Intervals are not co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import TypeVar
 
 from halos.comparison.runs import Group, Run, group, paired_difference
 from halos.evaluation.statistics import Estimate
+from halos.safe_text import markdown
 
 T = TypeVar("T", "Claim", "Contrast", "Figure")
 HELD, FAILED, UNDECIDED = "held", "did not hold", "is undecided"
@@ -77,6 +79,11 @@ class Claim:
     figure: Figure
     contrasts: Sequence[Contrast]
 
+    @property
+    def image(self) -> str:
+        """The name of the file of its figure."""
+        return f"claim_{re.sub(r'[^A-Za-z0-9_.-]+', '_', str(self.name))}.png"
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -138,7 +145,7 @@ def decide(runs: Sequence[Run]) -> list[Verdict]:
 
 def as_markdown(verdicts: Sequence[Verdict]) -> str:
     """One paragraph for each claim, with its figure below."""
-    return "\n".join(f"{v.sentence()}\n\n![{v.claim.states}](claim_{v.claim.name}.png)\n" for v in verdicts)
+    return "\n".join(f"{markdown(v.sentence())}\n\n![{markdown(v.claim.states)}]({v.claim.image})\n" for v in verdicts)
 
 
 def _decide(runs: list[Run]) -> Verdict:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from halos import terminal
@@ -16,7 +15,7 @@ from halos.evaluation.statistics import Estimate
 
 def show(results: Results) -> None:
     """Print metrics with their intervals, the win rate, the judge's report and the results of tasks."""
-    table = Table("metric", "value", "95 % interval", "prompts", box=box.SIMPLE_HEAD, title=escape(results.policy))
+    table = Table("metric", "value", "95 % interval", "prompts", box=box.SIMPLE_HEAD, title=results.policy)
     # A metric may be undefined, such as the AUC of labels of one class.
     for name, estimate in results.metrics.items():
         value = f"{estimate.value:.4f}" if math.isfinite(estimate.value) else "–"
@@ -33,11 +32,9 @@ def show(results: Results) -> None:
 
 def _show_win_rate(opponent: str, win_rate: WinRate) -> None:
     outcomes = ", ".join(f"{count} {name}" for name, count in win_rate.outcomes.items())
-    terminal.console.print(
-        f"win rate against {escape(opponent)}: [bold]{win_rate.rate.value:.1%}[/] {_interval(win_rate.rate)}, "
-        f"p = {win_rate.p_value:.2g} ({outcomes})",
-        highlight=False,
-    )
+    rate = f"{win_rate.rate.value:.1%}"
+    more = f" {_interval(win_rate.rate)}, p = {win_rate.p_value:.2g} ({outcomes})"
+    terminal.console.print(terminal.styled(f"win rate against {opponent}: ", (rate, "bold"), more))
 
 
 def _interval(estimate: Estimate) -> str:
