@@ -141,7 +141,7 @@ def link(title: str, url: str) -> str:
 @cache
 def _template() -> Template:
     # No autoescape: it is for HTML. The filters below escape for Markdown.
-    environment = Environment(
+    environment = Environment(  # noqa: S701
         loader=PackageLoader("halos.policy.export", "."),
         undefined=StrictUndefined,
         trim_blocks=True,
