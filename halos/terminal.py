@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from rich import progress
@@ -49,6 +48,7 @@ def set_up_logging() -> None:
     from transformers.utils import logging as transformers_logging  # slow to import, but without torch
 
     accept_any_text()
+    _show_controls()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -56,9 +56,6 @@ def set_up_logging() -> None:
     ours = logging.getLogger("halos")
     if not ours.handlers:
         ours.addHandler(RichHandler(console=console, show_time=False, show_path=False))
-    # On handlers, as the filters of a logger do not see the messages of its children.
-    for handler in (*ours.handlers, *logging.getLogger().handlers):
-        handler.addFilter(_show_controls)
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:  # Hydra's, which would print every message of ours a second time
             handler.addFilter(lambda record: record.name.partition(".")[0] != "halos")
@@ -84,9 +81,21 @@ def styled(*parts: str | tuple[str, str]) -> Text:
     return Text.assemble(*((visible(text), style) for text, style in pairs))
 
 
-def _show_controls(record: logging.LogRecord) -> bool:
-    # One line for a message, so that a text of others cannot look like the next message. A message of a library that
-    # does not fit its arguments stays, and the handler reports it.
-    with suppress(TypeError, ValueError, KeyError):
-        record.msg, record.args = visible(record.getMessage(), one_line=True), None
-    return True
+class _ShownRecord(logging.LogRecord):
+    """A message whose control characters are shown, whatever handler prints it."""
+
+    def getMessage(self) -> str:
+        # Ours have one line, so that a text of others cannot look like the next message.
+        return visible(super().getMessage(), one_line=self.name.partition(".")[0] == "halos")
+
+
+def _show_controls() -> None:
+    """Show control characters in messages and warnings of all libraries."""
+    logging.setLogRecordFactory(_ShownRecord)
+    original = warnings.formatwarning
+    if original.__module__ != __name__:  # not done before
+
+        def shown(*args: Any, **options: Any) -> str:
+            return visible(original(*args, **options))
+
+        warnings.formatwarning = shown

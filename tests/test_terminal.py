@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,18 +53,13 @@ def test_a_terminal_with_colours_gets_no_other_controls_than_ours() -> None:
     assert not set(BAD) - {"\n"} & set(plain)
 
 
-OTHERS = logging.StreamHandler(io.StringIO())
-"""As Hydra's, which prints what other libraries log."""
-
-
 @pytest.fixture
-def logged() -> Iterator[logging.Logger]:
-    root = logging.getLogger()
-    handlers = root.handlers[:]
-    root.handlers.append(OTHERS)
+def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # so that it is put back
+    factory = logging.getLogRecordFactory()
     terminal.set_up_logging()
     yield logging.getLogger("halos.somewhere")
-    root.handlers[:] = handlers
+    logging.setLogRecordFactory(factory)
 
 
 def test_messages_are_logged_in_one_line_without_controls(logged: logging.Logger, capsys: Printed) -> None:
@@ -73,18 +69,24 @@ def test_messages_are_logged_in_one_line_without_controls(logged: logging.Logger
     assert not set(BAD) - {"\n"} & set(out)
 
 
-def test_messages_of_other_libraries_are_too(logged: logging.Logger) -> None:
-    logging.getLogger("another").warning("read %s", EVIL)
-    assert OTHERS.stream.getvalue() == f"read {SHOWN}\n"
+def test_messages_and_warnings_of_other_libraries_are_too(logged: logging.Logger, capsys: Printed) -> None:
+    another = logging.getLogger("another")
+    another.addHandler(logging.StreamHandler())
+    another.warning("read\n%s", EVIL)
+    assert capsys.readouterr().err == f"read\n{SHOWN}\n"
+    terminal.set_up_logging()  # twice is once
+    assert f": {SHOWN}\n" in warnings.formatwarning(EVIL, UserWarning, "file.py", 1, "")
 
 
 PRINTS = """
+import warnings
 from halos import terminal
 from halos.cli import end_with_one_line
 def job():
     terminal.set_up_logging()
     terminal.say("⟦Grüße⟧ \\ud800 ✓")
     print("→", flush=True)
+    warnings.warn("w \\x1b[2J")
     raise ValueError("bad: \\x1b[2J ⟦ü⟧ \\ud800")
 end_with_one_line(job)
 """
@@ -96,9 +98,22 @@ def test_a_command_prints_whatever_the_encoding_lacks_as_escapes(encoding: str) 
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", PRINTS], cwd=root, env=environment, capture_output=True, check=False)
     said, arrow = done.stdout.decode(encoding).splitlines()
-    error = done.stderr.decode(encoding).splitlines()[-1]
+    *warned, error = done.stderr.decode(encoding).splitlines()
     assert done.returncode == 1
     text = {"ascii": r"\u27e6Gr\xfc\xdfe\u27e7 \ud800 \u2713", "latin-1": r"\u27e6Grüße\u27e7 \ud800 \u2713"}
     assert said == text.get(encoding, r"⟦Grüße⟧ \ud800 ✓")
     assert arrow == ("→" if encoding == "utf-8" else r"\u2192")
     assert error.startswith(r"error: bad: \x1b[2J ")
+    assert any(line.endswith(r"UserWarning: w \x1b[2J") for line in warned)
+
+
+@pytest.mark.slow
+@pytest.mark.runs
+def test_a_run_whose_output_is_ascii_ends_well(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    words = ["scripts/train.py", "trainer.max_steps=1", "data.source.size=8", f"output_dir={tmp_path}/run"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, *words], cwd=root, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rb"the tokens in \u27e6brackets\u27e7 are scored" in done.stdout
+    assert (tmp_path / "run" / "summary.json").is_file()
