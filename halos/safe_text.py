@@ -14,6 +14,8 @@ import unicodedata
 INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of what has no shape of its own: controls (C0, DEL, C1), formats (bidirectional overrides and
 isolates, zero-width characters, tags), halves of surrogate pairs, and separators of lines and paragraphs."""
+MAX_LABEL = 200
+"""Characters of a text in a figure."""
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -51,8 +53,13 @@ def markdown_block(text: str) -> str:
 
 
 def mathtext(text: str) -> str:
-    """One line for a figure of matplotlib, which would read what stands between two dollars as a formula."""
-    return visible(text, one_line=True).replace("$", r"\$")
+    """One line for a figure of matplotlib, which would read what stands between two dollars as a formula.
+
+    It has up to :data:`MAX_LABEL` characters, as matplotlib draws each of them: a megabyte would take minutes.
+    """
+    line = visible(text, one_line=True)
+    line = line if len(line) <= MAX_LABEL else line[: MAX_LABEL - 1] + "…"
+    return line.replace("$", r"\$")
 
 
 def accept_any_text() -> None:

@@ -78,13 +78,13 @@ def mutated(draw: random.Random) -> tuple[int, bytes, dict[str, str]]:
         for key in path:
             parent = parent[key]
         if kind == "value":
-            parent[last] = draw.choice(ODD_VALUES)
+            parent[last] = deepcopy(draw.choice(ODD_VALUES))
         elif kind == "text":
             parent[last], text = PLACE, draw.choice(ODD_TEXTS)
         elif kind == "delete" and len(paths(body)) > 1:
             del parent[last]
         elif kind == "add":
-            body[f"extra{draw.random()}"] = draw.choice(ODD_VALUES)
+            body[f"extra{draw.random()}"] = deepcopy(draw.choice(ODD_VALUES))
     data = json.dumps(body, ensure_ascii=draw.random() < 0.5).encode()
     if text is not None:
         data = data.replace(f'"{PLACE}"'.encode(), text.encode())

@@ -120,3 +120,8 @@ def test_a_figure_shows_dollars_and_reads_no_formula(text: str) -> None:
     # What matplotlib draws: with an even number of dollars, none of which is a formula's, "\$" stands for "$".
     assert label._preprocess_math(mathtext(text)) == (text, False)  # type: ignore[attr-defined]
     figure.draw_without_rendering()
+
+
+def test_a_figure_draws_no_more_than_the_beginning_of_a_long_text() -> None:
+    assert mathtext("$" * 200) == r"\$" * 200
+    assert mathtext("$" * 1_000_000) == r"\$" * 199 + "…"
