@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from rich import progress
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.text import Text
 
 from halos.processes.first import on_first_process
@@ -66,7 +67,9 @@ def set_up_logging() -> None:
 
 def track(name: str, work: Sequence[Item], *, shown: bool = True) -> Iterable[Item]:
     """Iterate over ``work`` with a progress bar on the first process; there is no bar for an empty sequence."""
-    return progress.track(work, name, console=console, disable=not (shown and on_first_process() and work))
+    # A bar reads its description as markup, whatever the console does.
+    description = escape(visible(name, one_line=True))
+    return progress.track(work, description, console=console, disable=not (shown and on_first_process() and work))
 
 
 def say(text: str) -> None:

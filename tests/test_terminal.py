@@ -44,6 +44,12 @@ def test_cells_headers_and_titles_of_tables_are_shown_as_they_are(capsys: Printe
     assert not set(BAD) - {"\n"} & set(out)
 
 
+def test_the_name_of_a_progress_bar_is_shown_as_it_is(capsys: Printed) -> None:
+    assert list(terminal.track(EVIL, [1, 2])) == [1, 2]
+    # But for names of emoji, which a bar replaces.
+    assert SHOWN.replace(":smile:", "😄") in capsys.readouterr().out
+
+
 def test_a_terminal_with_colours_gets_no_other_controls_than_ours() -> None:
     out = io.StringIO()
     console = terminal.PlainConsole(file=out, force_terminal=True, color_system="standard", width=400)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -122,6 +123,7 @@ def test_a_redirect_is_a_failure_that_names_the_host_and_sends_it_nothing(
     status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
     with Stub(lambda *_: says("[[9]]")) as other:
         location = f"http://localhost:{other.server.server_port}/take?key=1"
         with Stub(lambda *_: (status, b"", {"Location": location})) as stub:
@@ -132,6 +134,7 @@ def test_a_redirect_is_a_failure_that_names_the_host_and_sends_it_nothing(
     assert not other.seen
     assert one.report()["unanswered"] == 3
     assert f"redirects to localhost:{other.server.server_port}," in caplog.text
+    assert KEY not in caplog.text  # nor among what the HTTP client logs
 
 
 @pytest.mark.parametrize("location", ["", "/elsewhere", "http://[bad", "//\x1b]0;title\x07"])
