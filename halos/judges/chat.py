@@ -165,6 +165,7 @@ class ChatJudge(CompletionJudge):
         # Keyed by the request, so that equal requests in one call are sent once too.
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._answers}
         self.counts.update({"questions": len(keys), "from cache": len(set(keys)) - len(new)})
+        self.endpoint.stopped.clear()
         with ThreadPoolExecutor(self.workers) as pool:
             pending = {pool.submit(self.endpoint.ask, request): key for key, request in new.items()}
             try:
@@ -172,6 +173,7 @@ class ChatJudge(CompletionJudge):
                     self._store(pending[future], future)
             except BaseException:
                 # No request that still waits is sent. Answers under way are paid for: they are awaited and kept.
+                self.endpoint.stopped.set()
                 pool.shutdown(cancel_futures=True)
                 self._store_finished(pending)
                 raise

@@ -8,9 +8,9 @@ import os
 import random
 import re
 import ssl
-import time
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from urllib.parse import urlsplit
 
@@ -41,6 +41,7 @@ class ChatEndpoint:
         tries: how often a request is sent before it counts as unanswered.
         patience: seconds before the second try, doubled after each try, unless the server names a time.
         max_patience: the maximum of these seconds.
+        stopped: set when the run ends: what waits for its next try is given up.
 
     Raises:
         ValueError: the address is no such address, the variable has no name, or a number is outside its range.
@@ -52,6 +53,7 @@ class ChatEndpoint:
     tries: int = 5
     patience: float = 1.0
     max_patience: float = 60.0
+    stopped: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def __post_init__(self) -> None:
         self.base_url = _address(self.base_url)
@@ -86,7 +88,8 @@ class ChatEndpoint:
             except _TransientError as failure:
                 if number == self.tries:
                     raise Unanswered(f"{self.tries} tries, the last one: {failure}") from None
-                time.sleep(self._wait(number, failure.retry_after))
+                if self.stopped.wait(self._wait(number, failure.retry_after)):
+                    raise Unanswered("the run ends") from None
         raise AssertionError("unreachable")
 
     def _send(self, body: Mapping[str, object]) -> Answer:

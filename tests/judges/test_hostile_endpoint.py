@@ -18,7 +18,7 @@ from halos.judges.answers import retry_after
 from halos.judges.chat import ChatJudge
 from halos.judges.transport import ChatEndpoint
 from tests.judges.stub import Reply, Stub, longer, says
-from tests.judges.test_chat import judge
+from tests.judges.test_chat import Waits, judge
 
 KEY = "sk-secret-0123"
 BAD = "the question that is answered badly"
@@ -169,15 +169,16 @@ def limited_once(limited: Reply, question: str, attempt: int) -> Reply:
     return longer(question) if attempt else limited
 
 
-def test_the_wait_for_a_date_ends_at_the_date_or_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr("halos.judges.transport.time.sleep", waited.append)
+def test_the_wait_for_a_date_ends_at_the_date_or_at_the_limit(tmp_path: Path) -> None:
+    waits = Waits()
     for ahead in (30, 10_000):
         limited: Reply = (429, b"", {"Retry-After": formatdate(time.time() + ahead, usegmt=True)})
         with Stub(partial(limited_once, limited)) as stub:
-            assert judge(stub, tmp_path / str(ahead), max_patience=60.0).scores([("p", "four")]) == [4.0]
-    assert 25 < waited[0] <= 30
-    assert waited[1] == 60.0
+            one = judge(stub, tmp_path / str(ahead), max_patience=60.0)
+            one.endpoint.stopped = waits
+            assert one.scores([("p", "four")]) == [4.0]
+    assert 25 < waits.seconds[0] <= 30
+    assert waits.seconds[1] == 60.0
 
 
 def test_the_same_model_at_another_endpoint_is_another_judge(tmp_path: Path) -> None:
@@ -203,6 +204,19 @@ def test_answers_under_way_are_kept_when_the_key_is_refused(tmp_path: Path) -> N
             judge(stub, tmp_path, workers=3).scores(THREE)
         assert len(stub.answered) == 2
     assert len((tmp_path / "judge.jsonl").read_bytes().splitlines()) == 2
+
+
+def test_a_run_that_ends_does_not_wait_for_the_next_try(tmp_path: Path) -> None:
+    def answer(question: str, _: int) -> Reply:
+        if BAD not in question:
+            return 429, b"", {"Retry-After": "50"}
+        time.sleep(0.2)
+        return 401, b"", {}
+
+    start = time.monotonic()
+    with Stub(answer) as stub, pytest.raises(ValueError, match="status 401"):
+        judge(stub, tmp_path, workers=3, max_patience=60.0).scores(THREE)
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\nX-Other: 1", f"{KEY}\r", f"{KEY}€", f"{KEY} x", f"{KEY}\x00", f"{KEY}\x7f"])
