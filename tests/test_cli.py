@@ -329,7 +329,9 @@ def test_each_job_of_a_sweep_on_several_devices_has_ranks_of_its_own(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", lambda cfg: pytest.fail("it trained in this process"))
-    monkeypatch.setattr(cli, "run_ranks", lambda cfg, count: seen.append((Path(cfg.output_dir).name, count)))
+    monkeypatch.setattr(
+        "halos.processes.launch.run_ranks", lambda cfg, count: seen.append((Path(cfg.output_dir).name, count))
+    )
     words = ("train", "-m", "loss=kto,dpo", "strategy=ddp", "trainer.devices=2", "output_dir=out")
     assert call(monkeypatch, tmp_path, *words) == 0
     assert seen == [("loss_kto", 2), ("loss_dpo", 2)]

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from halos.comparison import tables
 from halos.comparison.claim_figure import claim_figure
 from halos.comparison.claims import Verdict
 from halos.comparison.figures import as_svg, curves, distributions, frontier
 from halos.comparison.runs import Group
+from halos.comparison.tables import Comparison, header, rows
 from halos.safe_text import visible
 
 MAX_PROMPTS = 8
@@ -20,11 +20,7 @@ MAX_COLUMNS = 5
 
 
 def page(
-    title: str,
-    groups: Sequence[Group],
-    comparison: tables.Comparison,
-    unfinished: int,
-    verdicts: Sequence[Verdict] = (),
+    title: str, groups: Sequence[Group], comparison: Comparison, unfinished: int, verdicts: Sequence[Verdict] = ()
 ) -> str:
     """Render the page.
 
@@ -62,8 +58,8 @@ def page(
         claims=[verdict.sentence() for verdict in verdicts],
         claim_figures=_numbered(claim_figures, "claim"),
         # Here, as the template makes HTML of these names before they are shown.
-        header=list(map(visible, tables.header(comparison))),
-        rows=tables.rows(comparison),
+        header=list(map(visible, header(comparison))),
+        rows=rows(comparison),
         sections=[(name, _numbered(svgs, f"s{n}")) for n, (name, svgs) in enumerate(sections.items())],
         sampled_runs=sampled_runs,
         samples=samples,

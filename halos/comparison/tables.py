@@ -79,8 +79,7 @@ def cell_text(cell: Estimate | None) -> str:
     if cell is None:
         return "–"
     # Student's interval is symmetric, so one number says all of it; a single seed has none.
-    half_width = "" if cell.high is None else f" ± {_digits(cell.high - cell.value)}"
-    return f"{_digits(cell.value)}{half_width}"
+    return _digits(cell.value) + ("" if cell.half_width is None else f" ± {_digits(cell.half_width)}")
 
 
 def header(comparison: Comparison) -> list[str]:

@@ -8,7 +8,6 @@ from rich import box
 from rich.table import Table
 
 from halos import terminal
-from halos.evaluation.duels import WinRate
 from halos.evaluation.results import Results
 from halos.evaluation.statistics import Estimate
 
@@ -22,19 +21,16 @@ def show(results: Results) -> None:
         table.add_row(name, value, _interval(estimate), str(estimate.n))
     terminal.console.print(table)
     if results.win_rate is not None:
-        _show_win_rate(results.opponent, results.win_rate)
+        won = results.win_rate
+        outcomes = ", ".join(f"{count} {name}" for name, count in won.outcomes.items())
+        more = f" {_interval(won.rate)}, p = {won.p_value:.2g} ({outcomes})"
+        rate = f"{won.rate.value:.1%}", "bold"
+        terminal.console.print(terminal.styled(f"win rate against {results.opponent}: ", rate, more))
     for name, number in (results.judge or {}).items():
         terminal.say(f"judge, {name}: {number:g}")
     for task, metrics in (results.tasks or {}).items():
         for name, number in metrics.items():
             terminal.say(f"{task} {name}: {number:.4f}")
-
-
-def _show_win_rate(opponent: str, win_rate: WinRate) -> None:
-    outcomes = ", ".join(f"{count} {name}" for name, count in win_rate.outcomes.items())
-    rate = f"{win_rate.rate.value:.1%}"
-    more = f" {_interval(win_rate.rate)}, p = {win_rate.p_value:.2g} ({outcomes})"
-    terminal.console.print(terminal.styled(f"win rate against {opponent}: ", (rate, "bold"), more))
 
 
 def _interval(estimate: Estimate) -> str:

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
+from halos.checks import is_number
+
 MAX_BYTES = 1 << 22
 """The longest answer; a reply of 64,000 tokens has less than a tenth of it."""
 MAX_DEPTH = 64
@@ -73,9 +75,9 @@ def _tokens(value: object) -> int:
     if value is None:
         return 0
     # JSON has numbers that are infinite in Python (1e999), and Python's json reads NaN.
-    if type(value) not in (int, float) or not 0 <= value <= MAX_TOKENS:  # type: ignore[operator]
+    if not (is_number(value) and 0 <= value <= MAX_TOKENS):
         raise ValueError("no number of tokens")
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    return int(value)
 
 
 def _encodable(text: str) -> str:

@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from halos.checks import check_whole
 from halos.config.combinations import REFERENCE, check_combinations
-from halos.config.flat import flatten
+from halos.config.nodes import flatten
 from halos.data.rows.templates import template_of
 from halos.policy.checks import check_directory, check_gguf
 from halos.policy.construction import forget_quantisation, grow_vocabulary, parameters_on_meta, set_dropout

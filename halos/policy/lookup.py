@@ -113,12 +113,12 @@ def _find(key: str, where: str, chat_template: str | None, lora: LoRA) -> Policy
 
 def _with_adapter(key: str, where: str, run: TrainedRun, adapter: Path) -> ModelSpec:
     # The base is loaded in full precision even if the run held it in 4 bits (QLoRA): so is that of the reference.
-    if run.random_weights:
+    if run.model.get("random_weights"):
         raise ValueError(
             f"{key}: the run {where} exported an adapter for random weights, which nobody has kept; expected a run "
             "with model.lora.export=merged"
         )
-    return ModelSpec(path=run.model_path, lora=LoRA(enabled=True, path=str(adapter)))
+    return ModelSpec(path=run.model["path"], lora=LoRA(enabled=True, path=str(adapter)))
 
 
 def check_tokenizer(key: str, policy: Policy) -> None:
@@ -142,10 +142,12 @@ def reference_of(policy: Policy, where: str | None) -> Policy | None:
     run = policy.run
     if run is None:
         return None
-    if run.random_weights:
+    if run.model.get("random_weights"):
         raise ValueError(f"reference: the run {policy.name} started from random weights; expected reference=MODEL")
-    lora = LoRA(enabled=run.adapter is not None, path=run.adapter)
-    return find_policy("reference", run.reference_path or run.model_path, chat_template=run.chat_template, lora=lora)
+    model, adapter = run.model, (run.model.get("lora") or {}).get("path")
+    path = model.get("reference_path") or model["path"]
+    lora = LoRA(enabled=adapter is not None, path=adapter)
+    return find_policy("reference", path, chat_template=model.get("chat_template"), lora=lora)
 
 
 def _naming(key: str, job: Callable[[], T]) -> T:

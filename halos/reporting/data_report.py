@@ -86,7 +86,7 @@ class StreamReport(Callback):
     ) -> None:
         # A signal may cause a checkpoint before anything was read from the stream.
         if self.data.take_account():
-            write_report(self.data.intake, self.folder)
+            write_report(self.data.prepared.intake, self.folder)
 
 
 def plot_lengths(lengths: Mapping[str, np.ndarray], file: Path) -> None:
