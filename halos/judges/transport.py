@@ -183,5 +183,5 @@ def _host(location: str) -> str:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    # Shared by all requests: it reads the system's certificates, which takes longer than a request on this machine.
+    # Shared by all requests: reading the system's certificates takes tens of milliseconds.
     return httpx2.create_ssl_context()
