@@ -32,6 +32,7 @@ from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, on_devices
 from halos.processes.signals import caught
+from halos.safe_text import accept_any_text, visible
 from halos.training.result import trial_value
 
 
@@ -205,6 +206,7 @@ def name_jobs_by_what_is_swept(words: list[str]) -> None:
 def end_with_one_line(job: Callable[[], object]) -> None:
     """Call the job; if it fails, print one clear line last and exit with status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them in its own way
+    accept_any_text()
     try:
         with caught():
             job()
@@ -216,16 +218,17 @@ def _line(error: BaseException) -> str:
     """Return the line for an error; the traceback of an unexpected one is printed first."""
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if not full_disk and not isinstance(error, _EXPECTED):
-        traceback.print_exception(error)
+        print(visible("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     return _message(error)
 
 
 def _message(error: BaseException) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return explain(error)
+        return visible(explain(error))
     if isinstance(error, _EXPECTED):
-        return " ".join(str(error).split())  # ValueErrors of other packages may have several lines
-    return f"{type(error).__name__}: {error}"
+        # ValueErrors of other packages may have several lines.
+        return visible(" ".join(str(error).split()))
+    return visible(f"{type(error).__name__}: {error}")
 
 
 def _fail(message: str) -> None:

@@ -16,7 +16,7 @@ import halos
 
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
-    "checks",
+    "checks safe_text",
     "files metrics optim processes",
     "terminal data",
     "config toy",

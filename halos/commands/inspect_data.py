@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.markup import escape
 
 from halos.commands.builders import build_data
 from halos.config.nodes import build
@@ -19,7 +18,7 @@ from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example, Labelled, Scored
 from halos.reporting.data_report import plot_lengths, show_report, write_report
 from halos.reporting.run_report import show_data, show_example
-from halos.terminal import console, set_up_logging
+from halos.terminal import console, set_up_logging, styled
 
 LONGEST_SHOWN = 400
 """Characters of a text that are shown."""
@@ -61,22 +60,22 @@ def inspect_data(cfg: DictConfig) -> Intake:
     show_data(intake.reports)
     if cfg.convert:
         count = write_jsonl(Path(cfg.convert), written)
-        console.print(f"{count:,} records → [bold]{escape(str(cfg.convert))}[/]", highlight=False)
+        console.print(styled(f"{count:,} records → ", (str(cfg.convert), "bold")))
     if cfg.plot:
         plot_lengths(lengths, Path(cfg.plot))
-        console.print(f"lengths → [bold]{escape(str(cfg.plot))}[/]", highlight=False)
+        console.print(styled("lengths → ", (str(cfg.plot), "bold")))
     if cfg.output_dir:
         write_report(intake, Path(cfg.output_dir))
     return intake
 
 
 def _show(example: Example) -> None:
-    console.print(f"[bold]{escape(example.id)}[/]", highlight=False)
+    console.print(styled((example.id, "bold")))
     for turn in messages_of(example.prompt):
-        console.print(f"  [dim]{turn.role}:[/] {escape(turn.content[:LONGEST_SHOWN])}", highlight=False)
+        console.print(styled((f"  {turn.role}:", "dim"), f" {turn.content[:LONGEST_SHOWN]}"))
     names = ("chosen", "rejected") if len(texts_of(example)) == 2 else (_name(example),)
     for name, text in zip(names, texts_of(example), strict=True):
-        console.print(f"  [bold]{name}:[/] [green]{escape(text[:LONGEST_SHOWN])}[/]", highlight=False)
+        console.print(styled((f"  {name}:", "bold"), " ", (text[:LONGEST_SHOWN], "green")))
 
 
 def _name(example: Example) -> str:

@@ -11,6 +11,7 @@ from halos.comparison.claims import Verdict
 from halos.comparison.figures import line_colour, new_figure
 from halos.comparison.runs import group
 from halos.evaluation.statistics import Estimate
+from halos.safe_text import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,9 +39,10 @@ def claim_figure(verdict: Verdict) -> tuple[Figure, Axes]:
         x, values = [x for x, _ in placed], [y.value for _, y in placed]
         widths = [y.half_width or 0.0 for _, y in placed]  # a single seed has none
         style = "o-" if numeric else "o"
-        axes.errorbar(x, values, yerr=widths, fmt=style, capsize=3, color=line_colour(n), label=label or None)
+        shown = mathtext(label) or None
+        axes.errorbar(x, values, yerr=widths, fmt=style, capsize=3, color=line_colour(n), label=shown)
     if not numeric:
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), list(map(mathtext, names)))
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif claim.figure.log:
         axes.set_xscale("log")
@@ -49,7 +51,7 @@ def claim_figure(verdict: Verdict) -> tuple[Figure, Axes]:
     reference = [run.numbers[name] for run in verdict.runs if name in run.numbers]
     if name != claim.metric and reference:
         axes.axhline(fmean(reference), color="grey", linestyle=":", linewidth=1.2, label="reference")
-    axes.set(xlabel=claim.figure.label, ylabel=claim.measure)
+    axes.set(xlabel=mathtext(claim.figure.label), ylabel=mathtext(claim.measure))
     axes.legend(fontsize=8, frameon=False)
     return figure, axes
 

@@ -8,6 +8,7 @@ undecided otherwise. A claim held if all its contrasts did. Intervals are not co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -15,6 +16,7 @@ from typing import TypeVar
 from halos.comparison.runs import Run, paired_difference
 from halos.config.signatures import check_arguments
 from halos.evaluation.statistics import Estimate
+from halos.safe_text import markdown
 
 T = TypeVar("T", "Claim", "Contrast", "Figure")
 HELD, FAILED, UNDECIDED = "held", "did not hold", "is undecided"
@@ -78,6 +80,11 @@ class Claim:
     figure: Figure
     contrasts: Sequence[Contrast]
 
+    @property
+    def image(self) -> str:
+        """The name of the file of its figure."""
+        return f"claim_{re.sub(r'[^A-Za-z0-9_.-]+', '_', str(self.name))}.png"
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -132,7 +139,7 @@ def decide(runs: Sequence[Run]) -> list[Verdict]:
 
 def as_markdown(verdicts: Sequence[Verdict]) -> str:
     """One paragraph for each claim, with its figure below."""
-    return "\n".join(f"{v.sentence()}\n\n![{v.claim.states}](claim_{v.claim.name}.png)\n" for v in verdicts)
+    return "\n".join(f"{markdown(v.sentence())}\n\n![{markdown(v.claim.states)}]({v.claim.image})\n" for v in verdicts)
 
 
 def _decide(runs: list[Run]) -> Verdict:

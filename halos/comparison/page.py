@@ -11,6 +11,7 @@ from halos.comparison.claims import Verdict
 from halos.comparison.figures import as_svg, curves, distributions, frontier
 from halos.comparison.runs import Group
 from halos.comparison.tables import Comparison, header, rows
+from halos.safe_text import visible
 
 MAX_PROMPTS = 8
 """Prompts whose samples are shown."""
@@ -43,7 +44,11 @@ def page(
     sampled_runs, samples = _samples(groups)
     # Autoescape by hand: jinja2's default switches it on by the ending .html, and this file ends with .jinja.
     environment = Environment(
-        loader=PackageLoader("halos.comparison", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("halos.comparison", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_shown,
     )
     return environment.get_template("page.html.jinja").render(
         title=title,
@@ -52,12 +57,18 @@ def page(
         unfinished=unfinished,
         claims=[verdict.sentence() for verdict in verdicts],
         claim_figures=_numbered(claim_figures, "claim"),
-        header=header(comparison),
+        # Here, as the template makes HTML of these names before they are shown.
+        header=list(map(visible, header(comparison))),
         rows=rows(comparison),
         sections=[(name, _numbered(svgs, f"s{n}")) for n, (name, svgs) in enumerate(sections.items())],
         sampled_runs=sampled_runs,
         samples=samples,
     )
+
+
+def _shown(value: object) -> object:
+    # Not of the figures, whose type is a subclass of str that says that they are HTML already.
+    return visible(value) if type(value) is str else value
 
 
 def _numbered(svgs: Mapping[str, str], prefix: str) -> list[dict[str, str]]:

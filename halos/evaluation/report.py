@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from halos import terminal
@@ -15,7 +14,7 @@ from halos.evaluation.statistics import Estimate
 
 def show(results: Results) -> None:
     """Print metrics with their intervals, the win rate, the judge's report and the results of tasks."""
-    table = Table("metric", "value", "95 % interval", "prompts", box=box.SIMPLE_HEAD, title=escape(results.policy))
+    table = Table("metric", "value", "95 % interval", "prompts", box=box.SIMPLE_HEAD, title=results.policy)
     # A metric may be undefined, such as the AUC of labels of one class.
     for name, estimate in results.metrics.items():
         value = f"{estimate.value:.4f}" if math.isfinite(estimate.value) else "–"
@@ -24,8 +23,9 @@ def show(results: Results) -> None:
     if results.win_rate is not None:
         won = results.win_rate
         outcomes = ", ".join(f"{count} {name}" for name, count in won.outcomes.items())
-        rate = f"[bold]{won.rate.value:.1%}[/] {_interval(won.rate)}, p = {won.p_value:.2g} ({outcomes})"
-        terminal.console.print(f"win rate against {escape(results.opponent)}: {rate}", highlight=False)
+        more = f" {_interval(won.rate)}, p = {won.p_value:.2g} ({outcomes})"
+        rate = f"{won.rate.value:.1%}", "bold"
+        terminal.console.print(terminal.styled(f"win rate against {results.opponent}: ", rate, more))
     for name, number in (results.judge or {}).items():
         terminal.say(f"judge, {name}: {number:g}")
     for task, metrics in (results.tasks or {}).items():

