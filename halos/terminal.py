@@ -1,7 +1,5 @@
 """What all commands print to: one console, its log handler and progress bars."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterable, Sequence
