@@ -1,7 +1,5 @@
 """``inspect_data(cfg)``: shows what is in the data and what is wrong with it, without training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Typed reading of a row's fields. Each error names the location, the field, what was expected and what was found."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import islice
 from reprlib import Repr
