@@ -14,8 +14,8 @@ from halos.config.building import build
 from halos.data.preparation.intake import Intake
 from halos.data.preparation.prepare import DataNeeds, Preparation
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
-from halos.data.records.record import messages_of
-from halos.data.rows.token_rows import Rows, texts_of
+from halos.data.records.record import messages_of, reply_text
+from halos.data.rows.token_rows import Rows, replies_of
 from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example, Labelled, Scored
 from halos.policy.loading import ModelSpec
@@ -74,10 +74,10 @@ def _tokenise(preparation: Preparation, intake: Intake, cfg: DictConfig) -> Rows
 def _show(example: Example) -> None:
     console.print(f"[bold]{escape(example.id)}[/]", highlight=False)
     for turn in messages_of(example.prompt):
-        console.print(f"  [dim]{turn.role}:[/] {escape(turn.content[:LONGEST_SHOWN])}", highlight=False)
-    names = ("chosen", "rejected") if len(texts_of(example)) == 2 else (_name(example),)
-    for name, text in zip(names, texts_of(example), strict=True):
-        console.print(f"  [bold]{name}:[/] [green]{escape(text[:LONGEST_SHOWN])}[/]", highlight=False)
+        console.print(f"  [dim]{turn.role}:[/] {escape(turn.text[:LONGEST_SHOWN])}", highlight=False)
+    names = ("chosen", "rejected") if len(replies_of(example)) == 2 else (_name(example),)
+    for name, reply in zip(names, replies_of(example), strict=True):
+        console.print(f"  [bold]{name}:[/] [green]{escape(reply_text(reply)[:LONGEST_SHOWN])}[/]", highlight=False)
 
 
 def _name(example: Example) -> str:

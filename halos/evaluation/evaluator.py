@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from halos import terminal
-from halos.data.records.record import Prompt, prompt_key
+from halos.data.records.record import Prompt, Reply, prompt_key, reply_text, transcript
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.evaluation.duels import best_of_data, win_rate
 from halos.evaluation.harness import run_tasks
@@ -92,9 +92,10 @@ class LanguageModelEvaluator:
         prompts = [SourcePrompt(f"prompt {n}", prompt) for n, prompt in enumerate(plan.held.prompts)]
         self._prompts = self._prompt_ids(prompts)
         # A completion is cut where the longer of the two prompts leaves no room: both models score the same tokens.
+        answers = zip(plan.held.prompts, plan.held.completions, *self._prompts, strict=True)
         self._completions = [
-            self.tokens.fit_completion(self.tokens.completion(text), max(len(ours), len(theirs)))[0]
-            for text, ours, theirs in zip(plan.held.completions, *self._prompts, strict=True)
+            self.tokens.fit_completion(self.tokens.completion(reply, prompt), max(len(ours), len(theirs)))[0]
+            for prompt, reply, ours, theirs in answers
         ]
         self.policy_model = self._load(plan.policy)
         self.reference_model = self._load(plan.reference) if plan.reference else None
@@ -145,10 +146,13 @@ class LanguageModelEvaluator:
         self, judge: CompletionJudge, results: Results, prompts: Sequence[SourcePrompt], drawn: Sequence[PromptSamples]
     ) -> Iterator[Results]:
         opponents = self._opponent_texts(prompts)
-        judged = [n for n, texts in enumerate(opponents) if texts]  # the data may have no answer to some prompts
+        judged = [n for n, replies in enumerate(opponents) if replies]  # the data may have no answer to some prompts
         if not judged:
             raise ValueError("opponent=data: expected desirable completions of the sampled prompts, found none")
-        samples = [replace(one, opponent=texts) for one, texts in zip(results.samples or (), opponents, strict=True)]
+        samples = [
+            replace(one, opponent=[*map(reply_text, replies)])
+            for one, replies in zip(results.samples or (), opponents, strict=True)
+        ]
         # Yielded before the judge is asked, so that its answers can be checked against what it saw.
         results = replace(results, samples=samples)
         yield results
@@ -162,7 +166,7 @@ class LanguageModelEvaluator:
         yield replace(results, metrics=metrics, win_rate=won, judge=judge.report())
 
     def _ratings(
-        self, judge: CompletionJudge, side: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]
+        self, judge: CompletionJudge, side: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[Reply]]
     ) -> dict[str, Estimate]:
         """The judge's scores and labels of one side's completions."""
         answers = [(prompt, text) for prompt, own in zip(prompts, texts, strict=True) for text in own]
@@ -175,7 +179,7 @@ class LanguageModelEvaluator:
             metrics[f"judge/desirable_{side}"] = self.bootstrap.rate(desirable, groups)
         return metrics
 
-    def _opponent_texts(self, prompts: Sequence[SourcePrompt]) -> list[list[str]]:
+    def _opponent_texts(self, prompts: Sequence[SourcePrompt]) -> Sequence[Sequence[Reply]]:
         """The opponent's completions of each prompt; empty where the data have none."""
         opponent = self.plan.opponent_policy
         if opponent is None:
@@ -217,4 +221,4 @@ class LanguageModelEvaluator:
 
 
 def _as_text(prompt: Prompt) -> str:
-    return prompt if isinstance(prompt, str) else "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
+    return prompt if isinstance(prompt, str) else transcript(prompt)

@@ -24,7 +24,7 @@ REWARDS, TOKENS = np.array([2.0, 1.0, 0.5, 0.0, 0.5]), np.array([3.0, 2.0, 4.0, 
 
 def test_each_completion_stands_once_and_pairs_and_labels_point_to_it() -> None:
     data = held_out(RECORDS)
-    assert [data.completions[a] + ">" + data.completions[b] for a, b in data.pairs] == ["aa>b", "dd>c", "e>c"]
+    assert [f"{data.completions[a]}>{data.completions[b]}" for a, b in data.pairs] == ["aa>b", "dd>c", "e>c"]
     assert sorted(data.completions) == ["aa", "b", "c", "dd", "e"]
     assert len(set(data.groups)) == 2
     assert len(data.labels) == 6  # c is undesirable in two records
@@ -33,7 +33,7 @@ def test_each_completion_stands_once_and_pairs_and_labels_point_to_it() -> None:
 def test_metrics_have_the_values_computed_by_hand() -> None:
     data = held_out(RECORDS)
     by_text = dict(zip(("aa", "b", "dd", "c", "e"), zip(REWARDS, TOKENS, strict=True), strict=True))
-    rewards, tokens = (np.array([by_text[text][i] for text in data.completions]) for i in (0, 1))
+    rewards, tokens = (np.array([by_text[str(text)][i] for text in data.completions]) for i in (0, 1))
     found = {
         name: estimate.value
         for name, estimate in feedback_metrics(data, rewards, tokens, Bootstrap(resamples=10)).items()

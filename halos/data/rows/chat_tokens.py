@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard, cast
 
 from halos.checks import check_whole
-from halos.data.records.record import Message, Prompt
-from halos.data.rows.templates import render, render_prompts
+from halos.data.records.record import Message, Prompt, Reply
+from halos.data.rows.templates import render, render_prompts, written_reply
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -145,8 +145,12 @@ class ChatTokens:
         """See :meth:`Limits.fit_prompt`."""
         return self.limits.fit_prompt(ids, self.tokenizer.bos_token_id, where)
 
-    def completion(self, text: str) -> list[int]:
-        """Token ids of a completion followed by the end-of-turn token, before truncation."""
+    def completion(self, reply: Reply, prompt: Prompt = "") -> list[int]:
+        """Token ids of a completion followed by the end-of-turn token, before truncation.
+
+        A reply with turns is rendered after its prompt.
+        """
+        text = written_reply(self.tokenizer, prompt, reply)
         # As an id: in text, a tokenizer that splits special tokens would make several tokens of it.
         return [*self._encode(text), self.end_of_turn]
 

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import final
 
+from halos.data.reading.context import in_context
 from halos.data.reading.fields import (
     RawRow,
     has,
     keys_of,
     label_of,
+    messages_of as turns_of,
     preference_of,
     prompt_of,
     reply_of,
@@ -22,16 +24,22 @@ from halos.data.reading.fields import (
     wrong,
 )
 from halos.data.reading.json_files import Located
-from halos.data.records.record import Completion, Prompt, Record, messages_of, prompt_key
-from halos.data.sources.adapted import DIFFERENT_PROMPTS, Adapted, Adapter, by_row, without_empty
+from halos.data.records.record import Completion, Prompt, Record, Reply, messages_of, prompt_key, reply_text
+from halos.data.sources.adapted import DIFFERENT_PROMPTS, FILTERED, Adapted, Adapter, by_row, without_empty
 from halos.data.sources.base import FileSource
 
-COMPLETION_KEYS = {"text", "desirable", "score"}
+UNTRAINED = f"{FILTERED}conversation without a reply of weight 1"
+AFTER_TRAINED = f"{FILTERED}turn after the last reply of weight 1"
+COMPLETION_KEYS = {"text", "messages", "desirable", "score"}
 
 
 def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """Adapt a row of any of the formats."""
-    return _adapter(where, row)(where, row, dropped)
+    record = _adapter(where, row)(where, row, dropped)
+    if record is None:
+        return None
+    prompt = in_context(where, row, record.prompt)
+    return record if prompt is record.prompt else replace(record, prompt=prompt)
 
 
 def _adapter(where: str, row: RawRow) -> Adapter:
@@ -76,17 +84,23 @@ def own_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
 
 
 def _completion(where: str, name: str, item: object) -> Completion:
-    if not isinstance(item, dict) or not has(item, "text"):
-        raise wrong(where, name, "an object with 'text'", item)
+    if not isinstance(item, dict) or has(item, "text") == has(item, "messages"):
+        raise wrong(where, name, "an object with 'text' or 'messages'", item)
     unknown = sorted(set(item) - COMPLETION_KEYS)
     # A mistyped 'desirable' would otherwise pass for a completion without feedback.
     if unknown:
         raise ValueError(
-            f"{where}: expected {name!r} to have 'text', 'desirable' and 'score' only; found {shorten(unknown[0])}"
+            f"{where}: expected {name!r} to have 'text' (or 'messages'), 'desirable' and 'score' only; "
+            f"found {shorten(unknown[0])}"
         )
     label = item.get("desirable")
-    return Completion(
-        text=text_of(where, f"{name}.text", item["text"]),
+    reply: Reply
+    if has(item, "text"):
+        reply = text_of(where, f"{name}.text", item["text"])
+    else:
+        reply = turns_of(where, f"{name}.messages", item["messages"])
+    return Completion.of(
+        reply,
         desirable=None if label is None else label_of(where, f"{name}.desirable", label),
         score=score_of(where, f"{name}.score", item.get("score")),
     )
@@ -124,11 +138,12 @@ def preference_record(where: str, row: RawRow, dropped: Counter[str]) -> Record 
     return without_empty(Record(where, prompt, completions, ((0, 1),)), dropped)
 
 
-def _scored(where: str, row: RawRow, text: str, key: str) -> Completion:
-    return Completion(text, score=score_of(where, key, row.get(key)))
+def _scored(where: str, row: RawRow, reply: Reply, key: str) -> Completion:
+    return Completion.of(reply, score=score_of(where, key, row.get(key)))
 
 
-def _hh_hint(text: str) -> str:
+def _hh_hint(reply: Reply) -> str:
+    text = reply_text(reply)
     return "; for transcripts 'Human: ... Assistant: ...' use data=hh" if text.lstrip().startswith("Human:") else ""
 
 
@@ -162,16 +177,16 @@ def binary_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | No
 
 def _single(where: str, row: RawRow, key: str, score: str, dropped: Counter[str]) -> Record | None:
     own_prompt = prompt_of(where, row)
-    before, text = reply_of(where, row, key)
+    before, reply = reply_of(where, row, key)
     prompt = before or own_prompt
     _check_agreement(where, key, own_prompt, prompt)
-    return without_empty(Record(where, prompt, (_judged(where, row, text, score),)), dropped)
+    return without_empty(Record(where, prompt, (_judged(where, row, reply, score),)), dropped)
 
 
-def _judged(where: str, row: RawRow, text: str, score: str) -> Completion:
+def _judged(where: str, row: RawRow, reply: Reply, score: str) -> Completion:
     # A label that is present but null is an error, not a completion without feedback.
     label = label_of(where, "label", row["label"]) if "label" in row else None
-    return Completion(text, label, score_of(where, score, row.get(score)))
+    return Completion.of(reply, label, score_of(where, score, row.get(score)))
 
 
 def pairwise_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
@@ -187,10 +202,28 @@ def pairwise_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | 
 
 def conversation_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """Adapt a conversation whose last turn is the completion, with or without ``label`` and ``score``."""
-    prompt, text = reply_of(where, row, "messages")
+    trained = _trained(row, dropped)
+    if trained is None:
+        return None
+    prompt, reply = reply_of(where, trained, "messages")
     if not prompt:
         raise wrong(where, "messages", "a prompt and an assistant's turn after it", row["messages"])
-    return without_empty(Record(where, prompt, (_judged(where, row, text, "score"),)), dropped)
+    return without_empty(Record(where, prompt, (_judged(where, row, reply, "score"),)), dropped)
+
+
+def _trained(row: RawRow, dropped: Counter[str]) -> RawRow | None:
+    """Return a row with its messages up to the last reply whose weight is not 0, None if there is no such reply."""
+    turns = row.get("messages")
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        return row
+    if not turns or turns[-1].get("weight") != 0:
+        return row
+    ends = [n for n, turn in enumerate(turns, 1) if turn.get("role") == "assistant" and turn.get("weight") != 0]
+    if not ends:
+        dropped[UNTRAINED] += 1
+        return None
+    dropped[AFTER_TRAINED] += len(turns) - ends[-1]
+    return {**row, "messages": turns[: ends[-1]]}
 
 
 # HALOs' rows name their format. A name counts before any key.

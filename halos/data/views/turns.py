@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from halos.data.records.judgement import judgement_of
-from halos.data.records.record import Completion, Record
+from halos.data.records.record import Completion, Record, messages_of, with_messages
 from halos.data.records.table import RecordTable, batches
 from halos.data.store.arrow import Part, Store
 from halos.data.views.rules import demonstrated
@@ -24,7 +24,8 @@ def expand_turns(records: RecordTable, store: Store) -> tuple[RecordTable, Count
 
     Returns:
         The records with the new ones, and counts of earlier turns, used and left out: a turn that answers nothing
-        (the first of the conversation, or one after another assistant turn) and an empty turn are not trained on.
+        (the first of the conversation, or one after another assistant turn), an empty turn and one of weight 0 are not
+        trained on.
     """
     starts = range(0, len(records), RECORDS_PER_TASK)
     spans = [range(start, min(start + RECORDS_PER_TASK, len(records))) for start in starts]
@@ -47,12 +48,16 @@ def with_turns(record: Record, report: Counter[str]) -> list[Record]:
     if isinstance(record.prompt, str) or not demonstrated(judgement_of(record), Counter()):
         return [record]
     earlier = []
-    for n, turn in enumerate(record.prompt):
+    turns = tuple(messages_of(record.prompt))
+    for n, turn in enumerate(turns):
         if turn.role != "assistant":
             continue
-        if n == 0 or record.prompt[n - 1].role == "assistant" or not turn.content.strip():
+        if not turn.weight:
+            report["earlier assistant turns of weight 0 left out"] += 1
+            continue
+        if n == 0 or turns[n - 1].role == "assistant" or not turn.text.strip():
             report["earlier assistant turns left out"] += 1
             continue
         report["earlier assistant turns"] += 1
-        earlier.append(Record(f"{record.id}.{n}", record.prompt[:n], (Completion(turn.content),)))
+        earlier.append(Record(f"{record.id}.{n}", with_messages(record.prompt, turns[:n]), (Completion.of((turn,)),)))
     return [*earlier, record]
