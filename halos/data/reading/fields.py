@@ -84,19 +84,20 @@ def messages_of(where: str, name: str, value: object) -> tuple[Message, ...]:
 
 
 def _message(where: str, name: str, value: object) -> Message:
-    if not isinstance(value, dict) or not has(value, "role"):
+    if not isinstance(value, dict) or value.get("role") is None:
         raise wrong(where, name, "a message with 'role' and 'content'", value)
-    role, weight, content = value["role"], value.get("weight"), value.get("content")
+    role, content = value["role"], value.get("content")
     if role not in ROLES:
         raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}", role)
-    # Most messages have nothing else.
-    fields = "" if value.keys() <= {"role", "content"} else _fields(where, name, value)
+    # Most messages have a text and nothing else.
+    if isinstance(content, str) and len(value) == 2:
+        return Message(role, text_of(where, f"{name}.content", content))
+    fields = _fields(where, name, value)
     if content is None and fields and role == "assistant":
         content = ""  # a turn may be a tool call alone; servers pass the template an empty text
     elif "content" not in value:
         raise wrong(where, name, "a message with 'role' and 'content'", value)
-    text = content_of(where, f"{name}.content", content)
-    return Message(role, text, fields, 1 if weight is None else _weight(where, name, role, weight))
+    return Message(role, content_of(where, f"{name}.content", content), fields, _weight(where, name, role, value))
 
 
 def _fields(where: str, name: str, value: dict[str, object]) -> str:
@@ -164,7 +165,10 @@ def json_of(where: str, name: str, value: dict[str, object] | list[object]) -> s
         raise wrong(where, name, "valid JSON", value) from None
 
 
-def _weight(where: str, name: str, role: str, value: object) -> int:
+def _weight(where: str, name: str, role: str, message: Mapping[str, object]) -> int:
+    value = message.get("weight")
+    if value is None:
+        return 1
     if not isinstance(value, int | float) or value not in (0, 1):
         raise wrong(where, f"{name}.weight", "0 (the turn is not trained on) or 1", value)
     if value and role != "assistant":

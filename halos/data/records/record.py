@@ -33,7 +33,9 @@ class Message:
     @property
     def text(self) -> str:
         """The content, followed by the other fields as JSON: the turn as a reader or a judge sees it."""
-        return "\n".join(filter(None, (self.content, self.fields)))
+        if not self.fields:
+            return self.content
+        return f"{self.content}\n{self.fields}" if self.content else self.fields
 
     def as_dict(self) -> dict[str, object]:
         """Return the turn as a chat template takes it."""
@@ -179,7 +181,8 @@ def prompt_key(prompt: Prompt) -> str:
     # The separators are control characters that no real text has.
     if isinstance(prompt, str):
         return f"user\x1f{prompt}"
-    key = "\x1e".join(map(_turn_key, messages_of(prompt)))
+    turns = prompt.turns if isinstance(prompt, Conversation) else prompt
+    key = "\x1e".join([_turn_key(turn) for turn in turns])
     return f"{key}\x1c{prompt.tools}\x1c{prompt.template_kwargs}" if isinstance(prompt, Conversation) else key
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeGuard, cast
 from halos.checks import check_whole
 from halos.data.records.record import Message, Prompt, Reply
 from halos.data.rows.templates import render, render_prompts, written_reply
+from halos.data.rows.written import check_written
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -128,8 +129,9 @@ class ChatTokens:
             where: the place of the prompt in the data, for errors.
 
         Raises:
-            ValueError: the chat template refuses the turns.
+            ValueError: the chat template refuses the turns, or does not write their tools or calls.
         """
+        check_written(self.tokenizer, where, prompt, "")
         text = prompt if self._is_plain(prompt) else self._render([prompt], [where])[0]
         return self._added_bos + self._encode(text) + self.control(control)
 

@@ -99,6 +99,8 @@ def _completion(where: str, name: str, item: object) -> Completion:
         reply = text_of(where, f"{name}.text", item["text"])
     else:
         reply = turns_of(where, f"{name}.messages", item["messages"])
+        if not reply[-1].weight:
+            raise wrong(where, f"{name}.messages[{len(reply) - 1}].weight", "1, as the last turn is judged", 0)
     return Completion.of(
         reply,
         desirable=None if label is None else label_of(where, f"{name}.desirable", label),

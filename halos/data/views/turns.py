@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from halos.data.records.judgement import judgement_of
-from halos.data.records.record import Completion, Record, messages_of, with_messages
+from halos.data.records.record import Completion, Message, Prompt, Record, messages_of, with_messages
 from halos.data.records.table import RecordTable, batches
 from halos.data.store.arrow import Part, Store
 from halos.data.views.rules import demonstrated
@@ -43,13 +43,31 @@ def _expanded(records: RecordTable, span: range) -> Part:
 
 
 def with_turns(record: Record, report: Counter[str]) -> list[Record]:
-    """Return a record for each earlier assistant turn, then the record itself; see :func:`expand_turns`."""
+    """Return a record for each earlier assistant turn, then the record itself; see :func:`expand_turns`.
+
+    If a reply has several turns, a record for each reply to imitate replaces it, with its last turn as the completion.
+    """
     # The turns of a rejected conversation may be what it was rejected for.
-    if isinstance(record.prompt, str) or not demonstrated(judgement_of(record), Counter()):
+    imitated = [place for place, _, _ in demonstrated(judgement_of(record), Counter())]
+    if not imitated:
         return [record]
-    earlier = []
-    turns = tuple(messages_of(record.prompt))
-    for n, turn in enumerate(turns):
+    prompt = tuple(messages_of(record.prompt))
+    earlier = _earlier(record.id, record.prompt, prompt, 0, report)
+    if all(len(record.completions[place].turns) < 2 for place in imitated):
+        return [*earlier, record]
+    for place in imitated:
+        completion = record.completions[place]
+        *before, last = completion.turns or (Message("assistant", completion.text),)
+        turns, name = (*prompt, *before), f"{record.id}/{place}"
+        earlier += _earlier(name, record.prompt, turns, len(prompt), report)
+        earlier.append(Record(name, with_messages(record.prompt, turns), (Completion.of((last,)),)))
+    return earlier
+
+
+def _earlier(name: str, prompt: Prompt, turns: tuple[Message, ...], start: int, report: Counter[str]) -> list[Record]:
+    """Return a record for each assistant turn from ``start`` on, with the tools and variables of ``prompt``."""
+    records = []
+    for n, turn in enumerate(turns[start:], start):
         if turn.role != "assistant":
             continue
         if not turn.weight:
@@ -59,5 +77,5 @@ def with_turns(record: Record, report: Counter[str]) -> list[Record]:
             report["earlier assistant turns left out"] += 1
             continue
         report["earlier assistant turns"] += 1
-        earlier.append(Record(f"{record.id}.{n}", with_messages(record.prompt, turns[:n]), (Completion.of((turn,)),)))
-    return [*earlier, record]
+        records.append(Record(f"{name}.{n}", with_messages(prompt, turns[:n]), (Completion.of((turn,)),)))
+    return records

@@ -75,6 +75,9 @@ def test_a_template_that_leaves_them_out_is_refused(
     expected = f"^f:2#0: expected a chat template that writes {unwritten}, found one whose text is the same without"
     with pytest.raises(ValueError, match=expected):
         check_written(tokenizer, "f:2#0", prompt, reply)
+    if unwritten == "tools" or reply == "7":  # what is sampled from
+        with pytest.raises(ValueError, match=expected):
+            tokens_of(tokenizer).fitted_prompt(prompt, where="f:2#0")
     with pytest.raises(ValueError, match=expected.replace("f:2#0", "r#0")):
         make_rows(demonstrations([Record("r", prompt, (Completion.of(reply),))]).examples, tokens_of(tokenizer))
 

@@ -95,6 +95,10 @@ def test_a_conversation_ends_with_its_last_trained_reply() -> None:
             "expected 'completions.0.' to be an object",
         ),
         ({"prompt": "q", "completions": [{"messages": [A, Q]}]}, "expected a reply to begin and end with an assistant"),
+        (
+            {"prompt": "q", "completions": [{"messages": [{**A, "weight": 0}]}]},
+            r"expected 'completions\[0\].messages\[0\].weight' to be 1, as the last turn is judged; found 0",
+        ),
         ({"prompt": "q", "completions": [{"messages": [A, {"role": "x"}]}]}, r"expected 'completions.0..messages\[1\]"),
         (
             {"prompt": "q", "completion": "a", "images": ["a.png"]},

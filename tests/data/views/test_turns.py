@@ -39,3 +39,20 @@ def test_turns_of_weight_0_and_calls_of_tools() -> None:
     earlier = Record("r.3", Conversation(turns[:3], '[{"name": "f"}]'), (Completion.of((call,)),))
     assert list(expanded) == [earlier, record]
     assert report == {"earlier assistant turns": 1, "earlier assistant turns of weight 0 left out": 1}
+
+
+def test_every_turn_of_a_reply_with_several() -> None:
+    call = Message("assistant", "", json_text({"tool_calls": [{"name": "f"}]}))
+    unsaid = Message("assistant", "hm", weight=0)
+    q, found, last = Message("user", "q"), Message("tool", "found"), Message("assistant", "last")
+    reply = Completion.of((call, found, unsaid, q, last))
+    start, tools = (q, Message("assistant", "hi"), q), '[{"name": "f"}]'
+    record = Record("r", Conversation(start, tools), (Completion("bad"), reply, Completion("good")), ((1, 0), (2, 0)))
+    expanded, report = expand_turns(table_of([record]), Store())
+    assert list(expanded) == [
+        Record("r.1", Conversation(start[:1], tools), (Completion("hi"),)),
+        Record("r/1.3", Conversation(start, tools), (Completion.of((call,)),)),
+        Record("r/1", Conversation((*start, call, found, unsaid, q), tools), (Completion("last"),)),
+        Record("r/2", Conversation(start, tools), (Completion("good"),)),
+    ]
+    assert report == {"earlier assistant turns": 2, "earlier assistant turns of weight 0 left out": 1}
