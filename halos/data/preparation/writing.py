@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from halos.data.records.record import Conversation, Message, Prompt, Record, Reply, messages_of
+from halos.data.records.record import Completion, Conversation, Message, Prompt, Record, Reply, messages_of
 from halos.data.views.examples import Example, Labelled, Pair, Scored
 from halos.files import atomic_file
 
@@ -26,15 +26,12 @@ def record_row(record: Record) -> Row:
 
 def example_row(example: Example) -> Row:
     """Return an example of a view as an object of this project's format."""
-    row: Row = {"id": example.id, **_prompt(example.prompt)}
     if isinstance(example, Pair):
-        return row | {"completions": [_reply(example.chosen), _reply(example.rejected)], "preferences": [[0, 1]]}
-    item = _reply(example.completion)
-    if isinstance(example, Labelled):
-        item["desirable"] = example.desirable
-    elif isinstance(example, Scored):
-        item["score"] = example.score
-    return row | {"completions": [item]}
+        sides = (Completion.of(example.chosen), Completion.of(example.rejected))
+        return record_row(Record(example.id, example.prompt, sides, ((0, 1),)))
+    label = example.desirable if isinstance(example, Labelled) else None
+    score = example.score if isinstance(example, Scored) else None
+    return record_row(Record(example.id, example.prompt, (Completion.of(example.completion, label, score),)))
 
 
 def _prompt(prompt: Prompt) -> Row:

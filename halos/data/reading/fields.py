@@ -8,7 +8,7 @@ from itertools import islice
 from reprlib import Repr
 from typing import Any
 
-from halos.data.records.record import ROLES, Message, Prompt, Reply, json_text
+from halos.data.records.record import ROLES, Message, Reply, json_text
 
 RawRow = Mapping[str, object]
 """A row as it was read from a file."""
@@ -176,15 +176,19 @@ def _weight(where: str, name: str, role: str, message: Mapping[str, object]) -> 
     return int(value)
 
 
-def prompt_of(where: str, row: RawRow, key: str = "prompt") -> Prompt:
+def prompt_of(where: str, row: RawRow, key: str = "prompt") -> str | tuple[Message, ...]:
     """Return a prompt, a text or turns; raise ``ValueError`` for an empty one."""
+    prompt = _text_or_messages(where, row, key)
+    if _is_blank(prompt):
+        raise wrong(where, key, "a prompt that is not empty", row[key])
+    return prompt
+
+
+def _text_or_messages(where: str, row: RawRow, key: str) -> str | tuple[Message, ...]:
     value = required(where, row, key)
     if not isinstance(value, str | list):
         raise wrong(where, key, "a text or a list of messages", value)
-    prompt = text_of(where, key, value) if isinstance(value, str) else messages_of(where, key, value)
-    if _is_blank(prompt):
-        raise wrong(where, key, "a prompt that is not empty", value)
-    return prompt
+    return text_of(where, key, value) if isinstance(value, str) else messages_of(where, key, value)
 
 
 def _is_blank(prompt: str | tuple[Message, ...]) -> bool:
@@ -194,19 +198,17 @@ def _is_blank(prompt: str | tuple[Message, ...]) -> bool:
 
 def reply_of(where: str, row: RawRow, key: str) -> tuple[tuple[Message, ...], Reply]:
     """Return (the turns before a completion in its own field, the completion); a plain text has no turns before it."""
-    value = required(where, row, key)
-    if not isinstance(value, str | list):
-        raise wrong(where, key, "a text or a list of messages", value)
-    if isinstance(value, str):
-        return (), text_of(where, key, value)
-    *before, last = messages_of(where, key, value)
+    reply = _text_or_messages(where, row, key)
+    if isinstance(reply, str):
+        return (), reply
+    *before, last = reply
     place = f"{key}[{len(before)}]"
     if last.role != "assistant":
         raise wrong(where, f"{place}.role", "assistant, as the last turn is the completion", last.role)
     if not last.weight:
         raise wrong(where, f"{place}.weight", "1, as the last turn is the completion; cut the turns after it", 0)
     if before and _is_blank(tuple(before)):
-        raise wrong(where, key, "a conversation whose prompt is not empty", value)
+        raise wrong(where, key, "a conversation whose prompt is not empty", row[key])
     return tuple(before), (last,) if last.fields else last.content
 
 
