@@ -1,12 +1,16 @@
 """Tools, calls, thoughts, system texts and weights in every format that has messages, with its record by hand."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from halos.data.records.record import Completion, Conversation, Message, Record
-from halos.data.sources.json_source import to_record
+from halos.data.preparation.writing import write_jsonl
+from halos.data.records.record import Completion, Conversation, Message, Record, messages_of
+from halos.data.sources.json_source import JsonSource, to_record
 
 Q = {"role": "user", "content": "q"}
 A = {"role": "assistant", "content": "a"}
@@ -73,6 +77,22 @@ def test_golden_record(name: str) -> None:
     dropped: Counter[str] = Counter()
     assert to_record("f:3", row, dropped) == expected
     assert not dropped
+
+
+def test_a_table_gives_the_same_records(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"messages": [Q, CALL, FOUND, {**A, "weight": 0}, Q, THINKS], "tools": [{"name": "f"}], "system": "s"},
+        {"messages": [Q, {**A, "name": "Bob"}], "tools": [{"about": "g"}], "chat_template_kwargs": {"tone": "kind"}},
+        {"messages": [Q, {**A, "weight": 1}], "images": []},
+    ]
+    write_jsonl(tmp_path / "r.jsonl", rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), tmp_path / "r.parquet")
+    stored = pq.read_table(tmp_path / "r.parquet").to_pylist()
+    assert (stored[2]["messages"][0]["tool_calls"], stored[0]["tools"][0]) == (None, {"name": "f", "about": None})
+    written, read = (JsonSource(tmp_path / name).train().records for name in ("r.jsonl", "r.parquet"))
+    assert [(one.prompt, one.completions) for one in read] == [(one.prompt, one.completions) for one in written]
+    assert [len(messages_of(one.prompt)) for one in read] == [6, 1, 1]
 
 
 def test_a_conversation_ends_with_its_last_trained_reply() -> None:
