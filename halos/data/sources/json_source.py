@@ -204,28 +204,27 @@ def pairwise_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | 
 
 def conversation_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """Adapt a conversation whose last turn is the completion, with or without ``label`` and ``score``."""
-    trained = _trained(row, dropped)
-    if trained is None:
+    turns = trained_turns(required(where, row, "messages"), dropped)
+    if turns is None:
         return None
-    prompt, reply = reply_of(where, trained, "messages")
+    prompt, reply = reply_of(where, {"messages": turns}, "messages")
     if not prompt:
         raise wrong(where, "messages", "a prompt and an assistant's turn after it", row["messages"])
     return without_empty(Record(where, prompt, (_judged(where, row, reply, "score"),)), dropped)
 
 
-def _trained(row: RawRow, dropped: Counter[str]) -> RawRow | None:
-    """Return a row with its messages up to the last reply whose weight is not 0, None if there is no such reply."""
-    turns = row.get("messages")
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return row
-    if not turns or turns[-1].get("weight") != 0:
-        return row
-    ends = [n for n, turn in enumerate(turns, 1) if turn.get("role") == "assistant" and turn.get("weight") != 0]
+def trained_turns(messages: object, dropped: Counter[str]) -> object:
+    """Return messages up to the last reply whose weight is not 0, None if they end without such a reply."""
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        return messages  # the reader of messages says what is wrong
+    if not messages or messages[-1].get("weight") != 0:
+        return messages
+    ends = [n for n, turn in enumerate(messages, 1) if turn.get("role") == "assistant" and turn.get("weight") != 0]
     if not ends:
         dropped[UNTRAINED] += 1
         return None
-    dropped[AFTER_TRAINED] += len(turns) - ends[-1]
-    return {**row, "messages": turns[: ends[-1]]}
+    dropped[AFTER_TRAINED] += len(messages) - ends[-1]
+    return messages[: ends[-1]]
 
 
 # HALOs' rows name their format. A name counts before any key.
