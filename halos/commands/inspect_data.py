@@ -14,7 +14,7 @@ from halos.config.building import build
 from halos.data.preparation.intake import Intake
 from halos.data.preparation.prepare import DataNeeds, Preparation
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
-from halos.data.records.record import messages_of, reply_text
+from halos.data.records.record import Conversation, messages_of, reply_text
 from halos.data.rows.token_rows import Rows, replies_of
 from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example, Labelled, Scored
@@ -73,8 +73,13 @@ def _tokenise(preparation: Preparation, intake: Intake, cfg: DictConfig) -> Rows
 
 def _show(example: Example) -> None:
     console.print(f"[bold]{escape(example.id)}[/]", highlight=False)
-    for turn in messages_of(example.prompt):
-        console.print(f"  [dim]{turn.role}:[/] {escape(turn.text[:LONGEST_SHOWN])}", highlight=False)
+    prompt = example.prompt
+    lines = [(turn.role, turn.text) for turn in messages_of(prompt)]
+    if isinstance(prompt, Conversation):
+        lines = [("tools", prompt.tools), ("chat_template_kwargs", prompt.template_kwargs), *lines]
+    for name, text in lines:
+        if text:
+            console.print(f"  [dim]{name}:[/] {escape(text[:LONGEST_SHOWN])}", highlight=False)
     names = ("chosen", "rejected") if len(replies_of(example)) == 2 else (_name(example),)
     for name, reply in zip(names, replies_of(example), strict=True):
         console.print(f"  [bold]{name}:[/] [green]{escape(reply_text(reply)[:LONGEST_SHOWN])}[/]", highlight=False)
