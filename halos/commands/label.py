@@ -1,14 +1,12 @@
 """``label(cfg)``: has a judge turn samples into feedback that can be trained on."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from halos import terminal
-from halos.commands.assembly import build_data
+from halos.commands.builders import build_data
 from halos.commands.judge import make_judge
 from halos.data.sources.base import Source
 from halos.data.sources.feedback_files import FeedbackFiles

@@ -43,16 +43,11 @@ def run_reference_pass(scorer: Backbone, data: PreferenceDataModule, trainer: pl
         precision.convert_module(scorer).to(trainer.strategy.root_device)
     rows = data.scored_rows()
     track = partial(terminal.track, "reference log-probs", shown=trainer.progress_bar_callback is not None)
+    layout = {"packing": data.packing, "share_prompts": data.share_prompts}
+    key = _numbers_key(scorer, trainer)
     with tempfile.TemporaryDirectory() as temporary, precision.forward_context():
-        data.reference, seconds = reference_table(
-            scorer,
-            rows,
-            folder=data.cache_dir or Path(temporary),
-            precision=_numbers_key(scorer, trainer),
-            packing=data.packing,
-            share_prompts=data.share_prompts,
-            track=track,
-        )
+        folder = data.cache_dir or Path(temporary)
+        data.reference, seconds = reference_table(scorer, rows, folder=folder, precision=key, track=track, **layout)
     return seconds
 
 

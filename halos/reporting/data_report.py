@@ -12,7 +12,6 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from halos.data.preparation.hygiene import Finding
@@ -49,10 +48,10 @@ def show_report(intake: Intake) -> None:
         findings: list[Finding] = [getattr(summary, name) for summary in splits.values()]
         if any(finding.count for finding in findings):
             ids = next(finding.ids for finding in findings if finding.count)
-            table.add_row(label, *(f"{finding.count:,}" for finding in findings), escape(", ".join(ids[:2])))
+            table.add_row(label, *(f"{finding.count:,}" for finding in findings), ", ".join(ids[:2]))
     if intake.leaks.count:
         counts = [f"{intake.leaks.count:,}" if split == "val" else "" for split in splits]
-        table.add_row("prompts of training, left out", *counts, escape(", ".join(intake.leaks.ids[:2])))
+        table.add_row("prompts of training, left out", *counts, ", ".join(intake.leaks.ids[:2]))
     for name in next(iter(splits.values())).lengths:
         table.add_row(
             f"{name}, median / 95% / longest", *(_lengths(f.lengths.get(name, {})) for f in splits.values()), ""
@@ -60,9 +59,7 @@ def show_report(intake: Intake) -> None:
     for split, origins in intake.origins.items():
         for file, origin in origins.items():
             for label, count, place in _lines(Path(file).name, origin):
-                table.add_row(
-                    escape(label), *(f"{count:,}" if other == split else "" for other in splits), escape(place)
-                )
+                table.add_row(label, *(f"{count:,}" if other == split else "" for other in splits), place)
     console.print(table)
 
 

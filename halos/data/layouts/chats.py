@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 from halos.data.reading.fields import messages_of, wrong
 from halos.data.records.record import Message
+from halos.data.sources.adapted import FILTERED
 
+UNTRAINED = f"{FILTERED}conversation without a reply of weight 1"
+AFTER_TRAINED = f"{FILTERED}turn after the last reply of weight 1"
 ROLE_NAMES = {
     "human": "user",
     "prompter": "user",
@@ -136,3 +140,17 @@ def with_turns(prompt: str | tuple[Message, ...], before: tuple[Message, ...]) -
     if not before:
         return prompt
     return (*before, Message("user", prompt)) if isinstance(prompt, str) else (*before, *prompt)
+
+
+def trained_turns(messages: object, dropped: Counter[str]) -> object:
+    """Return messages up to the last reply whose weight is not 0, None if they end without such a reply."""
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        return messages  # the reader of messages says what is wrong
+    if not messages or messages[-1].get("weight") != 0:
+        return messages
+    ends = [n for n, turn in enumerate(messages, 1) if turn.get("role") == "assistant" and turn.get("weight") != 0]
+    if not ends:
+        dropped[UNTRAINED] += 1
+        return None
+    dropped[AFTER_TRAINED] += len(messages) - ends[-1]
+    return messages[: ends[-1]]

@@ -13,19 +13,31 @@ from halos.data.layouts.chats import (
     common_prompt,
     history_of,
     looks_like_transcript,
+    trained_turns,
     transcript_of,
     with_turns,
 )
 from halos.data.layouts.roles import Declaration, Path, Roles, has_content, value_at
 from halos.data.layouts.values import plain_word, score_in
-from halos.data.reading.fields import RawRow, has, keys_of, prompt_of, reply_of, required, text_of, wrong
-from halos.data.records.record import Completion, Message, Prompt, Record, messages_of as turns_of, prompt_key
+from halos.data.reading.context import in_context
+from halos.data.reading.fields import RawRow, has, keys_of, messages_of, prompt_of, reply_of, required, text_of, wrong
+from halos.data.records.record import (
+    Completion,
+    Message,
+    Prompt,
+    Record,
+    Reply,
+    messages_of as turns_of,
+    prompt_key,
+    reply_text,
+)
 from halos.data.sources.adapted import DIFFERENT_PROMPTS, NOTED, without_empty
 
-COMPLETION_KEYS = {"text", "desirable", "score"}
+COMPLETION_KEYS = {"text", "messages", "desirable", "score"}
 TIE = "filtered: ties (data.ties=keep keeps them)"
 NO_WEIGHT = "filtered: records with weight 0"
 Preferences = tuple[tuple[int, int], ...]
+TextOrTurns = str | tuple[Message, ...]
 
 
 class Converter:
@@ -59,7 +71,12 @@ class Converter:
             ValueError: the row is malformed.
         """
         record = self._convert(where, row, dropped)
-        return None if record is None else without_empty(record, dropped)
+        if record is None:
+            return None
+        context = {name: self._value(row, name) for name in ("system", "tools", "chat_template_kwargs")}
+        if any(value is not None for value in context.values()):
+            record = replace(record, prompt=in_context(where, context, record.prompt))
+        return without_empty(record, dropped)
 
     # Parts of a row
 
@@ -78,8 +95,8 @@ class Converter:
             raise wrong(where, path, "given", None)
         return path, value
 
-    def _prompt(self, where: str, row: RawRow, dropped: Counter[str]) -> Prompt | None:
-        """Return the prompt of a row with its system text, history and input; None where it has no prompt."""
+    def _prompt(self, where: str, row: RawRow, dropped: Counter[str]) -> TextOrTurns | None:
+        """Return the prompt of a row with its history and input; None where it has no prompt."""
         role = "prompt" if "prompt" in self.roles else "messages"
         path, value = self.roles.get(role), self._value(row, role)
         if value is None or not isinstance(path, str):
@@ -88,7 +105,7 @@ class Converter:
         if isinstance(prompt, str):
             prompt = self._with_input(where, row, prompt)
             prompt = self._turns_of_transcript(prompt, dropped)
-        return self._with_before(where, row, prompt)
+        return self._with_history(where, row, prompt)
 
     def _with_input(self, where: str, row: RawRow, prompt: str) -> str:
         value = self._value(row, "input")
@@ -96,34 +113,29 @@ class Converter:
             return prompt
         return f"{prompt}\n{text_of(where, str(self.roles['input']), value)}"
 
-    def _turns_of_transcript(self, prompt: str, dropped: Counter[str]) -> Prompt:
+    def _turns_of_transcript(self, prompt: str, dropped: Counter[str]) -> TextOrTurns:
         if not looks_like_transcript(prompt):
             return prompt
         turns = transcript_of(prompt) if self.declaration.split_transcripts else None
         dropped[f"{NOTED}{'transcripts split into turns' if turns else 'prompts that look like a transcript'}"] += 1
         return turns or prompt
 
-    def _with_before(self, where: str, row: RawRow, prompt: Prompt) -> Prompt:
-        """Put the turns of the columns ``system`` and ``history`` before a prompt."""
-        before: tuple[Message, ...] = ()
-        if has_content(system := self._value(row, "system")):
-            before = (Message("system", text_of(where, str(self.roles["system"]), system)),)
-            if any(turn.role == "system" for turn in turns_of(prompt)):
-                if next(turn for turn in turns_of(prompt) if turn.role == "system") != before[0]:
-                    raise wrong(where, str(self.roles["system"]), "the system turn of the prompt", system)
-                before = ()
-        if has_content(history := self._value(row, "history")):
-            before += history_of(where, str(self.roles["history"]), history, self.role_names)
-        return with_turns(prompt, before)
+    def _with_history(self, where: str, row: RawRow, prompt: TextOrTurns) -> TextOrTurns:
+        history = self._value(row, "history")
+        if not has_content(history):
+            return prompt
+        return with_turns(prompt, history_of(where, str(self.roles["history"]), history, self.role_names))
 
-    def _reply(self, where: str, row: RawRow, path: Path) -> tuple[tuple[Message, ...], str]:
+    def _reply(self, where: str, row: RawRow, path: Path) -> tuple[tuple[Message, ...], Reply]:
         """Return (the turns before a completion in its own column, the completion)."""
         value = chat_of(value_at(row, path), self.role_names)
         if value is None:
             required(where, row, path)
         return reply_of(where, {path: value}, path)
 
-    def _agreed(self, where: str, path: Path, own: Prompt | None, before: tuple[Message, ...]) -> Prompt | None:
+    def _agreed(
+        self, where: str, path: Path, own: TextOrTurns | None, before: tuple[Message, ...]
+    ) -> TextOrTurns | None:
         """Return the prompt of a completion: the turns before it, or the row's prompt; they have to agree."""
         prompt = before or own
         if before and own is not None:
@@ -145,27 +157,28 @@ class Converter:
     def _single(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         own = self._prompt(where, row, dropped)
         path, _ = self._required(where, row, "completion")
-        before, text = self._reply(where, row, path)
+        before, reply = self._reply(where, row, path)
         prompt = self._agreed(where, path, own, before)
         if prompt is None:
             required(where, row, "prompt")
             raise wrong(where, "prompt", "given", None)
-        note_repeated(prompt, text, dropped)
-        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, text, dropped),)), dropped)
+        note_repeated(prompt, reply, dropped)
+        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, reply, dropped),)), dropped)
 
     def _conversation(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         path, value = self._required(where, row, "messages")
-        chat = chat_of(value, self.role_names)
-        if not isinstance(chat, list):
+        if isinstance(value, str):
             raise wrong(where, path, "a list of messages", value)
-        # Turns after the last reply answer nothing: a conversation that ends with the user is an error of its reader.
-        before, text = reply_of(where, {path: chat}, path)
+        turns = trained_turns(chat_of(value, self.role_names), dropped)
+        if turns is None:
+            return None
+        before, reply = reply_of(where, {path: turns}, path)
         if not before:
             raise wrong(where, path, "a prompt and an assistant's turn after it", value)
-        prompt = self._with_before(where, row, before)
-        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, text, dropped),)), dropped)
+        prompt = self._with_history(where, row, before)
+        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, reply, dropped),)), dropped)
 
-    def _judged(self, where: str, row: RawRow, text: str, dropped: Counter[str]) -> Completion:
+    def _judged(self, where: str, row: RawRow, reply: Reply, dropped: Counter[str]) -> Completion:
         label = None
         path = self.roles.get("label")
         if isinstance(path, str):
@@ -176,7 +189,7 @@ class Converter:
         if label is None and isinstance(votes := self.roles.get("votes"), str):
             label = self._majority(where, votes, value_at(row, votes), dropped)
         score = self.roles.get("score")
-        return Completion(text, label, self._score(where, row, score if isinstance(score, str) else None))
+        return Completion.of(reply, label, self._score(where, row, score if isinstance(score, str) else None))
 
     def _majority(self, where: str, path: Path, votes: object, dropped: Counter[str]) -> bool | None:
         """Return the label that most votes give, None for as many on either side; disagreement is counted."""
@@ -197,9 +210,9 @@ class Converter:
         (before, chosen), (before_rejected, rejected) = (self._reply(where, row, path) for path in paths)
         prompt, other = before or own, before_rejected or own
         if prompt is None or other is None:
-            text, chosen, rejected = common_prompt(where, chosen, rejected)
+            text, chosen, rejected = common_prompt(where, reply_text(chosen), reply_text(rejected))
             dropped[f"{NOTED}prompts that are the common start of both sides"] += 1
-            prompt = other = self._with_before(where, row, text)
+            prompt = other = self._with_history(where, row, text)
         # A pair whose sides differ before the last turn compares conversations, not replies to one prompt.
         if prompt_key(prompt) != prompt_key(other):
             dropped[DIFFERENT_PROMPTS] += 1
@@ -208,12 +221,12 @@ class Converter:
             check_agreement(where, paths[0], own, prompt)
         if isinstance(own, tuple) and isinstance(self._value(row, "prompt"), str):
             # The space after "Assistant:" belongs to the transcript.
-            chosen, rejected = chosen.strip(), rejected.strip()
+            chosen, rejected = (reply.strip() if isinstance(reply, str) else reply for reply in (chosen, rejected))
         note_repeated(prompt, chosen, dropped)
         scores = [self.roles.get(role) for role in ("score_chosen", "score_rejected")]
         completions = tuple(
-            Completion(text, score=self._score(where, row, path if isinstance(path, str) else None))
-            for text, path in zip((chosen, rejected), scores, strict=True)
+            Completion.of(reply, score=self._score(where, row, path if isinstance(path, str) else None))
+            for reply, path in zip((chosen, rejected), scores, strict=True)
         )
         return self._weighed(where, row, Record(where, prompt, completions, ((0, 1),)), dropped)
 
@@ -234,7 +247,9 @@ class Converter:
         preferences = self._winner(where, row, sides, scores, dropped)
         if preferences is None:
             return None
-        completions = tuple(Completion(text, score=score) for (_, text), score in zip(replies, scores, strict=True))
+        completions = tuple(
+            Completion.of(reply, score=score) for (_, reply), score in zip(replies, scores, strict=True)
+        )
         return self._weighed(where, row, Record(where, prompts[0], completions, preferences), dropped)
 
     def _pair_of_paths(self, role: str) -> tuple[Path, Path]:
@@ -314,18 +329,26 @@ class Converter:
 
     def _item(self, where: str, name: str, item: object, own_format: bool) -> Completion:
         text = str(self.roles.get("text", "text"))
-        if not isinstance(item, Mapping) or not has(item, text):
-            raise wrong(where, name, f"an object with {text!r}", item)
+        if not isinstance(item, Mapping) or has(item, text) == (own_format and has(item, "messages")):
+            raise wrong(where, name, f"an object with {text!r}" + (" or 'messages'" if own_format else ""), item)
         unknown = sorted(set(item) - COMPLETION_KEYS) if own_format and "rank" not in self.roles else []
         # A mistyped 'desirable' would otherwise pass for a completion without feedback.
         if unknown:
             raise ValueError(
-                f"{where}: expected {name!r} to have 'text', 'desirable' and 'score' only; found {unknown[0]!r}"
+                f"{where}: expected {name!r} to have 'text' (or 'messages'), 'desirable' and 'score' only; "
+                f"found {unknown[0]!r}"
             )
         label_key, score_key = self.roles.get("label", "desirable"), self.roles.get("score", "score")
         label = item.get(label_key)
-        return Completion(
-            text=text_of(where, f"{name}.{text}", item[text]),
+        reply: Reply
+        if has(item, text):
+            reply = text_of(where, f"{name}.{text}", item[text])
+        else:
+            reply = messages_of(where, f"{name}.messages", item["messages"])
+            if not reply[-1].weight:
+                raise wrong(where, f"{name}.messages[{len(reply) - 1}].weight", "1, as the last turn is judged", 0)
+        return Completion.of(
+            reply,
             desirable=None if label is None else self.values.label(where, f"{name}.{label_key}", label),
             score=score_in(where, f"{name}.{score_key}", item.get(score_key)),
         )
@@ -345,8 +368,10 @@ class Converter:
         )
 
 
-def note_repeated(prompt: Prompt, text: str, dropped: Counter[str]) -> None:
+def note_repeated(prompt: TextOrTurns, text: Reply, dropped: Counter[str]) -> None:
     """Count a reply that begins with its prompt."""
+    if not isinstance(text, str):
+        return
     question = prompt if isinstance(prompt, str) else prompt[-1].content
     if text[:1] == question[:1] and len(question) > 10 and text.startswith(question.strip()):
         dropped[f"{NOTED}replies that repeat their prompt"] += 1

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from halos.checks import check_whole
+from halos.data.layouts.chats import is_chat
 from halos.data.layouts.convert import Converter
 from halos.data.layouts.exports import is_label_studio, is_open_webui, label_studio_row, open_webui_record
 from halos.data.layouts.recognise import recognised, refused_columns, unclear_judgement, used_columns
 from halos.data.layouts.roles import Declaration, check_declared, declared, has_content
 from halos.data.layouts.values import Values
-from halos.data.reading.fields import RawRow, keys_of
+from halos.data.reading.fields import TEMPLATE_FIELDS, RawRow, keys_of
 from halos.data.reading.files import Piece, read_piece
 from halos.data.reading.json_files import Located, MalformedRow, parse_json
 from halos.data.records.record import ROLES, Record
@@ -22,6 +23,7 @@ from halos.data.sources.base import Files, FileSource
 from halos.data.sources.hh import hh_record
 from halos.data.sources.oasst import is_tree, tree_records
 
+KNOWN_FIELDS = TEMPLATE_FIELDS | {"role", "content", "from", "value", "weight"}
 CHOICES = {"ties": ("drop", "keep"), "transcripts": ("split", "keep"), "bad_rows": ("stop", "skip")}
 
 
@@ -114,7 +116,10 @@ class Layouts:
             raise ValueError(_refusal(where, row, refused))
         used = used_columns(row, roles)
         ignored = dict.fromkeys(says.ignore, "ignored")
-        return _Layout(Converter(roles, says), {name: used.get(name, ignored.get(name, "unused")) for name in row})
+        columns = {name: used.get(name, ignored.get(name, "unused")) for name in row}
+        for name in used:
+            columns |= {f"{name}[].{field}": "unused" for field in unused_fields(row.get(name))}
+        return _Layout(Converter(roles, says), columns)
 
     def columns(self) -> Counter[str]:
         """Return for each column what became of it, and in how many rows."""
@@ -123,6 +128,13 @@ class Layouts:
             for name, use in layout.columns.items():
                 counts[f"{COLUMN}{name}: {use}"] += layout.rows
         return counts
+
+
+def unused_fields(value: object) -> list[str]:
+    """Return the names in the messages of a column that no template reads."""
+    turns = value if is_chat(value) and isinstance(value, list) else []
+    names = {str(name): None for turn in turns if isinstance(turn, dict) for name in turn}
+    return [name for name in names if name not in KNOWN_FIELDS]
 
 
 def _refusal(where: str, row: RawRow, names: list[str]) -> str:

@@ -6,8 +6,6 @@ A table is built in a folder next to its final place, under a lock, and renamed 
 the final name is complete, and the next build replaces what an interrupted one has left.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.record import Completion, Message, Record
+from halos.data.records.record import Completion, Message, Record, messages_of
 from halos.data.sources.feedback_files import FeedbackFiles
 
 SHARED = Path(__file__).parents[4] / "shared/data/feedback-formats"
@@ -179,11 +179,11 @@ def test_a_layout_is_declared(columns: dict[str, Any], row: dict[str, Any], expe
         ({"prompt": Q, "response_a": A, "response_b": B}, r"which of 'response_a' and 'response_b' is better.*columns\.winner"),
         ({"prompt": Q, "response_a": A, "response_b": B, "winner": 1}, r"data\.values\.first=\[…\]"),
         ({"chosen": "The answer is four.", "rejected": "The answer is five."}, r"is not clear; name.*data\.columns\.prompt"),
-        ({"prompt": [{"role": "system", "content": "Be kind."}, *chat(Q)], "system": "Be brief.", "completion": A}, "the system turn"),
+        ({"prompt": [{"role": "system", "content": "Be kind."}, *chat(Q)], "system": "Be brief.", "completion": A}, "prompt's system turn"),
     ],
 )  # fmt: skip
 def test_what_would_be_lost_or_guessed_is_refused(row: dict[str, Any], words: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"f\.jsonl:1: expected .*" + words):
+    with pytest.raises(ValueError, match=r"f\.jsonl:1: expected .*?" + words):
         read(tmp_path, row)
 
 
@@ -308,7 +308,7 @@ def test_every_shared_file_is_read_by_itself(name: str) -> None:
         last = (
             one.prompt
             if isinstance(one.prompt, str)
-            else next(t.content for t in reversed(one.prompt) if t.role == "user")
+            else next(t.content for t in reversed(messages_of(one.prompt)) if t.role == "user")
         )
         topic = next(n for n, question in enumerate(QUESTIONS) if last.endswith(question))
         for completion in one.completions:
