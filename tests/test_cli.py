@@ -41,7 +41,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
 
 MISTAKES = [
     ("loss=kt0", ["loss=kt0", "did you mean kto?", "csft, dpo, grpo, ipo, kto"]),
-    ("data=jsn", ["data=jsn", "did you mean json?"]),
+    ("data=fils", ["data=fils", "did you mean files"]),
     ("strategy=nothinglikeit", ["strategy=nothinglikeit", "expected one of auto, ddp"]),
     ("los=kto", ["los", "loss"]),
     ("optim.lrr=1", ["optim.lrr", "did you mean lr"]),
