@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import final
 
 from halos.checks import check_whole
@@ -202,8 +203,24 @@ class FeedbackFiles(FileSource):
                 raise ValueError(f"data.roles.{theirs}: expected one of {', '.join(ROLES)}, found {ours!r}")
         paths, ignore = declared(columns)
         words = Values(**{name: listed for name, listed in (values or {}).items() if listed is not None})
-        self._declaration = Declaration(paths, dict(roles or {}), words, ignore, ties == "keep", transcripts == "split")
+        self.declaration = Declaration(paths, dict(roles or {}), words, ignore, ties == "keep", transcripts == "split")
         self._max_bad_rows = max_bad_rows if bad_rows == "skip" else None
+
+    @classmethod
+    def of(cls, declaration: Declaration) -> FeedbackFiles:
+        """Return a source with this declaration and no files, for rows that are read elsewhere."""
+        source = cls("none")
+        source.declaration = declaration
+        return source
+
+    @property
+    def train_files(self) -> list[str | Path]:
+        """The files, patterns, folders and hub ids of training data."""
+        return self._train_files
+
+    def plain_rows(self, file: str | Path) -> Iterator[Located]:
+        """Yield the rows of a file with their locations, before columns have roles."""
+        return self.rows(Piece(file))
 
     def rows(self, piece: Piece, *, streaming: bool = False) -> Iterator[Located]:
         # Cells are converted by the role of their column, which is known only after the row is recognised.
@@ -212,7 +229,7 @@ class FeedbackFiles(FileSource):
             yield where, {name: _cell(where, name, value) for name, value in row.items()} if is_csv else row
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        layouts = Layouts(self._declaration)
+        layouts = Layouts(self.declaration)
         yield from scores_joined(self._one_by_one(rows, layouts))
         # One entry for all rows: counting the columns of each row would take as long as reading it.
         yield "", None, layouts.columns()

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ class Table:
     def numbers(self, name: str) -> np.ndarray:
         """Return a column of numbers, [len]: a copy, which is cached."""
         if name not in self._numbers:
-            self._numbers[name] = _joined(batch.column(name).to_numpy() for batch in self.batches)
+            self._numbers[name] = _joined(as_numpy(batch.column(name)) for batch in self.batches)
         return self._numbers[name]
 
     def sizes(self, name: str) -> np.ndarray:
@@ -92,7 +93,7 @@ class Table:
         # Cached, as Arrow makes new Python objects for every access to a column, which takes longer than the reading.
         if (batch, name) not in self._cached_lists:
             column = self.batches[batch].column(name)
-            self._cached_lists[batch, name] = (column.offsets.to_numpy(), column.values.to_numpy())
+            self._cached_lists[batch, name] = (as_numpy(column.offsets), as_numpy(column.values))
         return self._cached_lists[batch, name]
 
     def select(self, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
@@ -109,6 +110,12 @@ class Table:
                 yield batch.slice(int(places[0]), len(places))
             else:
                 yield batch.take(pa.array(places))
+
+
+def as_numpy(numbers: pa.Array) -> np.ndarray:
+    """Return an Arrow array of numbers without nulls as a NumPy array; not copied."""
+    array: np.ndarray = np.from_dlpack(numbers)  # to_numpy would import pandas, which takes a second
+    return array
 
 
 def _joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
@@ -272,3 +279,10 @@ def _locked(file: Path) -> Iterator[None]:
             log.info("another process prepares this data; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path | None:
+    """The folder that ``cache_dir`` names; ``auto`` is ``$HALOS_CACHE`` or ``~/.cache/halos``. None: no folder."""
+    if cache_dir == "auto":
+        cache_dir = os.environ.get("HALOS_CACHE") or "~/.cache/halos"
+    return None if cache_dir is None else Path(cache_dir).expanduser()
