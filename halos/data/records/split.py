@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from halos.checks import check_whole
 from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import RecordTable, table_of
-from halos.data.store.arrow import as_numpy
 
 
 def split_by_prompt(records: Sequence[Record], val_size: int, seed: int) -> tuple[RecordTable, RecordTable]:
@@ -63,4 +62,4 @@ def _by_text(records: RecordTable, first: np.ndarray) -> np.ndarray:
     # Blocks of texts in Arrow's memory, which sorts them without a Python object for each.
     blocks = np.split(first[at], range(records.BLOCK, len(at), records.BLOCK))
     keys = [pa.array([prompt_key(record.prompt) for record in records.many(block)], "large_string") for block in blocks]
-    return np.asarray(at[as_numpy(pc.sort_indices(pa.chunked_array(keys)))], dtype=np.int64)
+    return np.asarray(at[pc.sort_indices(pa.chunked_array(keys)).to_numpy()], dtype=np.int64)

@@ -30,7 +30,7 @@ from halos.data.records.record import (
     prompt_key,
     reply_key,
 )
-from halos.data.store.arrow import MEMORY, Part, Stored, Table, as_numpy
+from halos.data.store.arrow import MEMORY, Part, Stored, Table
 
 TEXTS = pa.list_(pa.large_string())
 DIGESTS = pa.list_(pa.uint64())
@@ -126,7 +126,7 @@ class RecordTable(Stored[Record]):
         """Return a column of lists of numbers as (the index of each number's record, the numbers)."""
         batches = [batch.column(name) for batch in self.table.batches]
         column = pa.chunked_array(batches, COLUMNS[name]).take(pa.array(self.chosen))
-        return as_numpy(pc.list_parent_indices(column)), as_numpy(pc.list_flatten(column))
+        return pc.list_parent_indices(column).to_numpy(), pc.list_flatten(column).to_numpy()
 
     def judgement(self, index: int) -> Judgement:
         """Return the labels, scores and preferences of a record."""
@@ -287,6 +287,6 @@ def _pairs(places: Sequence[int]) -> tuple[tuple[int, int], ...]:
 def _lists(column: pa.ListArray) -> list[list[Any]]:
     """Return the lists of a column, far faster than ``to_pylist``, which makes an Arrow object for every list."""
     values = column.flatten().to_pylist()
-    ends = as_numpy(column.offsets)
+    ends = column.offsets.to_numpy()
     # A slice of a batch keeps the offsets of the whole batch, but flatten returns the values of the slice alone.
     return [values[a:z] for a, z in pairwise((ends - ends[0]).tolist())]

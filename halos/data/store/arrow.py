@@ -73,7 +73,7 @@ class Table:
     def numbers(self, name: str) -> np.ndarray:
         """Return a column of numbers, [len]: a copy, which is cached."""
         if name not in self._numbers:
-            self._numbers[name] = _joined(as_numpy(batch.column(name)) for batch in self.batches)
+            self._numbers[name] = _joined(batch.column(name).to_numpy() for batch in self.batches)
         return self._numbers[name]
 
     def sizes(self, name: str) -> np.ndarray:
@@ -93,7 +93,7 @@ class Table:
         # Cached, as Arrow makes new Python objects for every access to a column, which takes longer than the reading.
         if (batch, name) not in self._cached_lists:
             column = self.batches[batch].column(name)
-            self._cached_lists[batch, name] = (as_numpy(column.offsets), as_numpy(column.values))
+            self._cached_lists[batch, name] = (column.offsets.to_numpy(), column.values.to_numpy())
         return self._cached_lists[batch, name]
 
     def select(self, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
@@ -110,12 +110,6 @@ class Table:
                 yield batch.slice(int(places[0]), len(places))
             else:
                 yield batch.take(pa.array(places))
-
-
-def as_numpy(numbers: pa.Array) -> np.ndarray:
-    """Return an Arrow array of numbers without nulls as a NumPy array; not copied."""
-    array: np.ndarray = np.from_dlpack(numbers)  # to_numpy would import pandas, which takes a second
-    return array
 
 
 def _joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
