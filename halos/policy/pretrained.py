@@ -65,6 +65,7 @@ def load_backbone(
         adapter_reference=adapter_reference,
         head_chunk=spec.head_chunk,
         statistics=spec.statistics,
+        router_loss=spec.router_loss,
     )
     # Models are sharded before they have weights, so that no rank ever holds a whole model.
     if shard is not None:

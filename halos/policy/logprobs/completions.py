@@ -17,6 +17,7 @@ from halos.data.batches.collate import Batch, Chunk
 from halos.data.batches.packing import Pack
 from halos.policy.logprobs.head import HeadOptions, forward_scored
 from halos.policy.logprobs.packed import SlotResults, can_pack, check_packing, pack_logprobs
+from halos.policy.router import expert_load, padded_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +35,8 @@ class LogProbs:
             ``tokens`` then have none.
         statistics: the statistics of :mod:`halos.policy.logprobs.token_statistics` that were requested
             [B, K, C, names], zero where ``mask`` is false.
+        load: the load of a mixture's experts from the branches with gradient, [2, E], if it was requested; see
+            :func:`halos.policy.router.expert_load`.
     """
 
     tokens: Tensor
@@ -41,6 +44,7 @@ class LogProbs:
     hidden: Tensor | None = None
     last: Tensor | None = None
     statistics: Tensor | None = None
+    load: Tensor | None = None
 
     @property
     def sum(self) -> Tensor:
@@ -65,6 +69,7 @@ def completion_logprobs(
     with_hidden: bool = False,
     head_chunk: int | None = None,
     statistics: Sequence[str] = (),
+    experts_per_token: int | None = None,
 ) -> LogProbs:
     """Compute the log-probs of every branch of the batch.
 
@@ -79,13 +84,14 @@ def completion_logprobs(
         with_hidden: whether to return the states that predict the tokens.
         head_chunk: the largest number of rows of logits that exist at a time; None: all.
         statistics: names in :data:`halos.policy.logprobs.token_statistics.STATISTICS`.
+        experts_per_token: of a mixture whose experts' load is measured.
 
     Raises:
         ValueError: if a batch in several divisions meets a model that cannot read packed rows.
     """
     if sum(pack.needs_grad for pack in batch.packs) > 1:
         check_packing(model)
-    options = HeadOptions(head_chunk, tuple(statistics))
+    options = HeadOptions(head_chunk, tuple(statistics), experts_per_token)
     last_states: list[Tensor] = []
     inputs: Sequence[Pack | Chunk]
     if batch.packs and can_pack(model):
@@ -104,6 +110,8 @@ def completion_logprobs(
     if statistics:
         measured = torch.cat([result.statistics for result in results])
         logprobs.statistics = _in_grid(measured, slots, batch.mask.shape)
+    if loads := [result.load for result in results if result.load is not None]:
+        logprobs.load = torch.stack(loads).sum(0)
     if last_states:
         owners = torch.cat([chunk.owners for chunk in batch.chunks if chunk.owners is not None])
         logprobs.last = _in_grid(torch.cat(last_states), owners, batch.mask.shape[:2])
@@ -142,16 +150,15 @@ def _chunk_results(
     for chunk in batch.chunks:
         with nullcontext() if chunk.needs_grad else torch.no_grad():
             # No attention mask: padding is on the right and attention is causal, so scored tokens cannot see it.
-            forward = partial(_logits, model, chunk.input_ids)
+            forward = partial(model, input_ids=chunk.input_ids, use_cache=False, **options.outputs)
             choose = partial(_predicting_states, chunk, last_states)
             scored = forward_scored(model, forward, chunk.targets, choose, options)
-        results.append(SlotResults(scored.logprobs, scored.statistics, scored.states))
+        load = None
+        if options.experts_per_token and chunk.needs_grad:
+            weights = padded_weights(chunk.predicts, chunk.last)
+            load = expert_load(scored.router_logits, weights, options.experts_per_token)
+        results.append(SlotResults(scored.logprobs, scored.statistics, scored.states, load))
     return results
-
-
-def _logits(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
-    return logits
 
 
 def _predicting_states(chunk: Chunk, last_states: list[Tensor], states: Tensor) -> Tensor:

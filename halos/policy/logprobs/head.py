@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,10 +30,23 @@ class HeadOptions:
     Attributes:
         chunk_rows: the largest number of rows of logits that exist at a time, in the backward pass too; None: all.
         statistics: names in :data:`halos.policy.logprobs.token_statistics.STATISTICS`.
+        experts_per_token: of a mixture whose experts' load is measured; None: it is not.
     """
 
     chunk_rows: int | None = None
     statistics: tuple[str, ...] = ()
+    experts_per_token: int | None = None
+
+    @property
+    def outputs(self) -> dict[str, bool]:
+        """The model's options that add to its output what is measured."""
+        return {"output_router_logits": True} if self.experts_per_token else {}
+
+
+class ModelOutput(Protocol):
+    """What a forward of a causal language model returns."""
+
+    logits: Tensor
 
 
 @dataclass(slots=True)
@@ -45,12 +58,14 @@ class Scored:
         statistics: statistics of the logits [M, names], without gradient.
         states: the last layer's states that predict the targets [M, H].
         all_states: all states of the last layer [..., H].
+        router_logits: each layer's logits of all tokens [N, E], where they were requested.
     """
 
     logprobs: Tensor
     statistics: Tensor
     states: Tensor
     all_states: Tensor
+    router_logits: tuple[Tensor, ...] = ()
 
 
 def lm_head(model: PreTrainedModel) -> nn.Linear:
@@ -62,7 +77,7 @@ def lm_head(model: PreTrainedModel) -> nn.Linear:
 
 def forward_scored(
     model: PreTrainedModel,
-    forward: Callable[[], Tensor],
+    forward: Callable[[], ModelOutput],
     targets: Tensor,
     choose: Callable[[Tensor], Tensor],
     options: HeadOptions = HeadOptions(),
@@ -75,7 +90,7 @@ def forward_scored(
 
     Args:
         model: a causal language model.
-        forward: calls the model once and returns its logits [1, M, V].
+        forward: calls the model once and returns its output, with logits [1, M, V].
         targets: token ids [M].
         choose: picks from all states of the last layer those [M, H] that predict the targets.
         options: how the head is computed.
@@ -83,7 +98,8 @@ def forward_scored(
     head = lm_head(model)
     shape = logit_shape(model) if options.chunk_rows else None
     with _head_input(head, choose, idle=shape is not None) as head_input:
-        logits = forward()[0]
+        output = forward()
+    logits = output.logits[0]
     all_states, states = head_input
     rows, statistics = options.chunk_rows, options.statistics
     if rows and shape is not None:
@@ -97,7 +113,7 @@ def forward_scored(
         logits = logits.detach()
         normaliser = logits.logsumexp(1) if statistics else logits  # unused without statistics
         measured = measure(statistics, logits, normaliser, targets)
-    return Scored(logprobs, measured, states, all_states)
+    return Scored(logprobs, measured, states, all_states, getattr(output, "router_logits", None) or ())
 
 
 @contextmanager

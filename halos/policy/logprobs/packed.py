@@ -17,7 +17,8 @@ from halos.data.batches.packing import Pack, map_tensors, pack
 from halos.data.rows.token_rows import Row
 from halos.policy.logprobs.attention import PackedAttention, attends_by_flex, packed_attention, recomputes_alike
 from halos.policy.logprobs.compiling import uncompiled
-from halos.policy.logprobs.head import HeadOptions, Scored, evaluating, forward_scored, lm_head
+from halos.policy.logprobs.head import HeadOptions, ModelOutput, Scored, evaluating, forward_scored, lm_head
+from halos.policy.router import expert_load, packed_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,11 +33,13 @@ class SlotResults(NamedTuple):
         logprobs: log-probs [S].
         statistics: statistics of the logits [S, names].
         states: the states that predict the tokens [S, H], or None.
+        load: the load of a mixture's experts [2, E], or None; see :func:`halos.policy.router.expert_load`.
     """
 
     logprobs: Tensor
     statistics: Tensor
     states: Tensor | None
+    load: Tensor | None = None
 
 
 def pack_logprobs(
@@ -64,11 +67,15 @@ def pack_logprobs(
         with nullcontext() if item.needs_grad else torch.no_grad():
             earlier_states = [before.all_states[0] for before in scored]
             scored.append(_forward(model, item, attention, earlier_states, options))
+            load = None
+            if options.experts_per_token and item.needs_grad:
+                load = expert_load(scored[-1].router_logits, packed_weights(item), options.experts_per_token)
             results.append(
                 SlotResults(
                     torch.cat([each.logprobs for each in scored])[item.sources],
                     torch.cat([each.statistics for each in scored])[item.sources],
                     torch.cat([each.states for each in scored])[item.sources] if with_states else None,
+                    load,
                 )
             )
     return results
@@ -77,12 +84,14 @@ def pack_logprobs(
 def _forward(
     model: PreTrainedModel, item: Pack, attention: PackedAttention, earlier: Sequence[Tensor], options: HeadOptions
 ) -> Scored:
-    def forward() -> Tensor:
+    def forward() -> ModelOutput:
         # Positions of the keys include those of the earlier prompts; the model gets those of its own tokens.
         ids, positions = item.input_ids[None], item.position[None, -len(item.input_ids) :]
         with packed_attention(model):
-            logits: Tensor = model(input_ids=ids, position_ids=positions, packed=attention, use_cache=False).logits
-        return logits
+            output: ModelOutput = model(
+                input_ids=ids, position_ids=positions, packed=attention, use_cache=False, **options.outputs
+            )
+        return output
 
     def choose(states: Tensor) -> Tensor:
         # The first token of a branch is predicted by the last state of its prompt, perhaps in an earlier pack.
