@@ -224,7 +224,7 @@ KINDS = {
 ARCHITECTURES = {name: options for kind in KINDS.values() for name, options in kind.items()}
 
 
-def model(name: str, **overrides: Any) -> Any:
+def model(name: str, *, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
     """A causal language model in training mode, with all weights shifted at random."""
     options = {**ARCHITECTURES[name], **overrides}
     config = AutoConfig.for_model(name, **(options if "text_config" in options else {**_SIZES, **options}))
@@ -233,7 +233,9 @@ def model(name: str, **overrides: Any) -> Any:
         torch.manual_seed(0)
         made = AutoModelForCausalLM.from_config(config)
         shift(made, 0.1)
-    made.train()
+    if dtype == torch.float64:
+        made.set_experts_implementation("eager")  # grouped products have no float64
+    made.to(dtype).train()
     silence_routers(made)
     return made
 
