@@ -93,6 +93,13 @@ _VISION = {
     "patch_size": 8,
 }
 
+_GEMMA4 = {
+    "global_head_dim": 8,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": tiny.VOCABULARY,
+}
+
 DENSE: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": tiny.WINDOW},
@@ -204,7 +211,30 @@ RECURRENT: dict[str, dict[str, Any]] = {
 }
 MULTIMODAL: dict[str, dict[str, Any]] = {
     "gemma3": {"text_config": {**_SIZES, **_SLIDING}, "vision_config": _VISION, "mm_tokens_per_image": 4},
+    "gemma4": {
+        "text_config": {**_SIZES, **_SLIDING, **_GEMMA4, "pad_token_id": 0},
+        "vision_config": {**_VISION, "head_dim": 8, "num_key_value_heads": 2},
+        "audio_config": None,
+    },
     "qwen3_5": {"text_config": {**_SIZES, **_DELTA}},
+    "got_ocr2": {
+        "text_config": {**_SIZES, "model_type": "qwen2"},
+        "vision_config": {
+            **_VISION,
+            "output_channels": 8,
+            "window_size": 2,
+            "global_attn_indexes": [],
+            "mlp_dim": 24,
+        },
+    },
+    "gemma4_text": {
+        **_SLIDING,
+        **_GEMMA4,
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 8,
+    },
     "gemma3n_text": {
         **_SLIDING,
         "num_kv_shared_layers": 0,
@@ -297,7 +327,7 @@ def plain_loss(model: Any, reference: Any, coefficient: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Result:
-    """A line of the table."""
+    """A line of the table; ``matrices`` is the number of weights that could have an adapter."""
 
     name: str
     kind: str

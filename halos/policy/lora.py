@@ -141,6 +141,11 @@ class LoRA:
             }
         else:
             options = self._stored_config(Path(self.path).expanduser())
+        if self.dropout and (tensors := options.get("target_parameters")):
+            raise ValueError(
+                f"model.lora.dropout: expected 0 with adapters on experts ({tensors[0]}), found {self.dropout}; set it "
+                f"to 0, or name other layers in {KEY}"
+            )
         options |= {"lora_dropout": self.dropout, "base_model_name_or_path": base, "task_type": "CAUSAL_LM"}
         for name in (POLICY, REFERENCE) if self.path is not None and keep_start else (POLICY,):
             try:
@@ -164,11 +169,6 @@ class LoRA:
         log.info("model.lora: %s", describe(model, targets))
         names = peft_targets(model, targets)
         wrapped = names["target_parameters"]
-        if wrapped and self.dropout:
-            raise ValueError(
-                f"model.lora.dropout: expected 0 with adapters on experts ({wrapped[0]}), found {self.dropout}; set it "
-                f"to 0, or name other layers in {KEY}"
-            )
         if self.quantize and len(wrapped) > len(targets.experts):
             raise ValueError(
                 f"model.lora.quantize: expected null for a model whose layers peft adapts through their weights "

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,8 +44,8 @@ def check_pattern(wanted: str | Sequence[str] | None) -> None:
 def find_targets(model: PreTrainedModel, wanted: str | Sequence[str] | None) -> Targets:
     """Return the layers that ``model.lora.target_modules`` means in this model.
 
-    ``all-linear`` (or None) means the linear layers and experts of the text model, without the LM head and without
-    routers. Parts for images or sound are left out: text does not pass through them, so they could not be trained.
+    ``all-linear`` (or None) means all linear layers and experts but the LM head and routers. Whatever is wanted, parts
+    for images or sound are left out: text does not pass through them, so they could not be trained.
 
     Args:
         model: a causal language model without adapters.
@@ -56,28 +55,36 @@ def find_targets(model: PreTrainedModel, wanted: str | Sequence[str] | None) -> 
     Raises:
         ValueError: a name matches nothing, or something else than linear layers and experts.
     """
-    layers, experts = _linear_layers(model), _expert_tensors(model)
+    modules = _text_modules(model)
+    layers, experts = _linear_layers(model, modules), _expert_tensors(modules)
     candidates = {*layers, *experts}
     if wanted is None or wanted == ALL_LINEAR:
-        chosen = {name for name in candidates if name.startswith(_text_prefix(model))}
-        chosen -= {name for name in layers if _is_head_or_router(model, name)}
+        chosen = candidates - {name for name in layers if _is_head_or_router(model, name)}
     else:
         # An ending of names begins after a dot.
         patterns = {wanted: wanted} if isinstance(wanted, str) else {n: rf"(.*\.)?{re.escape(n)}" for n in wanted}
-        chosen = set().union(*(_matching(model, candidates, name, pattern) for name, pattern in patterns.items()))
+        chosen = set().union(*(_matching(modules, candidates, name, pattern) for name, pattern in patterns.items()))
     return Targets(tuple(filter(chosen.__contains__, layers)), tuple(filter(chosen.__contains__, experts)))
 
 
-def _linear_layers(model: nn.Module) -> list[str]:
-    # Conv1D is GPT-2's linear layer, with its weight transposed. A router that is a linear layer itself returns more
-    # than a product, which adapters cannot add to.
+def _text_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     modules = dict(model.named_modules())
-    weights_read = {kind: _weights_read(kind) for kind in {type(module) for module in modules.values()}}
+    if model.config.get_text_config() is model.config:
+        return modules
+    text = {id(module) for module in (*model.get_decoder().modules(), model.get_output_embeddings())}
+    return {name: module for name, module in modules.items() if id(module) in text}
+
+
+def _linear_layers(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
+    weights_read = {kind: _weights_read(kind) for kind in {type(module) for module in model.modules()}}
     names = []
     for name, module in modules.items():
         parent, _, own_name = name.rpartition(".")
-        is_linear = isinstance(module, nn.Linear | Conv1D) and not _ROUTER.search(type(module).__name__)
-        if is_linear and own_name not in weights_read[type(modules[parent])]:
+        # Conv1D is GPT-2's linear layer, with its weight transposed. A router that is a linear layer itself returns
+        # more than a product, which adapters cannot add to.
+        kind = type(module).__name__
+        is_linear = (isinstance(module, nn.Linear) or kind == "Conv1D") and not _ROUTER.search(kind)
+        if is_linear and own_name not in weights_read[type(model.get_submodule(parent))]:
             names.append(name)
     return names
 
@@ -92,21 +99,14 @@ def _weights_read(kind: type) -> frozenset[str]:
     return frozenset(re.findall(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device|shape)|\[)", source))
 
 
-def _expert_tensors(model: nn.Module) -> list[str]:
+def _expert_tensors(modules: Mapping[str, nn.Module]) -> list[str]:
     return [
         f"{name}.{tensor}"
-        for name, module in model.named_modules()
+        for name, module in modules.items()
         if "Experts" in type(module).__name__
         for tensor, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3
     ]
-
-
-def _text_prefix(model: PreTrainedModel) -> str:
-    if model.config.get_text_config() is model.config:
-        return ""
-    decoder = model.get_decoder()
-    return "".join(name + "." for name, module in model.named_modules() if module is decoder)
 
 
 def _is_head_or_router(model: PreTrainedModel, name: str) -> bool:
@@ -115,9 +115,9 @@ def _is_head_or_router(model: PreTrainedModel, name: str) -> bool:
     return is_router or model.get_submodule(name) is model.get_output_embeddings()
 
 
-def _matching(model: nn.Module, candidates: set[str], wanted: str, pattern: str) -> set[str]:
+def _matching(modules: Mapping[str, nn.Module], candidates: set[str], wanted: str, pattern: str) -> set[str]:
     chosen = {name for name in candidates if re.fullmatch(pattern, name)}
-    for name, module in model.named_modules():
+    for name, module in modules.items():
         tensors = {f"{name}.{tensor}" for tensor, _ in module.named_parameters(recurse=False)}
         if name in chosen or not tensors or not re.fullmatch(pattern, name):
             continue
@@ -140,9 +140,10 @@ def peft_targets(model: PreTrainedModel, targets: Targets) -> dict[str, list[str
     everything = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     # peft takes names such as gate_proj for those of experts in transformers 4, and adapts the experts in their place.
     # It leaves the names of parameters alone: a layer with such a name is adapted through its weight.
-    renamed = {name for name in targets.layers if _is_renamed(model, name)}
-    layers = [name for name in targets.layers if name not in renamed]
-    tensors = [*targets.experts, *(f"{name}.weight" for name in targets.layers if name in renamed)]
+    own_names = {name: name.rpartition(".")[2] for name in targets.layers}
+    renamed = {own_name for own_name in {*own_names.values()} if _is_renamed(model, own_name)}
+    layers = [name for name in targets.layers if own_names[name] not in renamed]
+    tensors = [*targets.experts, *(f"{name}.weight" for name in targets.layers if own_names[name] in renamed)]
     return {
         "target_modules": _shortened(layers, everything),
         "target_parameters": _shortened(tensors, everything),
@@ -175,8 +176,8 @@ def describe(model: PreTrainedModel, targets: Targets) -> str:
     """Return a sentence about the layers with adapters, and the weights without, for the log."""
     adapted = sum(model.get_parameter(f"{name}.weight").numel() for name in targets.layers)
     adapted += sum(model.get_parameter(name).numel() for name in targets.experts)
-    text = f"adapters on {len(targets.layers)} linear layers and {len(targets.experts)} tensors of experts, "
-    text += f"{adapted:,} weights"
+    experts = f" and {len(targets.experts)} tensors of experts" if targets.experts else ""
+    text = f"adapters on {len(targets.layers)} linear layers{experts} ({adapted:,} weights)"
     others = left_out(model, targets)
     if others:
         text += "; none on " + ", ".join(f"{kind} ({count:,} weights)" for kind, count in sorted(others.items()))
@@ -189,15 +190,16 @@ def left_out(model: PreTrainedModel, targets: Targets) -> dict[str, int]:
     A linear layer has its own name. Embeddings, the LM head and vectors (norms, biases) are not counted.
     """
     adapted = {*targets.experts, *(f"{name}.weight" for name in targets.layers)}
-    head = model.get_output_embeddings()
     counts: Counter[str] = Counter()
-    for name, module in model.named_modules():
-        if module is head or isinstance(module, nn.Embedding) or not name.startswith(_text_prefix(model)):
+    modules = _text_modules(model)
+    for name, module in modules.items():
+        if module is model.get_output_embeddings() or isinstance(module, nn.Embedding):
             continue
         kind = name.rpartition(".")[2] if type(module) is nn.Linear else type(module).__name__
         for tensor, parameter in module.named_parameters(recurse=False):
             matrix = sum(size > 1 for size in parameter.shape) > 1
             if matrix and f"{name}.{tensor}" not in adapted:
                 counts[kind] += parameter.numel()
-    outside = [p.numel() for name, p in model.named_parameters() if not name.startswith(_text_prefix(model))]
-    return dict(counts) | ({"other parts than text": sum(outside)} if outside else {})
+    text = {id(parameter) for module in modules.values() for parameter in module.parameters()}
+    counts["other parts than text"] = sum(p.numel() for p in model.parameters() if id(p) not in text)
+    return dict(+counts)

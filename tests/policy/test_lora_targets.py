@@ -67,6 +67,10 @@ def test_parts_for_images_get_no_adapters() -> None:
     targets = find_targets(architectures.model("gemma3"), None)
     assert len(targets.layers) == 14
     assert all(name.startswith("model.language_model.") for name in targets.layers)
+    named = find_targets(architectures.model("gemma3"), ["q_proj", "lm_head"])
+    assert named.layers == (*(f"model.language_model.layers.{n}.self_attn.q_proj" for n in (0, 1)), "lm_head")
+    with pytest.raises(ValueError, match=r"of this model \(.*\), found 'fc1'"):
+        find_targets(architectures.model("gemma3"), ["fc1"])
 
 
 def test_what_gets_no_adapter_is_logged_with_its_size(caplog: pytest.LogCaptureFixture) -> None:
@@ -74,7 +78,7 @@ def test_what_gets_no_adapter_is_logged_with_its_size(caplog: pytest.LogCaptureF
     adapted("mixtral")
     # Two layers: attention 2 · 16·16 + 2 · 16·8, four experts of 16·48 + 24·16, a router of 4·16.
     adapters = 2 * (2 * 16 * 16 + 2 * 16 * 8 + 4 * (16 * 48 + 24 * 16))
-    said = f"adapters on 8 linear layers and 4 tensors of experts, {adapters:,} weights; "
+    said = f"adapters on 8 linear layers and 4 tensors of experts ({adapters:,} weights); "
     assert f"model.lora: {said}none on MixtralTopKRouter (128 weights)" in caplog.text
     model = architectures.model("mamba")
     assert left_out(model, find_targets(model, None))["out_proj"] == 2 * 24 * 16

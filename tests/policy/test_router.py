@@ -109,6 +109,23 @@ def test_a_wide_batch_pads_nothing_into_it(backbone: Backbone) -> None:
     assert abs(float(router_loss(backbone, collate(ROWS))) / coefficient / float(unmasked) - 1) > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("packing", [False, True])
+def test_checkpointed_layers_change_nothing(packing: bool) -> None:
+    def gradients(checkpointing: bool) -> dict[str, Tensor]:
+        model = architectures.model("mixtral")
+        if checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        router_loss(Backbone(model, with_reference=False), collate(ROWS, packing=packing)).backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    found, expected = gradients(True), gradients(False)
+    assert found.keys() == expected.keys()
+    assert any("gate" in name and grad.any() for name, grad in expected.items())
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_mismatched_completions_do_not_count(backbone: Backbone, packing: bool) -> None:
     without = [type(row)(row.id, row.group, row.prompt, row.branches[:1]) for row in ROWS]
