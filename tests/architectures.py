@@ -450,6 +450,9 @@ def page(results: Sequence[Result]) -> str:
         "",
         "PhiMoE's routers add no noise in training, with which the policy would differ from its reference before the",
         "first step. RWKV does not rescale its weights in evaluation, which adapters and exports would not survive.",
+        "",
+        "Adapters on experts are peft's `target_parameters` (peft 0.21 or later loads them), and have no dropout. For",
+        "a program that does not read these, export the merged model (`model.lora.export=merged`, the default).",
     ]
     return "\n".join(lines) + "\n"
 
