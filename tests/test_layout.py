@@ -16,7 +16,8 @@ import halos
 
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
-    "checks files metrics optim processes",
+    "checks safe_text",
+    "files metrics optim processes",
     "terminal data",
     "config toy",
     "policy",
@@ -39,9 +40,9 @@ PUBLIC = {
         "UltraFeedbackSource data objectives policy testing theory train"
     ),
     "halos.data": (
-        "Batch Batches Completion FileSource HHSource JsonSource MixedSource OasstSource OnPolicySource "
-        "PreferenceDataModule Record Row SHPSource Selection Source StreamingDataModule TrueReward UltraFeedbackSource "
-        "collate"
+        "Batch Batches Completion Conversation FileSource HHSource JsonSource Message MixedSource OasstSource "
+        "OnPolicySource PreferenceDataModule Record Row RowSource SHPSource Selection Source StreamingDataModule "
+        "TrueReward UltraFeedbackSource collate"
     ),
     "halos.judges": "ChatJudge CompletionJudge RewardModel TruthJudge",
     "halos.objectives": (

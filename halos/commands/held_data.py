@@ -1,10 +1,8 @@
 """Finds the records that ``evaluate`` and ``sample`` work on, from a ``data`` node of the configuration."""
 
-from __future__ import annotations
-
 from omegaconf import DictConfig
 
-from halos.commands.assembly import build_data
+from halos.commands.builders import build_data
 from halos.policy.lookup import Policy
 from halos.sampling.prompts import HeldData, read_split
 

@@ -8,6 +8,8 @@ from .module import (
 )
 from .records.record import (
     Completion as Completion,
+    Conversation as Conversation,
+    Message as Message,
     Record as Record,
 )
 from .records.truth import (
@@ -18,6 +20,7 @@ from .rows.token_rows import (
 )
 from .sources.base import (
     FileSource as FileSource,
+    RowSource as RowSource,
     Source as Source,
 )
 from .sources.hh import (

@@ -255,9 +255,7 @@ def _check_targets(model: PreTrainedModel) -> None:
 def check_quantization() -> None:
     """Raise ``ValueError`` unless this machine can store weights in 4 bits."""
     if any(importlib.util.find_spec(name) is None for name in ("bitsandbytes", "accelerate")):
-        raise ValueError(
-            "model.lora.quantize: bitsandbytes is missing; install the extra with pip install 'halos[qlora]'"
-        )
+        raise ValueError("model.lora.quantize: bitsandbytes is missing; install it with pip install 'halos[qlora]'")
     if not torch.cuda.is_available():
         raise ValueError("model.lora.quantize: 4bit needs a CUDA device, found none")
 

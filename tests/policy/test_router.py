@@ -12,7 +12,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from halos.data.batches.collate import Batch, collate
 from halos.policy.backbone import Backbone
-from halos.policy.loading import ModelSpec
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.packed import can_pack
 from halos.policy.pretrained import load_backbone
 from halos.policy.router import RouterLoss, expert_load, find_router_loss
@@ -184,6 +184,6 @@ def test_other_settings_are_refused(setting: Any) -> None:
 def test_the_key_reaches_the_backbone(tmp_path: Path) -> None:
     architectures.model("mixtral").save_pretrained(tmp_path)
     tiny.word_tokenizer().save_pretrained(tmp_path)
-    made = load_backbone(ModelSpec(path=str(tmp_path), router_loss=0.25))
+    made = load_backbone(ModelSpec(path=str(tmp_path), router_loss=0.25), LoadOptions())
     assert made.router_loss == RouterLoss(0.25, 2)
-    assert load_backbone(ModelSpec(path=str(tmp_path))).router_loss == RouterLoss(0.001, 2)
+    assert load_backbone(ModelSpec(path=str(tmp_path)), LoadOptions()).router_loss == RouterLoss(0.001, 2)

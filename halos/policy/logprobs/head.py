@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from halos.policy.adapters import head_delta, plain_head
 from halos.policy.logprobs.chunked_head import LogitShape, chunked_logprobs
 from halos.policy.logprobs.token_statistics import measure
+from halos.policy.router import expert_load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,47 +26,35 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
-    """How the LM head is computed.
+    """How the LM head is computed, and what is returned besides log-probs.
 
     Attributes:
         chunk_rows: the largest number of rows of logits that exist at a time, in the backward pass too; None: all.
         statistics: names in :data:`halos.policy.logprobs.token_statistics.STATISTICS`.
-        experts_per_token: of a mixture whose experts' load is measured; None: it is not.
+        with_states: whether to return the states that predict the tokens.
+        experts_per_token: of a mixture whose experts' load is returned; None: it is not.
     """
 
     chunk_rows: int | None = None
     statistics: tuple[str, ...] = ()
+    with_states: bool = False
     experts_per_token: int | None = None
 
-    @property
-    def outputs(self) -> dict[str, bool]:
-        """The model's options that add to its output what is measured."""
-        return {"output_router_logits": True} if self.experts_per_token else {}
 
-
-class ModelOutput(Protocol):
-    """What a forward of a causal language model returns."""
-
-    logits: Tensor
-
-
-@dataclass(slots=True)
-class Scored:
-    """One forward's results for M scored tokens.
+class Scored(NamedTuple):
+    """Results for M scored tokens.
 
     Attributes:
         logprobs: log-probs of the targets [M].
         statistics: statistics of the logits [M, names], without gradient.
-        states: the last layer's states that predict the targets [M, H].
-        all_states: all states of the last layer [..., H].
-        router_logits: each layer's logits of all tokens [N, E], where they were requested.
+        states: the last layer's states that predict the targets [M, H], detached; None unless requested.
+        load: the load of a mixture's experts [2, E] (:func:`halos.policy.router.expert_load`); None unless requested.
     """
 
     logprobs: Tensor
     statistics: Tensor
-    states: Tensor
-    all_states: Tensor
-    router_logits: tuple[Tensor, ...] = ()
+    states: Tensor | None
+    load: Tensor | None
 
 
 def lm_head(model: PreTrainedModel) -> nn.Linear:
@@ -75,13 +64,27 @@ def lm_head(model: PreTrainedModel) -> nn.Linear:
     return get_head()
 
 
+class ModelOutput(Protocol):
+    """What a forward of a causal language model returns; ``router_logits`` where they were requested."""
+
+    logits: Tensor
+    router_logits: tuple[Tensor, ...]
+
+
+def run(model: PreTrainedModel, **inputs: Any) -> ModelOutput:
+    """Run the model without a cache of keys and values."""
+    output: ModelOutput = model(**inputs, use_cache=False)
+    return output
+
+
 def forward_scored(
     model: PreTrainedModel,
-    forward: Callable[[], ModelOutput],
+    forward: Callable[..., ModelOutput],
     targets: Tensor,
     choose: Callable[[Tensor], Tensor],
     options: HeadOptions = HeadOptions(),
-) -> Scored:
+    weights: Tensor | None = None,
+) -> tuple[Scored, Tensor]:
     """Run one forward of the model, with its head applied only to the M states that predict a target.
 
     Two kinds of models compute all M rows of logits at once, whatever ``options.chunk_rows`` is: those whose head is
@@ -90,16 +93,23 @@ def forward_scored(
 
     Args:
         model: a causal language model.
-        forward: calls the model once and returns its output, with logits [1, M, V].
+        forward: calls the model once, with further keywords for it, and returns its output with logits [1, M, V].
         targets: token ids [M].
         choose: picks from all states of the last layer those [M, H] that predict the targets.
         options: how the head is computed.
+        weights: how often each fed token counts in the load of experts, if that is requested; None: no token does.
+
+    Returns:
+        The results for the targets, and all states of the last layer [..., H].
     """
     head = lm_head(model)
     shape = logit_shape(model) if options.chunk_rows else None
     with _head_input(head, choose, idle=shape is not None) as head_input:
-        output = forward()
+        output = forward(output_router_logits=True) if options.experts_per_token else forward()
     logits = output.logits[0]
+    load = None
+    if options.experts_per_token and weights is not None:
+        load = expert_load(output.router_logits, weights, options.experts_per_token)
     all_states, states = head_input
     rows, statistics = options.chunk_rows, options.statistics
     if rows and shape is not None:
@@ -113,7 +123,7 @@ def forward_scored(
         logits = logits.detach()
         normaliser = logits.logsumexp(1) if statistics else logits  # unused without statistics
         measured = measure(statistics, logits, normaliser, targets)
-    return Scored(logprobs, measured, states, all_states, getattr(output, "router_logits", None) or ())
+    return Scored(logprobs, measured, states.detach() if options.with_states else None, load), all_states
 
 
 @contextmanager
@@ -131,18 +141,15 @@ def _head_input(head: nn.Linear, choose: Callable[[Tensor], Tensor], *, idle: bo
         head_input.extend((args[0], states))
         return (states.unsqueeze(0), *args[1:])
 
-    handle = head.register_forward_pre_hook(select)
-    own_forward = head.__dict__.get("forward")
-    if idle:
-        head.__dict__["forward"] = lambda states: states.new_empty(1, 0, head.weight.shape[0])
-    try:
-        yield head_input
-    finally:
-        handle.remove()
-        if own_forward is not None:
-            head.__dict__["forward"] = own_forward
-        elif idle:
-            del head.__dict__["forward"]
+    own_forward = {name: value for name, value in head.__dict__.items() if name == "forward"}
+    with head.register_forward_pre_hook(select):  # removed at the end of the block
+        try:
+            if idle:
+                head.__dict__["forward"] = lambda states: states.new_empty(1, 0, head.weight.shape[0])
+            yield head_input
+        finally:
+            head.__dict__.pop("forward", None)
+            head.__dict__.update(own_forward)
 
 
 _shapes: WeakKeyDictionary[nn.Module, LogitShape | None] = WeakKeyDictionary()
@@ -169,13 +176,10 @@ def _find_shape(model: PreTrainedModel) -> LogitShape | None:
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     shape = LogitShape(float(scale), getattr(config, "final_logit_softcapping", None))
     head_outputs: list[Tensor] = []
-    handle = head.register_forward_hook(lambda _, __, output: head_outputs.append(output))
-    try:
-        with evaluating(model), torch.autocast(head.weight.device.type, enabled=False):
-            ids = torch.arange(4, device=head.weight.device)[None]
-            logits = model(input_ids=ids, use_cache=False).logits
-    finally:
-        handle.remove()
+    ids = torch.arange(4, device=head.weight.device)[None]
+    record = head.register_forward_hook(lambda _, __, output: head_outputs.append(output))
+    with record, evaluating(model), torch.autocast(head.weight.device.type, enabled=False):
+        logits = run(model, input_ids=ids).logits
     raw_logits, logits = head_outputs[0].double(), logits.double()
     tolerance = float(torch.finfo(head.weight.dtype).eps) ** 0.5 * float(raw_logits.std())
     return shape if torch.allclose(shape(raw_logits), logits, rtol=0, atol=max(tolerance, 1e-12)) else None
