@@ -74,7 +74,7 @@ def _guessed_texts(
     if len(texts) < 2:
         raise ValueError(f"propose: expected two columns of text, found {', '.join(map(repr, texts)) or 'none'}")
     prompt = _first_named(texts, PROMPT_WORDS) or texts[0]
-    others = [key for key in texts if key != prompt]
+    others = [key for key in texts if key != prompt and not DOCUMENT.fullmatch(key)] or texts[1:]
     completion = _first_named(others, COMPLETION_WORDS) or max(others, key=lambda key: len(str(row[key])))
     guessed: dict[str, Path | tuple[Path, ...]] = {"prompt": prompt, "completion": completion}
     remarks.append(f"the prompt is {prompt!r} and the completion {completion!r}: guesses")
