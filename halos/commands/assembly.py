@@ -32,6 +32,7 @@ from halos.policy.loading import ModelSpec
 from halos.policy.logprobs.compiling import check_compiler
 from halos.processes import ranks
 from halos.processes.collectives import data_ranks
+from halos.processes.first import on_first_process
 from halos.reporting.csv_metrics import CSVMetrics
 from halos.reporting.data_report import StreamReport
 from halos.reporting.progress import Progress
@@ -100,7 +101,11 @@ def assemble(cfg: DictConfig) -> Run:
     data = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir)
     _check_data(cfg, objective, data)
     objective.source = model = build_model(cfg, objective, optim)
-    data.prepare(objective.data_needs(), objective.ready_tokenizer())
+    tokens = ChatTokens(objective.ready_tokenizer(), data.limits)
+    if on_first_process():
+        control = objective.control(True)
+        model.spec.try_export(tokens.tokenizer, model.base, end_of_turn=tokens.end_of_turn, control=control)
+    data.prepare(objective.data_needs(), tokens.tokenizer)
     record = RunRecord()
     trainer = make_trainer(
         plain(cfg.trainer),

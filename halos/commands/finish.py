@@ -83,14 +83,14 @@ def _card(run: Run, summary: Mapping[str, Any]) -> ModelCard:
 
 def _export(run: Run, card: ModelCard, policy: Any, score: torch.Tensor | None) -> None:
     tokenizer, folder, end_of_turn = run.model.tokenizer, run.folder.model, run.tokens.end_of_turn
-    lora = run.model.spec.lora
+    lora, base = run.model.spec.lora, run.model.base
     if lora.enabled and lora.export == "merged":
         merge_adapter(policy)
     if score is None:
         control = run.objective.control(True)
-        export_policy(policy, tokenizer, folder, end_of_turn=end_of_turn, control=control, card=card)
+        export_policy(policy, tokenizer, folder, end_of_turn=end_of_turn, control=control, card=card, base=base)
     else:
-        export_reward_model(policy, score, tokenizer, folder, end_of_turn=end_of_turn, card=card)
+        export_reward_model(policy, score, tokenizer, folder, end_of_turn=end_of_turn, card=card, base=base)
 
 
 def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:

@@ -27,6 +27,9 @@ def check_directory(folder: Path, *, weights: bool = True) -> None:
     Raises:
         ValueError: the config, the tokenizer or the weights are missing or damaged.
     """
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        raise ValueError(_adapter_error(adapter))
     if not (folder / "config.json").is_file():
         raise ValueError(f"model.path: expected a config.json in {folder}, found none")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
@@ -38,6 +41,17 @@ def check_directory(folder: Path, *, weights: bool = True) -> None:
         if not (folder / name).is_file():
             raise ValueError(f"model.path: {folder} lacks {name}, which its index names")
         check_safetensors(folder / name)
+
+
+def _adapter_error(file: Path) -> str:
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = "its base"
+    return (
+        f"model.path: expected a whole model, found an adapter of {base} in {file.parent}; set model.path={base} "
+        f"model.lora.enabled=true model.lora.path={file.parent}, or merge it into its base with peft"
+    )
 
 
 def _weight_files(folder: Path) -> list[str]:

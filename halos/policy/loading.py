@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -17,16 +17,18 @@ from huggingface_hub.errors import StrictDataclassError
 from halos.checks import check_whole
 from halos.config.combinations import REFERENCE, check_combinations
 from halos.config.flat import flatten
-from halos.data.rows.templates import template_of
+from halos.data.rows.templates import TEMPLATES, template_of
 from halos.policy.checks import check_directory, check_gguf
 from halos.policy.construction import forget_quantisation, grow_vocabulary, parameters_on_meta, set_dropout
-from halos.policy.export.language_model import unconditioned
+from halos.policy.export.base_model import DTYPES, BaseModel, read_base
+from halos.policy.export.tokenizer import unconditioned
+from halos.policy.export.trial import try_export
 from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.lora import LoRA, quantization
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class ModelSpec:
             tokenizer.
         chat_template: replaces the tokenizer's chat template: ``plain``, ``chatml``, a file or a Jinja template. It is
             exported with the model.
+        export_dtype: precision of the exported weights: ``base`` (as in the base's files), ``float32`` or
+            ``bfloat16``. Trained weights are rounded to it once. An exported adapter stays as it was trained.
         lora: train adapters instead of the whole model.
     """
 
@@ -79,6 +83,7 @@ class ModelSpec:
     reference: str = "auto"
     reference_path: str | None = None
     chat_template: str | None = None
+    export_dtype: str = "base"
     lora: LoRA = field(default_factory=LoRA)
 
     def __post_init__(self) -> None:
@@ -93,6 +98,8 @@ class ModelSpec:
             raise ValueError(f"model.packed_attention: expected pieces or flex, found {self.packed_attention!r}")
         if self.reference not in ("auto", "cached", "live", "adapter"):
             raise ValueError(f"model.reference: expected auto, cached, live or adapter, found {self.reference!r}")
+        if self.export_dtype not in ("base", *DTYPES):
+            raise ValueError(f"model.export_dtype: expected base, {' or '.join(DTYPES)}, found {self.export_dtype!r}")
         if self.lora.quantize and self.path.endswith(".gguf"):
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
         check_whole("model.head_chunk", self.head_chunk, 1, null=True)
@@ -168,6 +175,7 @@ class ModelSpec:
             if tokenizer.chat_template is not None:
                 log.info("model.chat_template replaces the chat template of %s", self.path)
             tokenizer.chat_template = template_of(self.chat_template)
+            check_markers(tokenizer, refuse=self.chat_template in TEMPLATES)
         return tokenizer
 
     def load(
@@ -216,7 +224,7 @@ class ModelSpec:
 
         Buffers, and the weights of LoRA adapters, have memory and values.
         """
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoModelForCausalLM
 
         config = self._config(new_tokens)
         with parameters_on_meta():
@@ -224,11 +232,25 @@ class ModelSpec:
             if self._location.suffix == ".gguf":
                 forget_quantisation(model)
             if not self.random_weights:
-                with suppress(ValueError):  # many models have no file of their own for it
-                    model.generation_config = self._from_pretrained(GenerationConfig)
+                model.generation_config = self._generation(config)
             grow_vocabulary(model, vocabulary, ())  # without values, new tokens' rows have no mean to start from
             self._prepare(model, new_tokens)
         return self._finish(model)
+
+    def base(self) -> BaseModel:
+        """Return what an export takes over from the files of this model."""
+        name, file = self._names
+        return read_base(None if file else name, self._config(()), self.export_dtype)
+
+    def try_export(
+        self, tokenizer: PreTrainedTokenizerBase, base: BaseModel, *, end_of_turn: int, control: str = ""
+    ) -> None:
+        """Export everything but the weights to a temporary folder; see :mod:`halos.policy.export.trial`."""
+        config = self._config(())
+        if self._location.suffix == ".gguf" and hasattr(config, "quantization_config"):
+            del config.quantization_config
+        generation = self._generation(config)
+        try_export(config, generation, tokenizer, base, end_of_turn=end_of_turn, control=control)
 
     @property
     def folder(self) -> Path | None:
@@ -251,6 +273,17 @@ class ModelSpec:
         config: PretrainedConfig = self._from_pretrained(AutoConfig)
         set_dropout(config, self.dropout)
         return config
+
+    def _generation(self, config: PretrainedConfig) -> GenerationConfig:
+        from transformers import GenerationConfig
+
+        try:
+            generation: GenerationConfig = self._from_pretrained(GenerationConfig)
+        except ValueError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            return GenerationConfig.from_model_config(config)  # many models have no file of their own for it
+        return generation
 
     def _prepare(self, model: PreTrainedModel, new_tokens: Sequence[int]) -> None:
         if self.gradient_checkpointing:
@@ -291,8 +324,14 @@ class ModelSpec:
         # Any: transformers' factories have no common class, and return what the files name.
         name, file = self._names
         try:
-            return factory.from_pretrained(name, **file, **options)
+            # Not None, with which transformers asks on the terminal.
+            return factory.from_pretrained(name, **file, **options, trust_remote_code=False)
         except (OSError, KeyError, ValueError, RuntimeError, ImportError, StrictDataclassError) as error:
+            if "custom code" in str(error):
+                raise ValueError(
+                    f"model.path: {self.path} needs code of its own (auto_map in its config), which halos does not "
+                    "run; use a model whose architecture transformers contains"
+                ) from error
             raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {error}") from error
 
 
@@ -306,3 +345,29 @@ def add_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str])
     missing = [text for text in controls if tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)]
     tokenizer.add_tokens(missing, special_tokens=True)
     return list(range(before, len(tokenizer)))
+
+
+def check_markers(tokenizer: PreTrainedTokenizerBase, *, refuse: bool) -> None:
+    """Check that the markers of a chat template, such as ``<|im_end|>``, are single tokens.
+
+    A marker in pieces is text like any other: the model has to learn it, and cannot end a turn with it.
+
+    Args:
+        tokenizer: it has the template.
+        refuse: raise an error. False: warn, as a template may contain markers that it never writes.
+
+    Raises:
+        ValueError: markers are split.
+    """
+    markers = dict.fromkeys(re.findall(r"<\|\w+\|>", str(tokenizer.chat_template)))
+    counts = {marker: len(tokenizer(marker, add_special_tokens=False)["input_ids"]) for marker in markers}
+    split = ", ".join(f"{marker} into {count}" for marker, count in counts.items() if count > 1)
+    if not split:
+        return
+    message = (
+        f"model.chat_template: expected its markers to be single tokens, but this tokenizer splits {split} tokens; "
+        "set model.chat_template=plain, or add the markers with tokenizer.add_special_tokens and save_pretrained"
+    )
+    if refuse:
+        raise ValueError(message)
+    log.warning("%s", message)

@@ -153,4 +153,4 @@ def _naming(key: str, job: Callable[[], T]) -> T:
     try:
         return job()
     except ValueError as error:
-        raise ValueError(str(error).replace("model.path", key)) from error
+        raise ValueError(str(error).replace("model.path", key, 1)) from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from halos.policy.backbone import Backbone
+from halos.policy.export.base_model import BaseModel
 from halos.policy.loading import ModelSpec, add_control_tokens
 from halos.sharding.sharding import Sharding
 from halos.sharding.weights import make_backbone
@@ -38,6 +40,11 @@ class BackboneFactory:
         reference = self._tokenizer if spec.reference_path is None else spec.of_reference().tokenizer()
         if reference.get_vocab() != self._tokenizer.get_vocab():
             raise ValueError(f"model.reference_path: expected the tokenizer of {spec.path}, found another")
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """What the export takes over from the policy's base; read once, so that the run's end needs no hub."""
+        return self.spec.base()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

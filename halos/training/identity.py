@@ -16,8 +16,10 @@ SETTINGS = (
     "data.stratified", "data.keep_together",
 )  # fmt: skip
 """Beginnings of the configuration keys whose values count."""
-WEIGHTS = (".safetensors", ".bin", ".gguf", ".json")
-"""Endings of the files that make up a model."""
+WEIGHTS = (".safetensors", ".gguf")
+"""Endings of the files of weights."""
+CONFIGS = ("config.json", "adapter_config.json", "model.safetensors.index.json")
+"""Names of the other files that log-probs depend on. The rows, which the tokenizer made, have a key of their own."""
 
 
 def identity(
@@ -48,6 +50,8 @@ def identity(
 
 
 def weights_key(model: Path) -> str:
-    """Return a key of a model's file, or of all weights and configs in its folder: their names, sizes and both ends."""
-    files = sorted(file for file in model.iterdir() if file.suffix in WEIGHTS) if model.is_dir() else [model]
+    """Return a key of a model's file, or of the weights and configs in its folder: their names, sizes and ends."""
+    files = [model]
+    if model.is_dir():
+        files = sorted(file for file in model.iterdir() if file.suffix in WEIGHTS or file.name in CONFIGS)
     return hashlib.sha256(b"".join(map(name_size_and_ends, files))).hexdigest()[:12]
