@@ -130,9 +130,13 @@ class Backbone(nn.Module):
         spec = ModelSpec(path=str(path), **options).resolved(streaming=False)
         spec.check()
         tokenizer = spec.tokenizer()
-        live, adapter = spec.reference == "live", spec.reference == "adapter"
         backbone = load_backbone(
-            spec, dtype=dtype, vocabulary=len(tokenizer), with_reference=live, adapter_reference=adapter
+            spec,
+            dtype=dtype,
+            new_tokens=spec.missing_tokens(tokenizer),
+            vocabulary=len(tokenizer),
+            with_reference=spec.reference == "live",
+            adapter_reference=spec.reference == "adapter",
         )
         backbone.spec, backbone._tokenizer = spec, tokenizer
         return backbone
@@ -156,7 +160,7 @@ class Backbone(nn.Module):
             return
         policy, spec, tokenizer = self.policy, self.spec, self.tokenizer
         end = ChatTokens(tokenizer, Limits(2)).end_of_turn
-        base = NO_BASE if spec is None else spec.base()
+        base = NO_BASE if spec is None else spec.base(policy.dtype)
         merge = bool(adapter_layers(policy)) and (spec is None or spec.lora.export == "merged")
         if merge or base.dtype not in (None, policy.dtype):
             policy = copy.deepcopy(policy)  # so that the policy can be trained further

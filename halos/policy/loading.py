@@ -19,7 +19,14 @@ from halos.config.combinations import REFERENCE, check_combinations
 from halos.config.flat import flatten
 from halos.data.rows.templates import TEMPLATES, template_of
 from halos.policy.checks import check_directory, check_gguf
-from halos.policy.construction import forget_quantisation, grow_vocabulary, parameters_on_meta, set_dropout
+from halos.policy.construction import (
+    forget_quantisation,
+    freeze_outside_text,
+    grow_vocabulary,
+    modules_outside_text,
+    parameters_on_meta,
+    set_dropout,
+)
 from halos.policy.export.base_model import DTYPES, BaseModel, read_base
 from halos.policy.export.tokenizer import unconditioned
 from halos.policy.export.trial import try_export
@@ -64,8 +71,9 @@ class ModelSpec:
             tokenizer.
         chat_template: replaces the tokenizer's chat template: ``plain``, ``chatml``, a file or a Jinja template. It is
             exported with the model.
-        export_dtype: precision of the exported weights: ``base`` (as in the base's files), ``float32`` or
-            ``bfloat16``. Trained weights are rounded to it once. An exported adapter stays as it was trained.
+        export_dtype: precision of the exported weights: ``base`` (as in the base's files, or as they were trained if
+            that is narrower), ``float32`` or ``bfloat16``. Trained weights are rounded once. An exported adapter stays
+            as it was trained.
         lora: train adapters instead of the whole model.
     """
 
@@ -237,10 +245,36 @@ class ModelSpec:
             self._prepare(model, new_tokens)
         return self._finish(model)
 
-    def base(self) -> BaseModel:
-        """Return what an export takes over from the files of this model."""
+    def missing_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Return the ids for which the model has no rows in its embeddings, and log their number.
+
+        Raises:
+            ValueError: see :meth:`check_new_tokens`.
+        """
+        rows = self._config(()).get_text_config().vocab_size
+        missing = list(range(rows, len(tokenizer)))
+        if missing:
+            log.warning(
+                "model.path: the tokenizer has %d tokens, and %s embeddings for %d; the %d rows that are added start "
+                "as the mean of the others, and are trained and exported",
+                *(len(tokenizer), self.path, rows, len(missing)),
+            )
+        self.check_new_tokens(missing)
+        return missing
+
+    def check_new_tokens(self, new_tokens: Sequence[int]) -> None:
+        """Raise ``ValueError`` if the export could not hold the embeddings of new tokens."""
+        if self.lora.enabled and new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
+            raise ValueError(
+                f"model.lora.export: expected merged and no model.lora.path, as {len(new_tokens)} tokens are new: an "
+                "adapter alone does not hold their rows in the embeddings, and would not fit the base; or give the "
+                "base these rows first: model.resize_token_embeddings(len(tokenizer)), and save_pretrained of both"
+            )
+
+    def base(self, trained: torch.dtype = torch.float32) -> BaseModel:
+        """Return what an export of weights that are trained in this precision takes over from the model's files."""
         name, file = self._names
-        return read_base(None if file else name, self._config(()), self.export_dtype)
+        return read_base(None if file else name, self._config(()), self.export_dtype, trained)
 
     def try_export(
         self, tokenizer: PreTrainedTokenizerBase, base: BaseModel, *, end_of_turn: int, control: str = ""
@@ -265,11 +299,7 @@ class ModelSpec:
     def _config(self, new_tokens: Sequence[int]) -> PretrainedConfig:
         from transformers import AutoConfig
 
-        if self.lora.enabled and new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
-            raise ValueError(
-                "model.lora: new control tokens need rows in the embeddings, which an adapter alone does not hold: "
-                "expected model.lora.export=merged and no model.lora.path"
-            )
+        self.check_new_tokens(new_tokens)
         config: PretrainedConfig = self._from_pretrained(AutoConfig)
         set_dropout(config, self.dropout)
         return config
@@ -292,7 +322,9 @@ class ModelSpec:
             enable({"use_reentrant": False})
         if self.lora.enabled:
             base, keep_start = self._names[0], self.reference == "adapter"
-            self.lora.attach(model, base=base, new_tokens=new_tokens, keep_start=keep_start)
+            outside = modules_outside_text(model)
+            self.lora.attach(model, base=base, new_tokens=new_tokens, exclude=outside, keep_start=keep_start)
+        freeze_outside_text(model)
 
     def _finish(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.cpu_kernels:

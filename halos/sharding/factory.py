@@ -35,8 +35,8 @@ class BackboneFactory:
     def __init__(self, spec: ModelSpec, *, dtype: torch.dtype = torch.float32) -> None:
         spec.check()
         self.spec, self.dtype = spec, dtype
-        self.new_tokens: list[int] = []
         self._tokenizer = spec.tokenizer()
+        self.new_tokens = spec.missing_tokens(self._tokenizer)
         reference = self._tokenizer if spec.reference_path is None else spec.of_reference().tokenizer()
         if reference.get_vocab() != self._tokenizer.get_vocab():
             raise ValueError(f"model.reference_path: expected the tokenizer of {spec.path}, found another")
@@ -44,7 +44,7 @@ class BackboneFactory:
     @cached_property
     def base(self) -> BaseModel:
         """What the export takes over from the policy's base; read once, so that the run's end needs no hub."""
-        return self.spec.base()
+        return self.spec.base(self.dtype)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -54,6 +54,7 @@ class BackboneFactory:
     def add_control_tokens(self, texts: Iterable[str]) -> None:
         """Make each text a single token of the tokenizer now, and of the policy when it is loaded."""
         self.new_tokens += add_control_tokens(self._tokenizer, texts)
+        self.spec.check_new_tokens(self.new_tokens)
 
     def make(self, *, reference: bool, sharding: Sharding | None) -> Backbone:
         """Load the policy, and a live reference if the objective needs one whose log-probs are not cached."""

@@ -48,15 +48,19 @@ NO_BASE = BaseModel()
 """Nothing is taken over: weights keep their precision, and the tokenizer is written anew."""
 
 
-def read_base(name: str | None, config: PretrainedConfig, dtype: str = "base") -> BaseModel:
+def read_base(name: str | None, config: PretrainedConfig, dtype: str, trained: torch.dtype) -> BaseModel:
     """Find the files of a base model. Those of a hub id are downloaded if they are not in the cache.
 
     Args:
         name: a hub id or a folder. None: the base has no such files (GGUF).
         config: the base's config.
-        dtype: of the export: ``base``, ``float32`` or ``bfloat16``.
+        dtype: of the export: ``float32``, ``bfloat16`` or ``base``, which is the base's own, but not wider than
+            ``trained``.
+        trained: precision in which the weights are trained.
     """
     exported = DTYPES[dtype] if dtype != "base" else _stored_dtype(name, config)
+    if dtype == "base" and exported is not None and exported.itemsize > trained.itemsize:
+        exported = None
     if name is None:
         return BaseModel(dtype=exported)
     named = {f"{NAMED_TEMPLATES}/{file.name}": file for file in Path(name, NAMED_TEMPLATES).glob("*.jinja")}

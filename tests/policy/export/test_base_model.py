@@ -56,6 +56,11 @@ def test_the_precision_is_read_from_the_weights_if_the_config_has_none(tmp_path:
     assert ModelSpec(path=str(tmp_path)).base().dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("key", "expected"), [("base", None), ("float32", torch.float32)])
+def test_weights_trained_in_bfloat16_are_not_widened_for_the_base(key: str, expected: Any, tmp_path: Path) -> None:
+    assert ModelSpec(path=str(tiny.save(tmp_path)), export_dtype=key).base(torch.bfloat16).dtype == expected
+
+
 @pytest.mark.parametrize("dtype", ["half", "float16", None])
 def test_another_precision_is_refused(dtype: Any) -> None:
     with pytest.raises(ValueError, match=r"^model\.export_dtype: expected base, float32 or bfloat16, found"):
@@ -81,5 +86,5 @@ def test_files_of_a_processor_are_exported_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_that_cannot_be_reached_has_no_files() -> None:
-    base = read_base("nobody/nothing", AutoConfig.for_model("llama"))
+    base = read_base("nobody/nothing", AutoConfig.for_model("llama"), "base", torch.float32)
     assert base.tokenizer_files == base.processor_files == {}
