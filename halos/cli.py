@@ -57,6 +57,7 @@ COMMANDS = {
     "sample": Command("halos.commands.sample:sample", "sample"),
     "evaluate": Command("halos.commands.evaluate:evaluate", "evaluate"),
     "label": Command("halos.commands.label:label", "label"),
+    "export": Command("halos.commands.export:export", "export"),
     "compare": Command("halos.commands.compare:compare", "compare"),
 }
 COMMAND = "HALOS_COMMAND"

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from halos.commands.assembly import Run, hyperparameters
-from halos.policy.adapters import merge_adapter
-from halos.policy.export.card import ModelCard
-from halos.policy.export.language_model import export_policy
-from halos.policy.export.reward_model import export_reward_model
+from halos.commands.export import card_of, write_model
 from halos.policy.logprobs.compiling import uncompiled
 from halos.processes.collectives import data_ranks, full_tensor
 from halos.reporting import run_report
@@ -31,9 +27,9 @@ def finish(run: Run) -> dict[str, Any]:
     score = None if run.objective.generates else full_tensor(run.objective.reward_head.linear.weight).detach()
     if not run.trainer.is_global_zero:
         return summary
-    card = _card(run, summary)
+    card = card_of(run.cfg, run.objective, summary["metrics"], summary["steps"])
     with uncompiled(policy):
-        _export(run, card, policy, score)
+        write_model(run.objective, run.model, policy, score, run.folder.model, card)
         comparison = _compare(run, policy, run.trainer.strategy.root_device)
     if comparison is not None:
         summary["samples"] = comparison.summary()
@@ -67,30 +63,6 @@ def _summary(run: Run) -> dict[str, Any]:
         "metrics": run.record.val_metrics,
         **({"skipped_steps": run.objective.skipped_steps} if run.objective.non_finite == "skip" else {}),
     }
-
-
-def _card(run: Run, summary: Mapping[str, Any]) -> ModelCard:
-    train = run.cfg.data.get("train")
-    return ModelCard(
-        loss=run.cfg.loss.name,
-        base=run.model.spec.path,
-        paper=run.objective.paper,
-        data=[train] if isinstance(train, str) else list(train or ()),
-        hyperparameters={**hyperparameters(run.cfg), "steps": summary["steps"]},
-        metrics=summary["metrics"],
-    )
-
-
-def _export(run: Run, card: ModelCard, policy: Any, score: torch.Tensor | None) -> None:
-    tokenizer, folder, end_of_turn = run.model.tokenizer, run.folder.model, run.tokens.end_of_turn
-    lora, base = run.model.spec.lora, run.model.base
-    if lora.enabled and lora.export == "merged":
-        merge_adapter(policy)
-    if score is None:
-        control = run.objective.control(True)
-        export_policy(policy, tokenizer, folder, end_of_turn=end_of_turn, control=control, card=card, base=base)
-    else:
-        export_reward_model(policy, score, tokenizer, folder, end_of_turn=end_of_turn, card=card, base=base)
 
 
 def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:

@@ -26,6 +26,9 @@ from halos.sharding.sharding import Sharding, full_state, load_full_state, shard
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CONVERSIONS = "_weight_conversions"
+"""transformers' attribute of a model that was loaded from files."""
+
 
 def make_backbone(
     spec: ModelSpec,
@@ -86,6 +89,7 @@ def gathered_policy(backbone: Backbone) -> PreTrainedModel | None:
     # Assigned, as parameters on the meta device have no memory to copy to. That unties tied weights.
     policy.load_state_dict(state, assign=True)
     policy.tie_weights()
+    _copy_conversions(backbone.policy, policy)
     return policy
 
 
@@ -104,8 +108,15 @@ def load_weights(
         return
     state = {}
     if rank_and_world()[0] == 0:
-        state = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary).state_dict()
+        loaded = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
+        state = loaded.state_dict()
+        _copy_conversions(loaded, model)
     load_full_state(model, state)
+
+
+def _copy_conversions(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    # How transformers renamed and merged the files' weights when it loaded them; save_pretrained reverts that.
+    setattr(target, CONVERSIONS, getattr(source, CONVERSIONS, None))
 
 
 def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Path] | None:

@@ -21,8 +21,8 @@ Template = str | dict[str, str] | None
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, base_files: Mapping[str, Path]) -> None:
     """Write the tokenizer into a model's folder.
 
-    If the base's own files give the same tokens, they are copied as they are, with another chat template only where
-    the tokenizer has one. Otherwise the tokenizer is written anew.
+    If the base's own files give the same tokens, they are copied, with another chat template only where the tokenizer
+    has one. Otherwise the tokenizer is written anew. Either way transformers 4 can read it.
 
     Args:
         tokenizer: the tokenizer.
@@ -35,9 +35,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, base_files:
         for name in base_files:
             remove(folder / Path(name).parts[0])
         tokenizer.save_pretrained(folder)
-        _write_for_older(folder / "tokenizer_config.json")
     elif base.chat_template != tokenizer.chat_template:
         _write_template(folder, tokenizer.chat_template)
+    _write_for_older(folder / "tokenizer_config.json")
 
 
 def conditioned(tokenizer: PreTrainedTokenizerBase, control: str) -> PreTrainedTokenizerBase:
@@ -112,9 +112,11 @@ def _write_template(folder: Path, template: Template) -> None:
 
 def _write_for_older(file: Path) -> None:
     # transformers 4 does not know the class of transformers 5, and reads a list of special tokens under another key.
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    before = dict(config)
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if config != before:
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

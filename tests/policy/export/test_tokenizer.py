@@ -72,6 +72,20 @@ def test_no_older_template_of_the_base_is_left(named: bool, base: Path, tmp_path
 
 
 @pytest.mark.parametrize("of_base", [False, True])
+def test_a_base_that_only_transformers_5_reads_is_exported_for_both(of_base: bool, tmp_path: Path) -> None:
+    base = tiny.save(tmp_path / "base")
+    before = json.loads((base / "tokenizer_config.json").read_text())
+    assert before["tokenizer_class"] == "TokenizersBackend"
+    tokenizer = ModelSpec(path=str(base)).tokenizer()
+    loaded = save(tokenizer, base if of_base else None, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["additional_special_tokens"] == before["extra_special_tokens"]
+    assert loaded.added_tokens_decoder == tokenizer.added_tokens_decoder
+    assert loaded.special_tokens_map == tokenizer.special_tokens_map
+
+
+@pytest.mark.parametrize("of_base", [False, True])
 def test_a_tokenizer_with_more_tokens_is_written_so_that_transformers_4_reads_it(
     of_base: bool, base: Path, tmp_path: Path
 ) -> None:
