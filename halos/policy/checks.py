@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,32 @@ def check_gguf(path: Path) -> None:
         raise ValueError(f"model.path: {path} is cut off or damaged: {error}") from error
     if not tensors:
         raise ValueError(f"model.path: {path} holds no tensors")
+
+
+def check_markers(tokenizer: PreTrainedTokenizerBase, *, refuse: bool) -> None:
+    """Check that the markers of a chat template, such as ``<|im_end|>``, are single tokens.
+
+    A marker in pieces is text like any other: the model has to learn it, and cannot end a turn with it.
+
+    Args:
+        tokenizer: it has the template.
+        refuse: raise an error. False: warn, as a template may contain markers that it never writes.
+
+    Raises:
+        ValueError: markers are split.
+    """
+    markers = dict.fromkeys(re.findall(r"<\|\w+\|>", str(tokenizer.chat_template)))
+    counts = {marker: len(tokenizer(marker, add_special_tokens=False)["input_ids"]) for marker in markers}
+    split = ", ".join(f"{marker} into {count}" for marker, count in counts.items() if count > 1)
+    if not split:
+        return
+    message = (
+        f"model.chat_template: expected its markers to be single tokens, but this tokenizer splits {split} tokens; "
+        "set model.chat_template=plain, or add the markers with tokenizer.add_special_tokens and save_pretrained"
+    )
+    if refuse:
+        raise ValueError(message)
+    log.warning("%s", message)
 
 
 def check_positions(model: PreTrainedModel, longest: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -18,7 +17,7 @@ from halos.checks import check_whole
 from halos.config.combinations import REFERENCE, check_combinations
 from halos.config.flat import flatten
 from halos.data.rows.templates import TEMPLATES, template_of
-from halos.policy.checks import check_directory, check_gguf
+from halos.policy.checks import check_directory, check_gguf, check_markers
 from halos.policy.construction import (
     forget_quantisation,
     freeze_outside_text,
@@ -313,6 +312,8 @@ class ModelSpec:
             if not isinstance(error.__cause__, OSError):
                 raise
             return GenerationConfig.from_model_config(config)  # many models have no file of their own for it
+        # Unlike the other factories, this one keeps the argument, and would write it to the exported file.
+        vars(generation).pop("trust_remote_code", None)
         return generation
 
     def _prepare(self, model: PreTrainedModel, new_tokens: Sequence[int]) -> None:
@@ -377,29 +378,3 @@ def add_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str])
     missing = [text for text in controls if tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)]
     tokenizer.add_tokens(missing, special_tokens=True)
     return list(range(before, len(tokenizer)))
-
-
-def check_markers(tokenizer: PreTrainedTokenizerBase, *, refuse: bool) -> None:
-    """Check that the markers of a chat template, such as ``<|im_end|>``, are single tokens.
-
-    A marker in pieces is text like any other: the model has to learn it, and cannot end a turn with it.
-
-    Args:
-        tokenizer: it has the template.
-        refuse: raise an error. False: warn, as a template may contain markers that it never writes.
-
-    Raises:
-        ValueError: markers are split.
-    """
-    markers = dict.fromkeys(re.findall(r"<\|\w+\|>", str(tokenizer.chat_template)))
-    counts = {marker: len(tokenizer(marker, add_special_tokens=False)["input_ids"]) for marker in markers}
-    split = ", ".join(f"{marker} into {count}" for marker, count in counts.items() if count > 1)
-    if not split:
-        return
-    message = (
-        f"model.chat_template: expected its markers to be single tokens, but this tokenizer splits {split} tokens; "
-        "set model.chat_template=plain, or add the markers with tokenizer.add_special_tokens and save_pretrained"
-    )
-    if refuse:
-        raise ValueError(message)
-    log.warning("%s", message)

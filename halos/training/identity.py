@@ -16,6 +16,8 @@ SETTINGS = (
     "data.stratified", "data.keep_together",
 )  # fmt: skip
 """Beginnings of the configuration keys whose values count."""
+EXPORT = "model.lora.export"
+"""The one key of ``model.lora`` that changes no number."""
 WEIGHTS = (".safetensors", ".gguf")
 """Endings of the files of weights."""
 CONFIGS = ("config.json", "adapter_config.json", "model.safetensors.index.json")
@@ -41,7 +43,7 @@ def identity(
     """
     path = f"{model.name} ({weights_key(model)})" if model else settings["model.path"]
     return {
-        **{key: value for key, value in settings.items() if key.startswith(SETTINGS)},
+        **{key: value for key, value in settings.items() if key.startswith(SETTINGS) and key != EXPORT},
         "model.path": path,
         **{f"data ({split})": key for split, key in data.items()},
         "examples per step": examples_per_step,

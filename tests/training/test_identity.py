@@ -51,6 +51,8 @@ def test_what_changes_a_run_changes_one_key(words: tuple[str, ...], changes: dic
     [
         "model.gradient_checkpointing=true",
         "model.head_chunk=8",
+        "model.lora.export=adapter",
+        "model.export_dtype=float32",
         "trainer.devices=2",
         "data.packing=false",
         "resume=auto",

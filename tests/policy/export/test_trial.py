@@ -61,3 +61,11 @@ def test_a_gguf_file_passes(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     file = tiny.save_gguf(tmp_path / "model.gguf", tiny.model("llama", vocab_size=300))
     try_export(file)
+
+
+def test_a_model_without_weights_has_the_generation_config_of_the_base_and_no_more(folder: Path) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5], "max_new_tokens": 9}))
+    spec = ModelSpec(path=str(folder))
+    generation, loaded = spec.skeleton().generation_config, spec.load().generation_config
+    assert generation.to_dict() == loaded.to_dict()
+    assert "trust_remote_code" not in generation.to_dict()
