@@ -40,7 +40,7 @@ def model(vocabulary: int) -> Any:
 
 def save(folder: Path) -> Path:
     """A model's directory with the toy world's tokenizer and the files of a processor."""
-    toy = ModelSpec(path="pkg://halos.toy/reference").folder
+    toy = ModelSpec(path="pkg://halos.toy/reference").local
     tokenizer = AutoTokenizer.from_pretrained(toy)
     model(len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -20,6 +20,7 @@ from halos.processes import sweeps
 from halos.processes.launch import ERRORS
 from halos.training.result import trial_value
 from tests.configs import compose
+from tests.test_safe_text import BAD
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,6 +66,20 @@ def test_no_name_is_suggested_where_none_comes_near() -> None:
     with pytest.raises(OmegaConfBaseException) as caught:
         _ = OmegaConf.structured(compose("output_dir=x")).loss.zzzzzzzz
     assert "did you mean" not in explain(caught.value)
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_an_error_shows_control_characters_of_others_escaped(
+    kind: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job() -> None:
+        raise kind("id \x1b]0;title\x07\x9b2J\u202e: bad")
+
+    with pytest.raises(SystemExit):
+        cli.end_with_one_line(job)
+    printed = capsys.readouterr().err
+    assert printed.endswith("id \\x1b]0;title\\x07\\x9b2J\\u202e: bad\n")
+    assert not set(BAD) - {"\n"} & set(printed)  # also in the traceback
 
 
 @pytest.mark.parametrize("word", ["tuned=toy_cfst", "feedback=toy_grop"])
@@ -314,7 +329,9 @@ def test_each_job_of_a_sweep_on_several_devices_has_ranks_of_its_own(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", lambda cfg: pytest.fail("it trained in this process"))
-    monkeypatch.setattr(cli, "run_ranks", lambda cfg, count: seen.append((Path(cfg.output_dir).name, count)))
+    monkeypatch.setattr(
+        "halos.processes.launch.run_ranks", lambda cfg, count: seen.append((Path(cfg.output_dir).name, count))
+    )
     words = ("train", "-m", "loss=kto,dpo", "strategy=ddp", "trainer.devices=2", "output_dir=out")
     assert call(monkeypatch, tmp_path, *words) == 0
     assert seen == [("loss_kto", 2), ("loss_dpo", 2)]

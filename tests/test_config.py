@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from halos import objectives
-from halos.config.building import SOURCE_KEYS, build
+from halos.config.nodes import SOURCE_KEYS, build
 from halos.data import StreamingDataModule
 from halos.objectives import Humanline, Objective
 from halos.training.reference_sync import ReferenceSync

@@ -16,7 +16,8 @@ import halos
 
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
-    "checks files metrics optim processes",
+    "checks safe_text",
+    "files metrics optim processes",
     "terminal data",
     "config toy",
     "policy",
@@ -40,8 +41,8 @@ PUBLIC = {
     ),
     "halos.data": (
         "Batch Batches Completion FileSource HHSource JsonSource MixedSource OasstSource OnPolicySource "
-        "PreferenceDataModule Record Row SHPSource Selection Source StreamingDataModule TrueReward UltraFeedbackSource "
-        "collate"
+        "PreferenceDataModule Record Row RowSource SHPSource Selection Source StreamingDataModule TrueReward "
+        "UltraFeedbackSource collate"
     ),
     "halos.judges": "ChatJudge CompletionJudge RewardModel TruthJudge",
     "halos.objectives": (

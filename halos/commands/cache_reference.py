@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from halos.commands.assembly import assemble
-from halos.config.building import build
+from halos.config.nodes import build
 from halos.reporting import run_report
 
 

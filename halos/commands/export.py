@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from halos import terminal
-from halos.commands.assembly import build_objective, hyperparameters
-from halos.config.building import build
+from halos.commands.builders import build_objective
+from halos.config.nodes import build, flatten, plain
 from halos.config.runs import run_config
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.objectives.base import Objective
@@ -24,9 +24,9 @@ from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.export.reward_model import export_reward_model
 from halos.policy.loading import ModelSpec
-from halos.sharding.consolidate import META, sharded_weights
+from halos.sharding.consolidate import sharded_weights
 from halos.sharding.factory import BackboneFactory
-from halos.training.checkpoints import IDENTITY, check_intact, newest
+from halos.training import checkpoints
 
 
 def export(cfg: DictConfig) -> Path:
@@ -42,8 +42,9 @@ def export(cfg: DictConfig) -> Path:
     run = Path(cfg.run).expanduser()
     run_cfg = _as_exported(run_config(run), cfg)
     checkpoint = _find_checkpoint(run, cfg.checkpoint)
-    meta = _read(checkpoint / META if checkpoint.is_dir() else checkpoint)
-    step = int(meta["global_step"])
+    with _checkpoint_named():
+        contents = checkpoints.read(checkpoint)
+    step = int(contents["global_step"])
     output = run / f"model_step_{step}" if cfg.output is None else Path(cfg.output).expanduser()
     if output.exists() and not cfg.overwrite:
         raise ValueError(f"output: {output} exists; choose another folder, or set overwrite=true to replace it")
@@ -51,9 +52,10 @@ def export(cfg: DictConfig) -> Path:
     control, end = objective.control(True), _end_of_turn(model)
     model.spec.try_export(model.tokenizer, model.base, end_of_turn=end, control=control)
     objective.configure_model()
-    _load(objective, sharded_weights(checkpoint) if checkpoint.is_dir() else meta["state_dict"], checkpoint)
+    _load(objective, sharded_weights(checkpoint) if checkpoint.is_dir() else contents["state_dict"], checkpoint)
     score = None if objective.generates else objective.reward_head.linear.weight.detach()
-    write_model(objective, model, objective.trained.policy, score, output, card_of(run_cfg, objective, {}, step))
+    card = card_of(run_cfg, objective, hyperparameters(flatten(plain(run_cfg))), {}, step)
+    write_model(objective, model, objective.trained.policy, score, output, card)
     terminal.say(f"model: {output} (step {step})")
     return output
 
@@ -75,7 +77,19 @@ def write_model(
         export_reward_model(policy, score, tokenizer, folder, end_of_turn=end, card=card, base=model.base)
 
 
-def card_of(cfg: DictConfig, objective: Objective, metrics: Mapping[str, float], steps: int) -> ModelCard:
+def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers and names among the settings of a run that TensorBoard lists with its results."""
+    values = {key: settings[key] for key in ("precision", "seed")} | {"strategy": settings["strategy.name"]}
+    for key, value in settings.items():
+        group, _, name = key.partition(".")
+        if group in ("loss", "optim", "data", "model") and name[:1] != "_" and "." not in name:
+            values |= {key: value} if isinstance(value, int | float | str) else {}
+    return values
+
+
+def card_of(
+    cfg: DictConfig, objective: Objective, settings: Mapping[str, Any], metrics: Mapping[str, float], steps: int
+) -> ModelCard:
     """Return the card of the model that a run has after so many steps."""
     train = cfg.data.get("train")
     return ModelCard(
@@ -83,7 +97,7 @@ def card_of(cfg: DictConfig, objective: Objective, metrics: Mapping[str, float],
         base=cfg.model.path,
         paper=objective.paper,
         data=[train] if isinstance(train, str) else list(train or ()),
-        hyperparameters={**hyperparameters(cfg), "steps": steps},
+        hyperparameters={**settings, "steps": steps},
         metrics=metrics,
     )
 
@@ -105,7 +119,7 @@ def _as_exported(run: DictConfig, cfg: DictConfig) -> DictConfig:
 def _find_checkpoint(run: Path, name: str | None) -> Path:
     if name is None:
         with _checkpoint_named():
-            checkpoint = newest(run / "checkpoints")
+            checkpoint = checkpoints.newest(run / "checkpoints")
         if checkpoint is None:
             raise ValueError(f"run: expected checkpoints in {run / 'checkpoints'}, found none")
         return checkpoint
@@ -116,7 +130,7 @@ def _find_checkpoint(run: Path, name: str | None) -> Path:
             f"checkpoint: expected a name in {paths[0].parent} or a path, found {name}, which does not exist"
         )
     with _checkpoint_named():
-        check_intact(existing[0])
+        checkpoints.check_intact(existing[0])
     return existing[0]
 
 
@@ -127,16 +141,6 @@ def _checkpoint_named() -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(str(error).replace("resume: ", "checkpoint: ")) from error
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        checkpoint: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises several kinds
-        raise ValueError(f"checkpoint: expected a checkpoint of this program, found {file}: {error!r}") from error
-    if IDENTITY not in checkpoint:
-        raise ValueError(f"checkpoint: expected a checkpoint of this program, found {file}")
-    return checkpoint
 
 
 def _untrained(cfg: DictConfig) -> tuple[Objective, BackboneFactory]:

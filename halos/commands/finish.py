@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from halos.commands.assembly import Run, hyperparameters
-from halos.commands.export import card_of, write_model
+from halos.commands.assembly import Run
+from halos.commands.export import card_of, hyperparameters, write_model
+from halos.config.nodes import flatten, plain
+from halos.policy.loading import LoadOptions
 from halos.policy.logprobs.compiling import uncompiled
-from halos.processes.collectives import data_ranks, full_tensor
+from halos.processes.collectives import full_tensor
 from halos.reporting import run_report
 from halos.reporting.tensorboard import log_hparams
 from halos.sampling.before_after import Comparison, compare
@@ -27,7 +29,8 @@ def finish(run: Run) -> dict[str, Any]:
     score = None if run.objective.generates else full_tensor(run.objective.reward_head.linear.weight).detach()
     if not run.trainer.is_global_zero:
         return summary
-    card = card_of(run.cfg, run.objective, summary["metrics"], summary["steps"])
+    settings = hyperparameters(flatten(plain(run.cfg)))
+    card = card_of(run.cfg, run.objective, settings, summary["metrics"], summary["steps"])
     with uncompiled(policy):
         write_model(run.objective, run.model, policy, score, run.folder.model, card)
         comparison = _compare(run, policy, run.trainer.strategy.root_device)
@@ -35,26 +38,25 @@ def finish(run: Run) -> dict[str, Any]:
         summary["samples"] = comparison.summary()
         run_report.show_comparison(comparison)
     final = summary["metrics"] | {f"samples/{name}": value for name, value in summary.get("samples", {}).items()}
-    log_hparams(run.trainer, hyperparameters(run.cfg), final)
+    log_hparams(run.trainer, settings, final)
     run_report.show_metrics(summary["metrics"])
     if run.data.streams:
-        run_report.show_data({"train": run.data.reports["train"]})
+        run_report.show_data({"train": run.data.prepared.intake.reports["train"]})
     run.folder.write_summary(summary)
     run_report.show_where_next(run.folder.root, run.folder.model)
     return summary
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    trainer, data = run.trainer, run.data
-    accumulate, world_size = trainer.accumulate_grad_batches, data_ranks(trainer)[1]
+    trainer = run.trainer
     return {
         "loss": run.cfg.loss.name,
         "strategy": run.cfg.strategy.name,
         "precision": run.cfg.precision,
         "world_size": trainer.world_size,
         "steps": trainer.global_step,
-        "examples": trainer.global_step * accumulate * world_size * data.batch_size,
-        "tokens": data.tokens_in(trainer.global_step, accumulate=accumulate, world_size=world_size),
+        "examples": trainer.global_step * run.examples_per_step,
+        "tokens": run.data.tokens_in(trainer.global_step),
         "train_seconds": run.record.seconds,
         "reference_seconds": run.objective.trained.reference_seconds,
         "peak_rss_mb": peak_rss_mb(),
@@ -66,7 +68,7 @@ def _summary(run: Run) -> dict[str, Any]:
 
 
 def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
-    reward, sampling, spec = run.data.source.true_reward(), run.cfg.sampling, run.model.spec
+    reward, sampling, spec = run.data.preparation.source.true_reward(), run.cfg.sampling, run.model.spec
     if reward is None or not sampling.size or not run.objective.generates:
         return None
     trained = run.objective.trained
@@ -79,14 +81,7 @@ def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
         return None
     if reference is None:
         start = spec.of_reference() if spec.reference_path is not None else spec
-        reference = start.load(dtype=policy.dtype, vocabulary=len(run.model.tokenizer)).eval()
-    return compare(
-        policy,
-        reference.to(device),
-        run.tokens,
-        reward,
-        size=sampling.size,
-        max_new_tokens=sampling.max_new_tokens,
-        seed=run.cfg.seed,
-        control=run.objective.control,
-    )
+        reference = start.load(LoadOptions(dtype=policy.dtype, vocabulary=len(run.model.tokenizer))).eval()
+    reference = reference.to(device)
+    options = {"size": sampling.size, "max_new_tokens": sampling.max_new_tokens, "seed": run.cfg.seed}
+    return compare(policy, reference, run.tokens, reward, **options, control=run.objective.control)

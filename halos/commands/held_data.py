@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from halos.commands.assembly import build_data
+from halos.commands.builders import build_data
 from halos.policy.lookup import Policy
 from halos.sampling.prompts import HeldData, read_split
 

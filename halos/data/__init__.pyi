@@ -18,6 +18,7 @@ from .rows.token_rows import (
 )
 from .sources.base import (
     FileSource as FileSource,
+    RowSource as RowSource,
     Source as Source,
 )
 from .sources.hh import (

@@ -13,6 +13,8 @@ from halos.data.views.derive import demonstrations
 from halos.evaluation.statistics import Bootstrap, Estimate, sign_flip_p
 from halos.judges.base import CompletionJudge
 
+Texts = Sequence[Sequence[str]]
+"""Completions of each prompt."""
 _OUTCOMES = {1.0: "won", 0.5: "tied", 0.0: "lost", None: "without an answer"}
 
 
@@ -44,11 +46,7 @@ class WinRate:
 
 
 def win_rate(
-    judge: CompletionJudge,
-    prompts: Sequence[Prompt],
-    policy: Sequence[Sequence[str]],
-    opponent: Sequence[Sequence[str]],
-    bootstrap: Bootstrap,
+    judge: CompletionJudge, prompts: Sequence[Prompt], policy: Texts, opponent: Texts, bootstrap: Bootstrap
 ) -> WinRate:
     """Let the judge compare the n-th completion of the policy with the n-th of the opponent, for each prompt.
 

@@ -102,12 +102,8 @@ def feedback_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Bo
         tokens: the length of each completion, [n].
         bootstrap: makes the intervals.
     """
-    metrics: dict[str, Estimate] = {}
-    if data.pairs:
-        metrics |= _pair_metrics(data, rewards, tokens, bootstrap)
-    if data.labels:
-        metrics |= _label_metrics(data, rewards, tokens, bootstrap)
-    return metrics
+    of_pairs = _pair_metrics(data, rewards, tokens, bootstrap) if data.pairs else {}
+    return of_pairs | (_label_metrics(data, rewards, tokens, bootstrap) if data.labels else {})
 
 
 def _pair_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Bootstrap) -> dict[str, Estimate]:
@@ -149,12 +145,11 @@ def likelihood_metrics(data: HeldOut, scores: Scores, bootstrap: Bootstrap) -> d
     """Compute the perplexity of desirable (or chosen) completions, and entropy and KL on all held-out completions."""
     # Perplexity of what people disliked says nothing good or bad of a policy that is trained away from it.
     liked = sorted({i for i, desirable in data.labels if desirable} | {i for i, _ in data.pairs})
+    groups, tokens = [data.groups[i] for i in liked], scores.tokens[liked]
     metrics = _divergence("data", scores, data.groups, bootstrap)
-    sides = {"perplexity": scores.logps, "perplexity_reference": scores.reference}
-    for name, logps in sides.items():
+    for name, logps in (("perplexity", scores.logps), ("perplexity_reference", scores.reference)):
         if liked and not np.isnan(logps).any():
-            liked_groups = [data.groups[i] for i in liked]
-            metrics[f"data/{name}"] = _perplexity(logps[liked], scores.tokens[liked], liked_groups, bootstrap)
+            metrics[f"data/{name}"] = _perplexity(logps[liked], tokens, groups, bootstrap)
     if scores.has_reference:
         metrics["data/log_ratio"] = bootstrap.mean(scores.log_ratios, data.groups)
     return metrics

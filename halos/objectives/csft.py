@@ -34,8 +34,8 @@ class CSFT(Objective):
         self,
         backbone: BackboneSource = None,
         *,
-        desirable_token: str = "<|good|>",
-        undesirable_token: str = "<|bad|>",
+        desirable_token: str = "<|good|>",  # noqa: S107 (a token of text, no secret)
+        undesirable_token: str = "<|bad|>",  # noqa: S107
         **options: Unpack[LoopOptions],
     ) -> None:
         super().__init__(backbone, **options)

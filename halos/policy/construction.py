@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from halos.policy.export.tokenizer import unconditioned
+
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @contextmanager
@@ -89,7 +91,7 @@ def _text_parameters(model: PreTrainedModel) -> set[int]:
 def grow_vocabulary(model: PreTrainedModel, size: int, new_tokens: Sequence[int]) -> None:
     """Grow the embeddings to at least ``size`` rows, and set the rows that were added and those of ``new_tokens``.
 
-    Each new row starts as the mean of all rows before the first new one.
+    Each new row starts as the mean of all rows before the first new one. On the meta device nothing is set.
     """
     rows = len(model.get_input_embeddings().get_parameter("weight"))
     if size > rows:
@@ -101,3 +103,15 @@ def grow_vocabulary(model: PreTrainedModel, size: int, new_tokens: Sequence[int]
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
             for parameter in embedding.parameters(recurse=False):  # the weights, and a head's bias
                 parameter[new_rows] = parameter[: new_rows[0]].mean(0)
+
+
+def add_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:
+    """Make each non-empty text a single special token. Returns the ids that are new to the vocabulary."""
+    before = len(tokenizer)
+    controls = [text for text in texts if text]
+    for text in controls:
+        # The chat template of a policy that was trained with this token ends with it already.
+        unconditioned(tokenizer, text)
+    missing = [text for text in controls if tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)]
+    tokenizer.add_tokens(missing, special_tokens=True)
+    return list(range(before, len(tokenizer)))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +13,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 from halos.checks import check_whole
 from halos.config.combinations import REFERENCE, check_combinations
-from halos.config.flat import flatten
+from halos.config.nodes import flatten
 from halos.data.rows.templates import TEMPLATES, template_of
-from halos.policy.checks import check_directory, check_gguf, check_markers
+from halos.policy.checks import check_markers, check_path, locate
 from halos.policy.construction import (
     forget_quantisation,
     freeze_outside_text,
@@ -27,7 +25,6 @@ from halos.policy.construction import (
     set_dropout,
 )
 from halos.policy.export.base_model import DTYPES, BaseModel, read_base
-from halos.policy.export.tokenizer import unconditioned
 from halos.policy.export.trial import try_export
 from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.logprobs.token_statistics import check_statistics
@@ -38,8 +35,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PACKAGED = "pkg://"
-"""``pkg://halos.toy/reference`` is a directory inside an installed package."""
+EXAMPLE = "model=hf model.path=HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What a run adds to a :class:`ModelSpec` when its model is loaded.
+
+    Args:
+        dtype: precision of the weights.
+        new_tokens: ids without trained embeddings; their rows start as the mean of the others.
+        vocabulary: least number of embedding rows.
+    """
+
+    dtype: torch.dtype = torch.float32
+    new_tokens: Sequence[int] = ()
+    vocabulary: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +106,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
-            raise ValueError(
-                f"model.path: expected a hub id, a directory or a .gguf file, found {self.path!r}; "
-                "for example model=hf model.path=HuggingFaceTB/SmolLM2-135M-Instruct"
-            )
+            expected = "a hub id, a directory or a .gguf file"
+            raise ValueError(f"model.path: expected {expected}, found {self.path!r}; for example {EXAMPLE}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout}")
         if self.packed_attention not in ("pieces", "flex"):
@@ -126,30 +135,11 @@ class ModelSpec:
         """
         self.lora.check()
         if self.packed_attention == "flex" and not torch.cuda.is_available():
-            raise ValueError(
-                "model.packed_attention: flex needs a CUDA device, found none; use model.packed_attention=pieces"
-            )
+            hint = "use model.packed_attention=pieces"
+            raise ValueError(f"model.packed_attention: flex needs a CUDA device, found none; {hint}")
         if self.reference_path is not None:
             self.of_reference().check()
-        location = self._location
-        if location.suffix == ".gguf":
-            if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
-                raise ValueError(
-                    f"model.path: {self.path} is a GGUF file; install the extra with pip install 'halos[gguf]'"
-                )
-            check_gguf(location)
-        elif location.is_dir():
-            check_directory(location, weights=not self.random_weights)
-        elif location.exists():
-            raise ValueError(f"model.path: expected a model directory or a .gguf file, found the file {self.path}")
-        elif self.path.startswith((PACKAGED, "/", "./", "../", "~")) or self.path.count("/") > 1:
-            raise ValueError(f"model.path: no such directory or file: {self.path}")
-        elif "/" in self.path and location.parent.is_dir():
-            # A typing error in a local path would otherwise be downloaded as a hub id, or fail there obscurely.
-            raise ValueError(
-                f"model.path: no such directory or file: {self.path}; it is not taken for a hub id, as "
-                f"{location.parent} is a folder here"
-            )
+        check_path(self.path, self._location, weights=not self.random_weights)
 
     def resolved(self, *, streaming: bool) -> ModelSpec:
         """Return the spec with ``reference=auto`` replaced by ``cached``, ``live`` or ``adapter``.
@@ -185,63 +175,39 @@ class ModelSpec:
             check_markers(tokenizer, refuse=self.chat_template in TEMPLATES)
         return tokenizer
 
-    def load(
-        self, *, dtype: torch.dtype = torch.float32, new_tokens: Sequence[int] = (), vocabulary: int = 0
-    ) -> PreTrainedModel:
+    def load(self, options: LoadOptions = LoadOptions()) -> PreTrainedModel:
         """Load the policy in training mode, on the CPU. With LoRA, adapters are attached and the rest is frozen.
-
-        Args:
-            dtype: precision of the weights.
-            new_tokens: ids without trained embeddings; their rows start as the mean of the others.
-            vocabulary: least number of embedding rows.
 
         Raises:
             ValueError: transformers cannot load the model, or the files lack some of its weights.
         """
         from transformers import AutoModelForCausalLM
 
-        config = self._config(new_tokens)
+        built: dict[str, Any] = self._build_options(options)
         if self.random_weights:
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
+            model = AutoModelForCausalLM.from_config(**built)
         else:
-            model, info = self._from_pretrained(
-                AutoModelForCausalLM,
-                config=config,
-                dtype=dtype,
-                attn_implementation=self.attention,
-                output_loading_info=True,
-                **(quantization() if self.lora.quantize else {}),
-            )
+            built |= quantization() if self.lora.quantize else {}
+            model, info = self._from_pretrained(AutoModelForCausalLM, **built, output_loading_info=True)
             # transformers only logs a warning of weights that it draws at random.
             if info["missing_keys"]:
-                raise ValueError(
-                    f"model.path: {self.path} lacks weights of {type(model).__name__}, which would start at random: "
-                    + ", ".join(sorted(info["missing_keys"])[:5])
-                )
-        if self._location.suffix == ".gguf":
-            forget_quantisation(model)
-        grow_vocabulary(model, vocabulary, new_tokens)
-        self._prepare(model, new_tokens)
+                lacking = f"{self.path} lacks weights of {type(model).__name__}, which would start at random"
+                raise ValueError(f"model.path: {lacking}: {', '.join(sorted(info['missing_keys'])[:5])}")
+        self._prepare(model, options)
         return self._finish(model)
 
-    def skeleton(
-        self, *, dtype: torch.dtype = torch.float32, new_tokens: Sequence[int] = (), vocabulary: int = 0
-    ) -> PreTrainedModel:
-        """Build the model that :meth:`load` returns with its weights on the meta device. Takes the same arguments.
+    def skeleton(self, options: LoadOptions = LoadOptions()) -> PreTrainedModel:
+        """Build the model that :meth:`load` returns with its weights on the meta device.
 
         Buffers, and the weights of LoRA adapters, have memory and values.
         """
         from transformers import AutoModelForCausalLM
 
-        config = self._config(new_tokens)
         with parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
-            if self._location.suffix == ".gguf":
-                forget_quantisation(model)
+            model = AutoModelForCausalLM.from_config(**self._build_options(options))
             if not self.random_weights:
-                model.generation_config = self._generation(config)
-            grow_vocabulary(model, vocabulary, ())  # without values, new tokens' rows have no mean to start from
-            self._prepare(model, new_tokens)
+                model.generation_config = self._generation(model.config)
+            self._prepare(model, options)
         return self._finish(model)
 
     def missing_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -250,7 +216,7 @@ class ModelSpec:
         Raises:
             ValueError: see :meth:`check_new_tokens`.
         """
-        rows = self._config(()).get_text_config().vocab_size
+        rows = self._config().get_text_config().vocab_size
         missing = list(range(rows, len(tokenizer)))
         if missing:
             log.warning(
@@ -273,35 +239,33 @@ class ModelSpec:
     def base(self, trained: torch.dtype = torch.float32) -> BaseModel:
         """Return what an export of weights that are trained in this precision takes over from the model's files."""
         name, file = self._names
-        return read_base(None if file else name, self._config(()), self.export_dtype, trained)
+        return read_base(None if file else name, self._config(), self.export_dtype, trained)
 
     def try_export(
         self, tokenizer: PreTrainedTokenizerBase, base: BaseModel, *, end_of_turn: int, control: str = ""
     ) -> None:
         """Export everything but the weights to a temporary folder; see :mod:`halos.policy.export.trial`."""
-        config = self._config(())
+        config = self._config()
         if self._location.suffix == ".gguf" and hasattr(config, "quantization_config"):
             del config.quantization_config
         generation = self._generation(config)
         try_export(config, generation, tokenizer, base, end_of_turn=end_of_turn, control=control)
 
     @property
-    def folder(self) -> Path | None:
-        """The model's local directory. None for a hub id or a GGUF file."""
-        return self._location if self._location.is_dir() else None
-
-    @property
     def local(self) -> Path | None:
         """The model's file or directory on this machine. None for a hub id."""
         return self._location if self._location.exists() else None
 
-    def _config(self, new_tokens: Sequence[int]) -> PretrainedConfig:
+    def _config(self) -> PretrainedConfig:
         from transformers import AutoConfig
 
-        self.check_new_tokens(new_tokens)
         config: PretrainedConfig = self._from_pretrained(AutoConfig)
         set_dropout(config, self.dropout)
         return config
+
+    def _build_options(self, options: LoadOptions) -> dict[str, Any]:
+        self.check_new_tokens(options.new_tokens)
+        return {"config": self._config(), "dtype": options.dtype, "attn_implementation": self.attention}
 
     def _generation(self, config: PretrainedConfig) -> GenerationConfig:
         from transformers import GenerationConfig
@@ -316,7 +280,10 @@ class ModelSpec:
         vars(generation).pop("trust_remote_code", None)
         return generation
 
-    def _prepare(self, model: PreTrainedModel, new_tokens: Sequence[int]) -> None:
+    def _prepare(self, model: PreTrainedModel, options: LoadOptions) -> None:
+        if self._location.suffix == ".gguf":
+            forget_quantisation(model)
+        grow_vocabulary(model, options.vocabulary, options.new_tokens)
         if self.gradient_checkpointing:
             # transformers 5 renames it.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -324,7 +291,7 @@ class ModelSpec:
         if self.lora.enabled:
             base, keep_start = self._names[0], self.reference == "adapter"
             outside = modules_outside_text(model)
-            self.lora.attach(model, base=base, new_tokens=new_tokens, exclude=outside, keep_start=keep_start)
+            self.lora.attach(model, base=base, new_tokens=options.new_tokens, exclude=outside, keep_start=keep_start)
         freeze_outside_text(model)
 
     def _finish(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -337,13 +304,7 @@ class ModelSpec:
 
     @property
     def _location(self) -> Path:
-        if self.path.startswith(PACKAGED):
-            package, _, folder = self.path.removeprefix(PACKAGED).partition("/")
-            try:
-                return Path(str(files(package))) / folder
-            except ModuleNotFoundError as error:
-                raise ValueError(f"model.path: no such package: {package} (of {self.path})") from error
-        return Path(self.path).expanduser()
+        return locate(self.path)
 
     @property
     def _names(self) -> tuple[str, dict[str, str]]:
@@ -366,15 +327,3 @@ class ModelSpec:
                     "run; use a model whose architecture transformers contains"
                 ) from error
             raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {error}") from error
-
-
-def add_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:
-    """Make each non-empty text a single special token. Returns the ids that are new to the vocabulary."""
-    before = len(tokenizer)
-    controls = [text for text in texts if text]
-    for text in controls:
-        # The chat template of a policy that was trained with this token ends with it already.
-        unconditioned(tokenizer, text)
-    missing = [text for text in controls if tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)]
-    tokenizer.add_tokens(missing, special_tokens=True)
-    return list(range(before, len(tokenizer)))

@@ -12,7 +12,6 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from halos.data.preparation.hygiene import Finding
@@ -48,10 +47,10 @@ def show_report(intake: Intake) -> None:
         findings: list[Finding] = [getattr(summary, name) for summary in splits.values()]
         if any(finding.count for finding in findings):
             ids = next(finding.ids for finding in findings if finding.count)
-            table.add_row(label, *(f"{finding.count:,}" for finding in findings), escape(", ".join(ids[:2])))
+            table.add_row(label, *(f"{finding.count:,}" for finding in findings), ", ".join(ids[:2]))
     if intake.leaks.count:
         counts = [f"{intake.leaks.count:,}" if split == "val" else "" for split in splits]
-        table.add_row("prompts of training, left out", *counts, escape(", ".join(intake.leaks.ids[:2])))
+        table.add_row("prompts of training, left out", *counts, ", ".join(intake.leaks.ids[:2]))
     for name in next(iter(splits.values())).lengths:
         table.add_row(
             f"{name}, median / 95% / longest", *(_lengths(f.lengths.get(name, {})) for f in splits.values()), ""
@@ -60,9 +59,7 @@ def show_report(intake: Intake) -> None:
         for file, origin in origins.items():
             for reason, count in origin.dropped.items():
                 cells = [f"{count:,}" if other == split else "" for other in splits]
-                table.add_row(
-                    escape(f"left out of {Path(file).name}: {reason}"), *cells, escape(origin.places[reason][0])
-                )
+                table.add_row(f"left out of {Path(file).name}: {reason}", *cells, origin.places[reason][0])
     console.print(table)
 
 
@@ -89,7 +86,7 @@ class StreamReport(Callback):
     ) -> None:
         # A signal may cause a checkpoint before anything was read from the stream.
         if self.data.take_account():
-            write_report(self.data.intake, self.folder)
+            write_report(self.data.prepared.intake, self.folder)
 
 
 def plot_lengths(lengths: Mapping[str, np.ndarray], file: Path) -> None:

@@ -8,13 +8,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from halos.data.rows.templates import render
 from halos.toy.feedback import behaviour_completion
@@ -84,7 +78,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> LlamaForCa
 
 
 def pretrain(
-    model: PreTrainedModel,
+    model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     *,
     steps: int = 800,

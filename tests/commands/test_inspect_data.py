@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from halos.commands.inspect_data import inspect_data
 from halos.config.folder import config_folder
 from tests.data.test_golden import TREE, shp
+from tests.test_safe_text import BAD
 
 HH = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
 RAW = {"instruction": "q", "completions": [{"response": f"{n}", "overall_score": n} for n in range(4)]}
@@ -67,6 +68,23 @@ def test_scored_tokens_are_marked_with_a_model(tmp_path: Path, capsys: pytest.Ca
     assert "⟦" in capsys.readouterr().out
     report = json.loads((tmp_path / "data_report.json").read_text())
     assert "completion (tokens)" in report["splits"]["train"]["lengths"]
+
+
+EVIL = "\x1b]52;c;AAAA\x07\x1b[2J\x9b31m\u202e [/x] [bold]" + "\\" * 3
+
+
+@pytest.mark.parametrize("model", [(), ("model=toy",)], ids=["texts", "tokens"])
+def test_what_the_data_hold_does_not_control_the_terminal(
+    model: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": f"{EVIL}{n}", "prompt": f"{EVIL}?", "completion": EVIL, "label": n == 0} for n in range(2)]
+    rows.append({"id": EVIL, "prompt": EVIL, "completion": "", "label": True})
+    file = write(tmp_path / "a[b]\x1b[2J.jsonl", rows)
+    inspect_data(compose(*model, f"data.train='{file}'", "view=binary"))
+    printed = capsys.readouterr().out
+    assert not set(BAD) - {"\n", "\t"} & set(printed)
+    if not model:  # the toy model's tokenizer drops what is in no word
+        assert r"\x1b]52;c;AAAA\x07\x1b[2J\x9b31m\u202e [/x] [bold]" + "\\" * 3 in printed
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ QUICK: dict[str, object] = {
 
 
 def composed(**values: Any) -> Any:
-    return compose(**{"loss": "kto", "model": None, "data": None, "output_dir": None, "overrides": None, **values})
+    return compose(**{"loss": "kto", "model": None, "data": None, "output_dir": None, "overrides": {}, **values})
 
 
 @pytest.mark.runs

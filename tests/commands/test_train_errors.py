@@ -63,7 +63,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "a parameter that the source lacks": (lambda tmp: ["+data.source.sise=1"], r"sise"),
     "a target that is no objective": (
         lambda tmp: ["loss._target_=collections.Counter"],
-        r"loss\._target_: expected a subclass of halos\.objectives\.Objective, found collections\.Counter",
+        r"loss\._target_: expected a subclass of Objective, found collections\.Counter",
     ),
     "a target that is no class": (lambda tmp: ["loss._target_=mymodule.not_a_class"], r"loss\._target_: mymodule"),
     "a target that is not there": (lambda tmp: ["loss._target_=mymodule.Absent"], r"loss\._target_: mymodule\.Absent"),

@@ -20,7 +20,7 @@ CONTRADICTION = {"do_sample": False, "temperature": 0.9, "eos_token_id": [3, 1]}
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """The toy world's model in a folder of its own, to change its files."""
-    folder = ModelSpec(path="pkg://halos.toy/reference").folder
+    folder = ModelSpec(path="pkg://halos.toy/reference").local
     assert folder is not None
     return Path(shutil.copytree(folder, tmp_path / "base"))
 

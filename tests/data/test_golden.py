@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from halos.data.records.record import Completion, Message, Record
+from halos.data.sources.adapted import Origin
 from halos.data.sources.base import FileSource
 from halos.data.sources.hh import HHSource
 from halos.data.sources.json_source import JsonSource
 from halos.data.sources.oasst import OasstSource
-from halos.data.sources.origin import Origin
 from halos.data.sources.shp import SHPSource
 from halos.data.sources.ultrafeedback import UltraFeedbackSource
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,26 @@ def test_passing_failures_are_survived(kind: str, tmp_path: Path) -> None:
     assert set(stub.seen.values()) == {3}
 
 
-def test_a_rate_limit_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr("halos.judges.transport.time.sleep", waited.append)
+class Waits(threading.Event):
+    """Remembers how long the endpoint would have waited for its next try."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout)
+        return False
+
+
+def test_a_rate_limit_is_waited_for(tmp_path: Path) -> None:
+    waits = Waits()
     limited = (429, b"", {"Retry-After": "7"})
     with Stub(lambda question, attempt: longer(question) if attempt else limited) as stub:
-        assert judge(stub, tmp_path).scores([("p", "four")]) == [4.0]
-    assert waited == [7.0]
+        one = judge(stub, tmp_path)
+        one.endpoint.stopped = waits
+        assert one.scores([("p", "four")]) == [4.0]
+    assert waits.seconds == [7.0]
 
 
 def test_what_stays_unanswered_is_counted_not_kept_and_asked_again_by_the_next_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from halos.data.batches.collate import collate
 from halos.policy.backbone import Backbone
-from halos.policy.loading import ModelSpec
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.completions import completion_logprobs
 from halos.policy.lora import LoRA
 from halos.sharding.factory import BackboneFactory
@@ -68,7 +68,7 @@ def test_a_reference_loaded_apart_starts_with_the_same_rows(base: Path) -> None:
 def test_lora_trains_the_missing_rows_and_no_others(base: Path, tmp_path: Path) -> None:
     factory = BackboneFactory(ModelSpec(path=str(base), reference="cached", lora=LoRA(enabled=True, rank=2)))
     backbone = factory.make(reference=False, sharding=None)
-    before = matrices(ModelSpec(path=str(base)).load(vocabulary=22))
+    before = matrices(ModelSpec(path=str(base)).load(LoadOptions(vocabulary=22)))
     shake(backbone.policy)
     expected = completion_logprobs(backbone.policy, batch()).tokens.detach()
     backbone.save_pretrained(tmp_path / "out")

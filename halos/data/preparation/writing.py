@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from halos.data.records.record import Prompt, Record
+from halos.data.records.record import Completion, Record
 from halos.data.views.examples import Example, Labelled, Pair, Scored
 from halos.files import atomic_file
 
@@ -17,26 +17,20 @@ Row = dict[str, object]
 
 def record_row(record: Record) -> Row:
     """Return a record as an object of this project's format."""
+    prompt = record.prompt if isinstance(record.prompt, str) else [asdict(turn) for turn in record.prompt]
     completions = [{k: v for k, v in asdict(c).items() if v is not None} for c in record.completions]
-    row: Row = {"id": record.id, "prompt": _prompt(record.prompt), "completions": completions}
+    row: Row = {"id": record.id, "prompt": prompt, "completions": completions}
     return row | ({"preferences": [list(pair) for pair in record.preferences]} if record.preferences else {})
 
 
 def example_row(example: Example) -> Row:
     """Return an example of a view as an object of this project's format."""
-    row: Row = {"id": example.id, "prompt": _prompt(example.prompt)}
     if isinstance(example, Pair):
-        return row | {"completions": [{"text": example.chosen}, {"text": example.rejected}], "preferences": [[0, 1]]}
-    item: Row = {"text": example.completion}
-    if isinstance(example, Labelled):
-        item["desirable"] = example.desirable
-    elif isinstance(example, Scored):
-        item["score"] = example.score
-    return row | {"completions": [item]}
-
-
-def _prompt(prompt: Prompt) -> str | list[dict[str, str]]:
-    return prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]
+        sides = (Completion(example.chosen), Completion(example.rejected))
+        return record_row(Record(example.id, example.prompt, sides, ((0, 1),)))
+    label = example.desirable if isinstance(example, Labelled) else None
+    score = example.score if isinstance(example, Scored) else None
+    return record_row(Record(example.id, example.prompt, (Completion(example.completion, label, score),)))
 
 
 def write_jsonl(file: Path, rows: Iterable[Mapping[str, object]]) -> int:

@@ -86,13 +86,17 @@ def _message(where: str, name: str, value: object) -> Message:
 
 def prompt_of(where: str, row: RawRow, key: str = "prompt") -> Prompt:
     """Return a prompt, a text or turns; raise ``ValueError`` for an empty one."""
+    prompt = _text_or_messages(where, row, key)
+    if _is_blank(prompt):
+        raise wrong(where, key, "a prompt that is not empty", row[key])
+    return prompt
+
+
+def _text_or_messages(where: str, row: RawRow, key: str) -> Prompt:
     value = required(where, row, key)
     if not isinstance(value, str | list):
         raise wrong(where, key, "a text or a list of messages", value)
-    prompt = text_of(where, key, value) if isinstance(value, str) else messages_of(where, key, value)
-    if _is_blank(prompt):
-        raise wrong(where, key, "a prompt that is not empty", value)
-    return prompt
+    return text_of(where, key, value) if isinstance(value, str) else messages_of(where, key, value)
 
 
 def _is_blank(prompt: Prompt) -> bool:
@@ -102,16 +106,14 @@ def _is_blank(prompt: Prompt) -> bool:
 
 def reply_of(where: str, row: RawRow, key: str) -> tuple[tuple[Message, ...], str]:
     """Return (the turns before a completion in its own field, the completion); a plain text has no turns before it."""
-    value = required(where, row, key)
-    if not isinstance(value, str | list):
-        raise wrong(where, key, "a text or a list of messages", value)
-    if isinstance(value, str):
-        return (), text_of(where, key, value)
-    *before, last = messages_of(where, key, value)
+    reply = _text_or_messages(where, row, key)
+    if isinstance(reply, str):
+        return (), reply
+    *before, last = reply
     if last.role != "assistant":
         raise wrong(where, f"{key}[{len(before)}].role", "assistant, as the last turn is the completion", last.role)
     if before and _is_blank(tuple(before)):
-        raise wrong(where, key, "a conversation whose prompt is not empty", value)
+        raise wrong(where, key, "a conversation whose prompt is not empty", row[key])
     return tuple(before), last.content
 
 

@@ -21,7 +21,6 @@ from halos.data.reading.tables import NamedRows, numbered, read_csv, read_folder
 from halos.files import name_size_and_ends
 
 READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
-EXTENSIONS = tuple(READERS)
 PIECE_BYTES = 1 << 23
 """Size of the pieces in which a large file is read."""
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<folder>\w[\w./-]*))?(:(?P<split>\w[\w.-]*))?")
@@ -55,13 +54,11 @@ def pieces(path: str | Path, *, divide: bool = True) -> Iterator[Piece]:
     with file.open("rb") as stream:
         while block := stream.read(PIECE_BYTES):
             count = block.count(b"\n")
-            size = len(block)
             # A piece ends with a complete line. That line may be huge, so the block is released before it is read.
             del block
-            rest = stream.readline()
-            size, count = size + len(rest), count + rest.count(b"\n")
-            yield Piece(path, position, position + size, number)
-            position, number = position + size, number + count
+            count += stream.readline().count(b"\n")
+            yield Piece(path, position, stream.tell(), number)
+            position, number = stream.tell(), number + count
 
 
 def content_key(path: str | Path) -> str | None:
@@ -143,9 +140,11 @@ def _open(piece: Piece, streaming: bool) -> Iterator[Located]:
 
 def _data_set_of(path: str | Path) -> Callable[..., NamedRows] | None:
     """Return what opens a folder or a hub data set; None for a file."""
-    match = HUB_ID.fullmatch(path) if isinstance(path, str) and _may_be_hub_id(path) else None
-    if match is not None:
-        return partial(read_hub, str(path), match)
+    # A mistyped data/train.jsonl looks like a hub id too; its extension or its folder tells that a file was meant.
+    in_folder = any(parent.is_dir() for parent in Path(path).parents[:-1])
+    match = HUB_ID.fullmatch(str(path))
+    if match and isinstance(path, str) and not in_folder and _extension(Path(path)) not in READERS:
+        return partial(read_hub, path, match)
     # A folder may have a colon in its name, so the whole path is tried first and then the part before the last colon.
     folder, _, split = str(path).rpartition(":")
     if Path(path).is_dir():
@@ -156,11 +155,6 @@ def _data_set_of(path: str | Path) -> Callable[..., NamedRows] | None:
 def _extension(file: Path) -> str:
     """Return the extension that tells the kind of a file, without ``.gz``."""
     return (file.with_suffix("") if file.suffix == ".gz" else file).suffix.lower()
-
-
-def _may_be_hub_id(path: str) -> bool:
-    # A mistyped data/train.jsonl looks like a hub id too; its extension or its folder tells that a file was meant.
-    return not any(parent.is_dir() for parent in Path(path).parents[:-1]) and _extension(Path(path)) not in EXTENSIONS
 
 
 def _renamed(where: str, row: dict[str, object], columns: Mapping[str, str]) -> dict[str, object]:
@@ -178,7 +172,7 @@ def _reader(file: Path) -> Callable[[Path], Iterator[Located]]:
     reader = READERS.get(_extension(file))
     if reader is None:
         raise ValueError(
-            f"{file}: expected a name that ends in {', '.join(EXTENSIONS)} (or one of these and .gz); "
+            f"{file}: expected a name that ends in {', '.join(READERS)} (or one of these and .gz); "
             f"found {''.join(file.suffixes) or 'no extension'}"
         )
     return reader

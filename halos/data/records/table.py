@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from halos.data.records.judgement import Judged, Judgement
 from halos.data.records.record import ROLES, Completion, Message, Prompt, Record, messages_of, prompt_key
@@ -49,7 +50,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "prompt_characters": pa.int64(),
     "completion_characters": pa.list_(pa.int64()),
 }
-SCHEMA = pa.schema(list(COLUMNS.items()))
+SCHEMA = pa.schema(COLUMNS)
 # A record batch ends at whichever limit comes first: texts of any length then take bounded memory while it is built.
 BATCH_RECORDS = 4096
 BATCH_CHARACTERS = 1 << 22
@@ -87,7 +88,6 @@ class RecordTable(Stored[Record]):
     def __init__(self, table: Table, chosen: np.ndarray | None = None) -> None:
         self.table = table
         self.chosen = np.arange(len(table)) if chosen is None else chosen
-        self._ends: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -109,25 +109,17 @@ class RecordTable(Stored[Record]):
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return a column of lists of numbers as (the index of each number's record, the numbers)."""
-        # The lists of the chosen rows are gathered at once: ``within`` counts 0, 1, 2, … anew in each list, and
-        # added to where the list starts it gives the place of each number.
-        ends, values = self._column(name)
-        starts = ends[self.chosen]
-        sizes = ends[self.chosen + 1] - starts
-        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return np.repeat(np.arange(len(self)), sizes), values[np.repeat(starts, sizes) + within]
+        batches = [batch.column(name) for batch in self.table.batches]
+        column = pa.chunked_array(batches, COLUMNS[name]).take(pa.array(self.chosen))
+        return pc.list_parent_indices(column).to_numpy(), pc.list_flatten(column).to_numpy()
 
     def judgement(self, index: int) -> Judgement:
         """Return the labels, scores and preferences of a record."""
-        row = int(self.chosen[index])
-        labels, scores, preferences = (self._list(name, row) for name in ("labels", "scores", "preferences"))
-        return Judgement(
-            tuple(
-                Judged(place, _label(label), _score(score))
-                for place, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True))
-            ),
-            _pairs(preferences.tolist()),
-        )
+        columns = (self.table.list_at(int(self.chosen[index]), name) for name in ("labels", "scores", "preferences"))
+        labels, scores, preferences = (column.tolist() for column in columns)
+        judged = enumerate(zip(labels, scores, strict=True))
+        completions = tuple(Judged(place, _label(label), _score(score)) for place, (label, score) in judged)
+        return Judgement(completions, _pairs(preferences))
 
     def ids(self, indices: Iterable[int]) -> list[str]:
         """Return the ids of the records with these indices."""
@@ -147,17 +139,6 @@ class RecordTable(Stored[Record]):
         (batch,) = self.table.select(self.chosen[index : index + 1])
         text: str | None = batch.column(name)[0].as_py()
         return text
-
-    def _list(self, name: str, row: int) -> np.ndarray:
-        ends, values = self._column(name)
-        return values[ends[row] : ends[row + 1]]
-
-    def _column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (the ends of all rows' lists, with 0 before them, all values) of a column; cached."""
-        if name not in self._ends:
-            ends = np.concatenate([[0], np.cumsum(self.table.sizes(name))])
-            self._ends[name] = (ends, self.table.values(name))
-        return self._ends[name]
 
 
 def batches(records: Iterable[tuple[str | None, Record]]) -> Iterator[pa.RecordBatch]:
@@ -235,14 +216,10 @@ def _records(batch: pa.RecordBatch) -> Iterator[Record]:
         completions = zip(texts, labels, scores, strict=True)
         yield Record(
             name,
-            contents[0] if is_text else _turns(roles, contents),
+            contents[0] if is_text else tuple(map(Message, (ROLES[role] for role in roles), contents)),
             tuple(Completion(text, _label(label), _score(score)) for text, label, score in completions),
             _pairs(preferences),
         )
-
-
-def _turns(roles: Sequence[int], contents: Sequence[str]) -> Prompt:
-    return tuple(Message(ROLES[role], content) for role, content in zip(roles, contents, strict=True))
 
 
 def _label(number: int) -> bool | None:

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import final
 
-from halos.data.reading.fields import (
-    RawRow,
-    has,
-    keys_of,
-    label_of,
-    preference_of,
-    prompt_of,
-    reply_of,
-    required,
-    score_of,
-    shorten,
-    text_of,
-    wrong,
-)
-from halos.data.reading.json_files import Located
+from halos.data.reading import fields
+from halos.data.reading.fields import RawRow, required, wrong
 from halos.data.records.record import Completion, Prompt, Record, messages_of, prompt_key
-from halos.data.sources.adapted import DIFFERENT_PROMPTS, Adapted, Adapter, by_row, without_empty
-from halos.data.sources.base import FileSource
+from halos.data.sources.adapted import DIFFERENT_PROMPTS, without_empty
+from halos.data.sources.base import RowSource
 
-COMPLETION_KEYS = {"text", "desirable", "score"}
-
-
-def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-    """Adapt a row of any of the formats."""
-    return _adapter(where, row)(where, row, dropped)
+Adapter = Callable[[str, RawRow, Counter[str]], Record | None]
+"""Makes a record of a row of one format; see :meth:`.RowSource.record`."""
 
 
 def _adapter(where: str, row: RawRow) -> Adapter:
@@ -39,13 +22,13 @@ def _adapter(where: str, row: RawRow) -> Adapter:
         if row.get("type") == name:
             return adapter
     # A table of rows in several formats has empty texts in the columns of the others: a key with content counts first.
-    for is_present in (_has_content, has):
+    for is_present in (_has_content, fields.has):
         for adapter, keys in BY_KEYS:
             if any(is_present(row, key) for key in keys):
                 return adapter
     raise ValueError(
         f"{where}: expected 'prompt' with 'completions', 'chosen' and 'rejected', 'completion', 'output', or "
-        f"'output_A' and 'output_B', or else 'messages'; found {keys_of(row)}"
+        f"'output_A' and 'output_B', or else 'messages'; found {fields.keys_of(row)}"
     )
 
 
@@ -61,13 +44,13 @@ def own_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         raise wrong(where, "completions", "a list of objects with 'text'", items)
     record = Record(
         id=where,
-        prompt=prompt_of(where, row),
+        prompt=fields.prompt_of(where, row),
         completions=tuple(_completion(where, f"completions[{i}]", item) for i, item in enumerate(items)),
         preferences=_preferences(where, row.get("preferences")),
     )
     name = row.get("id")
     if name is not None:
-        record_id = text_of(where, "id", name)
+        record_id = fields.text_of(where, "id", name)
         if not record_id.strip():
             raise wrong(where, "id", "a name", name)
         # Only now: the errors of the record's own checks have named the file and the line, which help more than its id.
@@ -76,19 +59,17 @@ def own_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
 
 
 def _completion(where: str, name: str, item: object) -> Completion:
-    if not isinstance(item, dict) or not has(item, "text"):
+    if not isinstance(item, dict) or not fields.has(item, "text"):
         raise wrong(where, name, "an object with 'text'", item)
-    unknown = sorted(set(item) - COMPLETION_KEYS)
     # A mistyped 'desirable' would otherwise pass for a completion without feedback.
-    if unknown:
-        raise ValueError(
-            f"{where}: expected {name!r} to have 'text', 'desirable' and 'score' only; found {shorten(unknown[0])}"
-        )
+    if unknown := sorted(item.keys() - {"text", "desirable", "score"}):
+        found = fields.shorten(unknown[0])
+        raise ValueError(f"{where}: expected {name!r} to have 'text', 'desirable' and 'score' only; found {found}")
     label = item.get("desirable")
     return Completion(
-        text=text_of(where, f"{name}.text", item["text"]),
-        desirable=None if label is None else label_of(where, f"{name}.desirable", label),
-        score=score_of(where, f"{name}.score", item.get("score")),
+        text=fields.text_of(where, f"{name}.text", item["text"]),
+        desirable=None if label is None else fields.label_of(where, f"{name}.desirable", label),
+        score=fields.score_of(where, f"{name}.score", item.get("score")),
     )
 
 
@@ -110,11 +91,13 @@ def preference_record(where: str, row: RawRow, dropped: Counter[str]) -> Record 
     ``chosen`` and ``rejected`` are a text, one message or the whole conversation, whose turns before the last are then
     the prompt.
     """
-    own_prompt = prompt_of(where, row) if has(row, "prompt") else None
-    (before, chosen), (before_rejected, rejected) = (reply_of(where, row, key) for key in ("chosen", "rejected"))
+    own_prompt = fields.prompt_of(where, row) if fields.has(row, "prompt") else None
+    (before, chosen), (before_rejected, rejected) = (fields.reply_of(where, row, key) for key in ("chosen", "rejected"))
     prompt, other = before or own_prompt, before_rejected or own_prompt
     if prompt is None or other is None:
-        raise ValueError(f"{where}: expected 'prompt' next to 'chosen' and 'rejected'; found none{_hh_hint(chosen)}")
+        is_hh = chosen.lstrip().startswith("Human:")
+        hint = "; for transcripts 'Human: ... Assistant: ...' use data=hh" if is_hh else ""
+        raise ValueError(f"{where}: expected 'prompt' next to 'chosen' and 'rejected'; found none{hint}")
     # A pair whose sides differ before the last turn compares conversations, not replies to one prompt.
     if prompt_key(prompt) != prompt_key(other):
         dropped[DIFFERENT_PROMPTS] += 1
@@ -125,11 +108,7 @@ def preference_record(where: str, row: RawRow, dropped: Counter[str]) -> Record 
 
 
 def _scored(where: str, row: RawRow, text: str, key: str) -> Completion:
-    return Completion(text, score=score_of(where, key, row.get(key)))
-
-
-def _hh_hint(text: str) -> str:
-    return "; for transcripts 'Human: ... Assistant: ...' use data=hh" if text.lstrip().startswith("Human:") else ""
+    return Completion(text, score=fields.score_of(where, key, row.get(key)))
 
 
 def _check_agreement(where: str, key: str, prompt: Prompt | None, turns: Prompt) -> None:
@@ -155,14 +134,14 @@ def completion_record(where: str, row: RawRow, dropped: Counter[str]) -> Record 
 
 def binary_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """Adapt HALOs' ``binary_feedback`` and ``scalar_feedback``: ``output`` with ``label``, ``reward`` or both."""
-    if row.get("type") == "binary_feedback" or not has(row, "reward"):
+    if row.get("type") == "binary_feedback" or not fields.has(row, "reward"):
         required(where, row, "label")
     return _single(where, row, "output", "reward", dropped)
 
 
 def _single(where: str, row: RawRow, key: str, score: str, dropped: Counter[str]) -> Record | None:
-    own_prompt = prompt_of(where, row)
-    before, text = reply_of(where, row, key)
+    own_prompt = fields.prompt_of(where, row)
+    before, text = fields.reply_of(where, row, key)
     prompt = before or own_prompt
     _check_agreement(where, key, own_prompt, prompt)
     return without_empty(Record(where, prompt, (_judged(where, row, text, score),)), dropped)
@@ -170,15 +149,15 @@ def _single(where: str, row: RawRow, key: str, score: str, dropped: Counter[str]
 
 def _judged(where: str, row: RawRow, text: str, score: str) -> Completion:
     # A label that is present but null is an error, not a completion without feedback.
-    label = label_of(where, "label", row["label"]) if "label" in row else None
-    return Completion(text, label, score_of(where, score, row.get(score)))
+    label = fields.label_of(where, "label", row["label"]) if "label" in row else None
+    return Completion(text, label, fields.score_of(where, score, row.get(score)))
 
 
 def pairwise_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """Adapt HALOs' ``pairwise_feedback``: ``label`` 1 means that ``output_A`` is preferred, 0 that ``output_B`` is."""
-    prompt = prompt_of(where, row)
-    preferences = preference_of(where, row, "label", "output_A", "output_B")
-    (before_a, a), (before_b, b) = (reply_of(where, row, key) for key in ("output_A", "output_B"))
+    prompt = fields.prompt_of(where, row)
+    preferences = fields.preference_of(where, row, "label", "output_A", "output_B")
+    (before_a, a), (before_b, b) = (fields.reply_of(where, row, key) for key in ("output_A", "output_B"))
     for key, before in (("output_A", before_a), ("output_B", before_b)):
         _check_agreement(where, key, prompt, before or prompt)
     completions = (_scored(where, row, a, "reward_A"), _scored(where, row, b, "reward_B"))
@@ -187,7 +166,7 @@ def pairwise_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | 
 
 def conversation_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """Adapt a conversation whose last turn is the completion, with or without ``label`` and ``score``."""
-    prompt, text = reply_of(where, row, "messages")
+    prompt, text = fields.reply_of(where, row, "messages")
     if not prompt:
         raise wrong(where, "messages", "a prompt and an assistant's turn after it", row["messages"])
     return without_empty(Record(where, prompt, (_judged(where, row, text, "score"),)), dropped)
@@ -207,11 +186,10 @@ BY_KEYS: tuple[tuple[Adapter, tuple[str, ...]], ...] = (
 
 
 @final
-class JsonSource(FileSource):
+class JsonSource(RowSource):
     """Files in this project's format, TRL's, HALOs' or UltraFeedback's, recognised row by row."""
 
     name = "json"
-    rows_alone = True
 
-    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        return by_row(rows, to_record)
+    def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        return _adapter(where, row)(where, row, dropped)

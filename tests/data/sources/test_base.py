@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from halos.data.reading import files
 from halos.data.records.record import Completion, Record
 from halos.data.records.table import RecordTable
+from halos.data.sources.adapted import Origin
 from halos.data.sources.base import Source
 from halos.data.sources.hh import HHSource
 from halos.data.sources.json_source import JsonSource
 from halos.data.sources.oasst import OasstSource
-from halos.data.sources.origin import Origin
 from halos.data.store.arrow import Store
 
 
@@ -125,12 +125,11 @@ class Mine(Base):
 USERS_BASE = """
 from halos.data.reading.fields import prompt_of
 from halos.data.records.record import Completion, Record
-from halos.data.sources.adapted import by_row
-from halos.data.sources.base import FileSource
+from halos.data.sources.base import RowSource
 
-class Base(FileSource):
-    def adapted(self, rows):
-        return by_row(rows, lambda where, row, _: Record(where, prompt_of(where, row), (Completion("TEXT"),)))
+class Base(RowSource):
+    def record(self, where, row, dropped):
+        return Record(where, prompt_of(where, row), (Completion("TEXT"),))
 """
 
 
@@ -154,7 +153,7 @@ def test_prepared_data_of_a_users_source_changes_with_the_users_modules(
     first = prepared()
     assert first[0] == ["TEXT"]
     assert prepared() == first
-    assert prepared(module=USERS_MODULE + "    rows_alone = True\n")[1] != first[1]
+    assert prepared(module=USERS_MODULE + "    rows_alone = False\n")[1] != first[1]
     # A class of theirs that the source inherits from lies in another module.
     assert prepared(base=USERS_BASE.replace("TEXT", "other"))[0] == ["other"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.adapted import without_empty
-from halos.data.sources.json_source import to_record
+from halos.data.sources.json_source import JsonSource
 
 Q = {"role": "user", "content": "q"}
 S = {"role": "system", "content": "s"}
@@ -23,7 +23,7 @@ AB = (Completion("a"), Completion("b"))
 
 def read(row: dict[str, Any]) -> tuple[Record | None, Counter[str]]:
     before, dropped = copy.deepcopy(row), Counter[str]()
-    record = to_record("f:3", row, dropped)
+    record = JsonSource("f").record("f:3", row, dropped)
     assert row == before, "the row was changed in place"
     return record, dropped
 

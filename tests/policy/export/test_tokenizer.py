@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from halos.policy.construction import add_control_tokens
 from halos.policy.export.tokenizer import conditioned, save_tokenizer, unconditioned
-from halos.policy.loading import ModelSpec, add_control_tokens
+from halos.policy.loading import ModelSpec
 from tests import tiny
 
 TURNS = [{"role": "user", "content": "hello"}]
