@@ -68,8 +68,8 @@ def base(folder: Path, case: str) -> Path:
     "case", ["llama", "mistral", "bfloat16", "template", "named templates", "generation", "new token", "token"]
 )
 def test_transformers_4_reads_the_same(case: str, tmp_path: Path) -> None:
-    options = {"chat_template": tiny.WITH_EOT} if case == "template" else {}
-    backbone = Backbone.from_pretrained(base(tmp_path / "base", case), **options)
+    template = tiny.WITH_EOT if case == "template" else None
+    backbone = Backbone.from_pretrained(base(tmp_path / "base", case), chat_template=template)
     if case in ("new token", "token", "named templates"):
         backbone.control = "<|new|>" if case == "new token" else tiny.GOOD
         backbone.add_control_tokens([backbone.control])
