@@ -1,7 +1,5 @@
 """Checks of numbers that a user sets; the error names the configuration key."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 from typing import TypeGuard

@@ -3,8 +3,6 @@
 Neither torch nor Lightning is imported here: a misspelt word is reported within a second.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

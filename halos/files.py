@@ -4,8 +4,6 @@ What is written goes to a name that ends in ``.part`` first, then to the disk (f
 kill, a full disk or a power failure leaves the earlier version in place.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Metrics as (sum, count) pairs: added up over micro-batches, all-reduced over ranks, then divided once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

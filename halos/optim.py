@@ -1,7 +1,5 @@
 """Optimizers and their learning-rate schedule."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from abc import ABC, abstractmethod

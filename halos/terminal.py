@@ -4,8 +4,6 @@ The console reads no markup, and shows control characters escaped in every strin
 So text of others may be passed as it is; styles are added with :func:`styled`.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterable, Sequence

@@ -40,9 +40,9 @@ PUBLIC = {
         "UltraFeedbackSource data objectives policy testing theory train"
     ),
     "halos.data": (
-        "Batch Batches Completion FileSource HHSource JsonSource MixedSource OasstSource OnPolicySource "
-        "PreferenceDataModule Record Row RowSource SHPSource Selection Source StreamingDataModule TrueReward "
-        "UltraFeedbackSource collate"
+        "Batch Batches Completion Conversation FileSource HHSource JsonSource Message MixedSource OasstSource "
+        "OnPolicySource PreferenceDataModule Record Row RowSource SHPSource Selection Source StreamingDataModule "
+        "TrueReward UltraFeedbackSource collate"
     ),
     "halos.judges": "ChatJudge CompletionJudge RewardModel TruthJudge",
     "halos.objectives": (

@@ -1,7 +1,5 @@
 """Assembles a run from its configuration: checks, data, objective, model and Trainer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

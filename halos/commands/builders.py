@@ -1,7 +1,5 @@
 """Builds the data, the objective and the model that the nodes of a configuration describe."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import cast
 

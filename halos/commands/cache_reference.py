@@ -1,7 +1,5 @@
 """``cache_reference(cfg)``: computes and caches the reference's log-probs of a run, without training."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 It imports neither torch nor Lightning: reading a few tables should not wait for them.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from omegaconf import DictConfig

@@ -1,7 +1,5 @@
 """``estimate(cfg)``: the memory and time of a run on given devices, before any of them is booked."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

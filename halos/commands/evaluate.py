@@ -1,7 +1,5 @@
 """``evaluate(cfg)``: a policy on held-out feedback, its samples against its reference, and a judge's verdicts."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from pathlib import Path
 from typing import Any

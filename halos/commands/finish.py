@@ -1,7 +1,5 @@
 """The end of a run: the exported policy, samples from it where the true reward is known, and the summary."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Finds the records that ``evaluate`` and ``sample`` work on, from a ``data`` node of the configuration."""
 
-from __future__ import annotations
-
 from omegaconf import DictConfig
 
 from halos.commands.builders import build_data

@@ -1,7 +1,5 @@
 """``inspect_data(cfg)``: shows what is in the data and what is wrong with it, without training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,8 +10,8 @@ from halos.config.nodes import build
 from halos.data.preparation.intake import Intake
 from halos.data.preparation.prepare import DataNeeds
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
-from halos.data.records.record import messages_of
-from halos.data.rows.token_rows import texts_of
+from halos.data.records.record import Conversation, messages_of, reply_text
+from halos.data.rows.token_rows import replies_of
 from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example, Labelled, Scored
 from halos.reporting.data_report import plot_lengths, show_report, write_report
@@ -71,11 +69,16 @@ def inspect_data(cfg: DictConfig) -> Intake:
 
 def _show(example: Example) -> None:
     console.print(styled((example.id, "bold")))
-    for turn in messages_of(example.prompt):
-        console.print(styled((f"  {turn.role}:", "dim"), f" {turn.content[:LONGEST_SHOWN]}"))
-    names = ("chosen", "rejected") if len(texts_of(example)) == 2 else (_name(example),)
-    for name, text in zip(names, texts_of(example), strict=True):
-        console.print(styled((f"  {name}:", "bold"), " ", (text[:LONGEST_SHOWN], "green")))
+    prompt = example.prompt
+    lines = [(turn.role, turn.text) for turn in messages_of(prompt)]
+    if isinstance(prompt, Conversation):
+        lines = [("tools", prompt.tools), ("chat_template_kwargs", prompt.template_kwargs), *lines]
+    for name, text in lines:
+        if text:
+            console.print(styled((f"  {name}:", "dim"), f" {text[:LONGEST_SHOWN]}"))
+    names = ("chosen", "rejected") if len(replies_of(example)) == 2 else (_name(example),)
+    for name, reply in zip(names, replies_of(example), strict=True):
+        console.print(styled((f"  {name}:", "bold"), " ", (reply_text(reply)[:LONGEST_SHOWN], "green")))
 
 
 def _name(example: Example) -> str:

@@ -1,7 +1,5 @@
 """Builds the judge that a ``judge`` node of the configuration names."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``label(cfg)``: has a judge turn samples into feedback that can be trained on."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

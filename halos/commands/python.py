@@ -1,7 +1,5 @@
 """``halos.train(…)``: the ``halos train`` command as a function."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """Checks the configuration of several rounds before the first of them is trained."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 

@@ -6,8 +6,6 @@ these labels; the validation data stay the same. Every round is a complete run i
 its samples and its feedback.
 """
 
-from __future__ import annotations
-
 import gc
 import shutil
 from collections.abc import Callable

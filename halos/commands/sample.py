@@ -1,7 +1,5 @@
 """``sample(cfg)``: completions of a policy for the prompts of a data source, as a file of records."""
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``train(cfg)``: one run from its configuration to its outputs."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

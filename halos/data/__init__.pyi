@@ -8,6 +8,8 @@ from .module import (
 )
 from .records.record import (
     Completion as Completion,
+    Conversation as Conversation,
+    Message as Message,
     Record as Record,
 )
 from .records.truth import (

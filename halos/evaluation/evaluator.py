@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from halos import terminal
-from halos.data.records.record import Prompt, prompt_key
+from halos.data.records.record import Prompt, Reply, prompt_key, reply_text, transcript
 from halos.data.rows.chat_tokens import ChatTokens
-from halos.evaluation.duels import best_of_data, win_rate
+from halos.evaluation.duels import Texts, best_of_data, win_rate
 from halos.evaluation.harness import run_tasks
 from halos.evaluation.heldout import HeldOut, feedback_metrics, likelihood_metrics, on_policy_metrics
 from halos.evaluation.plan import EvaluationPlan, implied_beta
@@ -91,9 +91,10 @@ class LanguageModelEvaluator:
         # Tokenised before the weights are loaded, so that a prompt that does not fit is found at once.
         self._prompts = self._prompt_ids([SourcePrompt(f"prompt {n}", one) for n, one in enumerate(plan.held.prompts)])
         # A completion is cut where the longer of the two prompts leaves no room: both models score the same tokens.
+        answers = zip(plan.held.prompts, plan.held.completions, *self._prompts, strict=True)
         self._completions = [
-            self.tokens.fit_completion(self.tokens.completion(text), max(len(ours), len(theirs)))[0]
-            for text, ours, theirs in zip(plan.held.completions, *self._prompts, strict=True)
+            self.tokens.fit_completion(self.tokens.completion(reply, prompt), max(len(ours), len(theirs)))[0]
+            for prompt, reply, ours, theirs in answers
         ]
         self.policy_model = self._load(plan.policy)
         self.reference_model = self._load(plan.reference) if plan.reference else None
@@ -112,7 +113,7 @@ class LanguageModelEvaluator:
                 opponents = self._opponent_texts(prompts)
                 # Yielded before the judge is asked, so that its answers can be checked against what it saw.
                 pairs = zip(samples, opponents, strict=True)
-                samples = [{**line, "opponent": texts} if texts else line for line, texts in pairs]
+                samples = [{**line, "opponent": [*map(reply_text, own)]} if own else line for line, own in pairs]
                 yield (results := replace(results, samples=samples))
                 yield (results := self._judged(self.plan.judge, results, drawn, opponents))
         if self.settings.tasks:
@@ -139,9 +140,13 @@ class LanguageModelEvaluator:
         return {**metrics, "samples/cut_by_limit": self.bootstrap.rate(cut, groups)}
 
     def _judged(
-        self, judge: CompletionJudge, results: Results, drawn: Sequence[PromptSamples], opponents: list[list[str]]
+        self,
+        judge: CompletionJudge,
+        results: Results,
+        drawn: Sequence[PromptSamples],
+        opponents: Sequence[Sequence[Reply]],
     ) -> Results:
-        judged = [n for n, texts in enumerate(opponents) if texts]  # the data may have no answer to some prompts
+        judged = [n for n, replies in enumerate(opponents) if replies]  # the data may have no answer to some prompts
         prompts = [drawn[n].source.prompt for n in judged]
         ours, theirs = [drawn[n].texts for n in judged], [opponents[n] for n in judged]
         won = win_rate(judge, prompts, ours, theirs, self.bootstrap)
@@ -152,7 +157,7 @@ class LanguageModelEvaluator:
         return replace(results, metrics=metrics, win_rate=won, judge=judge.report())
 
     def _ratings(
-        self, judge: CompletionJudge, side: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]
+        self, judge: CompletionJudge, side: str, prompts: Sequence[Prompt], texts: Texts
     ) -> dict[str, Estimate]:
         """The judge's scores and labels of one side's completions."""
         answers = [(prompt, text) for prompt, own in zip(prompts, texts, strict=True) for text in own]
@@ -165,7 +170,7 @@ class LanguageModelEvaluator:
             metrics[f"judge/desirable_{side}"] = self.bootstrap.rate(desirable, groups)
         return metrics
 
-    def _opponent_texts(self, prompts: Sequence[SourcePrompt]) -> list[list[str]]:
+    def _opponent_texts(self, prompts: Sequence[SourcePrompt]) -> Texts:
         """The opponent's completions of each prompt; empty where the data have none."""
         opponent = self.plan.opponent_policy
         if opponent is None:
@@ -210,4 +215,4 @@ class LanguageModelEvaluator:
 
 
 def _as_text(prompt: Prompt) -> str:
-    return prompt if isinstance(prompt, str) else "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
+    return prompt if isinstance(prompt, str) else transcript(prompt)

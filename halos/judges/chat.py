@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from halos.checks import check_number, check_whole
-from halos.data.records.record import Prompt, messages_of
+from halos.data.records.record import Prompt, Reply, reply_text, transcript
 from halos.files import Journal
 from halos.judges.answers import Answer
 from halos.judges.base import CompletionJudge, Duel, PromptCompletion
@@ -153,9 +153,8 @@ class ChatJudge(CompletionJudge):
         self.counts["order decided"] += forth == back != 0.5
         return forth if forth + back == 1 else 0.5
 
-    def _request(self, kind: str, prompt: Prompt, a: str, b: str = "") -> Request:
-        conversation = "\n\n".join(f"{turn.role}: {turn.content}" for turn in messages_of(prompt))
-        values = {"{prompt}": conversation, "{a}": a, "{b}": b}
+    def _request(self, kind: str, prompt: Prompt, a: Reply, b: Reply = "") -> Request:
+        values = {"{prompt}": transcript(prompt), "{a}": reply_text(a), "{b}": reply_text(b)}
         # Not str.format: the texts may hold braces, and a replaced text must not be searched again.
         text = re.sub(r"\{(?:prompt|a|b)\}", lambda match: values[match[0]], self.templates[kind])
         return {**self.options, "messages": [{"role": "user", "content": text}]}

@@ -1,7 +1,5 @@
 """Tiny batches with made-up log-probs, and what an objective computes from them."""
 
-from __future__ import annotations
-
 import random
 import zlib
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Several ranks in one process: threads whose collectives exchange values."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

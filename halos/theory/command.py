@@ -1,7 +1,5 @@
 """``scripts/plot_values.py``: value functions as a picture, and a verdict on each loss."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The loss and the value of one completion under an objective, as functions of its implied reward."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from enum import Enum
 

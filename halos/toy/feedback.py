@@ -1,7 +1,5 @@
 """Seeded feedback on the toy world: completions from the behaviour distribution, judged by the true reward."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Sequence

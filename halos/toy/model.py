@@ -1,7 +1,5 @@
 """The toy world's tokenizer and reference policy: small enough to ship, and plain Hugging Face."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The toy world as a source of feedback, with its true reward."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import final

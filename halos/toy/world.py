@@ -6,8 +6,6 @@ A faulty completion has a wrong word ("now" instead of "best") and the same leng
 it under any objective before it forgets the grammar. Plain Python, no torch.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 import re

@@ -62,6 +62,15 @@ def test_a_mixture(tmp_path: Path) -> None:
     assert len(data.records["train"]) == 2
 
 
+def test_tools_and_calls_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
+    row = {"prompt": "q", "completion": [call], "tools": [{"name": "g"}], "chat_template_kwargs": {"tone": "kind"}}
+    inspect_data(compose(f"data.train={write(tmp_path / 'a.jsonl', [row])}", "view=demonstrations", "show=1"))
+    printed = capsys.readouterr().out
+    for shown in ('tools: [{"name": "g"}]', 'kwargs: {"tone": "kind"}', "user: q", 'completion: {"tool_calls": [{"na'):
+        assert shown in printed
+
+
 def test_scored_tokens_are_marked_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "a.jsonl", [{"prompt": "please help", "completion": "thank you", "label": True}])
     inspect_data(compose("model=toy", f"data.train={file}", "view=binary", "show=1", f"output_dir={tmp_path}"))

@@ -343,7 +343,7 @@ def test_a_loader_serves_batches_with_the_denominators_of_their_step() -> None:
 def test_fewer_validation_examples_than_devices_are_refused_when_steps_are_planned() -> None:
     made = module(10, batch_size=2, val=3)
     made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=3)
-    with pytest.raises(ValueError, match="at least one example for each of 4 devices, found 3"):
+    with pytest.raises(ValueError, match="expected one example for each of 4 devices, found 3"):
         made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=4)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from halos.data.records.record import Conversation, Message
 from halos.judges.chat import ChatJudge
 from tests.judges.stub import Reply, Stub, longer, says, until
 
@@ -139,8 +140,19 @@ def test_texts_are_shown_as_they_are(tmp_path: Path) -> None:
     assert "user: {a} {x}" in question
 
 
+def test_calls_and_tools_are_shown(tmp_path: Path) -> None:
+    call = Message("assistant", "", '{"tool_calls": [{"name": "f"}]}')
+    prompt = Conversation((Message("user", "q"), call, Message("tool", "found")), '[{"name": "f"}]')
+    with Stub(lambda question, _: longer(question)) as stub:
+        judge(stub, tmp_path).verdicts([(prompt, "a", (call,))])
+    assert len(stub.seen) == 2
+    shown = f'tools: [{{"name": "f"}}]\n\nuser: q\n\nassistant: {call.fields}\n\ntool: found'
+    assert all(shown in question and question.count(call.fields) == 2 for question in stub.seen)
+
+
 KILLED = """
 import sys
+from halos.data.records.record import Conversation, Message
 from halos.judges.chat import ChatJudge
 url, cache = sys.argv[1:]
 judge = ChatJudge(model="stub", base_url=url, cache=cache, workers=1, timeout=60.0)

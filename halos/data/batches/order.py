@@ -207,9 +207,7 @@ def validation_order(size: int, division: Division) -> list[MicroBatch]:
     """
     rank, world_size = division.rank, division.world_size
     if size < world_size:
-        raise ValueError(
-            f"validation data: expected at least one example for each of {world_size} devices, found {size}"
-        )
+        raise ValueError(f"validation data: expected one example for each of {world_size} devices, found {size}")
     count = max(1, size // (division.batch_size * world_size))
     # Integer edges n * size // count divide both the data and each step without a gap, and parts differ by one at most.
     order = []

@@ -115,7 +115,7 @@ def read_held(source: Source, *, val_size: int, strict: bool) -> Intake:
         first = list(islice(source.stream({}), val_size))
         if len(first) < val_size:
             raise ValueError(
-                f"data.val_size: expected at most all {len(first)} records of the stream, found {val_size}"
+                f"data.val_size: expected at most {len(first)}, the records of the stream; found {val_size}"
             )
         val = Records(first, Counter())
     intake = Intake(origins={"train": {}})
@@ -141,8 +141,6 @@ def _leave_out_leaks(intake: Intake, strict: bool) -> None:
     if strict:
         raise ValueError(f"data.strict: expected validation prompts that are not in the training data; found {leaks}")
     if not remaining:
-        raise ValueError(
-            f"data.val: expected a validation record whose prompt is not in the training data; found none: {leaks}"
-        )
+        raise ValueError(f"data.val: expected a record whose prompt is not in the training data; found none: {leaks}")
     intake.records["val"] = remaining
     intake.reports["val"][LEAKED] = count

@@ -4,8 +4,6 @@ A location is ``train.jsonl:12`` (line 12) or ``train.json[3]`` (the third item)
 path as the user wrote it.
 """
 
-from __future__ import annotations
-
 import difflib
 import glob
 import hashlib

@@ -4,8 +4,6 @@ Neither reader holds more than the text that is being parsed and one row. That t
 the whole of a .json file.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

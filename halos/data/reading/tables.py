@@ -1,7 +1,5 @@
 """Rows of tables: CSV, Parquet, and data sets that ``datasets`` loads from a folder or from the hub."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

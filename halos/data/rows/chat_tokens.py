@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard, cast
 
 from halos.checks import check_whole
-from halos.data.records.record import Message, Prompt
-from halos.data.rows.templates import render, render_prompts
+from halos.data.records.record import Message, Prompt, Reply
+from halos.data.rows.templates import render, render_prompts, written_reply
+from halos.data.rows.written import check_written
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -128,8 +129,9 @@ class ChatTokens:
             where: the place of the prompt in the data, for errors.
 
         Raises:
-            ValueError: the chat template refuses the turns.
+            ValueError: the chat template refuses the turns, or does not write their tools or calls.
         """
+        check_written(self.tokenizer, where, prompt, "")
         text = prompt if self._is_plain(prompt) else self._render([prompt], [where])[0]
         return self._added_bos + self._encode(text) + self.control(control)
 
@@ -145,8 +147,12 @@ class ChatTokens:
         """See :meth:`Limits.fit_prompt`."""
         return self.limits.fit_prompt(ids, self.tokenizer.bos_token_id, where)
 
-    def completion(self, text: str) -> list[int]:
-        """Token ids of a completion followed by the end-of-turn token, before truncation."""
+    def completion(self, reply: Reply, prompt: Prompt = "") -> list[int]:
+        """Token ids of a completion followed by the end-of-turn token, before truncation.
+
+        A reply with turns is rendered after its prompt.
+        """
+        text = written_reply(self.tokenizer, prompt, reply)
         # As an id: in text, a tokenizer that splits special tokens would make several tokens of it.
         return [*self._encode(text), self.end_of_turn]
 

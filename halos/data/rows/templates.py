@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from halos.data.reading.fields import shorten
-from halos.data.records.record import Prompt, messages_of
+from halos.data.records.record import Conversation, Message, Prompt, Reply, messages_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Turn = dict[str, Any]
+"""A turn as a chat template takes it."""
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
@@ -41,9 +44,7 @@ def template_of(template: str) -> str:
         return template
     file = Path(template).expanduser()
     if not file.is_file():
-        raise ValueError(
-            f"model.chat_template: expected {', '.join(TEMPLATES)}, a file or a Jinja template, found {template!r}"
-        )
+        raise ValueError(f"model.chat_template: expected {', '.join(TEMPLATES)}, a file or Jinja, found {template!r}")
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -53,7 +54,7 @@ def template_of(template: str) -> str:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, reply: str | None = None, *, where: str = "prompt"
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, reply: Reply | None = None, *, where: str = "prompt"
 ) -> str:
     """Render a conversation with the tokenizer's chat template, or with :data:`PLAIN_TEMPLATE` if it has none.
 
@@ -68,11 +69,11 @@ def render(
     """
     turns = _turns(prompt)
     if reply is not None:
-        turns.append({"role": "assistant", "content": reply})
+        turns += [{"role": "assistant", "content": reply}] if isinstance(reply, str) else _dicts(reply)
     try:
-        return _apply(tokenizer, [turns], generation_prompt=reply is None)[0]
+        return _apply(tokenizer, [turns], generation_prompt=reply is None, **_context(prompt))[0]
     except Exception as error:  # templates raise whatever they like (jinja's TemplateError among others)
-        roles = ", ".join(turn["role"] for turn in turns)
+        roles = ", ".join(str(turn["role"]) for turn in turns)
         raise ValueError(f"{where}: the chat template refused the turns {roles}: {error}") from error
 
 
@@ -80,6 +81,8 @@ def render_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
     """Render many prompts, each with the generation prompt; see :func:`render`."""
     if not prompts:
         return []
+    if any(isinstance(prompt, Conversation) for prompt in prompts):  # each has tools and variables of its own
+        return [render(tokenizer, prompt, where=place) for prompt, place in zip(prompts, where, strict=True)]
     try:
         return _apply(tokenizer, [_turns(prompt) for prompt in prompts], generation_prompt=True)
     except Exception:
@@ -88,21 +91,53 @@ def render_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 
 
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict[str, str]]], *, generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase, conversations: list[list[Turn]], *, generation_prompt: bool, **context: Any
 ) -> list[str]:
     template = PLAIN_TEMPLATE if tokenizer.chat_template is None else None
     # As text, not as ids: ChatTokens tokenises prompt and completion separately, and without a second BOS.
     texts = tokenizer.apply_chat_template(
-        conversations, chat_template=template, add_generation_prompt=generation_prompt, tokenize=False
+        # Its annotation knows turns without further fields only.
+        cast("list[list[dict[str, str]]]", conversations),
+        chat_template=template,
+        add_generation_prompt=generation_prompt,
+        tokenize=False,
+        **context,
     )
     return list(texts)
 
 
-def _turns(prompt: Prompt) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages_of(prompt)]
+def _turns(prompt: Prompt) -> list[Turn]:
+    return _dicts(messages_of(prompt))
 
 
-def check_prefixes(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[tuple[str, Prompt, str]]) -> None:
+def _dicts(turns: Sequence[Message]) -> list[Turn]:
+    return [turn.as_dict() for turn in turns]
+
+
+def _context(prompt: Prompt) -> dict[str, Any]:
+    """The tools and variables of a prompt, as arguments of ``apply_chat_template``."""
+    if not isinstance(prompt, Conversation):
+        return {}
+    variables = json.loads(prompt.template_kwargs) if prompt.template_kwargs else {}
+    return {**variables, "tools": json.loads(prompt.tools)} if prompt.tools else variables
+
+
+def written_reply(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, reply: Reply, where: str = "prompt") -> str:
+    """Return the text that the template writes for a reply with turns, without the token that ends it.
+
+    Raises:
+        ValueError: the template refuses the turns, or does not continue the prompt.
+    """
+    if isinstance(reply, str):
+        return reply
+    _check_prefix(tokenizer, where, prompt, reply)
+    after = render(tokenizer, prompt, reply, where=where)[len(render(tokenizer, prompt, where=where)) :]
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    end = max((after.rfind(token) for token in special), default=-1)
+    return after if end < 0 else after[:end]
+
+
+def check_prefixes(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[tuple[str, Prompt, Reply]]) -> None:
     """Check that the chat template writes a prompt the same way with and without a reply after it.
 
     A row is the tokenised prompt followed by the tokenised completion. The model is served the same text only if the
@@ -126,7 +161,7 @@ def check_prefixes(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[t
             _check_prefix(tokenizer, where, prompt, completion)
 
 
-def _check_prefix(tokenizer: PreTrainedTokenizerBase, where: str, prompt: Prompt, completion: str) -> None:
+def _check_prefix(tokenizer: PreTrainedTokenizerBase, where: str, prompt: Prompt, completion: Reply) -> None:
     alone = render(tokenizer, prompt, where=where)
     with_reply = render(tokenizer, prompt, completion, where=where)
     if with_reply.startswith(alone):

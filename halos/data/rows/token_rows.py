@@ -18,11 +18,12 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from halos.data.records.record import prompt_key
+from halos.data.records.record import Reply, prompt_key
 from halos.data.records.table import digest
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.mismatch import derangement, in_order
-from halos.data.rows.templates import check_prefixes
+from halos.data.rows.templates import check_prefixes, written_reply
+from halos.data.rows.written import check_written
 from halos.data.store.arrow import MEMORY, Part, Store, Stored, Table
 from halos.data.views.examples import Example, Examples, Labelled, Pair, Scored
 
@@ -288,15 +289,23 @@ def _tokenised(examples: Sequence[Example], tokens: ChatTokens, span: range) -> 
 
 
 def _check_prefixes(examples: Sequence[Example], tokens: ChatTokens) -> None:
-    check_prefixes(tokens.tokenizer, ((example.id, example.prompt, texts_of(example)[0]) for example in examples))
+    for example in examples:
+        for reply in replies_of(example):
+            check_written(tokens.tokenizer, example.id, example.prompt, reply)
+    check_prefixes(tokens.tokenizer, ((example.id, example.prompt, replies_of(example)[0]) for example in examples))
 
 
 def token_batch(examples: Sequence[Example], tokens: ChatTokens) -> pa.RecordBatch:
     """The untruncated token ids of examples, as a batch with the columns :data:`COLUMNS`."""
-    texts = [texts_of(example) for example in examples]
+    replies = [replies_of(example) for example in examples]
+    texts = [
+        written_reply(tokens.tokenizer, example.prompt, reply, example.id)
+        for example, own in zip(examples, replies, strict=True)
+        for reply in own
+    ]
     # One call of the tokenizer for all completions; they are assigned to their examples below.
-    ids = iter(tokens.many_completions([text for own in texts for text in own]))
-    branches = [(next(ids), next(ids) if len(own) == 2 else []) for own in texts]
+    ids = iter(tokens.many_completions(texts))
+    branches = [(next(ids), next(ids) if len(own) == 2 else []) for own in replies]
     labels = [_label(example) for example in examples]
     values: dict[str, Sequence[object]] = {
         "id": [example.id for example in examples],
@@ -318,6 +327,6 @@ def _label(example: Example) -> bool | None:
     return example.desirable if isinstance(example, Labelled) else None
 
 
-def texts_of(example: Example) -> tuple[str, ...]:
+def replies_of(example: Example) -> tuple[Reply, ...]:
     """The example's completions, the chosen one of a pair first."""
     return (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)

@@ -8,13 +8,26 @@ from dataclasses import replace
 from typing import final
 
 from halos.data.reading import fields
+from halos.data.reading.context import in_context
 from halos.data.reading.fields import RawRow, required, wrong
-from halos.data.records.record import Completion, Prompt, Record, messages_of, prompt_key
-from halos.data.sources.adapted import DIFFERENT_PROMPTS, without_empty
+from halos.data.records.record import Completion, Prompt, Record, Reply, messages_of, prompt_key, reply_text
+from halos.data.sources.adapted import DIFFERENT_PROMPTS, FILTERED, without_empty
 from halos.data.sources.base import RowSource
 
 Adapter = Callable[[str, RawRow, Counter[str]], Record | None]
 """Makes a record of a row of one format; see :meth:`.RowSource.record`."""
+UNTRAINED = f"{FILTERED}conversation without a reply of weight 1"
+AFTER_TRAINED = f"{FILTERED}turn after the last reply of weight 1"
+COMPLETION_KEYS = {"text", "messages", "desirable", "score"}
+
+
+def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+    """Adapt a row of any of the formats."""
+    record = _adapter(where, row)(where, row, dropped)
+    if record is None:
+        return None
+    prompt = in_context(where, row, record.prompt)
+    return record if prompt is record.prompt else replace(record, prompt=prompt)
 
 
 def _adapter(where: str, row: RawRow) -> Adapter:
@@ -59,15 +72,24 @@ def own_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
 
 
 def _completion(where: str, name: str, item: object) -> Completion:
-    if not isinstance(item, dict) or not fields.has(item, "text"):
-        raise wrong(where, name, "an object with 'text'", item)
+    if not isinstance(item, dict) or fields.has(item, "text") == fields.has(item, "messages"):
+        raise wrong(where, name, "an object with 'text' or 'messages'", item)
     # A mistyped 'desirable' would otherwise pass for a completion without feedback.
-    if unknown := sorted(item.keys() - {"text", "desirable", "score"}):
-        found = fields.shorten(unknown[0])
-        raise ValueError(f"{where}: expected {name!r} to have 'text', 'desirable' and 'score' only; found {found}")
+    if unknown := sorted(item.keys() - COMPLETION_KEYS):
+        raise ValueError(
+            f"{where}: expected {name!r} to have 'text' (or 'messages'), 'desirable' and 'score' only; "
+            f"found {fields.shorten(unknown[0])}"
+        )
     label = item.get("desirable")
-    return Completion(
-        text=fields.text_of(where, f"{name}.text", item["text"]),
+    reply: Reply
+    if fields.has(item, "text"):
+        reply = fields.text_of(where, f"{name}.text", item["text"])
+    else:
+        reply = fields.messages_of(where, f"{name}.messages", item["messages"])
+        if not reply[-1].weight:
+            raise wrong(where, f"{name}.messages[{len(reply) - 1}].weight", "1, as the last turn is judged", 0)
+    return Completion.of(
+        reply,
         desirable=None if label is None else fields.label_of(where, f"{name}.desirable", label),
         score=fields.score_of(where, f"{name}.score", item.get("score")),
     )
@@ -95,7 +117,7 @@ def preference_record(where: str, row: RawRow, dropped: Counter[str]) -> Record 
     (before, chosen), (before_rejected, rejected) = (fields.reply_of(where, row, key) for key in ("chosen", "rejected"))
     prompt, other = before or own_prompt, before_rejected or own_prompt
     if prompt is None or other is None:
-        is_hh = chosen.lstrip().startswith("Human:")
+        is_hh = reply_text(chosen).lstrip().startswith("Human:")
         hint = "; for transcripts 'Human: ... Assistant: ...' use data=hh" if is_hh else ""
         raise ValueError(f"{where}: expected 'prompt' next to 'chosen' and 'rejected'; found none{hint}")
     # A pair whose sides differ before the last turn compares conversations, not replies to one prompt.
@@ -107,8 +129,8 @@ def preference_record(where: str, row: RawRow, dropped: Counter[str]) -> Record 
     return without_empty(Record(where, prompt, completions, ((0, 1),)), dropped)
 
 
-def _scored(where: str, row: RawRow, text: str, key: str) -> Completion:
-    return Completion(text, score=fields.score_of(where, key, row.get(key)))
+def _scored(where: str, row: RawRow, reply: Reply, key: str) -> Completion:
+    return Completion.of(reply, score=fields.score_of(where, key, row.get(key)))
 
 
 def _check_agreement(where: str, key: str, prompt: Prompt | None, turns: Prompt) -> None:
@@ -141,16 +163,16 @@ def binary_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | No
 
 def _single(where: str, row: RawRow, key: str, score: str, dropped: Counter[str]) -> Record | None:
     own_prompt = fields.prompt_of(where, row)
-    before, text = fields.reply_of(where, row, key)
+    before, reply = fields.reply_of(where, row, key)
     prompt = before or own_prompt
     _check_agreement(where, key, own_prompt, prompt)
-    return without_empty(Record(where, prompt, (_judged(where, row, text, score),)), dropped)
+    return without_empty(Record(where, prompt, (_judged(where, row, reply, score),)), dropped)
 
 
-def _judged(where: str, row: RawRow, text: str, score: str) -> Completion:
+def _judged(where: str, row: RawRow, reply: Reply, score: str) -> Completion:
     # A label that is present but null is an error, not a completion without feedback.
     label = fields.label_of(where, "label", row["label"]) if "label" in row else None
-    return Completion(text, label, fields.score_of(where, score, row.get(score)))
+    return Completion.of(reply, label, fields.score_of(where, score, row.get(score)))
 
 
 def pairwise_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
@@ -166,10 +188,27 @@ def pairwise_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | 
 
 def conversation_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     """Adapt a conversation whose last turn is the completion, with or without ``label`` and ``score``."""
-    prompt, text = fields.reply_of(where, row, "messages")
+    turns = trained_turns(required(where, row, "messages"), dropped)
+    if turns is None:
+        return None
+    prompt, reply = fields.reply_of(where, {"messages": turns}, "messages")
     if not prompt:
         raise wrong(where, "messages", "a prompt and an assistant's turn after it", row["messages"])
-    return without_empty(Record(where, prompt, (_judged(where, row, text, "score"),)), dropped)
+    return without_empty(Record(where, prompt, (_judged(where, row, reply, "score"),)), dropped)
+
+
+def trained_turns(messages: object, dropped: Counter[str]) -> object:
+    """Return messages up to the last reply whose weight is not 0, None if they end without such a reply."""
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        return messages  # the reader of messages says what is wrong
+    if not messages or messages[-1].get("weight") != 0:
+        return messages
+    ends = [n for n, turn in enumerate(messages, 1) if turn.get("role") == "assistant" and turn.get("weight") != 0]
+    if not ends:
+        dropped[UNTRAINED] += 1
+        return None
+    dropped[AFTER_TRAINED] += len(messages) - ends[-1]
+    return messages[: ends[-1]]
 
 
 # HALOs' rows name their format. A name counts before any key.
@@ -192,4 +231,4 @@ class JsonSource(RowSource):
     name = "json"
 
     def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-        return _adapter(where, row)(where, row, dropped)
+        return to_record(where, row, dropped)

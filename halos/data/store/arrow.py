@@ -6,8 +6,6 @@ A table is built in a folder next to its final place, under a lock, and renamed 
 the final name is complete, and the next build replaces what an interrupted one has left.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json
@@ -34,7 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-PREPARED_FORMAT = 1
+PREPARED_FORMAT = 2
 """Number of the format of prepared tables (records, turns and token rows).
 
 Raise it by one whenever the same files or examples give other tables: another column, id, digest or adapter rule.

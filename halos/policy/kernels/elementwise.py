@@ -11,8 +11,6 @@ with the module's own code. The trial decides because names do not: Gemma's RMSN
 1 + w.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Collection, Iterator
 from functools import cache

@@ -4,8 +4,6 @@ Only these two: Liger's rotary embedding would replace a function for every mode
 an implementation here. A module takes part if a trial on the device gives its own output and gradients to rounding.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Promises about the effects of a step, of the constructor's parameters and of restored state."""
 
-from __future__ import annotations
-
 import inspect
 import io
 from collections.abc import Sequence

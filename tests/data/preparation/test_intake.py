@@ -47,7 +47,7 @@ def test_leaks_are_left_out_of_validation_and_counted(tmp_path: Path) -> None:
     assert intake.report()["leaked_prompts"] == {"count": 1, "ids": [f"{val}:1"]}
     with pytest.raises(ValueError, match=r"data.strict: expected validation prompts .*found 1 \(.*v.jsonl:1\)"):
         data(train, val, strict=True).read()
-    with pytest.raises(ValueError, match="expected a validation record whose prompt is not in the training data"):
+    with pytest.raises(ValueError, match="expected a record whose prompt is not in the training data"):
         data(train, train).read()
 
 

@@ -62,7 +62,7 @@ def test_the_first_records_are_held_out(tmp_path: Path) -> None:
     made = planned(module(file, val_size=5))
     assert [row.id for row in made.rows["val"].rows] == [f"{file}:{n}#0" for n in range(1, 6)]
     assert set(ids(attach(made))) == {f"{file}:{n}#0" for n in range(6, 31)}
-    with pytest.raises(ValueError, match=r"data.val_size: expected at most all 30 records of the stream, found 31"):
+    with pytest.raises(ValueError, match=r"data.val_size: expected at most 30, the records of the stream; found 31"):
         module(file, val_size=31)
 
 
