@@ -67,7 +67,7 @@ class Run:
     @property
     def tokens(self) -> ChatTokens:
         """The run's tokenizer, with its token limits."""
-        return ChatTokens(self.model.tokenizer, self.data.limits)
+        return self.data.preparation.tokens(self.model.tokenizer)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def _callbacks(
     model: BackboneFactory,
 ) -> list[Callback]:
     prompts = data.prepared.prompts[: cfg.sampling.prompts if objective.generates else 0]
-    tokens = ChatTokens(model.tokenizer, data.limits)
+    tokens = data.preparation.tokens(model.tokenizer)
     callbacks: list[Callback] = [
         KeepFreedMemory(),
         ranks.RecordRankAddresses(),

@@ -21,7 +21,7 @@ class TrainedRun:
         seed: the run's seed.
         beta: β of the loss; of a mixture, β of its first part that has one. None: the loss has none.
         control: the control token of desirable completions (CSFT), or an empty string.
-        model_path, random_weights, reference_path, chat_template: the keys of ``model``.
+        model_path, random_weights, reference_path, chat_template, chat_template_kwargs: the keys of ``model``.
         adapter: the adapter that the policy started from (``model.lora.path``).
     """
 
@@ -33,6 +33,7 @@ class TrainedRun:
     random_weights: bool
     reference_path: str | None
     chat_template: str | None
+    chat_template_kwargs: Node
     adapter: str | None
 
 
@@ -51,6 +52,7 @@ def read_run(folder: Path) -> TrainedRun:
         random_weights=bool(model.get("random_weights")),
         reference_path=model.get("reference_path"),
         chat_template=model.get("chat_template"),
+        chat_template_kwargs=dict(model.get("chat_template_kwargs") or {}),
         adapter=(model.get("lora") or {}).get("path"),
     )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ from huggingface_hub.errors import StrictDataclassError
 from halos.checks import check_whole
 from halos.config.combinations import REFERENCE, check_combinations
 from halos.config.flat import flatten
-from halos.data.rows.templates import template_of
+from halos.data.rows.rendering import today
+from halos.data.rows.templates import chosen, is_dated, template_of, with_date, with_defaults
 from halos.policy.checks import check_directory, check_gguf
 from halos.policy.construction import forget_quantisation, grow_vocabulary, parameters_on_meta, set_dropout
 from halos.policy.export.language_model import unconditioned
@@ -60,8 +62,12 @@ class ModelSpec:
             them with its LoRA adapter switched off. ``auto``: see :meth:`resolved`.
         reference_path: a model to use as the reference instead of the policy's start. Needs ``cached``, and the same
             tokenizer.
-        chat_template: replaces the tokenizer's chat template: ``plain``, ``chatml``, a file or a Jinja template. It is
-            exported with the model.
+        chat_template: replaces the tokenizer's chat template: ``plain``, ``chatml``, a file, a Jinja template, or the
+            name of one of several that the tokenizer has. It is exported with the model.
+        chat_template_kwargs: values of the chat template's variables, such as ``{"enable_thinking": False}``. They are
+            the defaults of the exported template.
+        chat_template_date: the date (YYYY-MM-DD) that a chat template with ``strftime_now`` writes while training.
+            None: the day on which the process started.
         lora: train adapters instead of the whole model.
     """
 
@@ -79,6 +85,8 @@ class ModelSpec:
     reference: str = "auto"
     reference_path: str | None = None
     chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    chat_template_date: str | None = None
     lora: LoRA = field(default_factory=LoRA)
 
     def __post_init__(self) -> None:
@@ -95,6 +103,7 @@ class ModelSpec:
             raise ValueError(f"model.reference: expected auto, cached, live or adapter, found {self.reference!r}")
         if self.lora.quantize and self.path.endswith(".gguf"):
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
+        _ = self._date  # raises for a text that is no date
         check_whole("model.head_chunk", self.head_chunk, 1, null=True)
         check_statistics(self.statistics)
         # The command has checked the whole configuration by then. A spec that is made in Python meets its rules here.
@@ -155,7 +164,16 @@ class ModelSpec:
     def of_reference(self) -> ModelSpec:
         """Return the spec of the reference as a model of its own: ``reference_path`` or ``path``, without LoRA."""
         path = self.reference_path or self.path
-        return replace(self, path=path, reference_path=None, random_weights=False, lora=LoRA())
+        # It scores the policy's token ids. Its own chat template, of which the keys may make no sense, is not rendered.
+        return replace(
+            self,
+            path=path,
+            reference_path=None,
+            random_weights=False,
+            chat_template=None,
+            chat_template_kwargs={},
+            lora=LoRA(),
+        )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the model's tokenizer. A missing pad token becomes EOS: masks never come from token ids."""
@@ -167,7 +185,21 @@ class ModelSpec:
         if self.chat_template is not None:
             if tokenizer.chat_template is not None:
                 log.info("model.chat_template replaces the chat template of %s", self.path)
-            tokenizer.chat_template = template_of(self.chat_template)
+            tokenizer.chat_template = template_of(self.chat_template, tokenizer.chat_template)
+        elif isinstance(tokenizer.chat_template, dict):
+            chosen(tokenizer.chat_template)  # raises where none is the default
+            names = ", ".join(sorted(tokenizer.chat_template))
+            log.info(
+                "%s has the chat templates %s: default is used; model.chat_template=NAME uses another", self.path, names
+            )
+        tokenizer.chat_template = with_defaults(tokenizer.chat_template, self.chat_template_kwargs)
+        if is_dated(tokenizer.chat_template):
+            log.warning(
+                "the chat template writes today's date: training writes %s throughout (model.chat_template_date); the "
+                "exported template writes the day on which it is used",
+                self._date,
+            )
+            tokenizer.chat_template = with_date(tokenizer.chat_template, self._date)
         return tokenizer
 
     def load(
@@ -268,6 +300,17 @@ class ModelSpec:
             use_cpu_kernels(model)
         model.train()
         return model
+
+    @property
+    def _date(self) -> date:
+        if self.chat_template_date is None:
+            return today()
+        try:
+            return date.fromisoformat(self.chat_template_date)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"model.chat_template_date: expected a date as YYYY-MM-DD or null, found {self.chat_template_date!r}"
+            ) from None
 
     @property
     def _location(self) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from torch import nn
 
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
+
+
+class Template(TypedDict):
+    """The keys of ``model`` that change a tokenizer's chat template."""
+
+    chat_template: str | None
+    chat_template_kwargs: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -78,13 +85,21 @@ class Policy:
         return model
 
 
-def find_policy(key: str, where: object, *, chat_template: str | None = None, lora: LoRA | None = None) -> Policy:
+def find_policy(
+    key: str,
+    where: object,
+    *,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, object] | None = None,
+    lora: LoRA | None = None,
+) -> Policy:
     """Find a model, and check that it can be loaded. Does not contact the hub.
 
     Args:
         key: the configuration's key, for error messages.
         where: its value: a run's folder, a hub id, a directory or a .gguf file.
         chat_template: replaces the tokenizer's chat template.
+        chat_template_kwargs: values of the chat template's variables.
         lora: an adapter to load with the model.
 
     Raises:
@@ -92,19 +107,20 @@ def find_policy(key: str, where: object, *, chat_template: str | None = None, lo
     """
     if not isinstance(where, str) or not where:
         raise ValueError(f"{key}: expected a run's folder, a hub id or a model's directory, found {where!r}")
-    return _naming(key, lambda: _find(key, where, chat_template, lora or LoRA()))
+    template: Template = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs or {}}
+    return _naming(key, lambda: _find(key, where, template, lora or LoRA()))
 
 
-def _find(key: str, where: str, chat_template: str | None, lora: LoRA) -> Policy:
+def _find(key: str, where: str, template: Template, lora: LoRA) -> Policy:
     folder = Path(where).expanduser()
     if not (folder / "config.yaml").is_file():
-        spec = ModelSpec(path=where, chat_template=chat_template, lora=lora)
+        spec = ModelSpec(path=where, **template, lora=lora)
         spec.check()
         return Policy(where, spec)
     run, model = read_run(folder), folder / "model"
     if not (folder / "summary.json").is_file() or not model.is_dir():
         raise ValueError(f"{key}: the run in {where} has not finished: expected summary.json and model/ in it")
-    spec, exported = ModelSpec(path=str(model), chat_template=chat_template, lora=lora), None
+    spec, exported = ModelSpec(path=str(model), **template, lora=lora), None
     if (model / "adapter_config.json").is_file():
         spec, exported = _with_adapter(key, where, run, model), spec
     spec.check()
@@ -145,7 +161,13 @@ def reference_of(policy: Policy, where: str | None) -> Policy | None:
     if run.random_weights:
         raise ValueError(f"reference: the run {policy.name} started from random weights; expected reference=MODEL")
     lora = LoRA(enabled=run.adapter is not None, path=run.adapter)
-    return find_policy("reference", run.reference_path or run.model_path, chat_template=run.chat_template, lora=lora)
+    return find_policy(
+        "reference",
+        run.reference_path or run.model_path,
+        chat_template=run.chat_template,
+        chat_template_kwargs=None if run.reference_path else run.chat_template_kwargs,
+        lora=lora,
+    )
 
 
 def _naming(key: str, job: Callable[[], T]) -> T:

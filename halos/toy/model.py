@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from halos.data.rows.templates import render
+from halos.data.rows.rendering import render
 from halos.toy.feedback import behaviour_completion
 from halos.toy.world import prompts_of, words
 

@@ -11,7 +11,6 @@ from halos.data.preparation.intake import Intake, read_held
 from halos.data.preparation.prepare import SHOWN_PROMPTS, DataNeeds, Preparation, Prepared, first_prompts
 from halos.data.records.record import prompt_key
 from halos.data.records.table import loose_prompt
-from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.token_rows import Row
 from halos.data.streaming.batches import StreamRows
 from halos.data.streaming.examples import Counted, Stream
@@ -96,7 +95,7 @@ class StreamPreparation(Preparation):
         if "val" in intake.examples:
             shown = first_prompts(intake.examples["val"])
         rows = self.tokenise(intake, needs, tokenizer)
-        stream_rows = StreamRows(stream=stream, tokens=ChatTokens(tokenizer, self.limits), control=needs.control)
+        stream_rows = StreamRows(stream=stream, tokens=self.tokens(tokenizer), control=needs.control)
         # Without a shuffle buffer, as filling it would read thousands of examples for one row.
         drawn = next(replace(stream, buffer=1).drawn(Counted()))
         (first,) = stream_rows.rows([drawn], Counted())

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from halos.data.rows.templates import each, without_date
 from halos.files import atomic_folder
 from halos.policy.adapters import adapter_layers, save_adapter
 from halos.policy.export.card import ModelCard, Usage
@@ -50,18 +51,23 @@ def export_policy(
 
 
 def conditioned(tokenizer: PreTrainedTokenizerBase, control: str) -> PreTrainedTokenizerBase:
-    """Return a copy of the tokenizer whose generation prompt ends with the control token exactly once."""
+    """Return a copy of the tokenizer whose generation prompt ends with the control token exactly once.
+
+    A template that wrote the date of the run writes the day's again.
+    """
     tokenizer = copy.deepcopy(tokenizer)
-    if control and tokenizer.chat_template is not None:
+    if control:
         unconditioned(tokenizer, control)
-        tokenizer.chat_template += _ending(control)
+        tokenizer.chat_template = each(tokenizer.chat_template, lambda template: template + _ending(control))
+    tokenizer.chat_template = without_date(tokenizer.chat_template)
     return tokenizer
 
 
 def unconditioned(tokenizer: PreTrainedTokenizerBase, control: str) -> None:
     """Remove the control token from the end of a chat template that :func:`conditioned` extended, in place."""
-    if control and tokenizer.chat_template is not None:
-        tokenizer.chat_template = tokenizer.chat_template.removesuffix(_ending(control))
+    if control:
+        ending = _ending(control)
+        tokenizer.chat_template = each(tokenizer.chat_template, lambda template: template.removesuffix(ending))
 
 
 def _ending(control: str) -> str:
