@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from halos.config.combinations import check_combinations, values_of
 from halos.config.errors import explain, no_such_option, require_plain_booleans
 from halos.config.folder import config_folder
+from halos.config.open_keys import opened
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
@@ -101,6 +102,7 @@ def main() -> None:
 def main_command(name: str) -> None:
     """Compose the command's configuration from the words of the command line, and run the command."""
     os.environ[COMMAND] = name
+    sys.argv[1:] = opened(sys.argv[1:])
     if COMMANDS[name].run:
         name_jobs_by_what_is_swept(sys.argv)
     elif COMMANDS[name].config == "train":

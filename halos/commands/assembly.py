@@ -19,10 +19,12 @@ from halos.config.building import SOURCE_KEYS, as_partial, build
 from halos.config.combinations import COUNTS, GENERATES, REFERENCE, WHOLE_STEP, check_combinations, values_of
 from halos.config.devices import build_strategy
 from halos.config.flat import flatten
+from halos.config.runs import run_config
 from halos.config.values import check_values
 from halos.data.module import PreferenceDataModule
 from halos.data.records.truth import TrueReward
 from halos.data.rows.chat_tokens import ChatTokens
+from halos.data.rows.rendering import today
 from halos.data.streaming.module import StreamingDataModule
 from halos.loop.humanline import Humanline
 from halos.objectives.base import Objective
@@ -94,6 +96,7 @@ def assemble(cfg: DictConfig) -> Run:
     pl.seed_everything(cfg.seed, verbose=False)
     folder = RunFolder(Path(cfg.output_dir))
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
+    _fix_date(cfg, checkpoint)
     optim: Optim = build(cfg.optim)
     objective = build_objective(cfg, optim)
     check_combinations(values_of(cfg) | _traits(objective))
@@ -123,6 +126,16 @@ def assemble(cfg: DictConfig) -> Run:
         trainer=trainer,
         record=record,
     )
+
+
+def _fix_date(cfg: DictConfig, checkpoint: Path | None) -> None:
+    # A run that resumes on another day has to write the date with which it began, or its prompts would be others.
+    if cfg.model.get("chat_template_date") is not None:
+        return
+    began = None if checkpoint is None else checkpoint.resolve().parent.parent
+    known = began is not None and (began / "config.yaml").is_file()
+    date = run_config(began).model.get("chat_template_date") if began is not None and known else None
+    OmegaConf.update(cfg, "model.chat_template_date", date or today().isoformat(), force_add=True)
 
 
 def build_data(node: DictConfig, **more: Any) -> PreferenceDataModule:

@@ -16,6 +16,7 @@ from halos.commands.rounds import run_rounds
 from halos.commands.train import train as train_configured
 from halos.config.errors import explain, require_plain_booleans
 from halos.config.folder import config_folder, options_of
+from halos.config.open_keys import OPEN
 from halos.processes.launch import ranks_to_start, run_ranks
 
 
@@ -91,9 +92,9 @@ def compose(
 
 def _set(cfg: DictConfig, key: str, value: object) -> None:
     # As on the command line, a + adds a key that the configuration does not have.
-    if key.startswith("+"):
+    if key.startswith(("+", OPEN)):
         with open_dict(cfg):
-            OmegaConf.update(cfg, key[1:], value, force_add=True)
+            OmegaConf.update(cfg, key.lstrip("+"), value, force_add=True)
     else:
         OmegaConf.update(cfg, key, value)
 
