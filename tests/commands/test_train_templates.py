@@ -22,7 +22,12 @@ TOPICS = ("a", "bad", "good", "hello", "world", "user", "again", "bad a", "good 
 
 def save_model(folder: Path, tokenizer: Any) -> Path:
     size = len(tokenizer)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     config = LlamaConfig(vocab_size=size, **shape, max_position_embeddings=256, bos_token_id=None, eos_token_id=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -151,11 +156,11 @@ def test_a_dated_template_writes_one_date_in_a_run_also_where_it_resumes(
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"prompt": topic, "completion": "b"}) + "\n" for topic in TOPICS))
     words = ("loss=sft", "model=hf", f"model.path={path}", "data=json", f"data.train={file}", "data.batch_size=5")
-    words = (*words, "trainer.max_epochs=2", f"cache_dir={tmp_path / 'cache'}", "checkpoint_every=1", "data.val_size=0")
+    more = ("trainer.max_epochs=2", f"cache_dir={tmp_path / 'cache'}", "checkpoint_every=1", "data.val_size=0")
     monkeypatch.setattr(halos.commands.assembly, "today", lambda: datetime.date(2026, 3, 5))
-    run_until("on_train_batch_end", 3, tmp_path / "out", *words)
+    run_until("on_train_batch_end", 3, tmp_path / "out", *words, *more)
     monkeypatch.setattr(halos.commands.assembly, "today", lambda: datetime.date(2026, 3, 6))
-    run(tmp_path / "out", *words, "resume=auto")
+    run(tmp_path / "out", *words, *more, "resume=auto")
     config = OmegaConf.load(tmp_path / "out" / "config.yaml")
     assert config.model.chat_template_date == "2026-03-05"
     made = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")

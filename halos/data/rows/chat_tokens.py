@@ -211,7 +211,7 @@ class ChatTokens:
         state = json.dumps(settings, sort_keys=True, default=str) if backend is None else backend.to_str()
         # Templates write special tokens by name, and whether these are split in text is not in the backend's file.
         special = (sorted(tokenizer.special_tokens_map.items()), tokenizer.split_special_tokens)
-        template = None if tokenizer.chat_template is None else self._renderer.template
+        template = None if tokenizer.chat_template is None else (self._renderer.template, self._renderer.control)
         bos = self._exchanges.bos
         parts = (type(tokenizer).__name__, state, template, bos, self.end_of_turn, special, self._text)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

@@ -76,6 +76,7 @@ class Exchanges:
         self.renderer, self.boundary, self.frame, self.bos, self.rendered = renderer, boundary, frame, bos, rendered
         tokenizer = renderer.tokenizer
         self.has_template = tokenizer.chat_template is not None and not rendered
+        self._control = "" if rendered else renderer.control
         self._bos_text = str(tokenizer.bos_token or "")
         self._markup = pattern_of(() if rendered or tokenizer.split_special_tokens else special_tokens(tokenizer))
         ends = {self.frame.end_text, str(tokenizer.eos_token or "")}
@@ -86,7 +87,7 @@ class Exchanges:
         return isinstance(prompt, str) and not self.has_template
 
     def texts(self, prompts: Sequence[Prompt], where: Sequence[str]) -> dict[Prompt, str]:
-        """The text of each prompt as a server renders it.
+        """The text of each prompt as a server renders it, without a control token that the template writes.
 
         Raises:
             ValueError: the template refuses the turns of a prompt, or the data are rendered and a prompt is not.
@@ -109,7 +110,8 @@ class Exchanges:
         """
         texts = self.texts([one.prompt for one in exchanges], [one.where for one in exchanges])
         ids = dict(zip(texts, self.boundary.encode(list(texts.values())), strict=True))
-        results = [Tokenised([*self.added_bos(texts[one.prompt]), *ids[one.prompt]]) for one in exchanges]
+        control = self.boundary.encode([self._control])[0] if self._control else []
+        results = [Tokenised([*self.added_bos(texts[one.prompt]), *ids[one.prompt], *control]) for one in exchanges]
         contexts: dict[tuple[Prompt, str], Context] = {}
         completions: list[_Completion] = []
         for one, result, written in zip(exchanges, results, self._written(exchanges, texts), strict=True):
@@ -158,6 +160,7 @@ class Exchanges:
         return [] if own else self.bos
 
     def _context(self, text: str, ids: list[int], control: str) -> Context:
+        control = self._control + control
         control_ids = self.boundary.encode([control])[0] if control else []
         return self.boundary.context(text + control, ids + control_ids)
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from halos.data.records.record import Prompt, messages_of
-from halos.data.rows.templates import PLAIN_TEMPLATE, Template, chosen, with_date
+from halos.data.rows.templates import PLAIN_TEMPLATE, Template, chosen, control_of, with_date, without_control
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,15 +69,19 @@ class Renderer:
 
     Attributes:
         template: the template (or several by name) that is rendered, with the date that it writes.
+        control: the control token with which an exported template ends its generation prompt (CSFT), or nothing. It
+            follows every prompt, and no reply has it, so it is not rendered.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         own: Template | None = tokenizer.chat_template
-        self.template: Template = PLAIN_TEMPLATE if own is None else with_date(own, today())
+        template: Template = PLAIN_TEMPLATE if own is None else with_date(own, today())
+        self.control = control_of(template)
+        self.template: Template = without_control(template, self.control)
 
     def prompts(self, conversations: Sequence[Conversation]) -> list[str]:
-        """Render conversations with the generation prompt after them.
+        """Render conversations with the generation prompt after them, but without :attr:`control`.
 
         Raises:
             ValueError: the template refuses the turns of a conversation; the error begins with its place.
@@ -127,7 +131,8 @@ class Renderer:
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     """Render one prompt with its generation prompt; see :meth:`Renderer.prompts`."""
-    return Renderer(tokenizer).prompts([conversation_of(prompt)])[0]
+    renderer = Renderer(tokenizer)
+    return renderer.prompts([conversation_of(prompt)])[0] + renderer.control
 
 
 @dataclass(frozen=True, slots=True)

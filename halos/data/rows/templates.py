@@ -1,6 +1,6 @@
-"""Chat templates: named ones, values that a template gets by default, and the date that it writes.
+"""Chat templates: named ones, values that a template gets by default, the date, and a control token that it writes.
 
-Both are written into the template's text. So the tokenizer alone says how a prompt looks, the cache key of token ids
+All are written into the template's text. So the tokenizer alone says how a prompt looks, the cache key of token ids
 covers it, and a server of the exported model writes the same prompt without being told.
 """
 
@@ -32,6 +32,7 @@ TEMPLATES = {"plain": PLAIN_TEMPLATE, "chatml": CHATML_TEMPLATE}
 ALWAYS_PASSED = ("messages", "tools", "documents", "add_generation_prompt")
 """Variables that every caller of a template passes, so that a default would never be read."""
 _DATE_START, _DATE_END = "{# the date of a halos run #}", "{% endmacro %}\n"
+_CONTROL_START, _CONTROL_END = "{# a control token of halos #}{% if add_generation_prompt %}", "{% endif %}"
 _DIRECTIVES = ("Y", "y", "-m", "m", "-d", "d", "e", "B", "b", "A", "a", "j", "-H", "H", "-I", "I", "M", "S", "p")
 
 
@@ -132,3 +133,21 @@ def without_date(template: T) -> T:
         return text.partition(_DATE_END)[2] if text.startswith(_DATE_START) else text
 
     return each(template, undated)
+
+
+def with_control(template: T, control: str) -> T:
+    """Make a template end its generation prompt with a control token (CSFT), exactly once."""
+    ending = f"{_CONTROL_START}{control}{_CONTROL_END}"
+    return each(template, lambda text: text.removesuffix(ending) + ending) if control else template
+
+
+def without_control(template: T, control: str) -> T:
+    """Undo :func:`with_control`."""
+    ending = f"{_CONTROL_START}{control}{_CONTROL_END}"
+    return each(template, lambda text: text.removesuffix(ending)) if control else template
+
+
+def control_of(template: Template) -> str:
+    """Return the control token with which a template from :func:`with_control` ends its generation prompt."""
+    text = next(iter(template.values())) if isinstance(template, dict) else template
+    return text.rpartition(_CONTROL_START)[2].removesuffix(_CONTROL_END) if _CONTROL_START in text else ""

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halos.data.rows.templates import each, without_date
+from halos.data.rows.templates import with_control, without_control, without_date
 from halos.files import atomic_folder
 from halos.policy.adapters import adapter_layers, save_adapter
 from halos.policy.export.card import ModelCard, Usage
@@ -56,19 +56,10 @@ def conditioned(tokenizer: PreTrainedTokenizerBase, control: str) -> PreTrainedT
     A template that wrote the date of the run writes the day's again.
     """
     tokenizer = copy.deepcopy(tokenizer)
-    if control:
-        unconditioned(tokenizer, control)
-        tokenizer.chat_template = each(tokenizer.chat_template, lambda template: template + _ending(control))
-    tokenizer.chat_template = without_date(tokenizer.chat_template)
+    tokenizer.chat_template = without_date(with_control(tokenizer.chat_template, control))
     return tokenizer
 
 
 def unconditioned(tokenizer: PreTrainedTokenizerBase, control: str) -> None:
     """Remove the control token from the end of a chat template that :func:`conditioned` extended, in place."""
-    if control:
-        ending = _ending(control)
-        tokenizer.chat_template = each(tokenizer.chat_template, lambda template: template.removesuffix(ending))
-
-
-def _ending(control: str) -> str:
-    return f"{{% if add_generation_prompt %}}{control}{{% endif %}}"
+    tokenizer.chat_template = without_control(tokenizer.chat_template, control)

@@ -10,7 +10,7 @@ from halos.data.records.record import Message, Prompt
 from halos.data.rows.boundary import Boundary
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.exchanges import Exchange
-from halos.data.rows.templates import with_defaults
+from halos.data.rows.templates import with_control, with_defaults
 from tests.data.rows.traits import ALPHABET, CALLS, EXACT, FAMILIES, FORGETS, OPENS, TEXT_ENDS, THINKS, TRAITS
 from tests.tiny import CHATML, GOOD, bpe_tokenizer
 
@@ -170,14 +170,16 @@ def test_control_text_ends_the_prompt_and_the_completion_continues_after_it(fami
     for template in (CHATML, TRAITS["spaces"].template, TRAITS["plain markers"].template):
         tokenizer = FAMILIES[family](template)
         tokens = chat(tokenizer)
-        conditioned = FAMILIES[family](template + f"{{% if add_generation_prompt %}}{GOOD}{{% endif %}}")
+        conditioned = FAMILIES[family](with_control(template, GOOD))
         start, ids = served(conditioned, "ab"), tokens.prompt("ab", GOOD)
         assert ids == ids_of(conditioned, start) == chat(conditioned).prompt("ab")
         for reply in REPLIES:
             rest = served(tokenizer, "ab", {"role": "assistant", "content": reply})[len(served(tokenizer, "ab")) :]
             end = tokens.tokenizer.convert_ids_to_tokens(tokens.end_of_turn)
             whole = start + rest[: rest.rindex(end) + len(end)]  # type: ignore[arg-type]
-            assert ids + tokens.completion("ab", reply, GOOD) == ids_of(tokenizer, whole)
+            completion = tokens.completion("ab", reply, GOOD)
+            assert ids + completion == ids_of(tokenizer, whole)
+            assert chat(conditioned).completion("ab", reply) == completion, "also where the exported template writes it"
 
 
 def test_the_text_of_a_reply_is_what_the_template_writes_again() -> None:
