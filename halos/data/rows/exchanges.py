@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import cast
 
 from halos.data.records.record import Prompt
@@ -113,12 +114,13 @@ class Exchanges:
         control = self.boundary.encode([self._control])[0] if self._control else []
         results = [Tokenised([*self.added_bos(texts[one.prompt]), *ids[one.prompt], *control]) for one in exchanges]
         contexts: dict[tuple[Prompt, str], Context] = {}
+        markup: dict[Prompt, str] = {}
         completions: list[_Completion] = []
         for one, result, written in zip(exchanges, results, self._written(exchanges, texts), strict=True):
             text, key = texts[one.prompt], (one.prompt, one.control)
             if key not in contexts:
                 contexts[key] = self._context(text, ids[one.prompt], one.control)
-            result.refusals += self._markup_of(one)
+            result.refusals = [Refusal("markup", one.where, shown) for shown in self._markup_of(one, markup)]
             for reply, whole in zip(one.replies, written, strict=True):
                 body, end = "", ""
                 if whole.startswith(text):
@@ -164,13 +166,16 @@ class Exchanges:
         control_ids = self.boundary.encode([control])[0] if control else []
         return self.boundary.context(text + control, ids + control_ids)
 
-    def _markup_of(self, exchange: Exchange) -> Iterator[Refusal]:
-        """Refusals of special tokens in the texts of an exchange."""
-        turns = exchange.prompt if isinstance(exchange.prompt, str) else conversation_of(exchange.prompt).turns
-        for name, value in (("prompt", turns), ("completion", exchange.replies)):
-            for text in _strings(value):
-                if token := self._markup.search(text):
-                    yield Refusal("markup", exchange.where, f"{token[0]!r} in the {name}")
+    def _markup_of(self, exchange: Exchange, known: dict[Prompt, str]) -> list[str]:
+        """Special tokens in the texts of an exchange; ``known``: those of prompts, which occur several times."""
+        prompt = exchange.prompt
+        if prompt not in known:
+            known[prompt] = self._first_token(prompt if isinstance(prompt, str) else conversation_of(prompt).turns)
+        found = {"prompt": known[prompt], "completion": self._first_token(exchange.replies)}
+        return [f"{token!r} in the {name}" for name, token in found.items() if token]
+
+    def _first_token(self, value: object) -> str:
+        return next((token[0] for text in _strings(value) if (token := self._markup.search(text))), "")
 
     def _shape(self, context: Context, reply: Reply, body: str) -> Shape | None:
         core = reply.strip() if isinstance(reply, str) else ""
@@ -180,9 +185,8 @@ class Exchanges:
         at = body.find(text, start)
         if not (context.safe and core and at >= 0):
             return None
-        around = repr((context.text, body[:at], body[at + len(text) :]))
         treatment = "" if core == reply else "kept" if kept else "trimmed"
-        return hashlib.sha256(around.encode()).hexdigest()[:12], treatment
+        return _digest(context.text, body[:at], body[at + len(text) :]), treatment
 
     def _add_ids(self, completions: Sequence[_Completion]) -> None:
         found = self.boundary.after([one.context for one in completions], [one.text + one.end for one in completions])
@@ -193,6 +197,11 @@ class Exchanges:
             elif ids[-1:] != [end]:  # a tokenizer may split special tokens like any text
                 ids = [*self.boundary.after([one.context], [one.text])[0], end]
             one.owner.completions.append(ids)
+
+
+@lru_cache(maxsize=256)
+def _digest(*texts: str) -> str:
+    return hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
 
 
 def _strings(value: object) -> Iterator[str]:
