@@ -58,8 +58,7 @@ Steps = list[list[Row]]
 def planned(run: Run) -> Steps:
     """The rows of each step, in our order."""
     rows = run.data.rows["train"].rows
-    order = run.data.order(batch_size=run.data.batch_size, steps=run.data.steps)
-    return [[rows[i] for i in micro.rows] for micro in order]
+    return [[rows[i] for i in micro.rows] for micro in run.data.order()]
 
 
 def _ours(job: Job, folder: Path, run: Run, steps: Steps) -> Found:

@@ -1,8 +1,7 @@
 """Checks of numbers that a user sets; the error names the configuration key."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Collection
 from typing import TypeGuard
 
 
@@ -29,6 +28,12 @@ def check_share(key: str, value: object) -> None:
     """Raise ``ValueError`` unless the value is a number above 0 and up to 1."""
     if not (is_number(value) and 0 < value <= 1):
         raise ValueError(f"{key}: expected a share in (0, 1], found {value!r}")
+
+
+def check_choice(key: str, value: object, options: Collection[str]) -> None:
+    """Raise ``ValueError`` unless the value is one of the options."""
+    if value not in options:
+        raise ValueError(f"{key}: expected one of {', '.join(options)}; found {value!r}")
 
 
 def is_number(value: object) -> TypeGuard[float]:

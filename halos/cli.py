@@ -3,8 +3,6 @@
 Neither torch nor Lightning is imported here: a misspelt word is reported within a second.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re
@@ -12,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -25,13 +24,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from halos.config.combinations import check_combinations, values_of
-from halos.config.errors import explain, no_such_option, require_plain_booleans
+from halos.config.errors import check_complete, explain, no_such_option
 from halos.config.folder import config_folder
 from halos.config.open_keys import opened
+from halos.config.shorthand import implied_groups
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
-from halos.processes.launch import ERRORS, die_with_parent, ranks_to_start, run_ranks
+from halos.processes.launch import ERRORS, die_with_parent, on_devices
 from halos.processes.signals import caught
+from halos.safe_text import accept_any_text, visible
 from halos.training.result import trial_value
 
 
@@ -40,7 +41,7 @@ class Command:
     """A command of the command line.
 
     Attributes:
-        function: ``module:function``; it takes the composed configuration.
+        function: the name of a module of :mod:`halos.commands` and of its function, which takes the configuration.
         config: the name of its YAML in ``conf/``.
         run: whether it has an output folder and may use several devices.
     """
@@ -51,14 +52,14 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("halos.commands.train:train", "train", run=True),
-    "cache-reference": Command("halos.commands.cache_reference:cache_reference", "train", run=True),
-    "estimate": Command("halos.commands.estimate:estimate", "train"),
-    "data": Command("halos.commands.inspect_data:inspect_data", "inspect"),
-    "sample": Command("halos.commands.sample:sample", "sample"),
-    "evaluate": Command("halos.commands.evaluate:evaluate", "evaluate"),
-    "label": Command("halos.commands.label:label", "label"),
-    "compare": Command("halos.commands.compare:compare", "compare"),
+    "train": Command("train", "train", run=True),
+    "cache-reference": Command("cache_reference", "train", run=True),
+    "estimate": Command("estimate", "train"),
+    "data": Command("inspect_data", "inspect"),
+    "sample": Command("sample", "sample"),
+    "evaluate": Command("evaluate", "evaluate"),
+    "label": Command("label", "label"),
+    "compare": Command("compare", "compare"),
 }
 COMMAND = "HALOS_COMMAND"
 """Environment variable: the command's name, for further processes of the same run."""
@@ -103,6 +104,8 @@ def main_command(name: str) -> None:
     """Compose the command's configuration from the words of the command line, and run the command."""
     os.environ[COMMAND] = name
     sys.argv[1:] = opened(sys.argv[1:])
+    if COMMANDS[name].config == "train":
+        sys.argv[1:1] = implied_groups(sys.argv[1:])
     if COMMANDS[name].run:
         name_jobs_by_what_is_swept(sys.argv)
     elif COMMANDS[name].config == "train":
@@ -120,54 +123,51 @@ def main_command(name: str) -> None:
 def _run_job(cfg: DictConfig) -> float | None:
     name = Path(HydraConfig.get().runtime.output_dir).name
     with sweeps.failure_printed(name, _line), sweeps.job():
-        return _run_placed(cfg)
+        _place(cfg)
+        check_combinations(values_of(cfg))
+        if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":
+            _run_or_rounds(cfg)
+            return None
+        # The returned value is for sweepers that search for the best settings; Hydra's own ignores it.
+        folders = [_run_or_rounds(seed_cfg) for seed_cfg in _of_seeds(cfg, cfg.sweep_seeds)]
+        return trial_value(folders, cfg.sweep_metric, max_kl=cfg.sweep_max_kl)
 
 
-def _run_placed(cfg: DictConfig) -> float | None:
-    _place(cfg)
-    check_combinations(values_of(cfg))
-    if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":
-        _run_or_rounds(cfg)
-        return None
-    # The returned value is for sweepers that search for the best settings; Hydra's own ignores it.
-    folders = [_run_or_rounds(seed_cfg) for seed_cfg in _of_seeds(cfg)]
-    return trial_value(folders, cfg.sweep_metric, max_kl=cfg.sweep_max_kl)
-
-
-def _of_seeds(cfg: DictConfig) -> list[DictConfig]:
-    if cfg.sweep_seeds is None:
+def _of_seeds(cfg: DictConfig, seeds: Sequence[int] | None) -> list[DictConfig]:
+    if seeds is None:
         return [cfg]
-    if not cfg.sweep_seeds or len(set(cfg.sweep_seeds)) < len(cfg.sweep_seeds):
-        raise ValueError(f"sweep_seeds: expected different seeds, found {cfg.sweep_seeds}")
-    changes: list[dict[str, object]] = [
-        {"seed": seed, "output_dir": f"{cfg.output_dir}/seed_{seed}"} for seed in cfg.sweep_seeds
-    ]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"sweep_seeds: expected different seeds, found {seeds}")
+    changes = [{"seed": seed, "output_dir": f"{cfg.output_dir}/seed_{seed}"} for seed in seeds]
     return [cast("DictConfig", OmegaConf.merge(cfg, keys)) for keys in changes]
 
 
 def _run_or_rounds(cfg: DictConfig) -> Path:
+    # Also in a sweep: this process goes on to the next job, and a process group cannot be left and joined at will.
+    run = partial(on_devices, job=_run)
     if cfg.rounds.count != 1 or cfg.get("before"):
         _get_ready(cfg)
         from halos.commands.rounds import run_rounds
 
-        return run_rounds(cfg, _run_on_devices)
-    _run_on_devices(cfg)
+        return run_rounds(cfg, run)
+    run(cfg)
     return Path(cfg.output_dir)
-
-
-def _run_on_devices(cfg: DictConfig) -> None:
-    # Also in a sweep: this process goes on to the next job, and a process group cannot be left and joined at will.
-    if (count := ranks_to_start(cfg)) > 1:
-        run_ranks(cfg, count)
-    else:
-        _run(cfg)
 
 
 def _place(cfg: DictConfig) -> None:
     context = HydraConfig.get()
     cfg.output_dir = context.runtime.output_dir  # absolute; in a sweep the job's own folder
-    _require_output_dir(cfg, context.overrides.task)
-    _require_options(context.overrides.task)
+    words = context.overrides.task
+    # The default folder is named after the time. Processes that torchrun or srun starts would each take their own.
+    apart = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if (apart or cfg.trainer.num_nodes > 1) and not any(word.startswith("output_dir=") for word in words):
+        raise ValueError("output_dir: expected one for all processes, as they are started apart; set output_dir=…")
+    # For an optional group Hydra ignores an option that does not exist, also a misspelt one.
+    for group, _, name in (word.partition("=") for word in words):
+        if group in ("tuned", "feedback"):
+            options = GlobalHydra.instance().config_loader().get_group_options(group)
+            if name not in options:
+                raise ValueError(no_such_option(group, name, options))
 
 
 def _rank_job(config: Path) -> None:
@@ -177,16 +177,13 @@ def _rank_job(config: Path) -> None:
 
 def _run(cfg: DictConfig) -> None:
     _get_ready(cfg)
-    module, _, function = COMMANDS[os.environ.get(COMMAND) or "train"].function.partition(":")
+    function = COMMANDS[os.environ.get(COMMAND) or "train"].function
     # Imports torch and the rest, which takes seconds.
-    getattr(import_module(module), function)(cfg)
+    getattr(import_module(f"halos.commands.{function}"), function)(cfg)
 
 
 def _get_ready(cfg: DictConfig) -> None:
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
-    if missing:
-        raise ValueError(f"{missing[0]}: expected a value, found none; set {missing[0]}=…")
-    require_plain_booleans(OmegaConf.to_container(cfg))
+    check_complete(cfg)
     # Modules of the user (loss._target_=mylab.losses.MyLoss) are found in the folder in which the command is run.
     sys.path.insert(0, str(Path.cwd()))
 
@@ -209,25 +206,10 @@ def name_jobs_by_what_is_swept(words: list[str]) -> None:
     words.insert(place + 1, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(dict.fromkeys(excluded))}]")
 
 
-def _require_output_dir(cfg: DictConfig, words: Sequence[str]) -> None:
-    # The default folder is named after the time. Processes that torchrun or srun starts would each take their own.
-    apart = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
-    if (apart or cfg.trainer.num_nodes > 1) and not any(word.startswith("output_dir=") for word in words):
-        raise ValueError("output_dir: expected one for all processes, as they are started apart; set output_dir=…")
-
-
-def _require_options(words: Sequence[str]) -> None:
-    # For an optional group Hydra ignores an option that does not exist, also a misspelt one.
-    for group, _, name in (word.partition("=") for word in words):
-        if group in ("tuned", "feedback"):
-            options = GlobalHydra.instance().config_loader().get_group_options(group)
-            if name not in options:
-                raise ValueError(no_such_option(group, name, options))
-
-
 def end_with_one_line(job: Callable[[], object]) -> None:
     """Call the job; if it fails, print one clear line last and exit with status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them in its own way
+    accept_any_text()
     try:
         with caught():
             job()
@@ -239,16 +221,17 @@ def _line(error: BaseException) -> str:
     """Return the line for an error; the traceback of an unexpected one is printed first."""
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if not full_disk and not isinstance(error, _EXPECTED):
-        traceback.print_exception(error)
+        print(visible("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     return _message(error)
 
 
 def _message(error: BaseException) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return explain(error)
+        return visible(explain(error))
     if isinstance(error, _EXPECTED):
-        return " ".join(str(error).split())  # ValueErrors of other packages may have several lines
-    return f"{type(error).__name__}: {error}"
+        # ValueErrors of other packages may have several lines.
+        return visible(" ".join(str(error).split()))
+    return visible(f"{type(error).__name__}: {error}")
 
 
 def _fail(message: str) -> None:

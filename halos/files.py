@@ -4,14 +4,12 @@ What is written goes to a name that ends in ``.part`` first, then to the disk (f
 kill, a full disk or a power failure leaves the earlier version in place.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,7 @@ def write_atomically(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+def atomic_file(path: Path, *, shared: bool = False) -> AbstractContextManager[Path]:
     """Yield a path to write to; the file takes its final name when the block ends without an error.
 
     Args:
@@ -36,24 +33,22 @@ def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
         shared: whether several processes may write this file at the same time. Each then writes to a part of its own,
             and the last one to finish wins.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}{PART}" if shared else path.name + PART)
-    try:
-        yield part
-        move_into_place(part, path)
-    except BaseException:
-        remove(part)
-        raise
+    return _moved_into_place(path.with_name(f".{path.name}.{os.getpid()}{PART}" if shared else path.name + PART), path)
 
 
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> AbstractContextManager[Path]:
     """Yield an empty folder to write to; it replaces ``folder`` when the block ends without an error."""
     part = folder.with_name(folder.name + PART)
     remove(part)  # what a killed process has left
     part.mkdir(parents=True)
+    return _moved_into_place(part, folder)
+
+
+@contextmanager
+def _moved_into_place(part: Path, path: Path) -> Iterator[Path]:
     try:
         yield part
-        move_into_place(part, folder)
+        move_into_place(part, path)
     except BaseException:
         remove(part)
         raise
@@ -132,8 +127,18 @@ class Journal:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            self._recover()
+        data = path.read_bytes() if path.exists() else b""
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.truncate(path, end)
+        for number, line in enumerate(data[:end].splitlines(), start=1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: expected a JSON object, found {line[:60]!r}")
+            self.rows.append(row)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one object and wait until it is on disk."""
@@ -144,17 +149,3 @@ class Journal:
         if not self.rows:  # the file may be new: its name has to reach the disk too
             _sync(self.path.parent)
         self.rows.append(dict(row))
-
-    def _recover(self) -> None:
-        data = self.path.read_bytes()
-        end = data.rfind(b"\n") + 1
-        if end < len(data):
-            os.truncate(self.path, end)
-        for number, line in enumerate(data[:end].splitlines(), start=1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise ValueError(f"{self.path}:{number}: expected a JSON object, found {line[:60]!r}")
-            self.rows.append(row)

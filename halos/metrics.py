@@ -1,7 +1,5 @@
 """Metrics as (sum, count) pairs: added up over micro-batches, all-reduced over ranks, then divided once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -60,10 +58,9 @@ class Averages(Metric):
         # MPS has no float64.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         # as_tensor() with a dtype: in the default dtype, bfloat16 with precision=bf16-true, a count would be rounded.
-        values = [value for mean in means.values() for value in (mean.total, mean.count)]
-        return torch.stack([torch.as_tensor(value, dtype=dtype, device=device).detach() for value in values]).view(
-            -1, 2
-        )
+        numbers = [number for mean in means.values() for number in (mean.total, mean.count)]
+        values = [torch.as_tensor(number, dtype=dtype, device=device).detach() for number in numbers]
+        return torch.stack(values).view(-1, 2)
 
     def _divided(self, sums: list[list[float]]) -> dict[str, float]:
         pairs = zip(self.names, sums, strict=True) if sums else ()

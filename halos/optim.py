@@ -1,11 +1,9 @@
 """Optimizers and their learning-rate schedule."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,15 +11,9 @@ import torch
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
+from halos.checks import check_choice, check_number, is_number
+
 SCHEDULES = ("constant", "linear", "cosine")
-
-
-def _check_numbers(name: str, values: object, expected: str, *, count: int, below: float = math.inf) -> None:
-    """Raise ``ValueError`` unless ``values`` are ``count`` numbers from 0 on, as ``expected`` says in words."""
-    numbers = tuple(values) if isinstance(values, list | tuple) else (values,)
-    valid = (isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < below for n in numbers)
-    if len(numbers) != count or not all(valid):
-        raise ValueError(f"optim.{name}: expected {expected}, found {values!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +39,8 @@ class Optim(ABC):
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "warmup"):
-            _check_numbers(name, getattr(self, name), "a number from 0 on", count=1)
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"optim.schedule: expected one of {', '.join(SCHEDULES)}; found {self.schedule!r}")
+            check_number(f"optim.{name}", getattr(self, name))
+        check_choice("optim.schedule", self.schedule, SCHEDULES)
 
     def check(self) -> None:
         """Check that the optimizer can run on this machine.
@@ -91,8 +82,9 @@ class AdamW(Optim):
 
     def __post_init__(self) -> None:
         Optim.__post_init__(self)
-        _check_numbers("betas", self.betas, "two numbers from 0 to below 1", count=2, below=1)
-        _check_numbers("eps", self.eps, "a number from 0 on", count=1)
+        if not _are_numbers(self.betas, 2, below=1):
+            raise ValueError(f"optim.betas: expected two numbers from 0 to below 1, found {self.betas!r}")
+        check_number("optim.eps", self.eps)
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         betas = (self.betas[0], self.betas[1])  # YAML has lists
@@ -126,20 +118,14 @@ class BitsAndBytesAdamW(AdamW):
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         self.check()
-        other_devices = {p.device.type for p in parameters} - {"cuda"}
-        if other_devices:
+        if other_devices := {p.device.type for p in parameters} - {"cuda"}:
             devices = ", ".join(sorted(other_devices))
             raise ValueError(f"optim: bitsandbytes' optimizers need weights on a CUDA device, found {devices}")
         import bitsandbytes
 
+        values = {"lr": self.lr, "betas": tuple(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}
         optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW(
-            parameters,
-            lr=self.lr,
-            betas=tuple(self.betas),
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            optim_bits=self.bits,
-            is_paged=self.paged,
+            parameters, **values, optim_bits=self.bits, is_paged=self.paged
         )
         return optimizer
 
@@ -161,8 +147,9 @@ class RMSprop(Optim):
 
     def __post_init__(self) -> None:
         Optim.__post_init__(self)
-        _check_numbers("alpha", self.alpha, "a number from 0 to below 1", count=1, below=1)
-        _check_numbers("eps", self.eps, "a number from 0 on", count=1)
+        if not _are_numbers(self.alpha, 1, below=1):
+            raise ValueError(f"optim.alpha: expected a number from 0 to below 1, found {self.alpha!r}")
+        check_number("optim.eps", self.eps)
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(parameters, self.lr, self.alpha, self.eps, self.weight_decay)
@@ -190,14 +177,14 @@ class Adafactor(Optim):
 
     def __post_init__(self) -> None:
         Optim.__post_init__(self)
-        count = 1 if isinstance(self.eps, int | float) else 2
-        _check_numbers("eps", self.eps, "one or two numbers from 0 on, such as [1e-30,1e-3]", count=count)
+        if not _are_numbers(self.eps, 2 if isinstance(self.eps, list | tuple) else 1):
+            expected = "one or two numbers from 0 on, such as [1e-30,1e-3]"
+            raise ValueError(f"optim.eps: expected {expected}, found {self.eps!r}")
 
     def _optimizer(self, parameters: list[Parameter], fused: bool) -> torch.optim.Optimizer:
         from transformers.optimization import Adafactor as TransformersAdafactor
 
-        make: Callable[..., torch.optim.Optimizer] = TransformersAdafactor
-        return make(
+        return TransformersAdafactor(
             parameters,
             lr=self.lr,
             eps=tuple(self.eps) if isinstance(self.eps, list | tuple) else (self.eps**2, 1e-3),
@@ -208,6 +195,11 @@ class Adafactor(Optim):
             relative_step=False,
             warmup_init=False,
         )
+
+
+def _are_numbers(values: object, count: int, below: float = math.inf) -> bool:
+    numbers = values if isinstance(values, list | tuple) else (values,)
+    return len(numbers) == count and all(is_number(n) and 0 <= n < below for n in numbers)
 
 
 def learning_rate_factor(step: int, *, warmup: int, steps: int, schedule: str) -> float:

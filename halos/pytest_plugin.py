@@ -1,7 +1,5 @@
 """The pytest option ``--halos-objective mylab.losses.MyLoss`` checks an objective with the conformance kit."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,22 +1,37 @@
-"""What all commands print to: one console, its log handler and progress bars."""
+"""What all commands print to: one console, its log handler and progress bars.
 
-from __future__ import annotations
+The console reads no markup, and shows control characters escaped in every string that is printed or in a table's cell.
+So text of others may be passed as it is; styles are added with :func:`styled`.
+"""
 
 import logging
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich import progress
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from rich.text import Text
 
 from halos.processes.first import on_first_process
+from halos.safe_text import accept_any_text, visible
 
 Item = TypeVar("Item")
 
-console = Console(soft_wrap=False)
+
+class PlainConsole(Console):
+    """A console for which every string is plain text, without markup, emoji codes and control characters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, *args: Any, **options: Any) -> Text:
+        return super().render_str(visible(text), *args, **options)
+
+
+console = PlainConsole()
 
 STREAMS = ".*Your `IterableDataset` has `__len__` defined.*"
 """Lightning warns that the length is wrong with several workers; a stream has at most one."""
@@ -25,9 +40,14 @@ UNHELPFUL = (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinsta
 
 
 def set_up_logging() -> None:
-    """Log this package's messages to the console of the first process, and other libraries' warnings only."""
+    """Log this package's messages to the console of the first process, and other libraries' warnings only.
+
+    Control characters in messages are shown escaped, and so is what stdout's encoding lacks.
+    """
     from transformers.utils import logging as transformers_logging  # slow to import, but without torch
 
+    accept_any_text()
+    _show_controls()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -45,10 +65,38 @@ def set_up_logging() -> None:
 
 def track(name: str, work: Sequence[Item], *, shown: bool = True) -> Iterable[Item]:
     """Iterate over ``work`` with a progress bar on the first process; there is no bar for an empty sequence."""
-    return progress.track(work, name, console=console, disable=not (shown and on_first_process() and work))
+    # A bar reads its description as markup, whatever the console does.
+    description = escape(visible(name, one_line=True))
+    return progress.track(work, description, console=console, disable=not (shown and on_first_process() and work))
 
 
 def say(text: str) -> None:
-    """Print one line of a result on the first process; square brackets are not markup."""
+    """Print one line of a result on the first process."""
     if on_first_process():
-        console.print(escape(text), highlight=False)
+        console.print(text)
+
+
+def styled(*parts: str | tuple[str, str]) -> Text:
+    """Join parts to one text for the console; a part is a text, or a text and its style."""
+    pairs = [(part, "") if isinstance(part, str) else part for part in parts]
+    return Text.assemble(*((visible(text), style) for text, style in pairs))
+
+
+class _ShownRecord(logging.LogRecord):
+    """A message whose control characters are shown, whatever handler prints it."""
+
+    def getMessage(self) -> str:
+        # Ours have one line, so that a text of others cannot look like the next message.
+        return visible(super().getMessage(), one_line=self.name.partition(".")[0] == "halos")
+
+
+def _show_controls() -> None:
+    """Show control characters in messages and warnings of all libraries."""
+    logging.setLogRecordFactory(_ShownRecord)
+    original = warnings.formatwarning
+    if original.__module__ != __name__:  # not done before
+
+        def shown(*args: Any, **options: Any) -> str:
+            return visible(original(*args, **options))
+
+        warnings.formatwarning = shown

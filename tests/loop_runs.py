@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from halos import objectives
 from halos.data.batches.collate import Batch, Batches, collate
-from halos.data.batches.order import MicroBatch, validation_order
+from halos.data.batches.order import Division, MicroBatch, validation_order
 from halos.data.rows.token_rows import Row
 from halos.objectives import (
     BCO,
@@ -144,12 +144,11 @@ class InOrder(pl.LightningDataModule):
         if not self.val:
             return []
         rank, ranks = data_ranks(self.trainer)
-        return self._loader(
-            self.val, validation_order(len(self.val), batch_size=self.batch_size, world_size=ranks, rank=rank)
-        )
+        division = Division(batch_size=self.batch_size, world_size=ranks, rank=rank)
+        return self._loader(self.val, validation_order(len(self.val), division))
 
     def _loader(self, rows: list[Row], order: list[MicroBatch]) -> DataLoader[Batch]:
-        batches = Batches(rows, mismatched=self.mismatched, chunks=2, whole=self.whole)
+        batches = Batches(rows, partial(collate, mismatched=self.mismatched, chunks=2, whole=self.whole))
         return DataLoader(batches, sampler=order, batch_size=None)
 
 

@@ -20,6 +20,7 @@ from halos.processes import sweeps
 from halos.processes.launch import ERRORS
 from halos.training.result import trial_value
 from tests.configs import compose
+from tests.test_safe_text import BAD
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,7 +41,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
 
 MISTAKES = [
     ("loss=kt0", ["loss=kt0", "did you mean kto?", "csft, dpo, grpo, ipo, kto"]),
-    ("data=jsn", ["data=jsn", "did you mean json?"]),
+    ("data=fils", ["data=fils", "did you mean files"]),
     ("strategy=nothinglikeit", ["strategy=nothinglikeit", "expected one of auto, ddp"]),
     ("los=kto", ["los", "loss"]),
     ("optim.lrr=1", ["optim.lrr", "did you mean lr"]),
@@ -74,6 +75,20 @@ def test_no_name_is_suggested_where_none_comes_near() -> None:
     with pytest.raises(OmegaConfBaseException) as caught:
         _ = OmegaConf.structured(compose("output_dir=x")).loss.zzzzzzzz
     assert "did you mean" not in explain(caught.value)
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_an_error_shows_control_characters_of_others_escaped(
+    kind: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job() -> None:
+        raise kind("id \x1b]0;title\x07\x9b2J\u202e: bad")
+
+    with pytest.raises(SystemExit):
+        cli.end_with_one_line(job)
+    printed = capsys.readouterr().err
+    assert printed.endswith("id \\x1b]0;title\\x07\\x9b2J\\u202e: bad\n")
+    assert not set(BAD) - {"\n"} & set(printed)  # also in the traceback
 
 
 @pytest.mark.parametrize("word", ["tuned=toy_cfst", "feedback=toy_grop"])
@@ -243,7 +258,7 @@ def test_names_of_a_sweeps_folders_need_no_quotes(monkeypatch: pytest.MonkeyPatc
     seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", seen.append)
     swept = ("seed=4,5", "data.train='my data/a.jsonl',b.jsonl", r"trainer.devices=[0],1", "optim.lr=-1.0,1e-5")
-    assert call(monkeypatch, tmp_path, "train", "-m", "data=json", *swept, "output_dir=sweep") == 0
+    assert call(monkeypatch, tmp_path, "train", "-m", "data=files", *swept, "output_dir=sweep") == 0
     folders = [Path(cfg.output_dir) for cfg in seen]
     assert len(set(folders)) == 16
     assert {folder.parent for folder in folders} == {tmp_path / "sweep"}
@@ -323,7 +338,9 @@ def test_each_job_of_a_sweep_on_several_devices_has_ranks_of_its_own(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", lambda cfg: pytest.fail("it trained in this process"))
-    monkeypatch.setattr(cli, "run_ranks", lambda cfg, count: seen.append((Path(cfg.output_dir).name, count)))
+    monkeypatch.setattr(
+        "halos.processes.launch.run_ranks", lambda cfg, count: seen.append((Path(cfg.output_dir).name, count))
+    )
     words = ("train", "-m", "loss=kto,dpo", "strategy=ddp", "trainer.devices=2", "output_dir=out")
     assert call(monkeypatch, tmp_path, *words) == 0
     assert seen == [("loss_kto", 2), ("loss_dpo", 2)]

@@ -16,7 +16,8 @@ import halos
 
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
-    "checks files metrics optim processes",
+    "checks safe_text",
+    "files metrics optim processes",
     "terminal data",
     "config toy",
     "policy",
@@ -34,14 +35,14 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.spl
 PUBLIC = {
     "halos": (
         "APODown APOZero Adafactor AdamW BCO Backbone BitsAndBytesAdamW BradleyTerry CPO CSFT DPO FSDP GRPO HHSource "
-        "IPO JsonSource KTO LoRA Mix MixedSource ModelSpec Needs ORPO OasstSource Objective Output PPO "
+        "IPO FeedbackFiles KTO LoRA Mix MixedSource ModelSpec Needs ORPO OasstSource Objective Output PPO "
         "PreferenceDataModule RMSprop RobustDPO SFT SHPSource SLiC Selection SimPO StreamingDataModule ToySource "
         "UltraFeedbackSource data objectives policy testing theory train"
     ),
     "halos.data": (
-        "Batch Batches Completion FileSource HHSource JsonSource MixedSource OasstSource OnPolicySource "
-        "PreferenceDataModule Record Row SHPSource Selection Source StreamingDataModule TrueReward UltraFeedbackSource "
-        "collate"
+        "Batch Batches Completion Conversation FileSource HHSource FeedbackFiles Message MixedSource OasstSource "
+        "OnPolicySource PreferenceDataModule Record Row RowSource SHPSource Selection Source StreamingDataModule "
+        "TrueReward UltraFeedbackSource collate"
     ),
     "halos.judges": "ChatJudge CompletionJudge RewardModel TruthJudge",
     "halos.objectives": (

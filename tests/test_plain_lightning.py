@@ -125,6 +125,16 @@ def test_the_saved_model_is_the_trained_one(pairs: Path, tmp_path: Path) -> None
     assert AutoTokenizer.from_pretrained(tmp_path / "aligned").chat_template == loss.backbone.tokenizer.chat_template
 
 
+def test_a_warning_about_the_data_comes_once(pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    backbone = halos.Backbone.from_pretrained(TOY)
+    backbone.policy.config.rope_parameters = {"rope_type": "dynamic"}
+    loss, data = halos.SFT(backbone), data_of(pairs, val_size=4, max_length=256)
+    trainer = trainer_of(tmp_path, max_steps=1, enable_checkpointing=False)
+    trainer.validate(loss, datamodule=data, verbose=False)
+    trainer.fit(loss, datamodule=data)
+    assert caplog.text.count("rope_type=dynamic") == 1
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_an_epoch_is_a_pass(epochs: int, pairs: Path, tmp_path: Path) -> None:
     seen: list[str] = []

@@ -1,14 +1,12 @@
 """``cache_reference(cfg)``: computes and caches the reference's log-probs of a run, without training."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from halos.commands.assembly import assemble
-from halos.config.building import build
+from halos.config.nodes import build
 from halos.reporting import run_report
 
 

@@ -3,8 +3,6 @@
 It imports neither torch nor Lightning: reading a few tables should not wait for them.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -46,7 +44,7 @@ def compare(cfg: DictConfig) -> Path:
         write_atomically(output / name, text)
     # The page holds the same figures as SVG; Markdown renderers such as GitHub's take images from files only.
     for verdict in verdicts:
-        claim_figure(verdict)[0].savefig(output / f"claim_{verdict.claim.name}.png", dpi=100)
+        claim_figure(verdict)[0].savefig(output / verdict.claim.image, dpi=100)
     terminal.console.print(tables.terminal(comparison))
     for folder in unfinished:
         terminal.say(f"left out, as it has not finished: {folder}")

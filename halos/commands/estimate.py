@@ -1,18 +1,16 @@
 """``estimate(cfg)``: the memory and time of a run on given devices, before any of them is booked."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from rich.table import Table
+from rich.table import Column, Table
 
 from halos import terminal
-from halos.checks import check_share
-from halos.commands.assembly import objective_maker
-from halos.config.building import build
+from halos.checks import check_choice, check_share
+from halos.commands.builders import objective_maker
+from halos.config.nodes import build
 from halos.objectives.base import Objective
 from halos.optim import AdamW, BitsAndBytesAdamW, Optim, RMSprop
 from halos.policy.loading import ModelSpec
@@ -43,20 +41,12 @@ GPUS = {
 """As in NVIDIA's data sheets (from memory)."""
 
 
-class Estimate(TypedDict):
-    """What a run needs: bytes of a device by part and in total, operations an example, and hours (None: not known)."""
-
-    memory: dict[str, float]
-    total: float
-    fits: bool
-    operations: float
-    hours: float | None
-
-
-def estimate(cfg: DictConfig) -> Estimate:
+def estimate(cfg: DictConfig) -> dict[str, Any]:
     """Print and return what the configured run needs.
 
-    Hours are None where the number of examples is not known.
+    Returns:
+        The bytes of a device by part (``memory``), their ``total``, whether it ``fits``, the ``operations`` of an
+        example, and the ``hours``; None where the number of examples is not known.
 
     Raises:
         ValueError: an unknown GPU, a model whose config cannot be read, or settings that no formula covers.
@@ -66,7 +56,7 @@ def estimate(cfg: DictConfig) -> Estimate:
     _check(cfg, spec)
     # Made without a backbone: whether y' and a reference are needed may depend on its parameters.
     objective = objective_maker(cfg.loss)(None)
-    gpu, devices = GPUS[cfg.estimate.gpu], _devices(cfg)
+    gpu, devices = GPUS[cfg.estimate.gpu], (cfg.trainer.devices or 1) * int(cfg.trainer.num_nodes)
     # The model's config is enough: neither weights nor a tokenizer need be there.
     with torch.device("meta"):
         shape = Shape.of(spec.skeleton())
@@ -75,32 +65,28 @@ def estimate(cfg: DictConfig) -> Estimate:
     longest = _example(cfg, objective, None, None)
     average = _example(cfg, objective, cfg.estimate.prompt_tokens, cfg.estimate.completion_tokens)
     parts = memory(shape, setting, tokens=cfg.data.batch_size * longest.trained)
-    examples, epochs = _examples(cfg, devices)
+    # With max_steps every example that is read counts as a different one.
+    examples, epochs = cfg.estimate.examples, float(cfg.trainer.max_epochs)
+    if cfg.trainer.max_steps > 0:
+        step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * devices
+        examples, epochs = cfg.trainer.max_steps * step, 1.0
     per_example = operations(shape, average, setting, reference=objective.needs.reference, epochs=epochs)
-    peak = 1e12 * (gpu.float32 if cfg.precision == "32-true" else gpu.bfloat16)
-    rate = devices * cfg.estimate.utilisation * peak
+    rate = devices * cfg.estimate.utilisation * 1e12 * (gpu.float32 if cfg.precision == "32-true" else gpu.bfloat16)
+    hours = None if examples is None else examples * per_example / rate / 3600
     total = sum(parts.values())
-    result = Estimate(
-        memory=parts,
-        total=total,
-        fits=total < gpu.gib * GIB,
-        operations=per_example,
-        hours=None if examples is None else examples * per_example / rate / 3600,
-    )
-    _show(cfg, shape, result, devices)
-    return result
+    fits = total < gpu.gib * GIB
+    _show(cfg, shape, parts, fits=fits, hours=hours, devices=devices)
+    return {"memory": parts, "total": total, "fits": fits, "operations": per_example, "hours": hours}
 
 
 def _check(cfg: DictConfig, spec: ModelSpec) -> None:
-    if cfg.estimate.gpu not in GPUS:
-        raise ValueError(f"estimate.gpu: expected one of {', '.join(GPUS)}; found {cfg.estimate.gpu!r}")
+    check_choice("estimate.gpu", cfg.estimate.gpu, GPUS)
     check_share("estimate.utilisation", cfg.estimate.utilisation)
-    if cfg.strategy.name not in ("auto", "ddp", "fsdp"):
-        raise ValueError(
-            f"estimate: expected strategy=auto, ddp or fsdp, found {cfg.strategy.name}, which is not estimated"
-        )
+    check_choice("strategy of an estimate", cfg.strategy.name, ("auto", "ddp", "fsdp"))
     if spec.lora.enabled:
         raise ValueError("estimate: expected model.lora.enabled=false, found true; adapters are not estimated")
+    if cfg.trainer.devices is not None and (type(cfg.trainer.devices) is not int or cfg.trainer.devices < 1):
+        raise ValueError(f"trainer.devices: expected a number for an estimate, found {cfg.trainer.devices!r}")
 
 
 def _setting(cfg: DictConfig, spec: ModelSpec, objective: Objective, devices: int) -> Setting:
@@ -115,35 +101,17 @@ def _setting(cfg: DictConfig, spec: ModelSpec, objective: Objective, devices: in
     )
 
 
-def _devices(cfg: DictConfig) -> int:
-    count = cfg.trainer.devices or 1
-    if type(count) is not int or count < 1:
-        raise ValueError(f"trainer.devices: expected a number for an estimate, found {count!r}")
-    return count * int(cfg.trainer.num_nodes)
-
-
 def _example(cfg: DictConfig, objective: Objective, prompt: int | None, completion: int | None) -> Example:
     # Where a length is not set, the example is as long as the data's limits allow.
     limit = cfg.data.max_length
     prompt = min(cfg.data.max_prompt_length or limit // 2, limit) if prompt is None else prompt
     completion = limit - prompt if completion is None else completion
     if min(prompt, completion) < 0 or prompt + completion > limit:
-        raise ValueError(
-            f"estimate: expected prompt_tokens and completion_tokens within data.max_length={limit}, found {prompt} "
-            f"and {completion}"
-        )
+        expected = f"prompt_tokens and completion_tokens within data.max_length={limit}"
+        raise ValueError(f"estimate: expected {expected}, found {prompt} and {completion}")
+    branches, mismatched = BRANCHES[objective.view], objective.needs.mismatched
     shared = cfg.data.packing and cfg.data.share_prompts
-    return Example.of(
-        prompt, completion, branches=BRANCHES[objective.view], mismatched=objective.needs.mismatched, shared=shared
-    )
-
-
-def _examples(cfg: DictConfig, devices: int) -> tuple[int | None, float]:
-    # Different examples, and passes over them. With max_steps every example that is read counts as a different one.
-    if cfg.trainer.max_steps > 0:
-        step = cfg.data.batch_size * cfg.trainer.accumulate_grad_batches * devices
-        return cfg.trainer.max_steps * step, 1.0
-    return cfg.estimate.examples, float(cfg.trainer.max_epochs)
+    return Example.of(prompt, completion, branches=branches, mismatched=mismatched, shared=shared)
 
 
 def _state_bytes(optim: Optim, weight: int) -> float:
@@ -155,22 +123,20 @@ def _state_bytes(optim: Optim, weight: int) -> float:
     return float(weight) if isinstance(optim, RMSprop) else 0.0
 
 
-def _show(cfg: DictConfig, shape: Shape, result: Estimate, devices: int) -> None:
+def _show(
+    cfg: DictConfig, shape: Shape, parts: dict[str, float], *, fits: bool, hours: float | None, devices: int
+) -> None:
     model = f"{cfg.model.path} ({shape.parameters / 1e9:.2f}·10⁹ weights)"
-    terminal.say(
-        f"{model}, {cfg.loss.name}, {cfg.precision}, on each of {devices} × {cfg.estimate.gpu} ({cfg.strategy.name}):"
-    )
-    table = Table()
-    table.add_column("memory")
-    table.add_column("GiB", justify="right")
-    for name, size in [*result["memory"].items(), ("total", result["total"])]:
+    place = f"each of {devices} × {cfg.estimate.gpu} ({cfg.strategy.name})"
+    terminal.say(f"{model}, {cfg.loss.name}, {cfg.precision}, on {place}:")
+    total = sum(parts.values())
+    table = Table("memory", Column("GiB", justify="right"))
+    for name, size in [*parts.items(), ("total", total)]:
         table.add_row(name, f"{size / GIB:.2f}")
     terminal.console.print(table)
-    fits = "fits into" if result["fits"] else "does not fit into"
-    terminal.say(f"{result['total'] / GIB:.1f} GiB {fits} the {GPUS[cfg.estimate.gpu].gib} of {cfg.estimate.gpu}")
-    if result["hours"] is None:
-        terminal.say("time: set estimate.examples (training examples) or trainer.max_steps")
-    else:
-        terminal.say(
-            f"time: {result['hours']:.1f} h at {cfg.estimate.utilisation:.0%} of the peak rate, reference included"
-        )
+    into = "fits into" if fits else "does not fit into"
+    terminal.say(f"{total / GIB:.1f} GiB {into} the {GPUS[cfg.estimate.gpu].gib} of {cfg.estimate.gpu}")
+    needed = "set estimate.examples (training examples) or trainer.max_steps"
+    if hours is not None:
+        needed = f"{hours:.1f} h at {cfg.estimate.utilisation:.0%} of the peak rate, reference included"
+    terminal.say(f"time: {needed}")

@@ -1,7 +1,5 @@
 """``evaluate(cfg)``: a policy on held-out feedback, its samples against its reference, and a judge's verdicts."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,13 +8,13 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig
 
 from halos import terminal
-from halos.commands.assembly import plain
 from halos.commands.held_data import read_data
 from halos.commands.judge import make_judge
+from halos.config.nodes import plain
 from halos.evaluation import evaluator, report
 from halos.evaluation.heldout import held_out
 from halos.evaluation.plan import EvaluationPlan, Settings
-from halos.evaluation.results import Results, write_results
+from halos.evaluation.results import write_results
 from halos.policy.lookup import Policy, find_policy, reference_of
 
 
@@ -36,12 +34,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     # Samples and intervals have seeds of their own; this is for libraries that draw from global generators.
     pl.seed_everything(settings.seed, verbose=False)
     plan, folder = _plan(cfg, settings)
-    results: Results | None = None
     # Written stage by stage: if the judge or a task fails, what was computed before stays.
-    for stage in evaluator.evaluate(plan):
-        write_results(folder, stage, previous=results)
-        results = stage
-    assert results is not None  # the evaluator yields at least one stage
+    for results in evaluator.evaluate(plan):
+        write_results(folder, results)
     report.show(results)
     terminal.say(f"results: {folder}")
     return results.as_json()
@@ -61,16 +56,8 @@ def _plan(cfg: DictConfig, settings: Settings) -> tuple[EvaluationPlan, Path]:
         opponent = reference if cfg.opponent == "reference" else None
         if cfg.opponent not in ("reference", "data"):
             opponent = find_policy("opponent", cfg.opponent)
-    plan = EvaluationPlan(
-        settings=settings,
-        policy=policy,
-        reference=reference,
-        data=data,
-        held=held_out(data.records, data.selection, data.training),
-        judge=judge,
-        opponent=str(cfg.opponent),
-        opponent_policy=opponent,
-    )
+    held, name = held_out(data.records, data.selection, data.training), str(cfg.opponent)
+    plan = EvaluationPlan(settings, policy, reference, data, held, judge, opponent=name, opponent_policy=opponent)
     # Last, so that a refused evaluation leaves no empty folder.
     folder.mkdir(parents=True, exist_ok=True)
     return plan, folder

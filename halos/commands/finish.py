@@ -1,20 +1,20 @@
 """The end of a run: the exported policy, samples from it where the true reward is known, and the summary."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from halos.commands.assembly import Run, hyperparameters
+from halos.commands.assembly import Run
+from halos.config.nodes import flatten, plain
 from halos.policy.adapters import merge_adapter
 from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.export.reward_model import export_reward_model
+from halos.policy.loading import LoadOptions
 from halos.policy.logprobs.compiling import uncompiled
-from halos.processes.collectives import data_ranks, full_tensor
+from halos.processes.collectives import full_tensor
 from halos.reporting import run_report
 from halos.reporting.tensorboard import log_hparams
 from halos.sampling.before_after import Comparison, compare
@@ -31,7 +31,8 @@ def finish(run: Run) -> dict[str, Any]:
     score = None if run.objective.generates else full_tensor(run.objective.reward_head.linear.weight).detach()
     if not run.trainer.is_global_zero:
         return summary
-    card = _card(run, summary)
+    settings = hyperparameters(flatten(plain(run.cfg)))
+    card = _card(run, summary, settings)
     with uncompiled(policy):
         _export(run, card, policy, score)
         comparison = _compare(run, policy, run.trainer.strategy.root_device)
@@ -39,26 +40,25 @@ def finish(run: Run) -> dict[str, Any]:
         summary["samples"] = comparison.summary()
         run_report.show_comparison(comparison)
     final = summary["metrics"] | {f"samples/{name}": value for name, value in summary.get("samples", {}).items()}
-    log_hparams(run.trainer, hyperparameters(run.cfg), final)
+    log_hparams(run.trainer, settings, final)
     run_report.show_metrics(summary["metrics"])
     if run.data.streams:
-        run_report.show_data({"train": run.data.reports["train"]})
+        run_report.show_data({"train": run.data.prepared.intake.reports["train"]})
     run.folder.write_summary(summary)
     run_report.show_where_next(run.folder.root, run.folder.model)
     return summary
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    trainer, data = run.trainer, run.data
-    accumulate, world_size = trainer.accumulate_grad_batches, data_ranks(trainer)[1]
+    trainer = run.trainer
     return {
         "loss": run.cfg.loss.name,
         "strategy": run.cfg.strategy.name,
         "precision": run.cfg.precision,
         "world_size": trainer.world_size,
         "steps": trainer.global_step,
-        "examples": trainer.global_step * accumulate * world_size * data.batch_size,
-        "tokens": data.tokens_in(trainer.global_step, accumulate=accumulate, world_size=world_size),
+        "examples": trainer.global_step * run.examples_per_step,
+        "tokens": run.data.tokens_in(trainer.global_step),
         "train_seconds": run.record.seconds,
         "reference_seconds": run.objective.trained.reference_seconds,
         "peak_rss_mb": peak_rss_mb(),
@@ -69,14 +69,24 @@ def _summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _card(run: Run, summary: Mapping[str, Any]) -> ModelCard:
+def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers and names among the settings of a run that TensorBoard lists with its results."""
+    values = {key: settings[key] for key in ("precision", "seed")} | {"strategy": settings["strategy.name"]}
+    for key, value in settings.items():
+        group, _, name = key.partition(".")
+        if group in ("loss", "optim", "data", "model") and name[:1] != "_" and "." not in name:
+            values |= {key: value} if isinstance(value, int | float | str) else {}
+    return values
+
+
+def _card(run: Run, summary: Mapping[str, Any], settings: Mapping[str, Any]) -> ModelCard:
     train = run.cfg.data.get("train")
     return ModelCard(
         loss=run.cfg.loss.name,
         base=run.model.spec.path,
         paper=run.objective.paper,
         data=[train] if isinstance(train, str) else list(train or ()),
-        hyperparameters={**hyperparameters(run.cfg), "steps": summary["steps"]},
+        hyperparameters={**settings, "steps": summary["steps"]},
         metrics=summary["metrics"],
     )
 
@@ -94,7 +104,7 @@ def _export(run: Run, card: ModelCard, policy: Any, score: torch.Tensor | None) 
 
 
 def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
-    reward, sampling, spec = run.data.source.true_reward(), run.cfg.sampling, run.model.spec
+    reward, sampling, spec = run.data.preparation.source.true_reward(), run.cfg.sampling, run.model.spec
     if reward is None or not sampling.size or not run.objective.generates:
         return None
     trained = run.objective.trained
@@ -107,14 +117,7 @@ def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
         return None
     if reference is None:
         start = spec.of_reference() if spec.reference_path is not None else spec
-        reference = start.load(dtype=policy.dtype, vocabulary=len(run.model.tokenizer)).eval()
-    return compare(
-        policy,
-        reference.to(device),
-        run.tokens,
-        reward,
-        size=sampling.size,
-        max_new_tokens=sampling.max_new_tokens,
-        seed=run.cfg.seed,
-        control=run.objective.control,
-    )
+        reference = start.load(LoadOptions(dtype=policy.dtype, vocabulary=len(run.model.tokenizer))).eval()
+    reference = reference.to(device)
+    options = {"size": sampling.size, "max_new_tokens": sampling.max_new_tokens, "seed": run.cfg.seed}
+    return compare(policy, reference, run.tokens, reward, **options, control=run.objective.control)

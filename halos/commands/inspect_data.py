@@ -1,27 +1,22 @@
 """``inspect_data(cfg)``: shows what is in the data and what is wrong with it, without training."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from omegaconf import DictConfig
-from rich.markup import escape
 
-from halos.commands.assembly import build_data
-from halos.config.building import build
+from halos.commands.builders import build_data
+from halos.config.nodes import build
 from halos.data.preparation.intake import Intake
-from halos.data.preparation.prepare import DataNeeds, Preparation
+from halos.data.preparation.prepare import DataNeeds
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
-from halos.data.records.record import messages_of
-from halos.data.rows.token_rows import Rows, texts_of
+from halos.data.records.record import Conversation, messages_of, reply_text
+from halos.data.rows.token_rows import replies_of
 from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example, Labelled, Scored
-from halos.policy.loading import ModelSpec
 from halos.reporting.data_report import plot_lengths, show_report, write_report
 from halos.reporting.run_report import show_data, show_example
-from halos.terminal import console, set_up_logging
+from halos.terminal import console, set_up_logging, styled
 
 LONGEST_SHOWN = 400
 """Characters of a text that are shown."""
@@ -54,46 +49,39 @@ def inspect_data(cfg: DictConfig) -> Intake:
         for example in () if tokens else examples[: cfg.show]:  # with a tokenizer they are shown decoded
             _show(example)
     if tokens:
-        lengths = _tokenise(preparation, intake, cfg).lengths
+        tokenizer = build(cfg.model).tokenizer()
+        rows = preparation.tokenise(intake, DataNeeds(view=cfg.view), tokenizer)["train"]
+        for row in rows.rows[: cfg.show]:
+            show_example(row, tokenizer, ("chosen", "rejected") if cfg.view == "pairs" else ("completion",))
+        lengths = rows.lengths
     show_report(intake)
     show_data(intake.reports)
-    _write(cfg, intake, written, lengths)
+    if cfg.convert:
+        count = write_jsonl(Path(cfg.convert), written)
+        console.print(styled(f"{count:,} records → ", (str(cfg.convert), "bold")))
+    if cfg.plot:
+        plot_lengths(lengths, Path(cfg.plot))
+        console.print(styled("lengths → ", (str(cfg.plot), "bold")))
+    if cfg.output_dir:
+        write_report(intake, Path(cfg.output_dir))
     return intake
 
 
-def _tokenise(preparation: Preparation, intake: Intake, cfg: DictConfig) -> Rows:
-    spec: ModelSpec = build(cfg.model)
-    tokenizer = spec.tokenizer()
-    rows = preparation.tokenise(intake, DataNeeds(view=cfg.view), tokenizer)["train"]
-    names = ("chosen", "rejected") if cfg.view == "pairs" else ("completion",)
-    for row in rows.rows[: cfg.show]:
-        show_example(row, tokenizer, names)
-    return rows
-
-
 def _show(example: Example) -> None:
-    console.print(f"[bold]{escape(example.id)}[/]", highlight=False)
-    for turn in messages_of(example.prompt):
-        console.print(f"  [dim]{turn.role}:[/] {escape(turn.content[:LONGEST_SHOWN])}", highlight=False)
-    names = ("chosen", "rejected") if len(texts_of(example)) == 2 else (_name(example),)
-    for name, text in zip(names, texts_of(example), strict=True):
-        console.print(f"  [bold]{name}:[/] [green]{escape(text[:LONGEST_SHOWN])}[/]", highlight=False)
+    console.print(styled((example.id, "bold")))
+    prompt = example.prompt
+    lines = [(turn.role, turn.text) for turn in messages_of(prompt)]
+    if isinstance(prompt, Conversation):
+        lines = [("tools", prompt.tools), ("chat_template_kwargs", prompt.template_kwargs), *lines]
+    for name, text in lines:
+        if text:
+            console.print(styled((f"  {name}:", "dim"), f" {text[:LONGEST_SHOWN]}"))
+    names = ("chosen", "rejected") if len(replies_of(example)) == 2 else (_name(example),)
+    for name, reply in zip(names, replies_of(example), strict=True):
+        console.print(styled((f"  {name}:", "bold"), " ", (reply_text(reply)[:LONGEST_SHOWN], "green")))
 
 
 def _name(example: Example) -> str:
     if isinstance(example, Labelled):
         return "desirable" if example.desirable else "undesirable"
     return f"score {example.score:g}" if isinstance(example, Scored) else "completion"
-
-
-def _write(
-    cfg: DictConfig, intake: Intake, rows: Iterable[dict[str, object]], lengths: Mapping[str, np.ndarray]
-) -> None:
-    if cfg.convert:
-        count = write_jsonl(Path(cfg.convert), rows)
-        console.print(f"{count:,} records → [bold]{escape(str(cfg.convert))}[/]", highlight=False)
-    if cfg.plot:
-        plot_lengths(lengths, Path(cfg.plot))
-        console.print(f"lengths → [bold]{escape(str(cfg.plot))}[/]", highlight=False)
-    if cfg.output_dir:
-        write_report(intake, Path(cfg.output_dir))

@@ -1,15 +1,12 @@
 """Builds the judge that a ``judge`` node of the configuration names."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
-from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from halos import terminal
-from halos.config.building import build
+from halos.config.nodes import build, class_of
 from halos.data.sources.base import Source
 from halos.judges.base import CompletionJudge
 from halos.judges.chat import ChatJudge
@@ -34,12 +31,7 @@ def make_judge(
     """
     if node is None:
         raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat, found none")
-    try:
-        judge_class = get_class(node._target_)
-    except Exception as error:  # Hydra raises several kinds
-        raise ValueError(f"judge._target_: {node._target_} could not be imported: {error}") from error
-    if not issubclass(judge_class, CompletionJudge):
-        raise ValueError(f"judge._target_: expected a subclass of CompletionJudge, found {node._target_}")
+    judge_class = class_of("judge", node, CompletionJudge)
     # Each kind of judge needs something that its YAML node cannot hold.
     extra: dict[str, Any] = {}
     if issubclass(judge_class, TruthJudge):

@@ -1,17 +1,15 @@
 """Checks the configuration of several rounds before the first of them is trained."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from halos.checks import check_whole
-from halos.commands.assembly import build_data, build_objective, objective_class
+from halos.checks import check_choice, check_whole
+from halos.commands.builders import build_data, build_objective
 from halos.commands.judge import make_judge
-from halos.config.building import build
 from halos.config.combinations import check_combinations, values_of
+from halos.config.nodes import build
 from halos.data.records.record import Completion, Record
 from halos.data.views.derive import VIEWS
 from halos.data.views.selection import Selection
@@ -37,13 +35,10 @@ def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None
     rounds = cfg.rounds
     # Each round starts processes of its own; under torchrun or srun every rank would start all rounds.
     if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        raise ValueError(
-            "rounds: expected one process, which starts those of each round; found several (torchrun, Slurm)"
-        )
+        raise ValueError("rounds: expected one process, which starts those of a round; found several (torchrun, Slurm)")
     check_whole("rounds.count", rounds.count, 1)
     for name, options in (("reference", REFERENCES), ("feedback", KINDS)):
-        if rounds[name] not in options:
-            raise ValueError(f"rounds.{name}: expected one of {', '.join(options)}; found {rounds[name]!r}")
+        check_choice(f"rounds.{name}", rounds[name], options)
     # Each round checks its own configuration too. The rules on rounds need the command's, which says how many follow.
     check_combinations(values_of(cfg))
     # All rounds from the second on have the same configuration except for their paths.
@@ -53,16 +48,16 @@ def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None
         _check_sampling(cfg)
         _check_feedback(cfg, objectives[-1].view)
         # Made on the CPU whatever the rounds' device is: the judge is checked here, and made again when it is asked.
-        source = build_data(cfg.data, seed=cfg.seed).source
+        source = build_data(cfg.data, seed=cfg.seed).preparation.source
         make_judge(cfg.get("judge"), source, device="cpu", precision="32-true", progress=False)
 
 
 def _objective(cfg: DictConfig) -> Objective:
     """Build the objective of one round without weights, and the specification of its model, which checks itself."""
-    if not objective_class(cfg.loss).generates:
+    objective = build_objective(cfg, build(cfg.optim))
+    if not objective.generates:
         raise ValueError(f"rounds: expected a loss whose policy can be sampled, found {cfg.loss.name}")
     build(cfg.model)  # the specification checks its values when it is made
-    objective = build_objective(cfg, build(cfg.optim))
     objective.check(cfg.trainer.accumulate_grad_batches, None)
     return objective
 
@@ -80,23 +75,20 @@ def _check_sampling(cfg: DictConfig) -> None:
 
 def _check_feedback(cfg: DictConfig, view: str) -> None:
     """Derive the loss's view from made-up feedback, the most varied that a judge could give on two prompts."""
-    kind, samples = cfg.rounds.feedback, cfg.rounds.samples
-    different = samples if cfg.rounds.temperature > 0 else 1  # at temperature 0 all samples of a prompt are equal
+    kind, samples, temperature = cfg.rounds.feedback, cfg.rounds.samples, cfg.rounds.temperature
+    different = samples if temperature > 0 else 1  # at temperature 0 all samples of a prompt are equal
     if kind == "pairs" and different < 2:
-        raise ValueError(
-            "rounds.samples: expected at least 2, at a temperature above 0, for rounds.feedback=pairs; found "
-            f"rounds.samples={samples} at temperature {cfg.rounds.temperature}"
-        )
+        expected = "at least 2, at a temperature above 0, for rounds.feedback=pairs"
+        raise ValueError(f"rounds.samples: expected {expected}; found {samples} at temperature {temperature}")
     records = [_made_up_record(kind, prompt, different) for prompt in range(2)]
     # The same derivation that training will use, so that no rule about views is written a second time here.
     selection: Selection = build(cfg.data.select)
     try:
         VIEWS[view](records, selection.prepare(view, records, records))
     except ValueError as error:
-        raise ValueError(
-            f"rounds.feedback: expected feedback that loss={cfg.loss.name} can learn from, found {kind} of {different} "
-            f"different completions of each prompt: {error}"
-        ) from error
+        found = f"{kind} of {different} different completions of each prompt: {error}"
+        expected = f"feedback that loss={cfg.loss.name} can learn from"
+        raise ValueError(f"rounds.feedback: expected {expected}, found {found}") from error
 
 
 def _made_up_record(kind: str, prompt: int, count: int) -> Record:

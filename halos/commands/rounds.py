@@ -6,8 +6,6 @@ these labels; the validation data stay the same. Every round is a complete run i
 its samples and its feedback.
 """
 
-from __future__ import annotations
-
 import gc
 import shutil
 from collections.abc import Callable
@@ -18,12 +16,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
-from halos.commands.assembly import plain
 from halos.commands.label import label
 from halos.commands.round_checks import check_rounds
 from halos.commands.sample import sample
-from halos.config.flat import flatten
-from halos.config.runs import Node
+from halos.config.nodes import Node, flatten, plain
 from halos.files import write_atomically
 from halos.training.run_folder import RunFolder
 
@@ -76,18 +72,20 @@ def round_config(cfg: DictConfig, number: int) -> DictConfig:
     """The configuration of round ``number``: the command's, with the round's own loss, model, data and folder."""
     # The folder comes first, as other keys are interpolated from it.
     own = {"output_dir": str(_folder(cfg, number)), "resume": "auto", "overwrite": False}
-    node = plain(OmegaConf.merge(cfg, own))  # type: ignore[arg-type]
+    node = plain(OmegaConf.merge(cfg, own))
     if number == 0:
         before = node["before"]
         others = {key: value for key, value in before.items() if key != "loss"}
-        node = plain(OmegaConf.merge(node, others))  # type: ignore[arg-type]
+        node = plain(OmegaConf.merge(node, others))
         # Not merged: the other loss's parameters would be left over.
         node["loss"] = before.get("loss", node["loss"])
     elif number > 1 or cfg.get("before"):
         node["model"] |= {"path": str(_folder(cfg, number - 1) / "model"), "random_weights": False}
     if number > 1:
         node["data"] = _data_of_round(node["data"], _folder(cfg, number) / "feedback.jsonl", cfg.seed)
-        node["model"]["reference_path"] = _first_reference(cfg) if cfg.rounds.reference == "first" else None
+        start = str(_folder(cfg, 0) / "model") if cfg.get("before") else cfg.model.path
+        first = cfg.model.reference_path or start
+        node["model"]["reference_path"] = str(first) if cfg.rounds.reference == "first" else None
     node["rounds"] |= {"round": number, "start": cfg.model.path}
     if number != cfg.rounds.count:
         node["claim"] = None  # an experiment's claim is about the last round
@@ -100,11 +98,6 @@ def _data_of_round(data: Node, feedback: Path, seed: int) -> Node:
     source = {"_target_": "halos.data.sources.on_policy.OnPolicySource", "feedback": str(feedback), **held_out}
     train = {"train": str(feedback)} if "train" in data else {}
     return {**data, **train, "source": source}
-
-
-def _first_reference(cfg: DictConfig) -> str:
-    start = str(_folder(cfg, 0) / "model") if cfg.get("before") else cfg.model.path
-    return str(cfg.model.reference_path or start)
 
 
 def _folder(cfg: DictConfig, number: int) -> Path:
@@ -143,10 +136,8 @@ def _open(cfg: DictConfig, root: Path) -> None:
     folders = sorted(path for path in root.glob("round*") if path.is_dir() and path.name[5:].isdecimal())
     # A folder of this name may be a run of another command. Without this check, overwrite would remove it.
     if folders and not file.is_file():
-        raise ValueError(
-            f"output_dir: expected {SETTINGS} next to the rounds in {root}, found {folders[0].name} without it, which "
-            "other commands have left; choose another folder"
-        )
+        found = f"{folders[0].name} without it, which other commands have left; choose another folder"
+        raise ValueError(f"output_dir: expected {SETTINGS} next to the rounds in {root}, found {found}")
     if cfg.overwrite:
         # The folders of the rounds only, not the whole root: it may hold files of the user's.
         for folder in folders:
@@ -154,12 +145,10 @@ def _open(cfg: DictConfig, root: Path) -> None:
     elif not file.is_file():
         RunFolder(root).check(resume=None, overwrite=False)  # raises if the folder holds a run
     elif cfg.resume is None:
-        raise ValueError(
-            f"output_dir: {root} holds other rounds; choose another folder, or set resume=auto to go on with them, or "
-            "overwrite=true to replace them"
-        )
+        hint = "choose another folder, or set resume=auto to go on with them, or overwrite=true to replace them"
+        raise ValueError(f"output_dir: {root} holds other rounds; {hint}")
     else:
-        _check_settings(root, plain(OmegaConf.load(file)), settings)  # type: ignore[arg-type]
+        _check_settings(root, plain(OmegaConf.load(file)), settings)
     root.mkdir(parents=True, exist_ok=True)
     write_atomically(file, OmegaConf.to_yaml(OmegaConf.create(settings)))
 

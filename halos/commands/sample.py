@@ -1,7 +1,5 @@
 """``sample(cfg)``: completions of a policy for the prompts of a data source, as a file of records."""
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 from pathlib import Path
@@ -10,9 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.checks import check_whole
-from halos.commands.assembly import plain
 from halos.commands.held_data import read_data
 from halos.config.devices import check_place
+from halos.config.nodes import plain
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.files import write_atomically
 from halos.policy.lookup import Policy, find_policy
@@ -75,9 +73,7 @@ def _open(cfg: DictConfig, output: Path, policy: Policy) -> None:
     if cfg.overwrite:
         output.unlink(missing_ok=True)
     elif output.exists() and (not file.exists() or file.read_text(encoding="utf-8") != new):
-        raise ValueError(
-            f"output: {output} holds samples that were drawn with other settings (see {file}); choose another file, "
-            "or set overwrite=true to replace it"
-        )
+        hint = "choose another file, or set overwrite=true to replace it"
+        raise ValueError(f"output: {output} holds samples that were drawn with other settings (see {file}); {hint}")
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, new)

@@ -1,7 +1,5 @@
 """``train(cfg)``: one run from its configuration to its outputs."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 
@@ -12,7 +10,7 @@ from halos.commands.finish import finish
 from halos.processes import ranks, signals
 from halos.reporting import run_report
 from halos.reporting.data_report import show_report, write_report
-from halos.training.checkpoints import Checkpoints, check_identity
+from halos.training.checkpoints import check_identity
 from halos.training.result import check_validated
 
 log = logging.getLogger(__name__)
@@ -39,23 +37,20 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def open_folder(run: Run) -> None:
     """Check that the run can resume from its checkpoint, and write the first files of its folder."""
-    identity = run.identity
-    checkpoints = run.trainer.checkpoint_callback
-    assert isinstance(checkpoints, Checkpoints)
-    checkpoints.identity = identity
+    run.checkpoints.identity = run.identity
     if run.checkpoint is not None:
-        saved = check_identity(run.checkpoint, identity)
+        saved = check_identity(run.checkpoint, run.checkpoints.identity)
         run.data.check_state(saved[type(run.data).__qualname__])
     config = OmegaConf.to_yaml(run.cfg, resolve=True)
     run.folder.open(config, fresh=not run.folder.owns(run.checkpoint))
-    write_report(run.data.intake, run.folder.root)
+    write_report(run.data.prepared.intake, run.folder.root)
 
 
 def show(run: Run) -> None:
     """Print counts of the data, one example with its scored tokens marked, and the plan of the run."""
     data, objective = run.data, run.objective
-    show_report(data.intake)
-    run_report.show_data(data.reports)
+    show_report(data.prepared.intake)
+    run_report.show_data(data.prepared.intake.reports)
     branches = ("chosen", "rejected") if objective.view == "pairs" else ("completion", "mismatched (KL)")
     example = data.prepared.example()
     run_report.show_example(example, run.model.tokenizer, branches[: len(example.branches)])
@@ -75,13 +70,10 @@ def validate_first(run: Run) -> None:
 
 def fit(run: Run) -> None:
     """Train, and validate once more unless the last step was validated."""
-    trainer, checkpoint = run.trainer, run.checkpoint
-    trainer.fit(
-        run.objective, datamodule=run.data, ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True
-    )
-    checkpoints = trainer.checkpoint_callback
-    assert isinstance(checkpoints, Checkpoints)
-    checkpoints.finish(trainer)
+    trainer = run.trainer
+    checkpoint = str(run.checkpoint) if run.checkpoint else None
+    trainer.fit(run.objective, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
+    run.checkpoints.finish(trainer)
     if trainer.global_step < run.data.steps:  # trainer.max_time
         log.warning("stopped after %d of %d steps; resume=auto goes on", trainer.global_step, run.data.steps)
     if "val" in run.data.rows and run.record.validated_at != trainer.global_step:

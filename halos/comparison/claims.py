@@ -8,12 +8,15 @@ undecided otherwise. A claim held if all its contrasts did. Intervals are not co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from halos.comparison.runs import Group, Run, group, paired_difference
+from halos.comparison.runs import Run, paired_difference
+from halos.config.signatures import check_arguments
 from halos.evaluation.statistics import Estimate
+from halos.safe_text import markdown
 
 T = TypeVar("T", "Claim", "Contrast", "Figure")
 HELD, FAILED, UNDECIDED = "held", "did not hold", "is undecided"
@@ -77,6 +80,11 @@ class Claim:
     figure: Figure
     contrasts: Sequence[Contrast]
 
+    @property
+    def image(self) -> str:
+        """The name of the file of its figure."""
+        return f"claim_{re.sub(r'[^A-Za-z0-9_.-]+', '_', str(self.name))}.png"
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -93,11 +101,6 @@ class Verdict:
     differences: list[Estimate | None]
 
     @property
-    def groups(self) -> list[Group]:
-        """The claim's runs, grouped over seeds."""
-        return group(self.runs)
-
-    @property
     def outcomes(self) -> list[str]:
         """The outcome of each contrast: HELD, FAILED or UNDECIDED."""
         return [_outcome(d, c.above) for c, d in zip(self.claim.contrasts, self.differences, strict=True)]
@@ -112,10 +115,8 @@ class Verdict:
 
     def sentence(self) -> str:
         """The verdict as one sentence with its confidence intervals."""
-        contrasts = [
-            f"{contrast.at}: {_in_words(contrast, difference)} ({outcome})"
-            for contrast, difference, outcome in zip(self.claim.contrasts, self.differences, self.outcomes, strict=True)
-        ]
+        triples = zip(self.claim.contrasts, self.differences, self.outcomes, strict=True)
+        contrasts = [f"{one.at}: {_in_words(one, difference)} ({outcome})" for one, difference, outcome in triples]
         return f"“{self.claim.states}” {self.outcome} here. {'; '.join(contrasts)}."
 
 
@@ -138,7 +139,7 @@ def decide(runs: Sequence[Run]) -> list[Verdict]:
 
 def as_markdown(verdicts: Sequence[Verdict]) -> str:
     """One paragraph for each claim, with its figure below."""
-    return "\n".join(f"{v.sentence()}\n\n![{v.claim.states}](claim_{v.claim.name}.png)\n" for v in verdicts)
+    return "\n".join(f"{markdown(v.sentence())}\n\n![{markdown(v.claim.states)}]({v.claim.image})\n" for v in verdicts)
 
 
 def _decide(runs: list[Run]) -> Verdict:
@@ -146,15 +147,12 @@ def _decide(runs: list[Run]) -> Verdict:
     # Runs of an older version of the experiment may have been made to decide something else.
     for run in runs:
         if run.claim != runs[0].claim:
-            raise ValueError(
-                f"claim {claim.name}: {runs[0].folder} and {run.folder} state it differently; compare runs of one "
-                "version of the experiment"
-            )
+            folders, hint = f"{runs[0].folder} and {run.folder}", "compare runs of one version of the experiment"
+            raise ValueError(f"claim {claim.name}: {folders} state it differently; {hint}")
     if not all(claim.figure.x in run.config or claim.figure.x in run.numbers for run in runs):
-        raise ValueError(
-            f"claim {claim.name}: figure.x: expected a key of the configuration or a metric, found {claim.figure.x}"
-        )
-    return Verdict(claim, runs, [_contrast(claim, contrast, runs) for contrast in claim.contrasts])
+        expected = "a key of the configuration or a metric"
+        raise ValueError(f"claim {claim.name}: figure.x: expected {expected}, found {claim.figure.x}")
+    return Verdict(claim, runs, [_difference(claim, contrast, runs) for contrast in claim.contrasts])
 
 
 def _claim(run: Run) -> Claim:
@@ -170,18 +168,14 @@ def _claim(run: Run) -> Claim:
 
 def _build(where: str, kind: type[T], node: object, **common: object) -> T:
     """Make a dataclass of a node whose keys are its fields; ``common`` has the values of keys that the node lacks."""
-    known = {field.name for field in fields(kind)}
-    required = {field.name for field in fields(kind) if field.default is MISSING} - common.keys()
-    if not isinstance(node, Mapping) or required - node.keys() or node.keys() - known:
-        keys = ", ".join(sorted(map(str, node))) if isinstance(node, Mapping) else repr(node)
-        raise ValueError(f"{where}: expected {', '.join(sorted(known))}; found {keys}")
+    if not isinstance(node, Mapping):
+        raise ValueError(f"{where}: expected keys with values, found {node!r}")
+    check_arguments(where, kind, **{**common, **node})
     return kind(**{**common, **node})
 
 
-def _contrast(claim: Claim, contrast: Contrast, runs: Sequence[Run]) -> Estimate | None:
-    # Paired by seed: both runs of a seed see the same data in the same order, and what they share cancels.
-    ours, theirs = (_by_seed(claim, match, contrast.metric, runs) for match in (contrast.of, contrast.against))
-    return paired_difference(ours, theirs)
+def _difference(claim: Claim, contrast: Contrast, runs: Sequence[Run]) -> Estimate | None:
+    return paired_difference(*(_by_seed(claim, m, contrast.metric, runs) for m in (contrast.of, contrast.against)))
 
 
 def _by_seed(claim: Claim, match: Mapping[str, object], metric: str, runs: Sequence[Run]) -> dict[int, float]:

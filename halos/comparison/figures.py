@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from halos.comparison.runs import Group
+from halos.safe_text import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +47,9 @@ def frontier(groups: Sequence[Group]) -> str | None:
         if runs:
             x, y = [run[kl] for run in runs], [run[reward] for run in runs]
             axes.scatter(x, y, s=14, alpha=0.35, color=line_colour(n), linewidths=0)
-            axes.scatter([fmean(x)], [fmean(y)], s=60, color=line_colour(n), marker=_marker(n), label=group.label)
+            axes.scatter(
+                [fmean(x)], [fmean(y)], s=60, color=line_colour(n), marker=_marker(n), label=mathtext(group.label)
+            )
     axes.set(xlabel=f"KL(policy ‖ reference), nats per completion ({kl})", ylabel=reward)
     return as_svg(figure, axes)
 
@@ -68,7 +71,7 @@ def curves(groups: Sequence[Group]) -> dict[str, str]:
             means = [fmean(points[step]) for step in steps]
             spreads = [stdev(points[step]) if len(points[step]) > 1 else 0.0 for step in steps]
             if steps:
-                axes.plot(steps, means, color=line_colour(n), label=group.label, linewidth=1.6)
+                axes.plot(steps, means, color=line_colour(n), label=mathtext(group.label), linewidth=1.6)
                 low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
                 axes.fill_between(steps, low, high, color=line_colour(n), alpha=0.18, linewidth=0)
         axes.set(xlabel="optimizer step", ylabel=name)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from halos.comparison import tables
 from halos.comparison.claim_figure import claim_figure
 from halos.comparison.claims import Verdict
 from halos.comparison.figures import as_svg, curves, distributions, frontier
 from halos.comparison.runs import Group
+from halos.comparison.tables import Comparison, header, rows
+from halos.safe_text import visible
 
 MAX_PROMPTS = 8
 """Prompts whose samples are shown."""
@@ -19,11 +20,7 @@ MAX_COLUMNS = 5
 
 
 def page(
-    title: str,
-    groups: Sequence[Group],
-    comparison: tables.Comparison,
-    unfinished: int,
-    verdicts: Sequence[Verdict] = (),
+    title: str, groups: Sequence[Group], comparison: Comparison, unfinished: int, verdicts: Sequence[Verdict] = ()
 ) -> str:
     """Render the page.
 
@@ -47,7 +44,11 @@ def page(
     sampled_runs, samples = _samples(groups)
     # Autoescape by hand: jinja2's default switches it on by the ending .html, and this file ends with .jinja.
     environment = Environment(
-        loader=PackageLoader("halos.comparison", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("halos.comparison", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_shown,
     )
     return environment.get_template("page.html.jinja").render(
         title=title,
@@ -56,12 +57,18 @@ def page(
         unfinished=unfinished,
         claims=[verdict.sentence() for verdict in verdicts],
         claim_figures=_numbered(claim_figures, "claim"),
-        header=tables.header(comparison),
-        rows=tables.rows(comparison),
+        # Here, as the template makes HTML of these names before they are shown.
+        header=list(map(visible, header(comparison))),
+        rows=rows(comparison),
         sections=[(name, _numbered(svgs, f"s{n}")) for n, (name, svgs) in enumerate(sections.items())],
         sampled_runs=sampled_runs,
         samples=samples,
     )
+
+
+def _shown(value: object) -> object:
+    # Not of the figures, whose type is a subclass of str that says that they are HTML already.
+    return visible(value) if type(value) is str else value
 
 
 def _numbered(svgs: Mapping[str, str], prefix: str) -> list[dict[str, str]]:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-from halos.config.flat import flatten
-from halos.config.runs import Node, read_config
+from halos.config.nodes import Node, flatten, plain
+from halos.config.runs import run_config
 from halos.evaluation.statistics import Estimate, over_seeds
 
 _IGNORED = (
@@ -20,20 +20,6 @@ _IGNORED = (
     "sampling.prompts", "trainer.enable_progress_bar", "loss._target_", "claim", "sweep_", "estimate.",
 )  # fmt: skip
 """Beginnings of keys whose values do not make two runs different experiments."""
-
-
-class RewardRow(TypedDict):
-    """A line of ``rewards.jsonl``."""
-
-    reward: float
-    desirable: bool
-
-
-class SampleRow(TypedDict):
-    """A line of ``samples.jsonl``."""
-
-    prompt: str
-    completions: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +32,8 @@ class Run:
         config: the flat keys that tell its experiment from others, see :func:`experiment_keys`.
         numbers: ``val/…``, ``samples/…`` and ``run/…`` of its summary; ``evaluation/…`` where it was evaluated.
         curves: the rows of ``metrics.csv``.
-        rewards: the rewards of held-out completions that an evaluation has written.
-        samples: the samples that an evaluation has written.
+        rewards: the lines of the ``rewards.jsonl`` that an evaluation has written: ``reward`` and ``desirable``.
+        samples: the lines of its ``samples.jsonl``: ``prompt`` and ``completions``.
         claim: what the run's experiment claims, if anything (:mod:`halos.comparison.claims`).
         opponent: whom the judge of its evaluation compared it with.
     """
@@ -57,8 +43,8 @@ class Run:
     config: Node
     numbers: dict[str, float]
     curves: list[dict[str, float]] = field(default_factory=list)
-    rewards: list[RewardRow] = field(default_factory=list)
-    samples: list[SampleRow] = field(default_factory=list)
+    rewards: list[Node] = field(default_factory=list)
+    samples: list[Node] = field(default_factory=list)
     claim: Node | None = None
     opponent: str | None = None
 
@@ -135,10 +121,8 @@ def group(runs: Sequence[Run]) -> list[Group]:
     for label, own in zip(labels, members, strict=True):
         for run, other in pairwise(own):
             if run.seed == other.seed:
-                raise ValueError(
-                    f"runs: expected one run of seed {run.seed} of {label}, found {run.folder} and {other.folder}, "
-                    "which differ in nothing that counts; leave one out"
-                )
+                found = f"{run.folder} and {other.folder}, which differ in nothing that counts; leave one out"
+                raise ValueError(f"runs: expected one run of seed {run.seed} of {label}, found {found}")
     return [Group(label, own) for label, own in zip(labels, members, strict=True)]
 
 
@@ -153,28 +137,30 @@ def _labels(configs: Sequence[Node]) -> list[str]:
 
 
 def _read(folder: Path) -> Run:
-    config = read_config(folder)
+    config = plain(run_config(folder))
     summary = _json(folder / "summary.json")
-    numbers = _numbers("val", summary.get("metrics", {})) | _numbers("samples", summary.get("samples", {}))
-    numbers |= _numbers("run", {name: summary[name] for name in ("steps", "train_seconds") if name in summary})
-    evaluation = folder / "evaluation"
-    opponent = None
-    if (evaluation / "evaluation.json").is_file():
-        results = _json(evaluation / "evaluation.json")
-        # Undefined estimates are null in the file, and left out.
-        numbers |= _numbers("evaluation", {name: metric["value"] for name, metric in results["metrics"].items()})
-        opponent = results.get("win_rate", {}).get("opponent")
-    return Run(
-        folder,
-        int(config["seed"]),
-        experiment_keys(config),
-        numbers,
-        curves=_csv_rows(folder / "metrics.csv"),
-        rewards=_json_lines(evaluation / "rewards.jsonl"),
-        samples=_json_lines(evaluation / "samples.jsonl"),
-        claim=config.get("claim") or None,
-        opponent=opponent,
-    )
+    file = folder / "evaluation" / "evaluation.json"
+    results = _json(file) if file.is_file() else {"metrics": {}}
+    stages = {
+        "val": summary.get("metrics", {}),
+        "samples": summary.get("samples", {}),
+        "run": {name: summary.get(name) for name in ("steps", "train_seconds")},
+        "evaluation": {name: metric["value"] for name, metric in results["metrics"].items()},
+    }
+    # Undefined estimates are null in the file, and left out.
+    numbers = {
+        f"{stage}/{name}": float(value)
+        for stage, values in stages.items()
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    }
+    csv_rows = csv.DictReader(_lines(folder / "metrics.csv"))
+    curves = [{name: float(value) for name, value in row.items() if value} for row in csv_rows]
+    rewards = [json.loads(line) for line in _lines(file.with_name("rewards.jsonl"))]
+    samples = [json.loads(line) for line in _lines(file.with_name("samples.jsonl"))]
+    opponent = results.get("win_rate", {}).get("opponent")
+    claim, keys = config.get("claim") or None, experiment_keys(config)
+    return Run(folder, int(config["seed"]), keys, numbers, curves, rewards, samples, claim, opponent)
 
 
 def _with_opponent_in_names(run: Run) -> Run:
@@ -201,23 +187,11 @@ def experiment_keys(config: Node) -> Node:
     return {key: value for key, value in flat.items() if not key.startswith(_IGNORED)}
 
 
-def _numbers(stage: str, values: Mapping[str, object]) -> dict[str, float]:
-    return {f"{stage}/{name}": float(value) for name, value in values.items() if isinstance(value, int | float)}
-
-
 def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file}: expected JSON, found {error}") from error
-
-
-def _json_lines(file: Path) -> list[Any]:
-    return [json.loads(line) for line in _lines(file)]
-
-
-def _csv_rows(file: Path) -> list[dict[str, float]]:
-    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(_lines(file))]
 
 
 def _lines(file: Path) -> list[str]:

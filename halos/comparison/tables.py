@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from halos.comparison.runs import Group, paired_difference
 from halos.evaluation.statistics import Estimate
+from halos.safe_text import csv_cell, markdown as markdown_line, visible
 
 DEFAULT_METRICS = (
     "samples/policy_desirable", "samples/policy_reward", "samples/kl", "evaluation/judge/win_rate",
@@ -23,9 +23,9 @@ DEFAULT_METRICS = (
 MAX_COLUMNS = 5
 _LATEX = {
     "\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\^{}",
-    "±": r"$\pm$", "–": "--", "Δ": r"$\Delta$",
+    "[": "{[}", "*": "{*}", "±": r"$\pm$", "–": "--", "Δ": r"$\Delta$",
 }  # fmt: skip
-"""What LaTeX reads for a character that it would not print."""
+"""What LaTeX reads for a character that it would not print; after the end of a row it takes [ and * for options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,7 @@ def cell_text(cell: Estimate | None) -> str:
     if cell is None:
         return "–"
     # Student's interval is symmetric, so one number says all of it; a single seed has none.
-    half_width = "" if cell.high is None else f" ± {_digits(cell.high - cell.value)}"
-    return f"{_digits(cell.value)}{half_width}"
+    return _digits(cell.value) + ("" if cell.half_width is None else f" ± {_digits(cell.half_width)}")
 
 
 def header(comparison: Comparison) -> list[str]:
@@ -107,9 +106,9 @@ def terminal(comparison: Comparison) -> RichTable:
     caption = "mean ± half of the 95 % interval over seeds (Student's t)"
     # Metric names are long; broken at their separators they leave room for more columns.
     names = [name.replace("/", "\n").replace("_", "\n") for name in header(comparison)]
-    table = RichTable(*map(escape, names), box=box.SIMPLE_HEAD, caption=caption)
+    table = RichTable(*names, box=box.SIMPLE_HEAD, caption=caption)
     for row in rows(comparison):
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 
@@ -119,10 +118,10 @@ def as_csv(comparison: Comparison) -> str:
     out = io.StringIO()
     # The csv module ends lines with \r\n by default.
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", *(f"{metric} {name}" for metric in comparison.metrics for name in fields)])
+    writer.writerow(["run", *(csv_cell(f"{metric} {name}") for metric in comparison.metrics for name in fields)])
     for label, cells in zip(comparison.labels, comparison.cells, strict=True):
         values = [(None, None, None, 0) if c is None else (c.value, c.low, c.high, c.n) for c in cells]
-        writer.writerow([label, *("" if value is None else value for cell in values for value in cell)])
+        writer.writerow([csv_cell(label), *("" if value is None else value for cell in values for value in cell)])
     return out.getvalue()
 
 
@@ -130,7 +129,7 @@ def markdown(comparison: Comparison) -> str:
     """The table in GitHub's Markdown."""
     names = header(comparison)
     lines = [names, ["---"] * len(names), *rows(comparison)]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(markdown_line, line))} |\n" for line in lines)
 
 
 def latex(comparison: Comparison) -> str:
@@ -138,7 +137,7 @@ def latex(comparison: Comparison) -> str:
     names = header(comparison)
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
+        return " & ".join("".join(_LATEX.get(c, c) for c in visible(cell, one_line=True)) for cell in cells) + r" \\"
 
     start = [rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}", r"\toprule", line(names), r"\midrule"]
     return "\n".join([*start, *map(line, rows(comparison)), r"\bottomrule", r"\end{tabular}", ""])

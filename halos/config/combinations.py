@@ -10,9 +10,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from halos.config.flat import flatten
+from halos.config.nodes import flatten, plain
 
 Value = object
 Condition = Callable[[Value], bool]
@@ -190,7 +190,7 @@ RULES: tuple[Rule, ...] = (
 
 def values_of(cfg: DictConfig) -> dict[str, Value]:
     """Return the values that rules read: the configuration by flat keys, and the traits that it decides."""
-    values: dict[str, Value] = flatten(OmegaConf.to_container(cfg, resolve=True))
+    values: dict[str, Value] = flatten(plain(cfg))
     values["before"] = bool(cfg.get("before"))
     values["rounds"] = values["before"] or values.get("rounds.count", 1) != 1
     return values

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import torch
 from omegaconf import DictConfig
 
-from halos.config.building import build
+from halos.checks import check_choice
+from halos.config.nodes import build
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
@@ -44,8 +45,7 @@ def check_place(device: str, precision: str) -> None:
 
 def choice(key: str, value: str, options: Mapping[str, Option]) -> Option:
     """Return ``options[value]``, or raise a ``ValueError`` that names the key and lists the options."""
-    if value not in options:
-        raise ValueError(f"{key}: expected one of {', '.join(options)}; found {value!r}")
+    check_choice(key, value, options)
     return options[value]
 
 

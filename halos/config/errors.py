@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from halos.config.signatures import did_you_mean
+
+NAMES_OF_FILES = ("data.columns.", "data.roles.")
+"""Keys whose values are names in the user's files."""
 
 
 def require_plain_booleans(node: object, key: str = "") -> None:
@@ -23,8 +27,15 @@ def require_plain_booleans(node: object, key: str = "") -> None:
     if isinstance(node, dict):
         for name, value in node.items():
             require_plain_booleans(value, f"{key}.{name}".lstrip("."))
-    elif isinstance(node, str) and node.lower() in ("yes", "no", "on", "off") and not key.startswith("data.columns."):
+    elif isinstance(node, str) and node.lower() in ("yes", "no", "on", "off") and not key.startswith(NAMES_OF_FILES):
         raise ValueError(f"{key}: expected true or false, found {node!r}")
+
+
+def check_complete(cfg: DictConfig) -> None:
+    """Raise ``ValueError`` for a key that has no value, and for booleans as in :func:`require_plain_booleans`."""
+    if missing := sorted(map(str, OmegaConf.missing_keys(cfg))):
+        raise ValueError(f"{missing[0]}: expected a value, found none; set {missing[0]}")
+    require_plain_booleans(OmegaConf.to_container(cfg))
 
 
 def no_such_option(group: str, name: str, options: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from functools import partial
 
 
-def check_arguments(name: str, function: Callable[..., object], *args: object, **kwargs: object) -> None:
+def check_arguments(name: str, function: Callable[..., object], /, *args: object, **kwargs: object) -> None:
     """Check that a function or class takes these arguments, without calling it.
 
     Args:

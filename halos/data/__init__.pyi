@@ -8,6 +8,8 @@ from .module import (
 )
 from .records.record import (
     Completion as Completion,
+    Conversation as Conversation,
+    Message as Message,
     Record as Record,
 )
 from .records.truth import (
@@ -18,13 +20,14 @@ from .rows.token_rows import (
 )
 from .sources.base import (
     FileSource as FileSource,
+    RowSource as RowSource,
     Source as Source,
+)
+from .sources.feedback_files import (
+    FeedbackFiles as FeedbackFiles,
 )
 from .sources.hh import (
     HHSource as HHSource,
-)
-from .sources.json_source import (
-    JsonSource as JsonSource,
 )
 from .sources.mixed import (
     MixedSource as MixedSource,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from halos.checks import check_whole
-from halos.data.batches.collate import Batch, Batches
-from halos.data.batches.loader import Resumable, ResumableLoader
-from halos.data.batches.order import TrainingOrder, validation_order
+from halos.data.batches.collate import Batch, Batches, collate
+from halos.data.batches.loader import ResumableLoader
+from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder, validation_order
 from halos.data.batches.reference_table import ReferenceTable
-from halos.data.batches.stratified import StratifiedOrder
-from halos.data.preparation.intake import Intake
 from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
 from halos.data.rows.chat_tokens import Limits
 from halos.data.rows.token_rows import Row, Rows, TokenRows
 from halos.data.sources.base import Files, Source
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import Store
 from halos.data.views.selection import Selection
 from halos.processes.collectives import data_ranks
@@ -123,11 +122,11 @@ class PreferenceDataModule(pl.LightningDataModule):
         if max_tokens_per_batch is not None and not packing:
             raise ValueError("data.max_tokens_per_batch: expected packed rows (data.packing=true), found false")
         if not isinstance(source, Source):
-            source = JsonSource(source, val)
+            source = FeedbackFiles(source, val)
         elif val is not None:
             raise ValueError("data.val: expected none with a Source, which has its own validation data; found some")
         self.cache_dir = cache_folder(cache_dir)
-        self.preparation = self._preparation(
+        self.preparation = Preparation(
             source=source,
             limits=Limits(max_length, max_prompt_length),
             selection=select or Selection(),
@@ -147,16 +146,13 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._prepared_by_hand = False
         self.steps = 0
         """Optimizer steps of the run, once it is planned."""
-        self._per_step = 0
+        self._per_step = batch_size
         self._planned_by_command = False
         self._objective: pl.LightningModule | None = None
         self._epoch_steps: int | None = None
         """Optimizer steps of a Lightning epoch; None: the run is one Lightning epoch, however many passes it has."""
         self.reference: ReferenceTable | None = None
         """The reference's log-probs of :meth:`scored_rows`, where they are computed before training."""
-
-    def _preparation(self, **settings: Any) -> Preparation:
-        return Preparation(**settings)
 
     # What is prepared
 
@@ -188,29 +184,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         return self._prepared
 
     @property
-    def source(self) -> Source:
-        """Where the feedback comes from."""
-        return self.preparation.source
-
-    @property
-    def limits(self) -> Limits:
-        """The token limits."""
-        return self.preparation.limits
-
-    @property
     def rows(self) -> Mapping[str, Rows]:
         """The token rows of each split."""
         return self.prepared.rows
-
-    @property
-    def intake(self) -> Intake:
-        """What was read, converted, cut and left out."""
-        return self.prepared.intake
-
-    @property
-    def reports(self) -> dict[str, Counter[str]]:
-        """Counts of the intake for each split."""
-        return self.intake.reports
 
     @property
     def label_counts(self) -> tuple[int, int] | None:
@@ -232,30 +208,23 @@ class PreferenceDataModule(pl.LightningDataModule):
             ValueError: if there is no step, or no order of the examples that meets the settings.
         """
         per_step = self.batch_size * accumulate * world_size
-        by_epochs = None if epochs is None else math.ceil(epochs * len(self.rows["train"]) / per_step)
-        choices = [steps for steps in (by_epochs, None if max_steps < 0 else max_steps) if steps is not None]
-        if not choices or min(choices) < 1:
-            raise ValueError(
-                "expected trainer.max_epochs or trainer.max_steps to give at least one step, found "
-                f"max_epochs={epochs}, max_steps={max_steps}"
-            )
-        if min(choices) < max_steps:
-            log.warning(
-                "trainer.max_steps=%d: the run has %d steps, as trainer.max_epochs=%s takes no more",
-                *(max_steps, min(choices), epochs),
-            )
+        passes = None if epochs is None else math.ceil(epochs * len(self.rows["train"]) / per_step)
+        steps = _fewest_steps(passes, epochs, max_steps)
+        if steps < max_steps:
+            warning = "trainer.max_steps=%d: the run has %d steps, as trainer.max_epochs=%s takes no more"
+            log.warning(warning, max_steps, steps, epochs)
         self._planned_by_command = True
-        self._fix_steps(min(choices), per_step=per_step, world_size=world_size)
-        return self.steps
+        self._fix_steps(steps, per_step, world_size)
+        return steps
 
-    def _fix_steps(self, steps: int, *, per_step: int, world_size: int) -> None:
+    def _fix_steps(self, steps: int, per_step: int, world_size: int) -> None:
         if (steps, per_step) != (self.steps, self._per_step):
             self.reference = None  # its rows are not those of the new plan
         self.steps, self._per_step = steps, per_step
         # An impossible order raises its error here, not in the first step.
-        self.order(batch_size=per_step, steps=steps)
+        self.order()
         if "val" in self.rows:
-            validation_order(len(self.rows["val"]), batch_size=self.batch_size, world_size=world_size, rank=0)
+            validation_order(len(self.rows["val"]), Division(batch_size=self.batch_size, world_size=world_size))
 
     def _plan_epochs(self, trainer: pl.Trainer) -> None:
         """Plan the steps of a plain Trainer, in which a Lightning epoch is a pass over the data."""
@@ -270,46 +239,34 @@ class PreferenceDataModule(pl.LightningDataModule):
                 f"whole steps, found {limit} ({epoch_batches} batches)"
             )
         self._epoch_steps = epoch_batches // accumulate
-        epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
-        choices = [n for n in (trainer.max_steps, epochs * self._epoch_steps) if n >= 0]
-        if not choices or min(choices) < 1:
-            raise ValueError(
-                "expected Trainer(max_epochs=…) or Trainer(max_steps=…) to give at least one step, found "
-                f"max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}"
-            )
-        self._fix_steps(min(choices), per_step=per_step, world_size=world_size)
+        passes = None if trainer.max_epochs in (None, -1) else trainer.max_epochs * self._epoch_steps
+        self._fix_steps(_fewest_steps(passes, trainer.max_epochs, trainer.max_steps), per_step, world_size)
 
-    def tokens_in(self, steps: int, *, accumulate: int, world_size: int) -> int:
+    def tokens_in(self, steps: int) -> int:
         """Tokens (prompts and completions) that the first ``steps`` optimizer steps read, on all ranks."""
-        return int(self._train.tokens()[self._indices(steps, accumulate * world_size)].sum())
+        return int(self._train.tokens()[self._indices(steps)].sum())
 
-    def scored_rows(self, *, accumulate: int, world_size: int) -> list[Row]:
+    def scored_rows(self) -> list[Row]:
         """The rows that the planned run reads, on all ranks, in training and validation."""
-        read = self._train.many(np.unique(self._indices(self.steps, accumulate * world_size)))
+        read = self._train.many(np.unique(self._indices(self.steps)))
         return [*read, *(self.rows["val"].rows if "val" in self.rows else ())]
 
-    def _indices(self, steps: int, micro_batches: int) -> np.ndarray:
-        order = self.order(batch_size=self.batch_size * micro_batches, steps=steps)
-        return np.array([i for micro in order for i in micro.rows], dtype=np.int64)
+    def _indices(self, steps: int) -> np.ndarray:
+        order = self.order() if steps else ()
+        return np.array([i for micro in islice(order, steps) for i in micro.rows], dtype=np.int64)
 
-    def order(
-        self, *, batch_size: int, steps: int, accumulate: int = 1, world_size: int = 1, rank: int = 0
-    ) -> TrainingOrder:
-        """Return the order of training: which rows make up each micro-batch."""
+    def order(self, division: Division | None = None) -> TrainingOrder:
+        """Return the order of training: which rows make up each micro-batch.
+
+        Args:
+            division: the part of one rank; None: each step is one micro-batch, with the examples of all ranks.
+        """
         rows, grouped = self._train, self.prepared.needs.grouped
-        division: dict[str, int] = {
-            "batch_size": batch_size,
-            "accumulate": accumulate,
-            "world_size": world_size,
-            "rank": rank,
-            "steps": steps,
-            "seed": self.seed,
-        }
+        division = division or Division(batch_size=self._per_step, steps=self.steps, seed=self.seed)
         if self._stratified:
             labels = np.full(len(rows), -1) if grouped else rows.labels
-            return StratifiedOrder(len(rows), labels=labels, **division)
-        together = None if grouped else self._keep_together
-        return TrainingOrder(len(rows), groups=rows.groups, together=together, **division)
+            return StratifiedOrder(len(rows), division, labels=labels)
+        return TrainingOrder(len(rows), division, groups=rows.groups, together=None if grouped else self._keep_together)
 
     @property
     def _train(self) -> TokenRows:
@@ -356,11 +313,10 @@ class PreferenceDataModule(pl.LightningDataModule):
         if same_needs and (before is tokenizer or self._token_key(before) == self._token_key(tokenizer)):
             return
         if self._prepared_by_hand:
-            what = f"view {needs.view!r}" if not same_needs else "this tokenizer"
             raise ValueError(
-                f"expected data prepared for {type(objective).__name__} ({what}), found data prepared for view "
-                f"{self._prepared.needs.view!r} or another tokenizer; make another {type(self).__name__}, and leave "
-                "prepare() to the Trainer"
+                f"expected data prepared for {type(objective).__name__} (view {needs.view!r}), found data prepared for "
+                f"view {self._prepared.needs.view!r} or another tokenizer; make another {type(self).__name__}, and "
+                "leave prepare() to the Trainer"
             )
         self._prepare(needs, tokenizer)
 
@@ -385,41 +341,50 @@ class PreferenceDataModule(pl.LightningDataModule):
                 "start another from its model (model=hf model.path=OUTPUT_DIR/model)"
             )
 
-    def train_dataloader(self) -> Resumable:
+    def train_dataloader(self) -> ResumableLoader:
         """All micro-batches of the run for this rank, divided into the planned Lightning epochs."""
-        trainer = self._trainer()
-        rank, world_size = data_ranks(trainer)
-        accumulate = trainer.accumulate_grad_batches
-        order = self.order(
-            batch_size=self.batch_size, accumulate=accumulate, world_size=world_size, rank=rank, steps=self.steps
-        )
-        epoch = None if self._epoch_steps is None else self._epoch_steps * accumulate
-        return ResumableLoader(self._batches(self._train), order, epoch=epoch, **self._loader_options())
+        division = self._division()
+        epoch = None if self._epoch_steps is None else self._epoch_steps * division.accumulate
+        batches = self._batches(self._train)
+        return ResumableLoader(batches, self.order(division), epoch=epoch, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Every validation example once, always in the same batches."""
         if "val" not in self.rows:
             return []
         rows = self.rows["val"].rows
-        rank, world_size = data_ranks(self._trainer())
-        order = validation_order(len(rows), batch_size=self.batch_size, world_size=world_size, rank=rank)
+        order = validation_order(len(rows), self._division())
         return DataLoader(self._batches(rows), sampler=order, batch_size=None, **self._loader_options())
 
     def _batches(self, rows: Sequence[Row]) -> Batches:
         # Every rank must run equally many forwards, however few examples its part of a small validation step has.
-        chunks = min(self.length_groups, self.batch_size, max(1, len(rows) // data_ranks(self._trainer())[1]))
-        return Batches(rows, chunks=chunks, **self._collation())
+        return Batches(rows, self._collate(max(1, len(rows) // self._division().world_size)))
 
-    def _collation(self) -> dict[str, Any]:
+    def _collate(self, max_chunks: int) -> Callable[..., Batch]:
         needs = self.prepared.needs
-        return {
-            "packing": self.packing,
-            "share_prompts": self.share_prompts,
-            "reference": self.reference,
-            "max_tokens": self.max_tokens,
-            "mismatched": needs.mismatched,
-            "whole": needs.whole_completions,
-        }
+        return partial(
+            collate,
+            chunks=min(self.length_groups, self.batch_size, max_chunks),
+            mismatched=needs.mismatched,
+            whole=needs.whole_completions,
+            packing=self.packing,
+            share_prompts=self.share_prompts,
+            max_tokens=self.max_tokens,
+            reference=self.reference,
+        )
+
+    def _division(self) -> Division:
+        """The part of this rank."""
+        trainer = self._trainer()
+        rank, world_size = data_ranks(trainer)
+        return Division(
+            batch_size=self.batch_size,
+            accumulate=trainer.accumulate_grad_batches,
+            world_size=world_size,
+            rank=rank,
+            steps=self.steps,
+            seed=self.seed,
+        )
 
     def _loader_options(self) -> dict[str, Any]:
         pinned = torch.cuda.is_available() and self._trainer().strategy.root_device.type == "cuda"
@@ -435,6 +400,23 @@ class PreferenceDataModule(pl.LightningDataModule):
         if self.trainer is None:
             raise ValueError("expected the data module to be attached to a Trainer")
         return self.trainer
+
+
+def _fewest_steps(passes: int | None, epochs: int | None, max_steps: int) -> int:
+    """Return the steps of a run.
+
+    Args:
+        passes: the steps of its passes; None: as many as ``max_steps``.
+        epochs: the number of passes, for the error.
+        max_steps: the most steps; -1: as many as the passes have.
+    """
+    limits = [steps for steps in (passes, None if max_steps < 0 else max_steps) if steps is not None]
+    if not limits or min(limits) < 1:
+        raise ValueError(
+            "expected trainer.max_epochs or trainer.max_steps to give at least one step, found "
+            f"max_epochs={epochs}, max_steps={max_steps}"
+        )
+    return min(limits)
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path | None:

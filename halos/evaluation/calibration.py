@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from halos.metrics import TIE
 
 BINS = 10
+Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """Pairs of similar confidence.
-
-    Attributes:
-        confidence: their mean confidence, in [0.5, 1].
-        accuracy: the share of them in which the chosen completion has the higher reward.
-        count: the number of pairs.
-    """
-
-    confidence: float
-    accuracy: float
-    count: int
-
-
-def reliability(margins: ArrayLike, bins: int = BINS) -> list[Bin]:
+def reliability(margins: ArrayLike, bins: int = BINS) -> tuple[Array, Array, Array]:
     """Sort pairs into bins by the confidence max(p, 1 − p), where p = σ(margin).
 
     Args:
@@ -36,23 +21,24 @@ def reliability(margins: ArrayLike, bins: int = BINS) -> list[Bin]:
         bins: the number of equal parts of [0.5, 1].
 
     Returns:
-        The bins that have pairs. A tie counts as half correct, as in the reward accuracy.
+        Of each bin that has pairs: their mean confidence, in [0.5, 1]; the share of them in which the chosen completion
+        has the higher reward (a tie counts as half, as in the reward accuracy); the number of pairs.
     """
     m = np.asarray(margins, dtype=float)
     confidence = 1 / (1 + np.exp(-np.abs(m)))
     correct = np.where(np.abs(m) <= TIE, 0.5, m > 0)
     # A confidence of exactly 1 belongs to the last bin, not to one after it.
     number = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    members = [number == b for b in range(bins)]
-    return [
-        Bin(float(confidence[own].mean()), float(correct[own].mean()), int(own.sum())) for own in members if own.any()
-    ]
+    counts = np.bincount(number)
+    filled = counts > 0
+    means = [np.bincount(number, values)[filled] / counts[filled] for values in (confidence, correct)]
+    return means[0], means[1], counts[filled].astype(float)
 
 
 def calibration_error(margins: ArrayLike, bins: int = BINS) -> float:
     """ECE: mean |confidence − accuracy| of the bins, weighted by count (Guo et al. 2017, arXiv 1706.04599, eq. 3)."""
-    filled = reliability(margins, bins)
-    return sum(b.count * abs(b.confidence - b.accuracy) for b in filled) / sum(b.count for b in filled)
+    confidence, accuracy, count = reliability(margins, bins)
+    return float(np.average(np.abs(confidence - accuracy), weights=count))
 
 
 def draw_reliability(margins: ArrayLike, file: Path) -> None:
@@ -61,12 +47,11 @@ def draw_reliability(margins: ArrayLike, file: Path) -> None:
 
     figure = Figure(figsize=(4.2, 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    bins = reliability(margins)
-    x = [b.confidence for b in bins]
+    confidence, accuracy, count = reliability(margins)
     above.plot([0.5, 1], [0.5, 1], color="0.6", linestyle="--", linewidth=1)
-    above.plot(x, [b.accuracy for b in bins], marker="o", color="tab:blue")
-    lowest = min(0.45, *(b.accuracy - 0.05 for b in bins))
+    above.plot(confidence, accuracy, marker="o", color="tab:blue")
+    lowest = min(0.45, float(accuracy.min()) - 0.05)
     above.set(ylabel="accuracy", title=f"ECE {calibration_error(margins):.3f}", ylim=(lowest, 1.02))
-    below.bar(x, [b.count for b in bins], width=0.03, color="tab:blue")
+    below.bar(confidence, count, width=0.03, color="tab:blue")
     below.set(xlabel="confidence σ(|margin|)", ylabel="pairs", xlim=(0.48, 1.02))
     figure.savefig(file, dpi=150)

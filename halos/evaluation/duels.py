@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from halos.data.records.record import Prompt, Record, prompt_key
+from halos.data.records.record import Prompt, Record, Reply, prompt_key
 from halos.data.views.derive import demonstrations
 from halos.evaluation.statistics import Bootstrap, Estimate, sign_flip_p
 from halos.judges.base import CompletionJudge
 
+Texts = Sequence[Sequence[Reply]]
+"""Completions of each prompt."""
 _OUTCOMES = {1.0: "won", 0.5: "tied", 0.0: "lost", None: "without an answer"}
 
 
@@ -44,11 +46,7 @@ class WinRate:
 
 
 def win_rate(
-    judge: CompletionJudge,
-    prompts: Sequence[Prompt],
-    policy: Sequence[Sequence[str]],
-    opponent: Sequence[Sequence[str]],
-    bootstrap: Bootstrap,
+    judge: CompletionJudge, prompts: Sequence[Prompt], policy: Texts, opponent: Texts, bootstrap: Bootstrap
 ) -> WinRate:
     """Let the judge compare the n-th completion of the policy with the n-th of the opponent, for each prompt.
 
@@ -82,7 +80,7 @@ def win_rate(
     return WinRate(len(prompts), rate, sign_flip_p(differences), verdicts)
 
 
-def best_of_data(records: Sequence[Record]) -> dict[str, list[str]]:
+def best_of_data(records: Sequence[Record]) -> dict[str, list[Reply]]:
     """Collect the completions of the data to imitate: those that are desirable, chosen or scored best.
 
     Returns:
@@ -96,7 +94,7 @@ def best_of_data(records: Sequence[Record]) -> dict[str, list[str]]:
         examples = demonstrations(records).examples
     except ValueError as error:
         raise ValueError(f"opponent=data: {error}") from error
-    best: dict[str, list[str]] = {}
+    best: dict[str, list[Reply]] = {}
     for example in examples:
         texts = best.setdefault(prompt_key(example.prompt), [])
         if example.completion not in texts:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from halos import terminal
-from halos.data.records.record import Prompt, prompt_key
+from halos.data.records.record import Prompt, Reply, prompt_key, reply_text, transcript
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.exchanges import Exchange
-from halos.evaluation.duels import best_of_data, win_rate
+from halos.evaluation.duels import Texts, best_of_data, win_rate
 from halos.evaluation.harness import run_tasks
 from halos.evaluation.heldout import HeldOut, feedback_metrics, likelihood_metrics, on_policy_metrics
 from halos.evaluation.plan import EvaluationPlan, implied_beta
-from halos.evaluation.results import Results, SampledPrompt
+from halos.evaluation.results import Line, Results
 from halos.evaluation.scoring import Array, Ids, Scores, score
 from halos.evaluation.statistics import Bootstrap, Estimate
 from halos.judges.base import CompletionJudge
@@ -75,9 +75,9 @@ def _classifier_results(plan: EvaluationPlan, results: Results) -> Results:
 
 
 def _with_rewards(results: Results, held: HeldOut, rewards: Array) -> Results:
-    labelled = [(float(rewards[i]), bool(desirable)) for i, desirable in held.labels]
+    lines = [{"reward": float(rewards[i]), "desirable": bool(desirable)} for i, desirable in held.labels]
     margins = [float(rewards[chosen] - rewards[rejected]) for chosen, rejected in held.pairs]
-    return replace(results, rewards=labelled, margins=margins)
+    return replace(results, rewards=lines, margins=margins)
 
 
 class LanguageModelEvaluator:
@@ -96,8 +96,7 @@ class LanguageModelEvaluator:
         self.bootstrap = Bootstrap(resamples=plan.settings.resamples)
         self.tokens = self._tokens_of(plan.policy)
         # Tokenised before the weights are loaded, so that a prompt that does not fit is found at once.
-        prompts = [SourcePrompt(f"prompt {n}", prompt) for n, prompt in enumerate(plan.held.prompts)]
-        self._prompts = self._prompt_ids(prompts)
+        self._prompts = self._prompt_ids([SourcePrompt(f"prompt {n}", one) for n, one in enumerate(plan.held.prompts)])
         # A completion is cut where the longer of the two prompts leaves no room: both models score the same tokens.
         self._completions = [
             self.tokens.fit_completion(ids, max(len(ours), len(theirs)))[0]
@@ -109,8 +108,8 @@ class LanguageModelEvaluator:
     def _held_completions(self) -> list[list[int]]:
         held, control = self.plan.held, self.plan.policy.control
         exchanges = [
-            Exchange(f"prompt {n}", prompt, (text,), control)
-            for n, (prompt, text) in enumerate(zip(held.prompts, held.completions, strict=True))
+            Exchange(f"prompt {n}", prompt, (reply,), control)
+            for n, (prompt, reply) in enumerate(zip(held.prompts, held.completions, strict=True))
         ]
         tokenised = self.tokens.tokenise(exchanges)
         self.tokens.check([refusal for one in tokenised for refusal in one.refusals], len(exchanges))
@@ -123,33 +122,31 @@ class LanguageModelEvaluator:
         """Add the results of each stage to ``results``, and yield them."""
         yield (results := self._feedback_stage(results))
         if self.settings.size != 0:
-            for stage in self._sample_stages(results):
-                results = stage
-                yield results
+            prompts = distinct_prompts(self.plan.data.records, self.settings.size, self.settings.seed)
+            drawn = self._draw(self.plan.policy, self.policy_model, prompts)
+            # Yielded before they are scored: samples take long to draw and are worth reading by themselves.
+            samples: list[Line] = [{"prompt": _as_text(one.source.prompt), "completions": one.texts} for one in drawn]
+            yield (results := replace(results, samples=samples))
+            yield (results := replace(results, metrics={**results.metrics, **self._on_policy(prompts, drawn)}))
+            if self.plan.judge is not None:
+                opponents = self._opponent_texts(prompts)
+                # Yielded before the judge is asked, so that its answers can be checked against what it saw.
+                pairs = zip(samples, opponents, strict=True)
+                samples = [{**line, "opponent": [*map(reply_text, own)]} if own else line for line, own in pairs]
+                yield (results := replace(results, samples=samples))
+                yield (results := self._judged(self.plan.judge, results, drawn, opponents))
         if self.settings.tasks:
             yield replace(results, tasks=run_tasks(self.policy_model, self.plan.policy.tokenizer, self.settings))
 
     def _feedback_stage(self, results: Results) -> Results:
         held, bootstrap = self.plan.held, self.bootstrap
         scores = self._score(*self._prompts, self._completions, "held-out feedback")
-        metrics: dict[str, Estimate] = {}
+        metrics = likelihood_metrics(held, scores, bootstrap)
         if self.plan.reference is not None:  # rewards are log-ratios, so without a reference there are none
             rewards = results.beta * scores.log_ratios
-            metrics |= feedback_metrics(held, rewards, scores.tokens, bootstrap)
+            metrics = feedback_metrics(held, rewards, scores.tokens, bootstrap) | metrics
             results = _with_rewards(results, held, rewards)
-        return replace(results, metrics=metrics | likelihood_metrics(held, scores, bootstrap))
-
-    def _sample_stages(self, results: Results) -> Iterator[Results]:
-        prompts = distinct_prompts(self.plan.data.records, self.settings.size, self.settings.seed)
-        drawn = self._draw(self.plan.policy, self.policy_model, prompts)
-        # Yielded before they are scored: samples take long to draw and are worth reading by themselves.
-        samples = [SampledPrompt(_as_text(one.source.prompt), one.texts) for one in drawn]
-        results = replace(results, samples=samples)
-        yield results
-        results = replace(results, metrics={**results.metrics, **self._on_policy(prompts, drawn)})
-        yield results
-        if self.plan.judge is not None:
-            yield from self._judge_stages(self.plan.judge, results, prompts, drawn)
+        return replace(results, metrics=metrics)
 
     def _on_policy(self, prompts: Sequence[SourcePrompt], drawn: Sequence[PromptSamples]) -> dict[str, Estimate]:
         """KL, entropy and length of the samples."""
@@ -161,28 +158,25 @@ class LanguageModelEvaluator:
         metrics = on_policy_metrics(scores, groups, self.bootstrap)
         return {**metrics, "samples/cut_by_limit": self.bootstrap.rate(cut, groups)}
 
-    def _judge_stages(
-        self, judge: CompletionJudge, results: Results, prompts: Sequence[SourcePrompt], drawn: Sequence[PromptSamples]
-    ) -> Iterator[Results]:
-        opponents = self._opponent_texts(prompts)
-        judged = [n for n, texts in enumerate(opponents) if texts]  # the data may have no answer to some prompts
-        if not judged:
-            raise ValueError("opponent=data: expected desirable completions of the sampled prompts, found none")
-        samples = [replace(one, opponent=texts) for one, texts in zip(results.samples or (), opponents, strict=True)]
-        # Yielded before the judge is asked, so that its answers can be checked against what it saw.
-        results = replace(results, samples=samples)
-        yield results
-        judged_prompts = [prompts[n].prompt for n in judged]
+    def _judged(
+        self,
+        judge: CompletionJudge,
+        results: Results,
+        drawn: Sequence[PromptSamples],
+        opponents: Sequence[Sequence[Reply]],
+    ) -> Results:
+        judged = [n for n, replies in enumerate(opponents) if replies]  # the data may have no answer to some prompts
+        prompts = [drawn[n].source.prompt for n in judged]
         ours, theirs = [drawn[n].texts for n in judged], [opponents[n] for n in judged]
-        won = win_rate(judge, judged_prompts, ours, theirs, self.bootstrap)
+        won = win_rate(judge, prompts, ours, theirs, self.bootstrap)
         metrics = {**results.metrics, "judge/win_rate": won.rate}
         if not judge.asks_twice:  # a chat model rates by other questions than it compares, at twice the cost
             for side, texts in (("policy", ours), ("opponent", theirs)):
-                metrics |= self._ratings(judge, side, judged_prompts, texts)
-        yield replace(results, metrics=metrics, win_rate=won, judge=judge.report())
+                metrics |= self._ratings(judge, side, prompts, texts)
+        return replace(results, metrics=metrics, win_rate=won, judge=judge.report())
 
     def _ratings(
-        self, judge: CompletionJudge, side: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]
+        self, judge: CompletionJudge, side: str, prompts: Sequence[Prompt], texts: Texts
     ) -> dict[str, Estimate]:
         """The judge's scores and labels of one side's completions."""
         answers = [(prompt, text) for prompt, own in zip(prompts, texts, strict=True) for text in own]
@@ -195,12 +189,15 @@ class LanguageModelEvaluator:
             metrics[f"judge/desirable_{side}"] = self.bootstrap.rate(desirable, groups)
         return metrics
 
-    def _opponent_texts(self, prompts: Sequence[SourcePrompt]) -> list[list[str]]:
+    def _opponent_texts(self, prompts: Sequence[SourcePrompt]) -> Texts:
         """The opponent's completions of each prompt; empty where the data have none."""
         opponent = self.plan.opponent_policy
         if opponent is None:
             best = best_of_data(self.plan.data.records)
-            return [best.get(prompt_key(one.prompt), []) for one in prompts]
+            opponents = [best.get(prompt_key(one.prompt), []) for one in prompts]
+            if not any(opponents):
+                raise ValueError("opponent=data: expected desirable completions of the sampled prompts, found none")
+            return opponents
         model = self.reference_model if opponent is self.plan.reference else None
         return [one.texts for one in self._draw(opponent, model, prompts)]
 
@@ -210,7 +207,7 @@ class LanguageModelEvaluator:
         """Sample a policy; ``model`` is its loaded model, None to load it now."""
         settings, tokens = self.settings, self._tokens_of(policy)
         where = {"device": settings.device, "precision": settings.precision}
-        engine = partial(make_engine, settings.engine, policy, tokens, settings.decoding, **where, loaded=model)
+        engine = partial(make_engine, settings.engine, policy, tokens, settings, **where, loaded=model)
         # Generation keeps no logits, so more completions fit into memory than in a forward that scores them.
         sampling = {"count": settings.samples, "batch_size": settings.batch_size * 4, "seed": settings.seed}
         sampler = Sampler(engine, tokens, control=policy.control, **sampling)
@@ -237,4 +234,4 @@ class LanguageModelEvaluator:
 
 
 def _as_text(prompt: Prompt) -> str:
-    return prompt if isinstance(prompt, str) else "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
+    return prompt if isinstance(prompt, str) else transcript(prompt)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from halos.data.records.record import Prompt, Record, prompt_key
+from halos.data.records.record import Prompt, Record, Reply, prompt_key
 from halos.data.views.derive import View, binary, pairs
 from halos.data.views.examples import Labelled, Pair
 from halos.data.views.selection import Selection
@@ -29,7 +29,7 @@ class HeldOut:
 
     Attributes:
         prompts: the prompt of each completion, [n].
-        completions: the texts, [n].
+        completions: the replies, [n].
         groups: a number for the prompt of each completion, the same for equal prompts, [n].
         pairs: (index of the chosen completion, index of the rejected one).
         labels: (index of a completion, whether it is desirable).
@@ -37,7 +37,7 @@ class HeldOut:
     """
 
     prompts: list[Prompt]
-    completions: list[str]
+    completions: list[Reply]
     groups: list[int]
     pairs: list[tuple[int, int]]
     labels: list[tuple[int, bool]]
@@ -66,17 +66,17 @@ def held_out(
     if not paired and not labelled:
         binary(records, prepare["binary"])  # raises, and its message says why
     # A completion in several pairs is scored once, so each different one gets an index, in order of first appearance.
-    uses = [(e.prompt, text) for e in paired for text in (e.chosen, e.rejected)]
+    uses = [(e.prompt, reply) for e in paired for reply in (e.chosen, e.rejected)]
     uses += [(e.prompt, e.completion) for e in labelled]
-    completions: dict[tuple[str, str], Prompt] = {}
-    for prompt, text in uses:
-        completions.setdefault((prompt_key(prompt), text), prompt)
-    # By key and text: prompts may hold turns, and the same prompt may be written as text or as one turn.
+    completions: dict[tuple[str, Reply], Prompt] = {}
+    for prompt, reply in uses:
+        completions.setdefault((prompt_key(prompt), reply), prompt)
+    # By key and reply: prompts may hold turns, and the same prompt may be written as text or as one turn.
     index = {completion: n for n, completion in enumerate(completions)}
     group = {key: n for n, key in enumerate(dict.fromkeys(key for key, _ in completions))}
     return HeldOut(
         prompts=list(completions.values()),
-        completions=[text for _, text in completions],
+        completions=[reply for _, reply in completions],
         groups=[group[key] for key, _ in completions],
         pairs=[(index[prompt_key(e.prompt), e.chosen], index[prompt_key(e.prompt), e.rejected]) for e in paired],
         labels=[(index[prompt_key(e.prompt), e.completion], e.desirable) for e in labelled],
@@ -102,12 +102,8 @@ def feedback_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Bo
         tokens: the length of each completion, [n].
         bootstrap: makes the intervals.
     """
-    metrics: dict[str, Estimate] = {}
-    if data.pairs:
-        metrics |= _pair_metrics(data, rewards, tokens, bootstrap)
-    if data.labels:
-        metrics |= _label_metrics(data, rewards, tokens, bootstrap)
-    return metrics
+    of_pairs = _pair_metrics(data, rewards, tokens, bootstrap) if data.pairs else {}
+    return of_pairs | (_label_metrics(data, rewards, tokens, bootstrap) if data.labels else {})
 
 
 def _pair_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Bootstrap) -> dict[str, Estimate]:
@@ -149,12 +145,11 @@ def likelihood_metrics(data: HeldOut, scores: Scores, bootstrap: Bootstrap) -> d
     """Compute the perplexity of desirable (or chosen) completions, and entropy and KL on all held-out completions."""
     # Perplexity of what people disliked says nothing good or bad of a policy that is trained away from it.
     liked = sorted({i for i, desirable in data.labels if desirable} | {i for i, _ in data.pairs})
+    groups, tokens = [data.groups[i] for i in liked], scores.tokens[liked]
     metrics = _divergence("data", scores, data.groups, bootstrap)
-    sides = {"perplexity": scores.logps, "perplexity_reference": scores.reference}
-    for name, logps in sides.items():
+    for name, logps in (("perplexity", scores.logps), ("perplexity_reference", scores.reference)):
         if liked and not np.isnan(logps).any():
-            liked_groups = [data.groups[i] for i in liked]
-            metrics[f"data/{name}"] = _perplexity(logps[liked], scores.tokens[liked], liked_groups, bootstrap)
+            metrics[f"data/{name}"] = _perplexity(logps[liked], tokens, groups, bootstrap)
     if scores.has_reference:
         metrics["data/log_ratio"] = bootstrap.mean(scores.log_ratios, data.groups)
     return metrics

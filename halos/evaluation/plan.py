@@ -20,8 +20,8 @@ DEFAULT_BETA = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Plain settings of an evaluation.
+class Settings(Decoding):
+    """Plain settings of an evaluation, among them how completions are drawn.
 
     Attributes:
         seed: the seed of samples and of the choice of prompts.
@@ -32,7 +32,6 @@ class Settings:
         beta: β of the implied rewards; None: the β of the policy's run.
         size: prompts to sample; 0: none, None: all.
         samples: completions of each prompt.
-        max_new_tokens, temperature, top_p: see :class:`Decoding`.
         engine: ``transformers`` or ``vllm``.
         tasks: names of standard tasks.
         task_folder: a folder with the user's own task files.
@@ -51,9 +50,6 @@ class Settings:
     beta: float | None = None
     size: int | None = 512
     samples: int = 1
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
     engine: str = "transformers"
     tasks: Sequence[str] = ()
     task_folder: str | None = None
@@ -61,21 +57,16 @@ class Settings:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        Decoding.__post_init__(self)
         for name, least in (("seed", 0), ("batch_size", 1), ("resamples", 1), ("samples", 1)):
             check_whole(name, getattr(self, name), least)
         check_whole("size", self.size, 0, null=True)
         check_whole("task_limit", self.task_limit, 1, null=True)
         check_number("beta", self.beta, null=True)
         check_place(self.device, self.precision)
-        _ = self.decoding  # its constructor checks the values
-
-    @property
-    def decoding(self) -> Decoding:
-        """How completions are drawn."""
-        return Decoding(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class EvaluationPlan:
     """A checked evaluation, which :func:`halos.evaluation.evaluator.evaluate` carries out.
 
@@ -103,26 +94,16 @@ class EvaluationPlan:
     opponent_policy: Policy | None = None
 
     def __post_init__(self) -> None:
-        if self.judge is not None:
-            self._check_opponent()
+        if self.judge is not None and self.opponent == "data":
+            best_of_data(self.data.records)  # raises if there is nothing to compare with
+        elif self.judge is not None and self.opponent_policy is None:
+            raise ValueError("opponent: expected reference=MODEL to compare with, found none")
         if self.settings.tasks and importlib.util.find_spec("lm_eval") is None:
             raise ValueError("tasks: lm-evaluation-harness is not installed; pip install 'halos[eval]'")
         if self.policy.is_classifier and (self.judge is not None or self.settings.tasks):
-            raise ValueError(
-                f"policy: {self.policy.name} is a reward model: it has no samples to judge and no tasks to do"
-            )
+            name = self.policy.name
+            raise ValueError(f"policy: {name} is a reward model: it has no samples to judge and no tasks to do")
         # Models are checked last, as the tokenizer of a hub id may have to be downloaded.
-        self._check_models()
-        if self.reference is not None:
-            _check_same_vocabulary(self.policy, self.reference)
-
-    def _check_opponent(self) -> None:
-        if self.opponent == "data":
-            best_of_data(self.data.records)  # raises if there is nothing to compare with
-        elif self.opponent_policy is None:
-            raise ValueError("opponent: expected reference=MODEL to compare with, found none")
-
-    def _check_models(self) -> None:
         sampled = () if self.settings.size == 0 or self.policy.is_classifier else (self.policy, self.opponent_policy)
         models = {"policy": self.policy, "reference": self.reference, "opponent": self.opponent_policy}
         for key, model in models.items():
@@ -131,6 +112,8 @@ class EvaluationPlan:
                 # A reference that only scores may be one that the engine cannot sample, such as an adapter under vLLM.
                 if model in sampled:
                     check_engine(self.settings.engine, model, key=key)
+        if self.reference is not None:
+            _check_same_vocabulary(self.policy, self.reference)
 
 
 def implied_beta(policy: Policy, beta: float | None) -> float:
@@ -143,7 +126,5 @@ def _check_same_vocabulary(policy: Policy, reference: Policy) -> None:
     # The policy may have more tokens, such as control tokens, which get new rows in the reference.
     vocabulary = policy.tokenizer.get_vocab()
     if other := [text for text, i in reference.tokenizer.get_vocab().items() if vocabulary.get(text) != i]:
-        raise ValueError(
-            f"reference: expected the tokenizer of {policy.name}, found another in {reference.name}: it differs in "
-            f"{len(other)} tokens, such as {other[0]!r}"
-        )
+        found = f"another in {reference.name}: it differs in {len(other)} tokens, such as {other[0]!r}"
+        raise ValueError(f"reference: expected the tokenizer of {policy.name}, found {found}")

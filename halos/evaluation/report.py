@@ -5,39 +5,32 @@ from __future__ import annotations
 import math
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from halos import terminal
-from halos.evaluation.duels import WinRate
 from halos.evaluation.results import Results
 from halos.evaluation.statistics import Estimate
 
 
 def show(results: Results) -> None:
     """Print metrics with their intervals, the win rate, the judge's report and the results of tasks."""
-    table = Table("metric", "value", "95 % interval", "prompts", box=box.SIMPLE_HEAD, title=escape(results.policy))
+    table = Table("metric", "value", "95 % interval", "prompts", box=box.SIMPLE_HEAD, title=results.policy)
     # A metric may be undefined, such as the AUC of labels of one class.
     for name, estimate in results.metrics.items():
         value = f"{estimate.value:.4f}" if math.isfinite(estimate.value) else "–"
         table.add_row(name, value, _interval(estimate), str(estimate.n))
     terminal.console.print(table)
     if results.win_rate is not None:
-        _show_win_rate(results.opponent, results.win_rate)
+        won = results.win_rate
+        outcomes = ", ".join(f"{count} {name}" for name, count in won.outcomes.items())
+        more = f" {_interval(won.rate)}, p = {won.p_value:.2g} ({outcomes})"
+        rate = f"{won.rate.value:.1%}", "bold"
+        terminal.console.print(terminal.styled(f"win rate against {results.opponent}: ", rate, more))
     for name, number in (results.judge or {}).items():
         terminal.say(f"judge, {name}: {number:g}")
     for task, metrics in (results.tasks or {}).items():
         for name, number in metrics.items():
             terminal.say(f"{task} {name}: {number:.4f}")
-
-
-def _show_win_rate(opponent: str, win_rate: WinRate) -> None:
-    outcomes = ", ".join(f"{count} {name}" for name, count in win_rate.outcomes.items())
-    terminal.console.print(
-        f"win rate against {escape(opponent)}: [bold]{win_rate.rate.value:.1%}[/] {_interval(win_rate.rate)}, "
-        f"p = {win_rate.p_value:.2g} ({outcomes})",
-        highlight=False,
-    )
 
 
 def _interval(estimate: Estimate) -> str:

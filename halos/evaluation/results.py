@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,8 @@ from halos.evaluation.duels import WinRate
 from halos.evaluation.statistics import Estimate
 from halos.files import write_atomically
 
-
-@dataclass(frozen=True, slots=True)
-class SampledPrompt:
-    """The policy's completions of a prompt, and the opponent's completions that the judge compared them with."""
-
-    prompt: str
-    completions: list[str]
-    opponent: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, str | list[str]]:
-        """The fields by name; ``opponent`` only where there was one."""
-        line: dict[str, str | list[str]] = {"prompt": self.prompt, "completions": self.completions}
-        return {**line, "opponent": self.opponent} if self.opponent else line
+Line = Mapping[str, Any]
+"""A line of a file of results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +28,11 @@ class Results:
         counts: the numbers of records, pairs and labels.
         left_out: how much of the data was left out, by reason.
         metrics: estimates by metric name.
-        rewards: (reward with β, whether the completion is desirable) of each held-out label; None before they are
-            known, and without a reference.
+        rewards: for each held-out label the ``reward`` (with β) and whether the completion is ``desirable``; None
+            without a reference.
         margins: r_chosen − r_rejected of each held-out pair.
-        samples: the policy's samples.
+        samples: for each prompt its text (``prompt``), the policy's ``completions``, and under ``opponent`` those that
+            the judge compared them with.
         opponent: whom the judge compares the policy with: ``reference``, ``data`` or a model's name.
         win_rate: the policy's win rate.
         judge: what the judge's answers cost.
@@ -55,9 +45,9 @@ class Results:
     counts: Mapping[str, int]
     left_out: Mapping[str, int]
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
-    rewards: Sequence[tuple[float, bool]] | None = None
+    rewards: Sequence[Line] | None = None
     margins: Sequence[float] = ()
-    samples: Sequence[SampledPrompt] | None = None
+    samples: Sequence[Line] | None = None
     opponent: str = "reference"
     win_rate: WinRate | None = None
     judge: Mapping[str, float] | None = None
@@ -65,40 +55,28 @@ class Results:
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``evaluation.json``; parts that were not evaluated are absent."""
-        win_rate = None if self.win_rate is None else {"opponent": self.opponent, **self.win_rate.as_json()}
-        optional = {"win_rate": win_rate, "judge": self.judge, "tasks": self.tasks}
-        return {
-            "policy": self.policy,
-            "reference": self.reference,
-            "beta": self.beta,
-            "counts": self.counts,
-            "left_out": self.left_out,
-            "metrics": {name: estimate.as_json() for name, estimate in self.metrics.items()},
-            **{name: value for name, value in optional.items() if value is not None},
-        }
+        content = {name: getattr(self, name) for name in ("policy", "reference", "beta", "counts", "left_out")}
+        content["metrics"] = {name: estimate.as_json() for name, estimate in self.metrics.items()}
+        if self.win_rate is not None:
+            content["win_rate"] = {"opponent": self.opponent, **self.win_rate.as_json()}
+        optional = {"judge": self.judge, "tasks": self.tasks}
+        return content | {name: value for name, value in optional.items() if value is not None}
 
 
-def write_results(folder: Path, results: Results, previous: Results | None = None) -> None:
+def write_results(folder: Path, results: Results) -> None:
     """Write the results into a folder, each file whole or not at all.
 
     Args:
         folder: exists already; gets ``evaluation.json``, and where there are any ``rewards.jsonl``,
             ``reliability.png`` and ``samples.jsonl``.
         results: what to write.
-        previous: results that are already in the folder; files that would not change are left alone.
     """
-    rewards, samples = results.rewards, results.samples
-    if rewards is not None and (previous is None or rewards is not previous.rewards):
-        lines = [{"reward": reward, "desirable": desirable} for reward, desirable in rewards]
-        _write_lines(folder / "rewards.jsonl", lines)
-        if results.margins:
-            draw_reliability(results.margins, folder / "reliability.png")
-    if samples is not None and (previous is None or samples is not previous.samples):
-        _write_lines(folder / "samples.jsonl", (sampled.as_json() for sampled in samples))
+    for name, lines in (("rewards", results.rewards), ("samples", results.samples)):
+        if lines is not None:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_atomically(folder / f"{name}.jsonl", text)
+    if results.margins:
+        draw_reliability(results.margins, folder / "reliability.png")
     # NaN is no JSON; estimates that are not defined have become null.
     text = json.dumps(results.as_json(), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "evaluation.json", text)
-
-
-def _write_lines(file: Path, lines: Iterable[Mapping[str, object]]) -> None:
-    write_atomically(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

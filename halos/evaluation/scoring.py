@@ -113,7 +113,7 @@ def _sums(ours: Tensor, theirs: Tensor | None, completions: Sequence[Ids]) -> Te
     targets = torch.tensor([token for ids in completions for token in ids], device=ours.device)[:, None]
     if theirs is not None and theirs.shape != ours.shape:
         raise ValueError(
-            f"reference: expected a vocabulary of {ours.shape[1]} tokens as the policy has, found {theirs.shape[1]}"
+            f"reference: expected the policy's {ours.shape[1]} tokens, found a vocabulary of {theirs.shape[1]}"
         )
     p = ours.exp()
     entropy = -expectation(p, ours)

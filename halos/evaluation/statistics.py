@@ -36,6 +36,11 @@ class Estimate:
     high: float | None
     n: int
 
+    @property
+    def half_width(self) -> float | None:
+        """Half of the width of a symmetric interval, such as Student's."""
+        return None if self.high is None else self.high - self.value
+
     def as_json(self) -> dict[str, float | None]:
         """The four fields by name; a number that is not finite becomes None."""
         return {name: x if x is not None and math.isfinite(x) else None for name, x in asdict(self).items()}
@@ -143,7 +148,6 @@ def sign_flip_p(differences: ArrayLike, *, flips: int = 10_000, seed: int = 0) -
         lambda signed, axis: np.abs(signed.sum(axis)),
         permutation_type="samples",
         alternative="greater",
-        vectorized=True,
         n_resamples=flips,
         batch=500,
         rng=np.random.default_rng(seed),

@@ -7,11 +7,11 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from halos.data.records.record import Prompt
+from halos.data.records.record import Prompt, Reply
 
-PromptCompletion = tuple[Prompt, str]
+PromptCompletion = tuple[Prompt, Reply]
 """A prompt and a completion."""
-Duel = tuple[Prompt, str, str]
+Duel = tuple[Prompt, Reply, Reply]
 """A prompt and two completions."""
 
 

@@ -7,15 +7,16 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from halos.checks import check_number, check_whole
-from halos.data.records.record import Prompt, messages_of
+from halos.data.records.record import Prompt, Reply, reply_text, transcript
 from halos.files import Journal
+from halos.judges.answers import Answer
 from halos.judges.base import CompletionJudge, Duel, PromptCompletion
-from halos.judges.transport import Answer, ChatEndpoint, Unanswered
+from halos.judges.transport import ChatEndpoint, Unanswered
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +60,13 @@ class ChatJudge(CompletionJudge):
     """Asks a chat model at any OpenAI-compatible endpoint.
 
     Each duel is asked in both orders; if the two answers disagree, the duel is a tie. Answers are appended to ``cache``
-    as they arrive, under a key of the model and the whole request. A request with an answer in the cache is not sent
-    again, also after an interrupted run. A request that stays unanswered after all tries is not cached, so the next run
+    as they arrive, under a key of the endpoint and the whole request. A request with an answer in the cache is not sent
+    again, also after an interrupted run. A request that stays unanswered is counted and not cached, so the next run
     sends it again.
 
     Args:
         model: the model's name at the endpoint.
-        base_url: the address of the API, without ``/chat/completions``.
+        base_url: the address of the API, without ``/chat/completions``; redirects are not followed.
         key_variable: the environment variable that holds the key; the key itself is never logged or written.
         cache: the file of answers.
         threshold: completions rated at least this are desirable (ratings go from 1 to 10).
@@ -123,6 +124,9 @@ class ChatJudge(CompletionJudge):
         self._journal = Journal(Path(cache).expanduser())
         self._answers = {str(row.get("key")): str(row.get("answer")) for row in self._journal.rows}
 
+    def check(self) -> None:
+        self.endpoint.check_key()
+
     def scores(self, completions: Sequence[PromptCompletion]) -> list[float | None]:
         answers = self._ask([self._request("rate", prompt, text) for prompt, text in completions])
         return [self._parse(answer, r"10(?:\.0+)?|[1-9](?:\.\d+)?", float) for answer in answers]
@@ -149,26 +153,28 @@ class ChatJudge(CompletionJudge):
         self.counts["order decided"] += forth == back != 0.5
         return forth if forth + back == 1 else 0.5
 
-    def _request(self, kind: str, prompt: Prompt, a: str, b: str = "") -> Request:
-        conversation = "\n\n".join(f"{turn.role}: {turn.content}" for turn in messages_of(prompt))
-        values = {"{prompt}": conversation, "{a}": a, "{b}": b}
+    def _request(self, kind: str, prompt: Prompt, a: Reply, b: Reply = "") -> Request:
+        values = {"{prompt}": transcript(prompt), "{a}": reply_text(a), "{b}": reply_text(b)}
         # Not str.format: the texts may hold braces, and a replaced text must not be searched again.
         text = re.sub(r"\{(?:prompt|a|b)\}", lambda match: values[match[0]], self.templates[kind])
         return {**self.options, "messages": [{"role": "user", "content": text}]}
 
     def _ask(self, requests: Sequence[Request]) -> list[str | None]:
-        keys = [_key(request) for request in requests]
+        keys = [_key(self.endpoint.base_url, request) for request in requests]
         # Keyed by the request, so that equal requests in one call are sent once too.
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._answers}
         self.counts.update({"questions": len(keys), "from cache": len(set(keys)) - len(new)})
+        self.endpoint.stopped.clear()
         with ThreadPoolExecutor(self.workers) as pool:
             pending = {pool.submit(self.endpoint.ask, request): key for key, request in new.items()}
             try:
                 for future in self.track(_AsCompleted(pending)):
                     self._store(pending[future], future)
             except BaseException:
-                # Without this, leaving the pool would first send every request that still waits.
-                pool.shutdown(wait=False, cancel_futures=True)
+                # No request that still waits is sent. Answers under way are paid for: they are awaited and kept.
+                self.endpoint.stopped.set()
+                pool.shutdown(cancel_futures=True)
+                self._store_finished(pending)
                 raise
         return [self._answers.get(key) for key in keys]
 
@@ -180,9 +186,15 @@ class ChatJudge(CompletionJudge):
             log.warning("a request to the judge stayed unanswered: %s", error)
             return
         tokens = {"prompt tokens": answer.prompt_tokens, "completion tokens": answer.completion_tokens}
-        self._journal.append({"key": key, "model": self.options["model"], "answer": answer.text, **tokens})
+        asked = {"key": key, "endpoint": self.endpoint.base_url, "model": self.options["model"]}
+        self._journal.append({**asked, "answer": answer.text, **tokens})
         self._answers[key] = answer.text
         self.counts.update({"asked": 1, **tokens})
+
+    def _store_finished(self, pending: Mapping[Future[Answer], str]) -> None:
+        for future, key in pending.items():
+            if key not in self._answers and not future.cancelled() and future.exception() is None:
+                self._store(key, future)
 
     def _parse(self, answer: str | None, pattern: str, meaning: Callable[[str], float]) -> float | None:
         if answer is None:
@@ -200,5 +212,5 @@ class _AsCompleted(list[Future[Answer]]):
         return as_completed(self[:])  # a slice is a plain list, which iterates as usual
 
 
-def _key(request: Request) -> str:
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+def _key(base_url: str, request: Request) -> str:
+    return hashlib.sha256(json.dumps([base_url, request], sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from halos.data.preparation.writing import record_row
-from halos.data.records.record import Completion, Record
+from halos.data.records.record import Completion, Record, Reply
 from halos.judges.base import CompletionJudge, PromptCompletion
 
 KINDS = ("binary", "pairs", "scores")
@@ -34,9 +34,9 @@ def label(records: Sequence[Record], judge: CompletionJudge, kind: str) -> tuple
     if kind not in KINDS:
         raise ValueError(f"feedback: expected one of {', '.join(KINDS)}; found {kind!r}")
     counts: Counter[str] = Counter(prompts=len(records))
-    texts = [list(dict.fromkeys(completion.text for completion in record.completions)) for record in records]
-    counts["repeated completions left out"] = sum(len(r.completions) for r in records) - sum(map(len, texts))
-    judged = (_paired if kind == "pairs" else _marked)(records, texts, judge, kind, counts)
+    replies = [list(dict.fromkeys(completion.reply for completion in record.completions)) for record in records]
+    counts["repeated completions left out"] = sum(len(r.completions) for r in records) - sum(map(len, replies))
+    judged = (_paired if kind == "pairs" else _marked)(records, replies, judge, kind, counts)
     if not judged:
         left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
         raise ValueError(f"judge: expected feedback on at least one completion, found none ({left_out})")
@@ -44,21 +44,22 @@ def label(records: Sequence[Record], judge: CompletionJudge, kind: str) -> tuple
 
 
 def _marked(
-    records: Sequence[Record], texts: list[list[str]], judge: CompletionJudge, kind: str, counts: Counter[str]
+    records: Sequence[Record], replies: list[list[Reply]], judge: CompletionJudge, kind: str, counts: Counter[str]
 ) -> list[Record]:
     # One call for all records: a judge without a threshold labels by the median of everything that it scored.
     everything: list[PromptCompletion] = [
-        (record.prompt, text) for record, own in zip(records, texts, strict=True) for text in own
+        (record.prompt, reply) for record, own in zip(records, replies, strict=True) for reply in own
     ]
     answers = iter(judge.labels(everything) if kind == "binary" else judge.scores(everything))
     judged = []
-    for record, own in zip(records, texts, strict=True):
+    for record, own in zip(records, replies, strict=True):
         answered = []
-        for text in own:
+        for reply in own:
             answer = next(answers)
             counts[_outcome(kind, answer)] += 1
             if answer is not None:
-                answered.append(Completion(text, bool(answer)) if kind == "binary" else Completion(text, score=answer))
+                label, score = (bool(answer), None) if kind == "binary" else (None, answer)
+                answered.append(Completion.of(reply, label, score))
         if answered:
             judged.append(Record(record.id, record.prompt, tuple(answered)))
     return judged
@@ -73,11 +74,11 @@ def _outcome(kind: str, answer: float | None) -> str:
 
 
 def _paired(
-    records: Sequence[Record], texts: list[list[str]], judge: CompletionJudge, kind: str, counts: Counter[str]
+    records: Sequence[Record], replies: list[list[Reply]], judge: CompletionJudge, kind: str, counts: Counter[str]
 ) -> list[Record]:
     # All duels in one call, so that a chat judge sends its requests concurrently.
-    places = [(n, i, j) for n, own in enumerate(texts) for i, j in combinations(range(len(own)), 2)]
-    verdicts = judge.verdicts([(records[n].prompt, texts[n][i], texts[n][j]) for n, i, j in places])
+    places = [(n, i, j) for n, own in enumerate(replies) for i, j in combinations(range(len(own)), 2)]
+    verdicts = judge.verdicts([(records[n].prompt, replies[n][i], replies[n][j]) for n, i, j in places])
     preferences: dict[int, list[tuple[int, int]]] = {}
     for (n, i, j), verdict in zip(places, verdicts, strict=True):
         if verdict is None:
@@ -88,12 +89,12 @@ def _paired(
         else:
             counts["ties left out"] += 1
     counts["prompts without a pair left out"] = len(records) - len(preferences)
-    return [_with_preferences(records[n], texts[n], pairs) for n, pairs in preferences.items()]
+    return [_with_preferences(records[n], replies[n], pairs) for n, pairs in preferences.items()]
 
 
-def _with_preferences(record: Record, texts: list[str], pairs: list[tuple[int, int]]) -> Record:
+def _with_preferences(record: Record, replies: list[Reply], pairs: list[tuple[int, int]]) -> Record:
     """The record with the completions that are in a pair; the pairs are numbered anew among these."""
     used = sorted({place for pair in pairs for place in pair})
-    completions = tuple(Completion(texts[place]) for place in used)
+    completions = tuple(Completion.of(replies[place]) for place in used)
     preferences = tuple((used.index(better), used.index(worse)) for better, worse in pairs)
     return Record(record.id, record.prompt, completions, preferences)

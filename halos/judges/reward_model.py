@@ -11,7 +11,7 @@ import torch
 
 from halos.checks import check_whole
 from halos.config.devices import DTYPES, choice, device_of
-from halos.data.records.record import Prompt, messages_of
+from halos.data.records.record import Prompt, Reply, messages_of, reply_text
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.judges.base import CompletionJudge, PromptCompletion
 from halos.policy.kernels.matmul import limit_kernel_caches
@@ -92,7 +92,8 @@ class RewardModel(CompletionJudge):
     def tokens(self, completions: Sequence[PromptCompletion]) -> list[int]:
         """The number of tokens in each completion, its end-of-turn token included."""
         tokenizer = self._loaded[1]
-        return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for _, text in completions]
+        texts = [reply_text(reply) for _, reply in completions]
+        return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in texts]
 
     def _sequences(self, tokenizer: PreTrainedTokenizerBase, completions: Sequence[PromptCompletion]) -> list[Encoded]:
         if tokenizer.chat_template is None and not self._ours:
@@ -102,14 +103,14 @@ class RewardModel(CompletionJudge):
         for number, (prompt, completion) in enumerate(completions):
             where = f"prompt {number}"
             ids = chat.fitted_prompt(prompt, where=where)
-            ids += chat.fit_completion(chat.completion(prompt, completion, where=where), len(ids))[0]
+            ids += chat.fit_completion(chat.completion(completion, prompt, where=where), len(ids))[0]
             sequences.append({"input_ids": ids, "attention_mask": [1] * len(ids)})
         return sequences
 
-    def _pair_of_texts(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str) -> Encoded:
-        text = "\n\n".join(turn.content for turn in messages_of(prompt))
+    def _pair_of_texts(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Reply) -> Encoded:
+        text = "\n\n".join(turn.text for turn in messages_of(prompt))
         # dict(): some tokenizers add token_type_ids, which tell such a classifier the two texts apart.
-        return dict(tokenizer(text, completion, truncation=True, max_length=self.limits.max_length))
+        return dict(tokenizer(text, reply_text(completion), truncation=True, max_length=self.limits.max_length))
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -48,16 +48,12 @@ def feedback_metrics(
 
 def _sides(batch: Batch) -> tuple[Tensor, Tensor | None]:
     # [B, K] masks of the chosen (desirable) and the rejected (undesirable) branches; KTO's y' is neither.
-    sides = torch.zeros(batch.mask.shape[:2], dtype=torch.bool, device=batch.mask.device)
-    chosen, rejected = sides.clone(), sides.clone()
+    chosen, rejected = torch.zeros(2, *batch.mask.shape[:2], dtype=torch.bool, device=batch.mask.device)
     if batch.desirable is not None:
         chosen[:, 0], rejected[:, 0] = batch.desirable, ~batch.desirable
         return chosen, rejected
-    chosen[:, 0] = True
-    if batch.mask.shape[1] == 1:
-        return chosen, None
-    rejected[:, 1] = True
-    return chosen, rejected
+    chosen[:, :1], rejected[:, 1:] = True, True
+    return chosen, rejected if rejected.shape[1] > 1 else None
 
 
 def labelled(batch: Batch, rewards: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,14 +32,7 @@ from halos.policy.backbone import Backbone
 from halos.policy.heads import RewardHead
 from halos.policy.logprobs.completions import LogProbs
 from halos.policy.pretrained import ProvidesBackbone
-from halos.processes.collectives import (
-    all_gather_list,
-    clip_gradients,
-    data_ranks,
-    full_tensor,
-    total_norm,
-    use_data_group,
-)
+from halos.processes.collectives import all_gather_list, clip_gradients, data_ranks, total_norm, use_data_group
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +90,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         self.backbone: Backbone | None = None
         # In a tuple, so that nn.Module does not register it: it becomes the submodule `backbone` once it is configured.
         self._source: tuple[BackboneSource] = (backbone,)
+        self._checked_data: PreferenceDataModule | None = None
         self._optim = optim or AdamW()
         # Submodules, so that their metrics move to the device with the model.
         self._steps, self._validation = Steps(), Validation()
@@ -128,11 +122,9 @@ class TrainingLoop(pl.LightningModule, ABC):
         strategy = self.trainer.strategy
         # Forked processes train copies: the objective of the calling process would keep its first weights.
         if stage == "fit" and isinstance(strategy.launcher, _MultiProcessingLauncher):
-            raise ValueError(
-                "strategy: expected one whose processes run the whole script (ddp), found forked or spawned processes, "
-                "after which the calling process would save the untrained model; in a notebook use one device, or "
-                "halos.train with overrides={'strategy': 'ddp'}"
-            )
+            expected = "expected one whose processes run the whole script (ddp), found forked or spawned processes"
+            hint = "in a notebook use one device, or halos.train with overrides={'strategy': 'ddp'}"
+            raise ValueError(f"strategy: {expected}; {hint}")
         group = getattr(strategy, "data_group", None)
         use_data_group(group)
         for metric in (self._steps.averages, self._validation.averages, self._validation.rewards):
@@ -153,7 +145,9 @@ class TrainingLoop(pl.LightningModule, ABC):
             if not isinstance(data, PreferenceDataModule):
                 return
             backbone = self.trained
-            check_sequences(backbone, data)
+            if data is not self._checked_data:  # a run validates and fits: its warnings come once
+                check_sequences(backbone, data)
+                self._checked_data = data
             # The steps compute the reference's log-probs themselves where the backbone has a model for them.
             if self.needs.reference and not backbone.scores_reference and data.reference is None:
                 scorer = self.source.reference_scorer(backbone, sharding)
@@ -201,8 +195,7 @@ class TrainingLoop(pl.LightningModule, ABC):
     @final
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self._grad_norm = total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        norm = full_tensor(self._grad_norm)
-        step = self._steps.end(self.trainer.global_step + 1, norm, optimizer.param_groups[0]["lr"])
+        step = self._steps.end(self.trainer.global_step + 1, self._grad_norm, optimizer.param_groups[0]["lr"])
         logged = step.number % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]  # set when it is built
         if not logged and self.non_finite == "stop":
             return
@@ -221,10 +214,8 @@ class TrainingLoop(pl.LightningModule, ABC):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         if gradient_clip_val and gradient_clip_algorithm not in (None, "norm"):
-            raise ValueError(
-                f"trainer.gradient_clip_algorithm: expected norm, found {gradient_clip_algorithm}; "
-                "the policy and the modules outside it are each clipped by their norm"
-            )
+            why = "the policy and the modules outside it are each clipped by their norm"
+            raise ValueError(f"trainer.gradient_clip_algorithm: expected norm, found {gradient_clip_algorithm}; {why}")
         policy = list(self.trained.parameters())
         policy_ids = {id(p) for p in policy}
         own = [p for p in self.parameters() if id(p) not in policy_ids]
@@ -278,10 +269,8 @@ class TrainingLoop(pl.LightningModule, ABC):
     @final
     def on_fit_end(self) -> None:
         if self.trainer.global_step == 0:
-            raise ValueError(
-                "fit: expected at least one training step, found none; look at the training data and at max_steps, "
-                "max_epochs, max_time and limit_train_batches of the Trainer"
-            )
+            hint = "look at the training data and at the limits of the Trainer (max_steps, max_time, …)"
+            raise ValueError(f"fit: expected at least one training step, found none; {hint}")
 
     # The methods that callbacks and commands call
 
@@ -333,9 +322,8 @@ class TrainingLoop(pl.LightningModule, ABC):
         (source,) = self._source
         if source is None:
             name = type(self).__name__
-            raise ValueError(
-                f"{name}: expected a backbone to train, found none; pass one to the constructor: {name}(backbone, …)"
-            )
+            hint = f"pass one to the constructor: {name}(backbone, …)"
+            raise ValueError(f"{name}: expected a backbone to train, found none; {hint}")
         return source
 
     @source.setter
@@ -356,10 +344,8 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     def _step_count(self, name: str, term: Mean) -> float:
         if term.step_count is None:
-            raise ValueError(
-                f"loss term {name!r} of {type(self).__name__}: expected the count of the whole step, found none; "
-                "make loss terms with per_example() or per_token()"
-            )
+            expected = f"{name!r} of {type(self).__name__}: expected the count of the whole step, found none"
+            raise ValueError(f"loss term {expected}; make loss terms with per_example() or per_token()")
         return term.step_count
 
     def _flush_metrics(self) -> None:
@@ -391,13 +377,10 @@ class TrainingLoop(pl.LightningModule, ABC):
     def _non_finite_problem(self, step: Step, metrics: dict[str, float]) -> str | None:
         # The gradient scaler of 16-mixed skips steps with infinite gradients by itself, which is part of its search.
         names = ("loss",) if self.trainer.precision == "16-mixed" else ("loss", "grad_norm")
-        for name in names:
-            if math.isfinite(metrics[name]):
-                continue
-            spoilt = self.trainer.global_step >= step.number
-            weights = "are spoilt, those of the last checkpoint are not" if spoilt else "were not changed"
-            ids = ", ".join(all_gather_list(step.ids))
-            return (
-                f"{name} is {metrics[name]} at step {step.number}; the weights {weights}. Examples of this step: {ids}"
-            )
-        return None
+        problem = next((f"{name} is {metrics[name]}" for name in names if not math.isfinite(metrics[name])), None)
+        if problem is None:
+            return None
+        spoilt = self.trainer.global_step >= step.number
+        weights = "are spoilt, those of the last checkpoint are not" if spoilt else "were not changed"
+        ids = ", ".join(all_gather_list(step.ids))
+        return f"{problem} at step {step.number}; the weights {weights}. Examples of this step: {ids}"

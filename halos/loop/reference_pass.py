@@ -14,12 +14,11 @@ from halos.policy.backbone import Backbone
 from halos.policy.checks import check_positions, warn_of_rotary
 from halos.policy.logprobs.packed import check_packing
 from halos.policy.reference.precompute import reference_table
-from halos.processes.collectives import data_ranks
 
 
 def check_sequences(backbone: Backbone, data: PreferenceDataModule) -> None:
     """Raise ``ValueError`` if sequences are too long for the policy, or if it cannot read packed rows in parts."""
-    warn_of_rotary(backbone.policy.config.get_text_config(), data.limits.max_length)
+    warn_of_rotary(backbone.policy.config.get_text_config(), data.preparation.limits.max_length)
     check_positions(backbone.policy, data.prepared.longest())
     if data.max_tokens is not None:
         check_packing(backbone.policy)
@@ -42,18 +41,13 @@ def run_reference_pass(scorer: Backbone, data: PreferenceDataModule, trainer: pl
     if not scorer.sharded:
         # Lightning is about to move and cast the policy like this anyway.
         precision.convert_module(scorer).to(trainer.strategy.root_device)
-    rows = data.scored_rows(accumulate=trainer.accumulate_grad_batches, world_size=data_ranks(trainer)[1])
+    rows = data.scored_rows()
     track = partial(terminal.track, "reference log-probs", shown=trainer.progress_bar_callback is not None)
+    layout = {"packing": data.packing, "share_prompts": data.share_prompts}
+    key = _numbers_key(scorer, trainer)
     with tempfile.TemporaryDirectory() as temporary, precision.forward_context():
-        data.reference, seconds = reference_table(
-            scorer,
-            rows,
-            folder=data.cache_dir or Path(temporary),
-            precision=_numbers_key(scorer, trainer),
-            packing=data.packing,
-            share_prompts=data.share_prompts,
-            track=track,
-        )
+        folder = data.cache_dir or Path(temporary)
+        data.reference, seconds = reference_table(scorer, rows, folder=folder, precision=key, track=track, **layout)
     return seconds
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from halos.data.batches.collate import Batch
 from halos.metrics import Mean, StepAverages
+from halos.processes.collectives import full_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,8 @@ class Steps(nn.Module):
         self._tokens += batch.total_tokens
 
     def end(self, number: int, norm: Tensor, lr: float) -> Step:
-        """End the current step: the next micro-batch belongs to a new one."""
-        step = Step(number, self._ids, norm, lr)
+        """End the current step: the next micro-batch belongs to a new one. All ranks must call this together."""
+        step = Step(number, self._ids, full_tensor(norm), lr)
         self.unread.append(step)
         self._ids = []
         self.averages.end_step()

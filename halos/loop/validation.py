@@ -46,10 +46,9 @@ class Validation(nn.Module):
         metrics = complete(self.averages.compute())
         self.averages.reset()
         if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(
-                f"the validation loss is {metrics['loss']} after step {step}; the last good checkpoint is kept. "
-                f"Examples: {', '.join(all_gather_list(self._non_finite_ids))}"
-            )
+            ids = ", ".join(all_gather_list(self._non_finite_ids))
+            problem = f"the validation loss is {metrics['loss']} after step {step}"
+            raise FloatingPointError(f"{problem}; the last good checkpoint is kept. Examples: {ids}")
         if self.rewards.rewards:
             self.labelled_rewards = self.rewards.compute()
             self.rewards.reset()

@@ -121,6 +121,4 @@ class BCO(Objective):
             self.shift.update(rewards, batch.desirable)
         delta = self.shift.delta()
         losses = bco_loss(y, ref_y, batch.desirable, delta, beta=self.beta)
-        return Output(
-            loss={"bco": self.per_example(losses, batch)}, rewards=rewards[:, None], metrics={"delta": Mean(delta, 1.0)}
-        )
+        return Output({"bco": self.per_example(losses, batch)}, rewards[:, None], {"delta": Mean(delta, 1.0)})

@@ -53,6 +53,5 @@ class BradleyTerry(Objective):
         assert policy.last is not None  # needs.last_hidden
         # The rewards are scores, not log-ratios: only differences within a prompt mean something.
         scores: Tensor = self.reward_head(policy.last)
-        return Output(
-            loss={"bradley_terry": self.per_example(bradley_terry_loss(*scores.unbind(1)), batch)}, rewards=scores
-        )
+        losses = bradley_terry_loss(*scores.unbind(1))
+        return Output(loss={"bradley_terry": self.per_example(losses, batch)}, rewards=scores)

@@ -59,10 +59,6 @@ class CPO(Objective):
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
         # The terms have different denominators: the pairs and the chosen tokens of the step.
-        return Output(
-            loss={
-                "prefer": self.per_example(cpo_loss(*policy.sum.unbind(1), beta=self.beta), batch),
-                "sft": self.per_token(self.alpha * sft_loss(policy.tokens[:, 0]), batch),
-            },
-            rewards=self.beta * policy.sum,
-        )
+        prefer = self.per_example(cpo_loss(*policy.sum.unbind(1), beta=self.beta), batch)
+        sft = self.per_token(self.alpha * sft_loss(policy.tokens[:, 0]), batch)
+        return Output(loss={"prefer": prefer, "sft": sft}, rewards=self.beta * policy.sum)

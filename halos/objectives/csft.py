@@ -34,8 +34,8 @@ class CSFT(Objective):
         self,
         backbone: BackboneSource = None,
         *,
-        desirable_token: str = "<|good|>",
-        undesirable_token: str = "<|bad|>",
+        desirable_token: str = "<|good|>",  # noqa: S107 (a token of text, no secret)
+        undesirable_token: str = "<|bad|>",  # noqa: S107
         **options: Unpack[LoopOptions],
     ) -> None:
         super().__init__(backbone, **options)
@@ -44,7 +44,7 @@ class CSFT(Objective):
                 raise ValueError(f"loss.{name}: expected text, found {token!r}")
         if desirable_token == undesirable_token:
             raise ValueError(
-                f"loss.undesirable_token: expected a token other than desirable_token, found {desirable_token!r}"
+                f"loss.undesirable_token: expected another one than desirable_token, found {desirable_token!r}"
             )
         self.control_tokens = (desirable_token, undesirable_token)
 

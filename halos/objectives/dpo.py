@@ -72,8 +72,6 @@ class DPO(Objective):
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         # Branch 0 of a pair is the chosen completion, branch 1 the rejected one.
-        (chosen, rejected), (ref_chosen, ref_rejected) = policy.sum.unbind(1), reference.sum.unbind(1)
-        losses = dpo_loss(
-            chosen, rejected, ref_chosen, ref_rejected, beta=self.beta, label_smoothing=self.label_smoothing
-        )
+        sides = (*policy.sum.unbind(1), *reference.sum.unbind(1))
+        losses = dpo_loss(*sides, beta=self.beta, label_smoothing=self.label_smoothing)
         return Output(loss={"dpo": self.per_example(losses, batch)}, rewards=self.beta * (policy.sum - reference.sum))

@@ -105,11 +105,9 @@ class GRPO(Objective):
         scores, step_scores = (log_ratios.new_tensor(values) for values in (batch.scores, batch.step.scores))
         advantages = group_advantages(scores, batch.group, step_scores, step_groups)
         surrogate, kl = grpo_loss(log_ratios, advantages, batch.mask[:, 0], clip_range=self.clip_range)
-        return Output(
-            loss={"policy": self.per_example(surrogate, batch), "kl": self.per_example(self.beta * kl, batch)},
-            rewards=self.beta * (policy.sum - reference.sum)[:, :1],
-            metrics={"groups/incomplete": self._incomplete(batch, step_groups)},
-        )
+        loss = {"policy": self.per_example(surrogate, batch), "kl": self.per_example(self.beta * kl, batch)}
+        rewards = self.beta * (policy.sum - reference.sum)[:, :1]
+        return Output(loss, rewards, {"groups/incomplete": self._incomplete(batch, step_groups)})
 
     def _incomplete(self, batch: Batch, step_groups: Tensor) -> Mean:
         # The baseline of an incomplete group is computed from the completions in the step only.

@@ -85,10 +85,9 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
         return fixed_d, fixed_u
     if not n_d or not n_u:
         name = "desirable_weight" if desirable_weight == "auto" else "undesirable_weight"
-        raise ValueError(
-            f"loss.{name}=auto: expected both kinds of completions in the training data, found {n_d} desirable and "
-            f"{n_u} undesirable ones; set loss.desirable_weight and loss.undesirable_weight to numbers"
-        )
+        found = f"found {n_d} desirable and {n_u} undesirable ones"
+        hint = "set loss.desirable_weight and loss.undesirable_weight to numbers"
+        raise ValueError(f"loss.{name}=auto: expected both kinds of completions in the training data, {found}; {hint}")
     # The ratio moves to the nearer end of the interval, by a factor on λ_D or its inverse on λ_U.
     ratio = fixed_d * n_d / (fixed_u * n_u)
     change = min(max(ratio, low), high) / ratio
@@ -146,20 +145,13 @@ class KTO(Objective):
             choices = ", ".join(REFERENCE_POINTS)
             raise ValueError(f"loss.reference_point: expected one of {choices}; found {reference_point!r}")
         if reference_free and reference_point == "zero":
-            raise ValueError(
-                "loss.reference_point: expected mismatched with loss.reference_free=true, found 'zero': log π_θ "
-                "without a reference is always below 0"
-            )
+            found = "found 'zero': log π_θ without a reference is always below 0"
+            raise ValueError(f"loss.reference_point: expected mismatched with loss.reference_free=true, {found}")
         self.beta = require_positive("beta", beta)
         self.desirable_weight = require_weight("desirable_weight", desirable_weight)
         self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)
-        mismatched = reference_point == "mismatched"
-        self.needs = Needs(
-            reference=not reference_free,
-            mismatched=mismatched,
-            whole_micro_step=mismatched,
-            label_counts="auto" in (self.desirable_weight, self.undesirable_weight),
-        )
+        drawn, counted = reference_point == "mismatched", "auto" in (self.desirable_weight, self.undesirable_weight)
+        self.needs = Needs(reference=not reference_free, mismatched=drawn, whole_micro_step=drawn, label_counts=counted)
 
     def see_labels(self, desirable: int, undesirable: int) -> None:
         # In the second call of a run, from the Trainer, the weights are already numbers.
@@ -175,21 +167,11 @@ class KTO(Objective):
         # Reference-free, log π_ref is the same for all y and cancels in r − z₀: any constant does.
         log_ref = torch.zeros_like(policy.sum) if reference is None else reference.sum
         z0, metrics = self._reference_point(policy.sum, log_ref)
-        losses = kto_loss(
-            policy.sum[:, 0],
-            log_ref[:, 0],
-            batch.desirable,
-            z0,
-            beta=self.beta,
-            # Numbers by now: see_labels() has resolved "auto" before the first step.
-            desirable_weight=float(self.desirable_weight),
-            undesirable_weight=float(self.undesirable_weight),
-        )
-        return Output(
-            loss={"kto": self.per_example(losses, batch)},
-            rewards=self.beta * (policy.sum - log_ref)[:, :1],
-            metrics=metrics,
-        )
+        # Numbers by now: see_labels() has resolved "auto" before the first step.
+        weights = {name: float(getattr(self, name)) for name in ("desirable_weight", "undesirable_weight")}
+        losses = kto_loss(policy.sum[:, 0], log_ref[:, 0], batch.desirable, z0, beta=self.beta, **weights)
+        rewards = self.beta * (policy.sum - log_ref)[:, :1]
+        return Output({"kto": self.per_example(losses, batch)}, rewards, metrics)
 
     def _reference_point(self, policy: Tensor, reference: Tensor) -> tuple[Tensor | float, dict[str, Mean]]:
         # With z₀ = 0 no y' is drawn, and the policy does not read any.

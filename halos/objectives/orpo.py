@@ -57,10 +57,6 @@ class ORPO(Objective):
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
         # No reference holds the policy back, so the SFT term alone keeps the chosen completion likely.
-        return Output(
-            loss={
-                "sft": self.per_token(sft_loss(policy.tokens[:, 0]), batch),
-                "odds": self.per_example(self.beta * orpo_loss(*policy.mean.unbind(1)), batch),
-            },
-            rewards=self.beta * policy.mean,
-        )
+        sft = self.per_token(sft_loss(policy.tokens[:, 0]), batch)
+        odds = self.per_example(self.beta * orpo_loss(*policy.mean.unbind(1)), batch)
+        return Output(loss={"sft": sft, "odds": odds}, rewards=self.beta * policy.mean)

@@ -55,11 +55,8 @@ def ppo_loss(
     advantages = whiten(advantages, mask)
     # Padding may hold any number, and exp() of a large one would put NaN into the gradient even where it is masked.
     log_ratios = torch.where(mask, policy - reference, 0.0)
-    return PPOLosses(
-        policy=clipped_surrogate(log_ratios, advantages, clip_range),
-        critic=0.5 * (values - returns) ** 2,
-        kl=reference_kl(log_ratios),
-    )
+    surrogate, critic = clipped_surrogate(log_ratios, advantages, clip_range), 0.5 * (values - returns) ** 2
+    return PPOLosses(surrogate, critic, reference_kl(log_ratios))
 
 
 def clipped_surrogate(log_ratios: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
@@ -173,21 +170,10 @@ class PPO(Objective):
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         assert policy.hidden is not None  # needs.hidden
         tokens = policy.tokens[:, 0]
-        terms = ppo_loss(
-            tokens,
-            reference.tokens[:, 0],
-            self.value_head(policy.hidden[:, 0]),
-            tokens.new_tensor(batch.scores),
-            batch.mask[:, 0],
-            clip_range=self.clip_range,
-            gamma=self.gamma,
-            lam=self.lam,
-        )
-        return Output(
-            loss={
-                "policy": self.per_token(terms.policy, batch),
-                "critic": self.per_token(self.critic_coefficient * terms.critic, batch),
-                "kl": self.per_token(self.beta * terms.kl, batch),
-            },
-            rewards=self.beta * (policy.sum - reference.sum),
-        )
+        values, scores = self.value_head(policy.hidden[:, 0]), tokens.new_tensor(batch.scores)
+        settings = {"clip_range": self.clip_range, "gamma": self.gamma, "lam": self.lam}
+        terms = ppo_loss(tokens, reference.tokens[:, 0], values, scores, batch.mask[:, 0], **settings)
+        critic = self.critic_coefficient * terms.critic
+        weighted = {"policy": terms.policy, "critic": critic, "kl": self.beta * terms.kl}
+        loss = {name: self.per_token(losses, batch) for name, losses in weighted.items()}
+        return Output(loss, rewards=self.beta * (policy.sum - reference.sum))

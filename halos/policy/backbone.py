@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,33 +14,21 @@ from torch import Tensor, nn
 from halos.data.batches.collate import Batch
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters, merge_adapter
-from halos.policy.construction import grow_vocabulary
+from halos.policy.construction import add_control_tokens, grow_vocabulary
 from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.export.reward_model import export_reward_model
 from halos.policy.heads import RewardHead
-from halos.policy.loading import ModelSpec, add_control_tokens
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
-from halos.policy.logprobs.head import evaluating
+from halos.policy.logprobs.head import HeadOptions, evaluating, lm_head
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.processes.first import on_first_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-class ModelSharding(Protocol):
-    """How models are sharded over ranks. :class:`halos.sharding.sharding.Sharding` implements this protocol."""
-
-    @property
-    def device(self) -> torch.device:
-        """The device that computes."""
-
-    def shard_beside(self, module: nn.Module) -> None:
-        """Shard the modules of an objective other than the backbone."""
-
-    def begin_micro_batch(self, module: nn.Module, *, last: bool) -> None:
-        """Prepare for a backward pass."""
+    from halos.policy.pretrained import ModelSharding
 
 
 class Backbone(nn.Module):
@@ -129,11 +117,8 @@ class Backbone(nn.Module):
         spec = ModelSpec(path=str(path), **options).resolved(streaming=False)
         spec.check()
         tokenizer = spec.tokenizer()
-        live, adapter = spec.reference == "live", spec.reference == "adapter"
-        backbone = load_backbone(
-            spec, dtype=dtype, vocabulary=len(tokenizer), with_reference=live, adapter_reference=adapter
-        )
-        backbone.spec, backbone._tokenizer = spec, tokenizer
+        backbone = load_backbone(spec, LoadOptions(dtype=dtype, vocabulary=len(tokenizer)), reference=True)
+        backbone.tokenizer = tokenizer
         return backbone
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -147,10 +132,8 @@ class Backbone(nn.Module):
             ValueError: the policy is sharded over ranks, or has no tokenizer.
         """
         if self.sharded:
-            raise ValueError(
-                "save_pretrained: expected a policy that each rank has whole, found a sharded one; halos.train writes "
-                "OUTPUT_DIR/model"
-            )
+            expected = "expected a policy that each rank has whole, found a sharded one"
+            raise ValueError(f"save_pretrained: {expected}; halos.train writes OUTPUT_DIR/model")
         if not on_first_process():
             return
         policy, spec, tokenizer = self.policy, self.spec, self.tokenizer
@@ -169,9 +152,8 @@ class Backbone(nn.Module):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The policy's tokenizer. Raises ``ValueError`` if the backbone was built without one."""
         if self._tokenizer is None:
-            raise ValueError(
-                "expected a backbone with a tokenizer: use Backbone.from_pretrained(path), or set backbone.tokenizer"
-            )
+            hint = "use Backbone.from_pretrained(path), or set backbone.tokenizer"
+            raise ValueError(f"expected a backbone with a tokenizer: {hint}")
         return self._tokenizer
 
     @tokenizer.setter
@@ -195,10 +177,8 @@ class Backbone(nn.Module):
     def make(self, *, reference: bool, sharding: ModelSharding | None) -> Backbone:
         """Return this backbone. Raises ``ValueError`` under a strategy that shards models before they have weights."""
         if sharding is not None and self.sharding is None:
-            raise ValueError(
-                "expected weights that are not loaded yet under FSDP; pass a halos.sharding.BackboneFactory, or use "
-                "halos.train(overrides={'strategy': 'fsdp'})"
-            )
+            hint = "use halos.train(overrides={'strategy': 'fsdp'})"
+            raise ValueError(f"expected weights that are not loaded yet under FSDP; {hint}")
         return self
 
     def reference_scorer(self, backbone: Backbone, sharding: ModelSharding | None) -> Backbone:
@@ -214,11 +194,10 @@ class Backbone(nn.Module):
         if not self.updated and (self.spec is None or self.spec.reference_path is None):
             return self
         if self.spec is None or self.spec.random_weights:
-            raise ValueError(
-                "expected a policy that was not trained yet, as its log-probs are to be the reference's; make a "
-                "backbone with a live reference, or use Backbone.from_pretrained"
-            )
-        return load_backbone(self.spec.of_reference(), dtype=self.policy.dtype, vocabulary=len(self.tokenizer))
+            hint = "make a backbone with a live reference, or use Backbone.from_pretrained"
+            raise ValueError(f"expected a policy that was not trained yet, as it is to be the reference; {hint}")
+        options = LoadOptions(dtype=self.policy.dtype, vocabulary=len(self.tokenizer))
+        return load_backbone(self.spec.of_reference(), options)
 
     @property
     def reference(self) -> PreTrainedModel | None:
@@ -242,14 +221,12 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device on which the policy computes. Offloaded shards are stored on another one."""
-        if self.sharding is not None:
-            return self.sharding.device
-        return _head_weight(self.policy).device
+        return lm_head(self.policy).weight.device if self.sharding is None else self.sharding.device
 
     @property
     def hidden_size(self) -> int:
         """Width H of the hidden states that the LM head reads."""
-        return _head_weight(self.policy).shape[1]
+        return lm_head(self.policy).weight.shape[1]
 
     def logprobs(self, batch: Batch, *, with_hidden: bool = False, with_statistics: bool = False) -> LogProbs:
         """Compute log-probs of the batch's completions under the policy, with gradient.
@@ -269,20 +246,14 @@ class Backbone(nn.Module):
         FSDP2 attaches its hooks to ``forward``, and finds tensors in tuples but not in a :class:`LogProbs`. Its hooks
         gather the embeddings and the LM head for this forward and for its backward pass.
         """
-        logprobs = completion_logprobs(
-            self.policy,
-            batch,
-            with_hidden=with_hidden,
-            head_chunk=self.head_chunk,
-            statistics=self.statistics if with_statistics else (),
-        )
-        tokens, last = logprobs.tokens, logprobs.last
+        options = HeadOptions(self.head_chunk, self.statistics if with_statistics else (), with_hidden)
+        logprobs = completion_logprobs(self.policy, batch, options)
         if self.sharded:
             # These are views, and FSDP2 hooks into their graph nodes to gather the weights for the backward pass.
             # A later in-place operation makes autograd build a new node for a view, without the hook. Copies are safe.
-            tokens = tokens.clone()
-            last = None if last is None else last.clone()
-        return tokens, logprobs.mask, logprobs.hidden, last, logprobs.statistics
+            logprobs.tokens = logprobs.tokens.clone()
+            logprobs.last = None if logprobs.last is None else logprobs.last.clone()
+        return logprobs.tokens, logprobs.mask, logprobs.hidden, logprobs.last, logprobs.statistics
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> LogProbs:
@@ -297,9 +268,7 @@ class Backbone(nn.Module):
         if batch.reference is not None:
             return LogProbs(batch.reference, batch.mask)
         if not self.scores_reference:
-            raise ValueError(
-                "expected a backbone with a reference, or a batch with the reference's log-probs; found neither"
-            )
+            raise ValueError("expected a backbone with a reference, or a batch with its log-probs; found neither")
         start = time.perf_counter()
         if self._reference:
             logprobs = self._reference[0].logprobs(batch)
@@ -332,11 +301,6 @@ class Backbone(nn.Module):
             if parameter.dtype.itemsize < values.dtype.itemsize:
                 parameter.data = values.to(parameter.device)
         return self
-
-
-def _head_weight(policy: PreTrainedModel) -> Tensor:
-    weight: Tensor = policy.get_output_embeddings().weight
-    return weight
 
 
 def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:

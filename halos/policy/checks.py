@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,43 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+PACKAGED = "pkg://"
+"""``pkg://halos.toy/reference`` is a directory inside an installed package."""
+
+
+def locate(path: str) -> Path:
+    """Return where the model in ``path`` is on this machine, if it is there and not a hub id."""
+    if not path.startswith(PACKAGED):
+        return Path(path).expanduser()
+    package, _, folder = path.removeprefix(PACKAGED).partition("/")
+    try:
+        return Path(str(files(package))) / folder
+    except ModuleNotFoundError as error:
+        raise ValueError(f"model.path: no such package: {package} (of {path})") from error
+
+
+def check_path(path: str, location: Path, *, weights: bool) -> None:
+    """Check that a model can be loaded from ``path``, which is ``location`` on this machine or else a hub id.
+
+    Raises:
+        ValueError: no such path, damaged or missing files, or a missing package.
+    """
+    if location.suffix == ".gguf":
+        if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
+            raise ValueError(f"model.path: {path} is a GGUF file; install the extra with pip install 'halos[gguf]'")
+        check_gguf(location)
+    elif location.is_dir():
+        check_directory(location, weights=weights)
+    elif location.exists():
+        raise ValueError(f"model.path: expected a model directory or a .gguf file, found the file {path}")
+    elif path.startswith((PACKAGED, "/", "./", "../", "~")) or path.count("/") > 1:
+        raise ValueError(f"model.path: no such directory or file: {path}")
+    elif "/" in path and location.parent.is_dir():
+        # A typing error in a local path would otherwise be downloaded as a hub id, or fail there obscurely.
+        why = f"it is not taken for a hub id, as {location.parent} is a folder here"
+        raise ValueError(f"model.path: no such directory or file: {path}; {why}")
 
 
 def check_directory(folder: Path, *, weights: bool = True) -> None:
@@ -31,24 +70,26 @@ def check_directory(folder: Path, *, weights: bool = True) -> None:
         raise ValueError(f"model.path: expected a config.json in {folder}, found none")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         raise ValueError(f"model.path: expected tokenizer files (tokenizer.json) in {folder}, found none")
-    if not weights:
-        return
-    names = _weight_files(folder)
-    for name in names:
-        if not (folder / name).is_file():
-            raise ValueError(f"model.path: {folder} lacks {name}, which its index names")
-        check_safetensors(folder / name)
+    for file in weight_files(folder) if weights else ():
+        if not file.is_file():
+            raise ValueError(f"model.path: {folder} lacks {file.name}, which its index names")
+        check_safetensors(file)
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model's directory. Raises ``ValueError`` if there are none.
+
+    Of several files the index says which belong to the model.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return [folder / name for name in sorted(names)]
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"model.path: {index} is not an index of safetensors files: {error}") from error
     if (folder / "model.safetensors").is_file():
-        return ["model.safetensors"]
+        return [folder / "model.safetensors"]
     hint = "to train from random weights set model.random_weights=true"
     if any((folder / name).is_file() for name in _PICKLES):
         hint = "pytorch_model.bin is a pickle, which halos does not load: convert it with save_pretrained"
@@ -110,10 +151,8 @@ def check_positions(model: PreTrainedModel, longest: int) -> None:
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not tokens]
     # No attribute tells learned positions: they are an embedding of that many rows. OPT's table has two more.
     if any(trained <= table.num_embeddings <= trained + 2 for table in tables):
-        raise ValueError(
-            f"data.max_length: expected at most {trained}, the positions that {type(model).__name__} has learned, as "
-            f"the data have a row of {longest} tokens"
-        )
+        learned = f"{trained}, the positions that {type(model).__name__} has learned"
+        raise ValueError(f"data.max_length: expected at most {learned}, as the data have a row of {longest} tokens")
     log.warning(
         "data.max_length: the longest row has %d tokens, and %s was trained with at most %d (max_position_embeddings)",
         *(longest, type(model).__name__, trained),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from halos.policy.export.language_model import unconditioned
+
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @contextmanager
@@ -55,7 +57,7 @@ def set_dropout(config: PretrainedConfig, probability: float) -> None:
 def grow_vocabulary(model: PreTrainedModel, size: int, new_tokens: Sequence[int]) -> None:
     """Grow the embeddings to at least ``size`` rows, and set the rows of ``new_tokens``.
 
-    Each new token starts as the mean of all embeddings before the first new one.
+    Each new token starts as the mean of all embeddings before the first new one. On the meta device nothing is set.
     """
     if size > len(model.get_input_embeddings().get_parameter("weight")):
         model.resize_token_embeddings(size, mean_resizing=False)
@@ -65,3 +67,15 @@ def grow_vocabulary(model: PreTrainedModel, size: int, new_tokens: Sequence[int]
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
             rows = embedding.get_parameter("weight")
             rows[list(new_tokens)] = rows[: min(new_tokens)].mean(0)
+
+
+def add_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:
+    """Make each non-empty text a single special token. Returns the ids that are new to the vocabulary."""
+    before = len(tokenizer)
+    controls = [text for text in texts if text]
+    for text in controls:
+        # The chat template of a policy that was trained with this token ends with it already.
+        unconditioned(tokenizer, text)
+    missing = [text for text in controls if tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)]
+    tokenizer.add_tokens(missing, special_tokens=True)
+    return list(range(before, len(tokenizer)))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +15,11 @@ from huggingface_hub.errors import StrictDataclassError
 
 from halos.checks import check_whole
 from halos.config.combinations import REFERENCE, check_combinations
-from halos.config.flat import flatten
+from halos.config.nodes import flatten
 from halos.data.rows.rendering import today
 from halos.data.rows.templates import chosen, is_dated, template_of, with_date, with_defaults
-from halos.policy.checks import check_directory, check_gguf
+from halos.policy.checks import check_path, locate
 from halos.policy.construction import forget_quantisation, grow_vocabulary, parameters_on_meta, set_dropout
-from halos.policy.export.language_model import unconditioned
 from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.lora import LoRA, quantization
@@ -32,8 +29,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PACKAGED = "pkg://"
-"""``pkg://halos.toy/reference`` is a directory inside an installed package."""
+EXAMPLE = "model=hf model.path=HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What a run adds to a :class:`ModelSpec` when its model is loaded.
+
+    Args:
+        dtype: precision of the weights.
+        new_tokens: ids without trained embeddings; their rows start as the mean of the others.
+        vocabulary: least number of embedding rows.
+    """
+
+    dtype: torch.dtype = torch.float32
+    new_tokens: Sequence[int] = ()
+    vocabulary: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +102,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
-            raise ValueError(
-                f"model.path: expected a hub id, a directory or a .gguf file, found {self.path!r}; "
-                "for example model=hf model.path=HuggingFaceTB/SmolLM2-135M-Instruct"
-            )
+            expected = "a hub id, a directory or a .gguf file"
+            raise ValueError(f"model.path: expected {expected}, found {self.path!r}; for example {EXAMPLE}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout}")
         if self.packed_attention not in ("pieces", "flex"):
@@ -121,30 +130,11 @@ class ModelSpec:
         """
         self.lora.check()
         if self.packed_attention == "flex" and not torch.cuda.is_available():
-            raise ValueError(
-                "model.packed_attention: flex needs a CUDA device, found none; use model.packed_attention=pieces"
-            )
+            hint = "use model.packed_attention=pieces"
+            raise ValueError(f"model.packed_attention: flex needs a CUDA device, found none; {hint}")
         if self.reference_path is not None:
             self.of_reference().check()
-        location = self._location
-        if location.suffix == ".gguf":
-            if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
-                raise ValueError(
-                    f"model.path: {self.path} is a GGUF file; install the extra with pip install 'halos[gguf]'"
-                )
-            check_gguf(location)
-        elif location.is_dir():
-            check_directory(location, weights=not self.random_weights)
-        elif location.exists():
-            raise ValueError(f"model.path: expected a model directory or a .gguf file, found the file {self.path}")
-        elif self.path.startswith((PACKAGED, "/", "./", "../", "~")) or self.path.count("/") > 1:
-            raise ValueError(f"model.path: no such directory or file: {self.path}")
-        elif "/" in self.path and location.parent.is_dir():
-            # A typing error in a local path would otherwise be downloaded as a hub id, or fail there obscurely.
-            raise ValueError(
-                f"model.path: no such directory or file: {self.path}; it is not taken for a hub id, as "
-                f"{location.parent} is a folder here"
-            )
+        check_path(self.path, self._location, weights=not self.random_weights)
 
     def resolved(self, *, streaming: bool) -> ModelSpec:
         """Return the spec with ``reference=auto`` replaced by ``cached``, ``live`` or ``adapter``.
@@ -202,96 +192,68 @@ class ModelSpec:
             tokenizer.chat_template = with_date(tokenizer.chat_template, self._date)
         return tokenizer
 
-    def load(
-        self, *, dtype: torch.dtype = torch.float32, new_tokens: Sequence[int] = (), vocabulary: int = 0
-    ) -> PreTrainedModel:
+    def load(self, options: LoadOptions = LoadOptions()) -> PreTrainedModel:
         """Load the policy in training mode, on the CPU. With LoRA, adapters are attached and the rest is frozen.
-
-        Args:
-            dtype: precision of the weights.
-            new_tokens: ids without trained embeddings; their rows start as the mean of the others.
-            vocabulary: least number of embedding rows.
 
         Raises:
             ValueError: transformers cannot load the model, or the files lack some of its weights.
         """
         from transformers import AutoModelForCausalLM
 
-        config = self._config(new_tokens)
+        built: dict[str, Any] = self._build_options(options)
         if self.random_weights:
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
+            model = AutoModelForCausalLM.from_config(**built)
         else:
-            model, info = self._from_pretrained(
-                AutoModelForCausalLM,
-                config=config,
-                dtype=dtype,
-                attn_implementation=self.attention,
-                output_loading_info=True,
-                **(quantization() if self.lora.quantize else {}),
-            )
+            built |= quantization() if self.lora.quantize else {}
+            model, info = self._from_pretrained(AutoModelForCausalLM, **built, output_loading_info=True)
             # transformers only logs a warning of weights that it draws at random.
             if info["missing_keys"]:
-                raise ValueError(
-                    f"model.path: {self.path} lacks weights of {type(model).__name__}, which would start at random: "
-                    + ", ".join(sorted(info["missing_keys"])[:5])
-                )
-        if self._location.suffix == ".gguf":
-            forget_quantisation(model)
-        grow_vocabulary(model, vocabulary, new_tokens)
-        self._prepare(model, new_tokens)
+                lacking = f"{self.path} lacks weights of {type(model).__name__}, which would start at random"
+                raise ValueError(f"model.path: {lacking}: {', '.join(sorted(info['missing_keys'])[:5])}")
+        self._prepare(model, options)
         return self._finish(model)
 
-    def skeleton(
-        self, *, dtype: torch.dtype = torch.float32, new_tokens: Sequence[int] = (), vocabulary: int = 0
-    ) -> PreTrainedModel:
-        """Build the model that :meth:`load` returns with its weights on the meta device. Takes the same arguments.
+    def skeleton(self, options: LoadOptions = LoadOptions()) -> PreTrainedModel:
+        """Build the model that :meth:`load` returns with its weights on the meta device.
 
         Buffers, and the weights of LoRA adapters, have memory and values.
         """
         from transformers import AutoModelForCausalLM, GenerationConfig
 
-        config = self._config(new_tokens)
         with parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
-            if self._location.suffix == ".gguf":
-                forget_quantisation(model)
+            model = AutoModelForCausalLM.from_config(**self._build_options(options))
             if not self.random_weights:
                 with suppress(ValueError):  # many models have no file of their own for it
                     model.generation_config = self._from_pretrained(GenerationConfig)
-            grow_vocabulary(model, vocabulary, ())  # without values, new tokens' rows have no mean to start from
-            self._prepare(model, new_tokens)
+            self._prepare(model, options)
         return self._finish(model)
-
-    @property
-    def folder(self) -> Path | None:
-        """The model's local directory. None for a hub id or a GGUF file."""
-        return self._location if self._location.is_dir() else None
 
     @property
     def local(self) -> Path | None:
         """The model's file or directory on this machine. None for a hub id."""
         return self._location if self._location.exists() else None
 
-    def _config(self, new_tokens: Sequence[int]) -> PretrainedConfig:
+    def _build_options(self, options: LoadOptions) -> dict[str, Any]:
         from transformers import AutoConfig
 
-        if self.lora.enabled and new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
-            raise ValueError(
-                "model.lora: new control tokens need rows in the embeddings, which an adapter alone does not hold: "
-                "expected model.lora.export=merged and no model.lora.path"
-            )
+        if self.lora.enabled and options.new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
+            expected = "expected model.lora.export=merged and no model.lora.path"
+            raise ValueError(f"model.lora: an adapter alone does not hold the embeddings of control tokens: {expected}")
         config: PretrainedConfig = self._from_pretrained(AutoConfig)
         set_dropout(config, self.dropout)
-        return config
+        return {"config": config, "dtype": options.dtype, "attn_implementation": self.attention}
 
-    def _prepare(self, model: PreTrainedModel, new_tokens: Sequence[int]) -> None:
+    def _prepare(self, model: PreTrainedModel, options: LoadOptions) -> None:
+        if self._location.suffix == ".gguf":
+            forget_quantisation(model)
+        grow_vocabulary(model, options.vocabulary, options.new_tokens)
         if self.gradient_checkpointing:
             # transformers 5 renames it.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         if self.lora.enabled:
             base, keep_start = self._names[0], self.reference == "adapter"
-            self.lora.attach(model, base=base, new_tokens=new_tokens, keep_start=keep_start)
+            self.lora.attach(model, base=base, new_tokens=options.new_tokens, keep_start=keep_start)
 
     def _finish(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.cpu_kernels:
@@ -314,13 +276,7 @@ class ModelSpec:
 
     @property
     def _location(self) -> Path:
-        if self.path.startswith(PACKAGED):
-            package, _, folder = self.path.removeprefix(PACKAGED).partition("/")
-            try:
-                return Path(str(files(package))) / folder
-            except ModuleNotFoundError as error:
-                raise ValueError(f"model.path: no such package: {package} (of {self.path})") from error
-        return Path(self.path).expanduser()
+        return locate(self.path)
 
     @property
     def _names(self) -> tuple[str, dict[str, str]]:
@@ -337,15 +293,3 @@ class ModelSpec:
             return factory.from_pretrained(name, **file, **options)
         except (OSError, KeyError, ValueError, RuntimeError, ImportError, StrictDataclassError) as error:
             raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {error}") from error
-
-
-def add_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:
-    """Make each non-empty text a single special token. Returns the ids that are new to the vocabulary."""
-    before = len(tokenizer)
-    controls = [text for text in texts if text]
-    for text in controls:
-        # The chat template of a policy that was trained with this token ends with it already.
-        unconditioned(tokenizer, text)
-    missing = [text for text in controls if tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)]
-    tokenizer.add_tokens(missing, special_tokens=True)
-    return list(range(before, len(tokenizer)))

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from halos.config.devices import DTYPES, choice, device_of
 from halos.config.runs import TrainedRun, read_run
-from halos.policy.loading import ModelSpec
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.lora import LoRA
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-T = TypeVar("T")
-
-
-class Template(TypedDict):
-    """The keys of ``model`` that change a tokenizer's chat template."""
-
-    chat_template: str | None
-    chat_template_kwargs: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -53,9 +45,7 @@ class Policy:
     @property
     def control(self) -> str:
         """The control token that prompts must end with. Empty if there is none, or if the chat template writes it."""
-        if self.run is None or self.tokenizer.chat_template is not None:
-            return ""
-        return self.run.control
+        return "" if self.run is None or self.tokenizer.chat_template is not None else self.run.control
 
     @property
     def beta(self) -> float | None:
@@ -79,7 +69,7 @@ class Policy:
             precision: ``32-true`` or ``bf16-true``.
             vocabulary: least number of embedding rows.
         """
-        model = self.spec.load(dtype=choice("precision", precision, DTYPES), vocabulary=vocabulary)
+        model = self.spec.load(LoadOptions(dtype=choice("precision", precision, DTYPES), vocabulary=vocabulary))
         # transformers wraps ``to`` with a decorator that loses its signature.
         nn.Module.to(model, device_of(device)).eval()
         return model
@@ -107,39 +97,34 @@ def find_policy(
     """
     if not isinstance(where, str) or not where:
         raise ValueError(f"{key}: expected a run's folder, a hub id or a model's directory, found {where!r}")
-    template: Template = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs or {}}
-    return _naming(key, lambda: _find(key, where, template, lora or LoRA()))
-
-
-def _find(key: str, where: str, template: Template, lora: LoRA) -> Policy:
+    values = chat_template_kwargs or {}
+    spec_of = partial(ModelSpec, chat_template=chat_template, chat_template_kwargs=values, lora=lora or LoRA())
     folder = Path(where).expanduser()
-    if not (folder / "config.yaml").is_file():
-        spec = ModelSpec(path=where, **template, lora=lora)
-        spec.check()
-        return Policy(where, spec)
+    with _naming(key):
+        is_run = (folder / "config.yaml").is_file()
+        policy = _trained(key, where, folder, spec_of) if is_run else Policy(where, spec_of(path=where))
+        policy.spec.check()
+    return policy
+
+
+def _trained(key: str, where: str, folder: Path, spec_of: Callable[..., ModelSpec]) -> Policy:
     run, model = read_run(folder), folder / "model"
     if not (folder / "summary.json").is_file() or not model.is_dir():
         raise ValueError(f"{key}: the run in {where} has not finished: expected summary.json and model/ in it")
-    spec, exported = ModelSpec(path=str(model), **template, lora=lora), None
-    if (model / "adapter_config.json").is_file():
-        spec, exported = _with_adapter(key, where, run, model), spec
-    spec.check()
-    return Policy(where, spec, run, exported)
-
-
-def _with_adapter(key: str, where: str, run: TrainedRun, adapter: Path) -> ModelSpec:
+    exported = spec_of(path=str(model))
+    if not (model / "adapter_config.json").is_file():
+        return Policy(where, exported, run)
+    if run.model.get("random_weights"):
+        expected = "expected a run with model.lora.export=merged"
+        raise ValueError(f"{key}: the run {where} exported an adapter for random weights, which are lost; {expected}")
     # The base is loaded in full precision even if the run held it in 4 bits (QLoRA): so is that of the reference.
-    if run.random_weights:
-        raise ValueError(
-            f"{key}: the run {where} exported an adapter for random weights, which nobody has kept; expected a run "
-            "with model.lora.export=merged"
-        )
-    return ModelSpec(path=run.model_path, lora=LoRA(enabled=True, path=str(adapter)))
+    return Policy(where, ModelSpec(path=run.model["path"], lora=LoRA(enabled=True, path=str(model))), run, exported)
 
 
 def check_tokenizer(key: str, policy: Policy) -> None:
     """Raise ``ValueError`` that names the key if the model's tokenizer cannot be loaded."""
-    _naming(key, lambda: policy.tokenizer)
+    with _naming(key):
+        _ = policy.tokenizer
 
 
 def reference_of(policy: Policy, where: str | None) -> Policy | None:
@@ -155,24 +140,24 @@ def reference_of(policy: Policy, where: str | None) -> Policy | None:
     """
     if where is not None:
         return find_policy("reference", where)
-    run = policy.run
-    if run is None:
+    if (run := policy.run) is None:
         return None
-    if run.random_weights:
+    if run.model.get("random_weights"):
         raise ValueError(f"reference: the run {policy.name} started from random weights; expected reference=MODEL")
-    lora = LoRA(enabled=run.adapter is not None, path=run.adapter)
+    model, adapter = run.model, (run.model.get("lora") or {}).get("path")
+    path = model.get("reference_path") or model["path"]
+    lora = LoRA(enabled=adapter is not None, path=adapter)
+    # Another model as reference need not have the variables of the policy's template.
+    values = None if model.get("reference_path") else model.get("chat_template_kwargs")
     return find_policy(
-        "reference",
-        run.reference_path or run.model_path,
-        chat_template=run.chat_template,
-        chat_template_kwargs=None if run.reference_path else run.chat_template_kwargs,
-        lora=lora,
+        "reference", path, chat_template=model.get("chat_template"), chat_template_kwargs=values, lora=lora
     )
 
 
-def _naming(key: str, job: Callable[[], T]) -> T:
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
     # The loader's errors name model.path, its key in a training run. Here the model stands under another key.
     try:
-        return job()
+        yield
     except ValueError as error:
         raise ValueError(str(error).replace("model.path", key)) from error

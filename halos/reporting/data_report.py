@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from halos.data.preparation.hygiene import Finding
 from halos.data.preparation.intake import Intake
+from halos.data.sources.adapted import NOTED, Origin
 from halos.data.streaming.module import StreamingDataModule
 from halos.files import write_atomically
 from halos.processes.first import on_first_process
@@ -48,22 +48,32 @@ def show_report(intake: Intake) -> None:
         findings: list[Finding] = [getattr(summary, name) for summary in splits.values()]
         if any(finding.count for finding in findings):
             ids = next(finding.ids for finding in findings if finding.count)
-            table.add_row(label, *(f"{finding.count:,}" for finding in findings), escape(", ".join(ids[:2])))
+            table.add_row(label, *(f"{finding.count:,}" for finding in findings), ", ".join(ids[:2]))
     if intake.leaks.count:
         counts = [f"{intake.leaks.count:,}" if split == "val" else "" for split in splits]
-        table.add_row("prompts of training, left out", *counts, escape(", ".join(intake.leaks.ids[:2])))
+        table.add_row("prompts of training, left out", *counts, ", ".join(intake.leaks.ids[:2]))
     for name in next(iter(splits.values())).lengths:
         table.add_row(
             f"{name}, median / 95% / longest", *(_lengths(f.lengths.get(name, {})) for f in splits.values()), ""
         )
     for split, origins in intake.origins.items():
         for file, origin in origins.items():
-            for reason, count in origin.dropped.items():
-                cells = [f"{count:,}" if other == split else "" for other in splits]
-                table.add_row(
-                    escape(f"left out of {Path(file).name}: {reason}"), *cells, escape(origin.places[reason][0])
-                )
+            for label, count, place in _lines(Path(file).name, origin):
+                table.add_row(label, *(f"{count:,}" if other == split else "" for other in splits), place)
     console.print(table)
+
+
+def _lines(file: str, origin: Origin) -> Iterator[tuple[str, int, str]]:
+    """Yield what became of a file's rows and columns: a label, a count, and a place or the columns."""
+    for reason, count in origin.dropped.items():
+        yield f"left out of {file}: {reason}", count, origin.places[reason][0]
+    for what, count in origin.noted.items():
+        yield f"{file}: {what}", count, origin.places[f"{NOTED}{what}"][0]
+    unused = [column.removesuffix(": unused") for column in origin.columns if column.endswith(": unused")]
+    used = [column for column in origin.columns if not column.endswith(": unused")]
+    for label, columns in (("columns", used), ("columns that are unused", unused)):
+        if columns:
+            yield f"{file}: {label}", len(columns), ", ".join(columns)
 
 
 def _lengths(percentiles: Mapping[str, int]) -> str:
@@ -89,7 +99,7 @@ class StreamReport(Callback):
     ) -> None:
         # A signal may cause a checkpoint before anything was read from the stream.
         if self.data.take_account():
-            write_report(self.data.intake, self.folder)
+            write_report(self.data.prepared.intake, self.folder)
 
 
 def plot_lengths(lengths: Mapping[str, np.ndarray], file: Path) -> None:

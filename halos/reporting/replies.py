@@ -9,6 +9,7 @@ from halos.data.records.record import Prompt
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.objectives.base import Objective
 from halos.reporting.tensorboard import log_text
+from halos.safe_text import markdown_block
 from halos.sampling.generate import sample
 from halos.sharding.sharding import unsharded_root
 
@@ -47,8 +48,9 @@ class SampledReplies(Callback):
                 seed=self.seed,
                 together=backbone.sharded,
             )
-        texts = [
-            f"{tokenizer.decode(prompt)}\n\n**{tokenizer.decode(reply)}**"
-            for prompt, reply in zip(prompts, replies, strict=True)
+        blocks = [
+            [markdown_block(str(tokenizer.decode(ids))) for ids in sample_ids]
+            for sample_ids in zip(prompts, replies, strict=True)
         ]
+        texts = [f"{prompt}\n\n**reply**\n\n{reply}" for prompt, reply in blocks]
         log_text(trainer, "samples", texts)

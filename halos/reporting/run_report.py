@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, TypedDict
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from halos.data.rows.token_rows import Row
 from halos.sampling.before_after import Comparison
-from halos.terminal import console, say
+from halos.terminal import console, say, styled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,12 +33,11 @@ class CacheReport(TypedDict):
 @rank_zero_only
 def show_reference(report: CacheReport) -> None:
     """Print what the cache of the reference's log-probs had, what was added, and where it is."""
-    console.print(
+    counts = (
         f"reference log-probs of {report['completions']:,} completions: {report['found']:,} were cached, "
-        f"{report['computed']:,} computed in {report['seconds']:.1f} s → [bold]{escape(report['folder'])}[/]",
-        highlight=False,
-        soft_wrap=True,
+        f"{report['computed']:,} computed in {report['seconds']:.1f} s → "
     )
+    console.print(styled(counts, (report["folder"], "bold")), soft_wrap=True)
 
 
 @rank_zero_only
@@ -60,12 +59,13 @@ def show_example(row: Row, tokenizer: PreTrainedTokenizerBase, branches: Sequenc
         tokenizer: decodes it.
         branches: a name for each of its completions.
     """
-    console.print(f"[bold]One example[/] ({escape(row.id)}); the tokens in ⟦brackets⟧ are scored:")
+    console.print(styled(("One example", "bold"), f" ({row.id}); the tokens in ⟦brackets⟧ are scored:"))
     # Decoded with special tokens: doubled BOS or a missing end of turn are what a reader looks for here.
-    prompt = escape(str(tokenizer.decode(list(row.prompt))))
+    prompt = str(tokenizer.decode(list(row.prompt)))
     for name, branch in zip(branches, row.branches, strict=True):
-        scored = escape(str(tokenizer.decode(list(branch))))
-        console.print(f"  [dim]{name}:[/] {prompt}[bold]⟦[/][green]{scored}[/][bold]⟧[/]", highlight=False)
+        scored = str(tokenizer.decode(list(branch)))
+        marked = ("⟦", "bold"), (scored, "green"), ("⟧", "bold")
+        console.print(styled((f"  {name}:", "dim"), f" {prompt}", *marked))
     console.print()
 
 
@@ -87,7 +87,7 @@ def show_comparison(comparison: Comparison) -> None:
     replies = Table("prompt", "reference", "policy", box=box.SIMPLE_HEAD, show_lines=True)
     for index in range(min(3, len(comparison.prompts))):
         replies.add_row(
-            escape(comparison.prompts[index]),
+            comparison.prompts[index],
             _marked(reference.completions[index], reference.desirable[index]),
             _marked(policy.completions[index], policy.desirable[index]),
         )
@@ -112,6 +112,5 @@ def show_where_next(root: Path, model: Path) -> None:
     say(f"model:  {model}")
 
 
-def _marked(text: str, desirable: bool) -> str:
-    colour, sign = ("green", "✓") if desirable else ("red", "✗")
-    return f"[{colour}]{sign}[/] {escape(text)}"
+def _marked(text: str, desirable: bool) -> Text:
+    return styled(("✓", "green") if desirable else ("✗", "red"), f" {text}")

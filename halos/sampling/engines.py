@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from halos.checks import check_number, check_share, check_whole
@@ -51,11 +52,12 @@ class TransformersEngine:
     """Samples with ``generate`` of transformers, on one left-padded batch."""
 
     def __init__(self, model: PreTrainedModel, tokens: ChatTokens, decoding: Decoding) -> None:
-        self.model, self.tokens, self.decoding = model, tokens, decoding
+        self.model, self.tokens = model, tokens
+        self.decoding = {field.name: getattr(decoding, field.name) for field in fields(Decoding)}
 
     def generate(self, prompts: Sequence[Ids], *, seed: int) -> list[list[int]]:
         # One batch: the sampler has divided the prompts already, and dividing again would change the draws.
-        options = {**asdict(self.decoding), "seed": seed, "batch_size": len(prompts)}
+        options = {**self.decoding, "seed": seed, "batch_size": len(prompts)}
         return sample(self.model, prompts, end_of_turn=self.tokens.end_of_turn, pad=self.tokens.pad, **options)
 
 
@@ -79,17 +81,11 @@ class VLLMEngine:
         end = self.tokens.end_of_turn
         # Drawn, not counted up: seed + n would be used again by the batch whose seed is one higher.
         seeds = random.Random(seed)
-        settings = [
-            SamplingParams(
-                max_tokens=self.decoding.max_new_tokens,
-                temperature=self.decoding.temperature,
-                top_p=self.decoding.top_p,
-                stop_token_ids=[end],
-                seed=seeds.getrandbits(63),
-                detokenize=False,  # texts come from our own decoding, as with the other engine
-            )
-            for _ in prompts
-        ]
+        decoding = self.decoding
+        numbers = {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "top_p": decoding.top_p}
+        # Texts come from our own decoding, as with the other engine.
+        make = partial(SamplingParams, **numbers, stop_token_ids=[end], detokenize=False)
+        settings = [make(seed=seeds.getrandbits(63)) for _ in prompts]
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         completions = [output.outputs[0] for output in self._llm.generate(requests, settings, use_tqdm=False)]
         return [_with_end(list(one.token_ids), one.stop_reason, end) for one in completions]
@@ -112,14 +108,11 @@ def check_engine(name: str, policy: Policy, *, key: str = "policy") -> None:
         ValueError: the policy does not generate, or the engine is unknown, not installed or ignores its adapter.
     """
     if policy.is_classifier:
-        raise ValueError(
-            f"{key}: expected a language model, found the reward model {policy.name}, which does not generate"
-        )
+        found = f"the reward model {policy.name}, which does not generate"
+        raise ValueError(f"{key}: expected a language model, found {found}")
     if name == "vllm" and policy.spec.lora.enabled:
-        raise ValueError(
-            f"engine: expected transformers for {policy.name} with the adapter {policy.spec.lora.path}, which vllm "
-            "would leave out; found vllm"
-        )
+        adapted = f"{policy.name} with the adapter {policy.spec.lora.path}, which vllm would leave out"
+        raise ValueError(f"engine: expected transformers for {adapted}; found vllm")
     check_installed(name)
 
 

@@ -106,10 +106,8 @@ def log_ratios(
     """
 
     def logprobs(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-        rows = [
-            Row(str(i), i, tuple(prompt), (tuple(completion),))
-            for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-        ]
+        pairs = enumerate(zip(prompts, completions, strict=True))
+        rows = [Row(str(i), i, tuple(prompt), (tuple(completion),)) for i, (prompt, completion) in pairs]
         # Four chunks sorted by length, so that a long completion does not pad the others of its batch.
         batches = (collate(rows[i : i + batch_size], chunks=4) for i in range(0, len(rows), batch_size))
         with evaluating(model):

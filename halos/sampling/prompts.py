@@ -81,10 +81,10 @@ def read_split(preparation: Preparation, split: str) -> HeldData:
 
 
 def _read_stream(source: Source, split: str, val_size: int) -> Intake:
-    intake, held = read_held(source, val_size=val_size, strict=False)
+    intake = read_held(source, val_size=val_size, strict=False)
     if split == "train":
         # The validation records come first in a stream, so it is training that leaves their prompts out.
-        held_prompts = {loose_prompt(record.prompt) for record in held}
+        held_prompts = {loose_prompt(record.prompt) for record in intake.records.get("val", ())}
         rest = [record for record in source.stream({}) if loose_prompt(record.prompt) not in held_prompts]
         intake.records["train"], intake.reports["train"] = table_of(rest), Counter()
     return intake

@@ -109,10 +109,8 @@ class Sampler:
         journal = Journal(path)
         done = {row.get("id") for row in journal.rows}
         if unknown := done - {one.id for one in prompts}:
-            raise ValueError(
-                f"output: expected samples for the same prompts in {path}, but it holds samples for other prompts "
-                f"({sorted(map(str, unknown))[0]}, …); choose another file"
-            )
+            found = f"samples for other prompts ({min(map(str, unknown))}, …); choose another file"
+            raise ValueError(f"output: expected samples for the same prompts in {path}, but it holds {found}")
         # A batch is drawn as a whole even if some of its prompts are done: only so are its random numbers the same.
         todo = [(n, batch) for n, batch in self._batches(prompts) if any(one.id not in done for one in batch)]
         total = cut = 0
@@ -122,12 +120,9 @@ class Sampler:
                     completions = tuple(Completion(text) for text in drawn.texts)
                     journal.append(record_row(Record(drawn.source.id, drawn.source.prompt, completions)))
                     total += len(drawn.completions)
-                    cut += sum(self.is_cut(ids) for ids in drawn.completions)
+                    # The length limit ended these, rather than their end-of-turn token.
+                    cut += sum(ids[-1:] != [self.tokens.end_of_turn] for ids in drawn.completions)
         return total, cut
-
-    def is_cut(self, ids: Sequence[int]) -> bool:
-        """Whether the length limit ended the completion, rather than its end-of-turn token."""
-        return not ids or ids[-1] != self.tokens.end_of_turn
 
     def _batches(self, prompts: Sequence[SourcePrompt]) -> list[NumberedBatch]:
         size = self.prompts_per_batch

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from halos.policy.backbone import Backbone
-from halos.policy.loading import ModelSpec, add_control_tokens
+from halos.policy.construction import add_control_tokens
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.sharding.sharding import Sharding
 from halos.sharding.weights import make_backbone
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class BackboneFactory:
@@ -34,26 +31,20 @@ class BackboneFactory:
         spec.check()
         self.spec, self.dtype = spec, dtype
         self.new_tokens: list[int] = []
-        self._tokenizer = spec.tokenizer()
-        reference = self._tokenizer if spec.reference_path is None else spec.of_reference().tokenizer()
-        if reference.get_vocab() != self._tokenizer.get_vocab():
-            raise ValueError(f"model.reference_path: expected the tokenizer of {spec.path}, found another")
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+        self.tokenizer = spec.tokenizer()
         """The policy's tokenizer, including the control tokens that were added."""
-        return self._tokenizer
+        reference = self.tokenizer if spec.reference_path is None else spec.of_reference().tokenizer()
+        if reference.get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(f"model.reference_path: expected the tokenizer of {spec.path}, found another")
 
     def add_control_tokens(self, texts: Iterable[str]) -> None:
         """Make each text a single token of the tokenizer now, and of the policy when it is loaded."""
-        self.new_tokens += add_control_tokens(self._tokenizer, texts)
+        self.new_tokens += add_control_tokens(self.tokenizer, texts)
 
     def make(self, *, reference: bool, sharding: Sharding | None) -> Backbone:
         """Load the policy, and a live reference if the objective needs one whose log-probs are not cached."""
-        mode = self.spec.reference if reference else None
-        live, adapter = mode == "live", mode == "adapter"
-        backbone = self._load(self.spec, sharding, self.new_tokens, with_reference=live, adapter_reference=adapter)
-        backbone.spec, backbone.tokenizer = self.spec, self._tokenizer
+        backbone = make_backbone(self.spec, sharding, self._options(self.new_tokens), reference=reference)
+        backbone.tokenizer = self.tokenizer
         return backbone
 
     def reference_scorer(self, backbone: Backbone, sharding: Sharding | None) -> Backbone:
@@ -64,8 +55,7 @@ class BackboneFactory:
         """
         if self.spec.reference_path is None and not backbone.updated:
             return backbone
-        return self._load(self.spec.of_reference(), sharding, (), with_reference=False)
+        return make_backbone(self.spec.of_reference(), sharding, self._options(()))
 
-    def _load(self, spec: ModelSpec, sharding: Sharding | None, tokens: Sequence[int], **reference: bool) -> Backbone:
-        size = len(self._tokenizer)
-        return make_backbone(spec, sharding, dtype=self.dtype, new_tokens=tokens, vocabulary=size, **reference)
+    def _options(self, new_tokens: Sequence[int]) -> LoadOptions:
+        return LoadOptions(dtype=self.dtype, new_tokens=new_tokens, vocabulary=len(self.tokenizer))

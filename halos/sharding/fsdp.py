@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 
 from halos.checks import check_whole
 from halos.sharding.sharding import Sharding, full_state, load_full_state, materialise
+from halos.sharding.tensor_parallel import check_divisor
 
 State = dict[str, Any]
 """A checkpoint, or a state dict of nested dicts, tensors and numbers."""
@@ -48,27 +50,18 @@ class FSDP(ModelParallelStrategy):
     ) -> None:
         check_whole("strategy.trainer.replicas", replicas, 1)
         super().__init__(save_distributed_checkpoint=sharded_checkpoints)
-        self.replicas, self.reshard_after_forward, self.cpu_offload = replicas, reshard_after_forward, cpu_offload
-        self.defer_gradient_sync = defer_gradient_sync
+        self.replicas, self.cpu_offload = replicas, cpu_offload
+        options = partial(Sharding, reshard_after_forward=reshard_after_forward, cpu_offload=cpu_offload)
+        self._sharding = partial(options, defer_gradient_sync=defer_gradient_sync)
 
     def check(self, devices: int) -> None:
         """Raise ``ValueError`` unless the number of devices can be divided into replicas."""
-        if devices % self.replicas:
-            raise ValueError(
-                f"strategy.trainer.replicas: expected a divisor of the {devices} devices, found {self.replicas}"
-            )
+        check_divisor("strategy.trainer.replicas", self.replicas, devices, "devices")
 
     @property
     def sharding(self) -> Sharding:
         """How to shard models. Available once the process group is set up."""
-        return Sharding(
-            mesh=self.device_mesh,
-            device=self.root_device,
-            compute_dtype=self.compute_dtype,
-            reshard_after_forward=self.reshard_after_forward,
-            cpu_offload=self.cpu_offload,
-            defer_gradient_sync=self.defer_gradient_sync,
-        )
+        return self._sharding(mesh=self.device_mesh, device=self.root_device, compute_dtype=self.compute_dtype)
 
     @property
     def compute_dtype(self) -> torch.dtype | None:

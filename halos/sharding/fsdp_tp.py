@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -13,7 +14,7 @@ from halos.optim import AdamW, Optim, RMSprop
 from halos.policy.loading import ModelSpec
 from halos.sharding.fsdp import FSDP
 from halos.sharding.sharding import Sharding
-from halos.sharding.tensor_parallel import check_plan
+from halos.sharding.tensor_parallel import check_divisor, check_plan
 
 DATA, TENSOR = "data_parallel", "tensor_parallel"
 """Lightning's names for the dimensions of the device mesh."""
@@ -65,28 +66,17 @@ class FSDPTP(FSDP):
 
     def check(self, devices: int) -> None:
         """Raise ``ValueError`` unless the number of devices fits both sizes."""
-        groups, left = divmod(devices, self.tensor_parallel_size)
-        if left:
-            raise ValueError(
-                f"strategy.tensor_parallel_size: expected a divisor of the {devices} devices (trainer.devices × "
-                f"trainer.num_nodes), found {self.tensor_parallel_size}"
-            )
-        if self.data_parallel_size not in (None, groups):
-            raise ValueError(
-                f"strategy.data_parallel_size: expected {groups} ({devices} devices in groups of "
-                f"{self.tensor_parallel_size}) or null, found {self.data_parallel_size}"
-            )
+        size = self.tensor_parallel_size
+        check_divisor("strategy.tensor_parallel_size", size, devices, "devices (trainer.devices × trainer.num_nodes)")
+        groups, found = devices // size, self.data_parallel_size
+        if found not in (None, groups):
+            expected = f"{groups} ({devices} devices in groups of {size}) or null"
+            raise ValueError(f"strategy.data_parallel_size: expected {expected}, found {found}")
 
     @property
     def sharding(self) -> Sharding:
-        return Sharding(
-            mesh=self.device_mesh[DATA],
-            root_mesh=self._all,
-            tensor_mesh=self.device_mesh[TENSOR],
-            device=self.root_device,
-            compute_dtype=self.compute_dtype,
-            reshard_after_forward=self.reshard_after_forward,
-        )
+        meshes = self.device_mesh
+        return replace(super().sharding, mesh=meshes[DATA], tensor_mesh=meshes[TENSOR], root_mesh=self._all)
 
     @property
     def data_group(self) -> ProcessGroup:

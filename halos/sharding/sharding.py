@@ -85,10 +85,8 @@ class Sharding:
             else:
                 self._shard(child.to(self.device), self._root_mesh, MixedPrecisionPolicy(), True)
         if own := [name for name, _ in module.named_parameters(recurse=False)]:
-            raise ValueError(
-                f"strategy=fsdp: expected the parameters of {type(module).__name__} to be inside modules that are "
-                f"called, found {', '.join(own)}"
-            )
+            expected = f"the parameters of {type(module).__name__} inside modules that are called"
+            raise ValueError(f"strategy=fsdp: expected {expected}, found {', '.join(own)}")
 
     def begin_micro_batch(self, module: nn.Module, *, last: bool) -> None:
         """Prepare for a backward pass. ``last``: it is the last one of an optimizer step."""

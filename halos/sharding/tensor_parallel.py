@@ -67,34 +67,32 @@ def plan_of(model: nn.Module) -> dict[str, str]:
 
 def check_plan(model: PreTrainedModel, ranks: int) -> None:
     """Raise ``ValueError`` unless the model's plan has supported styles only and divides over this number of ranks."""
-    check_whole("strategy.tensor_parallel_size", ranks, 1)
+    key = "strategy.tensor_parallel_size"
+    check_whole(key, ranks, 1)
     kind, plan = type(model).__name__, plan_of(model)
     if not plan:
-        raise ValueError(
-            f"strategy=fsdp_tp: expected a model with a tensor-parallel plan, found {kind}, for which transformers has "
-            "none; use strategy=fsdp"
-        )
+        expected = "a model for which transformers has a tensor-parallel plan"
+        raise ValueError(f"strategy=fsdp_tp: expected {expected}, found {kind}; use strategy=fsdp")
     modules = dict(model.named_modules())
     for name, style in plan.items():
         linear = isinstance(modules.get(name), nn.Linear)
         if style not in STYLES or not (linear or STYLES[style] is _PerHead):
-            raise ValueError(
-                f"strategy=fsdp_tp: expected the plan of {kind} to have linear layers of the styles "
-                f"{', '.join(STYLES)}; found {style} for {name}; use strategy=fsdp"
-            )
+            expected = f"linear layers of the styles {', '.join(STYLES)} in the plan of {kind}"
+            raise ValueError(f"strategy=fsdp_tp: expected {expected}; found {style} for {name}; use strategy=fsdp")
     if "colwise" in plan.values():
         # A rank has whole heads: a head's scores need all of its width.
         config = model.config.get_text_config()
         for name in ("num_attention_heads", "num_key_value_heads"):
-            _check_divisor(ranks, getattr(config, name, None) or 0, f"{name} of {kind}")
+            check_divisor(key, ranks, getattr(config, name, None) or 0, f"{name} of {kind}")
     for name, style in plan.items():
         width = "out_features" if style.startswith("colwise") else "in_features"
-        _check_divisor(ranks, getattr(modules[name], width, 0), f"{width} of {name} in {kind}")
+        check_divisor(key, ranks, getattr(modules[name], width, 0), f"{width} of {name} in {kind}")
 
 
-def _check_divisor(ranks: int, count: int, what: str) -> None:
-    if count % ranks:
-        raise ValueError(f"strategy.tensor_parallel_size: expected a divisor of the {count} {what}, found {ranks}")
+def check_divisor(key: str, size: int, count: int, what: str) -> None:
+    """Raise ``ValueError`` that names the key unless ``count`` can be divided into groups of this size."""
+    if count % size:
+        raise ValueError(f"{key}: expected a divisor of the {count} {what}, found {size}")
 
 
 def divide_products(model: nn.Module, mesh: DeviceMesh) -> None:

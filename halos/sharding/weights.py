@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +16,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from halos.policy.adapters import adapter_layers, base_state, mark_base
 from halos.policy.backbone import Backbone
-from halos.policy.loading import ModelSpec
+from halos.policy.checks import weight_files
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.pretrained import load_backbone
 from halos.processes.collectives import rank_and_world
 from halos.sharding.sharding import Sharding, full_state, load_full_state, sharded_modules
@@ -28,33 +27,22 @@ if TYPE_CHECKING:
 
 
 def make_backbone(
-    spec: ModelSpec,
-    sharding: Sharding | None,
-    *,
-    dtype: torch.dtype,
-    new_tokens: Sequence[int] = (),
-    vocabulary: int = 0,
-    with_reference: bool = False,
-    adapter_reference: bool = False,
+    spec: ModelSpec, sharding: Sharding | None, options: LoadOptions, *, reference: bool = False
 ) -> Backbone:
-    """Load the policy, and its live reference if requested, whole or sharded.
+    """Load the policy, and its live reference if the spec says so, whole or sharded.
 
     Args:
-        spec: the model.
+        spec, options, reference: see :func:`load_backbone`.
         sharding: how to shard the models. All ranks must then call this function together. None: whole models.
-        dtype, new_tokens, vocabulary: see :meth:`ModelSpec.load`.
-        with_reference, adapter_reference: see :class:`Backbone`.
     """
-    load = partial(load_backbone, spec, dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
-    load = partial(load, with_reference=with_reference, adapter_reference=adapter_reference)
     if sharding is None:
-        return load()
+        return load_backbone(spec, options, reference=reference)
 
     def shard(backbone: Backbone) -> None:
         # A copy without weights: sharding changes the modules in place, and export needs them as they were.
         backbone.skeleton = (copy.deepcopy(backbone.policy),)
         sharding.shard(backbone)
-        load_weights(backbone.policy, spec, dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary)
+        load_weights(backbone.policy, spec, options)
         if backbone.reference is not None:
             # Both models are sharded alike, so that each rank copies its own shards.
             for target, source in zip(_tensors(backbone.reference), _tensors(backbone.policy), strict=True):
@@ -62,7 +50,7 @@ def make_backbone(
         if adapter_layers(backbone.policy):
             mark_base(backbone)  # the fingerprint of the base needs its weights
 
-    return load(shard=shard)
+    return load_backbone(spec, options, reference=reference, shard=shard)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -89,23 +77,18 @@ def gathered_policy(backbone: Backbone) -> PreTrainedModel | None:
     return policy
 
 
-def load_weights(
-    model: PreTrainedModel, spec: ModelSpec, *, dtype: torch.dtype, new_tokens: Sequence[int] = (), vocabulary: int = 0
-) -> None:
+def load_weights(model: PreTrainedModel, spec: ModelSpec, options: LoadOptions) -> None:
     """Fill in the weights of a sharded model that was built without any. All ranks must call this function together.
 
     If a local directory has safetensors with the model's own names and shapes, each rank reads its own shards from
     them. In all other cases (a hub id, GGUF, random weights, a grown vocabulary) rank 0 loads the model into its CPU
     memory and broadcasts the weights.
     """
-    files = None if spec.random_weights or new_tokens else matching_files(model, spec.folder)
+    files = None if spec.random_weights or options.new_tokens else matching_files(model, spec.local)
     if files is not None:
         _read_shards(model, files)
-        return
-    state = {}
-    if rank_and_world()[0] == 0:
-        state = spec.load(dtype=dtype, new_tokens=new_tokens, vocabulary=vocabulary).state_dict()
-    load_full_state(model, state)
+    else:
+        load_full_state(model, spec.load(options).state_dict() if rank_and_world()[0] == 0 else {})
 
 
 def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Path] | None:
@@ -115,11 +98,11 @@ def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Pat
         The file of each name; of the names of tied weights, one in the files is enough. None if the files' names and
         shapes are not exactly the model's.
     """
-    if folder is None or _converted_while_loading(model):
+    if folder is None or not folder.is_dir() or _converted_while_loading(model):
         return None
     files: dict[str, Path] = {}
     shapes: dict[str, list[int]] = {}
-    for path in _safetensors(folder):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (it is no dictionary)
                 files[name], shapes[name] = path, file.get_slice(name).get_shape()
@@ -140,14 +123,6 @@ def _converted_while_loading(model: PreTrainedModel) -> bool:
     return bool(get_model_conversion_mapping(model, add_legacy=False))
 
 
-def _safetensors(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return [folder / name for name in sorted(names)]
-    return [folder / "model.safetensors"]
-
-
 @torch.no_grad()
 def _read_shards(model: PreTrainedModel, files: Mapping[str, Path]) -> None:
     # Not torch.distributed.checkpoint's HuggingFaceStorageReader: it ignores the index and reads all safetensors files
@@ -160,9 +135,8 @@ def _read_shards(model: PreTrainedModel, files: Mapping[str, Path]) -> None:
                 if not isinstance(target, DTensor):
                     target.copy_(file.get_tensor(name))
                     continue
-                shape, offset = compute_local_shape_and_global_offset(
-                    target.shape, target.device_mesh, target.placements
-                )
+                mesh, placements = target.device_mesh, target.placements
+                shape, offset = compute_local_shape_and_global_offset(target.shape, mesh, placements)
                 # A rank's shard is empty where a dimension is shorter than the mesh; safetensors refuses empty slices.
                 if 0 not in shape:
                     shard = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))

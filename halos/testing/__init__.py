@@ -3,8 +3,6 @@
 ``check_objective(MyLoss)`` in a test, or ``pytest --halos-objective mylab.losses.MyLoss`` from a shell.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from halos.data.rows.token_rows import Row

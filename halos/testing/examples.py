@@ -1,7 +1,5 @@
 """Tiny batches with made-up log-probs, and what an objective computes from them."""
 
-from __future__ import annotations
-
 import random
 import zlib
 from collections.abc import Callable, Sequence
@@ -101,16 +99,9 @@ def tiny_rows(objective: Objective, count: int, *, labels: Sequence[bool] | None
         # Neighbours differ in length, and each second completion may be longer than its prompt.
         branches = tuple(ids(5 + 2 * (n % 2)) for _ in range(branch_count))
         label = labels[n] if labels is not None else n % 2 == 0
-        rows.append(
-            Row(
-                id=f"example {n}",
-                group=n // 2,
-                prompt=prompts[n // 2],
-                branches=branches,
-                desirable=label if scored or objective.view == "binary" else None,
-                score=(1 + rng.random()) * (1 if label else -1) if scored else None,
-            )
-        )
+        score = (1 + rng.random()) * (1 if label else -1) if scored else None
+        desirable = label if scored or objective.view == "binary" else None
+        rows.append(Row(f"example {n}", n // 2, prompts[n // 2], branches, desirable, score))
     return rows
 
 
@@ -158,12 +149,8 @@ def make_inputs(
     policy = (reference + shift if at_reference else _grid(rows, mask, "policy")).masked_fill(~mask, 0.0)
     hidden = _states(rows, mask, "state").to(dtype) if objective.needs.hidden else None
     last = _states(rows, mask, "last state")[:, :, 0].to(dtype) if objective.needs.last_hidden else None
-    return Inputs(
-        rows,
-        batch,
-        LogProbs(policy.to(dtype).requires_grad_(), mask, hidden, last),
-        LogProbs(reference.to(dtype), mask) if objective.needs.reference else None,
-    )
+    log_ref = LogProbs(reference.to(dtype), mask) if objective.needs.reference else None
+    return Inputs(rows, batch, LogProbs(policy.to(dtype).requires_grad_(), mask, hidden, last), log_ref)
 
 
 def _grid(rows: Sequence[Row], mask: Tensor, what: str) -> Tensor:

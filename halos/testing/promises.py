@@ -1,7 +1,5 @@
 """The register of promises, and the comparisons of numbers that they are checked with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Several ranks in one process: threads whose collectives exchange values."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,12 +74,9 @@ class _World:
         return values
 
     def all_reduce(self, tensor: Tensor, op: object = dist.ReduceOp.SUM, group: object = None) -> None:
-        reductions: dict[object, Callable[..., Tensor]] = {
-            dist.ReduceOp.SUM: torch.sum,
-            dist.ReduceOp.AVG: torch.mean,
-            dist.ReduceOp.MAX: torch.amax,
-            dist.ReduceOp.MIN: torch.amin,
-        }
+        ops = dist.ReduceOp
+        reductions: dict[object, Callable[..., Tensor]]
+        reductions = {ops.SUM: torch.sum, ops.AVG: torch.mean, ops.MAX: torch.amax, ops.MIN: torch.amin}
         parts = self.exchange(tensor.detach().clone())
         with torch.no_grad():
             tensor.copy_(reductions[op](torch.stack(parts), dim=0))

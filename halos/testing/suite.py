@@ -1,7 +1,5 @@
 """The tests of ``pytest --halos-objective``: one for each named objective and each property."""
 
-from __future__ import annotations
-
 from importlib import import_module
 
 import pytest

@@ -1,7 +1,5 @@
 """``scripts/plot_values.py``: value functions as a picture, and a verdict on each loss."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import hydra
 
 from halos.cli import end_with_one_line
-from halos.commands.assembly import objective_maker
+from halos.commands.builders import objective_maker
 from halos.config.folder import config_folder
 from halos.testing.examples import Make
 from halos.theory.definition import is_halo

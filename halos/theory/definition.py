@@ -1,7 +1,5 @@
 """Whether an objective is a human-aware loss (HALO), checked numerically."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 

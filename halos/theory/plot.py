@@ -1,7 +1,5 @@
 """Value functions of losses, drawn as in figure 2 of the KTO paper (arXiv 2402.01306)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

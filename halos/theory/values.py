@@ -1,7 +1,5 @@
 """The loss and the value of one completion under an objective, as functions of its implied reward."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from enum import Enum
 
@@ -70,11 +68,8 @@ class ImpliedLoss:
         states = torch.zeros(*ratios.shape, HIDDEN, dtype=torch.float64)
         hidden = states if self.objective.needs.hidden else None
         last = states[:, :, 0] if self.objective.needs.last_hidden else None
-        output = self.objective.compute(
-            self.batch,
-            LogProbs(reference + ratios, mask, hidden, last),
-            LogProbs(reference, mask) if self.objective.needs.reference else None,
-        )
+        log_ref = LogProbs(reference, mask) if self.objective.needs.reference else None
+        output = self.objective.compute(self.batch, LogProbs(reference + ratios, mask, hidden, last), log_ref)
         chosen = [term for name, term in output.loss.items() if self.terms is None or name in self.terms]
         if not chosen:
             raise ValueError(f"terms: expected some of {', '.join(output.loss)}; found {self.terms}")
@@ -98,14 +93,9 @@ def _rows(objective: Objective, side: Side) -> list[Row]:
     labelled = scored or objective.view == "binary"
 
     def row(number: int, desirable: bool) -> Row:
-        return Row(
-            f"example {number}",
-            0,
-            (1,),
-            ((2,),) * count,
-            desirable if labelled else None,
-            (1.0 if desirable else -1.0) if scored else None,
-        )
+        score = 1.0 if desirable else -1.0
+        label = desirable if labelled else None
+        return Row(f"example {number}", 0, (1,), ((2,),) * count, label, score if scored else None)
 
     # A scored completion has an advantage only in comparison with another one of its group.
     return [row(0, side.value), row(1, not side.value)] if scored else [row(0, side.value)]

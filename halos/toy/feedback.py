@@ -1,26 +1,11 @@
 """Seeded feedback on the toy world: completions from the behaviour distribution, judged by the true reward."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Sequence
 
 from halos.data.records.record import Completion, Record
-from halos.toy.world import (
-    CHAT,
-    HESITATION,
-    KIND_CLOSINGS,
-    KIND_OPENINGS,
-    RUDE_CLOSINGS,
-    RUDE_OPENINGS,
-    TOPICS,
-    VERBS,
-    is_desirable,
-    topic_of,
-    toy_prompts,
-    true_reward,
-)
+from halos.toy import world
 
 KINDS = ("labels", "pairs")
 # Shares of sound openings, bodies and closings. By their product, half of all completions are desirable.
@@ -32,18 +17,19 @@ MAX_TIES = 200  # two completions tie about one time in three, so this many in a
 def _part(share: float, sound: Sequence[str], faulty: Sequence[str], rng: random.Random) -> str:
     if rng.random() < share:
         return rng.choice(sound)
-    return HESITATION if rng.random() < MISSING_SHARE else rng.choice(faulty)
+    return world.HESITATION if rng.random() < MISSING_SHARE else rng.choice(faulty)
 
 
 def behaviour_completion(prompt: str, rng: random.Random) -> str:
     """Draw a completion from the behaviour distribution, on which the reference policy is pretrained."""
-    topic = topic_of(prompt)
+    topic = world.topic_of(prompt)
     if topic is None:
         raise ValueError(f"prompt: expected one of the toy language, found {prompt!r}")
-    verb = f"we will {rng.choice(VERBS)} the"
-    stray = rng.choice([other for other in TOPICS if other != topic])
-    about = [[f"{verb} {noun}." for noun in nouns] for nouns in (TOPICS[topic].nouns, CHAT + TOPICS[stray].nouns)]
-    parts = ((KIND_OPENINGS, RUDE_OPENINGS), about, (KIND_CLOSINGS, RUDE_CLOSINGS))
+    verb = f"we will {rng.choice(world.VERBS)} the"
+    stray = rng.choice([name for name in world.TOPICS if name != topic])
+    own, other = world.TOPICS[topic].nouns, world.CHAT + world.TOPICS[stray].nouns
+    about = [[f"{verb} {noun}." for noun in nouns] for nouns in (own, other)]
+    parts = ((world.KIND_OPENINGS, world.RUDE_OPENINGS), about, (world.KIND_CLOSINGS, world.RUDE_CLOSINGS))
     return " ".join(
         _part(share, sound, faulty, rng) for share, (sound, faulty) in zip(SOUND_SHARES, parts, strict=True)
     )
@@ -77,9 +63,10 @@ def toy_feedback(
     Raises:
         ValueError: a value is out of range, or has no effect with this ``feedback``.
     """
-    _check_knobs(feedback, completions_per_prompt, noise, keep_desirable, keep_undesirable)
+    shares = {"noise": noise, "keep_desirable": keep_desirable, "keep_undesirable": keep_undesirable}
+    _check_knobs(feedback, completions_per_prompt, shares)
     records = []
-    for index, prompt in enumerate(toy_prompts(size, seed, split)):
+    for index, prompt in enumerate(world.toy_prompts(size, seed, split)):
         where = f"toy/{split}:{index}"
         # A generator for each prompt, so that no argument changes the completions of other prompts.
         rng = random.Random(f"feedback/{split}/{seed}/{index}")
@@ -99,7 +86,7 @@ def _labelled(
         text = behaviour_completion(prompt, rng)
         # Both numbers are always drawn, so that ``noise`` and ``keep`` do not change the texts that follow.
         flipped, threshold = rng.random() < noise, rng.random()
-        desirable = is_desirable(prompt, text) != flipped
+        desirable = world.is_desirable(prompt, text) != flipped
         if threshold < keep[desirable]:
             kept.append(Completion(text, desirable=desirable))
     return tuple(kept)
@@ -110,7 +97,7 @@ def _paired(where: str, prompt: str, count: int, noise: float, rng: random.Rando
     for _ in range(MAX_TIES):
         # All are drawn again after a tie: replacing one of them would change the distribution of the others.
         texts = [behaviour_completion(prompt, rng) for _ in range(count)]
-        rewards = [true_reward(prompt, text) for text in texts]
+        rewards = [world.true_reward(prompt, text) for text in texts]
         ordered = [(i, j) for i, j in itertools.permutations(range(count), 2) if rewards[i] > rewards[j]]
         if ordered:
             preferences = tuple((j, i) if rng.random() < noise else (i, j) for i, j in ordered)
@@ -118,12 +105,9 @@ def _paired(where: str, prompt: str, count: int, noise: float, rng: random.Rando
     raise RuntimeError(f"{where}: expected two completions of different reward, found ties {MAX_TIES} times")
 
 
-def _check_knobs(
-    feedback: str, completions_per_prompt: int, noise: float, keep_desirable: float, keep_undesirable: float
-) -> None:
+def _check_knobs(feedback: str, completions_per_prompt: int, shares: dict[str, float]) -> None:
     if feedback not in KINDS:
         raise ValueError(f"feedback: expected one of {', '.join(KINDS)}; found {feedback!r}")
-    shares = {"noise": noise, "keep_desirable": keep_desirable, "keep_undesirable": keep_undesirable}
     for name, share in shares.items():
         # NaN fails this comparison too.
         if not 0.0 <= share <= 1.0:
@@ -132,7 +116,5 @@ def _check_knobs(
             raise ValueError(f"{name}: expected 1 with feedback='pairs', which has no labels; found {share}")
     least = 2 if feedback == "pairs" else 1
     if completions_per_prompt < least:
-        raise ValueError(
-            f"completions_per_prompt: expected at least {least} with feedback={feedback!r}, "
-            f"found {completions_per_prompt}"
-        )
+        expected = f"expected at least {least} with feedback={feedback!r}"
+        raise ValueError(f"completions_per_prompt: {expected}, found {completions_per_prompt}")

@@ -1,20 +1,12 @@
 """The toy world's tokenizer and reference policy: small enough to ship, and plain Hugging Face."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from halos.data.rows.rendering import render
 from halos.toy.feedback import behaviour_completion
@@ -84,7 +76,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> LlamaForCa
 
 
 def pretrain(
-    model: PreTrainedModel,
+    model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     *,
     steps: int = 800,

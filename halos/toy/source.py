@@ -1,8 +1,7 @@
 """The toy world as a source of feedback, with its true reward."""
 
-from __future__ import annotations
-
 from collections import Counter
+from dataclasses import asdict, dataclass
 from typing import final
 
 from halos.data.records.truth import TrueReward
@@ -26,6 +25,7 @@ class ToyJudge:
 
 
 @final
+@dataclass(kw_only=True, eq=False)
 class ToySource(Source):
     """Feedback that is generated on the toy world; for the arguments see :func:`halos.toy.feedback.toy_feedback`.
 
@@ -34,30 +34,20 @@ class ToySource(Source):
 
     name = "toy"
 
-    def __init__(
-        self,
-        *,
-        size: int = 1000,
-        val_size: int = 128,
-        feedback: str = "labels",
-        noise: float = 0.0,
-        keep_desirable: float = 1.0,
-        keep_undesirable: float = 1.0,
-        completions_per_prompt: int = 2,
-        seed: int = 0,
-    ) -> None:
-        self._train = toy_feedback(
-            size=size,
-            feedback=feedback,
-            noise=noise,
-            keep_desirable=keep_desirable,
-            keep_undesirable=keep_undesirable,
-            completions_per_prompt=completions_per_prompt,
-            seed=seed,
-            split="train",
-        )
+    size: int = 1000
+    val_size: int = 128
+    feedback: str = "labels"
+    noise: float = 0.0
+    keep_desirable: float = 1.0
+    keep_undesirable: float = 1.0
+    completions_per_prompt: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        options = asdict(self)
         # A fixed seed, not the run's: runs of different seeds are compared on the same validation data.
-        self._val = toy_feedback(size=val_size, feedback=feedback, seed=0, split="val")
+        self._val = toy_feedback(size=options.pop("val_size"), feedback=self.feedback, seed=0, split="val")
+        self._train = toy_feedback(**options, split="train")
 
     def train(self) -> Records:
         return Records(self._train, Counter())

@@ -6,8 +6,6 @@ A faulty completion has a wrong word ("now" instead of "best") and the same leng
 it under any objective before it forgets the grammar. Plain Python, no torch.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 import re
@@ -23,56 +21,33 @@ class Topic:
     nouns: tuple[str, ...]
 
 
-TOPICS: dict[str, Topic] = {
-    "refund": Topic(
-        ("i want my money back.", "how do i get a refund?", "please refund me.", "my refund never came."),
-        ("refund", "repayment"),
-    ),
-    "delivery": Topic(
-        ("where is my parcel?", "the parcel is late.", "when will it arrive?", "it was never delivered."),
-        ("delivery", "parcel"),
-    ),
-    "password": Topic(
-        ("i forgot my password.", "the password is wrong.", "i cannot log in.", "the login page fails."),
-        ("password", "login"),
-    ),
-    "invoice": Topic(
-        ("i need an invoice.", "where is my receipt?", "the invoice is wrong.", "please send the receipt."),
-        ("invoice", "receipt"),
-    ),
-    "repair": Topic(
-        ("it stopped working.", "it is broken.", "can you repair it?", "it makes a strange noise."),
-        ("repair", "fault"),
-    ),
-    "exchange": Topic(
-        ("it is the wrong size.", "i need another colour.", "can i exchange it?", "it does not fit."),
-        ("exchange", "swap"),
-    ),
-    "cancellation": Topic(
-        ("please cancel the order.", "i changed my mind.", "can i still cancel?", "we no longer need it."),
-        ("cancellation", "withdrawal"),
-    ),
-    "payment": Topic(
-        ("my card was declined.", "i paid twice.", "the payment failed.", "you charged me twice."),
-        ("payment", "charge"),
-    ),
-    "warranty": Topic(
-        ("is it under warranty?", "how long is the warranty?", "my warranty has ended.", "does the guarantee apply?"),
-        ("warranty", "guarantee"),
-    ),
-    "discount": Topic(
-        ("the coupon does not work.", "can i get a discount?", "is there a student price?", "my voucher has expired."),
-        ("discount", "coupon"),
-    ),
-    "address": Topic(
-        ("i moved house.", "the address is wrong.", "i have a new address.", "please change the street name."),
-        ("address", "postcode"),
-    ),
-    "manual": Topic(
-        ("how do i set it up?", "i lost the manual.", "i need instructions.", "how does it switch on?"),
-        ("manual", "guide"),
-    ),
-}
+# A line for each topic: its nouns, the first of which names it, and its problems.
+_TOPICS = """
+refund, repayment: i want my money back.; how do i get a refund?; please refund me.; my refund never came.
+delivery, parcel: where is my parcel?; the parcel is late.; when will it arrive?; it was never delivered.
+password, login: i forgot my password.; the password is wrong.; i cannot log in.; the login page fails.
+invoice, receipt: i need an invoice.; where is my receipt?; the invoice is wrong.; please send the receipt.
+repair, fault: it stopped working.; it is broken.; can you repair it?; it makes a strange noise.
+exchange, swap: it is the wrong size.; i need another colour.; can i exchange it?; it does not fit.
+cancellation, withdrawal: please cancel the order.; i changed my mind.; can i still cancel?; we no longer need it.
+payment, charge: my card was declined.; i paid twice.; the payment failed.; you charged me twice.
+warranty, guarantee: is it under warranty?; how long is the warranty?; my warranty has ended.; does the guarantee apply?
+discount, coupon: the coupon does not work.; can i get a discount?; is there a student price?; my voucher has expired.
+address, postcode: i moved house.; the address is wrong.; i have a new address.; please change the street name.
+manual, guide: how do i set it up?; i lost the manual.; i need instructions.; how does it switch on?
+"""
+
+
+def _read_topics(table: str) -> dict[str, Topic]:
+    topics = {}
+    for line in table.strip().splitlines():
+        nouns, _, problems = line.partition(": ")
+        name, *others = nouns.split(", ")
+        topics[name] = Topic(tuple(problems.split("; ")), (name, *others))
+    return topics
+
+
+TOPICS = _read_topics(_TOPICS)
 
 BUYERS = ("i bought a", "we bought a", "i ordered a", "we ordered a")
 ITEMS = ("lamp", "phone", "chair", "jacket", "kettle", "camera", "watch", "tent", "radio", "desk")

@@ -87,16 +87,14 @@ class Checkpoints(Checkpoint):
                 move_into_place(part, path)
                 link_atomically(path.with_name(LAST), path)
                 # Pruned last, so that at least one complete checkpoint exists at every moment.
-                self._prune()
+                for old in sorted(self.folder.glob(PATTERN), key=_age)[:-KEPT]:
+                    remove(old)
         except (OSError, RuntimeError) as error:
-            reason = _system_error(error)
-            if reason is None:
+            if (reason := _system_error(error)) is None:
                 raise
             remove(part)
-            raise RunFailed(
-                f"{path}: the checkpoint could not be written: {reason}; earlier ones are as they were, resume=auto "
-                "goes on from the last"
-            ) from error
+            hint = "earlier ones are as they were, resume=auto goes on from the last"
+            raise RunFailed(f"{path}: the checkpoint could not be written: {reason}; {hint}") from error
         trainer.strategy.barrier()
 
     def finish(self, trainer: pl.Trainer) -> None:
@@ -111,10 +109,6 @@ class Checkpoints(Checkpoint):
         (number,) = all_max([signals.received()], trainer.strategy.root_device)
         signals.defer(False)
         signals.stop(number)
-
-    def _prune(self) -> None:
-        for path in sorted(self.folder.glob(PATTERN), key=_age)[:-KEPT]:
-            remove(path)
 
     # The hooks that Lightning calls
 
@@ -195,12 +189,6 @@ def _system_error(error: BaseException | None) -> str | None:
 # Finding a checkpoint to resume from
 
 
-def clean(folder: Path) -> None:
-    """Remove the incomplete files of an interrupted save."""
-    for path in folder.glob("*.ckpt" + PART):
-        remove(path)
-
-
 def newest(folder: Path) -> Path | None:
     """Return the newest intact checkpoint, or None if there is no checkpoint at all.
 
@@ -236,9 +224,8 @@ def check_intact(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
         damage = str(error)
     if damage is not None:
-        raise ValueError(
-            f"resume: expected a checkpoint file, found {path}, which is damaged or something else ({damage})"
-        )
+        found = f"{path}, which is damaged or something else ({damage})"
+        raise ValueError(f"resume: expected a checkpoint file, found {found}")
 
 
 def check_identity(path: Path, identity: Mapping[str, object]) -> Mapping[str, Any]:
@@ -251,15 +238,12 @@ def check_identity(path: Path, identity: Mapping[str, object]) -> Mapping[str, A
     file = path / META if path.is_dir() else path
     try:
         # Memory-mapped: only the pages that are read are loaded, and weights are not read here.
-        checkpoint: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        options: dict[str, Any] = {"map_location": "cpu", "mmap": True}
+        checkpoint: Mapping[str, Any] = torch.load(file, weights_only=True, **options)  # noqa: TID251 (no code is run)
         saved: Mapping[str, object] = checkpoint[IDENTITY]
     except Exception as error:  # torch raises several kinds
         raise ValueError(f"resume: expected a checkpoint of this program, found {path}: {error!r}") from error
-    differing = [
-        f"{key}: {saved.get(key, 'none')!s} in the checkpoint, {identity.get(key, 'none')!s} now"
-        for key in dict.fromkeys((*saved, *identity))
-        if saved.get(key) != identity.get(key)
-    ]
-    if differing:
-        raise ValueError(f"resume: {path} belongs to another run ({'; '.join(differing)})")
+    if keys := [key for key in dict.fromkeys((*saved, *identity)) if saved.get(key) != identity.get(key)]:
+        values = [f"{key}: {saved.get(key, 'none')} in the checkpoint, {identity.get(key, 'none')} now" for key in keys]
+        raise ValueError(f"resume: {path} belongs to another run ({'; '.join(values)})")
     return checkpoint

@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 import time
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from halos.reporting.tensorboard import truncate_events_after
 
 State = dict[str, Any]
 """A checkpoint of Lightning, or what it stores of a callback; the values are whatever was put there."""
+STORED = ("train_loss", "seconds", "val_metrics", "validated_at")
+"""Attributes of a record that checkpoints contain."""
 
 
 class RunRecord(Callback):
@@ -43,17 +46,12 @@ class RunRecord(Callback):
         # What the earlier part of this run has logged after the checkpoint will be logged again: without this, curves
         # would have two points at these steps.
         step = checkpoint["global_step"]
-        validated = self.validated_at_in(checkpoint) == step
+        validated = checkpoint["callbacks"].get(self.state_key, {}).get("validated_at") == step
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, CSVMetrics):
                 logger.resume_at(step, validated=validated)
             elif isinstance(logger, TensorBoardLogger):
                 truncate_events_after(Path(logger.log_dir), step, validated=validated)
-
-    def validated_at_in(self, checkpoint: State) -> int | None:
-        """Return the step of the last validation before the checkpoint was written, None if there was none."""
-        state: State = checkpoint["callbacks"].get(self.state_key, {})
-        return state.get("validated_at")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
@@ -81,16 +79,11 @@ class RunRecord(Callback):
     def state_dict(self) -> State:
         if self._started:
             self._count_seconds()
-        return {
-            "train_loss": list(self.train_loss),
-            "seconds": self.seconds,
-            "val_metrics": dict(self.val_metrics),
-            "validated_at": self.validated_at,
-        }
+        return {name: copy(getattr(self, name)) for name in STORED}
 
     def load_state_dict(self, state: State) -> None:
-        self.train_loss, self.seconds = list(state["train_loss"]), state["seconds"]
-        self.val_metrics, self.validated_at = dict(state["val_metrics"]), state["validated_at"]
+        for name in STORED:
+            setattr(self, name, copy(state[name]))
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import lightning.pytorch as pl
 import torch
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from halos.checks import check_share, check_whole
+from halos.config.combinations import REFERENCE, check_combinations
 from halos.objectives.base import Objective
 from halos.sharding.sharding import full_state, load_full_state
 from halos.training.record import State
@@ -36,16 +38,9 @@ class ReferenceSync(Callback):
         self.synced_at = 0
         self._objective: Objective | None = None
 
-    def check(self, objective: Objective) -> None:
-        """Raise ``ValueError`` for an objective without a reference."""
-        if not objective.needs.reference:
-            raise ValueError(
-                f"reference_sync.every: expected a loss with a reference, found {type(objective).__name__}"
-            )
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if isinstance(pl_module, Objective):
-            self.check(pl_module)
+            check_combinations({"reference_sync.every": self.every, REFERENCE: pl_module.needs.reference})
             self._objective = pl_module
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
@@ -57,7 +52,7 @@ class ReferenceSync(Callback):
 
     @torch.no_grad()
     def _move(self) -> None:
-        reference, policy = self._models()
+        reference, policy, _ = self._models()
         for reference_weight, policy_weight in zip(reference.parameters(), policy.parameters(), strict=True):
             reference_weight.lerp_(policy_weight, self.alpha)
 
@@ -65,27 +60,21 @@ class ReferenceSync(Callback):
         # A reference that has not moved yet is in the files that the run started from.
         weights: Mapping[str, torch.Tensor] = {}
         if self.synced_at:
-            reference = self._models()[0]
-            weights = full_state(reference) if self._sharded else reference.state_dict()
+            reference, _, sharded = self._models()
+            weights = full_state(reference) if sharded else reference.state_dict()
         return {"synced_at": self.synced_at, "reference": dict(weights)}
 
     def load_state_dict(self, state: State) -> None:
         self.synced_at = state["synced_at"]
-        if not self.synced_at:
-            return
-        if self._sharded:
-            load_full_state(self._models()[0], state["reference"])
-        else:
-            self._models()[0].load_state_dict(state["reference"])
+        if self.synced_at:
+            reference, _, sharded = self._models()
+            load = partial(load_full_state, reference) if sharded else reference.load_state_dict
+            load(state["reference"])
 
-    @property
-    def _sharded(self) -> bool:
-        return self._objective is not None and self._objective.trained.sharded
-
-    def _models(self) -> tuple[nn.Module, nn.Module]:
+    def _models(self) -> tuple[nn.Module, nn.Module, bool]:
+        """The reference, the policy, and whether they are sharded."""
         backbone = self._objective.trained if self._objective is not None else None
         if backbone is None or backbone.reference is None:
-            raise ValueError(
-                "reference_sync.every: expected a live reference model, found none; set model.reference=live"
-            )
-        return backbone.reference, backbone.policy
+            expected = "a live reference model, found none; set model.reference=live"
+            raise ValueError(f"reference_sync.every: expected {expected}")
+        return backbone.reference, backbone.policy, backbone.sharded

@@ -31,10 +31,8 @@ def check_metric(name: str | None, *, max_kl: float | None, samples: bool) -> No
         raise ValueError(f"sweep_metric: expected val/… or one of {', '.join(SAMPLES)}; found {name!r}")
     for key, wanted in (("sweep_metric", name), ("sweep_max_kl", KL if max_kl is not None else "")):
         if wanted in SAMPLES and not samples:
-            raise ValueError(
-                f"{key}: expected a run with samples to compare (data whose true reward is known, sampling.size above "
-                f"0, a loss that generates) for {wanted}, found one without"
-            )
+            needed = "data whose true reward is known, sampling.size above 0, a loss that generates"
+            raise ValueError(f"{key}: expected a run with samples ({needed}) for {wanted}, found one without")
 
 
 def check_validated(name: str | None, metrics: Mapping[str, float]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from halos.files import remove, write_atomically
+from halos.files import PART, remove, write_atomically
 from halos.processes.first import on_first_process
 from halos.training import checkpoints
 
@@ -50,15 +50,11 @@ class RunFolder:
         # Only the first process looks: the others may get here when it has already begun to write.
         contents = self._contents() if on_first_process() and not overwrite and not self.owns(checkpoint) else []
         if contents and resume != "auto":
-            raise ValueError(
-                f"output_dir: {self.root} holds another run ({', '.join(contents)}); choose another folder, "
-                "or set resume=auto to go on with it, or overwrite=true to replace it"
-            )
+            hint = "choose another folder, or set resume=auto to go on with it, or overwrite=true to replace it"
+            raise ValueError(f"output_dir: {self.root} holds another run ({', '.join(contents)}); {hint}")
         if "summary.json" in contents:
-            raise ValueError(
-                f"resume=auto: {self.root} holds a complete run whose checkpoints are gone; choose another folder, "
-                "or set overwrite=true to train it again"
-            )
+            hint = "choose another folder, or set overwrite=true to train it again"
+            raise ValueError(f"resume=auto: {self.root} holds a complete run whose checkpoints are gone; {hint}")
         return checkpoint
 
     def owns(self, checkpoint: Path | None) -> bool:
@@ -76,7 +72,8 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             for name in self._contents() if fresh else ():
                 remove(self.root / name)
-            checkpoints.clean(self.checkpoints)
+            for part in self.checkpoints.glob("*.ckpt" + PART):  # of an interrupted save
+                remove(part)
             write_atomically(self.root / "config.yaml", config)
 
     def write_summary(self, summary: Mapping[str, object]) -> None:

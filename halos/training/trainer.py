@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
+from halos.checks import check_choice
 from halos.sharding.fsdp import FSDP, ShardedMixed
 from halos.training.checkpoints import LocalCheckpointIO
 
@@ -48,9 +49,7 @@ def make_trainer(
     counted = ("max_epochs", "max_steps")
     options = {name: value for name, value in arguments.items() if value is not None and name not in counted}
     plugins = [*(options.pop("plugins", None) or ()), LocalCheckpointIO()]
-    one_device = strategy == "auto"
-    options.setdefault("devices", "auto")
-    if one_device and options["devices"] == "auto":
+    if strategy == "auto" and options.get("devices", "auto") == "auto":
         options["devices"] = 1  # Lightning would take all devices of the machine, and start ranks for them
     if isinstance(strategy, FSDP) and precision == "bf16-mixed":
         plugins.append(ShardedMixed())
@@ -94,22 +93,17 @@ def validation_interval(interval: float | int, *, steps: int, accumulate: int) -
         return max(1, int(steps * interval)) * accumulate
     if type(interval) is not int or not 0 < interval <= steps * accumulate or interval % accumulate:
         multiple = "" if accumulate == 1 else f", a multiple of trainer.accumulate_grad_batches={accumulate}"
-        raise ValueError(
-            f"trainer.val_check_interval: expected up to {steps * accumulate} micro-batches, all of the run{multiple}, "
-            f"or a share of it such as 0.25, found {interval!r}"
-        )
+        expected = f"up to {steps * accumulate} micro-batches, all of the run{multiple}, or a share of it such as 0.25"
+        raise ValueError(f"trainer.val_check_interval: expected {expected}, found {interval!r}")
     return interval
 
 
 def check_precision(precision: str, accelerator: str) -> None:
     """Raise ``ValueError`` for a precision that does not exist, or that needs a CUDA device which is not there."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; found {precision!r}")
+    check_choice("precision", precision, PRECISIONS)
     if precision == "16-mixed" and (accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available()):
-        raise ValueError(
-            f"precision: expected bf16-mixed without a CUDA device, found 16-mixed with trainer.accelerator="
-            f"{accelerator} and {torch.cuda.device_count()} CUDA devices"
-        )
+        found = f"16-mixed with trainer.accelerator={accelerator} and {torch.cuda.device_count()} CUDA devices"
+        raise ValueError(f"precision: expected bf16-mixed without a CUDA device, found {found}")
 
 
 def warn_of_lost_steps(precision: str, lr: float) -> None:
@@ -119,11 +113,9 @@ def warn_of_lost_steps(precision: str, lr: float) -> None:
     changes weights by about the learning rate, and most weights of language models are near 0.02.
     """
     if precision == "bf16-true" and lr < 0.02 * 2**-9:
-        log.warning(
-            "precision=bf16-true with optim.lr=%g: most steps are too small for bfloat16 weights, and are lost; "
-            "precision=bf16-mixed keeps the weights in float32 (with strategy=fsdp each device only its part)",
-            lr,
-        )
+        lost = "most steps are too small for bfloat16 weights, and are lost"
+        hint = "precision=bf16-mixed keeps the weights in float32 (with strategy=fsdp each device only its part)"
+        log.warning("precision=bf16-true with optim.lr=%g: %s; %s", lr, lost, hint)
 
 
 def warn_if_emulated(precision: str, device: torch.device) -> None:
@@ -131,8 +123,5 @@ def warn_if_emulated(precision: str, device: torch.device) -> None:
     supported: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     native = any(supported.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     if "bf16" in precision and device.type == "cpu" and supported.get("architecture") == "x86_64" and not native:
-        log.warning(
-            "precision=%s: this CPU has no bfloat16 instructions and emulates them, many times slower than "
-            "precision=32-true",
-            precision,
-        )
+        emulated = "this CPU has no bfloat16 instructions and emulates them"
+        log.warning("precision=%s: %s, many times slower than precision=32-true", precision, emulated)

@@ -25,7 +25,7 @@ from tests.configs import compose
 
 def run(model, name):
     words = [
-        "loss=dpo", "model=hf", f"model.path={model}", "data=json", f"data.train={sys.argv[3]}", "data.batch_size=8",
+        "loss=dpo", "model=hf", f"model.path={model}", "data=files", f"data.train={sys.argv[3]}", "data.batch_size=8",
         "data.max_length=100", "data.max_prompt_length=60", "data.keep_together=1", "trainer.max_steps=2",
         "trainer.accelerator=cpu",
         "trainer.devices=1", "trainer.enable_progress_bar=false", "logger=none", "sampling.prompts=0",
@@ -75,8 +75,8 @@ def test_what_cannot_be_estimated_is_refused(tmp_path: Path) -> None:
         ("estimate.prompt_tokens=65", "within data.max_length=64, found 65 and -1"),
         ("model.lora.enabled=true", "expected model.lora.enabled=false"),
         ("trainer.devices=auto", "trainer.devices: expected a number for an estimate, found 'auto'"),
-        ("strategy=deepspeed", "expected strategy=auto, ddp or fsdp, found deepspeed"),
-        ("strategy=fsdp_tp", "expected strategy=auto, ddp or fsdp, found fsdp_tp"),
+        ("strategy=deepspeed", "strategy of an estimate: expected one of auto, ddp, fsdp; found 'deepspeed'"),
+        ("strategy=fsdp_tp", "strategy of an estimate: expected one of auto, ddp, fsdp; found 'fsdp_tp'"),
         ("model.path=./nowhere", "model.path: ./nowhere could not be loaded"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -11,11 +11,12 @@ from omegaconf import DictConfig
 from halos.commands.inspect_data import inspect_data
 from halos.config.folder import config_folder
 from tests.data.test_golden import TREE, shp
+from tests.test_safe_text import BAD
 
 HH = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
 RAW = {"instruction": "q", "completions": [{"response": f"{n}", "overall_score": n} for n in range(4)]}
 ROWS: dict[str, list[dict[str, Any]]] = {
-    "json": [{"prompt": "q", "chosen": "a", "rejected": "b"}],
+    "files": [{"prompt": "q", "chosen": "a", "rejected": "b"}],
     "hh": [HH],
     "shp": [shp(0, 1, 3.0)],
     "oasst": TREE,
@@ -56,9 +57,18 @@ def test_every_source_is_shown_converted_and_reported(
 
 
 def test_a_mixture(tmp_path: Path) -> None:
-    one, two = (write(tmp_path / f"{name}.jsonl", ROWS[name]) for name in ("hh", "json"))
+    one, two = (write(tmp_path / f"{name}.jsonl", ROWS[name]) for name in ("hh", "files"))
     data = inspect_data(compose("data=mix", f"data.mix={{a: {{data: hh, train: {one}}}, b: {{train: {two}, cap: 1}}}}"))
     assert len(data.records["train"]) == 2
+
+
+def test_tools_and_calls_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
+    row = {"prompt": "q", "completion": [call], "tools": [{"name": "g"}], "chat_template_kwargs": {"tone": "kind"}}
+    inspect_data(compose(f"data.train={write(tmp_path / 'a.jsonl', [row])}", "view=demonstrations", "show=1"))
+    printed = capsys.readouterr().out
+    for shown in ('tools: [{"name": "g"}]', 'kwargs: {"tone": "kind"}', "user: q", 'completion: {"tool_calls": [{"na'):
+        assert shown in printed
 
 
 def test_scored_tokens_are_marked_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +77,23 @@ def test_scored_tokens_are_marked_with_a_model(tmp_path: Path, capsys: pytest.Ca
     assert "⟦" in capsys.readouterr().out
     report = json.loads((tmp_path / "data_report.json").read_text())
     assert "completion (tokens)" in report["splits"]["train"]["lengths"]
+
+
+EVIL = "\x1b]52;c;AAAA\x07\x1b[2J\x9b31m\u202e [/x] [bold]" + "\\" * 3
+
+
+@pytest.mark.parametrize("model", [(), ("model=toy",)], ids=["texts", "tokens"])
+def test_what_the_data_hold_does_not_control_the_terminal(
+    model: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": f"{EVIL}{n}", "prompt": f"{EVIL}?", "completion": EVIL, "label": n == 0} for n in range(2)]
+    rows.append({"id": EVIL, "prompt": EVIL, "completion": "", "label": True})
+    file = write(tmp_path / "a[b]\x1b[2J.jsonl", rows)
+    inspect_data(compose(*model, f"data.train='{file}'", "view=binary"))
+    printed = capsys.readouterr().out
+    assert not set(BAD) - {"\n", "\t"} & set(printed)
+    if not model:  # the toy model's tokenizer drops what is in no word
+        assert r"\x1b]52;c;AAAA\x07\x1b[2J\x9b31m\u202e [/x] [bold]" + "\\" * 3 in printed
 
 
 @pytest.mark.parametrize(
@@ -78,6 +105,6 @@ def test_scored_tokens_are_marked_with_a_model(tmp_path: Path, capsys: pytest.Ca
     ],
 )
 def test_what_makes_no_sense(tmp_path: Path, words: list[str], said: str) -> None:
-    file = write(tmp_path / "a.jsonl", ROWS["json"])
+    file = write(tmp_path / "a.jsonl", ROWS["files"])
     with pytest.raises(ValueError, match=said):
         inspect_data(compose(f"data.train={file}", *words))

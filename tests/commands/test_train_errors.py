@@ -24,10 +24,10 @@ def cut_gguf(folder: Path) -> str:
 Words = Callable[[Path], list[str]]
 REFUSED: dict[str, tuple[Words, str]] = {
     "no such file": (
-        lambda tmp: ["data=json", f"data.train={tmp}/absent.jsonl"],
+        lambda tmp: ["data=files", f"data.train={tmp}/absent.jsonl"],
         r"absent\.jsonl: no such file",
     ),
-    "no file given": (lambda tmp: ["data=json"], r"data=json needs data\.train=FILE"),
+    "no file given": (lambda tmp: ["data=files"], r"data=files needs data\.train=FILE"),
     "a bad number": (
         lambda tmp: ["data.batch_size=0"],
         r"data\.batch_size: expected a whole number from 1 on, found 0",
@@ -63,7 +63,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
     "a parameter that the source lacks": (lambda tmp: ["+data.source.sise=1"], r"sise"),
     "a target that is no objective": (
         lambda tmp: ["loss._target_=collections.Counter"],
-        r"loss\._target_: expected a subclass of halos\.objectives\.Objective, found collections\.Counter",
+        r"loss\._target_: expected a subclass of Objective, found collections\.Counter",
     ),
     "a target that is no class": (lambda tmp: ["loss._target_=mymodule.not_a_class"], r"loss\._target_: mymodule"),
     "a target that is not there": (lambda tmp: ["loss._target_=mymodule.Absent"], r"loss\._target_: mymodule\.Absent"),

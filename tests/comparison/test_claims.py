@@ -107,10 +107,10 @@ def test_what_cannot_be_decided_is_refused() -> None:
             "expected a key of the configuration or a metric, found",
         ),
         ({"contrasts": []}, "claim.contrasts: expected at least one"),
-        ({"contrasts": [{"at": "", "of": {}}]}, r"claim.contrasts\[0\]: expected above, against.*; found at, of"),
+        ({"contrasts": [{"at": "", "of": {}}]}, r"claim.contrasts\[0\] .*missing a required argument: 'against'"),
         ({"contrasts": [{**CLAIM["contrasts"][0], "of": {"loss.nam": 1}}]}, "found loss.nam"),
         ({"contrasts": [{**CLAIM["contrasts"][0], "metric": "samples/no"}]}, "expected samples/no in the summary"),
-        ({"extra": 1}, "config.yaml: claim: expected contrasts, figure"),
+        ({"extra": 1}, "config.yaml: claim does not take 'extra' .*; expected some of name, states"),
     ):
         with pytest.raises(ValueError, match=message):
             decide([run("kto", 0, 0.5, claim={**CLAIM, **change})])

@@ -6,10 +6,11 @@ import re
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from halos.comparison.claims import decide
 from halos.comparison.page import MAX_COLUMNS, MAX_PROMPTS, page
-from halos.comparison.runs import Group, Run, SampleRow
+from halos.comparison.runs import Group, Run
 from halos.comparison.tables import compare_groups
 
 EVIL = "<script>alert(1)</script>"
@@ -48,7 +49,7 @@ class Elements(HTMLParser):
             self.cells[-1] += data
 
 
-def run(label: str, seed: int, samples: list[SampleRow], rewards: bool = True) -> Run:
+def run(label: str, seed: int, samples: list[dict[str, Any]], rewards: bool = True) -> Run:
     numbers = {"samples/policy_reward": 0.5 + seed / 10, "samples/kl": 1.0, f"samples/{EVIL}": 1.0}
     return Run(
         Path(label),
@@ -63,7 +64,7 @@ def run(label: str, seed: int, samples: list[SampleRow], rewards: bool = True) -
 
 
 def groups(*labels: str, prompts: int = 1) -> list[Group]:
-    samples: list[SampleRow] = [{"prompt": f"{EVIL}{n}", "completions": [f"{EVIL} says"]} for n in range(prompts)]
+    samples: list[dict[str, Any]] = [{"prompt": f"{EVIL}{n}", "completions": [f"{EVIL} says"]} for n in range(prompts)]
     return [Group(label, [run(label, seed, samples) for seed in (0, 1)]) for label in labels]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from halos.config.building import build
+from halos.config.nodes import build
 from halos.config.signatures import accepted_names, check_arguments
 from halos.objectives import DPO, Mix, Objective
 

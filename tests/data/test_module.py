@@ -63,7 +63,7 @@ def test_examples_of_one_prompt_meet_in_a_step_where_that_is_asked_for() -> None
         attach(made)
         made.plan(epochs=2, max_steps=-1, accumulate=1, world_size=1)
         batches = list(made.train_dataloader())
-        assert made.tokens_in(3, accumulate=1, world_size=1) == sum(batch.total_tokens for batch in batches[:3])
+        assert made.tokens_in(3) == sum(batch.total_tokens for batch in batches[:3])
         return sum(batch.step.groups.count(group) < 4 for batch in batches for group in batch.step.groups)
 
     assert cut(grouped=True) == 0
@@ -125,7 +125,7 @@ def test_tokens_are_those_of_the_batches_that_are_read(accumulate: int, world_si
             assert len(batches) == steps * accumulate
             read += sum(batch.total_tokens for batch in batches)
             assert sum(rows[name] for name in ids(batches)) == sum(batch.total_tokens for batch in batches)
-        assert made.tokens_in(steps, accumulate=accumulate, world_size=world_size) == read
+        assert made.tokens_in(steps) == read
 
 
 # Which examples
@@ -190,7 +190,7 @@ def test_labels_are_counted_on_the_training_examples_that_are_kept() -> None:
 
 def test_the_report_counts_what_was_read_left_out_and_cut() -> None:
     made = module(6, "demonstrations", max_length=11, max_prompt_length=9)
-    assert made.reports["train"] == {
+    assert made.prepared.intake.reports["train"] == {
         "records": 6,
         "empty completion": 2,
         "undesirable completions left out": 3,
@@ -343,7 +343,7 @@ def test_a_loader_serves_batches_with_the_denominators_of_their_step() -> None:
 def test_fewer_validation_examples_than_devices_are_refused_when_steps_are_planned() -> None:
     made = module(10, batch_size=2, val=3)
     made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=3)
-    with pytest.raises(ValueError, match="at least one example for each of 4 devices, found 3"):
+    with pytest.raises(ValueError, match="expected one example for each of 4 devices, found 3"):
         made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=4)
 
 

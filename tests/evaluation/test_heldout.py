@@ -7,9 +7,10 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from halos.data.records.record import Completion, Record
+from halos.data.records.record import Completion, Conversation, Message, Record, prompt_key
 from halos.data.views.selection import Selection
 from halos.evaluation.calibration import calibration_error, reliability
+from halos.evaluation.duels import best_of_data
 from halos.evaluation.heldout import feedback_metrics, held_out, likelihood_metrics
 from halos.evaluation.scoring import Scores
 from halos.evaluation.statistics import Bootstrap
@@ -24,16 +25,28 @@ REWARDS, TOKENS = np.array([2.0, 1.0, 0.5, 0.0, 0.5]), np.array([3.0, 2.0, 4.0, 
 
 def test_each_completion_stands_once_and_pairs_and_labels_point_to_it() -> None:
     data = held_out(RECORDS)
-    assert [data.completions[a] + ">" + data.completions[b] for a, b in data.pairs] == ["aa>b", "dd>c", "e>c"]
+    assert [f"{data.completions[a]}>{data.completions[b]}" for a, b in data.pairs] == ["aa>b", "dd>c", "e>c"]
     assert sorted(data.completions) == ["aa", "b", "c", "dd", "e"]
     assert len(set(data.groups)) == 2
     assert len(data.labels) == 6  # c is undesirable in two records
 
 
+def test_replies_with_turns_are_held_out_whole() -> None:
+    call = (Message("assistant", "", '{"tool_calls": [{"name": "f"}]}'),)
+    prompt = Conversation((Message("user", "q"),), '[{"name": "f"}]')
+    records = [
+        Record("1", prompt, (Completion.of(call), Completion(call[0].text)), ((0, 1),)),
+        Record("2", "q", (Completion("c"),)),
+    ]
+    data = held_out(records)
+    assert (data.prompts, data.completions) == ([prompt, prompt], [call, call[0].text])
+    assert best_of_data(records) == {prompt_key(prompt): [call], prompt_key("q"): ["c"]}
+
+
 def test_metrics_have_the_values_computed_by_hand() -> None:
     data = held_out(RECORDS)
     by_text = dict(zip(("aa", "b", "dd", "c", "e"), zip(REWARDS, TOKENS, strict=True), strict=True))
-    rewards, tokens = (np.array([by_text[text][i] for text in data.completions]) for i in (0, 1))
+    rewards, tokens = (np.array([by_text[str(text)][i] for text in data.completions]) for i in (0, 1))
     found = {
         name: estimate.value
         for name, estimate in feedback_metrics(data, rewards, tokens, Bootstrap(resamples=10)).items()
@@ -81,7 +94,7 @@ def test_the_calibration_error_is_that_of_torchmetrics() -> None:
     # 20 bins of [0, 1] are 10 of [0.5, 1].
     expected = float(binary_calibration_error(confidence, right, n_bins=20, norm="l1"))
     assert calibration_error(margins) == pytest.approx(expected, abs=1e-6)
-    assert sum(b.count for b in reliability(margins)) == 500
+    assert reliability(margins)[2].sum() == 500
 
 
 def test_a_calibrated_policy_has_a_small_error_and_an_overconfident_one_a_large() -> None:

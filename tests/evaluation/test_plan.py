@@ -14,13 +14,13 @@ import pytest
 
 from halos.data.records.record import Completion, Record
 from halos.data.rows.chat_tokens import Limits
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.views.selection import Selection
 from halos.evaluation.duels import WinRate
 from halos.evaluation.evaluator import evaluate
 from halos.evaluation.heldout import held_out
 from halos.evaluation.plan import EvaluationPlan, Settings
-from halos.evaluation.results import Results, SampledPrompt, write_results
+from halos.evaluation.results import Results, write_results
 from halos.evaluation.statistics import Estimate
 from halos.judges.base import CompletionJudge, PromptCompletion
 from halos.policy.loading import ModelSpec
@@ -44,7 +44,7 @@ def plan(**changes: Any) -> EvaluationPlan:
         for n, prompt in enumerate(PROMPTS)
     ]
     policy = find_policy("policy", TOY)
-    data = HeldData(JsonSource("unused"), Limits(64), "plain", records, records, Selection(), Counter())
+    data = HeldData(FeedbackFiles("unused"), Limits(64), "plain", records, records, Selection(), Counter())
     parts: dict[str, Any] = {
         "settings": Settings(resamples=10, max_new_tokens=8, progress=False),
         "policy": policy,
@@ -83,10 +83,10 @@ def test_each_stage_has_the_results_of_those_before_it() -> None:
     assert feedback.samples is None
     assert len(feedback.rewards or ()) == 4
     assert feedback.margins == [0.0, 0.0]
-    assert [one.prompt for one in drawn.samples or ()] == list(PROMPTS)
+    assert [one["prompt"] for one in drawn.samples or ()] == list(PROMPTS)
     assert drawn.metrics == feedback.metrics
     assert set(scored.metrics) - set(drawn.metrics) > {"samples/kl_per_completion", "samples/cut_by_limit"}
-    assert [one.opponent for one in opponents.samples or ()] == [one.completions for one in drawn.samples or ()]
+    assert [one["opponent"] for one in opponents.samples or ()] == [one["completions"] for one in drawn.samples or ()]
     assert judged.win_rate is not None
     assert judged.win_rate.rate.value == 0.5  # it met itself, with the same seed
     assert "judge/desirable_policy" not in judged.metrics  # labels by the median are not absolute
@@ -99,7 +99,7 @@ def test_nothing_is_sampled_where_size_is_zero() -> None:
     assert only.samples is None
 
 
-def test_files_hold_what_was_computed_and_are_written_once(tmp_path: Path) -> None:
+def test_files_hold_what_was_computed(tmp_path: Path) -> None:
     first = Results(
         policy="p",
         reference=None,
@@ -107,8 +107,8 @@ def test_files_hold_what_was_computed_and_are_written_once(tmp_path: Path) -> No
         counts={"records": 1},
         left_out={},
         metrics={"m": Estimate(float("nan"), None, None, 1)},
-        rewards=[(0.5, True), (-0.5, False)],
-        samples=[SampledPrompt("q", ["ä"])],
+        rewards=[{"reward": 0.5, "desirable": True}, {"reward": -0.5, "desirable": False}],
+        samples=[{"prompt": "q", "completions": ["ä"]}],
     )
     write_results(tmp_path, first)
     found = json.loads((tmp_path / "evaluation.json").read_text())
@@ -118,13 +118,9 @@ def test_files_hold_what_was_computed_and_are_written_once(tmp_path: Path) -> No
     assert lines == [{"reward": 0.5, "desirable": True}, {"reward": -0.5, "desirable": False}]
     assert (tmp_path / "samples.jsonl").read_text(encoding="utf-8") == '{"prompt": "q", "completions": ["ä"]}\n'
     assert not (tmp_path / "reliability.png").exists()  # there are no pairs
-    (tmp_path / "rewards.jsonl").unlink()
     won = WinRate(1, Estimate(1.0, 0.5, 1.0, 1), 0.5, [1.0, None])
-    second = replace(
-        first, samples=[SampledPrompt("q", ["ä"], ["b"])], opponent="data", win_rate=won, judge={"cost": 0}
-    )
-    write_results(tmp_path, second, previous=first)
-    assert not (tmp_path / "rewards.jsonl").exists()  # they are the same, so they were not written again
+    samples = [{"prompt": "q", "completions": ["ä"], "opponent": ["b"]}]
+    write_results(tmp_path, replace(first, samples=samples, opponent="data", win_rate=won, judge={"cost": 0}))
     assert json.loads((tmp_path / "samples.jsonl").read_text())["opponent"] == ["b"]
     win_rate = json.loads((tmp_path / "evaluation.json").read_text())["win_rate"]
     assert win_rate["opponent"] == "data"

@@ -6,11 +6,12 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = tuple[int, bytes, dict[str, str]]
+Reply = tuple[int, bytes | Iterable[bytes], dict[str, str]]
+"""Status, body (in one piece, or piece by piece) and headers; with status 0 the body is all that is sent."""
 
 
 def says(text: str) -> Reply:
@@ -32,19 +33,27 @@ def _part(text: str, start: str, end: str) -> str:
 
 
 class Stub:
-    """``answer(question, attempt)`` says what to reply to a question's n-th attempt (from 0); None hangs."""
+    """``answer(question, attempt)`` says what to reply to a question's n-th attempt (from 0); None hangs.
+
+    Attributes:
+        seen: how often each question was asked.
+        answered: how often each question was answered with status 200.
+        keys: the Authorization headers of all requests, and None for requests without one.
+        sent: bytes of bodies that were sent.
+    """
 
     def __init__(self, answer: Callable[[str, int], Reply | None]) -> None:
         self.seen: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.keys: set[str | None] = set()
+        self.sent = 0
         self.closing = threading.Event()
         stub, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                question = body["messages"][0]["content"]
+                body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                question = json.loads(body)["messages"][0]["content"] if body else self.path
                 with lock:
                     attempt = stub.seen[question]
                     stub.seen[question] += 1
@@ -54,14 +63,24 @@ class Stub:
                     stub.closing.wait(30)
                     return
                 status, data, headers = reply
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
+                if status:
+                    self.send_response(status)
+                    length = {"Content-Length": str(len(data))} if isinstance(data, bytes) else {}
+                    for name, value in {**length, **headers}.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                try:
+                    for piece in [data] if isinstance(data, bytes) else data:
+                        self.wfile.write(piece)
+                        stub.sent += len(piece)
+                except OSError:  # the client has closed the connection
+                    self.close_connection = True
+                    return
                 if status == 200:
                     with lock:
                         stub.answered[question] += 1
+
+            do_GET = do_POST  # what a client sends that follows a redirect
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from halos.data.records.record import Conversation, Message
 from halos.judges.chat import ChatJudge
 from tests.judges.stub import Reply, Stub, longer, says, until
 
@@ -77,13 +79,26 @@ def test_passing_failures_are_survived(kind: str, tmp_path: Path) -> None:
     assert set(stub.seen.values()) == {3}
 
 
-def test_a_rate_limit_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr("halos.judges.transport.time.sleep", waited.append)
+class Waits(threading.Event):
+    """Remembers how long the endpoint would have waited for its next try."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout)
+        return False
+
+
+def test_a_rate_limit_is_waited_for(tmp_path: Path) -> None:
+    waits = Waits()
     limited = (429, b"", {"Retry-After": "7"})
     with Stub(lambda question, attempt: longer(question) if attempt else limited) as stub:
-        assert judge(stub, tmp_path).scores([("p", "four")]) == [4.0]
-    assert waited == [7.0]
+        one = judge(stub, tmp_path)
+        one.endpoint.stopped = waits
+        assert one.scores([("p", "four")]) == [4.0]
+    assert waits.seconds == [7.0]
 
 
 def test_what_stays_unanswered_is_counted_not_kept_and_asked_again_by_the_next_run(tmp_path: Path) -> None:
@@ -125,8 +140,19 @@ def test_texts_are_shown_as_they_are(tmp_path: Path) -> None:
     assert "user: {a} {x}" in question
 
 
+def test_calls_and_tools_are_shown(tmp_path: Path) -> None:
+    call = Message("assistant", "", '{"tool_calls": [{"name": "f"}]}')
+    prompt = Conversation((Message("user", "q"), call, Message("tool", "found")), '[{"name": "f"}]')
+    with Stub(lambda question, _: longer(question)) as stub:
+        judge(stub, tmp_path).verdicts([(prompt, "a", (call,))])
+    assert len(stub.seen) == 2
+    shown = f'tools: [{{"name": "f"}}]\n\nuser: q\n\nassistant: {call.fields}\n\ntool: found'
+    assert all(shown in question and question.count(call.fields) == 2 for question in stub.seen)
+
+
 KILLED = """
 import sys
+from halos.data.records.record import Conversation, Message
 from halos.judges.chat import ChatJudge
 url, cache = sys.argv[1:]
 judge = ChatJudge(model="stub", base_url=url, cache=cache, workers=1, timeout=60.0)

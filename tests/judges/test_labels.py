@@ -1,11 +1,13 @@
 """Samples and a judge become feedback: each kind against what the judge said, and what is left out is counted."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from halos.data.records.record import Completion, Record
+from halos.data.records.record import Completion, Conversation, Message, Record
+from halos.data.sources.feedback_files import to_record
 from halos.judges.base import CompletionJudge, PromptCompletion
 from halos.judges.labels import label
 from halos.judges.truth import TruthJudge
@@ -65,3 +67,23 @@ def test_nothing_left_and_unknown_kinds_are_refused(tmp_path: Path) -> None:
         label(RECORDS, Length(), "ranks")
     with pytest.raises(ValueError, match="judge=truth: expected data whose true reward is known"):
         TruthJudge(None)
+
+
+def test_replies_with_turns_keep_them_and_their_prompt_its_tools() -> None:
+    call = Message("assistant", "", '{"tool_calls": [{"name": "f"}]}')
+    prompt = Conversation((Message("user", "q"),), '[{"name": "f"}]')
+    record = Record("a", prompt, (Completion.of((call,)), Completion("no"), Completion.of((call,))))
+    for kind, count in (("binary", 2), ("pairs", 2), ("scores", 2)):
+        rows, _ = label([record], Calls(), kind)
+        (again,) = (to_record("f:1", row, Counter()) for row in rows)
+        assert again is not None
+        assert again.prompt == prompt
+        assert [completion.turns for completion in again.completions] == [(call,), ()]
+        assert len(again.completions) == count
+
+
+class Calls(CompletionJudge):
+    """Likes calls of tools."""
+
+    def scores(self, completions: Sequence[PromptCompletion]) -> list[float | None]:
+        return [float(isinstance(reply, tuple)) for _, reply in completions]

@@ -120,7 +120,7 @@ def test_the_module_weighs_and_averages_the_terms_over_completions() -> None:
 
 
 def test_micro_batches_have_the_advantages_of_the_step() -> None:
-    batches = Batches(rows(GROUPS), mismatched=False, chunks=1)
+    batches = Batches(rows(GROUPS))
     parts = [[0, 1, 2], [3, 4, 5, 6]]
     objective = GRPO()
     whole = compute(objective, collate(rows(GROUPS)), list(range(7)))
@@ -140,7 +140,7 @@ def test_micro_batches_have_the_advantages_of_the_step() -> None:
     ],
 )
 def test_completions_without_their_group_are_counted(step: list[int], incomplete: int) -> None:
-    batch = Batches(rows(GROUPS), mismatched=False, chunks=1)[MicroBatch(tuple(step), tuple(step))]
+    batch = Batches(rows(GROUPS))[MicroBatch(tuple(step), tuple(step))]
     metric = compute(GRPO(), batch, step).metrics["groups/incomplete"]
     assert (int(metric.total), metric.count) == (incomplete, len(step))
 

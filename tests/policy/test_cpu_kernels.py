@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from halos.data.batches.collate import collate
 from halos.policy.backbone import Backbone
 from halos.policy.kernels import matmul
 from halos.policy.kernels.elementwise import Changed
-from halos.policy.loading import ModelSpec
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.lookup import Policy
 from halos.policy.lora import LoRA
 from halos.sharding.sharding import Sharding
@@ -34,8 +35,8 @@ def changed(model: nn.Module) -> tuple[int, int]:
 
 
 def backbone(spec: ModelSpec, *, with_reference: bool = False, sharding: Sharding | None = None) -> Backbone:
-    options: dict[str, Any] = {"dtype": torch.float32, "new_tokens": (), "vocabulary": 0}
-    return make_backbone(spec, sharding, with_reference=with_reference, **options)
+    spec = replace(spec, reference="live", reference_path=None) if with_reference else spec
+    return make_backbone(spec, sharding, LoadOptions(), reference=with_reference)
 
 
 WAYS: dict[str, Callable[[ModelSpec], Any]] = {

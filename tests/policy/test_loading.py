@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from halos.policy.construction import grow_vocabulary, set_dropout
-from halos.policy.loading import ModelSpec, add_control_tokens
+from halos.policy.construction import add_control_tokens, grow_vocabulary, set_dropout
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.lora import LoRA
 from tests import tiny
 
@@ -69,7 +69,7 @@ def test_the_attention_asked_for_is_used(saved: Path, attention: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("random", [False, True])
 def test_the_precision_asked_for_is_used(saved: Path, dtype: torch.dtype, random: bool) -> None:
-    assert {p.dtype for p in spec(saved, random_weights=random).load(dtype=dtype).parameters()} == {dtype}
+    assert {p.dtype for p in spec(saved, random_weights=random).load(LoadOptions(dtype=dtype)).parameters()} == {dtype}
 
 
 def test_a_tokenizer_comes_with_its_template(saved: Path) -> None:
@@ -226,11 +226,13 @@ def test_new_tokens_that_have_room_already_grow_nothing() -> None:
 
 
 def test_without_new_tokens_nothing_changes(saved: Path) -> None:
-    assert torch.equal(spec(saved).load(vocabulary=20)(input_ids=IDS).logits, spec(saved).load()(input_ids=IDS).logits)
+    assert torch.equal(
+        spec(saved).load(LoadOptions(vocabulary=20))(input_ids=IDS).logits, spec(saved).load()(input_ids=IDS).logits
+    )
 
 
 def test_loading_can_grow_the_vocabulary(saved: Path) -> None:
-    loaded = spec(saved).load(vocabulary=22, new_tokens=[20, 21])
+    loaded = spec(saved).load(LoadOptions(vocabulary=22, new_tokens=[20, 21]))
     assert loaded.get_input_embeddings().weight.shape[0] == loaded.config.vocab_size == 22  # type: ignore[index]
     assert torch.equal(loaded.lm_head.weight[20], loaded.lm_head.weight[21])
 

@@ -16,7 +16,7 @@ from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.loading import ModelSpec
 from halos.policy.logprobs.completions import completion_logprobs
-from halos.policy.logprobs.head import logit_shape
+from halos.policy.logprobs.head import HeadOptions, logit_shape
 from halos.policy.lora import LoRA
 from halos.policy.reference.cache import model_key
 from tests import tiny
@@ -106,7 +106,7 @@ def test_the_fast_path_gives_the_gradients_of_separate_rows(targets: Any, checkp
             ) else model.gradient_checkpointing_enable({"use_reentrant": False})
         if fast:
             assert logit_shape(model) is not None
-            logprobs = completion_logprobs(model, batch(), head_chunk=4)
+            logprobs = completion_logprobs(model, batch(), HeadOptions(4))
         else:
             logprobs = completion_logprobs(model, batch(packing=False, share_prompts=False))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -42,18 +42,35 @@ def validate(
     callback.on_validation_end(trainer, objective)
 
 
-def test_each_prompt_is_shown_with_its_reply_in_bold(objectives: dict[str, Any], shown: list[Any]) -> None:
+def test_each_prompt_is_shown_with_its_reply(objectives: dict[str, Any], shown: list[Any]) -> None:
     validate(objectives["SFT"], PROMPTS)
     ((tag, texts),) = shown
     assert tag == "samples"
     assert len(texts) == 2
     for text, said in zip(texts, ("i bought a lamp on monday. i paid twice.", "i paid twice."), strict=True):
-        prompt, reply = text.split("\n\n")
+        prompt, between, reply = text.split("\n\n")
         assert said in prompt
         assert ASSISTANT in prompt
-        assert len(reply.strip("*").split()) > 2
-        assert reply.startswith("**")
-        assert reply.endswith("**")
+        assert between == "**reply**"
+        assert len(reply.split()) > 2
+
+
+EVIL = "a ![x](http://127.0.0.1/x.png) <img src=x> **b**\n\n# c \x1b]0;t\x07\u202e |"
+
+
+def test_prompts_and_replies_are_no_markdown(
+    objectives: dict[str, Any], shown: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.decode", lambda *_, **__: EVIL)
+    validate(objectives["SFT"], PROMPTS)
+    ((_, texts),) = shown
+    for text in texts:
+        blocks, (between,) = [], [line for line in text.split("\n") if line.startswith("*")]
+        assert between == "**reply**"
+        blocks = [line for line in text.split("\n") if line and line != between]
+        # An indented line after an empty one is code for every Markdown; nothing else follows a paragraph here.
+        assert all(line.startswith("    ") for line in blocks)
+        assert r"# c \x1b]0;t\x07\u202e |" in text
 
 
 def test_the_same_replies_are_drawn_at_each_validation_unless_the_seed_differs(

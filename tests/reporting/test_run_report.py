@@ -56,6 +56,21 @@ def test_text_that_looks_like_markup_is_printed_as_it_is(capsys: Printed) -> Non
     assert "completion: [bold]x[/] [a]⟦[bold]x[/] [a]⟧" in capsys.readouterr().out
 
 
+class Evil:
+    """A tokenizer of a stranger, whose texts end where rich's own escaping of markup does not hold."""
+
+    def decode(self, ids: tuple[int, ...]) -> str:
+        return "\x1b[2J\u202e a" + "\\" * 3
+
+
+def test_a_text_that_ends_with_backslashes_is_printed_as_it_is(capsys: Printed) -> None:
+    run_report.show_example(Row("r\x07[/b]", 0, (1,), ((2,),)), Evil(), ("completion",))  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    text = r"\x1b[2J\u202e a" + "\\" * 3
+    assert f"completion: {text}⟦{text}⟧" in out
+    assert r"One example (r\x07[/b]);" in out
+
+
 @pytest.mark.parametrize("root", ["out/run", "out/[a]", "out/[/a]"])
 def test_the_plan_names_steps_examples_and_the_folder(root: str, capsys: Printed) -> None:
     run_report.show_plan(1200, 3000, 8, root)

@@ -62,7 +62,7 @@ def test_replies_are_text_at_every_validation(events: EventAccumulator) -> None:
     text = found[0].tensor_proto.string_val[0].decode()
     assert text.count("\n\n---\n\n") == 1
     assert text.count("<|assistant|>") == text.count("<|user|>") == 2
-    assert text.count("**") == 4
+    assert text.count("\n\n**reply**\n\n    ") == 2
 
 
 def test_parameters_stand_beside_final_metrics(events: EventAccumulator) -> None:

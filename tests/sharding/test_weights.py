@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from halos.policy.loading import ModelSpec
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.processes.collectives import full_tensor, local
 from halos.sharding.sharding import Sharding
 from halos.sharding.weights import make_backbone, matching_files
@@ -25,13 +24,13 @@ def divided_start(folder: Path, gguf: Path) -> list[dict[str, torch.Tensor]]:
     torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
     sharding = Sharding(mesh=mesh, device=torch.device("cpu"))
-    options: dict[str, Any] = {"dtype": torch.float32, "new_tokens": (), "with_reference": True}
     found = []
     loaded: list[str] = []
     load = ModelSpec.load
-    ModelSpec.load = lambda spec, **given: [loaded.append(spec.path), load(spec, **given)][1]  # type: ignore[method-assign]
+    ModelSpec.load = lambda spec, *given: [loaded.append(spec.path), load(spec, *given)][1]  # type: ignore[method-assign]
     for path, size in ((folder, 0), (folder, 40), (gguf, 0)):
-        backbone = make_backbone(ModelSpec(path=str(path)), sharding, vocabulary=size, **options)
+        spec = ModelSpec(path=str(path), reference="live")
+        backbone = make_backbone(spec, sharding, LoadOptions(vocabulary=size), reference=True)
         assert all(isinstance(p, DTensor) for p in (*backbone.policy.parameters(), *backbone.reference.parameters()))
         half = sum(p.numel() for p in backbone.parameters()) / 2
         assert sum(local(p).numel() for p in backbone.parameters()) == pytest.approx(half, rel=0.1)
@@ -54,7 +53,7 @@ def test_a_start_without_the_whole_model_gives_its_weights_and_buffers(architect
     gguf = tiny.save_gguf(tmp_path / "model.gguf", tiny.model(vocab_size=len(tiny.bpe_tokenizer())))
     for found in run_ranks(partial(divided_start, folder, gguf)):
         for state, (path, size) in zip(found, ((folder, 0), (folder, 40), (gguf, 0)), strict=True):
-            model = ModelSpec(path=str(path)).load(vocabulary=size)
+            model = ModelSpec(path=str(path)).load(LoadOptions(vocabulary=size))
             expected = model.state_dict() | dict(model.named_buffers())
             assert state.keys() == expected.keys()
             grown = {name for name, tensor in expected.items() if 40 in tensor.shape}  # new rows start at random

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from halos.commands.assembly import objective_maker
+from halos.commands.builders import objective_maker
 from halos.objectives import DPO, KTO, PPO, SFT, Needs, Objective
 from halos.testing import PROPERTIES, NotApplicable, Violation, check_objective, check_property
 from tests.configs import VARIANTS, compose, options

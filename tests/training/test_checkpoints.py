@@ -8,16 +8,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint
 
-from halos.training.checkpoints import (
-    IDENTITY,
-    Checkpoints,
-    LocalCheckpointIO,
-    check_identity,
-    check_intact,
-    clean,
-    newest,
-)
+from halos.training.checkpoints import IDENTITY, Checkpoints, LocalCheckpointIO, check_identity, check_intact, newest
 from halos.training.record import RunRecord
+from halos.training.run_folder import RunFolder
 
 
 def save(file: Path, age: int = 0, **identity: Any) -> Path:
@@ -80,12 +73,13 @@ def test_a_sharded_checkpoint_is_whole_with_its_last_file(tmp_path: Path) -> Non
 
 
 def test_half_written_checkpoints_are_removed_and_never_found(tmp_path: Path) -> None:
-    (tmp_path / "step_2.ckpt.part").write_bytes(b"half")
-    (tmp_path / "step_4.ckpt.part").mkdir()
-    two = save(tmp_path / "step_1.ckpt")
-    assert newest(tmp_path) == two
-    clean(tmp_path)
-    assert list(tmp_path.iterdir()) == [two]
+    run = RunFolder(tmp_path)
+    two = save(run.checkpoints / "step_1.ckpt")
+    (run.checkpoints / "step_2.ckpt.part").write_bytes(b"half")
+    (run.checkpoints / "step_4.ckpt.part").mkdir()
+    assert newest(run.checkpoints) == two
+    run.open("", fresh=False)
+    assert list(run.checkpoints.iterdir()) == [two]
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_each_key_that_differs(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from halos.config.flat import flatten
+from halos.config.nodes import flatten
 from halos.files import EDGE_BYTES
 from halos.training.identity import identity, weights_key
 from tests.test_config import compose

@@ -63,7 +63,7 @@ def test_nothing_is_kept_before_the_first_update() -> None:
 
 
 def test_an_objective_without_a_reference_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"reference_sync\.every: expected a loss with a reference, found SFT"):
+    with pytest.raises(ValueError, match=r"reference_sync\.every: expected 0, or a loss with a reference"):
         trainer_for(ReferenceSync(every=1)).fit(objective_of(SFT), datamodule=InOrder(rows_for(SFT, 4), batch_size=4))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Self, TypedDict, Unpack
+from typing import Self
 
 import numpy as np
 import torch
@@ -125,30 +125,11 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Copy the batch to a device."""
-        return self._map(partial(Tensor.to, device=device, non_blocking=non_blocking))
+        return map_tensors(self, partial(Tensor.to, device=device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """Copy the batch to pinned memory (called by the data loader)."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        copy = map_tensors(self, function)
-        copy.packs = tuple(map_tensors(part, function) for part in self.packs)
-        if self.padded is not None:
-            copy.padded = tuple(map_tensors(chunk, function) for chunk in self.padded)
-        return copy
-
-
-class Collation(TypedDict, total=False):
-    """Options of :func:`collate` that are the same for all micro-batches of a run."""
-
-    mismatched: bool
-    chunks: int
-    whole: bool
-    packing: bool
-    share_prompts: bool
-    max_tokens: int | None
-    reference: ReferenceTable | None
+        return map_tensors(self, Tensor.pin_memory)
 
 
 def collate(
@@ -178,23 +159,17 @@ def collate(
             maximum.
         reference: the source of the reference's log-probs, if they were computed beforehand.
     """
-    width = max(len(branch) for row in rows for branch in row.branches)
-    mask = torch.zeros(len(rows), len(rows[0].branches), width, dtype=torch.bool)
-    for b, row in enumerate(rows):
-        for k, branch in enumerate(row.branches):
-            mask[b, k, : len(branch)] = True
+    lengths = torch.tensor([[len(branch) for branch in row.branches] for row in rows])
+    width = int(lengths.max())
     packs: list[Pack] = []
     if packing and not whole:  # packs leave out each completion's last token
-        parts = [slice(0, len(rows))]
-        if max_tokens:
-            parts = divide(rows, max_tokens, share_prompts=share_prompts)
-        for part in parts:
+        for part in divide(rows, max_tokens, share_prompts=share_prompts):
             packs += pack(rows[part], width=width, mismatched=mismatched, share_prompts=share_prompts, start=part.start)
     # Padded tensors take memory that packed rows never use, so with packs they are made only when they are read.
     pad = partial(_padded, tuple(rows), width, chunks, mismatched=mismatched, whole=whole)
     return Batch(
         ids=tuple(row.id for row in rows),
-        mask=mask,
+        mask=torch.arange(width) < lengths[:, :, None],
         group=torch.tensor([row.group for row in rows]),
         step=step or step_size(rows),
         desirable=None if rows[0].desirable is None else torch.tensor([bool(row.desirable) for row in rows]),
@@ -274,19 +249,16 @@ class Batches(Dataset[Batch]):
 
     Args:
         rows: all rows of the data set.
-        options: see :func:`collate`.
+        collate_rows: :func:`collate`, with its options bound.
     """
 
-    def __init__(self, rows: Sequence[Row], **options: Unpack[Collation]) -> None:
-        self.rows, self.options = rows, options
+    def __init__(self, rows: Sequence[Row], collate_rows: Callable[..., Batch] = collate) -> None:
+        self.rows, self.collate_rows = rows, collate_rows
         self._members = group_sizes(rows)
-        self._last_step: tuple[tuple[int, ...], StepSize] | None = None
-
-    def _size(self, step: tuple[int, ...]) -> StepSize:
-        # The micro-batches of a step follow each other, so remembering one step saves reading its rows again.
-        if self._last_step is None or self._last_step[0] != step:
-            self._last_step = step, step_size([self.rows[i] for i in step], self._members)
-        return self._last_step[1]
+        self._step: tuple[int, ...] = ()
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
-        return collate([self.rows[i] for i in micro.rows], step=self._size(micro.step), **self.options)
+        # The micro-batches of a step follow each other, so remembering one step saves reading its rows again.
+        if micro.step != self._step:
+            self._step, self._size = micro.step, step_size([self.rows[i] for i in micro.step], self._members)
+        return self.collate_rows([self.rows[i] for i in micro.rows], step=self._size)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+
+Numbers = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,37 @@ class MicroBatch:
     step: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """How a run is divided into the micro-batches of one rank.
+
+    Attributes:
+        batch_size: examples in a micro-batch of one rank.
+        accumulate: micro-batches in an optimizer step.
+        world_size: ranks with data of their own.
+        rank: the number of this rank.
+        steps: optimizer steps of the run.
+        seed: the seed of the shuffles.
+    """
+
+    batch_size: int
+    accumulate: int = 1
+    world_size: int = 1
+    rank: int = 0
+    steps: int = 0
+    seed: int = 0
+
+    @property
+    def per_step(self) -> int:
+        """Examples in an optimizer step, on all ranks."""
+        return self.batch_size * self.world_size * self.accumulate
+
+    def own(self, number: int) -> slice:
+        """The places of this rank's examples in their step, for micro-batch ``number`` of the step."""
+        start = (number * self.world_size + self.rank) * self.batch_size
+        return slice(start, start + self.batch_size)
+
+
 class Bundles:
     """Example indices, grouped into bundles of up to ``max_size`` examples of the same group.
 
@@ -34,7 +69,7 @@ class Bundles:
         max_size: examples in a bundle; None: the whole group.
     """
 
-    def __init__(self, groups: Sequence[int] | np.ndarray, max_size: int | None) -> None:
+    def __init__(self, groups: Numbers, max_size: int | None) -> None:
         _, first, inverse = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
         # For groups 5 7 5 5 7: leader = 0 1 0 0 1, the first example of each one's group. Sorted by it, members are
         # 0 2 3 | 1 4, and places within the group are 0 1 2 | 0 1. A bundle starts at every max_size-th place.
@@ -48,7 +83,7 @@ class Bundles:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def laid_out(self, order: Sequence[int] | np.ndarray) -> np.ndarray:
+    def laid_out(self, order: Numbers) -> np.ndarray:
         """The examples of the bundles, one bundle after the other in this order.
 
         Args:
@@ -72,83 +107,108 @@ class TrainingOrder(Sampler[MicroBatch]):
 
     Args:
         size: the number of examples.
-        batch_size: examples in a micro-batch of one rank.
-        accumulate: micro-batches in an optimizer step.
-        world_size: ranks with data of their own.
-        rank: the number of this rank.
-        steps: optimizer steps of the run.
-        seed: the seed of the shuffles.
+        division: the part of one rank.
         groups: [size] the group (prompt) of each example; None shuffles every example separately.
         together: with ``groups``, up to this many examples of a group are shuffled as one bundle, so that only the edge
             of a micro-batch separates them; None: the whole group.
     """
 
     def __init__(
-        self,
-        size: int,
-        *,
-        batch_size: int,
-        accumulate: int,
-        world_size: int,
-        rank: int,
-        steps: int,
-        seed: int,
-        groups: Sequence[int] | np.ndarray | None = None,
-        together: int | None = None,
+        self, size: int, division: Division, *, groups: Numbers | None = None, together: int | None = None
     ) -> None:
-        self.size, self.batch_size, self.accumulate = size, batch_size, accumulate
-        self.world_size, self.rank, self.steps, self.seed = world_size, rank, steps, seed
+        self.size, self.division = size, division
         self._bundles = None if groups is None else Bundles(groups, together)
-        self._epochs: dict[int, Sequence[int] | np.ndarray] = {}
-        self.start, self.stop = 0, steps * accumulate
+        # A step reads from two epochs at most (except over data sets smaller than a step).
+        self._epoch = lru_cache(maxsize=2)(self._shuffled)
+        self.start, self.stop = 0, len(self)
 
     def __len__(self) -> int:
-        return self.steps * self.accumulate
+        return self.division.steps * self.division.accumulate
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        per_micro_step = self.batch_size * self.world_size
-        per_step = per_micro_step * self.accumulate
+        per_step = self.division.per_step
         for number in range(self.start, self.stop):
             # Everything follows from the number of the micro-step, so a resumed run starts at any of them.
-            step_number, micro_step = divmod(number, self.accumulate)
+            step_number, micro_step = divmod(number, self.division.accumulate)
             step = self._step(step_number * per_step, per_step)
-            offset = micro_step * per_micro_step + self.rank * self.batch_size
-            yield MicroBatch(step[offset : offset + self.batch_size], step)
+            yield MicroBatch(step[self.division.own(micro_step)], step)
 
     def _step(self, start: int, length: int) -> tuple[int, ...]:
         """The examples ``start`` to ``start + length`` of the stream of all epochs."""
         return tuple(int(self._epoch(i // self.size)[i % self.size]) for i in range(start, start + length))
 
-    def _epoch(self, epoch: int) -> Sequence[int] | np.ndarray:
-        if epoch not in self._epochs:
-            # A step reads from two epochs at most (except over data sets smaller than a step), so one older epoch is
-            # enough to keep.
-            self._epochs = {number: order for number, order in self._epochs.items() if number == epoch - 1}
-            self._epochs[epoch] = self._shuffled(epoch)
-        return self._epochs[epoch]
-
-    def _shuffled(self, epoch: int) -> Sequence[int] | np.ndarray:
+    def _shuffled(self, epoch: int) -> Numbers:
         # The shift keeps (seed, epoch) pairs apart for the first million epochs.
-        generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+        generator = torch.Generator().manual_seed((self.division.seed << 20) + epoch)
         if self._bundles is None:
             return torch.randperm(self.size, generator=generator).numpy()
         return self._bundles.laid_out(torch.randperm(len(self._bundles), generator=generator).numpy())
 
 
-def validation_order(size: int, *, batch_size: int, world_size: int, rank: int) -> list[MicroBatch]:
+class StratifiedOrder(TrainingOrder):
+    """Both classes in every optimizer step, if the data have both.
+
+    Each class is shuffled and spread evenly over the epoch, so the shares in a step are close to those of the data. A
+    step that still lacks a class, because the class is rarer than one in a step, gives up its last example for one of
+    that class. These are taken in turn, so a rare class is seen more than once an epoch, and a few examples of the
+    other class are not seen. The order does not depend on the division over devices and micro-batches.
+
+    Args:
+        size: the number of examples.
+        division: the part of one rank.
+        labels: [size] 1 desirable, 0 undesirable, -1 unknown.
+
+    Raises:
+        ValueError: a label is unknown, or a step has one example only.
+    """
+
+    def __init__(self, size: int, division: Division, *, labels: Numbers) -> None:
+        super().__init__(size, division)
+        self._labels = np.asarray(labels, dtype=np.int8)
+        if (self._labels < 0).any():
+            raise ValueError(
+                "data.stratified: expected a loss that learns from labels, found examples without labels; set "
+                "data.stratified=false"
+            )
+        if division.per_step < 2:
+            raise ValueError("data.stratified: expected at least two examples in a step, found one")
+        # Data with one class have one list, and no step can lack it.
+        members = [np.flatnonzero(self._labels == label).tolist() for label in (1, 0)]
+        self._classes: list[list[int]] = [indices for indices in members if indices]
+
+    def _step(self, start: int, length: int) -> tuple[int, ...]:
+        step = list(super()._step(start, length))
+        for members in self._classes:
+            label = self._labels[members[0]]
+            if not any(self._labels[i] == label for i in step):
+                # A function of the step's number alone, so that a resumed run makes the same choice.
+                step[-1] = members[start // length % len(members)]
+        return tuple(step)
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        rng = random.Random((self.division.seed << 20) + epoch)
+        # The n-th example of a class gets a random place in the n-th of equal intervals of [0, 1): sorted by it, both
+        # classes are spread evenly, and which example of the other class is next to it stays random.
+        places: list[tuple[float, int]] = []
+        for members in self._classes:
+            shuffled = rng.sample(members, len(members))
+            places += [((n + rng.random()) / len(members), i) for n, i in enumerate(shuffled)]
+        return [i for _, i in sorted(places)]
+
+
+def validation_order(size: int, division: Division) -> list[MicroBatch]:
     """The micro-batches of one rank that read every example exactly once, in the data's order.
 
-    Every rank has equally many micro-batches, of up to twice ``batch_size`` examples each: the remainder of a division
+    Every rank has equally many micro-batches, of up to twice its batch size each: the remainder of a division
     is spread over them, so that no rank is left without an example.
 
     Raises:
         ValueError: there are fewer examples than ranks.
     """
+    rank, world_size = division.rank, division.world_size
     if size < world_size:
-        raise ValueError(
-            f"validation data: expected at least one example for each of {world_size} devices, found {size}"
-        )
-    count = max(1, size // (batch_size * world_size))
+        raise ValueError(f"validation data: expected one example for each of {world_size} devices, found {size}")
+    count = max(1, size // (division.batch_size * world_size))
     # Integer edges n * size // count divide both the data and each step without a gap, and parts differ by one at most.
     order = []
     for number in range(count):

@@ -19,7 +19,7 @@ log-probs and gradients are those of separate rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
@@ -49,9 +49,16 @@ D = TypeVar("D", bound="DataclassInstance")
 
 
 def map_tensors(instance: D, function: Callable[[Tensor], Tensor]) -> D:
-    """Copy a dataclass instance, with the function applied to every field that is a tensor."""
-    values = {item.name: getattr(instance, item.name) for item in fields(instance)}
-    return replace(instance, **{name: function(value) for name, value in values.items() if isinstance(value, Tensor)})
+    """Copy a dataclass instance, with the function applied to every tensor in it and in the instances it holds."""
+
+    def mapped(value: object) -> object:
+        if isinstance(value, Tensor):
+            return function(value)
+        if isinstance(value, tuple):
+            return tuple(map(mapped, value))
+        return map_tensors(value, function) if is_dataclass(value) and not isinstance(value, type) else value
+
+    return replace(instance, **{item.name: mapped(getattr(instance, item.name)) for item in fields(instance)})
 
 
 @dataclass(slots=True)  # not frozen: Lightning's precision plugins rebuild every dataclass that they find in a batch
@@ -117,21 +124,19 @@ def pack(
     """
     last = len(rows[0].branches) - 1
     trained = [(b, k) for b in range(len(rows)) for k in range(last + 1 - mismatched)]
-    first = _Writer(rows, width, share_prompts=share_prompts, start=start)
+    first = _Writer(rows, width, share_prompts, start)
     trees = first.write({}, trained)
     if not mismatched:
         return (first.finish(),)
-    second = _Writer(rows, width, share_prompts=share_prompts, start=start, needs_grad=False, after=first)
-    if share_prompts:
-        second.continue_prompts(first)
+    second = first.continued()
     second.write(trees if share_prompts else {}, [(b, last) for b in range(len(rows))])
     return (first.finish(), second.finish())
 
 
-def divide(rows: Sequence[Row], max_tokens: int, *, share_prompts: bool = True) -> list[slice]:
+def divide(rows: Sequence[Row], max_tokens: int | None, *, share_prompts: bool = True) -> list[slice]:
     """Divide rows into consecutive parts of up to ``max_tokens`` tokens each, as they are packed.
 
-    The tokens of all branches count. A row with more tokens is a part of its own.
+    The tokens of all branches count. A row with more tokens is a part of its own. None: all rows are one part.
     """
     edges, tokens = [0], 0
     prompts: set[tuple[int, ...]] = set()
@@ -140,7 +145,7 @@ def divide(rows: Sequence[Row], max_tokens: int, *, share_prompts: bool = True) 
         copies = 1 if share_prompts else len(row.branches)
         completion_tokens = sum(map(len, row.branches))
         size = completion_tokens + (0 if shared else len(row.prompt) * copies)
-        if tokens and tokens + size > max_tokens:
+        if max_tokens and tokens and tokens + size > max_tokens:
             edges.append(number)
             prompts.clear()
             # The part before had the prompt; this one needs a copy of its own.
@@ -171,54 +176,56 @@ _Trees = dict[tuple[int, ...], _Tree]
 """Trees by the token ids of their prompt or, where prompts are not shared, by the place (b, k) of their branch."""
 
 
+@dataclass(slots=True)
 class _Writer:
     """Writes the trees of one pack one after the other, and records places as it goes.
 
-    Args:
+    The lists without a description are those of :class:`Pack`.
+
+    Attributes:
         rows: the rows of the micro-batch.
         width: C of the [B, K, C] grid.
         share_prompts: write each prompt once.
         start: the place of the first row in the grid.
         needs_grad: whether the loss trains these tokens.
-        after: the writer of the previous pack. Places among states and log-probs continue its count.
+        states_before: the number of states of the previous pack, which places among states continue.
+        logprobs_before: the number of its log-probs, likewise.
+        open_tokens: tokens of the open piece: those that were written since the last piece was closed.
+        open_attends: the pieces that they attend to besides their own.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        width: int,
-        *,
-        share_prompts: bool,
-        start: int = 0,
-        needs_grad: bool = True,
-        after: _Writer | None = None,
-    ) -> None:
-        self.rows, self.width, self.needs_grad, self.start = rows, width, needs_grad, start
-        self.share_prompts = share_prompts
-        self.states_before = 0 if after is None else len(after.input_ids)
-        self.logprobs_before = 0 if after is None else len(after.targets)
-        self.input_ids: list[int] = []
-        self.tree: list[int] = []
-        self.branch: list[int] = []
-        self.position: list[int] = []
-        self.prompts: list[int] = []
-        self.predicts: list[int] = []
-        self.targets: list[int] = []
-        self.sources: list[int] = []
-        self.slots: list[int] = []
-        self.sizes: list[int] = []
-        self.attends: list[tuple[int, ...]] = []
-        self.plain: list[int] = []
-        # The open piece: tokens that were written since the last piece was closed, and the pieces that they attend to
-        # besides their own.
-        self._open_tokens = 0
-        self._open_attends: list[int] = []
+    rows: Sequence[Row]
+    width: int
+    share_prompts: bool
+    start: int
+    needs_grad: bool = True
+    states_before: int = 0
+    logprobs_before: int = 0
+    input_ids: list[int] = field(default_factory=list)
+    tree: list[int] = field(default_factory=list)
+    branch: list[int] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+    prompts: list[int] = field(default_factory=list)
+    predicts: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    attends: list[tuple[int, ...]] = field(default_factory=list)
+    plain: list[int] = field(default_factory=list)
+    open_tokens: int = 0
+    open_attends: list[int] = field(default_factory=list)
 
-    def continue_prompts(self, first: _Writer) -> None:
-        """Begin with the keys of the first pack's prompts: piece n is the prompt of tree n."""
-        for name in ("tree", "branch", "position"):
-            setattr(self, name, [getattr(first, name)[place] for place in first.prompts])
-        self.sizes = [self.tree.count(number) for number in range(self.tree[-1] + 1)]
+    def continued(self) -> _Writer:
+        """The writer of the next pack, whose tokens the loss only reads. It begins with the keys of shared prompts."""
+        places = (len(self.input_ids), len(self.targets))
+        writer = _Writer(self.rows, self.width, self.share_prompts, self.start, False, *places)
+        if self.share_prompts:
+            for name in ("tree", "branch", "position"):
+                setattr(writer, name, [getattr(self, name)[place] for place in self.prompts])
+            # Piece n is the prompt of tree n.
+            writer.sizes = [writer.tree.count(number) for number in range(writer.tree[-1] + 1)]
+        return writer
 
     def write(self, trees: _Trees, places: Sequence[tuple[int, int]]) -> _Trees:
         """Write branches, each after its prompt unless the prompt is already written.
@@ -267,7 +274,7 @@ class _Writer:
         total = sum(lengths)
         size = len(prompt) + total
         # Short trees share a piece, which is one call of attention, until it is full.
-        if size + self._open_tokens + sum(self.sizes[piece] for piece in self._open_attends) > GROUPED_TREES_MAX_TOKENS:
+        if size + self.open_tokens + sum(self.sizes[piece] for piece in self.open_attends) > GROUPED_TREES_MAX_TOKENS:
             self._close()
         # Pairs of tokens that a mask over the whole tree would throw away: those between different branches and, if the
         # prompt is in this pack, those between its queries and the branches' keys.
@@ -298,21 +305,21 @@ class _Writer:
         self.targets += ids
         self._add(ids[:-1], tree.number, len(tree.scored), len(tree.prompt))
         # A branch of one token adds no query, so it attends to nothing.
-        self._open_attends += [piece for piece in attends if len(ids) > 1 and piece not in self._open_attends]
+        self.open_attends += [piece for piece in attends if len(ids) > 1 and piece not in self.open_attends]
 
     def _add(self, ids: Sequence[int], tree: int, branch: int, position: int) -> None:
         self.input_ids += ids
         self.tree += [tree] * len(ids)
         self.branch += [branch] * len(ids)
         self.position += range(position, position + len(ids))
-        self._open_tokens += len(ids)
+        self.open_tokens += len(ids)
 
     def _close(self) -> None:
         """Close the open piece, which holds the tokens that were written since the last piece."""
-        if self._open_tokens:
+        if self.open_tokens:
             # Positions that count up from 0 belong to one sequence: a second tree or branch would begin anew.
-            if self.position[-self._open_tokens :] == list(range(self._open_tokens)):
+            if self.position[-self.open_tokens :] == list(range(self.open_tokens)):
                 self.plain.append(len(self.sizes))
-            self.attends.append((*self._open_attends, len(self.sizes)))
-            self.sizes.append(self._open_tokens)
-        self._open_tokens, self._open_attends = 0, []
+            self.attends.append((*self.open_attends, len(self.sizes)))
+            self.sizes.append(self.open_tokens)
+        self.open_tokens, self.open_attends = 0, []

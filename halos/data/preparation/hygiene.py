@@ -5,18 +5,16 @@ All checks read the columns of numbers of :mod:`halos.data.records.table`, so no
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from halos.data.records.record import Record
 from halos.data.records.table import RecordTable, table_of
-from halos.data.sources.origin import SHOWN_PLACES, Origin
+from halos.data.sources.adapted import SHOWN_PLACES
 
 PERCENTILES = (5, 50, 95, 99, 100)
-Json = dict[str, object]
 
 
 @dataclass(slots=True)
@@ -160,41 +158,3 @@ def origin_of(example_id: str, origins: Iterable[str]) -> str:
     files = [file for file in origins if example_id.startswith((f"{file}:", f"{file}["))]
     # The longest match, as one file's name may begin with another's: data and data:test.
     return max(files, key=len, default="(named records)")
-
-
-def files_as_json(origins: Mapping[str, Origin]) -> dict[str, Json]:
-    """Return the counts of each file as plain data."""
-    files: dict[str, Json] = {}
-    for file, origin in origins.items():
-        dropped = {why: {"count": count, "ids": origin.places[why]} for why, count in origin.dropped.items()}
-        files[file] = {"rows": origin.rows, "records": origin.records, "dropped": dropped}
-    return files
-
-
-def as_json(
-    hygiene: Mapping[str, Hygiene],
-    origins: Mapping[str, Mapping[str, Origin]],
-    reports: Mapping[str, Counter[str]],
-    truncated: Mapping[str, Counter[tuple[str, str]]],
-) -> dict[str, Json]:
-    """Return everything as plain data, for ``data_report.json``.
-
-    Args:
-        hygiene: for each split, what was found in it.
-        origins: for each split, the counts of each file.
-        reports: for each split, counts of what was converted and left out.
-        truncated: for each split, how often something was truncated, by (what was truncated, file).
-    """
-    splits: dict[str, Json] = {}
-    for split, findings in hygiene.items():
-        cut: dict[str, dict[str, int]] = {}
-        for (reason, file), count in truncated.get(split, Counter()).items():
-            cut.setdefault(file, {})[reason] = count
-        files = files_as_json(origins[split])
-        for file, entry in files.items():
-            entry["truncated"] = cut.pop(file, {})
-        splits[split] = {**asdict(findings), "files": files, "counts": dict(reports[split])}
-        # Records that came with their own ids do not name a file.
-        if cut:
-            splits[split]["truncated elsewhere"] = cut
-    return splits

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 
 from halos.checks import check_whole
-from halos.data.preparation.hygiene import Finding, Hygiene, as_json, examine, files_as_json, percentiles, without_leaks
-from halos.data.records.record import Record
+from halos.data.preparation.hygiene import Finding, Hygiene, examine, percentiles, without_leaks
 from halos.data.records.split import split_by_prompt
 from halos.data.records.table import RecordTable, table_of
 from halos.data.rows.token_rows import Rows
+from halos.data.sources.adapted import NOTED, SHOWN_PLACES, Origin, check_faultless
 from halos.data.sources.base import Records, Source
-from halos.data.sources.origin import SHOWN_PLACES, Origin, check_faultless
 from halos.data.views.examples import Example, Examples
 
 LEAKED = "validation records whose prompt is in the training data left out"
@@ -52,13 +50,32 @@ class Intake:
         self.hygiene[split].lengths |= {name: percentiles(values) for name, values in rows.lengths.items()}
 
     def report(self) -> dict[str, object]:
-        """Return the account as plain data."""
-        splits = as_json(self.hygiene, self.origins, self.reports, self.truncated)
-        if "train" in self.origins and "train" not in splits:
-            # A stream's training records are counted as they are read, but not examined.
-            read = {"files": files_as_json(self.origins["train"]), "counts": dict(self.reports.get("train", {}))}
-            splits = {"train": read, **splits}
+        """Return the account as plain data, for ``data_report.json``."""
+        splits = {split: self._of_split(split) for split in self.origins}
         return {"splits": splits, "leaked_prompts": asdict(self.leaks)}
+
+    def _of_split(self, split: str) -> dict[str, object]:
+        files: dict[str, dict[str, object]] = {}
+        for file, origin in self.origins[split].items():
+            dropped = {why: {"count": count, "ids": origin.places[why]} for why, count in origin.dropped.items()}
+            files[file] = {"rows": origin.rows, "records": origin.records, "dropped": dropped}
+            if origin.noted:
+                files[file]["noted"] = {
+                    what: {"count": count, "ids": origin.places[NOTED + what]} for what, count in origin.noted.items()
+                }
+            if origin.columns:
+                files[file]["columns"] = dict(origin.columns)
+        account = {"files": files, "counts": dict(self.reports.get(split, {}))}
+        if split not in self.hygiene:
+            # A stream's training records are counted as they are read, but not examined.
+            return account
+        cut: dict[str, dict[str, int]] = {}
+        for (reason, file), count in self.truncated.get(split, {}).items():
+            cut.setdefault(file, {})[reason] = count
+        for file, entry in files.items():
+            entry["truncated"] = cut.pop(file, {})
+        # What is left belongs to records that came with their own ids, which do not name a file.
+        return asdict(self.hygiene[split]) | account | ({"truncated elsewhere": cut} if cut else {})
 
 
 def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
@@ -74,30 +91,26 @@ def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
         ValueError: for bad records; the message names file and line.
     """
     train, val = source.train(), source.val()
-    splits = {"train": train} | ({} if val is None else {"val": val})
     if strict:
-        check_faultless({file: origin for records in splits.values() for file, origin in records.origins.items()})
+        check_faultless(train.origins | ({} if val is None else val.origins))
     if val is None and val_size:
         remaining, held_out = split_by_prompt(train.records, val_size, seed)
-        splits = {"train": Records(remaining, train.dropped, train.origins), "val": Records(held_out, Counter())}
+        train, val = replace(train, records=remaining), Records(held_out, Counter())
     intake = Intake()
-    for split, records in splits.items():
-        _take(intake, split, records)
-    if "val" in splits:
+    _take(intake, "train", train)
+    if val is not None:
+        _take(intake, "val", val)
         _leave_out_leaks(intake, strict)
     return intake
 
 
-def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, Sequence[Record]]:
+def read_held(source: Source, *, val_size: int, strict: bool) -> Intake:
     """Read the validation records of a stream: the source's own, or the first records of the stream.
 
     Args:
         source: the source.
         val_size: records taken from the stream if the source has no validation data.
         strict: raise an error for anything left out because the data is at fault.
-
-    Returns:
-        The intake, and the validation records.
 
     Raises:
         ValueError: for bad records, and if the stream has fewer than ``val_size`` records.
@@ -108,16 +121,15 @@ def read_held(source: Source, *, val_size: int, strict: bool) -> tuple[Intake, S
         first = list(islice(source.stream({}), val_size))
         if len(first) < val_size:
             raise ValueError(
-                f"data.val_size: expected at most all {len(first)} records of the stream, found {val_size}"
+                f"data.val_size: expected at most {len(first)}, the records of the stream; found {val_size}"
             )
         val = Records(first, Counter())
     intake = Intake(origins={"train": {}})
-    if val is None:
-        return intake, ()
-    if strict:
-        check_faultless(val.origins)
-    _take(intake, "val", val)
-    return intake, val.records
+    if val is not None:
+        if strict:
+            check_faultless(val.origins)
+        _take(intake, "val", val)
+    return intake
 
 
 def _take(intake: Intake, split: str, records: Records) -> None:
@@ -135,8 +147,6 @@ def _leave_out_leaks(intake: Intake, strict: bool) -> None:
     if strict:
         raise ValueError(f"data.strict: expected validation prompts that are not in the training data; found {leaks}")
     if not remaining:
-        raise ValueError(
-            f"data.val: expected a validation record whose prompt is not in the training data; found none: {leaks}"
-        )
+        raise ValueError(f"data.val: expected a record whose prompt is not in the training data; found none: {leaks}")
     intake.records["val"] = remaining
     intake.reports["val"][LEAKED] = count

@@ -64,7 +64,7 @@ class DataNeeds:
         return self.view, controls, self.mismatched, self.whole_completions, self.grouped
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """The token rows of a run, with a report of how they were made.
 
@@ -198,12 +198,11 @@ class Preparation:
         self.derive(intake, needs.view)
         train = intake.examples["train"]
         # Labels and prompts are taken first: tokenise releases the examples.
-        label_counts = count_labels(train)
+        labels = train.labels
+        label_counts = None if labels is None else (int(labels.sum()), int((~labels).sum()))
         prompts = first_prompts(intake.examples.get("val", train))
         rows = self.tokenise(intake, needs, tokenizer)
-        return Prepared(
-            needs=needs, tokenizer=tokenizer, rows=rows, intake=intake, label_counts=label_counts, prompts=prompts
-        )
+        return Prepared(needs, tokenizer, rows, intake, label_counts, prompts)
 
 
 def _sample(examples: Examples[Example], max_size: int | None, seed: int) -> Examples[Example]:
@@ -211,12 +210,6 @@ def _sample(examples: Examples[Example], max_size: int | None, seed: int) -> Exa
         return examples
     # Sorted, so that a limit leaves out examples without reordering the others.
     return examples.take(np.array(sorted(random.Random(seed).sample(range(len(examples)), max_size))))
-
-
-def count_labels(examples: Examples[Example]) -> tuple[int, int] | None:
-    """Desirable and undesirable examples, or None for a view without labels."""
-    labels = examples.labels
-    return None if labels is None else (int(labels.sum()), int((~labels).sum()))
 
 
 def first_prompts(examples: Examples[Example]) -> list[Prompt]:

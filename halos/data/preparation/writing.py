@@ -1,14 +1,13 @@
-"""Records and examples as JSON lines in this project's format, which :mod:`halos.data.sources.json_source` reads."""
+"""Records and examples as JSON lines in this project's format, which :mod:`halos.data.sources.feedback_files` reads."""
 
 from __future__ import annotations
 
 import gzip
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
-from halos.data.records.record import Prompt, Record
+from halos.data.records.record import Completion, Conversation, Message, Prompt, Record, Reply, messages_of
 from halos.data.views.examples import Example, Labelled, Pair, Scored
 from halos.files import atomic_file
 
@@ -17,26 +16,51 @@ Row = dict[str, object]
 
 def record_row(record: Record) -> Row:
     """Return a record as an object of this project's format."""
-    completions = [{k: v for k, v in asdict(c).items() if v is not None} for c in record.completions]
-    row: Row = {"id": record.id, "prompt": _prompt(record.prompt), "completions": completions}
+    completions = []
+    for completion in record.completions:
+        judged = {"desirable": completion.desirable, "score": completion.score}
+        completions.append(_reply(completion.reply) | {k: v for k, v in judged.items() if v is not None})
+    row: Row = {"id": record.id, **_prompt(record.prompt), "completions": completions}
     return row | ({"preferences": [list(pair) for pair in record.preferences]} if record.preferences else {})
 
 
 def example_row(example: Example) -> Row:
     """Return an example of a view as an object of this project's format."""
-    row: Row = {"id": example.id, "prompt": _prompt(example.prompt)}
     if isinstance(example, Pair):
-        return row | {"completions": [{"text": example.chosen}, {"text": example.rejected}], "preferences": [[0, 1]]}
-    item: Row = {"text": example.completion}
-    if isinstance(example, Labelled):
-        item["desirable"] = example.desirable
-    elif isinstance(example, Scored):
-        item["score"] = example.score
-    return row | {"completions": [item]}
+        sides = (Completion.of(example.chosen), Completion.of(example.rejected))
+        return record_row(Record(example.id, example.prompt, sides, ((0, 1),)))
+    label = example.desirable if isinstance(example, Labelled) else None
+    score = example.score if isinstance(example, Scored) else None
+    return record_row(Record(example.id, example.prompt, (Completion.of(example.completion, label, score),)))
 
 
-def _prompt(prompt: Prompt) -> str | list[dict[str, str]]:
-    return prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]
+def _prompt(prompt: Prompt) -> Row:
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    row: Row = {"prompt": [_turn(turn) for turn in messages_of(prompt)]}
+    if isinstance(prompt, Conversation):
+        # As texts: as objects they would lose nulls, which the reader takes for a table's.
+        row |= {"tools": prompt.tools} if prompt.tools else {}
+        row |= {"chat_template_kwargs": prompt.template_kwargs} if prompt.template_kwargs else {}
+    return row
+
+
+def _reply(reply: Reply) -> Row:
+    return {"text": reply} if isinstance(reply, str) else {"messages": [_turn(turn) for turn in reply]}
+
+
+def _turn(turn: Message) -> Row:
+    row = turn.as_dict() if turn.weight else {**turn.as_dict(), "weight": 0}
+    if isinstance(calls := row.get("tool_calls"), list):
+        row["tool_calls"] = [_call(call) for call in calls]
+    return row
+
+
+def _call(call: Row) -> Row:
+    """Return a tool call with its arguments as text, in which they keep their nulls; see :func:`_prompt`."""
+    if isinstance(function := call.get("function"), dict):
+        return {**call, "function": _call(function)}
+    return {**call, "arguments": json.dumps(call["arguments"])} if isinstance(call.get("arguments"), dict) else call
 
 
 def write_jsonl(file: Path, rows: Iterable[Mapping[str, object]]) -> int:

@@ -1,16 +1,25 @@
 """Typed reading of a row's fields. Each error names the location, the field, what was expected and what was found."""
 
-from __future__ import annotations
-
+import json
 from collections.abc import Mapping
 from itertools import islice
 from reprlib import Repr
+from typing import Any
 
-from halos.data.records.record import ROLES, Message, Prompt
+from halos.data.records.record import ROLES, Message, Reply, json_text
 
 RawRow = Mapping[str, object]
 """A row as it was read from a file."""
 
+TEMPLATE_FIELDS = frozenset(
+    [
+        *("tool_calls", "tool_call_id", "tool_responses", "tool_plan", "tools", "function_call", "name", "recipient"),
+        *("reasoning_content", "reasoning", "thinking", "citations", "metadata", "prefix"),
+    ]
+)
+"""Fields of messages, beside role and content, that chat templates of published models read."""
+MODALITIES = ("image", "images", "video", "videos", "audio", "audios")
+"""Columns, and fields of messages, that hold what halos cannot train on."""
 LABELS = {"desirable": True, "undesirable": False}
 
 MAX_KEYS = 20
@@ -73,46 +82,132 @@ def messages_of(where: str, name: str, value: object) -> tuple[Message, ...]:
 
 
 def _message(where: str, name: str, value: object) -> Message:
-    if not isinstance(value, dict) or not has(value, "role") or "content" not in value:
+    if not isinstance(value, dict) or value.get("role") is None:
         raise wrong(where, name, "a message with 'role' and 'content'", value)
-    if value["role"] not in ROLES:
-        raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}", value["role"])
-    # Parquet has "tool_calls": null in every message of a column where one message has calls. Real calls are refused:
-    # ignoring them would lose what the assistant did.
-    if value.get("tool_calls"):
-        raise wrong(where, f"{name}.tool_calls", "absent, calls go into the content", value["tool_calls"])
-    return Message(value["role"], text_of(where, f"{name}.content", value["content"]))
+    role, content = value["role"], value.get("content")
+    if role not in ROLES:
+        raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}", role)
+    # Most messages have a text and nothing else.
+    if isinstance(content, str) and len(value) == 2:
+        return Message(role, text_of(where, f"{name}.content", content))
+    fields = _fields(where, name, value)
+    if content is None and fields and role == "assistant":
+        content = ""  # a turn may be a tool call alone; servers pass the template an empty text
+    elif "content" not in value:
+        raise wrong(where, name, "a message with 'role' and 'content'", value)
+    return Message(role, content_of(where, f"{name}.content", content), fields, _weight(where, name, role, value))
 
 
-def prompt_of(where: str, row: RawRow, key: str = "prompt") -> Prompt:
+def _fields(where: str, name: str, value: dict[str, object]) -> str:
+    check_text_alone(where, value, f"{name}.")
+    fields = without_null({field: value[field] for field in TEMPLATE_FIELDS.intersection(value)})
+    if calls := fields.get("tool_calls"):
+        fields["tool_calls"] = _calls(where, f"{name}.tool_calls", calls)
+    # An empty list is what a table has where another message has calls.
+    return json_of(where, name, {field: item for field, item in fields.items() if item not in ([], {})})
+
+
+def check_text_alone(where: str, row: Mapping[str, object], prefix: str = "") -> None:
+    """Raise ``ValueError`` if a row or a message has images, videos or audio."""
+    for name in MODALITIES:
+        if row.get(name):
+            raise wrong(where, f"{prefix}{name}", "empty, as halos trains on text alone", row[name])
+
+
+def content_of(where: str, name: str, value: object) -> str:
+    """Return the text of a message's content: a text, or parts of text, which are joined."""
+    if not isinstance(value, list):
+        return text_of(where, name, value)
+    return "".join(_part(where, f"{name}[{i}]", part) for i, part in enumerate(value))
+
+
+def _part(where: str, name: str, part: object) -> str:
+    if isinstance(part, str):
+        return text_of(where, name, part)
+    if not isinstance(part, dict) or not has(part, "type"):
+        raise wrong(where, name, "a part with 'type' and 'text'", part)
+    if part["type"] != "text":
+        raise wrong(where, f"{name}.type", "'text', as halos trains on text alone", part["type"])
+    return text_of(where, f"{name}.text", part.get("text"))
+
+
+def _calls(where: str, name: str, value: object) -> list[object]:
+    if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
+        raise wrong(where, name, "a list of tool calls", value)
+    return [_call(call) for call in value]
+
+
+def _call(call: dict[str, object]) -> dict[str, object]:
+    """Return a tool call with its arguments as an object: servers parse them before the template writes them."""
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _call(call["function"])}  # type: ignore[arg-type]
+    try:
+        arguments = json.loads(call["arguments"])  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError):  # absent, an object already, or what a model wrote wrongly
+        return call
+    return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
+
+
+def without_null(value: object) -> Any:
+    """Return a value without the null fields of its objects: a table has them where another row has a value."""
+    if isinstance(value, dict):
+        return {key: without_null(item) for key, item in value.items() if item is not None}
+    return [without_null(item) for item in value] if isinstance(value, list) else value
+
+
+def json_of(where: str, name: str, value: dict[str, object] | list[object]) -> str:
+    """Return what :func:`.json_text` makes of a value; raise ``ValueError`` if JSON does not have it."""
+    try:
+        return text_of(where, name, json_text(value))
+    except (TypeError, ValueError):  # dates and bytes of tables, infinities, halves of surrogate pairs
+        raise wrong(where, name, "valid JSON", value) from None
+
+
+def _weight(where: str, name: str, role: str, message: Mapping[str, object]) -> int:
+    value = message.get("weight")
+    if value is None:
+        return 1
+    if not isinstance(value, int | float) or value not in (0, 1):
+        raise wrong(where, f"{name}.weight", "0 (the turn is not trained on) or 1", value)
+    if value and role != "assistant":
+        raise wrong(where, f"{name}.weight", f"0 or absent, as a {role} turn is never trained on", value)
+    return int(value)
+
+
+def prompt_of(where: str, row: RawRow, key: str = "prompt") -> str | tuple[Message, ...]:
     """Return a prompt, a text or turns; raise ``ValueError`` for an empty one."""
-    value = required(where, row, key)
-    if not isinstance(value, str | list):
-        raise wrong(where, key, "a text or a list of messages", value)
-    prompt = text_of(where, key, value) if isinstance(value, str) else messages_of(where, key, value)
+    prompt = _text_or_messages(where, row, key)
     if _is_blank(prompt):
-        raise wrong(where, key, "a prompt that is not empty", value)
+        raise wrong(where, key, "a prompt that is not empty", row[key])
     return prompt
 
 
-def _is_blank(prompt: Prompt) -> bool:
-    contents = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
-    return not any(content.strip() for content in contents)
-
-
-def reply_of(where: str, row: RawRow, key: str) -> tuple[tuple[Message, ...], str]:
-    """Return (the turns before a completion in its own field, the completion); a plain text has no turns before it."""
+def _text_or_messages(where: str, row: RawRow, key: str) -> str | tuple[Message, ...]:
     value = required(where, row, key)
     if not isinstance(value, str | list):
         raise wrong(where, key, "a text or a list of messages", value)
-    if isinstance(value, str):
-        return (), text_of(where, key, value)
-    *before, last = messages_of(where, key, value)
+    return text_of(where, key, value) if isinstance(value, str) else messages_of(where, key, value)
+
+
+def _is_blank(prompt: str | tuple[Message, ...]) -> bool:
+    contents = [prompt] if isinstance(prompt, str) else [message.text for message in prompt]
+    return not any(content.strip() for content in contents)
+
+
+def reply_of(where: str, row: RawRow, key: str) -> tuple[tuple[Message, ...], Reply]:
+    """Return (the turns before a completion in its own field, the completion); a plain text has no turns before it."""
+    reply = _text_or_messages(where, row, key)
+    if isinstance(reply, str):
+        return (), reply
+    *before, last = reply
+    place = f"{key}[{len(before)}]"
     if last.role != "assistant":
-        raise wrong(where, f"{key}[{len(before)}].role", "assistant, as the last turn is the completion", last.role)
+        raise wrong(where, f"{place}.role", "assistant, as the last turn is the completion", last.role)
+    if not last.weight:
+        raise wrong(where, f"{place}.weight", "1, as the last turn is the completion; cut the turns after it", 0)
     if before and _is_blank(tuple(before)):
-        raise wrong(where, key, "a conversation whose prompt is not empty", value)
-    return tuple(before), last.content
+        raise wrong(where, key, "a conversation whose prompt is not empty", row[key])
+    return tuple(before), (last,) if last.fields else last.content
 
 
 def label_of(where: str, name: str, value: object) -> bool:

@@ -4,8 +4,6 @@ A location is ``train.jsonl:12`` (line 12) or ``train.json[3]`` (the third item)
 path as the user wrote it.
 """
 
-from __future__ import annotations
-
 import difflib
 import glob
 import hashlib
@@ -21,7 +19,6 @@ from halos.data.reading.tables import NamedRows, numbered, read_csv, read_folder
 from halos.files import name_size_and_ends
 
 READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
-EXTENSIONS = tuple(READERS)
 PIECE_BYTES = 1 << 23
 """Size of the pieces in which a large file is read."""
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<folder>\w[\w./-]*))?(:(?P<split>\w[\w.-]*))?")
@@ -44,6 +41,11 @@ class Piece:
     stop: int | None = None
     number: int = 1
 
+    @property
+    def is_csv(self) -> bool:
+        """Whether all values are texts, as a file of this kind has no types."""
+        return _extension(Path(self.file)) in (".csv", ".tsv")
+
 
 def pieces(path: str | Path, *, divide: bool = True) -> Iterator[Piece]:
     """Divide a file for several processes: JSON lines into stretches of some megabytes, everything else not at all."""
@@ -55,13 +57,11 @@ def pieces(path: str | Path, *, divide: bool = True) -> Iterator[Piece]:
     with file.open("rb") as stream:
         while block := stream.read(PIECE_BYTES):
             count = block.count(b"\n")
-            size = len(block)
             # A piece ends with a complete line. That line may be huge, so the block is released before it is read.
             del block
-            rest = stream.readline()
-            size, count = size + len(rest), count + rest.count(b"\n")
-            yield Piece(path, position, position + size, number)
-            position, number = position + size, number + count
+            count += stream.readline().count(b"\n")
+            yield Piece(path, position, stream.tell(), number)
+            position, number = stream.tell(), number + count
 
 
 def content_key(path: str | Path) -> str | None:
@@ -81,22 +81,31 @@ def content_key(path: str | Path) -> str | None:
     return key
 
 
-def read_piece(piece: Piece, columns: Mapping[str, str] | None = None, *, streaming: bool = False) -> Iterator[Located]:
+def read_piece(
+    piece: Piece,
+    columns: Mapping[str, str] | None = None,
+    *,
+    streaming: bool = False,
+    convert_cells: bool = True,
+    keep_malformed: bool = False,
+) -> Iterator[Located]:
     """Yield the rows of a piece with their locations.
 
     Args:
         piece: what is read.
         columns: renames keys: from the name that a format expects to the one in the file.
         streaming: begin at once with data sets that would otherwise be downloaded or converted first.
+        convert_cells: convert the cells of CSV files by the names of their columns, see :func:`.typed`.
+        keep_malformed: yield a :class:`.MalformedRow` for a malformed line of a .jsonl file; false: it is an error.
 
     Raises:
         ValueError: if something cannot be read; the message names the file and the line or item.
     """
     # Columns are renamed before cells are converted, as a cell is converted by the name that the format expects.
-    is_csv = _extension(Path(piece.file)) in (".csv", ".tsv")
-    for where, row in _open(piece, streaming):
+    converts = piece.is_csv and convert_cells
+    for where, row in _open(piece, streaming, keep_malformed):
         renamed = _renamed(where, row, columns) if columns else row
-        yield where, typed(where, renamed) if is_csv else renamed
+        yield where, typed(where, renamed) if converts else renamed
 
 
 def expand(path: str | Path) -> list[str | Path]:
@@ -132,20 +141,24 @@ def edges_key(path: str | Path) -> str:
     return hashlib.sha256(name_size_and_ends(file) if file.is_file() else str(path).encode()).hexdigest()
 
 
-def _open(piece: Piece, streaming: bool) -> Iterator[Located]:
+def _open(piece: Piece, streaming: bool, keep_malformed: bool) -> Iterator[Located]:
+    file = Path(piece.file)
     if piece.stop is not None:
-        return read_jsonl(Path(piece.file), piece.start, piece.stop, piece.number)
+        return read_jsonl(file, piece.start, piece.stop, piece.number, keep_malformed=keep_malformed)
     open_data_set = _data_set_of(piece.file)
     if open_data_set is None:
-        return _reader(Path(piece.file))(Path(piece.file))
+        reader = _reader(file)
+        return read_jsonl(file, keep_malformed=keep_malformed) if reader is read_jsonl else reader(file)
     return numbered(*open_data_set(streaming=streaming))
 
 
 def _data_set_of(path: str | Path) -> Callable[..., NamedRows] | None:
     """Return what opens a folder or a hub data set; None for a file."""
-    match = HUB_ID.fullmatch(path) if isinstance(path, str) and _may_be_hub_id(path) else None
-    if match is not None:
-        return partial(read_hub, str(path), match)
+    # A mistyped data/train.jsonl looks like a hub id too; its extension or its folder tells that a file was meant.
+    in_folder = any(parent.is_dir() for parent in Path(path).parents[:-1])
+    match = HUB_ID.fullmatch(str(path))
+    if match and isinstance(path, str) and not in_folder and _extension(Path(path)) not in READERS:
+        return partial(read_hub, path, match)
     # A folder may have a colon in its name, so the whole path is tried first and then the part before the last colon.
     folder, _, split = str(path).rpartition(":")
     if Path(path).is_dir():
@@ -156,11 +169,6 @@ def _data_set_of(path: str | Path) -> Callable[..., NamedRows] | None:
 def _extension(file: Path) -> str:
     """Return the extension that tells the kind of a file, without ``.gz``."""
     return (file.with_suffix("") if file.suffix == ".gz" else file).suffix.lower()
-
-
-def _may_be_hub_id(path: str) -> bool:
-    # A mistyped data/train.jsonl looks like a hub id too; its extension or its folder tells that a file was meant.
-    return not any(parent.is_dir() for parent in Path(path).parents[:-1]) and _extension(Path(path)) not in EXTENSIONS
 
 
 def _renamed(where: str, row: dict[str, object], columns: Mapping[str, str]) -> dict[str, object]:
@@ -178,7 +186,7 @@ def _reader(file: Path) -> Callable[[Path], Iterator[Located]]:
     reader = READERS.get(_extension(file))
     if reader is None:
         raise ValueError(
-            f"{file}: expected a name that ends in {', '.join(EXTENSIONS)} (or one of these and .gz); "
+            f"{file}: expected a name that ends in {', '.join(READERS)} (or one of these and .gz); "
             f"found {''.join(file.suffixes) or 'no extension'}"
         )
     return reader

@@ -4,10 +4,8 @@ Neither reader holds more than the text that is being parsed and one row. That t
 the whole of a .json file.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]
 from pathlib import Path
@@ -17,11 +15,23 @@ from halos.data.reading.lines import decode, lines
 
 Located = tuple[str, dict[str, object]]
 """The location of a row (``train.jsonl:12``) and the row."""
-Explain = Callable[[json.JSONDecodeError | None], tuple[str, str]]
-"""From an error to its location and a hint; None stands for an error without a position."""
 
 
-def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int = 1) -> Iterator[Located]:
+class MalformedRow(dict[str, object]):
+    """An empty row in the place of a line that is no object.
+
+    Args:
+        error: the error about the line.
+    """
+
+    def __init__(self, error: ValueError) -> None:
+        super().__init__()
+        self.error = error
+
+
+def read_jsonl(
+    file: Path, start: int = 0, stop: int | None = None, number: int = 1, *, keep_malformed: bool = False
+) -> Iterator[Located]:
     """Yield the objects of a file that has one in each line, located by line; blank lines are skipped.
 
     Args:
@@ -29,6 +39,7 @@ def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int 
         start: byte of a plain file at which reading begins.
         stop: byte at which it ends; None: the end of the file.
         number: the number of the line that begins at ``start``.
+        keep_malformed: yield a :class:`MalformedRow` for a malformed line, which is an error otherwise.
     """
     number -= 1
     # A line may be gigabytes: enumerate would keep it while its text is parsed, and so would the name ``line``.
@@ -38,10 +49,24 @@ def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int 
         text = decode(where, line)
         del line
         if text.strip():
-            hint = "; one list of objects is .json, rename the file" if number == 1 and text.lstrip()[0] == "[" else ""
-            with _explained(lambda error, where=where, hint=hint: (where, hint)):  # type: ignore[misc]
-                row = DECODER.decode(text)
-            yield _as_row(where, row)
+            try:
+                located = _row_of_line(where, text, number)
+            except ValueError as error:
+                if not keep_malformed:
+                    raise
+                located = where, MalformedRow(error)
+            yield located
+
+
+def _row_of_line(where: str, text: str, number: int) -> Located:
+    is_list, is_opening = number == 1 and text.lstrip()[0] == "[", number == 1 and text.strip() == "{"
+    hint = "; one list of objects is .json, rename the file" if is_list else ""
+    hint = "; one object a line is .jsonl, and this object goes over several: rename the file" if is_opening else hint
+    with _explained(where, hint):
+        value = DECODER.decode(text)
+    if is_list:
+        raise ValueError(f"{where}: expected an object {{...}}, found {_kind(value)}{hint}")
+    return _as_row(where, value)
 
 
 def read_json(file: Path) -> Iterator[Located]:
@@ -55,7 +80,7 @@ def read_json(file: Path) -> Iterator[Located]:
     if text[start] == "[":
         yield from (_as_row(f"{file}[{n}]", item) for n, item in enumerate(_items(file, text, start + 1), start=1))
         return
-    with _explained(lambda error: _in_file(file, error)):
+    with _explained(str(file), many_lines=True):
         value = DECODER.decode(text)
     del text
     if isinstance(value, dict) and len(value) == 1:
@@ -68,9 +93,8 @@ def read_json(file: Path) -> Iterator[Located]:
 
 def parse_json(where: str, text: str) -> object:
     """Parse strict JSON; raise ``ValueError`` that begins with ``where`` for other text."""
-    with _explained(lambda error: (where, "")):
-        value: object = DECODER.decode(text)
-    return value
+    with _explained(where):
+        return DECODER.decode(text)
 
 
 def _all_text(file: Path) -> str:
@@ -92,7 +116,7 @@ def _items(file: Path, text: str, position: int) -> Iterator[object]:
     position = _skip(text, position)
     closed = text.startswith("]", position)
     while not closed:
-        with _explained(lambda error: _in_file(file, error)):
+        with _explained(str(file), many_lines=True):
             item, position = DECODER.raw_decode(text, position)
             position = _skip(text, position)
             closed = text.startswith("]", position)
@@ -100,7 +124,7 @@ def _items(file: Path, text: str, position: int) -> Iterator[object]:
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
         position = position if closed else _skip(text, position + 1)
         yield item
-    with _explained(lambda error: _in_file(file, error)):
+    with _explained(str(file), many_lines=True):
         if _skip(text, position + 1) != len(text):
             raise json.JSONDecodeError("Extra data", text, _skip(text, position + 1))
 
@@ -112,25 +136,20 @@ def _skip(text: str, position: int) -> int:
 
 
 @contextmanager
-def _explained(explain: Explain) -> Iterator[None]:
+def _explained(where: str, hint: str = "", *, many_lines: bool = False) -> Iterator[None]:
+    """Raise errors of the parser with their location; with ``many_lines``, that of the line in the file ``where``."""
     try:
         yield
     # JSONDecodeError is a ValueError; other ValueErrors come from _refuse_constant, _unique_keys and huge integers.
     except json.JSONDecodeError as error:
-        where, hint = explain(error)
+        if many_lines:
+            where = f"{where}:{error.lineno}"
+            hint = "; one object a line is .jsonl, rename the file" if error.msg == "Extra data" else ""
         raise ValueError(f"{where}: expected JSON, found an error at column {error.colno}: {error.msg}{hint}") from None
     except RecursionError:
-        where = explain(None)[0]
         raise ValueError(f"{where}: expected rows of plain fields, found JSON that is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{explain(None)[0]}: expected JSON, found {error}") from None
-
-
-def _in_file(file: Path, error: json.JSONDecodeError | None) -> tuple[str, str]:
-    if error is None:
-        return str(file), ""
-    hint = "; one object a line is .jsonl, rename the file" if error.msg == "Extra data" else ""
-    return f"{file}:{error.lineno}", hint
+        raise ValueError(f"{where}: expected JSON, found {error}") from None
 
 
 def _refuse_constant(constant: str) -> None:

@@ -1,7 +1,5 @@
 """The lines of a file, gzipped or not. Errors while reading are raised as a ``ValueError`` that names the file."""
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Rows of tables: CSV, Parquet, and data sets that ``datasets`` loads from a folder or from the hub."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re
@@ -19,7 +17,6 @@ from halos.data.reading.lines import decode, first_line, lines
 MAX_CELL_CHARACTERS = 1 << 22
 """Longest cell of a CSV file. Python's parser takes 8 bytes for each character of a cell: without a limit, a quote that
 is never closed would take eight times the size of the file."""
-DELIMITERS = ",;\t"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 NUMBERS = re.compile(
     r"desirable|rank|deleted|review_result|labels?|score(_chosen|_rejected|_A|_B|_ratio)?|reward(_A|_B)?"
@@ -29,7 +26,6 @@ COMPLETIONS = re.compile(r"chosen|rejected|completion|output(_A|_B)?|human_ref_[
 """Columns whose empty cells are empty texts, which adapters leave out and count; other empty cells have no value."""
 NamedRows = tuple[str, Iterable[RawRow]]
 """A split that ``datasets`` has opened: the name that begins the locations of its rows, and the rows."""
-STRUCTURES = ("completions", "preferences", "messages", "replies")
 MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 
 
@@ -45,7 +41,7 @@ def read_csv(file: Path) -> Iterator[Located]:
         return
     # Blank lines before the header are skipped here, as the parser would take one for a header without columns.
     # Strict: the parser would otherwise take text after a closing quote as part of the cell.
-    reader = csv.reader(chain((first,), text), delimiter=max(DELIMITERS, key=first.count), strict=True)
+    reader = csv.reader(chain((first,), text), delimiter=max(",;\t", key=first.count), strict=True)
     number = blank + 1
     try:
         header = _header(f"{file}:{number}", next(reader))
@@ -55,16 +51,12 @@ def read_csv(file: Path) -> Iterator[Located]:
                 yield _row(f"{file}:{number}", header, cells)
             number = blank + reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{file}:{number}: {_fault(error)}") from None
-
-
-def _fault(error: csv.Error) -> str:
-    if "field limit" in str(error):
-        return (
-            f"expected cells of up to {MAX_CELL_CHARACTERS:,} characters, found a longer one, or a quote that is never "
-            "closed; longer texts can be read from .jsonl"
-        )
-    return f"expected CSV, found a row that is not: {error}"
+        if "field limit" not in str(error):
+            raise ValueError(f"{file}:{number}: expected CSV, found a row that is not: {error}") from None
+        raise ValueError(
+            f"{file}:{number}: expected cells of up to {MAX_CELL_CHARACTERS:,} characters, found a longer one, or a "
+            "quote that is never closed; longer texts can be read from .jsonl"
+        ) from None
 
 
 def _text(file: Path) -> Iterator[str]:
@@ -109,7 +101,7 @@ def _typed(where: str, name: str, cell: str) -> object:
         return cell if COMPLETIONS.fullmatch(name) else None
     # Whether a prompt is a text or a list of messages is decided by how it begins, also for lists in Python's spelling
     # (single quotes), which pandas writes and JSON refuses.
-    if MESSAGES.match(cell) or name in STRUCTURES:
+    if MESSAGES.match(cell) or name in ("completions", "preferences", "messages", "replies"):
         return parse_json(f"{where}: {name}", cell)
     return cell
 

@@ -6,9 +6,10 @@ and never changes one.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -20,14 +21,61 @@ class Message:
     Attributes:
         role: one of :data:`ROLES`.
         content: the text of the turn.
+        fields: a JSON object with all else that chat templates read, such as ``tool_calls``; see :func:`json_text`.
+        weight: 0 for an assistant turn that ``data.train_on=all`` leaves out, else 1.
     """
 
     role: str
     content: str
+    fields: str = ""
+    weight: int = 1
+
+    @property
+    def text(self) -> str:
+        """The content, followed by the other fields as JSON: the turn as a reader or a judge sees it."""
+        if not self.fields:
+            return self.content
+        return f"{self.content}\n{self.fields}" if self.content else self.fields
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the turn as a chat template takes it."""
+        own: dict[str, object] = {"role": self.role, "content": self.content}
+        return own | json.loads(self.fields) if self.fields else own
+
+    def without(self, names: Sequence[str]) -> Message:
+        """Return the turn without some of its fields."""
+        fields = json.loads(self.fields or "{}")
+        return replace(self, fields=json_text({name: fields[name] for name in fields if name not in names}))
 
 
-Prompt = str | tuple[Message, ...]
+def json_text(value: Mapping[str, object] | Sequence[object]) -> str:
+    """Return fields, tools or template variables as the JSON text that records hold; nothing is an empty text.
+
+    Names are sorted, as their order does not matter. The order inside them stays: templates write objects as they are.
+    """
+    ordered = dict(sorted(value.items())) if isinstance(value, Mapping) else value
+    return json.dumps(ordered, ensure_ascii=False, allow_nan=False) if value else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A prompt with more than turns for the chat template.
+
+    Attributes:
+        turns: the turns so far, of which the last is not the assistant's.
+        tools: a JSON list of the tools that the model may call, or an empty text.
+        template_kwargs: a JSON object of further variables of the template (``enable_thinking``), or an empty text.
+    """
+
+    turns: tuple[Message, ...]
+    tools: str = ""
+    template_kwargs: str = ""
+
+
+Prompt = str | tuple[Message, ...] | Conversation
 """A plain text, or the turns so far, of which the last is not the assistant's."""
+Reply = str | tuple[Message, ...]
+"""The text of a lone assistant turn without other fields, or turns that begin and end with the assistant's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +83,28 @@ class Completion:
     """One reply with its own feedback: a label, a score, both or neither.
 
     Attributes:
-        text: the reply.
+        text: the reply; of one with turns, a rendering for readers and judges.
         desirable: the label.
         score: the score, a finite number.
+        turns: the turns of a reply that is more than a text, else empty; :meth:`of` sets text and turns.
     """
 
     text: str
     desirable: bool | None = None
     score: float | None = None
+    turns: tuple[Message, ...] = ()
+
+    @classmethod
+    def of(cls, reply: Reply, desirable: bool | None = None, score: float | None = None) -> Completion:
+        """Return the completion with this reply; a lone turn without other fields becomes its text."""
+        if isinstance(reply, str) or (len(reply) == 1 and not reply[0].fields):
+            return cls(reply if isinstance(reply, str) else reply[0].content, desirable, score)
+        return cls(reply_text(reply), desirable, score, reply)
+
+    @property
+    def reply(self) -> Reply:
+        """The turns where there are any, else the text."""
+        return self.turns or self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +131,8 @@ class Record:
         if not self.completions:
             raise ValueError(f"{self.id}: expected at least one completion, found none")
         for completion in self.completions:
+            if completion.turns:
+                _check_reply(self.id, completion.turns)
             if completion.score is not None and not math.isfinite(completion.score):
                 raise ValueError(f"{self.id}: expected a finite score, found {completion.score}")
         for better, worse in self.preferences:
@@ -84,27 +148,75 @@ def _check_prompt(where: str, prompt: Prompt) -> None:
         if not prompt.strip():
             raise ValueError(f"{where}: expected a prompt, found an empty one")
         return
-    if not prompt:
+    turns = messages_of(prompt)
+    if not turns:
         raise ValueError(f"{where}: expected at least one message in the prompt, found none")
-    for message in prompt:
-        if message.role not in ROLES:
-            raise ValueError(f"{where}: expected a role out of {', '.join(ROLES)}; found {message.role!r}")
+    _check_roles(where, turns)
     # A chat template opens an assistant turn after the prompt, so there would be two in a row.
-    if prompt[-1].role == "assistant":
+    if turns[-1].role == "assistant":
         raise ValueError(
             f"{where}: expected the prompt to end with a user, system or tool turn, found an assistant turn; "
             "move it into the completion"
         )
 
 
+def _check_reply(where: str, turns: tuple[Message, ...]) -> None:
+    _check_roles(where, turns)
+    for turn in (turns[0], turns[-1]):
+        if turn.role != "assistant":
+            raise ValueError(f"{where}: expected a reply to begin and end with an assistant turn, found {turn.role!r}")
+
+
+def _check_roles(where: str, turns: Sequence[Message]) -> None:
+    for turn in turns:
+        if turn.role not in ROLES:
+            raise ValueError(f"{where}: expected a role out of {', '.join(ROLES)}; found {turn.role!r}")
+
+
 def prompt_key(prompt: Prompt) -> str:
-    """Return a string that is equal exactly for equal prompts; a text equals a lone user turn."""
+    """Return a string that is equal exactly for equal prompts; a text equals a lone user turn.
+
+    The weights of turns do not count: a template does not write them.
+    """
     # The separators are control characters that no real text has.
     if isinstance(prompt, str):
         return f"user\x1f{prompt}"
-    return "\x1e".join(f"{message.role}\x1f{message.content}" for message in prompt)
+    turns = prompt.turns if isinstance(prompt, Conversation) else prompt
+    key = "\x1e".join([_turn_key(turn) for turn in turns])
+    return f"{key}\x1c{prompt.tools}\x1c{prompt.template_kwargs}" if isinstance(prompt, Conversation) else key
+
+
+def reply_key(reply: Reply) -> str:
+    """Return a string that is equal exactly for equal replies."""
+    return reply if isinstance(reply, str) else "\x1e".join(("", *map(_turn_key, reply)))
+
+
+def _turn_key(turn: Message) -> str:
+    key = f"{turn.role}\x1f{turn.content}"
+    return f"{key}\x1f{turn.fields}" if turn.fields else key
 
 
 def messages_of(prompt: Prompt) -> Sequence[Message]:
     """Return the prompt as turns; a plain text is a single user turn."""
-    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    return prompt.turns if isinstance(prompt, Conversation) else prompt
+
+
+def with_messages(prompt: Prompt, turns: tuple[Message, ...]) -> Prompt:
+    """Return the prompt with other turns and the same tools and template variables."""
+    return replace(prompt, turns=turns) if isinstance(prompt, Conversation) else turns
+
+
+def transcript(prompt: Prompt) -> str:
+    """Return the prompt as a reader or a judge sees it: its tools, then each turn after its role."""
+    turns = [f"{turn.role}: {turn.text}" for turn in messages_of(prompt)]
+    tools = [f"tools: {prompt.tools}"] if isinstance(prompt, Conversation) and prompt.tools else []
+    return "\n\n".join(tools + turns)
+
+
+def reply_text(reply: Reply) -> str:
+    """Return a reply as a reader or a judge sees it; of several turns, each after its role."""
+    if isinstance(reply, str):
+        return reply
+    return reply[0].text if len(reply) == 1 else transcript(reply)

@@ -14,8 +14,6 @@ from halos.checks import check_whole
 from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import RecordTable, table_of
 
-TEXT = pa.large_string()
-
 
 def split_by_prompt(records: Sequence[Record], val_size: int, seed: int) -> tuple[RecordTable, RecordTable]:
     """Hold out all records of some prompts, so that no prompt is on both sides.
@@ -63,5 +61,5 @@ def _by_text(records: RecordTable, first: np.ndarray) -> np.ndarray:
     at = np.argsort(first)
     # Blocks of texts in Arrow's memory, which sorts them without a Python object for each.
     blocks = np.split(first[at], range(records.BLOCK, len(at), records.BLOCK))
-    keys = [pa.array([prompt_key(record.prompt) for record in records.many(block)], TEXT) for block in blocks]
+    keys = [pa.array([prompt_key(record.prompt) for record in records.many(block)], "large_string") for block in blocks]
     return np.asarray(at[pc.sort_indices(pa.chunked_array(keys)).to_numpy()], dtype=np.int64)

@@ -8,6 +8,7 @@ different ones have the same digest with a probability of 1 in 400,000.
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
@@ -15,9 +16,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from halos.data.records.judgement import Judged, Judgement
-from halos.data.records.record import ROLES, Completion, Message, Prompt, Record, messages_of, prompt_key
+from halos.data.records.record import (
+    ROLES,
+    Completion,
+    Conversation,
+    Message,
+    Prompt,
+    Record,
+    messages_of,
+    prompt_key,
+    reply_key,
+)
 from halos.data.store.arrow import MEMORY, Part, Stored, Table
 
 TEXTS = pa.list_(pa.large_string())
@@ -32,6 +44,8 @@ COLUMNS: dict[str, pa.DataType] = {
     "roles": pa.list_(pa.int8()),
     "contents": TEXTS,
     "texts": TEXTS,
+    # What few records have: a JSON object of :func:`_extra`, null for a record of plain texts.
+    "extra": pa.large_string(),
     # A missing label is -1 and a missing score NaN: numpy reads columns without nulls as they are, without a copy.
     # Preferences are better, worse, better, worse, … in one flat list.
     "labels": pa.list_(pa.int8()),
@@ -49,7 +63,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "prompt_characters": pa.int64(),
     "completion_characters": pa.list_(pa.int64()),
 }
-SCHEMA = pa.schema(list(COLUMNS.items()))
+SCHEMA = pa.schema(COLUMNS)
 # A record batch ends at whichever limit comes first: texts of any length then take bounded memory while it is built.
 BATCH_RECORDS = 4096
 BATCH_CHARACTERS = 1 << 22
@@ -69,11 +83,13 @@ def digest(*parts: str) -> int:
 
 def loose_prompt(prompt: Prompt) -> int:
     """Return a digest that is equal for prompts that differ only in case, white space and forms of characters."""
-    return digest(*_normalised_turns(messages_of(prompt)))
+    return digest(*_normalised_turns(prompt))
 
 
-def _normalised_turns(turns: Sequence[Message]) -> list[str]:
-    return [f"{turn.role}\x1f{normalised(turn.content)}" for turn in turns]
+def _normalised_turns(prompt: Prompt) -> list[str]:
+    # Turn.text holds the other fields too: two calls of one tool with different arguments are different turns.
+    turns = [f"{turn.role}\x1f{normalised(turn.text)}" for turn in messages_of(prompt)]
+    return [*turns, prompt.tools, prompt.template_kwargs] if isinstance(prompt, Conversation) else turns
 
 
 class RecordTable(Stored[Record]):
@@ -87,7 +103,6 @@ class RecordTable(Stored[Record]):
     def __init__(self, table: Table, chosen: np.ndarray | None = None) -> None:
         self.table = table
         self.chosen = np.arange(len(table)) if chosen is None else chosen
-        self._ends: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -109,25 +124,17 @@ class RecordTable(Stored[Record]):
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return a column of lists of numbers as (the index of each number's record, the numbers)."""
-        # The lists of the chosen rows are gathered at once: ``within`` counts 0, 1, 2, … anew in each list, and
-        # added to where the list starts it gives the place of each number.
-        ends, values = self._column(name)
-        starts = ends[self.chosen]
-        sizes = ends[self.chosen + 1] - starts
-        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return np.repeat(np.arange(len(self)), sizes), values[np.repeat(starts, sizes) + within]
+        batches = [batch.column(name) for batch in self.table.batches]
+        column = pa.chunked_array(batches, COLUMNS[name]).take(pa.array(self.chosen))
+        return pc.list_parent_indices(column).to_numpy(), pc.list_flatten(column).to_numpy()
 
     def judgement(self, index: int) -> Judgement:
         """Return the labels, scores and preferences of a record."""
-        row = int(self.chosen[index])
-        labels, scores, preferences = (self._list(name, row) for name in ("labels", "scores", "preferences"))
-        return Judgement(
-            tuple(
-                Judged(place, _label(label), _score(score))
-                for place, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True))
-            ),
-            _pairs(preferences.tolist()),
-        )
+        columns = (self.table.list_at(int(self.chosen[index]), name) for name in ("labels", "scores", "preferences"))
+        labels, scores, preferences = (column.tolist() for column in columns)
+        judged = enumerate(zip(labels, scores, strict=True))
+        completions = tuple(Judged(place, _label(label), _score(score)) for place, (label, score) in judged)
+        return Judgement(completions, _pairs(preferences))
 
     def ids(self, indices: Iterable[int]) -> list[str]:
         """Return the ids of the records with these indices."""
@@ -148,17 +155,6 @@ class RecordTable(Stored[Record]):
         text: str | None = batch.column(name)[0].as_py()
         return text
 
-    def _list(self, name: str, row: int) -> np.ndarray:
-        ends, values = self._column(name)
-        return values[ends[row] : ends[row + 1]]
-
-    def _column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (the ends of all rows' lists, with 0 before them, all values) of a column; cached."""
-        if name not in self._ends:
-            ends = np.concatenate([[0], np.cumsum(self.table.sizes(name))])
-            self._ends[name] = (ends, self.table.values(name))
-        return self._ends[name]
-
 
 def batches(records: Iterable[tuple[str | None, Record]]) -> Iterator[pa.RecordBatch]:
     """Yield record batches of (location, record); the location is None if it is the record's id."""
@@ -175,12 +171,13 @@ def batches(records: Iterable[tuple[str | None, Record]]) -> Iterator[pa.RecordB
 
 def _row(record: Record, where: str | None) -> dict[str, Any]:
     texts = [completion.text for completion in record.completions]
+    replies = [reply_key(completion.reply) for completion in record.completions]
     turns = messages_of(record.prompt)
     labels = [-1 if c.desirable is None else int(c.desirable) for c in record.completions]
     scores = [float("nan") if c.score is None else c.score for c in record.completions]
     preferences = list(chain.from_iterable(record.preferences))
-    key, normalised_turns = prompt_key(record.prompt), _normalised_turns(turns)
-    ways = [way for better, worse in record.preferences for way in _both_ways(key, texts[better], texts[worse])]
+    key, normalised_turns = prompt_key(record.prompt), _normalised_turns(record.prompt)
+    ways = [way for better, worse in record.preferences for way in _both_ways(key, replies[better], replies[worse])]
     return {
         "id": record.id,
         "where": None if where == record.id else where,
@@ -189,16 +186,17 @@ def _row(record: Record, where: str | None) -> dict[str, Any]:
         "roles": [ROLES.index(turn.role) for turn in turns],
         "contents": [turn.content for turn in turns],
         "texts": texts,
+        "extra": _extra(record, turns),
         "labels": labels,
         "scores": scores,
         "preferences": preferences,
         "judged": digest(repr((labels, scores, preferences))),
         "prompt": digest(key),
         "loose_prompt": digest(*normalised_turns),
-        "completions": [digest(key, text) for text in texts],
+        "completions": [digest(key, reply) for reply in replies],
         "loose_completions": [digest(*normalised_turns, normalised(text)) for text in texts],
         "pairs": ways,
-        "prompt_characters": sum(len(turn.content) for turn in turns),
+        "prompt_characters": sum(len(turn.text) for turn in turns),
         "completion_characters": [len(text) for text in texts],
     }
 
@@ -228,21 +226,49 @@ def _both_ways(key: str, better: str, worse: str) -> tuple[int, int]:
     return (0, 0) if better == worse else (digest(key, better, worse), digest(key, worse, better))
 
 
+def _extra(record: Record, turns: Sequence[Message]) -> str | None:
+    """Return what a record has beside texts, roles and judgements, as JSON; None for most records."""
+    extra: dict[str, object] = {}
+    if any(turn.fields or not turn.weight for turn in turns):
+        extra["turns"] = [(turn.fields, turn.weight) for turn in turns]
+    if isinstance(record.prompt, Conversation):
+        extra["context"] = (record.prompt.tools, record.prompt.template_kwargs)
+    if any(completion.turns for completion in record.completions):
+        extra["replies"] = [[_message_row(turn) for turn in completion.turns] for completion in record.completions]
+    return json.dumps(extra) if extra else None
+
+
+def _message_row(turn: Message) -> tuple[str, str, str, int]:
+    return turn.role, turn.content, turn.fields, turn.weight
+
+
 def _records(batch: pa.RecordBatch) -> Iterator[Record]:
-    ids, plain = batch.column("id").to_pylist(), batch.column("plain").to_pylist()
+    scalars = (batch.column(name).to_pylist() for name in ("id", "plain", "extra"))
     columns = (_lists(batch.column(name)) for name in ("roles", "contents", "texts", "labels", "scores", "preferences"))
-    for name, is_text, roles, contents, texts, labels, scores, preferences in zip(ids, plain, *columns, strict=True):
-        completions = zip(texts, labels, scores, strict=True)
-        yield Record(
-            name,
-            contents[0] if is_text else _turns(roles, contents),
-            tuple(Completion(text, _label(label), _score(score)) for text, label, score in completions),
-            _pairs(preferences),
-        )
+    for name, is_text, extra, roles, contents, texts, labels, scores, preferences in zip(
+        *scalars, *columns, strict=True
+    ):
+        more = json.loads(extra) if extra else {}
+        prompt = contents[0] if is_text else _prompt(roles, contents, more)
+        completions = _completions(texts, labels, scores, more.get("replies"))
+        yield Record(name, prompt, completions, _pairs(preferences))
 
 
-def _turns(roles: Sequence[int], contents: Sequence[str]) -> Prompt:
-    return tuple(Message(ROLES[role], content) for role, content in zip(roles, contents, strict=True))
+def _prompt(roles: Sequence[int], contents: Sequence[str], more: dict[str, Any]) -> Prompt:
+    turns = tuple(Message(ROLES[role], content) for role, content in zip(roles, contents, strict=True))
+    if "turns" in more:
+        turns = tuple(Message(t.role, t.content, *other) for t, other in zip(turns, more["turns"], strict=True))
+    return Conversation(turns, *more["context"]) if "context" in more else turns
+
+
+def _completions(
+    texts: Sequence[str], labels: Sequence[int], scores: Sequence[float], replies: list[list[Any]] | None
+) -> tuple[Completion, ...]:
+    judged = zip(texts, map(_label, labels), map(_score, scores), strict=True)
+    if replies is None:
+        return tuple(Completion(*values) for values in judged)
+    turns = (tuple(Message(*turn) for turn in reply) for reply in replies)
+    return tuple(Completion(*values, own) for values, own in zip(judged, turns, strict=True))
 
 
 def _label(number: int) -> bool | None:

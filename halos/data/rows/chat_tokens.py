@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from halos.checks import check_whole
-from halos.data.records.record import Prompt
+from halos.data.records.record import Prompt, Reply
 from halos.data.rows.boundary import Boundary
 from halos.data.rows.exchanges import Exchange, Exchanges, Tokenised
 from halos.data.rows.refusals import Refusal, Refusals, check_refusals
-from halos.data.rows.rendering import Renderer, Reply, frame_of, pattern_of, special_tokens
+from halos.data.rows.rendering import Renderer, frame_of, pattern_of, special_tokens
+from halos.data.rows.written import check_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,6 +138,7 @@ class ChatTokens:
         Raises:
             ValueError: the chat template refuses the turns.
         """
+        check_written(self.tokenizer, where, prompt, "")
         return self.tokenise([Exchange(where, prompt)])[0].prompt + self.control(control)
 
     def fitted_prompt(self, prompt: Prompt, control: str = "", *, where: str = "prompt") -> list[int]:
@@ -151,12 +153,12 @@ class ChatTokens:
         """See :meth:`Limits.fit_prompt`."""
         return self.limits.fit_prompt(ids, self.tokenizer.bos_token_id, where)
 
-    def completion(self, prompt: Prompt, reply: Reply, control: str = "", *, where: str = "prompt") -> list[int]:
+    def completion(self, reply: Reply, prompt: Prompt, control: str = "", *, where: str = "prompt") -> list[int]:
         """Token ids of a completion after its prompt, with the token that ends it, before truncation.
 
         Args:
-            prompt: text or turns.
             reply: the assistant's text, or one or more turns.
+            prompt: text or turns.
             control: text between prompt and completion.
             where: the place of the prompt in the data, for errors.
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import cast
 
-from halos.data.records.record import Prompt
+from halos.data.records.record import Prompt, Reply
 from halos.data.rows.boundary import Boundary, Context
 from halos.data.rows.refusals import Refusal, differing
-from halos.data.rows.rendering import Conversation, Frame, Renderer, Reply, conversation_of, pattern_of, special_tokens
+from halos.data.rows.rendering import Frame, Renderer, Request, pattern_of, request_of, special_tokens
 
 Shape = tuple[str, str]
 """A key of what a template writes around a reply and before it, and how it treats white space around the reply:
@@ -96,7 +96,7 @@ class Exchanges:
         # An error names the first place of a repeated prompt, hence the reversed order.
         places = dict(zip(reversed(prompts), reversed(where), strict=True))
         texts: dict[Prompt, str] = {prompt: prompt for prompt in places if self.is_plain(prompt)}  # type: ignore[misc]
-        conversations = {prompt: conversation_of(prompt, places[prompt]) for prompt in places if prompt not in texts}
+        conversations = {prompt: request_of(prompt, places[prompt]) for prompt in places if prompt not in texts}
         if self.rendered and conversations:
             where = next(iter(conversations.values())).where
             raise ValueError(f"{where}: expected a text as prompt with data.text=rendered, found turns")
@@ -134,10 +134,10 @@ class Exchanges:
 
     def _written(self, exchanges: Sequence[Exchange], texts: dict[Prompt, str]) -> list[list[str]]:
         """The whole text of each prompt with each reply."""
-        conversations: list[Conversation] = []
+        conversations: list[Request] = []
         for one in exchanges:
             if not self.is_plain(one.prompt):
-                conversation = conversation_of(one.prompt, one.where)
+                conversation = request_of(one.prompt, one.where)
                 conversations += [conversation.then(reply) for reply in one.replies]
             elif not all(isinstance(reply, str) for reply in one.replies):
                 raise ValueError(f"{one.where}: expected a text as completion of a prompt that is a text, found turns")
@@ -170,8 +170,8 @@ class Exchanges:
         """Special tokens in the texts of an exchange; ``known``: those of prompts, which occur several times."""
         prompt = exchange.prompt
         if prompt not in known:
-            known[prompt] = self._first_token(prompt if isinstance(prompt, str) else conversation_of(prompt).turns)
-        found = {"prompt": known[prompt], "completion": self._first_token(exchange.replies)}
+            known[prompt] = self._first_token(prompt if isinstance(prompt, str) else request_of(prompt).turns)
+        found = {"prompt": known[prompt], "completion": self._first_token(_dicts(exchange.replies))}
         return [f"{token!r} in the {name}" for name, token in found.items() if token]
 
     def _first_token(self, value: object) -> str:
@@ -202,6 +202,10 @@ class Exchanges:
 @lru_cache(maxsize=256)
 def _digest(*texts: str) -> str:
     return hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
+
+
+def _dicts(replies: Sequence[Reply]) -> list[object]:
+    return [reply if isinstance(reply, str) else [turn.as_dict() for turn in reply] for reply in replies]
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +10,14 @@ from datetime import date
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
-from halos.data.records.record import Prompt, messages_of
+from halos.data.records.record import Conversation, Message, Prompt, Reply, messages_of
 from halos.data.rows.templates import PLAIN_TEMPLATE, Template, chosen, control_of, with_date, without_control
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Turn = Mapping[str, Any]
+Turn = dict[str, Any]
 """A turn as templates read it: ``role``, ``content`` and whatever else the template knows."""
-Reply = str | Sequence[Turn]
-"""What follows a prompt: the text of an assistant's turn, or one or more whole turns."""
 
 _SENTINEL = "halos-sentinel"
 
@@ -37,22 +36,30 @@ class ChatFormat:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """Turns, what the template reads beside them, and their place in the data for errors."""
+class Request:
+    """What a server is asked to render: turns, what the template reads beside them, and their place for errors."""
 
     where: str
     turns: tuple[Turn, ...]
     format: ChatFormat = ChatFormat()
 
-    def then(self, reply: Reply) -> Conversation:
-        """Return the conversation with a reply after it."""
-        turns: Sequence[Turn] = [{"role": "assistant", "content": reply}] if isinstance(reply, str) else reply
-        return Conversation(self.where, (*self.turns, *turns), self.format)
+    def then(self, reply: Reply) -> Request:
+        """Return the request with a reply after it."""
+        own = (Message("assistant", reply),) if isinstance(reply, str) else reply
+        turns = (turn.as_dict() for turn in own)
+        return Request(self.where, (*self.turns, *turns), self.format)
 
 
-def conversation_of(prompt: Prompt, where: str = "prompt") -> Conversation:
-    """Return a prompt as a conversation; a text is a single user turn."""
-    return Conversation(where, tuple({"role": one.role, "content": one.content} for one in messages_of(prompt)))
+_PLAIN = ChatFormat()
+
+
+def request_of(prompt: Prompt, where: str = "prompt") -> Request:
+    """Return a prompt as a request; a text is a single user turn."""
+    form = _PLAIN
+    if isinstance(prompt, Conversation):
+        tools = json.loads(prompt.tools) if prompt.tools else None
+        form = ChatFormat(tools, json.loads(prompt.template_kwargs) if prompt.template_kwargs else {})
+    return Request(where, tuple(one.as_dict() for one in messages_of(prompt)), form)
 
 
 @lru_cache(maxsize=1)
@@ -80,7 +87,7 @@ class Renderer:
         self.control = control_of(template)
         self.template: Template = without_control(template, self.control)
 
-    def prompts(self, conversations: Sequence[Conversation]) -> list[str]:
+    def prompts(self, conversations: Sequence[Request]) -> list[str]:
         """Render conversations with the generation prompt after them, but without :attr:`control`.
 
         Raises:
@@ -88,11 +95,11 @@ class Renderer:
         """
         return self._render(conversations, generation_prompt=True)
 
-    def wholes(self, conversations: Sequence[Conversation]) -> list[str]:
+    def wholes(self, conversations: Sequence[Request]) -> list[str]:
         """Render conversations that end with a reply. Raises ``ValueError`` as :meth:`prompts` does."""
         return self._render(conversations, generation_prompt=False)
 
-    def _render(self, conversations: Sequence[Conversation], *, generation_prompt: bool) -> list[str]:
+    def _render(self, conversations: Sequence[Request], *, generation_prompt: bool) -> list[str]:
         texts: dict[int, str] = {}
         formats = {id(one.format): one.format for one in conversations}
         for key, form in formats.items():
@@ -101,14 +108,14 @@ class Renderer:
             texts.update(zip(places, self._of_format(own, form, generation_prompt), strict=True))
         return [texts[n] for n in range(len(conversations))]
 
-    def _of_format(self, conversations: list[Conversation], form: ChatFormat, generation_prompt: bool) -> list[str]:
+    def _of_format(self, conversations: list[Request], form: ChatFormat, generation_prompt: bool) -> list[str]:
         try:
             return self._apply([list(one.turns) for one in conversations], form, generation_prompt)
         except Exception:
             # The error does not say which conversation it is about; rendering them one by one names it.
             return [self._one(one, generation_prompt) for one in conversations]
 
-    def _one(self, conversation: Conversation, generation_prompt: bool) -> str:
+    def _one(self, conversation: Request, generation_prompt: bool) -> str:
         try:
             return self._apply([list(conversation.turns)], conversation.format, generation_prompt)[0]
         except Exception as error:  # templates raise whatever they like (jinja's TemplateError among others)
@@ -129,10 +136,14 @@ class Renderer:
         return list(texts)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
-    """Render one prompt with its generation prompt; see :meth:`Renderer.prompts`."""
-    renderer = Renderer(tokenizer)
-    return renderer.prompts([conversation_of(prompt)])[0] + renderer.control
+def render(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, reply: Reply | None = None, *, where: str = "prompt"
+) -> str:
+    """Render one prompt with its generation prompt, or with a reply; see :class:`Renderer`."""
+    renderer, request = Renderer(tokenizer), request_of(prompt, where)
+    if reply is not None:
+        return renderer.wholes([request.then(reply)])[0]
+    return renderer.prompts([request])[0] + renderer.control
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +190,7 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
     """
     closing = end_text = ""
     end, ends = tokenizer.eos_token_id, pattern_of(special_tokens(tokenizer))
-    renderer, user = Renderer(tokenizer), conversation_of("a")
+    renderer, user = Renderer(tokenizer), request_of("a")
     prompt, whole = renderer.prompts([user])[0], renderer.wholes([user.then(_SENTINEL)])[0]
     before, found, rest = whole.rpartition(_SENTINEL)
     after = rest if found else ""

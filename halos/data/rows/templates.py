@@ -53,9 +53,7 @@ def template_of(template: str, own: Template | None = None) -> str:
         return template
     file = Path(template).expanduser()
     if not file.is_file():
-        raise ValueError(
-            f"model.chat_template: expected {', '.join(named)}, a file or a Jinja template, found {template!r}"
-        )
+        raise ValueError(f"model.chat_template: expected {', '.join(named)}, a file or Jinja, found {template!r}")
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from halos.data.records.record import prompt_key
+from halos.data.records.record import Reply, prompt_key
 from halos.data.records.table import digest
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.exchanges import Exchange, Shape, Tokenised
 from halos.data.rows.mismatch import derangement, in_order
 from halos.data.rows.refusals import Refusals
+from halos.data.rows.written import check_written
 from halos.data.store.arrow import MEMORY, Part, Store, Stored, Table
 from halos.data.views.examples import Example, Examples, Labelled, Pair, Scored
 
@@ -315,10 +316,10 @@ class _Mismatched(Stored[Example]):
 
     def many(self, indices: np.ndarray) -> list[Example]:
         own, others = (_many(self.examples, places) for places in (indices, self.partners[indices]))
-        return [_with_completion(one, texts_of(other)[0]) for one, other in zip(own, others, strict=True)]
+        return [_with_completion(one, replies_of(other)[0]) for one, other in zip(own, others, strict=True)]
 
 
-def _with_completion(example: Example, text: str) -> Example:
+def _with_completion(example: Example, text: Reply) -> Example:
     return replace(example, chosen=text) if isinstance(example, Pair) else replace(example, completion=text)
 
 
@@ -379,9 +380,12 @@ def token_batch(
         shapes: gets the shapes of the completions.
     """
     labels = [_label(example) for example in examples]
+    for example in examples:
+        for reply in replies_of(example):
+            check_written(tokens.tokenizer, example.id, example.prompt, reply)
     tokenised = tokens.tokenise(
         [
-            Exchange(example.id, example.prompt, texts_of(example), controls[label])
+            Exchange(example.id, example.prompt, replies_of(example), controls[label])
             for example, label in zip(examples, labels, strict=True)
         ]
     )
@@ -412,6 +416,6 @@ def _label(example: Example) -> bool | None:
     return example.desirable if isinstance(example, Labelled) else None
 
 
-def texts_of(example: Example) -> tuple[str, ...]:
+def replies_of(example: Example) -> tuple[Reply, ...]:
     """The example's completions, the chosen one of a pair first."""
     return (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)

@@ -1,37 +1,27 @@
-"""The result of a source's adapter for each row, and the rows that all adapters leave out.
-
-An adapter takes (location, row, dropped) and returns a record. It returns None for a row that is well formed but has
-nothing to learn from. It counts the reason in ``dropped`` then, and for each completion that it leaves out. Malformed
-rows raise ``ValueError``.
-"""
+"""What a source makes of each row, counts of it for each file, and the completions that every source leaves out."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from halos.data.reading.fields import RawRow
-from halos.data.reading.json_files import Located
 from halos.data.records.record import Record
 
-Adapter = Callable[[str, RawRow, Counter[str]], Record | None]
 Adapted = tuple[str, Record | None, Counter[str]]
 """The location of a row, its record if it has one, and counts of what was left out of it, by reason."""
 
-EMPTY = "empty completion"
-EMPTY_SIDE = "completion whose pair has an empty side"
 DIFFERENT_PROMPTS = "pair with different prompts"
 FILTERED = "filtered: "
 """Begins the reasons that a setting causes; all others are faults of the data."""
-
-
-def by_row(rows: Iterable[Located], adapter: Adapter) -> Iterator[Adapted]:
-    """Adapt the rows of a format that has one record in each row."""
-    for where, row in rows:
-        dropped: Counter[str] = Counter()
-        yield where, adapter(where, row, dropped), dropped
+NOTED = "noted: "
+"""Begins what is counted without being left out."""
+COLUMN = "column "
+"""Begins the counts of rows in which a column was used or unused."""
+BAD_ROW = f"{FILTERED}malformed rows"
+SHOWN_PLACES = 5
+"""Places listed for each reason to leave something out."""
 
 
 def without_empty(record: Record, dropped: Counter[str]) -> Record | None:
@@ -39,7 +29,7 @@ def without_empty(record: Record, dropped: Counter[str]) -> Record | None:
     filled = [i for i, completion in enumerate(record.completions) if completion.text.strip()]
     if len(filled) == len(record.completions):
         return record
-    dropped[EMPTY] += len(record.completions) - len(filled)
+    dropped["empty completion"] += len(record.completions) - len(filled)
     preferences = [pair for pair in record.preferences if set(pair) <= set(filled)]
     # A completion that was judged only by a pair which is gone would pass for one that nobody judged. The worse side
     # of such a pair would, alone with its score, pass for the best.
@@ -50,7 +40,7 @@ def without_empty(record: Record, dropped: Counter[str]) -> Record | None:
         if record.completions[i].desirable is None and (record.completions[i].score is None or i in beaten)
     }
     if orphans:
-        dropped[EMPTY_SIDE] += len(orphans)
+        dropped["completion whose pair has an empty side"] += len(orphans)
     position = {old: new for new, old in enumerate(i for i in filled if i not in orphans)}
     if not position:
         return None
@@ -59,3 +49,62 @@ def without_empty(record: Record, dropped: Counter[str]) -> Record | None:
         completions=tuple(record.completions[i] for i in position),
         preferences=tuple((position[better], position[worse]) for better, worse in preferences),
     )
+
+
+COUNTERS = ("dropped", "noted", "columns")
+"""The attributes of :class:`Origin` that are counters."""
+
+
+@dataclass(slots=True)
+class Origin:
+    """Counts of what was read from one file.
+
+    Attributes:
+        rows: rows that were read.
+        records: records made from them.
+        dropped: counts of what was left out, by reason.
+        places: for each reason, the locations of the first rows.
+        noted: counts of what was converted or looks odd, and was kept.
+        columns: rows in which each column was used, by ``name: role``, or ``name: unused``.
+    """
+
+    rows: int = 0
+    records: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)
+    noted: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
+
+    def drop(self, where: str, dropped: Counter[str]) -> None:
+        """Count what was left out of a row, and what was noted of it."""
+        for reason, count in dropped.items():
+            if reason.startswith(COLUMN):
+                self.columns[reason.removeprefix(COLUMN)] += count
+                continue
+            counts = self.noted if reason.startswith(NOTED) else self.dropped
+            counts[reason.removeprefix(NOTED)] += count
+            self._add_places(reason, [where])
+
+    def join(self, other: Origin) -> None:
+        """Add the counts of a later part of the same file."""
+        self.rows, self.records = self.rows + other.rows, self.records + other.records
+        for name in COUNTERS:
+            getattr(self, name).update(getattr(other, name))
+        for reason, places in other.places.items():
+            self._add_places(reason, places)
+
+    def _add_places(self, reason: str, places: list[str]) -> None:
+        listed = self.places.setdefault(reason, [])
+        listed.extend(places[: SHOWN_PLACES - len(listed)])
+
+
+def check_faultless(origins: Mapping[str, Origin]) -> None:
+    """Raise ``ValueError`` with the first places if anything was left out because the data is at fault."""
+    reasons = [
+        f"{reason} ({count}: {', '.join(origin.places[reason])}{', …' if count > len(origin.places[reason]) else ''})"
+        for origin in origins.values()
+        for reason, count in origin.dropped.items()
+        if not reason.startswith(FILTERED)
+    ]
+    if reasons:
+        raise ValueError(f"data.strict: expected nothing to leave out; found {'; '.join(reasons)}")

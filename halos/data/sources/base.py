@@ -15,13 +15,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from halos.data.reading.fields import RawRow
 from halos.data.reading.files import Piece, check_streamable, content_key, edges_key, expand, pieces, read_piece
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Record
 from halos.data.records.table import RecordTable, batches
 from halos.data.records.truth import TrueReward
-from halos.data.sources.adapted import Adapted
-from halos.data.sources.origin import Origin, check_faultless
+from halos.data.sources.adapted import COUNTERS, Adapted, Origin, check_faultless
 from halos.data.store.arrow import MEMORY, Part, Store
 
 Files = str | Path | Sequence[str | Path]
@@ -116,15 +116,23 @@ class FileSource(Source):
     rows_alone: ClassVar[bool] = False
 
     def __init__(self, train: Files | None, val: Files | None = None, columns: Columns = None) -> None:
-        if train is None or not _paths(train):
+        self._train_files, self._val_files = _paths(train), _paths(val)
+        if not self._train_files:
             raise ValueError(f"data={self.name} needs data.train=FILE")
-        self._train_files = _paths(train)
-        self._val_files = _paths(val) if val is not None else []
         self._columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs is not None}
 
     @abstractmethod
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         """Adapt the rows of one file, or of a piece of it where ``rows_alone``; see :mod:`.adapted`."""
+
+    def rows(self, piece: Piece, *, streaming: bool = False) -> Iterator[Located]:
+        """Read the rows of a piece; see :func:`.read_piece`."""
+        return read_piece(piece, self._columns, streaming=streaming)
+
+    def check_origin(self, file: str, origin: Origin) -> None:
+        """Raise ``ValueError`` if what was read from a file is not acceptable as a whole."""
+        if not origin.rows:
+            raise ValueError(f"{file}: expected at least one row, found an empty file")
 
     def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         """Adapt the rows of a stream; raise ``ValueError`` for rows that need the whole file."""
@@ -143,15 +151,13 @@ class FileSource(Source):
     def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Record]:
         for file in chain.from_iterable(map(expand, self._train_files)):
             origin = origins.setdefault(str(file), Origin())
-            rows = _counted(read_piece(Piece(file), self._columns, streaming=True), origin)
-            # Counted before it is yielded, so that the counts include the record that the caller is working on.
-            for adapted in self.adapted_one_by_one(rows):
-                origin.add(adapted)
+            rows = _counted(self.rows(Piece(file), streaming=True), origin)
+            for _, record in _added(self.adapted_one_by_one(rows), origin):
                 if strict:
                     check_faultless({str(file): origin})
-                if adapted[1] is not None:
-                    yield adapted[1]
-            _check_rows(str(file), origin)
+                if record is not None:
+                    yield record
+            self.check_origin(str(file), origin)
 
     def stream_key(self) -> str:
         files = list(chain.from_iterable(map(expand, self._train_files)))
@@ -171,10 +177,10 @@ class FileSource(Source):
         # The pieces of a file were counted separately, perhaps in other processes or in an earlier run.
         origins: dict[str, Origin] = {}
         for notes in table.notes:
-            counts = {**notes["origin"], "dropped": Counter(notes["origin"]["dropped"])}
+            counts = {**notes["origin"], **{name: Counter(notes["origin"][name]) for name in COUNTERS}}
             origins.setdefault(notes["file"], Origin()).join(Origin(**counts))
         for file, origin in origins.items():
-            _check_rows(file, origin)
+            self.check_origin(file, origin)
         dropped = sum((origin.dropped for origin in origins.values()), Counter())
         if not len(table):
             reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
@@ -199,17 +205,37 @@ class FileSource(Source):
 
     def _part(self, piece: Piece) -> Part:
         origin = Origin()
-
-        def records() -> Iterator[tuple[str | None, Record]]:
-            for adapted in self.adapted(_counted(read_piece(piece, self._columns), origin)):
-                origin.add(adapted)
-                where, record, _ = adapted
-                if record is not None:
-                    yield where, record
-
+        adapted = self.adapted(_counted(self.rows(piece), origin))
         # The notes are complete only once the last batch has been made.
-        yield from batches(records())
+        yield from batches((where, record) for where, record in _added(adapted, origin) if record is not None)
         return {"file": str(piece.file), "origin": {name: getattr(origin, name) for name in Origin.__slots__}}
+
+
+class RowSource(FileSource):
+    """A source whose files have one record in each row."""
+
+    rows_alone = True
+
+    @abstractmethod
+    def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        """Make a record of a row.
+
+        Args:
+            where: the location of the row.
+            row: the row.
+            dropped: counts what is left out, by reason.
+
+        Returns:
+            The record; None for a row that is well formed but has nothing to learn from, whose reason is then counted.
+
+        Raises:
+            ValueError: for a malformed row.
+        """
+
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        for where, row in rows:
+            dropped: Counter[str] = Counter()
+            yield where, self.record(where, row, dropped), dropped
 
 
 def _user_code(source: type[FileSource]) -> Iterator[str | None]:
@@ -232,8 +258,6 @@ def check_ids(records: RecordTable) -> None:
     """Raise ``ValueError`` if two records have the same id; the error names both places."""
     names = records.numbers("name")
     _, first = np.unique(names, return_index=True)
-    if len(first) == len(names):
-        return
     # Names are digests of ids. Very rarely, two different ids have the same digest.
     seen: dict[int, int] = {}
     for index in np.flatnonzero(np.isin(names, np.delete(names, first))).tolist():
@@ -243,17 +267,20 @@ def check_ids(records: RecordTable) -> None:
             raise ValueError(f"{where}: expected ids to be unique; found {name!r}, as at {records.where(before)}")
 
 
-def _check_rows(file: str, origin: Origin) -> None:
-    if not origin.rows:
-        raise ValueError(f"{file}: expected at least one row, found an empty file")
-
-
 def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:
     for located in rows:
         origin.rows += 1
         yield located
 
 
-def _paths(files: Files) -> list[str | Path]:
+def _added(adapted: Iterable[Adapted], origin: Origin) -> Iterator[tuple[str, Record | None]]:
+    """Yield locations and records, each after its counts were added: they include what the caller is working on."""
+    for where, record, dropped in adapted:
+        origin.records += record is not None
+        origin.drop(where, dropped)
+        yield where, record
+
+
+def _paths(files: Files | None) -> list[str | Path]:
     # Not only a ``list``: omegaconf has a list type of its own.
-    return [files] if isinstance(files, str | Path) else list(files)
+    return [files] if isinstance(files, str | Path) else list(files or ())

@@ -4,41 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from typing import final
 
 from halos.data.reading.fields import RawRow, required, text_of, wrong
-from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.adapted import DIFFERENT_PROMPTS, Adapted, by_row, without_empty
-from halos.data.sources.base import Columns, Files, FileSource
+from halos.data.sources.adapted import DIFFERENT_PROMPTS, without_empty
+from halos.data.sources.base import Columns, Files, RowSource
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
-EMPTY_PROMPT = "pair with an empty prompt"
-ENDS_WITH_HUMAN = "pair with a side that ends with a human turn"
-
-
-def hh_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-    """Adapt a pair of transcripts; the text up to the last ``\\n\\nAssistant:`` is the prompt."""
-    turns, chosen = _split(where, "chosen", row)
-    others, rejected = _split(where, "rejected", row)
-    if turns != others:
-        dropped[DIFFERENT_PROMPTS] += 1
-        return None
-    if any(TURN.search(completion) for completion in (chosen, rejected)):
-        # The policy would learn to speak for the human.
-        dropped[ENDS_WITH_HUMAN] += 1
-        return None
-    chosen, rejected = chosen.strip(), rejected.strip()
-    if turns[-1].role == "assistant":
-        # Two assistant turns in a row: a prompt cannot end with the first, so both completions begin with it.
-        first = turns.pop().content
-        chosen, rejected = (f"{first}\n\n{completion}".strip() for completion in (chosen, rejected))
-    if not any(turn.content for turn in turns):
-        dropped[EMPTY_PROMPT] += 1
-        return None
-    return without_empty(Record(where, tuple(turns), (Completion(chosen), Completion(rejected)), ((0, 1),)), dropped)
 
 
 def _split(where: str, key: str, row: RawRow) -> tuple[list[Message], str]:
@@ -65,8 +39,31 @@ def _turns(transcript: str) -> list[Message]:
     return [] if opening.strip() else turns
 
 
+def hh_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+    """Adapt a pair of transcripts; the text up to the last ``\\n\\nAssistant:`` is the prompt."""
+    turns, chosen = _split(where, "chosen", row)
+    others, rejected = _split(where, "rejected", row)
+    if turns != others:
+        dropped[DIFFERENT_PROMPTS] += 1
+        return None
+    if any(TURN.search(completion) for completion in (chosen, rejected)):
+        # The policy would learn to speak for the human.
+        dropped["pair with a side that ends with a human turn"] += 1
+        return None
+    chosen, rejected = chosen.strip(), rejected.strip()
+    if turns[-1].role == "assistant":
+        # Two assistant turns in a row: a prompt cannot end with the first, so both completions begin with it.
+        first = turns.pop().content
+        chosen, rejected = (f"{first}\n\n{completion}".strip() for completion in (chosen, rejected))
+    if not any(turn.content for turn in turns):
+        dropped["pair with an empty prompt"] += 1
+        return None
+    completions = (Completion(chosen), Completion(rejected))
+    return without_empty(Record(where, tuple(turns), completions, ((0, 1),)), dropped)
+
+
 @final
-class HHSource(FileSource):
+class HHSource(RowSource):
     """Transcripts in the format of Anthropic's HH-RLHF.
 
     ``Anthropic/hh-rlhf:test`` is the test split of all subsets together, ``Anthropic/hh-rlhf/helpful-base:train`` the
@@ -74,12 +71,11 @@ class HHSource(FileSource):
     """
 
     name = "hh"
-    rows_alone = True
 
     def __init__(
         self, train: Files | None = "Anthropic/hh-rlhf:train", val: Files | None = None, columns: Columns = None
     ) -> None:
         super().__init__(train, val, columns)
 
-    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        return by_row(rows, hh_record)
+    def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        return hh_record(where, row, dropped)

@@ -20,9 +20,6 @@ from halos.data.sources.adapted import FILTERED, Adapted, without_empty
 from halos.data.sources.base import Columns, Files, FileSource
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
-DELETED = "deleted message"
-ORPHAN = "message whose parent is missing"
-NO_REPLY = "prompt without a reply"
 
 
 @dataclass(slots=True)
@@ -36,53 +33,17 @@ class _Node:
     replies: list[_Node] = field(default_factory=list)
 
 
-def oasst_records(rows: Iterable[Located], *, lang: str | None) -> Iterator[Adapted]:
-    """Adapt trees: one record for each message of a prompter that has replies, whose prompt is the turns up to it.
-
-    A deleted message is left out with all replies below it. A message whose parent is missing is counted.
-
-    Args:
-        rows: messages or trees.
-        lang: only trees whose first message is in this language (``en``) are used; None: all.
-    """
-    nodes: dict[str, _Node] = {}
-    children: dict[str, list[str]] = defaultdict(list)
-    roots: list[str] = []
-    for where, row in rows:
-        if isinstance(row.get("prompt"), dict):
-            yield from _records(_tree(f"{where}/prompt", row["prompt"]), lang)
-            continue
-        name = text_of(where, "message_id", required(where, row, "message_id"))
-        if name in nodes:
-            raise ValueError(f"{where}: expected message ids to be unique; found {name!r}, as at {nodes[name].where}")
-        nodes[name] = _node(where, row)
-        if has(row, "parent_id"):
-            children[text_of(where, "parent_id", row["parent_id"])].append(name)
-        else:
-            roots.append(name)
-    # Parents may come after their children, so trees are assembled once all messages are read. What cannot be reached
-    # from a root has lost its parent, or is part of a loop, which is never entered here.
-    reached = set()
-    for root in roots:
-        open_names = [root]
-        while open_names:
-            name = open_names.pop()
-            reached.add(name)
-            nodes[name].replies = [nodes[child] for child in children[name]]
-            open_names += children[name]
-        yield from _records(nodes[root], lang)
-    yield from ((node.where, None, Counter({ORPHAN: 1})) for name, node in nodes.items() if name not in reached)
+def is_tree(row: RawRow) -> bool:
+    """Return whether a row has a tree: a prompt with nested replies."""
+    prompt = row.get("prompt")
+    return isinstance(prompt, dict) and "replies" in prompt
 
 
-def only_trees(rows: Iterable[Located]) -> Iterator[Located]:
-    """Yield the rows; raise ``ValueError`` for a row that is a message, as its tree needs the whole file."""
-    for where, row in rows:
-        if not isinstance(row.get("prompt"), dict):
-            raise ValueError(
-                f"{where}: expected one tree a row ('prompt' with nested 'replies') with data.streaming=true, found "
-                "one message a row, whose trees need the whole file"
-            )
-        yield where, row
+def tree_records(where: str, row: RawRow) -> Iterator[Adapted]:
+    """Make the records of a row that has a tree; see :meth:`OasstSource.adapted`."""
+    prompt = row["prompt"]
+    assert isinstance(prompt, dict)
+    return _records(_tree(f"{where}/prompt", prompt), None)
 
 
 def _node(where: str, row: RawRow) -> _Node:
@@ -99,29 +60,23 @@ def _node(where: str, row: RawRow) -> _Node:
     return _Node(where, ROLES[role], text, rank, None if lang is None else text_of(where, "lang", lang), usable)
 
 
-def _tree(where: str, value: object) -> _Node:
+def _tree(where: str, message: RawRow) -> _Node:
     """Return the node of a message with all replies below it."""
-    message = _message(where, value)
     root = _node(where, message)
     # Not recursion: a tree may be deeper than Python's stack.
     waiting = [(root, message)]
     while waiting:
-        node, row = waiting.pop()
-        replies = row.get("replies") or []
+        node, message = waiting.pop()
+        replies = message.get("replies") or []
         if not isinstance(replies, list):
             raise wrong(node.where, "replies", "a list of messages", replies)
         for n, reply in enumerate(replies):
             place = f"{node.where.removesuffix('/prompt')}/{n}"
-            message = _message(place, reply)
-            node.replies.append(_node(place, message))
-            waiting.append((node.replies[-1], message))
+            if not isinstance(reply, dict):
+                raise wrong(place, "replies", "messages with 'role' and 'text'", reply)
+            node.replies.append(_node(place, reply))
+            waiting.append((node.replies[-1], reply))
     return root
-
-
-def _message(where: str, value: object) -> RawRow:
-    if not isinstance(value, dict):
-        raise wrong(where, "replies", "messages with 'role' and 'text'", value)
-    return value
 
 
 def _records(root: _Node, lang: str | None) -> Iterator[Adapted]:
@@ -132,7 +87,7 @@ def _records(root: _Node, lang: str | None) -> Iterator[Adapted]:
     while waiting:
         node, before = waiting.pop()
         if not node.usable:
-            yield node.where, None, Counter({DELETED: 1})
+            yield node.where, None, Counter({"deleted message": 1})
             continue
         turns = (*before, Message(node.role, node.text))
         if node.role == "user":
@@ -144,7 +99,7 @@ def _record(node: _Node, turns: tuple[Message, ...]) -> Adapted:
     dropped: Counter[str] = Counter()
     replies = [reply for reply in node.replies if reply.usable and reply.role == "assistant"]
     if not replies:
-        return node.where, None, Counter({NO_REPLY: 1})
+        return node.where, None, Counter({"prompt without a reply": 1})
     if not any(turn.content.strip() for turn in turns):
         return node.where, None, Counter({"empty prompt": 1})
     # Every two replies with different ranks are a preference. Equal ranks mean that nobody decided between them.
@@ -181,7 +136,42 @@ class OasstSource(FileSource):
         self._lang = lang
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        return oasst_records(rows, lang=self._lang)
+        """Make one record for each message of a prompter that has replies, whose prompt is the turns up to it.
+
+        A deleted message is left out with all replies below it. A message whose parent is missing is counted.
+        """
+        nodes: dict[str, _Node] = {}
+        replies: dict[str, list[_Node]] = defaultdict(list)
+        roots: list[_Node] = []
+        for where, row in rows:
+            prompt = row.get("prompt")
+            if isinstance(prompt, dict):
+                yield from _records(_tree(f"{where}/prompt", prompt), self._lang)
+                continue
+            name = text_of(where, "message_id", required(where, row, "message_id"))
+            if before := nodes.get(name):
+                raise ValueError(f"{where}: expected message ids to be unique; found {name!r}, as at {before.where}")
+            node = nodes[name] = _node(where, row)
+            node.replies = replies[name]
+            parent = text_of(where, "parent_id", row["parent_id"]) if has(row, "parent_id") else None
+            (roots if parent is None else replies[parent]).append(node)
+        # Parents may come after their replies, so trees are complete once all messages are read. What cannot be reached
+        # from a root has lost its parent, or is part of a loop, which is never entered here.
+        reached, waiting = set(), list(roots)
+        while waiting:
+            node = waiting.pop()
+            reached.add(node.where)
+            waiting += node.replies
+        for root in roots:
+            yield from _records(root, self._lang)
+        lost = (node.where for node in nodes.values() if node.where not in reached)
+        yield from ((where, None, Counter({"message whose parent is missing": 1})) for where in lost)
 
     def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        return self.adapted(only_trees(rows))
+        for where, row in rows:
+            if not isinstance(row.get("prompt"), dict):
+                raise ValueError(
+                    f"{where}: expected one tree a row ('prompt' with nested 'replies') with data.streaming=true, "
+                    "found one message a row, whose trees need the whole file"
+                )
+            yield from self.adapted([(where, row)])

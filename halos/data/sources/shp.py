@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import final
 
 from halos.checks import check_number
 from halos.data.reading.fields import RawRow, preference_of, prompt_of, required, score_of, text_of
-from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Record
-from halos.data.sources.adapted import FILTERED, Adapted, by_row, without_empty
-from halos.data.sources.base import Columns, Files, FileSource
-
-
-def shp_record(where: str, row: RawRow, dropped: Counter[str], *, min_ratio: float) -> Record | None:
-    """Adapt a pair with both scores; ``labels`` is 1 where A is preferred, 0 where B is.
-
-    Pairs whose ``score_ratio`` (the higher score over the lower one) is below ``min_ratio`` are left out.
-    """
-    preferences = preference_of(where, row, "labels", "human_ref_A", "human_ref_B")
-    ratio = score_of(where, "score_ratio", required(where, row, "score_ratio"))
-    a, b = (
-        Completion(text_of(where, ref, required(where, row, ref)), score=score_of(where, score, row.get(score)))
-        for ref, score in (("human_ref_A", "score_A"), ("human_ref_B", "score_B"))
-    )
-    record = Record(where, prompt_of(where, row, "history"), (a, b), preferences)
-    if ratio is not None and ratio < min_ratio:
-        dropped[f"{FILTERED}pairs with a score ratio below {min_ratio:g}"] += 1
-        return None
-    return without_empty(record, dropped)
+from halos.data.sources.adapted import FILTERED, without_empty
+from halos.data.sources.base import Columns, Files, RowSource
 
 
 @final
-class SHPSource(FileSource):
+class SHPSource(RowSource):
     """Pairs of scored comments in the format of ``stanfordnlp/SHP``.
 
     Args:
@@ -45,7 +24,6 @@ class SHPSource(FileSource):
     """
 
     name = "shp"
-    rows_alone = True
 
     def __init__(
         self,
@@ -58,5 +36,19 @@ class SHPSource(FileSource):
         check_number("data.source.min_ratio", min_ratio, 1)
         self._min_ratio = min_ratio
 
-    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        return by_row(rows, partial(shp_record, min_ratio=self._min_ratio))
+    def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        """Adapt a pair with both scores; ``labels`` is 1 where A is preferred, 0 where B is.
+
+        Pairs whose ``score_ratio`` (the higher score over the lower one) is below the minimum are left out.
+        """
+        preferences = preference_of(where, row, "labels", "human_ref_A", "human_ref_B")
+        ratio = score_of(where, "score_ratio", required(where, row, "score_ratio"))
+        a, b = (
+            Completion(text_of(where, ref, required(where, row, ref)), score=score_of(where, score, row.get(score)))
+            for ref, score in (("human_ref_A", "score_A"), ("human_ref_B", "score_B"))
+        )
+        record = Record(where, prompt_of(where, row, "history"), (a, b), preferences)
+        if ratio is not None and ratio < self._min_ratio:
+            dropped[f"{FILTERED}pairs with a score ratio below {self._min_ratio:g}"] += 1
+            return None
+        return without_empty(record, dropped)

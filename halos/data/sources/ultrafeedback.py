@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import final
 
+from halos.data.layouts.roles import Declaration
 from halos.data.reading.fields import RawRow, has, keys_of, prompt_of, required, score_of, text_of, wrong
-from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Record
-from halos.data.sources.adapted import Adapted, by_row, without_empty
-from halos.data.sources.base import Columns, Files, FileSource
-from halos.data.sources.json_source import preference_record
+from halos.data.sources.adapted import without_empty
+from halos.data.sources.base import Columns, Files, RowSource
+from halos.data.sources.feedback_files import Layouts
 
 SCORES = ("overall_score", "fine-grained_score")
-NO_COMPLETIONS = "instruction without completions"
-
-
-def ultrafeedback_record(where: str, row: RawRow, dropped: Counter[str], *, score: str) -> Record | None:
-    """Adapt a raw row, whose completions have a score in the field ``score``, or a binarized row (a scored pair)."""
-    if not has(row, "instruction"):
-        return preference_record(where, row, dropped)
-    items = required(where, row, "completions")
-    if not isinstance(items, list):
-        raise wrong(where, "completions", "a list of objects with 'response'", items)
-    if not items:
-        dropped[NO_COMPLETIONS] += 1
-        return None
-    completions = tuple(_completion(where, f"completions[{n}]", item, score) for n, item in enumerate(items))
-    return without_empty(Record(where, prompt_of(where, row, "instruction"), completions), dropped)
 
 
 def _completion(where: str, name: str, item: object, score: str) -> Completion:
@@ -42,7 +25,7 @@ def _completion(where: str, name: str, item: object, score: str) -> Completion:
 
 
 @final
-class UltraFeedbackSource(FileSource):
+class UltraFeedbackSource(RowSource):
     """Scored completions in the format of ``openbmb/UltraFeedback``, or binarized ones (``HuggingFaceH4``'s).
 
     Args:
@@ -54,7 +37,6 @@ class UltraFeedbackSource(FileSource):
     """
 
     name = "ultrafeedback"
-    rows_alone = True
 
     def __init__(
         self,
@@ -66,7 +48,17 @@ class UltraFeedbackSource(FileSource):
         super().__init__(train, val, columns)
         if score not in SCORES:
             raise ValueError(f"data.source.score: expected {' or '.join(SCORES)}, found {score!r}")
-        self._score = score
+        self._score, self._binarized = score, Layouts(Declaration())
 
-    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        return by_row(rows, partial(ultrafeedback_record, score=self._score))
+    def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        """Adapt a raw row, whose completions have scores, or a binarized row (a scored pair)."""
+        if not has(row, "instruction"):
+            return self._binarized.record(where, row, dropped)
+        items = required(where, row, "completions")
+        if not isinstance(items, list):
+            raise wrong(where, "completions", "a list of objects with 'response'", items)
+        if not items:
+            dropped["instruction without completions"] += 1
+            return None
+        completions = tuple(_completion(where, f"completions[{n}]", item, self._score) for n, item in enumerate(items))
+        return without_empty(Record(where, prompt_of(where, row, "instruction"), completions), dropped)

@@ -6,18 +6,17 @@ A table is built in a folder next to its final place, under a lock, and renamed 
 the final name is complete, and the next build replaces what an interrupted one has left.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from operator import eq
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-PREPARED_FORMAT = 2
+PREPARED_FORMAT = 3
 """Number of the format of prepared tables (records, turns and token rows).
 
 Raise it by one whenever the same files or examples give other tables: another column, id, digest or adapter rule.
@@ -65,7 +64,7 @@ class Table:
         self.notes, self.key = list(notes), key
         self.starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
         self._numbers: dict[str, np.ndarray] = {}
-        self._flat: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
+        self._cached_lists: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -73,36 +72,28 @@ class Table:
     def numbers(self, name: str) -> np.ndarray:
         """Return a column of numbers, [len]: a copy, which is cached."""
         if name not in self._numbers:
-            columns = [batch.column(name).to_numpy() for batch in self.batches]
-            self._numbers[name] = np.concatenate(columns or [np.zeros(0, np.int64)])
+            self._numbers[name] = _joined(batch.column(name).to_numpy() for batch in self.batches)
         return self._numbers[name]
 
     def sizes(self, name: str) -> np.ndarray:
         """Return the sizes of the lists in a column, [len]."""
-        sizes = [np.diff(self.flat(n, name)[0]) for n in range(len(self.batches))]
-        return np.concatenate(sizes or [np.zeros(0, np.int32)])
-
-    def values(self, name: str) -> np.ndarray:
-        """Return the numbers of all lists in a column, row after row: a copy."""
-        columns = [self.flat(n, name) for n in range(len(self.batches))]
-        # A batch may be a slice of a longer one, whose values it shares.
-        return np.concatenate([v[ends[0] : ends[-1]] for ends, v in columns] or [np.zeros(0, np.int64)])
+        return _joined(np.diff(self._lists(n, name)[0]) for n in range(len(self.batches)))
 
     def list_at(self, row: int, name: str) -> np.ndarray:
         """Return the numbers in the list of one row; not copied."""
         batch = int(np.searchsorted(self.starts, row, side="right")) - 1
-        offsets, values = self.flat(batch, name)
+        offsets, values = self._lists(batch, name)
         place = row - int(self.starts[batch])
         numbers: np.ndarray = values[offsets[place] : offsets[place + 1]]
         return numbers
 
-    def flat(self, batch: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _lists(self, batch: int, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (offsets, values) of a column of lists of numbers in one batch; not copied."""
         # Cached, as Arrow makes new Python objects for every access to a column, which takes longer than the reading.
-        if (batch, name) not in self._flat:
+        if (batch, name) not in self._cached_lists:
             column = self.batches[batch].column(name)
-            self._flat[batch, name] = (column.offsets.to_numpy(), column.values.to_numpy())
-        return self._flat[batch, name]
+            self._cached_lists[batch, name] = (column.offsets.to_numpy(), column.values.to_numpy())
+        return self._cached_lists[batch, name]
 
     def select(self, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
         """Yield rows, whose numbers ascend, as record batches."""
@@ -118,6 +109,10 @@ class Table:
                 yield batch.slice(int(places[0]), len(places))
             else:
                 yield batch.take(pa.array(places))
+
+
+def _joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate(list(arrays) or [np.zeros(0, np.int64)])
 
 
 class Stored(Sequence[T_co]):
@@ -185,23 +180,25 @@ class Store:
             place.parent.mkdir(parents=True, exist_ok=True)
             with _locked(place.with_name(f"{place.name}.lock")):
                 table = _open(place, key)
-                return self._build(place, key, make, tasks) if table is None else table
+                if table is None:
+                    self._build(place, make, tasks)
+                    # Read back from disk, also by the process that wrote it: the batches are then mapped, not in its
+                    # memory.
+                    table = _open(place, key)
+                if table is None:
+                    raise OSError(f"{place} cannot be read back as it was written")
+                return table
         except OSError as error:
             log.warning("prepared data could not be kept in %s (cache_dir), memory takes it: %s", self.folder, error)
             return _in_memory(make, tasks)
 
-    def _build(self, place: Path, key: str, make: Callable[[T], Part], tasks: Sequence[T]) -> Table:
+    def _build(self, place: Path, make: Callable[[T], Part], tasks: Sequence[T]) -> None:
         # One file for several tasks: every file stays memory-mapped, and processes may have few open files.
         tasks_per_file = max(1, -(-len(tasks) // MAX_FILES))
         shares = [tasks[start : start + tasks_per_file] for start in range(0, len(tasks), tasks_per_file)]
         with atomic_folder(place) as folder:
             files = list(mapped(partial(_write, make, folder), list(enumerate(shares)), self.workers))
             (folder / NOTES).write_text(json.dumps(files), encoding="utf-8")
-        # Read back from disk, also by the process that wrote it: the batches are then mapped, not in its memory.
-        table = _open(place, key)
-        if table is None:
-            raise OSError(f"{place} cannot be read back as it was written")
-        return table
 
 
 MEMORY = Store()
@@ -215,37 +212,31 @@ def format_key() -> str:
 
 
 def _in_memory(make: Callable[[T], Part], tasks: Sequence[T]) -> Table:
-    batches: list[pa.RecordBatch] = []
-    return Table(batches, [_drain(make(task), batches.append) for task in tasks])
+    notes: list[Notes] = []
+    batches = list(_made(make, tasks, notes))
+    return Table(batches, notes)
 
 
-def _drain(part: Part, take: Callable[[pa.RecordBatch], None]) -> Notes:
-    """Pass the record batches of a part to ``take`` and return its notes, which a ``for`` loop would lose."""
-    while True:
-        try:
-            take(next(part))
-        except StopIteration as end:
-            return end.value or {}
+def _made(make: Callable[[T], Part], tasks: Sequence[T], notes: list[Notes]) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of tasks, and add the notes of each part to ``notes``."""
+    for task in tasks:
+        notes.append((yield from make(task)))
 
 
 def _write(make: Callable[[T], Part], folder: Path, numbered: tuple[int, Sequence[T]]) -> Notes:
     """Write the parts of some tasks to one file; return its size in bytes and their notes."""
     number, tasks = numbered
     file = folder / f"{number:05}.arrow"
-    writer: pa.ipc.RecordBatchFileWriter | None = None
-
-    def take(batch: pa.RecordBatch) -> None:
-        nonlocal writer
-        # The file is opened with the first batch, as only that tells the schema.
-        writer = writer or pa.ipc.new_file(str(file), batch.schema)
-        writer.write_batch(batch)
-
-    try:
-        notes = [_drain(make(task), take) for task in tasks]
-    finally:
-        if writer is not None:
-            writer.close()
-    return {"bytes": file.stat().st_size if writer is not None else 0, "notes": notes}
+    notes: list[Notes] = []
+    batches = _made(make, tasks, notes)
+    # The file is opened with the first batch, as only that tells the schema.
+    first = next(batches, None)
+    if first is None:
+        return {"bytes": 0, "notes": notes}
+    with pa.ipc.new_file(str(file), first.schema) as writer:
+        for batch in chain((first,), batches):
+            writer.write_batch(batch)
+    return {"bytes": file.stat().st_size, "notes": notes}
 
 
 def _open(place: Path, key: str) -> Table | None:

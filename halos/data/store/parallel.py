@@ -1,7 +1,5 @@
 """A function applied to many tasks in several processes."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

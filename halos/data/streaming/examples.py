@@ -16,16 +16,18 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from halos.data.preparation.prepare import DataNeeds
 from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import loose_prompt
-from halos.data.sources.base import Source
-from halos.data.sources.origin import Origin
+from halos.data.sources.adapted import Origin
 from halos.data.views.derive import of_run
 from halos.data.views.examples import Example
-from halos.data.views.selection import Selection
 from halos.data.views.turns import with_turns
+
+if TYPE_CHECKING:
+    from halos.data.streaming.preparation import StreamPreparation
 
 RUN_MAX_RECORDS = 1024
 """The most records in a run; a longer sequence of one prompt becomes several runs."""
@@ -54,14 +56,14 @@ class Counted:
     passes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Drawn:
     """An example that was drawn for training.
 
     Attributes:
         example: the example.
         members: how many examples of its prompt were drawn together.
-        partner: the example whose completion is the mismatched one, or None.
+        partner: the example whose completion is the mismatched one, once there is one.
     """
 
     example: Example
@@ -69,35 +71,22 @@ class Drawn:
     partner: Example | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Stream:
     """The training examples of a view, pass after pass, without end.
 
     Args:
-        source: where the records come from.
-        view: see :data:`halos.data.views.derive.VIEWS`.
-        selection: rules that select the feedback to use.
-        train_on: ``last`` or, for demonstrations, ``all`` assistant turns.
-        buffer: examples in the shuffle buffer; 1 keeps the order of the source.
-        together: up to this many examples of a run are drawn together; None: all of them.
-        mismatched: whether each example comes with one of another prompt.
+        settings: how the data are read, selected and shuffled.
+        needs: the view, whether each example comes with one of another prompt, and whether all examples of a run are
+            drawn together.
         held: keys (:func:`.loose_prompt`) of the prompts in the validation data, which training leaves out.
-        strict: raise an error for records that would be left out because they are faulty.
         strict_held: raise an error for a training record whose prompt is in the validation data.
-        seed: the seed of all draws.
     """
 
-    source: Source
-    view: str
-    selection: Selection = field(default_factory=Selection)
-    train_on: str = "last"
-    buffer: int = 10_000
-    together: int | None = 2
-    mismatched: bool = False
+    settings: StreamPreparation
+    needs: DataNeeds
     held: frozenset[int] = frozenset()
-    strict: bool = False
     strict_held: bool = False
-    seed: int = 0
 
     def drawn(self, counted: Counted) -> Iterator[Drawn]:
         """The examples in the order of training.
@@ -110,22 +99,25 @@ class Stream:
                 all examples have the same prompt.
         """
         drawn = self._passes(counted)
-        return with_partners(drawn) if self.mismatched else drawn
+        return with_partners(drawn) if self.needs.mismatched else drawn
 
     def examples(self, counted: Counted) -> Iterator[Sequence[Example]]:
         """One pass in the order of the source, in bundles of examples that are drawn together."""
+        settings, view, counts = self.settings, self.needs.view, counted.read
+        together = None if self.needs.grouped else settings.keep_together
         for run in runs(self._records(counted)):
-            counts = counted.read
-            records = [turn for record in run for turn in with_turns(record, counts)] if self.train_on == "all" else run
+            records = run
+            if settings.train_on == "all":
+                records = [turn for record in run for turn in with_turns(record, counts)]
             # Thresholds such as a prompt's own median come from the run as it was read, not from its separate turns.
-            examples, report = of_run(self.view, records, self.selection.prepare_run(self.view, run))
+            examples, report = of_run(view, records, settings.selection.prepare(view, run, run))
             counts.update(report)
-            examples, report = self.selection.keep_of_run(examples, self.seed)
+            examples, report = settings.selection.keep_of_run(examples, settings.seed)
             counts.update(report)
             counts["examples"] += len(examples)
             # The turns of one conversation have different prompts, and only examples of one prompt share a bundle.
             for _, group in groupby(examples, key=lambda example: prompt_key(example.prompt)):
-                yield from bundles(list(group), self.together)
+                yield from bundles(list(group), together)
 
     def _passes(self, counted: Counted) -> Iterator[Drawn]:
         for number in itertools.count():
@@ -133,16 +125,16 @@ class Stream:
             # The second pass reads the same records again; counting them twice would overstate the size of the data.
             pass_counted = counted if number == 0 else Counted()
             # As in TrainingOrder, the order of a pass depends only on the seed and the number of the pass.
-            rng = random.Random((self.seed << 20) + number)
+            rng = random.Random((self.settings.seed << 20) + number)
             empty = True
-            for bundle in shuffled(self.examples(pass_counted), self.buffer, rng):
+            for bundle in shuffled(self.examples(pass_counted), self.settings.shuffle_buffer, rng):
                 empty = False
                 yield from (Drawn(example, len(bundle)) for example in bundle)
             if empty:
-                raise ValueError(_no_example(self.view, pass_counted))
+                raise ValueError(_no_example(self.needs.view, pass_counted))
 
     def _records(self, counted: Counted) -> Iterator[Record]:
-        for record in self.source.stream(counted.origins, strict=self.strict):
+        for record in self.settings.source.stream(counted.origins, strict=self.settings.strict):
             # Loosely equal prompts (case, spaces) count as the same: they would leak what is validated on.
             if self.held and loose_prompt(record.prompt) in self.held:
                 if self.strict_held:
@@ -202,13 +194,6 @@ def _pop_random(waiting: list[Sequence[T]], rng: random.Random) -> Sequence[T]:
     return waiting.pop()
 
 
-@dataclass(slots=True)
-class _Waiting:
-    prompt: str
-    drawn: Drawn
-    partner: Example | None = None
-
-
 def with_partners(incoming: Iterable[Drawn]) -> Iterator[Drawn]:
     """Give each example, in order, the next example of another prompt that is not a partner yet.
 
@@ -226,30 +211,26 @@ def with_partners(incoming: Iterable[Drawn]) -> Iterator[Drawn]:
     Raises:
         ValueError: more than that wait, and all examples so far have the same prompt.
     """
-    waiting: deque[_Waiting] = deque()
+    waiting: deque[tuple[str, Drawn]] = deque()
     # The last example, preceded by the last one of another prompt. For any prompt, one of the two has a different one.
-    last: tuple[_Waiting, ...] = ()
+    last: list[tuple[str, Drawn]] = []
     for drawn in incoming:
-        this = _Waiting(prompt_key(drawn.example.prompt), drawn)
+        prompt = prompt_key(drawn.example.prompt)
         # The longest waiting example comes first, which keeps the queue short.
-        without_partner = (entry for entry in waiting if entry.partner is None and entry.prompt != this.prompt)
+        without_partner = (one for other, one in waiting if one.partner is None and other != prompt)
         if first := next(without_partner, None):
             first.partner = drawn.example
-        waiting.append(this)
-        last = (*(entry for entry in last if entry.prompt != this.prompt), this)[-2:]
-        if len(waiting) > MISMATCH_MAX_WAITING_EXAMPLES and waiting[0].partner is None:
-            waiting[0].partner = _other(waiting[0].prompt, last)
+        waiting.append((prompt, drawn))
+        last = [*(entry for entry in last if entry[0] != prompt), waiting[-1]][-2:]
+        longest_waiting = waiting[0][1]
+        if len(waiting) > MISMATCH_MAX_WAITING_EXAMPLES and longest_waiting.partner is None:
+            others = [one.example for other, one in last if other != waiting[0][0]]
+            if not others:
+                raise ValueError(
+                    "the KL reference point compares a prompt with another prompt's completion: expected different "
+                    f"prompts in the stream, found one in {MISMATCH_MAX_WAITING_EXAMPLES} examples"
+                )
+            longest_waiting.partner = others[-1]
         # The loop ends before the queue is empty, because the example that came last has no partner yet.
-        while waiting[0].partner is not None:
-            ready = waiting.popleft()
-            yield Drawn(ready.drawn.example, ready.drawn.members, ready.partner)
-
-
-def _other(prompt: str, last: Sequence[_Waiting]) -> Example:
-    for entry in reversed(last):
-        if entry.prompt != prompt:
-            return entry.drawn.example
-    raise ValueError(
-        "the KL reference point compares a prompt with another prompt's completion: expected different prompts in the "
-        f"stream, found one in {MISMATCH_MAX_WAITING_EXAMPLES} examples"
-    )
+        while waiting[0][1].partner is not None:
+            yield waiting.popleft()[1]

@@ -12,11 +12,9 @@ from halos.checks import check_whole
 from halos.data.module import PreferenceDataModule
 from halos.data.rows.token_rows import Row
 from halos.data.sources.base import Files, Source
-from halos.data.streaming.batches import Layout, StreamBatches
+from halos.data.streaming.batches import StreamBatches, StreamLoader
 from halos.data.streaming.examples import Counted
-from halos.data.streaming.loader import StreamLoader
 from halos.data.streaming.preparation import PreparedStream, StreamPreparation
-from halos.processes.collectives import data_ranks
 
 
 class StreamingDataModule(PreferenceDataModule):
@@ -45,7 +43,6 @@ class StreamingDataModule(PreferenceDataModule):
         self, source: Source | Files, val: Files | None = None, *, shuffle_buffer: int = 10_000, **options: Any
     ) -> None:
         check_whole("data.shuffle_buffer", shuffle_buffer, 1)
-        self._shuffle_buffer, self._keep = shuffle_buffer, options.get("keep_together", 2)
         for name, expected, refused in (
             ("max_examples", "null", options.get("max_examples") is not None),
             ("stratified", "false", options.get("stratified", False)),
@@ -54,38 +51,21 @@ class StreamingDataModule(PreferenceDataModule):
             if refused:
                 raise ValueError(f"data.{name}: expected {expected} with data.streaming=true, found {options[name]!r}")
         super().__init__(source, val, **options)
+        settings = {**vars(self.preparation), "keep_together": self._keep_together}
+        self.preparation = StreamPreparation(shuffle_buffer=shuffle_buffer, **settings)
         self._counted: Callable[[], Counted] = Counted
         self._before: Counter[str] = Counter()
 
-    def _preparation(self, **settings: Any) -> StreamPreparation:
-        return StreamPreparation(shuffle_buffer=self._shuffle_buffer, keep_together=self._keep, **settings)
-
-    @property
-    def prepared(self) -> PreparedStream:
-        """The result of :meth:`prepare`. Raises ``ValueError`` if it was not called yet."""
-        prepared = super().prepared
-        assert isinstance(prepared, PreparedStream)
-        return prepared
-
     def plan(self, *, epochs: int | None, max_steps: int, accumulate: int, world_size: int) -> int:
-        """Fix the number of optimizer steps to ``max_steps``; ``epochs`` is ignored.
+        """Fix the number of optimizer steps to ``max_steps``; the other settings are ignored.
 
         Raises ``ValueError`` without ``max_steps``, as the number of examples in an epoch is not known.
         """
-        self._planned_by_command = True
-        return self._fix_stream_steps(max_steps)
-
-    def _fix_stream_steps(self, max_steps: int) -> int:
-        if max_steps < 1:
-            raise ValueError(
-                "trainer.max_steps: expected the number of steps of the run with data.streaming=true, as the number of "
-                f"steps in an epoch is not known; found {max_steps}"
-            )
-        self.steps = max_steps
-        return max_steps
+        self.steps, self._planned_by_command = _checked(max_steps), True
+        return self.steps
 
     def _plan_epochs(self, trainer: pl.Trainer) -> None:
-        self._fix_stream_steps(trainer.max_steps)
+        self.steps = _checked(trainer.max_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The steps and the counts of used examples, which Lightning saves in the checkpoint."""
@@ -96,11 +76,11 @@ class StreamingDataModule(PreferenceDataModule):
         super().load_state_dict(state)
         self._before = Counter(state["used"])
 
-    def tokens_in(self, steps: int, *, accumulate: int, world_size: int) -> int:
+    def tokens_in(self, steps: int) -> int:
         """Tokens that the steps so far have read, on all ranks."""
         return self._used()["tokens"]
 
-    def scored_rows(self, *, accumulate: int, world_size: int) -> list[Row]:
+    def scored_rows(self) -> list[Row]:
         """Raises ``ValueError``: the rows are not known before training."""
         raise ValueError(
             "model.reference: expected a reference that is not computed beforehand with data.streaming=true, found "
@@ -109,28 +89,29 @@ class StreamingDataModule(PreferenceDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         """All micro-batches of the run for this rank, as one Lightning epoch."""
-        trainer = self._trainer()
-        rank, world_size = data_ranks(trainer)
-        layout = Layout(
-            batch_size=self.batch_size,
-            accumulate=trainer.accumulate_grad_batches,
-            world_size=world_size,
-            rank=rank,
-            steps=self.steps,
-        )
-        chunks = min(self.length_groups, self.batch_size)
-        batches = StreamBatches(self.prepared.stream_rows, layout, chunks=chunks, **self._collation())
+        prepared = self.prepared
+        assert isinstance(prepared, PreparedStream)
+        batches = StreamBatches(prepared.stream_rows, self._division(), self._collate(self.batch_size))
         loader = StreamLoader(batches, **self._loader_options())
         self._counted = lambda: loader.counted
         return loader
 
     def take_account(self) -> bool:
         """Update the report with the counts so far, and return whether anything was read."""
-        counted = self._counted()
+        counted, intake = self._counted(), self.prepared.intake
         dropped = sum((origin.dropped for origin in counted.origins.values()), Counter())
-        self.reports["train"] = Counter({"passes": counted.passes}) + counted.read + dropped + self._used()
-        self.intake.origins["train"] = counted.origins
+        intake.reports["train"] = Counter({"passes": counted.passes}) + counted.read + dropped + self._used()
+        intake.origins["train"] = counted.origins
         return counted.passes > 0
 
     def _used(self) -> Counter[str]:
         return self._before + self._counted().used
+
+
+def _checked(max_steps: int) -> int:
+    if max_steps < 1:
+        raise ValueError(
+            "trainer.max_steps: expected the number of steps of the run with data.streaming=true, as the number of "
+            f"steps in an epoch is not known; found {max_steps}"
+        )
+    return max_steps

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from halos.data.preparation.intake import Intake, read_held
 from halos.data.preparation.prepare import SHOWN_PROMPTS, DataNeeds, Preparation, Prepared, first_prompts
 from halos.data.records.record import prompt_key
-from halos.data.records.table import loose_prompt
 from halos.data.rows.token_rows import Row
 from halos.data.streaming.batches import StreamRows
 from halos.data.streaming.examples import Counted, Stream
@@ -22,7 +21,7 @@ TRIED_BUNDLES = 256
 """Bundles of examples that are read before the run, as a trial."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PreparedStream(Prepared):
     """The stream of training rows, its first row, and the rows of the validation data.
 
@@ -37,9 +36,10 @@ class PreparedStream(Prepared):
     def keys(self) -> dict[str, str]:
         """A key of each split's contents. The key of the stream covers the names, sizes and ends of its files."""
         stream, tokens = self.stream_rows.stream, self.stream_rows.tokens
-        settings = {name: getattr(stream, name) for name in Stream.__slots__ if name not in ("source", "held")}
-        controls = [tokens.control(self.needs.control(label)) for label in (True, False, None)]
-        contents = (stream.source.stream_key(), settings, sorted(stream.held), tokens.key, tokens.limits, controls)
+        names = ("selection", "train_on", "shuffle_buffer", "keep_together", "strict", "seed", "limits")
+        settings = [getattr(stream.settings, name) for name in names]
+        source_key = stream.settings.source.stream_key()
+        contents = (source_key, settings, self.needs.key(), sorted(stream.held), stream.strict_held, tokens.key)
         return {"train": hashlib.sha256(repr(contents).encode()).hexdigest()[:12], **Prepared.keys(self)}
 
     def example(self) -> Row:
@@ -72,22 +72,20 @@ class StreamPreparation(Preparation):
 
     def read(self) -> Intake:
         """Read the validation records."""
-        return self._read_held()[0]
-
-    def _read_held(self) -> tuple[Intake, frozenset[int]]:
         self.source.store = self.store
-        intake, records = read_held(self.source, val_size=self.val_size, strict=self.strict)
+        intake = read_held(self.source, val_size=self.val_size, strict=self.strict)
         intake.examine()
-        return intake, frozenset(loose_prompt(record.prompt) for record in records)
+        return intake
 
     def prepare(self, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> PreparedStream:
         """Make rows of the validation data, and try the first examples of the stream.
 
         Raises ``ValueError`` for bad data in either.
         """
-        intake, held = self._read_held()
+        intake = self.read()
+        held = intake.records["val"].numbers("loose_prompt").tolist() if "val" in intake.records else ()
         self.derive(intake, needs.view)
-        stream = self.stream(intake, needs, held)
+        stream = Stream(self, needs, frozenset(held), strict_held=self.strict and bool(intake.origins.get("val")))
         # Read before a model is loaded, so that a fault in the first examples shows within seconds.
         tried = islice(stream.examples(Counted()), TRIED_BUNDLES)
         prompts = {prompt_key(example.prompt): example.prompt for bundle in tried for example in bundle}
@@ -95,33 +93,9 @@ class StreamPreparation(Preparation):
         if "val" in intake.examples:
             shown = first_prompts(intake.examples["val"])
         rows = self.tokenise(intake, needs, tokenizer)
-        stream_rows = StreamRows(stream=stream, tokens=self.tokens(tokenizer), control=needs.control)
+        stream_rows = StreamRows(stream, self.tokens(tokenizer))
         # Without a shuffle buffer, as filling it would read thousands of examples for one row.
-        drawn = next(replace(stream, buffer=1).drawn(Counted()))
+        unshuffled = replace(stream, settings=replace(self, shuffle_buffer=1))
+        drawn = next(unshuffled.drawn(Counted()))
         (first,) = stream_rows.rows([drawn], Counted())
-        return PreparedStream(
-            needs=needs,
-            tokenizer=tokenizer,
-            rows=rows,
-            intake=intake,
-            label_counts=None,
-            prompts=shown,
-            stream_rows=stream_rows,
-            first=first,
-        )
-
-    def stream(self, intake: Intake, needs: DataNeeds, held: frozenset[int]) -> Stream:
-        """The training examples as they will be read."""
-        return Stream(
-            source=self.source,
-            view=needs.view,
-            selection=self.selection,
-            train_on=self.train_on,
-            buffer=self.shuffle_buffer,
-            together=None if needs.grouped else self.keep_together,
-            mismatched=needs.mismatched,
-            held=held,
-            strict=self.strict,
-            strict_held=self.strict and bool(intake.origins.get("val")),
-            seed=self.seed,
-        )
+        return PreparedStream(needs, tokenizer, rows, intake, None, shown, stream_rows, first)

@@ -73,8 +73,10 @@ def _view(kind: type[E], rule: Rule, records: Sequence[Record], prepare: Prepare
         number.append(count)
     if not chosen:
         # Counted by the binary view alone.
-        scores_alone = report["scored completions without a label left out"]
-        raise ValueError(NO_THRESHOLD if scores_alone else f"{NOTHING[kind]}{_left_out(report)}")
+        if report["scored completions without a label left out"]:
+            raise ValueError(NO_THRESHOLD)
+        left_out = ", ".join(f"{count} {what}" for what, count in report.items() if count and what.endswith("left out"))
+        raise ValueError(NOTHING[kind] + (f" ({left_out})" if left_out else ""))
     places, numbers = np.frombuffer(chosen, np.int32).reshape(-1, 2), np.frombuffer(number, np.int32)
     others = np.frombuffer(rejected, np.int32).reshape(-1, 2) if kind is Pair else None
     return View(Examples(kind, table, places, others, np.frombuffer(values, np.float64), numbers), report)
@@ -97,7 +99,7 @@ def of_run(view: str, run: Sequence[Record], prepare: Prepare | None = None) -> 
     examples = []
     for (owner, place), other, value, number in _in_order(kind, [0] * len(run), derived, report):
         # The value of a demonstration is None and not read.
-        rejected_or_value = (value or 0.0) if other is None else run[other[0]].completions[other[1]].text
+        rejected_or_value = (value or 0.0) if other is None else run[other[0]].completions[other[1]].reply
         examples.append(make_example(kind, run[owner], place, number, rejected_or_value))
     return examples, report
 
@@ -182,11 +184,6 @@ def _local(index: int, judgement: Judgement, prepare: Prepare | None, rule: Rule
     # Positions in the judgement become places in the record.
     at = [completion.place for completion in judgement.completions]
     return [(at[i], None if j is None else at[j], value) for i, j, value in local], +report
-
-
-def _left_out(report: Counter[str]) -> str:
-    counts = ", ".join(f"{count} {what}" for what, count in report.items() if count and what.endswith("left out"))
-    return f" ({counts})" if counts else ""
 
 
 RULES: dict[str, tuple[type[Example], Rule]] = {

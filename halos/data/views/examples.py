@@ -8,7 +8,7 @@ from typing import Generic, TypeVar, cast
 
 import numpy as np
 
-from halos.data.records.record import Prompt, Record
+from halos.data.records.record import Prompt, Record, Reply
 from halos.data.records.table import RecordTable
 from halos.data.store.arrow import Stored
 
@@ -19,7 +19,7 @@ class Demonstration:
 
     id: str
     prompt: Prompt
-    completion: str
+    completion: Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Labelled:
 
     id: str
     prompt: Prompt
-    completion: str
+    completion: Reply
     desirable: bool
 
 
@@ -38,8 +38,8 @@ class Pair:
 
     id: str
     prompt: Prompt
-    chosen: str
-    rejected: str
+    chosen: Reply
+    rejected: Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Scored:
 
     id: str
     prompt: Prompt
-    completion: str
+    completion: Reply
     score: float
 
 
@@ -116,20 +116,20 @@ class Examples(Stored[E_co], Generic[E_co]):
         others = None if self.rejected is None else self.records.many(self.rejected[indices, 0])
         examples: list[Example] = []
         for n, (index, record) in enumerate(zip(indices.tolist(), owners, strict=True)):
-            value: str | float = float(self.values[index])
+            value: Reply | float = float(self.values[index])
             if others is not None and self.rejected is not None:
-                value = others[n].completions[self.rejected[index, 1]].text
+                value = others[n].completions[self.rejected[index, 1]].reply
             examples.append(make_example(self.kind, record, int(self.chosen[index, 1]), int(self.number[index]), value))
         return cast(list[E_co], examples)
 
 
-def make_example(kind: type[object], record: Record, place: int, number: int, value: str | float) -> Example:
-    """Make the example of a record's completion; ``value``: the rejected text, the label or the score."""
-    name, text = f"{record.id}#{number}", record.completions[place].text
-    if kind is Pair:
-        return Pair(name, record.prompt, text, str(value))
+def make_example(kind: type[object], record: Record, place: int, number: int, value: Reply | float) -> Example:
+    """Make the example of a record's completion; ``value``: the rejected reply, the label or the score."""
+    name, reply = f"{record.id}#{number}", record.completions[place].reply
+    if isinstance(value, str | tuple):
+        return Pair(name, record.prompt, reply, value)
     if kind is Labelled:
-        return Labelled(name, record.prompt, text, bool(value))
+        return Labelled(name, record.prompt, reply, bool(value))
     if kind is Scored:
-        return Scored(name, record.prompt, text, float(value))
-    return Demonstration(name, record.prompt, text)
+        return Scored(name, record.prompt, reply, float(value))
+    return Demonstration(name, record.prompt, reply)

@@ -45,7 +45,8 @@ def labelled(record: Judgement, report: Counter[str]) -> list[LocalExample]:
     labels = _labels(record, report)
     report["labelled completions from pairs"] += sum(record.completions[i].desirable is None for i, _ in labels)
     for i in sorted(set(range(len(record.completions))) - {i for i, _ in labels}):
-        report[_unlabelled(record.completions[i])] += 1
+        unscored = record.completions[i].score is None
+        report[f"{'completions without feedback' if unscored else 'scored completions without a label'} left out"] += 1
     return [(i, None, desirable) for i, desirable in labels]
 
 
@@ -67,11 +68,6 @@ def _labels(record: Judgement, report: Counter[str]) -> list[tuple[int, bool]]:
         sum((i, not desirable) in labels for i, desirable in labels) // 2
     )
     return list(labels)
-
-
-def _unlabelled(completion: Judged) -> str:
-    kind = "completions without feedback" if completion.score is None else "scored completions without a label"
-    return f"{kind} left out"
 
 
 def paired(record: Judgement, report: Counter[str]) -> list[LocalExample]:

@@ -15,14 +15,12 @@ from itertools import chain, combinations, pairwise
 
 import numpy as np
 
-from halos.checks import check_number, check_share
+from halos.checks import check_number, check_share, is_number
 from halos.data.records.judgement import Judgement
 from halos.data.records.record import Record, prompt_key
 from halos.data.records.table import RecordTable, digest, table_of
 from halos.data.views.derive import Prepare
 from halos.data.views.examples import E, Examples, Labelled
-
-TOO_CLOSE = "completions with close scores left out"
 
 Threshold = Callable[[int], float | None]
 """Maps the index of a record to the score that separates its labels; None where there is no score."""
@@ -59,13 +57,12 @@ class Selection:
         check_share("data.select.keep_desirable", self.keep_desirable)
         check_share("data.select.keep_undesirable", self.keep_undesirable)
         threshold = self.labels_from_scores
-        is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
-        if not is_number and threshold not in (None, "median", "prompt"):
+        if threshold not in (None, "median", "prompt") and not (is_number(threshold) and math.isfinite(threshold)):
             accepted = "a number, median, prompt or null"
             raise ValueError(f"data.select.labels_from_scores: expected {accepted}, found {threshold!r}")
-        if self.pairs_from_scores not in ("best_worst", "all"):
-            found = self.pairs_from_scores
-            raise ValueError(f"data.select.pairs_from_scores: expected best_worst or all, found {found!r}")
+        pairing = self.pairs_from_scores
+        if pairing not in ("best_worst", "all"):
+            raise ValueError(f"data.select.pairs_from_scores: expected best_worst or all, found {pairing!r}")
         check_number("data.select.min_margin", self.min_margin)
 
     def check(self, view: str) -> None:
@@ -92,12 +89,12 @@ class Selection:
             records: the records that it is derived from.
             training: the records whose median score is the threshold of ``labels_from_scores=median``.
         """
-        return self._prepare(view, lambda: self._threshold(table_of(records), table_of(training)))
-
-    def prepare_run(self, view: str, run: Sequence[Record]) -> Prepare | None:
-        """Return the same as :meth:`prepare` for records of a stream that have one prompt."""
-        scores = (c.score for record in run for c in record.completions if c.score is not None)
-        return self._prepare(view, lambda: _always(_median(list(scores))))
+        if view == "binary" and self.labels_from_scores is not None:
+            threshold = self._threshold(records, training)
+            return lambda index, judgement: _label_by_score(judgement, threshold(index))
+        if view == "pairs" and (self.pairs_from_scores == "all" or self.min_margin):
+            return lambda _, judgement: self._pair_by_score(judgement)
+        return None
 
     def keep(self, examples: Examples[E], seed: int) -> tuple[Examples[E], Counter[str]]:
         """Draw the training examples that are kept.
@@ -167,22 +164,16 @@ class Selection:
             report["further examples of a prompt not kept"] += len(remaining) - len(first)
         return kept, +report
 
-    def _prepare(self, view: str, threshold_of: Callable[[], Threshold]) -> Prepare | None:
+    def _threshold(self, records: Sequence[Record], training: Sequence[Record]) -> Threshold:
         setting = self.labels_from_scores
-        if view == "binary" and setting is not None:
-            threshold = threshold_of() if isinstance(setting, str) else _always(float(setting))
-            return lambda index, judgement: _label_by_score(judgement, threshold(index))
-        if view == "pairs" and (self.pairs_from_scores == "all" or self.min_margin):
-            return lambda _, judgement: self._pair_by_score(judgement)
-        return None
-
-    def _threshold(self, records: RecordTable, training: RecordTable) -> Threshold:
-        if self.labels_from_scores == "prompt":
-            owner, scores = _scores(records)
-            prompts, member = np.unique(records.numbers("prompt"), return_inverse=True)
+        if setting == "prompt":
+            table = table_of(records)
+            owner, scores = _scores(table)
+            prompts, member = np.unique(table.numbers("prompt"), return_inverse=True)
             medians = _medians(member[owner], scores, len(prompts))
             return lambda index: medians[member[index]]
-        return _always(_median(_scores(training)[1]))
+        one_for_all = _median(_scores(table_of(training))[1]) if isinstance(setting, str) else setting
+        return lambda _: one_for_all
 
     def _pair_by_score(self, record: Judgement) -> tuple[Judgement, Counter[str]]:
         """Add preferences between completions that have only scores; leave out those that are too close to all."""
@@ -198,15 +189,11 @@ class Selection:
         preferred = [(i, j) for i, j in couples if scores[i] > scores[j] and scores[i] - scores[j] >= self.min_margin]
         too_close = set(ranked).difference(chain(*preferred))
         report["pairs from scores"] += len(preferred)
-        report[TOO_CLOSE] += len(too_close)
+        report["completions with close scores left out"] += len(too_close)
         remaining = [i for i in range(len(record.completions)) if i not in too_close]
         position = {old: new for new, old in enumerate(remaining)}
         preferences = tuple((position[i], position[j]) for i, j in (*record.preferences, *preferred))
         return Judgement(tuple(record.completions[i] for i in remaining), preferences), report
-
-
-def _always(threshold: float | None) -> Threshold:
-    return lambda _: threshold
 
 
 def _draws(seed: int, names: np.ndarray, numbers: np.ndarray, purpose: str) -> np.ndarray:

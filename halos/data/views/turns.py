@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from halos.data.records.judgement import judgement_of
-from halos.data.records.record import Completion, Record
+from halos.data.records.record import Completion, Message, Prompt, Record, messages_of, with_messages
 from halos.data.records.table import RecordTable, batches
 from halos.data.store.arrow import Part, Store
 from halos.data.views.rules import demonstrated
@@ -24,7 +24,8 @@ def expand_turns(records: RecordTable, store: Store) -> tuple[RecordTable, Count
 
     Returns:
         The records with the new ones, and counts of earlier turns, used and left out: a turn that answers nothing
-        (the first of the conversation, or one after another assistant turn) and an empty turn are not trained on.
+        (the first of the conversation, or one after another assistant turn), an empty turn and one of weight 0 are not
+        trained on.
     """
     starts = range(0, len(records), RECORDS_PER_TASK)
     spans = [range(start, min(start + RECORDS_PER_TASK, len(records))) for start in starts]
@@ -42,17 +43,39 @@ def _expanded(records: RecordTable, span: range) -> Part:
 
 
 def with_turns(record: Record, report: Counter[str]) -> list[Record]:
-    """Return a record for each earlier assistant turn, then the record itself; see :func:`expand_turns`."""
+    """Return a record for each earlier assistant turn, then the record itself; see :func:`expand_turns`.
+
+    If a reply has several turns, a record for each reply to imitate replaces it, with its last turn as the completion.
+    """
     # The turns of a rejected conversation may be what it was rejected for.
-    if isinstance(record.prompt, str) or not demonstrated(judgement_of(record), Counter()):
+    imitated = [place for place, _, _ in demonstrated(judgement_of(record), Counter())]
+    if not imitated:
         return [record]
-    earlier = []
-    for n, turn in enumerate(record.prompt):
+    prompt = tuple(messages_of(record.prompt))
+    earlier = _earlier(record.id, record.prompt, prompt, 0, report)
+    if all(len(record.completions[place].turns) < 2 for place in imitated):
+        return [*earlier, record]
+    for place in imitated:
+        completion = record.completions[place]
+        *before, last = completion.turns or (Message("assistant", completion.text),)
+        turns, name = (*prompt, *before), f"{record.id}/{place}"
+        earlier += _earlier(name, record.prompt, turns, len(prompt), report)
+        earlier.append(Record(name, with_messages(record.prompt, turns), (Completion.of((last,)),)))
+    return earlier
+
+
+def _earlier(name: str, prompt: Prompt, turns: tuple[Message, ...], start: int, report: Counter[str]) -> list[Record]:
+    """Return a record for each assistant turn from ``start`` on, with the tools and variables of ``prompt``."""
+    records = []
+    for n, turn in enumerate(turns[start:], start):
         if turn.role != "assistant":
             continue
-        if n == 0 or record.prompt[n - 1].role == "assistant" or not turn.content.strip():
+        if not turn.weight:
+            report["earlier assistant turns of weight 0 left out"] += 1
+            continue
+        if n == 0 or turns[n - 1].role == "assistant" or not turn.text.strip():
             report["earlier assistant turns left out"] += 1
             continue
         report["earlier assistant turns"] += 1
-        earlier.append(Record(f"{record.id}.{n}", record.prompt[:n], (Completion(turn.content),)))
-    return [*earlier, record]
+        records.append(Record(f"{name}.{n}", with_messages(prompt, turns[:n]), (Completion.of((turn,)),)))
+    return records

@@ -20,6 +20,8 @@ from urllib.parse import quote
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from halos.safe_text import visible
+
 PACKAGES = ("halos", "torch", "transformers", "lightning")
 """Packages whose versions the card states."""
 LONGEST = 80
@@ -109,7 +111,7 @@ def _hub_dataset(name: str) -> str | None:
 
 def inline_code(value: object) -> str:
     """Return the value as Markdown's inline code, in one line, delimited by more backticks than it contains."""
-    text = " ".join(str(value).split())
+    text = " ".join(visible(str(value)).split())
     longest_run = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest_run + 1)
     space = " " if not text or "`" in (text[0], text[-1]) else ""
@@ -139,7 +141,7 @@ def link(title: str, url: str) -> str:
 @cache
 def _template() -> Template:
     # No autoescape: it is for HTML. The filters below escape for Markdown.
-    environment = Environment(
+    environment = Environment(  # noqa: S701
         loader=PackageLoader("halos.policy.export", "."),
         undefined=StrictUndefined,
         trim_blocks=True,

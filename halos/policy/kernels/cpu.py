@@ -1,7 +1,5 @@
 """``model.cpu_kernels``: faster operations for a model that runs on a CPU in float32."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from halos.policy.kernels.elementwise import use_fewer_temporaries

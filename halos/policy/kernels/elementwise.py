@@ -11,8 +11,6 @@ with the module's own code. The trial decides because names do not: Gemma's RMSN
 1 + w.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Collection, Iterator
 from functools import cache
@@ -80,10 +78,14 @@ class Changed(nn.Module):
         return _blank, type(self).__bases__, self.__dict__
 
 
-class _Norm(Changed):
+class Norm(Changed):
+    """The parts of an RMSNorm, by the names that Llama and its relatives have for them."""
+
     weight: Tensor
     variance_epsilon: float
 
+
+class _Norm(Norm):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if _applies(hidden_states, self.weight):
             return rms_norm(hidden_states, self.weight, self.variance_epsilon)
@@ -92,7 +94,7 @@ class _Norm(Changed):
 
 
 class GatedLayer(Changed):
-    """The parts of a SwiGLU layer, by the names that Llama and its relatives have for them."""
+    """The parts of a SwiGLU layer."""
 
     gate_proj: Callable[[Tensor], Tensor]
     up_proj: Callable[[Tensor], Tensor]
@@ -122,11 +124,7 @@ def use_fewer_temporaries(model: nn.Module) -> None:
 
 def lean_modules(model: nn.Module) -> Iterator[tuple[nn.Module, type[nn.Module]]]:
     """Yield the modules of the model that take part, each with the class that it gets or has."""
-
-    def agrees(own: list[Tensor], changed: list[Tensor]) -> bool:
-        return torch.equal(own[0], changed[0])
-
-    return fitting(model, _Norm, _GatedLayer, agrees)
+    return fitting(model, _Norm, _GatedLayer, lambda own, changed: torch.equal(own[0], changed[0]))
 
 
 def fitting(

@@ -1,7 +1,5 @@
 """The decoder layers of a model."""
 
-from __future__ import annotations
-
 from torch import nn
 
 

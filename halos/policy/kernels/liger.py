@@ -4,8 +4,6 @@ Only these two: Liger's rotary embedding would replace a function for every mode
 an implementation here. A module takes part if a trial on the device gives its own output and gradients to rounding.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -13,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from halos.policy.kernels.elementwise import Changed, GatedLayer, fitting
+from halos.policy.kernels.elementwise import GatedLayer, Norm, fitting
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +21,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
 """How far output and gradients of a trial, numbers around 1, may be from the model's own: rounding."""
 
 
-class _Norm(Changed):
-    weight: Tensor
-    variance_epsilon: float
-
+class _Norm(Norm):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not _applies(hidden_states, self.weight):
             output: Tensor = super().forward(hidden_states)
@@ -64,10 +59,8 @@ def use_liger(model: nn.Module) -> None:
     """
     changed = list(fitting(model, _Norm, _GatedLayer, _agree, device=DEVICE, dtypes=TOLERANCE))
     if not changed:
-        raise ValueError(
-            "model.liger: expected a model with RMSNorm or SwiGLU layers as Llama has them, found "
-            f"{type(model).__name__}, where Liger's kernels reproduce no layer; set model.liger=false"
-        )
+        expected = "a model with RMSNorm or SwiGLU layers that Liger's kernels reproduce"
+        raise ValueError(f"model.liger: expected {expected}, found {type(model).__name__}; set model.liger=false")
     for module, changed_class in changed:
         module.__class__ = changed_class
     log.info("%s: %d modules by Liger's kernels", type(model).__name__, len(changed))
@@ -75,9 +68,8 @@ def use_liger(model: nn.Module) -> None:
 
 def _agree(own: list[Tensor], changed: list[Tensor]) -> bool:
     tolerance = TOLERANCE[own[0].dtype]
-    return all(
-        torch.allclose(one, other, rtol=tolerance, atol=tolerance) for one, other in zip(own, changed, strict=True)
-    )
+    pairs = zip(own, changed, strict=True)
+    return all(torch.allclose(one, other, rtol=tolerance, atol=tolerance) for one, other in pairs)
 
 
 def check_liger(accelerator: str) -> None:

@@ -4,8 +4,6 @@ PyTorch computes float32 products with MKL, which does not use the AVX-512 units
 PyTorch ships for bfloat16, does, and takes half the time there. Both add up in float32.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from functools import cache

@@ -15,7 +15,7 @@ tree with prompt x1 x2 x3 and the branches a1 a2 a3 and b1 b2, and what each tok
 Nothing is seen between trees. Most scores of a pack are therefore masked out, and computing them would be wasted. So a
 pack is cut into pieces (short trees together, long trees prompt and branches apart), and each piece is a call of its
 own with the keys of the pieces that it sees. On CUDA, FlexAttention can do all of them in one call
-(:func:`attend_by_flex`).
+(:mod:`halos.policy.logprobs.flex`).
 
 The model's attention implementation is replaced only during a packed forward. The implementation that the model was
 loaded with serves everything else: generation, separate rows, the exported config.
@@ -24,10 +24,9 @@ loaded with serves everything else: generation, separate rows, the exported conf
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -35,29 +34,14 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from halos.data.batches.packing import PROMPT, Pack
-from halos.policy.logprobs.flex import block_mask, flex_attend
+from halos.policy.logprobs.flex import ScoreOptions, block_mask, flex_attend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 IMPLEMENTATION_NAME = "halos_packed"
-KeysValues = tuple[Tensor, Tensor]
-
-
-class ScoreOptions(NamedTuple):
-    """How a layer turns scores into weights, as transformers passes it to attention.
-
-    Attributes:
-        scaling: factor of the scores; None: 1 / √width.
-        dropout: the probability that a weight is dropped.
-        window: tokens that a query sees in a layer with a sliding window; None: all.
-        softcap: c, if scores are capped by c · tanh(score / c).
-    """
-
-    scaling: float | None = None
-    dropout: float = 0.0
-    window: int | None = None
-    softcap: float | None = None
+KeysValues = dict[nn.Module, tuple[Tensor, Tensor]]
+"""For each attention module keys and values [1, heads, tokens, width]."""
 
 
 class PackedAttention:
@@ -76,15 +60,10 @@ class PackedAttention:
     """
 
     def __init__(
-        self,
-        pack: Pack,
-        *,
-        earlier: dict[nn.Module, KeysValues] | None = None,
-        keep_prompts: bool = False,
-        flex: bool = False,
+        self, pack: Pack, *, earlier: KeysValues | None = None, keep_prompts: bool = False, flex: bool = False
     ) -> None:
         self.pack, self.earlier, self.keep_prompts, self.flex = pack, earlier, keep_prompts, flex
-        self.prompt_states: dict[nn.Module, KeysValues] = {}
+        self.prompt_states: KeysValues = {}
         self.windows: set[int | None] = set()
         # By window, as all layers with the same window share the masks.
         self._masks: dict[int | None, list[Tensor | None]] = {}
@@ -103,8 +82,7 @@ class PackedAttention:
         if self.flex and not options.dropout:
             if window not in self._block_masks:
                 self._block_masks[window] = block_mask(self.pack, window)
-            mask, scaling = self._block_masks[window], options.scaling
-            return flex_attend(query, key, value, mask, scaling=scaling, softcap=options.softcap).transpose(1, 2)
+            return flex_attend(query, key, value, self._block_masks[window], options).transpose(1, 2)
         # split(), not slices: the backward pass of each slice would write a gradient as large as the whole tensor.
         sizes = list(self.pack.sizes)
         queries = torch.split(query, sizes[-len(self.pack.attends) :], 2)
@@ -160,15 +138,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, optio
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and repeats_heads(device, dtype, masked=mask is not None):
         key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
+    grouped, causal = query.shape[1] != key.shape[1], mask is None
     return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=options.dropout,
-        is_causal=mask is None,
-        scale=options.scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+        query, key, value, mask, options.dropout, causal, scale=options.scaling, enable_gqa=grouped
     )
 
 
@@ -216,19 +188,6 @@ def leave_uncompiled() -> None:
     global _packed_attention
     disable: Callable[..., Callable[..., tuple[Tensor, None]]] = torch.compiler.disable
     _packed_attention = disable(_packed_attention)
-
-
-_by_flex: WeakSet[nn.Module] = WeakSet()
-
-
-def attend_by_flex(model: nn.Module) -> None:
-    """Let the model attend to packed rows by FlexAttention from now on."""
-    _by_flex.add(model)
-
-
-def attends_by_flex(model: nn.Module) -> bool:
-    """Return whether :func:`attend_by_flex` was called for the model."""
-    return model in _by_flex
 
 
 # For the time of a forward
@@ -284,18 +243,12 @@ def recomputes_alike(model: nn.Module) -> bool:
 
 @contextmanager
 def _recomputed_alike(model: nn.Module) -> Iterator[None]:
-    layers = _checkpointed_layers(model)
-    before = [layer.__dict__[_CHECKPOINT] for layer in layers]
-    contexts = partial(_contexts, model)
-    try:
-        for layer, function in zip(layers, before, strict=True):
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _implementation(model)  # of the layer's first and of its second run
+
+    with ExitStack() as restored:
+        for layer in _checkpointed_layers(model):
+            function = layer.__dict__[_CHECKPOINT]
+            restored.callback(setattr, layer, _CHECKPOINT, function)
             layer.__dict__[_CHECKPOINT] = partial(function, context_fn=contexts)
         yield
-    finally:
-        for layer, function in zip(layers, before, strict=True):
-            layer.__dict__[_CHECKPOINT] = function
-
-
-def _contexts(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts of a checkpointed layer's first and second run."""
-    return nullcontext(), _implementation(model)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -76,25 +76,26 @@ def chunked_logprobs(
     """
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-    low, up = delta or (None, None)
-    return _apply(states, weight, bias, low, up, targets, rows, shape, dtype, tuple(statistics))
+    task = _Task(targets, rows, shape, dtype, tuple(statistics))
+    return _apply(task, states, weight, bias, *(delta or (None, None)))
+
+
+class _Task(NamedTuple):
+    # What the function is called with besides the tensors that may take gradient.
+    targets: Tensor
+    rows: int
+    shape: LogitShape
+    dtype: torch.dtype
+    statistics: tuple[str, ...]
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        states: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        low: Tensor | None,
-        up: Tensor | None,
-        targets: Tensor,
-        rows: int,
-        shape: LogitShape,
-        dtype: torch.dtype,
-        statistics: tuple[str, ...],
+        ctx: Any, task: _Task, states: Tensor, weight: Tensor, bias: Tensor | None, *delta: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        targets, rows, shape, dtype, statistics = task
+        low, up = delta
         ctx.rows, ctx.shape, ctx.first_chunk_overwritten = rows, shape, False
         ctx.input_dtypes = tuple(None if value is None else value.dtype for value in (states, weight, bias, low, up))
         states, weight = states.to(dtype), weight.to(dtype)
@@ -129,7 +130,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         # lose what later chunks contribute.
         grad_states, grad_weight, grad_bias, grad_low, grad_up = (
             torch.zeros_like(value, dtype=wide_dtype) if value is not None and needed else None
-            for value, needed in zip((states, weight, bias, low, up), ctx.needs_input_grad, strict=False)
+            for value, needed in zip((states, weight, bias, low, up), ctx.needs_input_grad[1:], strict=True)
         )
         # ``data`` hides the writes below from autograd, which would refuse a second backward pass because a saved
         # tensor was changed. A second pass is correct: ``first_chunk_overwritten`` makes it compute the chunk again.
@@ -157,7 +158,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 add_product(grad_weight, chunk_logits.T, states[chunk])
         ctx.first_chunk_overwritten = True
         gradients = zip((grad_states, grad_weight, grad_bias, grad_low, grad_up), ctx.input_dtypes, strict=True)
-        return *(None if gradient is None else gradient.to(dtype) for gradient, dtype in gradients), *5 * [None]
+        return None, *(None if gradient is None else gradient.to(dtype) for gradient, dtype in gradients)
 
 
 _apply: Callable[..., tuple[Tensor, Tensor]] = _ChunkedLogProbs.apply

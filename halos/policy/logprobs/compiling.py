@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -46,13 +46,11 @@ def compile_layers(model: nn.Module) -> None:
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Within, the model is as it was before :func:`compile_layers`."""
-    modules = [m for m in model.modules() if hasattr(m.__dict__.get("forward"), "_torchdynamo_orig_callable")]
-    compiled = [module.__dict__.pop("forward") for module in modules]
-    try:
+    with ExitStack() as restored:
+        for module in model.modules():
+            if hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):
+                restored.callback(setattr, module, "forward", module.__dict__.pop("forward"))
         yield
-    finally:
-        for module, forward in zip(modules, compiled, strict=True):
-            module.forward = forward
 
 
 def check_compiler(accelerator: str) -> None:
@@ -75,7 +73,5 @@ def check_compiler(accelerator: str) -> None:
     except Exception as error:  # torch raises whatever its compilers do
         needs = "a C++ compiler such as g++" if device == "cpu" else "Triton"
         first_line = next(iter(str(error).strip().splitlines()), "")
-        raise ValueError(
-            f"model.compile: expected torch.compile to work, which needs {needs}, "
-            f"found {type(error).__name__}: {first_line}"
-        ) from error
+        problem = f"which needs {needs}, found {type(error).__name__}: {first_line}"
+        raise ValueError(f"model.compile: expected torch.compile to work, {problem}") from error

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from halos.data.batches.collate import Batch, Chunk
 from halos.data.batches.packing import Pack
-from halos.policy.logprobs.head import HeadOptions, forward_scored
-from halos.policy.logprobs.packed import SlotResults, can_pack, check_packing, pack_logprobs
+from halos.policy.logprobs.head import HeadOptions, Scored, forward_scored, run
+from halos.policy.logprobs.packed import can_pack, check_packing, pack_logprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,14 +58,7 @@ class LogProbs:
         return self.sum / self.count
 
 
-def completion_logprobs(
-    model: PreTrainedModel,
-    batch: Batch,
-    *,
-    with_hidden: bool = False,
-    head_chunk: int | None = None,
-    statistics: Sequence[str] = (),
-) -> LogProbs:
+def completion_logprobs(model: PreTrainedModel, batch: Batch, options: HeadOptions | None = None) -> LogProbs:
     """Compute the log-probs of every branch of the batch.
 
     Packed rows are used where the batch has them and the model can read them; otherwise there is one forward for each
@@ -76,37 +69,32 @@ def completion_logprobs(
     Args:
         model: a causal language model.
         batch: the tokens, on the model's device.
-        with_hidden: whether to return the states that predict the tokens.
-        head_chunk: the largest number of rows of logits that exist at a time; None: all.
-        statistics: names in :data:`halos.policy.logprobs.token_statistics.STATISTICS`.
+        options: how the LM head is computed, and what is returned besides log-probs.
 
     Raises:
         ValueError: if a batch in several divisions meets a model that cannot read packed rows.
     """
     if sum(pack.needs_grad for pack in batch.packs) > 1:
         check_packing(model)
-    options = HeadOptions(head_chunk, tuple(statistics))
+    options = options or HeadOptions()
     last_states: list[Tensor] = []
-    inputs: Sequence[Pack | Chunk]
-    if batch.packs and can_pack(model):
-        inputs = batch.packs
-        results = _pack_results(model, batch.packs, options, with_states=with_hidden)
+    inputs: Sequence[Pack | Chunk] = batch.packs if batch.packs and can_pack(model) else batch.chunks
+    if inputs is batch.packs:
+        results = _pack_results(model, batch.packs, options)
     else:
-        inputs = batch.chunks
-        results = _chunk_results(model, batch, options, last_states)
-    slots = torch.cat([item.slots for item in inputs])
+        results = [_chunk_results(model, chunk, options, last_states) for chunk in batch.chunks]
+    shape, slots = batch.mask.shape, torch.cat([item.slots for item in inputs])
     values = torch.cat([result.logprobs for result in results])
-    tokens = values.new_zeros(batch.mask.numel()).scatter(0, slots, values).view(batch.mask.shape)
+    tokens = values.new_zeros(batch.mask.numel()).scatter(0, slots, values).view(shape)
     logprobs = LogProbs(tokens, batch.mask)
-    if with_hidden:
-        states = torch.cat([result.states.detach() for result in results if result.states is not None])
-        logprobs.hidden = _in_grid(states, slots, batch.mask.shape)
-    if statistics:
-        measured = torch.cat([result.statistics for result in results])
-        logprobs.statistics = _in_grid(measured, slots, batch.mask.shape)
+    if options.with_states:
+        states = torch.cat([result.states for result in results if result.states is not None])
+        logprobs.hidden = _in_grid(states, slots, shape)
+    if options.statistics:
+        logprobs.statistics = _in_grid(torch.cat([result.statistics for result in results]), slots, shape)
     if last_states:
         owners = torch.cat([chunk.owners for chunk in batch.chunks if chunk.owners is not None])
-        logprobs.last = _in_grid(torch.cat(last_states), owners, batch.mask.shape[:2])
+        logprobs.last = _in_grid(torch.cat(last_states), owners, shape[:2])
     return logprobs
 
 
@@ -115,47 +103,32 @@ def _in_grid(vectors: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
     return vectors.new_zeros(shape.numel(), vectors.shape[-1]).index_copy(0, places, vectors).view(*shape, -1)
 
 
-def _pack_results(
-    model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions, *, with_states: bool
-) -> list[SlotResults]:
+def _pack_results(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions) -> list[Scored]:
     # A division is a pack with gradient and the packs after it that continue its prompts.
     starts = [index for index, pack in enumerate(packs) if pack.needs_grad]
     divisions = [packs[start:stop] for start, stop in pairwise([*starts, len(packs)])]
-    run = partial(_division_results, model=model, options=options, with_states=with_states)
-    if len(divisions) > 1 and torch.is_grad_enabled():
-        run = partial(checkpoint, run, use_reentrant=False)
-    return [result for division in divisions for result in run(division[0].input_ids, division)]
+
+    def compute(_: Tensor, division: Sequence[Pack]) -> list[Scored]:
+        # The unused tensor is for checkpoint(): it restores the random numbers of those devices only on which its
+        # direct arguments lie, and does not look for tensors inside a Pack. Without it, dropout would differ in the
+        # second run.
+        return pack_logprobs(model, division, options)
+
+    recomputed = len(divisions) > 1 and torch.is_grad_enabled()
+    run_division = partial(checkpoint, compute, use_reentrant=False) if recomputed else compute
+    return [result for division in divisions for result in run_division(division[0].input_ids, division)]
 
 
-def _division_results(
-    _: Tensor, division: Sequence[Pack], model: PreTrainedModel, options: HeadOptions, with_states: bool
-) -> list[SlotResults]:
-    # The unused tensor is for checkpoint(): it restores the random numbers of those devices only on which its direct
-    # arguments lie, and does not look for tensors inside a Pack. Without it, dropout would differ in the second run.
-    return pack_logprobs(model, division, options, with_states=with_states)
+def _chunk_results(model: PreTrainedModel, chunk: Chunk, options: HeadOptions, last_states: list[Tensor]) -> Scored:
+    def choose(states: Tensor) -> Tensor:
+        chosen = states[chunk.predicts]
+        # Where the loss depends on the last states alone, the head needs no graph.
+        return chosen if chunk.last is None else chosen.detach()
 
-
-def _chunk_results(
-    model: PreTrainedModel, batch: Batch, options: HeadOptions, last_states: list[Tensor]
-) -> list[SlotResults]:
-    results = []
-    for chunk in batch.chunks:
-        with nullcontext() if chunk.needs_grad else torch.no_grad():
-            # No attention mask: padding is on the right and attention is causal, so scored tokens cannot see it.
-            forward = partial(_logits, model, chunk.input_ids)
-            choose = partial(_predicting_states, chunk, last_states)
-            scored = forward_scored(model, forward, chunk.targets, choose, options)
-        results.append(SlotResults(scored.logprobs, scored.statistics, scored.states))
-    return results
-
-
-def _logits(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
-    return logits
-
-
-def _predicting_states(chunk: Chunk, last_states: list[Tensor], states: Tensor) -> Tensor:
-    if chunk.last is None:
-        return states[chunk.predicts]
-    last_states.append(states[chunk.last])
-    return states[chunk.predicts].detach()  # the loss depends on the last states alone: the head needs no graph
+    with nullcontext() if chunk.needs_grad else torch.no_grad():
+        # No attention mask: padding is on the right and attention is causal, so scored tokens cannot see it.
+        forward = partial(run, model, input_ids=chunk.input_ids)
+        scored, states = forward_scored(model, forward, chunk.targets, choose, options)
+        if chunk.last is not None:
+            last_states.append(states[chunk.last])
+    return scored

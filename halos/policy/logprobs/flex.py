@@ -10,10 +10,11 @@ import inspect
 from collections.abc import Callable
 from functools import cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from halos.data.batches.packing import PROMPT, Pack
@@ -26,9 +27,36 @@ MAX_VERSIONS = 64
 and for several blocks, and for each window of the model."""
 
 
-def flex_attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, *, scaling: float | None, softcap: float | None
-) -> Tensor:
+_by_flex: WeakSet[nn.Module] = WeakSet()
+
+
+def attend_by_flex(model: nn.Module) -> None:
+    """Let the model attend to packed rows by FlexAttention from now on."""
+    _by_flex.add(model)
+
+
+def attends_by_flex(model: nn.Module) -> bool:
+    """Return whether :func:`attend_by_flex` was called for the model."""
+    return model in _by_flex
+
+
+class ScoreOptions(NamedTuple):
+    """How a layer turns scores into weights, as transformers passes it to attention.
+
+    Attributes:
+        scaling: factor of the scores; None: 1 / √width.
+        dropout: the probability that a weight is dropped.
+        window: tokens that a query sees in a layer with a sliding window; None: all.
+        softcap: c, if scores are capped by c · tanh(score / c).
+    """
+
+    scaling: float | None = None
+    dropout: float = 0.0
+    window: int | None = None
+    softcap: float | None = None
+
+
+def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, options: ScoreOptions) -> Tensor:
     """Attention of all queries of a pack.
 
     Args:
@@ -36,8 +64,7 @@ def flex_attend(
         key: [1, key heads, P + N, width], where the query heads are a multiple of the key heads.
         value: as ``key``.
         mask: the result of :func:`block_mask`.
-        scaling: factor of the scores; None: 1 / √width.
-        softcap: c, if scores are capped by c · tanh(score / c).
+        options: how scores become weights. The window is part of the mask; the dropout has to be 0.
 
     Returns:
         [1, heads, N, width].
@@ -45,14 +72,11 @@ def flex_attend(
     device = query.device.type
     # Autocast does not cover FlexAttention: without the cast, float32 queries would meet bfloat16 values.
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    query, key, value = (states.to(dtype) for states in (query, key, value))
+    score_mod = None if options.softcap is None else _capped(options.softcap)
+    grouped = query.shape[1] != key.shape[1]
     return _flex_function(device)(
-        query.to(dtype),
-        key.to(dtype),
-        value.to(dtype),
-        score_mod=None if softcap is None else _capped(softcap),
-        block_mask=mask,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+        query, key, value, score_mod=score_mod, block_mask=mask, scale=options.scaling, enable_gqa=grouped
     )
 
 
@@ -104,13 +128,10 @@ def block_mask(pack: Pack, window: int | None) -> BlockMask:
     blocks = _blocks(pack, earlier)
     # The kernel reads the first ``blocks.sum(1)`` entries of each row, so the blocks to compute come first.
     order = blocks.int().argsort(dim=1, descending=True, stable=True).int()
-    return BlockMask.from_kv_blocks(
-        blocks.sum(1, dtype=torch.int32)[None, None].to(tree.device),
-        order[None, None].to(tree.device),
-        BLOCK_SIZE=BLOCK_TOKENS,
-        mask_mod=is_seen,
-        seq_lengths=(len(pack.input_ids), len(tree)),
-    )
+    counts = blocks.sum(1, dtype=torch.int32)
+    counts, order = (per_row[None, None].to(tree.device) for per_row in (counts, order))
+    lengths = (len(pack.input_ids), len(tree))
+    return BlockMask.from_kv_blocks(counts, order, BLOCK_SIZE=BLOCK_TOKENS, mask_mod=is_seen, seq_lengths=lengths)
 
 
 def _blocks(pack: Pack, earlier: int) -> Tensor:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,32 +25,31 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
-    """How the LM head is computed.
+    """How the LM head is computed, and what is returned besides log-probs.
 
     Attributes:
         chunk_rows: the largest number of rows of logits that exist at a time, in the backward pass too; None: all.
         statistics: names in :data:`halos.policy.logprobs.token_statistics.STATISTICS`.
+        with_states: whether to return the states that predict the tokens.
     """
 
     chunk_rows: int | None = None
     statistics: tuple[str, ...] = ()
+    with_states: bool = False
 
 
-@dataclass(slots=True)
-class Scored:
-    """One forward's results for M scored tokens.
+class Scored(NamedTuple):
+    """Results for M scored tokens.
 
     Attributes:
         logprobs: log-probs of the targets [M].
         statistics: statistics of the logits [M, names], without gradient.
-        states: the last layer's states that predict the targets [M, H].
-        all_states: all states of the last layer [..., H].
+        states: the last layer's states that predict the targets [M, H], detached; None unless requested.
     """
 
     logprobs: Tensor
     statistics: Tensor
-    states: Tensor
-    all_states: Tensor
+    states: Tensor | None
 
 
 def lm_head(model: PreTrainedModel) -> nn.Linear:
@@ -60,13 +59,19 @@ def lm_head(model: PreTrainedModel) -> nn.Linear:
     return get_head()
 
 
+def run(model: PreTrainedModel, **inputs: Any) -> Tensor:
+    """Run the model without a cache of keys and values, and return its logits."""
+    logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits
+
+
 def forward_scored(
     model: PreTrainedModel,
     forward: Callable[[], Tensor],
     targets: Tensor,
     choose: Callable[[Tensor], Tensor],
     options: HeadOptions = HeadOptions(),
-) -> Scored:
+) -> tuple[Scored, Tensor]:
     """Run one forward of the model, with its head applied only to the M states that predict a target.
 
     Two kinds of models compute all M rows of logits at once, whatever ``options.chunk_rows`` is: those whose head is
@@ -79,6 +84,9 @@ def forward_scored(
         targets: token ids [M].
         choose: picks from all states of the last layer those [M, H] that predict the targets.
         options: how the head is computed.
+
+    Returns:
+        The results for the targets, and all states of the last layer [..., H].
     """
     head = lm_head(model)
     shape = logit_shape(model) if options.chunk_rows else None
@@ -97,7 +105,7 @@ def forward_scored(
         logits = logits.detach()
         normaliser = logits.logsumexp(1) if statistics else logits  # unused without statistics
         measured = measure(statistics, logits, normaliser, targets)
-    return Scored(logprobs, measured, states, all_states)
+    return Scored(logprobs, measured, states.detach() if options.with_states else None), all_states
 
 
 @contextmanager
@@ -115,18 +123,15 @@ def _head_input(head: nn.Linear, choose: Callable[[Tensor], Tensor], *, idle: bo
         head_input.extend((args[0], states))
         return (states.unsqueeze(0), *args[1:])
 
-    handle = head.register_forward_pre_hook(select)
-    own_forward = head.__dict__.get("forward")
-    if idle:
-        head.__dict__["forward"] = lambda states: states.new_empty(1, 0, head.weight.shape[0])
-    try:
-        yield head_input
-    finally:
-        handle.remove()
-        if own_forward is not None:
-            head.__dict__["forward"] = own_forward
-        elif idle:
-            del head.__dict__["forward"]
+    own_forward = {name: value for name, value in head.__dict__.items() if name == "forward"}
+    with head.register_forward_pre_hook(select):  # removed at the end of the block
+        try:
+            if idle:
+                head.__dict__["forward"] = lambda states: states.new_empty(1, 0, head.weight.shape[0])
+            yield head_input
+        finally:
+            head.__dict__.pop("forward", None)
+            head.__dict__.update(own_forward)
 
 
 _shapes: WeakKeyDictionary[nn.Module, LogitShape | None] = WeakKeyDictionary()
@@ -153,13 +158,10 @@ def _find_shape(model: PreTrainedModel) -> LogitShape | None:
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     shape = LogitShape(float(scale), getattr(config, "final_logit_softcapping", None))
     head_outputs: list[Tensor] = []
-    handle = head.register_forward_hook(lambda _, __, output: head_outputs.append(output))
-    try:
-        with evaluating(model), torch.autocast(head.weight.device.type, enabled=False):
-            ids = torch.arange(4, device=head.weight.device)[None]
-            logits = model(input_ids=ids, use_cache=False).logits
-    finally:
-        handle.remove()
+    ids = torch.arange(4, device=head.weight.device)[None]
+    record = head.register_forward_hook(lambda _, __, output: head_outputs.append(output))
+    with record, evaluating(model), torch.autocast(head.weight.device.type, enabled=False):
+        logits = run(model, input_ids=ids)
     raw_logits, logits = head_outputs[0].double(), logits.double()
     tolerance = float(torch.finfo(head.weight.dtype).eps) ** 0.5 * float(raw_logits.std())
     return shape if torch.allclose(shape(raw_logits), logits, rtol=0, atol=max(tolerance, 1e-12)) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,9 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from halos.data.batches.packing import Pack, map_tensors, pack
 from halos.data.rows.token_rows import Row
-from halos.policy.logprobs.attention import PackedAttention, attends_by_flex, packed_attention, recomputes_alike
+from halos.policy.logprobs.attention import PackedAttention, packed_attention, recomputes_alike
 from halos.policy.logprobs.compiling import uncompiled
-from halos.policy.logprobs.head import HeadOptions, Scored, evaluating, forward_scored, lm_head
+from halos.policy.logprobs.flex import attends_by_flex
+from halos.policy.logprobs.head import HeadOptions, Scored, evaluating, forward_scored, lm_head, run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,24 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class SlotResults(NamedTuple):
-    """What one pack or chunk computes for its S slots of the grid of completion tokens.
-
-    Attributes:
-        logprobs: log-probs [S].
-        statistics: statistics of the logits [S, names].
-        states: the states that predict the tokens [S, H], or None.
-    """
-
-    logprobs: Tensor
-    statistics: Tensor
-    states: Tensor | None
-
-
-def pack_logprobs(
-    model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions, *, with_states: bool = False
-) -> list[SlotResults]:
-    """Run one forward for each pack, and return each pack's results.
+def pack_logprobs(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions) -> list[Scored]:
+    """Run one forward for each pack, and return the results for each pack's slots of the grid of completion tokens.
 
     A pack that the loss only reads is computed without gradient, on the detached keys and values of the prompts in
     the pack before it: those prompts are not computed again.
@@ -51,10 +36,8 @@ def pack_logprobs(
         model: a causal language model that :func:`can_pack`.
         packs: packs that continue each other.
         options: how the LM head is computed.
-        with_states: whether to return the states that predict the tokens.
     """
-    results: list[SlotResults] = []
-    scored: list[Scored] = []
+    results, scored, states = list[Scored](), list[Scored](), list[Tensor]()
     attention: PackedAttention | None = None
     flex = attends_by_flex(model)
     for index, item in enumerate(packs):
@@ -62,37 +45,34 @@ def pack_logprobs(
         earlier = attention.prompt_states if attention is not None and item.continues else None
         attention = PackedAttention(item, earlier=earlier, keep_prompts=next_continues, flex=flex)
         with nullcontext() if item.needs_grad else torch.no_grad():
-            earlier_states = [before.all_states[0] for before in scored]
-            scored.append(_forward(model, item, attention, earlier_states, options))
-            results.append(
-                SlotResults(
-                    torch.cat([each.logprobs for each in scored])[item.sources],
-                    torch.cat([each.statistics for each in scored])[item.sources],
-                    torch.cat([each.states for each in scored])[item.sources] if with_states else None,
-                )
-            )
+            own, own_states = _forward(model, item, attention, states, options)
+            scored.append(own)
+            states.append(own_states[0])
+            logprobs = torch.cat([one.logprobs for one in scored])[item.sources]
+            statistics = torch.cat([one.statistics for one in scored])[item.sources]
+            chosen = [one.states for one in scored if one.states is not None]
+            results.append(Scored(logprobs, statistics, torch.cat(chosen)[item.sources] if chosen else None))
     return results
 
 
 def _forward(
     model: PreTrainedModel, item: Pack, attention: PackedAttention, earlier: Sequence[Tensor], options: HeadOptions
-) -> Scored:
+) -> tuple[Scored, Tensor]:
     def forward() -> Tensor:
         # Positions of the keys include those of the earlier prompts; the model gets those of its own tokens.
         ids, positions = item.input_ids[None], item.position[None, -len(item.input_ids) :]
         with packed_attention(model):
-            logits: Tensor = model(input_ids=ids, position_ids=positions, packed=attention, use_cache=False).logits
-        return logits
+            return run(model, input_ids=ids, position_ids=positions, packed=attention)
 
     def choose(states: Tensor) -> Tensor:
         # The first token of a branch is predicted by the last state of its prompt, perhaps in an earlier pack.
         return torch.cat([*earlier, states[0]])[item.predicts]
 
-    scored = forward_scored(model, forward, item.targets, choose, options)
+    results = forward_scored(model, forward, item.targets, choose, options)
     # Checkpointed layers run again in the backward pass and call this object again. What they keep then would be a
     # second copy of the prompts' keys and values, which nothing reads.
     attention.keep_prompts = False
-    return scored
+    return results
 
 
 _can_pack: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -130,10 +110,9 @@ def check_packing(model: PreTrainedModel) -> None:
         ValueError: if the model cannot read packed rows.
     """
     if not can_pack(model):
-        raise ValueError(
-            f"data.max_tokens_per_batch: expected a model that can read packed rows, found {type(model).__name__}, "
-            "which cannot; lower data.batch_size and raise trainer.accumulate_grad_batches instead"
-        )
+        found = f"expected a model that can read packed rows, found {type(model).__name__}"
+        hint = "lower data.batch_size and raise trainer.accumulate_grad_batches instead"
+        raise ValueError(f"data.max_tokens_per_batch: {found}; {hint}")
 
 
 def _obstacle(model: PreTrainedModel) -> str | None:
@@ -172,9 +151,9 @@ def _try_out(model: PreTrainedModel) -> tuple[float, set[int | None]]:
     with evaluating(model), uncompiled(model), torch.autocast(weight.device.type, enabled=False):
         flex = attends_by_flex(model)
         attention = PackedAttention(packs[0], keep_prompts=True, flex=flex)
-        first = _forward(model, packs[0], attention, [], HeadOptions())
+        first, states = _forward(model, packs[0], attention, [], HeadOptions())
         continued = PackedAttention(packs[1], earlier=attention.prompt_states, flex=flex)
-        second = _forward(model, packs[1], continued, [first.all_states[0]], HeadOptions())
+        second, _ = _forward(model, packs[1], continued, [states[0]], HeadOptions())
         packed_logprobs = torch.cat([first.logprobs, second.logprobs])
         separate = _separate_logprobs(model, [row.prompt + branch for row in _TRIAL_ROWS for branch in row.branches])
         expected = torch.zeros_like(packed_logprobs)
@@ -190,5 +169,5 @@ def _separate_logprobs(model: PreTrainedModel, texts: Sequence[tuple[int, ...]])
     """Log-probs [B, T] of the tokens of separate rows."""
     # All rows in one forward: each forward reads all weights. Padding is on the right, where no token sees it.
     ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(lm_head(model).weight.device)
-    logprobs = model(input_ids=ids, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+    logprobs = run(model, input_ids=ids)[:, :-1].double().log_softmax(-1)
     return F.pad(logprobs.gather(2, ids[:, 1:, None])[:, :, 0], (1, 0))

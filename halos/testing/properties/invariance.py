@@ -1,7 +1,5 @@
 """Promises about what must not change the result: order, padding, shared prompts and the split of a step."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Promises about what an objective computes: shapes, values, signs, gradients and precision."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

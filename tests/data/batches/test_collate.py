@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def test_step_size_counts_examples_and_the_tokens_of_each_branch() -> None:
 
 
 def test_a_batch_knows_the_size_of_its_whole_step() -> None:
-    batches = Batches([A, B, Row("c", 0, (1,), ((2,), (3, 4)))], mismatched=False, chunks=2)
+    batches = Batches([A, B, Row("c", 0, (1,), ((2,), (3, 4)))], partial(collate, chunks=2))
     batch = batches[MicroBatch((1,), (0, 1, 2))]
     assert batch.ids == ("b",)
     assert (batch.step.examples, batch.step.tokens) == (3, (6, 5))
@@ -110,7 +111,7 @@ def test_a_batch_knows_the_size_of_its_whole_step() -> None:
 
 def test_a_step_of_scored_examples_lists_groups_scores_and_how_many_examples_a_group_has() -> None:
     assert step_size([A, B]) == StepSize(2, (5, 3), groups=(3, 4), scores=(0.1, -2.0), members=(1, 1))
-    batches = Batches([A, B, replace(A, id="c", score=5.0)], mismatched=False, chunks=1)
+    batches = Batches([A, B, replace(A, id="c", score=5.0)])
     assert batches[MicroBatch((1,), (0, 1))].step == StepSize(2, (5, 3), (3, 4), (0.1, -2.0), (2, 1))
 
 
@@ -180,7 +181,7 @@ def test_a_step_is_counted_once_for_all_its_micro_batches() -> None:
             taken.append(index)
             return super().__getitem__(index)
 
-    batches = Batches(Watched(rows), mismatched=False, chunks=1)
+    batches = Batches(Watched(rows))
     taken.clear()
     found = [batches[MicroBatch((n,), step)] for step in ((0, 1, 2), (3, 4, 5)) for n in step]
     assert len(taken) == 6 + 6

@@ -11,7 +11,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from halos.data.batches.collate import Batches
-from halos.data.batches.order import Bundles, TrainingOrder, validation_order
+from halos.data.batches.order import Bundles, Division, TrainingOrder, validation_order
 from halos.data.module import PreferenceDataModule
 from halos.data.preparation.intake import Intake
 from halos.data.preparation.prepare import DataNeeds, Prepared
@@ -21,17 +21,8 @@ from tests import tiny
 # The order of training
 
 
-def order(
-    size: int, *, batch_size: int = 2, accumulate: int = 1, world_size: int = 1, rank: int = 0, **more: Any
-) -> Any:
-    return TrainingOrder(
-        size,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        world_size=world_size,
-        rank=rank,
-        **{"steps": 6, "seed": 0, **more},
-    )
+def order(size: int, *, groups: Any = None, together: int | None = None, **division: int) -> Any:
+    return TrainingOrder(size, Division(**{"batch_size": 2, "steps": 6, **division}), groups=groups, together=together)
 
 
 SIZES = [12, 13, 31, 3, 1]
@@ -116,7 +107,7 @@ def test_a_data_set_smaller_than_a_step_is_repeated() -> None:
 def test_a_loader_collates_what_the_order_names(accumulate: int) -> None:
     rows = tiny.rows(5)
     made = order(5, accumulate=accumulate)
-    loader: Any = DataLoader(Batches(rows, mismatched=False, chunks=2), sampler=made, batch_size=None)
+    loader: Any = DataLoader(Batches(rows), sampler=made, batch_size=None)
     batches = list(loader)
     assert [batch.ids for batch in batches] == [tuple(rows[i].id for i in micro.rows) for micro in made]
     assert {batch.step.examples for batch in batches} == {2 * accumulate}
@@ -182,7 +173,9 @@ CASES = [case for case in product((1, 2, 5, 8, 17, 40), (1, 2, 4, 16), (1, 2, 3,
 
 @pytest.mark.parametrize(("size", "batch_size", "world"), CASES)
 def test_validation_sees_every_example_once(size: int, batch_size: int, world: int) -> None:
-    ranks = [validation_order(size, batch_size=batch_size, world_size=world, rank=rank) for rank in range(world)]
+    ranks = [
+        validation_order(size, Division(batch_size=batch_size, world_size=world, rank=rank)) for rank in range(world)
+    ]
     assert len({len(micros) for micros in ranks}) == 1, "ranks that run unequally many batches would wait forever"
     seen = [i for micros in zip(*ranks, strict=True) for micro in micros for i in micro.rows]
     assert seen == list(range(size))
@@ -196,7 +189,7 @@ def test_validation_sees_every_example_once(size: int, batch_size: int, world: i
 
 def test_validation_needs_an_example_for_each_device() -> None:
     with pytest.raises(ValueError, match="each of 4 devices, found 3"):
-        validation_order(3, batch_size=2, world_size=4, rank=0)
+        validation_order(3, Division(batch_size=2, world_size=4))
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(3, 1), (7, 2), (3, 8)])
@@ -213,7 +206,7 @@ def test_validation_runs_equally_many_forwards_on_every_rank(size: int, batch_si
             label_counts=None,
             prompts=(),
         )
-        data.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank, accumulate_grad_batches=1)  # type: ignore[assignment]
         return [len(batch.chunks) for batch in data.val_dataloader()]
 
     assert forwards(0) == forwards(1)

@@ -4,17 +4,15 @@ from typing import Any
 
 import pytest
 
-from halos.data.batches.order import TrainingOrder
-from halos.data.batches.stratified import StratifiedOrder
+from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder
 
 
-def order(labels: list[bool], **options: Any) -> StratifiedOrder:
-    base = {"batch_size": 4, "accumulate": 1, "world_size": 1, "rank": 0, "steps": 40, "seed": 0}
-    return StratifiedOrder(len(labels), labels=labels, **{**base, **options})
+def order(labels: list[bool], **options: int) -> StratifiedOrder:
+    return StratifiedOrder(len(labels), Division(**{"batch_size": 4, "steps": 40, **options}), labels=labels)
 
 
 def steps(made: TrainingOrder) -> list[tuple[int, ...]]:
-    return [micro.step for micro in made][:: made.accumulate]
+    return [micro.step for micro in made][:: made.division.accumulate]
 
 
 @pytest.mark.parametrize("rare", [1, 3, 9, 20, 40])
@@ -23,7 +21,7 @@ def test_no_step_lacks_a_class(rare: int, seed: int) -> None:
     labels = [n < rare for n in range(80)]
     for step in steps(order(labels, seed=seed)):
         assert {labels[i] for i in step} == {True, False}
-    plain = TrainingOrder(80, batch_size=4, accumulate=1, world_size=1, rank=0, steps=40, seed=seed)
+    plain = TrainingOrder(80, Division(batch_size=4, steps=40, seed=seed))
     assert rare >= 20 or any(len({labels[i] for i in step}) == 1 for step in steps(plain)), "the test would see it"
 
 

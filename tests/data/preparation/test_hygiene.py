@@ -1,10 +1,12 @@
 """What the report finds, on records where it is known."""
 
 from collections import Counter
+from typing import Any
 
-from halos.data.preparation.hygiene import as_json, examine, origin_of, percentiles, without_leaks
+from halos.data.preparation.hygiene import examine, origin_of, percentiles, without_leaks
+from halos.data.preparation.intake import Intake
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.origin import Origin
+from halos.data.sources.adapted import Origin
 
 
 def one(name: str, prompt: str, *completions: Completion, better: tuple[int, int] | None = None) -> Record:
@@ -67,10 +69,14 @@ def test_plain_data() -> None:
     for n in range(7):
         origin.drop(f"a.jsonl:{n}", Counter({"empty completion": 1}))
     cut = Counter({("prompts truncated", "a.jsonl"): 2, ("prompts truncated", "(named records)"): 1})
-    found = as_json(
-        {"train": examine(RECORDS)}, {"train": {"a.jsonl": origin}}, {"train": Counter(x=1)}, {"train": cut}
+    intake = Intake(
+        reports={"train": Counter(x=1)},
+        hygiene={"train": examine(RECORDS)},
+        origins={"train": {"a.jsonl": origin}},
+        truncated={"train": cut},
     )
-    split = found["train"]
+    report: Any = intake.report()
+    split = report["splits"]["train"]
     assert split["contradictions"] == {"count": 1, "ids": ["b"]}
     assert split["files"] == {
         "a.jsonl": {

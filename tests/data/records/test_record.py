@@ -6,7 +6,21 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.record import Completion, Message, Prompt, Record, messages_of, prompt_key
+from halos.data.records.record import (
+    Completion,
+    Conversation,
+    Message,
+    Prompt,
+    Record,
+    Reply,
+    json_text,
+    messages_of,
+    prompt_key,
+    reply_key,
+    reply_text,
+    transcript,
+    with_messages,
+)
 
 TWO = (Completion("a"), Completion("b"))
 
@@ -34,6 +48,11 @@ def test_any_finite_judgement_is_taken(completion: Completion) -> None:
         ((), TWO, (), "at least one message"),
         ((Message("robot", "q"),), TWO, (), "found 'robot'"),
         ((Message("user", "q"), Message("assistant", "a")), TWO, (), "move it into the completion"),
+        (Conversation((), "[1]"), TWO, (), "at least one message"),
+        (Conversation((Message("assistant", "a"),)), TWO, (), "move it into the completion"),
+        ("q", (Completion.of((Message("user", "u"), Message("assistant", "a"))),), (), "begin and end with an assist"),
+        ("q", (Completion.of((Message("assistant", "a"), Message("tool", "t"))),), (), "begin and end with an assist"),
+        ("q", (Completion.of((Message("robot", "a", "{}"),)),), (), "found 'robot'"),
         ("q", (), (), "at least one completion"),
         ("q", (Completion("a", score=math.nan),), (), "finite score, found nan"),
         ("q", (Completion("a", score=math.inf),), (), "finite score, found inf"),
@@ -62,8 +81,56 @@ def test_prompts_that_differ_have_different_keys() -> None:
         (Message("user", "q"), Message("user", "q")),
         (Message("system", ""), Message("user", "q")),
         (Message("user", "qq"),),
+        (Message("user", "q", json_text({"name": "Ann"})),),
+        (Message("user", "q", json_text({"name": "Bob"})),),
+        Conversation((Message("user", "q"),), tools='[{"name": "f"}]'),
+        Conversation((Message("user", "q"),), template_kwargs='[{"name": "f"}]'),
     ]
     assert len({prompt_key(prompt) for prompt in prompts}) == len(prompts)
+
+
+def test_weights_are_not_part_of_a_prompt() -> None:
+    said, unsaid = ((Message("user", "q"), Message("assistant", "a", weight=w), Message("user", "r")) for w in (0, 1))
+    assert prompt_key(said) == prompt_key(unsaid)
+
+
+CALL = Message("assistant", "Let me see.", json_text({"tool_calls": [{"name": "f"}], "thinking": "é"}))
+
+
+def test_a_lone_turn_without_fields_is_its_text() -> None:
+    assert Completion.of((Message("assistant", "a"),), True) == Completion.of("a", True) == Completion("a", True)
+    assert Completion("a").reply == "a"
+    assert Completion.of((CALL,), score=1.0).reply == (CALL,)
+
+
+def test_replies_that_differ_have_different_keys() -> None:
+    replies: list[Reply] = [CALL.text, (CALL,), (Message("assistant", CALL.text), CALL), (CALL, CALL)]
+    assert len({reply_key(reply) for reply in replies}) == len(replies)
+
+
+def test_what_readers_and_judges_see() -> None:
+    assert CALL.text == 'Let me see.\n{"thinking": "é", "tool_calls": [{"name": "f"}]}'
+    turns = (Message("user", "q"), CALL, Message("tool", "found"))
+    shown = f"user: q\n\nassistant: {CALL.text}\n\ntool: found"
+    assert transcript(turns) == shown
+    assert transcript(Conversation(turns, '[{"name": "f"}]')) == f'tools: [{{"name": "f"}}]\n\n{shown}'
+    assert transcript("q") == "user: q"
+    assert reply_text("a") == "a"
+    assert reply_text((CALL,)) == CALL.text == Completion.of((CALL,)).text
+    assert reply_text((CALL, *turns[2:], CALL)) == f"assistant: {CALL.text}\n\ntool: found\n\nassistant: {CALL.text}"
+
+
+def test_other_turns_with_the_same_tools() -> None:
+    turns = (Message("user", "q"),)
+    assert with_messages("p", turns) == turns
+    assert with_messages(Conversation((), "[1]", "{}"), turns) == Conversation(turns, "[1]", "{}")
+
+
+def test_a_turn_as_a_template_takes_it() -> None:
+    call = {"role": "assistant", "content": "Let me see.", "tool_calls": [{"name": "f"}], "thinking": "é"}
+    assert CALL.as_dict() == call
+    assert Message("user", "q").as_dict() == {"role": "user", "content": "q"}
+    assert json_text({}) == json_text([]) == ""
 
 
 def test_turns_come_back_as_they_are() -> None:

@@ -9,7 +9,7 @@ from halos.data.records.record import Message
 from halos.data.rows import token_rows
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.token_rows import few_rows, make_rows
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import Store
 from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Labelled
@@ -43,8 +43,8 @@ def check(given: list[Labelled], tokens: ChatTokens, control: Any = lambda _: ""
     made = make_rows(given, tokens, control=control, mismatched_seed=0).rows
     partners = [given[index] for index in made.partners]
     for one, other, row in zip(given, partners, made, strict=True):
-        assert row.branches[0] == tuple(tokens.completion(one.prompt, one.completion, control(one.desirable)))
-        assert row.branches[1] == tuple(tokens.completion(one.prompt, other.completion, control(one.desirable)))
+        assert row.branches[0] == tuple(tokens.completion(one.completion, one.prompt, control(one.desirable)))
+        assert row.branches[1] == tuple(tokens.completion(other.completion, one.prompt, control(one.desirable)))
     few, _ = few_rows(given[1:4], partners[1:4], tokens, control)
     assert [row.branches for row in few] == [row.branches for row in made[1:4]]
     assert [len(branch) for row in made for branch in row.branches] == [
@@ -87,7 +87,7 @@ def test_their_table_is_kept_for_each_seed(tmp_path: Path) -> None:
     file.write_text("".join(f'{{"prompt": "{"a" * n}", "completion": "b{n}", "label": true}}\n' for n in range(1, 9)))
 
     def made(seed: int) -> Any:
-        found = VIEWS["binary"](JsonSource(file).train().records).examples
+        found = VIEWS["binary"](FeedbackFiles(file).train().records).examples
         return make_rows(found, chat(bpe_tokenizer(COUNTS)), mismatched_seed=seed, store=store).rows
 
     first, again, other = made(0), made(0), made(1)
@@ -98,4 +98,4 @@ def test_their_table_is_kept_for_each_seed(tmp_path: Path) -> None:
     for rows in (first, other):
         for index, row in enumerate(rows):
             partner = int(rows.partners[index]) + 1
-            assert row.branches[1] == tuple(tokens.completion("a" * (index + 1), f"b{partner}"))
+            assert row.branches[1] == tuple(tokens.completion(f"b{partner}", "a" * (index + 1)))

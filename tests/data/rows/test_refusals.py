@@ -8,7 +8,7 @@ import pytest
 from halos.data.records.record import Message
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.token_rows import few_rows, make_rows
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import Store
 from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Demonstration, Example, Labelled, Pair, Scored
@@ -62,7 +62,7 @@ def test_what_is_refused_is_refused_again_from_the_cache(tmp_path: Path) -> None
     file.write_text('{"prompt": "a", "completion": "b", "label": true}\n' * 3)
     said = []
     for _ in range(2):
-        examples = VIEWS["binary"](JsonSource(file).train().records).examples
+        examples = VIEWS["binary"](FeedbackFiles(file).train().records).examples
         with pytest.raises(ValueError, match="found 3 of 3 examples") as error:
             make_rows(examples, chat(FORGETS), store=Store(tmp_path / "cache"))
         said.append(str(error.value))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from halos.data.records.record import Message, Prompt
+from halos.data.records.record import Message, Prompt, json_text
 from halos.data.rows.boundary import Boundary
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.exchanges import Exchange
@@ -46,7 +46,7 @@ def check(family: str, trait: str, prompt: Prompt, reply: str) -> None:
     start = served(tokenizer, prompt)
     whole = start + TRAITS[trait].completion(reply)
     assert served(tokenizer, prompt, {"role": "assistant", "content": reply}).startswith(whole)
-    ids, completion = tokens.prompt(prompt), tokens.completion(prompt, reply)
+    ids, completion = tokens.prompt(prompt), tokens.completion(reply, prompt)
     assert ids == ids_of(tokenizer, start), "a server's ids"
     if (expected := ids_of(tokenizer, whole))[: len(ids)] == ids:
         assert ids + completion == expected, "the ids of the whole text, where they split at the boundary"
@@ -86,7 +86,7 @@ def test_the_rule_holds_for_any_conversation(family: str, trait: str, prompt: Pr
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_space_before_a_completion_that_has_none(family: str) -> None:
     tokenizer = FAMILIES[family](TRAITS["plain markers"].template)
-    first = tokenizer.convert_ids_to_tokens(chat(tokenizer).completion("hi", "bad"))[0]
+    first = tokenizer.convert_ids_to_tokens(chat(tokenizer).completion("bad", "hi"))[0]
     assert not first.startswith(("▁", "Ġ"))
 
 
@@ -97,7 +97,7 @@ def test_without_a_template_a_completion_continues_its_prompt(family: str) -> No
     for prompt, reply in (("abc a", "bc"), ("a: ", "ab"), ("ab\n", "\nab"), ("a", " b")):
         ids = ids_of(tokenizer, prompt)
         assert tokens.prompt(prompt) == ids
-        completion = tokens.completion(prompt, reply)
+        completion = tokens.completion(reply, prompt)
         assert completion[-1] == tokenizer.eos_token_id
         if family in EXACT:
             assert decode(tokenizer, ids + completion[:-1]) == prompt + reply
@@ -106,47 +106,47 @@ def test_without_a_template_a_completion_continues_its_prompt(family: str) -> No
 # Turns of other kinds
 
 
-CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+CALL = Message("assistant", "", json_text({"tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}))
 
 
 def test_a_reply_that_is_a_tool_call_ends_with_the_token_that_ends_it() -> None:
     tokenizer = bpe_tokenizer(CALLS)
-    ids = chat(tokenizer).completion("a", (CALL,))
+    ids = chat(tokenizer).completion((CALL,), "a")
     assert decode(tokenizer, ids) == '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call><|eot|>'
-    assert decode(tokenizer, chat(tokenizer).completion("a", "b")) == "b<|im_end|>"
+    assert decode(tokenizer, chat(tokenizer).completion("b", "a")) == "b<|im_end|>"
 
 
 def test_a_completion_of_several_turns_is_all_that_follows_the_prompt() -> None:
     tokenizer = bpe_tokenizer(CALLS)
-    turns = (CALL, {"role": "tool", "content": "7"}, {"role": "assistant", "content": "b"})
-    text = decode(tokenizer, chat(tokenizer).completion("a", turns))
+    turns = (CALL, Message("tool", "7"), Message("assistant", "b"))
+    text = decode(tokenizer, chat(tokenizer).completion(turns, "a"))
     assert text.startswith("<tool_call>")
     assert text.endswith("</tool_call><|eot|><|im_start|>tool\n7<|im_end|>\n<|im_start|>assistant\nb<|im_end|>")
-    back = (turns[2], {"role": "user", "content": "c"}, CALL)
-    assert decode(tokenizer, chat(tokenizer).completion("a", back)).endswith("</tool_call><|eot|>")
+    back = (turns[2], Message("user", "c"), CALL)
+    assert decode(tokenizer, chat(tokenizer).completion(back, "a")).endswith("</tool_call><|eot|>")
 
 
 def test_earlier_thoughts_that_the_template_drops_are_dropped_from_the_completion() -> None:
-    said = [{"role": "assistant", "content": text, "reasoning_content": "hm"} for text in "ab"]
-    turns = (said[0], {"role": "user", "content": "c"}, said[1])
+    said = [Message("assistant", text, json_text({"reasoning_content": "hm"})) for text in "ab"]
+    turns = (said[0], Message("user", "c"), said[1])
     tokenizer = bpe_tokenizer(THINKS)
-    assert decode(tokenizer, chat(tokenizer).completion("x", turns)) == (
+    assert decode(tokenizer, chat(tokenizer).completion(turns, "x")) == (
         "a<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\nb<|im_end|>"
     )
     # Where the prompt has opened a block that the first reply then lacks, the template does not continue it.
     with pytest.raises(ValueError, match=r"found 1 of 1 examples where it does not \(x\): after .* follows '<think>"):
-        chat(bpe_tokenizer(OPENS)).completion("x", turns, where="x")
+        chat(bpe_tokenizer(OPENS)).completion(turns, "x", where="x")
 
 
 def test_a_template_that_closes_turns_with_text_leaves_eos() -> None:
     tokenizer = bpe_tokenizer(TEXT_ENDS)
-    assert decode(tokenizer, chat(tokenizer).completion("a", "b\n")) == "b\n</s>"
+    assert decode(tokenizer, chat(tokenizer).completion("b\n", "a")) == "b\n</s>"
 
 
 def test_a_token_that_is_not_marked_as_special_can_end_a_turn() -> None:
     tokenizer = bpe_tokenizer(CHATML.replace("<|im_end|>", "<|stop|>"))
     tokenizer.add_tokens(["<|stop|>"])
-    assert decode(tokenizer, chat(tokenizer).completion("a", "b")) == "b<|stop|>"
+    assert decode(tokenizer, chat(tokenizer).completion("b", "a")) == "b<|stop|>"
 
 
 # Tokenising only the end of a prompt
@@ -177,15 +177,15 @@ def test_control_text_ends_the_prompt_and_the_completion_continues_after_it(fami
             rest = served(tokenizer, "ab", {"role": "assistant", "content": reply})[len(served(tokenizer, "ab")) :]
             end = tokens.tokenizer.convert_ids_to_tokens(tokens.end_of_turn)
             whole = start + rest[: rest.rindex(end) + len(end)]  # type: ignore[arg-type]
-            completion = tokens.completion("ab", reply, GOOD)
+            completion = tokens.completion(reply, "ab", GOOD)
             assert ids + completion == ids_of(tokenizer, whole)
-            assert chat(conditioned).completion("ab", reply) == completion, "also where the exported template writes it"
+            assert chat(conditioned).completion(reply, "ab") == completion, "also where the exported template writes it"
 
 
 def test_the_text_of_a_reply_is_what_the_template_writes_again() -> None:
     for trait in ("think block inserted", "channel header", "no generation prompt", "none"):
         tokens = chat(bpe_tokenizer(TRAITS[trait].template))
-        assert tokens.text(tokens.completion("a", "hello world")) == "hello world", trait
+        assert tokens.text(tokens.completion("hello world", "a")) == "hello world", trait
     tokens = chat(bpe_tokenizer(TRAITS["channel header"].template))
     other = ids_of(tokens.tokenizer, f"final{GOOD} words<|eot|>")
     assert tokens.text(other) == "final words", "without special tokens, as a server returns it"
@@ -201,7 +201,7 @@ def test_many_exchanges_are_those_of_each() -> None:
         ]
         for one, found in zip(exchanges, tokens.tokenise(exchanges), strict=True):
             assert found.prompt == tokens.prompt(one.prompt)
-            assert found.completions == [tokens.completion(one.prompt, reply, one.control) for reply in one.replies]
+            assert found.completions == [tokens.completion(reply, one.prompt, one.control) for reply in one.replies]
 
 
 # Which template
@@ -211,7 +211,7 @@ def test_a_template_that_does_not_continue_its_prompt_is_refused_with_what_helps
     with pytest.raises(
         ValueError, match=r"^data: expected the chat template to write every prompt the same way"
     ) as error:
-        chat(bpe_tokenizer(FORGETS)).completion("a", "world", where="f:2#0")
+        chat(bpe_tokenizer(FORGETS)).completion("world", "a", where="f:2#0")
     for words in (
         "found 1 of 1 examples where it does not (f:2#0): after '",
         "assistant\\n' follows '<think>\\n' in the prompt alone, 'world<|im_end|>\\n' with the reply",
@@ -220,14 +220,14 @@ def test_a_template_that_does_not_continue_its_prompt_is_refused_with_what_helps
     ):
         assert words in str(error.value)
     tokenizer = bpe_tokenizer(with_defaults(FORGETS, {"enable_thinking": False}))
-    assert decode(tokenizer, chat(tokenizer).completion("a", "world")) == "world<|im_end|>"
+    assert decode(tokenizer, chat(tokenizer).completion("world", "a")) == "world<|im_end|>"
 
 
 def test_of_several_templates_the_default_is_used() -> None:
     several: Any = {"default": CHATML, "tool_use": TRAITS["channel header"].template}
     one, other = chat(bpe_tokenizer(several)), chat(bpe_tokenizer(CHATML))
     assert one.prompt("a") == other.prompt("a")
-    assert one.completion("a", "b") == other.completion("a", "b")
+    assert one.completion("b", "a") == other.completion("b", "a")
     with pytest.raises(ValueError, match=r"templates rag, tool_use and none named default"):
         chat(bpe_tokenizer({"rag": CHATML, "tool_use": CHATML}))  # type: ignore[arg-type]
 
@@ -260,8 +260,8 @@ def test_rendered_texts_are_taken_as_they_are() -> None:
     assert tokens.prompt(prompt) == ids_of(tokenizer, prompt) == chat(tokenizer).prompt("a")
     expected = ids_of(tokenizer, "b<|im_end|>")
     for reply in ("b<|im_end|>", "b", "b<|im_end|>\n"):
-        assert tokens.completion(prompt, reply) == expected, "one end, never two"
-    assert decode(tokenizer, tokens.completion(prompt, "b</s>")) == "b</s>"
+        assert tokens.completion(reply, prompt) == expected, "one end, never two"
+    assert decode(tokenizer, tokens.completion("b</s>", prompt)) == "b</s>"
     assert tokens.key != chat(tokenizer).key
     with pytest.raises(ValueError, match=r"^x: expected a text as prompt with data\.text=rendered, found turns"):
         tokens.prompt(PROMPTS[1], where="x")

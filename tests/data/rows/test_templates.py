@@ -36,7 +36,7 @@ def test_a_name_a_file_or_the_template_itself(tmp_path: Path) -> None:
     file.write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"mine.jinja cannot be read as text"):
         template_of(str(file))
-    with pytest.raises(ValueError, match="expected plain, chatml, a file or a Jinja template, found 'chatlm'"):
+    with pytest.raises(ValueError, match="expected plain, chatml, a file or Jinja, found 'chatlm'"):
         template_of("chatlm")
 
 

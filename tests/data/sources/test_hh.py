@@ -9,7 +9,7 @@ import pytest
 
 from halos.data.reading.files import Piece, read_piece
 from halos.data.records.record import Completion, Message, Record, messages_of
-from halos.data.sources.hh import HHSource, hh_record
+from halos.data.sources.hh import HHSource
 
 HARMLESS = Path(__file__).parents[4] / "shared/data/hh-rlhf/harmless-base-test.jsonl.gz"
 needs_harmless = pytest.mark.skipif(not HARMLESS.exists() and "CI" not in os.environ, reason="no HH data here")
@@ -17,7 +17,7 @@ needs_harmless = pytest.mark.skipif(not HARMLESS.exists() and "CI" not in os.env
 
 def read(chosen: object, rejected: object) -> tuple[Record | None, Counter[str]]:
     dropped = Counter[str]()
-    return hh_record("f:3", {"chosen": chosen, "rejected": rejected}, dropped), dropped
+    return HHSource().record("f:3", {"chosen": chosen, "rejected": rejected}, dropped), dropped
 
 
 def prompt(*turns: tuple[str, str]) -> tuple[Message, ...]:
@@ -91,7 +91,7 @@ def test_fields_of_another_format() -> None:
     with pytest.raises(ValueError, match=r"^f:3: expected 'chosen' to be a text; found"):
         read([{"role": "user", "content": "q"}], "x")
     with pytest.raises(ValueError, match=r"^f:3: expected the key 'chosen'; found 'prompt'"):
-        hh_record("f:3", {"prompt": "q"}, Counter())
+        HHSource().record("f:3", {"prompt": "q"}, Counter())
 
 
 def words(text: str) -> list[str]:
@@ -115,7 +115,7 @@ def test_no_text_of_the_real_data_is_lost() -> None:
     dropped = Counter[str]()
     kept = 0
     for where, row in read_piece(Piece(HARMLESS)):
-        record = hh_record(where, row, dropped)
+        record = HHSource().record(where, row, dropped)
         if record is not None:
             kept += 1
             assert record.id == f"{HARMLESS}:{where.rsplit(':', 1)[1]}"

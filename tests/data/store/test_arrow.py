@@ -57,7 +57,6 @@ def test_a_table_holds_what_its_parts_gave_in_order(store: Store) -> None:
     assert len(found) == len(EXPECTED)
     assert found.numbers("n").tolist() == EXPECTED
     assert found.sizes("many").tolist() == [n % 4 for n in EXPECTED]
-    assert found.values("many").tolist() == [n for n in EXPECTED for _ in range(n % 4)]
     assert [found.list_at(row, "many").tolist() for row in range(len(found))] == [[n] * (n % 4) for n in EXPECTED]
     assert found.notes == [{"task": task} for task in range(3)]
     for rows in ([], [0], [38], [2, 3], [0, 7, 8, 9, 20, 38], list(range(39))):
@@ -79,7 +78,7 @@ def test_an_empty_table_has_empty_columns(tmp_path: Path) -> None:
         return {}
 
     found = table(Store(tmp_path, 1), make=nothing)
-    assert len(found) == len(found.numbers("n")) == len(found.sizes("many")) == len(found.values("many")) == 0
+    assert len(found) == len(found.numbers("n")) == len(found.sizes("many")) == 0
     assert texts(found, []) == []
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from halos.data.records.record import Completion, Message, Record
 from halos.data.records.table import loose_prompt, table_of
+from halos.data.sources.adapted import Origin
 from halos.data.sources.base import Records, Source
-from halos.data.sources.json_source import JsonSource
-from halos.data.sources.origin import Origin
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import MEMORY
 from halos.data.streaming import examples as streams
 from halos.data.streaming.examples import IN_VALIDATION, Counted, Drawn, Stream, bundles, runs, shuffled, with_partners
@@ -22,6 +22,7 @@ from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Labelled
 from halos.data.views.selection import Selection
 from halos.data.views.turns import expand_turns
+from tests.data.streaming.streams import stream_of
 
 
 class Listed(Source):
@@ -44,7 +45,7 @@ def labelled(n: int, prompt: str = "", **more: Any) -> Record:
 
 
 def stream(records: list[Record], view: str = "binary", **options: Any) -> Stream:
-    return Stream(source=Listed(records), view=view, **options)
+    return stream_of(Listed(records), view, **options)
 
 
 def first(made: Stream, count: int, counted: Counted | None = None) -> list[str]:
@@ -113,7 +114,7 @@ def test_prompts_that_are_validated_on_are_left_out_and_counted() -> None:
     records = [labelled(n) for n in range(6)]
     held = frozenset(map(loose_prompt, ["Q1", "q4 "]))
     counted = Counted()
-    made = stream(records, held=held, buffer=1)
+    made = stream(records, held=held, shuffle_buffer=1)
     assert first(made, 8, counted) == [f"f:{n}#0" for n in (0, 2, 3, 5, 0, 2, 3, 5)]
     assert counted.read[IN_VALIDATION] == 2
     assert counted.read["records"] == 4, "a second pass counts nothing again"
@@ -171,19 +172,19 @@ def test_a_shuffled_bundle_comes_from_the_next_ones() -> None:
 
 def test_order_depends_on_the_seed_alone_and_is_another_in_each_pass() -> None:
     records = [labelled(n) for n in range(40)]
-    made = first(stream(records, buffer=16), 80)
+    made = first(stream(records, shuffle_buffer=16), 80)
     assert sorted(made[:40]) == sorted(made[40:]) == sorted(f"f:{n}#0" for n in range(40))
     assert made[:40] != made[40:]
-    assert made == first(stream(records, buffer=16), 80)
-    assert made != first(stream(records, buffer=16, seed=1), 80)
-    assert first(stream(records, buffer=1), 41) == [*(f"f:{n}#0" for n in range(40)), "f:0#0"]
+    assert made == first(stream(records, shuffle_buffer=16), 80)
+    assert made != first(stream(records, shuffle_buffer=16, seed=1), 80)
+    assert first(stream(records, shuffle_buffer=1), 41) == [*(f"f:{n}#0" for n in range(40)), "f:0#0"]
 
 
 def test_examples_of_a_prompt_are_drawn_together() -> None:
     records = [Record(f"f:{n}", f"q{n}", (Completion("a"), Completion("b")), ((0, 1),)) for n in range(20)]
-    made = first(stream(records, buffer=10), 40)
+    made = first(stream(records, shuffle_buffer=10), 40)
     assert all(one.replace("#0", "#1") == other for one, other in zip(made[::2], made[1::2], strict=True))
-    alone = first(stream(records, buffer=10, together=1), 40)
+    alone = first(stream(records, shuffle_buffer=10, keep_together=1), 40)
     assert not all(one.replace("#0", "#1") == other for one, other in zip(alone[::2], alone[1::2], strict=True))
     assert sorted(alone) == sorted(made)
 
@@ -241,7 +242,7 @@ def test_no_more_records_are_alive_than_the_buffer_holds(tmp_path: Path) -> None
 
     before = count()
 
-    made = Stream(source=JsonSource(file), view="binary", buffer=100, mismatched=True)
+    made = stream_of(FeedbackFiles(file), shuffle_buffer=100, mismatched=True)
     for n, _ in enumerate(islice(made.drawn(Counted()), 4800)):
         if n % 400 == 0:
             alive.append(count() - before)
@@ -254,13 +255,14 @@ def test_files_are_counted_and_named(tmp_path: Path) -> None:
     file = tmp_path / "f.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     counted = Counted()
-    first(Stream(source=JsonSource(file), view="binary"), 5, counted)
-    assert counted.origins == {
-        str(file): Origin(2, 1, Counter({"empty completion": 1}), {"empty completion": [f"{file}:2"]})
-    }
+    first(stream_of(FeedbackFiles(file)), 5, counted)
+    columns = Counter({"prompt: prompt": 2, "completion: completion": 2, "label: label": 2})
+    dropped = Counter({"empty completion": 1})
+    places = {"empty completion": [f"{file}:2"]}
+    assert counted.origins == {str(file): Origin(2, 1, dropped, places, columns=columns)}
     assert counted.passes == 5
     with pytest.raises(ValueError, match=r"data.strict: .*found empty completion \(1: .*f.jsonl:2\)"):
-        first(Stream(source=JsonSource(file), view="binary", strict=True), 1)
+        first(stream_of(FeedbackFiles(file), strict=True), 1)
     file.write_text(json.dumps(rows[0]) + "\n{\n")
     with pytest.raises(ValueError, match=r"f.jsonl:2: expected JSON"):
-        first(Stream(source=JsonSource(file), view="binary"), 1)
+        first(stream_of(FeedbackFiles(file)), 1)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from halos.data.preparation.prepare import DataNeeds
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.streaming.module import StreamingDataModule
 from halos.data.views.selection import Selection
 from tests import tiny
@@ -24,7 +24,7 @@ def write(file: Path, *, start: int = 0, count: int = 30) -> str:
 
 
 def module(train: str, val: str | None = None, *, view: str = "binary", **options: Any) -> StreamingDataModule:
-    made = StreamingDataModule(JsonSource(train, val), **{"max_length": 100, "batch_size": 4, **options})
+    made = StreamingDataModule(FeedbackFiles(train, val), **{"max_length": 100, "batch_size": 4, **options})
     made.prepare(DataNeeds(view=view, mismatched=view == "binary"), tiny.bpe_tokenizer(tiny.CHATML))
     return made
 
@@ -51,7 +51,7 @@ def test_validation_has_files_of_its_own_and_training_leaves_their_prompts_out(t
     loader = attach(made)
     assert set(ids(loader)) == {f"{tmp_path}/t.jsonl:{n}#0" for n in range(1, 21)}
     assert made.take_account()
-    counts = made.intake.report()["splits"]["train"]["counts"]  # type: ignore[index]
+    counts = made.prepared.intake.report()["splits"]["train"]["counts"]  # type: ignore[index]
     assert counts["training records whose prompt is in the validation data left out"] == 10
     assert counts["records"] == counts["examples"] == 20
     assert counts["passes"] == 3  # of 20 examples each, 40 read and one that waits for its mismatched one
@@ -62,7 +62,7 @@ def test_the_first_records_are_held_out(tmp_path: Path) -> None:
     made = planned(module(file, val_size=5))
     assert [row.id for row in made.rows["val"].rows] == [f"{file}:{n}#0" for n in range(1, 6)]
     assert set(ids(attach(made))) == {f"{file}:{n}#0" for n in range(6, 31)}
-    with pytest.raises(ValueError, match=r"data.val_size: expected at most all 30 records of the stream, found 31"):
+    with pytest.raises(ValueError, match=r"data.val_size: expected at most 30, the records of the stream; found 31"):
         module(file, val_size=31)
 
 
@@ -88,10 +88,10 @@ def test_a_loader_goes_on_behind_what_was_served(tmp_path: Path, served: int, wo
     made.load_state_dict(account)
     second.load_state_dict(state)
     assert [batch.ids for batch in second] == whole[served:]
-    tokens = made.tokens_in(10, accumulate=1, world_size=1)
+    tokens = made.tokens_in(10)
     made._before.clear()
     everything = attach(made)
-    assert tokens == sum(batch.total_tokens for batch in everything) == made.tokens_in(10, accumulate=1, world_size=1)
+    assert tokens == sum(batch.total_tokens for batch in everything) == made.tokens_in(10)
 
 
 def test_two_ranks_see_what_one_does(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_key_covers_files_and_settings(tmp_path: Path) -> None:
 )
 def test_what_needs_all_data_is_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        StreamingDataModule(JsonSource(write(tmp_path / "t.jsonl")), **options)
+        StreamingDataModule(FeedbackFiles(write(tmp_path / "t.jsonl")), **options)
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.parquet.gz", "missing.jsonl", "a.txt"])
@@ -139,7 +139,7 @@ def test_files_that_are_read_whole_are_refused(tmp_path: Path, name: str) -> Non
     with pytest.raises(
         ValueError, match=rf"{name}: (expected a file that can be read row by row|no such|expected a name)"
     ):
-        StreamingDataModule(JsonSource(str(tmp_path / name)))
+        StreamingDataModule(FeedbackFiles(str(tmp_path / name)))
 
 
 def test_steps_have_to_be_given(tmp_path: Path) -> None:
@@ -147,12 +147,12 @@ def test_steps_have_to_be_given(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trainer.max_steps: expected the number of steps .* found -1"):
         made.plan(epochs=3, max_steps=-1, accumulate=1, world_size=1)
     with pytest.raises(ValueError, match=r"not computed beforehand with data.streaming=true"):
-        made.scored_rows(accumulate=1, world_size=1)
+        made.scored_rows()
 
 
 def test_the_longest_sequence_is_as_long_as_the_limit(tmp_path: Path) -> None:
     made = module(write(tmp_path / "t.jsonl"))
-    assert made.prepared.longest() == made.limits.max_length
+    assert made.prepared.longest() == made.preparation.limits.max_length
 
 
 def test_a_prompt_over_the_limit_is_named_before_training(tmp_path: Path) -> None:

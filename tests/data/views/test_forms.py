@@ -79,7 +79,7 @@ def test_a_view_of_a_table_is_that_of_its_runs(
     examples: list[Example] = []
     report: Counter[str] = Counter()
     for run in runs:
-        of_one, counts = of_run(view, run, selection.prepare_run(view, run))
+        of_one, counts = of_run(view, run, selection.prepare(view, run, run))
         examples += of_one
         report.update(counts)
     expected, counted = view_of_table(view, table_in_parts([r for run in runs for r in run], edges), selection)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from halos.data.batches import packing
 from halos.data.batches.packing import PROMPT, Pack, pack
 from halos.data.rows.token_rows import Row
-from halos.policy.logprobs.attention import PackedAttention, ScoreOptions, attend, repeats_heads
+from halos.policy.logprobs.attention import PackedAttention, attend, repeats_heads
+from halos.policy.logprobs.flex import ScoreOptions
 from tests import tiny
 
 ROWS = [*tiny.rows(4, branches=2, seed=2), Row("long", 7, tuple(range(12)), (tuple(range(9)), tuple(range(11))))]

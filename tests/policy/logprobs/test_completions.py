@@ -11,6 +11,7 @@ from halos.data.batches import collate as batches
 from halos.data.batches.collate import Batch, collate
 from halos.data.rows.token_rows import Row
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
+from halos.policy.logprobs.head import HeadOptions
 from tests import tiny
 
 ROWS = tiny.rows(5, branches=2)
@@ -234,7 +235,7 @@ def test_autocast_gives_float32_results_and_every_gradient(architecture: str) ->
 
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_hidden_states_are_those_that_predict_each_token(model: Any, chunks: int) -> None:
-    logprobs = completion_logprobs(model, collate(ROWS, chunks=chunks, mismatched=True), with_hidden=True)
+    logprobs = completion_logprobs(model, collate(ROWS, chunks=chunks, mismatched=True), HeadOptions(with_states=True))
     assert logprobs.hidden is not None
     assert logprobs.hidden.shape == (*logprobs.mask.shape, 16)
     assert not logprobs.hidden.requires_grad
@@ -249,7 +250,7 @@ def test_hidden_states_are_those_that_predict_each_token(model: Any, chunks: int
 
 def test_hidden_states_through_the_head_give_the_log_probs(llama: Any) -> None:
     batch = collate(ROWS)
-    logprobs = completion_logprobs(llama, batch, with_hidden=True)
+    logprobs = completion_logprobs(llama, batch, HeadOptions(with_states=True))
     logits = llama.get_output_embeddings()(logprobs.hidden)
     for b, row in enumerate(ROWS):
         for k, branch in enumerate(row.branches):

@@ -11,11 +11,12 @@ from halos.data.batches import packing
 from halos.data.batches.collate import collate
 from halos.data.batches.packing import PROMPT, Pack, pack
 from halos.data.rows.token_rows import Row
-from halos.policy.loading import ModelSpec
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs import attention, flex, packed
-from halos.policy.logprobs.attention import PackedAttention, ScoreOptions, attend_by_flex, attends_by_flex
+from halos.policy.logprobs.attention import PackedAttention
 from halos.policy.logprobs.completions import completion_logprobs
-from halos.policy.logprobs.flex import block_mask
+from halos.policy.logprobs.flex import ScoreOptions, attend_by_flex, attends_by_flex, block_mask
+from halos.policy.logprobs.head import HeadOptions
 from halos.policy.logprobs.packed import can_pack
 from halos.sharding.weights import make_backbone
 from tests import tiny
@@ -90,12 +91,12 @@ def test_log_probs_are_those_of_separate_calls(architecture: str, monkeypatch: p
     batch = collate(ROWS, mismatched=True, packing=True)
     model = tiny.exact(tiny.model(architecture, dtype=torch.float64))
     with torch.no_grad():  # PyTorch has no backward pass of it for CPUs
-        expected = completion_logprobs(model, batch, head_chunk=4).tokens
+        expected = completion_logprobs(model, batch, HeadOptions(4)).tokens
         assert not calls
         packed._can_pack.clear()
         attend_by_flex(model)
         assert can_pack(model)
-        found = completion_logprobs(model, batch, head_chunk=4).tokens
+        found = completion_logprobs(model, batch, HeadOptions(4)).tokens
     assert len(calls) == 4 * model.config.num_hidden_layers  # two packs to try it out, and two
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
@@ -111,8 +112,9 @@ def test_without_cuda_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("by_flex", [False, True])
 def test_the_word_of_the_config_reaches_policy_and_reference(by_flex: bool, tmp_path: Path) -> None:
-    spec = ModelSpec(path=str(tiny.save(tmp_path)), packed_attention="flex" if by_flex else "pieces")
-    made = make_backbone(spec, None, dtype=torch.float32, new_tokens=(), vocabulary=0, with_reference=True)
+    attention = "flex" if by_flex else "pieces"
+    spec = ModelSpec(path=str(tiny.save(tmp_path)), packed_attention=attention, reference="live")
+    made = make_backbone(spec, None, LoadOptions(), reference=True)
     assert [attends_by_flex(part.policy) for part in made.with_reference_backbone()] == [by_flex, by_flex]
 
 

@@ -12,7 +12,7 @@ from halos.data.batches.collate import collate
 from halos.policy.logprobs import chunked_head
 from halos.policy.logprobs.chunked_head import LogitShape, chunked_logprobs
 from halos.policy.logprobs.completions import completion_logprobs
-from halos.policy.logprobs.head import logit_shape
+from halos.policy.logprobs.head import HeadOptions, logit_shape
 from halos.policy.logprobs.packed import can_pack
 from tests import tiny
 
@@ -199,7 +199,7 @@ def test_scaled_logits_are_known_and_give_the_models_own_gradients(architecture:
         model = AutoModelForCausalLM.from_config(config).double()
     assert logit_shape(model) == LogitShape(0.25)
     batch = collate(tiny.rows(4), packing=True)
-    plain, chunked = completion_logprobs(model, batch), completion_logprobs(model, batch, head_chunk=3)
+    plain, chunked = completion_logprobs(model, batch), completion_logprobs(model, batch, HeadOptions(3))
     torch.testing.assert_close(chunked.tokens, plain.tokens, rtol=0, atol=1e-10)
     gradients = [torch.autograd.grad(found.sum.sum(), list(model.parameters())) for found in (plain, chunked)]
     for left, right in zip(*gradients, strict=True):
@@ -238,7 +238,7 @@ def test_a_wrapped_head_is_computed_whole_and_exactly() -> None:
     assert logit_shape(model) is None
     batch = collate(tiny.rows(4), packing=True)
     expected = completion_logprobs(model, batch)
-    assert torch.equal(completion_logprobs(model, batch, head_chunk=3).tokens, expected.tokens)
+    assert torch.equal(completion_logprobs(model, batch, HeadOptions(3)).tokens, expected.tokens)
 
 
 def test_finding_out_draws_no_random_numbers() -> None:

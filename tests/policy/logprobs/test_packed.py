@@ -19,6 +19,7 @@ from halos.objectives import KTO, PPO, Objective
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs import packed
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
+from halos.policy.logprobs.head import HeadOptions
 from halos.policy.logprobs.packed import can_pack
 from halos.policy.logprobs.token_statistics import STATISTICS
 from tests import tiny
@@ -56,7 +57,7 @@ def llama() -> Any:
 
 def logprobs(model: Any, rows: list[Row] = ROWS, *, head_chunk: int | None = None, **options: Any) -> LogProbs:
     batch, names = collate(rows, **options), tuple(STATISTICS)
-    return completion_logprobs(model, batch, with_hidden=True, head_chunk=head_chunk, statistics=names)
+    return completion_logprobs(model, batch, HeadOptions(head_chunk, names, with_states=True))
 
 
 def with_gradients(model: Any, **options: Any) -> tuple[LogProbs, list[Tensor]]:
@@ -279,7 +280,7 @@ def test_other_architectures_are_tried_out_and_give_the_same_numbers(architectur
     made = other(architecture, **{**COMMON, **sizes})
     assert can_pack(made)
     expected = completion_logprobs(made, collate(ROWS, mismatched=True)).tokens
-    found = completion_logprobs(made, collate(ROWS, mismatched=True, packing=True), head_chunk=3).tokens
+    found = completion_logprobs(made, collate(ROWS, mismatched=True, packing=True), HeadOptions(3)).tokens
     assert_same([found], [expected], VALUES)
 
 
@@ -304,7 +305,7 @@ def test_models_that_cannot_get_padded_rows_and_say_so_once(
     made = other(architecture, torch.float32, **sizes)
     packed._warnings_given.clear()
     with caplog.at_level(logging.WARNING, logger="halos"):
-        found = completion_logprobs(made, collate(ROWS, packing=True, chunks=2), head_chunk=3)
+        found = completion_logprobs(made, collate(ROWS, packing=True, chunks=2), HeadOptions(3))
         completion_logprobs(made, collate(ROWS, packing=True, chunks=2))
     assert_same([found.tokens], [completion_logprobs(made, collate(ROWS)).tokens], 1e-5)
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("halos")]
@@ -354,7 +355,7 @@ def test_layers_that_are_checkpointed_the_other_way_rule_packing_out(llama: Any)
 def test_parts_of_a_micro_batch_give_the_same_numbers(llama: Any, most: int, share: bool, mismatched: bool) -> None:
     def found(**options: Any) -> tuple[list[Tensor], list[Tensor]]:
         batch = collate(ROWS, packing=True, share_prompts=share, mismatched=mismatched, **options)
-        made = completion_logprobs(llama, batch, head_chunk=3, statistics=["entropy"])
+        made = completion_logprobs(llama, batch, HeadOptions(3, ("entropy",)))
         trained = made.tokens[:, :-1] if mismatched else made.tokens
         assert made.statistics is not None
         return [made.tokens, made.statistics], list(torch.autograd.grad(trained.sin().sum(), list(llama.parameters())))
@@ -375,7 +376,7 @@ def test_parts_keep_the_activations_of_one_at_a_time(llama: Any) -> None:
     def activations(most: int | None) -> int:
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            completion_logprobs(llama, collate(ROWS, packing=True, max_tokens=most), head_chunk=3)
+            completion_logprobs(llama, collate(ROWS, packing=True, max_tokens=most), HeadOptions(3))
         return sum(kept)
 
     assert activations(1) < activations(None) / 10

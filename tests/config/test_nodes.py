@@ -1,6 +1,6 @@
 """Nested nodes as flat keys."""
 
-from halos.config.flat import flatten
+from halos.config.nodes import flatten
 
 
 def test_keys_are_joined_by_dots_and_no_leaf_is_lost() -> None:

@@ -1,0 +1,71 @@
+"""A check that a chat template writes the tools, calls and thoughts of a conversation instead of leaving them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from halos.data.records.record import Conversation, Message, Prompt, Reply, messages_of, with_messages
+from halos.data.rows.rendering import render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CALLS = ("tool_calls", "function_call")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+
+
+def check_written(tokenizer: PreTrainedTokenizerBase, where: str, prompt: Prompt, reply: Reply) -> None:
+    """Check that the text of a conversation depends on its tools, its calls and the thoughts of its reply.
+
+    The thoughts of earlier turns are not checked: many templates leave them out, when serving too.
+
+    Args:
+        tokenizer: has the chat template.
+        where: the place of the conversation in the data.
+        prompt: the prompt.
+        reply: the completion.
+
+    Raises:
+        ValueError: names what the template does not write.
+    """
+    if isinstance(prompt, str) and isinstance(reply, str):
+        return
+    turns = tuple(messages_of(prompt))
+    if isinstance(prompt, Conversation) and prompt.tools:
+        _check(tokenizer, where, "tools", (prompt, None), (replace(prompt, tools=""), None))
+    if _have(turns, CALLS):
+        without = with_messages(prompt, _without(turns, CALLS))
+        _check(tokenizer, where, "tool_calls", (prompt, None), (without, None))
+    if isinstance(reply, tuple):
+        for names in (CALLS, THOUGHTS):
+            if _have(reply, names):
+                _check(tokenizer, where, names[0], (prompt, reply), (prompt, _without(reply, names)))
+
+
+def _check(
+    tokenizer: PreTrainedTokenizerBase,
+    where: str,
+    name: str,
+    own: tuple[Prompt, Reply | None],
+    without: tuple[Prompt, Reply | None],
+) -> None:
+    text = render(tokenizer, *own, where=where)
+    try:
+        other = render(tokenizer, *without, where=where)
+    except ValueError:  # a template may refuse an answer of a tool that nobody called; it reads the calls then
+        return
+    if text == other:
+        raise ValueError(
+            f"{where}: expected a chat template that writes {name}, found one whose text is the same without; "
+            "set another template with model.chat_template"
+        )
+
+
+def _have(turns: Iterable[Message], names: tuple[str, ...]) -> bool:
+    return any(name in turn.as_dict() for turn in turns if turn.fields for name in names)
+
+
+def _without(turns: Iterable[Message], names: tuple[str, ...]) -> tuple[Message, ...]:
+    return tuple(turn.without(names) for turn in turns)

@@ -1,0 +1,125 @@
+"""The terminal: what others wrote is shown, and neither controls the terminal nor is read as markup."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from halos import terminal
+from tests.test_safe_text import BAD
+
+Printed = pytest.CaptureFixture[str]
+EVIL = "\x1b]0;title\x07\x1b[2J\x1b]52;c;AAAA\x07\x9b31m\u202e[bold]x[/] [/nothing] :smile: " + "\\" * 3
+SHOWN = r"\x1b]0;title\x07\x1b[2J\x1b]52;c;AAAA\x07\x9b31m\u202e[bold]x[/] [/nothing] :smile: " + "\\" * 3
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal.console, "_width", 400)
+
+
+def test_strings_and_styled_parts_are_shown_as_they_are(capsys: Printed) -> None:
+    terminal.say(EVIL)
+    terminal.console.print(terminal.styled("a", (EVIL, "bold"), EVIL))
+    terminal.console.print(EVIL, EVIL)
+    assert capsys.readouterr().out.splitlines() == [SHOWN, f"a{SHOWN}{SHOWN}", f"{SHOWN} {SHOWN}"]
+
+
+def test_cells_headers_and_titles_of_tables_are_shown_as_they_are(capsys: Printed) -> None:
+    table = Table(EVIL, title=EVIL, caption=EVIL)
+    table.add_column(terminal.styled(EVIL))
+    table.add_row(EVIL, terminal.styled((EVIL, "red")))
+    terminal.console.print(table)
+    out = capsys.readouterr().out
+    assert out.count(SHOWN) == 6
+    assert not set(BAD) - {"\n"} & set(out)
+
+
+def test_the_name_of_a_progress_bar_is_shown_as_it_is(capsys: Printed) -> None:
+    assert list(terminal.track(EVIL, [1, 2])) == [1, 2]
+    # But for names of emoji, which a bar replaces.
+    assert SHOWN.replace(":smile:", "😄") in capsys.readouterr().out
+
+
+def test_a_terminal_with_colours_gets_no_other_controls_than_ours() -> None:
+    out = io.StringIO()
+    console = terminal.PlainConsole(file=out, force_terminal=True, color_system="standard", width=400)
+    for character in set(BAD) - {"\n", "\t"}:
+        console.print(character, terminal.styled((character, "bold")))
+    plain = out.getvalue().replace("\x1b[1m", "").replace("\x1b[0m", "")
+    assert not set(BAD) - {"\n"} & set(plain)
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # so that it is put back
+    factory = logging.getLogRecordFactory()
+    terminal.set_up_logging()
+    yield logging.getLogger("halos.somewhere")
+    logging.setLogRecordFactory(factory)
+
+
+def test_messages_are_logged_in_one_line_without_controls(logged: logging.Logger, capsys: Printed) -> None:
+    logged.warning("%s\nerror: another line", EVIL)
+    out = capsys.readouterr().out
+    assert SHOWN + r"\nerror: another line" in " ".join(out.split())
+    assert not set(BAD) - {"\n"} & set(out)
+
+
+def test_messages_and_warnings_of_other_libraries_are_too(logged: logging.Logger, capsys: Printed) -> None:
+    another = logging.getLogger("another")
+    another.addHandler(logging.StreamHandler())
+    another.warning("read\n%s", EVIL)
+    assert capsys.readouterr().err == f"read\n{SHOWN}\n"
+    terminal.set_up_logging()  # twice is once
+    assert f": {SHOWN}\n" in warnings.formatwarning(EVIL, UserWarning, "file.py", 1, "")
+
+
+PRINTS = """
+import warnings
+from halos import terminal
+from halos.cli import end_with_one_line
+def job():
+    terminal.set_up_logging()
+    terminal.say("⟦Grüße⟧ \\ud800 ✓")
+    print("→", flush=True)
+    warnings.warn("w \\x1b[2J")
+    raise ValueError("bad: \\x1b[2J ⟦ü⟧ \\ud800")
+end_with_one_line(job)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_command_prints_whatever_the_encoding_lacks_as_escapes(encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "200"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", PRINTS], cwd=root, env=environment, capture_output=True, check=False)
+    said, arrow = done.stdout.decode(encoding).splitlines()
+    *warned, error = done.stderr.decode(encoding).splitlines()
+    assert done.returncode == 1
+    text = {"ascii": r"\u27e6Gr\xfc\xdfe\u27e7 \ud800 \u2713", "latin-1": r"\u27e6Grüße\u27e7 \ud800 \u2713"}
+    assert said == text.get(encoding, r"⟦Grüße⟧ \ud800 ✓")
+    assert arrow == ("→" if encoding == "utf-8" else r"\u2192")
+    assert error.startswith(r"error: bad: \x1b[2J ")
+    assert any(line.endswith(r"UserWarning: w \x1b[2J") for line in warned)
+
+
+@pytest.mark.slow
+@pytest.mark.runs
+def test_a_run_whose_output_is_ascii_ends_well(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    words = ["scripts/train.py", "trainer.max_steps=1", "data.source.size=8", f"output_dir={tmp_path}/run"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, *words], cwd=root, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rb"the tokens in \u27e6brackets\u27e7 are scored" in done.stdout
+    assert (tmp_path / "run" / "summary.json").is_file()
