@@ -45,7 +45,7 @@ def trained(folder: Path, tokenizer: Any, replies: list[str], *words: str) -> tu
 
 
 def trained_on(folder: Path, path: Path, file: Path, *words: str) -> tuple[Any, Any]:
-    model = ("loss=sft", "model=hf", f"model.path={path}", "data=json", f"data.train={file}", "data.val_size=0")
+    model = ("loss=sft", "model=hf", f"model.path={path}", "data=files", f"data.train={file}", "data.val_size=0")
     steps = ("trainer.max_epochs=null", "trainer.max_steps=150", "data.batch_size=10", "optim.lr=0.005")
     run(folder / "out", *model, *steps, "data.max_length=128", f"cache_dir={folder / 'cache'}", *words)
     made = folder / "out" / "model"
@@ -155,7 +155,7 @@ def test_a_dated_template_writes_one_date_in_a_run_also_where_it_resumes(
     path = save_model(tmp_path / "base", bpe_tokenizer(TRAITS["dated"].template))
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"prompt": topic, "completion": "b"}) + "\n" for topic in TOPICS))
-    words = ("loss=sft", "model=hf", f"model.path={path}", "data=json", f"data.train={file}", "data.batch_size=5")
+    words = ("loss=sft", "model=hf", f"model.path={path}", "data=files", f"data.train={file}", "data.batch_size=5")
     more = ("trainer.max_epochs=2", f"cache_dir={tmp_path / 'cache'}", "checkpoint_every=1", "data.val_size=0")
     monkeypatch.setattr(halos.commands.assembly, "today", lambda: datetime.date(2026, 3, 5))
     run_until("on_train_batch_end", 3, tmp_path / "out", *words, *more)
