@@ -1,11 +1,11 @@
-"""Keys that users name themselves: the variables of a chat template."""
+"""Keys that users name themselves: the variables of a chat template, the roles in their files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-OPEN = "model.chat_template_kwargs."
-"""The beginning of keys below which the configuration takes any name."""
+OPEN = ("model.chat_template_kwargs.", "data.roles.")
+"""The beginnings of keys below which the configuration takes any name."""
 
 
 def opened(words: Sequence[str]) -> list[str]:

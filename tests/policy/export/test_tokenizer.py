@@ -64,7 +64,7 @@ def test_no_older_template_of_the_base_is_left(named: bool, base: Path, tmp_path
     (base / "chat_template.json").write_text(json.dumps({"chat_template": "old"}))
     (base / "additional_chat_templates").mkdir()
     (base / "additional_chat_templates" / "rag.jinja").write_text("old")
-    tokenizer = ModelSpec(path=str(base)).tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = NAMED if named else tiny.WITH_EOT
     loaded = save(tokenizer, base, tmp_path / "out")
     assert loaded.chat_template == tokenizer.chat_template
