@@ -12,6 +12,7 @@ from halos.reporting import run_report
 from halos.reporting.data_report import show_report, write_report
 from halos.training.checkpoints import check_identity
 from halos.training.result import check_validated
+from halos.training.run_folder import held
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         ValueError: for a bad configuration, bad data or a bad model, before weights are loaded.
         halos.processes.signals.Interrupted: if a signal asks the run to end; it is a ``SystemExit``.
     """
-    with signals.caught(), ranks.lost_ranks_named():
+    with signals.caught(), ranks.lost_ranks_named(), held(cfg.output_dir):
         run = assemble(cfg)
         open_folder(run)
         show(run)
