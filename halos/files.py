@@ -30,26 +30,28 @@ def write_atomically(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def atomic_file(path: Path, *, shared: bool = False) -> AbstractContextManager[Path]:
+def atomic_file(path: Path, *, shared: bool = False, private: bool = False) -> AbstractContextManager[Path]:
     """Yield a path to write to; the file takes its final name when the block ends without an error.
 
     Args:
         path: the final name.
         shared: whether several processes may write this file at the same time. The last one to finish then wins.
             Otherwise what killed processes have left is removed.
+        private: whether only its owner may read it, whatever the umask.
     """
     if not shared:
         _remove_leftovers(path)
     part = _unused_name(path)
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
     return _moved_into_place(part, path)
 
 
-def atomic_folder(folder: Path) -> AbstractContextManager[Path]:
+def atomic_folder(folder: Path, *, private: bool = False) -> AbstractContextManager[Path]:
     """Yield an empty folder to write to; it replaces ``folder`` when the block ends without an error."""
     _remove_leftovers(folder)
     part = _unused_name(folder)
-    part.mkdir(parents=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.mkdir(mode=0o700 if private else 0o777)
     return _moved_into_place(part, folder)
 
 

@@ -34,7 +34,8 @@ def inspect_data(cfg: DictConfig) -> Intake:
     tokens = cfg.model.path is not None
     if tokens and cfg.view is None:
         raise ValueError("model.path: expected a view whose examples to tokenise, found view=null; set view=binary")
-    preparation = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir).preparation
+    cache = {"cache_dir": cfg.cache_dir, "cache_key_file": cfg.cache_key_file}
+    preparation = build_data(cfg.data, seed=cfg.seed, **cache).preparation
     intake = preparation.read()
     records = intake.records["train"]
     written: Iterable[dict[str, object]] = map(record_row, records)

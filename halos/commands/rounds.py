@@ -26,7 +26,7 @@ from halos.training.run_folder import RunFolder, held
 SETTINGS = "rounds.yaml"
 """The file that holds the settings of all rounds, next to their folders."""
 _FREE_KEYS = (
-    "output_dir", "resume", "overwrite", "cache_dir", "rounds.count", "trainer.enable_progress_bar", "claim", "logger",
+    "output_dir", "resume", "overwrite", "cache_", "rounds.count", "trainer.enable_progress_bar", "claim", "logger",
 )  # fmt: skip
 """Beginnings of keys that may change when a command continues the rounds of an earlier one."""
 _FEEDBACK_KEYS = ("judge", "rounds.")

@@ -139,7 +139,7 @@ with held({str(tmp_path)!r}):
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.read(4) == b"held"
-        with pytest.raises(ValueError, match="output_dir: .* is in use by another run"):
+        with pytest.raises(ValueError, match=r"output_dir: .* is in use by another run"):
             run(tmp_path, *words)
         assert [file.name for file in tmp_path.iterdir()] == [".lock"]
         other.communicate(b"\n")

@@ -28,7 +28,7 @@ def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int 
     """
     number -= 1
     # A line may be gigabytes: enumerate would keep it while its text is parsed, and so would the name ``line``.
-    for line in lines(file, start, stop):
+    for line in lines(file, start, stop, number + 1):
         number += 1
         where = f"{file}:{number}"
         text = decode(where, line)
@@ -37,6 +37,7 @@ def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int 
             hint = "; one list of objects is .json, rename the file" if number == 1 and text.lstrip()[0] == "[" else ""
             with _explained(where, hint):
                 row = DECODER.decode(text)
+            del text
             yield _as_row(where, row)
 
 
@@ -69,7 +70,7 @@ def parse_json(where: str, text: str) -> object:
 
 
 def _all_text(file: Path) -> str:
-    content = b"".join(lines(file))
+    content = b"".join(lines(file, longest=None))
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -119,6 +120,8 @@ def _explained(where: str, hint: str = "", *, many_lines: bool = False) -> Itera
         raise ValueError(f"{where}: expected JSON, found an error at column {error.colno}: {error.msg}{hint}") from None
     except RecursionError:
         raise ValueError(f"{where}: expected rows of plain fields, found JSON that is nested too deeply") from None
+    except MemoryError:
+        raise ValueError(f"{where}: expected rows that fit into memory, found one that does not") from None
     except ValueError as error:
         raise ValueError(f"{where}: expected JSON, found {error}") from None
 
