@@ -154,6 +154,19 @@ def link_atomically(link: Path, path: Path) -> None:
     _sync(link.parent)
 
 
+def in_home(path: str | Path) -> Path:
+    """Return the path with ``~`` replaced by the home folder.
+
+    Raises:
+        ValueError: it begins with ``~``, and there is no such user or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        hint = "set HOME, or write the whole path (HALOS_CACHE or cache_dir=… for the cache)"
+        raise ValueError(f"{path}: expected a home folder for ~, found none; {hint}") from None
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder with all it holds; nothing if there is none."""
     if path.is_dir() and not path.is_symlink():

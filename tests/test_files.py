@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pwd
 import re
 import signal
 import stat
@@ -203,6 +204,20 @@ def test_a_full_disk_names_the_path(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match=r"No space left on device: '.*card\.md'"):
         fill_the_disk()
+
+
+def test_a_home_that_is_not_there_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert files.in_home("~/a") == Path("/home/me/a")
+    monkeypatch.delenv("HOME")
+
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    assert files.in_home("/a") == Path("/a")
+    with pytest.raises(ValueError, match=r"^~/\.cache/halos: expected a home folder for ~, found none; set HOME, or "):
+        files.in_home("~/.cache/halos")
 
 
 def test_a_lock_is_held_by_one_process_and_free_once_that_is_killed(tmp_path: Path) -> None:

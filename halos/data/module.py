@@ -29,6 +29,7 @@ from halos.data.sources.base import Files, Source
 from halos.data.sources.json_source import JsonSource
 from halos.data.store.arrow import Store
 from halos.data.views.selection import Selection
+from halos.files import in_home
 from halos.processes.collectives import data_ranks
 
 if TYPE_CHECKING:
@@ -424,4 +425,4 @@ def cache_folder(cache_dir: str | Path | None) -> Path | None:
     """The folder that ``cache_dir`` names; ``auto`` is ``$HALOS_CACHE`` or ``~/.cache/halos``. None: no folder."""
     if cache_dir == "auto":
         cache_dir = os.environ.get("HALOS_CACHE") or "~/.cache/halos"
-    return None if cache_dir is None else Path(cache_dir).expanduser()
+    return None if cache_dir is None else in_home(cache_dir)

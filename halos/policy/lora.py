@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from halos.checks import check_whole
+from halos.files import in_home
 from halos.policy.adapters import POLICY, REFERENCE, adapter_layers
 from halos.policy.checks import check_safetensors
 
@@ -106,7 +107,7 @@ class LoRA:
         if self.quantize:
             check_quantization()
         if self.path is not None:
-            self._stored_config(Path(self.path).expanduser())
+            self._stored_config(in_home(self.path))
 
     def attach(
         self, model: PreTrainedModel, *, base: str, new_tokens: Sequence[int] = (), keep_start: bool = False
@@ -135,7 +136,7 @@ class LoRA:
                 "trainable_token_indices": list(new_tokens) or None,
             }
         else:
-            options = self._stored_config(Path(self.path).expanduser())
+            options = self._stored_config(in_home(self.path))
         options |= {"lora_dropout": self.dropout, "base_model_name_or_path": base, "task_type": "CAUSAL_LM"}
         for name in (POLICY, REFERENCE) if self.path is not None and keep_start else (POLICY,):
             try:
@@ -144,7 +145,7 @@ class LoRA:
                 raise ValueError(f"model.lora.target_modules: {error}") from error
             draw_start(model, name, INITS[self.init])
             if self.path is not None:
-                self._load(model, Path(self.path).expanduser(), name)
+                self._load(model, in_home(self.path), name)
         if self.path is not None:
             # peft activates the adapter that was added last, which is the reference's.
             for layer in adapter_layers(model).values():

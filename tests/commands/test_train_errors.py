@@ -1,9 +1,11 @@
 """What is refused, before a model is loaded."""
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import lightning.pytorch as pl
 import pytest
@@ -143,6 +145,22 @@ with held({str(tmp_path)!r}):
             run(tmp_path, *words)
         assert [file.name for file in tmp_path.iterdir()] == [".lock"]
         other.communicate(b"\n")
+
+
+@pytest.mark.parametrize("words", [(errno.ENOSPC, "No space left on device"), (errno.EDQUOT, "Quota exceeded")])
+def test_a_full_disk_is_reported_with_the_folder(
+    words: tuple[int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def assemble(cfg: object) -> None:
+        raise OSError(*words)  # as TensorBoard's writer does
+
+    monkeypatch.setattr(train_module(), "assemble", assemble)
+    with pytest.raises(OSError, match=f"{words[1]}: '{tmp_path}'"):
+        run(tmp_path)
+
+
+def train_module() -> ModuleType:
+    return sys.modules["halos.commands.train"]
 
 
 def test_two_runs_without_a_folder_of_their_own_get_different_ones() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from halos.data.reading.fields import shorten
 from halos.data.records.record import Conversation, Message, Prompt, Reply, messages_of
+from halos.files import in_home
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ def template_of(template: str) -> str:
         return TEMPLATES[template]
     if "{{" in template or "{%" in template:
         return template
-    file = Path(template).expanduser()
+    file = in_home(template)
     if not file.is_file():
         raise ValueError(f"model.chat_template: expected {', '.join(TEMPLATES)}, a file or Jinja, found {template!r}")
     try:

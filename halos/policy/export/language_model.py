@@ -6,9 +6,9 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halos.files import atomic_folder
 from halos.policy.adapters import adapter_layers, save_adapter
 from halos.policy.export.card import ModelCard, Usage
+from halos.policy.export.folder import model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ def export_policy(
         policy.generation_config.pad_token_id = tokenizer.pad_token_id
     is_adapter = bool(adapter_layers(policy))
     usage = Usage(chat=tokenizer.chat_template is not None, control=control, adapter=is_adapter)
-    with atomic_folder(folder) as partial:
+    with model_folder(folder) as partial:
         if is_adapter:
             save_adapter(policy, partial)
         else:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from halos.files import atomic_folder
 from halos.policy.export.card import ModelCard, Usage
+from halos.policy.export.folder import model_folder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -70,7 +70,7 @@ def export_reward_model(
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     end = str(tokenizer.convert_ids_to_tokens(end_of_turn))
     usage = Usage(chat=tokenizer.chat_template is not None, end_of_turn=end)
-    with atomic_folder(folder) as partial:
+    with model_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card.render(usage), encoding="utf-8", errors="replace")
