@@ -59,9 +59,7 @@ def test_a_file_that_cannot_be_read_is_named(name: str, saved: Path, monkeypatch
         return real(self, *args, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(
-        ValueError, match=rf"^model\.path: expected files that can be read, found .*{name} \(P"
-    ):
+    with pytest.raises(ValueError, match=rf"^model\.path: expected files that can be read, found .*{name} \(P"):
         check_path(str(saved), saved, weights=True)
 
 

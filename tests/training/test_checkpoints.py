@@ -117,6 +117,24 @@ def test_half_written_checkpoints_are_removed_and_never_found(tmp_path: Path) ->
     assert list(run.checkpoints.iterdir()) == [two]
 
 
+class Command:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.file),))
+
+
+@pytest.mark.parametrize("key", ["state_dict", IDENTITY])
+def test_a_checkpoint_file_runs_nothing(key: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, IDENTITY: {}, key: Command(tmp_path / "ran")}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"^resume: expected a checkpoint of this program, found .*a\.ckpt"):
+        check_identity(tmp_path / "a.ckpt", {})
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_checkpoint_of_another_run_is_refused_with_each_key_that_differs(tmp_path: Path) -> None:
     file = save(tmp_path / "a.ckpt", seed=0, loss="kto", old=1)
     check_identity(file, {"seed": 0, "loss": "kto", "old": 1})

@@ -4,11 +4,12 @@ import logging
 from pathlib import Path
 
 import pytest
+from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 
 from halos.data.records.record import Message
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.templates import CHATML_TEMPLATE, PLAIN_TEMPLATE, check_prefixes, template_of
-from tests.tiny import CHATML, WITH_BOS, WITH_EOT, bpe_tokenizer
+from tests.tiny import CHATML, WITH_BOS, WITH_EOT, bpe_tokenizer, word_tokenizer
 
 TURNS = (Message("system", "s"), Message("user", "hello"), Message("assistant", "good"), Message("tool", "7"))
 THINKS = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
@@ -65,3 +66,26 @@ def test_the_plain_default_says_so_once(caplog: pytest.LogCaptureFixture) -> Non
         for _ in range(2):
             tokens.prompt(TURNS)
     assert [record.message.split(":")[0] for record in caplog.records] == ["the tokenizer has no chat template"]
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "''.__class__.__mro__[1].__subclasses__()",
+        "messages.__class__.__base__.__subclasses__()",
+        "raise_exception.__globals__.os.mkdir('ran')",
+        "cycler.__init__.__globals__.os.mkdir('ran')",
+        "(messages|attr('__class__'))|attr('__subclasses__')()",
+        "'{0.__class__.__mro__[1].__subclasses__}'.format(messages)()",
+        "messages.append(messages)",
+    ],
+)
+def test_a_template_does_not_escape_from_its_sandbox(
+    escape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = word_tokenizer("{{ " + escape + " }}")
+    with pytest.raises(TemplateError, match=r"unsafe|undefined|not callable") as raised:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    assert isinstance(raised.value, SecurityError | UndefinedError)
+    assert not list(tmp_path.iterdir())
