@@ -85,7 +85,7 @@ def test_a_template_does_not_escape_from_its_sandbox(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tokenizer = word_tokenizer("{{ " + escape + " }}")
-    with pytest.raises(TemplateError, match=r"unsafe|undefined|not callable") as raised:
+    with pytest.raises(TemplateError, match=r"(?i)unsafe|undefined") as raised:
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
     assert isinstance(raised.value, SecurityError | UndefinedError)
     assert not list(tmp_path.iterdir())
