@@ -1,13 +1,14 @@
 # `make train` aligns the embedded toy model; `make test` runs the suite but for what is slow, `make test-fast` the part
 # without ranks and whole runs, `make test-slow` what is left out; `make parity` compares the losses with TRL's;
 # `make mutation` changes their formulas one by one and lists the changes that no test notices (half an hour).
+# `make audit` looks the pinned packages up among known vulnerabilities; it fails where it cannot reach the database.
 # Each sets .venv up by itself.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-fast test-slow parity mutation lint format clean
+.PHONY: train test test-fast test-slow parity mutation lint audit format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +48,13 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(VENV)/.audit: $(VENV)/.ready
+	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[audit]'
+	touch $@
+
+audit: $(VENV)/.audit
+	$(BIN)/python scripts/audit.py
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .

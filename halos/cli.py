@@ -221,12 +221,22 @@ def end_with_one_line(job: Callable[[], object]) -> None:
 def _line(error: BaseException) -> str:
     """Return the line for an error; the traceback of an unexpected one is printed first."""
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if not full_disk and not isinstance(error, _EXPECTED):
+    if not full_disk and not isinstance(error, _EXPECTED) and not _of_hydra(error):
         print(visible("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     return _message(error)
 
 
+def _of_hydra(error: BaseException) -> bool:
+    """Return whether the error is one of the system that Hydra met itself: it makes ``output_dir``."""
+    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [file for file in files if file.name not in ("pathlib.py", "os.py", "<frozen os>")]
+    return isinstance(error, OSError) and bool(own) and own[-1].is_relative_to(Path(hydra.__file__).parent)
+
+
 def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and _of_hydra(error):
+        found = f"{error.filename} ({error.strerror})"
+        return visible(f"output_dir: expected a folder that can be written, found {found}")
     if isinstance(error, HydraException | OmegaConfBaseException):
         return visible(explain(error))
     if isinstance(error, _EXPECTED):

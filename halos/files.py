@@ -1,15 +1,20 @@
 """Files and folders that appear complete or not at all, and journals that survive a kill.
 
 What is written goes to a name that ends in ``.part`` first, then to the disk (fsync), and takes its final name last. A
-kill, a full disk or a power failure leaves the earlier version in place.
+kill, a full disk or a power failure leaves the earlier version in place. That first name is random and made exclusively
+next to the final one, so that a link put there by others who may write into the folder is not written through.
 """
 
 import errno
+import fcntl
 import json
 import os
+import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +30,100 @@ def write_atomically(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def atomic_file(path: Path, *, shared: bool = False) -> AbstractContextManager[Path]:
+def atomic_file(path: Path, *, shared: bool = False, private: bool = False) -> AbstractContextManager[Path]:
     """Yield a path to write to; the file takes its final name when the block ends without an error.
 
     Args:
         path: the final name.
-        shared: whether several processes may write this file at the same time. Each then writes to a part of its own,
-            and the last one to finish wins.
+        shared: whether several processes may write this file at the same time. The last one to finish then wins.
+            Otherwise what killed processes have left is removed.
+        private: whether only its owner may read it, whatever the umask.
     """
-    return _moved_into_place(path.with_name(f".{path.name}.{os.getpid()}{PART}" if shared else path.name + PART), path)
+    if not shared:
+        _remove_leftovers(path)
+    part = _unused_name(path)
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
+    return _moved_into_place(part, path)
 
 
-def atomic_folder(folder: Path) -> AbstractContextManager[Path]:
+def atomic_folder(folder: Path, *, private: bool = False) -> AbstractContextManager[Path]:
     """Yield an empty folder to write to; it replaces ``folder`` when the block ends without an error."""
-    part = folder.with_name(folder.name + PART)
-    remove(part)  # what a killed process has left
-    part.mkdir(parents=True)
+    _remove_leftovers(folder)
+    part = _unused_name(folder)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.mkdir(mode=0o700 if private else 0o777)
     return _moved_into_place(part, folder)
+
+
+def _unused_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{PART}")
+
+
+def _remove_leftovers(path: Path) -> None:
+    for part in path.parent.glob(f".{escape(path.name)}.{'[0-9a-f]' * 16}{PART}"):
+        with suppress(OSError):  # of another user
+            remove(part)
 
 
 @contextmanager
 def _moved_into_place(part: Path, path: Path) -> Iterator[Path]:
+    # The mode of a new file or folder follows the umask. safetensors makes files that only their owner can read.
+    mode = stat.S_IMODE(part.stat().st_mode)
     try:
-        yield part
-        move_into_place(part, path)
+        with path_named(path):
+            yield part
+            for file in part.rglob("*") if part.is_dir() else (part,):
+                if file.is_file():
+                    file.chmod(mode & 0o666)
+            move_into_place(part, path)
     except BaseException:
         remove(part)
         raise
+
+
+@contextmanager
+def path_named(path: Path) -> Iterator[None]:
+    """Add ``path`` to errors of the system that name no file, as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def exclusive(file: Path) -> Iterator[None]:
+    """Hold a lock until the block ends or the process dies; the file is removed when the block ends.
+
+    On a file system without locks nothing is held.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: the file cannot be made.
+    """
+    descriptor = _take(file)
+    while not file.exists() or not os.path.samestat(file.stat(), os.fstat(descriptor)):
+        os.close(descriptor)  # the process that held the lock has just removed this file
+        descriptor = _take(file)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _take(file: Path) -> int:
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        # Not flock, which worker processes inherit: they may outlive a killed run for seconds.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            raise BlockingIOError(error.errno, error.strerror, str(file)) from None
+        # Other errors are those of file systems without locks, on which runs are not protected from each other.
+    return descriptor
 
 
 def move_into_place(part: Path, path: Path) -> None:
@@ -71,8 +143,8 @@ def move_into_place(part: Path, path: Path) -> None:
 
 def link_atomically(link: Path, path: Path) -> None:
     """Let ``link`` be a second name of the file or folder ``path`` in the same folder, in place of what it was."""
-    part = link.with_name(link.name + PART)
-    part.unlink(missing_ok=True)
+    _remove_leftovers(link)
+    part = _unused_name(link)
     try:
         os.link(path, part)
     except OSError:  # a folder, or a file system without hard links
@@ -80,6 +152,19 @@ def link_atomically(link: Path, path: Path) -> None:
     part.replace(link)
     part.unlink(missing_ok=True)  # POSIX: renaming onto another name of the same file does nothing
     _sync(link.parent)
+
+
+def in_home(path: str | Path) -> Path:
+    """Return the path with ``~`` replaced by the home folder.
+
+    Raises:
+        ValueError: it begins with ``~``, and there is no such user or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        hint = "set HOME, or write the whole path (HALOS_CACHE or cache_dir=… for the cache)"
+        raise ValueError(f"{path}: expected a home folder for ~, found none; {hint}") from None
 
 
 def remove(path: Path) -> None:

@@ -214,7 +214,7 @@ class Campaign:
     def wait(self, process: Forked) -> str:
         """Until a moment to strike has come, or the run is over."""
         kind = self.random.choice(["any time"] * 6 + ["while saving", "while exporting"])
-        pattern = {"while saving": "checkpoints/*.part", "while exporting": "model.part/*"}.get(kind)
+        pattern = {"while saving": "checkpoints/*.part", "while exporting": ".model.*.part/*"}.get(kind)
         delay = self.random.uniform(0, 0.004 if pattern else self.seconds)
         while process.poll() is None and pattern and not list(self.folder.glob(pattern)):
             time.sleep(0.0005)

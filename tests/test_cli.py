@@ -384,6 +384,16 @@ def test_a_failed_run_ends_with_one_line_and_a_bad_exit_code(
     assert isinstance(error, ValueError) == ("Traceback (most recent call last):" not in said)
 
 
+def test_an_output_folder_that_cannot_be_made_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, tmp_path, "train", "output_dir=/proc/none/run") == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    expected = "error: output_dir: expected a folder that can be written, found /proc/none"
+    assert error.splitlines()[-1].startswith(expected)
+
+
 @pytest.mark.parametrize("word", ["yes", "no", "On", "off"])
 def test_other_words_for_true_and_false_are_refused(word: str) -> None:
     with pytest.raises(ValueError, match=rf"^model\.lora\.enabled: expected true or false, found '{word}'$"):

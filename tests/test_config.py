@@ -125,7 +125,8 @@ def test_the_keys_of_data_are_the_parameters_of_the_module_and_of_its_source(opt
     files = {*SOURCE_KEYS} & keys(node)
     # Streams have a module of their own; a source has its own validation files.
     streams = {"streaming", "shuffle_buffer"}
-    assert keys(node, *files, *streams) == parameters(get_class(node._target_)) - {"seed", "cache_dir", "val"}
+    of_the_run = {"seed", "cache_dir", "cache_key_file", "val"}
+    assert keys(node, *files, *streams) == parameters(get_class(node._target_)) - of_the_run
     assert {"shuffle_buffer"} <= parameters(StreamingDataModule)
     assert keys(node.source) == parameters(get_class(node.source._target_))
     assert all(node.source[name] == node[name] for name in files)

@@ -3,15 +3,29 @@
 import errno
 import json
 import os
+import pwd
+import re
 import signal
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from halos import files
-from halos.files import Journal, atomic_file, atomic_folder, link_atomically, move_into_place, remove, write_atomically
+from halos.files import (
+    Journal,
+    atomic_file,
+    atomic_folder,
+    exclusive,
+    link_atomically,
+    move_into_place,
+    remove,
+    write_atomically,
+)
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -19,6 +33,10 @@ def fill(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).write_text(name)
     return folder
+
+
+def plain_name(file: Path) -> str:
+    return re.sub(r"^\.(.*)\.[0-9a-f]{16}\.part$", r"\1.part", file.name)
 
 
 def opened(descriptor: int) -> Path:
@@ -62,7 +80,7 @@ with files.atomic_{kind}(Path({str(target)!r})) as part:
     earlier = fill(target, "b") / "b" if kind == "folder" else target
     earlier.write_text("earlier")
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
-    assert {file.name for file in tmp_path.iterdir()} == {"a", "a.part"}
+    assert sorted(plain_name(file) for file in tmp_path.iterdir()) == ["a", "a.part"]
     assert earlier.read_text() == "earlier"
     if kind == "folder":
         with atomic_folder(target) as part:
@@ -98,7 +116,7 @@ def test_contents_reach_the_disk_before_the_name_and_the_name_before_the_end(
     replace = Path.replace
 
     def sync(descriptor: int) -> None:
-        steps.append(opened(descriptor).name)
+        steps.append(plain_name(opened(descriptor)))
 
     def named(self: Path, target: Path) -> Path:
         steps.append("named")
@@ -133,16 +151,102 @@ def test_only_file_systems_without_fsync_of_folders_are_excused(
     assert (tmp_path / "a").read_text() == "text"
 
 
-def test_processes_that_write_one_file_at_the_same_time_have_parts_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_write_one_file_at_the_same_time_have_parts_of_their_own(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "a", shared=True) as one:
-        monkeypatch.setattr(os, "getpid", lambda: 7)
         with atomic_file(tmp_path / "a", shared=True) as other:
             other.write_text("other")
         one.write_text("one")
     assert one != other
     assert [file.read_text() for file in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("name", ["a.part", ".a.{}.part"])
+@pytest.mark.parametrize("write", [write_atomically, files.link_atomically], ids=["file", "link"])
+def test_a_link_at_a_temporary_name_is_not_written_through(
+    write: Callable[[Path, Any], None], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / name.format("0" * 16)).symlink_to("victim")
+    (tmp_path / "step").write_text("new")
+    write(tmp_path / "a", "new" if write is write_atomically else tmp_path / "step")
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert (tmp_path / "a").read_text() == "new"
+    # Also if the name were guessed: it is made exclusively.
+    (tmp_path / name.format("0" * 16)).unlink(missing_ok=True)
+    monkeypatch.setattr(files, "_remove_leftovers", lambda path: None)
+    monkeypatch.setattr(files, "_unused_name", lambda path: tmp_path / name)
+    (tmp_path / name).symlink_to("victim")
+    with pytest.raises(FileExistsError):
+        files.atomic_file(tmp_path / "a")
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_modes_follow_the_umask_whatever_a_library_writes(umask: int, tmp_path: Path) -> None:
+    earlier = os.umask(umask)
+    try:
+        with atomic_file(tmp_path / "file") as part:
+            part.unlink()
+            part.touch(0o600)  # as safetensors does
+        with atomic_folder(tmp_path / "folder") as part:
+            (part / "file").touch(0o600)
+    finally:
+        os.umask(earlier)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "file", tmp_path / "folder/file")]
+    assert modes == [0o666 & ~umask] * 2
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
+
+
+def test_a_full_disk_names_the_path(tmp_path: Path) -> None:
+    def fill_the_disk() -> None:
+        with atomic_file(tmp_path / "card.md"):
+            Path("/dev/full").write_text("x" * 100_000)
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*card\.md'"):
+        fill_the_disk()
+
+
+def test_a_home_that_is_not_there_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert files.in_home("~/a") == Path("/home/me/a")
+    monkeypatch.delenv("HOME")
+
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    assert files.in_home("/a") == Path("/a")
+    with pytest.raises(ValueError, match=r"^~/\.cache/halos: expected a home folder for ~, found none; set HOME, or "):
+        files.in_home("~/.cache/halos")
+
+
+def test_a_lock_is_held_by_one_process_and_free_once_that_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    code = f"""
+import sys, time, multiprocessing
+from pathlib import Path
+from halos.files import exclusive
+with exclusive(Path({str(file)!r})):
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(3,)).start()  # a worker that lives on
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout.read(4) == b"held"
+        with pytest.raises(BlockingIOError), exclusive(file):
+            pass
+        process.kill()
+        process.wait()
+        with exclusive(file):
+            assert file.exists()
+    assert not file.exists()
+
+
+def test_a_link_at_the_locks_name_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to("victim")
+    with pytest.raises(OSError, match="symbolic links"), exclusive(tmp_path / "lock"):
+        pass
+    assert not (tmp_path / "victim").exists()
 
 
 def test_a_link_names_another_file_or_folder_than_before(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import halos
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
     "checks safe_text",
-    "files metrics optim processes",
+    "caches files metrics optim processes",
     "terminal data",
     "config toy",
     "policy",

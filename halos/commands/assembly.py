@@ -92,7 +92,7 @@ def assemble(cfg: DictConfig) -> Run:
     optim = build(cfg.optim)
     objective = build_objective(cfg, optim)
     check_combinations(values_of(cfg) | _traits(objective))
-    data = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir)
+    data = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir, cache_key_file=cfg.cache_key_file)
     reward, size = data.preparation.source.true_reward(), cfg.sampling.size
     _check_sampling(size, reward)
     samples = reward is not None and bool(size) and objective.generates

@@ -18,12 +18,15 @@ from halos.sharding.factory import BackboneFactory
 from halos.sharding.fsdp_tp import check_model
 
 
-def build_data(node: DictConfig, *, seed: int, cache_dir: str | None = "auto") -> PreferenceDataModule:
+def build_data(
+    node: DictConfig, *, seed: int, cache_dir: str | None = "auto", cache_key_file: str | None = None
+) -> PreferenceDataModule:
     """Build the DataModule from the ``data`` node of a configuration."""
     target = {"_target_": "halos.data.StreamingDataModule"} if node.streaming else {}
     node = cast("DictConfig", OmegaConf.merge(node, target))
     only_streams = ("streaming",) if node.streaming else ("streaming", "shuffle_buffer")
-    data: PreferenceDataModule = build(node, without=(*SOURCE_KEYS, *only_streams), seed=seed, cache_dir=cache_dir)
+    cache = {"cache_dir": cache_dir, "cache_key_file": cache_key_file}
+    data: PreferenceDataModule = build(node, without=(*SOURCE_KEYS, *only_streams), seed=seed, **cache)
     return data
 
 

@@ -1,12 +1,12 @@
 """``cache_reference(cfg)``: computes and caches the reference's log-probs of a run, without training."""
 
 import time
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from halos.commands.assembly import assemble
 from halos.config.nodes import build
+from halos.files import in_home
 from halos.reporting import run_report
 
 
@@ -30,7 +30,7 @@ def cache_reference(cfg: DictConfig) -> run_report.CacheReport:
     table = run.data.reference
     if table is None:
         raise ValueError("expected the objective's backbone to have computed the reference's log-probs, found none")
-    folder = Path(cfg.cache_dir).expanduser() / "reference"
+    folder = in_home(cfg.cache_dir) / "reference"
     report = run_report.CacheReport(
         completions=len(table.entries),
         found=len(table.entries) - table.computed,

@@ -15,6 +15,7 @@ from halos.evaluation import evaluator, report
 from halos.evaluation.heldout import held_out
 from halos.evaluation.plan import EvaluationPlan, Settings
 from halos.evaluation.results import write_results
+from halos.files import in_home
 from halos.policy.lookup import Policy, find_policy, reference_of
 
 
@@ -68,4 +69,4 @@ def _output(output: str | None, policy: Policy) -> Path:
         return Path(output)
     if policy.run is None:
         raise ValueError("output: expected a folder for the results; only a run's folder has a place for them")
-    return Path(policy.name).expanduser() / "evaluation"
+    return in_home(policy.name) / "evaluation"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from halos.caches import Seals
 from halos.commands.propose import write_proposal
 from halos.config.nodes import build
 from halos.data.preparation.intake import Intake
@@ -82,13 +83,13 @@ def _preparation(cfg: DictConfig) -> Preparation:
     if node.streaming:
         from halos.commands.builders import build_data
 
-        return build_data(node, seed=cfg.seed, cache_dir=cfg.cache_dir).preparation
+        return build_data(node, seed=cfg.seed, cache_dir=cfg.cache_dir, cache_key_file=cfg.cache_key_file).preparation
     names = ("max_examples", "max_val_examples", "val_size", "strict", "train_on")
     return Preparation(
         source=build(node.source),
         limits=Limits(node.max_length, node.max_prompt_length),
         selection=build(node.select),
-        store=Store(cache_folder(cfg.cache_dir), node.num_proc),
+        store=Store(cache_folder(cfg.cache_dir), node.num_proc, Seals.of_file(cfg.cache_key_file)),
         seed=cfg.seed,
         **{name: node[name] for name in names},
     )

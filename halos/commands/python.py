@@ -80,7 +80,7 @@ def compose(
             cfg = hydra.compose("train", [f"{group}={option}" for group, option in groups.items()])
         for key, value in keys.items():
             # As on the command line, a + adds a key that the configuration does not have.
-            OmegaConf.update(cfg, key.removeprefix("+"), value, force_add=key.startswith(("+", OPEN)))
+            OmegaConf.update(cfg, key.removeprefix("+"), value, force_add=key.startswith(("+", *OPEN)))
         cfg.output_dir = str(Path(output_dir or cfg.output_dir).absolute())
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from error

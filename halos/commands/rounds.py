@@ -21,12 +21,12 @@ from halos.commands.round_checks import check_rounds
 from halos.commands.sample import sample
 from halos.config.nodes import Node, flatten, plain
 from halos.files import write_atomically
-from halos.training.run_folder import RunFolder
+from halos.training.run_folder import RunFolder, held
 
 SETTINGS = "rounds.yaml"
 """The file that holds the settings of all rounds, next to their folders."""
 _FREE_KEYS = (
-    "output_dir", "resume", "overwrite", "cache_dir", "rounds.count", "trainer.enable_progress_bar", "claim", "logger",
+    "output_dir", "resume", "overwrite", "cache_", "rounds.count", "trainer.enable_progress_bar", "claim", "logger",
 )  # fmt: skip
 """Beginnings of keys that may change when a command continues the rounds of an earlier one."""
 _FEEDBACK_KEYS = ("judge", "rounds.")
@@ -51,8 +51,12 @@ def run_rounds(cfg: DictConfig, train: Callable[[DictConfig], object]) -> Path:
         ValueError: the configuration is bad, found before the first round; or the folder holds other rounds.
     """
     check_rounds(cfg, partial(round_config, cfg))
-    root = Path(cfg.output_dir)
-    _open(cfg, root)
+    with held(cfg.output_dir):
+        return _run_rounds(cfg, train)
+
+
+def _run_rounds(cfg: DictConfig, train: Callable[[DictConfig], object]) -> Path:
+    _open(cfg, Path(cfg.output_dir))
     first = 0 if cfg.get("before") else 1
     # Each round is complete before the next one is configured, as its model and samples are files of the last one.
     for number in range(first, cfg.rounds.count + 1):
@@ -149,7 +153,6 @@ def _open(cfg: DictConfig, root: Path) -> None:
         raise ValueError(f"output_dir: {root} holds other rounds; {hint}")
     else:
         _check_settings(root, plain(OmegaConf.load(file)), settings)
-    root.mkdir(parents=True, exist_ok=True)
     write_atomically(file, OmegaConf.to_yaml(OmegaConf.create(settings)))
 
 

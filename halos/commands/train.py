@@ -1,17 +1,20 @@
 """``train(cfg)``: one run from its configuration to its outputs."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from halos.commands.assembly import Run, assemble
 from halos.commands.finish import finish
+from halos.files import path_named
 from halos.processes import ranks, signals
 from halos.reporting import run_report
 from halos.reporting.data_report import show_data, show_example, show_report, write_report
 from halos.training.checkpoints import check_identity
 from halos.training.result import check_validated
+from halos.training.run_folder import held
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +29,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         ValueError: for a bad configuration, bad data or a bad model, before weights are loaded.
         halos.processes.signals.Interrupted: if a signal asks the run to end; it is a ``SystemExit``.
     """
-    with signals.caught(), ranks.lost_ranks_named():
+    # A full disk is reported with the folder where the writer does not name the file, as TensorBoard's.
+    with signals.caught(), ranks.lost_ranks_named(), held(cfg.output_dir), path_named(Path(cfg.output_dir)):
         run = assemble(cfg)
         open_folder(run)
         show(run)

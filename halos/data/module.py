@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from halos.caches import Seals
 from halos.checks import check_whole
 from halos.data.batches.collate import Batch, Batches, collate
 from halos.data.batches.loader import ResumableLoader
@@ -73,6 +74,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         num_proc: processes that prepare data; None for one on each core.
         cache_dir: folder in which prepared data and the reference's log-probs are kept; ``auto`` is ``$HALOS_CACHE`` or
             ``~/.cache/halos``, None keeps them in memory.
+        cache_key_file: file with the key under which a group shares the cache folder; None: only what this user has
+            written is used.
         seed: seed of the order of examples, of the split and of the mismatched completions.
 
     Raises:
@@ -106,6 +109,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         workers: int = 0,
         num_proc: int | None = None,
         cache_dir: str | Path | None = "auto",
+        cache_key_file: str | Path | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -120,7 +124,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             source = FeedbackFiles(source, val)
         elif val is not None:
             raise ValueError("data.val: expected none with a Source, which has its own validation data; found some")
-        self.cache_dir = cache_folder(cache_dir)
+        self.cache_dir, self.seals = cache_folder(cache_dir), Seals.of_file(cache_key_file)
         self.preparation = Preparation(
             source=source,
             limits=Limits(max_length, max_prompt_length),
@@ -131,7 +135,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             strict=strict,
             train_on=train_on,
             text=text,
-            store=Store(self.cache_dir, num_proc),
+            store=Store(self.cache_dir, num_proc, self.seals),
             seed=seed,
         )
         self.batch_size, self.length_groups, self.workers, self.seed = batch_size, length_groups, workers, seed

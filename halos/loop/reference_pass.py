@@ -47,7 +47,9 @@ def run_reference_pass(scorer: Backbone, data: PreferenceDataModule, trainer: pl
     key = _numbers_key(scorer, trainer)
     with tempfile.TemporaryDirectory() as temporary, precision.forward_context():
         folder = data.cache_dir or Path(temporary)
-        data.reference, seconds = reference_table(scorer, rows, folder=folder, precision=key, track=track, **layout)
+        data.reference, seconds = reference_table(
+            scorer, rows, folder=folder, seals=data.seals, precision=key, track=track, **layout
+        )
     return seconds
 
 

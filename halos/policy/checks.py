@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from halos.files import in_home
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,7 +29,7 @@ PACKAGED = "pkg://"
 def locate(path: str) -> Path:
     """Return where the model in ``path`` is on this machine, if it is there and not a hub id."""
     if not path.startswith(PACKAGED):
-        return Path(path).expanduser()
+        return in_home(path)
     package, _, folder = path.removeprefix(PACKAGED).partition("/")
     try:
         return Path(str(files(package))) / folder
@@ -39,8 +41,16 @@ def check_path(path: str, location: Path, *, weights: bool) -> None:
     """Check that a model can be loaded from ``path``, which is ``location`` on this machine or else a hub id.
 
     Raises:
-        ValueError: no such path, damaged or missing files, or a missing package.
+        ValueError: no such path, damaged, missing or unreadable files, or a missing package.
     """
+    try:
+        _check_files(path, location, weights=weights)
+    except OSError as error:
+        found = f"{error.filename or path} ({error.strerror or error})"
+        raise ValueError(f"model.path: expected files that can be read, found {found}") from None
+
+
+def _check_files(path: str, location: Path, *, weights: bool) -> None:
     if location.suffix == ".gguf":
         if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
             raise ValueError(f"model.path: {path} is a GGUF file; install the extra with pip install 'halos[gguf]'")
@@ -74,6 +84,8 @@ def check_directory(folder: Path, *, weights: bool = True) -> None:
         raise ValueError(f"model.path: expected a config.json in {folder}, found none")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         raise ValueError(f"model.path: expected tokenizer files (tokenizer.json) in {folder}, found none")
+    for file in folder.glob("*.json"):
+        file.open("rb").close()  # transformers has many words for a file that cannot be read
     for file in weight_files(folder) if weights else ():
         if not file.is_file():
             raise ValueError(f"model.path: {folder} lacks {file.name}, which its index names")

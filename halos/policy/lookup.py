@@ -14,6 +14,7 @@ from torch import nn
 
 from halos.config.devices import DTYPES, choice, device_of
 from halos.config.runs import TrainedRun, read_run
+from halos.files import in_home
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.lora import LoRA
 
@@ -55,7 +56,7 @@ class Policy:
     @property
     def is_classifier(self) -> bool:
         """Whether it is a reward model: a sequence classifier, which scores and does not generate."""
-        file = Path(self.spec.path).expanduser() / "config.json"
+        file = in_home(self.spec.path) / "config.json"
         if not file.is_file():
             return False
         names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or ()
@@ -99,7 +100,7 @@ def find_policy(
         raise ValueError(f"{key}: expected a run's folder, a hub id or a model's directory, found {where!r}")
     values = chat_template_kwargs or {}
     spec_of = partial(ModelSpec, chat_template=chat_template, chat_template_kwargs=values, lora=lora or LoRA())
-    folder = Path(where).expanduser()
+    folder = in_home(where)
     with _naming(key):
         is_run = (folder / "config.yaml").is_file()
         policy = _trained(key, where, folder, spec_of) if is_run else Policy(where, spec_of(path=where))

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from halos.checks import check_whole
+from halos.files import in_home
 from halos.policy.adapters import POLICY, REFERENCE, adapter_layers
 from halos.policy.checks import check_safetensors
 from halos.policy.lora_targets import KEY, check_pattern, describe, find_targets, peft_targets
@@ -112,7 +113,7 @@ class LoRA:
         if self.quantize:
             check_quantization()
         if self.path is not None:
-            self._stored_config(Path(self.path).expanduser())
+            self._stored_config(in_home(self.path))
 
     def attach(
         self,
@@ -149,7 +150,7 @@ class LoRA:
                 **self._peft_targets(model),
             }
         else:
-            options = self._stored_config(Path(self.path).expanduser())
+            options = self._stored_config(in_home(self.path))
         if self.dropout and (tensors := options.get("target_parameters")):
             raise ValueError(
                 f"model.lora.dropout: expected 0 with adapters on experts ({tensors[0]}), found {self.dropout}; set it "
@@ -163,7 +164,7 @@ class LoRA:
                 raise ValueError(f"{KEY}: {error}") from error
             draw_start(model, name, INITS[self.init])
             if self.path is not None:
-                self._load(model, Path(self.path).expanduser(), name)
+                self._load(model, in_home(self.path), name)
         if self.path is not None:
             # peft activates the adapter that was added last, which is the reference's.
             for layer in adapter_layers(model).values():

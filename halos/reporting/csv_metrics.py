@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from halos.files import atomic_file
+from halos.files import atomic_file, path_named
 
 
 class CSVMetrics(Logger):
@@ -42,7 +42,7 @@ class CSVMetrics(Logger):
             self._columns += new
             # The header is the first line, so a new column means a new file.
             self._write(self._read())
-        with self.path.open("a", newline="", encoding="utf-8") as stream:
+        with path_named(self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self._columns).writerow(row)
 
     @rank_zero_only

@@ -43,7 +43,8 @@ class LocalCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: State, path: str | Path, storage_options: object | None = None) -> None:
         # Opened by Python: when torch opens the path itself, it reports a full disk as a RuntimeError without a cause.
-        with Path(path).open("wb") as stream:
+        # A link with this name, which others may have put there, is not written through.
+        with Path(path).open("xb") as stream:
             torch.save(checkpoint, stream)
 
 
@@ -82,12 +83,16 @@ class Checkpoints(Checkpoint):
                 for writer in writers(trainer):
                     writer.flush()
                 self.folder.mkdir(parents=True, exist_ok=True)
+                remove(part)
             trainer.save_checkpoint(part)
             if trainer.is_global_zero:
                 move_into_place(part, path)
                 link_atomically(path.with_name(LAST), path)
                 # Pruned last, so that at least one complete checkpoint exists at every moment.
-                for old in sorted(self.folder.glob(PATTERN), key=_age)[:-KEPT]:
+                # Those of later steps are from before the run was resumed at an earlier one, or are damaged.
+                others = [old for old in _by_step(self.folder) if old != path]
+                earlier = [old for old in others if _step(old) < _step(path)]
+                for old in set(others) - set(earlier[: KEPT - 1]):
                     remove(old)
         except (OSError, RuntimeError) as error:
             if (reason := _system_error(error)) is None:
@@ -172,9 +177,13 @@ class Checkpoints(Checkpoint):
         signals.defer(trainer.state.fn == "fit")
 
 
-def _age(path: Path) -> tuple[int, bool]:
-    # A link has the modification time of its target; of the two, the link counts as newer.
-    return path.stat().st_mtime_ns, path.name == LAST
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
+
+
+def _by_step(folder: Path) -> list[Path]:
+    # The latest first. Modification times say less: clocks differ between machines, and copying changes times.
+    return sorted((path for path in folder.glob(PATTERN) if path.stem[5:].isdecimal()), key=_step, reverse=True)
 
 
 def _system_error(error: BaseException | None) -> str | None:
@@ -198,7 +207,11 @@ def newest(folder: Path) -> Path | None:
         ValueError: all checkpoints are damaged.
     """
     damaged: list[str] = []
-    for path in sorted({*folder.glob(PATTERN), *folder.glob(LAST)}, key=_age, reverse=True):
+    paths, last = _by_step(folder), folder / LAST
+    if last.exists():
+        # A kill may have left the link at the checkpoint before the newest; of a copied folder it is a file of its own.
+        paths.insert(0 if not paths or last.samefile(paths[0]) else 1, last)
+    for path in paths:
         try:
             check_intact(path)
         except ValueError as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from halos.files import PART, remove, write_atomically
+from halos.files import PART, exclusive, remove, write_atomically
 from halos.processes.first import on_first_process
 from halos.training import checkpoints
 
@@ -16,6 +17,32 @@ CONTENTS = (
     "evaluation",
 )  # fmt: skip
 """What belongs to a run; anything else in its folder is the user's, and is never removed."""
+LOCK = ".lock"
+"""File that the process which writes into a run's folder holds."""
+
+
+@contextmanager
+def held(output_dir: str) -> Iterator[None]:
+    """Make the folder, and keep other runs out of it until the block ends or the process dies.
+
+    Raises:
+        ValueError: another run is at work in the folder, or it cannot be written.
+    """
+    if not isinstance(output_dir, str):
+        raise ValueError(f"output_dir: expected a folder, found {output_dir!r}")
+    root = Path(output_dir)
+    with ExitStack() as stack:
+        try:
+            if on_first_process():
+                root.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(exclusive(root / LOCK))
+        except BlockingIOError:
+            hint = "wait for its end, or choose another folder"
+            raise ValueError(f"output_dir: {root} is in use by another run, which has not ended; {hint}") from None
+        except OSError as error:
+            found = f"{root} ({error.strerror})"
+            raise ValueError(f"output_dir: expected a folder that can be written, found {found}") from None
+        yield
 
 
 @dataclass(frozen=True, slots=True)

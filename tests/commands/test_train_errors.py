@@ -1,11 +1,17 @@
 """What is refused, before a model is loaded."""
 
+import errno
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import lightning.pytorch as pl
 import pytest
+from hydra import compose as compose_config, initialize_config_dir
 
+from halos.config.folder import config_folder
 from tests.train_runs import column, run
 
 
@@ -124,6 +130,47 @@ def test_a_run_refused_before_training_leaves_its_folder_free(words: list[str], 
 
 
 @pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("words", [[], ["resume=auto"], ["overwrite=true"]])
+def test_a_folder_in_which_another_run_is_at_work_is_refused(words: list[str], tmp_path: Path) -> None:
+    code = f"""
+from halos.training.run_folder import held
+with held({str(tmp_path)!r}):
+    print("held", flush=True)
+    input()
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.read(4) == b"held"
+        with pytest.raises(ValueError, match=r"output_dir: .* is in use by another run"):
+            run(tmp_path, *words)
+        assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+        other.communicate(b"\n")
+
+
+@pytest.mark.parametrize("words", [(errno.ENOSPC, "No space left on device"), (errno.EDQUOT, "Quota exceeded")])
+def test_a_full_disk_is_reported_with_the_folder(
+    words: tuple[int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def assemble(cfg: object) -> None:
+        raise OSError(*words)  # as TensorBoard's writer does
+
+    monkeypatch.setattr(train_module(), "assemble", assemble)
+    with pytest.raises(OSError, match=f"{words[1]}: '{tmp_path}'"):
+        run(tmp_path)
+
+
+def train_module() -> ModuleType:
+    return sys.modules["halos.commands.train"]
+
+
+def test_two_runs_without_a_folder_of_their_own_get_different_ones() -> None:
+    def folder() -> str:
+        with initialize_config_dir(config_folder(), version_base="1.3"):
+            return str(compose_config("train").output_dir)
+
+    assert len({folder() for _ in range(5)}) == 5
+
+
 def test_a_file_in_place_of_the_output_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="output_dir"):

@@ -10,7 +10,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from halos.policy.checks import check_directory, check_gguf, check_positions, check_safetensors, warn_of_rotary
+from halos.policy.checks import (
+    check_directory,
+    check_gguf,
+    check_path,
+    check_positions,
+    check_safetensors,
+    warn_of_rotary,
+)
 from tests import tiny
 
 
@@ -40,6 +47,20 @@ def shard(folder: Path) -> list[Path]:
 
 
 # Directories
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_file_that_cannot_be_read_is_named(name: str, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+
+    def refuse(self: Path, *args: Any, **options: Any) -> Any:
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ValueError, match=rf"^model\.path: expected files that can be read, found .*{name} \(P"):
+        check_path(str(saved), saved, weights=True)
 
 
 def test_a_whole_directory_passes(saved: Path) -> None:

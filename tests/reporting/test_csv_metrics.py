@@ -96,3 +96,12 @@ def test_a_line_that_was_cut_off_is_dropped(file: Path) -> None:
     file.write_text(before + "12")  # of 123,…
     CSVMetrics(file).resume_at(123)
     assert file.read_text() == before
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    logger = CSVMetrics(tmp_path / "metrics.csv")
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.path.unlink()
+    logger.path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.csv'"):
+        logger.log_metrics({"a": 1.0}, step=2)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -46,6 +47,40 @@ def test_the_newest_checkpoint_is_found_and_last_is_its_name(tmp_path: Path) -> 
     assert newest(tmp_path) == six  # killed before the link was moved
 
 
+def test_the_newest_checkpoint_is_that_of_the_latest_step_whatever_the_times_say(tmp_path: Path) -> None:
+    save(tmp_path / "step_8.ckpt", age=1)
+    save(tmp_path / "last.ckpt", age=3)  # a copy of a folder has a file in place of the link
+    ten = save(tmp_path / "step_10.ckpt", age=2)
+    assert newest(tmp_path) == ten
+    flip(ten)
+    assert newest(tmp_path) == tmp_path / "last.ckpt"
+
+
+def test_earlier_checkpoints_are_removed_whatever_the_times_say(tmp_path: Path) -> None:
+    callback = Checkpoints(tmp_path, every=1, identity={}, record=Mock())
+    trainer = Mock(is_global_zero=True, loggers=[], save_checkpoint=save)
+    for step in (8, 9, 10, 11):
+        trainer.global_step = step
+        callback.save(trainer)
+        os.utime(tmp_path / f"step_{step}.ckpt", (3_000_000_000 - step, 3_000_000_000 - step))  # a clock that is ahead
+    assert {file.name for file in tmp_path.iterdir()} == {"step_10.ckpt", "step_11.ckpt", "last.ckpt"}
+    trainer.global_step = 10  # resumed at step 9: what came after it is another run's future
+    callback.save(trainer)
+    assert {file.name for file in tmp_path.iterdir()} == {"step_10.ckpt", "last.ckpt"}
+
+
+def test_a_link_at_a_checkpoints_temporary_name_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    for name in ("a.ckpt.part", "step_2.ckpt.part"):
+        (tmp_path / name).symlink_to("victim")
+    with pytest.raises(FileExistsError):
+        LocalCheckpointIO().save_checkpoint({}, tmp_path / "a.ckpt.part")
+    trainer = Mock(is_global_zero=True, loggers=[], global_step=2, save_checkpoint=save)
+    Checkpoints(tmp_path, every=1, identity={}, record=Mock()).save(trainer)
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert not (tmp_path / "step_2.ckpt").is_symlink()
+
+
 @pytest.mark.parametrize("damage", [flip, cut, empty])
 def test_a_damaged_checkpoint_is_passed_over_or_refused(
     damage: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -80,6 +115,24 @@ def test_half_written_checkpoints_are_removed_and_never_found(tmp_path: Path) ->
     assert newest(run.checkpoints) == two
     run.open("", fresh=False)
     assert list(run.checkpoints.iterdir()) == [two]
+
+
+class Command:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.file),))
+
+
+@pytest.mark.parametrize("key", ["state_dict", IDENTITY])
+def test_a_checkpoint_file_runs_nothing(key: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, IDENTITY: {}, key: Command(tmp_path / "ran")}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"^resume: expected a checkpoint of this program, found .*a\.ckpt"):
+        check_identity(tmp_path / "a.ckpt", {})
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_each_key_that_differs(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import io
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
-from halos.training.run_folder import CONTENTS, RunFolder
+from halos.training.run_folder import CONTENTS, RunFolder, held
 
 
 def fill(root: Path, *names: str) -> None:
@@ -142,3 +144,39 @@ def test_a_summary_that_is_no_json_is_not_written(number: float, tmp_path: Path)
     with pytest.raises(ValueError, match="not JSON compliant"):
         RunFolder(tmp_path).write_summary({"metrics": {"loss": number}})
     assert not list(tmp_path.iterdir())
+
+
+HOLD = """
+import sys, time
+from halos.training.run_folder import held
+with held(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_belongs_to_one_run_until_that_has_ended(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE) as other:
+        assert other.stdout.read(4) == b"held"
+        with pytest.raises(ValueError, match=r"^output_dir: .*run is in use by another run"), held(f"{tmp_path}/run"):
+            pass
+        other.kill()
+        other.wait()
+    with held(f"{tmp_path}/run"):
+        pass
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_other_processes_of_the_run_do_not_wait_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    with held(str(tmp_path / "run")):
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "run", "Not a directory")):
+        with pytest.raises(ValueError, match=f"^output_dir: .*can be written, found .*{reason}"), held(str(place)):
+            pass
+    with pytest.raises(ValueError, match=r"^output_dir: .*can be written, found /proc/run"), held("/proc/run"):
+        pass

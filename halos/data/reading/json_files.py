@@ -43,7 +43,7 @@ def read_jsonl(
     """
     number -= 1
     # A line may be gigabytes: enumerate would keep it while its text is parsed, and so would the name ``line``.
-    for line in lines(file, start, stop):
+    for line in lines(file, start, stop, number + 1):
         number += 1
         where = f"{file}:{number}"
         text = decode(where, line)
@@ -98,7 +98,7 @@ def parse_json(where: str, text: str) -> object:
 
 
 def _all_text(file: Path) -> str:
-    content = b"".join(lines(file))
+    content = b"".join(lines(file, longest=None))
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -148,6 +148,8 @@ def _explained(where: str, hint: str = "", *, many_lines: bool = False) -> Itera
         raise ValueError(f"{where}: expected JSON, found an error at column {error.colno}: {error.msg}{hint}") from None
     except RecursionError:
         raise ValueError(f"{where}: expected rows of plain fields, found JSON that is nested too deeply") from None
+    except MemoryError:
+        raise ValueError(f"{where}: expected rows that fit into memory, found one that does not") from None
     except ValueError as error:
         raise ValueError(f"{where}: expected JSON, found {error}") from None
 

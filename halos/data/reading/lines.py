@@ -6,25 +6,47 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+LONGEST_LINE = 1 << 26
+"""Bytes of a line; parsing one takes several times its size in memory."""
+EXPANSION = 200
+"""How many times its size a gzipped file may have when decompressed; any may have :data:`LONGEST_LINE` bytes.
+Text compresses to a third or a tenth. A file of a megabyte that is made to do harm decompresses to a gigabyte."""
 
-def lines(file: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+
+def lines(
+    file: Path, start: int = 0, stop: int | None = None, number: int = 1, longest: int | None = LONGEST_LINE
+) -> Iterator[bytes]:
     """Yield the lines of a file, decompressed, and keep none of them in memory.
 
     Args:
         file: its name tells whether it is gzipped.
         start: byte of a plain file at which a line begins.
         stop: byte of a plain file at which the last line ends; None: the end of the file.
+        number: the number of the line that begins at ``start``, for errors.
+        longest: bytes that a line may have; None: longer lines are divided.
+
+    Raises:
+        ValueError: the file cannot be read, a line is too long, or a gzipped file decompresses to suspiciously much.
     """
     stream: BinaryIO | gzip.GzipFile
     try:
-        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
-            if start:
-                stream.seek(start)
-            if stop is None:
-                yield from stream
-            else:
-                while stream.tell() < stop:
-                    yield stream.readline()
+        packed = file.suffix == ".gz"
+        most = max(EXPANSION * file.stat().st_size, LONGEST_LINE) if packed else None
+        with gzip.open(file, "rb") if packed else file.open("rb") as stream:
+            stream.seek(start)
+            position = start
+            while (stop is None or position < stop) and (line := stream.readline((longest or LONGEST_LINE) + 1)):
+                position += len(line)
+                if most is not None and position > most:
+                    hint = "decompress the file yourself to use it"
+                    raise ValueError(f"{file}:{number}: expected up to {EXPANSION} times its size, found more; {hint}")
+                if longest is not None and len(line) > longest:
+                    raise ValueError(f"{file}:{number}: expected lines of up to {longest:,} bytes, found a longer one")
+                yield line
+                del line  # the reader may have dropped it
+                number += 1
+    except MemoryError:
+        raise ValueError(f"{file}:{number}: the line does not fit into memory") from None
     # gzip finds a fault only when it reaches it, perhaps after gigabytes: each kind says what to do about the file.
     except EOFError:
         raise ValueError(f"{file}: the gzip file ends too early, it is truncated; copy or download it again") from None

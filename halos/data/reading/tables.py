@@ -121,7 +121,7 @@ def _number(where: str, name: str, cell: str) -> object:
 
 def read_parquet(file: Path) -> Iterator[Located]:
     """Yield the rows of a Parquet file; its checksums are verified where it has them."""
-    source = io.BytesIO(b"".join(lines(file))) if file.suffix == ".gz" else file
+    source = io.BytesIO(b"".join(lines(file, longest=None))) if file.suffix == ".gz" else file
     number = 0
     try:
         table = pq.ParquetFile(source, page_checksum_verification=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import date
-from pathlib import Path
 from typing import TypeVar
+
+from halos.files import in_home
 
 Template = str | dict[str, str]
 """A Jinja template, or several by name."""
@@ -51,7 +52,7 @@ def template_of(template: str, own: Template | None = None) -> str:
         return named[template]
     if "{{" in template or "{%" in template:
         return template
-    file = Path(template).expanduser()
+    file = in_home(template)
     if not file.is_file():
         raise ValueError(f"model.chat_template: expected {', '.join(named)}, a file or Jinja, found {template!r}")
     try:

@@ -3,7 +3,8 @@
     FOLDER/data/<key>-<format key>/00000.arrow, 00001.arrow, …, notes.json
 
 A table is built in a folder next to its final place, under a lock, and renamed when it is complete. So a folder with
-the final name is complete, and the next build replaces what an interrupted one has left.
+the final name is complete, and the next build replaces what an interrupted one has left. ``notes.json`` has the
+checksum of every file and is sealed itself (:class:`halos.caches.Seals`); all are verified whenever a table is opened.
 """
 
 import fcntl
@@ -13,7 +14,8 @@ import logging
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -25,8 +27,9 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import pyarrow as pa
 
+from halos.caches import PRIVATE, Refused, Seals
 from halos.data.store.parallel import mapped
-from halos.files import atomic_folder
+from halos.files import atomic_folder, in_home
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ Prepared data with another number is not used. ``tests/data/test_prepared_format
 and the number does not.
 """
 NOTES = "notes.json"
+DAMAGE = (OSError, ValueError, LookupError, TypeError, pa.ArrowException)
+"""Errors of reading a folder that is not what was written."""
 MAX_FILES = 128
 """Files of one table; all of them are open at a time."""
 
@@ -157,10 +162,12 @@ class Store:
     Attributes:
         folder: the cache folder; None keeps tables in memory.
         workers: processes that build a table on disk; None for one on each core.
+        seals: which stored tables may be used.
     """
 
     folder: Path | None = None
     workers: int | None = None
+    seals: Seals = PRIVATE
 
     def table(self, key: str | None, make: Callable[[T], Part], tasks: Sequence[T]) -> Table:
         """Return the table that is stored under ``key``, or build it.
@@ -175,21 +182,23 @@ class Store:
         """
         if self.folder is None or key is None:
             return _in_memory(make, tasks)
-        place = self.folder / "data" / f"{key}-{format_key()}"
+        place = self.folder / "data" / f"{key}-{format_key()}{self.seals.suffix}"
+        with suppress(*DAMAGE):  # without the lock, which may be another user's: a folder with this name is complete
+            return self._read(place, key)
         # A cache that cannot be written (full disk, read-only folder) must not stop a run that fits into memory.
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            self.seals.check_owner(self.seals.make_folder(self.folder, "data"))
             with _locked(place.with_name(f"{place.name}.lock")):
-                table = _open(place, key)
+                table = self._open(place, key)
                 if table is None:
                     self._build(place, make, tasks)
                     # Read back from disk, also by the process that wrote it: the batches are then mapped, not in its
                     # memory.
-                    table = _open(place, key)
+                    table = self._open(place, key)
                 if table is None:
                     raise OSError(f"{place} cannot be read back as it was written")
                 return table
-        except OSError as error:
+        except (OSError, Refused) as error:
             log.warning("prepared data could not be kept in %s (cache_dir), memory takes it: %s", self.folder, error)
             return _in_memory(make, tasks)
 
@@ -197,9 +206,38 @@ class Store:
         # One file for several tasks: every file stays memory-mapped, and processes may have few open files.
         tasks_per_file = max(1, -(-len(tasks) // MAX_FILES))
         shares = [tasks[start : start + tasks_per_file] for start in range(0, len(tasks), tasks_per_file)]
-        with atomic_folder(place) as folder:
+        if place.exists() and place.stat().st_uid != os.geteuid():
+            raise PermissionError(f"{place} cannot be used and is another user's")
+        with atomic_folder(place, private=self.seals.private) as folder:
             files = list(mapped(partial(_write, make, folder), list(enumerate(shares)), self.workers))
-            (folder / NOTES).write_text(json.dumps(files), encoding="utf-8")
+            notes = {"files": files, "seal": self.seals.seal(_sealed_text(place, files))}
+            (folder / NOTES).write_text(json.dumps(notes), encoding="utf-8")
+
+    def _open(self, place: Path, key: str) -> Table | None:
+        """Open the table in a folder; return None, with a warning where a folder is, if it is not what was written."""
+        if not place.is_dir():
+            return None
+        try:
+            return self._read(place, key)
+        except DAMAGE as error:
+            log.warning("prepared data in %s cannot be used and is prepared again: %s", place, error)
+            return None
+
+    def _read(self, place: Path, key: str) -> Table:
+        self.seals.check_owner(place.parent, place, place / NOTES)
+        notes = json.loads((place / NOTES).read_text(encoding="utf-8"))
+        shares = notes["files"]
+        self.seals.check(notes["seal"], _sealed_text(place, shares))
+        # Tasks without a batch have no file.
+        digests = {place / f"{n:05}.arrow": share["sha256"] for n, share in enumerate(shares) if share["sha256"]}
+        self.seals.check_owner(*digests)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # hashing releases the interpreter's lock
+            for (file, expected), digest in zip(digests.items(), pool.map(_digest, digests), strict=True):
+                if digest != expected:
+                    raise ValueError(f"the checksum of {file.name} does not fit")
+        readers = [pa.ipc.open_file(pa.memory_map(str(file))) for file in digests]
+        batches = [reader.get_batch(n) for reader in readers for n in range(reader.num_record_batches)]
+        return Table(batches, [note for share in shares for note in share["notes"]], key)
 
 
 MEMORY = Store()
@@ -225,7 +263,7 @@ def _made(make: Callable[[T], Part], tasks: Sequence[T], notes: list[Notes]) -> 
 
 
 def _write(make: Callable[[T], Part], folder: Path, numbered: tuple[int, Sequence[T]]) -> Notes:
-    """Write the parts of some tasks to one file; return its size in bytes and their notes."""
+    """Write the parts of some tasks to one file; return its checksum and their notes."""
     number, tasks = numbered
     file = folder / f"{number:05}.arrow"
     notes: list[Notes] = []
@@ -233,32 +271,20 @@ def _write(make: Callable[[T], Part], folder: Path, numbered: tuple[int, Sequenc
     # The file is opened with the first batch, as only that tells the schema.
     first = next(batches, None)
     if first is None:
-        return {"bytes": 0, "notes": notes}
+        return {"sha256": None, "notes": notes}
     with pa.ipc.new_file(str(file), first.schema) as writer:
         for batch in chain((first,), batches):
             writer.write_batch(batch)
-    return {"bytes": file.stat().st_size, "notes": notes}
+    return {"sha256": _digest(file), "notes": notes}
 
 
-def _open(place: Path, key: str) -> Table | None:
-    """Open the table in a folder; return None, with a warning where a folder is, if it is not what was written."""
-    if not place.is_dir():
-        return None
-    try:
-        files = json.loads((place / NOTES).read_text(encoding="utf-8"))
-        batches: list[pa.RecordBatch] = []
-        for number, written in enumerate(files):
-            file = place / f"{number:05}.arrow"
-            # Tasks without a batch have no file. The size catches a file that was cut; Arrow checks only what it reads.
-            if written["bytes"] and file.stat().st_size != written["bytes"]:
-                raise ValueError(f"{file.name} has {file.stat().st_size} bytes instead of {written['bytes']}")
-            if written["bytes"]:
-                reader = pa.ipc.open_file(pa.memory_map(str(file)))
-                batches += [reader.get_batch(n) for n in range(reader.num_record_batches)]
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        log.warning("prepared data in %s cannot be used and is prepared again: %s", place, error)
-        return None
-    return Table(batches, [notes for written in files for notes in written["notes"]], key)
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sealed_text(place: Path, shares: object) -> str:
+    return json.dumps([place.name, shares])
 
 
 @contextmanager
@@ -279,4 +305,4 @@ def cache_folder(cache_dir: str | Path | None) -> Path | None:
     """The folder that ``cache_dir`` names; ``auto`` is ``$HALOS_CACHE`` or ``~/.cache/halos``. None: no folder."""
     if cache_dir == "auto":
         cache_dir = os.environ.get("HALOS_CACHE") or "~/.cache/halos"
-    return None if cache_dir is None else Path(cache_dir).expanduser()
+    return None if cache_dir is None else in_home(cache_dir)

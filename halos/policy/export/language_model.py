@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halos.files import atomic_folder
 from halos.policy.adapters import adapter_layers, save_adapter
 from halos.policy.export.base_model import NO_BASE, BaseModel, copy_files, round_weights
 from halos.policy.export.card import ModelCard, Usage
+from halos.policy.export.folder import model_folder
 from halos.policy.export.generation import mend, stop_at
 from halos.policy.export.tokenizer import conditioned, save_tokenizer
 
@@ -45,7 +45,7 @@ def export_policy(
         stop_at(policy.generation_config, end_of_turn, tokenizer.pad_token_id)
     is_adapter = bool(adapter_layers(policy))
     usage = Usage(chat=tokenizer.chat_template is not None, control=control, adapter=is_adapter)
-    with atomic_folder(folder) as partial:
+    with model_folder(folder) as partial:
         if is_adapter:
             save_adapter(policy, partial)
         else:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from halos.data.rows.templates import without_date
-from halos.files import atomic_folder
 from halos.policy.export.base_model import NO_BASE, BaseModel, round_weights
 from halos.policy.export.card import ModelCard, Usage
+from halos.policy.export.folder import model_folder
 from halos.policy.export.tokenizer import save_tokenizer
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def export_reward_model(
     end = str(tokenizer.convert_ids_to_tokens(end_of_turn))
     usage = Usage(chat=tokenizer.chat_template is not None, end_of_turn=end)
     round_weights(model, base.dtype)
-    with atomic_folder(folder) as partial:
+    with model_folder(folder) as partial:
         model.save_pretrained(partial)
         save_tokenizer(tokenizer, partial, base.tokenizer_files)
         (partial / "README.md").write_text(card.render(usage), encoding="utf-8", errors="replace")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from halos.caches import PRIVATE, Refused, Seals
 from halos.data.batches.reference_table import KEY_BYTES
 from halos.files import atomic_file
 from halos.policy.adapters import effective_state
@@ -60,21 +62,28 @@ class ReferenceCache:
     Args:
         folder: root of the cache, for all models.
         model: the model's key from :func:`model_key`.
+        seals: which parts may be used.
     """
 
-    def __init__(self, folder: Path, model: str) -> None:
-        self.folder, self.model = folder / "reference" / model[:32], model
+    def __init__(self, folder: Path, model: str, seals: Seals = PRIVATE) -> None:
+        self.root, self.model, self.seals = folder, model, seals
+        self.folder = folder / "reference" / model[:32]
 
     def read(self) -> dict[bytes, Tensor]:
-        """Return all entries. A part that is damaged or of another model is removed with a warning."""
+        """Return all entries of parts that may be used.
+
+        In a private cache, a part of this user's that is damaged or of another model is removed with a warning.
+        """
         entries: dict[bytes, Tensor] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
                 entries |= self.read_part(path)
             except (ValueError, KeyError, OSError, SafetensorError) as error:
-                log.warning("cached reference log-probs in %s are refused and computed again: %s", path, error)
+                level = logging.WARNING if self.seals.private else logging.INFO
+                log.log(level, "cached reference log-probs in %s are refused and computed again: %s", path, error)
                 with suppress(OSError):  # in a folder that is read-only here it is refused at each start
-                    path.unlink()
+                    if self.seals.private and not isinstance(error, Refused) and path.stat().st_uid == os.geteuid():
+                        path.unlink()
         return entries
 
     def write(self, entries: Mapping[bytes, Tensor]) -> Path | None:
@@ -86,12 +95,15 @@ class ReferenceCache:
             "logprobs": torch.cat([entries[key] for key in keys]).float(),
         }
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
+        if not self.seals.private:  # no user's part takes the place of another's
+            name += f"{self.seals.suffix}-{os.geteuid()}"
         path = self.folder / f"{name}.safetensors"
+        metadata = {"format": FORMAT, "model": self.model, "checksum": self.seals.seal(self._sealed_text(tensors))}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path, shared=True) as part:
-                save_file(tensors, part, {"format": FORMAT, "model": self.model, "checksum": _checksum(tensors)})
-        except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+            self.seals.check_owner(self.seals.make_folder(self.root, "reference", self.folder.name))
+            with atomic_file(path, shared=True, private=self.seals.private) as part:
+                save_file(tensors, part, metadata)
+        except (OSError, SafetensorError, Refused) as error:  # safetensors has its own error for a full disk
             log.warning("reference log-probs could not be kept in %s (cache_dir): %s", self.folder, error)
             return None
         return path
@@ -100,20 +112,23 @@ class ReferenceCache:
         """Return the entries of a part, memory-mapped: the system reads and drops the file's pages as it needs.
 
         Raises:
-            ValueError: the part is of another model or version, or its checksum does not fit. A part that is cut off
-                raises safetensors' own error.
+            ValueError: the part is of another model or version, its checksum does not fit, or another user could have
+                written it. A part that is cut off raises safetensors' own error.
         """
+        self.seals.check_owner(self.folder.parent, self.folder, path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if (metadata.get("format"), metadata.get("model")) != (FORMAT, self.model):
                 raise ValueError("it is of another model or version")
             tensors = {name: file.get_tensor(name) for name in ("keys", "lengths")}
         tensors["logprobs"] = _mapped(path, "logprobs")
-        if metadata.get("checksum") != _checksum(tensors):
-            raise ValueError("its checksum does not fit")
+        self.seals.check(metadata.get("checksum"), self._sealed_text(tensors))
         keys = tensors["keys"].numpy().tobytes()
         entries = tensors["logprobs"].split(tensors["lengths"].tolist())
         return {keys[n * KEY_BYTES : (n + 1) * KEY_BYTES]: entry for n, entry in enumerate(entries)}
+
+    def _sealed_text(self, tensors: Mapping[str, Tensor]) -> str:
+        return f"{FORMAT} {self.model} {_checksum(tensors)}"
 
 
 def _mapped(path: Path, name: str) -> Tensor:

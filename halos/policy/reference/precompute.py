@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from halos.caches import PRIVATE, Seals
 from halos.data.batches.collate import Batch, collate
 from halos.data.batches.reference_table import ReferenceTable, completions
 from halos.data.rows.token_rows import Row
@@ -47,6 +48,7 @@ def reference_table(
     rows: Iterable[Row],
     *,
     folder: Path,
+    seals: Seals = PRIVATE,
     precision: str,
     packing: bool = True,
     share_prompts: bool = True,
@@ -60,6 +62,7 @@ def reference_table(
         backbone: the model whose policy is the reference.
         rows: the rows of all data, the same on each rank.
         folder: root of the cache, from which entries are read and to which new ones are added.
+        seals: which entries of the cache may be used.
         precision: what the numbers depend on besides the weights; part of the cache's key.
         packing, share_prompts: how to compute; see :func:`halos.data.batches.collate.collate`.
         track: wraps the list of this rank's forwards to show progress.
@@ -68,7 +71,7 @@ def reference_table(
         The table, and the seconds that it took.
     """
     start = time.perf_counter()
-    cache = ReferenceCache(folder, model_key(backbone.policy, precision))
+    cache = ReferenceCache(folder, model_key(backbone.policy, precision), seals)
     wanted = completions(rows)
     single_process = rank_and_world()[1] == 1
     known = _known(cache, wanted, single_process)

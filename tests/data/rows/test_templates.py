@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 
 from halos.data.rows.templates import (
     CHATML_TEMPLATE,
@@ -16,7 +17,7 @@ from halos.data.rows.templates import (
     with_defaults,
     without_date,
 )
-from tests.tiny import CHATML, WITH_EOT, bpe_tokenizer
+from tests.tiny import CHATML, WITH_EOT, bpe_tokenizer, word_tokenizer
 
 DAY = date(2026, 3, 5)
 BODIES = ["x", "\nx", "  {% if true %}a{% endif %}", " \n{% if true %}\n b\n{% endif %}\n", "{%- if x -%} q{% endif %}"]
@@ -94,3 +95,26 @@ def test_the_date_is_fixed_and_becomes_the_days_again() -> None:
     assert without_date(fixed) == template
     several = {"default": template, "tool_use": CHATML}
     assert without_date(with_date(several, DAY)) == several
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "''.__class__.__mro__[1].__subclasses__()",
+        "messages.__class__.__base__.__subclasses__()",
+        "raise_exception.__globals__.os.mkdir('ran')",
+        "cycler.__init__.__globals__.os.mkdir('ran')",
+        "(messages|attr('__class__'))|attr('__subclasses__')()",
+        "'{0.__class__.__mro__[1].__subclasses__}'.format(messages)()",
+        "messages.append(messages)",
+    ],
+)
+def test_a_template_does_not_escape_from_its_sandbox(
+    escape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = word_tokenizer("{{ " + escape + " }}")
+    with pytest.raises(TemplateError, match=r"(?i)unsafe|undefined") as raised:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    assert isinstance(raised.value, SecurityError | UndefinedError)
+    assert not list(tmp_path.iterdir())

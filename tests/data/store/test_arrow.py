@@ -5,7 +5,10 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
+import shutil
 import signal
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from halos.caches import Seals
 from halos.data.store import arrow
 from halos.data.store.arrow import Part, Store, Stored, Table
+from tests.owners import as_if_owned_by_another
 
 SCHEMA = pa.schema({"n": pa.int64(), "many": pa.list_(pa.int64()), "text": pa.string()})
 SIZES = (3, 0, 5, 1, 4)
@@ -110,7 +115,7 @@ def test_a_table_that_is_not_what_was_written_is_made_anew(
     elif harm == "missing":
         file.unlink()
     elif harm == "notes":
-        (place / arrow.NOTES).write_text('[{"bytes": "many"}]', encoding="utf-8")
+        (place / arrow.NOTES).write_text('{"files": [{"sha256": "many"}], "seal": 3}', encoding="utf-8")
     elif harm == "no notes":
         (place / arrow.NOTES).unlink()
     elif harm == "not arrow":
@@ -122,7 +127,94 @@ def test_a_table_that_is_not_what_was_written_is_made_anew(
         assert table(Store(tmp_path, 1)).numbers("n").tolist() == EXPECTED
     if harm != "a file":
         assert "cannot be used and is prepared again" in caplog.text
-        assert len(json.loads((place / arrow.NOTES).read_text(encoding="utf-8"))) == 3
+        assert len(json.loads((place / arrow.NOTES).read_text(encoding="utf-8"))["files"]) == 3
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, "notes"])
+def test_a_flipped_bit_is_found(share: float | str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table(Store(tmp_path, 1))
+    place = only_entry(tmp_path)
+    file = place / arrow.NOTES if isinstance(share, str) else place / "00001.arrow"
+    content = bytearray(file.read_bytes())
+    # Of the notes, a bit in the number of a task: still JSON, of the same size.
+    at = content.index(b'"task": 1') + 8 if isinstance(share, str) else int(share * len(content))
+    content[at] ^= 1
+    file.write_bytes(content)
+    assert table(Store(tmp_path, 1)).numbers("n").tolist() == EXPECTED
+    assert "checksum" in caplog.text
+    assert "cannot be used and is prepared again" in caplog.text
+    caplog.clear()
+    assert table(Store(tmp_path, 1)).notes == [{"task": task} for task in range(3)]
+    assert not caplog.text
+
+
+def not_built(task: int) -> Part:
+    raise AssertionError("it is there already")
+    yield
+
+
+def only_entry(folder: Path) -> Path:
+    (place,) = (path for path in (folder / "data").iterdir() if path.is_dir())
+    return place
+
+
+@pytest.mark.parametrize("harm", ["owner", "owner of a file", "mode", "mode of a file", "mode of the cache"])
+def test_what_another_user_could_have_written_is_not_used(
+    harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(Store(tmp_path, 1))
+    place = only_entry(tmp_path)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (place.parent, place)] == [0o700, 0o700]
+    assert stat.S_IMODE((place / "00001.arrow").stat().st_mode) == 0o600
+    path = {"a file": place / "00001.arrow", "the cache": place.parent}.get(harm.partition(" of ")[2], place)
+    if harm.startswith("mode"):
+        path.chmod(0o777)
+    else:
+        as_if_owned_by_another(path, monkeypatch)
+    assert table(Store(tmp_path, 1)).numbers("n").tolist() == EXPECTED
+    assert "could have been written by another user" in caplog.text
+
+
+def test_a_cache_is_shared_by_those_who_have_its_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = Seals(b"k" * 32), Seals(b"x" * 32)
+    earlier = os.umask(0o002)
+    try:
+        table(Store(tmp_path / "ours", 1, ours))
+    finally:
+        os.umask(earlier)
+    place = only_entry(tmp_path / "ours")
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (place.parent, place, place / "00001.arrow")]
+    assert modes == [0o775, 0o775, 0o664], "modes follow the umask"
+    as_if_owned_by_another(place, monkeypatch)
+    assert table(Store(tmp_path / "ours", 1, ours), make=not_built).numbers("n").tolist() == EXPECTED
+    # Somebody without the key writes other numbers, with the checksums that belong to them.
+    table(Store(tmp_path / "forged", 1, theirs))
+    shutil.copy(only_entry(tmp_path / "forged") / arrow.NOTES, place / arrow.NOTES)
+    forged = (place / arrow.NOTES).read_bytes()
+    built: list[int] = []
+
+    def counted(task: int) -> Part:
+        built.append(task)
+        return (yield from part(task))
+
+    assert table(Store(tmp_path / "ours", 1, ours), make=counted).numbers("n").tolist() == EXPECTED
+    assert built == [0, 1, 2]
+    assert "is not sealed with cache_key_file" in caplog.text
+    assert (place / arrow.NOTES).read_bytes() == forged, "another user's entry is not deleted"
+
+
+def test_prepared_data_that_can_be_read_but_not_locked_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table(Store(tmp_path, 1))
+
+    def refuse(file: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(arrow, "_locked", refuse)
+    assert table(Store(tmp_path, 1), make=not_built).numbers("n").tolist() == EXPECTED
 
 
 @pytest.mark.parametrize("changed", ["format", "transformers", "tokenizers"])
@@ -188,8 +280,9 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_used(
 ) -> None:
     child = forked(lambda: _build_and_die(Store(tmp_path, workers), point, os.getpid(), monkeypatch))
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it was killed at this point"
-    left = [entry.name for entry in (tmp_path / "data").iterdir() if entry.is_dir()]
-    assert left == ([WHOLE] if point == "after the move" else [f"{WHOLE}.part"]), "the name of a whole table"
+    folders = [entry.name for entry in (tmp_path / "data").iterdir() if entry.is_dir()]
+    left = [re.sub(r"\.[0-9a-f]{16}\.part$", ".part", name) for name in folders]
+    assert left == ([WHOLE] if point == "after the move" else [f".{WHOLE}.part"]), "the name of a whole table"
     built: list[int] = []
 
     def counted(task: int) -> Part:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.export.tokenizer import conditioned, unconditioned
+from halos.processes.errors import RunFailed
 from tests import tiny
 
 TURNS = [{"role": "user", "content": "hello"}]
@@ -103,11 +105,25 @@ def test_the_exported_template_is_conditioned(policy: Any, tokenizer: Any, tmp_p
 def test_an_earlier_export_is_replaced(policy: Any, tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old.safetensors").write_text("old")
-    (tmp_path / "model.part").mkdir()  # what a killed export leaves
-    (tmp_path / "model.part" / "old").write_text("old")
+    killed = tmp_path / f".model.{'0' * 16}.part"
+    killed.mkdir()
+    (killed / "old").write_text("old")
     export(policy, tokenizer, tmp_path / "model")
     assert {file.name for file in tmp_path.iterdir()} == {"model"}
     assert {"old.safetensors", "old"}.isdisjoint(file.name for file in (tmp_path / "model").iterdir())
+
+
+@pytest.mark.parametrize("error", [SafetensorError("no space left"), OSError(28, "no space left")])
+def test_a_full_disk_is_reported_in_one_line_with_the_folder(
+    error: Exception, policy: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(type(policy), "save_pretrained", fail)
+    with pytest.raises((RunFailed, OSError), match=rf"{tmp_path}/model.*no space left|no space left.*{tmp_path}/model"):
+        export(policy, tokenizer, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_that_fails_leaves_the_earlier_one(

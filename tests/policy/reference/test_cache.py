@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from halos.policy.reference.cache import ReferenceCache, model_key
+from halos.caches import PRIVATE, Seals
+from halos.policy.reference.cache import FORMAT, ReferenceCache, model_key
 from tests import tiny
+from tests.owners import as_if_owned_by_another
 
 ENTRIES = {bytes([n] * 16): torch.linspace(-3, -1, n + 1) for n in range(5)}
 MODEL = "a" * 64
@@ -113,6 +117,60 @@ def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", ["owner", "mode", "mode of the folder", "owner of the folder"])
+def test_numbers_that_another_user_could_have_written_are_refused(
+    harm: str, cache: ReferenceCache, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = part(cache)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == stat.S_IMODE(cache.folder.parent.stat().st_mode) == 0o700
+    # With a checksum that is recomputed, as everybody can.
+    zeros = {**load_file(path), "logprobs": torch.zeros(15)}
+    text = cache._sealed_text(zeros)
+    save_file(zeros, path, {"format": FORMAT, "model": MODEL, "checksum": PRIVATE.seal(text)})
+    assert cache.read(), "a private cache trusts its owner"
+    changed = cache.folder if harm.endswith("folder") else path
+    if harm.startswith("mode"):
+        changed.chmod(0o770)
+    else:
+        as_if_owned_by_another(changed, monkeypatch)
+    assert cache.read() == {}
+    assert "could have been written by another user" in caplog.text
+    assert path.exists(), "nobody's is deleted"
+
+
+def test_parts_under_the_groups_key_are_used_and_others_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = ReferenceCache(tmp_path, MODEL, Seals(b"k" * 32))
+    earlier = os.umask(0o002)
+    try:
+        written = ours.write(ENTRIES)
+    finally:
+        os.umask(earlier)
+    assert written is not None
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (written, ours.folder)] == [0o664, 0o775]
+    as_if_owned_by_another(written, monkeypatch)
+    ours.folder.chmod(0o777)
+    assert same(ours.read(), ENTRIES)
+    for other in (PRIVATE, Seals(b"x" * 32)):
+        ours.folder.chmod(0o700)
+        stranger = ReferenceCache(tmp_path, MODEL, other)
+        assert stranger.read() == {}
+        stranger.write({key: torch.zeros(3) for key in (b"f" * 16, *ENTRIES)})
+    assert len(list(ours.folder.iterdir())) == 3
+    assert same(ours.read(), ENTRIES)
+    assert len(list(ours.folder.iterdir())) == 3, "nobody's is deleted"
+
+
+def test_a_user_does_not_replace_another_users_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ReferenceCache(tmp_path, MODEL, Seals(b"k" * 32))
+    ours.write(ENTRIES)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    ours.write(ENTRIES)
+    assert len(list(ours.folder.iterdir())) == 2
 
 
 DAMAGES = {
