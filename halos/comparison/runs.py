@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from halos.config.nodes import Node, flatten, plain
-from halos.config.runs import run_config
+from halos.config.nodes import Node, flatten
+from halos.config.runs import saved_run
 from halos.evaluation.statistics import Estimate, over_seeds
 
 _IGNORED = (
@@ -137,7 +137,7 @@ def _labels(configs: Sequence[Node]) -> list[str]:
 
 
 def _read(folder: Path) -> Run:
-    config = plain(run_config(folder))
+    config = saved_run(folder)
     summary = _json(folder / "summary.json")
     file = folder / "evaluation" / "evaluation.json"
     results = _json(file) if file.is_file() else {"metrics": {}}
