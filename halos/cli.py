@@ -57,6 +57,7 @@ COMMANDS = {
     "sample": Command("sample", "sample"),
     "evaluate": Command("evaluate", "evaluate"),
     "label": Command("label", "label"),
+    "export": Command("export", "export"),
     "compare": Command("compare", "compare"),
 }
 COMMAND = "HALOS_COMMAND"

@@ -22,6 +22,7 @@ from halos.data.streaming.module import StreamingDataModule
 from halos.objectives.base import Objective
 from halos.processes import ranks
 from halos.processes.collectives import data_ranks
+from halos.processes.first import on_first_process
 from halos.reporting.csv_metrics import CSVMetrics
 from halos.reporting.data_report import StreamReport
 from halos.reporting.progress import Progress
@@ -94,7 +95,11 @@ def assemble(cfg: DictConfig) -> Run:
     samples = reward is not None and bool(size) and objective.generates
     check_metric(cfg.sweep_metric, max_kl=cfg.sweep_max_kl, samples=samples)
     objective.source = model = build_model(cfg, objective, optim)
-    data.prepare(objective.data_needs(), objective.ready_tokenizer())
+    tokens = ChatTokens(objective.ready_tokenizer(), data.preparation.limits)
+    if on_first_process():
+        control = objective.control(True)
+        model.spec.try_export(tokens.tokenizer, model.base, end_of_turn=tokens.end_of_turn, control=control)
+    data.prepare(objective.data_needs(), tokens.tokenizer)
     record = RunRecord()
     trainer = make_trainer(
         plain(cfg.trainer),

@@ -127,7 +127,7 @@ class RewardModel(CompletionJudge):
 
     def _pretrained(self, factory: Any, **options: object) -> Any:
         try:
-            return factory.from_pretrained(self.path, **options)
+            return factory.from_pretrained(self.path, trust_remote_code=False, **options)
         except (OSError, KeyError, ValueError, RuntimeError, ImportError) as error:
             raise ValueError(f"judge.path: {self.path} could not be loaded as a classifier: {error}") from error
 

@@ -15,6 +15,7 @@ from halos.data.batches.collate import Batch
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters, merge_adapter
 from halos.policy.construction import add_control_tokens, grow_vocabulary
+from halos.policy.export.base_model import NO_BASE
 from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.export.reward_model import export_reward_model
@@ -117,7 +118,9 @@ class Backbone(nn.Module):
         spec = ModelSpec(path=str(path), **options).resolved(streaming=False)
         spec.check()
         tokenizer = spec.tokenizer()
-        backbone = load_backbone(spec, LoadOptions(dtype=dtype, vocabulary=len(tokenizer)), reference=True)
+        new_tokens = spec.missing_tokens(tokenizer)
+        load_options = LoadOptions(dtype=dtype, new_tokens=new_tokens, vocabulary=len(tokenizer))
+        backbone = load_backbone(spec, load_options, reference=True)
         backbone.tokenizer = tokenizer
         return backbone
 
@@ -137,16 +140,21 @@ class Backbone(nn.Module):
         if not on_first_process():
             return
         policy, spec, tokenizer = self.policy, self.spec, self.tokenizer
-        end_of_turn = ChatTokens(tokenizer, Limits(2)).end_of_turn
-        if adapter_layers(policy) and (spec is None or spec.lora.export == "merged"):
+        end = ChatTokens(tokenizer, Limits(2)).end_of_turn
+        base = NO_BASE if spec is None else spec.base(policy.dtype)
+        merge = bool(adapter_layers(policy)) and (spec is None or spec.lora.export == "merged")
+        if merge or base.dtype not in (None, policy.dtype):
             policy = copy.deepcopy(policy)  # so that the policy can be trained further
+        if merge:
             merge_adapter(policy)
         card = ModelCard(loss=self.loss, base=None if spec is None else spec.path, paper=self.paper)
+        where = Path(folder)
         if self.reward_head:
             score = self.reward_head[0].linear.weight.detach()
-            export_reward_model(policy, score, tokenizer, Path(folder), end_of_turn=end_of_turn, card=card)
+            export_reward_model(policy, score, tokenizer, where, end_of_turn=end, card=card, base=base)
         else:
-            export_policy(policy, tokenizer, Path(folder), end_of_turn=end_of_turn, control=self.control, card=card)
+            control = self.control
+            export_policy(policy, tokenizer, where, end_of_turn=end, control=control, card=card, base=base)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

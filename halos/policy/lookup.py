@@ -147,4 +147,4 @@ def _naming(key: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(str(error).replace("model.path", key)) from error
+        raise ValueError(str(error).replace("model.path", key, 1)) from error

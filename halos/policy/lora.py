@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,13 @@ class LoRA:
             self._stored_config(Path(self.path).expanduser())
 
     def attach(
-        self, model: PreTrainedModel, *, base: str, new_tokens: Sequence[int] = (), keep_start: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        base: str,
+        new_tokens: Sequence[int] = (),
+        exclude: Sequence[str] = (),
+        keep_start: bool = False,
     ) -> None:
         """Add adapters to the model, in place, and freeze the rest.
 
@@ -118,7 +125,8 @@ class LoRA:
         Args:
             model: the model.
             base: name of the base model in the exported adapter's config.
-            new_tokens: rows of the embeddings to train as well.
+            new_tokens: rows of the embeddings and of the LM head to train as well.
+            exclude: names of modules that get no adapters, nor do modules inside them.
             keep_start: keep the adapter in ``path`` as it is, next to the trained one, as part of the reference.
 
         Raises:
@@ -132,7 +140,8 @@ class LoRA:
                 "lora_alpha": self.alpha or 2 * (self.rank or RANK),
                 "target_modules": self.target_modules or "all-linear",
                 "init_lora_weights": INITS[self.init],
-                "trainable_token_indices": list(new_tokens) or None,
+                "exclude_modules": f"({'|'.join(map(re.escape, exclude))})(\\..*)?" if exclude else None,
+                "trainable_token_indices": _trained_rows(model, new_tokens),
             }
         else:
             options = self._stored_config(Path(self.path).expanduser())
@@ -216,6 +225,20 @@ def draw_start(model: nn.Module, name: str, init: bool | str) -> None:
                     if factor.weight.is_meta:
                         factor.to_empty(device="cpu")
                 layer.reset_lora_parameters(name, init)
+
+
+def _trained_rows(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """Return the rows to train of the embeddings and of an LM head that does not share them, by the modules' names."""
+    if not tokens:
+        return None
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise ValueError(
+            f"model.lora.enabled: the base has no trained rows for {len(tokens)} tokens, and peft cannot train rows of "
+            "its LM head, which has a bias; resize the base to its tokenizer and train it first"
+        )
+    layers = [embeddings] if head.weight is embeddings.weight else [embeddings, head]
+    return {name: list(tokens) for name, module in model.named_modules() if any(module is layer for layer in layers)}
 
 
 def _check_targets(model: PreTrainedModel) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from halos.files import atomic_file
 from halos.sharding.fsdp import by_position
@@ -33,6 +34,13 @@ def consolidate(folder: Path, file: Path) -> None:
     checkpoint["optimizer_states"] = [by_position(state[name]) for name in sorted(state)]  # optimizer_0, …
     with atomic_file(file) as part:
         torch.save(checkpoint, part)
+
+
+def sharded_weights(folder: Path) -> dict[str, Tensor]:
+    """Load the weights of a sharded checkpoint, and nothing else of it, into this process's memory."""
+    check_sharded(folder, "checkpoint")
+    weights: dict[str, Tensor] = read_entries(folder, {"state_dict"})["state_dict"]
+    return weights
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ def csft(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("command", ["sample", "evaluate", "label", "compare"])
+@pytest.mark.parametrize("command", ["sample", "evaluate", "label", "compare", "export"])
 def test_each_command_has_a_configuration_and_a_function(command: str) -> None:
     assert command in COMMANDS
     compose(command)
