@@ -81,4 +81,5 @@ def run_config(folder: Path, trust: object = ()) -> DictConfig:
         check_roles(config, trust=check_trust(trust))
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
+    config["model"] = {**config["model"], "trust_remote_code": False}  # the user's own to allow
     return OmegaConf.create(config)

@@ -75,7 +75,9 @@ class Policy:
         return model
 
 
-def find_policy(key: str, where: object, *, chat_template: str | None = None, lora: LoRA | None = None) -> Policy:
+def find_policy(
+    key: str, where: object, *, chat_template: str | None = None, lora: LoRA | None = None, revision: str | None = None
+) -> Policy:
     """Find a model, and check that it can be loaded. Does not contact the hub.
 
     Args:
@@ -83,6 +85,7 @@ def find_policy(key: str, where: object, *, chat_template: str | None = None, lo
         where: its value: a run's folder, a hub id, a directory or a .gguf file.
         chat_template: replaces the tokenizer's chat template.
         lora: an adapter to load with the model.
+        revision: of a hub id: a commit, a tag or a branch.
 
     Raises:
         ValueError: the run has not finished, or the model cannot be loaded.
@@ -93,7 +96,9 @@ def find_policy(key: str, where: object, *, chat_template: str | None = None, lo
     folder = Path(where).expanduser()
     with _naming(key):
         is_run = (folder / "config.yaml").is_file()
-        policy = _trained(key, where, folder, spec_of) if is_run else Policy(where, spec_of(path=where))
+        policy = (
+            _trained(key, where, folder, spec_of) if is_run else Policy(where, spec_of(path=where, revision=revision))
+        )
         policy.spec.check()
     return policy
 
@@ -109,7 +114,13 @@ def _trained(key: str, where: str, folder: Path, spec_of: Callable[..., ModelSpe
         expected = "expected a run with model.lora.export=merged"
         raise ValueError(f"{key}: the run {where} exported an adapter for random weights, which are lost; {expected}")
     # The base is loaded in full precision even if the run held it in 4 bits (QLoRA): so is that of the reference.
-    return Policy(where, ModelSpec(path=run.model["path"], lora=LoRA(enabled=True, path=str(model))), run, exported)
+    revision = run.model.get("revision")
+    return Policy(
+        where,
+        ModelSpec(path=run.model["path"], revision=revision, lora=LoRA(enabled=True, path=str(model))),
+        run,
+        exported,
+    )
 
 
 def check_tokenizer(key: str, policy: Policy) -> None:
@@ -136,9 +147,11 @@ def reference_of(policy: Policy, where: str | None) -> Policy | None:
     if run.model.get("random_weights"):
         raise ValueError(f"reference: the run {policy.name} started from random weights; expected reference=MODEL")
     model, adapter = run.model, (run.model.get("lora") or {}).get("path")
-    path = model.get("reference_path") or model["path"]
+    path, revision = model.get("reference_path"), None
+    if not path:
+        path, revision = model["path"], model.get("revision")
     lora = LoRA(enabled=adapter is not None, path=adapter)
-    return find_policy("reference", path, chat_template=model.get("chat_template"), lora=lora)
+    return find_policy("reference", path, chat_template=model.get("chat_template"), lora=lora, revision=revision)
 
 
 @contextmanager

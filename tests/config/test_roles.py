@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from halos.config.nodes import plain
 from halos.config.roles import check_roles, check_trust
-from halos.config.runs import run_config
+from halos.config.runs import run_config, saved_run
 from tests.configs import compose
 
 OWN = """
@@ -98,6 +98,10 @@ def test_a_run_is_read_for_building_without_what_only_the_run_builds(tmp_path: P
     assert "_target_" not in cfg.strategy.trainer
     assert "_target_" not in cfg.callbacks.mine
     assert cfg.loss._target_ == "halos.objectives.KTO"
+    file = tmp_path / "config.yaml"
+    file.write_text(file.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
+    assert saved_run(tmp_path)["model"]["trust_remote_code"] is True
+    assert run_config(tmp_path).model.trust_remote_code is False
     (tmp_path / "config.yaml").write_text("loss: {_target_: os.system}\ndata: {}\nmodel: {}\n")
     with pytest.raises(ValueError, match=r"config.yaml: loss._target_: expected a subclass of Objective"):
         run_config(tmp_path)
