@@ -24,9 +24,9 @@ from halos.processes import ranks
 from halos.processes.collectives import data_ranks
 from halos.processes.first import on_first_process
 from halos.reporting.csv_metrics import CSVMetrics
-from halos.reporting.data_report import StreamReport
 from halos.reporting.progress import Progress
 from halos.reporting.replies import SampledReplies
+from halos.reporting.stream_report import StreamReport
 from halos.reporting.tensorboard import TensorBoardReport
 from halos.sharding.factory import BackboneFactory
 from halos.training import Checkpoints, ReferenceSync, RunFolder, RunRecord

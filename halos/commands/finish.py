@@ -11,7 +11,7 @@ from halos.config.nodes import flatten, plain
 from halos.policy.loading import LoadOptions
 from halos.policy.logprobs.compiling import uncompiled
 from halos.processes.collectives import full_tensor
-from halos.reporting import run_report
+from halos.reporting import data_report, run_report
 from halos.reporting.tensorboard import log_hparams
 from halos.sampling.before_after import Comparison, compare
 from halos.sharding.weights import gathered_policy
@@ -39,7 +39,7 @@ def finish(run: Run) -> dict[str, Any]:
     log_hparams(run.trainer, settings, final)
     run_report.show_metrics(summary["metrics"])
     if run.data.streams:
-        run_report.show_data({"train": run.data.prepared.intake.reports["train"]})
+        data_report.show_data({"train": run.data.prepared.intake.reports["train"]})
     run.folder.write_summary(summary)
     run_report.show_where_next(run.folder.root, run.folder.model)
     return summary

@@ -48,10 +48,26 @@ def forget_quantisation(model: PreTrainedModel) -> None:
 
 
 def set_dropout(config: PretrainedConfig, probability: float) -> None:
-    """Set every dropout probability of the config. Architectures use different names for them."""
+    """Set every dropout probability of the config. Architectures use different names for them.
+
+    RWKV's rescaling is switched off as well: it divides weights in place in evaluation mode and multiplies them again
+    in training, which breaks backward passes, adapters and an export in between. Without it the numbers are the same.
+    """
+    if getattr(config, "rescale_every", 0):
+        config.rescale_every = 0
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, int | float):
             setattr(config, name, probability)
+
+
+def silence_routers(model: PreTrainedModel) -> None:
+    """Keep routers from adding noise in training mode, with which the policy would differ from its reference.
+
+    Their noise is not set to 0: PhiMoE's also decides how experts are weighted in evaluation mode.
+    """
+    for module in model.modules():
+        if any(getattr(module, name, 0) for name in ("jitter_noise", "router_jitter_noise", "input_jitter_noise")):
+            module.training = False
 
 
 def freeze_outside_text(model: PreTrainedModel) -> None:

@@ -23,12 +23,14 @@ from halos.policy.construction import (
     modules_outside_text,
     parameters_on_meta,
     set_dropout,
+    silence_routers,
 )
 from halos.policy.export.base_model import DTYPES, BaseModel, read_base
 from halos.policy.export.trial import try_export
 from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.lora import LoRA, quantization
+from halos.policy.router import check_router_loss
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -76,6 +78,8 @@ class ModelSpec:
             the policy would differ from its reference before the first step.
         head_chunk: rows of logits (one per scored token, as wide as the vocabulary) that are in memory at a time.
             None: all.
+        router_loss: the coefficient of a mixture's load-balancing loss (:class:`halos.policy.router.RouterLoss`), where
+            0 means none. ``auto``: the model's config decides by ``output_router_logits`` and ``router_aux_loss_coef``.
         statistics: what is logged of the policy's distributions at scored tokens: ``entropy``, ``token_accuracy``.
         reference: where the reference's log-probs come from. ``cached``: computed once, before training, and stored
             on disk. ``live``: a frozen copy of the model computes them in every step. ``adapter``: the policy computes
@@ -102,6 +106,7 @@ class ModelSpec:
     liger: bool = False
     dropout: float = 0.0
     head_chunk: int | None = 512
+    router_loss: str | float = "auto"
     statistics: Sequence[str] = ()
     reference: str = "auto"
     reference_path: str | None = None
@@ -129,6 +134,7 @@ class ModelSpec:
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
         check_whole("model.head_chunk", self.head_chunk, 1, null=True)
         check_statistics(self.statistics)
+        check_router_loss(self.router_loss)
         # The command has checked the whole configuration by then. A spec that is made in Python meets its rules here.
         check_combinations(self.flat())
 
@@ -314,6 +320,7 @@ class ModelSpec:
             # first, on small modules whose weights need memory.
             use_cpu_kernels(model)
         model.train()
+        silence_routers(model)
         return model
 
     @property

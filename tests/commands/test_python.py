@@ -55,7 +55,7 @@ def test_names_are_options_and_everything_else_is_a_path(tmp_path: Path) -> None
     assert (cfg.model.path, list(cfg.data.train), cfg.data.source._target_) == (
         "org/model",
         ["a.jsonl", "b.jsonl"],
-        "halos.data.JsonSource",
+        "halos.data.FeedbackFiles",
     )
     cfg = composed(loss="ppo", model="toy", data="hh", output_dir=tmp_path)
     assert (cfg.loss.name, cfg.data.source._target_) == ("ppo", "halos.data.HHSource")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from halos.checks import check_whole
 from halos.data.preparation.hygiene import origin_of
 from halos.data.preparation.intake import Intake, read
 from halos.data.records.record import Prompt
@@ -116,6 +117,10 @@ class Preparation:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_whole("data.max_examples", self.max_examples, 1, null=True)
+        check_whole("data.max_val_examples", self.max_val_examples, 1, null=True)
+        check_whole("data.val_size", self.val_size, 0)
+        check_whole("data.num_proc", self.store.workers, 1, null=True)
         if self.train_on == "all" and self.source.whole_trees:
             raise ValueError(
                 f"data.train_on: expected last with data={self.source.name}, found all: the earlier turns of its trees "
