@@ -14,6 +14,8 @@ from omegaconf import DictConfig, ListConfig
 from halos.config.nodes import Node, plain
 
 TARGET = "_target_"
+_FLAGS = ("_args_", "_partial_", "_recursive_", "_convert_")
+"""Further keys that Hydra acts on. A run saves none but ``_partial_: true``, of the parts of a mixture."""
 PACKAGE = "halos"
 ROLES = {
     "loss": "halos.objectives.Objective",
@@ -58,7 +60,10 @@ def check_roles(node: object, key: str = "", trust: Sequence[str] = ()) -> None:
     Raises:
         ValueError: a class of another module (the error says which one to name), or of another role.
     """
-    for place, target in _targets(node, key):
+    for place, built in _built_nodes(node, key):
+        target = built.get(TARGET)
+        if flags := [name for name in built if name in _FLAGS and not isinstance(built[name], bool)]:
+            raise ValueError(f"{place}.{flags[0]}: expected no such key in a saved configuration, found one")
         if target is None:
             continue
         where = f"{place}.{TARGET}".lstrip(".")
@@ -87,15 +92,15 @@ def trusted_node(node: DictConfig, key: str, trust: object) -> DictConfig:
     return node
 
 
-def _targets(node: object, key: str) -> Iterator[tuple[str, object]]:
+def _built_nodes(node: object, key: str) -> Iterator[tuple[str, Node]]:
     if isinstance(node, dict):
-        if TARGET in node:
-            yield key, node[TARGET]
+        if any(name in node for name in (TARGET, *_FLAGS)):
+            yield key, node
         for name, value in node.items():
-            yield from _targets(value, f"{key}.{name}".lstrip("."))
+            yield from _built_nodes(value, f"{key}.{name}".lstrip("."))
     elif isinstance(node, list):
         for number, value in enumerate(node):
-            yield from _targets(value, f"{key}[{number}]")
+            yield from _built_nodes(value, f"{key}[{number}]")
 
 
 def _role(place: str) -> str | None:

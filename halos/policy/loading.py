@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from halos.checks import check_whole
+from halos.checks import check_whole, is_number
 from halos.config.combinations import REFERENCE, check_combinations
 from halos.config.nodes import flatten
 from halos.data.rows.templates import TEMPLATES, template_of
@@ -122,8 +122,10 @@ class ModelSpec:
             raise ValueError(f"model.revision: expected a commit, a tag or null, found {self.revision!r}")
         if not isinstance(self.trust_remote_code, bool):  # a text would count as true
             raise ValueError(f"model.trust_remote_code: expected true or false, found {self.trust_remote_code!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout}")
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout!r}")
+        if not isinstance(self.lora, LoRA):
+            raise ValueError(f"model.lora: expected halos.policy.LoRA, found {self.lora!r}")
         if self.packed_attention not in ("pieces", "flex"):
             raise ValueError(f"model.packed_attention: expected pieces or flex, found {self.packed_attention!r}")
         if self.reference not in ("auto", "cached", "live", "adapter"):

@@ -78,6 +78,12 @@ def test_what_is_no_name_is_refused(target: object) -> None:
         check_roles([{"_target_": target}], "data")
 
 
+@pytest.mark.parametrize("flag", ["_args_", "_recursive_", "_convert_", "_partial_"])
+def test_other_keys_of_hydra_are_refused(flag: str) -> None:
+    with pytest.raises(ValueError, match=rf"loss\.{flag}: expected no such key in a saved configuration"):
+        check_roles({"loss": {"_target_": "halos.objectives.KTO", flag: ["x"]}})
+
+
 def test_modules_of_the_user_are_imported_only_if_he_names_them(mylab: Path) -> None:
     node = {"loss": {"_target_": "mylab_of_roles.MyLoss", "reward": {"_target_": "mylab_of_roles.Other"}}}
     for trust in ((), ("mylab",), ("mylab_of_roles.sub",)):
