@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from halos.config.combinations import check_combinations, values_of
 from halos.config.errors import check_complete, explain, no_such_option
 from halos.config.folder import config_folder
+from halos.config.open_keys import opened
 from halos.config.shorthand import implied_groups
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
@@ -103,6 +104,7 @@ def main() -> None:
 def main_command(name: str) -> None:
     """Compose the command's configuration from the words of the command line, and run the command."""
     os.environ[COMMAND] = name
+    sys.argv[1:] = opened(sys.argv[1:])
     if COMMANDS[name].config == "train":
         sys.argv[1:1] = implied_groups(sys.argv[1:])
     if COMMANDS[name].run:

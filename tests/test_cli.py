@@ -62,6 +62,15 @@ def test_a_mistake_is_explained_in_one_line_with_names_that_come_near(word: str,
     assert all(part in line for part in said), line
 
 
+def test_a_variable_of_the_chat_template_needs_no_plus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, tmp_path, "train", "model.chat_template_kwargs.mood=calm", "output_dir=out") == 1
+    assert (
+        "model.chat_template_kwargs.mood: expected a variable that the chat template reads" in capsys.readouterr().err
+    )
+
+
 def test_no_name_is_suggested_where_none_comes_near() -> None:
     with pytest.raises(OmegaConfBaseException) as caught:
         _ = OmegaConf.structured(compose("output_dir=x")).loss.zzzzzzzz

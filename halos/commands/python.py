@@ -15,6 +15,7 @@ from halos.commands.rounds import run_rounds
 from halos.commands.train import train as train_configured
 from halos.config.errors import check_complete, explain
 from halos.config.folder import config_folder, options_of
+from halos.config.open_keys import OPEN
 from halos.data.sources.base import Files
 from halos.processes.launch import on_devices
 
@@ -79,7 +80,7 @@ def compose(
             cfg = hydra.compose("train", [f"{group}={option}" for group, option in groups.items()])
         for key, value in keys.items():
             # As on the command line, a + adds a key that the configuration does not have.
-            OmegaConf.update(cfg, key.removeprefix("+"), value, force_add=key.startswith("+"))
+            OmegaConf.update(cfg, key.removeprefix("+"), value, force_add=key.startswith(("+", OPEN)))
         cfg.output_dir = str(Path(output_dir or cfg.output_dir).absolute())
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from error

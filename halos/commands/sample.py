@@ -44,7 +44,7 @@ def sample(cfg: DictConfig) -> Path:
     decoding = Decoding(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p)
     data = read_data(cfg.get("data"), policy, cfg.split, cfg.seed, cfg.get("trust"))
     prompts = distinct_prompts(data.records, cfg.size, cfg.seed)
-    tokens = ChatTokens(policy.tokenizer, data.limits)
+    tokens = ChatTokens(policy.tokenizer, data.limits, data.text)
     engine = partial(make_engine, cfg.engine, policy, tokens, decoding, device=cfg.device, precision=cfg.precision)
     sampling = {"count": cfg.samples, "batch_size": cfg.batch_size, "seed": cfg.seed}
     sampler = Sampler(engine, tokens, control=policy.control, **sampling)

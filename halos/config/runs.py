@@ -77,6 +77,8 @@ def run_config(folder: Path, trust: object = ()) -> DictConfig:
         ValueError: as :func:`saved_run`, or the configuration names a class that it may not name.
     """
     config = without_never_built(saved_run(folder))
+    if not isinstance(config.get("optim", {}), dict):
+        raise ValueError(f"{folder / CONFIG}: expected a section optim, found {config['optim']!r}")
     try:
         check_roles(config, trust=check_trust(trust))
     except ValueError as error:

@@ -21,7 +21,7 @@ from halos.data.batches.loader import ResumableLoader
 from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder, validation_order
 from halos.data.batches.reference_table import ReferenceTable
 from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
-from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.data.rows.chat_tokens import Limits
 from halos.data.rows.token_rows import Row, Rows, TokenRows
 from halos.data.sources.base import Files, Source
 from halos.data.sources.feedback_files import FeedbackFiles
@@ -55,6 +55,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         val_size: records held out of the training data, by prompt, where the source has no validation data.
         strict: raise an error for records that would be left out because they are faulty.
         train_on: ``last`` or, for demonstrations, ``all`` assistant turns of a conversation.
+        text: ``plain`` texts are rendered by the chat template; ``rendered`` ones carry its markup already.
         select: rules that select the feedback to use.
         stratified: every step has a desirable and an undesirable completion.
         keep_together: up to this many examples of one prompt are drawn together, so that they can share their prompt in
@@ -94,6 +95,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         val_size: int = 0,
         strict: bool = False,
         train_on: str = "last",
+        text: str = "plain",
         select: Selection | None = None,
         stratified: bool = False,
         keep_together: int = 2,
@@ -128,6 +130,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             val_size=val_size,
             strict=strict,
             train_on=train_on,
+            text=text,
             store=Store(self.cache_dir, num_proc),
             seed=seed,
         )
@@ -313,7 +316,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._prepare(needs, tokenizer)
 
     def _token_key(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        return ChatTokens(tokenizer, self.preparation.limits).key
+        return self.preparation.tokens(tokenizer).key
 
     def state_dict(self) -> dict[str, Any]:
         """The planned and the completed optimizer steps, which Lightning saves in the checkpoint."""

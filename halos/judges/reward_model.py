@@ -27,8 +27,8 @@ Encoded = dict[str, list[int]]
 class RewardModel(CompletionJudge):
     """Scores a conversation with a sequence classifier.
 
-    The prompt is rendered by the classifier's own chat template, and the completion with its end-of-turn token follows,
-    as in the training of our reward models. If the tokenizer has no chat template, prompt and completion are passed as
+    The conversation is rendered by the classifier's own chat template, up to the token that ends the completion, as in
+    the training of our reward models. If the tokenizer has no chat template, prompt and completion are passed as
     a pair of texts, unless the model is known to be ours by the configuration in its run folder.
 
     Args:
@@ -39,6 +39,7 @@ class RewardModel(CompletionJudge):
         max_length: the maximum number of tokens in prompt and completion; prompts of more than half as many tokens keep
             their end.
         limits: the limits that the reward model was trained with, instead of ``max_length``.
+        text: ``plain``, or ``rendered`` where prompts and completions carry the chat template's markup.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``32-true`` or ``bf16-true``.
 
@@ -54,6 +55,7 @@ class RewardModel(CompletionJudge):
         batch_size: int = 32,
         max_length: int = 1024,
         limits: Limits | None = None,
+        text: str = "plain",
         device: str = "auto",
         precision: str = "32-true",
         revision: str | None = None,
@@ -69,7 +71,7 @@ class RewardModel(CompletionJudge):
         self.path = str(folder / "model") if self._ours else path
         self.revision = {} if revision is None else {"revision": revision}
         self.batch_size = batch_size
-        self.limits = limits or Limits(max_length, max_length // 2)
+        self.limits, self.text = limits or Limits(max_length, max_length // 2), text
         self.device, self.dtype = device_of(device), choice("precision", precision, DTYPES)
 
     def check(self) -> None:
@@ -99,11 +101,12 @@ class RewardModel(CompletionJudge):
     def _sequences(self, tokenizer: PreTrainedTokenizerBase, completions: Sequence[PromptCompletion]) -> list[Encoded]:
         if tokenizer.chat_template is None and not self._ours:
             return [self._pair_of_texts(tokenizer, *completion) for completion in completions]
-        chat = ChatTokens(tokenizer, self.limits)
+        chat = ChatTokens(tokenizer, self.limits, self.text)
         sequences: list[Encoded] = []
         for number, (prompt, completion) in enumerate(completions):
-            ids = chat.fitted_prompt(prompt, where=f"prompt {number}")
-            ids += chat.fit_completion(chat.completion(completion, prompt), len(ids))[0]
+            where = f"prompt {number}"
+            ids = chat.fitted_prompt(prompt, where=where)
+            ids += chat.fit_completion(chat.completion(completion, prompt, where=where), len(ids))[0]
             sequences.append({"input_ids": ids, "attention_mask": [1] * len(ids)})
         return sequences
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from huggingface_hub.errors import StrictDataclassError
 from halos.checks import check_whole, is_number
 from halos.config.combinations import REFERENCE, check_combinations
 from halos.config.nodes import flatten
-from halos.data.rows.templates import TEMPLATES, template_of
+from halos.data.rows.rendering import today
+from halos.data.rows.templates import TEMPLATES, chosen, is_dated, template_of, with_date, with_defaults
 from halos.policy.checks import check_markers, check_path, locate
 from halos.policy.construction import (
     forget_quantisation,
@@ -86,8 +88,12 @@ class ModelSpec:
             them with its LoRA adapter switched off. ``auto``: see :meth:`resolved`.
         reference_path: a model to use as the reference instead of the policy's start. Needs ``cached``, and the same
             tokenizer.
-        chat_template: replaces the tokenizer's chat template: ``plain``, ``chatml``, a file or a Jinja template. It is
-            exported with the model.
+        chat_template: replaces the tokenizer's chat template: ``plain``, ``chatml``, a file, a Jinja template, or the
+            name of one of several that the tokenizer has. It is exported with the model.
+        chat_template_kwargs: values of the chat template's variables, such as ``{"enable_thinking": False}``. They are
+            the defaults of the exported template.
+        chat_template_date: the date (YYYY-MM-DD) that a chat template with ``strftime_now`` writes while training.
+            None: the day on which the process started.
         export_dtype: precision of the exported weights: ``base`` (as in the base's files, or as they were trained if
             that is narrower), ``float32`` or ``bfloat16``. Trained weights are rounded once. An exported adapter stays
             as it was trained.
@@ -111,6 +117,8 @@ class ModelSpec:
     reference: str = "auto"
     reference_path: str | None = None
     chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    chat_template_date: str | None = None
     export_dtype: str = "base"
     lora: LoRA = field(default_factory=LoRA)
 
@@ -134,6 +142,7 @@ class ModelSpec:
             raise ValueError(f"model.export_dtype: expected base, {' or '.join(DTYPES)}, found {self.export_dtype!r}")
         if self.lora.quantize and self.path.endswith(".gguf"):
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
+        _ = self._date  # raises for a text that is no date
         check_whole("model.head_chunk", self.head_chunk, 1, null=True)
         check_statistics(self.statistics)
         check_router_loss(self.router_loss)
@@ -180,7 +189,17 @@ class ModelSpec:
     def of_reference(self) -> ModelSpec:
         """Return the spec of the reference as a model of its own: ``reference_path`` or ``path``, without LoRA."""
         path, revision = self.reference_path or self.path, None if self.reference_path else self.revision
-        return replace(self, path=path, revision=revision, reference_path=None, random_weights=False, lora=LoRA())
+        # It scores the policy's token ids. Its own chat template, of which the keys may make no sense, is not rendered.
+        return replace(
+            self,
+            path=path,
+            revision=revision,
+            reference_path=None,
+            random_weights=False,
+            chat_template=None,
+            chat_template_kwargs={},
+            lora=LoRA(),
+        )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the model's tokenizer. A missing pad token becomes EOS: masks never come from token ids."""
@@ -192,8 +211,22 @@ class ModelSpec:
         if self.chat_template is not None:
             if tokenizer.chat_template is not None:
                 log.info("model.chat_template replaces the chat template of %s", self.path)
-            tokenizer.chat_template = template_of(self.chat_template)
+            tokenizer.chat_template = template_of(self.chat_template, tokenizer.chat_template)
             check_markers(tokenizer, refuse=self.chat_template in TEMPLATES)
+        elif isinstance(tokenizer.chat_template, dict):
+            chosen(tokenizer.chat_template)  # raises where none is the default
+            names = ", ".join(sorted(tokenizer.chat_template))
+            log.info(
+                "%s has the chat templates %s: default is used; model.chat_template=NAME uses another", self.path, names
+            )
+        tokenizer.chat_template = with_defaults(tokenizer.chat_template, self.chat_template_kwargs)
+        if is_dated(tokenizer.chat_template):
+            log.warning(
+                "the chat template writes today's date: training writes %s throughout (model.chat_template_date); the "
+                "exported template writes the day on which it is used",
+                self._date,
+            )
+            tokenizer.chat_template = with_date(tokenizer.chat_template, self._date)
         return tokenizer
 
     def load(self, options: LoadOptions = LoadOptions()) -> PreTrainedModel:
@@ -324,6 +357,17 @@ class ModelSpec:
         model.train()
         silence_routers(model)
         return model
+
+    @property
+    def _date(self) -> date:
+        if self.chat_template_date is None:
+            return today()
+        try:
+            return date.fromisoformat(self.chat_template_date)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"model.chat_template_date: expected a date as YYYY-MM-DD or null, found {self.chat_template_date!r}"
+            ) from None
 
     @property
     def _location(self) -> Path:

@@ -44,7 +44,7 @@ def plan(**changes: Any) -> EvaluationPlan:
         for n, prompt in enumerate(PROMPTS)
     ]
     policy = find_policy("policy", TOY)
-    data = HeldData(FeedbackFiles("unused"), Limits(64), records, records, Selection(), Counter())
+    data = HeldData(FeedbackFiles("unused"), Limits(64), "plain", records, records, Selection(), Counter())
     parts: dict[str, Any] = {
         "settings": Settings(resamples=10, max_new_tokens=8, progress=False),
         "policy": policy,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from halos.data.rows.templates import without_date
 from halos.files import atomic_folder
 from halos.policy.export.base_model import NO_BASE, BaseModel, round_weights
 from halos.policy.export.card import ModelCard, Usage
@@ -64,6 +65,7 @@ def export_reward_model(
         base: what is taken over from the base model.
     """
     tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = without_date(tokenizer.chat_template)
     model = _classifier(policy.config)
     nn.Module.to(model, policy.dtype)
     model.base_model.load_state_dict(policy.base_model.state_dict())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from halos.data.rows.templates import with_control, without_control, without_date
 from halos.files import remove
 from halos.policy.export.base_model import NAMED_TEMPLATES, copy_files
 
@@ -41,31 +42,18 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, base_files:
 
 
 def conditioned(tokenizer: PreTrainedTokenizerBase, control: str) -> PreTrainedTokenizerBase:
-    """Return a copy of the tokenizer whose generation prompt ends with the control token exactly once."""
+    """Return a copy of the tokenizer whose generation prompt ends with the control token exactly once.
+
+    A template that wrote the date of the run writes the day's again.
+    """
     tokenizer = copy.deepcopy(tokenizer)
-    if control and tokenizer.chat_template is not None:
-        unconditioned(tokenizer, control)
-        tokenizer.chat_template = _mapped(tokenizer.chat_template, lambda template: template + _ending(control))
+    tokenizer.chat_template = without_date(with_control(tokenizer.chat_template, control))
     return tokenizer
 
 
 def unconditioned(tokenizer: PreTrainedTokenizerBase, control: str) -> None:
     """Remove the control token from the end of chat templates that :func:`conditioned` extended, in place."""
-    if control and tokenizer.chat_template is not None:
-        tokenizer.chat_template = _mapped(
-            tokenizer.chat_template, lambda template: template.removesuffix(_ending(control))
-        )
-
-
-def _ending(control: str) -> str:
-    return f"{{% if add_generation_prompt %}}{control}{{% endif %}}"
-
-
-def _mapped(template: str | dict[str, str], change: Callable[[str], str]) -> str | dict[str, str]:
-    # A tokenizer may have several templates, by name.
-    if isinstance(template, str):
-        return change(template)
-    return {name: change(text) for name, text in template.items()}
+    tokenizer.chat_template = without_control(tokenizer.chat_template, control)
 
 
 def _load(folder: Path) -> PreTrainedTokenizerBase | None:

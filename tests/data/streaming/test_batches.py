@@ -63,7 +63,7 @@ def test_without_shuffling_batches_are_those_of_the_files_rows(tmp_path: Path) -
     examples = list(binary(FeedbackFiles(file).train().records).examples)
     rows = list(make_rows(examples, TOKENS).rows)
     # Two to a prompt: the mismatched completion is the same one of the next prompt, cut to this one's room.
-    whole = [TOKENS.completion(example.completion) for example in examples]
+    whole = [TOKENS.completion(example.completion, example.prompt) for example in examples]
     expected = []
     for n, row in enumerate(rows[: COUNT - 2]):
         room = 40 - len(row.prompt)

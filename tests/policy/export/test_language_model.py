@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
-from halos.policy.export.tokenizer import conditioned
+from halos.policy.export.tokenizer import conditioned, unconditioned
 from tests import tiny
 
 TURNS = [{"role": "user", "content": "hello"}]
@@ -78,6 +78,15 @@ def test_the_generation_prompt_ends_with_the_control_token_once(control: str, to
         assert made.apply_chat_template(TURNS, add_generation_prompt=True, tokenize=False) == text + control
         assert made.apply_chat_template(TURNS, tokenize=False) == tokenizer.apply_chat_template(TURNS, tokenize=False)
     assert tokenizer.chat_template == before
+
+
+def test_each_of_several_templates_is_conditioned() -> None:
+    several: Any = {"default": tiny.CHATML, "tool_use": tiny.WITH_EOT}
+    tokenizer = tiny.word_tokenizer(several)
+    made = conditioned(tokenizer, tiny.GOOD)
+    assert {name: text.count(tiny.GOOD) for name, text in made.chat_template.items()} == {"default": 1, "tool_use": 1}
+    unconditioned(made, tiny.GOOD)
+    assert made.chat_template == several
 
 
 def test_a_tokenizer_without_a_template_has_nothing_to_condition() -> None:
