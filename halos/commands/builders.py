@@ -43,7 +43,7 @@ def build_objective(cfg: DictConfig, optim: Optim) -> Objective:
     """
     class_of("loss", cfg.loss, Objective)
     humanline = plain(cfg.humanline)
-    clamp = Humanline(**humanline) if humanline.pop("enabled") else None
+    clamp = Humanline(**humanline) if humanline.pop("enabled", False) else None
     common = {"optim": optim, "seed": cfg.seed, "humanline": clamp, "non_finite": cfg.non_finite}
     return cast("Objective", build(cfg.loss, None, without=("name",), **common))
 

@@ -49,7 +49,7 @@ def _plan(cfg: DictConfig, settings: Settings) -> tuple[EvaluationPlan, Path]:
     # A classifier's rewards are its own scores, not log-ratios to a reference.
     reference = None if policy.is_classifier else reference_of(policy, cfg.reference)
     folder = _output(cfg.output, policy)
-    data = read_data(cfg.get("data"), policy, cfg.split, settings.seed)
+    data = read_data(cfg.get("data"), policy, cfg.split, settings.seed, cfg.get("trust"))
     judge = opponent = None
     if cfg.get("judge") is not None:
         place = {"device": settings.device, "precision": settings.precision}

@@ -40,7 +40,7 @@ def export(cfg: DictConfig) -> Path:
     """
     terminal.set_up_logging()
     run = Path(cfg.run).expanduser()
-    run_cfg = _as_exported(run_config(run), cfg)
+    run_cfg = _as_exported(run_config(run, cfg.get("trust")), cfg)
     checkpoint = _find_checkpoint(run, cfg.checkpoint)
     with _checkpoint_named():
         contents = checkpoints.read(checkpoint)

@@ -3,24 +3,26 @@
 from omegaconf import DictConfig
 
 from halos.commands.builders import build_data
+from halos.config.roles import trusted_node
 from halos.policy.lookup import Policy
 from halos.sampling.prompts import HeldData, read_split
 
 
-def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: int) -> HeldData:
+def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: int, trust: object = ()) -> HeldData:
     """Read a split of the configured data, or of the data that the policy was trained on.
 
     Args:
         node: the ``data`` node of the command; None takes the one of the run that trained the policy.
         policy: the policy that the command is about, if there is one.
         split: ``val`` or ``train``.
+        trust: modules whose classes the run's own data may name, besides this package's.
         seed: the seed of the split, used with ``node``; the run's own data are split with the run's seed.
 
     Raises:
-        ValueError: there is no data, or none is held out.
+        ValueError: there is no data, none is held out, or the run's own data name a class of another module.
     """
     if node is None and policy is not None and policy.run is not None:
-        node, seed = policy.run.data, policy.run.seed
+        node, seed = trusted_node(policy.run.data, "data", trust), policy.run.seed
     if node is None:
         raise ValueError("data: expected data=toy, data=files data.train=FILE …; only a run's folder brings its own")
     return read_split(build_data(node, seed=seed).preparation, split)

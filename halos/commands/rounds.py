@@ -20,6 +20,7 @@ from halos.commands.label import label
 from halos.commands.round_checks import check_rounds
 from halos.commands.sample import sample
 from halos.config.nodes import Node, flatten, plain
+from halos.config.saved import read_saved
 from halos.files import write_atomically
 from halos.training.run_folder import RunFolder, held
 
@@ -152,7 +153,7 @@ def _open(cfg: DictConfig, root: Path) -> None:
         hint = "choose another folder, or set resume=auto to go on with them, or overwrite=true to replace them"
         raise ValueError(f"output_dir: {root} holds other rounds; {hint}")
     else:
-        _check_settings(root, plain(OmegaConf.load(file)), settings)
+        _check_settings(root, read_saved(file), settings)
     write_atomically(file, OmegaConf.to_yaml(OmegaConf.create(settings)))
 
 

@@ -21,7 +21,7 @@ from halos.training.identity import weights_key
 
 log = logging.getLogger(__name__)
 
-_FREE_KEYS = ("output", "overwrite", "device", "progress")
+_FREE_KEYS = ("output", "overwrite", "device", "progress", "trust")
 """Keys that may change when a command continues a file: the samples do not depend on them."""
 
 
@@ -42,7 +42,7 @@ def sample(cfg: DictConfig) -> Path:
     policy = find_policy("policy", cfg.policy)
     check_engine(cfg.engine, policy)
     decoding = Decoding(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p)
-    data = read_data(cfg.get("data"), policy, cfg.split, cfg.seed)
+    data = read_data(cfg.get("data"), policy, cfg.split, cfg.seed, cfg.get("trust"))
     prompts = distinct_prompts(data.records, cfg.size, cfg.seed)
     tokens = ChatTokens(policy.tokenizer, data.limits, data.text)
     engine = partial(make_engine, cfg.engine, policy, tokens, decoding, device=cfg.device, precision=cfg.precision)

@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from halos.config.nodes import Node, flatten, plain
-from halos.config.runs import run_config
+from halos.config.nodes import Node, flatten
+from halos.config.runs import saved_run
 from halos.evaluation.statistics import Estimate, over_seeds
 
 _IGNORED = (
@@ -137,7 +137,19 @@ def _labels(configs: Sequence[Node]) -> list[str]:
 
 
 def _read(folder: Path) -> Run:
-    config = plain(run_config(folder))
+    config = saved_run(folder)
+    try:
+        run = _run_of(folder, config)
+        json.dumps(run.config, sort_keys=True)  # as runs are grouped by
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        # Files of another program, or changed by hand: their values have types that no run writes.
+        raise ValueError(f"{folder}: expected the files of a run, found others: {error!r}") from error
+    if "loss.name" not in run.config:
+        raise ValueError(f"{folder / 'config.yaml'}: expected loss.name, found none")
+    return run
+
+
+def _run_of(folder: Path, config: Node) -> Run:
     summary = _json(folder / "summary.json")
     file = folder / "evaluation" / "evaluation.json"
     results = _json(file) if file.is_file() else {"metrics": {}}
@@ -190,7 +202,7 @@ def experiment_keys(config: Node) -> Node:
 def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected JSON, found {error}") from error
 
 

@@ -14,10 +14,14 @@ def require_between(name: str, value: float, low: float, high: float = math.inf,
     Raises:
         ValueError: naming the key ``loss.{name}``, for another number or no number.
     """
-    if not is_number(value) or not (low < value if open_low else low <= value) or not value < high:
+    try:
+        number = float(value) if is_number(value) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.nan
+    if not (low < number if open_low else low <= number) or not number < high:
         span = f"{'(' if open_low else '['}{low:g}, {high:g})"
         raise ValueError(f"loss.{name}: expected a number in {span}, found {value!r}")
-    return float(value)
+    return number
 
 
 def require_positive(name: str, value: float) -> float:

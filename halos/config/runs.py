@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from halos.config.nodes import Node, plain
+from halos.config.nodes import Node
+from halos.config.roles import check_roles, check_trust, without_never_built
+from halos.config.saved import read_saved
+
+CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +35,53 @@ class TrainedRun:
 
 
 def read_run(folder: Path) -> TrainedRun:
-    """Read the configuration of a run. Raises ``ValueError`` as :func:`run_config` does."""
-    config = run_config(folder)
+    """Read the configuration of a run; nothing that it names is imported. Raises ``ValueError`` as :func:`saved_run`.
+
+    The node ``data`` may name any class: :func:`halos.config.roles.trusted_node` goes before it is built.
+    """
+    config = saved_run(folder)
+    loss = config["loss"]
     # A mixture has its β in one of its parts.
-    losses = (config.loss, *(config.loss.get("parts") or {}).values())
-    beta = next((float(part.beta) for part in losses if part.get("beta") is not None), None)
-    control = str(config.loss.get("desirable_token") or "")
-    return TrainedRun(config.data, config.get("seed", 0), beta, control, plain(config.model))
-
-
-def run_config(folder: Path) -> DictConfig:
-    """Read the resolved configuration of a run. Raises ``ValueError`` if the file is not one of this project's."""
+    parts = loss.get("parts") or {}
+    losses = [part for part in (loss, *(parts.values() if isinstance(parts, dict) else ())) if isinstance(part, dict)]
     try:
-        config = OmegaConf.load(folder / "config.yaml")
-    except Exception as error:  # YAML's and OmegaConf's own kinds
-        raise ValueError(f"{folder / 'config.yaml'}: expected a run's configuration, found {error}") from error
-    if not isinstance(config, DictConfig) or not {"loss", "data", "model"} <= set(config):
-        raise ValueError(f"{folder / 'config.yaml'}: expected a run's configuration with loss, data and model")
+        beta = next((float(part["beta"]) for part in losses if part.get("beta") is not None), None)
+        seed = int(config.get("seed", 0))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{folder / CONFIG}: expected numbers as beta and seed: {error}") from error
+    control = str(loss.get("desirable_token") or "")
+    data = cast("DictConfig", OmegaConf.create(config["data"]))
+    return TrainedRun(data, seed, beta, control, config["model"])
+
+
+def saved_run(folder: Path) -> Node:
+    """Read the configuration of a run as plain values.
+
+    Raises:
+        ValueError: the file is none that a run has written; see :func:`halos.config.saved.read_saved`.
+    """
+    config = read_saved(folder / CONFIG)
+    if not all(isinstance(config.get(key), dict) for key in ("loss", "data", "model")):
+        raise ValueError(f"{folder / CONFIG}: expected a run's configuration with loss, data and model")
     return config
+
+
+def run_config(folder: Path, trust: object = ()) -> DictConfig:
+    """Read the configuration of a run for a command that builds its objective, optimizer, data or model again.
+
+    Args:
+        folder: the run's folder.
+        trust: modules that the user trusts, besides this package.
+
+    Raises:
+        ValueError: as :func:`saved_run`, or the configuration names a class that it may not name.
+    """
+    config = without_never_built(saved_run(folder))
+    if not isinstance(config.get("optim", {}), dict):
+        raise ValueError(f"{folder / CONFIG}: expected a section optim, found {config['optim']!r}")
+    try:
+        check_roles(config, trust=check_trust(trust))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    config["model"] = {**config["model"], "trust_remote_code": False}  # the user's own to allow
+    return OmegaConf.create(config)

@@ -33,6 +33,7 @@ class RewardModel(CompletionJudge):
 
     Args:
         path: a run folder, a hub id or a directory with a model.
+        revision: of a hub id: a commit, a tag or a branch.
         threshold: completions with at least this score are desirable; None: those above the median.
         batch_size: sequences in one forward.
         max_length: the maximum number of tokens in prompt and completion; prompts of more than half as many tokens keep
@@ -57,6 +58,7 @@ class RewardModel(CompletionJudge):
         text: str = "plain",
         device: str = "auto",
         precision: str = "32-true",
+        revision: str | None = None,
     ) -> None:
         super().__init__(threshold=threshold)
         if not path:
@@ -67,6 +69,7 @@ class RewardModel(CompletionJudge):
         folder = Path(path).expanduser()
         self._ours = (folder / "config.yaml").is_file()
         self.path = str(folder / "model") if self._ours else path
+        self.revision = {} if revision is None else {"revision": revision}
         self.batch_size = batch_size
         self.limits, self.text = limits or Limits(max_length, max_length // 2), text
         self.device, self.dtype = device_of(device), choice("precision", precision, DTYPES)
@@ -130,7 +133,7 @@ class RewardModel(CompletionJudge):
 
     def _pretrained(self, factory: Any, **options: object) -> Any:
         try:
-            return factory.from_pretrained(self.path, trust_remote_code=False, **options)
+            return factory.from_pretrained(self.path, trust_remote_code=False, **self.revision, **options)
         except (OSError, KeyError, ValueError, RuntimeError, ImportError) as error:
             raise ValueError(f"judge.path: {self.path} could not be loaded as a classifier: {error}") from error
 

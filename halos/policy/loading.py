@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from halos.checks import check_whole
+from halos.checks import check_whole, is_number
 from halos.config.combinations import REFERENCE, check_combinations
 from halos.config.nodes import flatten
 from halos.data.rows.rendering import today
@@ -63,6 +63,9 @@ class ModelSpec:
 
     Args:
         path: a hub id, a local directory, a ``.gguf`` file or ``pkg://package/directory``.
+        revision: of a hub id: a commit, a tag or a branch. A commit keeps later changes of the files out.
+        trust_remote_code: run the code that comes with the model, with all rights of this process. False: a model that
+            needs code of its own is refused.
         random_weights: read only the config (and tokenizer) from ``path``.
         attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …). None:
             transformers chooses one that the architecture supports.
@@ -98,6 +101,8 @@ class ModelSpec:
     """
 
     path: str
+    revision: str | None = None
+    trust_remote_code: bool = False
     random_weights: bool = False
     attention: str | None = None
     packed_attention: str = "pieces"
@@ -121,8 +126,14 @@ class ModelSpec:
         if not isinstance(self.path, str) or not self.path:
             expected = "a hub id, a directory or a .gguf file"
             raise ValueError(f"model.path: expected {expected}, found {self.path!r}; for example {EXAMPLE}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout}")
+        if self.revision is not None and not (isinstance(self.revision, str) and self.revision):
+            raise ValueError(f"model.revision: expected a commit, a tag or null, found {self.revision!r}")
+        if not isinstance(self.trust_remote_code, bool):  # a text would count as true
+            raise ValueError(f"model.trust_remote_code: expected true or false, found {self.trust_remote_code!r}")
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout: expected a probability in [0, 1), found {self.dropout!r}")
+        if not isinstance(self.lora, LoRA):
+            raise ValueError(f"model.lora: expected halos.policy.LoRA, found {self.lora!r}")
         if self.packed_attention not in ("pieces", "flex"):
             raise ValueError(f"model.packed_attention: expected pieces or flex, found {self.packed_attention!r}")
         if self.reference not in ("auto", "cached", "live", "adapter"):
@@ -154,6 +165,10 @@ class ModelSpec:
             raise ValueError(f"model.packed_attention: flex needs a CUDA device, found none; {hint}")
         if self.reference_path is not None:
             self.of_reference().check()
+        if self.revision is not None and self.local is not None:
+            raise ValueError(f"model.revision: expected null for files of this machine ({self.path}); they have none")
+        if self.trust_remote_code:
+            log.warning("model.trust_remote_code: code that comes with %s runs with all your rights", self.path)
         check_path(self.path, self._location, weights=not self.random_weights)
 
     def resolved(self, *, streaming: bool) -> ModelSpec:
@@ -173,11 +188,12 @@ class ModelSpec:
 
     def of_reference(self) -> ModelSpec:
         """Return the spec of the reference as a model of its own: ``reference_path`` or ``path``, without LoRA."""
-        path = self.reference_path or self.path
+        path, revision = self.reference_path or self.path, None if self.reference_path else self.revision
         # It scores the policy's token ids. Its own chat template, of which the keys may make no sense, is not rendered.
         return replace(
             self,
             path=path,
+            revision=revision,
             reference_path=None,
             random_weights=False,
             chat_template=None,
@@ -223,7 +239,7 @@ class ModelSpec:
 
         built: dict[str, Any] = self._build_options(options)
         if self.random_weights:
-            model = AutoModelForCausalLM.from_config(**built)
+            model = AutoModelForCausalLM.from_config(**built, trust_remote_code=self.trust_remote_code)
         else:
             built |= quantization() if self.lora.quantize else {}
             model, info = self._from_pretrained(AutoModelForCausalLM, **built, output_loading_info=True)
@@ -242,7 +258,8 @@ class ModelSpec:
         from transformers import AutoModelForCausalLM
 
         with parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(**self._build_options(options))
+            built = self._build_options(options)
+            model = AutoModelForCausalLM.from_config(**built, trust_remote_code=self.trust_remote_code)
             if not self.random_weights:
                 model.generation_config = self._generation(model.config)
             self._prepare(model, options)
@@ -277,7 +294,7 @@ class ModelSpec:
     def base(self, trained: torch.dtype = torch.float32) -> BaseModel:
         """Return what an export of weights that are trained in this precision takes over from the model's files."""
         name, file = self._names
-        return read_base(None if file else name, self._config(), self.export_dtype, trained)
+        return read_base(None if file else name, self._config(), self.export_dtype, trained, self.revision)
 
     def try_export(
         self, tokenizer: PreTrainedTokenizerBase, base: BaseModel, *, end_of_turn: int, control: str = ""
@@ -368,12 +385,15 @@ class ModelSpec:
         # Any: transformers' factories have no common class, and return what the files name.
         name, file = self._names
         try:
-            # Not None, with which transformers asks on the terminal.
-            return factory.from_pretrained(name, **file, **options, trust_remote_code=False)
+            # Never None, with which transformers asks on the terminal.
+            revision = {} if self.revision is None else {"revision": self.revision}
+            options |= {**file, **revision, "trust_remote_code": self.trust_remote_code}
+            return factory.from_pretrained(name, **options)
         except (OSError, KeyError, ValueError, RuntimeError, ImportError, StrictDataclassError) as error:
             if "custom code" in str(error):
                 raise ValueError(
                     f"model.path: {self.path} needs code of its own (auto_map in its config), which halos does not "
-                    "run; use a model whose architecture transformers contains"
+                    "run; use a model whose architecture transformers contains, or, if you know that code, train with "
+                    "model.trust_remote_code=true"
                 ) from error
             raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {error}") from error

@@ -83,6 +83,7 @@ def find_policy(
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, object] | None = None,
     lora: LoRA | None = None,
+    revision: str | None = None,
 ) -> Policy:
     """Find a model, and check that it can be loaded. Does not contact the hub.
 
@@ -92,6 +93,7 @@ def find_policy(
         chat_template: replaces the tokenizer's chat template.
         chat_template_kwargs: values of the chat template's variables.
         lora: an adapter to load with the model.
+        revision: of a hub id: a commit, a tag or a branch.
 
     Raises:
         ValueError: the run has not finished, or the model cannot be loaded.
@@ -103,7 +105,9 @@ def find_policy(
     folder = in_home(where)
     with _naming(key):
         is_run = (folder / "config.yaml").is_file()
-        policy = _trained(key, where, folder, spec_of) if is_run else Policy(where, spec_of(path=where))
+        policy = (
+            _trained(key, where, folder, spec_of) if is_run else Policy(where, spec_of(path=where, revision=revision))
+        )
         policy.spec.check()
     return policy
 
@@ -119,7 +123,13 @@ def _trained(key: str, where: str, folder: Path, spec_of: Callable[..., ModelSpe
         expected = "expected a run with model.lora.export=merged"
         raise ValueError(f"{key}: the run {where} exported an adapter for random weights, which are lost; {expected}")
     # The base is loaded in full precision even if the run held it in 4 bits (QLoRA): so is that of the reference.
-    return Policy(where, ModelSpec(path=run.model["path"], lora=LoRA(enabled=True, path=str(model))), run, exported)
+    revision = run.model.get("revision")
+    return Policy(
+        where,
+        ModelSpec(path=run.model["path"], revision=revision, lora=LoRA(enabled=True, path=str(model))),
+        run,
+        exported,
+    )
 
 
 def check_tokenizer(key: str, policy: Policy) -> None:
@@ -146,13 +156,14 @@ def reference_of(policy: Policy, where: str | None) -> Policy | None:
     if run.model.get("random_weights"):
         raise ValueError(f"reference: the run {policy.name} started from random weights; expected reference=MODEL")
     model, adapter = run.model, (run.model.get("lora") or {}).get("path")
-    path = model.get("reference_path") or model["path"]
+    path, revision = model.get("reference_path"), None
+    if not path:
+        path, revision = model["path"], model.get("revision")
     lora = LoRA(enabled=adapter is not None, path=adapter)
     # Another model as reference need not have the variables of the policy's template.
     values = None if model.get("reference_path") else model.get("chat_template_kwargs")
-    return find_policy(
-        "reference", path, chat_template=model.get("chat_template"), chat_template_kwargs=values, lora=lora
-    )
+    template = {"chat_template": model.get("chat_template"), "chat_template_kwargs": values}
+    return find_policy("reference", path, **template, lora=lora, revision=revision)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class VLLMEngine:
         from vllm import LLM
 
         self.tokens, self.decoding = tokens, decoding
-        self._llm = LLM(model=path, dtype=dtype)
+        self._llm = LLM(model=path, dtype=dtype, trust_remote_code=False)
 
     def generate(self, prompts: Sequence[Ids], *, seed: int) -> list[list[int]]:
         from vllm import SamplingParams

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
 from halos.checks import check_whole
+from halos.sharding.reading import META, State, load_entries
 from halos.sharding.sharding import Sharding, full_state, load_full_state, materialise
 from halos.sharding.tensor_parallel import check_divisor
-
-State = dict[str, Any]
-"""A checkpoint, or a state dict of nested dicts, tensors and numbers."""
 
 
 class ShardedMixed(Precision):
@@ -107,17 +109,16 @@ class FSDP(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> State:
         if self._save_distributed_checkpoint:
             return super().optimizer_state(optimizer)
-        plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state = get_optimizer_state_dict(self._module, plain, options=options)
+        state = get_optimizer_state_dict(self._module, _plain(optimizer), options=options)
         return by_position(state) if self.global_rank == 0 else {}
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> State:
         path = Path(self.broadcast(str(checkpoint_path)))
         if path.is_dir():
-            return super().load_checkpoint(path, weights_only)
+            return self._load_sharded(path)
         # Memory-mapped: rank 0 reads the tensors as it broadcasts them, and the other ranks read none.
-        checkpoint: State = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        checkpoint: State = torch.load(path, mmap=True, map_location="cpu", weights_only=True)  # noqa: TID251 (safe)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         load_full_state(self._module, checkpoint["state_dict"])
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=False):
@@ -125,11 +126,29 @@ class FSDP(ModelParallelStrategy):
             set_optimizer_state_dict(self._module, optimizer, named, options=options)
         return checkpoint
 
+    def _load_sharded(self, folder: Path) -> State:
+        # As Lightning does it, which unpickles what is in the folder.
+        state: State = {"state_dict": get_model_state_dict(self._module)}
+        load_entries(state, folder)
+        self._module.load_state_dict(state["state_dict"])
+        for number, optimizer in enumerate(self.optimizers):
+            name, plain = f"optimizer_{number}", _plain(optimizer)
+            state = {name: get_optimizer_state_dict(self._module, plain)}
+            load_entries(state, folder)
+            options = StateDictOptions(cpu_offload=True)
+            set_optimizer_state_dict(self._module, plain, state[name], options=options)
+        checkpoint: State = torch.load(folder / META, weights_only=True)  # noqa: TID251 (no code is run)
+        return checkpoint
+
     @property
     def _module(self) -> nn.Module:
         if self.model is None:
             raise ValueError("strategy: expected one that a Trainer has set up, found one without a model")
         return self.model
+
+
+def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
+    return optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
 
 def by_position(state: State) -> State:

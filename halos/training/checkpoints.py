@@ -25,7 +25,7 @@ from halos.processes import signals
 from halos.processes.collectives import all_max
 from halos.processes.errors import RunFailed
 from halos.reporting.tensorboard import writers
-from halos.sharding.consolidate import META, check_sharded
+from halos.sharding.reading import META, check_sharded
 from halos.training.record import RunRecord, State
 
 log = logging.getLogger(__name__)

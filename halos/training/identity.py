@@ -11,7 +11,7 @@ from halos.files import name_size_and_ends
 SETTINGS = (
     "loss.", "optim.", "humanline.", "reference_sync.", "precision", "seed",
     # The model's keys, in addition to its files; its other keys change speed and memory only.
-    "model.random_weights", "model.dropout", "model.lora", "model.reference_path",
+    "model.revision", "model.random_weights", "model.dropout", "model.lora", "model.reference_path",
     # Of the data, which examples make up a step; the rows themselves have a key of their own.
     "data.stratified", "data.keep_together",
 )  # fmt: skip

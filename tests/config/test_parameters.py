@@ -18,6 +18,7 @@ from halos.objectives import DPO, KTO, PPO, Objective
         (KTO, "beta", math.nan),
         (KTO, "beta", math.inf),
         (KTO, "beta", "0.1"),
+        (KTO, "beta", 10**400),
         (KTO, "beta", True),
         (KTO, "beta", None),
         (KTO, "desirable_weight", -1),

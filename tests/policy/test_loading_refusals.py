@@ -79,6 +79,64 @@ def test_a_known_architecture_is_loaded_with_transformers_own_code(folder: Path)
     assert type(ModelSpec(path=str(folder)).load()).__module__.startswith("transformers.")
 
 
+OWN = """
+import pathlib
+from transformers import LlamaConfig, LlamaForCausalLM
+pathlib.Path({marker!r}).touch()
+class OwnConfig(LlamaConfig):
+    model_type = "own_type"
+class Own(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_the_models_own_runs_only_where_the_user_allows_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    custom(folder, "config.json")
+    marker = tmp_path / "ran"
+    (folder / "own.py").write_text(OWN.format(marker=str(marker)))
+    for refused in (ModelSpec(path=str(folder)), find_policy("policy", str(folder)).spec):
+        with pytest.raises(ValueError, match=r"if you know that code, train with model\.trust_remote_code=true"):
+            refused.load()
+    assert not marker.exists()
+    allowed = ModelSpec(path=str(folder), trust_remote_code=True)
+    with caplog.at_level(logging.WARNING):
+        allowed.check()
+    assert "runs with all your rights" in caplog.text
+    assert type(allowed.load()).__name__ == "Own"
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("value", ["true", "no", 1, None])
+def test_only_true_allows_it(value: Any, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.trust_remote_code: expected true or false, found"):
+        ModelSpec(path=str(folder), trust_remote_code=value)
+
+
+def test_a_revision_is_passed_on_and_is_of_a_hub_id_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[dict[str, Any]] = []
+
+    def from_pretrained(name: str, **options: Any) -> None:
+        passed.append({"name": name, **options})
+        raise OSError("offline")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", from_pretrained)
+    spec = ModelSpec(path="lab/base", revision="1a2b3c", reference_path="lab/other")
+    for one in (spec, spec.of_reference(), ModelSpec(path="lab/base", revision="1a2b3c").of_reference()):
+        with pytest.raises(ValueError, match="offline"):
+            one.load()
+    assert [(call["name"], call.get("revision")) for call in passed] == [
+        ("lab/base", "1a2b3c"), ("lab/other", None), ("lab/base", "1a2b3c")
+    ]  # fmt: skip
+    assert {call["trust_remote_code"] for call in passed} == {False}
+    with pytest.raises(ValueError, match=r"model\.revision: expected null for files of this machine"):
+        ModelSpec(path=str(folder), revision="main").check()
+    with pytest.raises(ValueError, match=r"model\.revision: expected a commit"):
+        ModelSpec(path="lab/base", revision="")
+
+
 # Markers that are no tokens
 
 

@@ -17,8 +17,9 @@ import halos.commands.assembly
 from halos.commands.export import export
 from halos.config.folder import config_folder
 from halos.processes.collectives import local
-from halos.sharding.consolidate import check_sharded, consolidate
+from halos.sharding.consolidate import consolidate
 from halos.sharding.fsdp import FSDP
+from halos.sharding.reading import check_sharded
 from tests.fork import run_ranks
 from tests.train_runs import run, train_as_rank
 

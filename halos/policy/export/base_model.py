@@ -48,7 +48,9 @@ NO_BASE = BaseModel()
 """Nothing is taken over: weights keep their precision, and the tokenizer is written anew."""
 
 
-def read_base(name: str | None, config: PretrainedConfig, dtype: str, trained: torch.dtype) -> BaseModel:
+def read_base(
+    name: str | None, config: PretrainedConfig, dtype: str, trained: torch.dtype, revision: str | None = None
+) -> BaseModel:
     """Find the files of a base model. Those of a hub id are downloaded if they are not in the cache.
 
     Args:
@@ -57,6 +59,7 @@ def read_base(name: str | None, config: PretrainedConfig, dtype: str, trained: t
         dtype: of the export: ``float32``, ``bfloat16`` or ``base``, which is the base's own, but not wider than
             ``trained``.
         trained: precision in which the weights are trained.
+        revision: of a hub id: a commit, a tag or a branch; None: the newest.
     """
     exported = DTYPES[dtype] if dtype != "base" else _stored_dtype(name, config)
     if dtype == "base" and exported is not None and exported.itemsize > trained.itemsize:
@@ -65,19 +68,20 @@ def read_base(name: str | None, config: PretrainedConfig, dtype: str, trained: t
         return BaseModel(dtype=exported)
     named = {f"{NAMED_TEMPLATES}/{file.name}": file for file in Path(name, NAMED_TEMPLATES).glob("*.jinja")}
     return BaseModel(
-        tokenizer_files=_found(name, TOKENIZER_FILES) | named,
-        processor_files=_found(name, PROCESSOR_FILES),
+        tokenizer_files=_found(name, TOKENIZER_FILES, revision) | named,
+        processor_files=_found(name, PROCESSOR_FILES, revision),
         dtype=exported,
     )
 
 
-def _found(name: str, files: Iterable[str]) -> dict[str, Path]:
+def _found(name: str, files: Iterable[str], revision: str | None) -> dict[str, Path]:
     from transformers.utils.hub import cached_file
 
     found = {
         file: cached_file(
             name,
             file,
+            revision=revision,
             # None for a file that the hub lacks, or that cannot be downloaded now.
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,
