@@ -73,7 +73,7 @@ class Prepared:
         tokenizer: the tokenizer of the rows.
         rows: the token rows of each split, except the training rows of a stream.
         intake: what was read, converted, cut and left out.
-        label_counts: desirable and undesirable training completions, for views with labels.
+        label_counts: desirable and undesirable training completions by weight, for views with labels.
         prompts: a few prompts to sample replies to, held-out ones where there are any.
     """
 
@@ -81,7 +81,7 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     rows: Mapping[str, Rows]
     intake: Intake
-    label_counts: tuple[int, int] | None
+    label_counts: tuple[float, float] | None
     prompts: Sequence[Prompt]
 
     def keys(self) -> dict[str, str]:
@@ -192,8 +192,8 @@ class Preparation:
         self.derive(intake, needs.view)
         train = intake.examples["train"]
         # Labels and prompts are taken first: tokenise releases the examples.
-        labels = train.labels
-        label_counts = None if labels is None else (int(labels.sum()), int((~labels).sum()))
+        labels, weights = train.labels, train.weights
+        label_counts = None if labels is None else (float(weights[labels].sum()), float(weights[~labels].sum()))
         prompts = first_prompts(intake.examples.get("val", train))
         rows = self.tokenise(intake, needs, tokenizer)
         return Prepared(needs, tokenizer, rows, intake, label_counts, prompts)

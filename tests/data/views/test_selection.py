@@ -71,7 +71,7 @@ def test_a_record_without_a_pair_of_that_margin_is_left_out() -> None:
         "m", "p", (Completion("a", score=1), Completion("b", score=2), *scored("s", "p", 5, 6).completions), ((0, 1),)
     )
     view = pairs([scored("s", "p", 1, 2), paired], prepare)
-    assert view.examples == [Pair("m#0", "p", "a", "b")]
+    assert view.examples == [Pair("m#0", "p", "a", "b", score_chosen=1.0, score_rejected=2.0)]
     assert view.report == {"completions with close scores left out": 4}
 
 
