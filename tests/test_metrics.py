@@ -146,7 +146,7 @@ def test_auc_counts_pairs_with_ties_as_half(scale: float, levels: int, seed: int
     rewards = (torch.randint(levels, (60,), generator=generator) - levels // 2).float() * scale
     labels = torch.rand(60, generator=generator) < 0.3
     expected = brute_force(rewards.tolist(), labels.tolist())
-    assert auc(rewards, labels) == pytest.approx(expected, abs=1e-6)
+    assert auc(rewards, labels) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_auc_counts_pairs_with_ties_as_half(scale: float, levels: int, seed: int
     ],
 )
 def test_auc_by_hand(rewards: list[float], labels: list[bool], expected: float) -> None:
-    assert auc(torch.tensor(rewards), torch.tensor(labels)) == pytest.approx(expected, abs=1e-6)
+    assert auc(torch.tensor(rewards), torch.tensor(labels)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("labels", [[True, True], [False, False], []])
