@@ -172,3 +172,4 @@ def test_label_counts_count_weights() -> None:
     data = PreferenceDataModule(Listed(RECORDS), cache_dir=None)
     data.prepare(DataNeeds(view="binary"), TOKENS.tokenizer)
     assert data.label_counts == (2.5 + 3.0 + 1.0, 2.5 + 0.5 + 1.0)
+    assert data.prepared.intake.reports["train"]["examples with a weight"] == 4

@@ -160,7 +160,9 @@ class Preparation:
                 examples, not_kept = self.selection.keep(examples, self.seed)
                 counts += not_kept
             max_size = self.max_examples if split == "train" else self.max_val_examples
-            intake.examples[split] = _sample(examples, max_size, self.seed)
+            examples = intake.examples[split] = _sample(examples, max_size, self.seed)
+            if weighted := int((examples.weights != 1).sum()):
+                counts["examples with a weight"] += weighted
             intake.reports[split] += counts
         intake.records = {}  # frees the columns of numbers, which are long for a large data set
 

@@ -1,11 +1,12 @@
 """Selection: labels and pairs from scores, imbalance, one example of a prompt, all assistant turns."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from halos.data.records.record import Completion, Record
+from halos.data.records.record import Completion, Record, Reply
 from halos.data.views.derive import VIEWS, binary, of_run, pairs
 from halos.data.views.examples import Examples, Labelled, Pair
 from halos.data.views.selection import Selection
@@ -43,6 +44,22 @@ def test_the_median_is_that_of_the_training_data_and_labels_stay() -> None:
     held = [Record("v", "p", (Completion("x", False, 99.0), Completion("y", score=5.0)))]
     made = binary(held, Selection(labels_from_scores="median").prepare("binary", held, RECORDS))
     assert [(e.completion, e.desirable) for e in made.examples] == [("x", False), ("y", True)]
+
+
+@pytest.mark.parametrize("setting", ["median", "prompt"])
+def test_a_median_counts_scores_by_weight(setting: str) -> None:
+    weighted = [replace(record, weight=weight) for record, weight in zip(RECORDS, (1.0, 4.0, 2.0, 1.0), strict=True)]
+    repeated = [
+        replace(record, id=f"{record.id}{copy}", weight=1.0)
+        for record in weighted
+        for copy in range(int(record.weight))
+    ]
+
+    def labels(records: list[Record]) -> dict[Reply, bool]:
+        made = binary(records, Selection(labels_from_scores=setting).prepare("binary", records, records))
+        return {example.completion: example.desirable for example in made.examples}
+
+    assert labels(weighted) == labels(repeated) != labels(RECORDS)
 
 
 @pytest.mark.parametrize(
