@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     given = made.add_argument_group("model and data (synthetic ones where none are given)")
     given.add_argument("--model", help="a hub id, a directory or a .gguf file")
     given.add_argument("--data", help="a file of pairs, or a hub id")
-    given.add_argument("--format", choices=("hh", "json"), default="hh", help="of the data, as data=hh or data=json")
+    given.add_argument("--format", choices=("hh", "files"), default="hh", help="of the data, as data=hh or data=files")
     for name, default in (("hidden", 256), ("layers", 4), ("vocabulary", 32_768), ("prompt", 96), ("completion", 48)):
         given.add_argument(f"--{name}", type=int, default=default, help=f"synthetic; default {default}")
     made.add_argument("--losses", type=_listed, default=("kto", "dpo"))

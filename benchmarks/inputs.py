@@ -32,11 +32,11 @@ def pairs_file(path: str, folder: Path, *, source: str, count: int, seed: int = 
 
     Raises ``ValueError`` if the file has fewer.
     """
+    from halos.data.sources.feedback_files import FeedbackFiles
     from halos.data.sources.hh import HHSource
-    from halos.data.sources.json_source import JsonSource
     from halos.data.views.derive import VIEWS
 
-    read = HHSource(path) if source == "hh" else JsonSource(path)
+    read = HHSource(path) if source == "hh" else FeedbackFiles(path)
     pairs = VIEWS["pairs"](read.train().records).examples
     if len(pairs) < count:
         raise ValueError(f"--data: expected at least {count} pairs (--pairs) in {path}, found {len(pairs)}")

@@ -66,7 +66,7 @@ def config(job: Job, folder: Path) -> Any:
     from halos.config.folder import config_folder
 
     words = [
-        *(f"loss={job.loss}", f"precision={job.precision}", "model=hf", "data=json", f"seed={job.seed}"),
+        *(f"loss={job.loss}", f"precision={job.precision}", "model=hf", "data=files", f"seed={job.seed}"),
         *(f"data.batch_size={job.batch_size}", f"data.max_length={job.max_length}", f"optim.lr={job.lr}"),
         *("optim.warmup=0", "optim.schedule=constant", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"),
     ]

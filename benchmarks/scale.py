@@ -53,7 +53,7 @@ def measure(folder: Path, rows: int, steps: int, *, compare: bool, stream: bool 
     write_model(folder / "model", file)
     print(f"{rows:,} completions, {file.stat().st_size / 2**20:,.0f} MiB", flush=True)
     words = [
-        *("loss=kto", "model=hf", f"model.path={folder / 'model'}", "data=json", f"data.train={file}"),
+        *("loss=kto", "model=hf", f"model.path={folder / 'model'}", "data=files", f"data.train={file}"),
         *(f"data.{name}={value}" for name, value in LENGTHS.items()),
         *(f"data.num_proc={PROCESSES}", f"cache_dir={folder / 'cache'}"),
         *("trainer.accelerator=cpu", "trainer.enable_progress_bar=false"),

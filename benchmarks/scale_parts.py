@@ -15,10 +15,10 @@ def ours(folder: Path, tokenizer: Any) -> Any:
     """Token rows of labelled completions with their mismatched ones, as ``loss=kto`` has them made."""
     from halos.data.module import PreferenceDataModule
     from halos.data.preparation.prepare import DataNeeds
-    from halos.data.sources.json_source import JsonSource
+    from halos.data.sources.feedback_files import FeedbackFiles
 
     options: dict[str, Any] = {"num_proc": PROCESSES, "cache_dir": folder / "cache", **LENGTHS}
-    data = PreferenceDataModule(JsonSource(folder / "feedback.jsonl"), **options)
+    data = PreferenceDataModule(FeedbackFiles(folder / "feedback.jsonl"), **options)
     return data.prepare(DataNeeds(view="binary", mismatched=True), tokenizer).rows["train"].rows
 
 

@@ -1,8 +1,8 @@
 from . import data as data, objectives as objectives, policy as policy, testing as testing, theory as theory
 from .commands.python import train as train
 from .data import (
+    FeedbackFiles as FeedbackFiles,
     HHSource as HHSource,
-    JsonSource as JsonSource,
     MixedSource as MixedSource,
     OasstSource as OasstSource,
     PreferenceDataModule as PreferenceDataModule,

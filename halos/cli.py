@@ -26,6 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 from halos.config.combinations import check_combinations, values_of
 from halos.config.errors import check_complete, explain, no_such_option
 from halos.config.folder import config_folder
+from halos.config.open_keys import opened
+from halos.config.shorthand import implied_groups
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, on_devices
@@ -57,6 +59,7 @@ COMMANDS = {
     "sample": Command("sample", "sample"),
     "evaluate": Command("evaluate", "evaluate"),
     "label": Command("label", "label"),
+    "export": Command("export", "export"),
     "compare": Command("compare", "compare"),
 }
 COMMAND = "HALOS_COMMAND"
@@ -101,6 +104,9 @@ def main() -> None:
 def main_command(name: str) -> None:
     """Compose the command's configuration from the words of the command line, and run the command."""
     os.environ[COMMAND] = name
+    sys.argv[1:] = opened(sys.argv[1:])
+    if COMMANDS[name].config == "train":
+        sys.argv[1:1] = implied_groups(sys.argv[1:])
     if COMMANDS[name].run:
         name_jobs_by_what_is_swept(sys.argv)
     elif COMMANDS[name].config == "train":

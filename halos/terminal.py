@@ -39,17 +39,21 @@ UNHELPFUL = (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinsta
 """Patterns of warnings that a user can do nothing about."""
 
 
-def set_up_logging() -> None:
+def set_up_logging(*, models: bool = True) -> None:
     """Log this package's messages to the console of the first process, and other libraries' warnings only.
 
     Control characters in messages are shown escaped, and so is what stdout's encoding lacks.
-    """
-    from transformers.utils import logging as transformers_logging  # slow to import, but without torch
 
+    Args:
+        models: whether the command loads models or tokenizers, so that transformers has to be quiet too.
+    """
     accept_any_text()
     _show_controls()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    if models:
+        from transformers.utils import logging as transformers_logging  # slow to import, but without torch
+
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     ours = logging.getLogger("halos")

@@ -1,4 +1,4 @@
-"""Look at feedback data and convert it: ``python scripts/data.py data=json data.train=train.csv view=binary``."""
+"""Look at feedback data and convert it: ``python scripts/data.py data=files data.train=train.csv view=binary``."""
 
 from halos.cli import main_command
 

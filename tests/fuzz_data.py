@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from halos.data.sources.base import FileSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.hh import HHSource
-from halos.data.sources.json_source import JsonSource
 from halos.data.sources.oasst import OasstSource
 from halos.data.sources.shp import SHPSource
 from halos.data.sources.ultrafeedback import UltraFeedbackSource
@@ -40,7 +40,7 @@ ALLOWANCE = 8 * 2**20
 TURNS = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "tool", "content": "42"}]
 SEEDS: dict[str, tuple[type[FileSource], list[dict[str, Any]]]] = {
     "own": (
-        JsonSource,
+        FeedbackFiles,
         [
             {
                 "id": f"r{n}",
@@ -52,10 +52,13 @@ SEEDS: dict[str, tuple[type[FileSource], list[dict[str, Any]]]] = {
         ],
     ),
     "pairs": (
-        JsonSource,
+        FeedbackFiles,
         [{"prompt": f"q{n} é", "chosen": "good 🙂", "rejected": "bad", "score_chosen": 2.0} for n in range(9)],
     ),
-    "labels": (JsonSource, [{"prompt": "q", "completion": f"a{n}", "label": n % 2, "score": n / 3} for n in range(9)]),
+    "labels": (
+        FeedbackFiles,
+        [{"prompt": "q", "completion": f"a{n}", "label": n % 2, "score": n / 3} for n in range(9)],
+    ),
     "hh": (HHSource, [{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}] * 5),
     "shp": (
         SHPSource,

@@ -41,7 +41,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
 
 MISTAKES = [
     ("loss=kt0", ["loss=kt0", "did you mean kto?", "csft, dpo, grpo, ipo, kto"]),
-    ("data=jsn", ["data=jsn", "did you mean json?"]),
+    ("data=fils", ["data=fils", "did you mean files"]),
     ("strategy=nothinglikeit", ["strategy=nothinglikeit", "expected one of auto, ddp"]),
     ("los=kto", ["los", "loss"]),
     ("optim.lrr=1", ["optim.lrr", "did you mean lr"]),
@@ -60,6 +60,15 @@ def test_a_mistake_is_explained_in_one_line_with_names_that_come_near(word: str,
     line = explain(caught.value)
     assert "\n" not in line
     assert all(part in line for part in said), line
+
+
+def test_a_variable_of_the_chat_template_needs_no_plus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, tmp_path, "train", "model.chat_template_kwargs.mood=calm", "output_dir=out") == 1
+    assert (
+        "model.chat_template_kwargs.mood: expected a variable that the chat template reads" in capsys.readouterr().err
+    )
 
 
 def test_no_name_is_suggested_where_none_comes_near() -> None:
@@ -249,7 +258,7 @@ def test_names_of_a_sweeps_folders_need_no_quotes(monkeypatch: pytest.MonkeyPatc
     seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", seen.append)
     swept = ("seed=4,5", "data.train='my data/a.jsonl',b.jsonl", r"trainer.devices=[0],1", "optim.lr=-1.0,1e-5")
-    assert call(monkeypatch, tmp_path, "train", "-m", "data=json", *swept, "output_dir=sweep") == 0
+    assert call(monkeypatch, tmp_path, "train", "-m", "data=files", *swept, "output_dir=sweep") == 0
     folders = [Path(cfg.output_dir) for cfg in seen]
     assert len(set(folders)) == 16
     assert {folder.parent for folder in folders} == {tmp_path / "sweep"}

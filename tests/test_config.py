@@ -119,7 +119,7 @@ def test_the_keys_of_a_model_are_its_parameters(option: str) -> None:
     assert build(node).path == "somewhere"
 
 
-@pytest.mark.parametrize("option", sorted({*options("data")} - {"default", "files"}))
+@pytest.mark.parametrize("option", sorted({*options("data")} - {"default", "file_source"}))
 def test_the_keys_of_data_are_the_parameters_of_the_module_and_of_its_source(option: str) -> None:
     node = compose(f"data={option}").data
     files = {*SOURCE_KEYS} & keys(node)
@@ -186,4 +186,4 @@ def test_settings_tuned_for_a_model_with_a_loss_apply_to_those_two_alone_and_yie
 def test_feedback_that_a_loss_needs_is_that_of_the_toy_world_alone() -> None:
     assert compose("loss=grpo").data.source.completions_per_prompt == 8
     assert compose("loss=grpo", "data.source.completions_per_prompt=4").data.source.completions_per_prompt == 4
-    assert "completions_per_prompt" not in compose("loss=grpo", "data=json").data.source
+    assert "completions_per_prompt" not in compose("loss=grpo", "data=files").data.source

@@ -35,12 +35,12 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.spl
 PUBLIC = {
     "halos": (
         "APODown APOZero Adafactor AdamW BCO Backbone BitsAndBytesAdamW BradleyTerry CPO CSFT DPO FSDP GRPO HHSource "
-        "IPO JsonSource KTO LoRA Mix MixedSource ModelSpec Needs ORPO OasstSource Objective Output PPO "
+        "IPO FeedbackFiles KTO LoRA Mix MixedSource ModelSpec Needs ORPO OasstSource Objective Output PPO "
         "PreferenceDataModule RMSprop RobustDPO SFT SHPSource SLiC Selection SimPO StreamingDataModule ToySource "
         "UltraFeedbackSource data objectives policy testing theory train"
     ),
     "halos.data": (
-        "Batch Batches Completion Conversation FileSource HHSource JsonSource Message MixedSource OasstSource "
+        "Batch Batches Completion Conversation FileSource HHSource FeedbackFiles Message MixedSource OasstSource "
         "OnPolicySource PreferenceDataModule Record Row RowSource SHPSource Selection Source StreamingDataModule "
         "TrueReward UltraFeedbackSource collate"
     ),

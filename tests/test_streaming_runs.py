@@ -24,7 +24,7 @@ def files(folder: Path) -> tuple[str, ...]:
         rows = map(record_row, toy_feedback(size=size, feedback="labels", seed=0, split=split))
         write_jsonl(folder / f"{split}.jsonl", rows)
     return (
-        "data=json",
+        "data=files",
         f"data.train={folder / 'train.jsonl'}",
         f"data.val={folder / 'val.jsonl'}",
         "data.max_length=64",

@@ -7,25 +7,28 @@ from typing import Any
 import lightning.pytorch as pl
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.commands.builders import build_data, build_model, build_objective
 from halos.config.combinations import COUNTS, GENERATES, REFERENCE, WHOLE_STEP, check_combinations, values_of
 from halos.config.devices import build_strategy
 from halos.config.nodes import build, flatten, plain
+from halos.config.runs import run_config
 from halos.config.values import check_values
 from halos.data.module import PreferenceDataModule
 from halos.data.records.truth import TrueReward
 from halos.data.rows.chat_tokens import ChatTokens
+from halos.data.rows.rendering import today
 from halos.data.streaming.module import StreamingDataModule
 from halos.objectives.base import Objective
 from halos.processes import ranks
 from halos.processes.collectives import data_ranks
+from halos.processes.first import on_first_process
 from halos.reporting.csv_metrics import CSVMetrics
-from halos.reporting.data_report import StreamReport
 from halos.reporting.progress import Progress
 from halos.reporting.replies import SampledReplies
+from halos.reporting.stream_report import StreamReport
 from halos.reporting.tensorboard import TensorBoardReport
 from halos.sharding.factory import BackboneFactory
 from halos.training import Checkpoints, ReferenceSync, RunFolder, RunRecord
@@ -51,7 +54,7 @@ class Run:
     @property
     def tokens(self) -> ChatTokens:
         """The run's tokenizer, with its token limits."""
-        return ChatTokens(self.model.tokenizer, self.data.preparation.limits)
+        return self.data.preparation.tokens(self.model.tokenizer)
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -85,6 +88,7 @@ def assemble(cfg: DictConfig) -> Run:
     pl.seed_everything(cfg.seed, verbose=False)
     folder = RunFolder(Path(cfg.output_dir))
     checkpoint = folder.check(resume=cfg.resume, overwrite=cfg.overwrite)
+    _fix_date(cfg, checkpoint)
     optim = build(cfg.optim)
     objective = build_objective(cfg, optim)
     check_combinations(values_of(cfg) | _traits(objective))
@@ -94,7 +98,11 @@ def assemble(cfg: DictConfig) -> Run:
     samples = reward is not None and bool(size) and objective.generates
     check_metric(cfg.sweep_metric, max_kl=cfg.sweep_max_kl, samples=samples)
     objective.source = model = build_model(cfg, objective, optim)
-    data.prepare(objective.data_needs(), objective.ready_tokenizer())
+    tokens = ChatTokens(objective.ready_tokenizer(), data.preparation.limits)
+    if on_first_process():
+        control = objective.control(True)
+        model.spec.try_export(tokens.tokenizer, model.base, end_of_turn=tokens.end_of_turn, control=control)
+    data.prepare(objective.data_needs(), tokens.tokenizer)
     record = RunRecord()
     trainer = make_trainer(
         plain(cfg.trainer),
@@ -108,6 +116,16 @@ def assemble(cfg: DictConfig) -> Run:
     warn_if_emulated(cfg.precision, trainer.strategy.root_device)
     _plan(trainer, objective, data, cfg.trainer)
     return Run(cfg, folder, checkpoint, objective, model, data, trainer, record)
+
+
+def _fix_date(cfg: DictConfig, checkpoint: Path | None) -> None:
+    # A run that resumes on another day has to write the date with which it began, or its prompts would be others.
+    if cfg.model.get("chat_template_date") is not None:
+        return
+    began = None if checkpoint is None else checkpoint.resolve().parent.parent
+    known = began is not None and (began / "config.yaml").is_file()
+    date = run_config(began).model.get("chat_template_date") if began is not None and known else None
+    OmegaConf.update(cfg, "model.chat_template_date", date or today().isoformat(), force_add=True)
 
 
 def _traits(objective: Objective) -> dict[str, bool]:
@@ -146,7 +164,7 @@ def _callbacks(
     model: BackboneFactory,
 ) -> list[Callback]:
     prompts = data.prepared.prompts[: cfg.sampling.prompts if objective.generates else 0]
-    tokens = ChatTokens(model.tokenizer, data.preparation.limits)
+    tokens = data.preparation.tokens(model.tokenizer)
     callbacks: list[Callback] = [KeepFreedMemory(), ranks.RecordRankAddresses()]
     if cfg.reference_sync.every:
         callbacks.append(ReferenceSync(**plain(cfg.reference_sync)))

@@ -1,21 +1,17 @@
 """The end of a run: the exported policy, samples from it where the true reward is known, and the summary."""
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from halos.commands.assembly import Run
+from halos.commands.export import card_of, hyperparameters, write_model
 from halos.config.nodes import flatten, plain
-from halos.policy.adapters import merge_adapter
-from halos.policy.export.card import ModelCard
-from halos.policy.export.language_model import export_policy
-from halos.policy.export.reward_model import export_reward_model
 from halos.policy.loading import LoadOptions
 from halos.policy.logprobs.compiling import uncompiled
 from halos.processes.collectives import full_tensor
-from halos.reporting import run_report
+from halos.reporting import data_report, run_report
 from halos.reporting.tensorboard import log_hparams
 from halos.sampling.before_after import Comparison, compare
 from halos.sharding.weights import gathered_policy
@@ -32,9 +28,9 @@ def finish(run: Run) -> dict[str, Any]:
     if not run.trainer.is_global_zero:
         return summary
     settings = hyperparameters(flatten(plain(run.cfg)))
-    card = _card(run, summary, settings)
+    card = card_of(run.cfg, run.objective, settings, summary["metrics"], summary["steps"])
     with uncompiled(policy):
-        _export(run, card, policy, score)
+        write_model(run.objective, run.model, policy, score, run.folder.model, card)
         comparison = _compare(run, policy, run.trainer.strategy.root_device)
     if comparison is not None:
         summary["samples"] = comparison.summary()
@@ -43,7 +39,7 @@ def finish(run: Run) -> dict[str, Any]:
     log_hparams(run.trainer, settings, final)
     run_report.show_metrics(summary["metrics"])
     if run.data.streams:
-        run_report.show_data({"train": run.data.prepared.intake.reports["train"]})
+        data_report.show_data({"train": run.data.prepared.intake.reports["train"]})
     run.folder.write_summary(summary)
     run_report.show_where_next(run.folder.root, run.folder.model)
     return summary
@@ -67,40 +63,6 @@ def _summary(run: Run) -> dict[str, Any]:
         "metrics": run.record.val_metrics,
         **({"skipped_steps": run.objective.skipped_steps} if run.objective.non_finite == "skip" else {}),
     }
-
-
-def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers and names among the settings of a run that TensorBoard lists with its results."""
-    values = {key: settings[key] for key in ("precision", "seed")} | {"strategy": settings["strategy.name"]}
-    for key, value in settings.items():
-        group, _, name = key.partition(".")
-        if group in ("loss", "optim", "data", "model") and name[:1] != "_" and "." not in name:
-            values |= {key: value} if isinstance(value, int | float | str) else {}
-    return values
-
-
-def _card(run: Run, summary: Mapping[str, Any], settings: Mapping[str, Any]) -> ModelCard:
-    train = run.cfg.data.get("train")
-    return ModelCard(
-        loss=run.cfg.loss.name,
-        base=run.model.spec.path,
-        paper=run.objective.paper,
-        data=[train] if isinstance(train, str) else list(train or ()),
-        hyperparameters={**settings, "steps": summary["steps"]},
-        metrics=summary["metrics"],
-    )
-
-
-def _export(run: Run, card: ModelCard, policy: Any, score: torch.Tensor | None) -> None:
-    tokenizer, folder, end_of_turn = run.model.tokenizer, run.folder.model, run.tokens.end_of_turn
-    lora = run.model.spec.lora
-    if lora.enabled and lora.export == "merged":
-        merge_adapter(policy)
-    if score is None:
-        control = run.objective.control(True)
-        export_policy(policy, tokenizer, folder, end_of_turn=end_of_turn, control=control, card=card)
-    else:
-        export_reward_model(policy, score, tokenizer, folder, end_of_turn=end_of_turn, card=card)
 
 
 def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:

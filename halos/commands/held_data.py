@@ -22,5 +22,5 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
     if node is None and policy is not None and policy.run is not None:
         node, seed = policy.run.data, policy.run.seed
     if node is None:
-        raise ValueError("data: expected data=toy, data=json data.train=FILE …; only a run's folder brings its own")
+        raise ValueError("data: expected data=toy, data=files data.train=FILE …; only a run's folder brings its own")
     return read_split(build_data(node, seed=seed).preparation, split)

@@ -5,36 +5,45 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from halos.commands.builders import build_data
+from halos.commands.propose import write_proposal
 from halos.config.nodes import build
 from halos.data.preparation.intake import Intake
-from halos.data.preparation.prepare import DataNeeds
+from halos.data.preparation.prepare import DataNeeds, Preparation
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
 from halos.data.records.record import Conversation, messages_of, reply_text
+from halos.data.rows.chat_tokens import Limits
 from halos.data.rows.token_rows import replies_of
+from halos.data.store.arrow import Store, cache_folder
 from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example, Labelled, Scored
-from halos.reporting.data_report import plot_lengths, show_report, write_report
-from halos.reporting.run_report import show_data, show_example
+from halos.reporting.data_report import plot_lengths, show_data, show_example, show_report, write_report
 from halos.terminal import console, set_up_logging, styled
 
 LONGEST_SHOWN = 400
 """Characters of a text that are shown."""
 
 
-def inspect_data(cfg: DictConfig) -> Intake:
+def inspect_data(cfg: DictConfig) -> Intake | None:
     """Read the data as configured, show them, and write what ``cfg.convert``, ``plot`` and ``output_dir`` name.
+
+    With ``cfg.propose``, only propose a mapping of the columns.
+
+    Returns:
+        What was read; None after a proposal.
 
     Raises:
         ValueError: bad data or settings.
     """
-    set_up_logging()
+    set_up_logging(models=cfg.model.path is not None)
     if cfg.view is not None and cfg.view not in VIEWS:
         raise ValueError(f"view: expected one of {', '.join(VIEWS)} or null, found {cfg.view!r}")
     tokens = cfg.model.path is not None
     if tokens and cfg.view is None:
         raise ValueError("model.path: expected a view whose examples to tokenise, found view=null; set view=binary")
-    preparation = build_data(cfg.data, seed=cfg.seed, cache_dir=cfg.cache_dir).preparation
+    if cfg.propose is not None:
+        write_proposal(cfg)
+        return None
+    preparation = _preparation(cfg)
     intake = preparation.read()
     records = intake.records["train"]
     written: Iterable[dict[str, object]] = map(record_row, records)
@@ -65,6 +74,24 @@ def inspect_data(cfg: DictConfig) -> Intake:
     if cfg.output_dir:
         write_report(intake, Path(cfg.output_dir))
     return intake
+
+
+def _preparation(cfg: DictConfig) -> Preparation:
+    """Build the preparation of ``cfg.data`` without a DataModule, which would import torch and Lightning."""
+    node = cfg.data
+    if node.streaming:
+        from halos.commands.builders import build_data
+
+        return build_data(node, seed=cfg.seed, cache_dir=cfg.cache_dir).preparation
+    names = ("max_examples", "max_val_examples", "val_size", "strict", "train_on")
+    return Preparation(
+        source=build(node.source),
+        limits=Limits(node.max_length, node.max_prompt_length),
+        selection=build(node.select),
+        store=Store(cache_folder(cfg.cache_dir), node.num_proc),
+        seed=cfg.seed,
+        **{name: node[name] for name in names},
+    )
 
 
 def _show(example: Example) -> None:

@@ -9,7 +9,7 @@ from halos import terminal
 from halos.commands.builders import build_data
 from halos.commands.judge import make_judge
 from halos.data.sources.base import Source
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.files import write_atomically
 from halos.judges.labels import label as label_records
 
@@ -28,7 +28,7 @@ def label(cfg: DictConfig) -> Path:
     output = Path(cfg.output)
     if output.exists() and not cfg.overwrite:
         raise ValueError(f"output: {output} exists; choose another file, or set overwrite=true to replace it")
-    samples = JsonSource(cfg.samples)
+    samples = FeedbackFiles(cfg.samples)
     records = samples.train().records
     # The true reward (judge=truth) belongs to the source that the prompts came from.
     world: Source = build_data(cfg.data, seed=cfg.seed).preparation.source if cfg.get("data") else samples

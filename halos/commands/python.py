@@ -15,6 +15,7 @@ from halos.commands.rounds import run_rounds
 from halos.commands.train import train as train_configured
 from halos.config.errors import check_complete, explain
 from halos.config.folder import config_folder, options_of
+from halos.config.open_keys import OPEN
 from halos.data.sources.base import Files
 from halos.processes.launch import on_devices
 
@@ -36,7 +37,7 @@ def train(
     Args:
         loss: an option of ``loss=``, such as ``kto`` or ``dpo``.
         model: an option of ``model=``, or a hub id, folder or GGUF file. None: the embedded toy model.
-        data: an option of ``data=``, or one or several files in a format that ``data=json`` reads. None: the toy data.
+        data: an option of ``data=``, or one or several files in a format that ``data=files`` reads. None: the toy data.
         output_dir: the run's folder. None: a new one below ``out/``.
         overrides: other settings by key, such as ``{"loss.beta": 0.2, "strategy": "ddp", "trainer.devices": 2}``.
 
@@ -69,7 +70,7 @@ def compose(
     if data is not None:
         files = [data] if isinstance(data, str | Path) else list(data)
         is_option = len(files) == 1 and str(files[0]) in options_of("data")
-        groups["data"] = str(files[0]) if is_option else "json"
+        groups["data"] = str(files[0]) if is_option else "files"
         if not is_option:
             keys["data.train"] = [str(file) for file in files]
     groups |= {key: value for key, value in overrides.items() if options_of(key)}
@@ -79,7 +80,7 @@ def compose(
             cfg = hydra.compose("train", [f"{group}={option}" for group, option in groups.items()])
         for key, value in keys.items():
             # As on the command line, a + adds a key that the configuration does not have.
-            OmegaConf.update(cfg, key.removeprefix("+"), value, force_add=key.startswith("+"))
+            OmegaConf.update(cfg, key.removeprefix("+"), value, force_add=key.startswith(("+", OPEN)))
         cfg.output_dir = str(Path(output_dir or cfg.output_dir).absolute())
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from error

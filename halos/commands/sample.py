@@ -44,12 +44,12 @@ def sample(cfg: DictConfig) -> Path:
     decoding = Decoding(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p)
     data = read_data(cfg.get("data"), policy, cfg.split, cfg.seed)
     prompts = distinct_prompts(data.records, cfg.size, cfg.seed)
-    tokens = ChatTokens(policy.tokenizer, data.limits)
+    tokens = ChatTokens(policy.tokenizer, data.limits, data.text)
     engine = partial(make_engine, cfg.engine, policy, tokens, decoding, device=cfg.device, precision=cfg.precision)
     sampling = {"count": cfg.samples, "batch_size": cfg.batch_size, "seed": cfg.seed}
     sampler = Sampler(engine, tokens, control=policy.control, **sampling)
     sampler.prompt_ids(prompts)  # raises for a prompt that does not fit, before the output is touched
-    _open(cfg, output, policy)
+    _open(cfg, output, policy, tokens)
     total, cut = sampler.write(prompts, output, partial(terminal.track, "sampling", shown=cfg.progress))
     terminal.say(f"{len(prompts) * cfg.samples:,} completions for {len(prompts):,} prompts in {output}")
     # Cut completions have no end-of-turn token, so a judge may rate them lower than the policy deserves.
@@ -58,13 +58,14 @@ def sample(cfg: DictConfig) -> Path:
     return output
 
 
-def _open(cfg: DictConfig, output: Path, policy: Policy) -> None:
+def _open(cfg: DictConfig, output: Path, policy: Policy, tokens: ChatTokens) -> None:
     """Write the settings of the samples next to them, or check that those there are the same."""
     file = output.with_name(output.name + ".config.yaml")
     settings = plain(cfg)
     if policy.run is not None and settings.get("data") is None:
         settings["data"] = plain(policy.run.data)
-    # A model that was trained again has the same path, so its weights count too.
+    # A model that was trained again has the same path, so its weights and its tokenizer count too.
+    settings["tokens"] = tokens.key
     if policy.spec.local is not None:
         settings["weights"] = weights_key(policy.spec.local)
     if policy.spec.lora.path is not None:

@@ -9,7 +9,7 @@ from halos.commands.assembly import Run, assemble
 from halos.commands.finish import finish
 from halos.processes import ranks, signals
 from halos.reporting import run_report
-from halos.reporting.data_report import show_report, write_report
+from halos.reporting.data_report import show_data, show_example, show_report, write_report
 from halos.training.checkpoints import check_identity
 from halos.training.result import check_validated
 
@@ -50,10 +50,10 @@ def show(run: Run) -> None:
     """Print counts of the data, one example with its scored tokens marked, and the plan of the run."""
     data, objective = run.data, run.objective
     show_report(data.prepared.intake)
-    run_report.show_data(data.prepared.intake.reports)
+    show_data(data.prepared.intake.reports)
     branches = ("chosen", "rejected") if objective.view == "pairs" else ("completion", "mismatched (KL)")
     example = data.prepared.example()
-    run_report.show_example(example, run.model.tokenizer, branches[: len(example.branches)])
+    show_example(example, run.model.tokenizer, branches[: len(example.branches)])
     examples = None if data.streams else len(data.rows["train"])
     run_report.show_plan(data.steps, examples, data.batch_size, run.cfg.output_dir)
 

@@ -10,6 +10,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from halos.config.signatures import did_you_mean
 
+NAMES_OF_FILES = ("data.columns.", "data.roles.")
+"""Keys whose values are names in the user's files."""
+
 
 def require_plain_booleans(node: object, key: str = "") -> None:
     """Raise ``ValueError`` for a key that is set to yes, no, on or off.
@@ -24,7 +27,7 @@ def require_plain_booleans(node: object, key: str = "") -> None:
     if isinstance(node, dict):
         for name, value in node.items():
             require_plain_booleans(value, f"{key}.{name}".lstrip("."))
-    elif isinstance(node, str) and node.lower() in ("yes", "no", "on", "off") and not key.startswith("data.columns."):
+    elif isinstance(node, str) and node.lower() in ("yes", "no", "on", "off") and not key.startswith(NAMES_OF_FILES):
         raise ValueError(f"{key}: expected true or false, found {node!r}")
 
 

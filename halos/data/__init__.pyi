@@ -23,11 +23,11 @@ from .sources.base import (
     RowSource as RowSource,
     Source as Source,
 )
+from .sources.feedback_files import (
+    FeedbackFiles as FeedbackFiles,
+)
 from .sources.hh import (
     HHSource as HHSource,
-)
-from .sources.json_source import (
-    JsonSource as JsonSource,
 )
 from .sources.mixed import (
     MixedSource as MixedSource,

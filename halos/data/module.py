@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -22,11 +21,11 @@ from halos.data.batches.loader import ResumableLoader
 from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder, validation_order
 from halos.data.batches.reference_table import ReferenceTable
 from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
-from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.data.rows.chat_tokens import Limits
 from halos.data.rows.token_rows import Row, Rows, TokenRows
 from halos.data.sources.base import Files, Source
-from halos.data.sources.json_source import JsonSource
-from halos.data.store.arrow import Store
+from halos.data.sources.feedback_files import FeedbackFiles
+from halos.data.store.arrow import Store, cache_folder
 from halos.data.views.selection import Selection
 from halos.processes.collectives import data_ranks
 
@@ -56,6 +55,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         val_size: records held out of the training data, by prompt, where the source has no validation data.
         strict: raise an error for records that would be left out because they are faulty.
         train_on: ``last`` or, for demonstrations, ``all`` assistant turns of a conversation.
+        text: ``plain`` texts are rendered by the chat template; ``rendered`` ones carry its markup already.
         select: rules that select the feedback to use.
         stratified: every step has a desirable and an undesirable completion.
         keep_together: up to this many examples of one prompt are drawn together, so that they can share their prompt in
@@ -95,6 +95,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         val_size: int = 0,
         strict: bool = False,
         train_on: str = "last",
+        text: str = "plain",
         select: Selection | None = None,
         stratified: bool = False,
         keep_together: int = 2,
@@ -109,18 +110,14 @@ class PreferenceDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         check_whole("data.batch_size", batch_size, 1)
-        check_whole("data.max_examples", max_examples, 1, null=True)
-        check_whole("data.max_val_examples", max_val_examples, 1, null=True)
-        check_whole("data.val_size", val_size, 0)
         check_whole("data.keep_together", keep_together, 1)
         check_whole("data.length_groups", length_groups, 1)
         check_whole("data.max_tokens_per_batch", max_tokens_per_batch, 1, null=True)
         check_whole("data.workers", workers, 0)
-        check_whole("data.num_proc", num_proc, 1, null=True)
         if max_tokens_per_batch is not None and not packing:
             raise ValueError("data.max_tokens_per_batch: expected packed rows (data.packing=true), found false")
         if not isinstance(source, Source):
-            source = JsonSource(source, val)
+            source = FeedbackFiles(source, val)
         elif val is not None:
             raise ValueError("data.val: expected none with a Source, which has its own validation data; found some")
         self.cache_dir = cache_folder(cache_dir)
@@ -133,6 +130,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             val_size=val_size,
             strict=strict,
             train_on=train_on,
+            text=text,
             store=Store(self.cache_dir, num_proc),
             seed=seed,
         )
@@ -318,7 +316,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._prepare(needs, tokenizer)
 
     def _token_key(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        return ChatTokens(tokenizer, self.preparation.limits).key
+        return self.preparation.tokens(tokenizer).key
 
     def state_dict(self) -> dict[str, Any]:
         """The planned and the completed optimizer steps, which Lightning saves in the checkpoint."""
@@ -414,10 +412,3 @@ def _fewest_steps(passes: int | None, epochs: int | None, max_steps: int) -> int
             f"max_epochs={epochs}, max_steps={max_steps}"
         )
     return min(limits)
-
-
-def cache_folder(cache_dir: str | Path | None) -> Path | None:
-    """The folder that ``cache_dir`` names; ``auto`` is ``$HALOS_CACHE`` or ``~/.cache/halos``. None: no folder."""
-    if cache_dir == "auto":
-        cache_dir = os.environ.get("HALOS_CACHE") or "~/.cache/halos"
-    return None if cache_dir is None else Path(cache_dir).expanduser()

@@ -16,6 +16,7 @@ import numpy as np
 from halos import terminal
 from halos.data.records.record import Prompt, Reply, prompt_key, reply_text, transcript
 from halos.data.rows.chat_tokens import ChatTokens
+from halos.data.rows.exchanges import Exchange
 from halos.evaluation.duels import Texts, best_of_data, win_rate
 from halos.evaluation.harness import run_tasks
 from halos.evaluation.heldout import HeldOut, feedback_metrics, likelihood_metrics, on_policy_metrics
@@ -59,7 +60,13 @@ def evaluate(plan: EvaluationPlan) -> Iterator[Results]:
 
 def _classifier_results(plan: EvaluationPlan, results: Results) -> Results:
     settings = plan.settings
-    model = RewardModel(plan.policy.name, limits=plan.data.limits, device=settings.device, precision=settings.precision)
+    model = RewardModel(
+        plan.policy.name,
+        limits=plan.data.limits,
+        text=plan.data.text,
+        device=settings.device,
+        precision=settings.precision,
+    )
     answers = list(zip(plan.held.prompts, plan.held.completions, strict=True))
     rewards = np.array(model.scores(answers), dtype=float)
     tokens = np.array(model.tokens(answers), dtype=float)
@@ -87,17 +94,29 @@ class LanguageModelEvaluator:
     def __init__(self, plan: EvaluationPlan) -> None:
         self.plan, self.settings = plan, plan.settings
         self.bootstrap = Bootstrap(resamples=plan.settings.resamples)
-        self.tokens = ChatTokens(plan.policy.tokenizer, plan.data.limits)
+        self.tokens = self._tokens_of(plan.policy)
         # Tokenised before the weights are loaded, so that a prompt that does not fit is found at once.
         self._prompts = self._prompt_ids([SourcePrompt(f"prompt {n}", one) for n, one in enumerate(plan.held.prompts)])
         # A completion is cut where the longer of the two prompts leaves no room: both models score the same tokens.
-        answers = zip(plan.held.prompts, plan.held.completions, *self._prompts, strict=True)
         self._completions = [
-            self.tokens.fit_completion(self.tokens.completion(reply, prompt), max(len(ours), len(theirs)))[0]
-            for prompt, reply, ours, theirs in answers
+            self.tokens.fit_completion(ids, max(len(ours), len(theirs)))[0]
+            for ids, ours, theirs in zip(self._held_completions(), *self._prompts, strict=True)
         ]
         self.policy_model = self._load(plan.policy)
         self.reference_model = self._load(plan.reference) if plan.reference else None
+
+    def _held_completions(self) -> list[list[int]]:
+        held, control = self.plan.held, self.plan.policy.control
+        exchanges = [
+            Exchange(f"prompt {n}", prompt, (reply,), control)
+            for n, (prompt, reply) in enumerate(zip(held.prompts, held.completions, strict=True))
+        ]
+        tokenised = self.tokens.tokenise(exchanges)
+        self.tokens.check([refusal for one in tokenised for refusal in one.refusals], len(exchanges))
+        return [one.completions[0] for one in tokenised]
+
+    def _tokens_of(self, policy: Policy) -> ChatTokens:
+        return ChatTokens(policy.tokenizer, self.plan.data.limits, self.plan.data.text)
 
     def stages(self, results: Results) -> Iterator[Results]:
         """Add the results of each stage to ``results``, and yield them."""
@@ -186,7 +205,7 @@ class LanguageModelEvaluator:
         self, policy: Policy, model: PreTrainedModel | None, prompts: Sequence[SourcePrompt]
     ) -> list[PromptSamples]:
         """Sample a policy; ``model`` is its loaded model, None to load it now."""
-        settings, tokens = self.settings, ChatTokens(policy.tokenizer, self.plan.data.limits)
+        settings, tokens = self.settings, self._tokens_of(policy)
         where = {"device": settings.device, "precision": settings.precision}
         engine = partial(make_engine, settings.engine, policy, tokens, settings, **where, loaded=model)
         # Generation keeps no logits, so more completions fit into memory than in a forward that scores them.
@@ -199,7 +218,7 @@ class LanguageModelEvaluator:
         """Token ids of the prompts as the policy reads them (with CSFT's control token), and as the reference does."""
         sides = []
         for model in (self.plan.policy, self.plan.reference or self.plan.policy):
-            tokens = ChatTokens(model.tokenizer, self.plan.data.limits)
+            tokens = self._tokens_of(model)
             sides.append([tokens.fitted_prompt(one.prompt, model.control, where=one.id) for one in prompts])
         return sides[0], sides[1]
 

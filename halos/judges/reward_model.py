@@ -27,8 +27,8 @@ Encoded = dict[str, list[int]]
 class RewardModel(CompletionJudge):
     """Scores a conversation with a sequence classifier.
 
-    The prompt is rendered by the classifier's own chat template, and the completion with its end-of-turn token follows,
-    as in the training of our reward models. If the tokenizer has no chat template, prompt and completion are passed as
+    The conversation is rendered by the classifier's own chat template, up to the token that ends the completion, as in
+    the training of our reward models. If the tokenizer has no chat template, prompt and completion are passed as
     a pair of texts, unless the model is known to be ours by the configuration in its run folder.
 
     Args:
@@ -38,6 +38,7 @@ class RewardModel(CompletionJudge):
         max_length: the maximum number of tokens in prompt and completion; prompts of more than half as many tokens keep
             their end.
         limits: the limits that the reward model was trained with, instead of ``max_length``.
+        text: ``plain``, or ``rendered`` where prompts and completions carry the chat template's markup.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``32-true`` or ``bf16-true``.
 
@@ -53,6 +54,7 @@ class RewardModel(CompletionJudge):
         batch_size: int = 32,
         max_length: int = 1024,
         limits: Limits | None = None,
+        text: str = "plain",
         device: str = "auto",
         precision: str = "32-true",
     ) -> None:
@@ -66,7 +68,7 @@ class RewardModel(CompletionJudge):
         self._ours = (folder / "config.yaml").is_file()
         self.path = str(folder / "model") if self._ours else path
         self.batch_size = batch_size
-        self.limits = limits or Limits(max_length, max_length // 2)
+        self.limits, self.text = limits or Limits(max_length, max_length // 2), text
         self.device, self.dtype = device_of(device), choice("precision", precision, DTYPES)
 
     def check(self) -> None:
@@ -96,11 +98,12 @@ class RewardModel(CompletionJudge):
     def _sequences(self, tokenizer: PreTrainedTokenizerBase, completions: Sequence[PromptCompletion]) -> list[Encoded]:
         if tokenizer.chat_template is None and not self._ours:
             return [self._pair_of_texts(tokenizer, *completion) for completion in completions]
-        chat = ChatTokens(tokenizer, self.limits)
+        chat = ChatTokens(tokenizer, self.limits, self.text)
         sequences: list[Encoded] = []
         for number, (prompt, completion) in enumerate(completions):
-            ids = chat.fitted_prompt(prompt, where=f"prompt {number}")
-            ids += chat.fit_completion(chat.completion(completion, prompt), len(ids))[0]
+            where = f"prompt {number}"
+            ids = chat.fitted_prompt(prompt, where=where)
+            ids += chat.fit_completion(chat.completion(completion, prompt, where=where), len(ids))[0]
             sequences.append({"input_ids": ids, "attention_mask": [1] * len(ids)})
         return sequences
 
@@ -127,7 +130,7 @@ class RewardModel(CompletionJudge):
 
     def _pretrained(self, factory: Any, **options: object) -> Any:
         try:
-            return factory.from_pretrained(self.path, **options)
+            return factory.from_pretrained(self.path, trust_remote_code=False, **options)
         except (OSError, KeyError, ValueError, RuntimeError, ImportError) as error:
             raise ValueError(f"judge.path: {self.path} could not be loaded as a classifier: {error}") from error
 

@@ -333,9 +333,13 @@ class TrainingLoop(pl.LightningModule, ABC):
     @final
     def evaluate_batch(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
         """The loss's output for one micro-batch, and all metrics to log: loss terms, feedback, the loss's own."""
-        policy = self.trained.logprobs(batch, with_hidden=self.needs.hidden, with_statistics=True)
+        policy = self.trained.logprobs(batch, with_hidden=self.needs.hidden, with_statistics=True, with_load=True)
         reference = self.trained.reference_logprobs(batch) if self.needs.reference else None
         output = self.outcome(batch, policy, reference)
+        if policy.load is not None and self.trained.router_loss is not None:
+            term, router_loss = self.trained.router_loss.terms(policy.load, batch)
+            output.loss = {**output.loss, "router": term}
+            output.metrics = {**output.metrics, "router_loss": router_loss}
         metrics = {f"loss/{name}": Mean(term.total, term.count) for name, term in output.loss.items()}
         metrics |= feedback_metrics(batch, policy, reference, output.rewards, self.trained.statistics)
         return output, metrics | dict(output.metrics)

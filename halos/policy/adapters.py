@@ -35,12 +35,18 @@ BASE = "base_fingerprint"
 
 
 def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
-    """Return peft's layers by name. A peft layer inside another one is left out."""
+    """Return peft's layers by name, outer ones first.
+
+    Each adapted tensor of a module of experts has a layer, around those of the module's other tensors. A layer inside
+    the wrapper of an embedding with trained rows is left out.
+    """
     layers: dict[str, AdapterLayer] = {}
     inside = "\0"  # no name starts with it
     for name, module in model.named_modules():
         if hasattr(module, "_disable_adapters") and not name.startswith(inside):
-            layers[name], inside = module, name + "."
+            layers[name] = module
+            if hasattr(module, "token_adapter"):
+                inside = name + "."
     return layers
 
 
@@ -70,12 +76,13 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the weights of all adapters, frozen ones included."""
     layers = adapter_layers(model).values()
     base_ids = {id(parameter) for layer in layers for parameter in _original(layer).parameters()}
-    return [parameter for layer in layers for parameter in layer.parameters() if id(parameter) not in base_ids]
+    parameters = {id(parameter): parameter for layer in layers for parameter in layer.parameters()}
+    return [parameter for key, parameter in parameters.items() if key not in base_ids]
 
 
 def _original(layer: AdapterLayer) -> nn.Module:
-    # The layer that peft replaced. peft wraps embeddings with trained rows twice.
-    original: nn.Module = layer.original_module if hasattr(layer, "token_adapter") else layer.base_layer
+    # The layer that peft replaced. peft wraps embeddings with trained rows twice, and experts once for each tensor.
+    original: nn.Module = layer.original_module if hasattr(layer, "token_adapter") else layer.get_base_layer()
     return original
 
 
@@ -113,7 +120,7 @@ def head_delta(head: AdapterLayer, states: Tensor) -> tuple[Tensor, Tensor] | No
 
 def plain_name(name: str) -> str:
     """Return the name of a base weight in the model without adapters."""
-    return name.replace(".base_layer.", ".")
+    return name.replace(".base_layer", "")
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
@@ -226,7 +233,7 @@ def _ignore_missing_frozen(backbone: nn.Module, incompatible: _IncompatibleKeys)
 
 def merge_adapter(model: PreTrainedModel) -> None:
     """Add the trained adapter to the weights and restore the model's own layers. The model cannot train further."""
-    for name, layer in adapter_layers(model).items():
+    for name, layer in reversed(adapter_layers(model).items()):
         # An embedding with trained rows is a wrapper, whose own adapter is one level further inside.
         adapter: AdapterLayer = getattr(layer, "token_adapter", layer)
         adapter.merge(adapter_names=[POLICY])

@@ -15,6 +15,7 @@ from halos.data.batches.collate import Batch
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters, merge_adapter
 from halos.policy.construction import add_control_tokens, grow_vocabulary
+from halos.policy.export.base_model import NO_BASE
 from halos.policy.export.card import ModelCard
 from halos.policy.export.language_model import export_policy
 from halos.policy.export.reward_model import export_reward_model
@@ -23,6 +24,7 @@ from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
 from halos.policy.logprobs.head import HeadOptions, evaluating, lm_head
 from halos.policy.logprobs.token_statistics import check_statistics
+from halos.policy.router import find_router_loss
 from halos.processes.first import on_first_process
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Backbone(nn.Module):
         head_chunk: rows of logits (one per scored token) that are in memory at a time. None: all.
         statistics: names of the token statistics to compute with the policy's log-probs on request; see
             :mod:`halos.policy.logprobs.token_statistics`.
+        router_loss: the load-balancing loss of a mixture of experts; see :func:`halos.policy.router.find_router_loss`.
 
     Attributes:
         sharding: how the models are sharded over ranks. None: each rank has whole models.
@@ -71,6 +74,7 @@ class Backbone(nn.Module):
         adapter_reference: bool = False,
         head_chunk: int | None = None,
         statistics: Sequence[str] = (),
+        router_loss: str | float = "auto",
     ) -> None:
         super().__init__()
         self.head_chunk, self.adapter_reference = head_chunk, adapter_reference
@@ -81,10 +85,12 @@ class Backbone(nn.Module):
         if getattr(policy, "get_output_embeddings", lambda: None)() is None:
             raise ValueError(f"policy: expected a causal language model with an LM head, found {type(policy).__name__}")
         self.policy = policy
+        self.router_loss = find_router_loss(policy, router_loss)
         # nn.Module registers attributes that are modules. It does not look into a tuple.
         self._reference: tuple[Backbone, ...] = ()
         if with_reference:
-            self._reference = (Backbone(frozen_copy(policy), with_reference=False, head_chunk=head_chunk),)
+            copied = frozen_copy(policy)
+            self._reference = (Backbone(copied, with_reference=False, head_chunk=head_chunk, router_loss=0),)
         if adapter_layers(policy):
             keep_only_adapters(self)
         elif adapter_reference:
@@ -117,7 +123,9 @@ class Backbone(nn.Module):
         spec = ModelSpec(path=str(path), **options).resolved(streaming=False)
         spec.check()
         tokenizer = spec.tokenizer()
-        backbone = load_backbone(spec, LoadOptions(dtype=dtype, vocabulary=len(tokenizer)), reference=True)
+        new_tokens = spec.missing_tokens(tokenizer)
+        load_options = LoadOptions(dtype=dtype, new_tokens=new_tokens, vocabulary=len(tokenizer))
+        backbone = load_backbone(spec, load_options, reference=True)
         backbone.tokenizer = tokenizer
         return backbone
 
@@ -137,16 +145,21 @@ class Backbone(nn.Module):
         if not on_first_process():
             return
         policy, spec, tokenizer = self.policy, self.spec, self.tokenizer
-        end_of_turn = ChatTokens(tokenizer, Limits(2)).end_of_turn
-        if adapter_layers(policy) and (spec is None or spec.lora.export == "merged"):
+        end = ChatTokens(tokenizer, Limits(2)).end_of_turn
+        base = NO_BASE if spec is None else spec.base(policy.dtype)
+        merge = bool(adapter_layers(policy)) and (spec is None or spec.lora.export == "merged")
+        if merge or base.dtype not in (None, policy.dtype):
             policy = copy.deepcopy(policy)  # so that the policy can be trained further
+        if merge:
             merge_adapter(policy)
         card = ModelCard(loss=self.loss, base=None if spec is None else spec.path, paper=self.paper)
+        where = Path(folder)
         if self.reward_head:
             score = self.reward_head[0].linear.weight.detach()
-            export_reward_model(policy, score, tokenizer, Path(folder), end_of_turn=end_of_turn, card=card)
+            export_reward_model(policy, score, tokenizer, where, end_of_turn=end, card=card, base=base)
         else:
-            export_policy(policy, tokenizer, Path(folder), end_of_turn=end_of_turn, control=self.control, card=card)
+            control = self.control
+            export_policy(policy, tokenizer, where, end_of_turn=end, control=control, card=card, base=base)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -228,32 +241,36 @@ class Backbone(nn.Module):
         """Width H of the hidden states that the LM head reads."""
         return lm_head(self.policy).weight.shape[1]
 
-    def logprobs(self, batch: Batch, *, with_hidden: bool = False, with_statistics: bool = False) -> LogProbs:
+    def logprobs(
+        self, batch: Batch, *, with_hidden: bool = False, with_statistics: bool = False, with_load: bool = False
+    ) -> LogProbs:
         """Compute log-probs of the batch's completions under the policy, with gradient.
 
         Args:
             batch: the rows, on the policy's device.
             with_hidden: also return the hidden states that predict the completion tokens.
             with_statistics: also return the token statistics named in ``statistics``.
+            with_load: also return the load of a mixture's experts, if there is a router loss.
         """
-        return LogProbs(*self(batch, with_hidden, with_statistics))
+        return LogProbs(*self(batch, with_hidden, with_statistics, with_load))
 
     def forward(
-        self, batch: Batch, with_hidden: bool = False, with_statistics: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        self, batch: Batch, with_hidden: bool = False, with_statistics: bool = False, with_load: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """Compute the fields of :meth:`logprobs` as a tuple of plain tensors.
 
         FSDP2 attaches its hooks to ``forward``, and finds tensors in tuples but not in a :class:`LogProbs`. Its hooks
         gather the embeddings and the LM head for this forward and for its backward pass.
         """
-        options = HeadOptions(self.head_chunk, self.statistics if with_statistics else (), with_hidden)
+        experts = self.router_loss.experts_per_token if with_load and self.router_loss else None
+        options = HeadOptions(self.head_chunk, self.statistics if with_statistics else (), with_hidden, experts)
         logprobs = completion_logprobs(self.policy, batch, options)
         if self.sharded:
             # These are views, and FSDP2 hooks into their graph nodes to gather the weights for the backward pass.
             # A later in-place operation makes autograd build a new node for a view, without the hook. Copies are safe.
             logprobs.tokens = logprobs.tokens.clone()
             logprobs.last = None if logprobs.last is None else logprobs.last.clone()
-        return logprobs.tokens, logprobs.mask, logprobs.hidden, logprobs.last, logprobs.statistics
+        return logprobs.tokens, logprobs.mask, logprobs.hidden, logprobs.last, logprobs.statistics, logprobs.load
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> LogProbs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,9 @@ def check_directory(folder: Path, *, weights: bool = True) -> None:
     Raises:
         ValueError: the config, the tokenizer or the weights are missing or damaged.
     """
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        raise ValueError(_adapter_error(adapter))
     if not (folder / "config.json").is_file():
         raise ValueError(f"model.path: expected a config.json in {folder}, found none")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
@@ -74,6 +78,17 @@ def check_directory(folder: Path, *, weights: bool = True) -> None:
         if not file.is_file():
             raise ValueError(f"model.path: {folder} lacks {file.name}, which its index names")
         check_safetensors(file)
+
+
+def _adapter_error(file: Path) -> str:
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = "its base"
+    return (
+        f"model.path: expected a whole model, found an adapter of {base} in {file.parent}; set model.path={base} "
+        f"model.lora.enabled=true model.lora.path={file.parent}, or merge it into its base with peft"
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -130,6 +145,32 @@ def check_gguf(path: Path) -> None:
         raise ValueError(f"model.path: {path} is cut off or damaged: {error}") from error
     if not tensors:
         raise ValueError(f"model.path: {path} holds no tensors")
+
+
+def check_markers(tokenizer: PreTrainedTokenizerBase, *, refuse: bool) -> None:
+    """Check that the markers of a chat template, such as ``<|im_end|>``, are single tokens.
+
+    A marker in pieces is text like any other: the model has to learn it, and cannot end a turn with it.
+
+    Args:
+        tokenizer: it has the template.
+        refuse: raise an error. False: warn, as a template may contain markers that it never writes.
+
+    Raises:
+        ValueError: markers are split.
+    """
+    markers = dict.fromkeys(re.findall(r"<\|\w+\|>", str(tokenizer.chat_template)))
+    counts = {marker: len(tokenizer(marker, add_special_tokens=False)["input_ids"]) for marker in markers}
+    split = ", ".join(f"{marker} into {count}" for marker, count in counts.items() if count > 1)
+    if not split:
+        return
+    message = (
+        f"model.chat_template: expected its markers to be single tokens, but this tokenizer splits {split} tokens; "
+        "set model.chat_template=plain, or add the markers with tokenizer.add_special_tokens and save_pretrained"
+    )
+    if refuse:
+        raise ValueError(message)
+    log.warning("%s", message)
 
 
 def check_positions(model: PreTrainedModel, longest: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from halos.policy.export.language_model import unconditioned
+from halos.policy.export.tokenizer import unconditioned
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -48,25 +48,77 @@ def forget_quantisation(model: PreTrainedModel) -> None:
 
 
 def set_dropout(config: PretrainedConfig, probability: float) -> None:
-    """Set every dropout probability of the config. Architectures use different names for them."""
+    """Set every dropout probability of the config. Architectures use different names for them.
+
+    RWKV's rescaling is switched off as well: it divides weights in place in evaluation mode and multiplies them again
+    in training, which breaks backward passes, adapters and an export in between. Without it the numbers are the same.
+    """
+    if getattr(config, "rescale_every", 0):
+        config.rescale_every = 0
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, int | float):
             setattr(config, name, probability)
 
 
-def grow_vocabulary(model: PreTrainedModel, size: int, new_tokens: Sequence[int]) -> None:
-    """Grow the embeddings to at least ``size`` rows, and set the rows of ``new_tokens``.
+def silence_routers(model: PreTrainedModel) -> None:
+    """Keep routers from adding noise in training mode, with which the policy would differ from its reference.
 
-    Each new token starts as the mean of all embeddings before the first new one. On the meta device nothing is set.
+    Their noise is not set to 0: PhiMoE's also decides how experts are weighted in evaluation mode.
     """
-    if size > len(model.get_input_embeddings().get_parameter("weight")):
+    for module in model.modules():
+        if any(getattr(module, name, 0) for name in ("jitter_noise", "router_jitter_noise", "input_jitter_noise")):
+            module.training = False
+
+
+def freeze_outside_text(model: PreTrainedModel) -> None:
+    """Freeze the weights of a multimodal model that text does not pass through, such as those of a vision tower.
+
+    They get no gradient, and DDP would wait for it. They are exported as they are.
+    """
+    if _is_multimodal(model):
+        used = _text_parameters(model)
+        for parameter in model.parameters():
+            if id(parameter) not in used:
+                parameter.requires_grad_(False)
+
+
+def modules_outside_text(model: PreTrainedModel) -> list[str]:
+    """Return the names of the largest modules of a multimodal model that text does not pass through."""
+    if not _is_multimodal(model):
+        return []
+    used = _text_parameters(model)
+    outside: list[str] = []
+    for name, module in model.named_modules():
+        own = {id(parameter) for parameter in module.parameters()}
+        if own and used.isdisjoint(own) and not name.startswith(tuple(f"{outer}." for outer in outside)):
+            outside.append(name)
+    return outside
+
+
+def _is_multimodal(model: PreTrainedModel) -> bool:
+    return model.config.get_text_config() is not model.config
+
+
+def _text_parameters(model: PreTrainedModel) -> set[int]:
+    text = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    return {id(parameter) for module in text for parameter in module.parameters()}
+
+
+def grow_vocabulary(model: PreTrainedModel, size: int, new_tokens: Sequence[int]) -> None:
+    """Grow the embeddings to at least ``size`` rows, and set the rows that were added and those of ``new_tokens``.
+
+    Each new row starts as the mean of all rows before the first new one. On the meta device nothing is set.
+    """
+    rows = len(model.get_input_embeddings().get_parameter("weight"))
+    if size > rows:
         model.resize_token_embeddings(size, mean_resizing=False)
-    if not new_tokens:
+    new_rows = sorted({*new_tokens, *range(rows, size)})
+    if not new_rows:
         return
     with torch.no_grad():
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
-            rows = embedding.get_parameter("weight")
-            rows[list(new_tokens)] = rows[: min(new_tokens)].mean(0)
+            for parameter in embedding.parameters(recurse=False):  # the weights, and a head's bias
+                parameter[new_rows] = parameter[: new_rows[0]].mean(0)
 
 
 def add_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[int]:

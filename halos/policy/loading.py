@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,27 @@ from huggingface_hub.errors import StrictDataclassError
 from halos.checks import check_whole
 from halos.config.combinations import REFERENCE, check_combinations
 from halos.config.nodes import flatten
-from halos.data.rows.templates import template_of
-from halos.policy.checks import check_path, locate
-from halos.policy.construction import forget_quantisation, grow_vocabulary, parameters_on_meta, set_dropout
+from halos.data.rows.rendering import today
+from halos.data.rows.templates import TEMPLATES, chosen, is_dated, template_of, with_date, with_defaults
+from halos.policy.checks import check_markers, check_path, locate
+from halos.policy.construction import (
+    forget_quantisation,
+    freeze_outside_text,
+    grow_vocabulary,
+    modules_outside_text,
+    parameters_on_meta,
+    set_dropout,
+    silence_routers,
+)
+from halos.policy.export.base_model import DTYPES, BaseModel, read_base
+from halos.policy.export.trial import try_export
 from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.lora import LoRA, quantization
+from halos.policy.router import check_router_loss
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +77,23 @@ class ModelSpec:
             the policy would differ from its reference before the first step.
         head_chunk: rows of logits (one per scored token, as wide as the vocabulary) that are in memory at a time.
             None: all.
+        router_loss: the coefficient of a mixture's load-balancing loss (:class:`halos.policy.router.RouterLoss`), where
+            0 means none. ``auto``: the model's config decides by ``output_router_logits`` and ``router_aux_loss_coef``.
         statistics: what is logged of the policy's distributions at scored tokens: ``entropy``, ``token_accuracy``.
         reference: where the reference's log-probs come from. ``cached``: computed once, before training, and stored
             on disk. ``live``: a frozen copy of the model computes them in every step. ``adapter``: the policy computes
             them with its LoRA adapter switched off. ``auto``: see :meth:`resolved`.
         reference_path: a model to use as the reference instead of the policy's start. Needs ``cached``, and the same
             tokenizer.
-        chat_template: replaces the tokenizer's chat template: ``plain``, ``chatml``, a file or a Jinja template. It is
-            exported with the model.
+        chat_template: replaces the tokenizer's chat template: ``plain``, ``chatml``, a file, a Jinja template, or the
+            name of one of several that the tokenizer has. It is exported with the model.
+        chat_template_kwargs: values of the chat template's variables, such as ``{"enable_thinking": False}``. They are
+            the defaults of the exported template.
+        chat_template_date: the date (YYYY-MM-DD) that a chat template with ``strftime_now`` writes while training.
+            None: the day on which the process started.
+        export_dtype: precision of the exported weights: ``base`` (as in the base's files, or as they were trained if
+            that is narrower), ``float32`` or ``bfloat16``. Trained weights are rounded once. An exported adapter stays
+            as it was trained.
         lora: train adapters instead of the whole model.
     """
 
@@ -86,10 +107,14 @@ class ModelSpec:
     liger: bool = False
     dropout: float = 0.0
     head_chunk: int | None = 512
+    router_loss: str | float = "auto"
     statistics: Sequence[str] = ()
     reference: str = "auto"
     reference_path: str | None = None
     chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    chat_template_date: str | None = None
+    export_dtype: str = "base"
     lora: LoRA = field(default_factory=LoRA)
 
     def __post_init__(self) -> None:
@@ -102,10 +127,14 @@ class ModelSpec:
             raise ValueError(f"model.packed_attention: expected pieces or flex, found {self.packed_attention!r}")
         if self.reference not in ("auto", "cached", "live", "adapter"):
             raise ValueError(f"model.reference: expected auto, cached, live or adapter, found {self.reference!r}")
+        if self.export_dtype not in ("base", *DTYPES):
+            raise ValueError(f"model.export_dtype: expected base, {' or '.join(DTYPES)}, found {self.export_dtype!r}")
         if self.lora.quantize and self.path.endswith(".gguf"):
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
+        _ = self._date  # raises for a text that is no date
         check_whole("model.head_chunk", self.head_chunk, 1, null=True)
         check_statistics(self.statistics)
+        check_router_loss(self.router_loss)
         # The command has checked the whole configuration by then. A spec that is made in Python meets its rules here.
         check_combinations(self.flat())
 
@@ -145,7 +174,16 @@ class ModelSpec:
     def of_reference(self) -> ModelSpec:
         """Return the spec of the reference as a model of its own: ``reference_path`` or ``path``, without LoRA."""
         path = self.reference_path or self.path
-        return replace(self, path=path, reference_path=None, random_weights=False, lora=LoRA())
+        # It scores the policy's token ids. Its own chat template, of which the keys may make no sense, is not rendered.
+        return replace(
+            self,
+            path=path,
+            reference_path=None,
+            random_weights=False,
+            chat_template=None,
+            chat_template_kwargs={},
+            lora=LoRA(),
+        )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the model's tokenizer. A missing pad token becomes EOS: masks never come from token ids."""
@@ -157,7 +195,22 @@ class ModelSpec:
         if self.chat_template is not None:
             if tokenizer.chat_template is not None:
                 log.info("model.chat_template replaces the chat template of %s", self.path)
-            tokenizer.chat_template = template_of(self.chat_template)
+            tokenizer.chat_template = template_of(self.chat_template, tokenizer.chat_template)
+            check_markers(tokenizer, refuse=self.chat_template in TEMPLATES)
+        elif isinstance(tokenizer.chat_template, dict):
+            chosen(tokenizer.chat_template)  # raises where none is the default
+            names = ", ".join(sorted(tokenizer.chat_template))
+            log.info(
+                "%s has the chat templates %s: default is used; model.chat_template=NAME uses another", self.path, names
+            )
+        tokenizer.chat_template = with_defaults(tokenizer.chat_template, self.chat_template_kwargs)
+        if is_dated(tokenizer.chat_template):
+            log.warning(
+                "the chat template writes today's date: training writes %s throughout (model.chat_template_date); the "
+                "exported template writes the day on which it is used",
+                self._date,
+            )
+            tokenizer.chat_template = with_date(tokenizer.chat_template, self._date)
         return tokenizer
 
     def load(self, options: LoadOptions = LoadOptions()) -> PreTrainedModel:
@@ -186,30 +239,84 @@ class ModelSpec:
 
         Buffers, and the weights of LoRA adapters, have memory and values.
         """
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoModelForCausalLM
 
         with parameters_on_meta():
             model = AutoModelForCausalLM.from_config(**self._build_options(options))
             if not self.random_weights:
-                with suppress(ValueError):  # many models have no file of their own for it
-                    model.generation_config = self._from_pretrained(GenerationConfig)
+                model.generation_config = self._generation(model.config)
             self._prepare(model, options)
         return self._finish(model)
+
+    def missing_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Return the ids for which the model has no rows in its embeddings, and log their number.
+
+        Raises:
+            ValueError: see :meth:`check_new_tokens`.
+        """
+        rows = self._config().get_text_config().vocab_size
+        missing = list(range(rows, len(tokenizer)))
+        if missing:
+            log.warning(
+                "model.path: the tokenizer has %d tokens, and %s embeddings for %d; the %d rows that are added start "
+                "as the mean of the others, and are trained and exported",
+                *(len(tokenizer), self.path, rows, len(missing)),
+            )
+        self.check_new_tokens(missing)
+        return missing
+
+    def check_new_tokens(self, new_tokens: Sequence[int]) -> None:
+        """Raise ``ValueError`` if the export could not hold the embeddings of new tokens."""
+        if self.lora.enabled and new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
+            raise ValueError(
+                f"model.lora.export: expected merged and no model.lora.path, as {len(new_tokens)} tokens are new: an "
+                "adapter alone does not hold their rows in the embeddings, and would not fit the base; or give the "
+                "base these rows first: model.resize_token_embeddings(len(tokenizer)), and save_pretrained of both"
+            )
+
+    def base(self, trained: torch.dtype = torch.float32) -> BaseModel:
+        """Return what an export of weights that are trained in this precision takes over from the model's files."""
+        name, file = self._names
+        return read_base(None if file else name, self._config(), self.export_dtype, trained)
+
+    def try_export(
+        self, tokenizer: PreTrainedTokenizerBase, base: BaseModel, *, end_of_turn: int, control: str = ""
+    ) -> None:
+        """Export everything but the weights to a temporary folder; see :mod:`halos.policy.export.trial`."""
+        config = self._config()
+        if self._location.suffix == ".gguf" and hasattr(config, "quantization_config"):
+            del config.quantization_config
+        generation = self._generation(config)
+        try_export(config, generation, tokenizer, base, end_of_turn=end_of_turn, control=control)
 
     @property
     def local(self) -> Path | None:
         """The model's file or directory on this machine. None for a hub id."""
         return self._location if self._location.exists() else None
 
-    def _build_options(self, options: LoadOptions) -> dict[str, Any]:
+    def _config(self) -> PretrainedConfig:
         from transformers import AutoConfig
 
-        if self.lora.enabled and options.new_tokens and (self.lora.path is not None or self.lora.export == "adapter"):
-            expected = "expected model.lora.export=merged and no model.lora.path"
-            raise ValueError(f"model.lora: an adapter alone does not hold the embeddings of control tokens: {expected}")
         config: PretrainedConfig = self._from_pretrained(AutoConfig)
         set_dropout(config, self.dropout)
-        return {"config": config, "dtype": options.dtype, "attn_implementation": self.attention}
+        return config
+
+    def _build_options(self, options: LoadOptions) -> dict[str, Any]:
+        self.check_new_tokens(options.new_tokens)
+        return {"config": self._config(), "dtype": options.dtype, "attn_implementation": self.attention}
+
+    def _generation(self, config: PretrainedConfig) -> GenerationConfig:
+        from transformers import GenerationConfig
+
+        try:
+            generation: GenerationConfig = self._from_pretrained(GenerationConfig)
+        except ValueError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            return GenerationConfig.from_model_config(config)  # many models have no file of their own for it
+        # Unlike the other factories, this one keeps the argument, and would write it to the exported file.
+        vars(generation).pop("trust_remote_code", None)
+        return generation
 
     def _prepare(self, model: PreTrainedModel, options: LoadOptions) -> None:
         if self._location.suffix == ".gguf":
@@ -221,7 +328,9 @@ class ModelSpec:
             enable({"use_reentrant": False})
         if self.lora.enabled:
             base, keep_start = self._names[0], self.reference == "adapter"
-            self.lora.attach(model, base=base, new_tokens=options.new_tokens, keep_start=keep_start)
+            outside = modules_outside_text(model)
+            self.lora.attach(model, base=base, new_tokens=options.new_tokens, exclude=outside, keep_start=keep_start)
+        freeze_outside_text(model)
 
     def _finish(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.cpu_kernels:
@@ -229,7 +338,19 @@ class ModelSpec:
             # first, on small modules whose weights need memory.
             use_cpu_kernels(model)
         model.train()
+        silence_routers(model)
         return model
+
+    @property
+    def _date(self) -> date:
+        if self.chat_template_date is None:
+            return today()
+        try:
+            return date.fromisoformat(self.chat_template_date)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"model.chat_template_date: expected a date as YYYY-MM-DD or null, found {self.chat_template_date!r}"
+            ) from None
 
     @property
     def _location(self) -> Path:
@@ -247,6 +368,12 @@ class ModelSpec:
         # Any: transformers' factories have no common class, and return what the files name.
         name, file = self._names
         try:
-            return factory.from_pretrained(name, **file, **options)
+            # Not None, with which transformers asks on the terminal.
+            return factory.from_pretrained(name, **file, **options, trust_remote_code=False)
         except (OSError, KeyError, ValueError, RuntimeError, ImportError, StrictDataclassError) as error:
+            if "custom code" in str(error):
+                raise ValueError(
+                    f"model.path: {self.path} needs code of its own (auto_map in its config), which halos does not "
+                    "run; use a model whose architecture transformers contains"
+                ) from error
             raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -75,13 +75,21 @@ class Policy:
         return model
 
 
-def find_policy(key: str, where: object, *, chat_template: str | None = None, lora: LoRA | None = None) -> Policy:
+def find_policy(
+    key: str,
+    where: object,
+    *,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, object] | None = None,
+    lora: LoRA | None = None,
+) -> Policy:
     """Find a model, and check that it can be loaded. Does not contact the hub.
 
     Args:
         key: the configuration's key, for error messages.
         where: its value: a run's folder, a hub id, a directory or a .gguf file.
         chat_template: replaces the tokenizer's chat template.
+        chat_template_kwargs: values of the chat template's variables.
         lora: an adapter to load with the model.
 
     Raises:
@@ -89,7 +97,8 @@ def find_policy(key: str, where: object, *, chat_template: str | None = None, lo
     """
     if not isinstance(where, str) or not where:
         raise ValueError(f"{key}: expected a run's folder, a hub id or a model's directory, found {where!r}")
-    spec_of = partial(ModelSpec, chat_template=chat_template, lora=lora or LoRA())
+    values = chat_template_kwargs or {}
+    spec_of = partial(ModelSpec, chat_template=chat_template, chat_template_kwargs=values, lora=lora or LoRA())
     folder = Path(where).expanduser()
     with _naming(key):
         is_run = (folder / "config.yaml").is_file()
@@ -138,7 +147,11 @@ def reference_of(policy: Policy, where: str | None) -> Policy | None:
     model, adapter = run.model, (run.model.get("lora") or {}).get("path")
     path = model.get("reference_path") or model["path"]
     lora = LoRA(enabled=adapter is not None, path=adapter)
-    return find_policy("reference", path, chat_template=model.get("chat_template"), lora=lora)
+    # Another model as reference need not have the variables of the policy's template.
+    values = None if model.get("reference_path") else model.get("chat_template_kwargs")
+    return find_policy(
+        "reference", path, chat_template=model.get("chat_template"), chat_template_kwargs=values, lora=lora
+    )
 
 
 @contextmanager
@@ -147,4 +160,4 @@ def _naming(key: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(str(error).replace("model.path", key)) from error
+        raise ValueError(str(error).replace("model.path", key, 1)) from error

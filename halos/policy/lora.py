@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +18,20 @@ from torch import nn
 from halos.checks import check_whole
 from halos.policy.adapters import POLICY, REFERENCE, adapter_layers
 from halos.policy.checks import check_safetensors
+from halos.policy.lora_targets import KEY, check_pattern, describe, find_targets, peft_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 RANK = 16
 INITS: dict[str, bool | str] = {"kaiming": True, "gaussian": "gaussian"}
 """peft's names of the initialisations, by ours."""
 # Keys of a stored adapter's config: those that LoRA's computation depends on, and those that change nothing here.
 # Any other key with a value of its own means a variant (DoRA, biases, …) that this project does not compute.
-_READ = {"r", "lora_alpha", "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "use_rslora"}
-_READ |= {"fan_in_fan_out", "layers_to_transform", "layers_pattern"}
+_READ = {"r", "lora_alpha", "target_modules", "target_parameters", "exclude_modules", "use_rslora"}
+_READ |= {"rank_pattern", "alpha_pattern", "fan_in_fan_out", "layers_to_transform", "layers_pattern"}
 _WITHOUT_EFFECT = {"peft_version", "base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping"}
 _WITHOUT_EFFECT |= {"lora_dropout", "init_lora_weights", "runtime_config"}
 
@@ -41,9 +46,9 @@ class LoRA:
         enabled: train adapters. False: train the whole model.
         rank: the rank of B·A. None: 16, or the rank of the adapter in ``path``.
         alpha: the scale's numerator. None: 2 · rank, or the value of the adapter in ``path``.
-        target_modules: names of linear layers, a regular expression, or ``all-linear`` for all but the LM head.
-            None: ``all-linear``, or the layers of the adapter in ``path``.
-        dropout: probability of the dropout on A's inputs.
+        target_modules: names of linear layers and of tensors of experts, a regular expression, or ``all-linear`` for
+            all but the LM head and routers. None: ``all-linear``, or the layers of the adapter in ``path``.
+        dropout: probability of the dropout on A's inputs. It must be 0 with adapters on experts.
         init: initialisation of A: ``kaiming`` or ``gaussian``.
         path: a folder with an adapter in peft's format, for example from SFT. The policy starts from it, and the
             reference is the base model with this adapter as it was.
@@ -85,7 +90,8 @@ class LoRA:
                 "rounded to 4 bits are no place to merge it into"
             )
         if self.target_modules is not None and not self.target_modules:
-            raise ValueError("model.lora.target_modules: expected names or null, found none")
+            raise ValueError(f"{KEY}: expected names or null, found none")
+        check_pattern(self.target_modules)
         explicit = [name for name in ("rank", "alpha", "target_modules") if getattr(self, name) is not None]
         if self.path is not None and explicit:
             raise ValueError(
@@ -109,7 +115,13 @@ class LoRA:
             self._stored_config(Path(self.path).expanduser())
 
     def attach(
-        self, model: PreTrainedModel, *, base: str, new_tokens: Sequence[int] = (), keep_start: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        base: str,
+        new_tokens: Sequence[int] = (),
+        exclude: Sequence[str] = (),
+        keep_start: bool = False,
     ) -> None:
         """Add adapters to the model, in place, and freeze the rest.
 
@@ -118,7 +130,8 @@ class LoRA:
         Args:
             model: the model.
             base: name of the base model in the exported adapter's config.
-            new_tokens: rows of the embeddings to train as well.
+            new_tokens: rows of the embeddings and of the LM head to train as well.
+            exclude: names of modules that get no adapters, nor do modules inside them.
             keep_start: keep the adapter in ``path`` as it is, next to the trained one, as part of the reference.
 
         Raises:
@@ -130,18 +143,24 @@ class LoRA:
             options: dict[str, Any] = {
                 "r": self.rank or RANK,
                 "lora_alpha": self.alpha or 2 * (self.rank or RANK),
-                "target_modules": self.target_modules or "all-linear",
                 "init_lora_weights": INITS[self.init],
-                "trainable_token_indices": list(new_tokens) or None,
+                "exclude_modules": f"({'|'.join(map(re.escape, exclude))})(\\..*)?" if exclude else None,
+                "trainable_token_indices": _trained_rows(model, new_tokens),
+                **self._peft_targets(model),
             }
         else:
             options = self._stored_config(Path(self.path).expanduser())
+        if self.dropout and (tensors := options.get("target_parameters")):
+            raise ValueError(
+                f"model.lora.dropout: expected 0 with adapters on experts ({tensors[0]}), found {self.dropout}; set it "
+                f"to 0, or name other layers in {KEY}"
+            )
         options |= {"lora_dropout": self.dropout, "base_model_name_or_path": base, "task_type": "CAUSAL_LM"}
         for name in (POLICY, REFERENCE) if self.path is not None and keep_start else (POLICY,):
             try:
                 inject_adapter_in_model(LoraConfig(**options), model, name)
             except ValueError as error:
-                raise ValueError(f"model.lora.target_modules: {error}") from error
+                raise ValueError(f"{KEY}: {error}") from error
             draw_start(model, name, INITS[self.init])
             if self.path is not None:
                 self._load(model, Path(self.path).expanduser(), name)
@@ -153,6 +172,18 @@ class LoRA:
             # peft trains every adapter that it adds.
             parameter.requires_grad_(f".{POLICY}." in name + ".")
         _check_targets(model)
+
+    def _peft_targets(self, model: PreTrainedModel) -> dict[str, list[str]]:
+        targets = find_targets(model, self.target_modules)
+        log.info("model.lora: %s", describe(model, targets))
+        names = peft_targets(model, targets)
+        wrapped = names["target_parameters"]
+        if self.quantize and len(wrapped) > len(targets.experts):
+            raise ValueError(
+                f"model.lora.quantize: expected null for a model whose layers peft adapts through their weights "
+                f"({wrapped[-1]}), found {self.quantize}; set it to null, or name other layers in {KEY}"
+            )
+        return names
 
     def _stored_config(self, folder: Path) -> dict[str, Any]:
         from peft import LoraConfig
@@ -218,17 +249,30 @@ def draw_start(model: nn.Module, name: str, init: bool | str) -> None:
                 layer.reset_lora_parameters(name, init)
 
 
+def _trained_rows(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """Return the rows to train of the embeddings and of an LM head that does not share them, by the modules' names."""
+    if not tokens:
+        return None
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise ValueError(
+            f"model.lora.enabled: the base has no trained rows for {len(tokens)} tokens, and peft cannot train rows of "
+            "its LM head, which has a bias; resize the base to its tokenizer and train it first"
+        )
+    layers = [embeddings] if head.weight is embeddings.weight else [embeddings, head]
+    return {name: list(tokens) for name, module in model.named_modules() if any(module is layer for layer in layers)}
+
+
 def _check_targets(model: PreTrainedModel) -> None:
     for name, layer in adapter_layers(model).items():
         base = layer.get_base_layer() if hasattr(layer, "lora_A") else None
-        if base is not None and not isinstance(base, nn.Linear) and type(base).__name__ != "Conv1D":
-            raise ValueError(f"model.lora.target_modules: expected linear layers, found {name}: {type(base).__name__}")
+        linear = base is None or isinstance(base, nn.Linear) or type(base).__name__ == "Conv1D"
+        if not linear and not hasattr(layer, "parameter_name"):  # peft's wrapper of a parameter has this attribute
+            raise ValueError(f"{KEY}: expected linear layers, found {name}: {type(base).__name__}")
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if hasattr(head, "lora_A") and head.base_layer.weight is embeddings.weight:
         # An exported model with tied weights could not hold the change of the head alone.
-        raise ValueError(
-            "model.lora.target_modules: this LM head shares its weights with the embeddings; choose others"
-        )
+        raise ValueError(f"{KEY}: this model's LM head shares its weights with the embeddings; choose others")
 
 
 def check_quantization() -> None:

@@ -69,8 +69,14 @@ def load_backbone(
     """
     mode = spec.reference if reference else None
     model = spec.load(options) if shard is None else spec.skeleton(options)
-    modes = {"with_reference": mode == "live", "adapter_reference": mode == "adapter"}
-    backbone = Backbone(model, head_chunk=spec.head_chunk, statistics=spec.statistics, **modes)
+    backbone = Backbone(
+        model,
+        with_reference=mode == "live",
+        adapter_reference=mode == "adapter",
+        head_chunk=spec.head_chunk,
+        statistics=spec.statistics,
+        router_loss=spec.router_loss,
+    )
     backbone.spec = spec
     # Models are sharded before they have weights, so that no rank ever holds a whole model.
     if shard is not None:

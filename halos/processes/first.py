@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+P = ParamSpec("P")
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Variables in which launchers leave the rank, in Lightning's order."""
 
@@ -18,3 +22,14 @@ def on_first_process() -> bool:
     if rank is None:
         rank = next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
     return bool(rank == 0)
+
+
+def first_process_only(function: Callable[P, None]) -> Callable[P, None]:
+    """Return the function as one that does nothing on other processes than the first."""
+
+    @wraps(function)
+    def on_first(*args: P.args, **kwargs: P.kwargs) -> None:
+        if on_first_process():
+            function(*args, **kwargs)
+
+    return on_first

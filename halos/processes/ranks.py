@@ -21,6 +21,11 @@ _addresses: list[tuple[str, int]] = []
 LOST = ("connection closed by peer", "connection reset by peer", "connection was closed", "broken pipe", "socket")
 """Words of the errors of gloo, NCCL and the store when another rank is gone, in lower case."""
 
+NO_GRADIENT = (
+    "strategy: expected a gradient for each trained weight, found weights that the loss does not depend on, for which "
+    "ddp waits; set strategy=fsdp"
+)
+
 
 class RecordRankAddresses(Callback):
     """Gathers the host and process id of each rank before the first step."""
@@ -44,6 +49,8 @@ def lost_ranks_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         _leave_group(failed=True)
+        if "find_unused_parameters" in str(error):  # Lightning's hint names a strategy that is no option here
+            raise ValueError(NO_GRADIENT) from error
         if not any(words in str(error).lower() for words in LOST):
             raise
         raise RunFailed(f"{_lost_ranks()}; resume=auto goes on from the last checkpoint") from error

@@ -1,25 +1,30 @@
-"""The hygiene report: a table, ``data_report.json`` and a picture of the lengths."""
+"""What is in the data and what is wrong with it: tables, an example, ``data_report.json``, a picture of the lengths.
+
+Neither torch nor Lightning is imported here, so that ``halos data`` answers at once.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_only
 from rich import box
 from rich.table import Table
 
 from halos.data.preparation.hygiene import Finding
 from halos.data.preparation.intake import Intake
-from halos.data.streaming.module import StreamingDataModule
+from halos.data.rows.token_rows import Row
+from halos.data.sources.adapted import NOTED, Origin
 from halos.files import write_atomically
-from halos.processes.first import on_first_process
-from halos.terminal import console
+from halos.processes.first import first_process_only, on_first_process
+from halos.terminal import console, styled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 REPORT = "data_report.json"
 COUNTS = ("records", "completions", "desirable", "undesirable", "scored", "preferences")
@@ -33,7 +38,7 @@ FINDINGS = {
 """Kinds of findings, and their labels in the table."""
 
 
-@rank_zero_only
+@first_process_only
 def show_report(intake: Intake) -> None:
     """Print counts of what was read, and the findings with the first records of each."""
     splits = intake.hygiene
@@ -57,10 +62,22 @@ def show_report(intake: Intake) -> None:
         )
     for split, origins in intake.origins.items():
         for file, origin in origins.items():
-            for reason, count in origin.dropped.items():
-                cells = [f"{count:,}" if other == split else "" for other in splits]
-                table.add_row(f"left out of {Path(file).name}: {reason}", *cells, origin.places[reason][0])
+            for label, count, place in _lines(Path(file).name, origin):
+                table.add_row(label, *(f"{count:,}" if other == split else "" for other in splits), place)
     console.print(table)
+
+
+def _lines(file: str, origin: Origin) -> Iterator[tuple[str, int, str]]:
+    """Yield what became of a file's rows and columns: a label, a count, and a place or the columns."""
+    for reason, count in origin.dropped.items():
+        yield f"left out of {file}: {reason}", count, origin.places[reason][0]
+    for what, count in origin.noted.items():
+        yield f"{file}: {what}", count, origin.places[f"{NOTED}{what}"][0]
+    unused = [column.removesuffix(": unused") for column in origin.columns if column.endswith(": unused")]
+    used = [column for column in origin.columns if not column.endswith(": unused")]
+    for label, columns in (("columns", used), ("columns that are unused", unused)):
+        if columns:
+            yield f"{file}: {label}", len(columns), ", ".join(columns)
 
 
 def _lengths(percentiles: Mapping[str, int]) -> str:
@@ -75,20 +92,6 @@ def write_report(intake: Intake, folder: Path) -> None:
         write_atomically(folder / REPORT, text + "\n")
 
 
-class StreamReport(Callback):
-    """Writes the data report of a stream with every checkpoint, as a stream is read while training."""
-
-    def __init__(self, data: StreamingDataModule, folder: Path) -> None:
-        self.data, self.folder = data, folder
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        # A signal may cause a checkpoint before anything was read from the stream.
-        if self.data.take_account():
-            write_report(self.data.prepared.intake, self.folder)
-
-
 def plot_lengths(lengths: Mapping[str, np.ndarray], file: Path) -> None:
     """Draw one picture with a histogram of the lengths for each name."""
     from matplotlib.figure import Figure  # slow to import
@@ -99,3 +102,32 @@ def plot_lengths(lengths: Mapping[str, np.ndarray], file: Path) -> None:
         axes.set(xlabel=name, ylabel="number")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
+
+
+@first_process_only
+def show_data(reports: Mapping[str, Counter[str]]) -> None:
+    """Print how many records and examples were read, converted, cut and dropped."""
+    # A reason may occur in one split only; Counters give 0 for the other.
+    table = Table("data", *reports, box=box.SIMPLE_HEAD)
+    for name in dict.fromkeys(name for report in reports.values() for name in report):
+        table.add_row(name, *(f"{report[name]:,}" for report in reports.values()))
+    console.print(table)
+
+
+@first_process_only
+def show_example(row: Row, tokenizer: PreTrainedTokenizerBase, branches: Sequence[str]) -> None:
+    """Print one decoded example with its scored tokens in ⟦brackets⟧ (and green, on a terminal).
+
+    Args:
+        row: the example.
+        tokenizer: decodes it.
+        branches: a name for each of its completions.
+    """
+    console.print(styled(("One example", "bold"), f" ({row.id}); the tokens in ⟦brackets⟧ are scored:"))
+    # Decoded with special tokens: doubled BOS or a missing end of turn are what a reader looks for here.
+    prompt = str(tokenizer.decode(list(row.prompt)))
+    for name, branch in zip(branches, row.branches, strict=True):
+        scored = str(tokenizer.decode(list(branch)))
+        marked = ("⟦", "bold"), (scored, "green"), ("⟧", "bold")
+        console.print(styled((f"  {name}:", "dim"), f" {prompt}", *marked))
+    console.print()

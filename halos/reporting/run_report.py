@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -12,12 +11,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from halos.data.rows.token_rows import Row
 from halos.sampling.before_after import Comparison
 from halos.terminal import console, say, styled
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
 class CacheReport(TypedDict):
@@ -38,35 +36,6 @@ def show_reference(report: CacheReport) -> None:
         f"{report['computed']:,} computed in {report['seconds']:.1f} s → "
     )
     console.print(styled(counts, (report["folder"], "bold")), soft_wrap=True)
-
-
-@rank_zero_only
-def show_data(reports: Mapping[str, Counter[str]]) -> None:
-    """Print how many records and examples were read, converted, cut and dropped."""
-    # A reason may occur in one split only; Counters give 0 for the other.
-    table = Table("data", *reports, box=box.SIMPLE_HEAD)
-    for name in dict.fromkeys(name for report in reports.values() for name in report):
-        table.add_row(name, *(f"{report[name]:,}" for report in reports.values()))
-    console.print(table)
-
-
-@rank_zero_only
-def show_example(row: Row, tokenizer: PreTrainedTokenizerBase, branches: Sequence[str]) -> None:
-    """Print one decoded example with its scored tokens in ⟦brackets⟧ (and green, on a terminal).
-
-    Args:
-        row: the example.
-        tokenizer: decodes it.
-        branches: a name for each of its completions.
-    """
-    console.print(styled(("One example", "bold"), f" ({row.id}); the tokens in ⟦brackets⟧ are scored:"))
-    # Decoded with special tokens: doubled BOS or a missing end of turn are what a reader looks for here.
-    prompt = str(tokenizer.decode(list(row.prompt)))
-    for name, branch in zip(branches, row.branches, strict=True):
-        scored = str(tokenizer.decode(list(branch)))
-        marked = ("⟦", "bold"), (scored, "green"), ("⟧", "bold")
-        console.print(styled((f"  {name}:", "dim"), f" {prompt}", *marked))
-    console.print()
 
 
 def show_plan(steps: int, examples: int | None, batch_size: int, root: str) -> None:

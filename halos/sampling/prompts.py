@@ -38,6 +38,7 @@ class HeldData:
     Attributes:
         source: where the records come from.
         limits: token limits of prompts and completions.
+        text: ``plain`` or ``rendered``, as ``data.text``.
         records: the records of the split.
         training: the training records, which set the median of scores.
         selection: which of the feedback is used.
@@ -46,6 +47,7 @@ class HeldData:
 
     source: Source
     limits: Limits
+    text: str
     records: Sequence[Record]
     training: Sequence[Record]
     selection: Selection
@@ -75,7 +77,7 @@ def read_split(preparation: Preparation, split: str) -> HeldData:
     # A stream has no training records in memory, and refuses a median of their scores beforehand.
     training = intake.records.get("train", records)
     left_out = +Counter({LEAKED: intake.reports[split][LEAKED]})
-    return HeldData(source, preparation.limits, records, training, preparation.selection, left_out)
+    return HeldData(source, preparation.limits, preparation.text, records, training, preparation.selection, left_out)
 
 
 def _read_stream(source: Source, split: str, val_size: int) -> Intake:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
@@ -66,6 +67,16 @@ def consolidate(folder: Path, file: Path) -> None:
     checkpoint["optimizer_states"] = [by_position(state[name]) for name in sorted(state)]  # optimizer_0, …
     with atomic_file(file) as part:
         torch.save(checkpoint, part)
+
+
+def sharded_weights(folder: Path) -> dict[str, Tensor]:
+    """Load the weights of a sharded checkpoint, and nothing else of it, into this process's memory."""
+    check_sharded(folder, "checkpoint")
+    state: dict[str, Any] = {}
+    planner = _EmptyStateDictLoadPlanner(keys={"state_dict"})
+    _load_state_dict(state, FileSystemReader(folder), planner=planner, no_dist=True)
+    weights: dict[str, Tensor] = state["state_dict"]
+    return weights
 
 
 def main() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import torch
 
 from halos.policy.backbone import Backbone
 from halos.policy.construction import add_control_tokens
+from halos.policy.export.base_model import BaseModel
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.sharding.sharding import Sharding
 from halos.sharding.weights import make_backbone
@@ -30,16 +32,22 @@ class BackboneFactory:
     def __init__(self, spec: ModelSpec, *, dtype: torch.dtype = torch.float32) -> None:
         spec.check()
         self.spec, self.dtype = spec, dtype
-        self.new_tokens: list[int] = []
         self.tokenizer = spec.tokenizer()
         """The policy's tokenizer, including the control tokens that were added."""
         reference = self.tokenizer if spec.reference_path is None else spec.of_reference().tokenizer()
         if reference.get_vocab() != self.tokenizer.get_vocab():
             raise ValueError(f"model.reference_path: expected the tokenizer of {spec.path}, found another")
+        self.new_tokens = spec.missing_tokens(self.tokenizer)
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """What the export takes over from the policy's base; read once, so that the run's end needs no hub."""
+        return self.spec.base(self.dtype)
 
     def add_control_tokens(self, texts: Iterable[str]) -> None:
         """Make each text a single token of the tokenizer now, and of the policy when it is loaded."""
         self.new_tokens += add_control_tokens(self.tokenizer, texts)
+        self.spec.check_new_tokens(self.new_tokens)
 
     def make(self, *, reference: bool, sharding: Sharding | None) -> Backbone:
         """Load the policy, and a live reference if the objective needs one whose log-probs are not cached."""

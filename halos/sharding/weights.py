@@ -25,6 +25,9 @@ from halos.sharding.sharding import Sharding, full_state, load_full_state, shard
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CONVERSIONS = "_weight_conversions"
+"""transformers' attribute of a model that was loaded from files."""
+
 
 def make_backbone(
     spec: ModelSpec, sharding: Sharding | None, options: LoadOptions, *, reference: bool = False
@@ -74,6 +77,7 @@ def gathered_policy(backbone: Backbone) -> PreTrainedModel | None:
     # Assigned, as parameters on the meta device have no memory to copy to. That unties tied weights.
     policy.load_state_dict(state, assign=True)
     policy.tie_weights()
+    _copy_conversions(backbone.policy, policy)
     return policy
 
 
@@ -87,8 +91,18 @@ def load_weights(model: PreTrainedModel, spec: ModelSpec, options: LoadOptions) 
     files = None if spec.random_weights or options.new_tokens else matching_files(model, spec.local)
     if files is not None:
         _read_shards(model, files)
-    else:
-        load_full_state(model, spec.load(options).state_dict() if rank_and_world()[0] == 0 else {})
+        return
+    state = {}
+    if rank_and_world()[0] == 0:
+        loaded = spec.load(options)
+        state = loaded.state_dict()
+        _copy_conversions(loaded, model)
+    load_full_state(model, state)
+
+
+def _copy_conversions(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    # How transformers renamed and merged the files' weights when it loaded them; save_pretrained reverts that.
+    setattr(target, CONVERSIONS, getattr(source, CONVERSIONS, None))
 
 
 def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Path] | None:

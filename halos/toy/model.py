@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from halos.data.rows.templates import render
+from halos.data.rows.rendering import render
 from halos.toy.feedback import behaviour_completion
 from halos.toy.world import prompts_of, words
 

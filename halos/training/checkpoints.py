@@ -228,6 +228,23 @@ def check_intact(path: Path) -> None:
         raise ValueError(f"resume: expected a checkpoint file, found {found}")
 
 
+def read(path: Path) -> Mapping[str, Any]:
+    """Return the contents of a checkpoint, those of a sharded one without its weights.
+
+    Raises:
+        ValueError: it is not a checkpoint of this program.
+    """
+    file = path / META if path.is_dir() else path
+    try:
+        # Memory-mapped: only the pages that are read are loaded.
+        options: dict[str, Any] = {"map_location": "cpu", "mmap": True}
+        checkpoint: Mapping[str, Any] = torch.load(file, weights_only=True, **options)  # noqa: TID251 (no code is run)
+        checkpoint[IDENTITY]  # a file of another program has none
+    except Exception as error:  # torch raises several kinds
+        raise ValueError(f"resume: expected a checkpoint of this program, found {path}: {error!r}") from error
+    return checkpoint
+
+
 def check_identity(path: Path, identity: Mapping[str, object]) -> Mapping[str, Any]:
     """Check that a checkpoint belongs to the run with this identity, and return its contents.
 
@@ -235,14 +252,8 @@ def check_identity(path: Path, identity: Mapping[str, object]) -> Mapping[str, A
         ValueError: it belongs to another run (the error lists the keys that differ), or is not a checkpoint of this
             program.
     """
-    file = path / META if path.is_dir() else path
-    try:
-        # Memory-mapped: only the pages that are read are loaded, and weights are not read here.
-        options: dict[str, Any] = {"map_location": "cpu", "mmap": True}
-        checkpoint: Mapping[str, Any] = torch.load(file, weights_only=True, **options)  # noqa: TID251 (no code is run)
-        saved: Mapping[str, object] = checkpoint[IDENTITY]
-    except Exception as error:  # torch raises several kinds
-        raise ValueError(f"resume: expected a checkpoint of this program, found {path}: {error!r}") from error
+    checkpoint = read(path)
+    saved: Mapping[str, object] = checkpoint[IDENTITY]
     if keys := [key for key in dict.fromkeys((*saved, *identity)) if saved.get(key) != identity.get(key)]:
         values = [f"{key}: {saved.get(key, 'none')} in the checkpoint, {identity.get(key, 'none')} now" for key in keys]
         raise ValueError(f"resume: {path} belongs to another run ({'; '.join(values)})")

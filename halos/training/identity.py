@@ -16,8 +16,12 @@ SETTINGS = (
     "data.stratified", "data.keep_together",
 )  # fmt: skip
 """Beginnings of the configuration keys whose values count."""
-WEIGHTS = (".safetensors", ".bin", ".gguf", ".json")
-"""Endings of the files that make up a model."""
+EXPORT = "model.lora.export"
+"""The one key of ``model.lora`` that changes no number."""
+WEIGHTS = (".safetensors", ".gguf")
+"""Endings of the files of weights."""
+CONFIGS = ("config.json", "adapter_config.json", "model.safetensors.index.json")
+"""Names of the other files that log-probs depend on. The rows, which the tokenizer made, have a key of their own."""
 
 
 def identity(
@@ -39,7 +43,7 @@ def identity(
     """
     path = f"{model.name} ({weights_key(model)})" if model else settings["model.path"]
     return {
-        **{key: value for key, value in settings.items() if key.startswith(SETTINGS)},
+        **{key: value for key, value in settings.items() if key.startswith(SETTINGS) and key != EXPORT},
         "model.path": path,
         **{f"data ({split})": key for split, key in data.items()},
         "examples per step": examples_per_step,
@@ -48,6 +52,8 @@ def identity(
 
 
 def weights_key(model: Path) -> str:
-    """Return a key of a model's file, or of all weights and configs in its folder: their names, sizes and both ends."""
-    files = sorted(file for file in model.iterdir() if file.suffix in WEIGHTS) if model.is_dir() else [model]
+    """Return a key of a model's file, or of the weights and configs in its folder: their names, sizes and ends."""
+    files = [model]
+    if model.is_dir():
+        files = sorted(file for file in model.iterdir() if file.suffix in WEIGHTS or file.name in CONFIGS)
     return hashlib.sha256(b"".join(map(name_size_and_ends, files))).hexdigest()[:12]

@@ -45,9 +45,9 @@ def test_a_missing_trl_is_told_before_anything_runs(tmp_path: Path, monkeypatch:
 def test_pairs_are_drawn_alike_and_kept(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{n}", "chosen": f"c{n}", "rejected": f"r{n}"} for n in range(9)]
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = Path(pairs_file(str(tmp_path / "all.jsonl"), tmp_path, source="json", count=5))
+    made = Path(pairs_file(str(tmp_path / "all.jsonl"), tmp_path, source="files", count=5))
     kept = [json.loads(line) for line in made.read_text().splitlines()]
     assert len(kept) == len({row["prompt"] for row in kept}) == 5
     assert all(row in rows for row in kept)
     with pytest.raises(ValueError, match=r"expected at least 10 pairs \(--pairs\).*found 9"):
-        pairs_file(str(tmp_path / "all.jsonl"), tmp_path, source="json", count=10)
+        pairs_file(str(tmp_path / "all.jsonl"), tmp_path, source="files", count=10)

@@ -25,7 +25,7 @@ from tests.configs import compose
 
 def run(model, name):
     words = [
-        "loss=dpo", "model=hf", f"model.path={model}", "data=json", f"data.train={sys.argv[3]}", "data.batch_size=8",
+        "loss=dpo", "model=hf", f"model.path={model}", "data=files", f"data.train={sys.argv[3]}", "data.batch_size=8",
         "data.max_length=100", "data.max_prompt_length=60", "data.keep_together=1", "trainer.max_steps=2",
         "trainer.accelerator=cpu",
         "trainer.devices=1", "trainer.enable_progress_bar=false", "logger=none", "sampling.prompts=0",

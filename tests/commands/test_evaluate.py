@@ -48,7 +48,7 @@ def csft(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("command", ["sample", "evaluate", "label", "compare"])
+@pytest.mark.parametrize("command", ["sample", "evaluate", "label", "compare", "export"])
 def test_each_command_has_a_configuration_and_a_function(command: str) -> None:
     assert command in COMMANDS
     compose(command)
@@ -127,7 +127,7 @@ def test_data_without_an_opponent_are_refused_before_a_model_is_loaded(
         f"judge.cache={tmp_path}/judge.jsonl",
         "opponent=data",
     )
-    words += (f"output={tmp_path}/e", "split=train", "data=json", f"data.train={tmp_path}/t.jsonl")
+    words += (f"output={tmp_path}/e", "split=train", "data=files", f"data.train={tmp_path}/t.jsonl")
     with pytest.raises(ValueError, match="opponent=data: no completion is preferred, desirable or unjudged"):
         evaluate(compose("evaluate", *words, "progress=false"))
 

@@ -1,6 +1,8 @@
 """``scripts/data.py``: every kind of source through its command, its outputs, and its errors."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tests.test_safe_text import BAD
 HH = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
 RAW = {"instruction": "q", "completions": [{"response": f"{n}", "overall_score": n} for n in range(4)]}
 ROWS: dict[str, list[dict[str, Any]]] = {
-    "json": [{"prompt": "q", "chosen": "a", "rejected": "b"}],
+    "files": [{"prompt": "q", "chosen": "a", "rejected": "b"}],
     "hh": [HH],
     "shp": [shp(0, 1, 3.0)],
     "oasst": TREE,
@@ -57,7 +59,7 @@ def test_every_source_is_shown_converted_and_reported(
 
 
 def test_a_mixture(tmp_path: Path) -> None:
-    one, two = (write(tmp_path / f"{name}.jsonl", ROWS[name]) for name in ("hh", "json"))
+    one, two = (write(tmp_path / f"{name}.jsonl", ROWS[name]) for name in ("hh", "files"))
     data = inspect_data(compose("data=mix", f"data.mix={{a: {{data: hh, train: {one}}}, b: {{train: {two}, cap: 1}}}}"))
     assert len(data.records["train"]) == 2
 
@@ -105,6 +107,34 @@ def test_what_the_data_hold_does_not_control_the_terminal(
     ],
 )
 def test_what_makes_no_sense(tmp_path: Path, words: list[str], said: str) -> None:
-    file = write(tmp_path / "a.jsonl", ROWS["json"])
+    file = write(tmp_path / "a.jsonl", ROWS["files"])
     with pytest.raises(ValueError, match=said):
         inspect_data(compose(f"data.train={file}", *words))
+
+
+def test_looking_at_data_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    file = tmp_path / "thumbs.csv"
+    file.write_text("question,answer,thumb\nq,a,up\nq,b,down\n", encoding="utf-8")
+    code = (
+        "import sys; from halos.cli import main_command; sys.argv[0] = 'data'; main_command('data');"
+        "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'torchmetrics', 'scipy', 'matplotlib'};"
+        "print('imported:', sorted(heavy & set(sys.modules)))"
+    )
+    words = [f"data.train={file}", "view=binary", f"cache_dir={tmp_path / 'cache'}"]
+    out = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True).stdout
+    assert "desirable" in out
+    assert out.splitlines()[-1] == "imported: []"
+
+
+def test_a_mapping_is_proposed_and_reads_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [{"topic": f"q{n}", "essay": "an essay", "verdict": "up", "context": "c"} for n in range(3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    target = tmp_path / "conf" / "data" / "mine.yaml"
+    code = "import sys; from halos.cli import main_command; sys.argv[0] = 'data'; main_command('data')"
+    read = ["--config-dir", str(tmp_path / "conf"), "data=mine", f"output_dir={tmp_path}"]
+    for words in ([f"data.train={file}", f"propose={target}"], read):
+        subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    report = json.loads((tmp_path / "data_report.json").read_text())["splits"]["train"]["files"][str(file)]
+    uses = ["topic: prompt", "essay: completion", "verdict: label", "context: input"]
+    assert report["columns"] == dict.fromkeys(uses, 3)

@@ -55,7 +55,7 @@ def test_names_are_options_and_everything_else_is_a_path(tmp_path: Path) -> None
     assert (cfg.model.path, list(cfg.data.train), cfg.data.source._target_) == (
         "org/model",
         ["a.jsonl", "b.jsonl"],
-        "halos.data.JsonSource",
+        "halos.data.FeedbackFiles",
     )
     cfg = composed(loss="ppo", model="toy", data="hh", output_dir=tmp_path)
     assert (cfg.loss.name, cfg.data.source._target_) == ("ppo", "halos.data.HHSource")
@@ -63,7 +63,9 @@ def test_names_are_options_and_everything_else_is_a_path(tmp_path: Path) -> None
 
 def test_overrides_set_keys_and_groups(tmp_path: Path) -> None:
     overrides = {"strategy": "fsdp", "loss.beta": 0.2, "optim.betas": [0.8, 0.9], "resume": None}
-    cfg = composed(overrides={**overrides, "+loss.margin": 1.5}, output_dir=tmp_path)
+    more = {"+loss.margin": 1.5, "model.chat_template_kwargs.mood": "calm"}
+    cfg = composed(overrides={**overrides, **more}, output_dir=tmp_path)
+    assert cfg.model.chat_template_kwargs == {"mood": "calm"}
     assert (cfg.strategy.name, cfg.loss.beta, list(cfg.optim.betas), cfg.loss.margin) == ("fsdp", 0.2, [0.8, 0.9], 1.5)
 
 

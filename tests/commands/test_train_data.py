@@ -43,7 +43,7 @@ def test_bad_data_are_refused_with_their_place(text: str, loss: str, said: str, 
     file = tmp_path / "train.jsonl"
     file.write_text(text)
     with pytest.raises(ValueError, match=said):
-        run(tmp_path / "run", "data=json", f"data.train={file}", "data.max_length=64", f"loss={loss}")
+        run(tmp_path / "run", "data=files", f"data.train={file}", "data.max_length=64", f"loss={loss}")
     assert not (tmp_path / "run").exists()
 
 
@@ -52,7 +52,7 @@ def test_a_run_on_files_trains_and_validates(tmp_path: Path) -> None:
     file.write_text(jsonl(*LABELS, {**GOOD_ROW, "prompt": "i bought a tent."}))
     held = tmp_path / "val.jsonl"
     held.write_text(jsonl(*({**row, "prompt": f"{row['prompt']} please help."} for row in LABELS)))
-    words = ["data=json", f"data.train={file}", f"data.val={held}", "trainer.max_steps=2", "trainer.max_epochs=9"]
+    words = ["data=files", f"data.train={file}", f"data.val={held}", "trainer.max_steps=2", "trainer.max_epochs=9"]
     summary = run(tmp_path / "run", *words)
     assert len(summary["train_loss"]) == 2
     assert column(tmp_path / "run", "val/loss")[0] == pytest.approx(0.5, abs=1e-6)
@@ -61,13 +61,13 @@ def test_a_run_on_files_trains_and_validates(tmp_path: Path) -> None:
 
 def written(folder: Path, source: str) -> Path:
     """The rows of a public set's schema in a file, of another kind for each."""
-    file = folder / {"hh": "a.jsonl.gz", "shp": "a.parquet", "oasst": "a.json", "json": "a.csv"}.get(source, "a.jsonl")
+    file = folder / {"hh": "a.jsonl.gz", "shp": "a.parquet", "oasst": "a.json", "files": "a.csv"}.get(source, "a.jsonl")
     rows, lines = ROWS[source], jsonl(*ROWS[source])
     if source == "shp":
         parquet.write_table(pa.Table.from_pylist(rows), file)
     elif source == "hh":
         file.write_bytes(gzip.compress(lines.encode()))
-    elif source == "json":
+    elif source == "files":
         file.write_text("\n".join(",".join(cells) for cells in (rows[0], *(row.values() for row in rows))))
     else:
         file.write_text(json.dumps(rows) if source == "oasst" else lines)
@@ -78,7 +78,7 @@ def written(folder: Path, source: str) -> Path:
 @pytest.mark.parametrize("source", [*ROWS, "mix"])
 def test_every_source_trains_from_files(source: str, tmp_path: Path) -> None:
     if source == "mix":
-        parts = [f"{name}: {{data: {name}, train: {written(tmp_path, name)}}}" for name in ("hh", "json")]
+        parts = [f"{name}: {{data: {name}, train: {written(tmp_path, name)}}}" for name in ("hh", "files")]
         words = [f"data.mix={{{', '.join(parts)}}}"]
     else:
         words = [f"data.train={written(tmp_path, source)}"]
@@ -94,6 +94,6 @@ def test_every_source_trains_from_files(source: str, tmp_path: Path) -> None:
 def test_without_validation_data_there_are_no_validation_metrics(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text(jsonl(*LABELS))
-    summary = run(tmp_path / "run", "data=json", f"data.train={file}")
+    summary = run(tmp_path / "run", "data=files", f"data.train={file}")
     assert summary["metrics"] == {}
     assert len(summary["train_loss"]) == summary["steps"] == 1

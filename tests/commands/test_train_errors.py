@@ -24,10 +24,10 @@ def cut_gguf(folder: Path) -> str:
 Words = Callable[[Path], list[str]]
 REFUSED: dict[str, tuple[Words, str]] = {
     "no such file": (
-        lambda tmp: ["data=json", f"data.train={tmp}/absent.jsonl"],
+        lambda tmp: ["data=files", f"data.train={tmp}/absent.jsonl"],
         r"absent\.jsonl: no such file",
     ),
-    "no file given": (lambda tmp: ["data=json"], r"data=json needs data\.train=FILE"),
+    "no file given": (lambda tmp: ["data=files"], r"data=files needs data\.train=FILE"),
     "a bad number": (
         lambda tmp: ["data.batch_size=0"],
         r"data\.batch_size: expected a whole number from 1 on, found 0",

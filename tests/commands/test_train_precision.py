@@ -12,7 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from transformers import AutoModelForCausalLM
 
 import halos.commands.assembly
-import halos.commands.finish
+import halos.commands.export
 from halos.training.trainer import warn_if_emulated
 from tests.train_runs import column, run, weights
 
@@ -78,9 +78,9 @@ def test_lower_precisions_start_at_the_reference_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     policies = []
-    export = halos.commands.finish.export_policy  # type: ignore[attr-defined]
+    export = halos.commands.export.export_policy  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        halos.commands.finish,
+        halos.commands.export,
         "export_policy",
         lambda policy, *a, **k: [policies.append(policy), export(policy, *a, **k)],
     )

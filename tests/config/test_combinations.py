@@ -190,7 +190,7 @@ def test_what_goes_together_is_accepted(words: tuple[str, ...]) -> None:
 
 
 def test_every_loss_and_strategy_is_accepted_by_default() -> None:
-    for word in ("loss=kto", "strategy=ddp", "strategy=fsdp", "strategy=fsdp_tp", "data=json", "model=hf"):
+    for word in ("loss=kto", "strategy=ddp", "strategy=fsdp", "strategy=fsdp_tp", "data=files", "model=hf"):
         check_combinations(values((word,), dict.fromkeys((REFERENCE, GENERATES), True)))
 
 

@@ -11,8 +11,8 @@ import pytest
 from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.adapted import Origin
 from halos.data.sources.base import FileSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.hh import HHSource
-from halos.data.sources.json_source import JsonSource
 from halos.data.sources.oasst import OasstSource
 from halos.data.sources.shp import SHPSource
 from halos.data.sources.ultrafeedback import UltraFeedbackSource
@@ -178,7 +178,7 @@ def test_ultrafeedback_raw(tmp_path: Path) -> None:
         UltraFeedbackSource(str(file), score="best")
 
 
-@pytest.mark.parametrize("source", [UltraFeedbackSource, JsonSource])
+@pytest.mark.parametrize("source", [UltraFeedbackSource, FeedbackFiles])
 def test_ultrafeedback_binarized(tmp_path: Path, source: type[FileSource]) -> None:
     asked = {"role": "user", "content": "do"}
     row = {
@@ -197,7 +197,7 @@ def test_conversations_with_system_and_tool_turns(tmp_path: Path) -> None:
     messages = [{"role": role, "content": text} for role, text in said]
     file = write(tmp_path / "a.jsonl", [{"messages": messages, "label": True}])
     prompt = turns("system: s", "user: q", "assistant: look up", "tool: 42")
-    assert read(JsonSource(str(file))) == (
+    assert read(FeedbackFiles(str(file))) == (
         [Record(f"{file}:1", prompt, (Completion("It is 42.", True),))],
         Counter(),
     )
@@ -207,13 +207,13 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", [{"question": "q", "better": "a", "worse": "b"}])
     columns = {"prompt": "question", "chosen": "better", "rejected": "worse", "label": None}
     both = (Completion("a"), Completion("b"))
-    assert read(JsonSource(str(file), columns=columns)) == ([Record(f"{file}:1", "q", both, ((0, 1),))], Counter())
+    assert read(FeedbackFiles(str(file), columns=columns)) == ([Record(f"{file}:1", "q", both, ((0, 1),))], Counter())
 
 
 def test_what_each_file_gave(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "completion": text} for text in ("a", "", " ")]
     files = [str(write(tmp_path / name, rows)) for name in ("b.jsonl", "a.jsonl")]
-    found = JsonSource(str(tmp_path / "*.jsonl")).train()
+    found = FeedbackFiles(str(tmp_path / "*.jsonl")).train()
     assert list(found.origins) == sorted(files)
     for file, origin in found.origins.items():
         assert (origin.rows, origin.records, origin.dropped) == (3, 1, {"empty completion": 2})

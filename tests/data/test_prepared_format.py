@@ -16,8 +16,8 @@ from halos.data.records.table import RecordTable
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.token_rows import TokenRows, make_rows
 from halos.data.sources.base import FileSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.hh import HHSource
-from halos.data.sources.json_source import JsonSource
 from halos.data.sources.oasst import OasstSource
 from halos.data.sources.shp import SHPSource
 from halos.data.sources.ultrafeedback import UltraFeedbackSource
@@ -33,8 +33,8 @@ RAISE = (
     "prepared data of the old format, then run python -m tests.data.test_prepared_format"
 )
 SOURCES: dict[str, Callable[[], FileSource]] = {
-    "json": lambda: JsonSource("json.jsonl"),
-    "csv": lambda: JsonSource("table.csv"),
+    "files": lambda: FeedbackFiles("json.jsonl"),
+    "csv": lambda: FeedbackFiles("table.csv"),
     "hh": lambda: HHSource("hh.jsonl"),
     "shp": lambda: SHPSource("shp.jsonl"),
     "oasst": lambda: OasstSource("oasst.jsonl"),

@@ -129,7 +129,7 @@ def test_truncation_is_counted_and_never_empties(name: str, record: Record, long
         assert row.prompt[-1] == whole[-1], "a prompt keeps its end"
         cut["prompts truncated"] += len(row.prompt) < len(whole)
         for text, branch in zip(completions_of(example), row.branches, strict=True):
-            full = tokens.completion(text)
+            full = tokens.completion(text, example.prompt)
             assert 0 < len(branch) <= longest - len(row.prompt)
             assert list(branch) == full[: len(branch)]
             cut["completions truncated"] += len(branch) < len(full)

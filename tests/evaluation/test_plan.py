@@ -14,7 +14,7 @@ import pytest
 
 from halos.data.records.record import Completion, Record
 from halos.data.rows.chat_tokens import Limits
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.views.selection import Selection
 from halos.evaluation.duels import WinRate
 from halos.evaluation.evaluator import evaluate
@@ -44,7 +44,7 @@ def plan(**changes: Any) -> EvaluationPlan:
         for n, prompt in enumerate(PROMPTS)
     ]
     policy = find_policy("policy", TOY)
-    data = HeldData(JsonSource("unused"), Limits(64), records, records, Selection(), Counter())
+    data = HeldData(FeedbackFiles("unused"), Limits(64), "plain", records, records, Selection(), Counter())
     parts: dict[str, Any] = {
         "settings": Settings(resamples=10, max_new_tokens=8, progress=False),
         "policy": policy,

@@ -43,7 +43,7 @@ def scores_of_rows(folder: Path, limits: Limits, tokenizer: Any = None) -> list[
     found = []
     for prompt, text in SAID:
         start, _ = tokens.fit_prompt(tokens.prompt(prompt), "prompt")
-        row = start + tokens.fit_completion(tokens.completion(text), len(start))[0]
+        row = start + tokens.fit_completion(tokens.completion(text, prompt), len(start))[0]
         with torch.no_grad():
             found.append(float(model(input_ids=torch.tensor([row])).logits[0, 0]))
     return found

@@ -1,6 +1,7 @@
 """Loading: every kind of path gives the model that it names, or an error that says what is wrong with it."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +76,46 @@ def test_a_tokenizer_comes_with_its_template(saved: Path) -> None:
     tokenizer = spec(saved).tokenizer()
     assert tokenizer.chat_template == tiny.CHATML
     assert tokenizer("hello world")["input_ids"] == tiny.word_tokenizer()("hello world")["input_ids"]
+
+
+def templated(folder: Path, template: Any) -> Path:
+    tiny.word_tokenizer(template).save_pretrained(folder)
+    tiny.config("llama").save_pretrained(folder)
+    return folder
+
+
+def test_values_of_the_templates_variables_become_its_defaults(tmp_path: Path) -> None:
+    folder = templated(tmp_path, "{{ mood }}")
+    tokenizer = spec(folder, random_weights=True, chat_template_kwargs={"mood": "calm"}).tokenizer()
+    turns = [{"role": "user", "content": "a"}]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == "calm"
+    assert tokenizer.apply_chat_template(turns, tokenize=False, mood="wild") == "wild"
+    with pytest.raises(ValueError, match=r"^model\.chat_template_kwargs\.moody: expected a variable"):
+        spec(folder, random_weights=True, chat_template_kwargs={"moody": 1}).tokenizer()
+
+
+def test_of_several_templates_the_log_says_which_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = templated(tmp_path, {"default": "{{ x }}1", "rag": "2"})
+    with caplog.at_level(logging.INFO):
+        made = spec(folder, random_weights=True, chat_template_kwargs={"x": 0}).tokenizer()
+    assert "has the chat templates default, rag: default is used" in caplog.text
+    assert sorted(made.chat_template) == ["default", "rag"]
+    assert spec(folder, random_weights=True, chat_template="rag").tokenizer().chat_template == "2"
+    with pytest.raises(ValueError, match=r"templates a, b and none named default"):
+        spec(templated(tmp_path / "other", {"a": "1", "b": "2"}), random_weights=True).tokenizer()
+
+
+def test_a_template_that_writes_the_date_is_named_once_and_has_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = templated(tmp_path, "{{ strftime_now('%Y-%m-%d') }}")
+    made = spec(folder, random_weights=True, chat_template_date="2026-03-05").tokenizer()
+    assert made.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "2026-03-05"
+    assert caplog.text.count("writes today's date: training writes 2026-03-05 throughout") == 1
+    with pytest.raises(
+        ValueError, match=r"^model\.chat_template_date: expected a date as YYYY-MM-DD or null, found 'x'"
+    ):
+        spec(folder, random_weights=True, chat_template_date="x")
 
 
 @pytest.mark.parametrize(

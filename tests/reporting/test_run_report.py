@@ -10,7 +10,7 @@ import pytest
 from halos import terminal
 from halos.data.rows.token_rows import Row
 from halos.policy.loading import ModelSpec
-from halos.reporting import run_report
+from halos.reporting import data_report, run_report
 from halos.sampling.before_after import Comparison, Samples
 
 Printed = pytest.CaptureFixture[str]
@@ -22,7 +22,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_counts_stand_in_one_column_for_each_split(capsys: Printed) -> None:
-    run_report.show_data({"train": Counter({"records": 12000, "examples": 3}), "val": Counter({"empty": 2})})
+    data_report.show_data({"train": Counter({"records": 12000, "examples": 3}), "val": Counter({"empty": 2})})
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
     assert lines == [["data", "train", "val"], ["records", "12,000", "0"], ["examples", "3", "0"], ["empty", "0", "2"]]
 
@@ -33,7 +33,7 @@ def test_exactly_the_completion_of_each_branch_is_marked_as_scored(capsys: Print
         tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         for text in ("<|user|> i bought a lamp. <|assistant|>", "happy to help. <|end|>", "go away. <|end|>")
     )
-    run_report.show_example(Row("a[b].jsonl:3", 0, prompt, tuple(branches)), tokenizer, ("chosen", "rejected"))
+    data_report.show_example(Row("a[b].jsonl:3", 0, prompt, tuple(branches)), tokenizer, ("chosen", "rejected"))
     first, *rest = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert "a[b].jsonl:3" in first
     shown = tokenizer.decode(list(prompt))
@@ -52,7 +52,7 @@ class Markup:
 
 def test_text_that_looks_like_markup_is_printed_as_it_is(capsys: Printed) -> None:
     ids = tuple(range(14))
-    run_report.show_example(Row("r", 0, ids, (ids,)), Markup(), ("completion",))  # type: ignore[arg-type]
+    data_report.show_example(Row("r", 0, ids, (ids,)), Markup(), ("completion",))  # type: ignore[arg-type]
     assert "completion: [bold]x[/] [a]⟦[bold]x[/] [a]⟧" in capsys.readouterr().out
 
 
@@ -64,7 +64,7 @@ class Evil:
 
 
 def test_a_text_that_ends_with_backslashes_is_printed_as_it_is(capsys: Printed) -> None:
-    run_report.show_example(Row("r\x07[/b]", 0, (1,), ((2,),)), Evil(), ("completion",))  # type: ignore[arg-type]
+    data_report.show_example(Row("r\x07[/b]", 0, (1,), ((2,),)), Evil(), ("completion",))  # type: ignore[arg-type]
     out = capsys.readouterr().out
     text = r"\x1b[2J\u202e a" + "\\" * 3
     assert f"completion: {text}⟦{text}⟧" in out

@@ -155,7 +155,7 @@ def test_a_completion_ends_with_its_end_of_turn_or_at_the_limit(
 def test_an_end_of_turn_in_the_prompt_does_not_end_the_completion(
     model: Any, tokens: ChatTokens, prompts: list[list[int]]
 ) -> None:
-    conversation = [prompts[1] + tokens.completion("happy to help.") + prompts[1]]
+    conversation = [prompts[1] + tokens.completion("happy to help.", "a") + prompts[1]]
     assert say(model, tokens, conversation, temperature=1e-4) == [
         greedy(model.eval(), conversation[0], tokens.end_of_turn, 20)
     ]
@@ -167,7 +167,7 @@ def test_log_ratios_are_differences_of_log_probs(model: Any, tokens: ChatTokens,
         for parameter in policy.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     others = [prompt[:1] + prompt for prompt in prompts]
-    said = [tokens.completion("happy to help."), tokens.completion("go away."), [5, 9]]
+    said = [tokens.completion("happy to help.", "a"), tokens.completion("go away.", "a"), [5, 9]]
     expected = [
         logprob(policy, mine, ids) - logprob(reference, theirs, ids)
         for mine, theirs, ids in zip(others, prompts, said, strict=True)

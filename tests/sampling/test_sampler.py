@@ -7,7 +7,7 @@ import pytest
 
 from halos.data.records.record import Conversation, Message
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.policy.loading import ModelSpec
 from halos.policy.lookup import find_policy
 from halos.sampling.engines import Decoding, TransformersEngine, VLLMEngine
@@ -48,7 +48,7 @@ def test_a_complete_file_needs_no_model(tmp_path: Path) -> None:
 
 def test_the_file_reads_as_records_with_the_prompts_asked(tmp_path: Path) -> None:
     sampler().write(ASKED, tmp_path / "a.jsonl")
-    records = JsonSource(tmp_path / "a.jsonl").train().records
+    records = FeedbackFiles(tmp_path / "a.jsonl").train().records
     assert [(record.id, record.prompt) for record in records] == [(one.id, one.prompt) for one in ASKED]
     assert all(len(record.completions) == 2 for record in records)
     assert all("<|" not in c.text and c.text for record in records for c in record.completions)
@@ -65,7 +65,7 @@ def test_the_file_keeps_tools_and_calls(tmp_path: Path) -> None:
     tokens = ChatTokens(tokenizer, Limits(256))
     engine = TransformersEngine(MODEL, tokens, Decoding(max_new_tokens=4))
     Sampler(lambda: engine, tokens, control="", count=1, batch_size=6, seed=0).write(prompts, tmp_path / "a.jsonl")
-    records = JsonSource(tmp_path / "a.jsonl").train().records
+    records = FeedbackFiles(tmp_path / "a.jsonl").train().records
     assert [(record.id, record.prompt) for record in records] == [(one.id, one.prompt) for one in prompts]
 
 
@@ -86,7 +86,7 @@ def test_the_seed_decides() -> None:
 def test_cut_completions_are_counted_and_keep_their_last_word(tmp_path: Path) -> None:
     assert sampler(max_new_tokens=3).write(ASKED, tmp_path / "a.jsonl") == (20, 20)
     assert all(len(ids) == 3 for one in sampler(max_new_tokens=3).draw_all(ASKED) for ids in one.completions)
-    assert TOKENS.text([5, 6, TOKENS.end_of_turn]) == TOKENS.text([5, 6]) == TOKENS.tokenizer.decode([5, 6])
+    assert TOKENS.text([8, 9, TOKENS.end_of_turn]) == TOKENS.text([8, 9]) == TOKENS.tokenizer.decode([8, 9])
 
 
 def test_samples_for_other_prompts_are_refused(tmp_path: Path) -> None:

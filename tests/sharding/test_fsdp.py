@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hydra
 import lightning.pytorch as pl
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import halos.commands.assembly
+from halos.commands.export import export
+from halos.config.folder import config_folder
 from halos.processes.collectives import local
 from halos.sharding.consolidate import check_sharded, consolidate
 from halos.sharding.fsdp import FSDP
@@ -176,6 +179,17 @@ def test_bfloat16_follows_float32_and_its_mixed_form_keeps_float32_weights(
         assert {tensor.dtype for tensor in model.values()} == {dtype}
         checkpoint = torch.load(tmp_path / precision / "checkpoints/last.ckpt", weights_only=True)
         assert {tensor.dtype for tensor in checkpoint["state_dict"].values()} == {dtype}
+
+
+def test_a_sharded_checkpoint_is_exported_as_the_run_exported_it(runs: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("cached", "fsdp"):
+        with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
+            words = [f"run={runs['folder'] / name}", f"output={tmp_path / name}"]
+            folder = export(hydra.compose("export", words))
+        expected = load_file(runs["folder"] / name / "model" / "model.safetensors")
+        actual = load_file(folder / "model.safetensors")
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[key], weight) for key, weight in expected.items())
 
 
 def test_a_folder_that_is_no_whole_checkpoint_is_refused(runs: dict[str, Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.rows.templates import render
+from halos.data.rows.rendering import render
 from halos.sampling.before_after import judged
 from halos.sampling.generate import sample
 from halos.toy.feedback import behaviour_completion

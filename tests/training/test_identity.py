@@ -51,6 +51,8 @@ def test_what_changes_a_run_changes_one_key(words: tuple[str, ...], changes: dic
     [
         "model.gradient_checkpointing=true",
         "model.head_chunk=8",
+        "model.lora.export=adapter",
+        "model.export_dtype=float32",
         "trainer.devices=2",
         "data.packing=false",
         "resume=auto",
@@ -76,3 +78,26 @@ def test_a_local_model_is_known_by_its_weights_wherever_it_is(tmp_path: Path) ->
         assert weights_key(one) != weights_key(other)
     files[1].write_bytes(b"w" * (4 * EDGE_BYTES + 1))
     assert weights_key(files[0]) != weights_key(files[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("config.json", True),
+        ("adapter_config.json", True),
+        ("model.safetensors.index.json", True),
+        ("model-00002-of-00002.safetensors", True),
+        ("generation_config.json", False),
+        ("preprocessor_config.json", False),
+        ("tokenizer_config.json", False),
+        ("README.md", False),
+        ("pytorch_model.bin", False),
+    ],
+)
+def test_only_files_that_log_probs_depend_on_identify_a_model(name: str, counts: bool, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"w")
+    before = weights_key(tmp_path)
+    (tmp_path / name).write_text("one")
+    created = weights_key(tmp_path)
+    (tmp_path / name).write_text("two")
+    assert (created != before) == (weights_key(tmp_path) != created) == counts

@@ -11,7 +11,7 @@ from halos.data.preparation.hygiene import Finding, Hygiene, examine, percentile
 from halos.data.records.split import split_by_prompt
 from halos.data.records.table import RecordTable, table_of
 from halos.data.rows.token_rows import Rows
-from halos.data.sources.adapted import SHOWN_PLACES, Origin, check_faultless
+from halos.data.sources.adapted import NOTED, SHOWN_PLACES, Origin, check_faultless
 from halos.data.sources.base import Records, Source
 from halos.data.views.examples import Example, Examples
 
@@ -59,6 +59,12 @@ class Intake:
         for file, origin in self.origins[split].items():
             dropped = {why: {"count": count, "ids": origin.places[why]} for why, count in origin.dropped.items()}
             files[file] = {"rows": origin.rows, "records": origin.records, "dropped": dropped}
+            if origin.noted:
+                files[file]["noted"] = {
+                    what: {"count": count, "ids": origin.places[NOTED + what]} for what, count in origin.noted.items()
+                }
+            if origin.columns:
+                files[file]["columns"] = dict(origin.columns)
         account = {"files": files, "counts": dict(self.reports.get(split, {}))}
         if split not in self.hygiene:
             # A stream's training records are counted as they are read, but not examined.

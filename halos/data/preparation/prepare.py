@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from halos.checks import check_whole
 from halos.data.preparation.hygiene import origin_of
 from halos.data.preparation.intake import Intake, read
 from halos.data.records.record import Prompt
-from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.data.rows.chat_tokens import ChatTokens, Limits, check_text
 from halos.data.rows.token_rows import Row, Rows, make_rows
 from halos.data.sources.base import Source
 from halos.data.store.arrow import MEMORY, Store
@@ -112,10 +113,16 @@ class Preparation:
     val_size: int = 0
     strict: bool = False
     train_on: str = "last"
+    text: str = "plain"
     store: Store = MEMORY
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_text(self.text)
+        check_whole("data.max_examples", self.max_examples, 1, null=True)
+        check_whole("data.max_val_examples", self.max_val_examples, 1, null=True)
+        check_whole("data.val_size", self.val_size, 0)
+        check_whole("data.num_proc", self.store.workers, 1, null=True)
         if self.train_on == "all" and self.source.whole_trees:
             raise ValueError(
                 f"data.train_on: expected last with data={self.source.name}, found all: the earlier turns of its trees "
@@ -171,7 +178,7 @@ class Preparation:
 
         Raises ``ValueError`` for a prompt over the limits, with the id of its example.
         """
-        tokens = ChatTokens(tokenizer, self.limits)
+        tokens = self.tokens(tokenizer)
         origins = [file for files in intake.origins.values() for file in files]
         splits: dict[str, Rows] = {}
         for split, examples in intake.examples.items():
@@ -187,6 +194,10 @@ class Preparation:
             intake.tokenised(split, rows)
         intake.examples = {}  # frees the texts: from here on only the rows are read
         return splits
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> ChatTokens:
+        """Return what makes token ids of the data's texts."""
+        return ChatTokens(tokenizer, self.limits, self.text)
 
     def prepare(self, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         """Read, derive and tokenise. Raises ``ValueError`` for bad data, before any model is needed."""

@@ -1,4 +1,4 @@
-"""Records and examples as JSON lines in this project's format, which :mod:`halos.data.sources.json_source` reads."""
+"""Records and examples as JSON lines in this project's format, which :mod:`halos.data.sources.feedback_files` reads."""
 
 from __future__ import annotations
 

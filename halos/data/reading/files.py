@@ -41,6 +41,11 @@ class Piece:
     stop: int | None = None
     number: int = 1
 
+    @property
+    def is_csv(self) -> bool:
+        """Whether all values are texts, as a file of this kind has no types."""
+        return _extension(Path(self.file)) in (".csv", ".tsv")
+
 
 def pieces(path: str | Path, *, divide: bool = True) -> Iterator[Piece]:
     """Divide a file for several processes: JSON lines into stretches of some megabytes, everything else not at all."""
@@ -76,22 +81,31 @@ def content_key(path: str | Path) -> str | None:
     return key
 
 
-def read_piece(piece: Piece, columns: Mapping[str, str] | None = None, *, streaming: bool = False) -> Iterator[Located]:
+def read_piece(
+    piece: Piece,
+    columns: Mapping[str, str] | None = None,
+    *,
+    streaming: bool = False,
+    convert_cells: bool = True,
+    keep_malformed: bool = False,
+) -> Iterator[Located]:
     """Yield the rows of a piece with their locations.
 
     Args:
         piece: what is read.
         columns: renames keys: from the name that a format expects to the one in the file.
         streaming: begin at once with data sets that would otherwise be downloaded or converted first.
+        convert_cells: convert the cells of CSV files by the names of their columns, see :func:`.typed`.
+        keep_malformed: yield a :class:`.MalformedRow` for a malformed line of a .jsonl file; false: it is an error.
 
     Raises:
         ValueError: if something cannot be read; the message names the file and the line or item.
     """
     # Columns are renamed before cells are converted, as a cell is converted by the name that the format expects.
-    is_csv = _extension(Path(piece.file)) in (".csv", ".tsv")
-    for where, row in _open(piece, streaming):
+    converts = piece.is_csv and convert_cells
+    for where, row in _open(piece, streaming, keep_malformed):
         renamed = _renamed(where, row, columns) if columns else row
-        yield where, typed(where, renamed) if is_csv else renamed
+        yield where, typed(where, renamed) if converts else renamed
 
 
 def expand(path: str | Path) -> list[str | Path]:
@@ -127,12 +141,14 @@ def edges_key(path: str | Path) -> str:
     return hashlib.sha256(name_size_and_ends(file) if file.is_file() else str(path).encode()).hexdigest()
 
 
-def _open(piece: Piece, streaming: bool) -> Iterator[Located]:
+def _open(piece: Piece, streaming: bool, keep_malformed: bool) -> Iterator[Located]:
+    file = Path(piece.file)
     if piece.stop is not None:
-        return read_jsonl(Path(piece.file), piece.start, piece.stop, piece.number)
+        return read_jsonl(file, piece.start, piece.stop, piece.number, keep_malformed=keep_malformed)
     open_data_set = _data_set_of(piece.file)
     if open_data_set is None:
-        return _reader(Path(piece.file))(Path(piece.file))
+        reader = _reader(file)
+        return read_jsonl(file, keep_malformed=keep_malformed) if reader is read_jsonl else reader(file)
     return numbered(*open_data_set(streaming=streaming))
 
 

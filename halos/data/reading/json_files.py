@@ -17,7 +17,21 @@ Located = tuple[str, dict[str, object]]
 """The location of a row (``train.jsonl:12``) and the row."""
 
 
-def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int = 1) -> Iterator[Located]:
+class MalformedRow(dict[str, object]):
+    """An empty row in the place of a line that is no object.
+
+    Args:
+        error: the error about the line.
+    """
+
+    def __init__(self, error: ValueError) -> None:
+        super().__init__()
+        self.error = error
+
+
+def read_jsonl(
+    file: Path, start: int = 0, stop: int | None = None, number: int = 1, *, keep_malformed: bool = False
+) -> Iterator[Located]:
     """Yield the objects of a file that has one in each line, located by line; blank lines are skipped.
 
     Args:
@@ -25,6 +39,7 @@ def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int 
         start: byte of a plain file at which reading begins.
         stop: byte at which it ends; None: the end of the file.
         number: the number of the line that begins at ``start``.
+        keep_malformed: yield a :class:`MalformedRow` for a malformed line, which is an error otherwise.
     """
     number -= 1
     # A line may be gigabytes: enumerate would keep it while its text is parsed, and so would the name ``line``.
@@ -34,10 +49,24 @@ def read_jsonl(file: Path, start: int = 0, stop: int | None = None, number: int 
         text = decode(where, line)
         del line
         if text.strip():
-            hint = "; one list of objects is .json, rename the file" if number == 1 and text.lstrip()[0] == "[" else ""
-            with _explained(where, hint):
-                row = DECODER.decode(text)
-            yield _as_row(where, row)
+            try:
+                located = _row_of_line(where, text, number)
+            except ValueError as error:
+                if not keep_malformed:
+                    raise
+                located = where, MalformedRow(error)
+            yield located
+
+
+def _row_of_line(where: str, text: str, number: int) -> Located:
+    is_list, is_opening = number == 1 and text.lstrip()[0] == "[", number == 1 and text.strip() == "{"
+    hint = "; one list of objects is .json, rename the file" if is_list else ""
+    hint = "; one object a line is .jsonl, and this object goes over several: rename the file" if is_opening else hint
+    with _explained(where, hint):
+        value = DECODER.decode(text)
+    if is_list:
+        raise ValueError(f"{where}: expected an object {{...}}, found {_kind(value)}{hint}")
+    return _as_row(where, value)
 
 
 def read_json(file: Path) -> Iterator[Located]:

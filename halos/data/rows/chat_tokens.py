@@ -1,8 +1,6 @@
-"""Token ids of prompts and completions, with the boundary between them fixed once.
+"""Token ids of prompts and completions: those that the model is served, with the boundary between them fixed once.
 
-The prompt is rendered by the model's own chat template, with its generation prompt. The completion is tokenised
-separately and followed by the end-of-turn token, so that no merge of the tokenizer can move the boundary. A truncated
-completion gets no end-of-turn token: the model is never taught to stop where a limit cut the text.
+A truncated completion gets no token that ends a turn: the model is never taught to stop where a limit cut the text.
 """
 
 from __future__ import annotations
@@ -10,22 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from halos.checks import check_whole
-from halos.data.records.record import Message, Prompt, Reply
-from halos.data.rows.templates import render, render_prompts, written_reply
+from halos.data.records.record import Prompt, Reply
+from halos.data.rows.boundary import Boundary
+from halos.data.rows.exchanges import Exchange, Exchanges, Tokenised
+from halos.data.rows.refusals import Refusal, Refusals, check_refusals
+from halos.data.rows.rendering import Renderer, frame_of, pattern_of, special_tokens
 from halos.data.rows.written import check_written
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
-_SENTINEL = "halos-sentinel"
+TEXTS = ("plain", "rendered")
+"""Values of ``data.text``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +101,26 @@ class ChatTokens:
     Args:
         tokenizer: the model's tokenizer.
         limits: token limits of a row.
+        text: ``plain``: texts are rendered by the chat template. ``rendered``: they carry its markup already.
 
     Attributes:
         end_of_turn: the token that ends a completion.
 
     Raises:
-        ValueError: the tokenizer has no token that can end a turn.
+        ValueError: the tokenizer has no token that can end a turn, or several chat templates without a default.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, limits: Limits, text: str = "plain") -> None:
+        check_text(text)
         self.tokenizer = tokenizer
         self.limits = limits
-        self.end_of_turn: int = end_of_turn_id(tokenizer)
+        self._text = text
+        self._renderer, self._frame = Renderer(tokenizer), frame_of(tokenizer)
+        self.end_of_turn: int = self._frame.end
+        self._special = pattern_of(special_tokens(tokenizer))
         self._warned_of_plain = False
-        self._bos = _automatic_bos(tokenizer)
+        self._boundary, bos = Boundary(tokenizer), _automatic_bos(tokenizer)
+        self._exchanges = Exchanges(self._renderer, self._boundary, self._frame, bos, rendered=text == "rendered")
 
     @property
     def pad(self) -> int:
@@ -121,7 +128,7 @@ class ChatTokens:
         return cast(int, self.tokenizer.pad_token_id)
 
     def prompt(self, prompt: Prompt, control: str = "", *, where: str = "prompt") -> list[int]:
-        """Token ids of a prompt, before truncation.
+        """Token ids of a prompt, before truncation: those that a server gets for it.
 
         Args:
             prompt: text or turns.
@@ -129,11 +136,10 @@ class ChatTokens:
             where: the place of the prompt in the data, for errors.
 
         Raises:
-            ValueError: the chat template refuses the turns, or does not write their tools or calls.
+            ValueError: the chat template refuses the turns.
         """
         check_written(self.tokenizer, where, prompt, "")
-        text = prompt if self._is_plain(prompt) else self._render([prompt], [where])[0]
-        return self._added_bos + self._encode(text) + self.control(control)
+        return self.tokenise([Exchange(where, prompt)])[0].prompt + self.control(control)
 
     def fitted_prompt(self, prompt: Prompt, control: str = "", *, where: str = "prompt") -> list[int]:
         """Token ids of a prompt, truncated to the limits; see :meth:`prompt` and :meth:`Limits.fit_prompt`."""
@@ -141,126 +147,91 @@ class ChatTokens:
 
     def control(self, text: str) -> list[int]:
         """Token ids of text that ends prompts."""
-        return self._encode(text) if text else []
+        return self._boundary.encode([text])[0] if text else []
 
     def fit_prompt(self, ids: list[int], where: str) -> tuple[list[int], bool]:
         """See :meth:`Limits.fit_prompt`."""
         return self.limits.fit_prompt(ids, self.tokenizer.bos_token_id, where)
 
-    def completion(self, reply: Reply, prompt: Prompt = "") -> list[int]:
-        """Token ids of a completion followed by the end-of-turn token, before truncation.
+    def completion(self, reply: Reply, prompt: Prompt, control: str = "", *, where: str = "prompt") -> list[int]:
+        """Token ids of a completion after its prompt, with the token that ends it, before truncation.
 
-        A reply with turns is rendered after its prompt.
+        Args:
+            reply: the assistant's text, or one or more turns.
+            prompt: text or turns.
+            control: text between prompt and completion.
+            where: the place of the prompt in the data, for errors.
+
+        Raises:
+            ValueError: the chat template refuses the turns, or does not continue its own prompt with the reply.
         """
-        text = written_reply(self.tokenizer, prompt, reply)
-        # As an id: in text, a tokenizer that splits special tokens would make several tokens of it.
-        return [*self._encode(text), self.end_of_turn]
+        (tokenised,) = self.tokenise([Exchange(where, prompt, (reply,), control)])
+        self.check([one for one in tokenised.refusals if one.kind == "boundary"], 1)
+        return tokenised.completions[0]
+
+    def tokenise(self, exchanges: Sequence[Exchange]) -> list[Tokenised]:
+        """Token ids of prompts and their completions; see :meth:`Exchanges.tokenise`."""
+        if not self._warned_of_plain and self.tokenizer.chat_template is None:
+            self._warn_of_plain([one.prompt for one in exchanges])
+        return self._exchanges.tokenise(exchanges)
+
+    def check(self, refusals: Sequence[Refusal], examples: int) -> None:
+        """Raise ``ValueError`` if examples were refused, of which there are so many."""
+        counted = Refusals()
+        counted.add(refusals)
+        self.check_notes([counted.notes()], examples)
+
+    def check_notes(self, parts: Sequence[Mapping[str, Any]], examples: int) -> None:
+        """Raise ``ValueError`` if the notes of a data set's parts have refusals; see :func:`check_refusals`."""
+        check_refusals(parts, examples, str(self._renderer.template))
 
     def fit_completion(self, ids: list[int], prompt_length: int) -> tuple[list[int], bool]:
         """See :meth:`Limits.fit_completion`."""
         return self.limits.fit_completion(ids, prompt_length)
 
     def text(self, completion: Sequence[int]) -> str:
-        """Text of a completion's token ids, without the end-of-turn token at their end."""
-        ended = len(completion) > 0 and completion[-1] == self.end_of_turn
-        return str(self.tokenizer.decode(list(completion[:-1] if ended else completion)))
+        """The reply in a completion's token ids, as a server returns it.
 
-    def many_prompts(self, prompts: Sequence[Prompt], where: Sequence[str]) -> list[list[int]]:
-        """Token ids of many prompts, as :meth:`prompt` gives them; equal prompts are tokenised once.
-
-        Args:
-            prompts: n prompts.
-            where: the place of each in the data, for errors.
+        It has neither the token that ends it, nor other special tokens, nor what the chat template writes before a
+        plain reply and would write again.
         """
-        # An error names the first place of a repeated prompt, hence the reversed order.
-        places = dict(zip(reversed(prompts), reversed(where), strict=True))
-        texts: dict[Prompt, str] = {prompt: prompt for prompt in places if self._is_plain(prompt)}
-        conversations = [prompt for prompt in places if prompt not in texts]
-        rendered = self._render(conversations, [places[prompt] for prompt in conversations])
-        texts.update(zip(conversations, rendered, strict=True))
-        ids = dict(zip(texts, self._encode_many(list(texts.values())), strict=True))
-        return [[*self._added_bos, *ids[prompt]] for prompt in prompts]
-
-    def many_completions(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many completions, as :meth:`completion` gives them."""
-        return [[*ids, self.end_of_turn] for ids in self._encode_many(texts)]
+        ended = len(completion) > 0 and completion[-1] == self.end_of_turn
+        ids, opening = list(completion[:-1] if ended else completion), self._frame.opening
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        if opening and str(self.tokenizer.decode(ids)).startswith(opening):
+            text = text.removeprefix(self._special.sub("", opening))
+        return text
 
     @property
     def key(self) -> str:
         """A key of everything that decides which token ids a text becomes."""
         tokenizer = self.tokenizer
-        backend = self._backend
+        backend = self._boundary.backend
         # A backend's file holds every setting. Slow tokenizers have no such file: settings such as do_lower_case are
         # only in the arguments of their constructor.
         settings = (tokenizer.get_vocab(), tokenizer.init_kwargs)
         state = json.dumps(settings, sort_keys=True, default=str) if backend is None else backend.to_str()
         # Templates write special tokens by name, and whether these are split in text is not in the backend's file.
         special = (sorted(tokenizer.special_tokens_map.items()), tokenizer.split_special_tokens)
-        parts = (type(tokenizer).__name__, state, tokenizer.chat_template, self._bos, self.end_of_turn, special)
+        template = None if tokenizer.chat_template is None else (self._renderer.template, self._renderer.control)
+        bos = self._exchanges.bos
+        parts = (type(tokenizer).__name__, state, template, bos, self.end_of_turn, special, self._text)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
-    @property
-    def _backend(self) -> Tokenizer | None:
-        backend: Tokenizer | None = getattr(self.tokenizer, "backend_tokenizer", None)
-        return backend
-
-    @property
-    def _added_bos(self) -> list[int]:
-        # A template writes its own BOS, so a second one must not be added.
-        return self._bos if self.tokenizer.chat_template is None else []
-
-    def _is_plain(self, prompt: Prompt) -> TypeGuard[str]:
-        """Whether the prompt is tokenised as it is: a text for a tokenizer that has no chat template."""
-        return isinstance(prompt, str) and self.tokenizer.chat_template is None
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        backend = self._backend
-        # The tokenizer's own call takes twice as long, because it also makes masks and offsets. The backend gives the
-        # same ids unless the tokenizer was set to pad, truncate or split special tokens differently.
-        if (
-            backend is not None
-            and hasattr(backend, "encode_batch_fast")
-            and backend.padding is backend.truncation is None
-            and backend.encode_special_tokens == self.tokenizer.split_special_tokens
-        ):
-            return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-
-    def _render(self, prompts: Sequence[Prompt], where: Sequence[str]) -> list[str]:
-        if prompts and self.tokenizer.chat_template is None and not self._warned_of_plain:
-            self._warned_of_plain = True
-            log.warning(
-                "the tokenizer has no chat template: conversations are written as 'User:\\n…\\n\\nAssistant:\\n…'; "
-                "set another with model.chat_template"
-            )
-        return render_prompts(self.tokenizer, prompts, where)
-
-
-def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token with which the chat template closes an assistant turn, else the tokenizer's EOS.
-
-    Raises:
-        ValueError: there is neither.
-    """
-    if tokenizer.chat_template is not None:
-        # Whatever the template writes after a reply begins with the token that closes the turn.
-        after_reply = render(tokenizer, (Message("user", "a"),), _SENTINEL).rpartition(_SENTINEL)[2]
-        ids = tokenizer(after_reply, add_special_tokens=False)["input_ids"]
-        # Not every special token has a name in the tokenizer's config: all_special_ids alone misses Phi-3's <|end|>.
-        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        if ids and ids[0] in special.union(tokenizer.all_special_ids):
-            return int(ids[0])
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "tokenizer: expected a token that ends a turn, found none; set an eos_token, or a chat template that "
-            "closes the assistant's turn with a special token"
+    def _warn_of_plain(self, prompts: Sequence[Prompt]) -> None:
+        if all(self._exchanges.is_plain(prompt) for prompt in prompts):
+            return
+        self._warned_of_plain = True
+        log.warning(
+            "the tokenizer has no chat template: conversations are written as 'User:\\n…\\n\\nAssistant:\\n…'; "
+            "set another with model.chat_template"
         )
-    return int(tokenizer.eos_token_id)
+
+
+def check_text(text: str) -> None:
+    """Raise ``ValueError`` unless it is one of :data:`TEXTS`."""
+    if text not in TEXTS:
+        raise ValueError(f"data.text: expected {' or '.join(TEXTS)}, found {text!r}")
 
 
 def _automatic_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,20 +1,21 @@
-"""Chat templates: named ones, the only place that renders them, and a check that a reply does not change its prompt."""
+"""Chat templates: named ones, values that a template gets by default, the date, and a control token that it writes.
+
+All are written into the template's text. So the tokenizer alone says how a prompt looks, the cache key of token ids
+covers it, and a server of the exported model writes the same prompt without being told.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TypeVar
 
-from halos.data.reading.fields import shorten
-from halos.data.records.record import Conversation, Message, Prompt, Reply, messages_of
+Template = str | dict[str, str]
+"""A Jinja template, or several by name."""
+T = TypeVar("T", str, Template, None)
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-Turn = dict[str, Any]
-"""A turn as a chat template takes it."""
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
@@ -28,23 +29,31 @@ CHATML_TEMPLATE = (
 
 TEMPLATES = {"plain": PLAIN_TEMPLATE, "chatml": CHATML_TEMPLATE}
 
+ALWAYS_PASSED = ("messages", "tools", "documents", "add_generation_prompt")
+"""Variables that every caller of a template passes, so that a default would never be read."""
+_DATE_START, _DATE_END = "{# the date of a halos run #}", "{% endmacro %}\n"
+_CONTROL_START, _CONTROL_END = "{# a control token of halos #}{% if add_generation_prompt %}", "{% endif %}"
+_DIRECTIVES = ("Y", "y", "-m", "m", "-d", "d", "e", "B", "b", "A", "a", "j", "-H", "H", "-I", "I", "M", "S", "p")
 
-def template_of(template: str) -> str:
+
+def template_of(template: str, own: Template | None = None) -> str:
     """Find a template by its name, read it from a file, or return it as it is.
 
     Args:
-        template: a name in :data:`TEMPLATES`, a file, or a Jinja template (a text with ``{{`` or ``{%`` in it).
+        template: a name in ``own`` or in :data:`TEMPLATES`, a file, or a Jinja template (a text with ``{{`` or ``{%``).
+        own: the tokenizer's template, whose names come first if it has several.
 
     Raises:
         ValueError: it is none of these, or the file is not text.
     """
-    if template in TEMPLATES:
-        return TEMPLATES[template]
+    named = TEMPLATES | (own if isinstance(own, dict) else {})
+    if template in named:
+        return named[template]
     if "{{" in template or "{%" in template:
         return template
     file = Path(template).expanduser()
     if not file.is_file():
-        raise ValueError(f"model.chat_template: expected {', '.join(TEMPLATES)}, a file or Jinja, found {template!r}")
+        raise ValueError(f"model.chat_template: expected {', '.join(named)}, a file or Jinja, found {template!r}")
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -53,124 +62,90 @@ def template_of(template: str) -> str:
         ) from None
 
 
-def render(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, reply: Reply | None = None, *, where: str = "prompt"
-) -> str:
-    """Render a conversation with the tokenizer's chat template, or with :data:`PLAIN_TEMPLATE` if it has none.
+def chosen(template: Template | None, *, tools: bool = False) -> str | None:
+    """Return the template that transformers and servers use: of several ``default``, with tools ``tool_use``.
+
+    Raises:
+        ValueError: there are several, and none of these names.
+    """
+    if not isinstance(template, dict):
+        return template
+    name = "tool_use" if tools and "tool_use" in template else "default"
+    if name not in template:
+        raise ValueError(
+            f"model.chat_template: the tokenizer has the chat templates {', '.join(sorted(template))} and none named "
+            f"default; choose one, such as model.chat_template={min(template)}"
+        )
+    return template[name]
+
+
+def each(template: T, change: Callable[[str], str]) -> T:
+    """Change a template, or each of several."""
+    if isinstance(template, dict):
+        return {name: change(text) for name, text in template.items()}
+    return template if template is None else change(template)
+
+
+def with_defaults(template: T, values: Mapping[str, object]) -> T:
+    """Make a template read these values where its caller passes no others (``model.chat_template_kwargs``).
 
     Args:
-        tokenizer: has the chat template.
-        prompt: text is a single user turn.
-        reply: the assistant's turn after the prompt; None renders the generation prompt in its place.
-        where: the place of the prompt in the data, for errors.
+        template: the template, or several.
+        values: plain values by the names of variables of the template.
 
     Raises:
-        ValueError: the template refuses the turns.
+        ValueError: the template has no such variable, or callers always pass it.
     """
-    turns = _turns(prompt)
-    if reply is not None:
-        turns += [{"role": "assistant", "content": reply}] if isinstance(reply, str) else _dicts(reply)
-    try:
-        return _apply(tokenizer, [turns], generation_prompt=reply is None, **_context(prompt))[0]
-    except Exception as error:  # templates raise whatever they like (jinja's TemplateError among others)
-        roles = ", ".join(str(turn["role"]) for turn in turns)
-        raise ValueError(f"{where}: the chat template refused the turns {roles}: {error}") from error
-
-
-def render_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], where: Sequence[str]) -> list[str]:
-    """Render many prompts, each with the generation prompt; see :func:`render`."""
-    if not prompts:
-        return []
-    if any(isinstance(prompt, Conversation) for prompt in prompts):  # each has tools and variables of its own
-        return [render(tokenizer, prompt, where=place) for prompt, place in zip(prompts, where, strict=True)]
-    try:
-        return _apply(tokenizer, [_turns(prompt) for prompt in prompts], generation_prompt=True)
-    except Exception:
-        # The error does not say which prompt it is about; rendering them one by one names it.
-        return [render(tokenizer, prompt, where=place) for prompt, place in zip(prompts, where, strict=True)]
-
-
-def _apply(
-    tokenizer: PreTrainedTokenizerBase, conversations: list[list[Turn]], *, generation_prompt: bool, **context: Any
-) -> list[str]:
-    template = PLAIN_TEMPLATE if tokenizer.chat_template is None else None
-    # As text, not as ids: ChatTokens tokenises prompt and completion separately, and without a second BOS.
-    texts = tokenizer.apply_chat_template(
-        # Its annotation knows turns without further fields only.
-        cast("list[list[dict[str, str]]]", conversations),
-        chat_template=template,
-        add_generation_prompt=generation_prompt,
-        tokenize=False,
-        **context,
+    texts = list(template.values()) if isinstance(template, dict) else [template or ""]
+    for name in values:
+        if name in ALWAYS_PASSED or not any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts):
+            raise ValueError(
+                f"model.chat_template_kwargs.{name}: expected a variable that the chat template reads, found none of "
+                "this name in it"
+            )
+    # The line break ends the line that the prefix has begun: transformers removes it after a block, and trims the
+    # white space before a block only where that begins a line.
+    prefix = "".join(
+        f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}" for name, value in values.items()
     )
-    return list(texts)
+    return each(template, lambda text: f"{prefix}\n{text}") if values else template
 
 
-def _turns(prompt: Prompt) -> list[Turn]:
-    return _dicts(messages_of(prompt))
+def is_dated(template: Template | None) -> bool:
+    """Whether a template writes today's date."""
+    texts = template.values() if isinstance(template, dict) else [template or ""]
+    return any("strftime_now" in text and not text.startswith(_DATE_START) for text in texts)
 
 
-def _dicts(turns: Sequence[Message]) -> list[Turn]:
-    return [turn.as_dict() for turn in turns]
+def with_date(template: T, day: date) -> T:
+    """Make a template that writes today's date write this one; other templates are returned as they are."""
+    filters = "".join(f"|replace('%{name}', '{day.strftime(f'%{name}')}')" for name in _DIRECTIVES)
+    prefix = f"{_DATE_START}{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{_DATE_END}"
+    return each(template, lambda text: prefix + text if is_dated(text) else text)
 
 
-def _context(prompt: Prompt) -> dict[str, Any]:
-    """The tools and variables of a prompt, as arguments of ``apply_chat_template``."""
-    if not isinstance(prompt, Conversation):
-        return {}
-    variables = json.loads(prompt.template_kwargs) if prompt.template_kwargs else {}
-    return {**variables, "tools": json.loads(prompt.tools)} if prompt.tools else variables
+def without_date(template: T) -> T:
+    """Make a template from :func:`with_date` write the day's date again, as an exported model should."""
+
+    def undated(text: str) -> str:
+        return text.partition(_DATE_END)[2] if text.startswith(_DATE_START) else text
+
+    return each(template, undated)
 
 
-def written_reply(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, reply: Reply, where: str = "prompt") -> str:
-    """Return the text that the template writes for a reply with turns, without the token that ends it.
-
-    Raises:
-        ValueError: the template refuses the turns, or does not continue the prompt.
-    """
-    if isinstance(reply, str):
-        return reply
-    _check_prefix(tokenizer, where, prompt, reply)
-    after = render(tokenizer, prompt, reply, where=where)[len(render(tokenizer, prompt, where=where)) :]
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    end = max((after.rfind(token) for token in special), default=-1)
-    return after if end < 0 else after[:end]
+def with_control(template: T, control: str) -> T:
+    """Make a template end its generation prompt with a control token (CSFT), exactly once."""
+    ending = f"{_CONTROL_START}{control}{_CONTROL_END}"
+    return each(template, lambda text: text.removesuffix(ending) + ending) if control else template
 
 
-def check_prefixes(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[tuple[str, Prompt, Reply]]) -> None:
-    """Check that the chat template writes a prompt the same way with and without a reply after it.
-
-    A row is the tokenised prompt followed by the tokenised completion. The model is served the same text only if the
-    template does not rewrite the prompt once a reply follows. One conversation of each sequence of roles is checked.
-
-    Args:
-        tokenizer: its chat template is checked; without one there is nothing to check.
-        conversations: (id, prompt, completion) of each example.
-
-    Raises:
-        ValueError: shows where the two texts differ.
-    """
-    if tokenizer.chat_template is None:
-        return
-    seen: set[tuple[str, ...]] = set()
-    for where, prompt, completion in conversations:
-        # Templates branch on roles, rarely on content; rendering every example twice more would slow preparation.
-        roles = tuple(turn.role for turn in messages_of(prompt))
-        if roles not in seen:
-            seen.add(roles)
-            _check_prefix(tokenizer, where, prompt, completion)
+def without_control(template: T, control: str) -> T:
+    """Undo :func:`with_control`."""
+    ending = f"{_CONTROL_START}{control}{_CONTROL_END}"
+    return each(template, lambda text: text.removesuffix(ending)) if control else template
 
 
-def _check_prefix(tokenizer: PreTrainedTokenizerBase, where: str, prompt: Prompt, completion: Reply) -> None:
-    alone = render(tokenizer, prompt, where=where)
-    with_reply = render(tokenizer, prompt, completion, where=where)
-    if with_reply.startswith(alone):
-        return
-    differing = (n for n, (a, b) in enumerate(zip(alone, with_reply, strict=False)) if a != b)
-    at = next(differing, len(with_reply))
-    raise ValueError(
-        f"{where}: expected the chat template to write prompt and completion so that they start with the prompt; they "
-        f"differ from character {at + 1} on, after {shorten(alone[max(0, at - 30) : at])}: "
-        f"{shorten(alone[at : at + 30])} in the prompt alone, {shorten(with_reply[at : at + 30])} with the completion; "
-        "set another template with model.chat_template"
-    )
+def control_of(template: Template) -> str:
+    """Return the control token with which a template from :func:`with_control` ends its generation prompt."""
+    text = next(iter(template.values())) if isinstance(template, dict) else template
+    return text.rpartition(_CONTROL_START)[2].removesuffix(_CONTROL_END) if _CONTROL_START in text else ""

@@ -4,16 +4,18 @@ The view decides what the branches are: a pair has (chosen, rejected); the other
 second, mismatched one if the objective needs KTO's reference point.
 
 Token ids are stored untruncated in an Arrow table. Limits, control tokens and mismatched completions are applied when
-a row is read, so that one table on disk serves runs with different ones.
+a row is read, so that one table on disk serves runs with different ones. (A completion after a control token has a
+table of its own, and so have mismatched completions whose ids depend on their new prompts.)
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +23,16 @@ import pyarrow as pa
 from halos.data.records.record import Reply, prompt_key
 from halos.data.records.table import digest
 from halos.data.rows.chat_tokens import ChatTokens
+from halos.data.rows.exchanges import Exchange, Shape, Tokenised
 from halos.data.rows.mismatch import derangement, in_order
-from halos.data.rows.templates import check_prefixes, written_reply
+from halos.data.rows.refusals import Refusals
 from halos.data.rows.written import check_written
 from halos.data.store.arrow import MEMORY, Part, Store, Stored, Table
 from halos.data.views.examples import Example, Examples, Labelled, Pair, Scored
 
 Control = Callable[[bool | None], str]
 """Maps an example's label to the text that ends its prompt (CSFT's control tokens)."""
+Controls = Mapping[bool | None, str]
 
 BRANCHES = ("first", "second")
 GRADED = ("margin", "score_chosen", "score_rejected")
@@ -48,6 +52,8 @@ TOKENISE_EXAMPLES_PER_TASK = 1 << 13
 """Examples that a process tokenises before it takes the next task."""
 TOKENISE_EXAMPLES_PER_BATCH = 512
 """Examples in one call of the tokenizer and one batch of the table; their texts are in memory together."""
+MAX_SHAPES = 8
+"""Shapes that the notes of a part keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,8 @@ class TokenRows(Stored[Row]):
         table: a table with the columns :data:`COLUMNS`.
         tokens: has the limits and tokenises control texts.
         control: see :data:`Control`.
-        mismatched_seed: draws a mismatched completion for each row; None for none.
+        partners: [n] for each row, the one whose completion is its mismatched one; None: no mismatched completions.
+        mismatched: a table of mismatched completions after their new prompts; None: they are the partners' own ids.
 
     Attributes:
         labels: [n] 1 desirable, 0 undesirable, -1 unknown.
@@ -102,7 +109,15 @@ class TokenRows(Stored[Row]):
         ValueError: a prompt does not fit into the limits; the error names its row.
     """
 
-    def __init__(self, table: Table, tokens: ChatTokens, control: Control, mismatched_seed: int | None) -> None:
+    def __init__(
+        self,
+        table: Table,
+        tokens: ChatTokens,
+        control: Control,
+        partners: np.ndarray | None = None,
+        mismatched: Table | None = None,
+    ) -> None:
+        self.partners, self._mismatched = partners, mismatched
         self.table, self.limits, self._bos = table, tokens.limits, tokens.tokenizer.bos_token_id
         self.labels, self._scores, self._weights = map(table.numbers, ("label", "score", "weight"))
         self.groups = in_order(table.numbers("prompt_digest"))
@@ -119,9 +134,6 @@ class TokenRows(Stored[Row]):
         bad = (self._full_prompt_sizes == 0) | (too_long & (limit is None))
         if bad.any():
             self[int(np.argmax(bad))]  # reading the first bad row raises the error about it
-        self.partners: np.ndarray | None = None
-        if mismatched_seed is not None:
-            self.partners = np.frombuffer(derangement(self.groups, mismatched_seed), dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -135,7 +147,8 @@ class TokenRows(Stored[Row]):
         room = self.limits.max_length - self.prompt_sizes
         sizes = list(self._full_sizes)
         if mismatched and self.partners is not None:
-            sizes.append(sizes[0][self.partners])
+            own = self._mismatched
+            sizes.append(sizes[0][self.partners] if own is None else own.sizes("first"))
         return [np.minimum(size, room) for size in sizes]
 
     def tokens(self) -> np.ndarray:
@@ -157,7 +170,8 @@ class TokenRows(Stored[Row]):
 
     def digest(self) -> str:
         """A key of all token ids, labels and scores, and of their order."""
-        contents = [notes["digest"] for notes in self.table.notes]
+        tables = (self.table,) if self._mismatched is None else (self.table, self._mismatched)
+        contents = [notes["digest"] for table in tables for notes in table.notes]
         key = hashlib.sha256(repr((contents, sorted(self.control.items()), self.limits)).encode())
         key.update(b"" if self.partners is None else self.partners.tobytes())
         return key.hexdigest()[:12]
@@ -173,10 +187,11 @@ class TokenRows(Stored[Row]):
         # The control token is added before truncation, so that it stays at the end of a truncated prompt.
         prompt_ids = self.table.list_at(index, "prompt").tolist() + self.control[label]
         prompt, _ = self.limits.fit_prompt(prompt_ids, self._bos, name)
-        places = [(index, column) for column in BRANCHES[: len(self._full_sizes)]]
-        if self.partners is not None:
-            places.append((int(self.partners[index]), "first"))
-        completions = (self.table.list_at(row, column).tolist() for row, column in places)
+        completions = [self.table.list_at(index, column).tolist() for column in BRANCHES[: len(self._full_sizes)]]
+        if self._mismatched is not None:
+            completions.append(self._mismatched.list_at(index, "first").tolist())
+        elif self.partners is not None:
+            completions.append(self.table.list_at(int(self.partners[index]), "first").tolist())
         return Row(
             id=name,
             group=int(self.groups[index]),
@@ -234,17 +249,33 @@ def make_rows(
         store: keeps the table of token ids for later runs.
 
     Raises:
-        ValueError: there are no examples, a prompt is over the limits, or the chat template writes a prompt differently
-            when a completion follows it. The error names the example.
+        ValueError: there are no examples, a prompt is over the limits, the chat template writes prompts differently
+            when a completion follows them, or there are special tokens in texts. The error names the first examples.
     """
     if not examples:
         raise ValueError("data: expected at least one example, found none")
-    # Examples without a key come from Python, not from files: their table cannot be found again and stays in memory.
-    key = f"{examples.key}-{tokens.key}" if isinstance(examples, Examples) and examples.key else None
     starts = range(0, len(examples), TOKENISE_EXAMPLES_PER_TASK)
     spans = [range(start, min(start + TOKENISE_EXAMPLES_PER_TASK, len(examples))) for start in starts]
-    table = store.table(key, partial(_tokenised, examples, tokens), spans)
-    rows = TokenRows(table, tokens, control, mismatched_seed)
+
+    controls = _controls(control)
+
+    def tokenised(examples: Sequence[Example], key: str | None) -> Table:
+        table = store.table(key, partial(_tokenised, examples, tokens, controls), spans)
+        tokens.check_notes([notes["refused"] for notes in table.notes], len(examples))
+        return table
+
+    # Examples without a key come from Python, not from files: their table cannot be found again and stays in memory.
+    key = f"{examples.key}-{tokens.key}" if isinstance(examples, Examples) and examples.key else None
+    if key and any(controls.values()):
+        key += "-" + hashlib.sha256(repr(controls).encode()).hexdigest()[:8]
+    table = tokenised(examples, key)
+    partners = mismatched = None
+    if mismatched_seed is not None:
+        groups = in_order(table.numbers("prompt_digest"))
+        partners = np.frombuffer(derangement(groups, mismatched_seed), dtype=np.int64)
+        if not _independent(table.notes):
+            mismatched = tokenised(_Mismatched(examples, partners), key and f"{key}-mismatched-{mismatched_seed}")
+    rows = TokenRows(table, tokens, control, partners, mismatched)
     report: Counter[str] = Counter()
     truncated: Counter[tuple[str, str]] = Counter()
     for reason, counts in rows.cut().items():
@@ -279,55 +310,109 @@ def few_rows(
     # pass.
     own = {id(example) for example in examples}
     everything = [*examples, *(partner for partner in partners if id(partner) not in own)]
-    _check_prefixes(everything, tokens)
-    rows = TokenRows(Table([token_batch(everything, tokens)]), tokens, control, None)
+    table, indices, mismatched = _table(everything, tokens, control), None, None
     if partners:
         places = {id(example): place for place, example in enumerate(everything)}
-        rows.partners = np.array([places[id(partner)] for partner in partners])
+        indices = np.array([places[id(partner)] for partner in partners])
+        if not _independent(table.notes):
+            mismatched = _table(_Mismatched(everything, indices)[:], tokens, control)
+    rows = TokenRows(table, tokens, control, indices, mismatched)
     cut = {reason: int(counts[: len(examples)].sum()) for reason, counts in rows.cut().items()}
     return rows.many(np.arange(len(examples))), Counter(cut)
 
 
-def _tokenised(examples: Sequence[Example], tokens: ChatTokens, span: range) -> Part:
+class _Mismatched(Stored[Example]):
+    """Examples with the completions of their partners."""
+
+    def __init__(self, examples: Sequence[Example], partners: np.ndarray) -> None:
+        self.examples, self.partners = examples, partners
+
+    def __len__(self) -> int:
+        return len(self.partners)
+
+    def many(self, indices: np.ndarray) -> list[Example]:
+        own, others = (_many(self.examples, places) for places in (indices, self.partners[indices]))
+        return [_with_completion(one, replies_of(other)[0]) for one, other in zip(own, others, strict=True)]
+
+
+def _with_completion(example: Example, text: Reply) -> Example:
+    return replace(example, chosen=text) if isinstance(example, Pair) else replace(example, completion=text)
+
+
+def _many(examples: Sequence[Example], places: np.ndarray) -> list[Example]:
+    return examples.many(places) if isinstance(examples, Stored) else [examples[int(place)] for place in places]
+
+
+def _independent(notes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the ids of every completion are the same after every prompt.
+
+    They are if the template writes the same before and after all replies, and all prompts end with the same text from
+    their last safe split on.
+    """
+    shapes = {shape if shape is None else tuple(shape) for part in notes for shape in part["shapes"]}
+    around = {None if shape is None else shape[0] for shape in shapes}
+    treatments = {shape[1] for shape in shapes if shape} - {""}
+    return None not in around and len(around) == 1 and len(treatments) <= 1
+
+
+def _controls(control: Control) -> Controls:
+    return {label: control(label) for label in (True, False, None)}
+
+
+def _table(examples: Sequence[Example], tokens: ChatTokens, control: Control) -> Table:
+    refusals, shapes = Refusals(), set[Shape | None]()
+    batch = token_batch(examples, tokens, _controls(control), refusals, shapes)
+    tokens.check_notes([refusals.notes()], len(examples))
+    return Table([batch], [{"shapes": list(shapes)}])
+
+
+def _tokenised(examples: Sequence[Example], tokens: ChatTokens, controls: Controls, span: range) -> Part:
     """Yield the table's batches for the examples of one task, and return their digest for the table's notes."""
-    content = hashlib.sha256()
+    content, refusals, shapes = hashlib.sha256(), Refusals(), set[Shape | None]()
     for start in range(span.start, span.stop, TOKENISE_EXAMPLES_PER_BATCH):
         part = examples[start : min(start + TOKENISE_EXAMPLES_PER_BATCH, span.stop)]
-        _check_prefixes(part, tokens)
-        batch = token_batch(part, tokens)
+        batch = token_batch(part, tokens, controls, refusals, shapes)
         for name in ("prompt", *BRANCHES, "label", "score", "weight", "graded"):
             column = batch.column(name)
             # Offsets too: without them, ids that move from one row to the next would not change the digest.
             for values in (column.offsets, column.values) if pa.types.is_list(column.type) else (column,):
                 content.update(values.to_numpy().tobytes())
         yield batch
-    return {"digest": content.hexdigest()}
+    # Two shapes say as much as more: that ids may depend on the prompt.
+    kept = sorted(shapes, key=str)[:MAX_SHAPES]
+    return {"digest": content.hexdigest(), "refused": refusals.notes(), "shapes": kept}
 
 
-def _check_prefixes(examples: Sequence[Example], tokens: ChatTokens) -> None:
+def token_batch(
+    examples: Sequence[Example], tokens: ChatTokens, controls: Controls, refusals: Refusals, shapes: set[Shape | None]
+) -> pa.RecordBatch:
+    """The untruncated token ids of examples, as a batch with the columns :data:`COLUMNS`.
+
+    Args:
+        examples: the examples.
+        tokens: tokenises them.
+        controls: what :data:`Control` gives for each label.
+        refusals: gets what was refused.
+        shapes: gets the shapes of the completions.
+    """
+    labels = [_label(example) for example in examples]
     for example in examples:
         for reply in replies_of(example):
             check_written(tokens.tokenizer, example.id, example.prompt, reply)
-    check_prefixes(tokens.tokenizer, ((example.id, example.prompt, replies_of(example)[0]) for example in examples))
-
-
-def token_batch(examples: Sequence[Example], tokens: ChatTokens) -> pa.RecordBatch:
-    """The untruncated token ids of examples, as a batch with the columns :data:`COLUMNS`."""
-    replies = [replies_of(example) for example in examples]
-    texts = [
-        written_reply(tokens.tokenizer, example.prompt, reply, example.id)
-        for example, own in zip(examples, replies, strict=True)
-        for reply in own
-    ]
-    # One call of the tokenizer for all completions; they are assigned to their examples below.
-    ids = iter(tokens.many_completions(texts))
-    branches = [(next(ids), next(ids) if len(own) == 2 else []) for own in replies]
-    labels = [_label(example) for example in examples]
+    tokenised = tokens.tokenise(
+        [
+            Exchange(example.id, example.prompt, replies_of(example), controls[label])
+            for example, label in zip(examples, labels, strict=True)
+        ]
+    )
+    for one in tokenised:
+        refusals.add(one.refusals)
+        shapes.update(one.shapes)
     values: dict[str, Sequence[object]] = {
         "id": [example.id for example in examples],
-        "prompt": tokens.many_prompts([e.prompt for e in examples], [e.id for e in examples]),
-        "first": [first for first, _ in branches],
-        "second": [second for _, second in branches],
+        "prompt": [one.prompt for one in tokenised],
+        "first": [one.completions[0] for one in tokenised],
+        "second": [_second(one) for one in tokenised],
         "prompt_digest": [digest(prompt_key(example.prompt)) for example in examples],
         "label": [-1 if label is None else int(label) for label in labels],
         "score": [e.score if isinstance(e, Scored) else float("nan") for e in examples],
@@ -336,6 +421,10 @@ def token_batch(examples: Sequence[Example], tokens: ChatTokens) -> pa.RecordBat
     }
     arrays = [pa.array(values[name], kind) for name, kind in COLUMNS.items()]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(list(COLUMNS.items())))
+
+
+def _second(tokenised: Tokenised) -> list[int]:
+    return tokenised.completions[1] if len(tokenised.completions) > 1 else []
 
 
 def _label(example: Example) -> bool | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from halos.data.records.record import Conversation, Message, Prompt, Reply, messages_of, with_messages
-from halos.data.rows.templates import render
+from halos.data.rows.rendering import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,6 +15,11 @@ Adapted = tuple[str, Record | None, Counter[str]]
 DIFFERENT_PROMPTS = "pair with different prompts"
 FILTERED = "filtered: "
 """Begins the reasons that a setting causes; all others are faults of the data."""
+NOTED = "noted: "
+"""Begins what is counted without being left out."""
+COLUMN = "column "
+"""Begins the counts of rows in which a column was used or unused."""
+BAD_ROW = f"{FILTERED}malformed rows"
 SHOWN_PLACES = 5
 """Places listed for each reason to leave something out."""
 
@@ -46,6 +51,10 @@ def without_empty(record: Record, dropped: Counter[str]) -> Record | None:
     )
 
 
+COUNTERS = ("dropped", "noted", "columns")
+"""The attributes of :class:`Origin` that are counters."""
+
+
 @dataclass(slots=True)
 class Origin:
     """Counts of what was read from one file.
@@ -55,23 +64,32 @@ class Origin:
         records: records made from them.
         dropped: counts of what was left out, by reason.
         places: for each reason, the locations of the first rows.
+        noted: counts of what was converted or looks odd, and was kept.
+        columns: rows in which each column was used, by ``name: role``, or ``name: unused``.
     """
 
     rows: int = 0
     records: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
+    noted: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
 
     def drop(self, where: str, dropped: Counter[str]) -> None:
-        """Count what was left out of a row."""
-        self.dropped += dropped
-        for reason in dropped:
+        """Count what was left out of a row, and what was noted of it."""
+        for reason, count in dropped.items():
+            if reason.startswith(COLUMN):
+                self.columns[reason.removeprefix(COLUMN)] += count
+                continue
+            counts = self.noted if reason.startswith(NOTED) else self.dropped
+            counts[reason.removeprefix(NOTED)] += count
             self._add_places(reason, [where])
 
     def join(self, other: Origin) -> None:
         """Add the counts of a later part of the same file."""
         self.rows, self.records = self.rows + other.rows, self.records + other.records
-        self.dropped.update(other.dropped)
+        for name in COUNTERS:
+            getattr(self, name).update(getattr(other, name))
         for reason, places in other.places.items():
             self._add_places(reason, places)
 

@@ -21,7 +21,7 @@ from halos.data.reading.json_files import Located
 from halos.data.records.record import Record
 from halos.data.records.table import RecordTable, batches
 from halos.data.records.truth import TrueReward
-from halos.data.sources.adapted import Adapted, Origin, check_faultless
+from halos.data.sources.adapted import COUNTERS, Adapted, Origin, check_faultless
 from halos.data.store.arrow import MEMORY, Part, Store
 
 Files = str | Path | Sequence[str | Path]
@@ -125,6 +125,15 @@ class FileSource(Source):
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         """Adapt the rows of one file, or of a piece of it where ``rows_alone``; see :mod:`.adapted`."""
 
+    def rows(self, piece: Piece, *, streaming: bool = False) -> Iterator[Located]:
+        """Read the rows of a piece; see :func:`.read_piece`."""
+        return read_piece(piece, self._columns, streaming=streaming)
+
+    def check_origin(self, file: str, origin: Origin) -> None:
+        """Raise ``ValueError`` if what was read from a file is not acceptable as a whole."""
+        if not origin.rows:
+            raise ValueError(f"{file}: expected at least one row, found an empty file")
+
     def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         """Adapt the rows of a stream; raise ``ValueError`` for rows that need the whole file."""
         return self.adapted(rows)
@@ -142,13 +151,13 @@ class FileSource(Source):
     def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Record]:
         for file in chain.from_iterable(map(expand, self._train_files)):
             origin = origins.setdefault(str(file), Origin())
-            rows = _counted(read_piece(Piece(file), self._columns, streaming=True), origin)
+            rows = _counted(self.rows(Piece(file), streaming=True), origin)
             for _, record in _added(self.adapted_one_by_one(rows), origin):
                 if strict:
                     check_faultless({str(file): origin})
                 if record is not None:
                     yield record
-            _check_rows(str(file), origin)
+            self.check_origin(str(file), origin)
 
     def stream_key(self) -> str:
         files = list(chain.from_iterable(map(expand, self._train_files)))
@@ -168,10 +177,10 @@ class FileSource(Source):
         # The pieces of a file were counted separately, perhaps in other processes or in an earlier run.
         origins: dict[str, Origin] = {}
         for notes in table.notes:
-            counts = {**notes["origin"], "dropped": Counter(notes["origin"]["dropped"])}
+            counts = {**notes["origin"], **{name: Counter(notes["origin"][name]) for name in COUNTERS}}
             origins.setdefault(notes["file"], Origin()).join(Origin(**counts))
         for file, origin in origins.items():
-            _check_rows(file, origin)
+            self.check_origin(file, origin)
         dropped = sum((origin.dropped for origin in origins.values()), Counter())
         if not len(table):
             reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
@@ -196,7 +205,7 @@ class FileSource(Source):
 
     def _part(self, piece: Piece) -> Part:
         origin = Origin()
-        adapted = self.adapted(_counted(read_piece(piece, self._columns), origin))
+        adapted = self.adapted(_counted(self.rows(piece), origin))
         # The notes are complete only once the last batch has been made.
         yield from batches((where, record) for where, record in _added(adapted, origin) if record is not None)
         return {"file": str(piece.file), "origin": {name: getattr(origin, name) for name in Origin.__slots__}}
@@ -256,11 +265,6 @@ def check_ids(records: RecordTable) -> None:
         if before != index and len({*records.ids((before, index))}) == 1:
             where, name = records.where(index), records.ids([index])[0]
             raise ValueError(f"{where}: expected ids to be unique; found {name!r}, as at {records.where(before)}")
-
-
-def _check_rows(file: str, origin: Origin) -> None:
-    if not origin.rows:
-        raise ValueError(f"{file}: expected at least one row, found an empty file")
 
 
 def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:

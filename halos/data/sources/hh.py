@@ -39,6 +39,29 @@ def _turns(transcript: str) -> list[Message]:
     return [] if opening.strip() else turns
 
 
+def hh_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+    """Adapt a pair of transcripts; the text up to the last ``\\n\\nAssistant:`` is the prompt."""
+    turns, chosen = _split(where, "chosen", row)
+    others, rejected = _split(where, "rejected", row)
+    if turns != others:
+        dropped[DIFFERENT_PROMPTS] += 1
+        return None
+    if any(TURN.search(completion) for completion in (chosen, rejected)):
+        # The policy would learn to speak for the human.
+        dropped["pair with a side that ends with a human turn"] += 1
+        return None
+    chosen, rejected = chosen.strip(), rejected.strip()
+    if turns[-1].role == "assistant":
+        # Two assistant turns in a row: a prompt cannot end with the first, so both completions begin with it.
+        first = turns.pop().content
+        chosen, rejected = (f"{first}\n\n{completion}".strip() for completion in (chosen, rejected))
+    if not any(turn.content for turn in turns):
+        dropped["pair with an empty prompt"] += 1
+        return None
+    completions = (Completion(chosen), Completion(rejected))
+    return without_empty(Record(where, tuple(turns), completions, ((0, 1),)), dropped)
+
+
 @final
 class HHSource(RowSource):
     """Transcripts in the format of Anthropic's HH-RLHF.
@@ -55,23 +78,4 @@ class HHSource(RowSource):
         super().__init__(train, val, columns)
 
     def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-        """Adapt a pair of transcripts; the text up to the last ``\\n\\nAssistant:`` is the prompt."""
-        turns, chosen = _split(where, "chosen", row)
-        others, rejected = _split(where, "rejected", row)
-        if turns != others:
-            dropped[DIFFERENT_PROMPTS] += 1
-            return None
-        if any(TURN.search(completion) for completion in (chosen, rejected)):
-            # The policy would learn to speak for the human.
-            dropped["pair with a side that ends with a human turn"] += 1
-            return None
-        chosen, rejected = chosen.strip(), rejected.strip()
-        if turns[-1].role == "assistant":
-            # Two assistant turns in a row: a prompt cannot end with the first, so both completions begin with it.
-            first = turns.pop().content
-            chosen, rejected = (f"{first}\n\n{completion}".strip() for completion in (chosen, rejected))
-        if not any(turn.content for turn in turns):
-            dropped["pair with an empty prompt"] += 1
-            return None
-        completions = (Completion(chosen), Completion(rejected))
-        return without_empty(Record(where, tuple(turns), completions, ((0, 1),)), dropped)
+        return hh_record(where, row, dropped)

@@ -14,14 +14,14 @@ from halos.checks import check_number, check_whole
 from halos.data.records.table import joined, table_of
 from halos.data.sources.adapted import FILTERED
 from halos.data.sources.base import FileSource, Records, Source, check_ids
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.hh import HHSource
-from halos.data.sources.json_source import JsonSource
 from halos.data.sources.oasst import OasstSource
 from halos.data.sources.shp import SHPSource
 from halos.data.sources.ultrafeedback import UltraFeedbackSource
 
 SOURCES: dict[str, type[FileSource]] = {
-    kind.name: kind for kind in (JsonSource, HHSource, SHPSource, OasstSource, UltraFeedbackSource)
+    kind.name: kind for kind in (FeedbackFiles, HHSource, SHPSource, OasstSource, UltraFeedbackSource)
 }
 
 
@@ -30,7 +30,7 @@ class MixedSource(Source):
     """The records of several sources, one source after the other (training shuffles them).
 
     Args:
-        mix: for each source, under a name of the user's: ``data`` (json by default), ``train``, ``val`` and the other
+        mix: for each source, under a name of the user's: ``data`` (files by default), ``train``, ``val`` and the other
             settings of that source, with ``weight`` or ``cap`` or neither. A cap is the maximum of training records.
             Weights are shares: the sources that have one give as many records, drawn with the seed, as keep the shares
             exact up to one record without repeating any. Validation data is never reduced.
@@ -101,7 +101,7 @@ def shares(available: Mapping[str, int], weights: Mapping[str, float]) -> dict[s
 
 
 def _make(name: str, options: dict[str, Any]) -> FileSource:
-    kind = options.pop("data", "json")
+    kind = options.pop("data", "files")
     if not isinstance(kind, str) or kind not in SOURCES:
         raise ValueError(f"data.mix.{name}.data: expected one of {', '.join(SOURCES)}, found {kind!r}")
     source, settings = SOURCES[kind], {"train": None, **options}

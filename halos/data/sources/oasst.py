@@ -33,6 +33,19 @@ class _Node:
     replies: list[_Node] = field(default_factory=list)
 
 
+def is_tree(row: RawRow) -> bool:
+    """Return whether a row has a tree: a prompt with nested replies."""
+    prompt = row.get("prompt")
+    return isinstance(prompt, dict) and "replies" in prompt
+
+
+def tree_records(where: str, row: RawRow) -> Iterator[Adapted]:
+    """Make the records of a row that has a tree; see :meth:`OasstSource.adapted`."""
+    prompt = row["prompt"]
+    assert isinstance(prompt, dict)
+    return _records(_tree(f"{where}/prompt", prompt), None)
+
+
 def _node(where: str, row: RawRow) -> _Node:
     role, rank = required(where, row, "role"), row.get("rank")
     if not isinstance(role, str) or role not in ROLES:

@@ -10,7 +10,7 @@ from halos.checks import check_whole
 from halos.data.records.split import split_by_prompt
 from halos.data.records.truth import TrueReward
 from halos.data.sources.base import Records, Source
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 
 
 @final
@@ -28,7 +28,7 @@ class OnPolicySource(Source):
 
     def __init__(self, *, feedback: str | Path, world: Source, val_size: int = 0, seed: int = 0) -> None:
         check_whole("data.val_size", val_size, 0)
-        self._feedback, self._world = JsonSource(feedback), world
+        self._feedback, self._world = FeedbackFiles(feedback), world
         self._val_size, self._seed = val_size, seed
 
     def train(self) -> Records:

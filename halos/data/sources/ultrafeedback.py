@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import final
 
+from halos.data.layouts.roles import Declaration
 from halos.data.reading.fields import RawRow, has, keys_of, prompt_of, required, score_of, text_of, wrong
 from halos.data.records.record import Completion, Record
 from halos.data.sources.adapted import without_empty
 from halos.data.sources.base import Columns, Files, RowSource
-from halos.data.sources.json_source import preference_record
+from halos.data.sources.feedback_files import Layouts
 
 SCORES = ("overall_score", "fine-grained_score")
 
@@ -47,12 +48,12 @@ class UltraFeedbackSource(RowSource):
         super().__init__(train, val, columns)
         if score not in SCORES:
             raise ValueError(f"data.source.score: expected {' or '.join(SCORES)}, found {score!r}")
-        self._score = score
+        self._score, self._binarized = score, Layouts(Declaration())
 
     def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         """Adapt a raw row, whose completions have scores, or a binarized row (a scored pair)."""
         if not has(row, "instruction"):
-            return preference_record(where, row, dropped)
+            return self._binarized.record(where, row, dropped)
         items = required(where, row, "completions")
         if not isinstance(items, list):
             raise wrong(where, "completions", "a list of objects with 'response'", items)

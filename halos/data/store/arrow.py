@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-PREPARED_FORMAT = 3
+PREPARED_FORMAT = 4
 """Number of the format of prepared tables (records, turns and token rows).
 
 Raise it by one whenever the same files or examples give other tables: another column, id, digest or adapter rule.
@@ -272,3 +273,10 @@ def _locked(file: Path) -> Iterator[None]:
             log.info("another process prepares this data; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path | None:
+    """The folder that ``cache_dir`` names; ``auto`` is ``$HALOS_CACHE`` or ``~/.cache/halos``. None: no folder."""
+    if cache_dir == "auto":
+        cache_dir = os.environ.get("HALOS_CACHE") or "~/.cache/halos"
+    return None if cache_dir is None else Path(cache_dir).expanduser()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from halos.data.preparation.intake import Intake, read_held
 from halos.data.preparation.prepare import SHOWN_PROMPTS, DataNeeds, Preparation, Prepared, first_prompts
 from halos.data.records.record import prompt_key
-from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.token_rows import Row
 from halos.data.streaming.batches import StreamRows
 from halos.data.streaming.examples import Counted, Stream
@@ -94,7 +93,7 @@ class StreamPreparation(Preparation):
         if "val" in intake.examples:
             shown = first_prompts(intake.examples["val"])
         rows = self.tokenise(intake, needs, tokenizer)
-        stream_rows = StreamRows(stream, ChatTokens(tokenizer, self.limits))
+        stream_rows = StreamRows(stream, self.tokens(tokenizer))
         # Without a shuffle buffer, as filling it would read thousands of examples for one row.
         unshuffled = replace(stream, settings=replace(self, shuffle_buffer=1))
         drawn = next(unshuffled.drawn(Counted()))

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from halos.data.rows.templates import without_date
 from halos.files import atomic_folder
+from halos.policy.export.base_model import NO_BASE, BaseModel, round_weights
 from halos.policy.export.card import ModelCard, Usage
+from halos.policy.export.tokenizer import save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -48,6 +51,7 @@ def export_reward_model(
     *,
     end_of_turn: int,
     card: ModelCard,
+    base: BaseModel = NO_BASE,
 ) -> None:
     """Write the classifier's weights, config, tokenizer and model card. The folder is complete or not there at all.
 
@@ -58,8 +62,10 @@ def export_reward_model(
         folder: the folder to create or replace.
         end_of_turn: id of the token at which a completion is scored.
         card: what the model card states about the run.
+        base: what is taken over from the base model.
     """
     tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = without_date(tokenizer.chat_template)
     model = _classifier(policy.config)
     nn.Module.to(model, policy.dtype)
     model.base_model.load_state_dict(policy.base_model.state_dict())
@@ -70,9 +76,10 @@ def export_reward_model(
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     end = str(tokenizer.convert_ids_to_tokens(end_of_turn))
     usage = Usage(chat=tokenizer.chat_template is not None, end_of_turn=end)
+    round_weights(model, base.dtype)
     with atomic_folder(folder) as partial:
         model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial, base.tokenizer_files)
         (partial / "README.md").write_text(card.render(usage), encoding="utf-8", errors="replace")
 
 

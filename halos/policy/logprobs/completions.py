@@ -17,6 +17,7 @@ from halos.data.batches.collate import Batch, Chunk
 from halos.data.batches.packing import Pack
 from halos.policy.logprobs.head import HeadOptions, Scored, forward_scored, run
 from halos.policy.logprobs.packed import can_pack, check_packing, pack_logprobs
+from halos.policy.router import padded_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +35,8 @@ class LogProbs:
             ``tokens`` then have none.
         statistics: the statistics of :mod:`halos.policy.logprobs.token_statistics` that were requested
             [B, K, C, names], zero where ``mask`` is false.
+        load: the load of a mixture's experts from the branches with gradient, [2, E], if it was requested; see
+            :func:`halos.policy.router.expert_load`.
     """
 
     tokens: Tensor
@@ -41,6 +44,7 @@ class LogProbs:
     hidden: Tensor | None = None
     last: Tensor | None = None
     statistics: Tensor | None = None
+    load: Tensor | None = None
 
     @property
     def sum(self) -> Tensor:
@@ -92,6 +96,8 @@ def completion_logprobs(model: PreTrainedModel, batch: Batch, options: HeadOptio
         logprobs.hidden = _in_grid(states, slots, shape)
     if options.statistics:
         logprobs.statistics = _in_grid(torch.cat([result.statistics for result in results]), slots, shape)
+    if loads := [result.load for result in results if result.load is not None]:
+        logprobs.load = torch.stack(loads).sum(0)
     if last_states:
         owners = torch.cat([chunk.owners for chunk in batch.chunks if chunk.owners is not None])
         logprobs.last = _in_grid(torch.cat(last_states), owners, shape[:2])
@@ -128,7 +134,8 @@ def _chunk_results(model: PreTrainedModel, chunk: Chunk, options: HeadOptions, l
     with nullcontext() if chunk.needs_grad else torch.no_grad():
         # No attention mask: padding is on the right and attention is causal, so scored tokens cannot see it.
         forward = partial(run, model, input_ids=chunk.input_ids)
-        scored, states = forward_scored(model, forward, chunk.targets, choose, options)
+        weights = padded_weights(chunk.predicts, chunk.last) if chunk.needs_grad else None
+        scored, states = forward_scored(model, forward, chunk.targets, choose, options, weights)
         if chunk.last is not None:
             last_states.append(states[chunk.last])
     return scored

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from halos.policy.adapters import head_delta, plain_head
 from halos.policy.logprobs.chunked_head import LogitShape, chunked_logprobs
 from halos.policy.logprobs.token_statistics import measure
+from halos.policy.router import expert_load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,11 +32,13 @@ class HeadOptions:
         chunk_rows: the largest number of rows of logits that exist at a time, in the backward pass too; None: all.
         statistics: names in :data:`halos.policy.logprobs.token_statistics.STATISTICS`.
         with_states: whether to return the states that predict the tokens.
+        experts_per_token: of a mixture whose experts' load is returned; None: it is not.
     """
 
     chunk_rows: int | None = None
     statistics: tuple[str, ...] = ()
     with_states: bool = False
+    experts_per_token: int | None = None
 
 
 class Scored(NamedTuple):
@@ -45,11 +48,13 @@ class Scored(NamedTuple):
         logprobs: log-probs of the targets [M].
         statistics: statistics of the logits [M, names], without gradient.
         states: the last layer's states that predict the targets [M, H], detached; None unless requested.
+        load: the load of a mixture's experts [2, E] (:func:`halos.policy.router.expert_load`); None unless requested.
     """
 
     logprobs: Tensor
     statistics: Tensor
     states: Tensor | None
+    load: Tensor | None
 
 
 def lm_head(model: PreTrainedModel) -> nn.Linear:
@@ -59,18 +64,26 @@ def lm_head(model: PreTrainedModel) -> nn.Linear:
     return get_head()
 
 
-def run(model: PreTrainedModel, **inputs: Any) -> Tensor:
-    """Run the model without a cache of keys and values, and return its logits."""
-    logits: Tensor = model(**inputs, use_cache=False).logits
-    return logits
+class ModelOutput(Protocol):
+    """What a forward of a causal language model returns; ``router_logits`` where they were requested."""
+
+    logits: Tensor
+    router_logits: tuple[Tensor, ...]
+
+
+def run(model: PreTrainedModel, **inputs: Any) -> ModelOutput:
+    """Run the model without a cache of keys and values."""
+    output: ModelOutput = model(**inputs, use_cache=False)
+    return output
 
 
 def forward_scored(
     model: PreTrainedModel,
-    forward: Callable[[], Tensor],
+    forward: Callable[..., ModelOutput],
     targets: Tensor,
     choose: Callable[[Tensor], Tensor],
     options: HeadOptions = HeadOptions(),
+    weights: Tensor | None = None,
 ) -> tuple[Scored, Tensor]:
     """Run one forward of the model, with its head applied only to the M states that predict a target.
 
@@ -80,10 +93,11 @@ def forward_scored(
 
     Args:
         model: a causal language model.
-        forward: calls the model once and returns its logits [1, M, V].
+        forward: calls the model once, with further keywords for it, and returns its output with logits [1, M, V].
         targets: token ids [M].
         choose: picks from all states of the last layer those [M, H] that predict the targets.
         options: how the head is computed.
+        weights: how often each fed token counts in the load of experts, if that is requested; None: no token does.
 
     Returns:
         The results for the targets, and all states of the last layer [..., H].
@@ -91,7 +105,11 @@ def forward_scored(
     head = lm_head(model)
     shape = logit_shape(model) if options.chunk_rows else None
     with _head_input(head, choose, idle=shape is not None) as head_input:
-        logits = forward()[0]
+        output = forward(output_router_logits=True) if options.experts_per_token else forward()
+    logits = output.logits[0]
+    load = None
+    if options.experts_per_token and weights is not None:
+        load = expert_load(output.router_logits, weights, options.experts_per_token)
     all_states, states = head_input
     rows, statistics = options.chunk_rows, options.statistics
     if rows and shape is not None:
@@ -105,7 +123,7 @@ def forward_scored(
         logits = logits.detach()
         normaliser = logits.logsumexp(1) if statistics else logits  # unused without statistics
         measured = measure(statistics, logits, normaliser, targets)
-    return Scored(logprobs, measured, states.detach() if options.with_states else None), all_states
+    return Scored(logprobs, measured, states.detach() if options.with_states else None, load), all_states
 
 
 @contextmanager
@@ -161,7 +179,7 @@ def _find_shape(model: PreTrainedModel) -> LogitShape | None:
     ids = torch.arange(4, device=head.weight.device)[None]
     record = head.register_forward_hook(lambda _, __, output: head_outputs.append(output))
     with record, evaluating(model), torch.autocast(head.weight.device.type, enabled=False):
-        logits = run(model, input_ids=ids)
+        logits = run(model, input_ids=ids).logits
     raw_logits, logits = head_outputs[0].double(), logits.double()
     tolerance = float(torch.finfo(head.weight.dtype).eps) ** 0.5 * float(raw_logits.std())
     return shape if torch.allclose(shape(raw_logits), logits, rtol=0, atol=max(tolerance, 1e-12)) else None

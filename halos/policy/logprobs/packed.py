@@ -18,7 +18,16 @@ from halos.data.rows.token_rows import Row
 from halos.policy.logprobs.attention import PackedAttention, packed_attention, recomputes_alike
 from halos.policy.logprobs.compiling import uncompiled
 from halos.policy.logprobs.flex import attends_by_flex
-from halos.policy.logprobs.head import HeadOptions, Scored, evaluating, forward_scored, lm_head, run
+from halos.policy.logprobs.head import (
+    HeadOptions,
+    ModelOutput,
+    Scored,
+    evaluating,
+    forward_scored,
+    lm_head,
+    run,
+)
+from halos.policy.router import packed_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,24 +60,25 @@ def pack_logprobs(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOp
             logprobs = torch.cat([one.logprobs for one in scored])[item.sources]
             statistics = torch.cat([one.statistics for one in scored])[item.sources]
             chosen = [one.states for one in scored if one.states is not None]
-            results.append(Scored(logprobs, statistics, torch.cat(chosen)[item.sources] if chosen else None))
+            results.append(Scored(logprobs, statistics, torch.cat(chosen)[item.sources] if chosen else None, own.load))
     return results
 
 
 def _forward(
     model: PreTrainedModel, item: Pack, attention: PackedAttention, earlier: Sequence[Tensor], options: HeadOptions
 ) -> tuple[Scored, Tensor]:
-    def forward() -> Tensor:
+    def forward(**outputs: bool) -> ModelOutput:
         # Positions of the keys include those of the earlier prompts; the model gets those of its own tokens.
         ids, positions = item.input_ids[None], item.position[None, -len(item.input_ids) :]
         with packed_attention(model):
-            return run(model, input_ids=ids, position_ids=positions, packed=attention)
+            return run(model, input_ids=ids, position_ids=positions, packed=attention, **outputs)
 
     def choose(states: Tensor) -> Tensor:
         # The first token of a branch is predicted by the last state of its prompt, perhaps in an earlier pack.
         return torch.cat([*earlier, states[0]])[item.predicts]
 
-    results = forward_scored(model, forward, item.targets, choose, options)
+    weights = packed_weights(item) if item.needs_grad else None
+    results = forward_scored(model, forward, item.targets, choose, options, weights)
     # Checkpointed layers run again in the backward pass and call this object again. What they keep then would be a
     # second copy of the prompts' keys and values, which nothing reads.
     attention.keep_prompts = False
@@ -169,5 +179,5 @@ def _separate_logprobs(model: PreTrainedModel, texts: Sequence[tuple[int, ...]])
     """Log-probs [B, T] of the tokens of separate rows."""
     # All rows in one forward: each forward reads all weights. Padding is on the right, where no token sees it.
     ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(lm_head(model).weight.device)
-    logprobs = run(model, input_ids=ids)[:, :-1].double().log_softmax(-1)
+    logprobs = run(model, input_ids=ids).logits[:, :-1].double().log_softmax(-1)
     return F.pad(logprobs.gather(2, ids[:, 1:, None])[:, :, 0], (1, 0))

@@ -10,7 +10,7 @@ from halos.data.preparation.intake import LEAKED, Intake, read, read_held
 from halos.data.preparation.prepare import DataNeeds, Preparation
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
 from halos.data.rows.chat_tokens import Limits
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.mixed import MixedSource
 from halos.data.sources.oasst import OasstSource
 from halos.data.sources.on_policy import OnPolicySource
@@ -29,7 +29,7 @@ def row(prompt: Any, text: str = "a", **more: Any) -> dict[str, Any]:
 
 
 def data(train: str | list[str], val: str | None = None, **options: Any) -> Preparation:
-    return Preparation(source=JsonSource(train, val), **{"limits": Limits(512), **options})
+    return Preparation(source=FeedbackFiles(train, val), **{"limits": Limits(512), **options})
 
 
 def derived(preparation: Preparation, view: str) -> Intake:
@@ -141,7 +141,7 @@ def test_other_names_are_not_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [True, 1.5, -1])
 def test_held_out_records_are_a_whole_number(size: Any, tmp_path: Path) -> None:
-    source = JsonSource(write(tmp_path / "t.jsonl", row("q", label=1), row("r", label=0)))
+    source = FeedbackFiles(write(tmp_path / "t.jsonl", row("q", label=1), row("r", label=0)))
     for held_out in (
         lambda: read(source, val_size=size, seed=0, strict=False),
         lambda: read_held(source, val_size=size, strict=False),

@@ -8,15 +8,15 @@ import pytest
 
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
 from halos.data.records.record import Record
-from halos.data.sources.json_source import JsonSource, to_record
+from halos.data.sources.feedback_files import FeedbackFiles, to_record
 from halos.data.views.derive import VIEWS
 from tests.data.records.test_table import RECORDS
 
 
 def test_records_are_read_back(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "r.jsonl", map(record_row, RECORDS))
-    assert list(JsonSource(tmp_path / "r.jsonl").train().records) == RECORDS
-    assert list(JsonSource(tmp_path / "r.jsonl").stream({})) == RECORDS
+    assert list(FeedbackFiles(tmp_path / "r.jsonl").train().records) == RECORDS
+    assert list(FeedbackFiles(tmp_path / "r.jsonl").stream({})) == RECORDS
 
 
 @pytest.mark.parametrize("view", VIEWS)

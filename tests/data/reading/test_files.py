@@ -13,7 +13,7 @@ import pytest
 
 from halos.data.reading.files import Piece, check_streamable, edges_key, expand, read_piece
 from halos.data.reading.json_files import Located
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 
 ROWS: list[dict[str, Any]] = [{"prompt": "é 😀", "n": 1}, {"prompt": "b", "list": [{"text": "x"}]}]
 
@@ -113,7 +113,7 @@ def test_broken_content(tmp_path: Path, name: str, content: str | bytes, expecte
 )
 def test_an_empty_file_is_an_error(tmp_path: Path, name: str, content: str) -> None:
     file = write(tmp_path / name, content)
-    source = JsonSource(file)
+    source = FeedbackFiles(file)
     for read in (source.train, lambda: list(source.stream({}))):
         with pytest.raises(ValueError, match=rf"^{file}: expected at least one row, found an empty file$"):
             read()

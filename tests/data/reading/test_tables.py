@@ -9,7 +9,7 @@ import pytest
 from halos.data.reading import tables
 from halos.data.reading.tables import read_csv, typed
 from halos.data.records.record import Completion, Record
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.oasst import OasstSource
 
 LIMIT = 1 << 16
@@ -46,7 +46,7 @@ def test_rows_of_several_formats_in_one_table(tmp_path: Path) -> None:
         "x,q,a,b,,,\n,q,,,a,,true\n,q,a,,,,\n,q,,,,,false\n"
         ',,,,,"[{""role"": ""user"", ""content"": ""q""}, {""role"": ""assistant"", ""content"": ""a""}]",1\n'
     )
-    found = JsonSource(file).train()
+    found = FeedbackFiles(file).train()
     pair, labelled, conversation = found.records
     assert pair == Record(f"{file}:2", "q", (Completion("a"), Completion("b")), ((0, 1),))
     assert labelled == Record(f"{file}:3", "q", (Completion("a", True),))
@@ -58,7 +58,7 @@ def test_rows_of_several_formats_in_one_table(tmp_path: Path) -> None:
 def test_an_empty_id_is_none(tmp_path: Path) -> None:
     file = tmp_path / "own.csv"
     file.write_text('id,prompt,completions\n,q,"[{""text"": ""a""}]"\nx,q,"[{""text"": ""a""}]"\n')
-    assert [record.id for record in JsonSource(file).train().records] == [f"{file}:2", "x"]
+    assert [record.id for record in FeedbackFiles(file).train().records] == [f"{file}:2", "x"]
 
 
 def test_trees_of_a_table(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from transformers import Wav2Vec2CTCTokenizer
 
 from halos.data.records.record import Message
-from halos.data.rows.chat_tokens import ChatTokens, Limits, end_of_turn_id
+from halos.data.rows.chat_tokens import ChatTokens, Limits
 from tests.tiny import (
     BOS,
     CHATML,
@@ -114,7 +114,7 @@ def test_scored_ids_are_the_completion_and_its_end_of_turn(
     template: str | None, end: str, automatic: bool, text: str
 ) -> None:
     tokenizer = bpe_tokenizer(template, bos=automatic)
-    ids = chat(tokenizer).completion(text)
+    ids = chat(tokenizer).completion(text, "a")
     assert tokenizer.decode(ids) == text + end
     assert ids[-1] == tokenizer.convert_tokens_to_ids(end)
 
@@ -125,7 +125,7 @@ def test_prompt_completion_and_end_are_how_the_template_writes_them(template: st
     tokens = chat(tokenizer)
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good world"}]
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    ours = tokenizer.decode(tokens.prompt("hello") + tokens.completion("good world"))
+    ours = tokenizer.decode(tokens.prompt("hello") + tokens.completion("good world", "a"))
     assert whole.startswith(ours)  # type: ignore[arg-type]
     assert whole[len(ours) :].strip() == ""
 
@@ -135,13 +135,13 @@ def test_ids_by_hand() -> None:
     tokens = chat(tokenizer)
     hello, world = tokenizer.convert_tokens_to_ids(["hello", "world"])  # type: ignore[misc]
     assert tokens.prompt("hello world") == [tokenizer.bos_token_id, hello, world]
-    assert tokens.completion("world hello") == [world, hello, tokenizer.eos_token_id]
+    assert tokens.completion("world hello", "a") == [world, hello, tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("pad", [EOS, PAD, None])
 def test_the_end_of_turn_survives_a_pad_token_that_equals_eos(pad: str | None) -> None:
     tokenizer = word_tokenizer(pad=pad)
-    assert chat(tokenizer).completion("hello")[-1] == tokenizer.eos_token_id
+    assert chat(tokenizer).completion("hello", "a")[-1] == tokenizer.eos_token_id
 
 
 # The end of a turn
@@ -151,19 +151,19 @@ def test_the_end_of_turn_survives_a_pad_token_that_equals_eos(pad: str | None) -
 @pytest.mark.parametrize(("template", "end"), [(CHATML, END), (WITH_EOT, EOT), (WITH_BOS, EOS), (None, EOS)])
 def test_the_end_of_turn_is_the_templates_not_eos(make: Callable[..., Any], template: str | None, end: str) -> None:
     tokenizer = make(template)
-    assert end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids(end)
+    assert chat(tokenizer).end_of_turn == tokenizer.convert_tokens_to_ids(end)
 
 
 def test_a_special_token_that_only_the_vocabulary_knows_can_end_a_turn() -> None:
     # Phi-3 and the first Llama-3 write <|end|> and <|eot_id|>, which their configs do not list.
     tokenizer = bpe_tokenizer(WITH_EOT, named=())
-    assert end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids(EOT)
+    assert chat(tokenizer).end_of_turn == tokenizer.convert_tokens_to_ids(EOT)
 
 
 def test_a_template_that_closes_with_plain_text_leaves_eos() -> None:
     template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     tokenizer = bpe_tokenizer(template)
-    assert end_of_turn_id(tokenizer) == tokenizer.eos_token_id
+    assert chat(tokenizer).end_of_turn == tokenizer.eos_token_id
 
 
 def test_a_template_that_ends_turns_needs_no_eos() -> None:
@@ -251,7 +251,7 @@ def test_a_prompt_without_tokens_is_an_error_naming_the_example(limit: int | Non
 @pytest.mark.parametrize(("prompt", "kept"), [(7, 1), (5, 3), (3, 5), (2, 5)])
 def test_a_cut_completion_keeps_its_start_and_gets_no_end_of_turn(prompt: int, kept: int) -> None:
     tokens = chat(word_tokenizer(CHATML), max_length=8)
-    whole = tokens.completion("a b c d")
+    whole = tokens.completion("a b c d", "a")
     ids, cut = tokens.fit_completion(whole, prompt)
     assert ids == whole[:kept]
     assert cut == (kept < 5)
@@ -273,7 +273,7 @@ def test_the_key_knows_what_the_template_writes_for_a_special_token() -> None:
 def test_the_key_knows_whether_special_tokens_in_text_are_split() -> None:
     plain, other = chat(bpe_tokenizer(CHATML)), chat(bpe_tokenizer(CHATML))
     other.tokenizer.split_special_tokens = True
-    assert plain.completion("</s>") != other.completion("</s>")
+    assert plain.completion("</s>", "a") != other.completion("</s>", "a")
     assert plain.key != other.key
 
 
@@ -282,7 +282,7 @@ def test_the_key_knows_the_settings_of_a_tokenizer_without_a_backend(tmp_path: P
     file.write_text(json.dumps({"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "a": 5, "A": 6}))
     plain, same, other = (chat(Wav2Vec2CTCTokenizer(file, do_lower_case=lower)) for lower in (False, False, True))
     assert plain.key == same.key
-    assert plain.completion("a") != other.completion("a")
+    assert plain.completion("a", "a") != other.completion("a", "a")
     assert plain.key != other.key
 
 
@@ -290,6 +290,6 @@ def test_a_fitted_prompt_is_truncated_and_a_completions_text_has_no_end_of_turn(
     tokens = chat(word_tokenizer(), 12, 3)
     whole = tokens.prompt("a b c d", GOOD)
     assert tokens.fitted_prompt("a b c d", GOOD) == tokens.fit_prompt(whole, "prompt")[0] != whole
-    ids = tokens.completion("a b")
+    ids = tokens.completion("a b", "a")
     assert tokens.text(ids) == tokens.text(ids[:-1]) == tokens.tokenizer.decode(ids[:-1])
     assert tokens.text([]) == ""

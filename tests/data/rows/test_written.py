@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from halos.data.records.record import Completion, Conversation, Message, Prompt, Record, Reply, json_text
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.rows.templates import render, render_prompts
+from halos.data.rows.rendering import Renderer, render, request_of
 from halos.data.rows.token_rows import make_rows
 from halos.data.rows.written import check_written
 from halos.data.views.derive import demonstrations, pairs
@@ -39,7 +39,7 @@ def test_everything_reaches_the_template() -> None:
     toned = Conversation(ASKED[:1], template_kwargs='{"tone": "kind"}')
     hello = START[START.index("<|im_start|>user") :] + GENERATE
     expected = [START + TURNS + GENERATE, hello, f"{hello}[kind] "]
-    assert render_prompts(tokenizer, [prompt, "hello", toned], ["a", "b", "c"]) == expected
+    assert Renderer(tokenizer).prompts([request_of(prompt), request_of("hello"), request_of(toned)]) == expected
 
 
 def test_rows_have_the_ids_of_the_written_calls_and_thoughts() -> None:

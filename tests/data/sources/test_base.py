@@ -16,8 +16,8 @@ from halos.data.records.record import Completion, Record
 from halos.data.records.table import RecordTable
 from halos.data.sources.adapted import Origin
 from halos.data.sources.base import Source
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.hh import HHSource
-from halos.data.sources.json_source import JsonSource
 from halos.data.sources.oasst import OasstSource
 from halos.data.store.arrow import Store
 
@@ -37,7 +37,7 @@ def test_records_in_order_with_counts(tmp_path: Path) -> None:
         tmp_path / "train.jsonl", row("q", label=1), row("r", " "), {"prompt": "s", "chosen": "a", "rejected": "b"}
     )
     val = write(tmp_path / "val.jsonl", row("v"))
-    source = JsonSource(train=str(train), val=str(val))
+    source = FeedbackFiles(train=str(train), val=str(val))
     records = source.train()
     assert records.records == [
         Record(f"{train}:1", "q", (Completion("a", True),)),
@@ -48,7 +48,7 @@ def test_records_in_order_with_counts(tmp_path: Path) -> None:
     assert validation is not None
     assert [record.id for record in validation.records] == [f"{val}:1"]
     assert validation.dropped == Counter()
-    assert (source.name, HHSource.name) == ("json", "hh")
+    assert (source.name, HHSource.name) == ("files", "hh")
     assert isinstance(source, Source)
 
 
@@ -56,17 +56,17 @@ def test_several_files_also_as_a_yaml_gives_them(tmp_path: Path) -> None:
     files = [str(write(tmp_path / folder / "a.jsonl", row(folder))) for folder in ("one", "two")]
     config = OmegaConf.create({"train": files})
     for given in (files, tuple(files), config.train):
-        assert [record.id for record in JsonSource(given).train().records] == [f"{file}:1" for file in files]
+        assert [record.id for record in FeedbackFiles(given).train().records] == [f"{file}:1" for file in files]
 
 
 def test_no_validation_data(tmp_path: Path) -> None:
-    assert JsonSource(str(write(tmp_path / "a.jsonl", row("q")))).val() is None
+    assert FeedbackFiles(str(write(tmp_path / "a.jsonl", row("q")))).val() is None
 
 
 @pytest.mark.parametrize("train", [None, []])
 def test_training_data_must_be_named(train: Any) -> None:
-    with pytest.raises(ValueError, match=r"^data=json needs data.train=FILE$"):
-        JsonSource(train)
+    with pytest.raises(ValueError, match=r"^data=files needs data.train=FILE$"):
+        FeedbackFiles(train)
     with pytest.raises(ValueError, match=r"^data=hh needs data.train=FILE$"):
         HHSource(train)
 
@@ -76,30 +76,29 @@ def test_hh_transcripts(tmp_path: Path) -> None:
     file = write(tmp_path / "hh.jsonl", {"chosen": transcript + "a", "rejected": transcript + "b"})
     (record,) = HHSource(str(file)).train().records
     assert (record.completions, record.preferences) == ((Completion("a"), Completion("b")), ((0, 1),))
-    with pytest.raises(ValueError, match=r"hh.jsonl:1: expected 'prompt' next to .*use data=hh"):
-        JsonSource(str(file)).train()
+    assert FeedbackFiles(str(file)).train().records == [record]
 
 
 def test_an_id_stands_for_one_record(tmp_path: Path) -> None:
     own = {"id": "x", "prompt": "q", "completions": [{"text": "a"}]}
     file = write(tmp_path / "a.jsonl", own, row("q"), own)
     with pytest.raises(ValueError, match=r"a.jsonl:3: expected ids to be unique; found 'x', as at .*a.jsonl:1"):
-        JsonSource(str(file)).train()
+        FeedbackFiles(str(file)).train()
     plain = str(write(tmp_path / "b.jsonl", row("q")))
     with pytest.raises(ValueError, match=r"b.jsonl:1: expected ids to be unique"):
-        JsonSource([plain, plain]).train()
+        FeedbackFiles([plain, plain]).train()
 
 
 def test_data_of_which_nothing_is_left(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", row("q", ""), row("r", "\n"))
     with pytest.raises(ValueError, match=r"a.jsonl: expected a record .*left out: empty completion \(2\)"):
-        JsonSource(str(file)).train()
+        FeedbackFiles(str(file)).train()
 
 
 def test_an_error_names_file_and_line(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", row("q"), row("q", label="maybe"))
     with pytest.raises(ValueError, match=r"a.jsonl:2: expected 'label' to be true/false"):
-        JsonSource(str(file)).train()
+        FeedbackFiles(str(file)).train()
 
 
 def test_only_files_whose_rows_stand_alone_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +111,8 @@ def test_only_files_whose_rows_stand_alone_are_read_in_pieces(tmp_path: Path, mo
     assert [record.completions[0].text for record in records.records] == [f"a{n}" for n in range(9)]
     assert records.dropped == Counter()
     assert OasstSource.rows_alone is False
-    assert (JsonSource.rows_alone, len(list(files.pieces(plain)))) == (True, 5)
-    assert len(JsonSource(plain).train().records) == 9
+    assert (FeedbackFiles.rows_alone, len(list(files.pieces(plain)))) == (True, 5)
+    assert len(FeedbackFiles(plain).train().records) == 9
 
 
 USERS_MODULE = """
@@ -175,7 +174,7 @@ def test_prepared_data_of_halos_own_sources_does_not_change_with_a_comment(
     file = write(tmp_path / "a.jsonl", row("q"))
 
     def key() -> str | None:
-        source = JsonSource(file)
+        source = FeedbackFiles(file)
         source.store = Store(tmp_path / "cache", 1)
         records = source.train().records
         assert isinstance(records, RecordTable)
@@ -202,9 +201,9 @@ def test_a_stream_gives_the_records_and_counts_of_the_table(
     paths = [
         write(tmp_path / name, *list(record_rows())[start::2]) for start, name in enumerate(("a.jsonl", "b.jsonl"))
     ]
-    table = JsonSource(paths).train()
+    table = FeedbackFiles(paths).train()
     origins: dict[str, Origin] = {}
-    assert list(JsonSource(paths).stream(origins)) == table.records
+    assert list(FeedbackFiles(paths).stream(origins)) == table.records
     assert origins == table.origins
     assert sum((origin.dropped for origin in origins.values()), Counter()) == table.dropped
     assert len(table.dropped) == 2

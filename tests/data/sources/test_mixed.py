@@ -62,14 +62,14 @@ def test_weights_caps_and_neither(tmp_path: Path) -> None:
     ("mix", "said"),
     [
         (None, "data=mix needs data.mix="),
-        ({"a": {"data": "shq", "train": "x"}}, "data.mix.a.data: expected one of json, hh, shp"),
-        ({"a": {}}, "data.mix.a: data=json needs data.train=FILE"),
-        ({"a": {"train": "x", "min_ratio": 2}}, "data.mix.a: json does not take these settings"),
+        ({"a": {"data": "shq", "train": "x"}}, "data.mix.a.data: expected one of files, hh, shp"),
+        ({"a": {}}, "data.mix.a: data=files needs data.train=FILE"),
+        ({"a": {"train": "x", "min_ratio": 2}}, "data.mix.a: files does not take these settings"),
         ({"a": {"train": "x", "weight": 0}}, "data.mix.a.weight: expected a number above 0, found 0"),
         ({"a": {"train": "x", "cap": 1.5}}, "data.mix.a.cap: expected a whole number from 1 on, found 1.5"),
         ({"a": {"train": "x", "cap": True}}, "data.mix.a.cap: expected a whole number from 1 on, found True"),
         ({"a": {"train": "x", "weight": True}}, "data.mix.a.weight: expected a number from 0 on, found True"),
-        ({"a": {"train": "x", "data": []}}, r"data.mix.a.data: expected one of json, .* found \[\]"),
+        ({"a": {"train": "x", "data": []}}, r"data.mix.a.data: expected one of files, .* found \[\]"),
     ],
 )
 def test_mixtures_that_make_no_sense(mix: Any, said: str) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from halos.data.records.split import split_by_prompt
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.on_policy import OnPolicySource
 from halos.toy.source import ToySource
 
@@ -24,7 +24,7 @@ def test_training_records_are_the_feedback_and_the_rest_is_the_worlds(tmp_path: 
 def test_what_was_held_out_of_the_worlds_training_data_stays_held_out(tmp_path: Path) -> None:
     (tmp_path / "f.jsonl").write_text(ROW.format(99))
     (tmp_path / "w.jsonl").write_text("".join(map(ROW.format, range(8))) + '{"prompt": "p", "completion": ""}\n')
-    world = JsonSource(tmp_path / "w.jsonl")
+    world = FeedbackFiles(tmp_path / "w.jsonl")
     held = OnPolicySource(feedback=tmp_path / "f.jsonl", world=world, val_size=3, seed=5).val()
     assert held is not None
     assert held.records == split_by_prompt(world.train().records, 3, 5)[1]

@@ -10,7 +10,7 @@ import pytest
 
 from halos.data.preparation.writing import write_jsonl
 from halos.data.records.record import Completion, Conversation, Message, Record, messages_of
-from halos.data.sources.json_source import JsonSource, to_record
+from halos.data.sources.feedback_files import FeedbackFiles, to_record
 
 Q = {"role": "user", "content": "q"}
 A = {"role": "assistant", "content": "a"}
@@ -90,7 +90,7 @@ def test_a_table_gives_the_same_records(tmp_path: Path) -> None:
     pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), tmp_path / "r.parquet")
     stored = pq.read_table(tmp_path / "r.parquet").to_pylist()
     assert (stored[2]["messages"][0]["tool_calls"], stored[0]["tools"][0]) == (None, {"name": "f", "about": None})
-    written, read = (JsonSource(tmp_path / name).train().records for name in ("r.jsonl", "r.parquet"))
+    written, read = (FeedbackFiles(tmp_path / name).train().records for name in ("r.jsonl", "r.parquet"))
     assert [(one.prompt, one.completions) for one in read] == [(one.prompt, one.completions) for one in written]
     assert [len(messages_of(one.prompt)) for one in read] == [6, 1, 1]
 
@@ -122,7 +122,7 @@ def test_a_conversation_ends_with_its_last_trained_reply() -> None:
         ({"prompt": "q", "completions": [{"messages": [A, {"role": "x"}]}]}, r"expected 'completions.0..messages\[1\]"),
         (
             {"prompt": "q", "completion": "a", "images": ["a.png"]},
-            "expected 'images' to be empty, as halos",
+            "expected text, found the column 'images'",
         ),
     ],
 )

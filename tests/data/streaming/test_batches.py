@@ -12,7 +12,7 @@ from halos.data.batches.collate import Batch, collate, step_size
 from halos.data.batches.order import Division
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.token_rows import make_rows
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.streaming import batches as stream_batches
 from halos.data.streaming.batches import StreamBatches, StreamRows
 from halos.data.streaming.examples import Counted
@@ -40,7 +40,7 @@ def feedback(folder: Path) -> Path:
 
 
 def batches(file: Path, *, start: int = 0, buffer: int = 1, mismatched: bool = True, **layout: Any) -> list[Batch]:
-    stream = stream_of(JsonSource(file), shuffle_buffer=buffer, mismatched=mismatched)
+    stream = stream_of(FeedbackFiles(file), shuffle_buffer=buffer, mismatched=mismatched)
     rows = StreamRows(stream, TOKENS)
     made = StreamBatches(rows, Division(**layout), partial(collate, mismatched=mismatched, chunks=2, packing=True))
     made.start = start
@@ -60,10 +60,10 @@ def same(one: Any, other: Any) -> None:
 
 def test_without_shuffling_batches_are_those_of_the_files_rows(tmp_path: Path) -> None:
     file = feedback(tmp_path)
-    examples = list(binary(JsonSource(file).train().records).examples)
+    examples = list(binary(FeedbackFiles(file).train().records).examples)
     rows = list(make_rows(examples, TOKENS).rows)
     # Two to a prompt: the mismatched completion is the same one of the next prompt, cut to this one's room.
-    whole = [TOKENS.completion(example.completion) for example in examples]
+    whole = [TOKENS.completion(example.completion, example.prompt) for example in examples]
     expected = []
     for n, row in enumerate(rows[: COUNT - 2]):
         room = 40 - len(row.prompt)
@@ -108,14 +108,14 @@ def test_batches_begin_anywhere(tmp_path: Path, start: int) -> None:
 
 def test_what_was_used_is_counted_once_a_step(tmp_path: Path) -> None:
     file = feedback(tmp_path)
-    stream = stream_of(JsonSource(file), shuffle_buffer=1)
+    stream = stream_of(FeedbackFiles(file), shuffle_buffer=1)
     rows = StreamRows(stream, TOKENS)
     totals, counts = [0], [0]
     for batch, counted in StreamBatches(rows, Division(batch_size=2, accumulate=2, steps=6)):
         totals.append(totals[-1] + batch.total_tokens)
         counts.append(counted.used["tokens"])
     assert counts[2::2] == totals[2::2]
-    materialised = make_rows(list(binary(JsonSource(file).train().records).examples), TOKENS).report
+    materialised = make_rows(list(binary(FeedbackFiles(file).train().records).examples), TOKENS).report
     assert counted.used["completions truncated"] == materialised["completions truncated"] > 0
     assert counted.used["prompts truncated"] == materialised["prompts truncated"] > 0
 
@@ -124,7 +124,7 @@ def test_groups_know_how_many_were_drawn_together(tmp_path: Path) -> None:
     file = tmp_path / "s.jsonl"
     rows = [{"prompt": f"hello {'a ' * (n // 3)}", "completion": "good", "score": n} for n in range(12)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    stream = stream_of(JsonSource(file), "scored", shuffle_buffer=1, grouped=True)
+    stream = stream_of(FeedbackFiles(file), "scored", shuffle_buffer=1, grouped=True)
     made = StreamBatches(StreamRows(stream, TOKENS), Division(batch_size=4, steps=3))
     for batch, _ in made:
         assert batch.step.members == (3, 3, 3, 3)
@@ -132,7 +132,7 @@ def test_groups_know_how_many_were_drawn_together(tmp_path: Path) -> None:
 
 
 def test_what_a_worker_counted_up_to_a_batch_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = stream_of(JsonSource(feedback(tmp_path)), shuffle_buffer=1)
+    stream = stream_of(FeedbackFiles(feedback(tmp_path)), shuffle_buffer=1)
     made = StreamBatches(StreamRows(stream, TOKENS), Division(batch_size=2, steps=6))
     alone = [(counted.used["tokens"], counted.read["examples"]) for _, counted in made]
     monkeypatch.setattr(stream_batches, "get_worker_info", object)

@@ -14,7 +14,7 @@ from halos.data.records.record import Completion, Message, Record
 from halos.data.records.table import loose_prompt, table_of
 from halos.data.sources.adapted import Origin
 from halos.data.sources.base import Records, Source
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import MEMORY
 from halos.data.streaming import examples as streams
 from halos.data.streaming.examples import IN_VALIDATION, Counted, Drawn, Stream, bundles, runs, shuffled, with_partners
@@ -242,7 +242,7 @@ def test_no_more_records_are_alive_than_the_buffer_holds(tmp_path: Path) -> None
 
     before = count()
 
-    made = stream_of(JsonSource(file), shuffle_buffer=100, mismatched=True)
+    made = stream_of(FeedbackFiles(file), shuffle_buffer=100, mismatched=True)
     for n, _ in enumerate(islice(made.drawn(Counted()), 4800)):
         if n % 400 == 0:
             alive.append(count() - before)
@@ -255,13 +255,14 @@ def test_files_are_counted_and_named(tmp_path: Path) -> None:
     file = tmp_path / "f.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     counted = Counted()
-    first(stream_of(JsonSource(file)), 5, counted)
-    assert counted.origins == {
-        str(file): Origin(2, 1, Counter({"empty completion": 1}), {"empty completion": [f"{file}:2"]})
-    }
+    first(stream_of(FeedbackFiles(file)), 5, counted)
+    columns = Counter({"prompt: prompt": 2, "completion: completion": 2, "label: label": 2})
+    dropped = Counter({"empty completion": 1})
+    places = {"empty completion": [f"{file}:2"]}
+    assert counted.origins == {str(file): Origin(2, 1, dropped, places, columns=columns)}
     assert counted.passes == 5
     with pytest.raises(ValueError, match=r"data.strict: .*found empty completion \(1: .*f.jsonl:2\)"):
-        first(stream_of(JsonSource(file), strict=True), 1)
+        first(stream_of(FeedbackFiles(file), strict=True), 1)
     file.write_text(json.dumps(rows[0]) + "\n{\n")
     with pytest.raises(ValueError, match=r"f.jsonl:2: expected JSON"):
-        first(stream_of(JsonSource(file)), 1)
+        first(stream_of(FeedbackFiles(file)), 1)

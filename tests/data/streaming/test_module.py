@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from halos.data.preparation.prepare import DataNeeds
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.streaming.module import StreamingDataModule
 from halos.data.views.selection import Selection
 from tests import tiny
@@ -24,7 +24,7 @@ def write(file: Path, *, start: int = 0, count: int = 30) -> str:
 
 
 def module(train: str, val: str | None = None, *, view: str = "binary", **options: Any) -> StreamingDataModule:
-    made = StreamingDataModule(JsonSource(train, val), **{"max_length": 100, "batch_size": 4, **options})
+    made = StreamingDataModule(FeedbackFiles(train, val), **{"max_length": 100, "batch_size": 4, **options})
     made.prepare(DataNeeds(view=view, mismatched=view == "binary"), tiny.bpe_tokenizer(tiny.CHATML))
     return made
 
@@ -129,7 +129,7 @@ def test_a_key_covers_files_and_settings(tmp_path: Path) -> None:
 )
 def test_what_needs_all_data_is_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        StreamingDataModule(JsonSource(write(tmp_path / "t.jsonl")), **options)
+        StreamingDataModule(FeedbackFiles(write(tmp_path / "t.jsonl")), **options)
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.parquet.gz", "missing.jsonl", "a.txt"])
@@ -139,7 +139,7 @@ def test_files_that_are_read_whole_are_refused(tmp_path: Path, name: str) -> Non
     with pytest.raises(
         ValueError, match=rf"{name}: (expected a file that can be read row by row|no such|expected a name)"
     ):
-        StreamingDataModule(JsonSource(str(tmp_path / name)))
+        StreamingDataModule(FeedbackFiles(str(tmp_path / name)))
 
 
 def test_steps_have_to_be_given(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from halos.policy.export.card import ModelCard
-from halos.policy.export.language_model import conditioned, export_policy
+from halos.policy.export.language_model import export_policy
+from halos.policy.export.tokenizer import conditioned, unconditioned
 from tests import tiny
 
 TURNS = [{"role": "user", "content": "hello"}]
@@ -51,10 +52,21 @@ def test_weights_keep_their_precision(tokenizer: Any, tmp_path: Path) -> None:
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in policy.state_dict().items())
 
 
-def test_generation_stops_at_the_end_of_turn(policy: Any, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("own", "exported"), [(None, 5), (5, 5), (1, [1, 5]), ([1, 7], [1, 7, 5]), ([5, 1], [5, 1])])
+def test_generation_also_stops_at_the_end_of_turn(
+    own: Any, exported: Any, policy: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    assert tokenizer.convert_tokens_to_ids(tiny.END) == 5
+    policy.generation_config.eos_token_id = own
     loaded = AutoModelForCausalLM.from_pretrained(export(policy, tokenizer, tmp_path / "model"))
-    assert loaded.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids(tiny.END)
+    assert loaded.generation_config.eos_token_id == exported
     assert loaded.generation_config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_a_padding_token_of_the_base_is_kept(policy: Any, tokenizer: Any, tmp_path: Path) -> None:
+    policy.generation_config.pad_token_id = 3
+    loaded = AutoModelForCausalLM.from_pretrained(export(policy, tokenizer, tmp_path / "model"))
+    assert loaded.generation_config.pad_token_id == 3
 
 
 @pytest.mark.parametrize("control", ["", tiny.GOOD])
@@ -66,6 +78,15 @@ def test_the_generation_prompt_ends_with_the_control_token_once(control: str, to
         assert made.apply_chat_template(TURNS, add_generation_prompt=True, tokenize=False) == text + control
         assert made.apply_chat_template(TURNS, tokenize=False) == tokenizer.apply_chat_template(TURNS, tokenize=False)
     assert tokenizer.chat_template == before
+
+
+def test_each_of_several_templates_is_conditioned() -> None:
+    several: Any = {"default": tiny.CHATML, "tool_use": tiny.WITH_EOT}
+    tokenizer = tiny.word_tokenizer(several)
+    made = conditioned(tokenizer, tiny.GOOD)
+    assert {name: text.count(tiny.GOOD) for name, text in made.chat_template.items()} == {"default": 1, "tool_use": 1}
+    unconditioned(made, tiny.GOOD)
+    assert made.chat_template == several
 
 
 def test_a_tokenizer_without_a_template_has_nothing_to_condition() -> None:

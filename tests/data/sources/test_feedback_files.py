@@ -9,7 +9,7 @@ import pytest
 
 from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.adapted import without_empty
-from halos.data.sources.json_source import JsonSource
+from halos.data.sources.feedback_files import to_record
 
 Q = {"role": "user", "content": "q"}
 S = {"role": "system", "content": "s"}
@@ -23,7 +23,7 @@ AB = (Completion("a"), Completion("b"))
 
 def read(row: dict[str, Any]) -> tuple[Record | None, Counter[str]]:
     before, dropped = copy.deepcopy(row), Counter[str]()
-    record = JsonSource("f").record("f:3", row, dropped)
+    record = to_record("f:3", row, dropped)
     assert row == before, "the row was changed in place"
     return record, dropped
 
@@ -83,6 +83,7 @@ GOLDEN: dict[str, tuple[dict[str, Any], Record]] = {
         Record("f:3", (USER,), (Completion("a", True),)),
     ),
     "demonstration": ({"prompt": "q", "completion": "a"}, Record("f:3", "q", (Completion("a"),))),
+    "demonstration, called output": ({"prompt": "q", "output": "a"}, Record("f:3", "q", (Completion("a"),))),
     "scored": ({"prompt": "q", "completion": "a", "score": -1}, Record("f:3", "q", (Completion("a", score=-1.0),))),
     "conversation": ({"messages": [S, Q, A]}, Record("f:3", (SYSTEM, USER), (Completion("a"),))),
     "conversation, labelled": (
@@ -105,6 +106,10 @@ GOLDEN: dict[str, tuple[dict[str, Any], Record]] = {
         {"type": "pairwise_feedback", "prompt": [Q], "output_A": [A], "output_B": [B], "label": 1, "reward_A": 2},
         Record("f:3", (USER,), (Completion("a", score=2.0), Completion("b")), ((0, 1),)),
     ),
+    "hh transcripts": (
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+        Record("f:3", (USER,), AB, PREFERRED),
+    ),
     "halos pairwise, B preferred": (
         {"prompt": "q", "output_A": "a", "output_B": "b", "label": 0},
         Record("f:3", "q", AB, ((1, 0),)),
@@ -123,11 +128,14 @@ def test_golden_record(name: str) -> None:
     ("row", "expected"),
     [
         ({}, "expected 'prompt' with 'completions', .*; found an empty row"),
-        ({"question": "q", "answer": "a"}, "expected 'prompt' with 'completions', .*; found 'question', 'answer'"),
+        ({"topic": "q", "essay": "a"}, "expected 'prompt' with 'completions', .*; found 'topic', 'essay'"),
         ({"prompt": "q"}, "or else 'messages'; found 'prompt'"),
-        ({"chosen": "a", "rejected": "b"}, "expected 'prompt' next to 'chosen' and 'rejected'; found none$"),
-        ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "b"}, "for transcripts .* use data=hh"),
-        ({"chosen": [A], "rejected": [B]}, "expected 'prompt' next to 'chosen' and 'rejected'; found none"),
+        ({"chosen": "a", "rejected": "b"}, "expected 'prompt' next to 'chosen' and 'rejected', or texts that begin"),
+        (
+            {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "b"},
+            "name the prompt's column with data.columns.prompt=",
+        ),
+        ({"chosen": [A], "rejected": [B]}, "expected 'prompt' next to 'chosen' and 'rejected', or texts that"),
         ({"prompt": "q", "chosen": "a"}, "expected the key 'rejected'; found 'prompt', 'chosen'"),
         ({"prompt": "q", "chosen": "a", "rejected": None}, "expected 'rejected' to be given; found None"),
         ({"prompt": "q", "chosen": [Q], "rejected": [B]}, r"expected 'chosen\[0\].role' to be assistant"),
@@ -137,7 +145,7 @@ def test_golden_record(name: str) -> None:
         ),
         ({"prompt": [S, Q], "chosen": [Q, A], "rejected": [Q, B]}, "expected 'chosen' to be one assistant message"),
         (
-            {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": "8"},
+            {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": "eight"},
             "expected 'score_chosen' to be a number",
         ),
         ({"prompt": "q", "completion": "a", "label": "maybe"}, "expected 'label' to be true/false.*; found 'maybe'"),
@@ -149,13 +157,12 @@ def test_golden_record(name: str) -> None:
         ({"prompt": "x", "completion": [Q, A]}, "expected 'completion' to be one assistant message"),
         ({"messages": [A]}, "expected 'messages' to be a prompt and an assistant's turn after it"),
         ({"messages": [Q, A, Q]}, r"expected 'messages\[2\].role' to be assistant"),
-        ({"prompt": "q", "output": "a"}, "expected the key 'label'; found 'prompt', 'output'"),
         ({"type": "binary_feedback", "prompt": "q", "label": 1}, "expected the key 'output'"),
         ({"type": "binary_feedback", "prompt": "q", "output": "a", "reward": 1}, "expected the key 'label'"),
         ({"type": "pairwise_feedback", "prompt": "q", "output": "a", "label": 1}, "expected the key 'output_A'"),
         (
             {"prompt": "q", "output_A": "a", "output_B": "b", "label": "desirable"},
-            r"expected 'label' to be 1 \(output_A is preferred\) or 0 \(output_B is\); found 'desirable'",
+            r"expected 'label' to be 'output_A' or 'output_B', left/right, a/b or tie; found 'desirable'; name",
         ),
         ({"prompt": "x", "output_A": [A], "output_B": [Q, B], "label": 1}, "expected 'output_B' to be one assistant"),
         ({"prompt": "q", "completions": []}, "expected 'completions' to be a list of objects with 'text'"),
@@ -169,8 +176,8 @@ def test_golden_record(name: str) -> None:
             r"expected 'completions\[1\]' to have 'text' .*, 'desirable' and 'score' only; found 'desirabel'",
         ),
         (
-            {"prompt": "q", "completions": [{"text": "a", "desirable": "good"}]},
-            r"expected 'completions\[0\].desirable' to be true/false, 0/1 or desirable/undesirable; found 'good'",
+            {"prompt": "q", "completions": [{"text": "a", "desirable": "maybe"}]},
+            r"expected 'completions\[0\].desirable' to be true/false, 1/0, .* undesirable; found 'maybe'",
         ),
         ({"prompt": "q", "completions": [{"text": "a", "score": float("inf")}]}, "expected a finite score, found inf"),
         ({"prompt": "q", "completions": [{"text": "a"}], "id": 4}, "expected 'id' to be a text; found 4"),

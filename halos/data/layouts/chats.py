@@ -1,0 +1,156 @@
+"""Conversations as files write them: other names for roles, pairs of turns, transcripts, prompts inside of texts."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+from halos.data.reading.fields import messages_of, wrong
+from halos.data.records.record import Message
+from halos.data.sources.adapted import FILTERED
+
+UNTRAINED = f"{FILTERED}conversation without a reply of weight 1"
+AFTER_TRAINED = f"{FILTERED}turn after the last reply of weight 1"
+ROLE_NAMES = {
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "observation": "tool",
+    "function": "tool",
+}
+"""Other names of roles, from the formats of ShareGPT, OpenAssistant, Gemma and LLaMA-Factory."""
+TURN = re.compile(r"(?:^|\n)\s*(Human|User|Assistant):[ \t]*", re.MULTILINE)
+OPENING = re.compile(r"\s*(Human|User):")
+END_OF_SENTENCE = re.compile(r"[.?!:…。？！：]['\"”)]*\s*$|\n\s*$")
+
+
+def chat_of(value: object, role_names: Mapping[str, str]) -> object:
+    """Return a list of messages with the keys ``role`` and ``content`` and this project's roles.
+
+    ShareGPT's ``from`` and ``value`` are renamed. A single message becomes a list of one. Everything else is returned
+    as it is; readers of messages say what is wrong with it.
+
+    Args:
+        value: a list of messages, one message, or anything else.
+        role_names: from a role's name in the files to this project's.
+    """
+    if isinstance(value, dict) and ("role" in value or "from" in value):
+        value = [value]
+    if not isinstance(value, list):
+        return value
+    return [_turn(item, role_names) for item in value]
+
+
+def _turn(item: object, role_names: Mapping[str, str]) -> object:
+    if not isinstance(item, dict):
+        return item
+    role = item.get("role", item.get("from"))
+    ours = role_names.get(role, role) if isinstance(role, str) else role
+    if ours == role and "role" in item:
+        return item
+    content = item["content"] if "content" in item else item.get("value")
+    others = {key: value for key, value in item.items() if key not in ("role", "from", "content", "value")}
+    return {"role": ours, "content": content, **others}
+
+
+def is_chat(value: object) -> bool:
+    """Return whether a value is a list of messages, or of ShareGPT's turns."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], dict)
+        and bool({"role", "from"} & set(value[0]))
+    )
+
+
+def history_of(where: str, name: str, value: object, role_names: Mapping[str, str]) -> tuple[Message, ...]:
+    """Return the turns before a prompt: a list of [user, assistant] pairs, or messages.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if is_chat(value):
+        return messages_of(where, name, chat_of(value, role_names))
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise wrong(where, name, "a list of [question, answer] pairs, or of messages", value)
+    turns = [
+        {"role": role, "content": text}
+        for pair in value
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return messages_of(where, name, turns) if turns else ()
+
+
+def transcript_of(text: str) -> tuple[Message, ...] | None:
+    """Split a transcript ``Human: … Assistant:`` into the turns before the last marker.
+
+    Returns:
+        The turns, or None unless the text begins with a human's marker, the markers alternate at the starts of lines,
+        and nothing follows the last marker, which is the assistant's.
+    """
+    if not OPENING.match(text):
+        return None
+    opening, *rest = TURN.split(text)
+    speakers, texts = rest[::2], [turn.strip() for turn in rest[1::2]]
+    roles = ["assistant" if speaker == "Assistant" else "user" for speaker in speakers]
+    alternates = all(role == ("user", "assistant")[n % 2] for n, role in enumerate(roles))
+    if opening.strip() or not alternates or roles[-1] != "assistant" or texts[-1] or not all(texts[:-1]):
+        return None
+    return tuple(Message(role, turn) for role, turn in zip(roles[:-1], texts[:-1], strict=True))
+
+
+def looks_like_transcript(text: str) -> bool:
+    """Return whether a text has turns of a human and of an assistant in it."""
+    if "Assistant:" not in text:  # as in nearly all texts, for which the pattern would be slow
+        return False
+    speakers = {match == "Assistant" for match in TURN.findall(text)}
+    return len(speakers) == 2
+
+
+def common_prompt(where: str, chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Divide two texts that begin with the same prompt into (prompt, chosen reply, rejected reply).
+
+    The prompt is the common start, cut at a word. It has to end with a sentence or a line, because replies may begin
+    with the same words.
+
+    Raises:
+        ValueError: there is no such start, or nothing follows it.
+    """
+    differing = (n for n, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other)
+    start = chosen[: next(differing, min(len(chosen), len(rejected)))]
+    if any(text[len(start) - 1 : len(start) + 1].isalnum() for text in (chosen, rejected)):
+        # A word that both texts only begin alike is part of the replies.
+        start = start[: max(start.rfind(" "), start.rfind("\n")) + 1]
+    replies = [text[len(start) :].strip() for text in (chosen, rejected)]
+    if not start.strip() or not all(replies) or not END_OF_SENTENCE.search(start):
+        raise ValueError(
+            f"{where}: expected 'prompt' next to 'chosen' and 'rejected', or texts that begin with the same prompt; "
+            "where one begins and the other ends is not clear; name the prompt's column with data.columns.prompt=…"
+        )
+    return start.strip(), replies[0], replies[1]
+
+
+def with_turns(prompt: str | tuple[Message, ...], before: tuple[Message, ...]) -> str | tuple[Message, ...]:
+    """Return a prompt with turns before it."""
+    if not before:
+        return prompt
+    return (*before, Message("user", prompt)) if isinstance(prompt, str) else (*before, *prompt)
+
+
+def trained_turns(messages: object, dropped: Counter[str]) -> object:
+    """Return messages up to the last reply whose weight is not 0, None if they end without such a reply."""
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
+        return messages  # the reader of messages says what is wrong
+    if not messages or messages[-1].get("weight") != 0:
+        return messages
+    ends = [n for n, turn in enumerate(messages, 1) if turn.get("role") == "assistant" and turn.get("weight") != 0]
+    if not ends:
+        dropped[UNTRAINED] += 1
+        return None
+    dropped[AFTER_TRAINED] += len(messages) - ends[-1]
+    return messages[: ends[-1]]

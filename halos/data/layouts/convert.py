@@ -1,0 +1,405 @@
+"""From a row and the roles of its columns to a record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+from halos.data.layouts.chats import (
+    ROLE_NAMES,
+    chat_of,
+    common_prompt,
+    history_of,
+    looks_like_transcript,
+    trained_turns,
+    transcript_of,
+    with_turns,
+)
+from halos.data.layouts.roles import Declaration, Path, Roles, has_content, value_at
+from halos.data.layouts.values import plain_word, score_in
+from halos.data.reading.context import in_context
+from halos.data.reading.fields import RawRow, has, keys_of, messages_of, prompt_of, reply_of, required, text_of, wrong
+from halos.data.records.record import (
+    Completion,
+    Message,
+    Prompt,
+    Record,
+    Reply,
+    messages_of as turns_of,
+    prompt_key,
+    reply_text,
+)
+from halos.data.sources.adapted import DIFFERENT_PROMPTS, NOTED, without_empty
+
+COMPLETION_KEYS = {"text", "messages", "desirable", "score"}
+TIE = "filtered: ties (data.ties=keep keeps them)"
+NO_WEIGHT = "filtered: records with weight 0"
+Preferences = tuple[tuple[int, int], ...]
+TextOrTurns = str | tuple[Message, ...]
+
+
+class Converter:
+    """Makes records of rows whose columns play the same roles.
+
+    Args:
+        roles: the columns of each role.
+        declaration: what the user says about values, roles of messages, ties and transcripts.
+    """
+
+    def __init__(self, roles: Roles, declaration: Declaration) -> None:
+        self.roles, self.declaration, self.values = roles, declaration, declaration.values
+        self.role_names = {**ROLE_NAMES, **declaration.roles}
+        kinds: dict[str, Callable[[str, RawRow, Counter[str]], Record | None]] = {
+            "completions": self._listed,
+            "sides": self._compared,
+            "chosen": self._preferred,
+            "completion": self._single,
+        }
+        self._convert = next((convert for role, convert in kinds.items() if role in roles), self._conversation)
+
+    def __call__(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        """Return the record of a row, None if nothing is left of it.
+
+        Args:
+            where: the location of the row.
+            row: the row.
+            dropped: receives counts of what is left out and of what is converted.
+
+        Raises:
+            ValueError: the row is malformed.
+        """
+        record = self._convert(where, row, dropped)
+        if record is None:
+            return None
+        context = {name: self._value(row, name) for name in ("system", "tools", "chat_template_kwargs")}
+        if any(value is not None for value in context.values()):
+            record = replace(record, prompt=in_context(where, context, record.prompt))
+        return without_empty(record, dropped)
+
+    # Parts of a row
+
+    def _value(self, row: RawRow, role: str) -> object:
+        path = self.roles.get(role)
+        value = value_at(row, path) if isinstance(path, str) else None
+        return None if value == "" else value  # an empty cell of a spreadsheet
+
+    def _required(self, where: str, row: RawRow, role: str) -> tuple[str, object]:
+        path = self.roles.get(role, role)
+        if not isinstance(path, str):
+            raise ValueError(f"{where}: expected one column for {role!r}, found {len(path)}")
+        value = value_at(row, path)
+        if value is None:
+            required(where, row, path)  # raises unless the path leads into a column
+            raise wrong(where, path, "given", None)
+        return path, value
+
+    def _prompt(self, where: str, row: RawRow, dropped: Counter[str]) -> TextOrTurns | None:
+        """Return the prompt of a row with its history and input; None where it has no prompt."""
+        role = "prompt" if "prompt" in self.roles else "messages"
+        path, value = self.roles.get(role), self._value(row, role)
+        if value is None or not isinstance(path, str):
+            return None
+        prompt = prompt_of(where, {path: chat_of(value, self.role_names)}, path)
+        if isinstance(prompt, str):
+            prompt = self._with_input(where, row, prompt)
+            prompt = self._turns_of_transcript(prompt, dropped)
+        return self._with_history(where, row, prompt)
+
+    def _with_input(self, where: str, row: RawRow, prompt: str) -> str:
+        value = self._value(row, "input")
+        if not has_content(value):
+            return prompt
+        return f"{prompt}\n{text_of(where, str(self.roles['input']), value)}"
+
+    def _turns_of_transcript(self, prompt: str, dropped: Counter[str]) -> TextOrTurns:
+        if not looks_like_transcript(prompt):
+            return prompt
+        turns = transcript_of(prompt) if self.declaration.split_transcripts else None
+        dropped[f"{NOTED}{'transcripts split into turns' if turns else 'prompts that look like a transcript'}"] += 1
+        return turns or prompt
+
+    def _with_history(self, where: str, row: RawRow, prompt: TextOrTurns) -> TextOrTurns:
+        history = self._value(row, "history")
+        if not has_content(history):
+            return prompt
+        return with_turns(prompt, history_of(where, str(self.roles["history"]), history, self.role_names))
+
+    def _reply(self, where: str, row: RawRow, path: Path) -> tuple[tuple[Message, ...], Reply]:
+        """Return (the turns before a completion in its own column, the completion)."""
+        value = chat_of(value_at(row, path), self.role_names)
+        if value is None:
+            required(where, row, path)
+        return reply_of(where, {path: value}, path)
+
+    def _agreed(
+        self, where: str, path: Path, own: TextOrTurns | None, before: tuple[Message, ...]
+    ) -> TextOrTurns | None:
+        """Return the prompt of a completion: the turns before it, or the row's prompt; they have to agree."""
+        prompt = before or own
+        if before and own is not None:
+            check_agreement(where, path, own, before)
+        return prompt
+
+    def _score(self, where: str, row: RawRow, path: Path | None) -> float | None:
+        return None if path is None else score_in(where, path, value_at(row, path))
+
+    def _weighed(self, where: str, row: RawRow, record: Record, dropped: Counter[str]) -> Record | None:
+        weight = self._score(where, row, path) if isinstance(path := self.roles.get("weight"), str) else None
+        if weight == 0:
+            dropped[NO_WEIGHT] += 1
+            return None
+        return record
+
+    # Kinds of rows
+
+    def _single(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        own = self._prompt(where, row, dropped)
+        path, _ = self._required(where, row, "completion")
+        before, reply = self._reply(where, row, path)
+        prompt = self._agreed(where, path, own, before)
+        if prompt is None:
+            required(where, row, "prompt")
+            raise wrong(where, "prompt", "given", None)
+        note_repeated(prompt, reply, dropped)
+        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, reply, dropped),)), dropped)
+
+    def _conversation(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        path, value = self._required(where, row, "messages")
+        if isinstance(value, str):
+            raise wrong(where, path, "a list of messages", value)
+        turns = trained_turns(chat_of(value, self.role_names), dropped)
+        if turns is None:
+            return None
+        before, reply = reply_of(where, {path: turns}, path)
+        if not before:
+            raise wrong(where, path, "a prompt and an assistant's turn after it", value)
+        prompt = self._with_history(where, row, before)
+        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, reply, dropped),)), dropped)
+
+    def _judged(self, where: str, row: RawRow, reply: Reply, dropped: Counter[str]) -> Completion:
+        label = None
+        path = self.roles.get("label")
+        if isinstance(path, str):
+            if "." not in path and path not in row:
+                required(where, row, path)
+            # A label that is present but null is an error, not a completion without feedback.
+            label = self.values.label(where, path, value_at(row, path))
+        if label is None and isinstance(votes := self.roles.get("votes"), str):
+            label = self._majority(where, votes, value_at(row, votes), dropped)
+        score = self.roles.get("score")
+        return Completion.of(reply, label, self._score(where, row, score if isinstance(score, str) else None))
+
+    def _majority(self, where: str, path: Path, votes: object, dropped: Counter[str]) -> bool | None:
+        """Return the label that most votes give, None for as many on either side; disagreement is counted."""
+        if votes is None:
+            return None
+        if not isinstance(votes, Mapping) or not all(type(count) is int and count >= 0 for count in votes.values()):
+            raise wrong(where, path, "counts of votes, such as {up: 7, down: 2}", votes)
+        counts = {True: 0, False: 0}
+        for word, count in votes.items():
+            counts[self.values.label(where, path, word)] += count
+        if all(counts.values()):
+            dropped[f"{NOTED}completions whose votes disagree"] += 1
+        return None if counts[True] == counts[False] else counts[True] > counts[False]
+
+    def _preferred(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        own = self._prompt(where, row, dropped)
+        paths = [self._required(where, row, role)[0] for role in ("chosen", "rejected")]
+        (before, chosen), (before_rejected, rejected) = (self._reply(where, row, path) for path in paths)
+        prompt, other = before or own, before_rejected or own
+        if prompt is None or other is None:
+            text, chosen, rejected = common_prompt(where, reply_text(chosen), reply_text(rejected))
+            dropped[f"{NOTED}prompts that are the common start of both sides"] += 1
+            prompt = other = self._with_history(where, row, text)
+        # A pair whose sides differ before the last turn compares conversations, not replies to one prompt.
+        if prompt_key(prompt) != prompt_key(other):
+            dropped[DIFFERENT_PROMPTS] += 1
+            return None
+        if own is not None:
+            check_agreement(where, paths[0], own, prompt)
+        if isinstance(own, tuple) and isinstance(self._value(row, "prompt"), str):
+            # The space after "Assistant:" belongs to the transcript.
+            chosen, rejected = (reply.strip() if isinstance(reply, str) else reply for reply in (chosen, rejected))
+        note_repeated(prompt, chosen, dropped)
+        scores = [self.roles.get(role) for role in ("score_chosen", "score_rejected")]
+        completions = tuple(
+            Completion.of(reply, score=self._score(where, row, path if isinstance(path, str) else None))
+            for reply, path in zip((chosen, rejected), scores, strict=True)
+        )
+        return self._weighed(where, row, Record(where, prompt, completions, ((0, 1),)), dropped)
+
+    def _compared(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        sides = self._pair_of_paths("sides")
+        own = self._prompt(where, row, dropped)
+        for side in sides:
+            required(where, row, side) if "." not in side else None
+        replies = [self._reply(where, row, side) for side in sides]
+        prompts = [self._agreed(where, side, own, before) for side, (before, _) in zip(sides, replies, strict=True)]
+        if prompts[0] is None or prompts[1] is None:
+            raise ValueError(f"{where}: expected 'prompt' next to {sides[0]!r} and {sides[1]!r}; found {keys_of(row)}")
+        if prompt_key(prompts[0]) != prompt_key(prompts[1]):
+            dropped[DIFFERENT_PROMPTS] += 1
+            return None
+        paths = self._pair_of_paths("scores") if "scores" in self.roles else (None, None)
+        scores = [self._score(where, row, path) for path in paths]
+        preferences = self._winner(where, row, sides, scores, dropped)
+        if preferences is None:
+            return None
+        completions = tuple(
+            Completion.of(reply, score=score) for (_, reply), score in zip(replies, scores, strict=True)
+        )
+        return self._weighed(where, row, Record(where, prompts[0], completions, preferences), dropped)
+
+    def _pair_of_paths(self, role: str) -> tuple[Path, Path]:
+        paths = self.roles[role]
+        return paths[0], paths[1]
+
+    def _winner(
+        self, where: str, row: RawRow, sides: tuple[Path, Path], scores: Sequence[float | None], dropped: Counter[str]
+    ) -> Preferences | None:
+        """Return the preference between two sides; None for a tie that is left out."""
+        column = self.roles.get("winner")
+        if column is None:
+            if None in scores:
+                raise ValueError(
+                    f"{where}: expected a column that says which of {sides[0]!r} and {sides[1]!r} is better, or their "
+                    f"scores; found {keys_of(row)}; name it with data.columns.winner=… or data.columns.scores=[…]"
+                )
+            return ()
+        if isinstance(column, str):
+            place = self._winner_in(where, row, column, sides, dropped)
+        else:
+            won = [self.values.label(where, path, value_at(row, path)) for path in column]
+            if sum(won) > 1:
+                raise ValueError(
+                    f"{where}: expected one winner, found {', '.join(column[n] for n, w in enumerate(won) if w)}"
+                )
+            place = tuple(n for n, has_won in enumerate(won[:2]) if has_won)
+        if place:
+            return ((0, 1),) if place == (0,) else ((1, 0),)
+        if self.declaration.keep_ties:
+            return ()
+        dropped[TIE] += 1
+        return None
+
+    def _winner_in(
+        self, where: str, row: RawRow, column: Path, sides: tuple[Path, Path], dropped: Counter[str]
+    ) -> tuple[int, ...]:
+        value = value_at(row, column)
+        if value is None:
+            required(where, row, column)
+            raise wrong(where, column, "given", None)
+        # HALOs' pairwise feedback: 1 says that A is preferred, 0 that B is.
+        if column in ("label", "labels") and sides[0][-1:] in "aA" and plain_word(value) in ("1", "0", "true", "false"):
+            return (0,) if plain_word(value) in ("1", "true") else (1,)
+        numbers = [side[-1:] for side in sides]
+        if isinstance(value, float) and all(n.isdigit() for n in numbers) and not value.is_integer():
+            low, high = map(int, numbers)
+            if low < value < high:
+                dropped[f"{NOTED}soft preferences rounded"] += 1
+                return () if value - low == high - value else (0,) if value - low < high - value else (1,)
+        return self.values.winner(where, column, value, sides)
+
+    def _listed(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        path, items = self._required(where, row, "completions")
+        item_name = self.roles.get("text")
+        if not isinstance(items, list) or not items:
+            raise wrong(where, path, "a list of objects with 'text'", items)
+        prompt = self._prompt(where, row, dropped)
+        if prompt is None:
+            raise ValueError(f"{where}: expected the key 'prompt'; found {keys_of(row)}")
+        if path == "output" and item_name is None:
+            texts = [text_of(where, f"{path}[{n}]", text) for n, text in enumerate(items)]
+            ranked = tuple(combinations(range(len(texts)), 2))
+            return self._weighed(where, row, Record(where, prompt, tuple(map(Completion, texts)), ranked), dropped)
+        own_format = path == "completions" and item_name in (None, "text")
+        completions = tuple(self._item(where, f"{path}[{n}]", item, own_format) for n, item in enumerate(items))
+        preferences = _preferences(where, self._value(row, "preferences")) + self._by_rank(where, path, items)
+        record = Record(where, prompt, completions, preferences)
+        name = self._value(row, "id")
+        if own_format and name is not None:
+            record_id = text_of(where, "id", name)
+            if not record_id.strip():
+                raise wrong(where, "id", "a name", name)
+            # Only now: the errors of the record's own checks name the file and the line, which help more than its id.
+            record = replace(record, id=record_id)
+        return self._weighed(where, row, record, dropped)
+
+    def _item(self, where: str, name: str, item: object, own_format: bool) -> Completion:
+        text = str(self.roles.get("text", "text"))
+        if not isinstance(item, Mapping) or has(item, text) == (own_format and has(item, "messages")):
+            raise wrong(where, name, f"an object with {text!r}" + (" or 'messages'" if own_format else ""), item)
+        unknown = sorted(set(item) - COMPLETION_KEYS) if own_format and "rank" not in self.roles else []
+        # A mistyped 'desirable' would otherwise pass for a completion without feedback.
+        if unknown:
+            raise ValueError(
+                f"{where}: expected {name!r} to have 'text' (or 'messages'), 'desirable' and 'score' only; "
+                f"found {unknown[0]!r}"
+            )
+        label_key, score_key = self.roles.get("label", "desirable"), self.roles.get("score", "score")
+        label = item.get(label_key)
+        reply: Reply
+        if has(item, text):
+            reply = text_of(where, f"{name}.{text}", item[text])
+        else:
+            reply = messages_of(where, f"{name}.messages", item["messages"])
+            if not reply[-1].weight:
+                raise wrong(where, f"{name}.messages[{len(reply) - 1}].weight", "1, as the last turn is judged", 0)
+        return Completion.of(
+            reply,
+            desirable=None if label is None else self.values.label(where, f"{name}.{label_key}", label),
+            score=score_in(where, f"{name}.{score_key}", item.get(score_key)),
+        )
+
+    def _by_rank(self, where: str, path: Path, items: Sequence[object]) -> Preferences:
+        """Return a preference for every two items with different ranks; rank 1 is the best."""
+        key = self.roles.get("rank")
+        if key is None:
+            return ()
+        ranks = [
+            score_in(where, f"{path}[{n}].{key}", item.get(key) if isinstance(item, Mapping) else None)
+            for n, item in enumerate(items)
+        ]
+        ranked = [(n, rank) for n, rank in enumerate(ranks) if rank is not None]
+        return tuple(
+            (i, j) if rank < other else (j, i) for (i, rank), (j, other) in combinations(ranked, 2) if rank != other
+        )
+
+
+def note_repeated(prompt: TextOrTurns, text: Reply, dropped: Counter[str]) -> None:
+    """Count a reply that begins with its prompt."""
+    if not isinstance(text, str):
+        return
+    question = prompt if isinstance(prompt, str) else prompt[-1].content
+    if text[:1] == question[:1] and len(question) > 10 and text.startswith(question.strip()):
+        dropped[f"{NOTED}replies that repeat their prompt"] += 1
+
+
+def check_agreement(where: str, key: str, prompt: Prompt, turns: Prompt) -> None:
+    """Raise ``ValueError`` unless the turns before a completion repeat the prompt of the row.
+
+    A prompt that is a text may repeat the first user turn only, as UltraFeedback's does.
+    """
+    if prompt_key(prompt) == prompt_key(turns):
+        return
+    question = next((message.content for message in turns_of(turns) if message.role == "user"), None)
+    if isinstance(prompt, str) and question is not None and question.strip() == prompt.strip():
+        return
+    raise ValueError(
+        f"{where}: expected {key!r} to be one assistant message, or the conversation that 'prompt' starts; "
+        "found other turns before the completion"
+    )
+
+
+def _preferences(where: str, value: object) -> Preferences:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise wrong(where, "preferences", "a list of [better, worse]", value)
+    for i, pair in enumerate(value):
+        # By type: true and false are the indices 1 and 0 to Python.
+        if not isinstance(pair, list) or [type(index) for index in pair] != [int, int]:
+            raise wrong(where, f"preferences[{i}]", "two indices [better, worse]", pair)
+    return tuple((better, worse) for better, worse in value)

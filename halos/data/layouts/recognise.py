@@ -1,0 +1,300 @@
+"""Recognise the layout of a row: which of its columns plays which role.
+
+A row is recognised by the names of its columns and by the kinds of their values. Rows that agree in both are
+recognised once. What a user declares comes first; names are looked up for the other roles.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from halos.data.layouts.chats import is_chat
+from halos.data.layouts.roles import ITEM_NAMES, NAMES, Path, Roles, column_of, has_content, value_at
+from halos.data.layouts.values import number_in
+from halos.data.reading.fields import RawRow, keys_of, shorten
+
+SIDE = re.compile(r"(?P<stem>.*?)_?(?P<end>[ab012])", re.IGNORECASE)
+SIDE_STEMS = frozenset(
+    [
+        "output",
+        "response",
+        "answer",
+        "completion",
+        "conversation",
+        "reply",
+        "generation",
+        "model_output",
+        "candidate",
+        "human_ref",
+        "data.output",
+        "data.response",
+        "data.answer",
+        "data.completion",
+        "data.text",
+    ]
+)
+"""What the two columns of a comparison are called, before ``_a`` and ``_b``, ``_0`` and ``_1`` or ``_1`` and ``_2``."""
+SIDE_ENDS = (("a", "b"), ("0", "1"), ("1", "2"))
+SIDE_SCORES = ("score", "reward")
+HALOS_TYPES = {
+    "binary_feedback": ("prompt", "completion"),
+    "scalar_feedback": ("prompt", "completion"),
+    "pairwise_feedback": ("prompt", "sides"),
+}
+CONTENT = re.compile(
+    r"system.*|inputs?|history|contexts?|documents?|passages?|images?|pictures?|videos?|audios?|tools|functions"
+    r"|winner.*|rejected_.*|chosen_.*|weight|margin|votes|instruction|question|query",
+    re.IGNORECASE,
+)
+"""Columns that can carry content or judgement: they are used, or ignored by name, or refused."""
+NO_CONTENT = re.compile(r".*_(id|ids|model|name|source|tokens|length|len|url|logprob|avg_logprob|hash)", re.IGNORECASE)
+NO_SCORE = re.compile(
+    r"(.*_)?(id|ids|index|idx|row|turn|turns|num|number|count|length|len|tokens|time|timestamp|date|year|created|"
+    r"created_at|updated_at|seed|version|split|temperature)",
+    re.IGNORECASE,
+)
+
+
+def recognised(where: str, row: RawRow, declared: Roles, ignore: Sequence[str]) -> dict[str, Path | tuple[Path, ...]]:
+    """Return the roles of a row's columns.
+
+    Args:
+        where: the location of the row.
+        row: the row.
+        declared: the roles that the user has named.
+        ignore: columns that play no role.
+
+    Raises:
+        ValueError: there are no completions, or it is not clear which column is the judgement.
+    """
+    finder = _Finder(row, declared, ignore)
+    roles = finder.roles
+    finder.find_completions(where)
+    for role in ("prompt", "system", "history", "tools", "chat_template_kwargs", "weight", "id"):
+        finder.find(role)
+    if "chosen" in roles:
+        for role in ("score_chosen", "score_rejected", "margin"):
+            finder.find(role)
+    if "prompt" not in roles and "messages" not in roles:
+        finder.find("messages")
+    if not {"prompt", "messages"} & set(roles) and "completion" in roles:
+        finder.find("prompt", ("input",))
+    if "prompt" in roles:
+        finder.find("input")
+    return roles
+
+
+class _Finder:
+    """Finds columns for roles; a column plays one role."""
+
+    def __init__(self, row: RawRow, declared: Roles, ignore: Sequence[str]) -> None:
+        self.row = row
+        self.roles: dict[str, Path | tuple[Path, ...]] = dict(declared)
+        self.taken = {path for paths in declared.values() for path in ((paths,) if isinstance(paths, str) else paths)}
+        self.taken.update(ignore)
+        # Spreadsheets have "User input" where programs have user_input.
+        self.by_name = {re.sub(r"[\s-]+", "_", key.strip()).casefold(): key for key in reversed(list(row))}
+
+    def find(self, role: str, names: tuple[str, ...] = ()) -> bool:
+        """Find the column of a role; return whether it has one."""
+        if role not in self.roles:
+            # A column with content counts first: a table of rows in several layouts has the columns of all.
+            candidates = [path for name in names or NAMES[role] if (path := self._path(name)) is not None]
+            if role == "prompt":
+                # An object holds parts, as WebGPT's question does; these have names of their own (question.full_text).
+                candidates = [path for path in candidates if not isinstance(value_at(self.row, path), dict)]
+            candidates.sort(key=lambda path: not has_content(value_at(self.row, path)))
+            if candidates:
+                self.roles[role] = candidates[0]
+                self.taken.add(candidates[0])
+        return role in self.roles
+
+    def _path(self, name: str) -> Path | None:
+        path = self.by_name.get(name, name if "." in name else None)
+        if path is None or path in self.taken:
+            return None
+        return None if path not in self.row and value_at(self.row, path) is None else path
+
+    def find_completions(self, where: str) -> None:
+        """Find the columns of the completions and of what was said of them.
+
+        Raises:
+            ValueError: there are none.
+        """
+        kind = HALOS_TYPES.get(str(self.row.get("type")))
+        if kind is not None:
+            self._halos(kind[1])
+            return
+        # First by columns with content, as a table of rows in several layouts has empty columns of the others.
+        for filled in (True, False):
+            for layout in (self._list, self._sides, self._pair, self._single, self._conversation):
+                if layout(filled):
+                    return
+        raise ValueError(
+            f"{where}: expected 'prompt' with 'completions', 'chosen' and 'rejected', 'completion', 'output', or "
+            f"'output_A' and 'output_B', or else 'messages'; found {keys_of(self.row)}; "
+            f"name the columns: {suggestion(self.row)}"
+        )
+
+    def _halos(self, kind: str) -> None:
+        if kind == "sides":
+            self.roles.update(sides=("output_A", "output_B"), scores=("reward_A", "reward_B"), winner="label")
+        else:
+            self.roles.update(completion="output", score="reward")
+            if self.row["type"] == "binary_feedback" or "label" in self.row:
+                self.roles["label"] = "label"
+
+    def _is_filled(self, role: str, filled: bool) -> bool:
+        path = self.roles.get(role)
+        return isinstance(path, str) and (not filled or has_content(value_at(self.row, path)))
+
+    def _found(self, role: str, filled: bool) -> bool:
+        """Find a column for a role, and forget it again if it is empty where columns with content are looked for."""
+        declared = role in self.roles
+        if self.find(role) and (declared or self._is_filled(role, filled)):
+            return True
+        if not declared and (path := self.roles.pop(role, None)):
+            self.taken.discard(str(path))
+        return False
+
+    def _list(self, filled: bool) -> bool:
+        outputs = self.row.get("output") if "output" not in self.taken else None
+        # A ranking of LLaMA-Factory: texts, the best first. A list of messages is one completion.
+        if isinstance(outputs, list) and outputs and all(isinstance(text, str) for text in outputs):
+            self.roles.setdefault("completions", "output")
+            self.taken.add("output")
+        if not self._found("completions", filled):
+            return False
+        self.find("preferences")
+        items = value_at(self.row, str(self.roles["completions"]))
+        first = items[0] if isinstance(items, list) and items else None
+        if isinstance(first, dict):
+            for role, names in ITEM_NAMES.items():
+                if role not in self.roles and (name := next((name for name in names if name in first), None)):
+                    self.roles[role] = name
+        return True
+
+    def _sides(self, filled: bool) -> bool:
+        if "sides" not in self.roles:
+            pairs = [pair for stem in self._stems() if (pair := self._pair_of(stem))]
+            found = next((p for p in pairs if not filled or any(has_content(value_at(self.row, s)) for s in p)), None)
+            if found is None:
+                return False
+            self.roles["sides"] = found
+            self.taken.update(found)
+        sides = self.roles["sides"]
+        if "scores" not in self.roles:
+            ends = [re.sub(r".*?([ab012])$", r"\1", side, flags=re.IGNORECASE) for side in sides]
+            for stem in SIDE_SCORES:
+                scores = tuple(self.by_name.get(f"{stem}_{end.casefold()}", "") for end in ends)
+                if all(scores):
+                    self.roles["scores"] = scores
+                    self.taken.update(scores)
+                    break
+        if "winner" not in self.roles and {"winner_model_a", "winner_model_b"} <= set(self.row):
+            tie = ("winner_tie",) if "winner_tie" in self.row else ()
+            self.roles["winner"] = ("winner_model_a", "winner_model_b", *tie)
+        self.find("winner", (*NAMES["winner"], "label", "labels"))
+        return True
+
+    def _stems(self) -> list[str]:
+        nested = [f"data.{key}" for key in data] if isinstance(data := self.row.get("data"), dict) else []
+        stems = [match["stem"].casefold() for key in [*self.row, *nested] if (match := SIDE.fullmatch(key))]
+        return [stem for stem in dict.fromkeys(stems) if stem in SIDE_STEMS]
+
+    def _pair_of(self, stem: str) -> tuple[str, str] | None:
+        for ends in SIDE_ENDS:
+            for separator in ("_", ""):
+                names = [f"{stem}{separator}{end}" for end in ends]
+                paths = [path for name in names if (path := self._path(name)) is not None]
+                if len(paths) == 2:
+                    return paths[0], paths[1]
+        return None
+
+    def _pair(self, filled: bool) -> bool:
+        found = self._found("chosen", filled) | self._found("rejected", filled)
+        if found:  # one of them alone is an error that its reader explains
+            self.roles.setdefault("chosen", "chosen")
+            self.roles.setdefault("rejected", "rejected")
+        return found
+
+    def _single(self, filled: bool) -> bool:
+        if not self._found("completion", filled):
+            return False
+        self._find_judgement()
+        return True
+
+    def _conversation(self, filled: bool) -> bool:
+        if not self._found("messages", filled):
+            return False
+        self._find_judgement()
+        return True
+
+    def _find_judgement(self) -> None:
+        for role in ("label", "score", "votes"):
+            self.find(role)
+
+
+def unclear_judgement(row: RawRow, roles: Roles, ignore: Sequence[str]) -> list[str]:
+    """Return the columns of numbers that may be the judgement of a completion for which none was recognised."""
+    if not {"completion", "messages"} & set(roles) or {"label", "score", "votes", "chosen", "sides"} & set(roles):
+        return []
+    used = used_columns(row, roles)
+    return [
+        key
+        for key, value in row.items()
+        if key not in used and key not in ignore and not NO_SCORE.fullmatch(key) and _may_be_score(value)
+    ]
+
+
+def _may_be_score(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and number_in(value) is not None)
+
+
+def used_columns(row: RawRow, roles: Roles) -> dict[str, str]:
+    """Return the role of each column that plays one."""
+    used = {}
+    for role, paths in roles.items():
+        for path in (paths,) if isinstance(paths, str) else paths:
+            if role not in ITEM_NAMES or "completions" not in roles:
+                used[column_of(row, path)] = role
+    return used
+
+
+def refused_columns(row: RawRow, roles: Roles, ignore: Sequence[str]) -> list[str]:
+    """Return the columns that can carry content or judgement and play no role."""
+    used = used_columns(row, roles)
+    # The conversation next to its own sides, as in binarized UltraFeedback, repeats them.
+    repeats = "chosen" in roles or "sides" in roles
+    return [
+        key
+        for key, value in row.items()
+        if key not in used
+        and key not in ignore
+        and has_content(value)
+        and (_by_name(key) or (is_chat(value) and not repeats))
+    ]
+
+
+def _by_name(key: str) -> bool:
+    return CONTENT.fullmatch(key.strip()) is not None and NO_CONTENT.fullmatch(key.strip()) is None
+
+
+def suggestion(row: RawRow) -> str:
+    """Return words of the command line that may name the columns of a row that was not recognised."""
+    texts = sorted(
+        (key for key, value in row.items() if isinstance(value, str) and number_in(value) is None), key=_telling
+    )
+    if len(texts) < 2:
+        return "data.columns.prompt=… data.columns.completion=…"
+    others = [key for key in row if key not in texts[:2]]
+    label = f" data.columns.label={shorten(others[0])[1:-1]}" if len(others) == 1 else ""
+    return f"data.columns.prompt={texts[0]} data.columns.completion={texts[1]}{label}"
+
+
+def _telling(key: str) -> int:
+    name = key.casefold()
+    if any(word in name for word in ("quest", "prompt", "instr", "input", "query", "ask")):
+        return 0
+    return 1 if any(word in name for word in ("answer", "repl", "respon", "output", "complet", "text")) else 2

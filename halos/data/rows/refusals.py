@@ -1,0 +1,108 @@
+"""What cannot become token rows, counted over a data set: the error says how many and which are the first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from halos.data.reading.fields import shorten
+
+SHOWN = 3
+"""Places that an error names."""
+_THINKING = ("enable_thinking", "thinking")
+"""Variables with which templates switch reasoning on and off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why one example cannot become a row.
+
+    Attributes:
+        kind: ``boundary`` (the template does not continue its own prompt) or ``markup`` (special tokens in a text).
+        where: the place of the example in the data.
+        shown: what is wrong with it.
+    """
+
+    kind: str
+    where: str
+    shown: str
+
+
+@dataclass(slots=True)
+class Refusals:
+    """Counts of refusals, and the first of each kind.
+
+    Attributes:
+        counts: the number of examples by kind.
+        first: the first refusals by kind.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, list[Refusal]] = field(default_factory=dict)
+
+    def add(self, refusals: Iterable[Refusal]) -> None:
+        """Count refusals; several of one example count once."""
+        for one in {(refusal.kind, refusal.where): refusal for refusal in refusals}.values():
+            self.counts[one.kind] = self.counts.get(one.kind, 0) + 1
+            self.first.setdefault(one.kind, []).append(one)
+            del self.first[one.kind][SHOWN:]
+
+    def notes(self) -> dict[str, object]:
+        """Return them as plain JSON."""
+        return {kind: [count, [[r.where, r.shown] for r in self.first[kind]]] for kind, count in self.counts.items()}
+
+
+def check_refusals(parts: Sequence[Mapping[str, Sequence[object]]], examples: int, template: str) -> None:
+    """Raise an error if examples were refused.
+
+    Args:
+        parts: the notes of the parts of a data set, from :meth:`Refusals.notes`.
+        examples: examples in all parts.
+        template: the text of the chat template, for what the error recommends.
+
+    Raises:
+        ValueError: some examples were refused.
+    """
+    for kind, message in (("markup", _markup), ("boundary", _boundary)):
+        found = [part[kind] for part in parts if kind in part]
+        if not found:
+            continue
+        count = sum(int(str(number)) for number, _ in found)
+        first = [(str(where), str(shown)) for _, places in found for where, shown in places][:SHOWN]  # type: ignore[attr-defined]
+        names = ", ".join(where for where, _ in first) + (", …" if count > len(first) else "")
+        raise ValueError(message(f"{count:,} of {examples:,} examples", names, first[0][1], template))
+
+
+def _markup(count: str, names: str, shown: str, template: str) -> str:
+    return (
+        f"data: expected texts without special tokens of the tokenizer, found some in {count} ({names}): {shown}. "
+        "A tokenizer reads them as markup; remove them, or set data.text=rendered if prompts and completions carry "
+        "their markup already"
+    )
+
+
+def _boundary(count: str, names: str, shown: str, template: str) -> str:
+    return (
+        f"data: expected the chat template to write every prompt the same way with and without its reply, found "
+        f"{count} where it does not ({names}): {shown}. The model would be trained on another text than it is served; "
+        f"{_help(template)}"
+    )
+
+
+def _help(template: str) -> str:
+    switch = next((name for name in _THINKING if re.search(rf"\b{name}\b", template)), None)
+    choices = [f"set model.chat_template_kwargs.{switch}=false"] if switch else []
+    choices.append("choose another template with model.chat_template=…")
+    if re.search("think|reasoning", template):
+        choices.append("put the reasoning that the template expects into the data")
+    return ", or ".join(choices)
+
+
+def differing(alone: str, whole: str) -> str:
+    """Describe where a prompt differs from the beginning of the same prompt with its reply."""
+    at = next((n for n, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole)))
+    return (
+        f"after {shorten(alone[max(0, at - 30) : at])} follows {shorten(alone[at : at + 30])} in the prompt alone, "
+        f"{shorten(whole[at : at + 30])} with the reply"
+    )

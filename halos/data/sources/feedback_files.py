@@ -1,0 +1,301 @@
+"""Files of feedback in the layouts that people have; the columns of each row tell which."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+from halos.checks import check_whole
+from halos.data.layouts.chats import is_chat
+from halos.data.layouts.convert import Converter
+from halos.data.layouts.exports import is_label_studio, is_open_webui, label_studio_row, open_webui_record
+from halos.data.layouts.recognise import recognised, refused_columns, unclear_judgement, used_columns
+from halos.data.layouts.roles import Declaration, check_declared, declared, has_content
+from halos.data.layouts.values import Values
+from halos.data.reading.fields import TEMPLATE_FIELDS, RawRow, keys_of
+from halos.data.reading.files import Piece, read_piece
+from halos.data.reading.json_files import Located, MalformedRow, parse_json
+from halos.data.records.record import ROLES, Record
+from halos.data.sources.adapted import BAD_ROW, COLUMN, Adapted, Origin
+from halos.data.sources.base import Files, FileSource
+from halos.data.sources.hh import hh_record
+from halos.data.sources.oasst import is_tree, tree_records
+
+KNOWN_FIELDS = TEMPLATE_FIELDS | {"role", "content", "from", "value", "weight"}
+CHOICES = {"ties": ("drop", "keep"), "transcripts": ("split", "keep"), "bad_rows": ("stop", "skip")}
+
+
+@dataclass(slots=True)
+class _Layout:
+    """What is known of the rows whose columns agree.
+
+    Attributes:
+        converter: makes their records.
+        columns: what became of each column: its role, or ``unused``.
+        rows: how many rows there were.
+    """
+
+    converter: Converter
+    columns: dict[str, str]
+    rows: int = 0
+
+
+class Layouts:
+    """Recognises the layout of each row and makes its record.
+
+    Args:
+        declaration: what the user says about columns and values.
+    """
+
+    def __init__(self, declaration: Declaration) -> None:
+        self.declaration = declaration
+        self._layouts: dict[object, _Layout] = {}
+
+    def __repr__(self) -> str:
+        # Part of the key of prepared data: what was recognised so far is no setting.
+        return f"Layouts({self.declaration})"
+
+    def adapted(self, where: str, row: RawRow) -> Iterator[Adapted]:
+        """Yield what a row gives: one record in most layouts, one for each prompt in a conversation tree.
+
+        Args:
+            where: the location of the row.
+            row: the row.
+
+        Raises:
+            ValueError: the row is malformed or in no known layout, or has a column that would be lost.
+        """
+        if is_tree(row):
+            yield from tree_records(where, row)
+            return
+        dropped: Counter[str] = Counter()
+        yield where, self.record(where, row, dropped), dropped
+
+    def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+        """Return the record of a row that has one, None if nothing is left of it; see :meth:`adapted`.
+
+        Args:
+            where: the location of the row.
+            row: the row.
+            dropped: receives counts of what is left out and of what is converted.
+        """
+        if is_open_webui(row):
+            return open_webui_record(where, row, self.declaration.values, dropped)
+        task = label_studio_row(where, row, dropped) if is_label_studio(row) else row
+        if task is None:
+            return None
+        if _is_transcript(task) and not self.declaration.columns:
+            return hh_record(where, task, dropped)
+        layout = self._layout_of(where, task)
+        layout.rows += 1
+        return layout.converter(where, task, dropped)
+
+    def _layout_of(self, where: str, row: RawRow) -> _Layout:
+        kinds = [type(value) if has_content(value) else None for value in row.values()]
+        name = row.get("type")
+        key = (*row, *kinds, name if isinstance(name, str) else None)
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = self._layouts[key] = self._recognise(where, row)
+        return layout
+
+    def _recognise(self, where: str, row: RawRow) -> _Layout:
+        says = self.declaration
+        check_declared(where, row, says.columns)
+        roles = recognised(where, row, says.columns, says.ignore)
+        if candidates := unclear_judgement(row, roles, says.ignore):
+            words = " or ".join(f"data.columns.score={name}" for name in candidates)
+            raise ValueError(
+                f"{where}: expected to know which column judges the completion, found numbers in "
+                f"{', '.join(candidates)}; choose with {words}, or leave them out with "
+                f"data.columns.ignore=[{','.join(candidates)}]"
+            )
+        if refused := refused_columns(row, roles, says.ignore):
+            raise ValueError(_refusal(where, row, refused))
+        used = used_columns(row, roles)
+        ignored = dict.fromkeys(says.ignore, "ignored")
+        columns = {name: used.get(name, ignored.get(name, "unused")) for name in row}
+        for name in used:
+            columns |= {f"{name}[].{field}": "unused" for field in unused_fields(row.get(name))}
+        return _Layout(Converter(roles, says), columns)
+
+    def columns(self) -> Counter[str]:
+        """Return for each column what became of it, and in how many rows."""
+        counts: Counter[str] = Counter()
+        for layout in self._layouts.values():
+            for name, use in layout.columns.items():
+                counts[f"{COLUMN}{name}: {use}"] += layout.rows
+        return counts
+
+
+def unused_fields(value: object) -> list[str]:
+    """Return the names in the messages of a column that no template reads."""
+    turns = value if is_chat(value) and isinstance(value, list) else []
+    names = {str(name): None for turn in turns if isinstance(turn, dict) for name in turn}
+    return [name for name in names if name not in KNOWN_FIELDS]
+
+
+def _refusal(where: str, row: RawRow, names: list[str]) -> str:
+    modalities = [n for n in names if n.casefold().rstrip("s") in ("image", "picture", "video", "audio")]
+    if modalities:
+        return (
+            f"{where}: expected text, found the column {modalities[0]!r}: halos trains on text; leave it out with "
+            f"data.columns.ignore=[{','.join(modalities)}]"
+        )
+    return (
+        f"{where}: expected a use for every column with content, found none for {', '.join(map(repr, names))}; put it "
+        f"into the prompt with data.columns.input={names[0]} (or name another role: data.columns.ROLE={names[0]}), or "
+        f"leave it out with data.columns.ignore=[{','.join(names)}]; the columns are {keys_of(row)}"
+    )
+
+
+def _is_transcript(row: RawRow) -> bool:
+    """Return whether a row is a pair of HH's transcripts, each with the prompt in it."""
+    return "prompt" not in row and all(
+        isinstance(text := row.get(key), str) and text.lstrip().startswith("Human:") for key in ("chosen", "rejected")
+    )
+
+
+@final
+class FeedbackFiles(FileSource):
+    """Files of feedback in the layouts that people have, recognised row by row.
+
+    Args:
+        train: files of training data.
+        val: files of validation data.
+        columns: the column of each role, where its name does not tell it (:data:`.ROLES`), and ``ignore``.
+        roles: names of roles in messages: ``{human: user}``.
+        values: words that stand for judgements, see :class:`.Values`.
+        ties: ``drop`` leaves comparisons out that nobody won; ``keep`` keeps their completions without a preference.
+        transcripts: ``split`` makes turns of a prompt ``Human: … Assistant:``; ``keep`` keeps the text.
+        bad_rows: ``stop`` at the first malformed row; ``skip`` counts malformed rows and leaves them out.
+        max_bad_rows: more malformed rows than this end a run with ``bad_rows=skip``.
+
+    Raises:
+        ValueError: a setting has none of its values.
+    """
+
+    name = "files"
+    rows_alone = True
+
+    def __init__(
+        self,
+        train: Files | None,
+        val: Files | None = None,
+        columns: Mapping[str, str | Sequence[str] | None] | None = None,
+        roles: Mapping[str, str] | None = None,
+        values: Mapping[str, Sequence[object] | None] | None = None,
+        ties: str = "drop",
+        transcripts: str = "split",
+        bad_rows: str = "stop",
+        max_bad_rows: int = 100,
+    ) -> None:
+        super().__init__(train, val)
+        check_whole("data.max_bad_rows", max_bad_rows, 0)
+        for name, value in (("ties", ties), ("transcripts", transcripts), ("bad_rows", bad_rows)):
+            if value not in CHOICES[name]:
+                raise ValueError(f"data.{name}: expected {' or '.join(CHOICES[name])}, found {value!r}")
+        for theirs, ours in (roles or {}).items():
+            if ours not in ROLES:
+                raise ValueError(f"data.roles.{theirs}: expected one of {', '.join(ROLES)}, found {ours!r}")
+        paths, ignore = declared(columns)
+        words = Values(**{name: listed for name, listed in (values or {}).items() if listed is not None})
+        self.declaration = Declaration(paths, dict(roles or {}), words, ignore, ties == "keep", transcripts == "split")
+        self._max_bad_rows = max_bad_rows if bad_rows == "skip" else None
+
+    @classmethod
+    def of(cls, declaration: Declaration) -> FeedbackFiles:
+        """Return a source with this declaration and no files, for rows that are read elsewhere."""
+        source = cls("none")
+        source.declaration = declaration
+        return source
+
+    @property
+    def train_files(self) -> list[str | Path]:
+        """The files, patterns, folders and hub ids of training data."""
+        return self._train_files
+
+    def plain_rows(self, file: str | Path) -> Iterator[Located]:
+        """Yield the rows of a file with their locations, before columns have roles."""
+        return self.rows(Piece(file))
+
+    def rows(self, piece: Piece, *, streaming: bool = False) -> Iterator[Located]:
+        # Cells are converted by the role of their column, which is known only after the row is recognised.
+        skips, is_csv = self._max_bad_rows is not None, piece.is_csv
+        for where, row in read_piece(piece, streaming=streaming, convert_cells=False, keep_malformed=skips):
+            yield where, {name: _cell(where, name, value) for name, value in row.items()} if is_csv else row
+
+    def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        layouts = Layouts(self.declaration)
+        yield from scores_joined(self._one_by_one(rows, layouts))
+        # One entry for all rows: counting the columns of each row would take as long as reading it.
+        yield "", None, layouts.columns()
+
+    def _one_by_one(self, rows: Iterable[Located], layouts: Layouts) -> Iterator[Adapted]:
+        for where, row in rows:
+            try:
+                if isinstance(row, MalformedRow):
+                    raise row.error
+                records = list(layouts.adapted(where, row))
+            except ValueError:
+                if self._max_bad_rows is None:
+                    raise
+                records = [(where, None, Counter({BAD_ROW: 1}))]
+            yield from records
+
+    def check_origin(self, file: str, origin: Origin) -> None:
+        super().check_origin(file, origin)
+        count = origin.dropped[BAD_ROW]
+        if self._max_bad_rows is not None and count > self._max_bad_rows:
+            raise ValueError(
+                f"{file}: expected up to data.max_bad_rows = {self._max_bad_rows} malformed rows, found {count}, "
+                f"the first at {', '.join(origin.places[BAD_ROW])}; data.bad_rows=stop shows the first error"
+            )
+
+
+def scores_joined(adapted: Iterable[Adapted]) -> Iterator[Adapted]:
+    """Join records that follow each other, have one prompt, and hold scored completions alone.
+
+    Some files have the scored replies to one prompt in separate rows. Joined, they can be compared: pairs of the best
+    and the worst reply, or a threshold of each prompt's own.
+    """
+    waiting: Adapted | None = None
+    for where, record, dropped in adapted:
+        if waiting is None:
+            waiting = where, record, dropped
+            continue
+        before = waiting[1]
+        if (
+            record
+            and before
+            and record.prompt == before.prompt
+            and _has_only_scores(record)
+            and _has_only_scores(before)
+        ):
+            joined = replace(before, completions=before.completions + record.completions)
+            waiting = waiting[0], joined, waiting[2] + dropped
+        else:
+            yield waiting
+            waiting = where, record, dropped
+    if waiting is not None:
+        yield waiting
+
+
+def _has_only_scores(record: Record) -> bool:
+    replies = record.completions
+    return not record.preferences and all(reply.score is not None and reply.desirable is None for reply in replies)
+
+
+def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
+    """Return the record of one row whose layout is recognised without any declaration."""
+    return Layouts(Declaration()).record(where, row, dropped)
+
+
+def _cell(where: str, name: str, cell: object) -> object:
+    """Return a cell of a CSV file; lists and objects are parsed."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("[{", "[[", "{")):
+        return cell
+    return parse_json(f"{where}: {name}", cell)

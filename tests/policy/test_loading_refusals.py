@@ -1,0 +1,119 @@
+"""Models that cannot be trained as they are: each is refused with one line that says what to set."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halos.policy.loading import ModelSpec
+from halos.policy.lookup import find_policy
+from tests import tiny
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny.save(tmp_path / "model")
+
+
+# An adapter's folder
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_folder_of_an_adapter_names_its_base_and_the_keys_to_set(whole: bool, folder: Path) -> None:
+    # transformers would load the base that the adapter names, even where the folder has weights of its own.
+    if not whole:
+        (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "lab/base"}))
+    with pytest.raises(
+        ValueError, match=r"^model\.path: expected a whole model, found an adapter of lab/base in "
+    ) as e:
+        ModelSpec(path=str(folder)).check()
+    assert f"set model.path=lab/base model.lora.enabled=true model.lora.path={folder}, or merge" in str(e.value)
+
+
+def test_other_commands_name_their_own_key_first(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("[]")
+    with pytest.raises(
+        ValueError, match=r"^policy: expected a whole model, found an adapter of its base in .* model\."
+    ):
+        find_policy("policy", str(folder))
+
+
+# Code of the model's own
+
+
+def custom(folder: Path, file: str) -> None:
+    values = json.loads((folder / file).read_text())
+    names = {
+        "AutoConfig": "own.OwnConfig",
+        "AutoModelForCausalLM": "own.Own",
+        "AutoTokenizer": ["own.OwnTokenizer", None],
+    }
+    values |= {"auto_map": names, "tokenizer_class": "OwnTokenizer"}
+    if file == "config.json":
+        values["model_type"] = "own_type"
+    (folder / file).write_text(json.dumps(values))
+    (folder / "own.py").write_text("raise RuntimeError('this code must not run')\n")
+
+
+@pytest.mark.parametrize(("file", "method"), [("config.json", "load"), ("tokenizer_config.json", "tokenizer")])
+def test_code_of_the_models_own_is_refused_without_a_question(
+    file: str, method: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    custom(folder, file)
+
+    def ask(*_: Any) -> str:
+        raise AssertionError("transformers asks on the terminal")
+
+    monkeypatch.setattr("builtins.input", ask)
+    with pytest.raises(ValueError, match=r"^model\.path: .* needs code of its own \(auto_map in its config\)"):
+        getattr(ModelSpec(path=str(folder)), method)()
+
+
+def test_a_known_architecture_is_loaded_with_transformers_own_code(folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    values["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    (folder / "config.json").write_text(json.dumps(values))
+    assert type(ModelSpec(path=str(folder)).load()).__module__.startswith("transformers.")
+
+
+# Markers that are no tokens
+
+
+def without_markers(folder: Path) -> Path:
+    tokenizer = tiny.bpe_tokenizer(named=())
+    # A tokenizer without special tokens of ChatML, such as Llama 2's.
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<|im")]
+    tiny.save(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    return folder
+
+
+def test_chatml_without_its_tokens_is_refused_with_their_pieces(tmp_path: Path) -> None:
+    spec = ModelSpec(path=str(without_markers(tmp_path / "model")), chat_template="chatml")
+    pieces = len(ModelSpec(path=spec.path).tokenizer()(tiny.START)["input_ids"])
+    assert pieces > 1
+    with pytest.raises(ValueError, match=r"^model\.chat_template: .*single tokens") as error:
+        spec.tokenizer()
+    assert f"splits <|im_start|> into {pieces}, <|im_end|> into" in str(error.value)
+    assert "model.chat_template=plain" in str(error.value)
+
+
+def test_a_template_of_the_users_own_with_split_markers_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = ModelSpec(path=str(without_markers(tmp_path / "model")), chat_template=tiny.CHATML)
+    with caplog.at_level(logging.WARNING):
+        assert spec.tokenizer().chat_template == tiny.CHATML
+    assert "this tokenizer splits <|im_start|> into" in caplog.text
+
+
+@pytest.mark.parametrize("template", ["chatml", "plain", tiny.CHATML])
+def test_templates_whose_markers_are_tokens_pass(template: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        ModelSpec(path=str(folder), chat_template=template).tokenizer()
+    assert "markers" not in caplog.text
