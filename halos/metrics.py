@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.utilities import dim_zero_cat
 
 
@@ -16,7 +15,7 @@ class Mean:
 
     Attributes:
         total: the sum of the values.
-        count: how many values there are.
+        count: how many values there are, or the sum of their weights.
         step_count: for a loss term, the count of the whole optimizer step.
     """
 
@@ -25,9 +24,16 @@ class Mean:
     step_count: float | None = None
 
 
-def mean_where(values: Tensor, where: Tensor) -> Mean:
-    """Return the mean of ``values`` over the places where ``where`` (same shape, bool) is true, without gradient."""
-    return Mean((values.detach() * where).sum(), where.sum())
+def mean_where(values: Tensor, where: Tensor, weights: Tensor | None = None) -> Mean:
+    """Return the mean of values [B, …] over the places where ``where`` (same shape, bool) is true, without gradient.
+
+    Args:
+        values: the values.
+        where: the places that count.
+        weights: [B] how much the places of each row count; None: all the same.
+    """
+    counts = where if weights is None else where * weights.view(-1, *[1] * (where.ndim - 1))
+    return Mean((values.detach() * counts).sum(), counts.sum())
 
 
 class Averages(Metric):
@@ -101,25 +107,28 @@ class StepAverages(Averages):
 
 
 class LabelledRewards(Metric):
-    """Rewards of completions with their labels, gathered from all ranks, for AUC and histograms."""
+    """Rewards of completions with labels and weights, gathered from all ranks, for AUC and histograms."""
 
     full_state_update = False
     rewards: list[Tensor]
     labels: list[Tensor]
+    weights: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("rewards", [], dist_reduce_fx="cat")
         self.add_state("labels", [], dist_reduce_fx="cat")
+        self.add_state("weights", [], dist_reduce_fx="cat")
 
-    def update(self, rewards: Tensor, labels: Tensor) -> None:
-        """Add rewards [n] and whether each belongs to a desirable completion [n]."""
+    def update(self, rewards: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+        """Add rewards [n], whether each belongs to a desirable completion [n], and weights [n] (None: all 1)."""
         self.rewards.append(rewards.detach().float().flatten())
         self.labels.append(labels.detach().flatten())
+        self.weights.append(torch.ones_like(self.rewards[-1]) if weights is None else weights.float().flatten())
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return (rewards, labels) of everything since the last reset, on all ranks."""
-        return dim_zero_cat(self.rewards), dim_zero_cat(self.labels)
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (rewards, labels, weights) of everything since the last reset, on all ranks."""
+        return dim_zero_cat(self.rewards), dim_zero_cat(self.labels), dim_zero_cat(self.weights)
 
 
 TIE = 1e-4
@@ -127,12 +136,13 @@ TIE = 1e-4
 differences of 1e-5."""
 
 
-def auc(rewards: Tensor, labels: Tensor) -> float | None:
+def auc(rewards: Tensor, labels: Tensor, weights: Tensor | None = None) -> float | None:
     """Return P(reward of a desirable completion > reward of an undesirable one), where ties count half.
 
     Args:
         rewards: [n].
         labels: true for desirable completions [n].
+        weights: how much each counts [n]; None: all the same.
 
     Returns:
         The probability, or None if all labels are the same.
@@ -140,6 +150,8 @@ def auc(rewards: Tensor, labels: Tensor) -> float | None:
     if labels.all() or not labels.any():
         return None
     distinct, ranks = torch.unique((rewards.double() / TIE).round(), return_inverse=True)
-    # Ranks instead of rewards: binary_auroc takes values outside [0, 1] for logits, and its sigmoid turns large rewards
-    # into ties.
-    return float(binary_auroc(ranks.double() / len(distinct), labels.long()))
+    counts = torch.ones_like(rewards, dtype=torch.float64) if weights is None else weights.double()
+    better, worse = (counts.new_zeros(len(distinct)).index_add(0, ranks, counts * side) for side in (labels, ~labels))
+    # Each desirable completion beats the undesirable ones of lower ranks, and half of those of its own.
+    beaten = worse.cumsum(0) - worse / 2
+    return float(better @ beaten / (better.sum() * worse.sum()))

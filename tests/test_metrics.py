@@ -146,7 +146,7 @@ def test_auc_counts_pairs_with_ties_as_half(scale: float, levels: int, seed: int
     rewards = (torch.randint(levels, (60,), generator=generator) - levels // 2).float() * scale
     labels = torch.rand(60, generator=generator) < 0.3
     expected = brute_force(rewards.tolist(), labels.tolist())
-    assert auc(rewards, labels) == pytest.approx(expected, abs=1e-6)
+    assert auc(rewards, labels) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_auc_counts_pairs_with_ties_as_half(scale: float, levels: int, seed: int
     ],
 )
 def test_auc_by_hand(rewards: list[float], labels: list[bool], expected: float) -> None:
-    assert auc(torch.tensor(rewards), torch.tensor(labels)) == pytest.approx(expected, abs=1e-6)
+    assert auc(torch.tensor(rewards), torch.tensor(labels)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("labels", [[True, True], [False, False], []])
@@ -172,10 +172,12 @@ def test_labelled_rewards_are_collected_in_float32() -> None:
     metric = LabelledRewards()
     metric.update(torch.tensor([1.0, 2.0], dtype=torch.bfloat16, requires_grad=True), torch.tensor([True, False]))
     metric.update(torch.tensor([3.0], dtype=torch.bfloat16), torch.tensor([True]))
-    rewards, labels = metric.compute()
+    metric.update(torch.tensor([4.0]), torch.tensor([False]), torch.tensor([0.5]))
+    rewards, labels, weights = metric.compute()
     assert rewards.dtype == torch.float32
-    assert rewards.tolist() == [1.0, 2.0, 3.0]
-    assert labels.tolist() == [True, False, True]
+    assert rewards.tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert labels.tolist() == [True, False, True, False]
+    assert weights.tolist() == [1.0, 1.0, 1.0, 0.5]
     metric.reset()
     assert metric.rewards == []
 

@@ -188,8 +188,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         return self.prepared.rows
 
     @property
-    def label_counts(self) -> tuple[int, int] | None:
-        """Desirable and undesirable training completions, for views with labels."""
+    def label_counts(self) -> tuple[float, float] | None:
+        """Desirable and undesirable training completions by weight, for views with labels."""
         return None if self._prepared is None else self._prepared.label_counts
 
     # Steps

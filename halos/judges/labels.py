@@ -61,7 +61,7 @@ def _marked(
                 label, score = (bool(answer), None) if kind == "binary" else (None, answer)
                 answered.append(Completion.of(reply, label, score))
         if answered:
-            judged.append(Record(record.id, record.prompt, tuple(answered)))
+            judged.append(Record(record.id, record.prompt, tuple(answered), weight=record.weight))
     return judged
 
 
@@ -97,4 +97,4 @@ def _with_preferences(record: Record, replies: list[Reply], pairs: list[tuple[in
     used = sorted({place for pair in pairs for place in pair})
     completions = tuple(Completion.of(replies[place]) for place in used)
     preferences = tuple((used.index(better), used.index(worse)) for better, worse in pairs)
-    return Record(record.id, record.prompt, completions, preferences)
+    return Record(record.id, record.prompt, completions, preferences, record.weight)

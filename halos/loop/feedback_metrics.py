@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from halos.policy.logprobs.completions import LogProbs
 def feedback_metrics(
     batch: Batch, policy: LogProbs, reference: LogProbs | None, rewards: Tensor | None, statistics: Sequence[str] = ()
 ) -> dict[str, Mean]:
-    """The shared metrics of one batch. Desirable completions count as chosen, undesirable ones as rejected.
+    """The shared metrics of one batch: means over its examples by weight.
+
+    Desirable completions count as chosen, undesirable ones as rejected.
 
     Args:
         batch: B examples of up to K branches.
@@ -25,24 +28,25 @@ def feedback_metrics(
     """
     chosen, rejected = _sides(batch)
     sums = policy.sum.detach()
-    metrics = {"logps/chosen": mean_where(sums, chosen)}
+    mean = partial(mean_where, weights=batch.weights)
+    metrics = {"logps/chosen": mean(sums, chosen)}
     if rejected is not None:
-        metrics["logps/rejected"] = mean_where(sums, rejected)
+        metrics["logps/rejected"] = mean(sums, rejected)
     if rewards is not None:
         # A loss may return the rewards of its first branches only: KTO's y' has none.
         padded = torch.zeros_like(sums)
         padded[:, : rewards.shape[1]] = rewards.detach()
-        metrics["rewards/chosen"] = mean_where(padded, chosen)
+        metrics["rewards/chosen"] = mean(padded, chosen)
         if rejected is not None:
-            metrics["rewards/rejected"] = mean_where(padded, rejected)
+            metrics["rewards/rejected"] = mean(padded, rejected)
         if batch.desirable is None and rejected is not None:
-            metrics["rewards/accuracies"] = _accuracy(padded[:, 0], padded[:, 1])
+            metrics["rewards/accuracies"] = mean(*_wins(padded[:, 0], padded[:, 1]))
     scored = chosen if rejected is None else chosen | rejected
     if reference is not None:
-        metrics["kl/policy_reference"] = mean_where(sums - reference.sum, scored)
+        metrics["kl/policy_reference"] = mean(sums - reference.sum, scored)
     if policy.statistics is not None:
         for name, values in zip(statistics, policy.statistics.unbind(-1), strict=True):
-            metrics[name] = mean_where(values, batch.mask & scored[..., None])
+            metrics[name] = mean(values, batch.mask & scored[..., None])
     return metrics
 
 
@@ -56,17 +60,21 @@ def _sides(batch: Batch) -> tuple[Tensor, Tensor | None]:
     return chosen, rejected if rejected.shape[1] > 1 else None
 
 
-def labelled(batch: Batch, rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """(rewards [n], labels [n]) of the batch's chosen (true) and rejected (false) completions, from rewards [B, K]."""
+def labelled(batch: Batch, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return (rewards [n], labels [n], weights [n]) of the batch's completions, from rewards [B, K].
+
+    Labels are true for chosen and false for rejected completions; weights are None where all are 1.
+    """
     if batch.desirable is not None:
-        return rewards[:, 0], batch.desirable
+        return rewards[:, 0], batch.desirable, batch.weights
     labels = torch.zeros_like(rewards, dtype=torch.bool)
     labels[:, 0] = True
-    return rewards.flatten(), labels.flatten()
+    weights = None if batch.weights is None else batch.weights[:, None].expand_as(rewards).flatten()
+    return rewards.flatten(), labels.flatten(), weights
 
 
-def _accuracy(chosen: Tensor, rejected: Tensor) -> Mean:
+def _wins(chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
     # A tie counts half: at step 0 all rewards are equal, and accuracy should start at 1/2, not at 0.
     margins = chosen - rejected
     wins = (margins > TIE).float() + 0.5 * (margins.abs() <= TIE).float()
-    return Mean(wins.sum(), len(wins))
+    return wins, torch.ones_like(wins, dtype=torch.bool)

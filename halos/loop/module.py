@@ -108,8 +108,8 @@ class TrainingLoop(pl.LightningModule, ABC):
         """Make modules outside the backbone, given the width of the policy's hidden states."""
 
     @abstractmethod
-    def see_labels(self, desirable: int, undesirable: int) -> None:
-        """Take the numbers of desirable and undesirable training completions, before the first step."""
+    def see_labels(self, desirable: float, undesirable: float) -> None:
+        """Take the numbers of desirable and undesirable training completions by weight, before the first step."""
 
     @abstractmethod
     def control(self, desirable: bool | None) -> str:
@@ -287,12 +287,12 @@ class TrainingLoop(pl.LightningModule, ABC):
         return self._validation.labelled_rewards
 
     @final
-    def check(self, accumulate: int, counts: tuple[int, int] | None) -> None:
+    def check(self, accumulate: int, counts: tuple[float, float] | None) -> None:
         """Check that the loss can work in this run, and pass it the label counts.
 
         Args:
             accumulate: micro-batches in an optimizer step.
-            counts: numbers of (desirable, undesirable) training completions, where they are known.
+            counts: numbers of (desirable, undesirable) training completions by weight, where they are known.
 
         Raises:
             ValueError: if the loss cannot work with these settings.

@@ -50,9 +50,10 @@ class Validation(nn.Module):
             problem = f"the validation loss is {metrics['loss']} after step {step}"
             raise FloatingPointError(f"{problem}; the last good checkpoint is kept. Examples: {ids}")
         if self.rewards.rewards:
-            self.labelled_rewards = self.rewards.compute()
+            rewards, labels, weights = self.rewards.compute()
+            self.labelled_rewards = rewards, labels
             self.rewards.reset()
-            area = auc(*self.labelled_rewards)
+            area = auc(rewards, labels, weights)
             # Pairs have an accuracy, which compares within each prompt; AUC compares across prompts.
             if area is not None and "rewards/accuracies" not in metrics:
                 metrics["rewards/auc"] = area

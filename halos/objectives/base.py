@@ -60,8 +60,8 @@ class Objective(TrainingLoop):
     def build(self, hidden_size: int) -> None:
         """Make modules outside the backbone, such as a value head, given the width of the policy's hidden states."""
 
-    def see_labels(self, desirable: int, undesirable: int) -> None:
-        """Take the numbers of desirable and undesirable training completions, before the first step."""
+    def see_labels(self, desirable: float, undesirable: float) -> None:
+        """Take the numbers of desirable and undesirable training completions by weight, before the first step."""
 
     @final
     def ready_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -95,15 +95,18 @@ class Objective(TrainingLoop):
 
     @final
     def per_example(self, losses: Tensor, batch: Batch) -> Mean:
-        """The mean of losses [B] over the examples of the whole optimizer step."""
+        """The mean of losses [B] over the examples of the whole optimizer step, by weight."""
         if losses.shape != (len(batch),):
             raise ValueError(f"expected one loss per example, shape ({len(batch)},), found {tuple(losses.shape)}")
-        return Mean(losses.sum(), len(batch), batch.step.examples)
+        if batch.weights is None:
+            return Mean(losses.sum(), len(batch), batch.step.examples)
+        return Mean((batch.weights * losses).sum(), batch.weights.sum(), batch.step.examples)
 
     @final
     def per_token(self, losses: Tensor, batch: Batch, branch: int = 0) -> Mean:
-        """The mean of losses [B, C] over the branch's scored tokens of the whole optimizer step."""
+        """The mean of losses [B, C] over the branch's scored tokens of the whole optimizer step, by weight."""
         mask = batch.mask[:, branch]
         if losses.shape != mask.shape:
             raise ValueError(f"expected one loss per token, shape {tuple(mask.shape)}, found {tuple(losses.shape)}")
-        return Mean((losses * mask).sum(), mask.sum(), batch.step.tokens[branch])
+        counts = mask if batch.weights is None else mask * batch.weights[:, None]
+        return Mean((losses * counts).sum(), counts.sum(), batch.step.tokens[branch])

@@ -45,7 +45,7 @@ class RewardShift(nn.Module):
 
     Attributes:
         means: means of the rewards, (undesirable, desirable), [2].
-        counts: how many rewards each mean is over, [2].
+        counts: the sum of the weights that each mean is over, [2].
     """
 
     means: Tensor
@@ -55,19 +55,27 @@ class RewardShift(nn.Module):
         super().__init__()
         # Buffers, not attributes: a resumed run must continue with the means that it had.
         self.register_buffer("means", torch.zeros(2))
-        self.register_buffer("counts", torch.zeros(2, dtype=torch.long))
+        self.register_buffer("counts", torch.zeros(2))
 
     @torch.no_grad()
-    def update(self, rewards: Tensor, desirable: Tensor) -> None:
-        """Add the rewards βr [B] of this rank's micro-batch and of all other ranks', which call this together."""
+    def update(self, rewards: Tensor, desirable: Tensor, weights: Tensor | None = None) -> None:
+        """Add the rewards βr [B] of this rank's micro-batch and of all other ranks', which call this together.
+
+        Args:
+            rewards: the rewards.
+            desirable: whether each belongs to a desirable completion, bool [B].
+            weights: how much each counts, [B]; None: all 1.
+        """
         sides = torch.stack([~desirable, desirable]).to(rewards.dtype)
+        if weights is not None:
+            sides *= weights
         totals, new = all_sum(torch.stack([sides @ rewards, sides.sum(1)]))
         # A step with a non-finite loss is skipped, and must not spoil the means for ever.
         finite = totals.isfinite().all()
         totals, new = totals.where(finite, 0), new.where(finite, 0)
         # The running mean after n more rewards: m + (their sum − n m) / count.
-        self.counts += new.long()
-        self.means += (totals - new * self.means) / self.counts.clamp(min=1)
+        self.counts += new
+        self.means += (totals - new * self.means) / self.counts.where(self.counts > 0, 1)
 
     def delta(self) -> Tensor:
         """δ, a scalar."""
@@ -95,6 +103,8 @@ class BCO(Objective):
         2. The expectations in δ are running means over all training examples so far, on all ranks. Validation uses the
            current δ.
 
+    An example's weight also weighs its reward in δ.
+
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         beta: β, above 0.
@@ -118,7 +128,7 @@ class BCO(Objective):
         rewards = self.beta * (y - ref_y)
         # Without gradient it is a second look at the same batch (humanline's unclamped rewards), which must not count.
         if self.training and torch.is_grad_enabled():
-            self.shift.update(rewards, batch.desirable)
+            self.shift.update(rewards, batch.desirable, batch.weights)
         delta = self.shift.delta()
         losses = bco_loss(y, ref_y, batch.desirable, delta, beta=self.beta)
         return Output({"bco": self.per_example(losses, batch)}, rewards[:, None], {"delta": Mean(delta, 1.0)})

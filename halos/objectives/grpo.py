@@ -36,19 +36,24 @@ def grpo_loss(
     return (surrogate * mask).sum(1) / count, (reference_kl(log_ratios) * mask).sum(1) / count
 
 
-def group_advantages(scores: Tensor, groups: Tensor, step_scores: Tensor, step_groups: Tensor) -> Tensor:
+def group_advantages(
+    scores: Tensor, groups: Tensor, step_scores: Tensor, step_groups: Tensor, step_weights: Tensor | None = None
+) -> Tensor:
     """Group-relative advantages: A_i = (s_i − mean(s)) / std(s) over i's group (section 4.1.2 of the paper).
 
     Args:
         scores, groups: score and group number of each completion of the micro-batch, [B].
         step_scores, step_groups: the same for all N completions of the optimizer step, over which mean and (population)
             standard deviation are taken, [N].
+        step_weights: how much each of these counts in mean and deviation, [N]; None: all 1.
 
     Returns:
         Advantages [B]; 0 in a group of one completion or of equal scores.
     """
     # [B, N]: a product with it sums over each completion's group.
     same = (groups[:, None] == step_groups[None]).to(step_scores.dtype)
+    if step_weights is not None:
+        same = same * step_weights
     count = same.sum(1)
     mean = same @ step_scores / count
     deviation = ((same * (step_scores - mean[:, None]) ** 2).sum(1) / count).sqrt()
@@ -61,7 +66,8 @@ class GRPO(Objective):
 
     The score is the record's, or +1 for desirable and −1 for undesirable completions. Training shuffles whole prompts,
     so that all completions of a prompt are in one step. The logged metric ``groups/incomplete`` is the share of
-    completions whose group is split between two steps, or whose prompt has no other completion.
+    completions whose group is split between two steps, or whose prompt has no other completion. An example's weight
+    also weighs its score in the baseline and the deviation of its group.
 
     Deviations from the paper:
         1. The completions are those of the data, and the old policy is always the reference, as for offline PPO. The
@@ -103,7 +109,8 @@ class GRPO(Objective):
         step_groups = torch.tensor(batch.step.groups, device=log_ratios.device)
         # The baseline is over the whole step, also where this rank's micro-batch holds a part of the group only.
         scores, step_scores = (log_ratios.new_tensor(values) for values in (batch.scores, batch.step.scores))
-        advantages = group_advantages(scores, batch.group, step_scores, step_groups)
+        step_weights = log_ratios.new_tensor(batch.step.weights) if batch.step.weights else None
+        advantages = group_advantages(scores, batch.group, step_scores, step_groups, step_weights)
         surrogate, kl = grpo_loss(log_ratios, advantages, batch.mask[:, 0], clip_range=self.clip_range)
         loss = {"policy": self.per_example(surrogate, batch), "kl": self.per_example(self.beta * kl, batch)}
         rewards = self.beta * (policy.sum - reference.sum)[:, :1]
@@ -114,4 +121,4 @@ class GRPO(Objective):
         in_step = (batch.group[:, None] == step_groups[None]).sum(1)
         group_size = dict(zip(batch.step.groups, batch.step.members, strict=True))
         in_data = torch.tensor([group_size[group] for group in batch.group.tolist()], device=in_step.device)
-        return Mean(((in_step < in_data) | (in_step < 2)).sum(), len(batch))
+        return self.per_example(((in_step < in_data) | (in_step < 2)).float(), batch)

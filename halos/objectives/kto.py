@@ -49,24 +49,31 @@ def kto_loss(
     return torch.where(desirable, desirable_loss, undesirable_loss)
 
 
-def kto_reference_point(policy: Tensor, reference: Tensor, *, clamp: bool = True) -> tuple[Tensor, Mean]:
+def kto_reference_point(
+    policy: Tensor, reference: Tensor, *, weights: Tensor | None = None, clamp: bool = True
+) -> tuple[Tensor, Mean]:
     """The reference point z₀ = max(0, mean of log π_θ(y'|x) − log π_ref(y'|x)), over the mismatched y' of all ranks.
 
     Args:
         policy, reference: log π(y'|x) of this rank's y', summed over tokens, in nats, [B].
+        weights: the weight of the example that each y' is paired with, [B]; None: all 1.
         clamp: take the maximum with 0.
 
     Returns:
         z₀, a scalar without gradient, and this rank's part of the mean before the maximum.
     """
     r = (policy - reference).detach()
+    if weights is None:
+        own_total, own_count = r.sum(), r.new_full((), len(r))
+    else:
+        own_total, own_count = (weights * r).sum(), weights.sum().to(r)
     # Sum and count travel separately: ranks may hold different numbers of examples.
-    total, count = all_sum(torch.stack([r.sum(), r.new_full((), len(r))]))
+    total, count = all_sum(torch.stack([own_total, own_count]))
     z0 = total / count
-    return z0.clamp(min=0) if clamp else z0, Mean(r.sum(), len(r))
+    return z0.clamp(min=0) if clamp else z0, Mean(own_total, own_count)
 
 
-def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, n_u: int) -> tuple[float, float]:
+def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: float, n_u: float) -> tuple[float, float]:
     """(λ_D, λ_U), with ``auto`` resolved from the counts of the training data.
 
     An automatic weight starts at 1 and changes by the least that brings λ_D n_D / (λ_U n_U) into [1, 4/3] (equation 8
@@ -74,7 +81,7 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
 
     Args:
         desirable_weight, undesirable_weight: λ_D, λ_U, or ``auto``.
-        n_d, n_u: numbers of desirable and undesirable training completions.
+        n_d, n_u: numbers of desirable and undesirable training completions, by weight.
 
     Raises:
         ValueError: if a weight is automatic and one of the numbers is 0.
@@ -85,7 +92,7 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: int, 
         return fixed_d, fixed_u
     if not n_d or not n_u:
         name = "desirable_weight" if desirable_weight == "auto" else "undesirable_weight"
-        found = f"found {n_d} desirable and {n_u} undesirable ones"
+        found = f"found {n_d:g} desirable and {n_u:g} undesirable ones"
         hint = "set loss.desirable_weight and loss.undesirable_weight to numbers"
         raise ValueError(f"loss.{name}=auto: expected both kinds of completions in the training data, {found}; {hint}")
     # The ratio moves to the nearer end of the interval, by a factor on λ_D or its inverse on λ_U.
@@ -102,6 +109,8 @@ class KTO(Objective):
     all y and cancels in r − z₀ = log π_θ(y|x) − E log π_θ(y'|x), whose expectation is −H(π_θ(·|x)), so that no
     reference model is needed. The mean over mismatched y' estimates the expectation. It is not clamped: a KL divergence
     is never negative, but without the cancelled constant the mean of log π_θ is never positive.
+
+    An example's weight also weighs its y' in z₀, and automatic λ count weights.
 
     Deviations from the paper:
         1. y' is another prompt's completion, drawn by a seeded derangement of the data set, not the next example of
@@ -153,30 +162,32 @@ class KTO(Objective):
         drawn, counted = reference_point == "mismatched", "auto" in (self.desirable_weight, self.undesirable_weight)
         self.needs = Needs(reference=not reference_free, mismatched=drawn, whole_micro_step=drawn, label_counts=counted)
 
-    def see_labels(self, desirable: int, undesirable: int) -> None:
+    def see_labels(self, desirable: float, undesirable: float) -> None:
         # In the second call of a run, from the Trainer, the weights are already numbers.
         if "auto" not in (self.desirable_weight, self.undesirable_weight):
             return
         weights = kto_weights(self.desirable_weight, self.undesirable_weight, desirable, undesirable)
         self.desirable_weight, self.undesirable_weight = weights
-        message = "KTO weights from %d desirable and %d undesirable completions: λ_D = %.4g, λ_U = %.4g"
+        message = "KTO weights from %g desirable and %g undesirable completions: λ_D = %.4g, λ_U = %.4g"
         log.info(message, desirable, undesirable, *weights)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
         assert batch.desirable is not None  # the view is binary
         # Reference-free, log π_ref is the same for all y and cancels in r − z₀: any constant does.
         log_ref = torch.zeros_like(policy.sum) if reference is None else reference.sum
-        z0, metrics = self._reference_point(policy.sum, log_ref)
+        z0, metrics = self._reference_point(policy.sum, log_ref, batch.weights)
         # Numbers by now: see_labels() has resolved "auto" before the first step.
         weights = {name: float(getattr(self, name)) for name in ("desirable_weight", "undesirable_weight")}
         losses = kto_loss(policy.sum[:, 0], log_ref[:, 0], batch.desirable, z0, beta=self.beta, **weights)
         rewards = self.beta * (policy.sum - log_ref)[:, :1]
         return Output({"kto": self.per_example(losses, batch)}, rewards, metrics)
 
-    def _reference_point(self, policy: Tensor, reference: Tensor) -> tuple[Tensor | float, dict[str, Mean]]:
+    def _reference_point(
+        self, policy: Tensor, reference: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor | float, dict[str, Mean]]:
         # With z₀ = 0 no y' is drawn, and the policy does not read any.
         if not self.needs.mismatched:
             return 0.0, {}
         # The last branch is y'.
-        z0, raw = kto_reference_point(policy[:, 1], reference[:, 1], clamp=self.needs.reference)
+        z0, raw = kto_reference_point(policy[:, 1], reference[:, 1], weights=weights, clamp=self.needs.reference)
         return z0, {"kl": Mean(z0, 1.0), "kl/raw": raw} if self.needs.reference else {"logps/mismatched": raw}

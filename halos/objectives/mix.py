@@ -61,7 +61,7 @@ class Mix(Objective):
         for _, part in self._named_parts():
             part.build(hidden_size)
 
-    def see_labels(self, desirable: int, undesirable: int) -> None:
+    def see_labels(self, desirable: float, undesirable: float) -> None:
         for _, part in self._named_parts():
             part.see_labels(desirable, undesirable)
 

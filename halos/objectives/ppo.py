@@ -31,6 +31,7 @@ def ppo_loss(
     clip_range: float = 0.5,
     gamma: float = 1.0,
     lam: float = 0.95,
+    weights: Tensor | None = None,
 ) -> PPOLosses:
     """The three terms of offline PPO, whose old policy is the reference: ρ_t = π_θ(y_t|·) / π_ref(y_t|·).
 
@@ -45,6 +46,7 @@ def ppo_loss(
         mask: true where there is a token, bool [B, C]; the tokens of a row come first, then padding.
         clip_range: c.
         gamma, lam: γ and λ of generalised advantage estimation.
+        weights: how much each completion counts when advantages are whitened, [B]; None: all 1.
 
     Returns:
         The three terms, [B, C] each.
@@ -52,7 +54,7 @@ def ppo_loss(
     advantages = generalised_advantages(scores, values.detach(), mask, gamma=gamma, lam=lam)
     # Before whitening, and without gradient: the critic's target must not move with the critic.
     returns = advantages + values.detach()
-    advantages = whiten(advantages, mask)
+    advantages = whiten(advantages, mask, weights)
     # Padding may hold any number, and exp() of a large one would put NaN into the gradient even where it is masked.
     log_ratios = torch.where(mask, policy - reference, 0.0)
     surrogate, critic = clipped_surrogate(log_ratios, advantages, clip_range), 0.5 * (values - returns) ** 2
@@ -98,16 +100,17 @@ def generalised_advantages(scores: Tensor, values: Tensor, mask: Tensor, *, gamm
     return advantages
 
 
-def whiten(advantages: Tensor, mask: Tensor) -> Tensor:
+def whiten(advantages: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
     """Advantages [B, C], scaled to mean 0 and variance 1 over the tokens of ``mask`` on all ranks; 0 elsewhere.
 
-    Equal advantages all become 0. All ranks call this together.
+    Equal advantages all become 0. All ranks call this together. The tokens of each row count by its weight [B].
     """
-    count, total = all_sum(torch.stack([mask.sum().to(advantages.dtype), (advantages * mask).sum()]))
+    counts = mask if weights is None else mask * weights[:, None]
+    count, total = all_sum(torch.stack([counts.sum().to(advantages.dtype), (advantages * counts).sum()]))
     mean = total / count
     # The variance of centred values, as E[A²] − E[A]² would lose all digits for a small variance.
     centred = (advantages - mean) * mask
-    deviation = (all_sum((centred**2).sum()) / count).sqrt()
+    deviation = (all_sum((centred**2 * counts).sum()) / count).sqrt()
     # Smaller deviations are rounding. Divided by them, equal advantages would look like strong preferences.
     noise = 1e-5 if advantages.dtype.itemsize <= 4 else 1e-12
     return torch.where(deviation > noise * mean.abs(), centred / (deviation + 1e-8), 0.0)
@@ -116,7 +119,8 @@ def whiten(advantages: Tensor, mask: Tensor) -> Tensor:
 class PPO(Objective):
     """Offline PPO on scored completions, without sampling: loss = policy + critic_coefficient · critic + β kl.
 
-    The reward of a completion is the record's score, or +1 for desirable and −1 for undesirable completions.
+    The reward of a completion is the record's score, or +1 for desirable and −1 for undesirable completions. An
+    example's weight also weighs its tokens when advantages are whitened.
 
     Deviations from the papers:
         1. The old policy is always the reference, so the clip also bounds how far the policy can move from it.
@@ -171,8 +175,17 @@ class PPO(Objective):
         assert policy.hidden is not None  # needs.hidden
         tokens = policy.tokens[:, 0]
         values, scores = self.value_head(policy.hidden[:, 0]), tokens.new_tensor(batch.scores)
-        settings = {"clip_range": self.clip_range, "gamma": self.gamma, "lam": self.lam}
-        terms = ppo_loss(tokens, reference.tokens[:, 0], values, scores, batch.mask[:, 0], **settings)
+        terms = ppo_loss(
+            tokens,
+            reference.tokens[:, 0],
+            values,
+            scores,
+            batch.mask[:, 0],
+            clip_range=self.clip_range,
+            gamma=self.gamma,
+            lam=self.lam,
+            weights=batch.weights,
+        )
         critic = self.critic_coefficient * terms.critic
         weighted = {"policy": terms.policy, "critic": critic, "kl": self.beta * terms.kl}
         loss = {name: self.per_token(losses, batch) for name, losses in weighted.items()}

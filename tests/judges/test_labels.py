@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,9 @@ class Calls(CompletionJudge):
 
     def scores(self, completions: Sequence[PromptCompletion]) -> list[float | None]:
         return [float(isinstance(reply, tuple)) for _, reply in completions]
+
+
+@pytest.mark.parametrize("kind", ["binary", "scores", "pairs"])
+def test_judged_records_keep_their_weight(kind: str) -> None:
+    rows, _ = label([replace(record("a", "x", "xx"), weight=2.5)], Length(), kind)
+    assert [row["weight"] for row in rows] == [2.5]

@@ -68,12 +68,12 @@ def test_of_labels_the_mismatched_branch_is_neither_chosen_nor_rejected() -> Non
 
 def test_labelled_rewards_of_pairs_and_of_labels() -> None:
     rows = [Row(str(i), i, (7, 8), (CHOSEN, REJECTED)) for i in range(2)]
-    rewards, labels = labelled(collate(rows), torch.tensor([[2.0, 1.0], [4.0, 3.0]]))
+    rewards, labels, _ = labelled(collate(rows), torch.tensor([[2.0, 1.0], [4.0, 3.0]]))
     assert rewards.tolist() == [2.0, 1.0, 4.0, 3.0]
     assert labels.tolist() == [True, False, True, False]
     assert labels.dtype == torch.bool
     rows = [Row(str(i), i, (7, 8), (CHOSEN,), desirable=i == 1) for i in range(2)]
-    rewards, labels = labelled(collate(rows), torch.tensor([[2.0], [4.0]]))
+    rewards, labels, _ = labelled(collate(rows), torch.tensor([[2.0], [4.0]]))
     assert rewards.tolist() == [2.0, 4.0]
     assert labels.tolist() == [False, True]
 

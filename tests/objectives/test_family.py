@@ -184,9 +184,12 @@ def test_the_range_of_humanline() -> None:
     assert (Humanline().log_epsilon_P, Humanline().log_epsilon_R) == (-1.0, 1.5)
 
 
-def test_a_shift_counts_in_whole_numbers() -> None:
+def test_a_shift_goes_on_after_millions_of_rewards() -> None:
     shift = RewardShift()
-    assert shift.counts.dtype == torch.long  # a float32 count would stop at 2^24
+    shift.counts.fill_(2.0**24)  # where a float32 count of single rewards would stop
+    shift.update(torch.full((8,), 2.0**20), torch.tensor([True, False]).repeat(4))
+    assert shift.counts.tolist() == [2**24 + 4] * 2
+    assert shift.means.tolist() == pytest.approx([4 * 2**20 / (2**24 + 4)] * 2)
 
 
 def test_papers_stand_in_their_modules_docstring() -> None:

@@ -51,8 +51,17 @@ def losses_by_hand(gamma: float, lam: float, clip: float) -> PPOLosses:
     return PPOLosses(policy, critic, kl)
 
 
-def losses(policy: Tensor = POLICY, values: Tensor = VALUES, **parameters: float) -> PPOLosses:
-    return ppo_loss(policy, REFERENCE, values, SCORE, MASK, **parameters)
+def losses(
+    policy: Tensor = POLICY,
+    values: Tensor = VALUES,
+    *,
+    clip_range: float = 0.5,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    weights: Tensor | None = None,
+) -> PPOLosses:
+    settings = {"clip_range": clip_range, "gamma": gamma, "lam": lam}
+    return ppo_loss(policy, REFERENCE, values, SCORE, MASK, weights=weights, **settings)
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.7, 0.0)])

@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from halos.metrics import Mean
 from halos.objectives import DPO, KTO, SFT, Objective, Output, kto_loss
 from halos.policy.logprobs.completions import LogProbs
+from halos.processes.collectives import all_sum
 
 
 def pair_margin(policy: LogProbs, reference: LogProbs) -> Any:
@@ -149,6 +150,28 @@ class MeanOfMeans(DPO):
         return Output(output.loss, output.rewards, {"length": Mean(lengths.mean() * len(batch), batch.step.examples)})
 
 
+class IgnoredWeights(DPO):
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        losses = -logsigmoid(self.beta * pair_margin(policy, reference))
+        return Output({"dpo": Mean(losses.sum(), len(batch), batch.step.examples)})
+
+
+class UnweightedReferencePoint(KTO):
+    """Losses are weighted, but not the statistic that they share."""
+
+    def compute(self, batch: Any, policy: LogProbs, reference: Any) -> Output:
+        r, mismatched = (policy.sum - reference.sum).unbind(1)
+        total, count = all_sum(torch.stack([mismatched.detach().sum(), r.new_full((), len(r))]))
+        losses = kto_loss(r, 0 * r, batch.desirable, total / count)
+        return Output({"kto": self.per_example(losses, batch)})
+
+
+class UnweightedMetric(DPO):
+    def compute(self, batch: Any, policy: LogProbs, reference: LogProbs) -> Output:
+        output = super().compute(batch, policy, reference)
+        return Output(output.loss, output.rewards, {"length": Mean(policy.count[:, 0].sum(), len(batch))})
+
+
 class NoDenominator(SFT):
     def compute(self, batch: Any, policy: LogProbs, reference: None) -> Output:
         return Output({"sft": Mean(-policy.tokens[:, 0].sum(), batch.mask.sum())})
@@ -215,6 +238,9 @@ FAULTS: dict[type[Objective], str] = {
     IgnoredNumber: "parameters",
     ForgetfulMean: "state",
     MeanOfMeans: "metrics",
+    IgnoredWeights: "weights",
+    UnweightedReferencePoint: "weights",
+    UnweightedMetric: "weights",
     NoDenominator: "shapes",
     NothingToTrain: "shapes",
     LossOfEachExample: "shapes",

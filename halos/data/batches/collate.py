@@ -12,6 +12,7 @@ log-prob belongs. They are recorded by position when the row is written, and nev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -61,18 +62,20 @@ class StepSize:
     """The size of a whole optimizer step: all ranks, all micro-batches. Losses and metrics divide by it.
 
     Attributes:
-        examples: the number of examples.
-        tokens: for each branch, the number of its scored tokens.
+        examples: the sum of the examples' weights: their number, if none has a weight.
+        tokens: for each branch, the sum over its scored tokens of their example's weight.
         groups: the group of each example; only where examples have scores.
         scores: the score of each example; only where examples have scores.
         members: for each example, the size of its group in the whole data set; only where examples have scores.
+        weights: the weight of each example; only where examples have scores, and not all weights are 1.
     """
 
-    examples: int
-    tokens: tuple[int, ...]
+    examples: float
+    tokens: tuple[float, ...]
     groups: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
     members: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)
@@ -90,6 +93,8 @@ class Batch:
         packs: the same tokens as in ``chunks``, for models that can read packed rows; each pack comes after the one
             that it continues.
         reference_bits: the bits of float32 log-probs as int32, for the same reason as ``scores``.
+        weight_bits: likewise, see :attr:`weights`.
+        graded_bits: likewise [B, 3], see :attr:`margins` and :attr:`scores_chosen`.
         pad: makes the chunks.
         padded: the chunks, once they are made.
     """
@@ -103,13 +108,43 @@ class Batch:
     total_tokens: int = 0
     packs: tuple[Pack, ...] = ()
     reference_bits: Tensor | None = None
+    weight_bits: Tensor | None = None
+    graded_bits: Tensor | None = None
     pad: Callable[[], tuple[Chunk, ...]] = tuple
     padded: tuple[Chunk, ...] | None = None
 
     @property
     def reference(self) -> Tensor | None:
         """[B, K, C] log π_ref of each completion token in float32, if it was computed beforehand."""
-        return None if self.reference_bits is None else self.reference_bits.view(torch.float32)
+        return _floats(self.reference_bits)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """[B] float32 weights of the examples; None where all are 1.
+
+        ``Objective.per_example`` and ``per_token`` weigh losses by themselves. A loss needs the weights only for a
+        statistic of its own: a mean over examples is ``(weights * values).sum() / weights.sum()``.
+        """
+        return _floats(self.weight_bits)
+
+    @property
+    def margins(self) -> Tensor | None:
+        """[B] float32 by how much each chosen completion is preferred, NaN where unknown; None but for pairs."""
+        return self._graded(0)
+
+    @property
+    def scores_chosen(self) -> Tensor | None:
+        """[B] float32 scores that people gave the chosen completions, NaN where unknown; None but for pairs."""
+        return self._graded(1)
+
+    @property
+    def scores_rejected(self) -> Tensor | None:
+        """[B] float32 scores that people gave the rejected completions, NaN where unknown; None but for pairs."""
+        return self._graded(2)
+
+    def _graded(self, column: int) -> Tensor | None:
+        floats = _floats(self.graded_bits)
+        return None if floats is None else floats[:, column]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -177,6 +212,8 @@ def collate(
         total_tokens=sum(len(row.prompt) + len(branch) for row in rows for branch in row.branches),
         packs=tuple(packs),
         reference_bits=None if reference is None else reference.logprobs(rows, width).view(torch.int32),
+        weight_bits=_bits([row.weight for row in rows]) if _weighted(rows) else None,
+        graded_bits=_bits([_graded(row) for row in rows]) if len(rows[0].branches) - mismatched == 2 else None,
         pad=pad,
         padded=None if packs else pad(),
     )
@@ -189,19 +226,37 @@ def step_size(rows: Sequence[Row], members: np.ndarray | Mapping[int, int] | Non
         rows: all rows of the step.
         members: the size of each group in the whole data set; None: these rows are the data set.
     """
-    branches = zip(*(row.branches for row in rows), strict=True)
-    size = StepSize(len(rows), tuple(sum(map(len, branch)) for branch in branches))
+    weights = tuple(row.weight for row in rows)
+    tokens = zip(*([row.weight * len(branch) for branch in row.branches] for row in rows), strict=True)
+    size = StepSize(math.fsum(weights), tuple(map(math.fsum, tokens)))
     if rows[0].score is not None:
         # Advantages are whitened over the step and compared within groups, which needs the scores of all ranks.
         members = group_sizes(rows) if members is None else members
         size.groups = tuple(row.group for row in rows)
         size.scores = _scores(rows)
         size.members = tuple(int(members[group]) for group in size.groups)
+        size.weights = weights if _weighted(rows) else ()
     return size
 
 
 def _scores(rows: Sequence[Row]) -> tuple[float, ...]:
     return tuple(float(row.score or 0.0) for row in rows)
+
+
+def _bits(values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(torch.int32)
+
+
+def _weighted(rows: Sequence[Row]) -> bool:
+    return any(row.weight != 1 for row in rows)
+
+
+def _floats(bits: Tensor | None) -> Tensor | None:
+    return None if bits is None else bits.view(torch.float32)
+
+
+def _graded(row: Row) -> list[float]:
+    return [math.nan if value is None else value for value in (row.margin, row.score_chosen, row.score_rejected)]
 
 
 def _padded(rows: Sequence[Row], width: int, count: int, *, mismatched: bool, whole: bool) -> tuple[Chunk, ...]:

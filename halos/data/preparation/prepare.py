@@ -74,7 +74,7 @@ class Prepared:
         tokenizer: the tokenizer of the rows.
         rows: the token rows of each split, except the training rows of a stream.
         intake: what was read, converted, cut and left out.
-        label_counts: desirable and undesirable training completions, for views with labels.
+        label_counts: desirable and undesirable training completions by weight, for views with labels.
         prompts: a few prompts to sample replies to, held-out ones where there are any.
     """
 
@@ -82,7 +82,7 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     rows: Mapping[str, Rows]
     intake: Intake
-    label_counts: tuple[int, int] | None
+    label_counts: tuple[float, float] | None
     prompts: Sequence[Prompt]
 
     def keys(self) -> dict[str, str]:
@@ -167,7 +167,9 @@ class Preparation:
                 examples, not_kept = self.selection.keep(examples, self.seed)
                 counts += not_kept
             max_size = self.max_examples if split == "train" else self.max_val_examples
-            intake.examples[split] = _sample(examples, max_size, self.seed)
+            examples = intake.examples[split] = _sample(examples, max_size, self.seed)
+            if weighted := int((examples.weights != 1).sum()):
+                counts["examples with a weight"] += weighted
             intake.reports[split] += counts
         intake.records = {}  # frees the columns of numbers, which are long for a large data set
 
@@ -203,8 +205,8 @@ class Preparation:
         self.derive(intake, needs.view)
         train = intake.examples["train"]
         # Labels and prompts are taken first: tokenise releases the examples.
-        labels = train.labels
-        label_counts = None if labels is None else (int(labels.sum()), int((~labels).sum()))
+        labels, weights = train.labels, train.weights
+        label_counts = None if labels is None else (float(weights[labels].sum()), float(weights[~labels].sum()))
         prompts = first_prompts(intake.examples.get("val", train))
         rows = self.tokenise(intake, needs, tokenizer)
         return Prepared(needs, tokenizer, rows, intake, label_counts, prompts)

@@ -21,17 +21,22 @@ def record_row(record: Record) -> Row:
         judged = {"desirable": completion.desirable, "score": completion.score}
         completions.append(_reply(completion.reply) | {k: v for k, v in judged.items() if v is not None})
     row: Row = {"id": record.id, **_prompt(record.prompt), "completions": completions}
-    return row | ({"preferences": [list(pair) for pair in record.preferences]} if record.preferences else {})
+    row |= {"preferences": [list(pair) for pair in record.preferences]} if record.preferences else {}
+    row |= {} if record.weight == 1 else {"weight": record.weight}
+    return row if record.margin is None else {**row, "margin": record.margin}
 
 
 def example_row(example: Example) -> Row:
     """Return an example of a view as an object of this project's format."""
     if isinstance(example, Pair):
-        sides = (Completion.of(example.chosen), Completion.of(example.rejected))
-        return record_row(Record(example.id, example.prompt, sides, ((0, 1),)))
+        chosen = Completion.of(example.chosen, score=example.score_chosen)
+        rejected = Completion.of(example.rejected, score=example.score_rejected)
+        judged = Record(example.id, example.prompt, (chosen, rejected), ((0, 1),), example.weight, example.margin)
+        return record_row(judged)
     label = example.desirable if isinstance(example, Labelled) else None
     score = example.score if isinstance(example, Scored) else None
-    return record_row(Record(example.id, example.prompt, (Completion.of(example.completion, label, score),)))
+    completion = Completion.of(example.completion, label, score)
+    return record_row(Record(example.id, example.prompt, (completion,), weight=example.weight))
 
 
 def _prompt(prompt: Prompt) -> Row:

@@ -116,18 +116,26 @@ class Record:
         prompt: the prompt.
         completions: at least one.
         preferences: (better, worse) pairs of indices into ``completions``.
+        weight: how much the record counts, above 0; a weight of 2 is the same as having the record twice.
+        margin: by how much the better completion of its preferences is preferred, in the data's own unit.
 
     Raises:
-        ValueError: if roles, indices or scores make no sense.
+        ValueError: if roles, indices or numbers make no sense.
     """
 
     id: str
     prompt: Prompt
     completions: tuple[Completion, ...]
     preferences: tuple[tuple[int, int], ...] = ()
+    weight: float = 1.0
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         _check_prompt(self.id, self.prompt)
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"{self.id}: expected a finite weight above 0, found {self.weight}")
+        if self.margin is not None and not math.isfinite(self.margin):
+            raise ValueError(f"{self.id}: expected a finite margin, found {self.margin}")
         if not self.completions:
             raise ValueError(f"{self.id}: expected at least one completion, found none")
         for completion in self.completions:

@@ -46,11 +46,13 @@ COLUMNS: dict[str, pa.DataType] = {
     "texts": TEXTS,
     # What few records have: a JSON object of :func:`_extra`, null for a record of plain texts.
     "extra": pa.large_string(),
-    # A missing label is -1 and a missing score NaN: numpy reads columns without nulls as they are, without a copy.
+    # A missing label is -1, a missing score or margin NaN: numpy reads columns without nulls without a copy.
     # Preferences are better, worse, better, worse, … in one flat list.
     "labels": pa.list_(pa.int8()),
     "scores": pa.list_(pa.float64()),
     "preferences": pa.list_(pa.int32()),
+    "weight": pa.float64(),
+    "margin": pa.float64(),
     # Digests, which answer "same or different?" without texts. "judged" is that of labels, scores and preferences:
     # views derive the examples of records with equal judgements once. "loose" ones are of normalised texts.
     "judged": pa.uint64(),
@@ -190,6 +192,8 @@ def _row(record: Record, where: str | None) -> dict[str, Any]:
         "labels": labels,
         "scores": scores,
         "preferences": preferences,
+        "weight": record.weight,
+        "margin": float("nan") if record.margin is None else record.margin,
         "judged": digest(repr((labels, scores, preferences))),
         "prompt": digest(key),
         "loose_prompt": digest(*normalised_turns),
@@ -243,15 +247,15 @@ def _message_row(turn: Message) -> tuple[str, str, str, int]:
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[Record]:
-    scalars = (batch.column(name).to_pylist() for name in ("id", "plain", "extra"))
+    scalars = (batch.column(name).to_pylist() for name in ("id", "plain", "extra", "weight", "margin"))
     columns = (_lists(batch.column(name)) for name in ("roles", "contents", "texts", "labels", "scores", "preferences"))
-    for name, is_text, extra, roles, contents, texts, labels, scores, preferences in zip(
+    for name, is_text, extra, weight, margin, roles, contents, texts, labels, scores, preferences in zip(
         *scalars, *columns, strict=True
     ):
         more = json.loads(extra) if extra else {}
         prompt = contents[0] if is_text else _prompt(roles, contents, more)
         completions = _completions(texts, labels, scores, more.get("replies"))
-        yield Record(name, prompt, completions, _pairs(preferences))
+        yield Record(name, prompt, completions, _pairs(preferences), weight, _score(margin))
 
 
 def _prompt(roles: Sequence[int], contents: Sequence[str], more: dict[str, Any]) -> Prompt:

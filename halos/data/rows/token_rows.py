@@ -35,6 +35,7 @@ Control = Callable[[bool | None], str]
 Controls = Mapping[bool | None, str]
 
 BRANCHES = ("first", "second")
+GRADED = ("margin", "score_chosen", "score_rejected")
 TOKENS = pa.list_(pa.int32())
 COLUMNS: dict[str, pa.DataType] = {
     "id": pa.string(),
@@ -44,6 +45,8 @@ COLUMNS: dict[str, pa.DataType] = {
     "prompt_digest": pa.uint64(),
     "label": pa.int8(),  # -1: none
     "score": pa.float64(),  # NaN: none
+    "weight": pa.float32(),
+    "graded": pa.list_(pa.float64()),  # of pairs: margin, chosen score, rejected score (NaN: none); empty without any
 }
 TOKENISE_EXAMPLES_PER_TASK = 1 << 13
 """Examples that a process tokenises before it takes the next task."""
@@ -64,6 +67,9 @@ class Row:
         branches: token ids of each completion, end-of-turn token included unless it was cut off.
         desirable: the label, or None.
         score: the reward, or None.
+        weight: how much the example counts.
+        margin: of a pair, by how much the first completion is preferred, or None.
+        score_chosen, score_rejected: of a pair, the scores of its completions, or None.
     """
 
     id: str
@@ -72,6 +78,10 @@ class Row:
     branches: tuple[tuple[int, ...], ...]
     desirable: bool | None = None
     score: float | None = None
+    weight: float = 1.0
+    margin: float | None = None
+    score_chosen: float | None = None
+    score_rejected: float | None = None
 
 
 def group_sizes(rows: Sequence[Row]) -> np.ndarray:
@@ -109,7 +119,7 @@ class TokenRows(Stored[Row]):
     ) -> None:
         self.partners, self._mismatched = partners, mismatched
         self.table, self.limits, self._bos = table, tokens.limits, tokens.tokenizer.bos_token_id
-        self.labels, self._scores = table.numbers("label"), table.numbers("score")
+        self.labels, self._scores, self._weights = map(table.numbers, ("label", "score", "weight"))
         self.groups = in_order(table.numbers("prompt_digest"))
         self.control = {code: tokens.control(control(label)) for code, label in ((1, True), (0, False), (-1, None))}
         # Indexed by the label's code: 0, 1, or -1 for the last element.
@@ -189,7 +199,13 @@ class TokenRows(Stored[Row]):
             branches=tuple(tuple(self.limits.fit_completion(ids, len(prompt))[0]) for ids in completions),
             desirable=None if label < 0 else bool(label),
             score=None if np.isnan(score) else score,
+            weight=float(self._weights[index]),
+            **self._graded(index),
         )
+
+    def _graded(self, index: int) -> dict[str, float | None]:
+        values = self.table.list_at(index, "graded").tolist()
+        return {name: None if np.isnan(value) else value for name, value in zip(GRADED, values, strict=False)}
 
 
 @dataclass(slots=True)
@@ -356,10 +372,10 @@ def _tokenised(examples: Sequence[Example], tokens: ChatTokens, controls: Contro
     for start in range(span.start, span.stop, TOKENISE_EXAMPLES_PER_BATCH):
         part = examples[start : min(start + TOKENISE_EXAMPLES_PER_BATCH, span.stop)]
         batch = token_batch(part, tokens, controls, refusals, shapes)
-        for name in ("prompt", *BRANCHES, "label", "score"):
+        for name in ("prompt", *BRANCHES, "label", "score", "weight", "graded"):
             column = batch.column(name)
             # Offsets too: without them, ids that move from one row to the next would not change the digest.
-            for values in (column.offsets, column.values) if COLUMNS[name] == TOKENS else (column,):
+            for values in (column.offsets, column.values) if pa.types.is_list(column.type) else (column,):
                 content.update(values.to_numpy().tobytes())
         yield batch
     # Two shapes say as much as more: that ids may depend on the prompt.
@@ -400,6 +416,8 @@ def token_batch(
         "prompt_digest": [digest(prompt_key(example.prompt)) for example in examples],
         "label": [-1 if label is None else int(label) for label in labels],
         "score": [e.score if isinstance(e, Scored) else float("nan") for e in examples],
+        "weight": [example.weight for example in examples],
+        "graded": [_graded(example) if isinstance(example, Pair) else [] for example in examples],
     }
     arrays = [pa.array(values[name], kind) for name, kind in COLUMNS.items()]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(list(COLUMNS.items())))
@@ -414,6 +432,11 @@ def _label(example: Example) -> bool | None:
     if isinstance(example, Scored):
         return example.score > 0
     return example.desirable if isinstance(example, Labelled) else None
+
+
+def _graded(pair: Pair) -> list[float]:
+    values = [getattr(pair, name) for name in GRADED]
+    return [] if values == [None] * len(GRADED) else [float("nan") if value is None else value for value in values]
 
 
 def replies_of(example: Example) -> tuple[Reply, ...]:

@@ -99,7 +99,7 @@ def of_run(view: str, run: Sequence[Record], prepare: Prepare | None = None) -> 
     examples = []
     for (owner, place), other, value, number in _in_order(kind, [0] * len(run), derived, report):
         # The value of a demonstration is None and not read.
-        rejected_or_value = (value or 0.0) if other is None else run[other[0]].completions[other[1]].reply
+        rejected_or_value = (value or 0.0) if other is None else (run[other[0]], other[1])
         examples.append(make_example(kind, run[owner], place, number, rejected_or_value))
     return examples, report
 

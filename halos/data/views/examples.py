@@ -20,6 +20,7 @@ class Demonstration:
     id: str
     prompt: Prompt
     completion: Reply
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +31,27 @@ class Labelled:
     prompt: Prompt
     completion: Reply
     desirable: bool
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two completions of one prompt, the first preferred to the second."""
+    """Two completions of one prompt, the first preferred to the second.
+
+    Attributes:
+        weight: of its record; of a pair from two records, the smaller of their weights.
+        margin: of the preference that it is from, if that has one.
+        score_chosen, score_rejected: the scores of its completions, if they have any.
+    """
 
     id: str
     prompt: Prompt
     chosen: Reply
     rejected: Reply
+    weight: float = 1.0
+    margin: float | None = None
+    score_chosen: float | None = None
+    score_rejected: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +62,11 @@ class Scored:
     prompt: Prompt
     completion: Reply
     score: float
+    weight: float = 1.0
 
 
+Side = tuple[Record, int]
+"""A completion: its record, and its index there."""
 Example = Demonstration | Labelled | Pair | Scored
 E = TypeVar("E", bound=Example)
 E_co = TypeVar("E_co", bound=Example, covariant=True)
@@ -101,6 +116,15 @@ class Examples(Stored[E_co], Generic[E_co]):
         return self.values == 1 if self.kind is Labelled else None
 
     @property
+    def weights(self) -> np.ndarray:
+        """[n] the weight of each example."""
+        weights = self.records.numbers("weight")
+        own = weights[self.chosen[:, 0]]
+        if self.rejected is not None:
+            own = np.minimum(own, weights[self.rejected[:, 0]])
+        return np.asarray(own)
+
+    @property
     def prompts(self) -> np.ndarray:
         """[n] a number for the prompt of each example, equal for equal prompts."""
         return np.asarray(self.records.numbers("prompt")[self.chosen[:, 0]])
@@ -116,20 +140,37 @@ class Examples(Stored[E_co], Generic[E_co]):
         others = None if self.rejected is None else self.records.many(self.rejected[indices, 0])
         examples: list[Example] = []
         for n, (index, record) in enumerate(zip(indices.tolist(), owners, strict=True)):
-            value: Reply | float = float(self.values[index])
+            value: Side | float = float(self.values[index])
             if others is not None and self.rejected is not None:
-                value = others[n].completions[self.rejected[index, 1]].reply
+                value = others[n], int(self.rejected[index, 1])
             examples.append(make_example(self.kind, record, int(self.chosen[index, 1]), int(self.number[index]), value))
         return cast(list[E_co], examples)
 
 
-def make_example(kind: type[object], record: Record, place: int, number: int, value: Reply | float) -> Example:
-    """Make the example of a record's completion; ``value``: the rejected reply, the label or the score."""
+def make_example(kind: type[object], record: Record, place: int, number: int, value: Side | float) -> Example:
+    """Make the example of a record's completion; ``value``: the rejected completion, the label or the score."""
     name, reply = f"{record.id}#{number}", record.completions[place].reply
-    if isinstance(value, str | tuple):
-        return Pair(name, record.prompt, reply, value)
+    if isinstance(value, tuple):
+        return _pair(name, (record, place), value)
     if kind is Labelled:
-        return Labelled(name, record.prompt, reply, bool(value))
+        return Labelled(name, record.prompt, reply, bool(value), record.weight)
     if kind is Scored:
-        return Scored(name, record.prompt, reply, float(value))
-    return Demonstration(name, record.prompt, reply)
+        return Scored(name, record.prompt, reply, float(value), record.weight)
+    return Demonstration(name, record.prompt, reply, record.weight)
+
+
+def _pair(name: str, chosen: Side, rejected: Side) -> Pair:
+    (record, better), (other, worse) = chosen, rejected
+    one, two = record.completions[better], other.completions[worse]
+    # The margin is that of a preference: labels and scores pair other completions of the record too.
+    preferred = record == other and (better, worse) in record.preferences
+    return Pair(
+        name,
+        record.prompt,
+        one.reply,
+        two.reply,
+        weight=min(record.weight, other.weight),
+        margin=record.margin if preferred else None,
+        score_chosen=one.score,
+        score_rejected=two.score,
+    )

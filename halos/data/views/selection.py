@@ -168,11 +168,11 @@ class Selection:
         setting = self.labels_from_scores
         if setting == "prompt":
             table = table_of(records)
-            owner, scores = _scores(table)
+            owner, scores, weights = _scores(table)
             prompts, member = np.unique(table.numbers("prompt"), return_inverse=True)
-            medians = _medians(member[owner], scores, len(prompts))
+            medians = _medians(member[owner], scores, weights, len(prompts))
             return lambda index: medians[member[index]]
-        one_for_all = _median(_scores(table_of(training))[1]) if isinstance(setting, str) else setting
+        one_for_all = _median(*_scores(table_of(training))[1:]) if isinstance(setting, str) else setting
         return lambda _: one_for_all
 
     def _pair_by_score(self, record: Judgement) -> tuple[Judgement, Counter[str]]:
@@ -229,20 +229,26 @@ def _label_by_score(record: Judgement, threshold: float | None) -> tuple[Judgeme
     return replace(record, completions=tuple(completions)), Counter({"labels from scores": labels})
 
 
-def _scores(records: RecordTable) -> tuple[np.ndarray, np.ndarray]:
-    """Return (the index of the record of each, the scores) of all completions that have one."""
+def _scores(records: RecordTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (the index of the record of each, the scores, the weights) of all completions that have a score."""
     owner, scores = records.lists("scores")
     known = ~np.isnan(scores)
-    return owner[known], scores[known]
+    return owner[known], scores[known], records.numbers("weight")[owner[known]]
 
 
-def _medians(groups: np.ndarray, values: np.ndarray, count: int) -> list[float | None]:
+def _medians(groups: np.ndarray, values: np.ndarray, weights: np.ndarray, count: int) -> list[float | None]:
     """Return the median of the values of each of ``count`` groups, None for a group without values."""
     order = np.lexsort((values, groups))
     edges = np.searchsorted(groups[order], np.arange(count + 1))
-    ordered = values[order]
-    return [_median(ordered[a:z]) for a, z in pairwise(edges)]
+    return [_median(values[order[a:z]], weights[order[a:z]]) for a, z in pairwise(edges)]
 
 
-def _median(scores: Sequence[float] | np.ndarray) -> float | None:
-    return float(np.median(scores)) if len(scores) else None
+def _median(scores: np.ndarray, weights: np.ndarray) -> float | None:
+    """Return the median of scores that each count by their weight; with whole numbers, as if repeated that often."""
+    if not len(scores):
+        return None
+    order = np.argsort(scores, kind="stable")
+    up_to = np.cumsum(weights[order])
+    # The two middle scores differ where exactly half of the weight is below.
+    middle = [order[np.searchsorted(up_to, up_to[-1] / 2, side)] for side in ("left", "right")]
+    return float(scores[middle].sum() / 2)

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from halos.data.records.judgement import judgement_of
-from halos.data.records.record import Completion, Message, Prompt, Record, messages_of, with_messages
+from halos.data.records.record import Completion, Message, Record, messages_of, with_messages
 from halos.data.records.table import RecordTable, batches
 from halos.data.store.arrow import Part, Store
 from halos.data.views.rules import demonstrated
@@ -52,20 +52,20 @@ def with_turns(record: Record, report: Counter[str]) -> list[Record]:
     if not imitated:
         return [record]
     prompt = tuple(messages_of(record.prompt))
-    earlier = _earlier(record.id, record.prompt, prompt, 0, report)
+    earlier = _earlier(record, record.id, prompt, 0, report)
     if all(len(record.completions[place].turns) < 2 for place in imitated):
         return [*earlier, record]
     for place in imitated:
         completion = record.completions[place]
         *before, last = completion.turns or (Message("assistant", completion.text),)
         turns, name = (*prompt, *before), f"{record.id}/{place}"
-        earlier += _earlier(name, record.prompt, turns, len(prompt), report)
-        earlier.append(Record(name, with_messages(record.prompt, turns), (Completion.of((last,)),)))
+        earlier += _earlier(record, name, turns, len(prompt), report)
+        earlier.append(_with_last(record, name, turns, last))
     return earlier
 
 
-def _earlier(name: str, prompt: Prompt, turns: tuple[Message, ...], start: int, report: Counter[str]) -> list[Record]:
-    """Return a record for each assistant turn from ``start`` on, with the tools and variables of ``prompt``."""
+def _earlier(record: Record, name: str, turns: tuple[Message, ...], start: int, report: Counter[str]) -> list[Record]:
+    """Return a record for each assistant turn from ``start`` on; their ids begin with ``name``."""
     records = []
     for n, turn in enumerate(turns[start:], start):
         if turn.role != "assistant":
@@ -77,5 +77,10 @@ def _earlier(name: str, prompt: Prompt, turns: tuple[Message, ...], start: int, 
             report["earlier assistant turns left out"] += 1
             continue
         report["earlier assistant turns"] += 1
-        records.append(Record(f"{name}.{n}", with_messages(prompt, turns[:n]), (Completion.of((turn,)),)))
+        records.append(_with_last(record, f"{name}.{n}", turns[:n], turn))
     return records
+
+
+def _with_last(record: Record, name: str, turns: tuple[Message, ...], last: Message) -> Record:
+    """Return a record of other turns with the tools, variables and weight of ``record``."""
+    return Record(name, with_messages(record.prompt, turns), (Completion.of((last,)),), weight=record.weight)

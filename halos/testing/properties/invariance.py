@@ -1,8 +1,9 @@
 """Promises about what must not change the result: order, padding, shared prompts and the split of a step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from halos.data.rows.token_rows import Row
 from halos.testing.examples import Make, Result, evaluate, loss_of, make_inputs, make_objective
 from halos.testing.promises import NotApplicable, agree, agree_on_gradients, agree_on_means, promise
 from halos.testing.ranks import on_ranks
+
+REPEATED = 1e-10
+"""Tolerance for weights against repeated examples."""
 
 
 @promise("row order", 2, 3, 4, 6)
@@ -95,7 +99,48 @@ def metrics(make: Make, rows: Sequence[Row]) -> None:
     agree_on_means(whole, parts)
 
 
+@promise("weights", 2, 4)
+def weights(make: Make, rows: Sequence[Row]) -> None:
+    """Whole-number weights give the loss, gradients and metrics of examples repeated that often, their y' with them."""
+    weighted = [replace(row, weight=float(weight)) for row, weight in zip(rows, cycle((2, 1, 3)), strict=False)]
+    step, repeated_step = step_size(weighted), step_size(_repeated(weighted))
+    half = len(rows) // 2
+    halves = [weighted[:half], weighted[half:]]
+    splits = {"one micro-batch": ([weighted], _in_turn), "two ranks": (halves, on_ranks)}
+    if not make_objective(make).needs.whole_step:
+        splits["accumulated micro-batches"] = (halves, _in_turn)
+    for name, (parts, run) in splits.items():
+        expected = _evaluate_parts(make, [_repeated(part) for part in parts], repeated_step, run)
+        actual = _evaluate_parts(make, parts, step, run)
+        for part, repeated, one in zip(parts, expected, actual, strict=True):
+            agree(f"loss of {name} with weights", repeated.loss, one.loss, tolerance=REPEATED)
+            # The copies of an example have the same gradient each.
+            repeated.gradients = {row.id: row.weight * repeated.gradients[row.id] for row in part}
+            agree_on_gradients(f"{name} with weights", repeated, one, tolerance=REPEATED)
+            agree_on_means(repeated, [one])
+
+
 # Ways to split a step
+
+
+def _repeated(rows: Sequence[Row]) -> list[Row]:
+    return [replace(row, weight=1.0) for row in rows for _ in range(int(row.weight))]
+
+
+def _in_turn(functions: Sequence[Callable[[], Result]]) -> list[Result]:
+    return [function() for function in functions]
+
+
+def _evaluate_parts(
+    make: Make, parts: Sequence[Sequence[Row]], step: StepSize, run: Callable[..., list[Result]]
+) -> list[Result]:
+    shared = make_objective(make)
+    prepared = []
+    for part in parts:
+        # Ranks have an objective each. Micro-batches share one, whose running statistics go on from part to part.
+        own = shared if run is _in_turn else make_objective(make)
+        prepared.append(partial(evaluate, own, make_inputs(own, part, step=step)))
+    return run(prepared)
 
 
 def _total_loss(parts: Sequence[Result]) -> Tensor:

@@ -85,7 +85,7 @@ def test_pairs() -> None:
     assert view.examples == [
         Pair("p#0", "q", "b", "a"),
         Pair("g#0", "q", "good", "bad"),
-        Pair("s#0", "q", "high", "low"),
+        Pair("s#0", "q", "high", "low", score_chosen=3.0, score_rejected=1.0),
         Pair("m#0", "q", "a", "b"),
         Pair("m#1", "q", "b", "c"),
     ]

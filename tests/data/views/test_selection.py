@@ -1,11 +1,12 @@
 """Selection: labels and pairs from scores, imbalance, one example of a prompt, all assistant turns."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from halos.data.records.record import Completion, Record
+from halos.data.records.record import Completion, Record, Reply
 from halos.data.views.derive import VIEWS, binary, of_run, pairs
 from halos.data.views.examples import Examples, Labelled, Pair
 from halos.data.views.selection import Selection
@@ -45,6 +46,22 @@ def test_the_median_is_that_of_the_training_data_and_labels_stay() -> None:
     assert [(e.completion, e.desirable) for e in made.examples] == [("x", False), ("y", True)]
 
 
+@pytest.mark.parametrize("setting", ["median", "prompt"])
+def test_a_median_counts_scores_by_weight(setting: str) -> None:
+    weighted = [replace(record, weight=weight) for record, weight in zip(RECORDS, (1.0, 4.0, 2.0, 1.0), strict=True)]
+    repeated = [
+        replace(record, id=f"{record.id}{copy}", weight=1.0)
+        for record in weighted
+        for copy in range(int(record.weight))
+    ]
+
+    def labels(records: list[Record]) -> dict[Reply, bool]:
+        made = binary(records, Selection(labels_from_scores=setting).prepare("binary", records, records))
+        return {example.completion: example.desirable for example in made.examples}
+
+    assert labels(weighted) == labels(repeated) != labels(RECORDS)
+
+
 @pytest.mark.parametrize(
     ("options", "expected", "left_out"),
     [
@@ -71,7 +88,7 @@ def test_a_record_without_a_pair_of_that_margin_is_left_out() -> None:
         "m", "p", (Completion("a", score=1), Completion("b", score=2), *scored("s", "p", 5, 6).completions), ((0, 1),)
     )
     view = pairs([scored("s", "p", 1, 2), paired], prepare)
-    assert view.examples == [Pair("m#0", "p", "a", "b")]
+    assert view.examples == [Pair("m#0", "p", "a", "b", score_chosen=1.0, score_rejected=2.0)]
     assert view.report == {"completions with close scores left out": 4}
 
 
