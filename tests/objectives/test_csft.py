@@ -49,7 +49,7 @@ def test_there_is_no_reference() -> None:
         ({"desirable_token": ""}, "loss.desirable_token: expected text"),
         ({"undesirable_token": "  "}, "loss.undesirable_token: expected text"),
         ({"undesirable_token": None}, "loss.undesirable_token: expected text"),
-        ({"desirable_token": "<a>", "undesirable_token": "<a>"}, "loss.undesirable_token: expected a token other"),
+        ({"desirable_token": "<a>", "undesirable_token": "<a>"}, "loss.undesirable_token: expected another one"),
     ],
 )
 def test_tokens_that_cannot_tell_labels_apart(tokens: dict[str, object], key: str) -> None:

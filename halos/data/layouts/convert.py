@@ -146,11 +146,17 @@ class Converter:
         return None if path is None else score_in(where, path, value_at(row, path))
 
     def _weighed(self, where: str, row: RawRow, record: Record, dropped: Counter[str]) -> Record | None:
-        weight = self._score(where, row, path) if isinstance(path := self.roles.get("weight"), str) else None
+        """Return the record with its row's weight and margin, None where the weight is 0."""
+        weight, margin = (
+            self._score(where, row, path) if isinstance(path := self.roles.get(role), str) else None
+            for role in ("weight", "margin")
+        )
         if weight == 0:
             dropped[NO_WEIGHT] += 1
             return None
-        return record
+        if weight is None and margin is None:
+            return record
+        return replace(record, weight=1.0 if weight is None else weight, margin=margin)
 
     # Kinds of rows
 

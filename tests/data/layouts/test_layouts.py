@@ -187,6 +187,19 @@ def test_what_would_be_lost_or_guessed_is_refused(row: dict[str, Any], words: st
         read(tmp_path, row)
 
 
+def test_weights_and_margins_reach_the_record(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"q{n}", "chosen": A, "rejected": B, "weight": w, "margin": m}
+        for n, (w, m) in enumerate([(2, 0.5), (0, 1), ("0.5", None)])
+    ]
+    records, dropped, columns = read(tmp_path, *rows)
+    assert [(r.weight, r.margin) for r in records] == [(2.0, 0.5), (0.5, None)]
+    assert dropped == {"filtered: records with weight 0": 1}
+    assert columns["weight: weight"] == 3
+    with pytest.raises(ValueError, match=r"f\.jsonl:1: expected .*weight"):
+        read(tmp_path, {**rows[0], "weight": -1})
+
+
 def test_ties_are_left_out_or_kept(tmp_path: Path) -> None:
     row = {"prompt": Q, "response_a": A, "response_b": B, "winner": "tie"}
     won = {**row, "winner": "a"}
