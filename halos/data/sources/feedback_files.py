@@ -271,7 +271,7 @@ def scores_joined(adapted: Iterable[Adapted]) -> Iterator[Adapted]:
         if (
             record
             and before
-            and record.prompt == before.prompt
+            and (record.prompt, record.weight) == (before.prompt, before.weight)
             and _has_only_scores(record)
             and _has_only_scores(before)
         ):
