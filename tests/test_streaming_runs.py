@@ -63,7 +63,9 @@ def test_a_run_with_a_worker_and_accumulation_resumes(data: tuple[str, ...], tmp
 def test_the_report_is_written_at_the_end(uninterrupted: tuple[Path, dict[str, Any]], data: tuple[str, ...]) -> None:
     report = json.loads((uninterrupted[0] / "data_report.json").read_text())["splits"]
     file = data[1].removeprefix("data.train=")
-    assert report["train"]["files"] == {file: {"rows": 12, "records": 12, "dropped": {}}}
+    counts = report["train"]["files"].pop(file)
+    assert not report["train"]["files"]
+    assert (counts["rows"], counts["records"], counts["dropped"]) == (12, 12, {})
     counts = report["train"]["counts"]
     assert (counts["records"], counts["examples"], counts["passes"]) == (12, 24, 2)
     assert counts["tokens"] == uninterrupted[1]["tokens"]

@@ -78,6 +78,7 @@ def test_messages_are_logged_in_one_line_without_controls(logged: logging.Logger
 def test_messages_and_warnings_of_other_libraries_are_too(logged: logging.Logger, capsys: Printed) -> None:
     another = logging.getLogger("another")
     another.addHandler(logging.StreamHandler())
+    another.propagate = False  # handlers of the root logger may write to a stream that another test has closed
     another.warning("read\n%s", EVIL)
     assert capsys.readouterr().err == f"read\n{SHOWN}\n"
     terminal.set_up_logging()  # twice is once

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,8 @@ def held(output_dir: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             if on_first_process():
+                if not root.exists():
+                    stack.callback(_remove_if_empty, root)  # a run that is refused leaves no folder
                 root.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(exclusive(root / LOCK))
         except BlockingIOError:
@@ -43,6 +45,11 @@ def held(output_dir: str) -> Iterator[None]:
             found = f"{root} ({error.strerror})"
             raise ValueError(f"output_dir: expected a folder that can be written, found {found}") from None
         yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # not empty, or gone
+        folder.rmdir()
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def test_without_a_reference_there_is_no_kl(models: Any) -> None:
 
 def test_other_vocabularies_and_empty_completions_are_refused(models: Any) -> None:
     other = model("llama", vocab_size=VOCABULARY + 1).eval()
-    with pytest.raises(ValueError, match=r"reference: expected a vocabulary of 5 tokens.*found 6"):
+    with pytest.raises(ValueError, match=r"reference: expected the policy's 5 tokens, found a vocabulary of 6"):
         score(models[0], other, [PROMPT], [PROMPT], [[1]])
     with pytest.raises(ValueError, match="completions: expected at least one token"):
         scores_of(models, [[]])
