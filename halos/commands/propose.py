@@ -1,15 +1,15 @@
 """``propose=FILE.yaml``: looks at files of feedback and writes a mapping of their columns."""
 
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from halos.config.nodes import build
 from halos.data.layouts.propose import as_yaml, propose
-from halos.data.reading.files import expand
+from halos.data.reading.files import Piece
 from halos.data.records.record import Record, messages_of, reply_text
-from halos.data.sources.feedback_files import FeedbackFiles
+from halos.data.sources.feedback_files import FeedbackFiles, Layouts, scores_joined
 from halos.files import write_atomically
 from halos.terminal import console, styled
 
@@ -33,21 +33,24 @@ def write_proposal(cfg: DictConfig) -> None:
         raise ValueError(f"propose: expected data=files, found data={source.name}, whose format is known")
     if target.suffix != ".yaml":
         raise ValueError(f"propose: expected a file that ends in .yaml, found {str(target)!r}")
-    file = expand(source.train_files[0])[0]
-    rows = [row for _, row in islice(source.plain_rows(file), ROWS)]
-    if not rows:
+    file = next(source.files())
+    located = list(islice(source.rows(Piece(file)), ROWS))
+    if not located:
         raise ValueError(f"{file}: expected at least one row, found an empty file")
-    proposal = propose(rows, source.declaration)
+    proposal = propose([row for _, row in located], source.declaration)
     train = str(Path(file).resolve()) if Path(file).exists() else str(file)
-    proposed = FeedbackFiles.of(proposal.declaration)
-    records = [record for _, record, _ in proposed.adapted(islice(source.plain_rows(file), ROWS)) if record is not None]
+    layouts = Layouts(proposal.declaration)
+    adapted = scores_joined(chain.from_iterable(layouts.adapted(where, row) for where, row in located))
+    records = [record for _, record, _ in adapted if record is not None]
     for record in records[:SHOWN]:
         _show(record)
     for remark in proposal.remarks:
         console.print(styled(("look at this: ", "yellow"), remark))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, as_yaml(proposal, train))
-    console.print(styled(f"{len(rows):,} rows looked at, {len(records):,} records; mapping → ", (str(target), "bold")))
+    console.print(
+        styled(f"{len(located):,} rows looked at, {len(records):,} records; mapping → ", (str(target), "bold"))
+    )
     console.print(f"to use it, put it into a folder DIR/data: halos train --config-dir DIR data={target.stem}")
 
 

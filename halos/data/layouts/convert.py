@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 
 from halos.data.layouts.chats import (
     ROLE_NAMES,
@@ -31,11 +30,11 @@ from halos.data.records.record import (
     prompt_key,
     reply_text,
 )
-from halos.data.sources.adapted import DIFFERENT_PROMPTS, NOTED, without_empty
+from halos.data.sources.adapted import DIFFERENT_PROMPTS, FILTERED, NOTED, by_rank, without_empty
 
 COMPLETION_KEYS = {"text", "messages", "desirable", "score"}
-TIE = "filtered: ties (data.ties=keep keeps them)"
-NO_WEIGHT = "filtered: records with weight 0"
+TIE = f"{FILTERED}ties (data.ties=keep keeps them)"
+NO_WEIGHT = f"{FILTERED}records with weight 0"
 Preferences = tuple[tuple[int, int], ...]
 TextOrTurns = str | tuple[Message, ...]
 
@@ -239,8 +238,6 @@ class Converter:
     def _compared(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         sides = self._pair_of_paths("sides")
         own = self._prompt(where, row, dropped)
-        for side in sides:
-            required(where, row, side) if "." not in side else None
         replies = [self._reply(where, row, side) for side in sides]
         prompts = [self._agreed(where, side, own, before) for side, (before, _) in zip(sides, replies, strict=True)]
         if prompts[0] is None or prompts[1] is None:
@@ -318,8 +315,8 @@ class Converter:
             raise ValueError(f"{where}: expected the key 'prompt'; found {keys_of(row)}")
         if path == "output" and item_name is None:
             texts = [text_of(where, f"{path}[{n}]", text) for n, text in enumerate(items)]
-            ranked = tuple(combinations(range(len(texts)), 2))
-            return self._weighed(where, row, Record(where, prompt, tuple(map(Completion, texts)), ranked), dropped)
+            record = Record(where, prompt, tuple(map(Completion, texts)), by_rank(range(len(texts))))
+            return self._weighed(where, row, record, dropped)
         own_format = path == "completions" and item_name in (None, "text")
         completions = tuple(self._item(where, f"{path}[{n}]", item, own_format) for n, item in enumerate(items))
         preferences = _preferences(where, self._value(row, "preferences")) + self._by_rank(where, path, items)
@@ -368,10 +365,7 @@ class Converter:
             score_in(where, f"{path}[{n}].{key}", item.get(key) if isinstance(item, Mapping) else None)
             for n, item in enumerate(items)
         ]
-        ranked = [(n, rank) for n, rank in enumerate(ranks) if rank is not None]
-        return tuple(
-            (i, j) if rank < other else (j, i) for (i, rank), (j, other) in combinations(ranked, 2) if rank != other
-        )
+        return by_rank(ranks)
 
 
 def note_repeated(prompt: TextOrTurns, text: Reply, dropped: Counter[str]) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from halos.data.reading.fields import wrong
+from halos.data.reading.fields import NUMBER, score_of, wrong
 
 MEANINGS: dict[str, frozenset[str]] = {
     "desirable": frozenset(
@@ -93,7 +93,6 @@ OPPOSITES = (("desirable", "undesirable"), ("first", "second"), ("first", "tie")
 BOOLEANS = {True: ("true", "yes", "y", "on", "1"), False: ("false", "no", "n", "off", "0")}
 """YAML reads ``yes`` and ``on`` as true: each stands for all words that it may have been."""
 SKIN_TONES_AND_VARIANTS = re.compile("[\U0001f3fb-\U0001f3ff\ufe0e\ufe0f]")
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def plain_word(value: object) -> str:
@@ -210,16 +209,12 @@ def score_in(where: str, name: str, value: object) -> float | None:
     Raises:
         ValueError: it is no number.
     """
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    number = number_in(value) if isinstance(value, str) else value
-    # True is an int to Python, but a label in the wrong column to a user.
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise wrong(where, name, "a number", value)
-    try:
-        return float(number)
-    except OverflowError:
-        raise wrong(where, name, "a number that a float can hold", value) from None
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        number = number_in(value)
+        value = value if number is None else number
+    return score_of(where, name, value)
 
 
 def _is_number(value: object) -> bool:

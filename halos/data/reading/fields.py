@@ -1,6 +1,7 @@
 """Typed reading of a row's fields. Each error names the location, the field, what was expected and what was found."""
 
 import json
+import re
 from collections.abc import Mapping
 from itertools import islice
 from reprlib import Repr
@@ -20,7 +21,8 @@ TEMPLATE_FIELDS = frozenset(
 """Fields of messages, beside role and content, that chat templates of published models read."""
 MODALITIES = ("image", "images", "video", "videos", "audio", "audios")
 """Columns, and fields of messages, that hold what halos cannot train on."""
-LABELS = {"desirable": True, "undesirable": False}
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+"""A number that is written as text."""
 
 MAX_KEYS = 20
 """Keys of a row that an error lists."""
@@ -208,16 +210,6 @@ def reply_of(where: str, row: RawRow, key: str) -> tuple[tuple[Message, ...], Re
     if before and _is_blank(tuple(before)):
         raise wrong(where, key, "a conversation whose prompt is not empty", row[key])
     return tuple(before), (last,) if last.fields else last.content
-
-
-def label_of(where: str, name: str, value: object) -> bool:
-    """Return a label."""
-    # By type: 1.0 equals 1, but a float is a score in the wrong column.
-    if type(value) in (bool, int) and value in (0, 1):
-        return bool(value)
-    if isinstance(value, str) and value.lower() in LABELS:
-        return LABELS[value.lower()]
-    raise wrong(where, name, "true/false, 0/1 or desirable/undesirable", value)
 
 
 def preference_of(where: str, row: RawRow, key: str, first: str, second: str) -> tuple[tuple[int, int], ...]:

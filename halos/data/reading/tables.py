@@ -10,14 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from halos.data.reading.fields import LABELS, RawRow, wrong
+from halos.data.reading.fields import NUMBER, RawRow, wrong
 from halos.data.reading.json_files import Located, parse_json
 from halos.data.reading.lines import decode, first_line, lines
 
 MAX_CELL_CHARACTERS = 1 << 22
 """Longest cell of a CSV file. Python's parser takes 8 bytes for each character of a cell: without a limit, a quote that
 is never closed would take eight times the size of the file."""
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 NUMBERS = re.compile(
     r"desirable|rank|deleted|review_result|labels?|score(_chosen|_rejected|_A|_B|_ratio)?|reward(_A|_B)?"
     r"|(overall|fine-grained)_score"
@@ -111,7 +110,7 @@ def _number(where: str, name: str, cell: str) -> object:
         return None
     if cell.lower() in ("true", "false"):
         return cell.lower() == "true"
-    if cell.lower() in LABELS:
+    if cell.lower() in ("desirable", "undesirable"):
         return cell
     # Nobody means a number of hundreds of digits, and one of thousands takes long to convert.
     if len(cell) > 400 or not NUMBER.fullmatch(cell):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, combinations
 
 from halos.data.records.record import Record
 
@@ -22,6 +22,17 @@ COLUMN = "column "
 BAD_ROW = f"{FILTERED}malformed rows"
 SHOWN_PLACES = 5
 """Places listed for each reason to leave something out."""
+
+
+def by_rank(ranks: Sequence[float | None]) -> tuple[tuple[int, int], ...]:
+    """Return a preference for every two completions with different ranks, of which the lower is better.
+
+    Equal ranks mean that nobody decided between the two. A completion without a rank is in no preference.
+    """
+    ranked = [(n, rank) for n, rank in enumerate(ranks) if rank is not None]
+    return tuple(
+        (i, j) if rank < other else (j, i) for (i, rank), (j, other) in combinations(ranked, 2) if rank != other
+    )
 
 
 def without_empty(record: Record, dropped: Counter[str]) -> Record | None:

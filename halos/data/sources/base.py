@@ -144,12 +144,16 @@ class FileSource(Source):
     def val(self) -> Records | None:
         return self._read(self._val_files) if self._val_files else None
 
+    def files(self) -> Iterator[str | Path]:
+        """Yield the files, folders and hub ids of training data."""
+        return chain.from_iterable(map(expand, self._train_files))
+
     def check_stream(self) -> None:
-        for file in chain.from_iterable(map(expand, self._train_files)):
+        for file in self.files():
             check_streamable(file)
 
     def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Record]:
-        for file in chain.from_iterable(map(expand, self._train_files)):
+        for file in self.files():
             origin = origins.setdefault(str(file), Origin())
             rows = _counted(self.rows(Piece(file), streaming=True), origin)
             for _, record in _added(self.adapted_one_by_one(rows), origin):
@@ -160,7 +164,7 @@ class FileSource(Source):
             self.check_origin(str(file), origin)
 
     def stream_key(self) -> str:
-        files = list(chain.from_iterable(map(expand, self._train_files)))
+        files = list(self.files())
         # The contents of a large data set are not read for its key: a stream has to begin at once.
         content = (self.name, self._settings(), list(map(str, files)), list(map(edges_key, files)))
         return hashlib.sha256(repr(content).encode()).hexdigest()

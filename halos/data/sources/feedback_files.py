@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import final
 
 from halos.checks import check_whole
@@ -205,22 +204,6 @@ class FeedbackFiles(FileSource):
         words = Values(**{name: listed for name, listed in (values or {}).items() if listed is not None})
         self.declaration = Declaration(paths, dict(roles or {}), words, ignore, ties == "keep", transcripts == "split")
         self._max_bad_rows = max_bad_rows if bad_rows == "skip" else None
-
-    @classmethod
-    def of(cls, declaration: Declaration) -> FeedbackFiles:
-        """Return a source with this declaration and no files, for rows that are read elsewhere."""
-        source = cls("none")
-        source.declaration = declaration
-        return source
-
-    @property
-    def train_files(self) -> list[str | Path]:
-        """The files, patterns, folders and hub ids of training data."""
-        return self._train_files
-
-    def plain_rows(self, file: str | Path) -> Iterator[Located]:
-        """Yield the rows of a file with their locations, before columns have roles."""
-        return self.rows(Piece(file))
 
     def rows(self, piece: Piece, *, streaming: bool = False) -> Iterator[Located]:
         # Cells are converted by the role of their column, which is known only after the row is recognised.

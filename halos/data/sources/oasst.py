@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import final
 
 from halos.data.reading.fields import RawRow, has, required, text_of, wrong
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.adapted import FILTERED, Adapted, without_empty
+from halos.data.sources.adapted import FILTERED, Adapted, by_rank, without_empty
 from halos.data.sources.base import Columns, Files, FileSource
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
@@ -102,11 +101,7 @@ def _record(node: _Node, turns: tuple[Message, ...]) -> Adapted:
         return node.where, None, Counter({"prompt without a reply": 1})
     if not any(turn.content.strip() for turn in turns):
         return node.where, None, Counter({"empty prompt": 1})
-    # Every two replies with different ranks are a preference. Equal ranks mean that nobody decided between them.
-    ranked = [(n, reply.rank) for n, reply in enumerate(replies) if reply.rank is not None]
-    preferences = tuple(
-        (i, j) if rank < other else (j, i) for (i, rank), (j, other) in combinations(ranked, 2) if rank != other
-    )
+    preferences = by_rank([reply.rank for reply in replies])
     record = Record(node.where, turns, tuple(Completion(reply.text) for reply in replies), preferences)
     return node.where, without_empty(record, dropped), dropped
 

@@ -8,14 +8,49 @@ from halos.data.layouts.values import MEANINGS, OPPOSITES, Values, number_in, pl
 
 
 @pytest.mark.parametrize(
-    "value", [True, 1, 1.0, "1", "1.0", "+1", "True", " yes", "UP", "👍", "👍🏽", "👍️", "Like", "thumbs-up", "good"]
+    "value",
+    [
+        True,
+        1,
+        1.0,
+        "1",
+        "1.0",
+        "desirable",
+        "+1",
+        "True",
+        " yes",
+        "UP",
+        "👍",
+        "👍🏽",
+        "👍️",
+        "Like",
+        "thumbs-up",
+        "good",
+    ],
 )
 def test_words_for_desirable(value: object) -> None:
     assert Values().label("f:1", "thumb", value) is True
 
 
 @pytest.mark.parametrize(
-    "value", [False, 0, 0.0, -1, "-1", "-1.0", "false", "No", "down", "👎", "👎🏿", "dislike", "thumbs_down", "bad"]
+    "value",
+    [
+        False,
+        0,
+        0.0,
+        -1,
+        "-1",
+        "-1.0",
+        "UNDESIRABLE",
+        "false",
+        "No",
+        "down",
+        "👎",
+        "👎🏿",
+        "dislike",
+        "thumbs_down",
+        "bad",
+    ],
 )
 def test_words_for_undesirable(value: object) -> None:
     assert Values().label("f:1", "thumb", value) is False

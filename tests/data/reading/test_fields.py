@@ -4,27 +4,11 @@ from typing import Any
 
 import pytest
 
-from halos.data.reading.fields import label_of, messages_of, prompt_of, reply_of, required, score_of, text_of
+from halos.data.reading.fields import messages_of, prompt_of, reply_of, required, score_of, text_of
 from halos.data.records.record import Message
 
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [(True, True), (False, False), (1, True), (0, False), ("desirable", True), ("UNDESIRABLE", False)],
-)
-def test_labels(value: Any, expected: bool) -> None:
-    assert label_of("f:1", "label", value) is expected
-
-
-@pytest.mark.parametrize("value", ["maybe", "true", "1", "", 2, -1, 1.0, None, [], {}])
-def test_anything_else_is_no_label(value: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"^f:3: expected 'label' to be true/false, 0/1 or desirable/undesirable; found"
-    ):
-        label_of("f:3", "label", value)
 
 
 def test_scores() -> None:
