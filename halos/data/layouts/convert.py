@@ -104,6 +104,10 @@ class Converter:
         if isinstance(prompt, str):
             prompt = self._with_input(where, row, prompt)
             prompt = self._turns_of_transcript(prompt, dropped)
+        elif has_content(self._value(row, "input")):
+            raise wrong(
+                where, str(self.roles["input"]), "empty next to a prompt of messages", self._value(row, "input")
+            )
         return self._with_history(where, row, prompt)
 
     def _with_input(self, where: str, row: RawRow, prompt: str) -> str:

@@ -232,8 +232,10 @@ class _Finder:
         return True
 
     def _find_judgement(self) -> None:
-        for role in ("label", "score", "votes"):
+        for role in ("label", "score"):
             self.find(role)
+        if "label" not in self.roles:  # which would count more
+            self.find("votes")
 
 
 def unclear_judgement(row: RawRow, roles: Roles, ignore: Sequence[str]) -> list[str]:

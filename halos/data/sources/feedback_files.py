@@ -17,6 +17,7 @@ from halos.data.layouts.values import Values
 from halos.data.reading.fields import TEMPLATE_FIELDS, RawRow, keys_of
 from halos.data.reading.files import Piece, read_piece
 from halos.data.reading.json_files import Located, MalformedRow, parse_json
+from halos.data.reading.tables import MESSAGES
 from halos.data.records.record import ROLES, Record
 from halos.data.sources.adapted import BAD_ROW, COLUMN, Adapted, Origin
 from halos.data.sources.base import Files, FileSource
@@ -24,6 +25,8 @@ from halos.data.sources.hh import hh_record
 from halos.data.sources.oasst import is_tree, tree_records
 
 KNOWN_FIELDS = TEMPLATE_FIELDS | {"role", "content", "from", "value", "weight"}
+STRUCTURED = frozenset(["messages", "conversations", "completions", "preferences", "history", "votes", "answers"])
+"""Columns whose cells are JSON in a CSV file, beside those that are declared for these roles."""
 CHOICES = {"ties": ("drop", "keep"), "transcripts": ("split", "keep"), "bad_rows": ("stop", "skip")}
 
 
@@ -208,8 +211,11 @@ class FeedbackFiles(FileSource):
     def rows(self, piece: Piece, *, streaming: bool = False) -> Iterator[Located]:
         # Cells are converted by the role of their column, which is known only after the row is recognised.
         skips, is_csv = self._max_bad_rows is not None, piece.is_csv
+        lists = STRUCTURED | {self.declaration.columns.get(role) for role in STRUCTURED}
         for where, row in read_piece(piece, streaming=streaming, convert_cells=False, keep_malformed=skips):
-            yield where, {name: _cell(where, name, value) for name, value in row.items()} if is_csv else row
+            if is_csv:
+                row = {name: _cell(where, name, value, parses=name in lists) for name, value in row.items()}
+            yield where, row
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         layouts = Layouts(self.declaration)
@@ -277,8 +283,9 @@ def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
     return Layouts(Declaration()).record(where, row, dropped)
 
 
-def _cell(where: str, name: str, cell: object) -> object:
-    """Return a cell of a CSV file; lists and objects are parsed."""
-    if not isinstance(cell, str) or not cell.lstrip().startswith(("[{", "[[", "{")):
+def _cell(where: str, name: str, cell: object, *, parses: bool) -> object:
+    """Return a cell of a CSV file; messages, and what stands in columns of lists, are parsed."""
+    # Not every text that begins with a brace is JSON: prompts are about code, too.
+    if not isinstance(cell, str) or not (MESSAGES.match(cell) or (parses and cell.lstrip().startswith(("[", "{")))):
         return cell
     return parse_json(f"{where}: {name}", cell)

@@ -172,6 +172,8 @@ def test_a_layout_is_declared(columns: dict[str, Any], row: dict[str, Any], expe
     [
         ({"prompt": Q, "context": "Docs.", "completion": A}, r"'context'; put it into .*data\.columns\.input=context.*ignore=\[context\]"),
         ({"prompt": Q, "images": ["a.png"], "completion": A}, r"the column 'images': halos trains on text.*ignore=\[images\]"),
+        ({"prompt": chat(Q), "input": "Docs.", "completion": A}, "'input' to be empty next to a prompt of messages; found 'Docs.'"),
+        ({"prompt": Q, "completion": A, "label": 1, "votes": {"down": 2}}, "found none for 'votes'"),
         ({"prompt": Q, "question": "other", "completion": A}, "found none for 'question'"),
         ({"prompt": Q, "completion": A, "log": chat("secret", "text")}, "found none for 'log'"),
         ({"prompt": Q, "response": A, "helpfulness": 3, "verbosity": 1}, r"data\.columns\.score=helpfulness or data\.columns\.score=verb"),
@@ -198,6 +200,17 @@ def test_weights_and_margins_reach_the_record(tmp_path: Path) -> None:
     assert columns["weight: weight"] == 3
     with pytest.raises(ValueError, match=r"f\.jsonl:1: expected .*weight"):
         read(tmp_path, {**rows[0], "weight": -1})
+
+
+def test_texts_of_a_spreadsheet_that_begin_with_a_brace_stay_texts(tmp_path: Path) -> None:
+    file = tmp_path / "f.csv"
+    file.write_text('question,answer,talk\n{x} is what?,"[[1, 2]] and {",""\n"{""a"": 1}",ok,""\n', encoding="utf-8")
+    first, second = FeedbackFiles(str(file)).train().records
+    assert (first.prompt, first.completions) == ("{x} is what?", (Completion("[[1, 2]] and {"),))
+    assert second.prompt == '{"a": 1}'
+    file.write_text('question,answer,talk\nq,a,"[[""Hello"", ""Hi""]]"\n', encoding="utf-8")
+    (found,) = FeedbackFiles(str(file), columns={"history": "talk"}).train().records
+    assert found.prompt == (Message("user", "Hello"), Message("assistant", "Hi"), Message("user", "q"))
 
 
 def test_ties_are_left_out_or_kept(tmp_path: Path) -> None:
