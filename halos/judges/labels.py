@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+from halos.checks import check_choice
 from halos.data.preparation.writing import record_row
 from halos.data.records.record import Completion, Record, Reply
 from halos.judges.base import CompletionJudge, PromptCompletion
@@ -31,8 +32,7 @@ def label(records: Sequence[Record], judge: CompletionJudge, kind: str) -> tuple
     Raises:
         ValueError: the kind is unknown, or the judge gave no feedback at all.
     """
-    if kind not in KINDS:
-        raise ValueError(f"feedback: expected one of {', '.join(KINDS)}; found {kind!r}")
+    check_choice("feedback", kind, KINDS)
     counts: Counter[str] = Counter(prompts=len(records))
     replies = [list(dict.fromkeys(completion.reply for completion in record.completions)) for record in records]
     counts["repeated completions left out"] = sum(len(r.completions) for r in records) - sum(map(len, replies))

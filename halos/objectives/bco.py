@@ -86,7 +86,8 @@ class RewardShift(nn.Module):
         # In bfloat16 a running mean would stop moving after a few hundred updates.
         def at_least_float32(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            return moved.float() if moved.dtype in (torch.bfloat16, torch.float16) else moved
+            # From the tensor as it was: the rounded one has lost large counts already.
+            return tensor.to(moved.device) if moved.dtype in (torch.bfloat16, torch.float16) else moved
 
         super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
         return self

@@ -8,6 +8,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
+from halos.checks import check_choice
 from halos.config.parameters import require_positive, require_weight
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
 from halos.processes.collectives import all_sum
@@ -150,9 +151,7 @@ class KTO(Objective):
         **options: Unpack[LoopOptions],
     ) -> None:
         super().__init__(backbone, **options)
-        if reference_point not in REFERENCE_POINTS:
-            choices = ", ".join(REFERENCE_POINTS)
-            raise ValueError(f"loss.reference_point: expected one of {choices}; found {reference_point!r}")
+        check_choice("loss.reference_point", reference_point, REFERENCE_POINTS)
         if reference_free and reference_point == "zero":
             found = "found 'zero': log π_θ without a reference is always below 0"
             raise ValueError(f"loss.reference_point: expected mismatched with loss.reference_free=true, {found}")

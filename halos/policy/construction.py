@@ -75,33 +75,21 @@ def freeze_outside_text(model: PreTrainedModel) -> None:
 
     They get no gradient, and DDP would wait for it. They are exported as they are.
     """
-    if _is_multimodal(model):
-        used = _text_parameters(model)
+    if is_multimodal(model):
+        used = {id(parameter) for part in text_parts(model) for parameter in part.parameters()}
         for parameter in model.parameters():
             if id(parameter) not in used:
                 parameter.requires_grad_(False)
 
 
-def modules_outside_text(model: PreTrainedModel) -> list[str]:
-    """Return the names of the largest modules of a multimodal model that text does not pass through."""
-    if not _is_multimodal(model):
-        return []
-    used = _text_parameters(model)
-    outside: list[str] = []
-    for name, module in model.named_modules():
-        own = {id(parameter) for parameter in module.parameters()}
-        if own and used.isdisjoint(own) and not name.startswith(tuple(f"{outer}." for outer in outside)):
-            outside.append(name)
-    return outside
-
-
-def _is_multimodal(model: PreTrainedModel) -> bool:
+def is_multimodal(model: PreTrainedModel) -> bool:
+    """Return whether the model has parts that text does not pass through."""
     return model.config.get_text_config() is not model.config
 
 
-def _text_parameters(model: PreTrainedModel) -> set[int]:
-    text = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
-    return {id(parameter) for module in text for parameter in module.parameters()}
+def text_parts(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """Return the parts that text passes through: the decoder, and the embeddings of input and output."""
+    return model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()
 
 
 def grow_vocabulary(model: PreTrainedModel, size: int, new_tokens: Sequence[int]) -> None:

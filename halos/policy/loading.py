@@ -22,7 +22,6 @@ from halos.policy.construction import (
     forget_quantisation,
     freeze_outside_text,
     grow_vocabulary,
-    modules_outside_text,
     parameters_on_meta,
     set_dropout,
     silence_routers,
@@ -304,7 +303,10 @@ class ModelSpec:
         if self._location.suffix == ".gguf" and hasattr(config, "quantization_config"):
             del config.quantization_config
         generation = self._generation(config)
-        try_export(config, generation, tokenizer, base, end_of_turn=end_of_turn, control=control)
+        trust = self.trust_remote_code
+        try_export(
+            config, generation, tokenizer, base, end_of_turn=end_of_turn, control=control, trust_remote_code=trust
+        )
 
     @property
     def local(self) -> Path | None:
@@ -345,8 +347,7 @@ class ModelSpec:
             enable({"use_reentrant": False})
         if self.lora.enabled:
             base, keep_start = self._names[0], self.reference == "adapter"
-            outside = modules_outside_text(model)
-            self.lora.attach(model, base=base, new_tokens=options.new_tokens, exclude=outside, keep_start=keep_start)
+            self.lora.attach(model, base=base, new_tokens=options.new_tokens, keep_start=keep_start)
         freeze_outside_text(model)
 
     def _finish(self, model: PreTrainedModel) -> PreTrainedModel:

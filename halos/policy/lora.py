@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +120,6 @@ class LoRA:
         *,
         base: str,
         new_tokens: Sequence[int] = (),
-        exclude: Sequence[str] = (),
         keep_start: bool = False,
     ) -> None:
         """Add adapters to the model, in place, and freeze the rest.
@@ -132,7 +130,6 @@ class LoRA:
             model: the model.
             base: name of the base model in the exported adapter's config.
             new_tokens: rows of the embeddings and of the LM head to train as well.
-            exclude: names of modules that get no adapters, nor do modules inside them.
             keep_start: keep the adapter in ``path`` as it is, next to the trained one, as part of the reference.
 
         Raises:
@@ -145,7 +142,6 @@ class LoRA:
                 "r": self.rank or RANK,
                 "lora_alpha": self.alpha or 2 * (self.rank or RANK),
                 "init_lora_weights": INITS[self.init],
-                "exclude_modules": f"({'|'.join(map(re.escape, exclude))})(\\..*)?" if exclude else None,
                 "trainable_token_indices": _trained_rows(model, new_tokens),
                 **self._peft_targets(model),
             }

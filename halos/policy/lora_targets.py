@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from halos.policy.construction import is_multimodal, text_parts
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -69,9 +71,9 @@ def find_targets(model: PreTrainedModel, wanted: str | Sequence[str] | None) -> 
 
 def _text_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     modules = dict(model.named_modules())
-    if model.config.get_text_config() is model.config:
+    if not is_multimodal(model):
         return modules
-    text = {id(module) for module in (*model.get_decoder().modules(), model.get_output_embeddings())}
+    text = {id(module) for part in text_parts(model) for module in part.modules()}
     return {name: module for name, module in modules.items() if id(module) in text}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from halos.checks import is_number
 from halos.metrics import Mean
 from halos.processes.collectives import all_sum
 
@@ -27,7 +29,7 @@ KEY = "model.router_loss"
 
 def check_router_loss(setting: str | float) -> None:
     """Raise ``ValueError`` unless the setting is ``auto`` or a number of 0 or more."""
-    if setting != "auto" and (not isinstance(setting, int | float) or isinstance(setting, bool) or setting < 0):
+    if setting != "auto" and not (is_number(setting) and 0 <= setting < math.inf):
         raise ValueError(f"{KEY}: expected auto, or a coefficient of 0 (off) or more, found {setting!r}")
 
 
@@ -44,7 +46,8 @@ class RouterLoss:
 
     A product of two means is not a sum over micro-batches. So f and P are those of a micro-step, on all ranks, and the
     loss of a step is the mean over its micro-steps, weighted by their examples: the division over ranks changes
-    nothing, but accumulated micro-batches differ slightly from one large batch, as with KTO's reference point.
+    nothing, but accumulated micro-batches differ slightly from one large batch, as with KTO's reference point. Weights
+    of examples weigh their micro-step in that mean; within f and P every token counts once, whatever its weight.
 
     Attributes:
         coefficient: factor of the loss, above 0.
@@ -64,13 +67,14 @@ class RouterLoss:
             batch: the micro-batch.
         """
         chosen, probabilities = load
-        total = all_sum(torch.cat([chosen, chosen.new_full((1,), len(batch))]))
+        own = chosen.new_tensor(float(len(batch))) if batch.weights is None else batch.weights.sum().to(chosen)
+        total = all_sum(torch.cat([chosen, own[None]]))
         chosen, examples = total[:-1], total[-1]
         tokens = chosen.sum() / self.experts_per_token
         balance = len(chosen) * (chosen / tokens) @ (probabilities / tokens)
         return (
-            Mean(self.coefficient * examples * balance, len(batch), batch.step.examples),
-            Mean(examples * balance.detach(), len(batch)),
+            Mean(self.coefficient * examples * balance, own, batch.step.examples),
+            Mean(examples * balance.detach(), own),
         )
 
 

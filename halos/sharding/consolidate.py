@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from halos.files import atomic_file
 from halos.sharding.fsdp import by_position
-from halos.sharding.reading import META, check_sharded, read_entries
+from halos.sharding.reading import check_sharded, read_entries, read_meta
 
 
 def consolidate(folder: Path, file: Path) -> None:
@@ -22,14 +21,14 @@ def consolidate(folder: Path, file: Path) -> None:
         file: the file to write. It is complete or not there at all.
 
     Raises:
-        ValueError: the folder is no complete sharded checkpoint, has entries that are neither tensors nor plain
-            values, or the file exists.
+        ValueError: the folder is no complete sharded checkpoint or has entries that are neither tensors nor plain
+            values, or the file exists already.
     """
     check_sharded(folder, "consolidate")
     if file.exists():
         raise ValueError(f"consolidate: expected a new file, found {file}, which exists")
     state = read_entries(folder)
-    checkpoint: dict[str, Any] = torch.load(folder / META, map_location="cpu", weights_only=True)  # noqa: TID251 (safe)
+    checkpoint = read_meta(folder)
     checkpoint["state_dict"] = state.pop("state_dict")
     checkpoint["optimizer_states"] = [by_position(state[name]) for name in sorted(state)]  # optimizer_0, …
     with atomic_file(file) as part:

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
 from halos.checks import check_whole
-from halos.sharding.reading import META, State, load_entries
+from halos.sharding.reading import State, load_entries, read_meta
 from halos.sharding.sharding import Sharding, full_state, load_full_state, materialise
 from halos.sharding.tensor_parallel import check_divisor
 
@@ -127,7 +127,7 @@ class FSDP(ModelParallelStrategy):
         return checkpoint
 
     def _load_sharded(self, folder: Path) -> State:
-        # As Lightning does it, which unpickles what is in the folder.
+        # The same steps as Lightning's, whose reader would unpickle what is in the folder.
         state: State = {"state_dict": get_model_state_dict(self._module)}
         load_entries(state, folder)
         self._module.load_state_dict(state["state_dict"])
@@ -137,8 +137,7 @@ class FSDP(ModelParallelStrategy):
             load_entries(state, folder)
             options = StateDictOptions(cpu_offload=True)
             set_optimizer_state_dict(self._module, plain, state[name], options=options)
-        checkpoint: State = torch.load(folder / META, weights_only=True)  # noqa: TID251 (no code is run)
-        return checkpoint
+        return read_meta(folder)
 
     @property
     def _module(self) -> nn.Module:

@@ -88,6 +88,12 @@ class _WholePlanner(_PlainPlanner, _EmptyStateDictLoadPlanner):
     """Loads all entries, or those below some keys, into an empty state."""
 
 
+def read_meta(folder: Path) -> State:
+    """Return all of a sharded checkpoint that is not sharded."""
+    meta: State = torch.load(folder / META, map_location="cpu", weights_only=True)  # noqa: TID251 (no code is run)
+    return meta
+
+
 def check_sharded(folder: Path, key: str = "resume") -> Path:
     """Return the folder if it is a complete sharded checkpoint. Raises ``ValueError`` that names ``key`` otherwise."""
     if not (folder / INDEX).is_file() or not zipfile.is_zipfile(folder / META):

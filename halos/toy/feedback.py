@@ -4,6 +4,7 @@ import itertools
 import random
 from collections.abc import Sequence
 
+from halos.checks import check_choice
 from halos.data.records.record import Completion, Record
 from halos.toy import world
 
@@ -106,8 +107,7 @@ def _paired(where: str, prompt: str, count: int, noise: float, rng: random.Rando
 
 
 def _check_knobs(feedback: str, completions_per_prompt: int, shares: dict[str, float]) -> None:
-    if feedback not in KINDS:
-        raise ValueError(f"feedback: expected one of {', '.join(KINDS)}; found {feedback!r}")
+    check_choice("feedback", feedback, KINDS)
     for name, share in shares.items():
         # NaN fails this comparison too.
         if not 0.0 <= share <= 1.0:

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from halos.checks import check_choice
+
 
 @dataclass(frozen=True, slots=True)
 class Topic:
@@ -79,8 +81,7 @@ _COMPLETE = re.compile(
 @cache
 def prompts_of(split: str) -> tuple[str, ...]:
     """Return all prompts of a split in a fixed order. The splits share no prompt, but both use every word."""
-    if split not in SPLITS:
-        raise ValueError(f"split: expected one of {', '.join(SPLITS)}; found {split!r}")
+    check_choice("split", split, SPLITS)
     problems = [problem for topic in TOPICS.values() for problem in topic.problems]
     slots = (BUYERS, ITEMS, TIMES, problems)
     prompts = []

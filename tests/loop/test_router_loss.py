@@ -1,5 +1,6 @@
 """The router loss in training: with every objective, over all ranks, and with accumulated micro-batches."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,18 @@ def test_every_objective_has_it_as_a_term_of_its_loss(kind: type[Objective]) -> 
     # Perfect balance gives 2, the number of experts per token; all tokens to the same two experts up to 4.
     assert 1.5 < float(logged.total) / float(logged.count) < 3
     assert term.total.requires_grad
+
+
+def test_weights_that_are_all_equal_change_nothing() -> None:
+    rows = rows_for(DPO, 6)
+    terms = []
+    for weight in (1.0, 2.0):
+        objective = mixture()
+        objective.configure_model()
+        output, metrics = objective.evaluate_batch(batch_of(DPO, [replace(row, weight=weight) for row in rows]))
+        term, logged = output.loss["router"], metrics["router_loss"]
+        terms.append((float(term.total) / float(term.step_count or 0), float(logged.total) / float(logged.count)))
+    assert terms[0] == pytest.approx(terms[1], rel=1e-6)
 
 
 def test_accumulated_micro_steps_have_the_mean_of_their_own_losses() -> None:

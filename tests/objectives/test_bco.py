@@ -80,6 +80,8 @@ def test_the_shift_survives_lower_precision_and_a_checkpoint() -> None:
     other.load_state_dict(shift.state_dict())
     assert torch.equal(other.means, shift.means)
     assert other.counts.tolist() == [300, 300]
+    other.counts += 701
+    assert other.to(torch.bfloat16).counts.tolist() == [1001, 1001]  # which bfloat16 would round to 1000
 
 
 def test_the_module_learns_the_shift_in_training_only() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from halos.policy.export.base_model import NO_BASE
 from halos.policy.loading import ModelSpec
 from halos.policy.lookup import find_policy
 from tests import tiny
@@ -107,6 +108,8 @@ def test_code_of_the_models_own_runs_only_where_the_user_allows_it(
     assert "runs with all your rights" in caplog.text
     assert type(allowed.load()).__name__ == "Own"
     assert marker.exists()
+    tokenizer = allowed.tokenizer()
+    allowed.try_export(tokenizer, NO_BASE, end_of_turn=tokenizer.eos_token_id)  # before the first step of a run
 
 
 @pytest.mark.parametrize("value", ["true", "no", 1, None])

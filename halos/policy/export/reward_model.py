@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from halos.data.rows.templates import without_date
 from halos.policy.export.base_model import NO_BASE, BaseModel, round_weights
 from halos.policy.export.card import ModelCard, Usage
 from halos.policy.export.folder import model_folder
-from halos.policy.export.tokenizer import save_tokenizer
+from halos.policy.export.tokenizer import conditioned, save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -64,8 +63,7 @@ def export_reward_model(
         card: what the model card states about the run.
         base: what is taken over from the base model.
     """
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.chat_template = without_date(tokenizer.chat_template)
+    tokenizer = conditioned(tokenizer, "")
     model = _classifier(policy.config)
     nn.Module.to(model, policy.dtype)
     model.base_model.load_state_dict(policy.base_model.state_dict())

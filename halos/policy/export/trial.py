@@ -25,6 +25,7 @@ def try_export(
     *,
     end_of_turn: int,
     control: str = "",
+    trust_remote_code: bool = False,
 ) -> None:
     """Write config, generation config and tokenizer to a temporary folder as the export will, and load them from it.
 
@@ -32,6 +33,7 @@ def try_export(
         config, generation: of the base model.
         tokenizer, end_of_turn, control: see :func:`halos.policy.export.language_model.export_policy`.
         base: what the export takes over from the base.
+        trust_remote_code: whether the user allows the model's own code.
 
     Raises:
         ValueError: something cannot be written, or is another thing when it is loaded again.
@@ -47,9 +49,9 @@ def try_export(
             config.save_pretrained(folder)
             generation.save_pretrained(folder)
             save_tokenizer(exported, folder, base.tokenizer_files)
-            AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             GenerationConfig.from_pretrained(folder)
-            loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except Exception as error:  # transformers raises many kinds
             raise ValueError(f"model.path: the trained model could not be exported: {error}") from error
     if loaded.get_vocab() != tokenizer.get_vocab() or loaded.chat_template != exported.chat_template:

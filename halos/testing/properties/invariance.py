@@ -137,7 +137,8 @@ def _evaluate_parts(
     shared = make_objective(make)
     prepared = []
     for part in parts:
-        # Ranks have an objective each. Micro-batches share one, whose running statistics go on from part to part.
+        # Ranks have an objective each, as in a run: running statistics of one must not reach the other but by
+        # collectives. Micro-batches share one, whose running statistics go on from part to part.
         own = shared if run is _in_turn else make_objective(make)
         prepared.append(partial(evaluate, own, make_inputs(own, part, step=step)))
     return run(prepared)
@@ -164,10 +165,5 @@ def _on_two_ranks(make: Make, rows: Sequence[Row]) -> tuple[Result, list[Result]
     step = step_size(rows)
     objective = make_objective(make)
     whole = evaluate(objective, make_inputs(objective, rows, step=step))
-    # An objective for each rank, as in a run: running statistics of one must not reach the other but by collectives.
     half = len(rows) // 2
-    prepared = []
-    for part in (rows[:half], rows[half:]):
-        own = make_objective(make)
-        prepared.append(partial(evaluate, own, make_inputs(own, part, step=step)))
-    return whole, on_ranks(prepared)
+    return whole, _evaluate_parts(make, [rows[:half], rows[half:]], step, on_ranks)
