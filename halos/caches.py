@@ -52,7 +52,7 @@ class Seals:
 
     @property
     def private(self) -> bool:
-        """Whether the cache is that of one user."""
+        """Whether only one user's entries are used, as there is no shared key."""
         return self.key is None
 
     @property

@@ -37,5 +37,5 @@ def check_choice(key: str, value: object, options: Collection[str]) -> None:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether the value is a number; ``True`` is none, though Python adds it up like one."""
+    """Return whether the value is an int or a float. Booleans do not count, although they are ints in Python."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -61,10 +61,14 @@ def set_up_logging(*, models: bool = True) -> None:
         ours.addHandler(RichHandler(console=console, show_time=False, show_path=False))
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:  # Hydra's, which would print every message of ours a second time
-            handler.addFilter(lambda record: record.name.partition(".")[0] != "halos")
+            handler.addFilter(_not_ours)  # a handler takes a filter once, however often this is called
     ours.setLevel(logging.INFO if on_first_process() else logging.WARNING)
     for message in UNHELPFUL:
         warnings.filterwarnings("ignore", message)
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] != "halos"
 
 
 def track(name: str, work: Sequence[Item], *, shown: bool = True) -> Iterable[Item]:

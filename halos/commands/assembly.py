@@ -14,7 +14,7 @@ from halos.commands.builders import build_data, build_model, build_objective
 from halos.config.combinations import COUNTS, GENERATES, REFERENCE, WHOLE_STEP, check_combinations, values_of
 from halos.config.devices import build_strategy
 from halos.config.nodes import build, flatten, plain
-from halos.config.runs import run_config
+from halos.config.runs import CONFIG, saved_run
 from halos.config.values import check_values
 from halos.data.module import PreferenceDataModule
 from halos.data.records.truth import TrueReward
@@ -123,8 +123,9 @@ def _fix_date(cfg: DictConfig, checkpoint: Path | None) -> None:
     if cfg.model.get("chat_template_date") is not None:
         return
     began = None if checkpoint is None else checkpoint.resolve().parent.parent
-    known = began is not None and (began / "config.yaml").is_file()
-    date = run_config(began).model.get("chat_template_date") if began is not None and known else None
+    known = began is not None and (began / CONFIG).is_file()
+    # Nothing is built of that configuration, so it may name the user's own classes.
+    date = saved_run(began)["model"].get("chat_template_date") if began is not None and known else None
     OmegaConf.update(cfg, "model.chat_template_date", date or today().isoformat(), force_add=True)
 
 

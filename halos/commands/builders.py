@@ -32,7 +32,7 @@ def build_data(
 
 def objective_maker(node: DictConfig) -> partial[Objective]:
     """Return the constructor of a ``loss`` node's objective with its parameters bound; its argument is a backbone."""
-    class_of("loss", node, Objective)  # called for its errors, which name the class
+    class_of("loss", node._target_, Objective)  # called for its errors, which name the class
     return as_partial(node, ("name",))
 
 
@@ -41,7 +41,7 @@ def build_objective(cfg: DictConfig, optim: Optim) -> Objective:
 
     Raises ``ValueError`` for a bad class and bad parameters.
     """
-    class_of("loss", cfg.loss, Objective)
+    class_of("loss", cfg.loss._target_, Objective)
     humanline = plain(cfg.humanline)
     clamp = Humanline(**humanline) if humanline.pop("enabled", False) else None
     common = {"optim": optim, "seed": cfg.seed, "humanline": clamp, "non_finite": cfg.non_finite}

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from halos import terminal
@@ -18,6 +18,7 @@ from halos.commands.builders import build_objective
 from halos.config.nodes import build, flatten, plain
 from halos.config.runs import run_config
 from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.files import in_home
 from halos.objectives.base import Objective
 from halos.policy.adapters import merge_adapter
 from halos.policy.export.card import ModelCard
@@ -39,13 +40,13 @@ def export(cfg: DictConfig) -> Path:
         ValueError: there is no such run or checkpoint, the folder exists, or the model cannot be exported.
     """
     terminal.set_up_logging()
-    run = Path(cfg.run).expanduser()
+    run = in_home(cfg.run)
     run_cfg = _as_exported(run_config(run, cfg.get("trust")), cfg)
     checkpoint = _find_checkpoint(run, cfg.checkpoint)
     with _checkpoint_named():
         contents = checkpoints.read(checkpoint)
     step = int(contents["global_step"])
-    output = run / f"model_step_{step}" if cfg.output is None else Path(cfg.output).expanduser()
+    output = run / f"model_step_{step}" if cfg.output is None else in_home(cfg.output)
     if output.exists() and not cfg.overwrite:
         raise ValueError(f"output: {output} exists; choose another folder, or set overwrite=true to replace it")
     objective, model = _untrained(run_cfg)
@@ -108,11 +109,11 @@ def _end_of_turn(model: BackboneFactory) -> int:
 
 def _as_exported(run: DictConfig, cfg: DictConfig) -> DictConfig:
     if cfg.dtype is not None:
-        run = OmegaConf.merge(run, {"model": {"export_dtype": cfg.dtype}})  # type: ignore[assignment]
+        run.model.export_dtype = cfg.dtype
     if cfg.lora is not None:
         if not run.model.lora.enabled:
             raise ValueError(f"lora: expected null for a run without model.lora.enabled, found {cfg.lora}")
-        run = OmegaConf.merge(run, {"model": {"lora": {"export": cfg.lora}}})  # type: ignore[assignment]
+        run.model.lora.export = cfg.lora
     return run
 
 
@@ -123,7 +124,7 @@ def _find_checkpoint(run: Path, name: str | None) -> Path:
         if checkpoint is None:
             raise ValueError(f"run: expected checkpoints in {run / 'checkpoints'}, found none")
         return checkpoint
-    paths = (run / "checkpoints" / name, Path(name).expanduser())
+    paths = (run / "checkpoints" / name, in_home(name))
     existing = [path for path in paths if path.exists()]
     if not existing:
         raise ValueError(

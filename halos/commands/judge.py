@@ -31,7 +31,7 @@ def make_judge(
     """
     if node is None:
         raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat, found none")
-    judge_class = class_of("judge", node, CompletionJudge)
+    judge_class = class_of("judge", node._target_, CompletionJudge)
     # Each kind of judge needs something that its YAML node cannot hold.
     extra: dict[str, Any] = {}
     if issubclass(judge_class, TruthJudge):

@@ -60,18 +60,18 @@ def as_partial(node: DictConfig, without: tuple[str, ...]) -> partial[Any]:
         raise cause if isinstance(cause, ValueError) else ValueError(f"{node._target_}: {cause or error}") from error
 
 
-def class_of(key: str, node: DictConfig, base: type[Any]) -> type[Any]:
+def class_of(key: str, target: str, base: type[Any]) -> type[Any]:
     """Return the class that a node names. Raises ``ValueError`` if it cannot be imported or has another base class.
 
     Args:
         key: the node's key, for the error.
-        node: has the class in ``_target_``.
+        target: the name of the class, the node's ``_target_``.
         base: what it has to be a subclass of.
     """
     try:
-        cls = get_class(node._target_)
+        cls = get_class(target)
     except Exception as error:  # Hydra raises several kinds
-        raise ValueError(f"{key}._target_: {node._target_} could not be imported: {error}") from error
+        raise ValueError(f"{key}._target_: {target} could not be imported: {error}") from error
     if not issubclass(cls, base):
-        raise ValueError(f"{key}._target_: expected a subclass of {base.__name__}, found {node._target_}")
+        raise ValueError(f"{key}._target_: expected a subclass of {base.__name__}, found {target}")
     return cls

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig
 
-from halos.config.nodes import Node, plain
+from halos.config.nodes import Node, class_of, plain
 
 TARGET = "_target_"
 _FLAGS = ("_args_", "_partial_", "_recursive_", "_convert_")
@@ -78,7 +78,7 @@ def check_roles(node: object, key: str = "", trust: Sequence[str] = ()) -> None:
                 f"know what this module does, name it in your own command, trust=[{target.partition('.')[0]}]"
             )
         if role is not None:
-            _check_class(where, target, role)
+            class_of(place, target, get_class(role))
 
 
 def without_never_built(config: Node) -> Node:
@@ -113,16 +113,6 @@ def _role(place: str) -> str | None:
 
 def _expected(role: str | None) -> str:
     return "no class here" if role is None else f"a subclass of {role.rpartition('.')[2]} in {PACKAGE}"
-
-
-def _check_class(where: str, target: str, role: str) -> None:
-    base = get_class(role)
-    try:
-        cls = get_class(target)
-    except Exception as error:  # Hydra raises several kinds
-        raise ValueError(f"{where}: {target} could not be imported: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ValueError(f"{where}: expected a subclass of {base.__name__}, found {target}")
 
 
 def _is_dotted(name: str) -> bool:

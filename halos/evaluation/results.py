@@ -75,7 +75,7 @@ def write_results(folder: Path, results: Results) -> None:
         if lines is not None:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_atomically(folder / f"{name}.jsonl", text)
-    if results.margins:
+    if results.margins and results.samples is None:  # the stages after the first do not change the margins
         draw_reliability(results.margins, folder / "reliability.png")
     # NaN is no JSON; estimates that are not defined have become null.
     text = json.dumps(results.as_json(), indent=2, allow_nan=False) + "\n"

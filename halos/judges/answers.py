@@ -15,7 +15,7 @@ MAX_BYTES = 1 << 22
 MAX_DEPTH = 64
 """The deepest nesting of objects and arrays; a chat completion has about five levels."""
 MAX_TOKENS = 10**9
-"""The most tokens that one answer can have cost."""
+"""The largest count of tokens that is accepted for one answer."""
 # Possessive, and with an optional end: a string that never closes is matched in one pass, without going back.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|([\[{])|([\]}])', re.DOTALL)
 
@@ -37,7 +37,7 @@ def parse_answer(data: bytes) -> Answer:
     """Read the body of a chat completion.
 
     Raises:
-        BadAnswer: it is none.
+        BadAnswer: the body is no chat completion.
     """
     try:
         body = data.decode("utf-8-sig")

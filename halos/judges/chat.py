@@ -9,11 +9,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from pathlib import Path
 
 from halos.checks import check_number, check_whole
 from halos.data.records.record import Prompt, Reply, reply_text, transcript
-from halos.files import Journal
+from halos.files import Journal, in_home
 from halos.judges.answers import Answer
 from halos.judges.base import CompletionJudge, Duel, PromptCompletion
 from halos.judges.transport import ChatEndpoint, Unanswered
@@ -121,7 +120,7 @@ class ChatJudge(CompletionJudge):
         self.price, self.workers, self.track = price, workers, track
         self.templates = {"compare": compare, "rate": rate}
         self.counts: Counter[str] = Counter()
-        self._journal = Journal(Path(cache).expanduser())
+        self._journal = Journal(in_home(cache))
         self._answers = {str(row.get("key")): str(row.get("answer")) for row in self._journal.rows}
 
     def check(self) -> None:

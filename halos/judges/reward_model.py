@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ from halos.checks import check_whole
 from halos.config.devices import DTYPES, choice, device_of
 from halos.data.records.record import Prompt, Reply, messages_of, reply_text
 from halos.data.rows.chat_tokens import ChatTokens, Limits
+from halos.files import in_home
 from halos.judges.base import CompletionJudge, PromptCompletion
 from halos.policy.kernels.matmul import limit_kernel_caches
 
@@ -66,7 +66,7 @@ class RewardModel(CompletionJudge):
         check_whole("judge.batch_size", batch_size, 1)
         check_whole("judge.max_length", max_length, 2)
         # A run's folder has the model in a subfolder; hub ids and model directories have no config.yaml.
-        folder = Path(path).expanduser()
+        folder = in_home(path)
         self._ours = (folder / "config.yaml").is_file()
         self.path = str(folder / "model") if self._ours else path
         self.revision = {} if revision is None else {"revision": revision}

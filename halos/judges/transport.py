@@ -44,7 +44,7 @@ class ChatEndpoint:
         stopped: set when the run ends: what waits for its next try is given up.
 
     Raises:
-        ValueError: the address is no such address, the variable has no name, or a number is outside its range.
+        ValueError: ``base_url`` is no http(s) address, ``key_variable`` no valid name, or a number outside its range.
     """
 
     base_url: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
@@ -13,9 +13,6 @@ from rich.text import Text
 
 from halos.sampling.before_after import Comparison
 from halos.terminal import console, say, styled
-
-if TYPE_CHECKING:
-    pass
 
 
 class CacheReport(TypedDict):

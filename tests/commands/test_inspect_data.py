@@ -10,8 +10,11 @@ import hydra
 import pytest
 from omegaconf import DictConfig
 
-from halos.commands.inspect_data import inspect_data
+from halos.commands.builders import build_data
+from halos.commands.inspect_data import _preparation, inspect_data
 from halos.config.folder import config_folder
+from halos.data.preparation.prepare import Preparation
+from halos.data.rows.chat_tokens import Limits
 from tests.data.test_golden import TREE, shp
 from tests.test_safe_text import BAD
 
@@ -110,6 +113,22 @@ def test_what_makes_no_sense(tmp_path: Path, words: list[str], said: str) -> Non
     file = write(tmp_path / "a.jsonl", ROWS["files"])
     with pytest.raises(ValueError, match=said):
         inspect_data(compose(f"data.train={file}", *words))
+
+
+def test_data_are_prepared_as_by_a_run(tmp_path: Path) -> None:
+    # Every setting has another value than its default, so that none can be forgotten.
+    words = [
+        *("data.text=rendered", "data.train_on=all", "data.strict=true", "data.val_size=3", "data.max_examples=7"),
+        *("data.max_val_examples=2", "data.max_length=99", "data.max_prompt_length=11", "data.num_proc=1", "seed=5"),
+        *("data.select.one_per_prompt=true", f"cache_dir={tmp_path}", f"data.train={tmp_path / 'a.jsonl'}"),
+    ]
+    cfg = compose(*words)
+    here, run = vars(_preparation(cfg)), vars(build_data(cfg.data, seed=5, cache_dir=cfg.cache_dir).preparation)
+    assert here.keys() == run.keys()
+    plain = Preparation(source=here["source"], limits=Limits(512))
+    for name in here:
+        assert (vars(here[name]), type(here[name])) == (vars(run[name]), type(run[name])) if name == "source" else True
+        assert name == "source" or here[name] == run[name] != getattr(plain, name)
 
 
 def test_looking_at_data_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:

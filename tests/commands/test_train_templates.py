@@ -165,3 +165,12 @@ def test_a_dated_template_writes_one_date_in_a_run_also_where_it_resumes(
     assert config.model.chat_template_date == "2026-03-05"
     made = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
     assert made.chat_template == TRAITS["dated"].template, "the day on which it is used"
+
+
+def test_a_run_of_the_users_own_classes_resumes_with_its_date(tmp_path: Path) -> None:
+    # The folder's configuration names a class that no command but the user's own may build; only its date is read.
+    saved = {"loss": {"_target_": "mylab.losses.MyLoss"}, "data": {}, "model": {"chat_template_date": "2026-03-05"}}
+    OmegaConf.save(OmegaConf.create(saved), tmp_path / "config.yaml")
+    cfg = OmegaConf.create({"model": {"chat_template_date": None}})
+    halos.commands.assembly._fix_date(cfg, tmp_path / "checkpoints" / "step_1.ckpt")
+    assert cfg.model.chat_template_date == "2026-03-05"
