@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from halos.data.batches.order import MicroBatch
 from halos.data.batches.packing import Pack, divide, map_tensors, pack
 from halos.data.batches.reference_table import ReferenceTable
-from halos.data.rows.token_rows import Row, group_sizes
+from halos.data.rows.token_rows import GRADED, Row, group_sizes
 
 PAD = 0
 """The id that fills sequences. Any id would do: attention is causal and padding is on the right, so no scored token
@@ -256,7 +256,7 @@ def _floats(bits: Tensor | None) -> Tensor | None:
 
 
 def _graded(row: Row) -> list[float]:
-    return [math.nan if value is None else value for value in (row.margin, row.score_chosen, row.score_rejected)]
+    return [math.nan if (value := getattr(row, name)) is None else value for name in GRADED]
 
 
 def _padded(rows: Sequence[Row], width: int, count: int, *, mismatched: bool, whole: bool) -> tuple[Chunk, ...]:

@@ -54,7 +54,7 @@ def map_tensors(instance: D, function: Callable[[Tensor], Tensor]) -> D:
     def mapped(value: object) -> object:
         if isinstance(value, Tensor):
             return function(value)
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and value and is_dataclass(value[0]):  # other tuples hold ids and numbers
             return tuple(map(mapped, value))
         return map_tensors(value, function) if is_dataclass(value) and not isinstance(value, type) else value
 

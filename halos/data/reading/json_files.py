@@ -59,14 +59,14 @@ def read_jsonl(
 
 
 def _row_of_line(where: str, text: str, number: int) -> Located:
-    is_list, is_opening = number == 1 and text.lstrip()[0] == "[", number == 1 and text.strip() == "{"
-    hint = "; one list of objects is .json, rename the file" if is_list else ""
-    hint = "; one object a line is .jsonl, and this object goes over several: rename the file" if is_opening else hint
+    hint = ""
+    if number == 1 and text.lstrip()[0] == "[":
+        hint = "; one list of objects is .json, rename the file"
+    elif number == 1 and text.strip() == "{":
+        hint = "; one object a line is .jsonl, and this object goes over several: rename the file"
     with _explained(where, hint):
         value = DECODER.decode(text)
-    if is_list:
-        raise ValueError(f"{where}: expected an object {{...}}, found {_kind(value)}{hint}")
-    return _as_row(where, value)
+    return _as_row(where, value, hint)
 
 
 def read_json(file: Path) -> Iterator[Located]:
@@ -171,9 +171,9 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
 
 
-def _as_row(where: str, value: object) -> Located:
+def _as_row(where: str, value: object, hint: str = "") -> Located:
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object {{...}}, found {_kind(value)}")
+        raise ValueError(f"{where}: expected an object {{...}}, found {_kind(value)}{hint}")
     return where, value
 
 

@@ -9,7 +9,7 @@ from typing import BinaryIO
 LONGEST_LINE = 1 << 26
 """Bytes of a line; parsing one takes several times its size in memory."""
 EXPANSION = 200
-"""How many times its size a gzipped file may have when decompressed; any may have :data:`LONGEST_LINE` bytes.
+"""The largest ratio of decompressed to compressed size. :data:`LONGEST_LINE` bytes are allowed in any case.
 Text compresses to a third or a tenth. A file of a megabyte that is made to do harm decompresses to a gigabyte."""
 
 

@@ -73,7 +73,7 @@ class Conversation:
 
 
 Prompt = str | tuple[Message, ...] | Conversation
-"""A plain text, or the turns so far, of which the last is not the assistant's."""
+"""A plain text, the turns so far, of which the last is not the assistant's, or a :class:`Conversation`."""
 Reply = str | tuple[Message, ...]
 """The text of a lone assistant turn without other fields, or turns that begin and end with the assistant's."""
 
@@ -189,8 +189,7 @@ def prompt_key(prompt: Prompt) -> str:
     # The separators are control characters that no real text has.
     if isinstance(prompt, str):
         return f"user\x1f{prompt}"
-    turns = prompt.turns if isinstance(prompt, Conversation) else prompt
-    key = "\x1e".join([_turn_key(turn) for turn in turns])
+    key = "\x1e".join(map(_turn_key, messages_of(prompt)))
     return f"{key}\x1c{prompt.tools}\x1c{prompt.template_kwargs}" if isinstance(prompt, Conversation) else key
 
 

@@ -259,9 +259,9 @@ def _records(batch: pa.RecordBatch) -> Iterator[Record]:
 
 
 def _prompt(roles: Sequence[int], contents: Sequence[str], more: dict[str, Any]) -> Prompt:
-    turns = tuple(Message(ROLES[role], content) for role, content in zip(roles, contents, strict=True))
-    if "turns" in more:
-        turns = tuple(Message(t.role, t.content, *other) for t, other in zip(turns, more["turns"], strict=True))
+    others = more.get("turns") or [()] * len(roles)
+    parts = zip(roles, contents, others, strict=True)
+    turns = tuple(Message(ROLES[role], content, *other) for role, content, other in parts)
     return Conversation(turns, *more["context"]) if "context" in more else turns
 
 

@@ -115,7 +115,8 @@ class ChatTokens:
         self.tokenizer = tokenizer
         self.limits = limits
         self._text = text
-        self._renderer, self._frame = Renderer(tokenizer), frame_of(tokenizer)
+        self._renderer = Renderer(tokenizer)
+        self._frame = frame_of(self._renderer)
         self.end_of_turn: int = self._frame.end
         self._special = pattern_of(special_tokens(tokenizer))
         self._warned_of_plain = False
@@ -138,7 +139,7 @@ class ChatTokens:
         Raises:
             ValueError: the chat template refuses the turns.
         """
-        check_written(self.tokenizer, where, prompt, "")
+        check_written(self.tokenizer, where, prompt)
         return self.tokenise([Exchange(where, prompt)])[0].prompt + self.control(control)
 
     def fitted_prompt(self, prompt: Prompt, control: str = "", *, where: str = "prompt") -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from halos.data.reading.fields import shorten
 
@@ -53,7 +54,7 @@ class Refusals:
         return {kind: [count, [[r.where, r.shown] for r in self.first[kind]]] for kind, count in self.counts.items()}
 
 
-def check_refusals(parts: Sequence[Mapping[str, Sequence[object]]], examples: int, template: str) -> None:
+def check_refusals(parts: Sequence[Mapping[str, Any]], examples: int, template: str) -> None:
     """Raise an error if examples were refused.
 
     Args:
@@ -68,8 +69,8 @@ def check_refusals(parts: Sequence[Mapping[str, Sequence[object]]], examples: in
         found = [part[kind] for part in parts if kind in part]
         if not found:
             continue
-        count = sum(int(str(number)) for number, _ in found)
-        first = [(str(where), str(shown)) for _, places in found for where, shown in places][:SHOWN]  # type: ignore[attr-defined]
+        count = sum(number for number, _ in found)
+        first = [(where, shown) for _, places in found for where, shown in places][:SHOWN]
         names = ", ".join(where for where, _ in first) + (", …" if count > len(first) else "")
         raise ValueError(message(f"{count:,} of {examples:,} examples", names, first[0][1], template))
 

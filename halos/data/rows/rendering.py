@@ -53,12 +53,15 @@ class Request:
 _PLAIN = ChatFormat()
 
 
+@lru_cache(maxsize=256)
+def _format_of(tools: str, template_kwargs: str) -> ChatFormat:
+    # Cached: conversations with equal tools are rendered in one call, and their JSON is parsed once.
+    return ChatFormat(json.loads(tools) if tools else None, json.loads(template_kwargs) if template_kwargs else {})
+
+
 def request_of(prompt: Prompt, where: str = "prompt") -> Request:
     """Return a prompt as a request; a text is a single user turn."""
-    form = _PLAIN
-    if isinstance(prompt, Conversation):
-        tools = json.loads(prompt.tools) if prompt.tools else None
-        form = ChatFormat(tools, json.loads(prompt.template_kwargs) if prompt.template_kwargs else {})
+    form = _format_of(prompt.tools, prompt.template_kwargs) if isinstance(prompt, Conversation) else _PLAIN
     return Request(where, tuple(one.as_dict() for one in messages_of(prompt)), form)
 
 
@@ -100,17 +103,17 @@ class Renderer:
         return self._render(conversations, generation_prompt=False)
 
     def _render(self, conversations: Sequence[Request], *, generation_prompt: bool) -> list[str]:
+        places: dict[int, list[int]] = {}
+        for n, one in enumerate(conversations):
+            places.setdefault(id(one.format), []).append(n)
         texts: dict[int, str] = {}
-        formats = {id(one.format): one.format for one in conversations}
-        for key, form in formats.items():
-            places = [n for n, one in enumerate(conversations) if id(one.format) == key]
-            own = [conversations[n] for n in places]
-            texts.update(zip(places, self._of_format(own, form, generation_prompt), strict=True))
+        for own in places.values():
+            texts.update(zip(own, self._of_format([conversations[n] for n in own], generation_prompt), strict=True))
         return [texts[n] for n in range(len(conversations))]
 
-    def _of_format(self, conversations: list[Request], form: ChatFormat, generation_prompt: bool) -> list[str]:
+    def _of_format(self, conversations: list[Request], generation_prompt: bool) -> list[str]:
         try:
-            return self._apply([list(one.turns) for one in conversations], form, generation_prompt)
+            return self._apply([list(one.turns) for one in conversations], conversations[0].format, generation_prompt)
         except Exception:
             # The error does not say which conversation it is about; rendering them one by one names it.
             return [self._one(one, generation_prompt) for one in conversations]
@@ -182,15 +185,16 @@ class Frame:
         return (text[: last[-1].start()], last[-1][0]) if last else (text, "")
 
 
-def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
-    """Find what the tokenizer's template writes around a reply, from one whose text it cannot know.
+def frame_of(renderer: Renderer) -> Frame:
+    """Find what the template writes around a reply, from one whose text it cannot know.
 
     Raises:
         ValueError: there is neither a token with which the template closes a turn nor an EOS token.
     """
     closing = end_text = ""
-    end, ends = tokenizer.eos_token_id, pattern_of(special_tokens(tokenizer))
-    renderer, user = Renderer(tokenizer), request_of("a")
+    tokenizer, user = renderer.tokenizer, request_of("a")
+    special = special_tokens(tokenizer)
+    end, ends = tokenizer.eos_token_id, pattern_of(special)
     prompt, whole = renderer.prompts([user])[0], renderer.wholes([user.then(_SENTINEL)])[0]
     before, found, rest = whole.rpartition(_SENTINEL)
     after = rest if found else ""
@@ -198,7 +202,7 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
     # Some models end turns with a token that is not marked as special.
     if token := ends.search(after) or pattern_of(added_tokens(tokenizer)).search(after):
         closing, end_text = after[: token.start()], token[0]
-        end, ends = tokenizer.convert_tokens_to_ids(end_text), pattern_of({*special_tokens(tokenizer), end_text})
+        end, ends = tokenizer.convert_tokens_to_ids(end_text), pattern_of({*special, end_text})
     if end is None:
         raise ValueError(
             "tokenizer: expected a token that ends a turn, found none; set an eos_token, or a chat template that "

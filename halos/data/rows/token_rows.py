@@ -378,7 +378,8 @@ def _tokenised(examples: Sequence[Example], tokens: ChatTokens, controls: Contro
             for values in (column.offsets, column.values) if pa.types.is_list(column.type) else (column,):
                 content.update(values.to_numpy().tobytes())
         yield batch
-    # Two shapes say as much as more: that ids may depend on the prompt.
+    # One digest has up to three treatments, so more than MAX_SHAPES shapes have several digests, also the ones kept:
+    # ids depend on the prompt, whatever the others are.
     kept = sorted(shapes, key=str)[:MAX_SHAPES]
     return {"digest": content.hexdigest(), "refused": refusals.notes(), "shapes": kept}
 
@@ -397,8 +398,7 @@ def token_batch(
     """
     labels = [_label(example) for example in examples]
     for example in examples:
-        for reply in replies_of(example):
-            check_written(tokens.tokenizer, example.id, example.prompt, reply)
+        check_written(tokens.tokenizer, example.id, example.prompt, replies_of(example))
     tokenised = tokens.tokenise(
         [
             Exchange(example.id, example.prompt, replies_of(example), controls[label])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,10 @@ CALLS = ("tool_calls", "function_call")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
-def check_written(tokenizer: PreTrainedTokenizerBase, where: str, prompt: Prompt, reply: Reply) -> None:
-    """Check that the text of a conversation depends on its tools, its calls and the thoughts of its reply.
+def check_written(
+    tokenizer: PreTrainedTokenizerBase, where: str, prompt: Prompt, replies: Sequence[Reply] = ()
+) -> None:
+    """Check that the text of a conversation depends on its tools, its calls and the thoughts of its replies.
 
     The thoughts of earlier turns are not checked: many templates leave them out, when serving too.
 
@@ -25,12 +27,12 @@ def check_written(tokenizer: PreTrainedTokenizerBase, where: str, prompt: Prompt
         tokenizer: has the chat template.
         where: the place of the conversation in the data.
         prompt: the prompt.
-        reply: the completion.
+        replies: its completions.
 
     Raises:
         ValueError: names what the template does not write.
     """
-    if isinstance(prompt, str) and isinstance(reply, str):
+    if isinstance(prompt, str) and all(isinstance(reply, str) for reply in replies):
         return
     turns = tuple(messages_of(prompt))
     if isinstance(prompt, Conversation) and prompt.tools:
@@ -38,7 +40,9 @@ def check_written(tokenizer: PreTrainedTokenizerBase, where: str, prompt: Prompt
     if _have(turns, CALLS):
         without = with_messages(prompt, _without(turns, CALLS))
         _check(tokenizer, where, "tool_calls", (prompt, None), (without, None))
-    if isinstance(reply, tuple):
+    for reply in replies:
+        if isinstance(reply, str):
+            continue
         for names in (CALLS, THOUGHTS):
             if _have(reply, names):
                 _check(tokenizer, where, names[0], (prompt, reply), (prompt, _without(reply, names)))

@@ -70,11 +70,11 @@ def test_rows_have_the_ids_of_the_written_calls_and_thoughts() -> None:
 def test_a_template_that_leaves_them_out_is_refused(
     prompt: Prompt, reply: Reply, unwritten: str, template: str | None
 ) -> None:
-    check_written(bpe_tokenizer(WHOLE), "f:2#0", prompt, reply)
+    check_written(bpe_tokenizer(WHOLE), "f:2#0", prompt, (reply,))
     tokenizer = bpe_tokenizer(template)
     expected = f"^f:2#0: expected a chat template that writes {unwritten}, found one whose text is the same without"
     with pytest.raises(ValueError, match=expected):
-        check_written(tokenizer, "f:2#0", prompt, reply)
+        check_written(tokenizer, "f:2#0", prompt, (reply,))
     if unwritten == "tools" or reply == "7":  # what is sampled from
         with pytest.raises(ValueError, match=expected):
             tokens_of(tokenizer).fitted_prompt(prompt, where="f:2#0")
@@ -89,8 +89,8 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase) -> ChatTokens:
 def test_the_check_asks_for_no_more_than_templates_write() -> None:
     thought = replace(THOUGHT, content="good")
     turns = (ASKED[0], thought, ASKED[0])  # left out on purpose, when serving too
-    check_written(bpe_tokenizer(WHOLE), "f:2#0", turns, "7")
+    check_written(bpe_tokenizer(WHOLE), "f:2#0", turns, ("7",))
     strict = (
         "{% if messages[-1].role == 'tool' and not messages[-2].tool_calls %}{{ raise_exception('who?') }}{% endif %}x"
     )
-    check_written(bpe_tokenizer(strict), "f:2#0", ASKED, "7")
+    check_written(bpe_tokenizer(strict), "f:2#0", ASKED, ("7",))
