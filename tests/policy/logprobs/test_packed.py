@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos import objectives
-from halos.data.batches import packing
+from halos.data.batches import packing, prefix_tree
 from halos.data.batches.collate import Batch, collate
 from halos.data.rows.token_rows import Row
 from halos.objectives import KTO, PPO, Objective
@@ -27,8 +27,12 @@ from tests import tiny
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 
 PLAIN = tiny.rows(5, branches=3, seed=1)
-ROWS = [*PLAIN, Row("again", 9, PLAIN[1].prompt, (PLAIN[1].branches[1], (3,), PLAIN[1].branches[0]))]
-"""Several completions of each prompt; two rows of one prompt, with completions in common."""
+ROWS = [
+    *PLAIN,
+    Row("again", 9, PLAIN[1].prompt, (PLAIN[1].branches[1], (3,), PLAIN[1].branches[0])),
+    *tiny.conversation(branches=3),
+]
+"""Several completions of each prompt; two rows of one prompt, with completions in common; turns of a conversation."""
 TECHNIQUES = [
     {"packing": packing, "share_prompts": share, "head_chunk": chunk}
     for packing, share, chunk in product((True, False), (True, False), (None, 4))
@@ -93,6 +97,7 @@ def test_the_pieces_that_attention_is_computed_in_do_not_matter(
     expected, expected_gradients = with_gradients(model, mismatched=True)
     monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", grouped)
     monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", dense)
+    monkeypatch.setattr(prefix_tree, "SHARED_MIN_TOKENS", 2)
     found, gradients = with_gradients(model, mismatched=True, packing=True)
     assert_same([found.tokens], [expected.tokens], VALUES)
     assert_same(gradients, expected_gradients, GRADIENTS)
@@ -185,6 +190,15 @@ def test_each_token_is_fed_once_and_mismatched_completions_without_gradient_nor_
     others = sum(len(row.branches[1]) - 1 for row in rows)
     assert fed(llama, collate(rows, mismatched=True, packing=True)) == [(trained, True), (others, False)]
     assert fed(llama, collate(rows, packing=True)) == [(trained + others, True)]
+
+
+def test_the_turns_of_a_conversation_are_fed_once(llama: Any) -> None:
+    can_pack(llama)
+    rows = tiny.conversation()
+    sequences = [row.prompt + row.branches[0][:-1] for row in rows]
+    beginnings = {ids[:n] for ids in sequences for n in range(1, len(ids) + 1)}
+    assert fed(llama, collate(rows, packing=True)) == [(len(beginnings), True)]
+    assert len(beginnings) < 0.6 * sum(map(len, sequences))
 
 
 def test_gradient_flows_through_trained_completions_only(model: Any) -> None:
