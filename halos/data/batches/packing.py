@@ -131,7 +131,7 @@ def pack(
     places = [(b, k) for b in range(len(rows)) for k in range(trained)]
     others = [(b, trained) for b in range(len(rows) if mismatched else 0)]
     for b, k in places + others:
-        ends[b, k] = tree.add(rows[b].prompt, rows[b].branches[k][:-1], trained=k < trained)
+        ends[b, k] = tree.add(rows[b].prompt, _fed(rows[b], k), trained=k < trained)
     nodes = tree.nodes()
     for place in places:
         for node in ends[place].path():
@@ -196,15 +196,16 @@ class _Scores:
         """Record the places of a branch whose nodes are written."""
         row, path = self.rows[b], self.ends[b, k].path()
         states = [place for node in path for place in range(node.place, node.place + len(node.ids))]
-        slot = ((self.start + b) * len(row.branches) + k) * self.width
+        slot, scored = ((self.start + b) * len(row.branches) + k) * self.width, row.scored(k)
         # The state of the prompt's last token predicts the branch's first one.
-        for pair in zip(states[len(row.prompt) - 1 :], row.branches[k], strict=True):
+        states = states[len(row.prompt) - 1 :]
+        for pair in ((states[n], row.branches[k][n]) for n in scored):
             if pair not in self.known:
                 self.known[pair] = len(self.known)
                 writer.predicts.append(pair[0])
                 writer.targets.append(pair[1])
             writer.sources.append(self.known[pair])
-        writer.slots += range(slot, slot + len(row.branches[k]))
+        writer.slots += range(slot, slot + len(scored))
 
 
 class _Writer:
@@ -287,10 +288,11 @@ class _Writer:
             needs_grad=self.needs_grad,
         )
 
-    def _write_together(self, nodes: list[Node], attends: Sequence[int]) -> None:
+    def _write_together(self, nodes: list[Node], attends: list[int]) -> None:
         size = sum(node.size for node in nodes)
-        # Short trees share a piece, which is one call of attention, until it is full.
-        if size + self.open_tokens + sum(self.sizes[piece] for piece in self.open_attends) > GROUPED_TREES_MAX_TOKENS:
+        # Short trees share a piece, which is one call of attention, until it is full. The keys above others count too.
+        above = [] if self.open_attends == attends else self.open_attends
+        if size + self.open_tokens + sum(self.sizes[piece] for piece in above) > GROUPED_TREES_MAX_TOKENS:
             self._close()
         self.open_attends += [piece for piece in attends if piece not in self.open_attends]
         waiting = nodes[::-1]
@@ -320,6 +322,11 @@ class _Writer:
             self.attends.append((*self.open_attends, len(self.sizes)))
             self.sizes.append(self.open_tokens)
         self.open_tokens, self.open_attends = 0, []
+
+
+def _fed(row: Row, branch: int) -> tuple[int, ...]:
+    """The tokens of a completion before the last scored one, which predicts nothing."""
+    return row.branches[branch][: row.scored(branch)[-1]]
 
 
 def _are_one_piece(siblings: Sequence[Node]) -> bool:

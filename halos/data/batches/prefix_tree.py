@@ -1,14 +1,15 @@
 """The prefix tree of the sequences in a micro-batch: tokens with which several sequences begin are one node.
 
-A judgement on an earlier turn of a conversation is an example of its own, whose prompt begins as the later examples'
-prompts do. Three examples of one conversation, with the prompts x, x·y·u (after the reply y, the user says u) and
-x·y·u·a·v, and a second reply z to the first prompt:
+A judgement on an earlier turn of a conversation is an example of its own, whose prompt begins as those of later
+examples do. Here the prompt x has the replies y and z. After y the user says u, to which the replies are a and b; after
+a the user says v, to which the reply is e:
 
-    x ─┬─ y ── u ─┬─ a ── v ── e        example 1: x → y        example 3: x·y·u → a, b
-       │          └─ b                  example 2: x → z        example 4: x·y·u·a·v → e
-       └─ z
+    x ─┬─ y ── u ─┬─ a ── v ── e        x → y, z        a pair, say
+       │          └─ b                  x y u → a, b    a pair
+       └─ z                             x y u a v → e   a demonstration
 
-Every node is computed once: 8 nodes, where separate sequences have 16. A node sees itself and the nodes on its way up.
+Each node is computed once: 8 nodes, where separate sequences have 18. A token sees its own node up to itself, and the
+nodes above.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -31,8 +32,10 @@ ROWS = [
     *PLAIN,
     Row("again", 9, PLAIN[1].prompt, (PLAIN[1].branches[1], (3,), PLAIN[1].branches[0])),
     *tiny.conversation(branches=3),
+    Row("turns", 10, (4, 5), ((7, 8, 9, 2, 3), (12, 13), (14, 15, 16, 17)), context=(((2, 4),), (), ((1, 3),))),
 ]
-"""Several completions of each prompt; two rows of one prompt, with completions in common; turns of a conversation."""
+"""Several completions of each prompt; two rows of one prompt, with completions in common; turns of a conversation, each
+an example of its own and several in one completion."""
 TECHNIQUES = [
     {"packing": packing, "share_prompts": share, "head_chunk": chunk}
     for packing, share, chunk in product((True, False), (True, False), (None, 4))
@@ -125,7 +128,13 @@ KINDS = [
 def rows_for(kind: type[Objective]) -> list[Row]:
     branches = 2 if kind.view == "pairs" or kind.needs.mismatched else 1
     return [
-        Row(row.id, row.group, row.prompt, row.branches[:branches], n % 2 == 0, 0.5 - n % 2)
+        replace(
+            row,
+            branches=row.branches[:branches],
+            context=row.context[:branches],
+            desirable=n % 2 == 0,
+            score=0.5 - n % 2,
+        )
         for n, row in enumerate(ROWS)
     ]
 
