@@ -168,6 +168,21 @@ class TokenRows(Stored[Row]):
             "completions truncated": np.sum([size > room for size in self._full_sizes], axis=0),
         }
 
+    def equal_pairs(self) -> np.ndarray:
+        """Indices of the pairs whose two completions have the same token ids after truncation, ascending."""
+        if len(self._full_sizes) < 2:
+            return np.zeros(0, dtype=np.int64)
+        first, second = self.sizes(mismatched=False)
+        # Few pairs have two completions of one size, so that few tokens are read.
+        indices = np.flatnonzero(first == second)
+        sizes = first[indices].tolist()
+        equal = [self._has_equal_sides(index, size) for index, size in zip(indices.tolist(), sizes, strict=True)]
+        return indices[np.array(equal, dtype=bool)]
+
+    def _has_equal_sides(self, index: int, size: int) -> bool:
+        chosen, rejected = (self.table.list_at(index, name)[:size] for name in BRANCHES)
+        return bool(np.array_equal(chosen, rejected))
+
     def digest(self) -> str:
         """A key of all token ids, labels and scores, and of their order."""
         tables = (self.table,) if self._mismatched is None else (self.table, self._mismatched)
