@@ -134,6 +134,15 @@ class FileSource(Source):
         if not origin.rows:
             raise ValueError(f"{file}: expected at least one row, found an empty file")
 
+    def combined(self, records: RecordTable, origins: dict[str, Origin]) -> RecordTable:
+        """Return the records of a split after what only all of them together tell; most formats change nothing.
+
+        Args:
+            records: the records of all files.
+            origins: the counts of each file, which are updated.
+        """
+        return records
+
     def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         """Adapt the rows of a stream; raise ``ValueError`` for rows that need the whole file."""
         return self.adapted(rows)
@@ -185,12 +194,12 @@ class FileSource(Source):
             origins.setdefault(notes["file"], Origin()).join(Origin(**counts))
         for file, origin in origins.items():
             self.check_origin(file, origin)
+        check_ids(RecordTable(table))
+        records = self.combined(RecordTable(table), origins)
         dropped = sum((origin.dropped for origin in origins.values()), Counter())
-        if not len(table):
+        if not len(records):
             reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
             raise ValueError(f"{', '.join(origins)}: expected a record to train on; every one was left out: {reasons}")
-        records = RecordTable(table)
-        check_ids(records)
         return Records(records, dropped, origins)
 
     def _key(self, files: Sequence[str | Path]) -> str | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
+
+import numpy as np
 
 from halos.checks import check_whole
 from halos.data.layouts.chats import is_chat
@@ -14,13 +16,16 @@ from halos.data.layouts.exports import is_label_studio, is_open_webui, label_stu
 from halos.data.layouts.recognise import recognised, refused_columns, unclear_judgement, used_columns
 from halos.data.layouts.roles import Declaration, check_declared, declared, has_content
 from halos.data.layouts.values import Values
+from halos.data.layouts.votes import VoteRule
 from halos.data.reading.fields import TEMPLATE_FIELDS, RawRow, keys_of
 from halos.data.reading.files import Piece, read_piece
 from halos.data.reading.json_files import Located, MalformedRow, parse_json
 from halos.data.reading.tables import MESSAGES
 from halos.data.records.record import ROLES, Record
+from halos.data.records.table import RecordTable
 from halos.data.sources.adapted import BAD_ROW, COLUMN, Adapted, Origin
 from halos.data.sources.base import Files, FileSource
+from halos.data.sources.combined import combine, scores_in_a_row
 from halos.data.sources.hh import hh_record
 from halos.data.sources.oasst import is_tree, tree_records
 
@@ -86,7 +91,7 @@ class Layouts:
         """
         if is_open_webui(row):
             return open_webui_record(where, row, self.declaration.values, dropped)
-        task = label_studio_row(where, row, dropped) if is_label_studio(row) else row
+        task = label_studio_row(where, row, self.declaration.votes, dropped) if is_label_studio(row) else row
         if task is None:
             return None
         if _is_transcript(task) and not self.declaration.columns:
@@ -172,6 +177,8 @@ class FeedbackFiles(FileSource):
         roles: names of roles in messages: ``{human: user}``.
         values: words that stand for judgements, see :class:`.Values`.
         ties: ``drop`` leaves comparisons out that nobody won; ``keep`` keeps their completions without a preference.
+        votes: how votes of several people, or rows that disagree about the same reply, become a label, see
+            :class:`.VoteRule`.
         transcripts: ``split`` makes turns of a prompt ``Human: … Assistant:``; ``keep`` keeps the text.
         bad_rows: ``stop`` at the first malformed row; ``skip`` counts malformed rows and leaves them out.
         max_bad_rows: more malformed rows than this end a run with ``bad_rows=skip``.
@@ -191,6 +198,7 @@ class FeedbackFiles(FileSource):
         roles: Mapping[str, str] | None = None,
         values: Mapping[str, Sequence[object] | None] | None = None,
         ties: str = "drop",
+        votes: str | float = "majority",
         transcripts: str = "split",
         bad_rows: str = "stop",
         max_bad_rows: int = 100,
@@ -205,7 +213,9 @@ class FeedbackFiles(FileSource):
                 raise ValueError(f"data.roles.{theirs}: expected one of {', '.join(ROLES)}, found {ours!r}")
         paths, ignore = declared(columns)
         words = Values(**{name: listed for name, listed in (values or {}).items() if listed is not None})
-        self.declaration = Declaration(paths, dict(roles or {}), words, ignore, ties == "keep", transcripts == "split")
+        self.declaration = Declaration(
+            paths, dict(roles or {}), words, ignore, ties == "keep", transcripts == "split", VoteRule(votes)
+        )
         self._max_bad_rows = max_bad_rows if bad_rows == "skip" else None
 
     def rows(self, piece: Piece, *, streaming: bool = False) -> Iterator[Located]:
@@ -218,10 +228,28 @@ class FeedbackFiles(FileSource):
             yield where, row
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return self._adapted(rows, average=False)  # equal replies may stand in other pieces too
+
+    def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return self._adapted(rows, average=True)
+
+    def _adapted(self, rows: Iterable[Located], *, average: bool) -> Iterator[Adapted]:
         layouts = Layouts(self.declaration)
-        yield from scores_joined(self._one_by_one(rows, layouts))
+        yield from scores_in_a_row(self._one_by_one(rows, layouts), average=average)
         # One entry for all rows: counting the columns of each row would take as long as reading it.
         yield "", None, layouts.columns()
+
+    def combined(self, records: RecordTable, origins: dict[str, Origin]) -> RecordTable:
+        names = list(origins)
+        of_parts = [(names.index(part["file"]), part["origin"]["records"]) for part in records.table.notes]
+        files = np.repeat(*np.array(of_parts, np.int64).reshape(-1, 2).T)
+        scored = [_scores_are_rows(origin) for origin in origins.values()]
+        combined = combine(records, files, scored, self.declaration.votes, self.store)
+        for first, counts in combined.counts:
+            origins[names[files[first]]].drop(records.where(first), counts)
+        for removed in combined.removed:
+            origins[names[files[removed]]].records -= 1
+        return combined.records
 
     def _one_by_one(self, rows: Iterable[Located], layouts: Layouts) -> Iterator[Adapted]:
         for where, row in rows:
@@ -245,37 +273,10 @@ class FeedbackFiles(FileSource):
             )
 
 
-def scores_joined(adapted: Iterable[Adapted]) -> Iterator[Adapted]:
-    """Join records that follow each other, have one prompt, and hold scored completions alone.
-
-    Some files have the scored replies to one prompt in separate rows. Joined, they can be compared: pairs of the best
-    and the worst reply, or a threshold of each prompt's own.
-    """
-    waiting: Adapted | None = None
-    for where, record, dropped in adapted:
-        if waiting is None:
-            waiting = where, record, dropped
-            continue
-        before = waiting[1]
-        if (
-            record
-            and before
-            and (record.prompt, record.weight) == (before.prompt, before.weight)
-            and _has_only_scores(record)
-            and _has_only_scores(before)
-        ):
-            joined = replace(before, completions=before.completions + record.completions)
-            waiting = waiting[0], joined, waiting[2] + dropped
-        else:
-            yield waiting
-            waiting = where, record, dropped
-    if waiting is not None:
-        yield waiting
-
-
-def _has_only_scores(record: Record) -> bool:
-    replies = record.completions
-    return not record.preferences and all(reply.score is not None and reply.desirable is None for reply in replies)
+def _scores_are_rows(origin: Origin) -> bool:
+    """Return whether the scored rows of a file have one reply each: no row has several, scored against each other."""
+    roles = {column.rpartition(": ")[2] for column in origin.columns}
+    return "score" in roles and not roles & {"completions", "sides", "chosen"}
 
 
 def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
