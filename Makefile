@@ -12,7 +12,7 @@ ARGS ?=
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora]'
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,excel,gguf,lora]'
 	touch $@
 
 train: $(VENV)/.ready

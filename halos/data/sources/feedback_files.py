@@ -9,7 +9,6 @@ from typing import final
 
 import numpy as np
 
-from halos.checks import check_whole
 from halos.data.layouts.chats import is_chat
 from halos.data.layouts.convert import Converter
 from halos.data.layouts.exports import is_label_studio, is_open_webui, label_studio_row, open_webui_record
@@ -23,7 +22,7 @@ from halos.data.reading.json_files import Located, MalformedRow, parse_json
 from halos.data.reading.tables import MESSAGES
 from halos.data.records.record import ROLES, Record
 from halos.data.records.table import RecordTable
-from halos.data.sources.adapted import BAD_ROW, COLUMN, Adapted, Origin
+from halos.data.sources.adapted import COLUMN, Adapted, Origin
 from halos.data.sources.base import Files, FileSource
 from halos.data.sources.combined import combine, scores_in_a_row
 from halos.data.sources.hh import hh_record
@@ -32,7 +31,7 @@ from halos.data.sources.oasst import is_tree, tree_records
 KNOWN_FIELDS = TEMPLATE_FIELDS | {"role", "content", "from", "value", "weight"}
 STRUCTURED = frozenset(["messages", "conversations", "completions", "preferences", "history", "votes", "answers"])
 """Columns whose cells are JSON in a CSV file, beside those that are declared for these roles."""
-CHOICES = {"ties": ("drop", "keep"), "transcripts": ("split", "keep"), "bad_rows": ("stop", "skip")}
+CHOICES = {"ties": ("drop", "keep"), "transcripts": ("split", "keep")}
 
 
 @dataclass(slots=True)
@@ -203,9 +202,8 @@ class FeedbackFiles(FileSource):
         bad_rows: str = "stop",
         max_bad_rows: int = 100,
     ) -> None:
-        super().__init__(train, val)
-        check_whole("data.max_bad_rows", max_bad_rows, 0)
-        for name, value in (("ties", ties), ("transcripts", transcripts), ("bad_rows", bad_rows)):
+        super().__init__(train, val, None, bad_rows, max_bad_rows)
+        for name, value in (("ties", ties), ("transcripts", transcripts)):
             if value not in CHOICES[name]:
                 raise ValueError(f"data.{name}: expected {' or '.join(CHOICES[name])}, found {value!r}")
         for theirs, ours in (roles or {}).items():
@@ -216,14 +214,13 @@ class FeedbackFiles(FileSource):
         self.declaration = Declaration(
             paths, dict(roles or {}), words, ignore, ties == "keep", transcripts == "split", VoteRule(votes)
         )
-        self._max_bad_rows = max_bad_rows if bad_rows == "skip" else None
 
     def rows(self, piece: Piece, *, streaming: bool = False) -> Iterator[Located]:
         # Cells are converted by the role of their column, which is known only after the row is recognised.
-        skips, is_csv = self._max_bad_rows is not None, piece.is_csv
+        skips, has_cells = self._max_bad_rows is not None, piece.has_cells
         lists = STRUCTURED | {self.declaration.columns.get(role) for role in STRUCTURED}
         for where, row in read_piece(piece, streaming=streaming, convert_cells=False, keep_malformed=skips):
-            if is_csv:
+            if has_cells and not isinstance(row, MalformedRow):
                 row = {name: _cell(where, name, value, parses=name in lists) for name, value in row.items()}
             yield where, row
 
@@ -235,7 +232,7 @@ class FeedbackFiles(FileSource):
 
     def _adapted(self, rows: Iterable[Located], *, average: bool) -> Iterator[Adapted]:
         layouts = Layouts(self.declaration)
-        yield from scores_in_a_row(self._one_by_one(rows, layouts), average=average)
+        yield from scores_in_a_row(self.each_row(rows, layouts.adapted), average=average)
         # One entry for all rows: counting the columns of each row would take as long as reading it.
         yield "", None, layouts.columns()
 
@@ -250,27 +247,6 @@ class FeedbackFiles(FileSource):
         for removed in combined.removed:
             origins[names[files[removed]]].records -= 1
         return combined.records
-
-    def _one_by_one(self, rows: Iterable[Located], layouts: Layouts) -> Iterator[Adapted]:
-        for where, row in rows:
-            try:
-                if isinstance(row, MalformedRow):
-                    raise row.error
-                records = list(layouts.adapted(where, row))
-            except ValueError:
-                if self._max_bad_rows is None:
-                    raise
-                records = [(where, None, Counter({BAD_ROW: 1}))]
-            yield from records
-
-    def check_origin(self, file: str, origin: Origin) -> None:
-        super().check_origin(file, origin)
-        count = origin.dropped[BAD_ROW]
-        if self._max_bad_rows is not None and count > self._max_bad_rows:
-            raise ValueError(
-                f"{file}: expected up to data.max_bad_rows = {self._max_bad_rows} malformed rows, found {count}, "
-                f"the first at {', '.join(origin.places[BAD_ROW])}; data.bad_rows=stop shows the first error"
-            )
 
 
 def _scores_are_rows(origin: Origin) -> bool:

@@ -77,7 +77,10 @@ def test_votes_that_do_not_decide_are_left_out(tmp_path: Path) -> None:
 
 
 def test_two_columns_count_votes(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"q": "q", "a": "a", "plus": 1, "minus": 4}, {"q": "r", "a": "a", "plus": None, "minus": None}]
+    rows: list[dict[str, Any]] = [
+        {"q": "q", "a": "a", "plus": 1, "minus": 4},
+        {"q": "r", "a": "a", "plus": None, "minus": None},
+    ]
     columns = {"prompt": "q", "completion": "a", "votes": ["plus", "minus"]}
     records, _, _ = read(tmp_path, *rows, columns=columns, votes="weights")
     assert judged(records) == [("q", False, 0.6), ("r", None, 1.0)]
