@@ -14,7 +14,7 @@ ARGS ?=
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,gguf,lora]'
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,excel,gguf,lora]'
 	touch $@
 
 train: $(VENV)/.ready

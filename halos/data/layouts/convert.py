@@ -18,6 +18,7 @@ from halos.data.layouts.chats import (
 )
 from halos.data.layouts.roles import Declaration, Path, Roles, has_content, value_at
 from halos.data.layouts.values import plain_word, score_in
+from halos.data.layouts.votes import DISAGREE, UNDECIDED, counted_votes, vote_count
 from halos.data.reading.context import in_context
 from halos.data.reading.fields import RawRow, has, keys_of, messages_of, prompt_of, reply_of, required, text_of, wrong
 from halos.data.records.record import (
@@ -179,7 +180,7 @@ class Converter:
             required(where, row, "prompt")
             raise wrong(where, "prompt", "given", None)
         note_repeated(prompt, reply, dropped)
-        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, reply, dropped),)), dropped)
+        return self._judged(where, row, prompt, reply, dropped)
 
     def _conversation(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         path, value = self._required(where, row, "messages")
@@ -191,34 +192,44 @@ class Converter:
         before, reply = reply_of(where, {path: turns}, path)
         if not before:
             raise wrong(where, path, "a prompt and an assistant's turn after it", value)
-        prompt = self._with_history(where, row, before)
-        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, reply, dropped),)), dropped)
+        return self._judged(where, row, self._with_history(where, row, before), reply, dropped)
 
-    def _judged(self, where: str, row: RawRow, reply: Reply, dropped: Counter[str]) -> Completion:
-        label = None
+    def _judged(
+        self, where: str, row: RawRow, prompt: TextOrTurns, reply: Reply, dropped: Counter[str]
+    ) -> Record | None:
+        """Return the record of one reply with what was said of it; None where its votes do not decide."""
+        label, vote_weight = None, 1.0
         path = self.roles.get("label")
         if isinstance(path, str):
             if "." not in path and path not in row:
                 required(where, row, path)
             # A label that is present but null is an error, not a completion without feedback.
             label = self.values.label(where, path, value_at(row, path))
-        if label is None and isinstance(votes := self.roles.get("votes"), str):
-            label = self._majority(where, votes, value_at(row, votes), dropped)
+        elif (counts := self._votes(where, row)) is not None:
+            if all(counts):
+                dropped[DISAGREE] += 1
+            verdict = self.declaration.votes.verdict(*counts)
+            if verdict is None:
+                dropped[UNDECIDED] += 1
+                return None
+            label, vote_weight = verdict
         score = self.roles.get("score")
-        return Completion.of(reply, label, self._score(where, row, score if isinstance(score, str) else None))
+        completion = Completion.of(reply, label, self._score(where, row, score if isinstance(score, str) else None))
+        record = self._weighed(where, row, Record(where, prompt, (completion,)), dropped)
+        return record and replace(record, weight=record.weight * vote_weight)
 
-    def _majority(self, where: str, path: Path, votes: object, dropped: Counter[str]) -> bool | None:
-        """Return the label that most votes give, None for as many on either side; disagreement is counted."""
-        if votes is None:
+    def _votes(self, where: str, row: RawRow) -> tuple[int, int] | None:
+        """Return the numbers of votes for desirable and undesirable; None where nobody voted."""
+        paths = self.roles.get("votes")
+        if paths is None:
             return None
-        if not isinstance(votes, Mapping) or not all(type(count) is int and count >= 0 for count in votes.values()):
-            raise wrong(where, path, "counts of votes, such as {up: 7, down: 2}", votes)
-        counts = {True: 0, False: 0}
-        for word, count in votes.items():
-            counts[self.values.label(where, path, word)] += count
-        if all(counts.values()):
-            dropped[f"{NOTED}completions whose votes disagree"] += 1
-        return None if counts[True] == counts[False] else counts[True] > counts[False]
+        if isinstance(paths, str):
+            votes = value_at(row, paths)
+            counts = (0, 0) if votes is None else counted_votes(where, paths, votes, self.values)
+        else:
+            up, down = (vote_count(where, path, value_at(row, path)) for path in paths)
+            counts = up, down
+        return counts if any(counts) else None
 
     def _preferred(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         own = self._prompt(where, row, dropped)

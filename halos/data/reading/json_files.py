@@ -31,6 +31,13 @@ class MalformedRow(dict[str, object]):
         self.error = error
 
 
+def malformed(where: str, error: ValueError, keep: bool) -> Located:
+    """Return a malformed row for an error, or raise the error unless malformed rows are kept."""
+    if not keep:
+        raise error
+    return where, MalformedRow(error)
+
+
 def read_jsonl(
     file: Path, start: int = 0, stop: int | None = None, number: int = 1, *, keep_malformed: bool = False
 ) -> Iterator[Located]:
@@ -54,9 +61,7 @@ def read_jsonl(
             try:
                 located = _row_of_line(where, text, number)
             except ValueError as error:
-                if not keep_malformed:
-                    raise
-                located = where, MalformedRow(error)
+                located = malformed(where, error, keep_malformed)
             yield located
 
 
@@ -73,8 +78,13 @@ def _row_of_line(where: str, text: str, number: int) -> Located:
     return _as_row(where, value, hint)
 
 
-def read_json(file: Path) -> Iterator[Located]:
-    """Yield the objects of a list, located by number; the list may be the only value of an object around it."""
+def read_json(file: Path, *, keep_malformed: bool = False) -> Iterator[Located]:
+    """Yield the objects of a list, located by number; the list may be the only value of an object around it.
+
+    Args:
+        file: the file.
+        keep_malformed: yield a :class:`MalformedRow` for an item that is no object, which is an error otherwise.
+    """
     text = _all_text(file)
     if not text.strip():
         return
@@ -82,7 +92,8 @@ def read_json(file: Path) -> Iterator[Located]:
     # A list is parsed item by item. An object has to be parsed whole, as only its end tells whether the list is its
     # only value.
     if text[start] == "[":
-        yield from (_as_row(f"{file}[{n}]", item) for n, item in enumerate(_items(file, text, start + 1), start=1))
+        for number, item in enumerate(_items(file, text, start + 1), start=1):
+            yield _as_row(f"{file}[{number}]", item, keep_malformed=keep_malformed)
         return
     with _explained(file):
         value = DECODER.decode(text)
@@ -92,7 +103,7 @@ def read_json(file: Path) -> Iterator[Located]:
     if not isinstance(value, list):
         raise ValueError(f"{file}: expected a list of objects [{{...}}, ...], found {_kind(value)}")
     for number, item in enumerate(value, start=1):
-        yield _as_row(f"{file}[{number}]", item)
+        yield _as_row(f"{file}[{number}]", item, keep_malformed=keep_malformed)
 
 
 def parse_json(where: str, text: str) -> object:
@@ -182,10 +193,11 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
 
 
-def _as_row(where: str, value: object, hint: str = "") -> Located:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object {{...}}, found {_kind(value)}{hint}")
-    return where, value
+def _as_row(where: str, value: object, hint: str = "", *, keep_malformed: bool = False) -> Located:
+    if isinstance(value, dict):
+        return where, value
+    error = ValueError(f"{where}: expected an object {{...}}, found {_kind(value)}{hint}")
+    return malformed(where, error, keep_malformed)
 
 
 def _kind(value: object) -> str:
