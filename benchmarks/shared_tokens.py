@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -26,7 +25,7 @@ from halos.data.batches.order import Division, Numbers, TrainingOrder
 from halos.data.batches.packing import pack
 from halos.data.records.record import Record, messages_of
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.rows.token_rows import TokenRows, make_rows
+from halos.data.rows.token_rows import Row, make_rows
 from halos.data.sources.hh import HHSource
 from halos.data.sources.oasst import tree_records
 from halos.data.views.derive import VIEWS
@@ -46,30 +45,41 @@ def main(files: list[str]) -> None:
     tokens = ChatTokens(tokenizer_of(records), Limits(4096))
     longer = [record for record in records if len(messages_of(record.prompt)) > 1]
     print("| data | loss | keep_together | separate | prompt | tree | tree / prompt |\n|---|---|---|---|---|---|---|")
-    for name, own in (("HH", records), ("HH, several turns", longer), ("trees", list(trees(records)))):
+    for name, own in (("HH, several turns", longer), ("trees", list(trees(records)))):
         for loss, view in (("DPO", "pairs"), ("KTO", "binary")):
-            examples = VIEWS[view](own).examples
-            made = make_rows(examples, tokens, mismatched_seed=0 if loss == "KTO" else None).rows
+            mismatched = loss == "KTO"
+            made = make_rows(VIEWS[view](own).examples, tokens, mismatched_seed=0 if mismatched else None).rows
+            rows = list(made)
             for together in (2, 8):
-                separate, shared, _ = counts(made, made.groups, together, loss == "KTO")
-                *_, tree = counts(made, made.conversations, together, loss == "KTO")
+                before = list(batches(rows, made.groups, together))
+                separate, shared = sum(map(separate_tokens, before)), sum(map(prompt_tokens, before))
+                tree = sum(tree_tokens(batch, mismatched) for batch in batches(rows, made.conversations, together))
                 cells = (name, loss, together, f"{separate:,}", f"{shared:,}", f"{tree:,}", f"{tree / shared:.2f}")
                 print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
-def counts(rows: TokenRows, groups: Numbers, together: int, mismatched: bool) -> tuple[int, int, int]:
-    """The tokens of a pass (separate, prompts shared, tree) in the order with these groups."""
+def batches(rows: Sequence[Row], groups: Numbers, together: int) -> Iterator[list[Row]]:
+    """The micro-batches of a pass in which up to ``together`` examples of a group are drawn together."""
     division = Division(batch_size=BATCH_SIZE, steps=len(rows) // BATCH_SIZE)
-    total = Counter[str]()
     for micro in TrainingOrder(len(rows), division, groups=groups, together=together):
-        batch = [rows[index] for index in micro.rows]
-        branches = [(row.prompt, branch) for row in batch for branch in row.branches]
-        total["separate"] += sum(len(prompt) + len(branch) - 1 for prompt, branch in branches)
-        total["prompt"] += sum(map(len, {row.prompt for row in batch}))
-        total["prompt"] += sum(len(branch) - 1 for _, branch in set(branches))
-        width = max(len(branch) for _, branch in branches)
-        total["tree"] += sum(len(part.input_ids) for part in pack(batch, width=width, mismatched=mismatched))
-    return total["separate"], total["prompt"], total["tree"]
+        yield [rows[index] for index in micro.rows]
+
+
+def separate_tokens(batch: Sequence[Row]) -> int:
+    """Tokens of a row for each completion."""
+    return sum(len(row.prompt) + len(branch) - 1 for row in batch for branch in row.branches)
+
+
+def prompt_tokens(batch: Sequence[Row]) -> int:
+    """Tokens where a prompt is computed once for all its completions."""
+    branches = {(row.prompt, branch) for row in batch for branch in row.branches}
+    return sum(map(len, {row.prompt for row in batch})) + sum(len(branch) - 1 for _, branch in branches)
+
+
+def tree_tokens(batch: Sequence[Row], mismatched: bool) -> int:
+    """Tokens where what sequences begin with is computed once."""
+    width = max(len(branch) for row in batch for branch in row.branches)
+    return sum(len(part.input_ids) for part in pack(batch, width=width, mismatched=mismatched))
 
 
 def trees(records: Sequence[Record]) -> Iterator[Record]:

@@ -35,6 +35,7 @@ FINDINGS = {
     "contradictions": "marked both desirable and undesirable",
     "contradictory_pairs": "preferred both ways round",
     "identical_pairs": "pairs with identical sides",
+    "equal_pairs": "pairs with the same tokens on both sides",
 }
 """Kinds of findings, and their labels in the table."""
 

@@ -19,6 +19,7 @@ from halos.data.layouts.chats import (
 )
 from halos.data.layouts.roles import Declaration, Path, Roles, has_content, value_at
 from halos.data.layouts.values import plain_word, score_in
+from halos.data.layouts.votes import DISAGREE, UNDECIDED, counted_votes, vote_count
 from halos.data.reading.context import in_context
 from halos.data.reading.fields import RawRow, has, keys_of, messages_of, prompt_of, reply_of, required, text_of, wrong
 from halos.data.records.record import (
@@ -34,6 +35,7 @@ from halos.data.records.record import (
 from halos.data.sources.adapted import DIFFERENT_PROMPTS, FILTERED, NOTED, by_rank, without_empty
 
 COMPLETION_KEYS = {"text", "messages", "desirable", "score"}
+CONTEXT = ("system", "tools", "chat_template_kwargs")
 TIE = f"{FILTERED}ties (data.ties=keep keeps them)"
 NO_WEIGHT = f"{FILTERED}records with weight 0"
 Preferences = tuple[tuple[int, int], ...]
@@ -57,6 +59,8 @@ class Converter:
             "chosen": self._preferred,
             "completion": self._single,
         }
+        self._context = [name for name in CONTEXT if name in roles]
+        self._is_weighed = "weight" in roles or "margin" in roles
         self._convert = next((convert for role, convert in kinds.items() if role in roles), self._conversation)
 
     def __call__(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
@@ -73,8 +77,8 @@ class Converter:
         record = self._convert(where, row, dropped)
         if record is None:
             return None
-        context = {name: self._value(row, name) for name in ("system", "tools", "chat_template_kwargs")}
-        if any(value is not None for value in context.values()):
+        context = {name: value for name in self._context if (value := self._value(row, name)) is not None}
+        if context:
             record = replace(record, prompt=in_context(where, context, record.prompt))
         return without_empty(record, dropped)
 
@@ -82,7 +86,9 @@ class Converter:
 
     def _value(self, row: RawRow, role: str) -> object:
         path = self.roles.get(role)
-        value = value_at(row, path) if isinstance(path, str) else None
+        if not isinstance(path, str):
+            return None
+        value = value_at(row, path)
         return None if value == "" else value  # an empty cell of a spreadsheet
 
     def _required(self, where: str, row: RawRow, role: str) -> tuple[str, object]:
@@ -157,6 +163,8 @@ class Converter:
 
     def _weighed(self, where: str, row: RawRow, record: Record, dropped: Counter[str]) -> Record | None:
         """Return the record with its row's weight and margin, None where the weight is 0."""
+        if not self._is_weighed:
+            return record
         weight, margin = (
             self._score(where, row, path) if isinstance(path := self.roles.get(role), str) else None
             for role in ("weight", "margin")
@@ -179,7 +187,7 @@ class Converter:
             required(where, row, "prompt")
             raise wrong(where, "prompt", "given", None)
         note_repeated(prompt, reply, dropped)
-        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, reply, dropped),)), dropped)
+        return self._judged(where, row, prompt, reply, dropped)
 
     def _conversation(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         path, value = self._required(where, row, "messages")
@@ -191,34 +199,44 @@ class Converter:
         before, reply = reply_of(where, {path: turns}, path)
         if not before:
             raise wrong(where, path, "a prompt and an assistant's turn after it", value)
-        prompt = self._with_history(where, row, before)
-        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, reply, dropped),)), dropped)
+        return self._judged(where, row, self._with_history(where, row, before), reply, dropped)
 
-    def _judged(self, where: str, row: RawRow, reply: Reply, dropped: Counter[str]) -> Completion:
-        label = None
+    def _judged(
+        self, where: str, row: RawRow, prompt: TextOrTurns, reply: Reply, dropped: Counter[str]
+    ) -> Record | None:
+        """Return the record of one reply with what was said of it; None where its votes do not decide."""
+        label, vote_weight = None, 1.0
         path = self.roles.get("label")
         if isinstance(path, str):
             if "." not in path and path not in row:
                 required(where, row, path)
             # A label that is present but null is an error, not a completion without feedback.
             label = self.values.label(where, path, value_at(row, path))
-        if label is None and isinstance(votes := self.roles.get("votes"), str):
-            label = self._majority(where, votes, value_at(row, votes), dropped)
+        elif (counts := self._votes(where, row)) is not None:
+            if all(counts):
+                dropped[DISAGREE] += 1
+            verdict = self.declaration.votes.verdict(*counts)
+            if verdict is None:
+                dropped[UNDECIDED] += 1
+                return None
+            label, vote_weight = verdict
         score = self.roles.get("score")
-        return Completion.of(reply, label, self._score(where, row, score if isinstance(score, str) else None))
+        completion = Completion.of(reply, label, self._score(where, row, score if isinstance(score, str) else None))
+        record = self._weighed(where, row, Record(where, prompt, (completion,)), dropped)
+        return record and replace(record, weight=record.weight * vote_weight)
 
-    def _majority(self, where: str, path: Path, votes: object, dropped: Counter[str]) -> bool | None:
-        """Return the label that most votes give, None for as many on either side; disagreement is counted."""
-        if votes is None:
+    def _votes(self, where: str, row: RawRow) -> tuple[int, int] | None:
+        """Return the numbers of votes for desirable and undesirable; None where nobody voted."""
+        paths = self.roles.get("votes")
+        if paths is None:
             return None
-        if not isinstance(votes, Mapping) or not all(type(count) is int and count >= 0 for count in votes.values()):
-            raise wrong(where, path, "counts of votes, such as {up: 7, down: 2}", votes)
-        counts = {True: 0, False: 0}
-        for word, count in votes.items():
-            counts[self.values.label(where, path, word)] += count
-        if all(counts.values()):
-            dropped[f"{NOTED}completions whose votes disagree"] += 1
-        return None if counts[True] == counts[False] else counts[True] > counts[False]
+        if isinstance(paths, str):
+            votes = value_at(row, paths)
+            counts = (0, 0) if votes is None else counted_votes(where, paths, votes, self.values)
+        else:
+            up, down = (vote_count(where, path, value_at(row, path)) for path in paths)
+            counts = up, down
+        return counts if any(counts) else None
 
     def _preferred(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         own = self._prompt(where, row, dropped)

@@ -13,6 +13,7 @@ from halos.data.records.record import Message, Prompt, Reply
 from halos.data.rows.boundary import Boundary, Context
 from halos.data.rows.refusals import Refusal, differing
 from halos.data.rows.rendering import Frame, Renderer, Request, pattern_of, request_of, special_tokens
+from halos.data.rows.switches import helpful_value
 
 Shape = tuple[str, str]
 """A key of what a template writes around a reply and before it, and how it treats white space around the reply:
@@ -154,6 +155,7 @@ class Exchanges:
         completions: list[_Completion] = []
         wholes = self._written(exchanges, texts)
         turns = self._turns(exchanges)
+        refused = False
         for one, result, written in zip(exchanges, results, wholes, strict=True):
             text, key = texts[one.prompt], (one.prompt, one.control)
             if key not in contexts:
@@ -163,7 +165,10 @@ class Exchanges:
                 parts, several = [_Part("", "")], _several(reply)
                 own_turns = next(turns) if several else []
                 if not whole.startswith(text):
-                    result.refusals.append(Refusal("boundary", one.where, differing(text, whole)))
+                    # Only the first refusal is shown with what helps.
+                    setting = "" if refused else self._helpful_setting(one, reply)
+                    refused = True
+                    result.refusals.append(Refusal("boundary", one.where, differing(text, whole), setting))
                 elif not several:
                     parts = [_Part(*self._cut(whole.removeprefix(text), plain=self.is_plain(one.prompt)))]
                     result.shapes.append(self._shape(contexts[key], reply, parts[0].text))
@@ -239,6 +244,16 @@ class Exchanges:
             [texts[one.prompt] + str(reply) if self.is_plain(one.prompt) else next(wholes) for reply in one.replies]
             for one in exchanges
         ]
+
+    def _helpful_setting(self, one: Exchange, reply: Reply) -> str:
+        """A value of a variable with which the template continues its own prompt, as a setting, or nothing."""
+
+        def continues(values: Mapping[str, bool]) -> bool:
+            request = request_of(one.prompt, one.where).given(values)
+            prompt, whole = self.renderer.prompts([request])[0], self.renderer.wholes([request.then(reply)])[0]
+            return whole.startswith(prompt)
+
+        return helpful_value(str(self.renderer.template), continues)
 
     def _cut(self, text: str, *, plain: bool) -> tuple[str, str]:
         """Split a completion's text into what comes before the token that ends it, and that token's text."""

@@ -26,6 +26,7 @@ from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.exchanges import Exchange, Shape, Tokenised
 from halos.data.rows.mismatch import derangement, in_order
 from halos.data.rows.refusals import Refusals
+from halos.data.rows.unknown import check_known, count_unknown, unknown_id
 from halos.data.rows.written import check_written
 from halos.data.store.arrow import MEMORY, Part, Store, Stored, Table
 from halos.data.views.examples import Example, Examples, Labelled, Pair, Scored
@@ -183,6 +184,21 @@ class TokenRows(Stored[Row]):
             "completions truncated": np.sum([size > room for size in self._full_sizes], axis=0),
         }
 
+    def equal_pairs(self) -> np.ndarray:
+        """Indices of the pairs whose two completions have the same token ids after truncation, ascending."""
+        if len(self._full_sizes) < 2:
+            return np.zeros(0, dtype=np.int64)
+        first, second = self.sizes(mismatched=False)
+        # Few pairs have two completions of one size, so that few tokens are read.
+        indices = np.flatnonzero(first == second)
+        sizes = first[indices].tolist()
+        equal = [self._has_equal_sides(index, size) for index, size in zip(indices.tolist(), sizes, strict=True)]
+        return indices[np.array(equal, dtype=bool)]
+
+    def _has_equal_sides(self, index: int, size: int) -> bool:
+        chosen, rejected = (self.table.list_at(index, name)[:size] for name in BRANCHES)
+        return bool(np.array_equal(chosen, rejected))
+
     def digest(self) -> str:
         """A key of all token ids, labels and scores, and of their order."""
         tables = (self.table,) if self._mismatched is None else (self.table, self._mismatched)
@@ -273,7 +289,8 @@ def make_rows(
 
     Raises:
         ValueError: there are no examples, a prompt is over the limits, the chat template writes prompts differently
-            when a completion follows them, or there are special tokens in texts. The error names the first examples.
+            when a completion follows them, there are special tokens in texts, or the tokenizer does not know the words.
+            The error names the first examples.
     """
     if not examples:
         raise ValueError("data: expected at least one example, found none")
@@ -285,6 +302,7 @@ def make_rows(
     def tokenised(examples: Sequence[Example], key: str | None) -> Table:
         table = store.table(key, partial(_tokenised, examples, tokens, controls), spans)
         tokens.check_notes([notes["refused"] for notes in table.notes], len(examples))
+        check_known([notes["unknown"] for notes in table.notes], tokens.tokenizer, examples[0].id)
         return table
 
     # Examples without a key come from Python, not from files: their table cannot be found again and stays in memory.
@@ -392,6 +410,7 @@ def _table(examples: Sequence[Example], tokens: ChatTokens, control: Control) ->
 def _tokenised(examples: Sequence[Example], tokens: ChatTokens, controls: Controls, span: range) -> Part:
     """Yield the table's batches for the examples of one task, and return their digest for the table's notes."""
     content, refusals, shapes = hashlib.sha256(), Refusals(), set[Shape | None]()
+    unknown: list[tuple[int, int]] = []
     for start in range(span.start, span.stop, TOKENISE_EXAMPLES_PER_BATCH):
         part = examples[start : min(start + TOKENISE_EXAMPLES_PER_BATCH, span.stop)]
         batch = token_batch(part, tokens, controls, refusals, shapes)
@@ -400,11 +419,14 @@ def _tokenised(examples: Sequence[Example], tokens: ChatTokens, controls: Contro
             # Offsets too: without them, ids that move from one row to the next would not change the digest.
             for values in (column.offsets, column.values) if pa.types.is_list(column.type) else (column,):
                 content.update(values.to_numpy().tobytes())
+        columns = [batch.column(name) for name in ("prompt", *BRANCHES)]
+        unknown.append(count_unknown(columns, unknown_id(tokens.tokenizer)))
         yield batch
     # One digest has up to three treatments, so more than MAX_SHAPES shapes have several digests, also the ones kept:
     # ids depend on the prompt, whatever the others are.
     kept = sorted(shapes, key=str)[:MAX_SHAPES]
-    return {"digest": content.hexdigest(), "refused": refusals.notes(), "shapes": kept}
+    counts = [sum(numbers) for numbers in zip(*unknown, strict=True)]
+    return {"digest": content.hexdigest(), "refused": refusals.notes(), "shapes": kept, "unknown": counts}
 
 
 def token_batch(

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos import objectives
 from halos.data.batches import packing, prefix_tree
-from halos.data.batches.collate import Batch, collate
+from halos.data.batches.collate import Batch, collate, step_size
 from halos.data.rows.token_rows import Row
-from halos.objectives import KTO, PPO, Objective
+from halos.objectives import DPO, KTO, PPO, Objective
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs import packed
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
@@ -176,6 +176,29 @@ def test_every_objective_has_the_same_loss_and_gradient(model: Any, kind: type[O
         loss, gradients = loss_and_gradients(technique["head_chunk"], batch)
         assert_same([loss], [expected], VALUES)
         assert_same(gradients, expected_gradients, GRADIENTS)
+
+
+@pytest.mark.parametrize("division", [[10], [5, 5], [1, 4, 3, 2]], ids=str)
+def test_a_step_does_not_depend_on_where_its_conversations_are_divided(llama: Any, division: list[int]) -> None:
+    """Micro-batches, and ranks, each with a tree of its own."""
+    rows = [row for pair in zip(rows_for(DPO), rows_for(DPO)[::-1], strict=True) for row in pair][:10]
+    objective = DPO(Backbone(llama, with_reference=False))
+
+    def gradients(batches: list[Batch]) -> list[Tensor]:
+        terms = []
+        for batch in batches:
+            policy = completion_logprobs(llama, batch)
+            reference = LogProbs(policy.tokens.detach() * 0.9, policy.mask)
+            output = objective.compute(batch, policy, reference)
+            terms += [term.total / float(term.step_count or 1) for term in output.loss.values()]
+        return list(torch.autograd.grad(torch.stack(terms).sum(), list(llama.parameters())))
+
+    expected, step, start = gradients([collate(rows)]), step_size(rows), 0
+    batches = []
+    for size in division:
+        batches.append(collate(rows[start : start + size], step=step, packing=True))
+        start += size
+    assert_same(gradients(batches), expected, GRADIENTS)
 
 
 # What is computed
