@@ -15,6 +15,7 @@ from pathlib import Path
 
 from halos.data.reading.fields import keys_of
 from halos.data.reading.json_files import Located, read_json, read_jsonl
+from halos.data.reading.lines import USUAL
 from halos.data.reading.tables import NamedRows, numbered, read_csv, read_folder, read_hub, read_parquet, typed
 from halos.files import name_size_and_ends
 
@@ -34,12 +35,14 @@ class Piece:
         start: byte at which the lines begin.
         stop: byte at which they end; None for everything else than a stretch of lines.
         number: the number of the first line.
+        expansion: see :class:`.ReadingLimits`.
     """
 
     file: str | Path
     start: int = 0
     stop: int | None = None
     number: int = 1
+    expansion: int = USUAL.max_expansion
 
     @property
     def is_csv(self) -> bool:
@@ -47,11 +50,11 @@ class Piece:
         return _extension(Path(self.file)) in (".csv", ".tsv")
 
 
-def pieces(path: str | Path, *, divide: bool = True) -> Iterator[Piece]:
+def pieces(path: str | Path, *, divide: bool = True, expansion: int = USUAL.max_expansion) -> Iterator[Piece]:
     """Divide a file for several processes: JSON lines into stretches of some megabytes, everything else not at all."""
     file = Path(path)
     if not divide or file.suffix.lower() != ".jsonl" or not file.is_file() or file.stat().st_size <= PIECE_BYTES:
-        yield Piece(path)
+        yield Piece(path, expansion=expansion)
         return
     position, number = 0, 1
     with file.open("rb") as stream:
@@ -148,7 +151,10 @@ def _open(piece: Piece, streaming: bool, keep_malformed: bool) -> Iterator[Locat
     open_data_set = _data_set_of(piece.file)
     if open_data_set is None:
         reader = _reader(file)
-        return read_jsonl(file, keep_malformed=keep_malformed) if reader is read_jsonl else reader(file)
+        expansion = piece.expansion
+        if reader is read_jsonl:
+            return read_jsonl(file, expansion=expansion, keep_malformed=keep_malformed)
+        return reader(file, expansion=expansion)
     return numbered(*open_data_set(streaming=streaming))
 
 
@@ -180,7 +186,7 @@ def _renamed(where: str, row: dict[str, object], columns: Mapping[str, str]) -> 
     return others | {ours: row[theirs] for ours, theirs in columns.items()}
 
 
-def _reader(file: Path) -> Callable[[Path], Iterator[Located]]:
+def _reader(file: Path) -> Callable[..., Iterator[Located]]:
     if not file.exists():
         raise ValueError(f"{file}: no such file{_near_matches(file)}")
     reader = READERS.get(_extension(file))

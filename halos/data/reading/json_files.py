@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]
 from pathlib import Path
 
-from halos.data.reading.fields import shorten
-from halos.data.reading.lines import decode, lines
+from halos.data.reading.fields import check_depth, shorten
+from halos.data.reading.lines import USUAL, decode, lines
 
 Located = tuple[str, dict[str, object]]
 """The location of a row (``train.jsonl:12``) and the row."""
@@ -30,7 +30,13 @@ class MalformedRow(dict[str, object]):
 
 
 def read_jsonl(
-    file: Path, start: int = 0, stop: int | None = None, number: int = 1, *, keep_malformed: bool = False
+    file: Path,
+    start: int = 0,
+    stop: int | None = None,
+    number: int = 1,
+    *,
+    expansion: int = USUAL.max_expansion,
+    keep_malformed: bool = False,
 ) -> Iterator[Located]:
     """Yield the objects of a file that has one in each line, located by line; blank lines are skipped.
 
@@ -39,11 +45,12 @@ def read_jsonl(
         start: byte of a plain file at which reading begins.
         stop: byte at which it ends; None: the end of the file.
         number: the number of the line that begins at ``start``.
+        expansion: see :class:`.ReadingLimits`.
         keep_malformed: yield a :class:`MalformedRow` for a malformed line, which is an error otherwise.
     """
     number -= 1
     # A line may be gigabytes: enumerate would keep it while its text is parsed, and so would the name ``line``.
-    for line in lines(file, start, stop, number + 1):
+    for line in lines(file, start, stop, number + 1, expansion=expansion):
         number += 1
         where = f"{file}:{number}"
         text = decode(where, line)
@@ -65,13 +72,13 @@ def _row_of_line(where: str, text: str, number: int) -> Located:
     elif number == 1 and text.strip() == "{":
         hint = "; one object a line is .jsonl, and this object goes over several: rename the file"
     with _explained(where, hint):
-        value = DECODER.decode(text)
+        value = _decode(text)
     return _as_row(where, value, hint)
 
 
-def read_json(file: Path) -> Iterator[Located]:
+def read_json(file: Path, *, expansion: int = USUAL.max_expansion) -> Iterator[Located]:
     """Yield the objects of a list, located by number; the list may be the only value of an object around it."""
-    text = _all_text(file)
+    text = _all_text(file, expansion)
     if not text.strip():
         return
     start = _skip(text, 0)
@@ -81,7 +88,7 @@ def read_json(file: Path) -> Iterator[Located]:
         yield from (_as_row(f"{file}[{n}]", item) for n, item in enumerate(_items(file, text, start + 1), start=1))
         return
     with _explained(str(file), many_lines=True):
-        value = DECODER.decode(text)
+        value = _decode(text)
     del text
     if isinstance(value, dict) and len(value) == 1:
         (value,) = value.values()
@@ -94,11 +101,17 @@ def read_json(file: Path) -> Iterator[Located]:
 def parse_json(where: str, text: str) -> object:
     """Parse strict JSON; raise ``ValueError`` that begins with ``where`` for other text."""
     with _explained(where):
-        return DECODER.decode(text)
+        return _decode(text)
 
 
-def _all_text(file: Path) -> str:
-    content = b"".join(lines(file, longest=None))
+def _decode(text: str) -> object:
+    value: object = DECODER.decode(text)
+    check_depth(value, text)
+    return value
+
+
+def _all_text(file: Path, expansion: int) -> str:
+    content = b"".join(lines(file, longest=None, expansion=expansion))
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -117,7 +130,9 @@ def _items(file: Path, text: str, position: int) -> Iterator[object]:
     closed = text.startswith("]", position)
     while not closed:
         with _explained(str(file), many_lines=True):
-            item, position = DECODER.raw_decode(text, position)
+            begin = position
+            item, position = DECODER.raw_decode(text, begin)
+            check_depth(item, text, begin, position)
             position = _skip(text, position)
             closed = text.startswith("]", position)
             if not closed and not text.startswith(",", position):
