@@ -33,13 +33,13 @@ PAIRS = BINARY - {"kl/policy_reference"} | {"rewards/accuracies"}
     [
         (SFT, {"logps/chosen"}, set()),
         (CSFT, LOGPS, set()),
-        (KTO, BINARY | LOGPS | {"kl", "kl/raw"}, {"rewards/auc"}),
+        (KTO, BINARY | LOGPS | {"z0", "z0/raw"}, {"rewards/auc"}),
         (DPO, BINARY | LOGPS | {"rewards/accuracies"}, set()),
         (PPO, BINARY | LOGPS | {"loss/policy", "loss/critic", "loss/kl"}, {"rewards/auc"}),
         (BCO, BINARY | LOGPS | {"delta"}, {"rewards/auc"}),
         (GRPO, BINARY | LOGPS | {"loss/policy", "loss/kl", "groups/incomplete"}, {"rewards/auc"}),
         (BradleyTerry, PAIRS | LOGPS, set()),
-        (Mix, BINARY | LOGPS | {"loss/kto", "loss/bco", "kto/kl", "kto/kl/raw", "bco/delta"}, {"rewards/auc"}),
+        (Mix, BINARY | LOGPS | {"loss/kto", "loss/bco", "kto/z0", "kto/z0/raw", "bco/delta"}, {"rewards/auc"}),
     ],
 )
 def test_the_names_of_metrics(kind: type[Objective], names: set[str], val_only: set[str]) -> None:

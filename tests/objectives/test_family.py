@@ -79,7 +79,7 @@ FAMILY = {
             "undesirable_weight": 1.0,
             "needs": Needs(mismatched=True, whole_micro_step=True),
         },
-        ("kl", "kl/raw"),
+        ("z0", "z0/raw"),
     ),
     BCO: Member(BCO, ("bco",), 1, {"beta": 0.1}, ("delta",)),
     DPO: Member(DPO, ("dpo",), 2, {"beta": 0.1, "label_smoothing": 0.0}),

@@ -61,7 +61,7 @@ def test_parts_with_several_terms_and_metrics_keep_their_names_apart() -> None:
     assert len(heads) == 4
     both = objective_of(Mix, parts={"a": KTO, "b": BCO}, weights={"a": 1.0, "b": 1.0})
     metrics = evaluate(both, batch_of(both, rows_for(both, 4))).metrics
-    assert list(metrics) == ["a/kl", "a/kl/raw", "b/delta"]
+    assert list(metrics) == ["a/z0", "a/z0/raw", "b/delta"]
     assert both.needs.mismatched
 
 
