@@ -1,6 +1,7 @@
 # `make train` aligns the embedded toy model; `make test` runs the suite but for what is slow, `make test-fast` the part
 # without ranks and whole runs, `make test-slow` what is left out; `make parity` compares the losses with TRL's;
 # `make mutation` changes their formulas one by one and lists the changes that no test notices (half an hour).
+# `make docs` writes the documentation into out/docs; it fails on a warning.
 # `make audit` looks the pinned packages up among known vulnerabilities; it fails where it cannot reach the database.
 # Each sets .venv up by itself.
 PYTHON ?= python3.11
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-fast test-slow parity mutation lint audit format clean
+.PHONY: train test test-fast test-slow parity mutation lint docs audit format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +49,14 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora,docs]'
+	touch $@
+
+# The variable silences an announcement of the next major version, which the range in pyproject.toml excludes.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
 
 $(VENV)/.audit: $(VENV)/.ready
 	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[audit]'
