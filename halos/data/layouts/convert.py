@@ -10,6 +10,7 @@ from halos.data.layouts.chats import (
     ROLE_NAMES,
     chat_of,
     common_prompt,
+    diverging,
     history_of,
     looks_like_transcript,
     trained_turns,
@@ -135,12 +136,18 @@ class Converter:
             return prompt
         return with_turns(prompt, history_of(where, str(self.roles["history"]), history, self.role_names))
 
-    def _reply(self, where: str, row: RawRow, path: Path) -> tuple[tuple[Message, ...], Reply]:
-        """Return (the turns before a completion in its own column, the completion)."""
+    def _reply(self, where: str, row: RawRow, path: Path, own: TextOrTurns | None) -> tuple[tuple[Message, ...], Reply]:
+        """Return (the turns before a completion in its own column, the completion).
+
+        Where the row has a prompt of its own, turns that begin with the assistant's are the completion, all of them.
+        """
         value = chat_of(value_at(row, path), self.role_names)
         if value is None:
             required(where, row, path)
-        return reply_of(where, {path: value}, path)
+        before, reply = reply_of(where, {path: value}, path)
+        if own is not None and before and before[0].role == "assistant":
+            return (), (*before, *_turns_of_reply(reply))
+        return before, reply
 
     def _agreed(
         self, where: str, path: Path, own: TextOrTurns | None, before: tuple[Message, ...]
@@ -174,7 +181,7 @@ class Converter:
     def _single(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         own = self._prompt(where, row, dropped)
         path, _ = self._required(where, row, "completion")
-        before, reply = self._reply(where, row, path)
+        before, reply = self._reply(where, row, path, own)
         prompt = self._agreed(where, path, own, before)
         if prompt is None:
             required(where, row, "prompt")
@@ -234,16 +241,17 @@ class Converter:
     def _preferred(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         own = self._prompt(where, row, dropped)
         paths = [self._required(where, row, role)[0] for role in ("chosen", "rejected")]
-        (before, chosen), (before_rejected, rejected) = (self._reply(where, row, path) for path in paths)
+        (before, chosen), (before_rejected, rejected) = (self._reply(where, row, path, own) for path in paths)
         prompt, other = before or own, before_rejected or own
         if prompt is None or other is None:
             text, chosen, rejected = common_prompt(where, reply_text(chosen), reply_text(rejected))
             dropped[f"{NOTED}prompts that are the common start of both sides"] += 1
             prompt = other = self._with_history(where, row, text)
-        # A pair whose sides differ before the last turn compares conversations, not replies to one prompt.
-        if prompt_key(prompt) != prompt_key(other):
+        compared = one_prompt((prompt, chosen), (other, rejected))
+        if compared is None:
             dropped[DIFFERENT_PROMPTS] += 1
             return None
+        prompt, chosen, rejected = compared
         if own is not None:
             check_agreement(where, paths[0], own, prompt)
         if isinstance(own, tuple) and isinstance(self._value(row, "prompt"), str):
@@ -260,11 +268,12 @@ class Converter:
     def _compared(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         sides = self._pair_of_paths("sides")
         own = self._prompt(where, row, dropped)
-        replies = [self._reply(where, row, side) for side in sides]
+        replies = [self._reply(where, row, side, own) for side in sides]
         prompts = [self._agreed(where, side, own, before) for side, (before, _) in zip(sides, replies, strict=True)]
         if prompts[0] is None or prompts[1] is None:
             raise ValueError(f"{where}: expected 'prompt' next to {sides[0]!r} and {sides[1]!r}; found {keys_of(row)}")
-        if prompt_key(prompts[0]) != prompt_key(prompts[1]):
+        compared = one_prompt((prompts[0], replies[0][1]), (prompts[1], replies[1][1]))
+        if compared is None:
             dropped[DIFFERENT_PROMPTS] += 1
             return None
         paths = self._pair_of_paths("scores") if "scores" in self.roles else (None, None)
@@ -272,10 +281,9 @@ class Converter:
         preferences = self._winner(where, row, sides, scores, dropped)
         if preferences is None:
             return None
-        completions = tuple(
-            Completion.of(reply, score=score) for (_, reply), score in zip(replies, scores, strict=True)
-        )
-        return self._weighed(where, row, Record(where, prompts[0], completions, preferences), dropped)
+        prompt, *both = compared
+        completions = tuple(Completion.of(reply, score=score) for reply, score in zip(both, scores, strict=True))
+        return self._weighed(where, row, Record(where, prompt, completions, preferences), dropped)
 
     def _pair_of_paths(self, role: str) -> tuple[Path, Path]:
         paths = self.roles[role]
@@ -390,6 +398,37 @@ class Converter:
         return by_rank(ranks)
 
 
+def one_prompt(
+    one: tuple[TextOrTurns, Reply], other: tuple[TextOrTurns, Reply]
+) -> tuple[TextOrTurns, Reply, Reply] | None:
+    """Return the prompt of two completions, and the completions.
+
+    Where conversations are compared, not replies to one prompt, it is what both begin with, before an assistant turn.
+
+    Args:
+        one: the prompt and the reply of one side.
+        other: those of the other side.
+
+    Returns:
+        None if the conversations have no common beginning.
+    """
+    (prompt, reply), (prompt_of_other, reply_of_other) = one, other
+    several = any(len(_turns_of_reply(own)) > 1 for own in (reply, reply_of_other))
+    if prompt_key(prompt) == prompt_key(prompt_of_other) and not several:
+        return prompt, reply, reply_of_other
+    wholes = [(*turns_of(start), *_turns_of_reply(end)) for start, end in (one, other)]
+    parted = diverging(*wholes)
+    if parted is None:
+        return None
+    start, mine, theirs = parted
+    # A text as prompt stays one.
+    return (prompt if prompt_key(prompt) == prompt_key(start) else start), mine, theirs
+
+
+def _turns_of_reply(reply: Reply) -> tuple[Message, ...]:
+    return (Message("assistant", reply),) if isinstance(reply, str) else reply
+
+
 def note_repeated(prompt: TextOrTurns, text: Reply, dropped: Counter[str]) -> None:
     """Count a reply that begins with its prompt."""
     if not isinstance(text, str):
@@ -402,9 +441,11 @@ def note_repeated(prompt: TextOrTurns, text: Reply, dropped: Counter[str]) -> No
 def check_agreement(where: str, key: str, prompt: Prompt, turns: Prompt) -> None:
     """Raise ``ValueError`` unless the turns before a completion repeat the prompt of the row.
 
-    A prompt that is a text may repeat the first user turn only, as UltraFeedback's does.
+    The prompt may also be the beginning of these turns. One that is a text may repeat the first user turn only, as
+    UltraFeedback's does.
     """
-    if prompt_key(prompt) == prompt_key(turns):
+    own = turns_of(prompt)
+    if prompt_key(prompt) == prompt_key(tuple(turns_of(turns))[: len(own)]):
         return
     question = next((message.content for message in turns_of(turns) if message.role == "user"), None)
     if isinstance(prompt, str) and question is not None and question.strip() == prompt.strip():

@@ -167,7 +167,7 @@ class ChatTokens:
             ValueError: the chat template refuses the turns, or does not continue its own prompt with the reply.
         """
         (tokenised,) = self.tokenise([Exchange(where, prompt, (reply,), control)])
-        self.check([one for one in tokenised.refusals if one.kind == "boundary"], 1)
+        self.check([one for one in tokenised.refusals if one.kind != "markup"], 1)
         return tokenised.completions[0]
 
     def tokenise(self, exchanges: Sequence[Exchange]) -> list[Tokenised]:

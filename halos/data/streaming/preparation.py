@@ -66,7 +66,7 @@ class StreamPreparation(Preparation):
 
     Args:
         shuffle_buffer: examples from which the next one is drawn.
-        keep_together: up to this many examples of one prompt are drawn together.
+        keep_together: up to this many examples of one conversation are drawn together.
 
     Raises ``ValueError`` for settings that need all of the data at once, and for sources that can only be read whole.
     """
