@@ -2,6 +2,7 @@
 # without ranks and whole runs, `make test-slow` what is left out; `make parity` compares the losses with TRL's;
 # `make mutation` changes their formulas one by one and lists the changes that no test notices (half an hour).
 # `make wheel` builds wheel and sdist, and trains with the wheel in an environment of its own.
+# `make docs` writes the documentation into out/docs; it fails on a warning.
 # `make audit` looks the pinned packages up among known vulnerabilities; it fails where it cannot reach the database.
 # Each sets .venv up by itself.
 PYTHON ?= python3.11
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-fast test-slow parity mutation faults lint wheel audit format clean
+.PHONY: train test test-fast test-slow parity mutation faults lint docs wheel audit format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +63,14 @@ wheel:
 	out/wheel/bin/pip install --disable-pip-version-check --quiet $(PINNED) dist/*.whl
 	cd out/wheel && bin/halos train output_dir=run overwrite=true trainer.max_steps=2 sampling.size=16
 	test -s out/wheel/run/model/model.safetensors
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,excel,gguf,lora,docs]'
+	touch $@
+
+# The variable silences an announcement of the next major version, which the range in pyproject.toml excludes.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
 
 $(VENV)/.audit: $(VENV)/.ready
 	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[audit]'

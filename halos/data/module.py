@@ -22,6 +22,7 @@ from halos.data.batches.loader import ResumableLoader
 from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder, validation_order
 from halos.data.batches.reference_table import ReferenceTable
 from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
+from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.rows.chat_tokens import Limits
 from halos.data.rows.token_rows import Row, Rows, TokenRows
 from halos.data.sources.base import Files, Source
@@ -74,6 +75,8 @@ class PreferenceDataModule(pl.LightningDataModule):
             not depend on it. Only for packed rows, and for models that are not sharded over devices.
         workers: processes that collate batches.
         num_proc: processes that prepare data; None for one on each core.
+        max_expansion, max_characters: what a file may decompress to, and how long a record may be; see
+            :class:`halos.data.reading.lines.ReadingLimits`.
         cache_dir: folder in which prepared data and the reference's log-probs are kept; ``auto`` is ``$HALOS_CACHE`` or
             ``~/.cache/halos``, None keeps them in memory.
         cache_key_file: file with the key under which a group shares the cache folder; None: only what this user has
@@ -110,6 +113,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         max_tokens_per_batch: int | None = None,
         workers: int = 0,
         num_proc: int | None = None,
+        max_expansion: int = USUAL.max_expansion,
+        max_characters: int = USUAL.max_characters,
         cache_dir: str | Path | None = "auto",
         cache_key_file: str | Path | None = None,
         seed: int = 0,
@@ -138,6 +143,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             train_on=train_on,
             text=text,
             store=Store(self.cache_dir, num_proc, self.seals),
+            reading=ReadingLimits(max_expansion, max_characters),
             seed=seed,
         )
         self.batch_size, self.length_groups, self.workers, self.seed = batch_size, length_groups, workers, seed

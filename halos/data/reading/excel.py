@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halos.data.reading.json_files import Located, malformed
-from halos.data.reading.lines import EXPANSION, LONGEST_LINE, first_line
+from halos.data.reading.lines import LONGEST_LINE, USUAL, first_line
 from halos.data.reading.tables import header_of, row_of
 
 if TYPE_CHECKING:
@@ -20,17 +20,18 @@ LONGEST_CELL = 32_767
 """Characters of a cell at which Excel cuts texts off."""
 
 
-def read_xlsx(file: Path, *, keep_malformed: bool = False) -> Iterator[Located]:
+def read_xlsx(file: Path, *, expansion: int = USUAL.max_expansion, keep_malformed: bool = False) -> Iterator[Located]:
     """Yield the rows below the header of the one sheet that has cells, located by the numbers that Excel shows.
 
     Args:
         file: the file.
+        expansion: see :class:`halos.data.reading.lines.ReadingLimits`.
         keep_malformed: yield a :class:`.MalformedRow` for a malformed row, which is an error otherwise.
 
     Raises:
         ValueError: openpyxl is missing, the file is broken, several sheets have cells, or a text may be cut off.
     """
-    rows = _rows(file)
+    rows = _rows(file, expansion)
     number, names = next(rows, (1, []))
     header = header_of(f"{file}:{number}", names) if names else []
     for number, cells in rows:
@@ -44,7 +45,7 @@ def read_xlsx(file: Path, *, keep_malformed: bool = False) -> Iterator[Located]:
         yield located
 
 
-def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+def _rows(file: Path, expansion: int) -> Iterator[tuple[int, list[str]]]:
     """Yield (number, cells) of the rows that are not empty."""
     try:
         from openpyxl import load_workbook
@@ -52,7 +53,7 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
         raise ValueError(
             f"{file}: reading .xlsx needs openpyxl; pip install 'halos[excel]', or save the sheet as .csv"
         ) from None
-    _check_size(file)
+    _check_size(file, expansion)
     try:
         # Only the values of formulas; one row in memory at a time.
         with closing(load_workbook(file, read_only=True, data_only=True, keep_links=False)) as book:
@@ -87,14 +88,14 @@ def _text(value: object) -> str:
     return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
-def _check_size(file: Path) -> None:
+def _check_size(file: Path, expansion: int) -> None:
     """Raise ``ValueError`` for a file that is no archive, or that decompresses to suspiciously much."""
     try:
         with zipfile.ZipFile(file) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-        most = max(EXPANSION * file.stat().st_size, LONGEST_LINE)
+        most = max(expansion * file.stat().st_size, LONGEST_LINE)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise ValueError(f"{file}: expected an Excel file, found broken data ({first_line(error)})") from None
     if size > most:
         hint = "save the sheet as .csv to use it"
-        raise ValueError(f"{file}: expected up to {EXPANSION} times its size, found more; {hint}")
+        raise ValueError(f"{file}: expected up to data.max_expansion = {expansion} times its size, found more; {hint}")

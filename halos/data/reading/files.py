@@ -16,7 +16,7 @@ from pathlib import Path
 from halos.data.reading.excel import read_xlsx
 from halos.data.reading.fields import keys_of
 from halos.data.reading.json_files import Located, MalformedRow, malformed, read_json, read_jsonl
-from halos.data.reading.lines import OPENERS
+from halos.data.reading.lines import OPENERS, USUAL
 from halos.data.reading.tables import NamedRows, numbered, read_csv, read_folder, read_hub, read_parquet, typed
 from halos.files import name_size_and_ends
 
@@ -45,12 +45,14 @@ class Piece:
         start: byte at which the lines begin.
         stop: byte at which they end; None for everything else than a stretch of lines.
         number: the number of the first line.
+        expansion: see :class:`.ReadingLimits`.
     """
 
     file: str | Path
     start: int = 0
     stop: int | None = None
     number: int = 1
+    expansion: int = USUAL.max_expansion
 
     @property
     def has_cells(self) -> bool:
@@ -58,11 +60,11 @@ class Piece:
         return _extension(Path(self.file)) in CELLS
 
 
-def pieces(path: str | Path, *, divide: bool = True) -> Iterator[Piece]:
+def pieces(path: str | Path, *, divide: bool = True, expansion: int = USUAL.max_expansion) -> Iterator[Piece]:
     """Divide a file for several processes: JSON lines into stretches of some megabytes, everything else not at all."""
     file = Path(path)
     if not divide or file.suffix.lower() != ".jsonl" or not file.is_file() or file.stat().st_size <= PIECE_BYTES:
-        yield Piece(path)
+        yield Piece(path, expansion=expansion)
         return
     position, number = 0, 1
     with file.open("rb") as stream:
@@ -166,7 +168,8 @@ def _open(piece: Piece, streaming: bool, keep_malformed: bool) -> Iterator[Locat
     open_data_set = _data_set_of(piece.file)
     if open_data_set is None:
         reader = _reader(file)
-        return reader(file) if reader is read_parquet else reader(file, keep_malformed=keep_malformed)
+        options = {} if reader is read_parquet else {"keep_malformed": keep_malformed}
+        return reader(file, expansion=piece.expansion, **options)
     return numbered(*open_data_set(streaming=streaming))
 
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]
 from pathlib import Path
 
-from halos.data.reading.fields import shorten
-from halos.data.reading.lines import decode, lines
+from halos.data.reading.fields import check_depth, shorten
+from halos.data.reading.lines import USUAL, decode, lines
 
 Located = tuple[str, dict[str, object]]
 """The location of a row (``train.jsonl:12``) and the row."""
@@ -39,7 +39,13 @@ def malformed(where: str, error: ValueError, keep: bool) -> Located:
 
 
 def read_jsonl(
-    file: Path, start: int = 0, stop: int | None = None, number: int = 1, *, keep_malformed: bool = False
+    file: Path,
+    start: int = 0,
+    stop: int | None = None,
+    number: int = 1,
+    *,
+    expansion: int = USUAL.max_expansion,
+    keep_malformed: bool = False,
 ) -> Iterator[Located]:
     """Yield the objects of a file that has one in each line, located by line; blank lines are skipped.
 
@@ -48,11 +54,12 @@ def read_jsonl(
         start: byte of a plain file at which reading begins.
         stop: byte at which it ends; None: the end of the file.
         number: the number of the line that begins at ``start``.
+        expansion: see :class:`.ReadingLimits`.
         keep_malformed: yield a :class:`MalformedRow` for a malformed line, which is an error otherwise.
     """
     number -= 1
     # A line may be gigabytes: enumerate would keep it while its text is parsed, and so would the name ``line``.
-    for line in lines(file, start, stop, number + 1):
+    for line in lines(file, start, stop, number + 1, expansion=expansion):
         number += 1
         where = f"{file}:{number}"
         text = decode(where, line)
@@ -72,20 +79,21 @@ def _row_of_line(where: str, text: str, number: int) -> Located:
     elif number == 1 and text.strip() == "{":
         hint = "; one object a line is .jsonl, and this object goes over several: rename the file"
     try:
-        value = DECODER.decode(text)
+        value = _decode(text)
     except ERRORS as error:
         raise _explanation(error, where, hint) from None
     return _as_row(where, value, hint)
 
 
-def read_json(file: Path, *, keep_malformed: bool = False) -> Iterator[Located]:
+def read_json(file: Path, *, expansion: int = USUAL.max_expansion, keep_malformed: bool = False) -> Iterator[Located]:
     """Yield the objects of a list, located by number; the list may be the only value of an object around it.
 
     Args:
         file: the file.
+        expansion: see :class:`halos.data.reading.lines.ReadingLimits`.
         keep_malformed: yield a :class:`MalformedRow` for an item that is no object, which is an error otherwise.
     """
-    text = _all_text(file)
+    text = _all_text(file, expansion)
     if not text.strip():
         return
     start = _skip(text, 0)
@@ -96,7 +104,7 @@ def read_json(file: Path, *, keep_malformed: bool = False) -> Iterator[Located]:
             yield _as_row(f"{file}[{number}]", item, keep_malformed=keep_malformed)
         return
     with _explained(file):
-        value = DECODER.decode(text)
+        value = _decode(text)
     del text
     if isinstance(value, dict) and len(value) == 1:
         (value,) = value.values()
@@ -109,13 +117,19 @@ def read_json(file: Path, *, keep_malformed: bool = False) -> Iterator[Located]:
 def parse_json(where: str, text: str) -> object:
     """Parse strict JSON; raise ``ValueError`` that begins with ``where`` for other text."""
     try:
-        return DECODER.decode(text)
+        return _decode(text)
     except ERRORS as error:
         raise _explanation(error, where) from None
 
 
-def _all_text(file: Path) -> str:
-    content = b"".join(lines(file, longest=None))
+def _decode(text: str) -> object:
+    value: object = DECODER.decode(text)
+    check_depth(value, text)
+    return value
+
+
+def _all_text(file: Path, expansion: int) -> str:
+    content = b"".join(lines(file, longest=None, expansion=expansion))
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -134,7 +148,9 @@ def _items(file: Path, text: str, position: int) -> Iterator[object]:
     closed = text.startswith("]", position)
     while not closed:
         with _explained(file):
-            item, position = DECODER.raw_decode(text, position)
+            begin = position
+            item, position = DECODER.raw_decode(text, begin)
+            check_depth(item, text, begin, position)
             position = _skip(text, position)
             closed = text.startswith("]", position)
             if not closed and not text.startswith(",", position):

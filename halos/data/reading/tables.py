@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from halos.data.reading.fields import NUMBER, RawRow, wrong
 from halos.data.reading.json_files import Located, malformed, parse_json
-from halos.data.reading.lines import OPENERS, decode, first_line, lines
+from halos.data.reading.lines import OPENERS, USUAL, decode, first_line, lines
 
 MAX_CELL_CHARACTERS = 1 << 22
 """Longest cell of a CSV file. Python's parser takes 8 bytes for each character of a cell: without a limit, a quote that
@@ -28,18 +28,19 @@ NamedRows = tuple[str, Iterable[RawRow]]
 MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 
 
-def read_csv(file: Path, *, keep_malformed: bool = False) -> Iterator[Located]:
+def read_csv(file: Path, *, expansion: int = USUAL.max_expansion, keep_malformed: bool = False) -> Iterator[Located]:
     """Yield the rows below a header; the delimiter is the most frequent one in the header: comma, semicolon or tab.
 
     Cells are texts; :func:`typed` converts labels and scores to numbers.
 
     Args:
         file: the file.
+        expansion: see :class:`halos.data.reading.lines.ReadingLimits`.
         keep_malformed: yield a :class:`.MalformedRow` for a row with more or fewer cells than the header, which is an
             error otherwise.
     """
     csv.field_size_limit(MAX_CELL_CHARACTERS)
-    text = _text(file)
+    text = _text(file, expansion)
     blank, first = next(((n, line) for n, line in enumerate(text) if line.strip()), (0, ""))
     if not first:
         return
@@ -63,8 +64,8 @@ def read_csv(file: Path, *, keep_malformed: bool = False) -> Iterator[Located]:
         ) from None
 
 
-def _text(file: Path) -> Iterator[str]:
-    for number, line in enumerate(lines(file), start=1):
+def _text(file: Path, expansion: int) -> Iterator[str]:
+    for number, line in enumerate(lines(file, expansion=expansion), start=1):
         try:
             yield line.decode("utf-8") if number > 1 else decode(f"{file}:1", line)
         except UnicodeDecodeError:
@@ -126,9 +127,10 @@ def _number(where: str, name: str, cell: str) -> object:
     return int(cell) if cell.lstrip("+-").isdigit() else float(cell)
 
 
-def read_parquet(file: Path) -> Iterator[Located]:
+def read_parquet(file: Path, *, expansion: int = USUAL.max_expansion) -> Iterator[Located]:
     """Yield the rows of a Parquet file; its checksums are verified where it has them."""
-    source = io.BytesIO(b"".join(lines(file, longest=None))) if file.suffix in OPENERS else file
+    packed = file.suffix in OPENERS
+    source = io.BytesIO(b"".join(lines(file, longest=None, expansion=expansion))) if packed else file
     number = 0
     try:
         table = pq.ParquetFile(source, page_checksum_verification=True)

@@ -183,6 +183,14 @@ def _check_roles(where: str, turns: Sequence[Message]) -> None:
             raise ValueError(f"{where}: expected a role out of {', '.join(ROLES)}; found {turn.role!r}")
 
 
+def prompt_characters(prompt: Prompt) -> int:
+    """Return the number of characters in a prompt, with its tools and template variables."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    beside = len(prompt.tools) + len(prompt.template_kwargs) if isinstance(prompt, Conversation) else 0
+    return beside + sum(len(turn.content) + len(turn.fields) for turn in messages_of(prompt))
+
+
 def prompt_key(prompt: Prompt) -> str:
     """Return a string that is equal exactly for equal prompts; a text equals a lone user turn.
 

@@ -153,9 +153,9 @@ class Exchanges:
         contexts: dict[tuple[Prompt, str], Context] = {}
         markup: dict[Prompt, str] = {}
         completions: list[_Completion] = []
+        refused = False
         wholes = self._written(exchanges, texts)
         turns = self._turns(exchanges)
-        refused = False
         for one, result, written in zip(exchanges, results, wholes, strict=True):
             text, key = texts[one.prompt], (one.prompt, one.control)
             if key not in contexts:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +20,8 @@ from halos.checks import check_whole
 from halos.data.reading.fields import RawRow
 from halos.data.reading.files import Piece, check_streamable, content_key, edges_key, expand, pieces, read_piece
 from halos.data.reading.json_files import Located, MalformedRow
-from halos.data.records.record import Record
+from halos.data.reading.lines import USUAL, ReadingLimits
+from halos.data.records.record import Record, prompt_characters
 from halos.data.records.table import RecordTable, batches
 from halos.data.records.truth import TrueReward
 from halos.data.sources.adapted import BAD_ROW, COUNTERS, Adapted, Origin, check_faultless
@@ -52,11 +54,13 @@ class Source(ABC):
     Attributes:
         name: the name in ``data=NAME`` and in errors.
         store: where sources that read files keep their records.
+        reading: limits of the files that are read.
         whole_trees: whether each assistant turn of a conversation is a completion of a record of its own.
     """
 
     name: ClassVar[str]
     store: Store = MEMORY
+    reading: ReadingLimits = USUAL
     whole_trees: bool = False
 
     @abstractmethod
@@ -202,8 +206,8 @@ class FileSource(Source):
     def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Record]:
         for file in self.files():
             origin = origins.setdefault(str(file), Origin())
-            rows = _counted(self.rows(Piece(file), streaming=True), origin)
-            for _, record in _added(self.adapted_one_by_one(rows), origin):
+            rows = _counted(self.rows(Piece(file, expansion=self.reading.max_expansion), streaming=True), origin)
+            for _, record in _added(self.adapted_one_by_one(rows), origin, self.reading):
                 if strict:
                     check_faultless({str(file): origin})
                 if record is not None:
@@ -223,7 +227,8 @@ class FileSource(Source):
             ValueError: if an id occurs twice or no record is left.
         """
         expanded = list(chain.from_iterable(map(expand, files)))
-        tasks = [piece for file in expanded for piece in pieces(file, divide=self.rows_alone)]
+        divided = partial(pieces, divide=self.rows_alone, expansion=self.reading.max_expansion)
+        tasks = [piece for file in expanded for piece in divided(file)]
         table = self.store.table(self._key(expanded), self._part, tasks)
         # The pieces of a file were counted separately, perhaps in other processes or in an earlier run.
         origins: dict[str, Origin] = {}
@@ -251,14 +256,15 @@ class FileSource(Source):
 
     def _settings(self) -> dict[str, object]:
         # The files are in the key by their contents. All else that a constructor has set may change the records.
-        not_settings = ("store", "_train_files", "_val_files")
+        not_settings = ("store", "reading", "_train_files", "_val_files")
         return {name: value for name, value in sorted(vars(self).items()) if name not in not_settings}
 
     def _part(self, piece: Piece) -> Part:
         origin = Origin()
         adapted = self.adapted(_counted(self.rows(piece), origin))
         # The notes are complete only once the last batch has been made.
-        yield from batches((where, record) for where, record in _added(adapted, origin) if record is not None)
+        added = _added(adapted, origin, self.reading)
+        yield from batches((where, record) for where, record in added if record is not None)
         return {"file": str(piece.file), "origin": {name: getattr(origin, name) for name in Origin.__slots__}}
 
 
@@ -326,12 +332,21 @@ def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:
         yield located
 
 
-def _added(adapted: Iterable[Adapted], origin: Origin) -> Iterator[tuple[str, Record | None]]:
+def _added(adapted: Iterable[Adapted], origin: Origin, limits: ReadingLimits) -> Iterator[tuple[str, Record | None]]:
     """Yield locations and records, each after its counts were added: they include what the caller is working on."""
     for where, record, dropped in adapted:
+        if record is not None:
+            _check_length(where, record, limits)
         origin.records += record is not None
         origin.drop(where, dropped)
         yield where, record
+
+
+def _check_length(where: str, record: Record, limits: ReadingLimits) -> None:
+    found = prompt_characters(record.prompt) + sum(len(completion.text) for completion in record.completions)
+    if found > limits.max_characters:
+        expected = f"expected a record of up to data.max_characters = {limits.max_characters:,} characters"
+        raise ValueError(f"{where}: {expected}, found {found:,}")
 
 
 def _paths(files: Files | None) -> list[str | Path]:

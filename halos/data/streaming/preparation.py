@@ -81,7 +81,7 @@ class StreamPreparation(Preparation):
 
     def read(self) -> Intake:
         """Read the validation records."""
-        self.source.store = self.store
+        self.source.store, self.source.reading = self.store, self.reading
         intake = read_held(self.source, val_size=self.val_size, strict=self.strict)
         intake.examine()
         return intake
