@@ -281,7 +281,8 @@ def _added(adapted: Iterable[Adapted], origin: Origin) -> Iterator[tuple[str, Re
     """Yield locations and records, each after its counts were added: they include what the caller is working on."""
     for where, record, dropped in adapted:
         origin.records += record is not None
-        origin.drop(where, dropped)
+        if dropped:
+            origin.drop(where, dropped)
         yield where, record
 
 
