@@ -18,7 +18,7 @@ from halos.data.reading.fields import keys_of
 from halos.data.reading.json_files import Located, MalformedRow, malformed, read_json, read_jsonl
 from halos.data.reading.lines import OPENERS, USUAL
 from halos.data.reading.tables import NamedRows, numbered, read_csv, read_folder, read_hub, read_parquet, typed
-from halos.files import name_size_and_ends
+from halos.files import name_size_and_ends, sha256_of
 
 READERS: dict[str, Callable[..., Iterator[Located]]] = {
     ".jsonl": read_jsonl,
@@ -82,8 +82,7 @@ def content_key(path: str | Path) -> str | None:
     file = Path(path)
     if file.is_file():
         try:
-            with file.open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
+            return sha256_of(file)
         except OSError:
             # No key, so that the file is read: its reader then raises an error that names it.
             return None

@@ -338,7 +338,8 @@ def _added(adapted: Iterable[Adapted], origin: Origin, limits: ReadingLimits) ->
         if record is not None:
             _check_length(where, record, limits)
         origin.records += record is not None
-        origin.drop(where, dropped)
+        if dropped:
+            origin.drop(where, dropped)
         yield where, record
 
 

@@ -110,7 +110,7 @@ class Stream:
             if settings.train_on == "all":
                 records = [turn for record in run for turn in with_turns(record, counts)]
             # Thresholds such as a prompt's own median come from the run as it was read, not from its separate turns.
-            examples, report = of_run(view, records, settings.selection.prepare(view, run, run))
+            examples, report = of_run(view, records, settings.selection.prepare_run(view, run))
             counts.update(report)
             examples, report = settings.selection.keep_of_run(examples, settings.seed)
             counts.update(report)
