@@ -27,7 +27,7 @@ from halos.config.combinations import check_combinations, values_of
 from halos.config.errors import check_complete, explain, no_such_option
 from halos.config.folder import config_folder
 from halos.config.open_keys import opened
-from halos.config.shorthand import implied_groups
+from halos.config.shorthand import implied_groups, own_source
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, on_devices
@@ -105,8 +105,8 @@ def main_command(name: str) -> None:
     """Compose the command's configuration from the words of the command line, and run the command."""
     os.environ[COMMAND] = name
     sys.argv[1:] = opened(sys.argv[1:])
-    if COMMANDS[name].config == "train":
-        sys.argv[1:1] = implied_groups(sys.argv[1:])
+    implied = implied_groups(sys.argv[1:]) if COMMANDS[name].config == "train" else []
+    sys.argv[1:1] = [*own_source(sys.argv[1:]), *implied]
     if COMMANDS[name].run:
         name_jobs_by_what_is_swept(sys.argv)
     elif COMMANDS[name].config == "train":
