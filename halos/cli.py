@@ -28,7 +28,7 @@ from halos.config.errors import check_complete, explain, no_such_option
 from halos.config.folder import config_folder
 from halos.config.help_text import command_help, commands_help
 from halos.config.open_keys import opened
-from halos.config.shorthand import implied_groups
+from halos.config.shorthand import implied_groups, own_source
 from halos.config.signatures import did_you_mean
 from halos.config.words import check_words
 from halos.processes import sweeps
@@ -120,8 +120,8 @@ def main_command(name: str) -> None:
         print(command_help(name, COMMANDS[name].meaning, COMMANDS[name].config, words))
         return
     sys.argv[1:] = opened(words)
-    if COMMANDS[name].config == "train":
-        sys.argv[1:1] = implied_groups(sys.argv[1:])
+    implied = implied_groups(sys.argv[1:]) if COMMANDS[name].config == "train" else []
+    sys.argv[1:1] = [*own_source(sys.argv[1:]), *implied]
     if COMMANDS[name].run:
         name_jobs_by_what_is_swept(sys.argv)
     elif COMMANDS[name].config == "train":

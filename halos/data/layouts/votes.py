@@ -55,7 +55,8 @@ def counted_votes(where: str, name: str, votes: object, values: Values) -> tuple
     Args:
         where: the location of the row.
         name: the column of the votes.
-        votes: counts by word (``{up: 7, down: 2}``), or a list with a word for each vote.
+        votes: counts by word (``{up: 7, down: 2}``), a list with a word for each vote, or the reactions of a chat
+            (``[{name: thumbsup, count: 2}]``).
         values: what the words mean.
 
     Raises:
@@ -69,10 +70,18 @@ def counted_votes(where: str, name: str, votes: object, values: Values) -> tuple
 
 def _by_word(where: str, name: str, votes: object) -> Iterable[tuple[object, int]]:
     if isinstance(votes, list):
-        return [(word, 1) for word in votes]
+        return [_reaction(where, f"{name}[{n}]", word) for n, word in enumerate(votes)]
     if not isinstance(votes, Mapping):
         raise wrong(where, name, "counts of votes, such as {up: 7, down: 2}, or a list of votes", votes)
     return [(word, vote_count(where, f"{name}.{word}", count)) for word, count in votes.items()]
+
+
+def _reaction(where: str, name: str, vote: object) -> tuple[object, int]:
+    if not isinstance(vote, Mapping):
+        return vote, 1
+    word = vote.get("emoji", vote.get("name"))
+    word = word.get("name") if isinstance(word, Mapping) else word
+    return word, vote_count(where, f"{name}.count", vote.get("count", 1))
 
 
 def vote_count(where: str, name: str, value: object) -> int:

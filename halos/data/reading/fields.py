@@ -107,7 +107,9 @@ def _message(where: str, name: str, value: object) -> Message:
         raise wrong(where, name, "a message with 'role' and 'content'", value)
     role, content = value["role"], value.get("content")
     if role not in ROLES:
-        raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}", role)
+        is_name = isinstance(role, str) and len(role) <= 40 and role.isidentifier()
+        hint = f" (of another name: data.roles.{role}=user)" if is_name else ""
+        raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}{hint}", role)
     fields = _fields(where, name, value)
     if content is None and fields and role == "assistant":
         content = ""  # a turn may be a tool call alone; servers pass the template an empty text

@@ -12,11 +12,18 @@ import numpy as np
 from halos.data.layouts.chats import is_chat
 from halos.data.layouts.convert import Converter
 from halos.data.layouts.exports import is_label_studio, is_open_webui, label_studio_row, open_webui_record
-from halos.data.layouts.recognise import recognised, refused_columns, unclear_judgement, used_columns
+from halos.data.layouts.recognise import (
+    column_word,
+    recognised,
+    refused_columns,
+    role_of_refused,
+    unclear_judgement,
+    used_columns,
+)
 from halos.data.layouts.roles import Declaration, check_declared, declared, has_content
 from halos.data.layouts.values import Values
 from halos.data.layouts.votes import VoteRule
-from halos.data.reading.fields import TEMPLATE_FIELDS, RawRow, keys_of
+from halos.data.reading.fields import MAX_KEYS, TEMPLATE_FIELDS, RawRow, keys_of
 from halos.data.reading.files import Piece, read_piece
 from halos.data.reading.json_files import Located, MalformedRow, parse_json
 from halos.data.reading.tables import MESSAGES
@@ -39,12 +46,12 @@ class _Layout:
     """What is known of the rows whose columns agree.
 
     Attributes:
-        converter: makes their records.
+        converter: makes their records; None for exports that are read by a function of their own.
         columns: what became of each column: its role, or ``unused``.
         rows: how many rows there were.
     """
 
-    converter: Converter
+    converter: Converter | None
     columns: dict[str, str]
     rows: int = 0
 
@@ -75,6 +82,7 @@ class Layouts:
             ValueError: the row is malformed or in no known layout, or has a column that would be lost.
         """
         if is_tree(row):
+            self._note_columns(where, row, {"prompt": "messages"})
             yield from tree_records(where, row)
             return
         dropped: Counter[str] = Counter()
@@ -89,15 +97,33 @@ class Layouts:
             dropped: receives counts of what is left out and of what is converted.
         """
         if is_open_webui(row):
+            self._note_columns(where, row, {"data": "label", "meta": "messages", "snapshot": "messages"})
             return open_webui_record(where, row, self.declaration.values, dropped)
-        task = label_studio_row(where, row, self.declaration.votes, dropped) if is_label_studio(row) else row
+        task: RawRow | None = row
+        if is_label_studio(row):
+            self._note_columns(where, row, {"annotations": "judgement", "data": "see its own columns"})
+            task = label_studio_row(where, row, self.declaration.votes, dropped)
         if task is None:
             return None
         if _is_transcript(task) and not self.declaration.columns:
+            self._note_columns(where, task, {"chosen": "chosen", "rejected": "rejected"})
             return hh_record(where, task, dropped)
         layout = self._layout_of(where, task)
         layout.rows += 1
+        assert layout.converter is not None
         return layout.converter(where, task, dropped)
+
+    def _note_columns(self, where: str, row: RawRow, used: Mapping[str, str]) -> None:
+        """Count the columns of a row that is read by a function of its own; refuse those that would be lost."""
+        key = ("exports", *row)
+        if key not in self._layouts:
+            roles = {**{role: name for name, role in used.items()}, "label": ""}
+            others = {name: value for name, value in row.items() if name not in used}
+            if refused := refused_columns(others, roles, self.declaration.ignore):
+                raise ValueError(_refusal(where, row, refused))
+            ignored = dict.fromkeys(self.declaration.ignore, "ignored")
+            self._layouts[key] = _Layout(None, {name: used.get(name, ignored.get(name, "unused")) for name in row})
+        self._layouts[key].rows += 1
 
     def _layout_of(self, where: str, row: RawRow) -> _Layout:
         kinds = [type(value) if has_content(value) else None for value in row.values()]
@@ -113,11 +139,11 @@ class Layouts:
         check_declared(where, row, says.columns)
         roles = recognised(where, row, says.columns, says.ignore)
         if candidates := unclear_judgement(row, roles, says.ignore):
-            words = " or ".join(f"data.columns.score={name}" for name in candidates)
+            words = " or ".join(column_word("score", name) for name in candidates[:MAX_KEYS])
             raise ValueError(
                 f"{where}: expected to know which column judges the completion, found numbers in "
-                f"{', '.join(candidates)}; choose with {words}, or leave them out with "
-                f"data.columns.ignore=[{','.join(candidates)}]"
+                f"{keys_of(dict.fromkeys(candidates))}; choose with {words}, or leave them out with "
+                f"{column_word('ignore', *candidates)}"
             )
         if refused := refused_columns(row, roles, says.ignore):
             raise ValueError(_refusal(where, row, refused))
@@ -149,19 +175,23 @@ def _refusal(where: str, row: RawRow, names: list[str]) -> str:
     if modalities:
         return (
             f"{where}: expected text, found the column {modalities[0]!r}: halos trains on text; leave it out with "
-            f"data.columns.ignore=[{','.join(modalities)}]"
+            f"{column_word('ignore', *modalities)}"
         )
+    role = role_of_refused(names[0], row)
+    use = f"name its role, perhaps {column_word(role, names[0])}"
+    if role == "input":
+        use = f"put it into the prompt with {column_word(role, names[0])} (or name another role: data.columns.ROLE=…)"
     return (
-        f"{where}: expected a use for every column with content, found none for {', '.join(map(repr, names))}; put it "
-        f"into the prompt with data.columns.input={names[0]} (or name another role: data.columns.ROLE={names[0]}), or "
-        f"leave it out with data.columns.ignore=[{','.join(names)}]; the columns are {keys_of(row)}"
+        f"{where}: expected a use for every column with content, found none for {keys_of(dict.fromkeys(names))}; "
+        f"{use}, or leave it out with {column_word('ignore', *names)}; the columns are {keys_of(row)}"
     )
 
 
 def _is_transcript(row: RawRow) -> bool:
     """Return whether a row is a pair of HH's transcripts, each with the prompt in it."""
     return "prompt" not in row and all(
-        isinstance(text := row.get(key), str) and text.lstrip().startswith("Human:") for key in ("chosen", "rejected")
+        isinstance(text := row.get(key), str) and text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+        for key in ("chosen", "rejected")
     )
 
 

@@ -168,8 +168,8 @@ def test_golden_record(name: str) -> None:
         ({"prompt": "x", "output_A": [A], "output_B": [Q, B], "label": 1}, "expected 'output_B' to be one assistant"),
         ({"prompt": "q", "completions": []}, "expected 'completions' to be a list of objects with 'text'"),
         (
-            {"prompt": "q", "completions": ["a"]},
-            r"expected 'completions\[0\]' to be an object .*; found 'a'",
+            {"prompt": "q", "completions": [3]},
+            r"expected 'completions\[0\]' to be an object .*; found 3",
         ),
         ({"prompt": "q", "completions": [{"text": 3}]}, r"expected 'completions\[0\].text' to be a text; found 3"),
         (
