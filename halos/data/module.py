@@ -61,14 +61,15 @@ class PreferenceDataModule(pl.LightningDataModule):
         text: ``plain`` texts are rendered by the chat template; ``rendered`` ones carry its markup already.
         select: rules that select the feedback to use.
         stratified: every step has a desirable and an undesirable completion.
-        keep_together: up to this many examples of one prompt are drawn together, so that they can share their prompt in
-            a micro-batch, as the two sides of a pair do; 1 draws every example separately. The number is ignored for an
-            objective that needs all examples of a prompt in one step, and with ``stratified``, which draws every
-            example separately.
+        keep_together: up to this many examples of one conversation (whose prompts begin with the same turn of the user)
+            are drawn together, so that they can share its tokens in a micro-batch, as the two sides of a pair do; 1
+            draws every example separately. The number is ignored for an objective that needs all examples of a prompt
+            in one step, and with ``stratified``, which draws every example separately.
         length_groups: number of parts into which a padded micro-batch is divided by length. Results do not depend on
             it.
         packing: concatenate rows without padding, for models that support it; other models get padded rows.
-        share_prompts: in packed rows, compute a prompt once for all its completions in the micro-batch.
+        share_prompts: in packed rows, compute once what the sequences of a micro-batch begin with: a prompt for all its
+            completions, the turns of a conversation for all its examples.
         max_tokens_per_batch: the most tokens whose activations are in memory at a time (a single example may exceed
             it). A larger micro-batch is computed in parts, and each part is recomputed in the backward pass; results do
             not depend on it. Only for packed rows, and for models that are not sharded over devices.
@@ -272,7 +273,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         if self._stratified:
             labels = np.full(len(rows), -1) if grouped else rows.labels
             return StratifiedOrder(len(rows), division, labels=labels)
-        return TrainingOrder(len(rows), division, groups=rows.groups, together=None if grouped else self._keep_together)
+        if grouped:
+            return TrainingOrder(len(rows), division, groups=rows.groups)
+        return TrainingOrder(len(rows), division, groups=rows.conversations, together=self._keep_together)
 
     @property
     def _train(self) -> TokenRows:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from halos.checks import check_whole, is_number
-from halos.config.combinations import REFERENCE, check_combinations
+from halos.config.combinations import DIVERGENCE, REFERENCE, check_combinations
 from halos.config.nodes import flatten
 from halos.data.rows.rendering import today
 from halos.data.rows.templates import TEMPLATES, chosen, is_dated, template_of, with_date, with_defaults
@@ -173,20 +173,20 @@ class ModelSpec:
         if self._location.is_dir():
             check_config(self._location / "config.json")
 
-    def resolved(self, *, streaming: bool) -> ModelSpec:
+    def resolved(self, *, streaming: bool, divergence: bool = False) -> ModelSpec:
         """Return the spec with ``reference=auto`` replaced by ``cached``, ``live`` or ``adapter``.
 
-        The choice is ``cached``. For streamed data it is ``adapter`` with LoRA and ``live`` without, as the rows of a
-        stream are not known before training.
+        The choice is ``cached``. For streamed data, whose rows are not known before training, and for a loss that
+        compares whole distributions it is ``adapter`` with LoRA and ``live`` without.
 
         Raises:
-            ValueError: the reference must be cached, and the data are streamed.
+            ValueError: the reference must be cached, and the data are streamed or the loss compares distributions.
         """
-        check_combinations(self.flat() | {"data.streaming": streaming, REFERENCE: True})
+        check_combinations(self.flat() | {"data.streaming": streaming, REFERENCE: True, DIVERGENCE: divergence})
         if self.reference != "auto":
             return self
         uncached = "adapter" if self.lora.enabled else "live"
-        return replace(self, reference=uncached if streaming else "cached")
+        return replace(self, reference=uncached if streaming or divergence else "cached")
 
     def of_reference(self) -> ModelSpec:
         """Return the spec of the reference as a model of its own: ``reference_path`` or ``path``, without LoRA."""

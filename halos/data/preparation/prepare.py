@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halos.checks import check_whole
+from halos.data.preparation.cautions import warn_of_one_class
 from halos.data.preparation.hygiene import origin_of
 from halos.data.preparation.intake import Intake, read
 from halos.data.reading.lines import USUAL, ReadingLimits
@@ -209,6 +210,8 @@ class Preparation:
         # Labels and prompts are taken first: tokenise releases the examples.
         labels, weights = train.labels, train.weights
         label_counts = None if labels is None else (float(weights[labels].sum()), float(weights[~labels].sum()))
+        if labels is not None:
+            warn_of_one_class(f"{len(labels):,} training completions", labels)
         prompts = first_prompts(intake.examples.get("val", train))
         rows = self.tokenise(intake, needs, tokenizer)
         return Prepared(needs, tokenizer, rows, intake, label_counts, prompts)
