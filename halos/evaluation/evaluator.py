@@ -52,6 +52,7 @@ def evaluate(plan: EvaluationPlan) -> Iterator[Results]:
         counts={"records": len(plan.data.records), "pairs": len(plan.held.pairs), "labels": len(plan.held.labels)},
         left_out=plan.data.report + plan.held.report,
         opponent=plan.opponent,
+        remote_code=[model.name for model in plan.models().values() if model.spec.trust_remote_code],
     )
     if plan.policy.is_classifier:
         yield _classifier_results(plan, results)

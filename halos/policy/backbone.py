@@ -155,7 +155,8 @@ class Backbone(nn.Module):
             policy = copy.deepcopy(policy)  # so that the policy can be trained further
         if merge:
             merge_adapter(policy)
-        card = ModelCard(loss=self.loss, base=None if spec is None else spec.path, paper=self.paper)
+        trusts = spec is not None and spec.trust_remote_code
+        card = ModelCard(loss=self.loss, base=None if spec is None else spec.path, paper=self.paper, remote_code=trusts)
         where = Path(folder)
         if self.reward_head:
             score = self.reward_head[0].linear.weight.detach()
