@@ -2,18 +2,20 @@
 # without ranks and whole runs, `make test-slow` what is left out; `make parity` compares the losses with TRL's;
 # `make mutation` changes their formulas one by one and lists the changes that no test notices (half an hour).
 # `make docs` writes the documentation into out/docs; it fails on a warning.
+# `make wheel` builds wheel and sdist, and trains with the wheel in an environment of its own.
 # `make audit` looks the pinned packages up among known vulnerabilities; it fails where it cannot reach the database.
 # Each sets .venv up by itself.
 PYTHON ?= python3.11
+PINNED ?= -c constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-fast test-slow parity mutation lint docs audit format clean
+.PHONY: train test test-fast test-slow parity mutation faults lint docs wheel audit format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora]'
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,gguf,lora]'
 	touch $@
 
 train: $(VENV)/.ready
@@ -31,19 +33,22 @@ test-slow: $(VENV)/.ready
 	$(PYTEST) -m slow $(ARGS)
 
 $(VENV)/.parity: $(VENV)/.ready
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora,parity]'
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,gguf,lora,parity]'
 	touch $@
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest parity $(ARGS)
 
 $(VENV)/.mutation: $(VENV)/.ready
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora,mutation]'
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,gguf,lora,mutation]'
 	touch $@
 
 mutation: $(VENV)/.mutation
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(ARGS)
 	$(BIN)/mutmut results
+
+faults: $(VENV)/.ready
+	$(BIN)/python scripts/faults.py --count 50 $(ARGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -51,12 +56,21 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 $(VENV)/.docs: $(VENV)/.ready
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora,docs]'
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,gguf,lora,docs]'
 	touch $@
 
 # The variable silences an announcement of the next major version, which the range in pyproject.toml excludes.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
+
+wheel:
+	rm -rf dist out/wheel
+	$(PYTHON) -m venv out/wheel
+	out/wheel/bin/pip install --disable-pip-version-check --quiet build
+	out/wheel/bin/python -m build --outdir dist
+	out/wheel/bin/pip install --disable-pip-version-check --quiet $(PINNED) dist/*.whl
+	cd out/wheel && bin/halos train output_dir=run overwrite=true trainer.max_steps=2 sampling.size=16
+	test -s out/wheel/run/model/model.safetensors
 
 $(VENV)/.audit: $(VENV)/.ready
 	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[audit]'

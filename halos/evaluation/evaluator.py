@@ -155,8 +155,9 @@ class LanguageModelEvaluator:
         completions = [ids for one in drawn for ids in one.completions]
         scores = self._score([ours[g] for g in groups], [theirs[g] for g in groups], completions, "KL of samples")
         cut = [float(ids[-1] != self.tokens.end_of_turn) for ids in completions]
-        metrics = on_policy_metrics(scores, groups, self.bootstrap)
-        return {**metrics, "samples/cut_by_limit": self.bootstrap.rate(cut, groups)}
+        plain = self.settings.temperature == self.settings.top_p == 1
+        metrics = on_policy_metrics(scores, groups, self.bootstrap, plain=plain)
+        return {**metrics, "samples/truncated": self.bootstrap.rate(cut, groups)}
 
     def _judged(
         self,

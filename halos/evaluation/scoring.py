@@ -1,4 +1,4 @@
-"""Exact scores of completions under a policy and its reference, token by token: log-probs, entropy, KL."""
+"""Exact scores of completions under a policy and its reference, token by token: log-probs, entropy, divergence."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ Track = Callable[[Sequence[int]], Iterable[int]]
 class Scores:
     """Sums over the tokens of each completion, its end-of-turn token included, in nats, [n].
 
-    On samples from π_θ, the mean of ``logps − reference`` and the mean of ``kl`` are both unbiased estimates of
-    KL(π_θ ‖ π_ref) over whole completions. ``kl`` has the lower variance: each token's log-ratio is replaced by its
-    expectation over the vocabulary. On other completions ``kl`` measures how far the two models are apart at the
-    tokens of the data.
+    On samples from π_θ, the mean of ``logps − reference`` and the mean of ``divergence`` are both unbiased estimates of
+    KL(π_θ ‖ π_ref) over whole completions. The second has the lower variance: each token's log-ratio is replaced by its
+    expectation over the vocabulary. On other completions ``divergence`` measures how far the two models are apart at
+    the tokens of the data, and is no estimate of KL(π_θ ‖ π_ref).
 
     Attributes:
         logps: log π_θ(y|x).
         reference: log π_ref(y|x); NaN without a reference.
         entropy: Σ_t H(π_θ(·|x, y_<t)).
-        kl: Σ_t KL(π_θ(·|x, y_<t) ‖ π_ref(·|x, y_<t)), each over the whole vocabulary; NaN without a reference.
+        divergence: Σ_t KL(π_θ(·|x, y_<t) ‖ π_ref(·|x, y_<t)), each over the whole vocabulary; NaN without a reference.
         tokens: the number of tokens.
     """
 
     logps: Array
     reference: Array
     entropy: Array
-    kl: Array
+    divergence: Array
     tokens: Array
 
     @property
@@ -55,7 +55,7 @@ class Scores:
     @property
     def has_reference(self) -> bool:
         """Whether there was a reference to compare with."""
-        return not np.isnan(self.kl).any()
+        return not np.isnan(self.divergence).any()
 
 
 @torch.no_grad()
@@ -119,7 +119,8 @@ def _sums(ours: Tensor, theirs: Tensor | None, completions: Sequence[Ids]) -> Te
     entropy = -expectation(p, ours)
     missing = torch.full_like(entropy, torch.nan)
     reference = missing if theirs is None else theirs.gather(1, targets)[:, 0]
-    kl = missing if theirs is None else expectation(p, ours - theirs)
-    per_token = torch.stack([ours.gather(1, targets)[:, 0], reference, entropy, kl, torch.ones_like(entropy)])
-    # In float64, as the KL of a barely trained policy is a small difference of large sums.
+    divergence = missing if theirs is None else expectation(p, ours - theirs)
+    logps = ours.gather(1, targets)[:, 0]
+    per_token = torch.stack([logps, reference, entropy, divergence, torch.ones_like(entropy)])
+    # In float64, as the divergence of a barely trained policy is a small difference of large sums.
     return torch.stack([tokens.double().sum(1) for tokens in torch.split(per_token, lengths, dim=1)], dim=1)

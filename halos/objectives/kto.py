@@ -189,4 +189,4 @@ class KTO(Objective):
             return 0.0, {}
         # The last branch is y'.
         z0, raw = kto_reference_point(policy[:, 1], reference[:, 1], weights=weights, clamp=self.needs.reference)
-        return z0, {"kl": Mean(z0, 1.0), "kl/raw": raw} if self.needs.reference else {"logps/mismatched": raw}
+        return z0, {"z0": Mean(z0, 1.0), "z0/raw": raw}

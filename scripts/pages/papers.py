@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scripts.pages.config_keys import CONF, header, without_commands
+from halos.config.yaml_comments import header
+from scripts.pages.config_keys import CONF, without_commands
 from scripts.pages.losses import notes, objective
 from scripts.pages.text import page, table
 

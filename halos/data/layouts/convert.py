@@ -33,6 +33,7 @@ from halos.data.records.record import (
 from halos.data.sources.adapted import DIFFERENT_PROMPTS, FILTERED, NOTED, by_rank, without_empty
 
 COMPLETION_KEYS = {"text", "messages", "desirable", "score"}
+CONTEXT = ("system", "tools", "chat_template_kwargs")
 TIE = f"{FILTERED}ties (data.ties=keep keeps them)"
 NO_WEIGHT = f"{FILTERED}records with weight 0"
 Preferences = tuple[tuple[int, int], ...]
@@ -56,6 +57,8 @@ class Converter:
             "chosen": self._preferred,
             "completion": self._single,
         }
+        self._context = [name for name in CONTEXT if name in roles]
+        self._is_weighed = "weight" in roles or "margin" in roles
         self._convert = next((convert for role, convert in kinds.items() if role in roles), self._conversation)
 
     def __call__(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
@@ -72,8 +75,8 @@ class Converter:
         record = self._convert(where, row, dropped)
         if record is None:
             return None
-        context = {name: self._value(row, name) for name in ("system", "tools", "chat_template_kwargs")}
-        if any(value is not None for value in context.values()):
+        context = {name: value for name in self._context if (value := self._value(row, name)) is not None}
+        if context:
             record = replace(record, prompt=in_context(where, context, record.prompt))
         return without_empty(record, dropped)
 
@@ -81,7 +84,9 @@ class Converter:
 
     def _value(self, row: RawRow, role: str) -> object:
         path = self.roles.get(role)
-        value = value_at(row, path) if isinstance(path, str) else None
+        if not isinstance(path, str):
+            return None
+        value = value_at(row, path)
         return None if value == "" else value  # an empty cell of a spreadsheet
 
     def _required(self, where: str, row: RawRow, role: str) -> tuple[str, object]:
@@ -150,6 +155,8 @@ class Converter:
 
     def _weighed(self, where: str, row: RawRow, record: Record, dropped: Counter[str]) -> Record | None:
         """Return the record with its row's weight and margin, None where the weight is 0."""
+        if not self._is_weighed:
+            return record
         weight, margin = (
             self._score(where, row, path) if isinstance(path := self.roles.get(role), str) else None
             for role in ("weight", "margin")

@@ -55,32 +55,49 @@ def has(row: Mapping[str, object], key: str) -> bool:
 
 def required(where: str, row: Mapping[str, object], key: str) -> object:
     """Return a value; raise ``ValueError`` where there is none."""
+    value = row.get(key)
+    if value is not None:
+        return value
     # Two errors, as null points to a value that is missing in this row and no key to a wrong format.
-    if key in row and row[key] is None:
+    if key in row:
         raise wrong(where, key, "given", None)
-    if key not in row:
-        raise ValueError(f"{where}: expected the key {key!r}; found {keys_of(row)}")
-    return row[key]
+    raise ValueError(f"{where}: expected the key {key!r}; found {keys_of(row)}")
 
 
 def text_of(where: str, name: str, value: object) -> str:
     """Return a text; raise ``ValueError`` for another value, or for a text that is not valid Unicode."""
     if not isinstance(value, str):
         raise wrong(where, name, "a text", value)
-    if value.isascii():  # as most texts are; encoding would copy a huge one
-        return value
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair (\ud83d alone), which no tokenizer accepts
-        raise wrong(where, name, "valid Unicode", value) from None
+    if not _is_unicode(value):
+        raise wrong(where, name, "valid Unicode", value)
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text is valid; half of a surrogate pair, which JSON can have, is accepted by no tokenizer."""
+    if text.isascii():  # as most texts are; encoding would copy a huge one
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def messages_of(where: str, name: str, value: object) -> tuple[Message, ...]:
     """Return the turns in a list of messages."""
     if not isinstance(value, list) or not value:
         raise wrong(where, name, "a list of messages with 'role' and 'content'", value)
-    return tuple(_message(where, f"{name}[{i}]", item) for i, item in enumerate(value))
+    return tuple([_plain_message(item) or _message(where, f"{name}[{i}]", item) for i, item in enumerate(value)])
+
+
+def _plain_message(value: object) -> Message | None:
+    """Return a message with a role and a text, as most have nothing else; None for another value."""
+    if not isinstance(value, dict) or len(value) != 2:
+        return None
+    role, content = value.get("role"), value.get("content")
+    # Errors are left to the reader of all messages: their places are texts that would be made for every message.
+    return Message(role, content) if role in ROLES and isinstance(content, str) and _is_unicode(content) else None
 
 
 def _message(where: str, name: str, value: object) -> Message:
@@ -89,9 +106,6 @@ def _message(where: str, name: str, value: object) -> Message:
     role, content = value["role"], value.get("content")
     if role not in ROLES:
         raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}", role)
-    # Most messages have a text and nothing else.
-    if isinstance(content, str) and len(value) == 2:
-        return Message(role, text_of(where, f"{name}.content", content))
     fields = _fields(where, name, value)
     if content is None and fields and role == "assistant":
         content = ""  # a turn may be a tool call alone; servers pass the template an empty text
@@ -192,8 +206,9 @@ def _text_or_messages(where: str, row: RawRow, key: str) -> str | tuple[Message,
 
 
 def _is_blank(prompt: str | tuple[Message, ...]) -> bool:
-    contents = [prompt] if isinstance(prompt, str) else [message.text for message in prompt]
-    return not any(content.strip() for content in contents)
+    if isinstance(prompt, str):
+        return not prompt.strip()
+    return not any(message.text.strip() for message in prompt)
 
 
 def reply_of(where: str, row: RawRow, key: str) -> tuple[tuple[Message, ...], Reply]:

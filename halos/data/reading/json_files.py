@@ -15,6 +15,8 @@ from halos.data.reading.lines import decode, lines
 
 Located = tuple[str, dict[str, object]]
 """The location of a row (``train.jsonl:12``) and the row."""
+ERRORS = (ValueError, RecursionError, MemoryError)
+"""What the parser raises."""
 
 
 class MalformedRow(dict[str, object]):
@@ -64,8 +66,10 @@ def _row_of_line(where: str, text: str, number: int) -> Located:
         hint = "; one list of objects is .json, rename the file"
     elif number == 1 and text.strip() == "{":
         hint = "; one object a line is .jsonl, and this object goes over several: rename the file"
-    with _explained(where, hint):
+    try:
         value = DECODER.decode(text)
+    except ERRORS as error:
+        raise _explanation(error, where, hint) from None
     return _as_row(where, value, hint)
 
 
@@ -80,7 +84,7 @@ def read_json(file: Path) -> Iterator[Located]:
     if text[start] == "[":
         yield from (_as_row(f"{file}[{n}]", item) for n, item in enumerate(_items(file, text, start + 1), start=1))
         return
-    with _explained(str(file), many_lines=True):
+    with _explained(file):
         value = DECODER.decode(text)
     del text
     if isinstance(value, dict) and len(value) == 1:
@@ -93,8 +97,10 @@ def read_json(file: Path) -> Iterator[Located]:
 
 def parse_json(where: str, text: str) -> object:
     """Parse strict JSON; raise ``ValueError`` that begins with ``where`` for other text."""
-    with _explained(where):
+    try:
         return DECODER.decode(text)
+    except ERRORS as error:
+        raise _explanation(error, where) from None
 
 
 def _all_text(file: Path) -> str:
@@ -116,7 +122,7 @@ def _items(file: Path, text: str, position: int) -> Iterator[object]:
     position = _skip(text, position)
     closed = text.startswith("]", position)
     while not closed:
-        with _explained(str(file), many_lines=True):
+        with _explained(file):
             item, position = DECODER.raw_decode(text, position)
             position = _skip(text, position)
             closed = text.startswith("]", position)
@@ -124,7 +130,7 @@ def _items(file: Path, text: str, position: int) -> Iterator[object]:
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
         position = position if closed else _skip(text, position + 1)
         yield item
-    with _explained(str(file), many_lines=True):
+    with _explained(file):
         if _skip(text, position + 1) != len(text):
             raise json.JSONDecodeError("Extra data", text, _skip(text, position + 1))
 
@@ -136,22 +142,27 @@ def _skip(text: str, position: int) -> int:
 
 
 @contextmanager
-def _explained(where: str, hint: str = "", *, many_lines: bool = False) -> Iterator[None]:
-    """Raise errors of the parser with their location; with ``many_lines``, that of the line in the file ``where``."""
+def _explained(file: Path) -> Iterator[None]:
+    """Raise errors of the parser with the line of the file."""
     try:
         yield
-    # JSONDecodeError is a ValueError; other ValueErrors come from _refuse_constant, _unique_keys and huge integers.
-    except json.JSONDecodeError as error:
+    except ERRORS as error:
+        raise _explanation(error, str(file), many_lines=True) from None
+
+
+def _explanation(error: Exception, where: str, hint: str = "", *, many_lines: bool = False) -> ValueError:
+    """Return an error of the parser with its location; with ``many_lines``, that of the line in the file ``where``."""
+    if isinstance(error, json.JSONDecodeError):
         if many_lines:
             where = f"{where}:{error.lineno}"
             hint = "; one object a line is .jsonl, rename the file" if error.msg == "Extra data" else ""
-        raise ValueError(f"{where}: expected JSON, found an error at column {error.colno}: {error.msg}{hint}") from None
-    except RecursionError:
-        raise ValueError(f"{where}: expected rows of plain fields, found JSON that is nested too deeply") from None
-    except MemoryError:
-        raise ValueError(f"{where}: expected rows that fit into memory, found one that does not") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: expected JSON, found {error}") from None
+        return ValueError(f"{where}: expected JSON, found an error at column {error.colno}: {error.msg}{hint}")
+    if isinstance(error, RecursionError):
+        return ValueError(f"{where}: expected rows of plain fields, found JSON that is nested too deeply")
+    if isinstance(error, MemoryError):
+        return ValueError(f"{where}: expected rows that fit into memory, found one that does not")
+    # JSONDecodeError is a ValueError; others come from _refuse_constant, _unique_keys and huge integers.
+    return ValueError(f"{where}: expected JSON, found {error}")
 
 
 def _refuse_constant(constant: str) -> None:

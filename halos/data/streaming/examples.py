@@ -227,7 +227,7 @@ def with_partners(incoming: Iterable[Drawn]) -> Iterator[Drawn]:
             others = [one.example for other, one in last if other != waiting[0][0]]
             if not others:
                 raise ValueError(
-                    "the KL reference point compares a prompt with another prompt's completion: expected different "
+                    "the reference point z₀ compares a prompt with another prompt's completion: expected different "
                     f"prompts in the stream, found one in {MISMATCH_MAX_WAITING_EXAMPLES} examples"
                 )
             longest_waiting.partner = others[-1]
