@@ -18,7 +18,7 @@ GROUPS = {
     "trainer": "Lightning's Trainer.",
     "strategy": "How the run is divided over devices.",
     "sampling": "Replies that a training run samples.",
-    "logger": "Where metrics go beside `metrics.csv`.",
+    "logger": "Where metrics go in addition to `metrics.csv`.",
     "before": "A round of SFT before the run.",
     "judge": "Who judges replies, in rounds and in `evaluate` and `label`.",
 }

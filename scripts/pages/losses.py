@@ -1,4 +1,4 @@
-"""A page for each loss, from its docstrings, its signature, its YAML, and losses.yaml beside this file."""
+"""A page for each loss, from its docstrings, its signature, its YAML, and losses.yaml in this folder."""
 
 from __future__ import annotations
 
