@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from halos.cli import COMMANDS
+from halos.config.yaml_comments import header, keys
 from halos.processes.signals import EXIT_CODE
-from scripts.pages.config_keys import CONF, header, keys
+from scripts.pages.config_keys import CONF
 from scripts.pages.text import page, table
 
 MEANINGS = {
@@ -44,7 +45,7 @@ def commands_page() -> str:
         "# Commands and exit codes",
         "<!-- written by `python scripts/write_docs.py` from the comments in conf/ -->",
         "Each command has two names: `halos NAME` after an installation, and a script in a checkout. "
-        "Both take the same words.",
+        "Both take the same words. `halos` alone lists the commands, and `--help` the keys of one.",
         table(("installed", "in a checkout", "what it does"), rows),
         "`train`, `cache-reference` and `estimate` have the same [keys](config.md). `data` has the groups `data` and "
         "`model` of that page, and the keys below.",

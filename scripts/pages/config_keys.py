@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from halos.config.yaml_comments import Key, header, keys
 from scripts.pages.text import page, table
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -18,48 +18,11 @@ GROUPS = {
     "trainer": "Lightning's Trainer.",
     "strategy": "How the run is divided over devices.",
     "sampling": "Replies that a training run samples.",
-    "logger": "Where metrics go beside `metrics.csv`.",
+    "logger": "Where metrics go in addition to `metrics.csv`.",
     "before": "A round of SFT before the run.",
     "judge": "Who judges replies, in rounds and in `evaluate` and `label`.",
 }
 """The groups, each with its meaning. Sets of settings (experiment, tuned, feedback) only repeat keys of these."""
-LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w-]+):(?: (?P<value>[^ ].*?))?(?:  # (?P<comment>.*))?$")
-HIDDEN = ("defaults", "hydra", "_target_", "_partial_", "override")
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A key of a YAML file with its default and its comment."""
-
-    name: str
-    default: str
-    comment: str
-
-
-def keys(file: Path, prefix: str = "") -> list[Key]:
-    """Return the keys of a file in their order; keys that hold others only if they have a comment."""
-    found, path = list[Key](), list[str]()
-    for match in filter(None, map(LINE.match, file.read_text(encoding="utf-8").splitlines())):
-        depth = len(match["indent"]) // 2
-        path = [*path[:depth], match["key"]]
-        if any(part in HIDDEN for part in path):
-            continue
-        default, comment = match["value"] or "", match["comment"] or ""
-        if default or comment:
-            found.append(Key(".".join(filter(None, (prefix, *path))), default, comment))
-    return found
-
-
-def header(file: Path) -> str:
-    """Return the comment at the start of a file, as one text."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    first = [line for line in lines if not line.startswith("# @package")]
-    comment: list[str] = []
-    for line in first:
-        if not line.startswith("#"):
-            break
-        comment.append(line.lstrip("# ").strip())
-    return " ".join(comment)
 
 
 def without_commands(text: str) -> str:

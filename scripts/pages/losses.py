@@ -1,4 +1,4 @@
-"""A page for each loss, from its docstrings, its signature, its YAML, and losses.yaml beside this file."""
+"""A page for each loss, from its docstrings, its signature, its YAML, and losses.yaml in this folder."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def loss_page(name: str) -> str:
         _words(name),
         "## Metrics to watch",
         [f"- {metric}" for metric in (*note["watch"], *_shared_metrics(name))],
-        "[All metrics](../guides/outputs.md#metrics) have a page.",
+        "[All metrics](../reference/metrics.md), with formulas and signs.",
         "## Deviations from the paper",
         _deviations(cls),
         "## Parameters",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scripts.pages.config_keys import CONF, header, without_commands
+from halos.config.yaml_comments import header
+from scripts.pages.config_keys import CONF, without_commands
 from scripts.pages.losses import notes, objective
 from scripts.pages.text import page, table
 
@@ -46,7 +47,7 @@ def papers_page() -> str:
     return page(
         "# Papers",
         "<!-- written by `python scripts/write_docs.py` -->",
-        "The papers behind the code, with the words that use them. Parameters with the papers' values are on the "
+        "The papers of the code, with the words that use them. Parameters with the papers' values are on the "
         "pages of the losses. The formulas are tested against other derivations. Ten losses and their gradients are "
         "compared with TRL's (`make parity`).",
         "## Losses",

@@ -16,7 +16,8 @@ from halos.config.combinations import check_combinations, values_of
 from halos.config.folder import config_folder
 from halos.config.open_keys import opened
 from halos.config.shorthand import implied_groups
-from scripts.pages.config_keys import CONF, keys
+from halos.config.yaml_comments import keys
+from scripts.pages.config_keys import CONF
 from tests.docs.blocks import NOT_RUN, PAGES, ROOT, Block, blocks, commands
 
 ALL = [block for page in PAGES for block in blocks(page)]
