@@ -45,7 +45,7 @@ WATCH = {
 def notes() -> dict[str, dict[str, Any]]:
     """Return what is written by hand, by the name of the loss, in the order of the index."""
     text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)  # type: ignore[no-any-return]
+    return yaml.safe_load(text)
 
 
 @cache
@@ -61,7 +61,7 @@ def settings(name: str) -> dict[str, Any]:
 
 def objective(name: str) -> type[Objective]:
     """Return the class of a loss."""
-    return get_class(settings(name)["_target_"])  # type: ignore[return-value]
+    return get_class(settings(name)["_target_"])
 
 
 def needs(name: str) -> Any:

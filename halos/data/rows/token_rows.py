@@ -190,10 +190,10 @@ class TokenRows(Stored[Row]):
             return np.zeros(0, dtype=np.int64)
         first, second = self.sizes(mismatched=False)
         # Few pairs have two completions of one size, so that few tokens are read.
-        indices: np.ndarray = np.flatnonzero(first == second)
+        indices = np.flatnonzero(first == second)
         sizes = first[indices].tolist()
         equal = [self._has_equal_sides(index, size) for index, size in zip(indices.tolist(), sizes, strict=True)]
-        return indices[np.array(equal, dtype=bool)]
+        return np.array([index for index, same in zip(indices.tolist(), equal, strict=True) if same], dtype=np.int64)
 
     def _has_equal_sides(self, index: int, size: int) -> bool:
         chosen, rejected = (self.table.list_at(index, name)[:size] for name in BRANCHES)
