@@ -41,7 +41,7 @@ def test_a_line_of_a_bomb_takes_no_more_memory_than_the_limit(suffix: str, tmp_p
     file = bomb(tmp_path / f"a.jsonl{suffix}")
     tracemalloc.start()
     # The others make so little of it that the size of what comes out is refused first.
-    limit = "lines of up to 1,048,576 bytes" if suffix == ".gz" else "up to 200 times its size"
+    limit = "lines of up to 1,048,576 bytes" if suffix == ".gz" else "up to data.max_expansion = 200 times its size"
     with pytest.raises(ValueError, match=rf"a\.jsonl\{suffix}:2: expected {limit}, found"):
         list(read_jsonl(file))
     peak = tracemalloc.get_traced_memory()[1]
