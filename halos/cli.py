@@ -59,6 +59,7 @@ COMMANDS = {
     "sample": Command("sample", "sample"),
     "evaluate": Command("evaluate", "evaluate"),
     "label": Command("label", "label"),
+    "reference-points": Command("reference_points", "reference_points"),
     "export": Command("export", "export"),
     "compare": Command("compare", "compare"),
 }
