@@ -97,7 +97,7 @@ class KTO(Objective):
         2. The mean in z₀ is over the examples of all ranks in the micro-step, not over those of one device.
         3. Reference-free, the y' are other prompts' completions, not samples of π_θ(·|x), so −H is estimated too low.
            Uniform over outputs (as in the paper) is not uniform over tokens: long completions have low rewards.
-        4. Two examples of one prompt are drawn together (``data.keep_together``), not independently.
+        4. Two examples of one conversation are drawn together (``data.keep_together``), not independently.
         5. With ``data.streaming``, y' is the completion of the next example of another prompt in the shuffled stream.
            This is the paper's choice without its batch edges; each completion is y' once.
 

@@ -93,11 +93,11 @@ FAMILY = {
     SLiC: Member(SLiC, ("calibration", "sft"), 2, {"delta": 1.0, "lam": 0.1}),
     PPO: Member(
         PPO,
-        ("policy", "critic", "kl"),
+        ("policy", "critic", "kl_penalty"),
         1,
         {"beta": 0.1, "clip_range": 0.5, "gamma": 1.0, "lam": 0.95, "critic_coefficient": 0.5, "own_clip": 1.0},
     ),
-    GRPO: Member(GRPO, ("policy", "kl"), 1, {"beta": 0.04, "clip_range": 0.5}, ("groups/incomplete",)),
+    GRPO: Member(GRPO, ("policy", "kl_penalty"), 1, {"beta": 0.04, "clip_range": 0.5}, ("groups/incomplete",)),
     BradleyTerry: Member(BradleyTerry, ("bradley_terry",), 2),
     CSFT: Member(CSFT, ("csft",), 0, {"control_tokens": ("<|good|>", "<|bad|>")}),
     SFT: Member(SFT, ("sft",), 0),

@@ -135,6 +135,25 @@ def common_prompt(where: str, chosen: str, rejected: str) -> tuple[str, str, str
     return start.strip(), replies[0], replies[1]
 
 
+def diverging(
+    one: tuple[Message, ...], other: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]] | None:
+    """Divide two conversations into (the turns that both begin with, the rest of one, the rest of the other).
+
+    Both rests begin with an assistant turn. None if there are no such turns, or if one conversation is the beginning of
+    the other.
+    """
+    differing = (n for n, (mine, theirs) in enumerate(zip(one, other, strict=False)) if _key(mine) != _key(theirs))
+    start = next(differing, 0)
+    while start and not (one[start].role == other[start].role == "assistant" != one[start - 1].role):
+        start -= 1
+    return (one[:start], one[start:], other[start:]) if start else None
+
+
+def _key(turn: Message) -> tuple[str, str, str]:
+    return turn.role, turn.content, turn.fields  # the weight of a turn is no part of what was said
+
+
 def with_turns(prompt: str | tuple[Message, ...], before: tuple[Message, ...]) -> str | tuple[Message, ...]:
     """Return a prompt with turns before it."""
     if not before:

@@ -10,6 +10,7 @@ from halos.data.layouts.chats import (
     ROLE_NAMES,
     chat_of,
     common_prompt,
+    diverging,
     history_of,
     looks_like_transcript,
     trained_turns,
@@ -18,6 +19,7 @@ from halos.data.layouts.chats import (
 )
 from halos.data.layouts.roles import Declaration, Path, Roles, has_content, value_at
 from halos.data.layouts.values import plain_word, score_in
+from halos.data.layouts.votes import DISAGREE, UNDECIDED, counted_votes, vote_count
 from halos.data.reading.context import in_context
 from halos.data.reading.fields import RawRow, has, keys_of, messages_of, prompt_of, reply_of, required, text_of, wrong
 from halos.data.records.record import (
@@ -33,6 +35,7 @@ from halos.data.records.record import (
 from halos.data.sources.adapted import DIFFERENT_PROMPTS, FILTERED, NOTED, by_rank, without_empty
 
 COMPLETION_KEYS = {"text", "messages", "desirable", "score"}
+CONTEXT = ("system", "tools", "chat_template_kwargs")
 TIE = f"{FILTERED}ties (data.ties=keep keeps them)"
 NO_WEIGHT = f"{FILTERED}records with weight 0"
 Preferences = tuple[tuple[int, int], ...]
@@ -56,6 +59,8 @@ class Converter:
             "chosen": self._preferred,
             "completion": self._single,
         }
+        self._context = [name for name in CONTEXT if name in roles]
+        self._is_weighed = "weight" in roles or "margin" in roles
         self._convert = next((convert for role, convert in kinds.items() if role in roles), self._conversation)
 
     def __call__(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
@@ -72,8 +77,8 @@ class Converter:
         record = self._convert(where, row, dropped)
         if record is None:
             return None
-        context = {name: self._value(row, name) for name in ("system", "tools", "chat_template_kwargs")}
-        if any(value is not None for value in context.values()):
+        context = {name: value for name in self._context if (value := self._value(row, name)) is not None}
+        if context:
             record = replace(record, prompt=in_context(where, context, record.prompt))
         return without_empty(record, dropped)
 
@@ -81,7 +86,9 @@ class Converter:
 
     def _value(self, row: RawRow, role: str) -> object:
         path = self.roles.get(role)
-        value = value_at(row, path) if isinstance(path, str) else None
+        if not isinstance(path, str):
+            return None
+        value = value_at(row, path)
         return None if value == "" else value  # an empty cell of a spreadsheet
 
     def _required(self, where: str, row: RawRow, role: str) -> tuple[str, object]:
@@ -129,12 +136,18 @@ class Converter:
             return prompt
         return with_turns(prompt, history_of(where, str(self.roles["history"]), history, self.role_names))
 
-    def _reply(self, where: str, row: RawRow, path: Path) -> tuple[tuple[Message, ...], Reply]:
-        """Return (the turns before a completion in its own column, the completion)."""
+    def _reply(self, where: str, row: RawRow, path: Path, own: TextOrTurns | None) -> tuple[tuple[Message, ...], Reply]:
+        """Return (the turns before a completion in its own column, the completion).
+
+        Where the row has a prompt of its own, turns that begin with the assistant's are the completion, all of them.
+        """
         value = chat_of(value_at(row, path), self.role_names)
         if value is None:
             required(where, row, path)
-        return reply_of(where, {path: value}, path)
+        before, reply = reply_of(where, {path: value}, path)
+        if own is not None and before and before[0].role == "assistant":
+            return (), (*before, *_turns_of_reply(reply))
+        return before, reply
 
     def _agreed(
         self, where: str, path: Path, own: TextOrTurns | None, before: tuple[Message, ...]
@@ -150,6 +163,8 @@ class Converter:
 
     def _weighed(self, where: str, row: RawRow, record: Record, dropped: Counter[str]) -> Record | None:
         """Return the record with its row's weight and margin, None where the weight is 0."""
+        if not self._is_weighed:
+            return record
         weight, margin = (
             self._score(where, row, path) if isinstance(path := self.roles.get(role), str) else None
             for role in ("weight", "margin")
@@ -166,13 +181,13 @@ class Converter:
     def _single(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         own = self._prompt(where, row, dropped)
         path, _ = self._required(where, row, "completion")
-        before, reply = self._reply(where, row, path)
+        before, reply = self._reply(where, row, path, own)
         prompt = self._agreed(where, path, own, before)
         if prompt is None:
             required(where, row, "prompt")
             raise wrong(where, "prompt", "given", None)
         note_repeated(prompt, reply, dropped)
-        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, reply, dropped),)), dropped)
+        return self._judged(where, row, prompt, reply, dropped)
 
     def _conversation(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         path, value = self._required(where, row, "messages")
@@ -184,48 +199,59 @@ class Converter:
         before, reply = reply_of(where, {path: turns}, path)
         if not before:
             raise wrong(where, path, "a prompt and an assistant's turn after it", value)
-        prompt = self._with_history(where, row, before)
-        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, reply, dropped),)), dropped)
+        return self._judged(where, row, self._with_history(where, row, before), reply, dropped)
 
-    def _judged(self, where: str, row: RawRow, reply: Reply, dropped: Counter[str]) -> Completion:
-        label = None
+    def _judged(
+        self, where: str, row: RawRow, prompt: TextOrTurns, reply: Reply, dropped: Counter[str]
+    ) -> Record | None:
+        """Return the record of one reply with what was said of it; None where its votes do not decide."""
+        label, vote_weight = None, 1.0
         path = self.roles.get("label")
         if isinstance(path, str):
             if "." not in path and path not in row:
                 required(where, row, path)
             # A label that is present but null is an error, not a completion without feedback.
             label = self.values.label(where, path, value_at(row, path))
-        if label is None and isinstance(votes := self.roles.get("votes"), str):
-            label = self._majority(where, votes, value_at(row, votes), dropped)
+        elif (counts := self._votes(where, row)) is not None:
+            if all(counts):
+                dropped[DISAGREE] += 1
+            verdict = self.declaration.votes.verdict(*counts)
+            if verdict is None:
+                dropped[UNDECIDED] += 1
+                return None
+            label, vote_weight = verdict
         score = self.roles.get("score")
-        return Completion.of(reply, label, self._score(where, row, score if isinstance(score, str) else None))
+        completion = Completion.of(reply, label, self._score(where, row, score if isinstance(score, str) else None))
+        record = self._weighed(where, row, Record(where, prompt, (completion,)), dropped)
+        return record and replace(record, weight=record.weight * vote_weight)
 
-    def _majority(self, where: str, path: Path, votes: object, dropped: Counter[str]) -> bool | None:
-        """Return the label that most votes give, None for as many on either side; disagreement is counted."""
-        if votes is None:
+    def _votes(self, where: str, row: RawRow) -> tuple[int, int] | None:
+        """Return the numbers of votes for desirable and undesirable; None where nobody voted."""
+        paths = self.roles.get("votes")
+        if paths is None:
             return None
-        if not isinstance(votes, Mapping) or not all(type(count) is int and count >= 0 for count in votes.values()):
-            raise wrong(where, path, "counts of votes, such as {up: 7, down: 2}", votes)
-        counts = {True: 0, False: 0}
-        for word, count in votes.items():
-            counts[self.values.label(where, path, word)] += count
-        if all(counts.values()):
-            dropped[f"{NOTED}completions whose votes disagree"] += 1
-        return None if counts[True] == counts[False] else counts[True] > counts[False]
+        if isinstance(paths, str):
+            votes = value_at(row, paths)
+            counts = (0, 0) if votes is None else counted_votes(where, paths, votes, self.values)
+        else:
+            up, down = (vote_count(where, path, value_at(row, path)) for path in paths)
+            counts = up, down
+        return counts if any(counts) else None
 
     def _preferred(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         own = self._prompt(where, row, dropped)
         paths = [self._required(where, row, role)[0] for role in ("chosen", "rejected")]
-        (before, chosen), (before_rejected, rejected) = (self._reply(where, row, path) for path in paths)
+        (before, chosen), (before_rejected, rejected) = (self._reply(where, row, path, own) for path in paths)
         prompt, other = before or own, before_rejected or own
         if prompt is None or other is None:
             text, chosen, rejected = common_prompt(where, reply_text(chosen), reply_text(rejected))
             dropped[f"{NOTED}prompts that are the common start of both sides"] += 1
             prompt = other = self._with_history(where, row, text)
-        # A pair whose sides differ before the last turn compares conversations, not replies to one prompt.
-        if prompt_key(prompt) != prompt_key(other):
+        compared = one_prompt((prompt, chosen), (other, rejected))
+        if compared is None:
             dropped[DIFFERENT_PROMPTS] += 1
             return None
+        prompt, chosen, rejected = compared
         if own is not None:
             check_agreement(where, paths[0], own, prompt)
         if isinstance(own, tuple) and isinstance(self._value(row, "prompt"), str):
@@ -242,11 +268,12 @@ class Converter:
     def _compared(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         sides = self._pair_of_paths("sides")
         own = self._prompt(where, row, dropped)
-        replies = [self._reply(where, row, side) for side in sides]
+        replies = [self._reply(where, row, side, own) for side in sides]
         prompts = [self._agreed(where, side, own, before) for side, (before, _) in zip(sides, replies, strict=True)]
         if prompts[0] is None or prompts[1] is None:
             raise ValueError(f"{where}: expected 'prompt' next to {sides[0]!r} and {sides[1]!r}; found {keys_of(row)}")
-        if prompt_key(prompts[0]) != prompt_key(prompts[1]):
+        compared = one_prompt((prompts[0], replies[0][1]), (prompts[1], replies[1][1]))
+        if compared is None:
             dropped[DIFFERENT_PROMPTS] += 1
             return None
         paths = self._pair_of_paths("scores") if "scores" in self.roles else (None, None)
@@ -254,10 +281,9 @@ class Converter:
         preferences = self._winner(where, row, sides, scores, dropped)
         if preferences is None:
             return None
-        completions = tuple(
-            Completion.of(reply, score=score) for (_, reply), score in zip(replies, scores, strict=True)
-        )
-        return self._weighed(where, row, Record(where, prompts[0], completions, preferences), dropped)
+        prompt, *both = compared
+        completions = tuple(Completion.of(reply, score=score) for reply, score in zip(both, scores, strict=True))
+        return self._weighed(where, row, Record(where, prompt, completions, preferences), dropped)
 
     def _pair_of_paths(self, role: str) -> tuple[Path, Path]:
         paths = self.roles[role]
@@ -372,6 +398,37 @@ class Converter:
         return by_rank(ranks)
 
 
+def one_prompt(
+    one: tuple[TextOrTurns, Reply], other: tuple[TextOrTurns, Reply]
+) -> tuple[TextOrTurns, Reply, Reply] | None:
+    """Return the prompt of two completions, and the completions.
+
+    Where conversations are compared, not replies to one prompt, it is what both begin with, before an assistant turn.
+
+    Args:
+        one: the prompt and the reply of one side.
+        other: those of the other side.
+
+    Returns:
+        None if the conversations have no common beginning.
+    """
+    (prompt, reply), (prompt_of_other, reply_of_other) = one, other
+    several = any(len(_turns_of_reply(own)) > 1 for own in (reply, reply_of_other))
+    if prompt_key(prompt) == prompt_key(prompt_of_other) and not several:
+        return prompt, reply, reply_of_other
+    wholes = [(*turns_of(start), *_turns_of_reply(end)) for start, end in (one, other)]
+    parted = diverging(*wholes)
+    if parted is None:
+        return None
+    start, mine, theirs = parted
+    # A text as prompt stays one.
+    return (prompt if prompt_key(prompt) == prompt_key(start) else start), mine, theirs
+
+
+def _turns_of_reply(reply: Reply) -> tuple[Message, ...]:
+    return (Message("assistant", reply),) if isinstance(reply, str) else reply
+
+
 def note_repeated(prompt: TextOrTurns, text: Reply, dropped: Counter[str]) -> None:
     """Count a reply that begins with its prompt."""
     if not isinstance(text, str):
@@ -384,9 +441,11 @@ def note_repeated(prompt: TextOrTurns, text: Reply, dropped: Counter[str]) -> No
 def check_agreement(where: str, key: str, prompt: Prompt, turns: Prompt) -> None:
     """Raise ``ValueError`` unless the turns before a completion repeat the prompt of the row.
 
-    A prompt that is a text may repeat the first user turn only, as UltraFeedback's does.
+    The prompt may also be the beginning of these turns. One that is a text may repeat the first user turn only, as
+    UltraFeedback's does.
     """
-    if prompt_key(prompt) == prompt_key(turns):
+    own = turns_of(prompt)
+    if prompt_key(prompt) == prompt_key(tuple(turns_of(turns))[: len(own)]):
         return
     question = next((message.content for message in turns_of(turns) if message.role == "user"), None)
     if isinstance(prompt, str) and question is not None and question.strip() == prompt.strip():

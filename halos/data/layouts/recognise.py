@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from halos.data.layouts.chats import is_chat
-from halos.data.layouts.roles import ITEM_NAMES, NAMES, Path, Roles, column_of, has_content, value_at
+from halos.data.layouts.roles import ITEM_NAMES, NAMES, VOTE_NAMES, Path, Roles, column_of, has_content, value_at
 from halos.data.layouts.values import number_in
 from halos.data.reading.fields import RawRow, keys_of, shorten
 
@@ -234,8 +234,11 @@ class _Finder:
     def _find_judgement(self) -> None:
         for role in ("label", "score"):
             self.find(role)
-        if "label" not in self.roles:  # which would count more
-            self.find("votes")
+        if "label" not in self.roles and not self.find("votes"):  # a label would count more
+            pairs = (tuple(self.by_name.get(name, "") for name in names) for names in VOTE_NAMES)
+            if found := next((pair for pair in pairs if all(pair) and not self.taken.intersection(pair)), None):
+                self.roles["votes"] = found
+                self.taken.update(found)
 
 
 def unclear_judgement(row: RawRow, roles: Roles, ignore: Sequence[str]) -> list[str]:

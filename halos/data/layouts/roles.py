@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from halos.data.layouts.values import Values
+from halos.data.layouts.votes import VoteRule
 from halos.data.reading.fields import RawRow, keys_of
 
 Path = str
@@ -47,6 +48,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id",),
 }  # fmt: skip
 """The names by which the column of a role is recognised, the most telling first."""
+VOTE_NAMES = (("upvotes", "downvotes"), ("up_votes", "down_votes"), ("thumbs_up", "thumbs_down"), ("likes", "dislikes"))
+"""Pairs of columns that count the votes for and against a completion."""
 ITEM_NAMES: dict[str, tuple[str, ...]] = {
     "text": ("text", "answer", "response", "completion", "content", "output", "generation"),
     "score": ("score", "reward", "rating", "overall_score"),
@@ -55,7 +58,7 @@ ITEM_NAMES: dict[str, tuple[str, ...]] = {
 }
 """The same for the items of a list of completions."""
 ITEM_ROLES = frozenset(ITEM_NAMES)
-PAIRED_ROLES = ("sides", "winner", "scores")
+PAIRED_ROLES = ("sides", "winner", "scores", "votes")
 """Roles that may be played by several columns."""
 ROLES = (*NAMES, "text", "sides", "scores", "output", "ignore")
 """Every key of ``data.columns``. ``output`` is another name of ``completion``, from HALOs' format."""
@@ -66,12 +69,13 @@ class Declaration:
     """What a user says about the columns and values of the files.
 
     Attributes:
-        columns: from a role to its column (of ``sides``, ``winner`` and ``scores`` also several).
+        columns: from a role to its column (of :data:`PAIRED_ROLES` also several).
         roles: from a role of messages in the files to this project's, in addition to the common names.
         values: words that stand for judgements.
         ignore: columns that are left out knowingly.
         keep_ties: whether completions between which nobody decided are kept, without a preference.
         split_transcripts: whether a prompt ``Human: … Assistant:`` is split into turns.
+        votes: how votes of several people become a label.
     """
 
     columns: Roles = field(default_factory=dict)
@@ -80,6 +84,7 @@ class Declaration:
     ignore: tuple[str, ...] = ()
     keep_ties: bool = False
     split_transcripts: bool = True
+    votes: VoteRule = field(default_factory=VoteRule)
 
 
 def declared(columns: Mapping[str, object] | None) -> tuple[dict[str, Path | tuple[Path, ...]], tuple[str, ...]]:

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-PREPARED_FORMAT = 4
+PREPARED_FORMAT = 6
 """Number of the format of prepared tables (records, turns and token rows).
 
 Raise it by one whenever the same files or examples give other tables: another column, id, digest or adapter rule.
