@@ -67,6 +67,9 @@ COMMANDS = {
     "label": Command("label", "label", "have a judge turn replies into feedback"),
     "evaluate": Command("evaluate", "evaluate", "measure a policy on held-out feedback and by its replies"),
     "compare": Command("compare", "compare", "put runs next to each other, with intervals and figures"),
+    "reference-points": Command(
+        "reference_points", "reference_points", "measure KTO's reference points next to a policy's KL"
+    ),
     "export": Command("export", "export", "make a model folder of a checkpoint"),
 }
 COMMAND = "HALOS_COMMAND"
