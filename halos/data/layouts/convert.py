@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from halos.data.layouts.chats import (
     ROLE_NAMES,
@@ -30,7 +31,7 @@ from halos.data.records.record import (
     prompt_key,
     reply_text,
 )
-from halos.data.sources.adapted import DIFFERENT_PROMPTS, FILTERED, NOTED, by_rank, without_empty
+from halos.data.sources.adapted import DIFFERENT_PROMPTS, FILTERED, NOTED, SEVERAL_TURNS, by_rank, without_empty
 
 COMPLETION_KEYS = {"text", "messages", "desirable", "score"}
 TIE = f"{FILTERED}ties (data.ties=keep keeps them)"
@@ -224,7 +225,7 @@ class Converter:
             prompt = other = self._with_history(where, row, text)
         # A pair whose sides differ before the last turn compares conversations, not replies to one prompt.
         if prompt_key(prompt) != prompt_key(other):
-            dropped[DIFFERENT_PROMPTS] += 1
+            dropped[_why_different(prompt, other)] += 1
             return None
         if own is not None:
             check_agreement(where, paths[0], own, prompt)
@@ -247,7 +248,7 @@ class Converter:
         if prompts[0] is None or prompts[1] is None:
             raise ValueError(f"{where}: expected 'prompt' next to {sides[0]!r} and {sides[1]!r}; found {keys_of(row)}")
         if prompt_key(prompts[0]) != prompt_key(prompts[1]):
-            dropped[DIFFERENT_PROMPTS] += 1
+            dropped[_why_different(prompts[0], prompts[1])] += 1
             return None
         paths = self._pair_of_paths("scores") if "scores" in self.roles else (None, None)
         scores = [self._score(where, row, path) for path in paths]
@@ -407,3 +408,10 @@ def _preferences(where: str, value: object) -> Preferences:
         if not isinstance(pair, list) or [type(index) for index in pair] != [int, int]:
             raise wrong(where, f"preferences[{i}]", "two indices [better, worse]", pair)
     return tuple((better, worse) for better, worse in value)
+
+
+def _why_different(prompt: Prompt, other: Prompt) -> str:
+    """Say why a pair with these two prompts is left out: a common question makes them two conversations about it."""
+    both = zip(turns_of(prompt), turns_of(other), strict=False)
+    shared = [turn.role for turn, same in takewhile(lambda pair: pair[0] == pair[1], both)]
+    return SEVERAL_TURNS if "user" in shared else DIFFERENT_PROMPTS

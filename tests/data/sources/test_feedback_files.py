@@ -204,11 +204,23 @@ def test_malformed_row(row: dict[str, Any], expected: str) -> None:
     [
         {"chosen": [S, Q, A], "rejected": [Q, B]},
         {"prompt": "q", "chosen": [S, Q, A], "rejected": [B]},
-        {"prompt": "q", "chosen": [Q, A], "rejected": [Q, A, Q, B]},
     ],
 )
 def test_a_pair_with_different_prompts_is_dropped_and_counted(row: dict[str, Any]) -> None:
     assert read(row) == (None, Counter({"pair with different prompts": 1}))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": [Q, A], "rejected": [Q, A, Q, B]},
+        {"chosen": [Q, A, Q, A], "rejected": [Q, B, Q, A]},
+        {"chosen": [S, Q, A, Q, A], "rejected": [S, Q, B, Q, A]},
+    ],
+)
+def test_a_pair_of_several_turns_each_is_called_so(row: dict[str, Any]) -> None:
+    name = "pair whose sides differ before their last turn (several turns to compare; a pair is of last turns)"
+    assert read(row) == (None, Counter({name: 1}))
 
 
 @pytest.mark.parametrize(
