@@ -55,7 +55,7 @@ def show(run: Run) -> None:
     data, objective = run.data, run.objective
     show_report(data.prepared.intake)
     show_data(data.prepared.intake.reports)
-    branches = ("chosen", "rejected") if objective.view == "pairs" else ("completion", "mismatched (KL)")
+    branches = ("chosen", "rejected") if objective.view == "pairs" else ("completion", "mismatched")
     example = data.prepared.example()
     show_example(example, run.model.tokenizer, branches[: len(example.branches)])
     examples = None if data.streams else len(data.rows["train"])

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REWARDS = ("samples/policy_reward", "evaluation/judge/score_policy", "evaluation/judge/win_rate")
-KLS = ("samples/kl", "evaluation/samples/kl_per_completion")
+KLS = ("samples/kl", "evaluation/samples/kl")
 CURVES = {
     "val/loss": "loss",
     "val/rewards/margins": "reward margin",
     "val/rewards/accuracies": "reward accuracy",
     "val/rewards/auc": "reward AUC",
-    "val/kl/policy_reference": "log-ratio on the data, nats",
+    "val/log_ratio/chosen": "log-ratio of chosen completions, nats",
+    "val/log_ratio/rejected": "log-ratio of rejected completions, nats",
 }
 """The metrics that have a learning curve, and the names of their axes."""
 MAX_DISTRIBUTIONS = 12

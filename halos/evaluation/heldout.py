@@ -142,11 +142,11 @@ def _label_metrics(data: HeldOut, rewards: Array, tokens: Array, bootstrap: Boot
 
 
 def likelihood_metrics(data: HeldOut, scores: Scores, bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """Compute the perplexity of desirable (or chosen) completions, and entropy and KL on all held-out completions."""
+    """Compute the perplexity of what people liked, and entropy, divergence and log-ratios of all completions."""
     # Perplexity of what people disliked says nothing good or bad of a policy that is trained away from it.
     liked = sorted({i for i, desirable in data.labels if desirable} | {i for i, _ in data.pairs})
     groups, tokens = [data.groups[i] for i in liked], scores.tokens[liked]
-    metrics = _divergence("data", scores, data.groups, bootstrap)
+    metrics = _per_token("data/divergence", scores, data.groups, bootstrap)
     for name, logps in (("perplexity", scores.logps), ("perplexity_reference", scores.reference)):
         if liked and not np.isnan(logps).any():
             metrics[f"data/{name}"] = _perplexity(logps[liked], tokens, groups, bootstrap)
@@ -155,21 +155,32 @@ def likelihood_metrics(data: HeldOut, scores: Scores, bootstrap: Bootstrap) -> d
     return metrics
 
 
-def on_policy_metrics(scores: Scores, groups: Sequence[int], bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """Compute KL(π_θ ‖ π_ref), entropy and length of the policy's samples; see :class:`Scores` for both estimates."""
-    metrics = _divergence("samples", scores, groups, bootstrap)
+def on_policy_metrics(
+    scores: Scores, groups: Sequence[int], bootstrap: Bootstrap, *, plain: bool = True
+) -> dict[str, Estimate]:
+    """Compute KL(π_θ ‖ π_ref), entropy and length of the policy's samples.
+
+    Args:
+        scores: of the samples; see :class:`Scores` for the two estimates, ``samples/kl`` and ``samples/log_ratio``.
+        groups: the prompt of each sample, by number.
+        bootstrap: makes the intervals.
+        plain: whether the samples were drawn from π_θ as it is, at temperature 1 and without top-p. From other samples
+            the same mean is no KL, and is called ``samples/divergence``.
+    """
+    metrics = _per_token("samples/kl" if plain else "samples/divergence", scores, groups, bootstrap)
     metrics["samples/length"] = bootstrap.mean(scores.tokens, groups)
     if scores.has_reference:
-        metrics["samples/kl_per_completion_log_ratio"] = bootstrap.mean(scores.log_ratios, groups)
+        metrics["samples/log_ratio"] = bootstrap.mean(scores.log_ratios, groups)
     return metrics
 
 
-def _divergence(stage: str, scores: Scores, groups: Sequence[int], bootstrap: Bootstrap) -> dict[str, Estimate]:
+def _per_token(divergence: str, scores: Scores, groups: Sequence[int], bootstrap: Bootstrap) -> dict[str, Estimate]:
     # Per token means over all tokens, not the mean of each completion's mean, which would favour short completions.
+    stage = divergence.partition("/")[0]
     metrics = {f"{stage}/entropy_per_token": bootstrap.ratio(scores.entropy, scores.tokens, groups)}
     if scores.has_reference:
-        metrics[f"{stage}/kl_per_token"] = bootstrap.ratio(scores.kl, scores.tokens, groups)
-        metrics[f"{stage}/kl_per_completion"] = bootstrap.mean(scores.kl, groups)
+        metrics[divergence] = bootstrap.mean(scores.divergence, groups)
+        metrics[f"{divergence}_per_token"] = bootstrap.ratio(scores.divergence, scores.tokens, groups)
     return metrics
 
 

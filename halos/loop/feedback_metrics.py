@@ -1,4 +1,4 @@
-"""The metrics that all objectives share: log-probs, rewards and log-ratios of chosen and rejected completions."""
+"""The metrics that all objectives share: log-probs, rewards and log-ratios of the data's completions."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ def feedback_metrics(
         rewards: the implied rewards of the first branches, [B, up to K], if the loss implies any.
         statistics: names of ``policy.statistics``, in their order. Their means are over scored tokens.
     """
-    chosen, rejected = _sides(batch)
+    kinds = _kinds(batch)
+    chosen, rejected = kinds["chosen"], kinds.get("rejected")
     sums = policy.sum.detach()
     mean = partial(mean_where, weights=batch.weights)
-    metrics = {"logps/chosen": mean(sums, chosen)}
-    if rejected is not None:
-        metrics["logps/rejected"] = mean(sums, rejected)
+    metrics = {f"logps/{kind}": mean(sums, branches) for kind, branches in kinds.items()}
     if rewards is not None:
         # A loss may return the rewards of its first branches only: KTO's y' has none.
         padded = torch.zeros_like(sums)
@@ -41,23 +40,25 @@ def feedback_metrics(
             metrics["rewards/rejected"] = mean(padded, rejected)
         if batch.desirable is None and rejected is not None:
             metrics["rewards/accuracies"] = mean(*_wins(padded[:, 0], padded[:, 1]))
-    scored = chosen if rejected is None else chosen | rejected
     if reference is not None:
-        metrics["kl/policy_reference"] = mean(sums - reference.sum, scored)
+        metrics |= {f"log_ratio/{kind}": mean(sums - reference.sum, branches) for kind, branches in kinds.items()}
+    scored = chosen if rejected is None else chosen | rejected
     if policy.statistics is not None:
         for name, values in zip(statistics, policy.statistics.unbind(-1), strict=True):
             metrics[name] = mean(values, batch.mask & scored[..., None])
     return metrics
 
 
-def _sides(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    # [B, K] masks of the chosen (desirable) and the rejected (undesirable) branches; KTO's y' is neither.
-    chosen, rejected = torch.zeros(2, *batch.mask.shape[:2], dtype=torch.bool, device=batch.mask.device)
-    if batch.desirable is not None:
-        chosen[:, 0], rejected[:, 0] = batch.desirable, ~batch.desirable
-        return chosen, rejected
-    chosen[:, :1], rejected[:, 1:] = True, True
-    return chosen, rejected if rejected.shape[1] > 1 else None
+def _kinds(batch: Batch) -> dict[str, Tensor]:
+    # [B, K] masks of the chosen (desirable), the rejected (undesirable) and the mismatched branches that there are.
+    first, others = torch.zeros(2, *batch.mask.shape[:2], dtype=torch.bool, device=batch.mask.device)
+    first[:, :1], others[:, 1:] = True, True
+    several = batch.mask.shape[1] > 1
+    if batch.desirable is None:
+        return {"chosen": first, "rejected": others} if several else {"chosen": first}
+    desirable = batch.desirable[:, None]
+    kinds = {"chosen": first & desirable, "rejected": first & ~desirable}
+    return kinds | {"mismatched": others} if several else kinds
 
 
 def labelled(batch: Batch, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from halos.config.parameters import require_between
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
-from halos.objectives.ppo import clipped_surrogate, reference_kl
+from halos.objectives.ppo import clipped_surrogate, kl_penalty
 
 
 def grpo_loss(
@@ -18,7 +18,7 @@ def grpo_loss(
     """The two terms of each completion (equation 3 of the paper), averaged over its tokens.
 
     policy: −min(A ρ_t, A clip(ρ_t, 1 − c, 1 + c));
-    kl: ρ_t log ρ_t − ρ_t + 1, whose mean over tokens drawn from the reference is KL(π_θ ‖ π_ref).
+    kl_penalty: ρ_t log ρ_t − ρ_t + 1, whose mean over tokens drawn from the reference is KL(π_θ ‖ π_ref).
 
     Args:
         log_ratios: log ρ_t = log π_θ(y_t|·) − log π_ref(y_t|·), in nats, [B, C].
@@ -27,13 +27,13 @@ def grpo_loss(
         clip_range: c.
 
     Returns:
-        (policy term [B], KL term [B]), to be averaged over completions and weighted.
+        (policy term [B], KL penalty [B]), to be averaged over completions and weighted.
     """
     # Padding may hold any number, and exp() of a large one would put NaN into the gradient even where it is masked.
     log_ratios = torch.where(mask, log_ratios, 0.0)
     surrogate = clipped_surrogate(log_ratios, advantages[:, None], clip_range)
     count = mask.sum(1)
-    return (surrogate * mask).sum(1) / count, (reference_kl(log_ratios) * mask).sum(1) / count
+    return (surrogate * mask).sum(1) / count, (kl_penalty(log_ratios) * mask).sum(1) / count
 
 
 def group_advantages(
@@ -62,7 +62,7 @@ def group_advantages(
 
 
 class GRPO(Objective):
-    """Offline GRPO on scored completions, with the other completions of a prompt as baseline: loss = policy + β kl.
+    """Offline GRPO on scored completions, with the other completions of a prompt as baseline: policy + β kl_penalty.
 
     The score is the record's, or +1 for desirable and −1 for undesirable completions. Training shuffles whole prompts,
     so that all completions of a prompt are in one step. The logged metric ``groups/incomplete`` is the share of
@@ -111,8 +111,9 @@ class GRPO(Objective):
         scores, step_scores = (log_ratios.new_tensor(values) for values in (batch.scores, batch.step.scores))
         step_weights = log_ratios.new_tensor(batch.step.weights) if batch.step.weights else None
         advantages = group_advantages(scores, batch.group, step_scores, step_groups, step_weights)
-        surrogate, kl = grpo_loss(log_ratios, advantages, batch.mask[:, 0], clip_range=self.clip_range)
-        loss = {"policy": self.per_example(surrogate, batch), "kl": self.per_example(self.beta * kl, batch)}
+        surrogate, penalty = grpo_loss(log_ratios, advantages, batch.mask[:, 0], clip_range=self.clip_range)
+        terms = {"policy": surrogate, "kl_penalty": self.beta * penalty}
+        loss = {name: self.per_example(losses, batch) for name, losses in terms.items()}
         rewards = self.beta * (policy.sum - reference.sum)[:, :1]
         return Output(loss, rewards, {"groups/incomplete": self._incomplete(batch, step_groups)})
 

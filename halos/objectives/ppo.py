@@ -18,7 +18,7 @@ class PPOLosses(NamedTuple):
 
     policy: Tensor
     critic: Tensor
-    kl: Tensor
+    kl_penalty: Tensor
 
 
 def ppo_loss(
@@ -37,7 +37,7 @@ def ppo_loss(
 
     policy: −min(A_t ρ_t, A_t clip(ρ_t, 1 − c, 1 + c)) (equation 7 of 1707.06347), A_t the whitened advantages;
     critic: ½ (V_t − R_t)², R_t the advantage before whitening plus V_t;
-    kl: ρ_t log ρ_t − ρ_t + 1, whose mean over tokens drawn from the reference is KL(π_θ ‖ π_ref).
+    kl_penalty: ρ_t log ρ_t − ρ_t + 1, whose mean over tokens drawn from the reference is KL(π_θ ‖ π_ref).
 
     Args:
         policy, reference: log π(y_t | x, y_<t), in nats, [B, C].
@@ -58,7 +58,7 @@ def ppo_loss(
     # Padding may hold any number, and exp() of a large one would put NaN into the gradient even where it is masked.
     log_ratios = torch.where(mask, policy - reference, 0.0)
     surrogate, critic = clipped_surrogate(log_ratios, advantages, clip_range), 0.5 * (values - returns) ** 2
-    return PPOLosses(surrogate, critic, reference_kl(log_ratios))
+    return PPOLosses(surrogate, critic, kl_penalty(log_ratios))
 
 
 def clipped_surrogate(log_ratios: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
@@ -67,7 +67,7 @@ def clipped_surrogate(log_ratios: Tensor, advantages: Tensor, clip_range: float)
     return -torch.minimum(advantages * ratios, advantages * ratios.clamp(1 - clip_range, 1 + clip_range))
 
 
-def reference_kl(log_ratios: Tensor) -> Tensor:
+def kl_penalty(log_ratios: Tensor) -> Tensor:
     """ρ log ρ − ρ + 1 of each token, whose mean over tokens drawn from the reference is KL(π_θ ‖ π_ref)."""
     ratios = log_ratios.exp()
     return ratios * log_ratios - ratios + 1
@@ -117,7 +117,7 @@ def whiten(advantages: Tensor, mask: Tensor, weights: Tensor | None = None) -> T
 
 
 class PPO(Objective):
-    """Offline PPO on scored completions, without sampling: loss = policy + critic_coefficient · critic + β kl.
+    """Offline PPO on scored completions, without sampling: loss = policy + critic_coefficient · critic + β kl_penalty.
 
     The reward of a completion is the record's score, or +1 for desirable and −1 for undesirable completions. An
     example's weight also weighs its tokens when advantages are whitened.
@@ -187,6 +187,6 @@ class PPO(Objective):
             weights=batch.weights,
         )
         critic = self.critic_coefficient * terms.critic
-        weighted = {"policy": terms.policy, "critic": critic, "kl": self.beta * terms.kl}
+        weighted = {"policy": terms.policy, "critic": critic, "kl_penalty": self.beta * terms.kl_penalty}
         loss = {name: self.per_token(losses, batch) for name, losses in weighted.items()}
         return Output(loss, rewards=self.beta * (policy.sum - reference.sum))

@@ -1,11 +1,11 @@
-"""The progress bar: loss, margin, KL and examples per second."""
+"""The progress bar: loss, margin and examples per second."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
 
-SHOWN = {"loss": "loss", "rewards/margins": "margin", "kl": "KL", "examples_per_second": "examples/s"}
+SHOWN = {"loss": "loss", "rewards/margins": "margin", "examples_per_second": "examples/s"}
 """Metrics of training that are shown, and their short names."""
 
 

@@ -22,11 +22,11 @@ LAYOUT = {
         for split in ("train", "val")
         for kind, names in {
             "rewards": ("rewards/chosen", "rewards/rejected", "rewards/margins"),
-            "KL": ("kl", "kl/raw", "kl/policy_reference"),
+            "log-ratios": ("log_ratio/chosen", "log_ratio/rejected", "log_ratio/mismatched"),
         }.items()
     }
 }
-"""Custom scalars: rewards of both kinds and their margin in one chart, and KL in another."""
+"""Custom scalars: rewards of both kinds and their margin in one chart, and log-ratios in another."""
 
 
 class TensorBoardReport(Callback):

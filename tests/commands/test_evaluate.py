@@ -99,7 +99,7 @@ def test_a_policy_against_itself_has_no_kl_no_margin_and_wins_half(tmp_path: Pat
     words = ("policy=pkg://halos.toy/reference", "reference=pkg://halos.toy/reference", "judge=truth")
     found = evaluate(compose("evaluate", *SMALL, *words, f"output={tmp_path}", "resamples=20"))
     values = {name: metric["value"] for name, metric in found["metrics"].items()}
-    assert values["samples/kl_per_completion"] == values["rewards/margins"] == 0
+    assert values["samples/kl"] == values["rewards/margins"] == 0
     assert values["rewards/accuracies"] == values["rewards/auc"] == values["judge/win_rate"] == 0.5
     assert found["win_rate"]["p_value"] == 1
     assert values["data/perplexity"] == values["data/perplexity_reference"]
@@ -112,7 +112,7 @@ def test_a_csft_policy_is_asked_with_its_control_token_and_its_reference_without
     words = (f"policy={csft}", "reference=pkg://halos.toy/reference", f"output={tmp_path}", "resamples=20", "size=8")
     found = evaluate(compose("evaluate", *SMALL, *words))
     # The weights are the same: what differs is the prompt alone.
-    assert found["metrics"]["data/kl_per_token"]["value"] > 0.001
+    assert found["metrics"]["data/divergence_per_token"]["value"] > 0.001
 
 
 def test_data_without_an_opponent_are_refused_before_a_model_is_loaded(
@@ -150,7 +150,7 @@ def test_what_was_computed_before_the_judge_failed_is_kept(tmp_path: Path) -> No
         evaluate(compose("evaluate", *SMALL, *words, *endpoint, cache, f"output={tmp_path}/judged"))
     found = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
     assert found == evaluate(compose("evaluate", *SMALL, *words, f"output={tmp_path}/plain"))
-    assert "samples/kl_per_completion" in found["metrics"]
+    assert "samples/kl" in found["metrics"]
     lines = [json.loads(line) for line in (tmp_path / "judged" / "samples.jsonl").read_text().splitlines()]
     assert [set(line) for line in lines] == [{"prompt", "completions", "opponent"}] * 4
 

@@ -75,15 +75,13 @@ def test_a_round_starts_from_the_last_policy_against_the_reference_that_was_chos
     last = run_rounds(compose(*QUICK, f"output_dir={tmp_path}", f"rounds.reference={reference}"), train)
     assert last == tmp_path / "round2"
     # The same held-out data in both rounds: what the policy of round 1 ended with, round 2 starts from.
-    ended = {
-        name: validations(tmp_path / "round1", name)[-1] for name in ("val/logps/chosen", "val/kl/policy_reference")
-    }
+    ended = {name: validations(tmp_path / "round1", name)[-1] for name in ("val/logps/chosen", "val/log_ratio/chosen")}
     started = {name: validations(last, name)[0] for name in ended}
     assert started["val/logps/chosen"] == pytest.approx(ended["val/logps/chosen"], abs=1e-4)
-    from_first = ended["val/kl/policy_reference"]
+    from_first = ended["val/log_ratio/chosen"]
     assert abs(from_first) > 0.01
     expected = 0.0 if reference == "last" else from_first
-    assert started["val/kl/policy_reference"] == pytest.approx(expected, abs=1e-4)
+    assert started["val/log_ratio/chosen"] == pytest.approx(expected, abs=1e-4)
     first_loss = json.loads((last / "summary.json").read_text())["train_loss"][0]
     assert (first_loss == pytest.approx(0.5, abs=1e-6)) == (reference == "last")
 

@@ -85,7 +85,7 @@ def test_each_stage_has_the_results_of_those_before_it() -> None:
     assert feedback.margins == [0.0, 0.0]
     assert [one["prompt"] for one in drawn.samples or ()] == list(PROMPTS)
     assert drawn.metrics == feedback.metrics
-    assert set(scored.metrics) - set(drawn.metrics) > {"samples/kl_per_completion", "samples/cut_by_limit"}
+    assert set(scored.metrics) - set(drawn.metrics) > {"samples/kl", "samples/truncated"}
     assert [one["opponent"] for one in opponents.samples or ()] == [one["completions"] for one in drawn.samples or ()]
     assert judged.win_rate is not None
     assert judged.win_rate.rate.value == 0.5  # it met itself, with the same seed

@@ -59,11 +59,20 @@ def scores_of(models: Any, completions: list[list[int]], **options: Any) -> Scor
     return score(policy, reference, prompts, prompts, completions, **options)
 
 
+def test_tokens_that_are_not_scored_are_read(models: Any) -> None:
+    completions = [[2, 4, 3, END], [3, END]]
+    found = scores_of(models, completions, contexts=[[(1, 3)], []])
+    one, other = completions
+    last = log_prob(models[0], one) - log_prob(models[0], one[:3])
+    assert found.logps == pytest.approx([log_prob(models[0], one[:1]) + last, log_prob(models[0], other)], abs=1e-4)
+    assert found.tokens.tolist() == [2, 2]
+
+
 def test_expected_kl_over_all_completions_is_the_exact_one_by_either_estimate(models: Any, exact: Any) -> None:
     found = scores_of(models, everything())
     weights = np.exp(found.logps)
     assert weights @ found.log_ratios == pytest.approx(exact[0], abs=1e-5)
-    assert weights @ found.kl == pytest.approx(exact[0], abs=1e-5)
+    assert weights @ found.divergence == pytest.approx(exact[0], abs=1e-5)
     assert weights @ found.entropy == pytest.approx(-weights @ found.logps, abs=1e-5)  # chain rule
     assert weights @ found.tokens == pytest.approx(exact[1], abs=1e-6)
 
@@ -73,12 +82,12 @@ def test_sampled_kl_agrees_with_enumeration_per_completion_and_per_token(models:
         models[0], [PROMPT] * 4000, end_of_turn=END, pad=0, max_new_tokens=LONGEST, seed=3, batch_size=4000
     )  # fmt: skip
     found = scores_of(models, drawn, batch_size=1000)
-    for estimates in (found.log_ratios, found.kl):
+    for estimates in (found.log_ratios, found.divergence):
         error = estimates.std() / len(drawn) ** 0.5
         assert abs(estimates.mean() - exact[0]) < 4 * error
         assert error < 0.05 * exact[0]
-    assert found.kl.std() < found.log_ratios.std()
-    assert found.kl.sum() / found.tokens.sum() == pytest.approx(exact[0] / exact[1], rel=0.1)
+    assert found.divergence.std() < found.log_ratios.std()
+    assert found.divergence.sum() / found.tokens.sum() == pytest.approx(exact[0] / exact[1], rel=0.1)
 
 
 def test_log_probs_are_those_of_single_forwards_whatever_the_batch(models: Any) -> None:
@@ -98,7 +107,7 @@ def test_prompts_may_differ_between_the_models(models: Any) -> None:
 
 def test_without_a_reference_there_is_no_kl(models: Any) -> None:
     found = score(models[0], None, [PROMPT], [PROMPT], [[3, 1]])
-    assert np.isnan(found.kl).all()
+    assert np.isnan(found.divergence).all()
     assert np.isfinite(found.entropy).all()
 
 

@@ -31,7 +31,7 @@ def test_three_losses_move_the_rewards_apart(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name in ("HALOS_CACHE", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
-    results = "[margins, [[*curve['train/kl/policy_reference'].dropna()] for curve in curves.values()]]"
+    results = "[margins, [[*curve['train/log_ratio/chosen'].dropna()] for curve in curves.values()]]"
     notebook.cells.append(new_code_cell(f"import json\nprint(json.dumps({results}))"))
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
 

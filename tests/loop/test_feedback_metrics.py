@@ -42,7 +42,8 @@ def test_of_pairs() -> None:
         "rewards/chosen": 2.5,
         "rewards/rejected": 1.25,
         "rewards/accuracies": 0.625,  # two wins, a tie counts half
-        "kl/policy_reference": ((-2.5 + 2) + (-6.5 + 4)) / 2,
+        "log_ratio/chosen": -2.5 + 2,
+        "log_ratio/rejected": -6.5 + 4,
     }
 
 
@@ -54,15 +55,18 @@ def test_pairs_whose_rewards_differ_by_rounding_are_ties() -> None:
 
 def test_of_labels_the_mismatched_branch_is_neither_chosen_nor_rejected() -> None:
     rows = [Row(str(i), i, (7, 8), (CHOSEN, OTHER), desirable=i < 3) for i in range(4)]
-    policy = [[-1.0, -90.0], [-2.0, -90.0], [-3.0, -90.0], [-4.0, -90.0]]
+    policy = [[-1.0, -90.0], [-2.0, -91.0], [-3.0, -92.0], [-4.0, -93.0]]
     reference = [[-2.0, -9.0]] * 4
     found = values(rows, policy, reference, torch.tensor([[1.0], [2.0], [6.0], [-4.0]]))
     assert found == {
         "logps/chosen": -2.0,
         "logps/rejected": -4.0,
+        "logps/mismatched": -91.5,
         "rewards/chosen": 3.0,
         "rewards/rejected": -4.0,
-        "kl/policy_reference": -0.5,
+        "log_ratio/chosen": 0.0,
+        "log_ratio/rejected": -2.0,
+        "log_ratio/mismatched": -91.5 + 9,
     }
 
 
@@ -103,5 +107,5 @@ def test_demonstrations_have_no_rejected_side(count: int) -> None:
     assert set(feedback_metrics(batch, policy, None, None)) == {"logps/chosen"}
     found = feedback_metrics(batch, policy, reference, torch.full((count, 1), 0.2))
     assert {name: float(mean.total / mean.count) for name, mean in found.items()} == pytest.approx(
-        {"logps/chosen": -1.0, "rewards/chosen": 0.2, "kl/policy_reference": 2.0}
+        {"logps/chosen": -1.0, "rewards/chosen": 0.2, "log_ratio/chosen": 2.0}
     )

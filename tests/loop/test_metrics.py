@@ -23,9 +23,11 @@ from halos.objectives import (
 from halos.optim import AdamW
 from tests.loop_runs import WITH_REFERENCE, evaluate, fit, loss_of, objective_of, rows_for, tiny_backbone
 
-BINARY = {"rewards/chosen", "rewards/rejected", "rewards/margins", "kl/policy_reference"}
+REWARDS = {"rewards/chosen", "rewards/rejected", "rewards/margins"}
+BINARY = REWARDS | {"log_ratio/chosen", "log_ratio/rejected"}
 LOGPS = {"logps/chosen", "logps/rejected"}
-PAIRS = BINARY - {"kl/policy_reference"} | {"rewards/accuracies"}
+MISMATCHED = {"logps/mismatched", "log_ratio/mismatched"}
+PAIRS = REWARDS | {"rewards/accuracies"}
 
 
 @pytest.mark.parametrize(
@@ -33,13 +35,17 @@ PAIRS = BINARY - {"kl/policy_reference"} | {"rewards/accuracies"}
     [
         (SFT, {"logps/chosen"}, set()),
         (CSFT, LOGPS, set()),
-        (KTO, BINARY | LOGPS | {"kl", "kl/raw"}, {"rewards/auc"}),
+        (KTO, BINARY | LOGPS | MISMATCHED | {"z0", "z0/raw"}, {"rewards/auc"}),
         (DPO, BINARY | LOGPS | {"rewards/accuracies"}, set()),
-        (PPO, BINARY | LOGPS | {"loss/policy", "loss/critic", "loss/kl"}, {"rewards/auc"}),
+        (PPO, BINARY | LOGPS | {"loss/policy", "loss/critic", "loss/kl_penalty"}, {"rewards/auc"}),
         (BCO, BINARY | LOGPS | {"delta"}, {"rewards/auc"}),
-        (GRPO, BINARY | LOGPS | {"loss/policy", "loss/kl", "groups/incomplete"}, {"rewards/auc"}),
+        (GRPO, BINARY | LOGPS | {"loss/policy", "loss/kl_penalty", "groups/incomplete"}, {"rewards/auc"}),
         (BradleyTerry, PAIRS | LOGPS, set()),
-        (Mix, BINARY | LOGPS | {"loss/kto", "loss/bco", "kto/kl", "kto/kl/raw", "bco/delta"}, {"rewards/auc"}),
+        (
+            Mix,
+            BINARY | LOGPS | MISMATCHED | {"loss/kto", "loss/bco", "kto/z0", "kto/z0/raw", "bco/delta"},
+            {"rewards/auc"},
+        ),
     ],
 )
 def test_the_names_of_metrics(kind: type[Objective], names: set[str], val_only: set[str]) -> None:
@@ -56,16 +62,19 @@ def test_validation_metrics_by_hand(kind: type[Objective]) -> None:
     run = fit(objective, rows_for(kind, 12), batch_size=4, val=val, val_check_interval=1)
     chosen: list[float] = []
     rejected: list[float] = []
-    log_ratios: list[float] = []
+    log_ratios: dict[str, list[float]] = {"chosen": [], "rejected": [], "mismatched": []}
     logps: dict[str, list[float]] = {"chosen": [], "rejected": []}
     for row in val:
         batch = collate([row], mismatched=kind.needs.mismatched)
         sums = objective.backbone.logprobs(batch).sum[0].tolist()
         references = objective.backbone.reference_logprobs(batch).sum[0].tolist()
         for branch, liked in enumerate((True, False) if kind.view == "pairs" else (row.desirable,)):
-            log_ratios.append(sums[branch] - references[branch])
-            (chosen if liked else rejected).append(0.25 * log_ratios[-1])
-            logps["chosen" if liked else "rejected"].append(sums[branch])
+            side = "chosen" if liked else "rejected"
+            log_ratios[side].append(sums[branch] - references[branch])
+            (chosen if liked else rejected).append(0.25 * log_ratios[side][-1])
+            logps[side].append(sums[branch])
+        if kind.needs.mismatched:
+            log_ratios["mismatched"].append(sums[1] - references[1])
 
     def mean(values: list[float]) -> float:
         return math.fsum(values) / len(values)
@@ -79,8 +88,10 @@ def test_validation_metrics_by_hand(kind: type[Objective]) -> None:
         "rewards/margins": mean(chosen) - mean(rejected),
         "logps/chosen": mean(logps["chosen"]),
         "logps/rejected": mean(logps["rejected"]),
-        "kl/policy_reference": mean(log_ratios),
+        **{f"log_ratio/{side}": mean(values) for side, values in log_ratios.items() if values},
     }
+    if kind.needs.mismatched:
+        expected |= {"z0/raw": mean(log_ratios["mismatched"])}
     if kind.view == "pairs":
         expected["rewards/accuracies"] = wins(list(zip(chosen, rejected, strict=True)))
     else:
@@ -118,6 +129,6 @@ def test_each_validation_counts_anew() -> None:
 
 def test_the_terms_of_a_loss_add_up() -> None:
     metrics = fit(objective_of(PPO), rows_for(PPO, 8), batch_size=4).steps[1]
-    terms = [metrics[f"train/loss/{name}"] for name in ("policy", "critic", "kl")]
+    terms = [metrics[f"train/loss/{name}"] for name in ("policy", "critic", "kl_penalty")]
     assert all(terms)
     assert metrics["train/loss"] == pytest.approx(sum(terms), rel=1e-6)

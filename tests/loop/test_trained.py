@@ -56,7 +56,7 @@ def test_at_step_0_the_policy_equals_the_reference(
     rows = rows_for(kind, 4, labels=labels)
     (first,) = fit(objective_of(kind, **parameters), rows, batch_size=4, precision=precision).steps
     assert first["train/loss"] == pytest.approx(loss, abs=1e-6)
-    rewards = [name for name in ("train/rewards/chosen", "train/rewards/rejected", "train/kl/raw") if name in first]
+    rewards = [name for name in ("train/rewards/chosen", "train/rewards/rejected", "train/z0/raw") if name in first]
     assert rewards
     assert [first[name] for name in rewards] == [0.0] * len(rewards)
 

@@ -35,14 +35,14 @@ def advantages_by_hand() -> list[float]:
 
 
 def terms_by_hand(advantages: list[float], clip: float) -> tuple[list[float], list[float]]:
-    policy, kl = [], []
+    policy, penalty = [], []
     for b, (length, advantage) in enumerate(zip(LENGTHS, advantages, strict=True)):
         ratios = [math.exp(float(POLICY[b, t] - REFERENCE[b, t])) for t in range(length)]
         # A positive advantage is worth no more past 1 + c, a negative one no less below 1 − c.
         kept = [min(ratio, 1 + clip) if advantage > 0 else max(ratio, 1 - clip) for ratio in ratios]
         policy.append(-advantage * math.fsum(kept) / length)
-        kl.append(math.fsum(ratio * math.log(ratio) + 1 - ratio for ratio in ratios) / length)
-    return policy, kl
+        penalty.append(math.fsum(ratio * math.log(ratio) + 1 - ratio for ratio in ratios) / length)
+    return policy, penalty
 
 
 def test_advantages_by_hand() -> None:
@@ -112,8 +112,8 @@ def compute(objective: GRPO, batch, indices: list[int]):  # type: ignore[no-unty
 
 def test_the_module_weighs_and_averages_the_terms_over_completions() -> None:
     output = compute(GRPO(beta=0.3, clip_range=0.4), collate(rows(GROUPS)), list(range(7)))
-    policy, kl = terms_by_hand(advantages_by_hand(), 0.4)
-    for name, weight, values in (("policy", 1.0, policy), ("kl", 0.3, kl)):
+    policy, penalty = terms_by_hand(advantages_by_hand(), 0.4)
+    for name, weight, values in (("policy", 1.0, policy), ("kl_penalty", 0.3, penalty)):
         term = output.loss[name]
         assert float(term.total / term.step_count) == pytest.approx(weight * math.fsum(values) / 7, rel=1e-12)
     torch.testing.assert_close(output.rewards[:, 0], 0.3 * ((POLICY - REFERENCE) * MASK).sum(1), rtol=1e-12, atol=1e-14)

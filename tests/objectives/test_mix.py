@@ -54,14 +54,16 @@ def test_parts_with_several_terms_and_metrics_keep_their_names_apart() -> None:
         Mix, parts={"ppo": PPO, "other": partial(PPO, critic_clip=0.5)}, weights={"ppo": 1.0, "other": 0.5}
     )
     output = evaluate(objective, batch_of(objective, rows_for(objective, 4)))
-    assert list(output.loss) == [f"{part}/{term}" for part in ("ppo", "other") for term in ("policy", "critic", "kl")]
+    assert list(output.loss) == [
+        f"{part}/{term}" for part in ("ppo", "other") for term in ("policy", "critic", "kl_penalty")
+    ]
     assert objective.needs == Needs(hidden=True, whole_step=True)
     assert objective.own_clip == 0.5
     heads = [name for name in dict(objective.named_parameters()) if "value_head" in name]
     assert len(heads) == 4
     both = objective_of(Mix, parts={"a": KTO, "b": BCO}, weights={"a": 1.0, "b": 1.0})
     metrics = evaluate(both, batch_of(both, rows_for(both, 4))).metrics
-    assert list(metrics) == ["a/kl", "a/kl/raw", "b/delta"]
+    assert list(metrics) == ["a/z0", "a/z0/raw", "b/delta"]
     assert both.needs.mismatched
 
 

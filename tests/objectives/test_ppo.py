@@ -39,7 +39,7 @@ def losses_by_hand(gamma: float, lam: float, clip: float) -> PPOLosses:
     flat = [a for row in raw for a in row]
     mean = math.fsum(flat) / len(flat)
     deviation = math.sqrt(math.fsum((a - mean) ** 2 for a in flat) / len(flat))
-    policy, critic, kl = (torch.zeros(3, 4, dtype=torch.float64) for _ in range(3))
+    policy, critic, penalty = (torch.zeros(3, 4, dtype=torch.float64) for _ in range(3))
     for b, row in enumerate(raw):
         for t, advantage in enumerate(row):
             log_ratio = float(POLICY[b, t]) - float(REFERENCE[b, t])
@@ -47,8 +47,8 @@ def losses_by_hand(gamma: float, lam: float, clip: float) -> PPOLosses:
             whitened = (advantage - mean) / (deviation + 1e-8)
             policy[b, t] = -min(whitened * ratio, whitened * min(max(ratio, 1 - clip), 1 + clip))
             critic[b, t] = advantage**2 / 2
-            kl[b, t] = ratio * log_ratio - ratio + 1
-    return PPOLosses(policy, critic, kl)
+            penalty[b, t] = ratio * log_ratio - ratio + 1
+    return PPOLosses(policy, critic, penalty)
 
 
 def losses(
@@ -100,10 +100,10 @@ def test_the_kl_term_is_a_divergence_of_the_policy_from_the_reference() -> None:
     policy = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     mask = torch.ones(1, 3, dtype=torch.bool)
     zero = torch.zeros(1, 3, dtype=torch.float64)
-    kl = ppo_loss(policy.log()[None], reference.log()[None], zero, zero[:, 0], mask).kl
+    penalty = ppo_loss(policy.log()[None], reference.log()[None], zero, zero[:, 0], mask).kl_penalty
     expected = sum(p * math.log(p / q) for p, q in zip(policy.tolist(), reference.tolist(), strict=True))
-    assert float((reference * kl).sum()) == pytest.approx(expected, abs=1e-14)
-    assert (kl >= 0).all()
+    assert float((reference * penalty).sum()) == pytest.approx(expected, abs=1e-14)
+    assert (penalty >= 0).all()
 
 
 def test_whitened_advantages_have_mean_0_and_variance_1() -> None:
@@ -170,7 +170,9 @@ def test_a_ratio_past_the_clip_is_pushed_no_further() -> None:
 def test_only_the_critic_moves_the_values_and_it_moves_nothing_else() -> None:
     policy, values = POLICY.clone().requires_grad_(), VALUES.clone().requires_grad_()
     terms = losses(policy, values)
-    (moved,) = torch.autograd.grad((terms.policy + terms.kl).sum(), values, retain_graph=True, allow_unused=True)
+    (moved,) = torch.autograd.grad(
+        (terms.policy + terms.kl_penalty).sum(), values, retain_graph=True, allow_unused=True
+    )
     assert moved is None
     (moved,) = torch.autograd.grad(terms.critic.sum(), policy, retain_graph=True, allow_unused=True)
     assert moved is None
@@ -179,7 +181,7 @@ def test_only_the_critic_moves_the_values_and_it_moves_nothing_else() -> None:
     torch.testing.assert_close(moved, towards, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("term", ["policy", "kl"])
+@pytest.mark.parametrize("term", ["policy", "kl_penalty"])
 def test_gradients(term: str) -> None:
     def loss(policy: Tensor) -> Tensor:
         return getattr(losses(policy, clip_range=0.3), term)
@@ -210,7 +212,7 @@ def test_the_module_weighs_and_averages_the_terms_over_tokens() -> None:
     output = module(beta=0.3, critic_coefficient=0.6, **parameters).compute(batch, policy, reference)
     values = hidden[:, 0, :, 0] - 2 * hidden[:, 0, :, 1] + 0.5
     terms = losses(values=values, **parameters)
-    for name, weight in (("policy", 1.0), ("critic", 0.6), ("kl", 0.3)):
+    for name, weight in (("policy", 1.0), ("critic", 0.6), ("kl_penalty", 0.3)):
         expected = weight * (getattr(terms, name) * MASK).sum() / 8
         torch.testing.assert_close(output.loss[name].total / output.loss[name].step_count, expected, rtol=0, atol=1e-13)
     torch.testing.assert_close(output.rewards[:, 0], 0.3 * ((POLICY - REFERENCE) * MASK).sum(1), rtol=0, atol=1e-13)

@@ -28,7 +28,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     return accumulator
 
 
-@pytest.mark.parametrize(("name", "first"), [("train/loss", 1), ("train/lr", 1), ("val/loss", 0), ("val/kl/raw", 0)])
+@pytest.mark.parametrize(("name", "first"), [("train/loss", 1), ("train/lr", 1), ("val/loss", 0), ("val/z0/raw", 0)])
 def test_scalars_stand_at_their_optimizer_steps(name: str, first: int, events: EventAccumulator) -> None:
     assert [event.step for event in events.Scalars(name)] == list(range(first, STEPS + 1))
 

@@ -41,19 +41,19 @@ def answer(*, loss: float = 0.5, gradient: float = 1.0, **means: tuple[float, fl
     [
         (answer(loss=float("nan")), "^loss: expected a finite number, found nan"),
         (answer(gradient=float("inf")), "^gradient of a: expected finite numbers"),
-        (answer(kl=(float("nan"), 0.0)), "^metric kl: expected a finite sum and count"),
+        (answer(z0=(float("nan"), 0.0)), "^metric z0: expected a finite sum and count"),
     ],
 )
 def test_what_is_not_finite_is_named(found: Result, message: str) -> None:
-    finite(answer(kl=(0.0, 0.0)))
+    finite(answer(z0=(0.0, 0.0)))
     with pytest.raises(Violation, match=message):
         finite(found)
 
 
 def test_sums_and_counts_add_up() -> None:
-    whole = answer(kl=(6.0, 3.0), other=(0.0, 0.0))
-    agree_on_means(whole, [answer(kl=(5.0, 1.0), other=(0.0, 0.0)), answer(kl=(1.0, 2.0), other=(0.0, 0.0))])
-    with pytest.raises(Violation, match=r"^metric kl: expected 2, found 3"):
-        agree_on_means(whole, [answer(kl=(9.0, 3.0), other=(0.0, 0.0))])
-    with pytest.raises(Violation, match=r"^metric kl: expected a count of 3\.0, found 0"):
-        agree_on_means(whole, [answer(kl=(0.0, 0.0), other=(0.0, 0.0))])
+    whole = answer(z0=(6.0, 3.0), other=(0.0, 0.0))
+    agree_on_means(whole, [answer(z0=(5.0, 1.0), other=(0.0, 0.0)), answer(z0=(1.0, 2.0), other=(0.0, 0.0))])
+    with pytest.raises(Violation, match=r"^metric z0: expected 2, found 3"):
+        agree_on_means(whole, [answer(z0=(9.0, 3.0), other=(0.0, 0.0))])
+    with pytest.raises(Violation, match=r"^metric z0: expected a count of 3\.0, found 0"):
+        agree_on_means(whole, [answer(z0=(0.0, 0.0), other=(0.0, 0.0))])

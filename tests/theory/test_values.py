@@ -52,5 +52,5 @@ def test_only_labels_and_scores_have_two_sides(kind: Any, count: int) -> None:
 
 
 def test_a_term_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="terms: expected some of policy, critic, kl; found"):
+    with pytest.raises(ValueError, match="terms: expected some of policy, critic, kl_penalty; found"):
         ImpliedLoss(PPO, Side.DESIRABLE, ["clip"])(0.0)

@@ -20,6 +20,7 @@ from halos.checks import check_whole
 from halos.data.preparation.cautions import warn_of_one_class
 from halos.data.preparation.hygiene import origin_of
 from halos.data.preparation.intake import Intake, read
+from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.records.record import Prompt
 from halos.data.rows.chat_tokens import ChatTokens, Limits, check_text
 from halos.data.rows.token_rows import Row, Rows, make_rows
@@ -116,6 +117,7 @@ class Preparation:
     train_on: str = "last"
     text: str = "plain"
     store: Store = MEMORY
+    reading: ReadingLimits = USUAL
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -135,7 +137,7 @@ class Preparation:
 
         Raises ``ValueError`` with file and line for bad records.
         """
-        self.source.store = self.store
+        self.source.store, self.source.reading = self.store, self.reading
         intake = read(self.source, val_size=self.val_size, seed=self.seed, strict=self.strict)
         intake.examine()
         return intake

@@ -57,7 +57,7 @@ def derangement(groups: Sequence[int] | np.ndarray, seed: int) -> array[int]:
     sizes = np.bincount(numbers)
     if len(sizes) < 2:
         raise ValueError(
-            "the KL reference point compares a prompt with another prompt's completion: expected completions for at "
+            "the reference point z₀ compares a prompt with another prompt's completion: expected completions for at "
             "least two different prompts, found one"
         )
     largest = int(sizes.max())

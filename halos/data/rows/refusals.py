@@ -19,7 +19,8 @@ class Refusal:
     """Why one example cannot become a row.
 
     Attributes:
-        kind: ``boundary`` (the template does not continue its own prompt) or ``markup`` (special tokens in a text).
+        kind: ``boundary`` (the template does not continue its own prompt), ``turns`` (nor what the model wrote before a
+            later turn) or ``markup`` (special tokens in a text).
         where: the place of the example in the data.
         shown: what is wrong with it.
         setting: a key with a value that helps, if one is known.
@@ -67,7 +68,7 @@ def check_refusals(parts: Sequence[Mapping[str, Any]], examples: int, template: 
     Raises:
         ValueError: some examples were refused.
     """
-    for kind, message in (("markup", _markup), ("boundary", _boundary)):
+    for kind, message in (("markup", _markup), ("boundary", _boundary), ("turns", _turns)):
         found = [part[kind] for part in parts if kind in part]
         if not found:
             continue
@@ -91,6 +92,15 @@ def _boundary(count: str, names: str, shown: str, help_: str) -> str:
         f"data: expected the chat template to write every prompt the same way with and without its reply, found "
         f"{count} where it does not ({names}): {shown}. The model would be trained on another text than it is served; "
         f"{help_}"
+    )
+
+
+def _turns(count: str, names: str, shown: str, help_: str) -> str:
+    return (
+        "data: expected the chat template to write each assistant turn of a completion as it does where it is the last,"
+        f" found {count} where it does not ({names}): {shown}. The model would be trained on another text than it is "
+        "served; choose another template with model.chat_template=…, set data.train_on=all for demonstrations, or move "
+        "all but the last turn into the prompt"
     )
 
 

@@ -241,7 +241,7 @@ def _end_of(text: str, ends: re.Pattern[str], opening: str, eos: str | None) -> 
     # A template may close parts of a turn too (a response in a turn), with tokens at which no server stops.
     tokens = list(ends.finditer(text))
     choices = [token for token in tokens if token[0] == eos] + [token for token in tokens if token[0] not in opening]
-    return (choices or tokens or [None])[0]
+    return next(iter(choices or tokens), None)
 
 
 def common_length(one: str, other: str) -> int:

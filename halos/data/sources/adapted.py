@@ -13,7 +13,6 @@ Adapted = tuple[str, Record | None, Counter[str]]
 """The location of a row, its record if it has one, and counts of what was left out of it, by reason."""
 
 DIFFERENT_PROMPTS = "pair with different prompts"
-SEVERAL_TURNS = "pair whose sides differ before their last turn (several turns to compare; a pair is of last turns)"
 FILTERED = "filtered: "
 """Begins the reasons that a setting causes; all others are faults of the data."""
 NOTED = "noted: "

@@ -9,12 +9,14 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from halos.data.preparation.cautions import warn_of_equal_pairs, warn_of_one_class
 from halos.data.preparation.intake import Intake, read_held
 from halos.data.preparation.prepare import SHOWN_PROMPTS, DataNeeds, Preparation, Prepared, first_prompts
 from halos.data.records.record import prompt_key
 from halos.data.rows.token_rows import Row
+from halos.data.rows.unknown import check_known, count_unknown, unknown_id
 from halos.data.streaming.batches import StreamRows
 from halos.data.streaming.examples import Counted, Drawn, Stream
 from halos.data.views.examples import Example, Labelled
@@ -64,7 +66,7 @@ class StreamPreparation(Preparation):
 
     Args:
         shuffle_buffer: examples from which the next one is drawn.
-        keep_together: up to this many examples of one prompt are drawn together.
+        keep_together: up to this many examples of one conversation are drawn together.
 
     Raises ``ValueError`` for settings that need all of the data at once, and for sources that can only be read whole.
     """
@@ -79,7 +81,7 @@ class StreamPreparation(Preparation):
 
     def read(self) -> Intake:
         """Read the validation records."""
-        self.source.store = self.store
+        self.source.store, self.source.reading = self.store, self.reading
         intake = read_held(self.source, val_size=self.val_size, strict=self.strict)
         intake.examine()
         return intake
@@ -107,6 +109,8 @@ class StreamPreparation(Preparation):
         unshuffled = replace(stream, settings=replace(self, shuffle_buffer=1))
         drawn = next(unshuffled.drawn(Counted()))
         (first,) = stream_rows.rows([drawn], Counted())
+        known = count_unknown([pa.array([first.prompt, *first.branches])], unknown_id(tokenizer))
+        check_known([known], tokenizer, first.id)
         return PreparedStream(needs, tokenizer, rows, intake, None, shown, stream_rows, first)
 
     def _try(self, examples: Sequence[Example], stream_rows: StreamRows) -> None:
