@@ -45,7 +45,8 @@ WATCH = {
 def notes() -> dict[str, dict[str, Any]]:
     """Return what is written by hand, by the name of the loss, in the order of the index."""
     text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)  # type: ignore[no-any-return]
+    found: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return found
 
 
 @cache
@@ -61,7 +62,8 @@ def settings(name: str) -> dict[str, Any]:
 
 def objective(name: str) -> type[Objective]:
     """Return the class of a loss."""
-    return get_class(settings(name)["_target_"])  # type: ignore[return-value]
+    found: type[Objective] = get_class(settings(name)["_target_"])
+    return found
 
 
 def needs(name: str) -> Any:
