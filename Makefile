@@ -1,8 +1,8 @@
 # `make train` aligns the embedded toy model; `make test` runs the suite but for what is slow, `make test-fast` the part
 # without ranks and whole runs, `make test-slow` what is left out; `make parity` compares the losses with TRL's;
 # `make mutation` changes their formulas one by one and lists the changes that no test notices (half an hour).
-# `make docs` writes the documentation into out/docs; it fails on a warning.
 # `make wheel` builds wheel and sdist, and trains with the wheel in an environment of its own.
+# `make docs` writes the documentation into out/docs; it fails on a warning.
 # `make audit` looks the pinned packages up among known vulnerabilities; it fails where it cannot reach the database.
 # Each sets .venv up by itself.
 PYTHON ?= python3.11
@@ -15,7 +15,7 @@ ARGS ?=
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,gguf,lora]'
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,excel,gguf,lora]'
 	touch $@
 
 train: $(VENV)/.ready
@@ -55,14 +55,6 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/.docs: $(VENV)/.ready
-	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,gguf,lora,docs]'
-	touch $@
-
-# The variable silences an announcement of the next major version, which the range in pyproject.toml excludes.
-docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
-
 wheel:
 	rm -rf dist out/wheel
 	$(PYTHON) -m venv out/wheel
@@ -71,6 +63,14 @@ wheel:
 	out/wheel/bin/pip install --disable-pip-version-check --quiet $(PINNED) dist/*.whl
 	cd out/wheel && bin/halos train output_dir=run overwrite=true trainer.max_steps=2 sampling.size=16
 	test -s out/wheel/run/model/model.safetensors
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,excel,gguf,lora,docs]'
+	touch $@
+
+# The variable silences an announcement of the next major version, which the range in pyproject.toml excludes.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
 
 $(VENV)/.audit: $(VENV)/.ready
 	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[audit]'

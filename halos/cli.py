@@ -28,7 +28,7 @@ from halos.config.errors import check_complete, explain, no_such_option
 from halos.config.folder import config_folder
 from halos.config.help_text import command_help, commands_help
 from halos.config.open_keys import opened
-from halos.config.shorthand import implied_groups
+from halos.config.shorthand import implied_groups, own_source
 from halos.config.signatures import did_you_mean
 from halos.config.words import check_words
 from halos.processes import sweeps
@@ -67,6 +67,9 @@ COMMANDS = {
     "label": Command("label", "label", "have a judge turn replies into feedback"),
     "evaluate": Command("evaluate", "evaluate", "measure a policy on held-out feedback and by its replies"),
     "compare": Command("compare", "compare", "put runs next to each other, with intervals and figures"),
+    "reference-points": Command(
+        "reference_points", "reference_points", "measure KTO's reference points next to a policy's KL"
+    ),
     "export": Command("export", "export", "make a model folder of a checkpoint"),
 }
 COMMAND = "HALOS_COMMAND"
@@ -120,8 +123,8 @@ def main_command(name: str) -> None:
         print(command_help(name, COMMANDS[name].meaning, COMMANDS[name].config, words))
         return
     sys.argv[1:] = opened(words)
-    if COMMANDS[name].config == "train":
-        sys.argv[1:1] = implied_groups(sys.argv[1:])
+    implied = implied_groups(sys.argv[1:]) if COMMANDS[name].config == "train" else []
+    sys.argv[1:1] = [*own_source(sys.argv[1:]), *implied]
     if COMMANDS[name].run:
         name_jobs_by_what_is_swept(sys.argv)
     elif COMMANDS[name].config == "train":

@@ -11,7 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.commands.builders import build_data, build_model, build_objective
-from halos.config.combinations import COUNTS, GENERATES, REFERENCE, WHOLE_STEP, check_combinations, values_of
+from halos.config.combinations import (
+    COUNTS,
+    DIVERGENCE,
+    GENERATES,
+    REFERENCE,
+    WHOLE_STEP,
+    check_combinations,
+    values_of,
+)
 from halos.config.devices import build_strategy
 from halos.config.nodes import build, flatten, plain
 from halos.config.runs import CONFIG, saved_run
@@ -136,6 +144,7 @@ def _traits(objective: Objective) -> dict[str, bool]:
         REFERENCE: objective.needs.reference,
         WHOLE_STEP: objective.needs.whole_step,
         COUNTS: objective.needs.label_counts,
+        DIVERGENCE: objective.needs.divergence,
         GENERATES: objective.generates,
     }
 

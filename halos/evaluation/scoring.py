@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halos.data.batches.collate import collate
-from halos.data.rows.token_rows import Row
+from halos.data.rows.token_rows import Row, Span
 from halos.policy.logprobs.token_statistics import expectation
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def score(
     reference_prompts: Sequence[Ids],
     completions: Sequence[Ids],
     *,
+    contexts: Sequence[Sequence[Span]] | None = None,
     batch_size: int = 32,
     track: Track = iter,
 ) -> Scores:
@@ -77,6 +78,7 @@ def score(
         policy_prompts: the prompts' token ids as the policy reads them, [n]; CSFT's end with a control token.
         reference_prompts: the prompts' token ids as the reference reads them, [n].
         completions: the completions' token ids, [n].
+        contexts: the spans of each completion that are not scored, [n]; None: every token is.
         batch_size: completions in one forward.
         track: iterates over the batches.
 
@@ -89,17 +91,21 @@ def score(
     batches: list[Tensor] = []
     for start in track(range(0, len(completions), batch_size)):
         batch = slice(start, start + batch_size)
-        targets = completions[batch]
-        ours = _distributions(policy, policy_prompts[batch], targets)
-        theirs = None if reference is None else _distributions(reference, reference_prompts[batch], targets)
-        batches.append(_sums(ours, theirs, targets))
+        own = [() for _ in completions[batch]] if contexts is None else contexts[batch]
+        rows = [
+            Row("", n, (), (tuple(ids),), context=(tuple(spans),))
+            for n, (ids, spans) in enumerate(zip(completions[batch], own, strict=True))
+        ]
+        ours = _distributions(policy, policy_prompts[batch], rows)
+        theirs = None if reference is None else _distributions(reference, reference_prompts[batch], rows)
+        batches.append(_sums(ours, theirs, [[row.branches[0][place] for place in row.scored(0)] for row in rows]))
     columns = torch.cat(batches, dim=1) if batches else torch.zeros(5, 0)
     return Scores(*columns.double().cpu().numpy())
 
 
-def _distributions(model: PreTrainedModel, prompts: Sequence[Ids], completions: Sequence[Ids]) -> Tensor:
-    # log π(· | x, y_<t), [tokens, vocabulary], at all completion tokens, completion by completion.
-    rows = [Row(str(i), i, tuple(p), (tuple(c),)) for i, (p, c) in enumerate(zip(prompts, completions, strict=True))]
+def _distributions(model: PreTrainedModel, prompts: Sequence[Ids], completions: Sequence[Row]) -> Tensor:
+    # log π(· | x, y_<t), [tokens, vocabulary], at all scored tokens, completion by completion.
+    rows = [replace(row, prompt=tuple(prompt)) for prompt, row in zip(prompts, completions, strict=True)]
     (chunk,) = collate(rows).to(model.device).chunks
     logits: Tensor = model(input_ids=chunk.input_ids, use_cache=False).logits[chunk.predicts]
     # The collator may pack the rows in another order; their slots restore that of the completions. The softmax is in

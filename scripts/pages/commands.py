@@ -16,6 +16,7 @@ MEANINGS = {
     "sample": "samples replies of a policy to prompts",
     "evaluate": "measures a policy on held-out feedback, and compares its replies with others'",
     "label": "has a judge turn samples into feedback",
+    "reference-points": "measures the estimates of KTO's reference point next to the KL of a policy",
     "export": "makes a model folder of a checkpoint",
     "compare": "puts runs next to each other, with intervals, tables and figures",
 }

@@ -45,8 +45,7 @@ WATCH = {
 def notes() -> dict[str, dict[str, Any]]:
     """Return what is written by hand, by the name of the loss, in the order of the index."""
     text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-    found: dict[str, dict[str, Any]] = yaml.safe_load(text)
-    return found
+    return yaml.safe_load(text)
 
 
 @cache
@@ -62,8 +61,7 @@ def settings(name: str) -> dict[str, Any]:
 
 def objective(name: str) -> type[Objective]:
     """Return the class of a loss."""
-    found: type[Objective] = get_class(settings(name)["_target_"])
-    return found
+    return get_class(settings(name)["_target_"])
 
 
 def needs(name: str) -> Any:

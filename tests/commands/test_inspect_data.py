@@ -120,7 +120,13 @@ def test_data_are_prepared_as_by_a_run(tmp_path: Path) -> None:
     words = [
         *("data.text=rendered", "data.train_on=all", "data.strict=true", "data.val_size=3", "data.max_examples=7"),
         *("data.max_val_examples=2", "data.max_length=99", "data.max_prompt_length=11", "data.num_proc=1", "seed=5"),
-        *("data.select.one_per_prompt=true", f"cache_dir={tmp_path}", f"data.train={tmp_path / 'a.jsonl'}"),
+        *(
+            "data.max_expansion=9",
+            "data.max_characters=999",
+            "data.select.one_per_prompt=true",
+            f"cache_dir={tmp_path}",
+            f"data.train={tmp_path / 'a.jsonl'}",
+        ),
     ]
     cfg = compose(*words)
     here, run = vars(_preparation(cfg)), vars(build_data(cfg.data, seed=5, cache_dir=cfg.cache_dir).preparation)

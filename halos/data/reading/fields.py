@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from itertools import islice
+from itertools import chain, islice
 from reprlib import Repr
 from typing import Any
 
@@ -24,6 +24,8 @@ MODALITIES = ("image", "images", "video", "videos", "audio", "audios")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 """A number that is written as text."""
 
+DEEPEST = 100
+"""Levels of lists and objects in JSON, far more than descriptions of tools have."""
 MAX_KEYS = 20
 """Keys of a row that an error lists."""
 SHORT = Repr()  # unlike repr, never copies all of a huge value
@@ -105,7 +107,9 @@ def _message(where: str, name: str, value: object) -> Message:
         raise wrong(where, name, "a message with 'role' and 'content'", value)
     role, content = value["role"], value.get("content")
     if role not in ROLES:
-        raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}", role)
+        is_name = isinstance(role, str) and len(role) <= 40 and role.isidentifier()
+        hint = f" (of another name: data.roles.{role}=user)" if is_name else ""
+        raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}{hint}", role)
     fields = _fields(where, name, value)
     if content is None and fields and role == "assistant":
         content = ""  # a turn may be a tool call alone; servers pass the template an empty text
@@ -159,9 +163,31 @@ def _call(call: dict[str, object]) -> dict[str, object]:
         return {**call, "function": _call(call["function"])}  # type: ignore[arg-type]
     try:
         arguments = json.loads(call["arguments"])  # type: ignore[arg-type]
-    except (KeyError, TypeError, ValueError):  # absent, an object already, or what a model wrote wrongly
+        check_depth(arguments, str(call["arguments"]))
+    except (KeyError, TypeError, ValueError, RecursionError):  # absent, an object, or what a model wrote wrongly
         return call
     return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
+
+
+def check_depth(value: Any, text: str, start: int = 0, stop: int | None = None) -> None:
+    """Raise ``ValueError`` for JSON of more than :data:`DEEPEST` levels, in which other code would run out of stack.
+
+    Args:
+        value: what was parsed.
+        text: holds its JSON.
+        start: where the JSON begins.
+        stop: where it ends; None: at the end of the text.
+    """
+    # Most rows have no more brackets than that.
+    if not isinstance(value, dict | list) or text.count("[", start, stop) + text.count("{", start, stop) <= DEEPEST:
+        return
+    level = [value]
+    for _ in range(DEEPEST):
+        items = chain.from_iterable(item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"more than {DEEPEST} levels of lists and objects")
 
 
 def without_null(value: object) -> Any:
@@ -175,7 +201,7 @@ def json_of(where: str, name: str, value: dict[str, object] | list[object]) -> s
     """Return what :func:`.json_text` makes of a value; raise ``ValueError`` if JSON does not have it."""
     try:
         return text_of(where, name, json_text(value))
-    except (TypeError, ValueError):  # dates and bytes of tables, infinities, halves of surrogate pairs
+    except (TypeError, ValueError, RecursionError):  # dates and bytes of tables, infinities, halves of surrogates
         raise wrong(where, name, "valid JSON", value) from None
 
 

@@ -292,7 +292,7 @@ def _completions(
 ) -> tuple[Completion, ...]:
     judged = zip(texts, map(_label, labels), map(_score, scores), strict=True)
     if replies is None:
-        return tuple(Completion(*values) for values in judged)
+        return tuple([Completion(text, label, score) for text, label, score in judged])
     turns = (tuple(Message(*turn) for turn in reply) for reply in replies)
     return tuple(Completion(*values, own) for values, own in zip(judged, turns, strict=True))
 
