@@ -13,6 +13,7 @@ import pytest
 
 from halos.data.records.record import Message, Prompt, Record
 from halos.toy import Annotator, ToyPeopleSource, world
+from halos.toy.model import build_model, build_tokenizer, pretrain
 from halos.toy.people import MAX_NEW_TOKENS, is_good, last_turn, people_prompts, people_reply, utility
 from tests.train_runs import run
 
@@ -202,3 +203,10 @@ def test_a_run_on_its_feedback(words: tuple[str, ...], tmp_path: Path) -> None:
     summary = run(tmp_path, "data=toy_people", *sizes, *words)
     assert summary["steps"] > 0
     assert 0 <= summary["samples"]["policy_desirable"] <= 1
+
+
+def test_a_reference_can_be_pretrained_on_its_replies() -> None:
+    tokenizer, losses = build_tokenizer(), list[float]()
+    model = build_model(tokenizer)
+    pretrain(model, tokenizer, steps=12, batch_size=8, people=True, report=lambda _, loss: losses.append(loss))
+    assert losses[-1] < losses[0] - 0.5
