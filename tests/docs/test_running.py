@@ -1,7 +1,7 @@
 """Every shell and Python block of README and docs/ runs, but for those that tests/docs/blocks.py lists.
 
 The blocks of a page run in one folder, in their order. It holds the files that pages take for granted: `path-or-id` is
-the toy world's model, and `train.jsonl`, `val.jsonl` and `pairs.jsonl` have pairs of its language. Training commands
+a tiny model that knows all bytes, and `train.jsonl`, `val.jsonl` and `pairs.jsonl` have pairs. Training commands
 get two steps and few samples. Commands of halos are forked from a process that has imported everything, as importing
 takes most of the time of so short a run.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.docs.blocks import PAGES, ROOT, Block, blocks
 
 SHORT = (
@@ -42,7 +43,9 @@ def write_files(folder: Path) -> None:
     """Write what the pages take for granted."""
     for name in LINKED:
         (folder / name).symlink_to(ROOT / name)
-    (folder / "path-or-id").symlink_to(ROOT / "halos" / "toy" / "reference")
+    tokenizer = tiny.bpe_tokenizer(tiny.CHATML)
+    tiny.model(vocab_size=len(tokenizer)).save_pretrained(folder / "path-or-id")
+    tokenizer.save_pretrained(folder / "path-or-id")
     things, verbs = ("watch", "radio", "jacket", "lamp"), ("bought", "ordered", "lost", "returned")
     for name in ("train", "val", "pairs"):
         rows = [
