@@ -16,17 +16,17 @@ from halos.objectives.base import Objective
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-LAYOUT = {
-    "alignment": {
-        f"{kind} ({split})": ["Multiline", [f"{split}/{name}" for name in names]]
-        for split in ("train", "val")
-        for kind, names in {
-            "rewards": ("rewards/chosen", "rewards/rejected", "rewards/margins"),
-            "log-ratios": ("log_ratio/chosen", "log_ratio/rejected", "log_ratio/mismatched"),
-        }.items()
-    }
+SIDES = {
+    "rewards": ("rewards/chosen", "rewards/rejected", "rewards/margins"),
+    "log-ratios": ("log_ratio/chosen", "log_ratio/rejected", "log_ratio/mismatched"),
 }
-"""Custom scalars: rewards of both kinds and their margin in one chart, and log-ratios in another."""
+CHARTS = {"KL (val)": ["val/kl"]} | {
+    f"{kind} ({split})": [f"{split}/{name}" for name in names]
+    for kind, names in SIDES.items()
+    for split in ("train", "val")
+}
+LAYOUT = {"alignment": {title: ["Multiline", tags] for title, tags in CHARTS.items()}}
+"""Custom scalars: KL, rewards of both kinds and their margin in one chart, and log-ratios in another."""
 
 
 class TensorBoardReport(Callback):

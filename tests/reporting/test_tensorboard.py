@@ -22,13 +22,16 @@ STEPS = 2
 def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     folder = tmp_path_factory.mktemp("tensorboard") / "run"
     shown = ["logger=tensorboard", "sampling.prompts=2", "sampling.size=4", "trainer.val_check_interval=1"]
+    shown += ["sampling.kl=true", "sampling.validations=9"]
     run(folder, *shown, f"trainer.max_steps={STEPS}", "loss.beta=0.25")
     accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"histograms": 0, "tensors": 0})
     accumulator.Reload()
     return accumulator
 
 
-@pytest.mark.parametrize(("name", "first"), [("train/loss", 1), ("train/lr", 1), ("val/loss", 0), ("val/z0/raw", 0)])
+@pytest.mark.parametrize(
+    ("name", "first"), [("train/loss", 1), ("train/lr", 1), ("val/loss", 0), ("val/z0/raw", 0), ("val/kl", 0)]
+)
 def test_scalars_stand_at_their_optimizer_steps(name: str, first: int, events: EventAccumulator) -> None:
     assert [event.step for event in events.Scalars(name)] == list(range(first, STEPS + 1))
 

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from halos.data.preparation.intake import Intake, read_held
-from halos.data.preparation.prepare import SHOWN_PROMPTS, DataNeeds, Preparation, Prepared, first_prompts
+from halos.data.preparation.prepare import MAX_PROMPTS, DataNeeds, Preparation, Prepared, drawn_prompts
 from halos.data.records.record import prompt_key
 from halos.data.rows.token_rows import Row
 from halos.data.streaming.batches import StreamRows
@@ -89,9 +89,9 @@ class StreamPreparation(Preparation):
         # Read before a model is loaded, so that a fault in the first examples shows within seconds.
         tried = islice(stream.examples(Counted()), TRIED_BUNDLES)
         prompts = {prompt_key(example.prompt): example.prompt for bundle in tried for example in bundle}
-        shown = list(prompts.values())[:SHOWN_PROMPTS]
+        shown = list(prompts.values())[:MAX_PROMPTS]
         if "val" in intake.examples:
-            shown = first_prompts(intake.examples["val"])
+            shown = drawn_prompts(intake.examples["val"], self.seed)
         rows = self.tokenise(intake, needs, tokenizer)
         stream_rows = StreamRows(stream, self.tokens(tokenizer))
         # Without a shuffle buffer, as filling it would read thousands of examples for one row.
