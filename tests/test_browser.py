@@ -102,5 +102,5 @@ def test_replies_are_shown_as_text(page: Any, address: str) -> None:
 
 def test_parameters_stand_beside_final_metrics(page: Any, address: str) -> None:
     page.goto(f"{address}#hparams")
-    for name in ("loss.beta", "seed", "final/loss", "final/samples/policy_desirable"):
+    for name in ("loss.beta", "seed", "val/final/loss", "val/final/samples/policy_desirable"):
         page.get_by_text(name, exact=True).first.wait_for()
