@@ -33,6 +33,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where TensorBoard serves a run of two steps."""
     folder = tmp_path_factory.mktemp("browser") / "run"
     shown = ["logger=tensorboard", "sampling.prompts=2", "sampling.size=4", "trainer.val_check_interval=1"]
+    shown += ["sampling.kl=true", "sampling.validations=9"]
     run(folder, *shown, "trainer.max_steps=2", "loss.beta=0.25")
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # its thread goes on when pytest's streams are closed
     server = program.TensorBoard()
@@ -68,15 +69,16 @@ def page(browser: Any) -> Iterator[Any]:
 
 def test_rewards_and_kl_are_drawn_side_by_side(page: Any, address: str) -> None:
     page.goto(f"{address}#custom_scalars")
-    for title in ("rewards (train)", "KL (train)", "rewards (val)", "KL (val)"):
+    for title in ("KL (val)", "rewards (train)", "rewards (val)", "log-ratios (train)", "log-ratios (val)"):
         page.get_by_text(title, exact=True).wait_for()
     cards = page.locator("tf-custom-scalar-multi-line-chart-card")
-    assert cards.count() == 4
-    for n in range(4):
+    assert cards.count() == 5
+    cards.nth(0).locator("path.line").first.wait_for(state="attached")
+    for n in range(1, 5):
         lines = cards.nth(n).locator("path.line")
         lines.nth(2).wait_for(state="attached")
         drawn = lines.evaluate_all("lines => lines.filter(line => /^M.*L/.test(line.getAttribute('d'))).length")
-        assert drawn >= 3  # chosen, rejected and margin; the reference point, before clamping, and KL on the data
+        assert drawn >= 3  # chosen, rejected, and margin or mismatched
 
 
 def test_rewards_of_both_kinds_are_drawn_as_histograms(page: Any, address: str) -> None:
@@ -100,5 +102,5 @@ def test_replies_are_shown_as_text(page: Any, address: str) -> None:
 
 def test_parameters_stand_beside_final_metrics(page: Any, address: str) -> None:
     page.goto(f"{address}#hparams")
-    for name in ("loss.beta", "seed", "final/loss", "final/samples/policy_desirable"):
+    for name in ("loss.beta", "seed", "val/final/loss", "val/final/samples/policy_desirable"):
         page.get_by_text(name, exact=True).first.wait_for()

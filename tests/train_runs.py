@@ -28,6 +28,7 @@ QUICK = (
     "trainer.val_check_interval=1.0",
     "sampling.max_new_tokens=20",
     "sampling.prompts=0",
+    "sampling.kl=false",
     "sampling.size=0",
     "logger=none",
 )
@@ -98,7 +99,10 @@ def is_paired(loss: str) -> bool:
     return loss == "mix" or get_class(node._target_).view == "pairs"  # type: ignore[attr-defined]
 
 
-RESUMABLE = ("model.dropout=0.1", "checkpoint_every=2", "trainer.val_check_interval=0.5", "optim.lr=1e-2")
+RESUMABLE = (
+    *("model.dropout=0.1", "checkpoint_every=2", "trainer.val_check_interval=0.5", "optim.lr=1e-2"),
+    *("sampling.kl=true", "sampling.validations=99"),
+)
 """Dropout, so that a run resumes only if its randomness does; validation after 3 of 6 steps."""
 LORA = ("model.lora.enabled=true", "model.reference=adapter", "optim.eps=1e-4")
 """With the toy world's eps of 1e-2 so few steps would hardly move an adapter."""

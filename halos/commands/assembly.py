@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.commands.builders import build_data, build_model, build_objective
+from halos.commands.replies import make_replies, plan_replies
 from halos.config.combinations import (
     COUNTS,
     DIVERGENCE,
@@ -58,6 +59,7 @@ class Run:
     data: PreferenceDataModule
     trainer: pl.Trainer
     record: RunRecord
+    replies: SampledReplies
 
     @property
     def tokens(self) -> ChatTokens:
@@ -111,19 +113,20 @@ def assemble(cfg: DictConfig) -> Run:
         control = objective.control(True)
         model.spec.try_export(tokens.tokenizer, model.base, end_of_turn=tokens.end_of_turn, control=control)
     data.prepare(objective.data_needs(), tokens.tokenizer)
-    record = RunRecord()
+    record, replies = RunRecord(), make_replies(cfg, objective, data, model)
     trainer = make_trainer(
         plain(cfg.trainer),
         strategy=build_strategy(cfg.strategy),
         precision=cfg.precision,
         output_dir=cfg.output_dir,
-        callbacks=_callbacks(cfg, folder, record, objective, data, model),
+        callbacks=_callbacks(cfg, folder, record, replies, data),
         loggers=[CSVMetrics(folder.root / "metrics.csv"), *([instantiate(cfg.logger)] if cfg.logger._target_ else [])],
     )
     warn_of_lost_steps(cfg.precision, cfg.optim.lr)
     warn_if_emulated(cfg.precision, trainer.strategy.root_device)
     _plan(trainer, objective, data, cfg.trainer)
-    return Run(cfg, folder, checkpoint, objective, model, data, trainer, record)
+    plan_replies(cfg, replies, trainer, objective, data, model)
+    return Run(cfg, folder, checkpoint, objective, model, data, trainer, record, replies)
 
 
 def _fix_date(cfg: DictConfig, checkpoint: Path | None) -> None:
@@ -169,19 +172,16 @@ def _callbacks(
     cfg: DictConfig,
     folder: RunFolder,
     record: RunRecord,
-    objective: Objective,
+    replies: SampledReplies,
     data: PreferenceDataModule,
-    model: BackboneFactory,
 ) -> list[Callback]:
-    prompts = data.prepared.prompts[: cfg.sampling.prompts if objective.generates else 0]
-    tokens = data.preparation.tokens(model.tokenizer)
     callbacks: list[Callback] = [KeepFreedMemory(), ranks.RecordRankAddresses()]
     if cfg.reference_sync.every:
         callbacks.append(ReferenceSync(**plain(cfg.reference_sync)))
     callbacks += [
         record,
         TensorBoardReport(),
-        SampledReplies(tokens, list(prompts), max_new_tokens=cfg.sampling.max_new_tokens, seed=cfg.seed),
+        replies,
         Checkpoints(folder.checkpoints, every=cfg.checkpoint_every, identity={}, record=record),
     ]
     if isinstance(data, StreamingDataModule):

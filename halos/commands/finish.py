@@ -37,7 +37,8 @@ def finish(run: Run) -> dict[str, Any]:
         run_report.show_comparison(comparison)
     final = summary["metrics"] | {f"samples/{name}": value for name, value in summary.get("samples", {}).items()}
     log_hparams(run.trainer, settings, final)
-    run_report.show_metrics(summary["metrics"])
+    at_the_end = [(run.trainer.global_step, run.replies.metrics)] if run.replies.metrics else []
+    run_report.show_metrics(run.record.validations or at_the_end)
     if run.data.streams:
         data_report.show_data({"train": run.data.prepared.intake.reports["train"]})
     run.folder.write_summary(summary)
@@ -60,7 +61,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "peak_rss_mb": peak_rss_mb(),
         "peak_gpu_mb": peak_gpu_mb(),
         "train_loss": run.record.train_loss,
-        "metrics": run.record.val_metrics,
+        "metrics": run.record.val_metrics or run.replies.metrics,
         **({"skipped_steps": run.objective.skipped_steps} if run.objective.non_finite == "skip" else {}),
     }
 

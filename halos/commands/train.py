@@ -59,7 +59,7 @@ def show(run: Run) -> None:
     example = data.prepared.example()
     show_example(example, run.model.tokenizer, branches[: len(example.branches)])
     examples = None if data.streams else len(data.rows["train"])
-    run_report.show_plan(data.steps, examples, data.batch_size, run.cfg.output_dir)
+    run_report.show_plan(data.steps, examples, data.batch_size, run.cfg.output_dir, run.replies.plan)
 
 
 def validate_first(run: Run) -> None:

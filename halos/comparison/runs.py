@@ -18,7 +18,8 @@ from halos.evaluation.statistics import Estimate, over_seeds
 
 _IGNORED = (
     "seed", "data.source.seed", "output_dir", "resume", "overwrite", "cache_", "checkpoint_every", "logger.",
-    "sampling.prompts", "trainer.enable_progress_bar", "loss._target_", "claim", "sweep_", "estimate.",
+    "sampling.prompts", "sampling.validations", "sampling.kl", "trainer.enable_progress_bar", "loss._target_", "claim",
+    "sweep_", "estimate.",
 )  # fmt: skip
 """Beginnings of keys whose values do not make two runs different experiments."""
 LARGEST = 1e100

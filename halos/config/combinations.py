@@ -177,6 +177,18 @@ RULES: tuple[Rule, ...] = (
     Rule({"trainer.accumulate_grad_batches": _above(1), WHOLE_STEP: _ON},
          "1 for a loss that needs all examples of a step at once",
          "raise data.batch_size or trainer.devices instead"),
+    # Samples
+    Rule({"sampling.kl": _one_of(True), GENERATES: _OFF}, "auto or false for a reward model, which does not generate"),
+    Rule({"sampling.kl": _one_of(True), "sampling.kl_prompts": _one_of(0)}, "auto or false without prompts",
+         "set sampling.kl_prompts=64"),
+    Rule({"sampling.kl": _one_of(True), "model.random_weights": _ON, "model.reference": _none_of("live"),
+          "model.lora.enabled": _OFF, "model.reference_path": _UNSET}, "auto or false with model.random_weights=true",
+         "the weights that training starts from are kept by model.reference=live alone"),
+    Rule({"sampling.kl": _one_of(True), "model.random_weights": _ON, REFERENCE: _OFF, "model.lora.enabled": _OFF,
+          "model.reference_path": _UNSET}, "auto or false with model.random_weights=true",
+         "a loss without a reference keeps no live one"),
+    Rule({"sampling.kl": _one_of(True), "strategy.name": _one_of("deepspeed")}, "auto or false with strategy=deepspeed",
+         "replies are not sampled from the weights that it divides; use fsdp"),
     # Sweeps
     Rule({"sweep_metric": _UNSET, "sweep_seeds": _SET}, *_METRIC),
     Rule({"sweep_metric": _UNSET, "sweep_max_kl": _SET}, *_METRIC),

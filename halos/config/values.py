@@ -13,6 +13,7 @@ WHOLE = {
     "trainer.log_every_n_steps": 1,
     "trainer.max_steps": -1,
     "sampling.prompts": 0,
+    "sampling.kl_prompts": 0,
     "sampling.max_new_tokens": 1,
     "sampling.size": 0,
 }
@@ -29,6 +30,10 @@ def check_values(cfg: DictConfig) -> None:
     for key in ("output_dir", "cache_dir"):
         if not isinstance(values[key], str):
             raise ValueError(f"{key}: expected a folder, found {values[key]!r}")
+    if cfg.sampling.validations != "auto":
+        check_whole("sampling.validations", cfg.sampling.validations, 1)
+    if cfg.sampling.kl not in ("auto", True, False):
+        raise ValueError(f"sampling.kl: expected auto, true or false, found {cfg.sampling.kl!r}")
     _check_trainer(cfg.trainer)
     check_combinations(values)
 

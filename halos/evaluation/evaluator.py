@@ -23,7 +23,6 @@ from halos.evaluation.harness import run_tasks
 from halos.evaluation.heldout import HeldOut, feedback_metrics, likelihood_metrics, on_policy_metrics
 from halos.evaluation.plan import EvaluationPlan, implied_beta
 from halos.evaluation.results import Line, Results
-from halos.evaluation.scoring import Array, Ids, Scores, score
 from halos.evaluation.statistics import Bootstrap, Estimate
 from halos.judges.base import CompletionJudge
 from halos.judges.reward_model import RewardModel
@@ -31,6 +30,7 @@ from halos.policy.lookup import Policy
 from halos.sampling.engines import make_engine
 from halos.sampling.prompts import SourcePrompt, distinct_prompts
 from halos.sampling.sampler import PromptSamples, Sampler
+from halos.sampling.scoring import Array, Ids, Scores, score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,9 +16,9 @@ from halos.data.views.derive import View, binary, pairs
 from halos.data.views.examples import Labelled, Pair
 from halos.data.views.selection import Selection
 from halos.evaluation.calibration import calibration_error
-from halos.evaluation.scoring import Array, Scores
 from halos.evaluation.statistics import Bootstrap, Estimate, Indices
 from halos.metrics import TIE, auc
+from halos.sampling.scoring import Array, Scores
 
 E = TypeVar("E", Labelled, Pair)
 

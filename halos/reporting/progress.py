@@ -1,4 +1,4 @@
-"""The progress bar: loss, margin and examples per second."""
+"""The progress bar: loss, margin, KL and examples per second."""
 
 from __future__ import annotations
 
@@ -17,4 +17,7 @@ class Progress(RichProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         # Not all that is logged: a bar with every metric is wider than a terminal.
         metrics = trainer.progress_bar_metrics
-        return {short: metrics[f"train/{name}"] for name, short in SHOWN.items() if f"train/{name}" in metrics}
+        shown: dict[str, int | str | float | dict[str, float]] = {}
+        shown |= {short: metrics[f"train/{name}"] for name, short in SHOWN.items() if f"train/{name}" in metrics}
+        kl = trainer.callback_metrics.get("val/kl")  # of the last validation
+        return shown if kl is None else shown | {"KL": float(kl)}

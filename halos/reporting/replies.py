@@ -1,6 +1,10 @@
-"""Logs a few sampled completions at each validation, for people to read."""
+"""Samples the policy at validations: its KL to the reference, the length of replies, and a few of them to read."""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -8,49 +12,124 @@ from lightning.pytorch.callbacks import Callback
 from halos.data.records.record import Prompt
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.objectives.base import Objective
+from halos.processes.collectives import all_gather_list, data_rank_and_world
+from halos.reporting.kl_reference import NoRoomError, kl_reference
 from halos.reporting.tensorboard import log_text
 from halos.safe_text import markdown_block
-from halos.sampling.generate import sample
+from halos.sampling.budget import SamplingPlan
+from halos.sampling.generate import sample, uniform_draws
+from halos.sampling.replies import Reply, reply_metrics
+from halos.sampling.scoring import score
 from halos.sharding.sharding import unsharded_root
+
+log = logging.getLogger(__name__)
+
+STALE = ("val/kl", "val/kl_per_token", "val/kl_error", "val/samples/length", "val/samples/truncated")
+"""Metrics of sampled validations, which the others must not repeat."""
 
 
 class SampledReplies(Callback):
-    """Logs the policy's replies to the same few prompts as text in TensorBoard.
+    """Measures the policy by its own replies at the validations that a plan names, and after the last step.
+
+    Each prompt of each validation has random numbers of its own, which depend on the seed, the step and the prompt
+    alone. So replies are the same on any number of ranks and in a resumed run.
 
     Args:
         tokens: tokenises prompts as training does.
-        prompts: none for no samples.
+        prompts: the prompts; none for no samples.
+        shown: the number of prompts, the first ones, whose replies are logged as text.
         max_new_tokens: the longest reply.
-        seed: the same at each validation, so that replies differ by the policy alone.
+        seed: of the random numbers.
+
+    Attributes:
+        plan: which validations sample; None: all do, without the KL.
+        metrics: of the last sampled validation.
     """
 
-    def __init__(self, tokens: ChatTokens, prompts: list[Prompt], *, max_new_tokens: int, seed: int) -> None:
-        self.tokens, self.prompts = tokens, prompts
+    def __init__(
+        self, tokens: ChatTokens, prompts: Sequence[Prompt], *, shown: int, max_new_tokens: int, seed: int
+    ) -> None:
+        self.tokens, self.prompts, self.shown = tokens, list(prompts), shown
         self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.plan: SamplingPlan | None = None
+        self.metrics: dict[str, float] = {}
+        self._no_room = False
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning keeps what an earlier validation has logged.
+        for name in STALE:
+            trainer.callback_metrics.pop(name, None)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning passes any module, also a user's own that has no policy to sample.
-        if not self.prompts or not isinstance(pl_module, Objective):
-            return
-        backbone = pl_module.trained
-        # One rank would do, but every forward pass of a sharded policy gathers weights from all ranks.
-        if not (trainer.is_global_zero or backbone.sharded):
-            return
-        control, tokenizer = pl_module.control(True), self.tokens.tokenizer
-        prompts = [self.tokens.fitted_prompt(prompt, control) for prompt in self.prompts]
+        if self.prompts and isinstance(pl_module, Objective) and self._is_due(trainer):
+            self.measure(trainer, pl_module)
+            pl_module.log_dict({f"val/{name}": value for name, value in self.metrics.items()})
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Without validations the prompts are those of training, and the end is measured alone.
+        if self.plan is not None and not self.plan.validations and self.prompts and isinstance(pl_module, Objective):
+            self.measure(trainer, pl_module)
+            named = {f"val/{name}": value for name, value in self.metrics.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(named, trainer.global_step)
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        # A run that trainer.max_time has stopped validates once more, after a step that no plan knows.
+        at_the_end = trainer.state.fn == "validate" and trainer.global_step > 0
+        return self.plan is None or at_the_end or trainer.global_step in self.plan.steps
+
+    def measure(self, trainer: pl.Trainer, objective: Objective) -> None:
+        """Sample replies, set :attr:`metrics`, and log the first replies as text. All ranks call it together."""
+        rank, world = data_rank_and_world()
+        numbers = list(range(rank, len(self.prompts), world))
+        if objective.trained.sharded:  # all ranks must run the same number of forwards
+            numbers += [0] * (-(-len(self.prompts) // world) - len(numbers))
+        with trainer.precision_plugin.forward_context():
+            own = self._replies(trainer, objective, numbers) if numbers else []
+        replies = {reply.prompt: reply for reply in all_gather_list(own)}
+        ordered = [replies[number] for number in range(len(self.prompts))]
+        self.metrics = reply_metrics(ordered)
+        if self.shown and trainer.is_global_zero:
+            log_text(trainer, "samples", [self._text(objective, reply) for reply in ordered[: self.shown]])
+
+    def _replies(self, trainer: pl.Trainer, objective: Objective, numbers: list[int]) -> list[Reply]:
+        backbone, tokens = objective.trained, self.tokens
+        prompts = self._prompt_ids(numbers, objective.control(True))
+        step_seed = (self.seed * 1_000_003 + trainer.global_step) % 2**63
+        draws = uniform_draws(len(self.prompts), self.max_new_tokens, seed=step_seed)[numbers]
+        options = {"end_of_turn": tokens.end_of_turn, "pad": tokens.pad, "max_new_tokens": self.max_new_tokens}
         with unsharded_root(backbone):
-            replies = sample(
-                backbone.policy,
-                prompts,
-                end_of_turn=self.tokens.end_of_turn,
-                pad=tokenizer.pad_token_id,
-                max_new_tokens=self.max_new_tokens,
-                seed=self.seed,
-                together=backbone.sharded,
-            )
-        blocks = [
-            [markdown_block(str(tokenizer.decode(ids))) for ids in sample_ids]
-            for sample_ids in zip(prompts, replies, strict=True)
-        ]
-        texts = [f"{prompt}\n\n**reply**\n\n{reply}" for prompt, reply in blocks]
-        log_text(trainer, "samples", texts)
+            drawn = sample(backbone.policy, prompts, draws=draws, together=backbone.sharded, **options)
+        truncated = [ids[-1] != tokens.end_of_turn for ids in drawn]
+        replies = [Reply(*reply) for reply in zip(numbers, drawn, truncated, strict=True)]
+        divergences = self._divergences(trainer, objective, numbers, drawn)
+        if divergences is None:
+            return replies
+        return [Reply(r.prompt, r.ids, r.truncated, d) for r, d in zip(replies, divergences, strict=True)]
+
+    def _divergences(
+        self, trainer: pl.Trainer, objective: Objective, numbers: list[int], drawn: list[list[int]]
+    ) -> list[float] | None:
+        if self.plan is None or not self.plan.kl or self._no_room:
+            return None
+        backbone = objective.trained
+        # The reference reads no control token, as nothing was trained with one when training started.
+        ours, theirs = self._prompt_ids(numbers, objective.control(True)), self._prompt_ids(numbers, "")
+        try:
+            with kl_reference(trainer, objective) as (reference, as_reference), unsharded_root(backbone):
+                measure = partial(score, backbone.policy, reference, device=backbone.device, as_reference=as_reference)
+                divergences: list[float] = measure(ours, theirs, drawn).divergence.tolist()
+                return divergences
+        except NoRoomError as error:
+            self._no_room = True
+            log.warning("sampling.kl: left out, as %s", error)
+            return None
+
+    def _prompt_ids(self, numbers: Sequence[int], control: str) -> list[list[int]]:
+        return [self.tokens.fitted_prompt(self.prompts[number], control) for number in numbers]
+
+    def _text(self, objective: Objective, reply: Reply) -> str:
+        (prompt,) = self._prompt_ids([reply.prompt], objective.control(True))
+        shown, text = (markdown_block(str(self.tokens.tokenizer.decode(ids))) for ids in (prompt, reply.ids))
+        return f"{shown}\n\n**reply**\n\n{text}"

@@ -16,21 +16,26 @@ from halos.objectives.base import Objective
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-LAYOUT = {
-    "alignment": {
-        f"{kind} ({split})": ["Multiline", [f"{split}/{name}" for name in names]]
-        for split in ("train", "val")
-        for kind, names in {
-            "rewards": ("rewards/chosen", "rewards/rejected", "rewards/margins"),
-            "log-ratios": ("log_ratio/chosen", "log_ratio/rejected", "log_ratio/mismatched"),
-        }.items()
-    }
+SIDES = {
+    "rewards": ("rewards/chosen", "rewards/rejected", "rewards/margins"),
+    "log-ratios": ("log_ratio/chosen", "log_ratio/rejected", "log_ratio/mismatched"),
 }
-"""Custom scalars: rewards of both kinds and their margin in one chart, and log-ratios in another."""
+CHARTS = {"KL (val)": ["val/kl"]} | {
+    f"{kind} ({split})": [f"{split}/{name}" for name in names]
+    for kind, names in SIDES.items()
+    for split in ("train", "val")
+}
+LAYOUT = {"alignment": {title: ["Multiline", tags] for title, tags in CHARTS.items()}}
+"""Custom scalars: KL, rewards of both kinds and their margin in one chart, and log-ratios in another."""
+
+FIRST_PAGE = ("kl", "rewards/margins", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/auc")
+"""Metrics of validation that are logged once more under ``alignment/``, the first section that TensorBoard shows."""
+FINAL = "val/final/"
+"""Prefix of the final metrics, which belong to the parameters of a run."""
 
 
 class TensorBoardReport(Callback):
-    """Logs the layout and histograms of rewards to a :class:`TensorBoardLogger`; other loggers are left alone."""
+    """Logs the layout, the first page and histograms of rewards to TensorBoard; other loggers are left alone."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Once a run: the layout is an event like any other.
@@ -38,6 +43,10 @@ class TensorBoardReport(Callback):
             writer.add_custom_scalars(LAYOUT)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        for writer in writers(trainer):
+            for name in (name for name in FIRST_PAGE if f"val/{name}" in metrics):
+                writer.add_scalar(f"alignment/{name}", float(metrics[f"val/{name}"]), trainer.global_step)
         if not isinstance(pl_module, Objective) or pl_module.labelled_rewards is None:
             return
         rewards, labels = pl_module.labelled_rewards
@@ -60,7 +69,7 @@ def log_hparams(trainer: pl.Trainer, params: Mapping[str, object], metrics: Mapp
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             # Under names of their own: TensorBoard records them at step 0, where a curve would begin with its end.
-            logger.log_hyperparams(dict(params), {f"final/{name}": value for name, value in metrics.items()})
+            logger.log_hyperparams(dict(params), {f"{FINAL}{name}": value for name, value in metrics.items()})
             logger.save()
 
 
@@ -83,9 +92,9 @@ def truncate_events_after(folder: Path, step: int, *, validated: bool) -> None:
 
     def is_logged_again(event: Event) -> bool:
         tags = [value.tag for value in event.summary.value]
-        if event.step > step or any(tag.startswith("final/") for tag in tags):
+        if event.step > step or any(tag.startswith(FINAL) for tag in tags):
             return True
-        of_validation = any(tag.startswith(("val/", "samples")) for tag in tags)
+        of_validation = any(tag.startswith(("val/", "alignment/", "samples")) for tag in tags)
         return event.step == step and of_validation and not validated
 
     for part in folder.glob(f"*{PART}"):  # of a process that was killed here; TensorBoard would read it too

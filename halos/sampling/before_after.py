@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from halos.data.records.truth import TrueReward
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.token_rows import Control
-from halos.sampling.generate import log_ratios, sample
+from halos.sampling.generate import sample
+from halos.sampling.scoring import score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +100,7 @@ def compare(
     # Both models draw with the same seed, so equal models give equal samples. The KL is estimated from samples of the
     # policy, not of the reference: KL(π_θ ‖ π_ref) is an expectation under the policy.
     completions = draw(policy, conditioned)
-    kl = log_ratios(policy, reference, conditioned, plain, completions).mean().item()
+    kl = float(score(policy, reference, conditioned, plain, completions).divergence.mean())
     before = judged(prompts, draw(reference, plain), tokens, true_reward)
     after = judged(prompts, completions, tokens, true_reward)
     return Comparison(prompts, before, after, kl)

@@ -1,4 +1,4 @@
-"""Sampling completions from a policy, and their log-ratios to the reference."""
+"""Sampling completions from a policy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from halos.data.batches.collate import collate
-from halos.data.rows.token_rows import Row
 from halos.policy.logprobs.compiling import uncompiled
-from halos.policy.logprobs.completions import completion_logprobs
 from halos.policy.logprobs.head import evaluating
 
 if TYPE_CHECKING:
@@ -32,6 +29,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 256,
     together: bool = False,
+    draws: Tensor | None = None,
 ) -> list[list[int]]:
     """Sample one completion for each prompt.
 
@@ -47,16 +45,18 @@ def sample(
         top_p: the share of probability that tokens are drawn from.
         seed: the seed of all draws.
         batch_size: prompts in one call of ``generate``.
-        together: all ranks sample the same prompts, because the model is sharded over them.
+        together: all ranks take part in each call, because the model is sharded over them.
+        draws: a random number in [0, 1) for each prompt and token, [n, max_new_tokens], in place of ``seed``. A
+            completion then does not depend on the other prompts of its batch. Only for temperature 1 without top-p.
 
     Returns:
         The ids of each completion, up to and including its end-of-turn token.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
     options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
     # generate() divides logits by the temperature; greedy decoding has a switch of its own.
-    if temperature == 0:
+    if temperature == 0 or draws is not None:
         options = {"do_sample": False}
     lengths = {"max_new_tokens": max_new_tokens, "eos_token_id": end_of_turn, "pad_token_id": pad}
     generator = cast("GenerativePreTrainedModel", model)
@@ -72,48 +72,36 @@ def sample(
         with torch.random.fork_rng(devices), uncompiled(model), evaluating(model):
             torch.manual_seed(seed)
             for start in range(0, len(prompts), batch_size):
-                ids, mask = _left_padded(prompts[start : start + batch_size], pad, model.device)
-                output = cast(Tensor, generator.generate(input_ids=ids, attention_mask=mask, synced_gpus=together))
+                batch = slice(start, start + batch_size)
+                ids, mask = _left_padded(prompts[batch], pad, model.device)
+                drawn = [] if draws is None else [_Drawn(draws[batch].to(model.device), ids.shape[1])]
+                processors = LogitsProcessorList(drawn)
+                inputs = {"input_ids": ids, "attention_mask": mask, "logits_processor": processors}
+                output = cast(Tensor, generator.generate(**inputs, synced_gpus=together))
                 completions += [_until(row, end_of_turn) for row in output[:, ids.shape[1] :].tolist()]
     finally:
         generator.generation_config = own_config
     return completions
 
 
-@torch.no_grad()
-def log_ratios(
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
-    policy_prompts: Sequence[Sequence[int]],
-    reference_prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    batch_size: int = 128,
-) -> Tensor:
-    """Compute log π_θ(y|x) − log π_ref(y|x) of each completion; the mean over the policy's samples is the KL.
+def uniform_draws(prompts: int, tokens: int, *, seed: int) -> Tensor:
+    """Draw the random numbers of :func:`sample`'s ``draws`` from a seed, [prompts, tokens] in [0, 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(prompts, tokens, dtype=torch.float64, generator=generator)
 
-    The two models may read different prompts: a policy trained by CSFT reads a control token, its reference does not.
 
-    Args:
-        policy: π_θ.
-        reference: π_ref.
-        policy_prompts: n prompts as the policy reads them, as token ids.
-        reference_prompts: the same prompts as the reference reads them.
-        completions: the token ids of one completion for each prompt.
-        batch_size: completions in one forward.
+class _Drawn:
+    """Leaves one possible token to each completion: the one at which the cumulative probability passes its draw."""
 
-    Returns:
-        n log-ratios in nats.
-    """
+    def __init__(self, draws: Tensor, prompt_width: int) -> None:
+        self.draws, self.prompt_width = draws, prompt_width
 
-    def logprobs(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-        pairs = enumerate(zip(prompts, completions, strict=True))
-        rows = [Row(str(i), i, tuple(prompt), (tuple(completion),)) for i, (prompt, completion) in pairs]
-        # Four chunks sorted by length, so that a long completion does not pad the others of its batch.
-        batches = (collate(rows[i : i + batch_size], chunks=4) for i in range(0, len(rows), batch_size))
-        with evaluating(model):
-            return torch.cat([completion_logprobs(model, batch.to(model.device)).sum[:, 0] for batch in batches])
-
-    return logprobs(policy, policy_prompts) - logprobs(reference, reference_prompts)
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        cumulative = scores.double().softmax(-1).cumsum(-1)
+        # Times the last value, which rounding keeps from being 1. Right of equal values: no impossible token is drawn.
+        draws = self.draws[:, input_ids.shape[1] - self.prompt_width, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, draws, right=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens, 0.0)
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

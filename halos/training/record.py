@@ -21,7 +21,7 @@ from halos.reporting.tensorboard import truncate_events_after
 
 State = dict[str, Any]
 """A checkpoint of Lightning, or what it stores of a callback; the values are whatever was put there."""
-STORED = ("train_loss", "seconds", "val_metrics", "validated_at")
+STORED = ("train_loss", "seconds", "val_metrics", "validated_at", "validations")
 """Attributes of a record that checkpoints contain."""
 
 
@@ -32,6 +32,7 @@ class RunRecord(Callback):
         train_loss: one for each optimizer step; None for a step that was skipped because its loss was not finite.
         val_metrics: of the last validation, without the prefix ``val/``.
         validated_at: the optimizer step of the last validation.
+        validations: step and metrics of all validations.
         seconds: spent in training, over all parts of a run that was stopped and resumed.
     """
 
@@ -39,6 +40,7 @@ class RunRecord(Callback):
         self.train_loss: list[float | None] = []
         self.val_metrics: dict[str, float] = {}
         self.validated_at: int | None = None
+        self.validations: list[tuple[int, dict[str, float]]] = []
         self.seconds = 0.0
         self._started = 0.0
 
@@ -70,6 +72,7 @@ class RunRecord(Callback):
         metrics = trainer.callback_metrics.items()
         self.val_metrics = {name[len("val/") :]: float(value) for name, value in metrics if name.startswith("val/")}
         self.validated_at = trainer.global_step
+        self.validations.append((trainer.global_step, self.val_metrics))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.take_losses(trainer)

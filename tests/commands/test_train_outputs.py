@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from halos.reporting.replies import STALE
 from halos.toy.feedback import toy_feedback
 from halos.toy.model import ASSISTANT, BAD, END, GOOD
 from halos.training.run_folder import CONTENTS
@@ -120,7 +121,7 @@ def test_metrics_csv_has_each_step_once_under_known_names(trained: Trained) -> N
         names = set(next(csv.reader(stream)))
     of_both = NAMES | OWN_NAMES.get(loss, set())
     allowed = {f"train/{name}" for name in TRAIN_NAMES | of_both} | {f"val/{name}" for name in of_both}
-    assert names <= {"step", *allowed}
+    assert names <= {"step", *allowed, *STALE}
     assert {"train/loss", "train/lr", "train/grad_norm", *SPEED, "val/loss", "train/logps/chosen"} <= names
     rows = [row["step"] for row in table(folder) if row["train/loss"]]
     assert rows == [str(step) for step in range(1, STEPS + 1)]

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from halos.evaluation.heldout import HeldOut, feedback_metrics, likelihood_metrics, on_policy_metrics
-from halos.evaluation.scoring import Scores
 from halos.evaluation.statistics import Bootstrap
 from halos.objectives import BCO, CPO, GRPO, IPO, KTO, PPO, SFT, Mix, Objective
+from halos.reporting.replies import STALE
 from halos.sampling.before_after import Comparison, Samples
+from halos.sampling.replies import Reply, reply_metrics
+from halos.sampling.scoring import Scores
 from tests.loop_runs import fit, objective_of, rows_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
@@ -49,6 +51,12 @@ def test_it_has_what_runs_log() -> None:
     terms = {name for name in found if name.startswith("loss/")}
     assert found - terms | OPTIONAL | {"loss/…", "loss/kl_penalty"} == page
     assert "loss/kl_penalty" in terms
+
+
+def test_it_has_what_sampled_validations_log() -> None:
+    found = reply_metrics([Reply(0, [1], False, 0.5), Reply(1, [1], False, 0.5)])
+    assert documented("Of the policy's replies") == found.keys()
+    assert {f"val/{name}" for name in found} == set(STALE)
 
 
 def test_it_has_the_numbers_of_samples() -> None:

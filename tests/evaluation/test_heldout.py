@@ -12,8 +12,8 @@ from halos.data.views.selection import Selection
 from halos.evaluation.calibration import calibration_error, reliability
 from halos.evaluation.duels import best_of_data
 from halos.evaluation.heldout import feedback_metrics, held_out, likelihood_metrics
-from halos.evaluation.scoring import Scores
 from halos.evaluation.statistics import Bootstrap
+from halos.sampling.scoring import Scores
 
 RECORDS = [
     Record("1", "p", (Completion("aa"), Completion("b")), ((0, 1),)),

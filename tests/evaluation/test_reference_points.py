@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from halos.evaluation.scoring import score
 
 from halos.data.rows.token_rows import Row
 from halos.evaluation import point_report
 from halos.evaluation.reference_points import Measured, Scored, Simulation, _points, measure, score_rows
-from halos.evaluation.scoring import score
 from halos.evaluation.statistics import Estimate
 from tests import tiny
 

@@ -1,5 +1,6 @@
 """The replies that a person reads at each validation."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,12 +35,19 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
 
 
 def validate(
-    objective: Any, prompts: list[Any], *, rank_zero: bool = True, max_length: int = 64, **options: Any
+    objective: Any, prompts: list[Any], *, rank_zero: bool = True, max_length: int = 64, step: int = 0, **options: Any
 ) -> None:
     tokens = ChatTokens(ModelSpec(path="pkg://halos.toy/reference").tokenizer(), Limits(max_length, max_length - 20))
-    callback = SampledReplies(tokens, prompts, **{"max_new_tokens": 12, "seed": 0, **options})
-    trainer: Any = SimpleNamespace(is_global_zero=rank_zero)
-    callback.on_validation_end(trainer, objective)
+    callback = SampledReplies(tokens, prompts, **{"shown": 9, "max_new_tokens": 12, "seed": 0, **options})
+    trainer: Any = SimpleNamespace(
+        is_global_zero=rank_zero,
+        global_step=step,
+        state=SimpleNamespace(fn="fit"),
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(objective), "log_dict", lambda *_: None)
+        callback.on_validation_epoch_end(trainer, objective)
 
 
 def test_each_prompt_is_shown_with_its_reply(objectives: dict[str, Any], shown: list[Any]) -> None:
@@ -73,12 +81,18 @@ def test_prompts_and_replies_are_no_markdown(
         assert r"# c \x1b]0;t\x07\u202e |" in text
 
 
-def test_the_same_replies_are_drawn_at_each_validation_unless_the_seed_differs(
-    objectives: dict[str, Any], shown: list[Any]
-) -> None:
-    for seed in (0, 0, 1):
-        validate(objectives["SFT"], PROMPTS * 4, seed=seed)
-    assert shown[0] == shown[1] != shown[2]
+def test_replies_depend_on_seed_and_step_alone(objectives: dict[str, Any], shown: list[Any]) -> None:
+    for seed, step in ((0, 0), (0, 0), (1, 0), (0, 1)):
+        validate(objectives["SFT"], PROMPTS * 4, seed=seed, step=step)
+    assert shown[0] == shown[1]
+    assert shown[0] not in shown[2:]
+    assert shown[2] != shown[3]
+
+
+def test_the_first_replies_alone_are_shown(objectives: dict[str, Any], shown: list[Any]) -> None:
+    validate(objectives["SFT"], PROMPTS * 4, shown=3)
+    ((_, texts),) = shown
+    assert len(texts) == 3
 
 
 def test_a_conditioned_policy_is_asked_for_desirable_replies(objectives: dict[str, Any], shown: list[Any]) -> None:

@@ -22,15 +22,26 @@ STEPS = 2
 def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     folder = tmp_path_factory.mktemp("tensorboard") / "run"
     shown = ["logger=tensorboard", "sampling.prompts=2", "sampling.size=4", "trainer.val_check_interval=1"]
+    shown += ["sampling.kl=true", "sampling.validations=9"]
     run(folder, *shown, f"trainer.max_steps={STEPS}", "loss.beta=0.25")
     accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"histograms": 0, "tensors": 0})
     accumulator.Reload()
     return accumulator
 
 
-@pytest.mark.parametrize(("name", "first"), [("train/loss", 1), ("train/lr", 1), ("val/loss", 0), ("val/z0/raw", 0)])
+@pytest.mark.parametrize(
+    ("name", "first"), [("train/loss", 1), ("train/lr", 1), ("val/loss", 0), ("val/z0/raw", 0), ("val/kl", 0)]
+)
 def test_scalars_stand_at_their_optimizer_steps(name: str, first: int, events: EventAccumulator) -> None:
     assert [event.step for event in events.Scalars(name)] == list(range(first, STEPS + 1))
+
+
+def test_rewards_and_kl_come_first(events: EventAccumulator) -> None:
+    tags = sorted(events.Tags()["scalars"])
+    assert {tag for tag in tags if tag.startswith("alignment/")} == set(tags[: tags.index("train/examples_per_second")])
+    for name in ("kl", "rewards/margins", "rewards/chosen", "rewards/rejected", "rewards/auc"):
+        copies, originals = events.Scalars(f"alignment/{name}"), events.Scalars(f"val/{name}")
+        assert [(event.step, event.value) for event in copies] == [(event.step, event.value) for event in originals]
 
 
 def test_rewards_and_kl_share_charts(events: EventAccumulator) -> None:
@@ -71,9 +82,11 @@ def test_parameters_stand_beside_final_metrics(events: EventAccumulator) -> None
     assert params["loss.beta"].number_value == 0.25
     assert params["loss.name"].string_value == "kto"
     assert {"optim.lr", "data.batch_size", "model.path", "precision", "seed", "strategy"} <= set(params)
-    finals = {name: events.Scalars(name)[-1].value for name in events.Tags()["scalars"] if name.startswith("final/")}
-    assert finals["final/loss"] == pytest.approx(events.Scalars("val/loss")[-1].value)
-    assert {"final/samples/policy_desirable", "final/samples/kl"} <= set(finals)
+    finals = {
+        name: events.Scalars(name)[-1].value for name in events.Tags()["scalars"] if name.startswith("val/final/")
+    }
+    assert finals["val/final/loss"] == pytest.approx(events.Scalars("val/loss")[-1].value)
+    assert {"val/final/samples/policy_desirable", "val/final/samples/kl"} <= set(finals)
 
 
 def test_a_run_without_tensorboard_leaves_none(tmp_path: Path) -> None:
@@ -88,7 +101,8 @@ def test_a_resumed_run_forgets_what_it_will_log_again(validated: bool, last: int
     for step in range(4):
         writer.add_scalar("train/loss", 0.5, step)
         writer.add_scalar("val/loss", 0.5, step)
-    writer.add_scalar("final/loss", 0.5, 0)
+        writer.add_scalar("alignment/kl", 0.5, step)
+    writer.add_scalar("val/final/loss", 0.5, 0)
     writer.close()
     (file,) = tmp_path.glob("events*")
     file.with_name(f"{file.name}.part").write_bytes(file.read_bytes())  # a kill while an earlier resume rewrote it
@@ -97,6 +111,7 @@ def test_a_resumed_run_forgets_what_it_will_log_again(validated: bool, last: int
     found = EventAccumulator(str(tmp_path), purge_orphaned_data=False)
     found.Reload()
     assert [event.step for event in found.Scalars("train/loss")] == [0, 1, 2]
-    assert [event.step for event in found.Scalars("val/loss")] == list(range(last + 1))
-    assert "final/loss" not in found.Tags()["scalars"]
+    for name in ("val/loss", "alignment/kl"):
+        assert [event.step for event in found.Scalars(name)] == list(range(last + 1))
+    assert "val/final/loss" not in found.Tags()["scalars"]
     assert list(tmp_path.iterdir()) == [file]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.policy.loading import ModelSpec
-from halos.sampling.generate import log_ratios, sample
+from halos.sampling.generate import _Drawn, sample, uniform_draws
 from tests import tiny
 
 SPEC = ModelSpec(path="pkg://halos.toy/reference")
@@ -161,18 +161,32 @@ def test_an_end_of_turn_in_the_prompt_does_not_end_the_completion(
     ]
 
 
-def test_log_ratios_are_differences_of_log_probs(model: Any, tokens: ChatTokens, prompts: list[list[int]]) -> None:
-    reference, policy = model.eval(), SPEC.load().eval()
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    others = [prompt[:1] + prompt for prompt in prompts]
-    said = [tokens.completion("happy to help.", "a"), tokens.completion("go away.", "a"), [5, 9]]
-    expected = [
-        logprob(policy, mine, ids) - logprob(reference, theirs, ids)
-        for mine, theirs, ids in zip(others, prompts, said, strict=True)
-    ]
-    for batch_size in (1, 2, 128):
-        found = log_ratios(policy, reference, others, prompts, said, batch_size=batch_size)
-        assert found.tolist() == pytest.approx(expected, abs=1e-4)
-    assert log_ratios(reference, reference, prompts, prompts, said).tolist() == [0.0] * 3
+def test_with_draws_a_reply_does_not_depend_on_its_batch(
+    model: Any, tokens: ChatTokens, prompts: list[list[int]]
+) -> None:
+    several, draws = prompts * 4, uniform_draws(12, 20, seed=3)
+    drawn = say(model, tokens, several, draws=draws)
+    for batch_size in (1, 5):
+        assert say(model, tokens, several, draws=draws, batch_size=batch_size) == drawn
+    for n in (0, 7):
+        assert say(model, tokens, several[n : n + 1], draws=draws[n : n + 1]) == drawn[n : n + 1]
+    assert len({tuple(ids) for ids in drawn[::3]}) > 1
+
+
+@torch.no_grad()
+def test_with_draws_the_first_token_follows_its_distribution(
+    model: Any, tokens: ChatTokens, prompts: list[list[int]]
+) -> None:
+    count = 2000
+    logits = model.eval()(input_ids=torch.tensor([prompts[0]])).logits[0, -1]
+    drawn = say(model, tokens, prompts[:1] * count, draws=uniform_draws(count, 1, seed=0), max_new_tokens=1)
+    counts = torch.bincount(torch.tensor(drawn)[:, 0], minlength=len(logits))
+    p = logits.double().softmax(-1)
+    deviations = (counts - count * p).abs() / (count * p * (1 - p)).sqrt().clamp(min=1)
+    assert deviations.max() < 4.5
+
+
+def test_impossible_tokens_are_never_drawn() -> None:
+    scores = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]] * 4)
+    draws = torch.tensor([[0.0], [0.499], [0.5], [1 - 2**-53]], dtype=torch.float64)
+    assert _Drawn(draws, 1)(torch.zeros(4, 1), scores).argmax(-1).tolist() == [1, 1, 3, 3]

@@ -26,7 +26,17 @@ from tests.train_runs import run, train_as_rank
 pytestmark = [pytest.mark.ranks, pytest.mark.runs]
 
 ASKED = "model.statistics=[entropy]"
-WORDS = ("model.reference=live", "trainer.max_steps=5", "checkpoint_every=3", "optim.eps=1e-6", "optim.lr=1e-3", ASKED)
+# Three prompts do not divide over two ranks, which have to run the same number of forwards.
+KL = ("sampling.kl=true", "sampling.kl_prompts=3", "sampling.validations=9")
+WORDS = (
+    "model.reference=live",
+    "trainer.max_steps=5",
+    "checkpoint_every=3",
+    "optim.eps=1e-6",
+    "optim.lr=1e-3",
+    ASKED,
+    *KL,
+)
 MOVING = ("reference_sync.every=2",)
 BFLOAT16 = {"bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}
 TWO = ("trainer.devices=2", "data.batch_size=2", "strategy=fsdp")
@@ -103,6 +113,8 @@ def test_losses_and_metrics_are_those_of_one_device(runs: dict[str, Any]) -> Non
         assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
         assert cached["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
         assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-3, abs=1e-4)
+        assert cached["metrics"] == pytest.approx(expected["metrics"], rel=1e-3, abs=1e-4)
+    assert expected["metrics"]["kl"] > 1e-4
     assert len(set(expected["train_loss"])) == 5
     assert expected["metrics"]["entropy"] > 0.1
     samples = runs["ranks"][0][0][0]["samples"]

@@ -73,7 +73,14 @@ def test_two_groups_of_two_train_as_one(kind: type[Objective]) -> None:
 # Whole runs of the toy world
 
 ASKED = "model.statistics=[entropy]"
-WORDS = ("model.reference=live", "trainer.max_steps=5", "checkpoint_every=3", "optim.lr=1e-3", ASKED)
+WORDS = (
+    "model.reference=live",
+    "trainer.max_steps=5",
+    "checkpoint_every=3",
+    "optim.lr=1e-3",
+    ASKED,
+    "sampling.kl=true",
+)
 TWO = ("trainer.devices=2", "strategy=fsdp_tp", "strategy.data_parallel_size=1")
 RMSPROP = ("optim=rmsprop", "optim.eps=1e-2", "optim.warmup=0")
 OTHERS = {"dpo": ("loss=dpo", "model.reference=cached"), "ppo": ("loss=ppo",), "csft": ("loss=csft", *RMSPROP)}

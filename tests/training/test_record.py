@@ -36,6 +36,7 @@ def test_the_last_validation_is_kept_with_its_step() -> None:
         record.on_validation_end(at(step, val_loss=0.1 * step, train_loss=7.0), None)
     assert record.val_metrics == {"loss": 0.4}
     assert record.validated_at == 4
+    assert record.validations == [(0, {"loss": 0.0}), (4, {"loss": 0.4})]
 
 
 def test_losses_and_seconds_travel_in_checkpoints() -> None:

@@ -34,7 +34,7 @@ from halos.data.views.turns import expand_turns
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHOWN_PROMPTS = 16
+MAX_PROMPTS = 1024
 """Prompts kept to sample replies to while training."""
 
 
@@ -77,7 +77,7 @@ class Prepared:
         rows: the token rows of each split, except the training rows of a stream.
         intake: what was read, converted, cut and left out.
         label_counts: desirable and undesirable training completions by weight, for views with labels.
-        prompts: a few prompts to sample replies to, held-out ones where there are any.
+        prompts: prompts to sample replies to, in an order drawn with the seed; held-out ones where there are any.
     """
 
     needs: DataNeeds
@@ -212,7 +212,7 @@ class Preparation:
         label_counts = None if labels is None else (float(weights[labels].sum()), float(weights[~labels].sum()))
         if labels is not None:
             warn_of_one_class(f"{len(labels):,} training completions", labels)
-        prompts = first_prompts(intake.examples.get("val", train))
+        prompts = drawn_prompts(intake.examples.get("val", train), self.seed)
         rows = self.tokenise(intake, needs, tokenizer)
         return Prepared(needs, tokenizer, rows, intake, label_counts, prompts)
 
@@ -224,7 +224,8 @@ def _sample(examples: Examples[Example], max_size: int | None, seed: int) -> Exa
     return examples.take(np.array(sorted(random.Random(seed).sample(range(len(examples)), max_size))))
 
 
-def first_prompts(examples: Examples[Example]) -> list[Prompt]:
-    """A few different prompts, in the order of the examples."""
+def drawn_prompts(examples: Examples[Example], seed: int) -> list[Prompt]:
+    """Up to MAX_PROMPTS different prompts, drawn and ordered by the seed."""
     _, first = np.unique(examples.prompts, return_index=True)
-    return [example.prompt for example in examples.many(np.sort(first)[:SHOWN_PROMPTS])]
+    drawn = random.Random(seed).sample(np.sort(first).tolist(), min(len(first), MAX_PROMPTS))
+    return [example.prompt for example in examples.many(np.array(drawn))]

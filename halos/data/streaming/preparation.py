@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from halos.data.preparation.cautions import warn_of_equal_pairs, warn_of_one_class
 from halos.data.preparation.intake import Intake, read_held
-from halos.data.preparation.prepare import SHOWN_PROMPTS, DataNeeds, Preparation, Prepared, first_prompts
+from halos.data.preparation.prepare import MAX_PROMPTS, DataNeeds, Preparation, Prepared, drawn_prompts
 from halos.data.records.record import prompt_key
 from halos.data.rows.token_rows import Row
 from halos.data.rows.unknown import check_known, count_unknown, unknown_id
@@ -99,9 +99,9 @@ class StreamPreparation(Preparation):
         bundles = islice(stream.examples(Counted()), TRIED_BUNDLES)
         tried = [example for bundle in bundles for example in bundle]
         prompts = {prompt_key(example.prompt): example.prompt for example in tried}
-        shown = list(prompts.values())[:SHOWN_PROMPTS]
+        shown = list(prompts.values())[:MAX_PROMPTS]
         if "val" in intake.examples:
-            shown = first_prompts(intake.examples["val"])
+            shown = drawn_prompts(intake.examples["val"], self.seed)
         rows = self.tokenise(intake, needs, tokenizer)
         stream_rows = StreamRows(stream, self.tokens(tokenizer))
         self._try(tried[:TRIED_EXAMPLES], stream_rows)

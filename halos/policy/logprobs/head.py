@@ -126,6 +126,41 @@ def forward_scored(
     return Scored(logprobs, measured, states.detach() if options.with_states else None, load), all_states
 
 
+ReadLogits = Callable[[slice], Tensor]
+"""Computes some rows of the logits [M, V] of M tokens, in float32 or wider."""
+
+
+def scored_logits(
+    model: PreTrainedModel, forward: Callable[[], ModelOutput], choose: Callable[[Tensor], Tensor]
+) -> ReadLogits:
+    """Run one forward of the model, and return what computes the logits of the chosen states, a few rows at a time.
+
+    Models whose head cannot be computed in chunks (:func:`forward_scored`) compute all M rows at once.
+
+    Args:
+        model: a causal language model.
+        forward: calls the model once.
+        choose: picks M states [M, H] from all states of the last layer.
+    """
+    head, shape = lm_head(model), logit_shape(model)
+    with _head_input(head, choose, idle=shape is not None) as head_input:
+        all_logits = forward().logits[0]
+    if shape is None:
+        return lambda rows: all_logits[rows].to(torch.promote_types(all_logits.dtype, torch.float32))
+    states = head_input[1]
+    delta = head_delta(head, states)
+
+    def read(rows: slice) -> Tensor:
+        logits = F.linear(states[rows], head.weight, head.bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if delta is not None:
+            low, up = delta
+            logits = logits + F.linear(low[rows], up).to(logits)
+        return shape(logits)
+
+    return read
+
+
 @contextmanager
 def _head_input(head: nn.Linear, choose: Callable[[Tensor], Tensor], *, idle: bool) -> Iterator[list[Tensor]]:
     """Within this context, the LM head gets only the chosen states [1, M, H]; if ``idle``, it computes nothing.

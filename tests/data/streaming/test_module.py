@@ -68,7 +68,7 @@ def test_the_first_records_are_held_out(tmp_path: Path) -> None:
 
 def test_without_validation_prompts_to_sample_are_the_streams_first(tmp_path: Path) -> None:
     made = module(write(tmp_path / "t.jsonl"))
-    assert len(made.prepared.prompts) == 16
+    assert len(set(made.prepared.prompts)) == len(made.prepared.prompts) > 16
     assert made.prepared.prompts[0].startswith("hello")
     assert set(made.rows) == set()
     assert made.prepared.example().id == f"{tmp_path}/t.jsonl:1#0"

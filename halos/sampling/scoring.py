@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row, Span
+from halos.policy.logprobs.compiling import uncompiled
+from halos.policy.logprobs.head import ReadLogits, evaluating, run, scored_logits
 from halos.policy.logprobs.token_statistics import expectation
 
 if TYPE_CHECKING:
@@ -22,6 +26,8 @@ Array = NDArray[np.float64]
 Ids = Sequence[int]
 Track = Callable[[Sequence[int]], Iterable[int]]
 """Iterates over the starts of batches, perhaps with a progress bar."""
+HEAD_ROWS = 512
+"""Tokens whose logits are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +74,11 @@ def score(
     *,
     contexts: Sequence[Sequence[Span]] | None = None,
     batch_size: int = 32,
+    device: torch.device | None = None,
+    as_reference: Callable[[], AbstractContextManager[object]] = nullcontext,
     track: Track = iter,
 ) -> Scores:
-    """Score completions, each after its prompt.
+    """Score completions, each after its prompt, with the logits of a few tokens in memory at a time.
 
     Args:
         policy: π_θ.
@@ -80,6 +88,8 @@ def score(
         completions: the completions' token ids, [n].
         contexts: the spans of each completion that are not scored, [n]; None: every token is.
         batch_size: completions in one forward.
+        device: where the models compute; None: where the policy's weights are.
+        as_reference: makes a context in which ``reference`` computes as the reference, such as without its adapter.
         track: iterates over the batches.
 
     Raises:
@@ -87,8 +97,8 @@ def score(
     """
     if any(not ids for ids in completions):
         raise ValueError("completions: expected at least one token in each, found an empty one")
-    # Each batch is reduced to sums at once: distributions over the vocabulary of all completions would not fit.
     batches: list[Tensor] = []
+    read = partial(_logits, device=device or policy.device)
     for start in track(range(0, len(completions), batch_size)):
         batch = slice(start, start + batch_size)
         own = [() for _ in completions[batch]] if contexts is None else contexts[batch]
@@ -96,37 +106,51 @@ def score(
             Row("", n, (), (tuple(ids),), context=(tuple(spans),))
             for n, (ids, spans) in enumerate(zip(completions[batch], own, strict=True))
         ]
-        ours = _distributions(policy, policy_prompts[batch], rows)
-        theirs = None if reference is None else _distributions(reference, reference_prompts[batch], rows)
-        batches.append(_sums(ours, theirs, [[row.branches[0][place] for place in row.scored(0)] for row in rows]))
+        targets = [[row.branches[0][place] for place in row.scored(0)] for row in rows]
+        ours = read(policy, policy_prompts[batch], rows)
+        with as_reference():
+            theirs = None if reference is None else read(reference, reference_prompts[batch], rows)
+        batches.append(_sums(ours, theirs, targets, device or policy.device))
     columns = torch.cat(batches, dim=1) if batches else torch.zeros(5, 0)
     return Scores(*columns.double().cpu().numpy())
 
 
-def _distributions(model: PreTrainedModel, prompts: Sequence[Ids], completions: Sequence[Row]) -> Tensor:
-    # log π(· | x, y_<t), [tokens, vocabulary], at all scored tokens, completion by completion.
+def _logits(
+    model: PreTrainedModel, prompts: Sequence[Ids], completions: Sequence[Row], device: torch.device
+) -> ReadLogits:
+    # Of all scored tokens, completion by completion.
     rows = [replace(row, prompt=tuple(prompt)) for prompt, row in zip(prompts, completions, strict=True)]
-    (chunk,) = collate(rows).to(model.device).chunks
-    logits: Tensor = model(input_ids=chunk.input_ids, use_cache=False).logits[chunk.predicts]
-    # The collator may pack the rows in another order; their slots restore that of the completions. The softmax is in
-    # float32 whatever the model's precision, as bfloat16 has less than three digits.
-    return logits[chunk.slots.argsort()].float().log_softmax(-1)
+    (chunk,) = collate(rows).to(device).chunks
+    # The collator may pad the rows in another order; their slots restore that of the completions.
+    order = chunk.slots.argsort()
+    # Layers are compiled for the shapes of training.
+    with uncompiled(model), evaluating(model):
+        forward = partial(run, model, input_ids=chunk.input_ids)
+        return scored_logits(model, forward, lambda states: states[chunk.predicts][order])
 
 
-def _sums(ours: Tensor, theirs: Tensor | None, completions: Sequence[Ids]) -> Tensor:
+def _sums(ours: ReadLogits, theirs: ReadLogits | None, completions: Sequence[Ids], device: torch.device) -> Tensor:
     # [5, completions]: the fields of Scores.
     lengths = [len(ids) for ids in completions]
-    targets = torch.tensor([token for ids in completions for token in ids], device=ours.device)[:, None]
-    if theirs is not None and theirs.shape != ours.shape:
-        raise ValueError(
-            f"reference: expected the policy's {ours.shape[1]} tokens, found a vocabulary of {theirs.shape[1]}"
-        )
-    p = ours.exp()
-    entropy = -expectation(p, ours)
-    missing = torch.full_like(entropy, torch.nan)
-    reference = missing if theirs is None else theirs.gather(1, targets)[:, 0]
-    divergence = missing if theirs is None else expectation(p, ours - theirs)
-    logps = ours.gather(1, targets)[:, 0]
-    per_token = torch.stack([logps, reference, entropy, divergence, torch.ones_like(entropy)])
+    targets = torch.tensor([token for ids in completions for token in ids], device=device)
+    starts = range(0, len(targets), HEAD_ROWS)
+    parts = [_of_tokens(ours, theirs, targets, slice(start, start + HEAD_ROWS)) for start in starts]
     # In float64, as the divergence of a barely trained policy is a small difference of large sums.
-    return torch.stack([tokens.double().sum(1) for tokens in torch.split(per_token, lengths, dim=1)], dim=1)
+    per_completion = torch.split(torch.cat(parts, dim=1).double(), lengths, dim=1)
+    return torch.stack([tokens.sum(1) for tokens in per_completion], dim=1)
+
+
+def _of_tokens(ours: ReadLogits, theirs: ReadLogits | None, targets: Tensor, rows: slice) -> Tensor:
+    # [5, rows]: the fields of Scores, token by token.
+    ids, log_p = targets[rows, None], ours(rows).log_softmax(-1)
+    log_q = None if theirs is None else theirs(rows).log_softmax(-1)
+    if log_q is not None and log_q.shape != log_p.shape:
+        raise ValueError(
+            f"reference: expected the policy's {log_p.shape[1]} tokens, found a vocabulary of {log_q.shape[1]}"
+        )
+    p, logps = log_p.exp(), log_p.gather(1, ids)[:, 0]
+    missing = torch.full_like(logps, torch.nan)
+    reference = missing if log_q is None else log_q.gather(1, ids)[:, 0]
+    # Never negative but for rounding, which a sum of thousands of terms has; exactly 0 where both are the same.
+    divergence = missing if log_q is None else expectation(p, log_p - log_q).clamp(min=0)
+    return torch.stack([logps, reference, -expectation(p, log_p), divergence, torch.ones_like(logps)])

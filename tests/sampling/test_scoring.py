@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from halos.evaluation.scoring import Scores, score
 from halos.sampling.generate import sample
+from halos.sampling.scoring import Scores, score
 from tests.tiny import model
 
 VOCABULARY, LONGEST, END = 5, 4, 1

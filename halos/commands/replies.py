@@ -1,0 +1,97 @@
+"""Plans the replies that a run samples at its validations: to which prompts, how often, and whether for the KL."""
+
+from __future__ import annotations
+
+import logging
+
+import lightning.pytorch as pl
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from halos.data.module import PreferenceDataModule
+from halos.data.rows.token_rows import TokenRows
+from halos.objectives.base import Objective
+from halos.processes.first import on_first_process
+from halos.reporting.kl_reference import missing_reference
+from halos.reporting.replies import SampledReplies
+from halos.sampling.budget import sampling_plan, validation_cost
+from halos.sharding.factory import BackboneFactory
+
+log = logging.getLogger(__name__)
+
+COUNTED_ROWS = 256
+"""Rows whose completions say how long replies will be."""
+
+
+def make_replies(
+    cfg: DictConfig, objective: Objective, data: PreferenceDataModule, model: BackboneFactory
+) -> SampledReplies:
+    """Make the callback that samples replies; :func:`plan_replies` completes it."""
+    sampling = cfg.sampling
+    size = max(sampling.prompts, sampling.kl_prompts if _measures_kl(cfg, objective, model) else 0)
+    prompts = data.prepared.prompts[: size if objective.generates else 0]
+    options = {"shown": sampling.prompts, "max_new_tokens": sampling.max_new_tokens, "seed": cfg.seed}
+    return SampledReplies(data.preparation.tokens(model.tokenizer), prompts, **options)
+
+
+def _measures_kl(cfg: DictConfig, objective: Objective, model: BackboneFactory) -> bool:
+    sampling = cfg.sampling
+    if not (sampling.kl and sampling.kl_prompts and objective.generates) or cfg.strategy.name == "deepspeed":
+        return False
+    live = objective.needs.reference and model.spec.reference == "live"
+    reason = missing_reference(model.spec, live=live)
+    if reason is not None and on_first_process():
+        log.info("sampling.kl: left out, as %s", reason)
+    return reason is None
+
+
+def plan_replies(
+    cfg: DictConfig,
+    replies: SampledReplies,
+    trainer: pl.Trainer,
+    objective: Objective,
+    data: PreferenceDataModule,
+    model: BackboneFactory,
+) -> None:
+    """Choose the validations that sample, once the steps are planned, and write their number into the configuration."""
+    if not replies.prompts:
+        return
+    kl = _measures_kl(cfg, objective, model)
+    control = objective.control(True)
+    prompts = [len(replies.tokens.fitted_prompt(prompt, control)) for prompt in replies.prompts]
+    cost = validation_cost(prompts, _lengths(data, cfg.sampling.max_new_tokens), kl=kl)
+    replies.plan = sampling_plan(
+        _validation_steps(trainer, data),
+        cfg.sampling.validations,
+        cost=cost,
+        trained_tokens=_trained_tokens(trainer, data),
+        prompts=len(prompts),
+        kl=kl,
+    )
+    if replies.plan.validations:
+        OmegaConf.update(cfg, "sampling.validations", len(replies.plan.steps))
+
+
+def _lengths(data: PreferenceDataModule, longest: int) -> list[int]:
+    rows = data.rows.get("val", data.rows.get("train"))
+    table = None if rows is None else rows.rows
+    counted = [data.prepared.example()]
+    if isinstance(table, TokenRows):
+        counted = table.many(np.arange(min(len(table), COUNTED_ROWS)))
+    return [min(len(row.branches[0]), longest) for row in counted]
+
+
+def _trained_tokens(trainer: pl.Trainer, data: PreferenceDataModule) -> int:
+    if not data.streams:
+        return data.tokens_in(data.steps)
+    # The tokens of a stream are not known beforehand: its first example stands for all.
+    row = data.prepared.example()
+    tokens = len(row.prompt) + sum(map(len, row.branches))
+    return data.steps * data.batch_size * trainer.accumulate_grad_batches * trainer.world_size * tokens
+
+
+def _validation_steps(trainer: pl.Trainer, data: PreferenceDataModule) -> list[int]:
+    if "val" not in data.rows:
+        return []
+    interval = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
+    return [*range(0, data.steps, interval), data.steps]

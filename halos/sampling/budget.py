@@ -1,0 +1,71 @@
+"""How many validations of a run sample replies: counted in tokens before the run, so that sampling stays cheap.
+
+The unit is the forward pass of a token. Training takes three for each token (the backward pass is worth two). A sampled
+validation reads the prompts, decodes the replies, and scores prompts and replies by policy and reference. A step of
+decoding reads all weights for a few tokens, which takes as long as :data:`DECODING` tokens more in one forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SHARE = 0.1
+"""The part of training's computation that sampled validations may take together."""
+DECODING = 32
+PASSES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingPlan:
+    """Which validations sample replies.
+
+    Attributes:
+        steps: the optimizer steps after which they take place.
+        validations: the number of all validations.
+        prompts: the number of prompts of each.
+        kl: whether they measure the KL.
+        share: their computation as a share of training's.
+    """
+
+    steps: tuple[int, ...]
+    validations: int
+    prompts: int
+    kl: bool
+    share: float
+
+
+def validation_cost(prompts: Sequence[int], lengths: Sequence[int], *, kl: bool) -> float:
+    """Return the cost of a sampled validation.
+
+    Args:
+        prompts: tokens of each prompt.
+        lengths: tokens of the data's completions, as long as which replies are taken to be.
+        kl: whether policy and reference score the replies.
+    """
+    replies = len(prompts) * sum(lengths) / len(lengths)
+    read = sum(prompts) + replies
+    return read + DECODING * max(lengths) + (2 * read if kl else 0)
+
+
+def sampling_plan(
+    validations: Sequence[int], number: int | str, *, cost: float, trained_tokens: int, prompts: int, kl: bool
+) -> SamplingPlan:
+    """Choose the validations that sample replies, evenly spread, the last one among them.
+
+    Args:
+        validations: the optimizer steps of all validations; empty where nothing is held out, and the end alone samples.
+        number: how many of them sample; ``auto``: as many as :data:`SHARE` allows, and at least one.
+        cost: of one (:func:`validation_cost`).
+        trained_tokens: the tokens that training reads.
+        prompts, kl: see :class:`SamplingPlan`.
+    """
+    training = PASSES * trained_tokens
+    if not validations:
+        return SamplingPlan((), 0, prompts, kl, cost / training)
+    count = max(1, int(SHARE * training / cost)) if isinstance(number, str) else number
+    count = min(count, len(validations))
+    last = len(validations) - 1
+    places = [last] if count == 1 else [round(last * n / (count - 1)) for n in range(count)]
+    steps = tuple(validations[place] for place in places)
+    return SamplingPlan(steps, len(validations), prompts, kl, count * cost / training)
