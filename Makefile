@@ -1,18 +1,21 @@
 # `make train` aligns the embedded toy model; `make test` runs the suite but for what is slow, `make test-fast` the part
 # without ranks and whole runs, `make test-slow` what is left out; `make parity` compares the losses with TRL's;
 # `make mutation` changes their formulas one by one and lists the changes that no test notices (half an hour).
+# `make wheel` builds wheel and sdist, and trains with the wheel in an environment of its own.
+# `make docs` writes the documentation into out/docs; it fails on a warning.
 # `make audit` looks the pinned packages up among known vulnerabilities; it fails where it cannot reach the database.
 # Each sets .venv up by itself.
 PYTHON ?= python3.11
+PINNED ?= -c constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-fast test-slow parity mutation lint audit format clean
+.PHONY: train test test-fast test-slow parity mutation faults lint docs wheel audit format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora]'
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,excel,gguf,lora]'
 	touch $@
 
 train: $(VENV)/.ready
@@ -30,24 +33,44 @@ test-slow: $(VENV)/.ready
 	$(PYTEST) -m slow $(ARGS)
 
 $(VENV)/.parity: $(VENV)/.ready
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora,parity]'
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,gguf,lora,parity]'
 	touch $@
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest parity $(ARGS)
 
 $(VENV)/.mutation: $(VENV)/.ready
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,gguf,lora,mutation]'
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,gguf,lora,mutation]'
 	touch $@
 
 mutation: $(VENV)/.mutation
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(ARGS)
 	$(BIN)/mutmut results
 
+faults: $(VENV)/.ready
+	$(BIN)/python scripts/faults.py --count 50 $(ARGS)
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+wheel:
+	rm -rf dist out/wheel
+	$(PYTHON) -m venv out/wheel
+	out/wheel/bin/pip install --disable-pip-version-check --quiet build
+	out/wheel/bin/python -m build --outdir dist
+	out/wheel/bin/pip install --disable-pip-version-check --quiet $(PINNED) dist/*.whl
+	cd out/wheel && bin/halos train output_dir=run overwrite=true trainer.max_steps=2 sampling.size=16
+	test -s out/wheel/run/model/model.safetensors
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,excel,gguf,lora,docs]'
+	touch $@
+
+# The variable silences an announcement of the next major version, which the range in pyproject.toml excludes.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
 
 $(VENV)/.audit: $(VENV)/.ready
 	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[audit]'

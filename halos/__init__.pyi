@@ -1,3 +1,5 @@
+__version__: str
+
 from . import data as data, objectives as objectives, policy as policy, testing as testing, theory as theory
 from .commands.python import train as train
 from .data import (

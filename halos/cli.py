@@ -26,8 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 from halos.config.combinations import check_combinations, values_of
 from halos.config.errors import check_complete, explain, no_such_option
 from halos.config.folder import config_folder
+from halos.config.help_text import command_help, commands_help
 from halos.config.open_keys import opened
-from halos.config.shorthand import implied_groups
+from halos.config.shorthand import implied_groups, own_source
+from halos.config.signatures import did_you_mean
+from halos.config.words import check_words
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, on_devices
@@ -43,24 +46,31 @@ class Command:
     Attributes:
         function: the name of a module of :mod:`halos.commands` and of its function, which takes the configuration.
         config: the name of its YAML in ``conf/``.
+        meaning: what it does, in a line.
         run: whether it has an output folder and may use several devices.
     """
 
     function: str
     config: str
+    meaning: str
     run: bool = False
 
 
 COMMANDS = {
-    "train": Command("train", "train", run=True),
-    "cache-reference": Command("cache_reference", "train", run=True),
-    "estimate": Command("estimate", "train"),
-    "data": Command("inspect_data", "inspect"),
-    "sample": Command("sample", "sample"),
-    "evaluate": Command("evaluate", "evaluate"),
-    "label": Command("label", "label"),
-    "export": Command("export", "export"),
-    "compare": Command("compare", "compare"),
+    "train": Command("train", "train", "align a model with human feedback", run=True),
+    "data": Command("inspect_data", "inspect", "show what is in feedback and what is wrong with it"),
+    "estimate": Command("estimate", "train", "say what memory and time a run needs on given GPUs"),
+    "cache-reference": Command(
+        "cache_reference", "train", "compute the reference's log-probs of a run beforehand", run=True
+    ),
+    "sample": Command("sample", "sample", "sample replies of a policy to prompts"),
+    "label": Command("label", "label", "have a judge turn replies into feedback"),
+    "evaluate": Command("evaluate", "evaluate", "measure a policy on held-out feedback and by its replies"),
+    "compare": Command("compare", "compare", "put runs next to each other, with intervals and figures"),
+    "reference-points": Command(
+        "reference_points", "reference_points", "measure KTO's reference points next to a policy's KL"
+    ),
+    "export": Command("export", "export", "make a model folder of a checkpoint"),
 }
 COMMAND = "HALOS_COMMAND"
 """Environment variable: the command's name, for further processes of the same run."""
@@ -92,8 +102,12 @@ def main() -> None:
         os.environ[COMMAND] = command
     elif launched:
         command = launched
+    elif command in ("", "-h", "--help"):
+        print(commands_help({name: one.meaning for name, one in COMMANDS.items()}))
+        return
     elif not completing:
-        _fail(f"usage: halos {{{','.join(COMMANDS)}}} [group=option …] [key=value …]; found {command!r}")
+        close = did_you_mean(command, list(COMMANDS))
+        _fail(f"halos {command}: no such command{close}; expected one of {', '.join(COMMANDS)}")
     if completing:
         # Hydra completes overrides, which follow the program's name directly.
         line = os.environ.get("COMP_LINE", "")
@@ -104,9 +118,13 @@ def main() -> None:
 def main_command(name: str) -> None:
     """Compose the command's configuration from the words of the command line, and run the command."""
     os.environ[COMMAND] = name
-    sys.argv[1:] = opened(sys.argv[1:])
-    if COMMANDS[name].config == "train":
-        sys.argv[1:1] = implied_groups(sys.argv[1:])
+    words = sys.argv[1:]
+    if {"-h", "--help"} & set(words):
+        print(command_help(name, COMMANDS[name].meaning, COMMANDS[name].config, words))
+        return
+    sys.argv[1:] = opened(words)
+    implied = implied_groups(sys.argv[1:]) if COMMANDS[name].config == "train" else []
+    sys.argv[1:1] = [*own_source(sys.argv[1:]), *implied]
     if COMMANDS[name].run:
         name_jobs_by_what_is_swept(sys.argv)
     elif COMMANDS[name].config == "train":
@@ -118,7 +136,11 @@ def main_command(name: str) -> None:
         with sweeps.passed_on_to_jobs(), sweeps.failures_counted(_message):
             command()
 
-    end_with_one_line(sweep if COMMANDS[name].run and {"-m", "--multirun"} & set(sys.argv) else command)
+    def checked() -> None:
+        check_words(words)
+        (sweep if COMMANDS[name].run and {"-m", "--multirun"} & set(sys.argv) else command)()
+
+    end_with_one_line(checked)
 
 
 def _run_job(cfg: DictConfig) -> float | None:
@@ -234,11 +256,11 @@ def _of_hydra(error: BaseException) -> bool:
 
 
 def _message(error: BaseException) -> str:
+    if isinstance(error, HydraException | OmegaConfBaseException):  # some of them are an OSError too
+        return visible(explain(error))
     if isinstance(error, OSError) and _of_hydra(error):
         found = f"{error.filename} ({error.strerror})"
         return visible(f"output_dir: expected a folder that can be written, found {found}")
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return visible(explain(error))
     if isinstance(error, _EXPECTED):
         # ValueErrors of other packages may have several lines.
         return visible(" ".join(str(error).split()))

@@ -7,6 +7,7 @@ next to the final one, so that a link put there by others who may write into the
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -185,6 +186,12 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits; the file is read in blocks."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def name_size_and_ends(file: Path) -> bytes:

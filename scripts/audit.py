@@ -22,6 +22,9 @@ def main() -> int:
         reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
         print(f"not checked, which is no pass: {reason}", file=sys.stderr)
         return 2
+    if not packages:
+        print("not checked, which is no pass: no packages", file=sys.stderr)
+        return 2
     skipped = [package for package in packages if "skip_reason" in package]
     if skipped:
         print(f"not checked, which is no pass: {len(skipped)} packages; the first: {skipped[0]['skip_reason']}")

@@ -1,15 +1,37 @@
-"""Write the pages of docs/reference/ that are made from the code.
+"""Write the pages of docs/ that are made from the code: combinations, configuration, commands, losses and papers.
 
 python scripts/write_docs.py
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from halos.config.combinations import TRAITS, table
 
-COMBINATIONS = Path(__file__).parents[1] / "docs" / "reference" / "combinations.md"
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # as a script this file sees its own folder only
+
+from scripts.pages.commands import commands_page  # noqa: E402
+from scripts.pages.config_keys import config_page  # noqa: E402
+from scripts.pages.losses import index_page, loss_page, notes  # noqa: E402
+from scripts.pages.papers import papers_page  # noqa: E402
+
+DOCS = ROOT / "docs"
+COMBINATIONS = DOCS / "reference" / "combinations.md"
+
+
+def written_pages() -> dict[Path, str]:
+    """Return all pages that are made from the code, by their files."""
+    return {
+        COMBINATIONS: combinations_page(),
+        DOCS / "reference" / "config.md": config_page(),
+        DOCS / "reference" / "commands.md": commands_page(),
+        DOCS / "reference" / "papers.md": papers_page(),
+        DOCS / "losses" / "index.md": index_page(),
+        **{DOCS / "losses" / f"{name}.md": loss_page(name) for name in notes()},
+    }
 
 
 def combinations_page() -> str:
@@ -39,4 +61,6 @@ def _keys(names: str) -> str:
 
 
 if __name__ == "__main__":
-    COMBINATIONS.write_text(combinations_page(), encoding="utf-8")
+    for file, text in written_pages().items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")

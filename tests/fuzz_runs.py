@@ -18,19 +18,23 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from halos.commands.builders import build_objective
 from halos.commands.held_data import read_data
+from halos.comparison.claims import decide
+from halos.comparison.page import page
 from halos.comparison.runs import group, read_runs
 from halos.comparison.tables import as_csv, compare_groups
 from halos.config.nodes import build, plain
 from halos.config.runs import run_config
-from halos.policy.lookup import find_policy
+from halos.policy.lookup import find_policy, reference_of
 from halos.sharding.consolidate import consolidate
 from halos.toy.model import REFERENCE_DIR
+from halos.training.checkpoints import IDENTITY, check_identity, check_intact
 from tests.commands.test_compare import run as comparable_run
 from tests.configs import compose
 from tests.fuzz_judge import paths
@@ -54,6 +58,7 @@ ODD_BYTES = (
     b"\xff", b"\0", b"\x80", b"c", b"R", b"\x93", b"(", b"t", b"2", b"\x85", b"{", b"\n", b'"', b":", b"cos\nsystem\n",
 )  # fmt: skip
 KINDS = {"config": 6, "config text": 2, "summary": 3, "summary bytes": 1, "index": 3, "shards": 2}
+KINDS |= {"results": 3, "results bytes": 1, "checkpoint": 2}
 """What is mutated, and how often; more than half of the files are still read."""
 
 
@@ -65,6 +70,13 @@ def template(folder: Path) -> Path:
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     (folder / "model").symlink_to(REFERENCE_DIR)
     sharded(folder / "checkpoints" / "step_3.ckpt")
+    torch.save({IDENTITY: {"loss": "kto"}, "global_step": 4, "state_dict": {}}, folder / "checkpoints" / "step_4.ckpt")
+    results = folder / "evaluation"
+    results.mkdir()
+    metric = {"value": 0.5, "low": 0.4, "high": 0.6}
+    (results / "evaluation.json").write_text(json.dumps({"metrics": {"judge/win_rate": metric}}))
+    (results / "rewards.jsonl").write_text('{"reward": 0.5, "desirable": true}\n{"reward": -0.5, "desirable": false}\n')
+    (results / "samples.jsonl").write_text('{"prompt": "p", "completions": ["c", "d"]}\n')
     return folder
 
 
@@ -107,6 +119,12 @@ def write_mutated(run: Path, draw: random.Random, marker: Path) -> str:
             if paths(value):
                 mutate(value, draw, marker)
         file.write_text(yaml.safe_dump(value) if kind == "config" else json.dumps(value))
+    elif kind == "results":
+        file = draw.choice(list((run / "evaluation").iterdir()))
+        first, *others = file.read_text().splitlines()
+        value = json.loads(first)
+        mutate(value, draw, marker)
+        file.write_text("\n".join((json.dumps(value), *others)))
     elif kind == "config text":
         lines = config.read_text().splitlines()
         at = draw.randrange(len(lines))
@@ -117,6 +135,10 @@ def write_mutated(run: Path, draw: random.Random, marker: Path) -> str:
         file = summary if kind == "summary bytes" else folder / ".metadata"
         if kind == "shards":
             file = next(folder.glob("*.distcp"))
+        elif kind == "checkpoint":
+            file = folder.with_name("step_4.ckpt")
+        elif kind == "results bytes":
+            file = draw.choice([run / "metrics.csv", *(run / "evaluation").iterdir()])
         file.write_bytes(mutated_bytes(file.read_bytes(), draw))
     return kind
 
@@ -128,9 +150,19 @@ def read(run: Path, kind: str, output: Path) -> Counter[str]:
     def compare() -> None:
         as_csv(compare_groups(group(read_runs([str(run)])[0]), None, None))
 
+    def show() -> None:
+        runs = read_runs([str(run)])[0]
+        groups = group(runs)
+        page("t", groups, compare_groups(groups, None, None), 0, decide(runs))
+
+    def resume() -> None:
+        check_intact(run / "checkpoints" / "step_4.ckpt")
+        check_identity(run / "checkpoints" / "step_4.ckpt", {"loss": "kto"})
+
     def evaluate() -> None:
         policy = find_policy("policy", str(run))
         read_data(None, policy, "val", 0)
+        reference_of(policy, None)
 
     def export() -> None:
         cfg: DictConfig = run_config(run)
@@ -140,7 +172,9 @@ def read(run: Path, kind: str, output: Path) -> Counter[str]:
     def join() -> None:
         consolidate(run / "checkpoints" / "step_3.ckpt", output)
 
-    for command in (join,) if kind in ("index", "shards") else (compare, evaluate, export):
+    commands = {"index": (join,), "shards": (join,), "checkpoint": (resume,)}
+    commands |= dict.fromkeys(("results", "results bytes"), (show,))
+    for command in commands.get(kind, (compare, evaluate, export)):
         try:
             command()
         except (ValueError, OmegaConfBaseException):

@@ -166,13 +166,35 @@ print(list(terminal.track("work", [1, 2], shown=False)), "torch" in sys.modules,
     assert done.stdout == "[one] line\n[1, 2] False False\n", done.stderr
 
 
-@pytest.mark.parametrize("words", [(), ("trian",), ("loss=kto",)])
+@pytest.mark.parametrize("word", ["trian", "loss=kto"])
 def test_a_command_is_needed(
-    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    word: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, tmp_path, *words) == 1
+    assert call(monkeypatch, tmp_path, word) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: usage: halos {train")
+    close = " (did you mean train?)" if word == "trian" else ""
+    assert error == f"error: halos {word}: no such command{close}; expected one of {', '.join(cli.COMMANDS)}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("loss=KTO",), "loss=KTO: no such option (did you mean kto"),
+        (("data=csv",), "data=files reads csv files"),
+        (("--loss", "kto"), "--loss: expected key=value without dashes, found a flag; write loss=kto"),
+    ],
+)
+def test_what_people_type_instead_is_answered(
+    words: tuple[str, ...],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, tmp_path, "train", *words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert expected in error
     assert error.count("\n") == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,21 @@ def rows(count: int = 5, *, branches: int = 1, vocabulary: int = VOCABULARY, see
         return tuple(rng.choices(range(vocabulary), weights, k=rng.randint(least, most)))
 
     return [Row(f"r{n}", n, ids(1, 9), tuple(ids(1, 8) for _ in range(branches)), n % 2 == 0) for n in range(count)]
+
+
+def conversation(*, branches: int = 1, seed: int = 0) -> list[Row]:
+    """Judgements on three turns of one conversation and on another continuation of its first turn, the last one first:
+    a prefix tree whose longest paths have three prompts."""
+    first, second, third, other = rows(4, branches=max(branches, 2), seed=seed + 100)
+    second = replace(second, prompt=first.prompt + first.branches[0] + second.prompt)
+    third = replace(third, prompt=second.prompt + second.branches[0] + third.prompt)
+    other = replace(other, prompt=first.prompt + first.branches[1] + other.prompt)
+    # Its first completion begins as the conversation goes on.
+    first = replace(first, branches=(first.branches[0] + second.prompt[-1:], *first.branches[1:]))
+    listed = (third, first, other, second)
+    return [
+        replace(row, id=f"turn {n}", group=100 + n, branches=row.branches[:branches]) for n, row in enumerate(listed)
+    ]
 
 
 # Tokenizers

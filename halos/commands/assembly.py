@@ -12,7 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 from halos import terminal
 from halos.commands.builders import build_data, build_model, build_objective
 from halos.commands.replies import make_replies, plan_replies
-from halos.config.combinations import COUNTS, GENERATES, REFERENCE, WHOLE_STEP, check_combinations, values_of
+from halos.config.combinations import (
+    COUNTS,
+    DIVERGENCE,
+    GENERATES,
+    REFERENCE,
+    WHOLE_STEP,
+    check_combinations,
+    values_of,
+)
 from halos.config.devices import build_strategy
 from halos.config.nodes import build, flatten, plain
 from halos.config.runs import CONFIG, saved_run
@@ -139,6 +147,7 @@ def _traits(objective: Objective) -> dict[str, bool]:
         REFERENCE: objective.needs.reference,
         WHOLE_STEP: objective.needs.whole_step,
         COUNTS: objective.needs.label_counts,
+        DIVERGENCE: objective.needs.divergence,
         GENERATES: objective.generates,
     }
 

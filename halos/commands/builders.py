@@ -55,7 +55,8 @@ def build_model(cfg: DictConfig, objective: Objective, optim: Optim) -> Backbone
         check_compiler(cfg.trainer.accelerator)
     if spec.liger:
         check_liger(cfg.trainer.accelerator)
-    spec = spec.resolved(streaming=cfg.data.streaming and objective.needs.reference)
+    streaming, divergence = cfg.data.streaming and objective.needs.reference, objective.needs.divergence
+    spec = spec.resolved(streaming=streaming, divergence=divergence)
     if cfg.strategy.name == "fsdp_tp":
         check_model(spec, optim, cfg.strategy.tensor_parallel_size)
     return BackboneFactory(spec, dtype=torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32)

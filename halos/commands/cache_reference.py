@@ -5,6 +5,7 @@ import time
 from omegaconf import DictConfig, OmegaConf
 
 from halos.commands.assembly import assemble
+from halos.config.combinations import DIVERGENCE, check_combinations
 from halos.config.nodes import build
 from halos.files import in_home
 from halos.reporting import run_report
@@ -46,6 +47,7 @@ def _check(cfg: DictConfig) -> None:
     objective = build(cfg.loss, None, without=("name",))
     if not objective.needs.reference:
         raise ValueError(f"loss={cfg.loss.name}: expected a loss with a reference, found one that reads none")
+    check_combinations({"model.reference": "cached", DIVERGENCE: objective.needs.divergence})
     if cfg.data.streaming:
         raise ValueError("data.streaming: expected false, found true: the reference of a stream is not computed before")
     if cfg.model.reference not in ("auto", "cached"):

@@ -52,10 +52,11 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
         ValueError: an unknown GPU, a model whose config cannot be read, or settings that no formula covers.
     """
     terminal.set_up_logging()
-    spec: ModelSpec = build(cfg.model).resolved(streaming=cfg.data.streaming)
-    _check(cfg, spec)
     # Made without a backbone: whether y' and a reference are needed may depend on its parameters.
     objective = objective_maker(cfg.loss)(None)
+    spec: ModelSpec = build(cfg.model)
+    spec = spec.resolved(streaming=cfg.data.streaming, divergence=objective.needs.divergence)
+    _check(cfg, spec)
     gpu, devices = GPUS[cfg.estimate.gpu], (cfg.trainer.devices or 1) * int(cfg.trainer.num_nodes)
     # The model's config is enough: neither weights nor a tokenizer need be there.
     with torch.device("meta"):

@@ -11,6 +11,7 @@ from halos import terminal
 from halos.commands.held_data import read_data
 from halos.commands.judge import make_judge
 from halos.config.nodes import plain
+from halos.config.roles import check_trusted_models
 from halos.evaluation import evaluator, report
 from halos.evaluation.heldout import held_out
 from halos.evaluation.plan import EvaluationPlan, Settings
@@ -45,9 +46,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 def _plan(cfg: DictConfig, settings: Settings) -> tuple[EvaluationPlan, Path]:
     """Find the models, read the data, make the judge and check them together; the cheapest come first."""
-    policy = find_policy("policy", cfg.policy)
+    trusted = check_trusted_models(cfg.trust_remote_code)
+    policy = find_policy("policy", cfg.policy, trusted=trusted)
     # A classifier's rewards are its own scores, not log-ratios to a reference.
-    reference = None if policy.is_classifier else reference_of(policy, cfg.reference)
+    reference = None if policy.is_classifier else reference_of(policy, cfg.reference, trusted)
     folder = _output(cfg.output, policy)
     data = read_data(cfg.get("data"), policy, cfg.split, settings.seed, cfg.get("trust"))
     judge = opponent = None
@@ -56,7 +58,7 @@ def _plan(cfg: DictConfig, settings: Settings) -> tuple[EvaluationPlan, Path]:
         judge = make_judge(cfg.judge, data.source, **place, progress=settings.progress)
         opponent = reference if cfg.opponent == "reference" else None
         if cfg.opponent not in ("reference", "data"):
-            opponent = find_policy("opponent", cfg.opponent)
+            opponent = find_policy("opponent", cfg.opponent, trusted=trusted)
     held, name = held_out(data.records, data.selection, data.training), str(cfg.opponent)
     plan = EvaluationPlan(settings, policy, reference, data, held, judge, opponent=name, opponent_policy=opponent)
     # Last, so that a refused evaluation leaves no empty folder.
@@ -69,4 +71,9 @@ def _output(output: str | None, policy: Policy) -> Path:
         return Path(output)
     if policy.run is None:
         raise ValueError("output: expected a folder for the results; only a run's folder has a place for them")
-    return in_home(policy.name) / "evaluation"
+    folder = in_home(policy.name) / "evaluation"
+    if folder.is_symlink():
+        raise ValueError(
+            f"output: expected a folder of the run, found a link, {folder} → {folder.readlink()}; set output"
+        )
+    return folder

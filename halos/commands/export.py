@@ -16,6 +16,7 @@ from torch import Tensor
 from halos import terminal
 from halos.commands.builders import build_objective
 from halos.config.nodes import build, flatten, plain
+from halos.config.roles import check_trusted_models
 from halos.config.runs import run_config
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.files import in_home
@@ -41,7 +42,7 @@ def export(cfg: DictConfig) -> Path:
     """
     terminal.set_up_logging()
     run = in_home(cfg.run)
-    run_cfg = _as_exported(run_config(run, cfg.get("trust")), cfg)
+    run_cfg = _as_exported(run_config(run, cfg.get("trust"), check_trusted_models(cfg.trust_remote_code)), cfg)
     checkpoint = _find_checkpoint(run, cfg.checkpoint)
     with _checkpoint_named():
         contents = checkpoints.read(checkpoint)
@@ -97,6 +98,7 @@ def card_of(
         loss=cfg.loss.name,
         base=cfg.model.path,
         paper=objective.paper,
+        remote_code=cfg.model.trust_remote_code,
         data=[train] if isinstance(train, str) else list(train or ()),
         hyperparameters={**settings, "steps": steps},
         metrics=metrics,

@@ -11,6 +11,7 @@ from halos.config.nodes import build
 from halos.data.preparation.intake import Intake
 from halos.data.preparation.prepare import DataNeeds, Preparation
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
+from halos.data.reading.lines import ReadingLimits
 from halos.data.records.record import Conversation, messages_of, reply_text
 from halos.data.rows.chat_tokens import Limits
 from halos.data.rows.token_rows import replies_of
@@ -92,6 +93,7 @@ def _preparation(cfg: DictConfig) -> Preparation:
         limits=Limits(node.max_length, node.max_prompt_length),
         selection=build(node.select),
         store=Store(cache_folder(cfg.cache_dir), node.num_proc, Seals.of_file(key_file)),
+        reading=ReadingLimits(node.max_expansion, node.max_characters),
         seed=cfg.seed,
         **{name: node[name] for name in names},
     )

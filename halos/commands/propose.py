@@ -9,7 +9,8 @@ from halos.config.nodes import build
 from halos.data.layouts.propose import as_yaml, propose
 from halos.data.reading.files import Piece
 from halos.data.records.record import Record, messages_of, reply_text
-from halos.data.sources.feedback_files import FeedbackFiles, Layouts, scores_joined
+from halos.data.sources.combined import scores_in_a_row
+from halos.data.sources.feedback_files import FeedbackFiles, Layouts
 from halos.files import write_atomically
 from halos.terminal import console, styled
 
@@ -40,7 +41,7 @@ def write_proposal(cfg: DictConfig) -> None:
     proposal = propose([row for _, row in located], source.declaration)
     train = str(Path(file).resolve()) if Path(file).exists() else str(file)
     layouts = Layouts(proposal.declaration)
-    adapted = scores_joined(chain.from_iterable(layouts.adapted(where, row) for where, row in located))
+    adapted = scores_in_a_row(chain.from_iterable(layouts.adapted(where, row) for where, row in located))
     records = [record for _, record, _ in adapted if record is not None]
     for record in records[:SHOWN]:
         _show(record)

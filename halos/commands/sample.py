@@ -11,6 +11,7 @@ from halos.checks import check_whole
 from halos.commands.held_data import read_data
 from halos.config.devices import check_place
 from halos.config.nodes import plain
+from halos.config.roles import check_trusted_models
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.files import write_atomically
 from halos.policy.lookup import Policy, find_policy
@@ -39,7 +40,7 @@ def sample(cfg: DictConfig) -> Path:
     check_whole("seed", cfg.seed, 0)
     check_place(cfg.device, cfg.precision)
     output = Path(cfg.output)
-    policy = find_policy("policy", cfg.policy)
+    policy = find_policy("policy", cfg.policy, trusted=check_trusted_models(cfg.trust_remote_code))
     check_engine(cfg.engine, policy)
     decoding = Decoding(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p)
     data = read_data(cfg.get("data"), policy, cfg.split, cfg.seed, cfg.get("trust"))

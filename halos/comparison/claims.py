@@ -14,11 +14,17 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from halos.comparison.runs import Run, paired_difference
+from halos.config.runs import CONFIG
 from halos.config.signatures import check_arguments
 from halos.evaluation.statistics import Estimate
 from halos.safe_text import markdown
 
 T = TypeVar("T", "Claim", "Contrast", "Figure")
+_TYPES = {
+    "figure": object, "contrasts": Sequence, "lines": Sequence, "of": Mapping, "against": Mapping, "log": bool,
+    "above": int | float,
+}  # fmt: skip
+"""Types of the fields of a claim in a configuration; others are texts."""
 HELD, FAILED, UNDECIDED = "held", "did not hold", "is undecided"
 
 
@@ -156,7 +162,7 @@ def _decide(runs: list[Run]) -> Verdict:
 
 
 def _claim(run: Run) -> Claim:
-    where = f"{run.folder / 'config.yaml'}: claim"
+    where = f"{run.folder / CONFIG}: claim"
     claim = _build(where, Claim, run.claim)
     if not claim.contrasts:
         raise ValueError(f"{where}.contrasts: expected at least one, found none")
@@ -170,8 +176,13 @@ def _build(where: str, kind: type[T], node: object, **common: object) -> T:
     """Make a dataclass of a node whose keys are its fields; ``common`` has the values of keys that the node lacks."""
     if not isinstance(node, Mapping):
         raise ValueError(f"{where}: expected keys with values, found {node!r}")
-    check_arguments(where, kind, **{**common, **node})
-    return kind(**{**common, **node})
+    values = {**common, **node}
+    check_arguments(where, kind, **values)
+    for name, value in values.items():
+        fits = isinstance(value, _TYPES.get(name, str))
+        if not fits or (name == "lines" and not all(isinstance(key, str) for key in value)):
+            raise ValueError(f"{where}.{name}: expected another kind of value, found {value!r}")
+    return kind(**values)
 
 
 def _difference(claim: Claim, contrast: Contrast, runs: Sequence[Run]) -> Estimate | None:

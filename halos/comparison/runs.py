@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from halos.checks import is_number
 from halos.config.nodes import Node, flatten
-from halos.config.runs import saved_run
+from halos.config.runs import CONFIG, saved_run
 from halos.evaluation.statistics import Estimate, over_seeds
 
 _IGNORED = (
@@ -21,6 +22,8 @@ _IGNORED = (
     "sweep_", "estimate.",
 )  # fmt: skip
 """Beginnings of keys whose values do not make two runs different experiments."""
+LARGEST = 1e100
+"""Numbers from here on, and what is infinite or not defined, are left out: no figure can show them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ def read_runs(roots: Sequence[str]) -> tuple[list[Run], list[Path]]:
     for root in roots:
         if not Path(root).is_dir():
             raise ValueError(f"runs: no such folder: {root}")
-        folders |= dict.fromkeys(sorted(file.parent for file in Path(root).rglob("config.yaml")))
+        folders |= dict.fromkeys(sorted(file.parent for file in Path(root).rglob(CONFIG)))
     # A run writes its summary last, so a folder with one is complete.
     finished = [folder for folder in folders if (folder / "summary.json").is_file()]
     if not finished:
@@ -142,11 +145,11 @@ def _read(folder: Path) -> Run:
     try:
         run = _run_of(folder, config)
         json.dumps(run.config, sort_keys=True)  # as runs are grouped by
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, csv.Error) as error:
         # Files of another program, or changed by hand: their values have types that no run writes.
         raise ValueError(f"{folder}: expected the files of a run, found others: {error!r}") from error
     if "loss.name" not in run.config:
-        raise ValueError(f"{folder / 'config.yaml'}: expected loss.name, found none")
+        raise ValueError(f"{folder / CONFIG}: expected loss.name, found none")
     return run
 
 
@@ -165,12 +168,12 @@ def _run_of(folder: Path, config: Node) -> Run:
         f"{stage}/{name}": float(value)
         for stage, values in stages.items()
         for name, value in values.items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and abs(value) < LARGEST
     }
-    csv_rows = csv.DictReader(_lines(folder / "metrics.csv"))
-    curves = [{name: float(value) for name, value in row.items() if value} for row in csv_rows]
-    rewards = [json.loads(line) for line in _lines(file.with_name("rewards.jsonl"))]
-    samples = [json.loads(line) for line in _lines(file.with_name("samples.jsonl"))]
+    curves = _curves(folder / "metrics.csv")
+    rewards = _rows(file.with_name("rewards.jsonl"), _is_reward, "a reward and whether it is desirable")
+    rewards = [row for row in rewards if abs(row["reward"]) < LARGEST]
+    samples = _rows(file.with_name("samples.jsonl"), _is_sample, "a prompt and its completions")
     opponent = results.get("win_rate", {}).get("opponent")
     claim, keys = config.get("claim") or None, experiment_keys(config)
     return Run(folder, int(config["seed"]), keys, numbers, curves, rewards, samples, claim, opponent)
@@ -205,6 +208,37 @@ def _json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected JSON, found {error}") from error
+
+
+def _curves(file: Path) -> list[dict[str, float]]:
+    try:
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(_lines(file))]
+    except ValueError as error:
+        raise ValueError(f"{file}: expected numbers, found another text: {error}") from error
+    return [{name: value for name, value in row.items() if abs(value) < LARGEST} for row in rows if "step" in row]
+
+
+def _rows(file: Path, is_row: Callable[[Any], bool], expected: str) -> list[Node]:
+    rows: list[Node] = []
+    for number, line in enumerate(_lines(file), start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}:{number}: expected JSON, found {error}") from error
+        if not is_row(row):
+            raise ValueError(f"{file}:{number}: expected {expected}, found {line[:60]!r}")
+        rows.append(row)
+    return rows
+
+
+def _is_reward(row: Any) -> bool:
+    return is_number(row["reward"]) and isinstance(row["desirable"], bool)
+
+
+def _is_sample(row: Any) -> bool:
+    answers = row["completions"]
+    texts = [row["prompt"], *answers] if isinstance(answers, list) and answers else [None]
+    return all(isinstance(text, str) for text in texts)
 
 
 def _lines(file: Path) -> list[str]:

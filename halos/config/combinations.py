@@ -19,10 +19,12 @@ Condition = Callable[[Value], bool]
 
 REFERENCE, WHOLE_STEP = "loss (reference)", "loss (whole step)"
 COUNTS, GENERATES = "loss (label counts)", "loss (generates)"
+DIVERGENCE = "loss (divergence)"
 TRAITS = {
     REFERENCE: "whether the loss reads a reference",
     WHOLE_STEP: "whether the loss needs all examples of an optimizer step at once",
     COUNTS: "whether weights of the loss are set by the counts of all training data",
+    DIVERGENCE: "whether the loss compares the policy's and the reference's distributions over the whole vocabulary",
     GENERATES: "whether the trained policy generates text; reward models do not",
     "before": "whether the run has a round 0",
     "rounds": "whether the run is one of several rounds, or has a round 0",
@@ -158,6 +160,12 @@ RULES: tuple[Rule, ...] = (
     Rule({"model.reference_path": _SET} | _STREAMING | {REFERENCE: _ON}, "null with data.streaming=true",
          "its log-probs would have to be computed before the stream is read"),
     # The objective
+    Rule({"model.reference": _one_of("cached"), DIVERGENCE: _ON}, "auto, live or adapter for a loss that compares "
+         "distributions (loss.reference_point=token)", "a cache holds log-probs of the data's tokens alone"),
+    Rule({"model.reference_path": _SET, DIVERGENCE: _ON}, "null for a loss that compares distributions "
+         "(loss.reference_point=token)", "a reference that is kept as a model is the one that the policy started from"),
+    Rule({"strategy.name": _ANY_FSDP, DIVERGENCE: _ON}, "auto or ddp for a loss that compares distributions "
+         "(loss.reference_point=token)", "each rank needs both models' heads whole"),
     Rule(_STREAMING | {COUNTS: _ON}, "false where weights of the loss are auto",
          "they are set by the counts of all training data; give numbers"),
     Rule({"humanline.enabled": _ON, REFERENCE: _OFF}, "false, or a loss with a reference"),

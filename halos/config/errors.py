@@ -13,6 +13,9 @@ from halos.config.signatures import did_you_mean
 NAMES_OF_FILES = ("data.columns.", "data.roles.")
 """Keys whose values are names in the user's files."""
 
+FORMATS = [("data", name) for name in ("csv", "tsv", "json", "jsonl", "parquet", "alpaca", "sharegpt", "openai")]
+"""Options that people expect for what ``data=files`` recognises by itself."""
+
 
 def require_plain_booleans(node: object, key: str = "") -> None:
     """Raise ``ValueError`` for a key that is set to yes, no, on or off.
@@ -40,7 +43,8 @@ def check_complete(cfg: DictConfig) -> None:
 
 def no_such_option(group: str, name: str, options: Sequence[str]) -> str:
     """Return the line for a name that is none of the options of its group."""
-    return f"{group}={name}: no such option{did_you_mean(name, options)}; expected one of {', '.join(options)}"
+    hint = f"; data=files reads {name} files, data.train=FILE alone too" if (group, name.lower()) in FORMATS else ""
+    return f"{group}={name}: no such option{did_you_mean(name, options)}; expected one of {', '.join(options)}{hint}"
 
 
 def explain(error: BaseException) -> str:

@@ -16,7 +16,10 @@ from halos.config.signatures import check_arguments
 
 Node = dict[str, Any]
 """A section of a configuration as plain values: texts, numbers, lists and further sections by key."""
-SOURCE_KEYS = ("train", "val", "columns", "mix", "roles", "values", "ties", "transcripts", "bad_rows", "max_bad_rows")
+SOURCE_KEYS = (
+    *("train", "val", "columns", "mix"),
+    *("roles", "values", "ties", "votes", "transcripts", "bad_rows", "max_bad_rows"),
+)
 """Keys of ``data`` that belong to its source; they are set as ``data.train=…`` because that is shorter to type."""
 
 

@@ -49,6 +49,15 @@ def check_trust(trust: object) -> tuple[str, ...]:
     return modules
 
 
+def check_trusted_models(models: object) -> tuple[str, ...]:
+    """Return the models of the key ``trust_remote_code``. Raises ``ValueError`` for anything but a list of names."""
+    names = tuple(models) if isinstance(models, list | tuple | ListConfig) else (models,)
+    if not all(isinstance(name, str) and name for name in names):
+        hint = "name each model whose own code may run, such as [lab/model]"
+        raise ValueError(f"trust_remote_code: expected a list of models, found {models!r}; {hint}")
+    return names
+
+
 def check_roles(node: object, key: str = "", trust: Sequence[str] = ()) -> None:
     """Check what a saved node names, before anything of it is built.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -66,12 +67,13 @@ def saved_run(folder: Path) -> Node:
     return config
 
 
-def run_config(folder: Path, trust: object = ()) -> DictConfig:
+def run_config(folder: Path, trust: object = (), trusted: Collection[str] = ()) -> DictConfig:
     """Read the configuration of a run for a command that builds its objective, optimizer, data or model again.
 
     Args:
         folder: the run's folder.
         trust: modules that the user trusts, besides this package.
+        trusted: models whose own code may run; what the run's configuration says of that does not count.
 
     Raises:
         ValueError: as :func:`saved_run`, or the configuration names a class that it may not name.
@@ -83,5 +85,5 @@ def run_config(folder: Path, trust: object = ()) -> DictConfig:
         check_roles(config, trust=check_trust(trust))
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
-    config["model"] = {**config["model"], "trust_remote_code": False}  # the user's own to allow
+    config["model"] = {**config["model"], "trust_remote_code": config["model"].get("path") in trusted}
     return OmegaConf.create(config)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 IMPLIED = {"data.train": ("data", "files"), "model.path": ("model", "hf")}
 """From a key that only some options of a group have to the option that a user means by it."""
+OWN_SOURCE = "data.source._target_"
+"""Names a class of the user's own, which takes the keys that all sources of files have, not those of ``data=files``."""
 
 
 def implied_groups(words: Sequence[str]) -> list[str]:
@@ -19,7 +21,18 @@ def implied_groups(words: Sequence[str]) -> list[str]:
     Returns:
         Overrides, such as ``data=files``.
     """
-    keys = {word.partition("=")[0].lstrip("+") for word in words}
+    keys = _keys(words)
     if "experiment" in keys:
         return []
-    return [f"{group}={option}" for key, (group, option) in IMPLIED.items() if key in keys and group not in keys]
+    named = keys | ({"data"} if OWN_SOURCE in keys else set())
+    return [f"{group}={option}" for key, (group, option) in IMPLIED.items() if key in keys and group not in named]
+
+
+def own_source(words: Sequence[str]) -> list[str]:
+    """Return the group of data that a source of the user's own implies, if none is named."""
+    keys = _keys(words)
+    return ["data=file_source"] if OWN_SOURCE in keys and not {"data", "experiment"} & keys else []
+
+
+def _keys(words: Sequence[str]) -> set[str]:
+    return {word.partition("=")[0].lstrip("+") for word in words}

@@ -56,5 +56,7 @@ def accepted_names(function: Callable[..., object]) -> list[str] | None:
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
     """`` (did you mean …?)`` with the names that are close to a misspelt one, or nothing."""
-    close = get_close_matches(name, names, n=3, cutoff=0.5)
+    # Names of other cases are as close: KTO is kto.
+    lowered = {other.lower(): other for other in names}
+    close = [lowered[other] for other in get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
     return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -22,6 +22,7 @@ from halos.data.batches.loader import ResumableLoader
 from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder, validation_order
 from halos.data.batches.reference_table import ReferenceTable
 from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
+from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.rows.chat_tokens import Limits
 from halos.data.rows.token_rows import Row, Rows, TokenRows
 from halos.data.sources.base import Files, Source
@@ -60,19 +61,22 @@ class PreferenceDataModule(pl.LightningDataModule):
         text: ``plain`` texts are rendered by the chat template; ``rendered`` ones carry its markup already.
         select: rules that select the feedback to use.
         stratified: every step has a desirable and an undesirable completion.
-        keep_together: up to this many examples of one prompt are drawn together, so that they can share their prompt in
-            a micro-batch, as the two sides of a pair do; 1 draws every example separately. The number is ignored for an
-            objective that needs all examples of a prompt in one step, and with ``stratified``, which draws every
-            example separately.
+        keep_together: up to this many examples of one conversation (whose prompts begin with the same turn of the user)
+            are drawn together, so that they can share its tokens in a micro-batch, as the two sides of a pair do; 1
+            draws every example separately. The number is ignored for an objective that needs all examples of a prompt
+            in one step, and with ``stratified``, which draws every example separately.
         length_groups: number of parts into which a padded micro-batch is divided by length. Results do not depend on
             it.
         packing: concatenate rows without padding, for models that support it; other models get padded rows.
-        share_prompts: in packed rows, compute a prompt once for all its completions in the micro-batch.
+        share_prompts: in packed rows, compute once what the sequences of a micro-batch begin with: a prompt for all its
+            completions, the turns of a conversation for all its examples.
         max_tokens_per_batch: the most tokens whose activations are in memory at a time (a single example may exceed
             it). A larger micro-batch is computed in parts, and each part is recomputed in the backward pass; results do
             not depend on it. Only for packed rows, and for models that are not sharded over devices.
         workers: processes that collate batches.
         num_proc: processes that prepare data; None for one on each core.
+        max_expansion, max_characters: what a file may decompress to, and how long a record may be; see
+            :class:`halos.data.reading.lines.ReadingLimits`.
         cache_dir: folder in which prepared data and the reference's log-probs are kept; ``auto`` is ``$HALOS_CACHE`` or
             ``~/.cache/halos``, None keeps them in memory.
         cache_key_file: file with the key under which a group shares the cache folder; None: only what this user has
@@ -109,6 +113,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         max_tokens_per_batch: int | None = None,
         workers: int = 0,
         num_proc: int | None = None,
+        max_expansion: int = USUAL.max_expansion,
+        max_characters: int = USUAL.max_characters,
         cache_dir: str | Path | None = "auto",
         cache_key_file: str | Path | None = None,
         seed: int = 0,
@@ -137,6 +143,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             train_on=train_on,
             text=text,
             store=Store(self.cache_dir, num_proc, self.seals),
+            reading=ReadingLimits(max_expansion, max_characters),
             seed=seed,
         )
         self.batch_size, self.length_groups, self.workers, self.seed = batch_size, length_groups, workers, seed
@@ -266,7 +273,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         if self._stratified:
             labels = np.full(len(rows), -1) if grouped else rows.labels
             return StratifiedOrder(len(rows), division, labels=labels)
-        return TrainingOrder(len(rows), division, groups=rows.groups, together=None if grouped else self._keep_together)
+        if grouped:
+            return TrainingOrder(len(rows), division, groups=rows.groups)
+        return TrainingOrder(len(rows), division, groups=rows.conversations, together=self._keep_together)
 
     @property
     def _train(self) -> TokenRows:

@@ -16,7 +16,8 @@ import numpy as np
 from halos import terminal
 from halos.data.records.record import Prompt, Reply, prompt_key, reply_text, transcript
 from halos.data.rows.chat_tokens import ChatTokens
-from halos.data.rows.exchanges import Exchange
+from halos.data.rows.exchanges import Exchange, Tokenised
+from halos.data.rows.token_rows import Span
 from halos.evaluation.duels import Texts, best_of_data, win_rate
 from halos.evaluation.harness import run_tasks
 from halos.evaluation.heldout import HeldOut, feedback_metrics, likelihood_metrics, on_policy_metrics
@@ -51,6 +52,7 @@ def evaluate(plan: EvaluationPlan) -> Iterator[Results]:
         counts={"records": len(plan.data.records), "pairs": len(plan.held.pairs), "labels": len(plan.held.labels)},
         left_out=plan.data.report + plan.held.report,
         opponent=plan.opponent,
+        remote_code=[model.name for model in plan.models().values() if model.spec.trust_remote_code],
     )
     if plan.policy.is_classifier:
         yield _classifier_results(plan, results)
@@ -98,14 +100,16 @@ class LanguageModelEvaluator:
         # Tokenised before the weights are loaded, so that a prompt that does not fit is found at once.
         self._prompts = self._prompt_ids([SourcePrompt(f"prompt {n}", one) for n, one in enumerate(plan.held.prompts)])
         # A completion is cut where the longer of the two prompts leaves no room: both models score the same tokens.
+        held = self._held_completions()
+        self._contexts = [one.context[0] for one in held]
         self._completions = [
-            self.tokens.fit_completion(ids, max(len(ours), len(theirs)))[0]
-            for ids, ours, theirs in zip(self._held_completions(), *self._prompts, strict=True)
+            self.tokens.fit_completion(one.completions[0], max(len(ours), len(theirs)))[0]
+            for one, ours, theirs in zip(held, *self._prompts, strict=True)
         ]
         self.policy_model = self._load(plan.policy)
         self.reference_model = self._load(plan.reference) if plan.reference else None
 
-    def _held_completions(self) -> list[list[int]]:
+    def _held_completions(self) -> list[Tokenised]:
         held, control = self.plan.held, self.plan.policy.control
         exchanges = [
             Exchange(f"prompt {n}", prompt, (reply,), control)
@@ -113,7 +117,7 @@ class LanguageModelEvaluator:
         ]
         tokenised = self.tokens.tokenise(exchanges)
         self.tokens.check([refusal for one in tokenised for refusal in one.refusals], len(exchanges))
-        return [one.completions[0] for one in tokenised]
+        return tokenised
 
     def _tokens_of(self, policy: Policy) -> ChatTokens:
         return ChatTokens(policy.tokenizer, self.plan.data.limits, self.plan.data.text)
@@ -140,7 +144,7 @@ class LanguageModelEvaluator:
 
     def _feedback_stage(self, results: Results) -> Results:
         held, bootstrap = self.plan.held, self.bootstrap
-        scores = self._score(*self._prompts, self._completions, "held-out feedback")
+        scores = self._score(*self._prompts, self._completions, "held-out feedback", self._contexts)
         metrics = likelihood_metrics(held, scores, bootstrap)
         if self.plan.reference is not None:  # rewards are log-ratios, so without a reference there are none
             rewards = results.beta * scores.log_ratios
@@ -223,10 +227,17 @@ class LanguageModelEvaluator:
             sides.append([tokens.fitted_prompt(one.prompt, model.control, where=one.id) for one in prompts])
         return sides[0], sides[1]
 
-    def _score(self, ours: Sequence[Ids], theirs: Sequence[Ids], completions: Sequence[Ids], name: str) -> Scores:
+    def _score(
+        self,
+        ours: Sequence[Ids],
+        theirs: Sequence[Ids],
+        completions: Sequence[Ids],
+        name: str,
+        contexts: Sequence[Sequence[Span]] | None = None,
+    ) -> Scores:
         models, size = (self.policy_model, self.reference_model), self.settings.batch_size
         track = partial(terminal.track, name, shown=self.settings.progress)
-        return score(*models, ours, theirs, completions, batch_size=size, track=track)
+        return score(*models, ours, theirs, completions, contexts=contexts, batch_size=size, track=track)
 
     def _load(self, policy: Policy) -> PreTrainedModel:
         # Both models get at least the policy's vocabulary, or their distributions could not be compared.

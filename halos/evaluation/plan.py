@@ -105,15 +105,18 @@ class EvaluationPlan:
             raise ValueError(f"policy: {name} is a reward model: it has no samples to judge and no tasks to do")
         # Models are checked last, as the tokenizer of a hub id may have to be downloaded.
         sampled = () if self.settings.size == 0 or self.policy.is_classifier else (self.policy, self.opponent_policy)
-        models = {"policy": self.policy, "reference": self.reference, "opponent": self.opponent_policy}
-        for key, model in models.items():
-            if model is not None:
-                check_tokenizer(key, model)
-                # A reference that only scores may be one that the engine cannot sample, such as an adapter under vLLM.
-                if model in sampled:
-                    check_engine(self.settings.engine, model, key=key)
+        for key, model in self.models().items():
+            check_tokenizer(key, model)
+            # A reference that only scores may be one that the engine cannot sample, such as an adapter under vLLM.
+            if model in sampled:
+                check_engine(self.settings.engine, model, key=key)
         if self.reference is not None:
             _check_same_vocabulary(self.policy, self.reference)
+
+    def models(self) -> dict[str, Policy]:
+        """Return the models by their keys in the configuration."""
+        models = {"policy": self.policy, "reference": self.reference, "opponent": self.opponent_policy}
+        return {key: model for key, model in models.items() if model is not None}
 
 
 def implied_beta(policy: Policy, beta: float | None) -> float:

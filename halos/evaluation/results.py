@@ -34,6 +34,7 @@ class Results:
         samples: for each prompt its text (``prompt``), the policy's ``completions``, and under ``opponent`` those that
             the judge compared them with.
         opponent: whom the judge compares the policy with: ``reference``, ``data`` or a model's name.
+        remote_code: models whose own code was allowed to run.
         win_rate: the policy's win rate.
         judge: what the judge's answers cost.
         tasks: {task: {metric: value}} of standard tasks.
@@ -49,6 +50,7 @@ class Results:
     margins: Sequence[float] = ()
     samples: Sequence[Line] | None = None
     opponent: str = "reference"
+    remote_code: Sequence[str] = ()
     win_rate: WinRate | None = None
     judge: Mapping[str, float] | None = None
     tasks: Mapping[str, Mapping[str, float]] | None = None
@@ -59,6 +61,8 @@ class Results:
         content["metrics"] = {name: estimate.as_json() for name, estimate in self.metrics.items()}
         if self.win_rate is not None:
             content["win_rate"] = {"opponent": self.opponent, **self.win_rate.as_json()}
+        if self.remote_code:
+            content["remote_code"] = list(self.remote_code)
         optional = {"judge": self.judge, "tasks": self.tasks}
         return content | {name: value for name, value in optional.items() if value is not None}
 

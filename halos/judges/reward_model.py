@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +12,19 @@ import torch
 
 from halos.checks import check_whole
 from halos.config.devices import DTYPES, choice, device_of
+from halos.config.runs import CONFIG
 from halos.data.records.record import Prompt, Reply, messages_of, reply_text
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.files import in_home
 from halos.judges.base import CompletionJudge, PromptCompletion
 from halos.policy.kernels.matmul import limit_kernel_caches
+from halos.policy.limits import TooLarge, as_large_as_its_files, check_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+
+log = logging.getLogger(__name__)
 
 Encoded = dict[str, list[int]]
 """One sequence as a tokenizer's ``pad`` takes it: ``input_ids`` and ``attention_mask``."""
@@ -34,6 +40,7 @@ class RewardModel(CompletionJudge):
     Args:
         path: a run folder, a hub id or a directory with a model.
         revision: of a hub id: a commit, a tag or a branch.
+        trust_remote_code: run the code that comes with the model, with all rights of this process.
         threshold: completions with at least this score are desirable; None: those above the median.
         batch_size: sequences in one forward.
         max_length: the maximum number of tokens in prompt and completion; prompts of more than half as many tokens keep
@@ -59,6 +66,7 @@ class RewardModel(CompletionJudge):
         device: str = "auto",
         precision: str = "32-true",
         revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__(threshold=threshold)
         if not path:
@@ -67,8 +75,11 @@ class RewardModel(CompletionJudge):
         check_whole("judge.max_length", max_length, 2)
         # A run's folder has the model in a subfolder; hub ids and model directories have no config.yaml.
         folder = in_home(path)
-        self._ours = (folder / "config.yaml").is_file()
+        self._ours = (folder / CONFIG).is_file()
         self.path = str(folder / "model") if self._ours else path
+        if not isinstance(trust_remote_code, bool):  # a text would count as true
+            raise ValueError(f"judge.trust_remote_code: expected true or false, found {trust_remote_code!r}")
+        self.trust_remote_code = trust_remote_code
         self.revision = {} if revision is None else {"revision": revision}
         self.batch_size = batch_size
         self.limits, self.text = limits or Limits(max_length, max_length // 2), text
@@ -77,6 +88,10 @@ class RewardModel(CompletionJudge):
     def check(self) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
+        if self.trust_remote_code:
+            log.warning("judge.trust_remote_code: code that comes with %s runs with all your rights", self.path)
+        if (config := in_home(self.path) / "config.json").is_file():
+            check_config(config, "judge.path")
         self._pretrained(AutoTokenizer)
         self._check_labels(self._pretrained(AutoConfig))
 
@@ -123,7 +138,9 @@ class RewardModel(CompletionJudge):
         limit_kernel_caches()
         tokenizer = self._pretrained(AutoTokenizer)
         classifier = AutoModelForSequenceClassification
-        model, info = self._pretrained(classifier, dtype=self.dtype, output_loading_info=True)
+        folder = in_home(self.path)
+        with as_large_as_its_files(folder, "judge.path") if folder.is_dir() else nullcontext():
+            model, info = self._pretrained(classifier, dtype=self.dtype, output_loading_info=True)
         # transformers fills missing weights with random numbers: a language model would load as a classifier.
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:5])
@@ -133,9 +150,14 @@ class RewardModel(CompletionJudge):
 
     def _pretrained(self, factory: Any, **options: object) -> Any:
         try:
-            return factory.from_pretrained(self.path, trust_remote_code=False, **self.revision, **options)
-        except (OSError, KeyError, ValueError, RuntimeError, ImportError) as error:
-            raise ValueError(f"judge.path: {self.path} could not be loaded as a classifier: {error}") from error
+            options |= {**self.revision, "trust_remote_code": self.trust_remote_code}
+            return factory.from_pretrained(self.path, **options)
+        except TooLarge:
+            raise
+        except Exception as error:  # whatever libraries make of files that may hold anything
+            found = str(error) or type(error).__name__
+            hint = "; if you know its code, set judge.trust_remote_code=true" if "custom code" in found else ""
+            raise ValueError(f"judge.path: {self.path} could not be loaded as a classifier: {found}{hint}") from error
 
     def _check_labels(self, config: PreTrainedConfig) -> None:
         if config.num_labels != 1:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from halos.config.combinations import REFERENCE, WHOLE_STEP, check_combinations
+from halos.config.combinations import DIVERGENCE, REFERENCE, WHOLE_STEP, check_combinations
 from halos.data.batches.collate import Batch
 from halos.data.module import PreferenceDataModule
 from halos.loop.feedback_metrics import feedback_metrics
@@ -115,6 +115,10 @@ class TrainingLoop(pl.LightningModule, ABC):
     def control(self, desirable: bool | None) -> str:
         """Return the text that ends the prompt of an example with this label."""
 
+    @abstractmethod
+    def end_step(self) -> None:
+        """Take note that an optimizer step has ended."""
+
     # The hooks that Lightning calls, in the order of its calls
 
     @final
@@ -157,6 +161,8 @@ class TrainingLoop(pl.LightningModule, ABC):
         self.backbone = backbone = self.source.make(reference=self.needs.reference, sharding=sharding)
         backbone.control = self.control(True)
         backbone.loss, backbone.paper = type(self).__name__, getattr(self, "paper", None)
+        if self.needs.divergence:
+            backbone.check_divergence()
         self.build(backbone.hidden_size)
         if isinstance(head := getattr(self, "reward_head", None), RewardHead):
             backbone.reward_head = (head,)
@@ -238,6 +244,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         # Lightning frees the gradients after the next forward pass. Freed here, they leave room for its activations.
         optimizer.zero_grad(set_to_none=True)
         self.trained.updated = True
+        self.end_step()
 
     @final
     def on_validation_start(self) -> None:
@@ -298,7 +305,8 @@ class TrainingLoop(pl.LightningModule, ABC):
             ValueError: if the loss cannot work with these settings.
         """
         # The same rules as for the command, which otherwise would only apply to runs with a configuration.
-        traits = {REFERENCE: self.needs.reference, WHOLE_STEP: self.needs.whole_step}
+        needs = self.needs
+        traits = {REFERENCE: needs.reference, WHOLE_STEP: needs.whole_step, DIVERGENCE: needs.divergence}
         humanline = self.humanline is not None
         check_combinations(traits | {"humanline.enabled": humanline, "trainer.accumulate_grad_batches": accumulate})
         self._optim.check()
@@ -333,8 +341,11 @@ class TrainingLoop(pl.LightningModule, ABC):
     @final
     def evaluate_batch(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
         """The loss's output for one micro-batch, and all metrics to log: loss terms, feedback, the loss's own."""
-        policy = self.trained.logprobs(batch, with_hidden=self.needs.hidden, with_statistics=True, with_load=True)
-        reference = self.trained.reference_logprobs(batch) if self.needs.reference else None
+        hidden, diverge = self.needs.hidden or self.needs.divergence, self.needs.divergence
+        policy = self.trained.logprobs(batch, with_hidden=hidden, with_statistics=True, with_load=True)
+        reference = self.trained.reference_logprobs(batch, with_hidden=diverge) if self.needs.reference else None
+        if diverge and reference is not None:
+            policy.divergence = self.trained.divergence(policy, reference)
         output = self.outcome(batch, policy, reference)
         if policy.load is not None and self.trained.router_loss is not None:
             term, router_loss = self.trained.router_loss.terms(policy.load, batch)

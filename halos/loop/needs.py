@@ -26,6 +26,8 @@ class Needs:
         whole_micro_step: nothing from the run, but a warning for readers: the loss of an example depends on the
             others of its micro-step, on all ranks (KTO's z₀). Accumulated micro-batches then differ slightly from one
             large batch.
+        divergence: the divergence between the policy's and the reference's distributions at each completion token, in
+            ``LogProbs.divergence``. It needs a reference that computes in each step, live or without the adapter.
         label_counts: the numbers of desirable and undesirable training completions, passed to ``see_labels`` before
             the first step. A stream cannot count them.
         moves: the direction in which the first step moves log π of (desirable, undesirable) completions. The
@@ -39,6 +41,7 @@ class Needs:
     grouped: bool = False
     whole_step: bool = False
     whole_micro_step: bool = False
+    divergence: bool = False
     label_counts: bool = False
     moves: tuple[Direction, Direction] = (1, -1)
 

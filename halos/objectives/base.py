@@ -30,8 +30,8 @@ class Objective(TrainingLoop):
     """A loss on a view of human feedback, and the LightningModule that trains a backbone on it.
 
     A subclass sets :attr:`view` and :attr:`needs` and implements :meth:`compute`. It may override the hooks
-    :meth:`control`, :meth:`build` and :meth:`see_labels`, and no other concrete method. For the arguments see
-    :class:`halos.loop.module.TrainingLoop`.
+    :meth:`control`, :meth:`build`, :meth:`see_labels` and :meth:`end_step`, and no other concrete method. For the
+    arguments see :class:`halos.loop.module.TrainingLoop`.
     """
 
     view: str
@@ -62,6 +62,9 @@ class Objective(TrainingLoop):
 
     def see_labels(self, desirable: float, undesirable: float) -> None:
         """Take the numbers of desirable and undesirable training completions by weight, before the first step."""
+
+    def end_step(self) -> None:
+        """Take note that an optimizer step has ended; for a loss with running statistics over steps."""
 
     @final
     def ready_tokenizer(self) -> PreTrainedTokenizerBase:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self, Unpack
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_positive
+from halos.loop.state import RunningState
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
 from halos.processes.collectives import all_sum
 
@@ -37,7 +37,7 @@ def bco_loss(
     return -logsigmoid(torch.where(desirable, logits, -logits))
 
 
-class RewardShift(nn.Module):
+class RewardShift(RunningState):
     """The reward shift δ = (E[βr | desirable] + E[βr | undesirable]) / 2, from running means over all rewards so far.
 
     Until the first reward of one side, δ is the mean of the other side; until the first reward of either, 0. The
@@ -82,16 +82,6 @@ class RewardShift(nn.Module):
         seen = self.counts > 0
         return (self.means * seen).sum() / seen.sum().clamp(min=1)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # In bfloat16 a running mean would stop moving after a few hundred updates.
-        def at_least_float32(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            # From the tensor as it was: the rounded one has lost large counts already.
-            return tensor.to(moved.device) if moved.dtype in (torch.bfloat16, torch.float16) else moved
-
-        super()._apply(at_least_float32, recurse)  # type: ignore[no-untyped-call]
-        return self
-
 
 class BCO(Objective):
     """BCO on single completions labelled desirable or undesirable.
@@ -103,6 +93,9 @@ class BCO(Objective):
            classifier on prompt embeddings) is not implemented.
         2. The expectations in δ are running means over all training examples so far, on all ranks. Validation uses the
            current δ.
+
+    BCO does not take KTO's ``reference_point``: δ is no estimate of a KL divergence, but the threshold halfway between
+    the mean rewards of the two sides, which the paper chooses to tighten its bound on DPO's loss.
 
     An example's weight also weighs its reward in δ.
 

@@ -35,7 +35,7 @@ class CSFT(Objective):
         backbone: BackboneSource = None,
         *,
         desirable_token: str = "<|good|>",  # noqa: S107 (a token of text, no secret)
-        undesirable_token: str = "<|bad|>",  # noqa: S107
+        undesirable_token: str = "<|bad|>",  # noqa: S107 (as above)
         **options: Unpack[LoopOptions],
     ) -> None:
         super().__init__(backbone, **options)

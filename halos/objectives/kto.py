@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from halos.checks import check_choice
 from halos.config.parameters import require_positive, require_weight
-from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
-from halos.processes.collectives import all_sum
+from halos.loop.reference_point import kto_reference_point, reference_point as make_reference_point
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
+
+__all__ = ["KTO", "kto_loss", "kto_reference_point", "kto_weights"]
 
 log = logging.getLogger(__name__)
 
 Weight = float | Literal["auto"]
-REFERENCE_POINTS = ("mismatched", "zero")
 
 
 def kto_loss(
@@ -36,7 +37,8 @@ def kto_loss(
     Args:
         policy, reference: log π(y|x), summed over the completion's tokens, in nats, [B].
         desirable: whether y is desirable given x, bool [B].
-        z0: z₀, the reference point (:func:`kto_reference_point`), a scalar in nats. No gradient flows into it.
+        z0: z₀, the reference point (:mod:`halos.loop.reference_point`), in nats, a scalar or [B]. No gradient flows
+            into it.
         beta: β, how fast the value saturates.
         desirable_weight, undesirable_weight: λ_D, λ_U.
 
@@ -48,30 +50,6 @@ def kto_loss(
     desirable_loss = desirable_weight * (1 - torch.sigmoid(beta * (r - z0)))
     undesirable_loss = undesirable_weight * (1 - torch.sigmoid(beta * (z0 - r)))
     return torch.where(desirable, desirable_loss, undesirable_loss)
-
-
-def kto_reference_point(
-    policy: Tensor, reference: Tensor, *, weights: Tensor | None = None, clamp: bool = True
-) -> tuple[Tensor, Mean]:
-    """The reference point z₀ = max(0, mean of log π_θ(y'|x) − log π_ref(y'|x)), over the mismatched y' of all ranks.
-
-    Args:
-        policy, reference: log π(y'|x) of this rank's y', summed over tokens, in nats, [B].
-        weights: the weight of the example that each y' is paired with, [B]; None: all 1.
-        clamp: take the maximum with 0.
-
-    Returns:
-        z₀, a scalar without gradient, and this rank's part of the mean before the maximum.
-    """
-    r = (policy - reference).detach()
-    if weights is None:
-        own_total, own_count = r.sum(), r.new_full((), len(r))
-    else:
-        own_total, own_count = (weights * r).sum(), weights.sum().to(r)
-    # Sum and count travel separately: ranks may hold different numbers of examples.
-    total, count = all_sum(torch.stack([own_total, own_count]))
-    z0 = total / count
-    return z0.clamp(min=0) if clamp else z0, Mean(own_total, own_count)
 
 
 def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: float, n_u: float) -> tuple[float, float]:
@@ -119,7 +97,7 @@ class KTO(Objective):
         2. The mean in z₀ is over the examples of all ranks in the micro-step, not over those of one device.
         3. Reference-free, the y' are other prompts' completions, not samples of π_θ(·|x), so −H is estimated too low.
            Uniform over outputs (as in the paper) is not uniform over tokens: long completions have low rewards.
-        4. Two examples of one prompt are drawn together (``data.keep_together``), not independently.
+        4. Two examples of one conversation are drawn together (``data.keep_together``), not independently.
         5. With ``data.streaming``, y' is the completion of the next example of another prompt in the shuffled stream.
            This is the paper's choice without its batch edges; each completion is y' once.
 
@@ -128,7 +106,10 @@ class KTO(Objective):
         beta: β, above 0.
         desirable_weight, undesirable_weight: λ_D and λ_U, 0 or more, or ``auto`` (:func:`kto_weights`; its interval
             comes from the paper's first version, and later versions widen it to [1, 3/2]).
-        reference_point: ``mismatched`` (:func:`kto_reference_point`), or ``zero`` for z₀ = 0 without any y'.
+        reference_point: how z₀ is estimated: ``mismatched`` as in the paper, or ``zero``, ``running``, ``per_prompt``
+            or ``token``; see :mod:`halos.loop.reference_point`.
+        reference_point_steps: for ``running``, the optimizer steps in its mean; None: 32.
+        clamp_reference_point: take the maximum of z₀ and 0, as the paper does. Reference-free, z₀ is never clamped.
         reference_free: use no reference; rewards are then β log π_θ(y|x).
 
     Raises:
@@ -147,19 +128,23 @@ class KTO(Objective):
         desirable_weight: Weight = 1.0,
         undesirable_weight: Weight = 1.0,
         reference_point: str = "mismatched",
+        reference_point_steps: int | None = None,
+        clamp_reference_point: bool = True,
         reference_free: bool = False,
         **options: Unpack[LoopOptions],
     ) -> None:
         super().__init__(backbone, **options)
-        check_choice("loss.reference_point", reference_point, REFERENCE_POINTS)
-        if reference_free and reference_point == "zero":
-            found = "found 'zero': log π_θ without a reference is always below 0"
+        clamp = clamp_reference_point and not reference_free
+        self.reference_point = make_reference_point(reference_point, clamp=clamp, steps=reference_point_steps)
+        if reference_free and reference_point != "mismatched":
+            found = f"found {reference_point!r}: log π_θ without a reference is always below 0"
             raise ValueError(f"loss.reference_point: expected mismatched with loss.reference_free=true, {found}")
         self.beta = require_positive("beta", beta)
         self.desirable_weight = require_weight("desirable_weight", desirable_weight)
         self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)
-        drawn, counted = reference_point == "mismatched", "auto" in (self.desirable_weight, self.undesirable_weight)
-        self.needs = Needs(reference=not reference_free, mismatched=drawn, whole_micro_step=drawn, label_counts=counted)
+        counted = "auto" in (self.desirable_weight, self.undesirable_weight)
+        own = Needs(reference=not reference_free, label_counts=counted)
+        self.needs = own | replace(self.reference_point.needs, reference=False)
 
     def see_labels(self, desirable: float, undesirable: float) -> None:
         # In the second call of a run, from the Trainer, the weights are already numbers.
@@ -174,19 +159,12 @@ class KTO(Objective):
         assert batch.desirable is not None  # the view is binary
         # Reference-free, log π_ref is the same for all y and cancels in r − z₀: any constant does.
         log_ref = torch.zeros_like(policy.sum) if reference is None else reference.sum
-        z0, metrics = self._reference_point(policy.sum, log_ref, batch.weights)
+        z0, metrics = self.reference_point(batch, policy, log_ref)
         # Numbers by now: see_labels() has resolved "auto" before the first step.
         weights = {name: float(getattr(self, name)) for name in ("desirable_weight", "undesirable_weight")}
         losses = kto_loss(policy.sum[:, 0], log_ref[:, 0], batch.desirable, z0, beta=self.beta, **weights)
         rewards = self.beta * (policy.sum - log_ref)[:, :1]
         return Output({"kto": self.per_example(losses, batch)}, rewards, metrics)
 
-    def _reference_point(
-        self, policy: Tensor, reference: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor | float, dict[str, Mean]]:
-        # With z₀ = 0 no y' is drawn, and the policy does not read any.
-        if not self.needs.mismatched:
-            return 0.0, {}
-        # The last branch is y'.
-        z0, raw = kto_reference_point(policy[:, 1], reference[:, 1], weights=weights, clamp=self.needs.reference)
-        return z0, {"z0": Mean(z0, 1.0), "z0/raw": raw}
+    def end_step(self) -> None:
+        self.reference_point.end_step()

@@ -65,6 +65,10 @@ class Mix(Objective):
         for _, part in self._named_parts():
             part.see_labels(desirable, undesirable)
 
+    def end_step(self) -> None:
+        for _, part in self._named_parts():
+            part.end_step()
+
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
         loss, metrics, rewards = dict[str, Mean](), dict[str, Mean](), None
         for name, part in self._named_parts():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,6 +24,7 @@ from halos.policy.export.reward_model import export_reward_model
 from halos.policy.heads import RewardHead
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
+from halos.policy.logprobs.divergence import ROWS, check_divergence, completion_divergence, distributions
 from halos.policy.logprobs.head import HeadOptions, evaluating, lm_head
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.router import find_router_loss
@@ -152,7 +155,8 @@ class Backbone(nn.Module):
             policy = copy.deepcopy(policy)  # so that the policy can be trained further
         if merge:
             merge_adapter(policy)
-        card = ModelCard(loss=self.loss, base=None if spec is None else spec.path, paper=self.paper)
+        trusts = spec is not None and spec.trust_remote_code
+        card = ModelCard(loss=self.loss, base=None if spec is None else spec.path, paper=self.paper, remote_code=trusts)
         where = Path(folder)
         if self.reward_head:
             score = self.reward_head[0].linear.weight.detach()
@@ -273,27 +277,55 @@ class Backbone(nn.Module):
         return logprobs.tokens, logprobs.mask, logprobs.hidden, logprobs.last, logprobs.statistics, logprobs.load
 
     @torch.no_grad()
-    def reference_logprobs(self, batch: Batch) -> LogProbs:
+    def reference_logprobs(self, batch: Batch, *, with_hidden: bool = False) -> LogProbs:
         """Return log-probs of the batch's completions under the reference.
 
         If the batch carries log-probs that were computed before training, these are returned. Otherwise the live
         reference, or the policy without its adapter, computes them by the same code path as the policy's.
 
+        Args:
+            batch: the rows, on the policy's device.
+            with_hidden: also return the reference's hidden states that predict the completion tokens.
+
         Raises:
             ValueError: the batch carries no log-probs, and the backbone has no reference.
         """
-        if batch.reference is not None:
+        if batch.reference is not None and not with_hidden:
             return LogProbs(batch.reference, batch.mask)
         if not self.scores_reference:
             raise ValueError("expected a backbone with a reference, or a batch with its log-probs; found neither")
         start = time.perf_counter()
         if self._reference:
-            logprobs = self._reference[0].logprobs(batch)
+            logprobs = self._reference[0].logprobs(batch, with_hidden=with_hidden)
         else:
             with evaluating(self.policy), as_reference(self.policy):
-                logprobs = self.logprobs(batch)
+                logprobs = self.logprobs(batch, with_hidden=with_hidden)
         self.reference_seconds += time.perf_counter() - start
         return logprobs
+
+    def check_divergence(self) -> None:
+        """Raise ``ValueError`` if :meth:`divergence` cannot be computed."""
+        if not self.scores_reference:
+            expected = "expected live (or adapter with LoRA) for a loss that compares whole distributions"
+            raise ValueError(f"model.reference: {expected}, found a reference whose log-probs alone are kept")
+        for member in self.with_reference_backbone():
+            check_divergence(member.policy)
+
+    @torch.no_grad()
+    def divergence(self, policy: LogProbs, reference: LogProbs) -> Tensor:
+        """Compute KL(π_θ ‖ π_ref) between the next-token distributions at each completion token, [B, K, C].
+
+        Args:
+            policy, reference: log-probs of the same batch, with the hidden states of each model.
+        """
+        model = self.reference or self.policy
+
+        def of_reference(states: Tensor) -> Tensor:
+            with nullcontext() if self._reference else as_reference(self.policy):
+                return distributions(model, states)
+
+        own, rows = partial(distributions, self.policy), min(self.head_chunk or ROWS, ROWS)
+        return completion_divergence(policy, reference, own, of_reference, rows)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # nn.Module calls this for every change of device or precision. Two kinds of tensors keep their precision:

@@ -67,12 +67,13 @@ def _check_files(path: str, location: Path, *, weights: bool) -> None:
         raise ValueError(f"model.path: no such directory or file: {path}; {why}")
 
 
-def check_directory(folder: Path, *, weights: bool = True) -> None:
+def check_directory(folder: Path, *, weights: bool = True, key: str = "model.path") -> None:
     """Check a model's directory.
 
     Args:
         folder: the directory.
         weights: also check that its safetensors files are there and complete.
+        key: the configuration's key, for errors.
 
     Raises:
         ValueError: the config, the tokenizer or the weights are missing or damaged.
@@ -81,21 +82,21 @@ def check_directory(folder: Path, *, weights: bool = True) -> None:
     if adapter.is_file():
         raise ValueError(_adapter_error(adapter))
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model.path: expected a config.json in {folder}, found none")
+        raise ValueError(f"{key}: expected a config.json in {folder}, found none")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-        raise ValueError(f"model.path: expected tokenizer files (tokenizer.json) in {folder}, found none")
+        raise ValueError(f"{key}: expected tokenizer files (tokenizer.json) in {folder}, found none")
     for file in folder.glob("*.json"):
         file.open("rb").close()  # transformers has many words for a file that cannot be read
-    for file in weight_files(folder) if weights else ():
+    for file in weight_files(folder, key) if weights else ():
         if not file.is_file():
-            raise ValueError(f"model.path: {folder} lacks {file.name}, which its index names")
-        check_safetensors(file)
+            raise ValueError(f"{key}: {folder} lacks {file.name}, which its index names")
+        check_safetensors(file, key=key)
 
 
 def _adapter_error(file: Path) -> str:
     try:
         base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         base = "its base"
     return (
         f"model.path: expected a whole model, found an adapter of {base} in {file.parent}; set model.path={base} "
@@ -103,7 +104,7 @@ def _adapter_error(file: Path) -> str:
     )
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, key: str = "model.path") -> list[Path]:
     """Return the safetensors files of a model's directory. Raises ``ValueError`` if there are none.
 
     Of several files the index says which belong to the model.
@@ -113,18 +114,22 @@ def weight_files(folder: Path) -> list[Path]:
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             return [folder / name for name in sorted(names)]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"model.path: {index} is not an index of safetensors files: {error}") from error
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise ValueError(f"{key}: {index} is not an index of safetensors files: {error}") from error
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     hint = "to train from random weights set model.random_weights=true"
     if any((folder / name).is_file() for name in _PICKLES):
         hint = "pytorch_model.bin is a pickle, which halos does not load: convert it with save_pretrained"
-    raise ValueError(f"model.path: expected weights (model.safetensors) in {folder}, found none; {hint}")
+    raise ValueError(f"{key}: expected weights (model.safetensors) in {folder}, found none; {hint}")
 
 
-def check_safetensors(path: Path, *, key: str = "model.path") -> None:
-    """Raise ``ValueError`` that names the key if the file's size differs from its header, or the header is invalid."""
+def check_safetensors(path: Path, *, key: str = "model.path") -> dict[str, Any]:
+    """Return what a safetensors file says of its tensors, by name.
+
+    Raises:
+        ValueError: the file's size differs from its header, or the header is invalid. The error names the key.
+    """
     # A safetensors file is 8 bytes with the length of its header, the header as JSON, and the tensors' bytes.
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -134,10 +139,11 @@ def check_safetensors(path: Path, *, key: str = "model.path") -> None:
         try:
             header = json.loads(stream.read(length))
             end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise ValueError(f"{key}: {path} is not a safetensors file: {error}") from error
     if 8 + length + end != size:
         raise ValueError(f"{key}: {path} is cut off: expected {8 + length + end} bytes, found {size}")
+    return dict(header)
 
 
 def check_gguf(path: Path) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from halos.checks import check_whole, is_number
-from halos.config.combinations import REFERENCE, check_combinations
+from halos.config.combinations import DIVERGENCE, REFERENCE, check_combinations
 from halos.config.nodes import flatten
 from halos.data.rows.rendering import today
 from halos.data.rows.templates import TEMPLATES, chosen, is_dated, template_of, with_date, with_defaults
@@ -29,6 +29,7 @@ from halos.policy.construction import (
 from halos.policy.export.base_model import DTYPES, BaseModel, read_base
 from halos.policy.export.trial import try_export
 from halos.policy.kernels.cpu import use_cpu_kernels
+from halos.policy.limits import TooLarge, as_large_as_its_files, check_config
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.lora import LoRA, quantization
 from halos.policy.router import check_router_loss
@@ -169,21 +170,23 @@ class ModelSpec:
         if self.trust_remote_code:
             log.warning("model.trust_remote_code: code that comes with %s runs with all your rights", self.path)
         check_path(self.path, self._location, weights=not self.random_weights)
+        if self._location.is_dir():
+            check_config(self._location / "config.json")
 
-    def resolved(self, *, streaming: bool) -> ModelSpec:
+    def resolved(self, *, streaming: bool, divergence: bool = False) -> ModelSpec:
         """Return the spec with ``reference=auto`` replaced by ``cached``, ``live`` or ``adapter``.
 
-        The choice is ``cached``. For streamed data it is ``adapter`` with LoRA and ``live`` without, as the rows of a
-        stream are not known before training.
+        The choice is ``cached``. For streamed data, whose rows are not known before training, and for a loss that
+        compares whole distributions it is ``adapter`` with LoRA and ``live`` without.
 
         Raises:
-            ValueError: the reference must be cached, and the data are streamed.
+            ValueError: the reference must be cached, and the data are streamed or the loss compares distributions.
         """
-        check_combinations(self.flat() | {"data.streaming": streaming, REFERENCE: True})
+        check_combinations(self.flat() | {"data.streaming": streaming, REFERENCE: True, DIVERGENCE: divergence})
         if self.reference != "auto":
             return self
         uncached = "adapter" if self.lora.enabled else "live"
-        return replace(self, reference=uncached if streaming else "cached")
+        return replace(self, reference=uncached if streaming or divergence else "cached")
 
     def of_reference(self) -> ModelSpec:
         """Return the spec of the reference as a model of its own: ``reference_path`` or ``path``, without LoRA."""
@@ -241,7 +244,8 @@ class ModelSpec:
             model = AutoModelForCausalLM.from_config(**built, trust_remote_code=self.trust_remote_code)
         else:
             built |= quantization() if self.lora.quantize else {}
-            model, info = self._from_pretrained(AutoModelForCausalLM, **built, output_loading_info=True)
+            with self._size_limited():
+                model, info = self._from_pretrained(AutoModelForCausalLM, **built, output_loading_info=True)
             # transformers only logs a warning of weights that it draws at random.
             if info["missing_keys"]:
                 lacking = f"{self.path} lacks weights of {type(model).__name__}, which would start at random"
@@ -256,6 +260,9 @@ class ModelSpec:
         """
         from transformers import AutoModelForCausalLM
 
+        # Each parameter has memory for a moment below, and buffers keep theirs.
+        with self._size_limited(), torch.device("meta"):
+            AutoModelForCausalLM.from_config(**self._build_options(options), trust_remote_code=self.trust_remote_code)
         with parameters_on_meta():
             built = self._build_options(options)
             model = AutoModelForCausalLM.from_config(**built, trust_remote_code=self.trust_remote_code)
@@ -312,6 +319,10 @@ class ModelSpec:
     def local(self) -> Path | None:
         """The model's file or directory on this machine. None for a hub id."""
         return self._location if self._location.exists() else None
+
+    def _size_limited(self) -> AbstractContextManager[None]:
+        limited = self._location.is_dir() and not self.random_weights
+        return as_large_as_its_files(self._location) if limited else nullcontext()
 
     def _config(self) -> PretrainedConfig:
         from transformers import AutoConfig
@@ -390,11 +401,14 @@ class ModelSpec:
             revision = {} if self.revision is None else {"revision": self.revision}
             options |= {**file, **revision, "trust_remote_code": self.trust_remote_code}
             return factory.from_pretrained(name, **options)
-        except (OSError, KeyError, ValueError, RuntimeError, ImportError, StrictDataclassError) as error:
+        except TooLarge:
+            raise
+        except Exception as error:  # whatever libraries make of files that may hold anything
             if "custom code" in str(error):
                 raise ValueError(
                     f"model.path: {self.path} needs code of its own (auto_map in its config), which halos does not "
-                    "run; use a model whose architecture transformers contains, or, if you know that code, train with "
-                    "model.trust_remote_code=true"
+                    "run; use a model whose architecture transformers contains, or, if you know that code, allow it: "
+                    f"model.trust_remote_code=true for training, trust_remote_code=[{self.path}] in other commands"
                 ) from error
-            raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {error}") from error
+            found = str(error) or type(error).__name__
+            raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {found}") from error

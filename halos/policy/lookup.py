@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from halos.config.devices import DTYPES, choice, device_of
-from halos.config.runs import TrainedRun, read_run
+from halos.config.runs import CONFIG, TrainedRun, read_run
 from halos.files import in_home
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.lora import LoRA
@@ -59,8 +59,8 @@ class Policy:
         file = in_home(self.spec.path) / "config.json"
         if not file.is_file():
             return False
-        names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or ()
-        return any(name.endswith("ForSequenceClassification") for name in names)
+        names = json.loads(file.read_text(encoding="utf-8")).get("architectures")
+        return isinstance(names, list) and any(str(name).endswith("ForSequenceClassification") for name in names)
 
     def load(self, *, device: str, precision: str, vocabulary: int = 0) -> PreTrainedModel:
         """Load the model in evaluation mode.
@@ -84,6 +84,7 @@ def find_policy(
     chat_template_kwargs: Mapping[str, object] | None = None,
     lora: LoRA | None = None,
     revision: str | None = None,
+    trusted: Collection[str] = (),
 ) -> Policy:
     """Find a model, and check that it can be loaded. Does not contact the hub.
 
@@ -94,6 +95,7 @@ def find_policy(
         chat_template_kwargs: values of the chat template's variables.
         lora: an adapter to load with the model.
         revision: of a hub id: a commit, a tag or a branch.
+        trusted: models whose own code may run, by the names in the user's command; see :class:`ModelSpec`.
 
     Raises:
         ValueError: the run has not finished, or the model cannot be loaded.
@@ -102,17 +104,18 @@ def find_policy(
         raise ValueError(f"{key}: expected a run's folder, a hub id or a model's directory, found {where!r}")
     values = chat_template_kwargs or {}
     spec_of = partial(ModelSpec, chat_template=chat_template, chat_template_kwargs=values, lora=lora or LoRA())
+    spec_of = partial(spec_of, trust_remote_code=where in trusted)
     folder = in_home(where)
     with _naming(key):
-        is_run = (folder / "config.yaml").is_file()
-        policy = (
-            _trained(key, where, folder, spec_of) if is_run else Policy(where, spec_of(path=where, revision=revision))
-        )
+        if (folder / CONFIG).is_file():
+            policy = _trained(key, where, folder, spec_of, trusted)
+        else:
+            policy = Policy(where, spec_of(path=where, revision=revision))
         policy.spec.check()
     return policy
 
 
-def _trained(key: str, where: str, folder: Path, spec_of: Callable[..., ModelSpec]) -> Policy:
+def _trained(key: str, where: str, folder: Path, spec_of: Callable[..., ModelSpec], trusted: Collection[str]) -> Policy:
     run, model = read_run(folder), folder / "model"
     if not (folder / "summary.json").is_file() or not model.is_dir():
         raise ValueError(f"{key}: the run in {where} has not finished: expected summary.json and model/ in it")
@@ -123,13 +126,10 @@ def _trained(key: str, where: str, folder: Path, spec_of: Callable[..., ModelSpe
         expected = "expected a run with model.lora.export=merged"
         raise ValueError(f"{key}: the run {where} exported an adapter for random weights, which are lost; {expected}")
     # The base is loaded in full precision even if the run held it in 4 bits (QLoRA): so is that of the reference.
-    revision = run.model.get("revision")
-    return Policy(
-        where,
-        ModelSpec(path=run.model["path"], revision=revision, lora=LoRA(enabled=True, path=str(model))),
-        run,
-        exported,
-    )
+    lora, base = LoRA(enabled=True, path=str(model)), str(run.model.get("path") or "")
+    # The base is named by the run alone: code of its own runs only if the user names it too.
+    spec = ModelSpec(path=base, revision=run.model.get("revision"), lora=lora, trust_remote_code=base in trusted)
+    return Policy(where, spec, run, exported)
 
 
 def check_tokenizer(key: str, policy: Policy) -> None:
@@ -138,32 +138,38 @@ def check_tokenizer(key: str, policy: Policy) -> None:
         _ = policy.tokenizer
 
 
-def reference_of(policy: Policy, where: str | None) -> Policy | None:
+def reference_of(policy: Policy, where: str | None, trusted: Collection[str] = ()) -> Policy | None:
     """Find the model that rewards and KL are measured against.
 
     Args:
         policy: the evaluated model.
         where: the reference that the user named. None: the reference of the run that trained the policy, which is
             ``model.reference_path`` or the model that the run started from, with the adapter that it continued.
+        trusted: see :func:`find_policy`; a model that only the run names has to be among them too.
 
     Returns:
         The reference, or None if the user named none and the policy's run is unknown.
     """
     if where is not None:
-        return find_policy("reference", where)
+        return find_policy("reference", where, trusted=trusted)
     if (run := policy.run) is None:
         return None
     if run.model.get("random_weights"):
         raise ValueError(f"reference: the run {policy.name} started from random weights; expected reference=MODEL")
     model, adapter = run.model, (run.model.get("lora") or {}).get("path")
-    path, revision = model.get("reference_path"), None
-    if not path:
-        path, revision = model["path"], model.get("revision")
-    lora = LoRA(enabled=adapter is not None, path=adapter)
-    # Another model as reference need not have the variables of the policy's template.
-    values = None if model.get("reference_path") else model.get("chat_template_kwargs")
-    template = {"chat_template": model.get("chat_template"), "chat_template_kwargs": values}
-    return find_policy("reference", path, **template, lora=lora, revision=revision)
+    path, revision, values = model.get("path"), model.get("revision"), model.get("chat_template_kwargs")
+    if other := model.get("reference_path"):
+        # Another model need not have the variables of the policy's template.
+        path, revision, values = other, None, None
+    return find_policy(
+        "reference",
+        path,
+        chat_template=model.get("chat_template"),
+        chat_template_kwargs=values,
+        lora=LoRA(enabled=adapter is not None, path=adapter),
+        revision=revision,
+        trusted=trusted,
+    )
 
 
 @contextmanager

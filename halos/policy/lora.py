@@ -158,6 +158,10 @@ class LoRA:
                 inject_adapter_in_model(LoraConfig(**options), model, name)
             except ValueError as error:
                 raise ValueError(f"{KEY}: {error}") from error
+            except Exception as error:  # whatever peft makes of a stored config that may hold anything
+                if self.path is None:
+                    raise
+                raise ValueError(f"model.lora.path: the config of {self.path} is damaged: {error!r}") from error
             draw_start(model, name, INITS[self.init])
             if self.path is not None:
                 self._load(model, in_home(self.path), name)
@@ -189,10 +193,10 @@ class LoRA:
         for path in (file, weights):
             if not path.is_file():
                 raise ValueError(f"model.lora.path: expected {path.name} in {folder}, found none")
-        check_safetensors(weights, key="model.lora.path")
+        tensors = check_safetensors(weights, key="model.lora.path")
         try:
             stored = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"model.lora.path: expected an adapter's config in {file}, found {error}") from error
         if stored.pop("peft_type", None) != "LORA":
             raise ValueError(f"model.lora.path: expected a LoRA adapter in {folder}, found another kind")
@@ -207,6 +211,12 @@ class LoRA:
                 f"model.lora.path: the adapter in {folder} is more than plain LoRA ({', '.join(unsupported)}); merge "
                 "it into its base and set model.path to that"
             )
+        patterns = stored.get("rank_pattern") or {}
+        largest = max((max(entry.get("shape") or [0]) for entry in tensors.values()), default=0)
+        for rank in (stored.get("r", 8), *(patterns.values() if isinstance(patterns, dict) else ())):
+            # Its factors would be made before the weights are found to be others.
+            if type(rank) is not int or not 1 <= rank <= largest:
+                raise ValueError(f"model.lora.path: expected a rank that fits {weights}, found {rank!r} in {file.name}")
         return {name: value for name, value in stored.items() if name in _READ}
 
     def _load(self, model: PreTrainedModel, folder: Path, name: str) -> None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from halos.data.batches.collate import Batch
-    from halos.data.batches.packing import Pack
 
 log = logging.getLogger(__name__)
 
@@ -134,17 +133,3 @@ def padded_weights(predicts: Tensor, last: Tensor | None = None) -> Tensor:
     """Return 1 for each token of a padded chunk and 0 for padding, [n · T], from the masks of :class:`Chunk`."""
     ends = predicts if last is None else predicts | last
     return ends.long().flip(1).cummax(1).values.flip(1).flatten()
-
-
-def packed_weights(pack: Pack) -> Tensor:
-    """Return in how many trained sequences each token of a pack occurs, [N].
-
-    A prompt token counts once for each completion of the prompt, and the tokens of a completion that several examples
-    of a prompt have in common count once for each of these.
-    """
-    # Each sequence has one slot for each state that predicts a token of its completion.
-    count = torch.bincount(pack.predicts[pack.sources], minlength=len(pack.input_ids))
-    # Of a prompt's states, the last one alone predicts tokens: the first ones of all its completions.
-    trees = pack.tree[pack.prompts]
-    sequences = torch.zeros_like(count).index_add(0, trees, count[pack.prompts])
-    return count.index_copy(0, pack.prompts, sequences[trees])

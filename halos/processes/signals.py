@@ -138,6 +138,6 @@ def _requeue() -> None:
     try:
         # SLURM's own program, wherever the cluster has it, and no shell; SLURM has set the job's number.
         words = ["scontrol", "requeue", job]
-        subprocess.run(words, check=True, capture_output=True, text=True, timeout=30)  # noqa: S603
+        subprocess.run(words, check=True, capture_output=True, text=True, timeout=30)  # noqa: S603 (no shell)
     except (OSError, subprocess.SubprocessError) as error:
         print(f"SLURM job {job} could not be requeued: {error}", file=sys.stderr)

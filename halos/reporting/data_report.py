@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ FINDINGS = {
     "contradictions": "marked both desirable and undesirable",
     "contradictory_pairs": "preferred both ways round",
     "identical_pairs": "pairs with identical sides",
+    "equal_pairs": "pairs with the same tokens on both sides",
 }
 """Kinds of findings, and their labels in the table."""
 
@@ -126,8 +128,11 @@ def show_example(row: Row, tokenizer: PreTrainedTokenizerBase, branches: Sequenc
     console.print(styled(("One example", "bold"), f" ({row.id}); the tokens in ⟦brackets⟧ are scored:"))
     # Decoded with special tokens: doubled BOS or a missing end of turn are what a reader looks for here.
     prompt = str(tokenizer.decode(list(row.prompt)))
-    for name, branch in zip(branches, row.branches, strict=True):
-        scored = str(tokenizer.decode(list(branch)))
-        marked = ("⟦", "bold"), (scored, "green"), ("⟧", "bold")
-        console.print(styled((f"  {name}:", "dim"), f" {prompt}", *marked))
+    for k, (name, branch) in enumerate(zip(branches, row.branches, strict=True)):
+        pieces: list[str | tuple[str, str]] = []
+        scored = set(row.scored(k))
+        for is_scored, places in groupby(range(len(branch)), key=scored.__contains__):
+            text = str(tokenizer.decode([branch[place] for place in places]))
+            pieces += [("⟦", "bold"), (text, "green"), ("⟧", "bold")] if is_scored else [text]
+        console.print(styled((f"  {name}:", "dim"), f" {prompt}", *pieces))
     console.print()

@@ -68,12 +68,14 @@ class VLLMEngine:
         ValueError: vLLM is not installed.
     """
 
-    def __init__(self, path: str, tokens: ChatTokens, decoding: Decoding, *, dtype: str) -> None:
+    def __init__(
+        self, path: str, tokens: ChatTokens, decoding: Decoding, *, dtype: str, trust_remote_code: bool = False
+    ) -> None:
         check_installed("vllm")
         from vllm import LLM
 
         self.tokens, self.decoding = tokens, decoding
-        self._llm = LLM(model=path, dtype=dtype, trust_remote_code=False)
+        self._llm = LLM(model=path, dtype=dtype, trust_remote_code=trust_remote_code)
 
     def generate(self, prompts: Sequence[Ids], *, seed: int) -> list[list[int]]:
         from vllm import SamplingParams
@@ -159,4 +161,5 @@ def make_engine(
             loaded = policy.load(device=device, precision=precision, vocabulary=len(tokens.tokenizer))
         return TransformersEngine(loaded, tokens, decoding)
     dtype = "bfloat16" if precision == "bf16-true" else "float32"
-    return VLLMEngine(policy.spec.path, tokens, decoding, dtype=dtype)
+    trusted = policy.spec.trust_remote_code
+    return VLLMEngine(policy.spec.path, tokens, decoding, dtype=dtype, trust_remote_code=trusted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halos.data.batches.collate import collate
-from halos.data.rows.token_rows import Row
+from halos.data.rows.token_rows import Row, Span
 from halos.policy.logprobs.compiling import uncompiled
 from halos.policy.logprobs.head import ReadLogits, evaluating, run, scored_logits
 from halos.policy.logprobs.token_statistics import expectation
@@ -72,6 +72,7 @@ def score(
     reference_prompts: Sequence[Ids],
     completions: Sequence[Ids],
     *,
+    contexts: Sequence[Sequence[Span]] | None = None,
     batch_size: int = 32,
     device: torch.device | None = None,
     as_reference: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -85,6 +86,7 @@ def score(
         policy_prompts: the prompts' token ids as the policy reads them, [n]; CSFT's end with a control token.
         reference_prompts: the prompts' token ids as the reference reads them, [n].
         completions: the completions' token ids, [n].
+        contexts: the spans of each completion that are not scored, [n]; None: every token is.
         batch_size: completions in one forward.
         device: where the models compute; None: where the policy's weights are.
         as_reference: makes a context in which ``reference`` computes as the reference, such as without its adapter.
@@ -99,20 +101,25 @@ def score(
     read = partial(_logits, device=device or policy.device)
     for start in track(range(0, len(completions), batch_size)):
         batch = slice(start, start + batch_size)
-        targets = completions[batch]
-        ours = read(policy, policy_prompts[batch], targets)
+        own = [() for _ in completions[batch]] if contexts is None else contexts[batch]
+        rows = [
+            Row("", n, (), (tuple(ids),), context=(tuple(spans),))
+            for n, (ids, spans) in enumerate(zip(completions[batch], own, strict=True))
+        ]
+        ours = read(policy, policy_prompts[batch], rows)
         with as_reference():
-            theirs = None if reference is None else read(reference, reference_prompts[batch], targets)
-        batches.append(_sums(ours, theirs, targets, device or policy.device))
+            theirs = None if reference is None else read(reference, reference_prompts[batch], rows)
+        scored = [[row.branches[0][place] for place in row.scored(0)] for row in rows]
+        batches.append(_sums(ours, theirs, scored, device or policy.device))
     columns = torch.cat(batches, dim=1) if batches else torch.zeros(5, 0)
     return Scores(*columns.double().cpu().numpy())
 
 
 def _logits(
-    model: PreTrainedModel, prompts: Sequence[Ids], completions: Sequence[Ids], device: torch.device
+    model: PreTrainedModel, prompts: Sequence[Ids], completions: Sequence[Row], device: torch.device
 ) -> ReadLogits:
-    # Of all completion tokens, completion by completion.
-    rows = [Row(str(i), i, tuple(p), (tuple(c),)) for i, (p, c) in enumerate(zip(prompts, completions, strict=True))]
+    # Of all scored tokens, completion by completion.
+    rows = [replace(row, prompt=tuple(prompt)) for prompt, row in zip(prompts, completions, strict=True)]
     (chunk,) = collate(rows).to(device).chunks
     # The collator may pad the rows in another order; their slots restore that of the completions.
     order = chunk.slots.argsort()

@@ -150,7 +150,11 @@ def make_inputs(
     hidden = _states(rows, mask, "state").to(dtype) if objective.needs.hidden else None
     last = _states(rows, mask, "last state")[:, :, 0].to(dtype) if objective.needs.last_hidden else None
     log_ref = LogProbs(reference.to(dtype), mask) if objective.needs.reference else None
-    return Inputs(rows, batch, LogProbs(policy.to(dtype).requires_grad_(), mask, hidden, last), log_ref)
+    logprobs = LogProbs(policy.to(dtype).requires_grad_(), mask, hidden, last)
+    if objective.needs.divergence:
+        # 0 or more, and 0 where the models are equal.
+        logprobs.divergence = (-_grid(rows, mask, "divergence") * (not at_reference)).to(dtype)
+    return Inputs(rows, batch, logprobs, log_ref)
 
 
 def _grid(rows: Sequence[Row], mask: Tensor, what: str) -> Tensor:

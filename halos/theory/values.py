@@ -69,7 +69,10 @@ class ImpliedLoss:
         hidden = states if self.objective.needs.hidden else None
         last = states[:, :, 0] if self.objective.needs.last_hidden else None
         log_ref = LogProbs(reference, mask) if self.objective.needs.reference else None
-        output = self.objective.compute(self.batch, LogProbs(reference + ratios, mask, hidden, last), log_ref)
+        logprobs = LogProbs(reference + ratios, mask, hidden, last)
+        if self.objective.needs.divergence:
+            logprobs.divergence = torch.full_like(ratios, others)
+        output = self.objective.compute(self.batch, logprobs, log_ref)
         chosen = [term for name, term in output.loss.items() if self.terms is None or name in self.terms]
         if not chosen:
             raise ValueError(f"terms: expected some of {', '.join(output.loss)}; found {self.terms}")

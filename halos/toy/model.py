@@ -3,13 +3,16 @@
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from halos.data.records.record import Prompt
 from halos.data.rows.rendering import render
 from halos.toy.feedback import behaviour_completion
+from halos.toy.people import people_prompts, people_reply
 from halos.toy.world import prompts_of, words
 
 REFERENCE_DIR = Path(__file__).parent / "reference"
@@ -83,18 +86,24 @@ def pretrain(
     batch_size: int = 64,
     lr: float = 6e-3,
     seed: int = 0,
+    people: bool = False,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
-    """Train the model by SFT on completions drawn from the behaviour distribution. The loss leaves out the prompts."""
+    """Train the model by SFT on completions drawn from the behaviour distribution. The loss leaves out the prompts.
+
+    With ``people`` the prompts and completions are those of the world's second edition.
+    """
     # Training prompts only: policies are compared on validation prompts, which the reference must not have seen.
     rng = random.Random(f"pretrain/{seed}")
-    prompts = prompts_of("train")
+    texts = prompts_of("train")
+    prompts: Sequence[Prompt] = people_prompts(len(texts)) if people else texts
+    draw: Callable[[Any, random.Random], str] = people_reply if people else behaviour_completion
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.05)
     model.train()
     for step in range(steps):
         batch = rng.choices(prompts, k=batch_size)
-        loss = model(**demonstrations(tokenizer, batch, [behaviour_completion(p, rng) for p in batch])).loss
+        loss = model(**demonstrations(tokenizer, batch, [draw(p, rng) for p in batch])).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -104,7 +113,7 @@ def pretrain(
 
 
 def demonstrations(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], completions: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """Tokenise prompts and completions: padded ids, attention mask, labels of the completion and its end of turn."""
     # Prompts and completions are tokenised separately. This is safe only for a word-level tokenizer, in which no token

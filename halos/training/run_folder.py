@@ -8,12 +8,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from halos.config.runs import CONFIG
 from halos.files import PART, exclusive, remove, write_atomically
 from halos.processes.first import on_first_process
 from halos.training import checkpoints
 
 CONTENTS = (
-    "config.yaml", "data_report.json", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json",
+    CONFIG, "data_report.json", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json",
     "evaluation",
 )  # fmt: skip
 """What belongs to a run; anything else in its folder is the user's, and is never removed."""
@@ -108,7 +109,7 @@ class RunFolder:
                 remove(self.root / name)
             for part in self.checkpoints.glob("*.ckpt" + PART):  # of an interrupted save
                 remove(part)
-            write_atomically(self.root / "config.yaml", config)
+            write_atomically(self.root / CONFIG, config)
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write ``summary.json``, the last file of a run: a run that has one is complete."""

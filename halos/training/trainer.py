@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
@@ -42,10 +43,12 @@ def make_trainer(
         loggers: all of them; Lightning adds none.
 
     Raises:
-        ValueError: a precision that does not exist or not on this machine, or a strategy that does not fit the number
-            of devices.
+        ValueError: a precision or an accelerator that does not exist or not on this machine, or a strategy that does
+            not fit the number of devices.
     """
-    check_precision(precision, str(arguments.get("accelerator") or "auto"))
+    accelerator = str(arguments.get("accelerator") or "auto")
+    check_accelerator(accelerator)
+    check_precision(precision, accelerator)
     counted = ("max_epochs", "max_steps")
     options = {name: value for name, value in arguments.items() if value is not None and name not in counted}
     plugins = [*(options.pop("plugins", None) or ()), LocalCheckpointIO()]
@@ -96,6 +99,15 @@ def validation_interval(interval: float | int, *, steps: int, accumulate: int) -
         expected = f"up to {steps * accumulate} micro-batches, all of the run{multiple}, or a share of it such as 0.25"
         raise ValueError(f"trainer.val_check_interval: expected {expected}, found {interval!r}")
     return interval
+
+
+def check_accelerator(accelerator: str) -> None:
+    """Raise ``ValueError`` for an accelerator that Lightning does not know, or that this machine does not have."""
+    known = sorted(AcceleratorRegistry.available_accelerators())
+    check_choice("trainer.accelerator", accelerator, ("auto", "gpu", *known))
+    names = {"auto": ["cpu"], "gpu": ["cuda", "mps"]}.get(accelerator, [accelerator])
+    if not any(AcceleratorRegistry.get(name).is_available() for name in names):
+        raise ValueError(f"trainer.accelerator: expected one of this machine, such as cpu, found {accelerator}")
 
 
 def check_precision(precision: str, accelerator: str) -> None:

@@ -77,7 +77,8 @@ def test_tools_and_calls_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_scored_tokens_are_marked_with_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = write(tmp_path / "a.jsonl", [{"prompt": "please help", "completion": "thank you", "label": True}])
+    row = {"prompt": "i bought a tent.", "completion": "i bought a tent.", "label": True}
+    file = write(tmp_path / "a.jsonl", [row])
     inspect_data(compose("model=toy", f"data.train={file}", "view=binary", "show=1", f"output_dir={tmp_path}"))
     assert "⟦" in capsys.readouterr().out
     report = json.loads((tmp_path / "data_report.json").read_text())
@@ -89,9 +90,10 @@ EVIL = "\x1b]52;c;AAAA\x07\x1b[2J\x9b31m\u202e [/x] [bold]" + "\\" * 3
 
 @pytest.mark.parametrize("model", [(), ("model=toy",)], ids=["texts", "tokens"])
 def test_what_the_data_hold_does_not_control_the_terminal(
-    model: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [{"id": f"{EVIL}{n}", "prompt": f"{EVIL}?", "completion": EVIL, "label": n == 0} for n in range(2)]
+    monkeypatch.setattr("halos.data.rows.unknown.MOST_UNKNOWN", 1)
+    rows = [{"id": f"{EVIL}{n}", "prompt": f"{EVIL}{n}?", "completion": EVIL, "label": n == 0} for n in range(2)]
     rows.append({"id": EVIL, "prompt": EVIL, "completion": "", "label": True})
     file = write(tmp_path / "a[b]\x1b[2J.jsonl", rows)
     inspect_data(compose(*model, f"data.train='{file}'", "view=binary"))
@@ -120,7 +122,13 @@ def test_data_are_prepared_as_by_a_run(tmp_path: Path) -> None:
     words = [
         *("data.text=rendered", "data.train_on=all", "data.strict=true", "data.val_size=3", "data.max_examples=7"),
         *("data.max_val_examples=2", "data.max_length=99", "data.max_prompt_length=11", "data.num_proc=1", "seed=5"),
-        *("data.select.one_per_prompt=true", f"cache_dir={tmp_path}", f"data.train={tmp_path / 'a.jsonl'}"),
+        *(
+            "data.max_expansion=9",
+            "data.max_characters=999",
+            "data.select.one_per_prompt=true",
+            f"cache_dir={tmp_path}",
+            f"data.train={tmp_path / 'a.jsonl'}",
+        ),
     ]
     cfg = compose(*words)
     here, run = vars(_preparation(cfg)), vars(build_data(cfg.data, seed=5, cache_dir=cfg.cache_dir).preparation)

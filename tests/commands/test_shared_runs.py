@@ -116,3 +116,13 @@ def test_settings_of_rounds_are_plain_data_too(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match=r"rounds.yaml: .*an interpolation in line 1") as refused:
         run_rounds(cfg, lambda cfg: plain(cfg))
     assert "sk-mine" not in str(refused.value)
+
+
+def test_results_are_not_written_through_a_link_in_the_run(tmp_path: Path) -> None:
+    folder = shared_run(tmp_path / "run")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (folder / "evaluation").symlink_to(mine)
+    with pytest.raises(ValueError, match=r"^output: expected a folder of the run, found a link, .*evaluation → "):
+        evaluate(compose("evaluate", f"policy={folder}", *QUICK))
+    assert list(mine.iterdir()) == []

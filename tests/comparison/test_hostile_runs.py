@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from halos import terminal
 from halos.commands.compare import compare
+from halos.comparison.claims import decide
 from halos.comparison.runs import group, read_runs
 from halos.comparison.tables import compare_groups, latex, markdown
 from tests.commands.test_compare import run
@@ -107,3 +108,59 @@ def test_negative_numbers_and_plain_labels_stay_as_they_are(tmp_path: Path) -> N
     output = compare(OmegaConf.create({**keys, "output": str(tmp_path / "out")}))
     lines = (output / "comparison.csv").read_text().splitlines()
     assert lines[1] == '"kto, loss.beta=-1",-0.5,,,1'
+
+
+BAD_RESULTS = {
+    "samples.jsonl": [
+        "[",
+        "3",
+        '{"prompt": ["a"], "completions": ["b"]}',
+        '{"prompt": "a", "completions": []}',
+        "[" * 9999,
+    ],
+    "rewards.jsonl": ['{"reward": "1", "desirable": true}', '{"reward": 1, "desirable": [1]}', '{"reward": null}'],
+    "metrics.csv": ["step,val/loss\n1,x\n", "step,val/loss\n1," + "9" * 200_000 + "\n"],
+}
+
+
+@pytest.mark.parametrize("name", BAD_RESULTS)
+def test_results_that_no_run_writes_are_refused_by_file_and_line(name: str, tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", "kto", 0, 0.9)
+    file = folder / name if name == "metrics.csv" else folder / "evaluation" / name
+    file.parent.mkdir(exist_ok=True)
+    for text in BAD_RESULTS[name]:
+        file.write_text(text)
+        with pytest.raises(ValueError, match=str(folder)) as refused:
+            read_runs([str(tmp_path)])
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("name", ["a"]), ("figure", 3), ("contrasts", 3), ("states", {"a": 1}), ("contrasts", [3])]
+)
+def test_a_claim_that_no_experiment_states_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    claim: dict[str, Any] = {
+        "name": "n",
+        "states": "s",
+        "metric": "m",
+        "measure": "w",
+        "figure": {"x": "x", "label": "l"},
+    }
+    claim |= {"contrasts": [{"at": "a", "of": {}, "against": {}}], key: value}
+    folder = run(tmp_path / "run", "kto", 0, 0.9)
+    config = OmegaConf.load(folder / "config.yaml")
+    config.claim = claim
+    OmegaConf.save(config, folder / "config.yaml")
+    with pytest.raises(ValueError, match=rf"config\.yaml: claim.*{key}"):
+        decide(read_runs([str(tmp_path)])[0])
+
+
+def test_numbers_that_no_figure_can_show_are_left_out(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", "kto", 0, 0.9)
+    (folder / "metrics.csv").write_text("step,val/loss\n1,inf\n2,1e308\n3,nan\n4,0.5\n")
+    (folder / "evaluation").mkdir()
+    rewards = ['{"reward": %s, "desirable": true}' % number for number in ("1e999", "NaN", "0.5", "-1e200")]  # noqa: UP031
+    (folder / "evaluation" / "rewards.jsonl").write_text("\n".join(rewards))
+    (finished,) = read_runs([str(tmp_path)])[0]
+    assert finished.curves == [{"step": 1.0}, {"step": 2.0}, {"step": 3.0}, {"step": 4.0, "val/loss": 0.5}]
+    assert [row["reward"] for row in finished.rewards] == [0.5]

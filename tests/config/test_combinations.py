@@ -11,6 +11,7 @@ from tests.test_config import compose
 ADAPTER = "model.lora.enabled=true"
 REFERENCE, WHOLE_STEP = "loss (reference)", "loss (whole step)"
 COUNTS, GENERATES = "loss (label counts)", "loss (generates)"
+DIVERGENCE = "loss (divergence)"
 FIRST = ("rounds.count=2", "rounds.reference=first")
 
 CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
@@ -98,6 +99,13 @@ CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
         "model.reference_path: expected null with data.streaming=true, found a",
     ),
     (("data.streaming=true",), {COUNTS: True}, "data.streaming: expected false where weights of the loss are auto"),
+    (
+        ("model.reference=cached",),
+        {DIVERGENCE: True},
+        "model.reference: expected auto, live or adapter for a loss that",
+    ),
+    (("model.reference_path=x",), {DIVERGENCE: True}, "model.reference_path: expected null for a loss that compares"),
+    (("strategy=fsdp",), {DIVERGENCE: True}, "strategy.name: expected auto or ddp for a loss that compares"),
     (("humanline.enabled=true",), {REFERENCE: False}, "humanline.enabled: expected false, or a loss with a reference"),
     (("reference_sync.every=2",), {REFERENCE: False}, "reference_sync.every: expected 0, or a loss with a reference"),
     (

@@ -12,7 +12,7 @@ from halos.data.batches.collate import Batch, Batches
 from halos.data.batches.loader import ResumableLoader
 from halos.data.module import PreferenceDataModule
 from halos.data.preparation.prepare import DataNeeds
-from halos.data.records.record import Completion, Record, prompt_key
+from halos.data.records.record import Completion, Message, Record, prompt_key
 from halos.data.sources.base import Records, Source
 from tests import tiny
 
@@ -68,6 +68,25 @@ def test_examples_of_one_prompt_meet_in_a_step_where_that_is_asked_for() -> None
 
     assert cut(grouped=True) == 0
     assert cut(grouped=False) > 20
+
+
+def test_turns_of_one_conversation_are_drawn_together() -> None:
+    turns = [Message(("user", "assistant")[n % 2], "a") for n in range(7)]
+    texts = ("a", "b", "c", "d", "hello", "world", "good", "bad")
+    records = [
+        Record(f"{text} {n}", (Message("user", text), *turns[1 : 2 * n + 1]), (Completion("b", n % 2 == 0),))
+        for n in range(4)
+        for text in texts
+    ]
+    made = PreferenceDataModule(Listed(records), max_length=200, batch_size=4, keep_together=4)
+    made.prepare(DataNeeds(view="binary"), tiny.word_tokenizer(tiny.CHATML))
+    attach(made)
+    made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=1)
+    for batch in made.train_dataloader():
+        assert len({name.partition(" ")[0] for name in batch.ids}) == 1
+        # The longest of the four sequences has the others' prompts in it; "b" and the end of the turn follow each.
+        (longest,) = {len(batch.packs[0].input_ids)}
+        assert longest < 0.6 * batch.total_tokens
 
 
 @pytest.mark.parametrize("whole", [True, False])

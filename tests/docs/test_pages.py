@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 import halos
-from scripts.write_docs import COMBINATIONS, combinations_page
+from scripts.pages.losses import notes
+from scripts.write_docs import DOCS, written_pages
+from tests.configs import options
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -75,9 +77,18 @@ def test_what_does_not_exist_is_found(tmp_path: Path) -> None:
     assert unknown_names(text) == ["halos.gone", "halos.Gone"]
 
 
-def test_the_page_of_combinations_is_up_to_date() -> None:
-    found = COMBINATIONS.read_text(encoding="utf-8")
-    assert found == combinations_page(), "run python scripts/write_docs.py"
+def test_generated_pages_are_up_to_date() -> None:
+    written = written_pages()
+    stale = [file.name for file, text in written.items() if file.read_text(encoding="utf-8") != text]
+    assert stale == [], "run python scripts/write_docs.py"
+
+
+def test_each_loss_has_a_page_and_each_page_a_place_in_the_site() -> None:
+    assert sorted(notes()) == options("loss")
+    assert {file.stem for file in (DOCS / "losses").glob("*.md")} == {*notes(), "index"}
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")]
+    assert [page for page in pages if not re.search(rf"[ :]{re.escape(page)}\n", site)] == []
 
 
 def test_the_glossary_has_a_line_for_each_term_in_order() -> None:

@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 
+from halos.config.roles import check_trusted_models
+from halos.config.runs import run_config
+from halos.evaluation.results import Results
+from halos.judges import RewardModel
 from halos.policy.export.base_model import NO_BASE
+from halos.policy.export.card import ModelCard, Usage
 from halos.policy.loading import ModelSpec
-from halos.policy.lookup import find_policy
+from halos.policy.lookup import find_policy, reference_of
 from tests import tiny
 
 
@@ -99,7 +104,7 @@ def test_code_of_the_models_own_runs_only_where_the_user_allows_it(
     marker = tmp_path / "ran"
     (folder / "own.py").write_text(OWN.format(marker=str(marker)))
     for refused in (ModelSpec(path=str(folder)), find_policy("policy", str(folder)).spec):
-        with pytest.raises(ValueError, match=r"if you know that code, train with model\.trust_remote_code=true"):
+        with pytest.raises(ValueError, match=r"if you know that code, allow it: model\.trust_remote_code=true for"):
             refused.load()
     assert not marker.exists()
     allowed = ModelSpec(path=str(folder), trust_remote_code=True)
@@ -178,3 +183,82 @@ def test_templates_whose_markers_are_tokens_pass(template: str, folder: Path, ca
     with caplog.at_level(logging.WARNING):
         ModelSpec(path=str(folder), chat_template=template).tokenizer()
     assert "markers" not in caplog.text
+
+
+def own_model(folder: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the folder's model code of its own; return the file that shows that the code has run."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(modules))
+    custom(folder, "config.json")
+    marker = modules.with_name(f"ran-{modules.name}")
+    (folder / "own.py").write_text(OWN.format(marker=str(marker)))
+    return marker
+
+
+def test_other_commands_run_code_of_the_models_that_the_user_names(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = own_model(folder, tmp_path / "one", monkeypatch)
+    for trusted in ((), ("lab/other",), (str(folder / "x"),)):
+        with pytest.raises(ValueError, match=rf"trust_remote_code=\[{folder}\] in other commands"):
+            find_policy("policy", str(folder), trusted=trusted).spec.load()
+    assert not marker.exists()
+    policy = find_policy("policy", str(folder), trusted=(str(folder),))
+    assert type(policy.spec.load()).__name__ == "Own"
+    assert marker.exists()
+
+
+def test_what_a_run_says_of_trust_is_never_enough(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = own_model(folder, tmp_path / "two", monkeypatch)
+    run = tmp_path / "run"
+    tiny.save(run / "model")
+    model = {"path": str(folder), "trust_remote_code": True}
+    (run / "config.yaml").write_text(json.dumps({"loss": {}, "data": {}, "model": model}))
+    (run / "summary.json").write_text("{}")
+    # The user trusts the run: that is not the base that its config names.
+    for trusted in ((), (str(run),)):
+        policy = find_policy("policy", str(run), trusted=trusted)
+        assert policy.spec.trust_remote_code is (str(run) in trusted)
+        reference = reference_of(policy, None, trusted)
+        assert reference is not None
+        assert reference.spec.trust_remote_code is False
+        with pytest.raises(ValueError, match="needs code of its own"):
+            reference.spec.load()
+        assert run_config(run, trusted=trusted).model.trust_remote_code is False
+    assert not marker.exists()
+    reference = reference_of(policy, None, (str(folder),))
+    assert reference is not None
+    assert reference.spec.trust_remote_code is True
+    assert run_config(run, trusted=(str(folder),)).model.trust_remote_code is True
+
+
+def test_a_judge_runs_code_of_its_own_only_where_the_user_allows_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    marker = own_model(folder, tmp_path / "three", monkeypatch)
+    with pytest.raises(ValueError, match=r"if you know its code, set judge\.trust_remote_code=true"):
+        RewardModel(str(folder), device="cpu").check()
+    assert not marker.exists()
+    with pytest.raises(ValueError, match=r"^judge\.trust_remote_code: expected true or false, found 'yes'"):
+        RewardModel(str(folder), trust_remote_code="yes")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^judge\.path: expected one score"), caplog.at_level(logging.WARNING):
+        RewardModel(str(folder), device="cpu", trust_remote_code=True).check()  # Own has two classes
+    assert "runs with all your rights" in caplog.text
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("models", [True, "", {"a": True}, ["a", 3], [""], None])
+def test_trusted_models_are_a_list_of_names(models: object) -> None:
+    with pytest.raises(ValueError, match=r"^trust_remote_code: expected a list of models, found"):
+        check_trusted_models(models)
+    assert check_trusted_models(["lab/a"]) == check_trusted_models("lab/a") == ("lab/a",)
+
+
+def test_card_and_results_say_that_code_of_a_model_was_allowed_to_run() -> None:
+    said = "was allowed to run code that came with its base model"
+    assert said in ModelCard(base="b", remote_code=True).render(Usage(chat=True))
+    assert said not in ModelCard(base="b").render(Usage(chat=True))
+    options: dict[str, Any] = {"policy": "p", "reference": None, "beta": 0.1, "counts": {}, "left_out": {}}
+    assert Results(**options, remote_code=["p"]).as_json()["remote_code"] == ["p"]
+    assert "remote_code" not in Results(**options).as_json()

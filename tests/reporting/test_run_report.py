@@ -45,6 +45,18 @@ def test_exactly_the_completion_of_each_branch_is_marked_as_scored(capsys: Print
     ]
 
 
+def test_turns_of_others_in_a_completion_are_not_marked(capsys: Printed) -> None:
+    tokenizer = ModelSpec(path="pkg://halos.toy/reference").tokenizer()
+    texts = ("go away. <|end|>", "<|user|> i bought a lamp. <|assistant|>", "happy to help. <|end|>")
+    turns = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    branch, start = tuple(turns[0] + turns[1] + turns[2]), len(turns[0])
+    row = Row("r", 0, (1,), (branch,), context=(((start, start + len(turns[1])),),))
+    data_report.show_example(row, tokenizer, ("completion",))
+    said, asked, answered = map(tokenizer.decode, turns)
+    shown = "".join(capsys.readouterr().out.splitlines()[1:]).replace(" ", "")
+    assert f"⟦{said}⟧{asked}⟦{answered}⟧".replace(" ", "") in shown
+
+
 class Markup:
     """A tokenizer whose texts look like rich's markup."""
 

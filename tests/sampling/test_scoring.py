@@ -59,6 +59,15 @@ def scores_of(models: Any, completions: list[list[int]], **options: Any) -> Scor
     return score(policy, reference, prompts, prompts, completions, **options)
 
 
+def test_tokens_that_are_not_scored_are_read(models: Any) -> None:
+    completions = [[2, 4, 3, END], [3, END]]
+    found = scores_of(models, completions, contexts=[[(1, 3)], []])
+    one, other = completions
+    last = log_prob(models[0], one) - log_prob(models[0], one[:3])
+    assert found.logps == pytest.approx([log_prob(models[0], one[:1]) + last, log_prob(models[0], other)], abs=1e-4)
+    assert found.tokens.tolist() == [2, 2]
+
+
 def test_expected_kl_over_all_completions_is_the_exact_one_by_either_estimate(models: Any, exact: Any) -> None:
     found = scores_of(models, everything())
     weights = np.exp(found.logps)

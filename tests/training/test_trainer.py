@@ -36,6 +36,11 @@ def trainer(*words: str) -> Any:
             "precision: expected bf16-mixed without a CUDA device, found 16-mixed with trainer.accelerator=cpu",
         ),
         (
+            ("trainer.accelerator=cpus",),
+            "trainer.accelerator: expected one of auto, gpu, cpu, cuda, mps, tpu; found 'cpus'",
+        ),
+        (("trainer.accelerator=tpu",), "trainer.accelerator: expected one of this machine, such as cpu, found tpu"),
+        (
             ("strategy=fsdp_tp", "trainer.devices=4", "strategy.tensor_parallel_size=3"),
             "tensor_parallel_size: expected a divisor of the 4 devices",
         ),

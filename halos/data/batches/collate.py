@@ -1,7 +1,8 @@
 """Collates rows to tensors.
 
 A batch holds B examples with K branches each. Every sequence is a prompt followed by one branch, and each scored token
-has a place in a grid [B, K, C] of completion tokens, C being the longest branch:
+has a place in a grid [B, K, C] of completion tokens, C being the most scored tokens of a branch. Tokens of a completion
+that are not scored, such as a user's turn between two of the assistant's, are fed and have no place:
 
     rows → places (b, k) sorted by length → chunks, each padded on the right to its own longest sequence
                                           → scored tokens → slots in the flattened grid
@@ -84,7 +85,7 @@ class Batch:
 
     Attributes:
         ids: [B] the ids of the examples.
-        mask: [B, K, C] true where branch k of example b has a token.
+        mask: [B, K, C] true where branch k of example b has a scored token.
         group: [B] a number that examples of the same prompt share.
         step: the size of the whole optimizer step.
         desirable: [B] bool, or None for views without labels.
@@ -194,7 +195,7 @@ def collate(
             maximum.
         reference: the source of the reference's log-probs, if they were computed beforehand.
     """
-    lengths = torch.tensor([[len(branch) for branch in row.branches] for row in rows])
+    lengths = torch.tensor([_scored_counts(row) for row in rows])
     width = int(lengths.max())
     packs: list[Pack] = []
     if packing and not whole:  # packs leave out each completion's last token
@@ -227,7 +228,7 @@ def step_size(rows: Sequence[Row], members: np.ndarray | Mapping[int, int] | Non
         members: the size of each group in the whole data set; None: these rows are the data set.
     """
     weights = tuple(row.weight for row in rows)
-    tokens = zip(*([row.weight * len(branch) for branch in row.branches] for row in rows), strict=True)
+    tokens = zip(*([row.weight * count for count in _scored_counts(row)] for row in rows), strict=True)
     size = StepSize(math.fsum(weights), tuple(map(math.fsum, tokens)))
     if rows[0].score is not None:
         # Advantages are whitened over the step and compared within groups, which needs the scores of all ranks.
@@ -237,6 +238,10 @@ def step_size(rows: Sequence[Row], members: np.ndarray | Mapping[int, int] | Non
         size.members = tuple(int(members[group]) for group in size.groups)
         size.weights = weights if _weighted(rows) else ()
     return size
+
+
+def _scored_counts(row: Row) -> list[int]:
+    return [len(row.scored(branch)) for branch in range(len(row.branches))]
 
 
 def _scores(rows: Sequence[Row]) -> tuple[float, ...]:
@@ -279,6 +284,7 @@ def _chunk(
 ) -> Chunk:
     # The last token of a sequence predicts nothing, so it is not fed unless its state is needed.
     lengths = [len(rows[b].prompt) + len(rows[b].branches[k]) - 1 for b, k in places]
+    scored = [rows[b].scored(k) for b, k in places]
     input_ids = torch.full((len(places), max(lengths) + whole), PAD, dtype=torch.long)
     predicts = torch.zeros_like(input_ids, dtype=torch.bool)
     targets: list[int] = []
@@ -287,10 +293,10 @@ def _chunk(
         prompt, branch = rows[b].prompt, rows[b].branches[k]
         input_ids[n, : lengths[n] + whole] = torch.tensor((prompt + branch)[: lengths[n] + whole])
         # The state of the prompt's last token predicts the branch's first one.
-        predicts[n, len(prompt) - 1 : lengths[n]] = True
+        predicts[n, torch.tensor(scored[n]) + len(prompt) - 1] = True
         slot = (b * len(rows[b].branches) + k) * width
-        targets += branch
-        slots += range(slot, slot + len(branch))
+        targets += [branch[place] for place in scored[n]]
+        slots += range(slot, slot + len(scored[n]))
     chunk = Chunk(input_ids, predicts, torch.tensor(targets), torch.tensor(slots), needs_grad)
     if whole:
         # Lengths count one token less than is fed, so they are also the places of the last tokens.

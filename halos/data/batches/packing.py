@@ -1,19 +1,23 @@
-"""Packed rows: every prompt once, followed by all its completions, without padding.
+"""Packed rows: the prefix tree of a micro-batch, laid end to end without padding.
 
-A tree is one prompt with the completions (branches) that a micro-batch has for it: chosen and rejected, several
-examples of one prompt, y and the mismatched y'. Each branch is written without its last token, which predicts nothing.
-Its first token is predicted from the last token of the prompt. For the prompt a b c with the branches p q r and s t:
+Sequences that begin alike share the computation of their common beginning: the completions of one prompt, the examples
+of one conversation, prompts with one long system text (:mod:`halos.data.batches.prefix_tree`). Each sequence is written
+without its last token, which predicts nothing. The first token of a completion is predicted from the last token of its
+prompt. For the prompt a b c with the completions p q r and s t, and the later prompt a b c s t u with the completion v:
 
-    input_ids   a   b   c   p   q   s          attends to   a  b  c  p  q  s
-    branch     -1  -1  -1   1   1   2                   a   x
-    position    0   1   2   3   4   3                   b   x  x
-    predicts         p, s   q   r   t                   c   x  x  x
-                                                        p   x  x  x  x
-                                                        q   x  x  x  x  x
-                                                        s   x  x  x  .  .  x
+    input_ids   a   b   c   p   q   s   t   u        attends to   a  b  c  p  q  s  t  u
+    node        0   0   0   1   1   2   3   3                 a   x
+    last        3   3   3   1   1   3   3   3                 b   x  x
+    position    0   1   2   3   4   3   4   5                 c   x  x  x
+    predicts         p, s   q   r   t       v                 p   x  x  x  x
+                                                              q   x  x  x  x  x
+                                                              s   x  x  x  .  .  x
+                                                              t   x  x  x  .  .  x  x
+                                                              u   x  x  x  .  .  x  x  x
 
-Positions of every branch continue those of the prompt, and a token attends to the prompt and to its own branch only, so
-log-probs and gradients are those of separate rows.
+Nodes are numbered in preorder, so a node is below another if its number is from that one's to that one's ``last``.
+A token attends to the tokens before it in its own node and to the nodes above, at positions that count from the
+beginning of its sequence. So log-probs and gradients are those of separate rows.
 """
 
 from __future__ import annotations
@@ -26,23 +30,21 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from halos.data.batches.prefix_tree import Node, PrefixTree, trained_above, unseen_pairs
 from halos.data.rows.token_rows import Row
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-PROMPT = -1
-"""The number of the prompt in ``branch``; branches count from 1."""
 GROUPED_TREES_MAX_TOKENS = 128
 """Trees with up to this many tokens together are attended to in one call: many short calls cost more than the scores
 between trees, which the mask throws away."""
 DENSE_TREE_MAX_TOKENS = 2048
-"""A tree with more tokens is attended to branch by branch: its mask over all pairs of tokens would be too large."""
+"""A tree with more tokens is attended to node by node: its mask over all pairs of tokens would be too large."""
 DENSE_TREE_MAX_MASKED_PAIRS = 2**14
-"""A tree is also attended to branch by branch if its mask throws away more pairs of tokens than this: computing them
-costs more than one call for each branch. Such pairs are between different branches, and between a prompt and the
-branches after it."""
-TENSORS = ("input_ids", "tree", "branch", "position", "prompts", "predicts", "targets", "sources", "slots")
+"""A tree is also attended to node by node if its mask throws away more pairs of tokens than this: computing them costs
+more than one call for each node. Such pairs are between different branches, and between a node and those below it."""
+TENSORS = ("input_ids", "node", "last", "position", "occurrences", "predicts", "targets", "sources", "slots")
 """The lists of :class:`_Writer` that become tensors of :class:`Pack`, under the same names."""
 
 D = TypeVar("D", bound="DataclassInstance")
@@ -65,17 +67,18 @@ def map_tensors(instance: D, function: Callable[[Tensor], Tensor]) -> D:
 class Pack:
     """The N tokens of one forward, the M tokens that they predict, and S places in the grid of completion tokens.
 
-    The keys of attention are these N tokens. If the pack continues the previous one, the P prompt tokens of the
-    previous pack come before them (else P = 0). Keys are divided into pieces of consecutive tokens. The last
+    The keys of attention are these N tokens. If the pack continues the previous one, the P tokens that the previous
+    pack keeps come before them (else P = 0). Keys are divided into pieces of consecutive tokens. The last
     ``len(attends)`` pieces are the pack's own tokens, and the queries of each of these attend to the pieces that
     ``attends`` lists for it.
 
     Attributes:
         input_ids: [N] tokens to feed.
-        tree: [P + N] the number of each key's tree.
-        branch: [P + N] the number of each key's branch, or :data:`PROMPT`.
+        node: [P + N] the number of each key's node.
+        last: [P + N] the number of the last node below it.
         position: [P + N] the position of each key in its own sequence.
-        prompts: [P'] the places of prompt tokens among the N tokens.
+        occurrences: [N] the number of trained sequences that each token is in.
+        kept: [P'] the places among the N tokens whose keys the next pack continues.
         predicts: [M] places among the hidden states of this pack and the packs before it.
         targets: [M] the token that each of these states predicts.
         sources: [S] places among the log-probs of this pack and the packs before it.
@@ -87,10 +90,11 @@ class Pack:
     """
 
     input_ids: Tensor
-    tree: Tensor
-    branch: Tensor
+    node: Tensor
+    last: Tensor
     position: Tensor
-    prompts: Tensor
+    occurrences: Tensor
+    kept: Tensor
     predicts: Tensor
     targets: Tensor
     sources: Tensor
@@ -102,7 +106,7 @@ class Pack:
 
     @property
     def continues(self) -> bool:
-        """Whether the keys and values of the prompts come from the pack before."""
+        """Whether keys and values come from the pack before."""
         return len(self.sizes) > len(self.attends)
 
 
@@ -115,22 +119,38 @@ def pack(
         rows: rows with K branches each.
         width: C of the [B, K, C] grid.
         mismatched: the last branch is KTO's y'. It needs no gradient and gets a second pack.
-        share_prompts: write each prompt once; the second pack then continues the prompts of the first, and a completion
-            that a prompt has twice is scored once. If false, every branch has its own copy of the prompt.
+        share_prompts: write once what sequences have in common, and score once what they predict from it; the second
+            pack then continues the nodes of the first. If false, every branch has its own copy of the prompt.
         start: the place of the first of these rows in the grid.
 
     Returns:
         One pack with the trained branches and, with ``mismatched``, one with the mismatched branches.
     """
-    last = len(rows[0].branches) - 1
-    trained = [(b, k) for b in range(len(rows)) for k in range(last + 1 - mismatched)]
-    first = _Writer(rows, width, share_prompts, start)
-    trees = first.write({}, trained)
+    tree, ends = PrefixTree(share=share_prompts), dict[tuple[int, int], Node]()
+    trained = len(rows[0].branches) - mismatched
+    places = [(b, k) for b in range(len(rows)) for k in range(trained)]
+    others = [(b, trained) for b in range(len(rows) if mismatched else 0)]
+    for b, k in places + others:
+        ends[b, k] = tree.add(rows[b].prompt, _fed(rows[b], k), trained=k < trained)
+    nodes = tree.nodes()
+    for place in places:
+        for node in ends[place].path():
+            node.sequences += 1
+    above = list(trained_above(nodes))
+    scores = _Scores(rows, width, start, ends)
+    first = _Writer(scores)
+    for node in tree.root.own_children():
+        first.write([node], [])
+    packs = (first.finish(places, above),)
     if not mismatched:
-        return (first.finish(),)
-    second = first.continued()
-    second.write(trees if share_prompts else {}, [(b, last) for b in range(len(rows))])
-    return (first.finish(), second.finish())
+        return packs
+    second = _Writer(scores, above, len(first.input_ids))
+    for node in tree.root.children:
+        if not node.trained:
+            second.write([node], [])
+    for node in above:
+        second.write([child for child in node.children if not child.trained], second.pieces_of(node))
+    return (*packs, second.finish(others))
 
 
 def divide(rows: Sequence[Row], max_tokens: int | None, *, share_prompts: bool = True) -> list[slice]:
@@ -138,188 +158,179 @@ def divide(rows: Sequence[Row], max_tokens: int | None, *, share_prompts: bool =
 
     The tokens of all branches count. A row with more tokens is a part of its own. None: all rows are one part.
     """
-    edges, tokens = [0], 0
-    prompts: set[tuple[int, ...]] = set()
+    if max_tokens is None:
+        return [slice(0, len(rows))]
+    edges, tree = [0], PrefixTree(share=share_prompts)
     for number, row in enumerate(rows):
-        shared = share_prompts and row.prompt in prompts
-        copies = 1 if share_prompts else len(row.branches)
-        completion_tokens = sum(map(len, row.branches))
-        size = completion_tokens + (0 if shared else len(row.prompt) * copies)
-        if max_tokens and tokens and tokens + size > max_tokens:
+        before = tree.tokens
+        for branch in row.branches:
+            tree.add(row.prompt, branch)
+        if before and tree.tokens > max_tokens:
             edges.append(number)
-            prompts.clear()
-            # The part before had the prompt; this one needs a copy of its own.
-            tokens, size = 0, size + (len(row.prompt) if shared else 0)
-        tokens += size
-        prompts.add(row.prompt)
+            # What this row shared with the part before, it needs a copy of.
+            tree = PrefixTree(share=share_prompts)
+            for branch in row.branches:
+                tree.add(row.prompt, branch)
     return [slice(start, end) for start, end in pairwise([*edges, len(rows)])]
 
 
 @dataclass(slots=True)
-class _Tree:
-    """A prompt that a writer has written, and the places of its branches.
-
-    Attributes:
-        number: the number of the tree.
-        prompt: its token ids.
-        last: the place of the prompt's last token among the states of all packs.
-        scored: for each branch, the place of its first log-prob among the log-probs of all packs.
-    """
-
-    number: int
-    prompt: tuple[int, ...]
-    last: int
-    scored: dict[tuple[int, ...], int] = field(default_factory=dict)
-
-
-_Trees = dict[tuple[int, ...], _Tree]
-"""Trees by the token ids of their prompt or, where prompts are not shared, by the place (b, k) of their branch."""
-
-
-@dataclass(slots=True)
-class _Writer:
-    """Writes the trees of one pack one after the other, and records places as it goes.
-
-    The lists without a description are those of :class:`Pack`.
+class _Scores:
+    """Which log-probs belong to which places of the grid; two that are of one token after one state are computed once.
 
     Attributes:
         rows: the rows of the micro-batch.
         width: C of the [B, K, C] grid.
-        share_prompts: write each prompt once.
         start: the place of the first row in the grid.
-        needs_grad: whether the loss trains these tokens.
-        states_before: the number of states of the previous pack, which places among states continue.
-        logprobs_before: the number of its log-probs, likewise.
-        open_tokens: tokens of the open piece: those that were written since the last piece was closed.
-        open_attends: the pieces that they attend to besides their own.
+        ends: for each branch (b, k) the node at its end.
+        known: for each (state, token) the place of its log-prob among those of all packs.
     """
 
     rows: Sequence[Row]
     width: int
-    share_prompts: bool
     start: int
-    needs_grad: bool = True
-    states_before: int = 0
-    logprobs_before: int = 0
-    input_ids: list[int] = field(default_factory=list)
-    tree: list[int] = field(default_factory=list)
-    branch: list[int] = field(default_factory=list)
-    position: list[int] = field(default_factory=list)
-    prompts: list[int] = field(default_factory=list)
-    predicts: list[int] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
-    sources: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    attends: list[tuple[int, ...]] = field(default_factory=list)
-    plain: list[int] = field(default_factory=list)
-    open_tokens: int = 0
-    open_attends: list[int] = field(default_factory=list)
+    ends: dict[tuple[int, int], Node]
+    known: dict[tuple[int, int], int] = field(default_factory=dict)
 
-    def continued(self) -> _Writer:
-        """The writer of the next pack, whose tokens the loss only reads. It begins with the keys of shared prompts."""
-        places = (len(self.input_ids), len(self.targets))
-        writer = _Writer(self.rows, self.width, self.share_prompts, self.start, False, *places)
-        if self.share_prompts:
-            for name in ("tree", "branch", "position"):
-                setattr(writer, name, [getattr(self, name)[place] for place in self.prompts])
-            # Piece n is the prompt of tree n.
-            writer.sizes = [writer.tree.count(number) for number in range(writer.tree[-1] + 1)]
-        return writer
+    def add(self, writer: _Writer, b: int, k: int) -> None:
+        """Record the places of a branch whose nodes are written."""
+        row, path = self.rows[b], self.ends[b, k].path()
+        states = [place for node in path for place in range(node.place, node.place + len(node.ids))]
+        slot, scored = ((self.start + b) * len(row.branches) + k) * self.width, row.scored(k)
+        # The state of the prompt's last token predicts the branch's first one.
+        states = states[len(row.prompt) - 1 :]
+        for pair in ((states[n], row.branches[k][n]) for n in scored):
+            if pair not in self.known:
+                self.known[pair] = len(self.known)
+                writer.predicts.append(pair[0])
+                writer.targets.append(pair[1])
+            writer.sources.append(self.known[pair])
+        writer.slots += range(slot, slot + len(scored))
 
-    def write(self, trees: _Trees, places: Sequence[tuple[int, int]]) -> _Trees:
-        """Write branches, each after its prompt unless the prompt is already written.
+
+class _Writer:
+    """Writes the nodes of one pack, and records places as it goes. Its lists are those of :class:`Pack`.
+
+    Args:
+        scores: the places of log-probs.
+        earlier: the nodes whose keys come from the pack before; each is a piece.
+        states_before: the number of states of the pack before, which places among states continue.
+
+    Attributes:
+        open_tokens: tokens of the open piece: those that were written since the last piece was closed.
+        open_attends: the pieces that they attend to besides their own.
+    """
+
+    def __init__(self, scores: _Scores, earlier: Sequence[Node] | None = None, states_before: int = 0) -> None:
+        self.scores, self.states_before, self.needs_grad = scores, states_before, earlier is None
+        self.input_ids, self.node, self.last, self.position, self.occurrences = (list[int]() for _ in range(5))
+        self.predicts, self.targets, self.sources, self.slots, self.plain = (list[int]() for _ in range(5))
+        self.attends: list[tuple[int, ...]] = []
+        self.open_tokens, self.open_attends = 0, list[int]()
+        for node in earlier or ():
+            self._add_keys(node)
+        self.sizes = [len(node.ids) for node in earlier or ()]
+        self._pieces = {node.number: piece for piece, node in enumerate(earlier or ())}
+
+    def pieces_of(self, node: Node) -> list[int]:
+        """The pieces of the sequence that ends with a node of the pack before."""
+        return [self._pieces[above.number] for above in node.path() if above.parent is not None]
+
+    def write(self, siblings: Sequence[Node], attends: Sequence[int]) -> None:
+        """Write nodes and what is below them.
 
         Args:
-            trees: the trees that are already written; new ones are added.
-            places: the places (b, k) of the branches in the grid.
+            siblings: nodes with one parent.
+            attends: the pieces of the nodes above them.
         """
-        # All branches of a prompt have to follow it at once, so they are collected first. The inner dict is an ordered
-        # set: a branch that occurs twice is written once.
-        branches_of: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
-        for b, k in places:
-            branches_of.setdefault(self._key(b, k), {})[self.rows[b].branches[k]] = None
-        for key, branches in branches_of.items():
-            prompt = key if self.share_prompts else self.rows[key[0]].prompt
-            trees[key] = self._write_tree(trees.get(key), len(trees), prompt, list(branches))
+        waiting = [(list(siblings), list(attends))]
+        while waiting:
+            nodes, attends = waiting.pop()
+            if _are_one_piece(nodes):
+                self._write_together(nodes, attends)
+            elif len(nodes) > 1:
+                waiting += [([node], attends) for node in reversed(nodes)]
+            else:
+                # The nodes up to the next branching become a piece, to which everything below attends.
+                self._close()
+                node = nodes[0]
+                self._add(node)
+                while len(node.own_children()) == 1:
+                    node = node.own_children()[0]
+                    self._add(node)
+                self.open_attends = list(attends)
+                self._close()
+                waiting.append((node.own_children(), [*attends, len(self.sizes) - 1]))
+
+    def finish(self, places: Sequence[tuple[int, int]], kept: Sequence[Node] = ()) -> Pack:
+        """The pack of everything that was written.
+
+        Args:
+            places: the branches (b, k) whose log-probs it has.
+            kept: the nodes whose keys the next pack continues.
+        """
         if not self.input_ids:
-            # Every branch has one token, which the prompt predicts, or was scored before. A forward has to run all the
-            # same: collectives of sharded models hang if one rank runs fewer than the others.
-            self._add([0], -1, PROMPT, 0)
-        # Places are recorded once all branches are written: a completion that occurs twice is scored in one place.
+            # All states were computed before. A forward has to run all the same: collectives of sharded models hang if
+            # one rank runs fewer than the others.
+            self._add(Node((0,)))
         self._close()
         for b, k in places:
-            ids = self.rows[b].branches[k]
-            source = trees[self._key(b, k)].scored[ids]
-            slot = ((self.start + b) * len(self.rows[b].branches) + k) * self.width
-            self.sources += range(source, source + len(ids))
-            self.slots += range(slot, slot + len(ids))
-        return trees
-
-    def finish(self) -> Pack:
-        """The pack of everything that was written."""
+            self.scores.add(self, b, k)
         # The dtype is explicit, as torch turns an empty list into a float tensor.
         tensors = {name: torch.tensor(getattr(self, name), dtype=torch.long) for name in TENSORS}
-        sizes, attends, plain = tuple(self.sizes), tuple(self.attends), tuple(self.plain)
-        return Pack(**tensors, sizes=sizes, attends=attends, plain=plain, needs_grad=self.needs_grad)
+        kept_places = [place for node in kept for place in range(node.place, node.place + len(node.ids))]
+        return Pack(
+            **tensors,
+            kept=torch.tensor(kept_places, dtype=torch.long),
+            sizes=tuple(self.sizes),
+            attends=tuple(self.attends),
+            plain=tuple(self.plain),
+            needs_grad=self.needs_grad,
+        )
 
-    def _key(self, b: int, k: int) -> tuple[int, ...]:
-        return self.rows[b].prompt if self.share_prompts else (b, k)
-
-    def _write_tree(
-        self, tree: _Tree | None, number: int, prompt: tuple[int, ...], branches: list[tuple[int, ...]]
-    ) -> _Tree:
-        new = [ids for ids in branches if tree is None or ids not in tree.scored]
-        lengths = [len(ids) - 1 for ids in new]
-        total = sum(lengths)
-        size = len(prompt) + total
-        # Short trees share a piece, which is one call of attention, until it is full.
-        if size + self.open_tokens + sum(self.sizes[piece] for piece in self.open_attends) > GROUPED_TREES_MAX_TOKENS:
+    def _write_together(self, nodes: list[Node], attends: list[int]) -> None:
+        size = sum(node.size for node in nodes)
+        # Short trees share a piece, which is one call of attention, until it is full. The keys above others count too.
+        above = [] if self.open_attends == attends else self.open_attends
+        if size + self.open_tokens + sum(self.sizes[piece] for piece in above) > GROUPED_TREES_MAX_TOKENS:
             self._close()
-        # Pairs of tokens that a mask over the whole tree would throw away: those between different branches and, if the
-        # prompt is in this pack, those between its queries and the branches' keys.
-        masked_pairs = sum(length * (total - length) for length in lengths)
-        if tree is None:
-            masked_pairs += len(prompt) * total
-        separately = len(new) > 1 and (size > DENSE_TREE_MAX_TOKENS or masked_pairs > DENSE_TREE_MAX_MASKED_PAIRS)
-        attends: list[int] = []
-        if tree is not None:
-            attends = [tree.number]  # the prompt's keys come from the pack before: piece n is the prompt of tree n
-        else:
-            tree = _Tree(number, prompt, self.states_before + len(self.input_ids) + len(prompt) - 1)
-            self.prompts += range(len(self.input_ids), len(self.input_ids) + len(prompt))
-            self._add(prompt, number, PROMPT, 0)
-            if separately:
-                attends = [len(self.sizes)]  # the prompt becomes a piece, to which each branch attends
-                self._close()
-        for ids in new:
-            self._write_branch(tree, ids, attends)
-            if separately:
-                self._close()
-        return tree
+        self.open_attends += [piece for piece in attends if piece not in self.open_attends]
+        waiting = nodes[::-1]
+        while waiting:
+            node = waiting.pop()
+            self._add(node)
+            waiting += reversed(node.own_children())
 
-    def _write_branch(self, tree: _Tree, ids: tuple[int, ...], attends: list[int]) -> None:
-        start = self.states_before + len(self.input_ids)
-        self.predicts += [tree.last, *range(start, start + len(ids) - 1)]
-        tree.scored[ids] = self.logprobs_before + len(self.targets)
-        self.targets += ids
-        self._add(ids[:-1], tree.number, len(tree.scored), len(tree.prompt))
-        # A branch of one token adds no query, so it attends to nothing.
-        self.open_attends += [piece for piece in attends if len(ids) > 1 and piece not in self.open_attends]
+    def _add(self, node: Node) -> None:
+        node.place = self.states_before + len(self.input_ids)
+        self.input_ids += node.ids
+        self.occurrences += [node.sequences] * len(node.ids)
+        self.open_tokens += len(node.ids)
+        self._add_keys(node)
 
-    def _add(self, ids: Sequence[int], tree: int, branch: int, position: int) -> None:
-        self.input_ids += ids
-        self.tree += [tree] * len(ids)
-        self.branch += [branch] * len(ids)
-        self.position += range(position, position + len(ids))
-        self.open_tokens += len(ids)
+    def _add_keys(self, node: Node) -> None:
+        self.node += [node.number] * len(node.ids)
+        self.last += [node.last] * len(node.ids)
+        self.position += range(node.position, node.position + len(node.ids))
 
     def _close(self) -> None:
         """Close the open piece, which holds the tokens that were written since the last piece."""
         if self.open_tokens:
-            # Positions that count up from 0 belong to one sequence: a second tree or branch would begin anew.
+            # Positions that count up from 0 belong to one sequence: a second branch or tree would begin anew.
             if self.position[-self.open_tokens :] == list(range(self.open_tokens)):
                 self.plain.append(len(self.sizes))
             self.attends.append((*self.open_attends, len(self.sizes)))
             self.sizes.append(self.open_tokens)
         self.open_tokens, self.open_attends = 0, []
+
+
+def _fed(row: Row, branch: int) -> tuple[int, ...]:
+    """The tokens of a completion before the last scored one, which predicts nothing."""
+    return row.branches[branch][: row.scored(branch)[-1]]
+
+
+def _are_one_piece(siblings: Sequence[Node]) -> bool:
+    """Whether siblings and what is below them are attended to in one call."""
+    pairs = unseen_pairs(siblings)
+    size = sum(node.size for node in siblings)
+    return not pairs or (size <= DENSE_TREE_MAX_TOKENS and pairs <= DENSE_TREE_MAX_MASKED_PAIRS)

@@ -6,37 +6,44 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from halos.data.rows.token_rows import Row
+from halos.data.rows.token_rows import Row, Span
 
 KEY_BYTES = 16
 
 
-def entry_key(prompt: Sequence[int], completion: Sequence[int]) -> bytes:
-    """The key of a completion after its prompt; it depends on their token ids alone."""
+def entry_key(prompt: Sequence[int], completion: Sequence[int], context: Sequence[Span] = ()) -> bytes:
+    """The key of a completion after its prompt; it depends on their token ids, and on which of them are scored."""
     # The prompt's length stands first: without it, moving tokens from one to the other would not change the key.
     ids = array("q", (len(prompt), *prompt, *completion))
+    for start, stop in context:
+        ids.extend((-1, start, stop))  # no id is negative
     return hashlib.blake2b(ids.tobytes(), digest_size=KEY_BYTES).digest()
 
 
-def completions(rows: Iterable[Row]) -> dict[bytes, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(prompt, completion) of every branch by its key, each once.
+def completions(rows: Iterable[Row]) -> dict[bytes, Row]:
+    """A row with its prompt and this completion alone for every branch by its key, each once.
 
     Completions of one prompt follow each other, so that they share it in a pack, and short prompts come first.
     """
-    by_key = {entry_key(row.prompt, branch): (row.prompt, branch) for row in rows for branch in row.branches}
-    return dict(sorted(by_key.items(), key=lambda item: (len(item[1][0]), item[1])))
+    by_key: dict[bytes, Row] = {}
+    for row in rows:
+        for branch, context in zip(row.branches, row.context or repeat(()), strict=False):
+            key = entry_key(row.prompt, branch, context)
+            by_key.setdefault(key, Row("", 0, row.prompt, (branch,), context=(context,) if context else ()))
+    return dict(sorted(by_key.items(), key=lambda item: (len(item[1].prompt), item[1].prompt, item[1].branches)))
 
 
 @dataclass(slots=True)
 class ReferenceTable:
-    """log π_ref(y_t | x, y_<t) in float32 for every token of completions y after prompts x.
+    """log π_ref(y_t | x, y_<t) in float32 for every scored token of completions y after prompts x.
 
     Attributes:
-        entries: for each :func:`entry_key` the log-probs [tokens of the completion].
+        entries: for each :func:`entry_key` the log-probs [scored tokens of the completion].
         computed: the number of entries that were not in a cache.
     """
 
@@ -48,7 +55,7 @@ class ReferenceTable:
 
         Args:
             rows: B rows with K branches each.
-            width: the length of the longest branch, or more.
+            width: the most scored tokens of a branch, or more.
 
         Returns:
             [B, K, width] log-probs, zero after the end of a branch.
@@ -59,9 +66,9 @@ class ReferenceTable:
         grid = torch.zeros(len(rows), len(rows[0].branches), width, dtype=torch.float32)
         for b, row in enumerate(rows):
             for k, branch in enumerate(row.branches):
-                entry = self.entries.get(entry_key(row.prompt, branch))
+                entry = self.entries.get(entry_key(row.prompt, branch, row.context[k] if row.context else ()))
                 # A length can differ only if two keys collide: better an error than log-probs of another completion.
-                if entry is None or len(entry) != len(branch):
+                if entry is None or len(entry) != len(row.scored(k)):
                     raise ValueError(f"{row.id}: expected the reference's log-probs of completion {k}, found none")
-                grid[b, k, : len(branch)] = entry
+                grid[b, k, : len(entry)] = entry
         return grid

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from halos.data.reading.fields import messages_of, wrong
-from halos.data.records.record import Message
+from halos.data.records.record import ROLES, Message
 from halos.data.sources.adapted import FILTERED
 
 UNTRAINED = f"{FILTERED}conversation without a reply of weight 1"
@@ -22,8 +22,12 @@ ROLE_NAMES = {
     "ai": "assistant",
     "observation": "tool",
     "function": "tool",
+    "developer": "system",
 }
-"""Other names of roles, from the formats of ShareGPT, OpenAssistant, Gemma and LLaMA-Factory."""
+"""Other names of roles, from the formats of ShareGPT, OpenAssistant, Gemma, LLaMA-Factory, LangChain and OpenAI."""
+ROLE_KEYS = ("role", "from", "type", "speaker", "sender", "author", "user")
+CONTENT_KEYS = ("content", "value", "text", "message", "body")
+"""Keys of a turn under which its role and its text are looked for."""
 TURN = re.compile(r"(?:^|\n)\s*(Human|User|Assistant):[ \t]*", re.MULTILINE)
 OPENING = re.compile(r"\s*(Human|User):")
 END_OF_SENTENCE = re.compile(r"[.?!:…。？！：]['\"”)]*\s*$|\n\s*$")
@@ -32,30 +36,57 @@ END_OF_SENTENCE = re.compile(r"[.?!:…。？！：]['\"”)]*\s*$|\n\s*$")
 def chat_of(value: object, role_names: Mapping[str, str]) -> object:
     """Return a list of messages with the keys ``role`` and ``content`` and this project's roles.
 
-    ShareGPT's ``from`` and ``value`` are renamed. A single message becomes a list of one. Everything else is returned
-    as it is; readers of messages say what is wrong with it.
+    Other keys are renamed: ShareGPT's ``from`` and ``value``, LangChain's ``type``, ``author`` and ``text`` of exported
+    chats. A single message becomes a list of one. Everything else is returned as it is; readers of messages say what
+    is wrong with it.
 
     Args:
         value: a list of messages, one message, or anything else.
         role_names: from a role's name in the files to this project's.
     """
-    if isinstance(value, dict) and ("role" in value or "from" in value):
+    if isinstance(value, dict) and _role_key(value, role_names):
         value = [value]
     if not isinstance(value, list):
         return value
     return [_turn(item, role_names) for item in value]
 
 
+def conversation_of(value: object, role_names: Mapping[str, str]) -> object:
+    """Return a conversation as :func:`chat_of` does, also one that is a transcript, or texts of user and assistant."""
+    if isinstance(value, str) and (turns := conversation_in(value)):
+        return [turn.as_dict() for turn in turns]
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value):
+        return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(value)]
+    return chat_of(value, role_names)
+
+
+def _role_key(item: Mapping[str, object], role_names: Mapping[str, str]) -> str | None:
+    """Return the key of a turn's role: ``role`` or ``from``, or another whose value is the name of a role."""
+    for key in ROLE_KEYS:
+        if key in item and (key in ("role", "from") or role_names.get(_name(item[key]), _name(item[key])) in ROLES):
+            return key
+    return None
+
+
+def _name(value: object) -> str:
+    if isinstance(value, dict):  # an author with a name
+        value = value.get("name")
+    return value if isinstance(value, str) else ""
+
+
 def _turn(item: object, role_names: Mapping[str, str]) -> object:
     if not isinstance(item, dict):
         return item
-    role = item.get("role", item.get("from"))
-    ours = role_names.get(role, role) if isinstance(role, str) else role
-    if ours == role and "role" in item:
+    key = _role_key(item, role_names)
+    if key is None:
         return item
-    content = item["content"] if "content" in item else item.get("value")
-    others = {key: value for key, value in item.items() if key not in ("role", "from", "content", "value")}
-    return {"role": ours, "content": content, **others}
+    role = item[key]
+    ours = role_names.get(_name(role), role)
+    content_key = next((name for name in CONTENT_KEYS if name in item), "value")
+    if ours == role and key == "role" and content_key in ("content", "value"):
+        return item
+    others = {name: value for name, value in item.items() if name not in (key, content_key)}
+    return {"role": ours, "content": item.get(content_key), **others}
 
 
 def is_chat(value: object) -> bool:
@@ -93,15 +124,27 @@ def transcript_of(text: str) -> tuple[Message, ...] | None:
         The turns, or None unless the text begins with a human's marker, the markers alternate at the starts of lines,
         and nothing follows the last marker, which is the assistant's.
     """
+    turns = _turns_in(text)
+    return None if not turns or turns[-1].content or not all(turn.content for turn in turns[:-1]) else turns[:-1]
+
+
+def conversation_in(text: str) -> tuple[Message, ...] | None:
+    """Split a transcript that ends with a reply of the assistant into turns; None for any other text."""
+    turns = _turns_in(text)
+    return turns if turns and all(turn.content for turn in turns) else None
+
+
+def _turns_in(text: str) -> tuple[Message, ...] | None:
+    """Return the turns of a transcript in which they alternate, from the human's to the assistant's."""
     if not OPENING.match(text):
         return None
     opening, *rest = TURN.split(text)
     speakers, texts = rest[::2], [turn.strip() for turn in rest[1::2]]
     roles = ["assistant" if speaker == "Assistant" else "user" for speaker in speakers]
     alternates = all(role == ("user", "assistant")[n % 2] for n, role in enumerate(roles))
-    if opening.strip() or not alternates or roles[-1] != "assistant" or texts[-1] or not all(texts[:-1]):
+    if opening.strip() or not alternates or roles[-1] != "assistant":
         return None
-    return tuple(Message(role, turn) for role, turn in zip(roles[:-1], texts[:-1], strict=True))
+    return tuple(Message(role, turn) for role, turn in zip(roles, texts, strict=True))
 
 
 def looks_like_transcript(text: str) -> bool:
@@ -133,6 +176,25 @@ def common_prompt(where: str, chosen: str, rejected: str) -> tuple[str, str, str
             "where one begins and the other ends is not clear; name the prompt's column with data.columns.prompt=…"
         )
     return start.strip(), replies[0], replies[1]
+
+
+def diverging(
+    one: tuple[Message, ...], other: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]] | None:
+    """Divide two conversations into (the turns that both begin with, the rest of one, the rest of the other).
+
+    Both rests begin with an assistant turn. None if there are no such turns, or if one conversation is the beginning of
+    the other.
+    """
+    differing = (n for n, (mine, theirs) in enumerate(zip(one, other, strict=False)) if _key(mine) != _key(theirs))
+    start = next(differing, 0)
+    while start and not (one[start].role == other[start].role == "assistant" != one[start - 1].role):
+        start -= 1
+    return (one[:start], one[start:], other[start:]) if start else None
+
+
+def _key(turn: Message) -> tuple[str, str, str]:
+    return turn.role, turn.content, turn.fields  # the weight of a turn is no part of what was said
 
 
 def with_turns(prompt: str | tuple[Message, ...], before: tuple[Message, ...]) -> str | tuple[Message, ...]:

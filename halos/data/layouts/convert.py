@@ -10,16 +10,32 @@ from halos.data.layouts.chats import (
     ROLE_NAMES,
     chat_of,
     common_prompt,
+    conversation_in,
+    conversation_of,
+    diverging,
     history_of,
     looks_like_transcript,
     trained_turns,
     transcript_of,
     with_turns,
 )
-from halos.data.layouts.roles import Declaration, Path, Roles, has_content, value_at
-from halos.data.layouts.values import plain_word, score_in
+from halos.data.layouts.recognise import missing_prompt
+from halos.data.layouts.roles import COMMON_ROLES, ROLES_OF, Declaration, Path, Roles, has_content, kind_of, value_at
+from halos.data.layouts.values import number_in, plain_word, score_in
+from halos.data.layouts.votes import DISAGREE, UNDECIDED, counted_votes, vote_count
 from halos.data.reading.context import in_context
-from halos.data.reading.fields import RawRow, has, keys_of, messages_of, prompt_of, reply_of, required, text_of, wrong
+from halos.data.reading.fields import (
+    RawRow,
+    has,
+    keys_of,
+    messages_of,
+    prompt_of,
+    reply_of,
+    required,
+    shorten,
+    text_of,
+    wrong,
+)
 from halos.data.records.record import (
     Completion,
     Message,
@@ -33,8 +49,10 @@ from halos.data.records.record import (
 from halos.data.sources.adapted import DIFFERENT_PROMPTS, FILTERED, NOTED, by_rank, without_empty
 
 COMPLETION_KEYS = {"text", "messages", "desirable", "score"}
+CONTEXT = ("system", "tools", "chat_template_kwargs")
 TIE = f"{FILTERED}ties (data.ties=keep keeps them)"
 NO_WEIGHT = f"{FILTERED}records with weight 0"
+NO_VERDICT = f"{FILTERED}rows whose label says nothing (data.values.tie)"
 Preferences = tuple[tuple[int, int], ...]
 TextOrTurns = str | tuple[Message, ...]
 
@@ -56,7 +74,15 @@ class Converter:
             "chosen": self._preferred,
             "completion": self._single,
         }
-        self._convert = next((convert for role, convert in kinds.items() if role in roles), self._conversation)
+        self._context = [name for name in CONTEXT if name in roles]
+        self._is_weighed = "weight" in roles or "margin" in roles
+        kind = kind_of(roles)
+        self._convert = kinds.get(kind, self._conversation)
+        if unused := [role for role in declaration.columns if role not in (kind, *COMMON_ROLES, *ROLES_OF[kind])]:
+            raise ValueError(
+                f"data.columns.{unused[0]}: expected a role of rows with {kind} ({', '.join(ROLES_OF[kind])}), found "
+                f"{roles[unused[0]]!r}, which would not be used"
+            )
 
     def __call__(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         """Return the record of a row, None if nothing is left of it.
@@ -72,16 +98,19 @@ class Converter:
         record = self._convert(where, row, dropped)
         if record is None:
             return None
-        context = {name: self._value(row, name) for name in ("system", "tools", "chat_template_kwargs")}
-        if any(value is not None for value in context.values()):
+        context = {name: value for name in self._context if (value := self._value(row, name)) is not None}
+        if context:
             record = replace(record, prompt=in_context(where, context, record.prompt))
+        note_oddities(record, dropped)
         return without_empty(record, dropped)
 
     # Parts of a row
 
     def _value(self, row: RawRow, role: str) -> object:
         path = self.roles.get(role)
-        value = value_at(row, path) if isinstance(path, str) else None
+        if not isinstance(path, str):
+            return None
+        value = value_at(row, path)
         return None if value == "" else value  # an empty cell of a spreadsheet
 
     def _required(self, where: str, row: RawRow, role: str) -> tuple[str, object]:
@@ -129,12 +158,20 @@ class Converter:
             return prompt
         return with_turns(prompt, history_of(where, str(self.roles["history"]), history, self.role_names))
 
-    def _reply(self, where: str, row: RawRow, path: Path) -> tuple[tuple[Message, ...], Reply]:
-        """Return (the turns before a completion in its own column, the completion)."""
+    def _reply(self, where: str, row: RawRow, path: Path, own: TextOrTurns | None) -> tuple[tuple[Message, ...], Reply]:
+        """Return (the turns before a completion in its own column, the completion).
+
+        Where the row has a prompt of its own, turns that begin with the assistant's are the completion, all of them.
+        """
         value = chat_of(value_at(row, path), self.role_names)
         if value is None:
             required(where, row, path)
-        return reply_of(where, {path: value}, path)
+        if self.declaration.split_transcripts and isinstance(value, str) and (turns := conversation_in(value)):
+            return turns[:-1], turns[-1].content
+        before, reply = reply_of(where, {path: value}, path)
+        if own is not None and before and before[0].role == "assistant":
+            return (), (*before, *_turns_of_reply(reply))
+        return before, reply
 
     def _agreed(
         self, where: str, path: Path, own: TextOrTurns | None, before: tuple[Message, ...]
@@ -150,6 +187,8 @@ class Converter:
 
     def _weighed(self, where: str, row: RawRow, record: Record, dropped: Counter[str]) -> Record | None:
         """Return the record with its row's weight and margin, None where the weight is 0."""
+        if not self._is_weighed:
+            return record
         weight, margin = (
             self._score(where, row, path) if isinstance(path := self.roles.get(role), str) else None
             for role in ("weight", "margin")
@@ -166,72 +205,83 @@ class Converter:
     def _single(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         own = self._prompt(where, row, dropped)
         path, _ = self._required(where, row, "completion")
-        before, reply = self._reply(where, row, path)
+        before, reply = self._reply(where, row, path, own)
         prompt = self._agreed(where, path, own, before)
         if prompt is None:
-            required(where, row, "prompt")
-            raise wrong(where, "prompt", "given", None)
-        note_repeated(prompt, reply, dropped)
-        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, reply, dropped),)), dropped)
+            raise missing_prompt(where, row, self.roles)
+        return self._judged(where, row, prompt, reply, dropped)
 
     def _conversation(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         path, value = self._required(where, row, "messages")
-        if isinstance(value, str):
-            raise wrong(where, path, "a list of messages", value)
-        turns = trained_turns(chat_of(value, self.role_names), dropped)
+        turns = trained_turns(conversation_of(value, self.role_names), dropped)
+        if isinstance(turns, str):
+            raise wrong(where, path, "a list of messages, or a transcript 'Human: … Assistant: …'", value)
         if turns is None:
             return None
         before, reply = reply_of(where, {path: turns}, path)
         if not before:
             raise wrong(where, path, "a prompt and an assistant's turn after it", value)
-        prompt = self._with_history(where, row, before)
-        return self._weighed(where, row, Record(where, prompt, (self._judged(where, row, reply, dropped),)), dropped)
+        return self._judged(where, row, self._with_history(where, row, before), reply, dropped)
 
-    def _judged(self, where: str, row: RawRow, reply: Reply, dropped: Counter[str]) -> Completion:
-        label = None
+    def _judged(
+        self, where: str, row: RawRow, prompt: TextOrTurns, reply: Reply, dropped: Counter[str]
+    ) -> Record | None:
+        """Return the record of one reply with what was said of it; None where its votes do not decide."""
+        label, vote_weight = None, 1.0
         path = self.roles.get("label")
         if isinstance(path, str):
             if "." not in path and path not in row:
                 required(where, row, path)
+            if self.values.leaves_out(value_at(row, path)):
+                dropped[NO_VERDICT] += 1
+                return None
             # A label that is present but null is an error, not a completion without feedback.
             label = self.values.label(where, path, value_at(row, path))
-        if label is None and isinstance(votes := self.roles.get("votes"), str):
-            label = self._majority(where, votes, value_at(row, votes), dropped)
+        elif (counts := self._votes(where, row)) is not None:
+            if all(counts):
+                dropped[DISAGREE] += 1
+            verdict = self.declaration.votes.verdict(*counts)
+            if verdict is None:
+                dropped[UNDECIDED] += 1
+                return None
+            label, vote_weight = verdict
         score = self.roles.get("score")
-        return Completion.of(reply, label, self._score(where, row, score if isinstance(score, str) else None))
+        completion = Completion.of(reply, label, self._score(where, row, score if isinstance(score, str) else None))
+        record = self._weighed(where, row, Record(where, prompt, (completion,)), dropped)
+        return record and replace(record, weight=record.weight * vote_weight)
 
-    def _majority(self, where: str, path: Path, votes: object, dropped: Counter[str]) -> bool | None:
-        """Return the label that most votes give, None for as many on either side; disagreement is counted."""
-        if votes is None:
+    def _votes(self, where: str, row: RawRow) -> tuple[int, int] | None:
+        """Return the numbers of votes for desirable and undesirable; None where nobody voted."""
+        paths = self.roles.get("votes")
+        if paths is None:
             return None
-        if not isinstance(votes, Mapping) or not all(type(count) is int and count >= 0 for count in votes.values()):
-            raise wrong(where, path, "counts of votes, such as {up: 7, down: 2}", votes)
-        counts = {True: 0, False: 0}
-        for word, count in votes.items():
-            counts[self.values.label(where, path, word)] += count
-        if all(counts.values()):
-            dropped[f"{NOTED}completions whose votes disagree"] += 1
-        return None if counts[True] == counts[False] else counts[True] > counts[False]
+        if isinstance(paths, str):
+            votes = value_at(row, paths)
+            counts = (0, 0) if votes is None else counted_votes(where, paths, votes, self.values)
+        else:
+            up, down = (vote_count(where, path, value_at(row, path)) for path in paths)
+            counts = up, down
+        return counts if any(counts) else None
 
     def _preferred(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         own = self._prompt(where, row, dropped)
         paths = [self._required(where, row, role)[0] for role in ("chosen", "rejected")]
-        (before, chosen), (before_rejected, rejected) = (self._reply(where, row, path) for path in paths)
+        (before, chosen), (before_rejected, rejected) = (self._reply(where, row, path, own) for path in paths)
         prompt, other = before or own, before_rejected or own
         if prompt is None or other is None:
             text, chosen, rejected = common_prompt(where, reply_text(chosen), reply_text(rejected))
             dropped[f"{NOTED}prompts that are the common start of both sides"] += 1
             prompt = other = self._with_history(where, row, text)
-        # A pair whose sides differ before the last turn compares conversations, not replies to one prompt.
-        if prompt_key(prompt) != prompt_key(other):
+        compared = one_prompt((prompt, chosen), (other, rejected))
+        if compared is None:
             dropped[DIFFERENT_PROMPTS] += 1
             return None
+        prompt, chosen, rejected = compared
         if own is not None:
             check_agreement(where, paths[0], own, prompt)
         if isinstance(own, tuple) and isinstance(self._value(row, "prompt"), str):
             # The space after "Assistant:" belongs to the transcript.
             chosen, rejected = (reply.strip() if isinstance(reply, str) else reply for reply in (chosen, rejected))
-        note_repeated(prompt, chosen, dropped)
         scores = [self.roles.get(role) for role in ("score_chosen", "score_rejected")]
         completions = tuple(
             Completion.of(reply, score=self._score(where, row, path if isinstance(path, str) else None))
@@ -242,11 +292,12 @@ class Converter:
     def _compared(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         sides = self._pair_of_paths("sides")
         own = self._prompt(where, row, dropped)
-        replies = [self._reply(where, row, side) for side in sides]
+        replies = [self._reply(where, row, side, own) for side in sides]
         prompts = [self._agreed(where, side, own, before) for side, (before, _) in zip(sides, replies, strict=True)]
         if prompts[0] is None or prompts[1] is None:
-            raise ValueError(f"{where}: expected 'prompt' next to {sides[0]!r} and {sides[1]!r}; found {keys_of(row)}")
-        if prompt_key(prompts[0]) != prompt_key(prompts[1]):
+            raise missing_prompt(where, row, self.roles)
+        compared = one_prompt((prompts[0], replies[0][1]), (prompts[1], replies[1][1]))
+        if compared is None:
             dropped[DIFFERENT_PROMPTS] += 1
             return None
         paths = self._pair_of_paths("scores") if "scores" in self.roles else (None, None)
@@ -254,10 +305,9 @@ class Converter:
         preferences = self._winner(where, row, sides, scores, dropped)
         if preferences is None:
             return None
-        completions = tuple(
-            Completion.of(reply, score=score) for (_, reply), score in zip(replies, scores, strict=True)
-        )
-        return self._weighed(where, row, Record(where, prompts[0], completions, preferences), dropped)
+        prompt, *both = compared
+        completions = tuple(Completion.of(reply, score=score) for reply, score in zip(both, scores, strict=True))
+        return self._weighed(where, row, Record(where, prompt, completions, preferences), dropped)
 
     def _pair_of_paths(self, role: str) -> tuple[Path, Path]:
         paths = self.roles[role]
@@ -316,14 +366,16 @@ class Converter:
             raise wrong(where, path, "a list of objects with 'text'", items)
         prompt = self._prompt(where, row, dropped)
         if prompt is None:
-            raise ValueError(f"{where}: expected the key 'prompt'; found {keys_of(row)}")
+            raise missing_prompt(where, row, self.roles)
         if path == "output" and item_name is None:
             texts = [text_of(where, f"{path}[{n}]", text) for n, text in enumerate(items)]
             record = Record(where, prompt, tuple(map(Completion, texts)), by_rank(range(len(texts))))
             return self._weighed(where, row, record, dropped)
-        own_format = path == "completions" and item_name in (None, "text")
+        own_format = path == "completions" and item_name in (None, "text") and not isinstance(items[0], str)
+        items = self._with_lists(where, row, path, items)
         completions = tuple(self._item(where, f"{path}[{n}]", item, own_format) for n, item in enumerate(items))
         preferences = _preferences(where, self._value(row, "preferences")) + self._by_rank(where, path, items)
+        preferences += self._best_of(where, row, completions)
         record = Record(where, prompt, completions, preferences)
         name = self._value(row, "id")
         if own_format and name is not None:
@@ -334,30 +386,65 @@ class Converter:
             record = replace(record, id=record_id)
         return self._weighed(where, row, record, dropped)
 
+    def _with_lists(self, where: str, row: RawRow, path: Path, items: Sequence[object]) -> list[object]:
+        """Return texts as objects with what columns with a list say of each; other items as they are."""
+        if not all(isinstance(item, str) for item in items):
+            return list(items)
+        objects: list[dict[str, object]] = [{self._key("text"): text} for text in items]
+        for role in ("score", "rank", "label"):
+            name = self.roles.get(role)
+            if not isinstance(name, str):
+                continue
+            values = value_at(row, name)
+            if not isinstance(values, list) or len(values) != len(items):
+                raise wrong(
+                    where, name, f"a list with one value for each of the {len(items)} texts in {path!r}", values
+                )
+            for item, value in zip(objects, values, strict=True):
+                item[self._key(role)] = value
+        return list(objects)
+
+    def _key(self, role: str) -> Path:
+        """Return the key, or the path, under which the items of a list have a role."""
+        return str(self.roles.get(role, "desirable" if role == "label" else role))
+
+    def _best_of(self, where: str, row: RawRow, completions: Sequence[Completion]) -> Preferences:
+        """Return the preferences of the best of a list, named by its index from 0 or by its text, to all others."""
+        if "winner" not in self.roles:
+            return ()
+        path, value = self._required(where, row, "winner")
+        texts = [completion.text for completion in completions]
+        number = number_in(value) if isinstance(value, str) and value not in texts else value
+        best = texts.index(value) if value in texts else number
+        if isinstance(best, bool) or not isinstance(best, int | float) or best not in range(len(texts)):
+            raise wrong(where, path, f"the index of the best completion, 0 to {len(texts) - 1}, or its text", value)
+        return tuple((int(best), other) for other in range(len(texts)) if other != best)
+
     def _item(self, where: str, name: str, item: object, own_format: bool) -> Completion:
-        text = str(self.roles.get("text", "text"))
-        if not isinstance(item, Mapping) or has(item, text) == (own_format and has(item, "messages")):
+        text = self._key("text")
+        found = value_at(item, text) if isinstance(item, Mapping) else None
+        if not isinstance(item, Mapping) or (found is not None) == (own_format and has(item, "messages")):
             raise wrong(where, name, f"an object with {text!r}" + (" or 'messages'" if own_format else ""), item)
         unknown = sorted(set(item) - COMPLETION_KEYS) if own_format and "rank" not in self.roles else []
         # A mistyped 'desirable' would otherwise pass for a completion without feedback.
         if unknown:
             raise ValueError(
                 f"{where}: expected {name!r} to have 'text' (or 'messages'), 'desirable' and 'score' only; "
-                f"found {unknown[0]!r}"
+                f"found {shorten(unknown[0])}"
             )
-        label_key, score_key = self.roles.get("label", "desirable"), self.roles.get("score", "score")
-        label = item.get(label_key)
+        place, value = (f"{name}.messages", item["messages"]) if found is None else (f"{name}.{text}", found)
         reply: Reply
-        if has(item, text):
-            reply = text_of(where, f"{name}.{text}", item[text])
+        if found is not None and not isinstance(found, list | dict):
+            reply = text_of(where, place, found)
         else:
-            reply = messages_of(where, f"{name}.messages", item["messages"])
+            reply = messages_of(where, place, chat_of(value, self.role_names))
             if not reply[-1].weight:
-                raise wrong(where, f"{name}.messages[{len(reply) - 1}].weight", "1, as the last turn is judged", 0)
+                raise wrong(where, f"{place}[{len(reply) - 1}].weight", "1, as the last turn is judged", 0)
+        label, score = (value_at(item, self._key(role)) for role in ("label", "score"))
         return Completion.of(
             reply,
-            desirable=None if label is None else self.values.label(where, f"{name}.{label_key}", label),
-            score=score_in(where, f"{name}.{score_key}", item.get(score_key)),
+            desirable=None if label is None else self.values.label(where, f"{name}.{self._key('label')}", label),
+            score=score_in(where, f"{name}.{self._key('score')}", score),
         )
 
     def _by_rank(self, where: str, path: Path, items: Sequence[object]) -> Preferences:
@@ -366,27 +453,69 @@ class Converter:
         if key is None:
             return ()
         ranks = [
-            score_in(where, f"{path}[{n}].{key}", item.get(key) if isinstance(item, Mapping) else None)
+            score_in(where, f"{path}[{n}].{key}", value_at(item, str(key)) if isinstance(item, Mapping) else None)
             for n, item in enumerate(items)
         ]
         return by_rank(ranks)
 
 
-def note_repeated(prompt: TextOrTurns, text: Reply, dropped: Counter[str]) -> None:
-    """Count a reply that begins with its prompt."""
-    if not isinstance(text, str):
-        return
-    question = prompt if isinstance(prompt, str) else prompt[-1].content
-    if text[:1] == question[:1] and len(question) > 10 and text.startswith(question.strip()):
+def one_prompt(
+    one: tuple[TextOrTurns, Reply], other: tuple[TextOrTurns, Reply]
+) -> tuple[TextOrTurns, Reply, Reply] | None:
+    """Return the prompt of two completions, and the completions.
+
+    Where conversations are compared, not replies to one prompt, it is what both begin with, before an assistant turn.
+
+    Args:
+        one: the prompt and the reply of one side.
+        other: those of the other side.
+
+    Returns:
+        None if the conversations have no common beginning.
+    """
+    (prompt, reply), (prompt_of_other, reply_of_other) = one, other
+    several = any(len(_turns_of_reply(own)) > 1 for own in (reply, reply_of_other))
+    if prompt_key(prompt) == prompt_key(prompt_of_other) and not several:
+        return prompt, reply, reply_of_other
+    wholes = [(*turns_of(start), *_turns_of_reply(end)) for start, end in (one, other)]
+    parted = diverging(*wholes)
+    if parted is None:
+        return None
+    start, mine, theirs = parted
+    # A text as prompt stays one.
+    return (prompt if prompt_key(prompt) == prompt_key(start) else start), mine, theirs
+
+
+def _turns_of_reply(reply: Reply) -> tuple[Message, ...]:
+    return (Message("assistant", reply),) if isinstance(reply, str) else reply
+
+
+MARKUP = ("<|", "[INST]", "<start_of_turn>", "<br", "</p>", "&nbsp;", "&quot;", "&amp;")
+"""Beginnings of what chat templates and HTML write, and people do not."""
+
+
+def note_oddities(record: Record, dropped: Counter[str]) -> None:
+    """Count what looks odd in a record: a reply that begins with its prompt, markup, texts that are JSON lists."""
+    first = record.completions[0]
+    turns, reply = turns_of(record.prompt), "" if first.turns else first.text
+    question = next((turn.content for turn in reversed(turns) if turn.role == "user"), "")
+    if reply[:1] == question[:1] and len(question) > 10 and reply.startswith(question.strip()):
         dropped[f"{NOTED}replies that repeat their prompt"] += 1
+    for text in (question, reply):
+        if any(mark in text for mark in MARKUP):
+            dropped[f"{NOTED}texts with markup of a chat template or of HTML"] += 1
+        if text[:2] == '["' and text[-2:] == '"]':
+            dropped[f"{NOTED}texts that are JSON lists"] += 1
 
 
 def check_agreement(where: str, key: str, prompt: Prompt, turns: Prompt) -> None:
     """Raise ``ValueError`` unless the turns before a completion repeat the prompt of the row.
 
-    A prompt that is a text may repeat the first user turn only, as UltraFeedback's does.
+    The prompt may also be the beginning of these turns. One that is a text may repeat the first user turn only, as
+    UltraFeedback's does.
     """
-    if prompt_key(prompt) == prompt_key(turns):
+    own = turns_of(prompt)
+    if prompt_key(prompt) == prompt_key(tuple(turns_of(turns))[: len(own)]):
         return
     question = next((message.content for message in turns_of(turns) if message.role == "user"), None)
     if isinstance(prompt, str) and question is not None and question.strip() == prompt.strip():

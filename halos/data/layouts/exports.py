@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from halos.data.layouts.chats import ROLE_NAMES
 from halos.data.layouts.values import Values, score_in
+from halos.data.layouts.votes import VoteRule
 from halos.data.reading.fields import RawRow, messages_of, text_of, wrong
 from halos.data.records.record import Completion, Record
 from halos.data.sources.adapted import FILTERED, NOTED, without_empty
@@ -62,11 +63,17 @@ def is_label_studio(row: RawRow) -> bool:
     return isinstance(row.get("data"), Mapping) and isinstance(row.get("annotations"), list)
 
 
-def label_studio_row(where: str, row: RawRow, dropped: Counter[str]) -> RawRow | None:
+def label_studio_row(where: str, row: RawRow, votes: VoteRule, dropped: Counter[str]) -> RawRow | None:
     """Return a task as a row whose columns are those of its ``data``, with the annotators' judgement beside them.
 
-    A pairwise choice becomes ``winner`` (that of most annotators; ``tie`` where they are divided), a rating ``score``
-    (the mean). A task that nobody has annotated is left out.
+    Pairwise choices become ``winner`` (``tie`` where the two most frequent ones do not decide) and perhaps ``weight``,
+    choices of a label ``votes``, ratings ``score`` (their mean). A task that nobody has annotated is left out.
+
+    Args:
+        where: the location of the row.
+        row: the row.
+        votes: how the annotators' choices become one.
+        dropped: receives counts of what is left out and of what is converted.
 
     Raises:
         ValueError: the annotations are not those of a comparison or of a rating.
@@ -80,13 +87,15 @@ def label_studio_row(where: str, row: RawRow, dropped: Counter[str]) -> RawRow |
     if not results:
         dropped[f"{FILTERED}tasks without an annotation"] += 1
         return None
-    judgement: dict[str, object] = {}
-    for name, chosen in (("winner", choices), ("label", labels)):
-        counts = Counter(chosen).most_common()
-        if len(counts) > 1:
+    judgement: dict[str, object] = {"votes": dict(Counter(labels))} if labels else {}
+    if choices:
+        (choice, most), second, *_ = [*Counter(choices).most_common(), ("", 0)]
+        if second[1]:
             dropped[f"{NOTED}tasks whose annotators disagree"] += 1
-        if counts:
-            judgement[name] = "tie" if len(counts) > 1 and counts[0][1] == counts[1][1] else counts[0][0]
+        verdict = votes.verdict(most, second[1])
+        judgement["winner"] = choice if verdict else "tie"
+        if verdict and verdict[1] != 1:
+            judgement["weight"] = verdict[1]
     if ratings:
         judgement["score"] = sum(ratings) / len(ratings)
     if not judgement:

@@ -7,12 +7,26 @@ recognised once. What a user declares comes first; names are looked up for the o
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
-from halos.data.layouts.chats import is_chat
-from halos.data.layouts.roles import ITEM_NAMES, NAMES, Path, Roles, column_of, has_content, value_at
-from halos.data.layouts.values import number_in
-from halos.data.reading.fields import RawRow, keys_of, shorten
+from halos.data.layouts.chats import conversation_in, is_chat
+from halos.data.layouts.roles import (
+    ITEM_NAMES,
+    LIST_NAMES,
+    NAMES,
+    PAIR_NAMES,
+    ROLES_OF,
+    VOTE_NAMES,
+    Path,
+    Roles,
+    column_of,
+    has_content,
+    value_at,
+)
+from halos.data.layouts.values import graded_number, is_label, number_in
+from halos.data.reading.fields import MAX_KEYS, RawRow, keys_of, wrong
 
 SIDE = re.compile(r"(?P<stem>.*?)_?(?P<end>[ab012])", re.IGNORECASE)
 SIDE_STEMS = frozenset(
@@ -48,10 +62,16 @@ CONTENT = re.compile(
     re.IGNORECASE,
 )
 """Columns that can carry content or judgement: they are used, or ignored by name, or refused."""
+LONGEST_NAME = 60
+"""Characters of a column's name, or of a path, that errors recommend."""
+JUDGEMENT = re.compile(
+    r"feedback.*|reactions?|ratings?|thumbs?|annotations?|responses|labels?|best.*|preferred.*", re.IGNORECASE
+)
+"""Columns that can carry a judgement: they are refused where none was recognised."""
 NO_CONTENT = re.compile(r".*_(id|ids|model|name|source|tokens|length|len|url|logprob|avg_logprob|hash)", re.IGNORECASE)
 NO_SCORE = re.compile(
     r"(.*_)?(id|ids|index|idx|row|turn|turns|num|number|count|length|len|tokens|time|timestamp|date|year|created|"
-    r"created_at|updated_at|seed|version|split|temperature)",
+    r"created_at|updated_at|seed|version|split|temperature|hash|ts|tstamp)",
     re.IGNORECASE,
 )
 
@@ -78,7 +98,7 @@ def recognised(where: str, row: RawRow, declared: Roles, ignore: Sequence[str]) 
             finder.find(role)
     if "prompt" not in roles and "messages" not in roles:
         finder.find("messages")
-    if not {"prompt", "messages"} & set(roles) and "completion" in roles:
+    if not {"prompt", "messages"} & set(roles):
         finder.find("prompt", ("input",))
     if "prompt" in roles:
         finder.find("input")
@@ -101,9 +121,9 @@ class _Finder:
         if role not in self.roles:
             # A column with content counts first: a table of rows in several layouts has the columns of all.
             candidates = [path for name in names or NAMES[role] if (path := self._path(name)) is not None]
-            if role == "prompt":
+            if role in ("prompt", "completion", "completions"):
                 # An object holds parts, as WebGPT's question does; these have names of their own (question.full_text).
-                candidates = [path for path in candidates if not isinstance(value_at(self.row, path), dict)]
+                candidates = [path for path in candidates if not _has_parts(value_at(self.row, path))]
             candidates.sort(key=lambda path: not has_content(value_at(self.row, path)))
             if candidates:
                 self.roles[role] = candidates[0]
@@ -126,9 +146,14 @@ class _Finder:
         if kind is not None:
             self._halos(kind[1])
             return
+        declared = next((kind for kind in ROLES_OF if kind in self.roles and kind != "messages"), None)
+        if declared is not None or "rejected" in self.roles:
+            layouts = {"completions": self._list, "sides": self._sides, "completion": self._single}
+            layouts.get(str(declared), self._pair)(False)
+            return
         # First by columns with content, as a table of rows in several layouts has empty columns of the others.
         for filled in (True, False):
-            for layout in (self._list, self._sides, self._pair, self._single, self._conversation):
+            for layout in (self._list, self._sides, self._named_pair, self._pair, self._single, self._conversation):
                 if layout(filled):
                     return
         raise ValueError(
@@ -164,11 +189,17 @@ class _Finder:
         if isinstance(outputs, list) and outputs and all(isinstance(text, str) for text in outputs):
             self.roles.setdefault("completions", "output")
             self.taken.add("output")
+        declared = "completions" in self.roles
         if not self._found("completions", filled):
             return False
+        first = _first_item(self.row, self.roles)
+        if isinstance(first, dict) and not declared and not {*ITEM_NAMES["text"], "messages"} & set(first):
+            self.taken.discard(str(self.roles.pop("completions")))
+            return False
         self.find("preferences")
-        items = value_at(self.row, str(self.roles["completions"]))
-        first = items[0] if isinstance(items, list) and items else None
+        if isinstance(first, str) and self.roles["completions"] != "output":
+            for role, names in LIST_NAMES.items():
+                self.find(role, names)
         if isinstance(first, dict):
             for role, names in ITEM_NAMES.items():
                 if role not in self.roles and (name := next((name for name in names if name in first), None)):
@@ -219,6 +250,17 @@ class _Finder:
             self.roles.setdefault("rejected", "rejected")
         return found
 
+    def _named_pair(self, filled: bool) -> bool:
+        if {"chosen", "rejected"} <= set(self.row):
+            return False
+        for names in PAIR_NAMES:
+            paths = [path for name in names if (path := self._path(name)) is not None]
+            if len(paths) == 2 and all(_may_be_reply(value_at(self.row, path)) for path in paths):
+                self.roles |= zip(("chosen", "rejected"), paths, strict=True)
+                self.taken.update(paths)
+                return True
+        return False
+
     def _single(self, filled: bool) -> bool:
         if not self._found("completion", filled):
             return False
@@ -226,6 +268,9 @@ class _Finder:
         return True
 
     def _conversation(self, filled: bool) -> bool:
+        text = self.row.get("text")
+        if "messages" not in self.roles and isinstance(text, str) and conversation_in(text):
+            self.find("messages", ("text",))
         if not self._found("messages", filled):
             return False
         self._find_judgement()
@@ -234,8 +279,32 @@ class _Finder:
     def _find_judgement(self) -> None:
         for role in ("label", "score"):
             self.find(role)
-        if "label" not in self.roles:  # which would count more
-            self.find("votes")
+        rating = self.roles.get("score")
+        value = value_at(self.row, rating) if isinstance(rating, str) else None
+        if "label" not in self.roles and isinstance(value, str) and value.strip() and graded_number(value) is None:
+            self.roles["label"] = self.roles.pop("score")  # a rating in words
+        if "label" not in self.roles and not self.find("votes"):  # a label would count more
+            pairs = (tuple(self.by_name.get(name, "") for name in names) for names in VOTE_NAMES)
+            counts = next((pair for pair in pairs if all(pair) and not self.taken.intersection(pair)), None)
+            if counts:
+                self.roles["votes"] = counts
+                self.taken.update(counts)
+
+
+def _has_parts(value: object) -> bool:
+    """Return whether a value is an object that is no message."""
+    return isinstance(value, dict) and not {"role", "from"} & set(value)
+
+
+def _may_be_reply(value: object) -> bool:
+    return has_content(value) and (isinstance(value, list) or (isinstance(value, str) and number_in(value) is None))
+
+
+def _first_item(row: RawRow, roles: Roles) -> object:
+    """Return the first item of a row's list of completions, None where there is none."""
+    path = roles.get("completions")
+    items = value_at(row, path) if isinstance(path, str) else None
+    return items[0] if isinstance(items, list) and items else None
 
 
 def unclear_judgement(row: RawRow, roles: Roles, ignore: Sequence[str]) -> list[str]:
@@ -257,9 +326,10 @@ def _may_be_score(value: object) -> bool:
 def used_columns(row: RawRow, roles: Roles) -> dict[str, str]:
     """Return the role of each column that plays one."""
     used = {}
+    of_items = "completions" in roles and not isinstance(_first_item(row, roles), str)
     for role, paths in roles.items():
         for path in (paths,) if isinstance(paths, str) else paths:
-            if role not in ITEM_NAMES or "completions" not in roles:
+            if role not in ITEM_NAMES or not of_items:
                 used[column_of(row, path)] = role
     return used
 
@@ -269,14 +339,36 @@ def refused_columns(row: RawRow, roles: Roles, ignore: Sequence[str]) -> list[st
     used = used_columns(row, roles)
     # The conversation next to its own sides, as in binarized UltraFeedback, repeats them.
     repeats = "chosen" in roles or "sides" in roles
+    judged = bool({"label", "score", "votes", "chosen", "sides", "rank", "preferences", "winner"} & set(roles))
     return [
         key
         for key, value in row.items()
         if key not in used
         and key not in ignore
         and has_content(value)
-        and (_by_name(key) or (is_chat(value) and not repeats))
+        and (
+            _by_name(key)
+            or (is_chat(value) and not repeats)
+            or (key == "text" and not _repeats_reply(row, roles))
+            or (not judged and JUDGEMENT.fullmatch(key.strip()))
+        )
     ]
+
+
+def _repeats_reply(row: RawRow, roles: Roles) -> bool:
+    """Return whether the column ``text`` is no reply: another column is, and the text is longer or holds it too."""
+    path, text = roles.get("completion"), row["text"]
+    reply = value_at(row, path) if isinstance(path, str) else None
+    return not isinstance(reply, str) or not isinstance(text, str) or reply in text
+
+
+def role_of_refused(key: str, row: RawRow) -> str:
+    """Return the role that a refused column probably plays."""
+    if re.match("winner|best|preferred", key, re.IGNORECASE):
+        return "winner"
+    if not JUDGEMENT.fullmatch(key.strip()):
+        return "completion" if key == "text" else "input"
+    return "score" if _may_be_score(row[key]) and not is_label(row[key]) else "label"
 
 
 def _by_name(key: str) -> bool:
@@ -285,14 +377,47 @@ def _by_name(key: str) -> bool:
 
 def suggestion(row: RawRow) -> str:
     """Return words of the command line that may name the columns of a row that was not recognised."""
-    texts = sorted(
-        (key for key, value in row.items() if isinstance(value, str) and number_in(value) is None), key=_telling
-    )
+    leaves = dict(_leaves(row))
+    texts = [path for path, value in leaves.items() if isinstance(value, list) or number_in(str(value)) is None]
+    words = [path for path in texts if is_label(leaves[path])]
+    texts = sorted((path for path in texts if path not in words), key=_telling)
     if len(texts) < 2:
         return "data.columns.prompt=… data.columns.completion=…"
-    others = [key for key in row if key not in texts[:2]]
-    label = f" data.columns.label={shorten(others[0])[1:-1]}" if len(others) == 1 else ""
-    return f"data.columns.prompt={texts[0]} data.columns.completion={texts[1]}{label}"
+    named = f"{column_word('prompt', texts[0])} {column_word('completion', texts[1])}"
+    others = [path for path in leaves if path not in texts[:2]]
+    label = words[0] if words else others[0] if len(others) == 1 and len(row) == 3 else None
+    return named if label is None else f"{named} {column_word('label', label)}"
+
+
+def column_word(role: str, *paths: Path) -> str:
+    """Return the word of the command line that names the column of a role, as it is typed in a shell."""
+    names = [path if len(path) <= LONGEST_NAME else "…" for path in paths[:MAX_KEYS]]
+    value = f"[{','.join(names)}]" if role == "ignore" else names[0]
+    word = f"data.columns.{role}={value}"
+    return word if re.fullmatch(r"[\w.,=\[\]-]+", word) else shlex.quote(word)
+
+
+def missing_prompt(where: str, row: RawRow, roles: Roles) -> ValueError:
+    """Return the error for a row without a prompt, with the column that may be it."""
+    if "prompt" in row and row["prompt"] is None:
+        return wrong(where, "prompt", "given", None)
+    used = {path for paths in roles.values() for path in ((paths,) if isinstance(paths, str) else paths)}
+    texts = [path for path, value in _leaves(row) if path not in used and not isinstance(value, int | float)]
+    nearest = column_word("prompt", min(texts, key=_telling, default="…"))
+    return ValueError(f"{where}: expected the key 'prompt'; found {keys_of(row)}; name it with {nearest}")
+
+
+def _leaves(value: object, path: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
+    """Yield the values in a row that are texts, numbers or conversations, by their paths."""
+    items: Iterable[tuple[object, object]] = ()
+    if depth < 5 and isinstance(value, Mapping):
+        items = value.items()
+    elif depth < 5 and isinstance(value, list) and not is_chat(value):
+        items = enumerate(value[:2])
+    elif path and len(path) <= LONGEST_NAME and (isinstance(value, str | int | float) or is_chat(value)):
+        yield path, value
+    for key, item in islice(items, MAX_KEYS):
+        yield from _leaves(item, f"{path}.{key}" if path else str(key), depth + 1)
 
 
 def _telling(key: str) -> int:

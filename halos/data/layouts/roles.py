@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from halos.data.layouts.values import Values
+from halos.data.layouts.votes import VoteRule
 from halos.data.reading.fields import RawRow, keys_of
 
 Path = str
@@ -16,15 +17,18 @@ Roles = Mapping[str, "Path | tuple[Path, ...]"]
 NAMES: dict[str, tuple[str, ...]] = {
     "prompt": (
         "prompt", "question", "instruction", "query", "user_input", "user_prompt", "user_message", "user_query",
-        "problem", "question.full_text", "data.prompt", "data.question", "data.instruction",
+        "problem", "user", "question.full_text", "data.prompt", "data.question", "data.instruction",
     ),
     "system": ("system", "system_prompt", "system_message"),
     "input": ("input",),
     "history": ("history",),
-    "messages": ("messages", "conversations", "conversation", "input.messages", "chat", "dialogue"),
+    "messages": (
+        "messages", "conversations", "conversation", "input.messages", "chat", "dialogue", "transcript",
+        "request.messages", "inputs.messages",
+    ),
     "completion": (
         "completion", "output", "response", "answer", "reply", "generation", "model_output", "model_response",
-        "assistant", "data.response", "data.answer", "data.completion",
+        "assistant", "data.response", "data.answer", "data.completion", "response.choices.0.message", "outputs.message",
     ),
     "chosen": ("chosen", "chosen_response", "preferred_output", "preferred", "chosen_answer"),
     "rejected": ("rejected", "rejected_response", "non_preferred_output", "dispreferred", "rejected_answer"),
@@ -47,6 +51,14 @@ NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id",),
 }  # fmt: skip
 """The names by which the column of a role is recognised, the most telling first."""
+PAIR_NAMES = (
+    *(("accepted", "rejected"), ("better", "worse"), ("positive", "negative"), ("pos", "neg"), ("good", "bad")),
+    *(("win", "lose"), ("winner", "loser"), ("y_w", "y_l"), ("response_chosen", "response_rejected")),
+    *((f"chosen_{what}", f"rejected_{what}") for what in ("output", "text", "completion", "reply", "message")),
+)
+"""Further pairs of columns for the better and the worse completion; one alone may mean something else."""
+VOTE_NAMES = (("upvotes", "downvotes"), ("up_votes", "down_votes"), ("thumbs_up", "thumbs_down"), ("likes", "dislikes"))
+"""Pairs of columns that count the votes for and against a completion."""
 ITEM_NAMES: dict[str, tuple[str, ...]] = {
     "text": ("text", "answer", "response", "completion", "content", "output", "generation"),
     "score": ("score", "reward", "rating", "overall_score"),
@@ -54,8 +66,42 @@ ITEM_NAMES: dict[str, tuple[str, ...]] = {
     "label": ("desirable", "label"),
 }
 """The same for the items of a list of completions."""
+LIST_NAMES: dict[str, tuple[str, ...]] = {
+    "score": ("scores", "rewards", "ratings"),
+    "rank": ("ranks", "rankings", "ranking"),
+    "label": ("labels",),
+}
+"""Names of columns with a list that says something of each completion in a list of texts."""
+COMMON_ROLES = (
+    "prompt",
+    "messages",
+    "system",
+    "input",
+    "history",
+    "tools",
+    "chat_template_kwargs",
+    "weight",
+    "margin",
+    "id",
+)
+ROLES_OF = {
+    "completions": ("text", "score", "rank", "label", "preferences", "winner"),
+    "sides": ("winner", "scores"),
+    "chosen": ("rejected", "score_chosen", "score_rejected"),
+    "completion": ("label", "score", "votes"),
+    "messages": ("label", "score", "votes"),
+}
+"""The kinds of rows by the role that tells them, the most telling first, and the roles that each has of its own."""
+
+
+def kind_of(roles: Roles) -> str:
+    """Return the kind of a row with these roles, a key of :data:`ROLES_OF`."""
+    return next((kind for kind in ROLES_OF if kind in roles), "messages")
+
+
 ITEM_ROLES = frozenset(ITEM_NAMES)
-PAIRED_ROLES = ("sides", "winner", "scores")
+"""Roles that name keys of the items of a list of completions, or columns with a list where the items are texts."""
+PAIRED_ROLES = ("sides", "winner", "scores", "votes")
 """Roles that may be played by several columns."""
 ROLES = (*NAMES, "text", "sides", "scores", "output", "ignore")
 """Every key of ``data.columns``. ``output`` is another name of ``completion``, from HALOs' format."""
@@ -66,12 +112,13 @@ class Declaration:
     """What a user says about the columns and values of the files.
 
     Attributes:
-        columns: from a role to its column (of ``sides``, ``winner`` and ``scores`` also several).
+        columns: from a role to its column (of :data:`PAIRED_ROLES` also several).
         roles: from a role of messages in the files to this project's, in addition to the common names.
         values: words that stand for judgements.
         ignore: columns that are left out knowingly.
         keep_ties: whether completions between which nobody decided are kept, without a preference.
         split_transcripts: whether a prompt ``Human: … Assistant:`` is split into turns.
+        votes: how votes of several people become a label.
     """
 
     columns: Roles = field(default_factory=dict)
@@ -80,6 +127,7 @@ class Declaration:
     ignore: tuple[str, ...] = ()
     keep_ties: bool = False
     split_transcripts: bool = True
+    votes: VoteRule = field(default_factory=VoteRule)
 
 
 def declared(columns: Mapping[str, object] | None) -> tuple[dict[str, Path | tuple[Path, ...]], tuple[str, ...]]:

@@ -125,7 +125,7 @@ class Values:
         undesirable: words for an undesirable one.
         first: words that say that the first of two sides is better.
         second: words that say that the second is.
-        tie: words that say that neither is.
+        tie: words that say that neither is, or of a label that it says nothing.
 
     Raises:
         ValueError: a word is listed for two opposite meanings, or is neither text, number nor boolean.
@@ -172,8 +172,14 @@ class Values:
             return False
         expected = "true/false, 1/0, 1/-1, yes/no, up/down or another word for desirable or undesirable"
         hint = f" (a score? data.columns.score={name})" if _is_number(value) else ""
+        if value is None or value == "":
+            hint = "; \"data.values.tie=['']\" leaves rows without one out"
         way_out = f"; name other words with data.values.desirable=[…] and data.values.undesirable=[…]{hint}"
         raise _with_hint(wrong(where, name, expected, value), way_out)
+
+    def leaves_out(self, value: object) -> bool:
+        """Return whether a value is one of the user's words of ``tie``, of which '' means an empty value."""
+        return bool(self.tie) and plain_word("" if value is None else value) in map(plain_word, self.tie)
 
     def winner(self, where: str, name: str, value: object, sides: tuple[str, str]) -> tuple[int, ...]:
         """Return the better one of two sides.
@@ -203,8 +209,12 @@ class Values:
         raise _with_hint(wrong(where, name, f"{side_words}, left/right, a/b or tie", value), way_out)
 
 
+GRADED = re.compile(r"([+-]?\d+(?:[.,]\d{1,2}|\.\d+)?)\s*(?:/\s*\d+|out of \d+|stars?|points?|%)?", re.IGNORECASE)
+"""A score with its scale or unit: ``4/5``, ``4 stars``, ``4,5``."""
+
+
 def score_in(where: str, name: str, value: object) -> float | None:
-    """Return a score, also one that is written as text; None where there is none.
+    """Return a score, also one that is written as text (``4``, ``4/5``, ``4 stars``, ``★★★★☆``); None for none.
 
     Raises:
         ValueError: it is no number.
@@ -212,9 +222,33 @@ def score_in(where: str, name: str, value: object) -> float | None:
     if isinstance(value, str):
         if not value.strip():
             return None
-        number = number_in(value)
-        value = value if number is None else number
+        number = graded_number(value)
+        if number is None:
+            way_out = (
+                f"; words are a label: data.columns.label={name} data.values.desirable=[…] data.values.undesirable=[…]"
+            )
+            raise _with_hint(wrong(where, name, "a number", value), way_out)
+        value = number
     return score_of(where, name, value)
+
+
+def graded_number(text: str) -> float | None:
+    """Return the number that a text gives as a score, None if it gives none."""
+    number = number_in(text)
+    if number is not None or len(text) > 40:
+        return number
+    if match := GRADED.fullmatch(text.strip()):
+        return float(match[1].replace(",", "."))
+    stars = SKIN_TONES_AND_VARIANTS.sub("", text.strip())
+    return float(stars.count("★") + stars.count("⭐")) if stars and not set(stars) - set("★☆⭐") else None
+
+
+def is_label(value: object) -> bool:
+    """Return whether a value is one of the common words or numbers for desirable or undesirable."""
+    if not isinstance(value, str | int | float):
+        return False
+    word = plain_word(value)
+    return word in MEANINGS["desirable"] or word in MEANINGS["undesirable"]
 
 
 def _is_number(value: object) -> bool:

@@ -42,6 +42,7 @@ class Hygiene:
         contradictions: completions of one prompt that are both desirable and undesirable.
         contradictory_pairs: pairs of texts that are preferred in both directions.
         identical_pairs: preferences between equal texts.
+        equal_pairs: pairs of the view whose sides have the same tokens after truncation, once there are token rows.
         lengths: percentiles of lengths, in characters, and in tokens once there are token rows.
     """
 
@@ -56,6 +57,7 @@ class Hygiene:
     contradictions: Finding = field(default_factory=Finding)
     contradictory_pairs: Finding = field(default_factory=Finding)
     identical_pairs: Finding = field(default_factory=Finding)
+    equal_pairs: Finding = field(default_factory=Finding)
     lengths: dict[str, dict[str, int]] = field(default_factory=dict)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 
 from halos.checks import check_whole
+from halos.data.preparation.cautions import equal_pairs
 from halos.data.preparation.hygiene import Finding, Hygiene, examine, percentiles, without_leaks
 from halos.data.records.split import split_by_prompt
 from halos.data.records.table import RecordTable, table_of
@@ -45,8 +46,9 @@ class Intake:
         self.hygiene = {split: examine(records) for split, records in self.records.items()}
 
     def tokenised(self, split: str, rows: Rows) -> None:
-        """Add lengths in tokens, and what was cut, to the account of a split."""
+        """Add lengths in tokens, what was cut, and pairs of equal tokens to the account of a split."""
         self.truncated[split] = rows.truncated
+        self.hygiene[split].equal_pairs = equal_pairs(split, rows)
         self.hygiene[split].lengths |= {name: percentiles(values) for name, values in rows.lengths.items()}
 
     def report(self) -> dict[str, object]:

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halos.checks import check_whole
+from halos.data.preparation.cautions import warn_of_one_class
 from halos.data.preparation.hygiene import origin_of
 from halos.data.preparation.intake import Intake, read
+from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.records.record import Prompt
 from halos.data.rows.chat_tokens import ChatTokens, Limits, check_text
 from halos.data.rows.token_rows import Row, Rows, make_rows
@@ -115,6 +117,7 @@ class Preparation:
     train_on: str = "last"
     text: str = "plain"
     store: Store = MEMORY
+    reading: ReadingLimits = USUAL
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -134,7 +137,7 @@ class Preparation:
 
         Raises ``ValueError`` with file and line for bad records.
         """
-        self.source.store = self.store
+        self.source.store, self.source.reading = self.store, self.reading
         intake = read(self.source, val_size=self.val_size, seed=self.seed, strict=self.strict)
         intake.examine()
         return intake
@@ -207,6 +210,8 @@ class Preparation:
         # Labels and prompts are taken first: tokenise releases the examples.
         labels, weights = train.labels, train.weights
         label_counts = None if labels is None else (float(weights[labels].sum()), float(weights[~labels].sum()))
+        if labels is not None:
+            warn_of_one_class(f"{len(labels):,} training completions", labels)
         prompts = drawn_prompts(intake.examples.get("val", train), self.seed)
         rows = self.tokenise(intake, needs, tokenizer)
         return Prepared(needs, tokenizer, rows, intake, label_counts, prompts)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from itertools import islice
+from itertools import chain, islice
 from reprlib import Repr
 from typing import Any
 
@@ -24,6 +24,8 @@ MODALITIES = ("image", "images", "video", "videos", "audio", "audios")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 """A number that is written as text."""
 
+DEEPEST = 100
+"""Levels of lists and objects in JSON, far more than descriptions of tools have."""
 MAX_KEYS = 20
 """Keys of a row that an error lists."""
 SHORT = Repr()  # unlike repr, never copies all of a huge value
@@ -55,32 +57,49 @@ def has(row: Mapping[str, object], key: str) -> bool:
 
 def required(where: str, row: Mapping[str, object], key: str) -> object:
     """Return a value; raise ``ValueError`` where there is none."""
+    value = row.get(key)
+    if value is not None:
+        return value
     # Two errors, as null points to a value that is missing in this row and no key to a wrong format.
-    if key in row and row[key] is None:
+    if key in row:
         raise wrong(where, key, "given", None)
-    if key not in row:
-        raise ValueError(f"{where}: expected the key {key!r}; found {keys_of(row)}")
-    return row[key]
+    raise ValueError(f"{where}: expected the key {key!r}; found {keys_of(row)}")
 
 
 def text_of(where: str, name: str, value: object) -> str:
     """Return a text; raise ``ValueError`` for another value, or for a text that is not valid Unicode."""
     if not isinstance(value, str):
         raise wrong(where, name, "a text", value)
-    if value.isascii():  # as most texts are; encoding would copy a huge one
-        return value
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair (\ud83d alone), which no tokenizer accepts
-        raise wrong(where, name, "valid Unicode", value) from None
+    if not _is_unicode(value):
+        raise wrong(where, name, "valid Unicode", value)
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text is valid; half of a surrogate pair, which JSON can have, is accepted by no tokenizer."""
+    if text.isascii():  # as most texts are; encoding would copy a huge one
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def messages_of(where: str, name: str, value: object) -> tuple[Message, ...]:
     """Return the turns in a list of messages."""
     if not isinstance(value, list) or not value:
         raise wrong(where, name, "a list of messages with 'role' and 'content'", value)
-    return tuple(_message(where, f"{name}[{i}]", item) for i, item in enumerate(value))
+    return tuple([_plain_message(item) or _message(where, f"{name}[{i}]", item) for i, item in enumerate(value)])
+
+
+def _plain_message(value: object) -> Message | None:
+    """Return a message with a role and a text, as most have nothing else; None for another value."""
+    if not isinstance(value, dict) or len(value) != 2:
+        return None
+    role, content = value.get("role"), value.get("content")
+    # Errors are left to the reader of all messages: their places are texts that would be made for every message.
+    return Message(role, content) if role in ROLES and isinstance(content, str) and _is_unicode(content) else None
 
 
 def _message(where: str, name: str, value: object) -> Message:
@@ -88,10 +107,9 @@ def _message(where: str, name: str, value: object) -> Message:
         raise wrong(where, name, "a message with 'role' and 'content'", value)
     role, content = value["role"], value.get("content")
     if role not in ROLES:
-        raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}", role)
-    # Most messages have a text and nothing else.
-    if isinstance(content, str) and len(value) == 2:
-        return Message(role, text_of(where, f"{name}.content", content))
+        is_name = isinstance(role, str) and len(role) <= 40 and role.isidentifier()
+        hint = f" (of another name: data.roles.{role}=user)" if is_name else ""
+        raise wrong(where, f"{name}.role", f"one of {', '.join(ROLES)}{hint}", role)
     fields = _fields(where, name, value)
     if content is None and fields and role == "assistant":
         content = ""  # a turn may be a tool call alone; servers pass the template an empty text
@@ -145,9 +163,31 @@ def _call(call: dict[str, object]) -> dict[str, object]:
         return {**call, "function": _call(call["function"])}  # type: ignore[arg-type]
     try:
         arguments = json.loads(call["arguments"])  # type: ignore[arg-type]
-    except (KeyError, TypeError, ValueError):  # absent, an object already, or what a model wrote wrongly
+        check_depth(arguments, str(call["arguments"]))
+    except (KeyError, TypeError, ValueError, RecursionError):  # absent, an object, or what a model wrote wrongly
         return call
     return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
+
+
+def check_depth(value: Any, text: str, start: int = 0, stop: int | None = None) -> None:
+    """Raise ``ValueError`` for JSON of more than :data:`DEEPEST` levels, in which other code would run out of stack.
+
+    Args:
+        value: what was parsed.
+        text: holds its JSON.
+        start: where the JSON begins.
+        stop: where it ends; None: at the end of the text.
+    """
+    # Most rows have no more brackets than that.
+    if not isinstance(value, dict | list) or text.count("[", start, stop) + text.count("{", start, stop) <= DEEPEST:
+        return
+    level = [value]
+    for _ in range(DEEPEST):
+        items = chain.from_iterable(item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"more than {DEEPEST} levels of lists and objects")
 
 
 def without_null(value: object) -> Any:
@@ -161,7 +201,7 @@ def json_of(where: str, name: str, value: dict[str, object] | list[object]) -> s
     """Return what :func:`.json_text` makes of a value; raise ``ValueError`` if JSON does not have it."""
     try:
         return text_of(where, name, json_text(value))
-    except (TypeError, ValueError):  # dates and bytes of tables, infinities, halves of surrogate pairs
+    except (TypeError, ValueError, RecursionError):  # dates and bytes of tables, infinities, halves of surrogates
         raise wrong(where, name, "valid JSON", value) from None
 
 
@@ -192,8 +232,9 @@ def _text_or_messages(where: str, row: RawRow, key: str) -> str | tuple[Message,
 
 
 def _is_blank(prompt: str | tuple[Message, ...]) -> bool:
-    contents = [prompt] if isinstance(prompt, str) else [message.text for message in prompt]
-    return not any(content.strip() for content in contents)
+    if isinstance(prompt, str):
+        return not prompt.strip()
+    return not any(message.text.strip() for message in prompt)
 
 
 def reply_of(where: str, row: RawRow, key: str) -> tuple[tuple[Message, ...], Reply]:

@@ -13,12 +13,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from halos.data.reading.excel import read_xlsx
 from halos.data.reading.fields import keys_of
-from halos.data.reading.json_files import Located, read_json, read_jsonl
+from halos.data.reading.json_files import Located, MalformedRow, malformed, read_json, read_jsonl
+from halos.data.reading.lines import OPENERS, USUAL
 from halos.data.reading.tables import NamedRows, numbered, read_csv, read_folder, read_hub, read_parquet, typed
-from halos.files import name_size_and_ends
+from halos.files import name_size_and_ends, sha256_of
 
-READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
+READERS: dict[str, Callable[..., Iterator[Located]]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+    ".xlsx": read_xlsx,
+}
+CELLS = (".csv", ".tsv", ".xlsx")
+"""Kinds of files whose cells are read as texts."""
 PIECE_BYTES = 1 << 23
 """Size of the pieces in which a large file is read."""
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<folder>\w[\w./-]*))?(:(?P<split>\w[\w.-]*))?")
@@ -34,24 +45,26 @@ class Piece:
         start: byte at which the lines begin.
         stop: byte at which they end; None for everything else than a stretch of lines.
         number: the number of the first line.
+        expansion: see :class:`.ReadingLimits`.
     """
 
     file: str | Path
     start: int = 0
     stop: int | None = None
     number: int = 1
+    expansion: int = USUAL.max_expansion
 
     @property
-    def is_csv(self) -> bool:
-        """Whether all values are texts, as a file of this kind has no types."""
-        return _extension(Path(self.file)) in (".csv", ".tsv")
+    def has_cells(self) -> bool:
+        """Whether all values are texts, as the cells of a spreadsheet."""
+        return _extension(Path(self.file)) in CELLS
 
 
-def pieces(path: str | Path, *, divide: bool = True) -> Iterator[Piece]:
+def pieces(path: str | Path, *, divide: bool = True, expansion: int = USUAL.max_expansion) -> Iterator[Piece]:
     """Divide a file for several processes: JSON lines into stretches of some megabytes, everything else not at all."""
     file = Path(path)
     if not divide or file.suffix.lower() != ".jsonl" or not file.is_file() or file.stat().st_size <= PIECE_BYTES:
-        yield Piece(path)
+        yield Piece(path, expansion=expansion)
         return
     position, number = 0, 1
     with file.open("rb") as stream:
@@ -69,8 +82,7 @@ def content_key(path: str | Path) -> str | None:
     file = Path(path)
     if file.is_file():
         try:
-            with file.open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
+            return sha256_of(file)
         except OSError:
             # No key, so that the file is read: its reader then raises an error that names it.
             return None
@@ -95,17 +107,24 @@ def read_piece(
         piece: what is read.
         columns: renames keys: from the name that a format expects to the one in the file.
         streaming: begin at once with data sets that would otherwise be downloaded or converted first.
-        convert_cells: convert the cells of CSV files by the names of their columns, see :func:`.typed`.
-        keep_malformed: yield a :class:`.MalformedRow` for a malformed line of a .jsonl file; false: it is an error.
+        convert_cells: convert the cells of CSV and Excel files by the names of their columns, see :func:`.typed`.
+        keep_malformed: yield a :class:`.MalformedRow` for a malformed row; false: it is an error.
 
     Raises:
         ValueError: if something cannot be read; the message names the file and the line or item.
     """
     # Columns are renamed before cells are converted, as a cell is converted by the name that the format expects.
-    converts = piece.is_csv and convert_cells
+    converts = piece.has_cells and convert_cells
     for where, row in _open(piece, streaming, keep_malformed):
-        renamed = _renamed(where, row, columns) if columns else row
-        yield where, typed(where, renamed) if converts else renamed
+        if isinstance(row, MalformedRow) or not (columns or converts):
+            yield where, row
+            continue
+        try:
+            renamed = _renamed(where, row, columns) if columns else row
+            located = where, typed(where, renamed) if converts else renamed
+        except ValueError as error:
+            located = malformed(where, error, keep_malformed)
+        yield located
 
 
 def expand(path: str | Path) -> list[str | Path]:
@@ -125,10 +144,10 @@ def check_streamable(path: str | Path) -> None:
     if _data_set_of(path) is not None:
         return
     _reader(file)
-    if _extension(file) == ".json" or file.name.endswith(".parquet.gz"):
+    if _extension(file) == ".json" or (_extension(file) == ".parquet" and file.suffix in OPENERS):
         raise ValueError(
             f"{file}: expected a file that can be read row by row with data.streaming=true (.jsonl, .csv, .tsv, each "
-            "also gzipped, or .parquet); this kind is read whole"
+            "also compressed, .parquet or .xlsx); this kind is read whole"
         )
 
 
@@ -148,7 +167,8 @@ def _open(piece: Piece, streaming: bool, keep_malformed: bool) -> Iterator[Locat
     open_data_set = _data_set_of(piece.file)
     if open_data_set is None:
         reader = _reader(file)
-        return read_jsonl(file, keep_malformed=keep_malformed) if reader is read_jsonl else reader(file)
+        options = {} if reader is read_parquet else {"keep_malformed": keep_malformed}
+        return reader(file, expansion=piece.expansion, **options)
     return numbered(*open_data_set(streaming=streaming))
 
 
@@ -167,8 +187,8 @@ def _data_set_of(path: str | Path) -> Callable[..., NamedRows] | None:
 
 
 def _extension(file: Path) -> str:
-    """Return the extension that tells the kind of a file, without ``.gz``."""
-    return (file.with_suffix("") if file.suffix == ".gz" else file).suffix.lower()
+    """Return the extension that tells the kind of a file, without that of its compression."""
+    return (file.with_suffix("") if file.suffix in OPENERS else file).suffix.lower()
 
 
 def _renamed(where: str, row: dict[str, object], columns: Mapping[str, str]) -> dict[str, object]:
@@ -180,13 +200,13 @@ def _renamed(where: str, row: dict[str, object], columns: Mapping[str, str]) -> 
     return others | {ours: row[theirs] for ours, theirs in columns.items()}
 
 
-def _reader(file: Path) -> Callable[[Path], Iterator[Located]]:
+def _reader(file: Path) -> Callable[..., Iterator[Located]]:
     if not file.exists():
         raise ValueError(f"{file}: no such file{_near_matches(file)}")
     reader = READERS.get(_extension(file))
     if reader is None:
         raise ValueError(
-            f"{file}: expected a name that ends in {', '.join(READERS)} (or one of these and .gz); "
+            f"{file}: expected a name that ends in {', '.join(READERS)} (or one of these and {', '.join(OPENERS)}); "
             f"found {''.join(file.suffixes) or 'no extension'}"
         )
     return reader

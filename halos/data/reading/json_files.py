@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]
 from pathlib import Path
 
-from halos.data.reading.fields import shorten
-from halos.data.reading.lines import decode, lines
+from halos.data.reading.fields import check_depth, shorten
+from halos.data.reading.lines import USUAL, decode, lines
 
 Located = tuple[str, dict[str, object]]
 """The location of a row (``train.jsonl:12``) and the row."""
+ERRORS = (ValueError, RecursionError, MemoryError)
+"""What the parser raises."""
 
 
 class MalformedRow(dict[str, object]):
@@ -29,8 +31,21 @@ class MalformedRow(dict[str, object]):
         self.error = error
 
 
+def malformed(where: str, error: ValueError, keep: bool) -> Located:
+    """Return a malformed row for an error, or raise the error unless malformed rows are kept."""
+    if not keep:
+        raise error
+    return where, MalformedRow(error)
+
+
 def read_jsonl(
-    file: Path, start: int = 0, stop: int | None = None, number: int = 1, *, keep_malformed: bool = False
+    file: Path,
+    start: int = 0,
+    stop: int | None = None,
+    number: int = 1,
+    *,
+    expansion: int = USUAL.max_expansion,
+    keep_malformed: bool = False,
 ) -> Iterator[Located]:
     """Yield the objects of a file that has one in each line, located by line; blank lines are skipped.
 
@@ -39,11 +54,12 @@ def read_jsonl(
         start: byte of a plain file at which reading begins.
         stop: byte at which it ends; None: the end of the file.
         number: the number of the line that begins at ``start``.
+        expansion: see :class:`.ReadingLimits`.
         keep_malformed: yield a :class:`MalformedRow` for a malformed line, which is an error otherwise.
     """
     number -= 1
     # A line may be gigabytes: enumerate would keep it while its text is parsed, and so would the name ``line``.
-    for line in lines(file, start, stop, number + 1):
+    for line in lines(file, start, stop, number + 1, expansion=expansion):
         number += 1
         where = f"{file}:{number}"
         text = decode(where, line)
@@ -52,9 +68,7 @@ def read_jsonl(
             try:
                 located = _row_of_line(where, text, number)
             except ValueError as error:
-                if not keep_malformed:
-                    raise
-                located = where, MalformedRow(error)
+                located = malformed(where, error, keep_malformed)
             yield located
 
 
@@ -64,41 +78,58 @@ def _row_of_line(where: str, text: str, number: int) -> Located:
         hint = "; one list of objects is .json, rename the file"
     elif number == 1 and text.strip() == "{":
         hint = "; one object a line is .jsonl, and this object goes over several: rename the file"
-    with _explained(where, hint):
-        value = DECODER.decode(text)
+    try:
+        value = _decode(text)
+    except ERRORS as error:
+        raise _explanation(error, where, hint) from None
     return _as_row(where, value, hint)
 
 
-def read_json(file: Path) -> Iterator[Located]:
-    """Yield the objects of a list, located by number; the list may be the only value of an object around it."""
-    text = _all_text(file)
+def read_json(file: Path, *, expansion: int = USUAL.max_expansion, keep_malformed: bool = False) -> Iterator[Located]:
+    """Yield the objects of a list, located by number; the list may be the only value of an object around it.
+
+    Args:
+        file: the file.
+        expansion: see :class:`halos.data.reading.lines.ReadingLimits`.
+        keep_malformed: yield a :class:`MalformedRow` for an item that is no object, which is an error otherwise.
+    """
+    text = _all_text(file, expansion)
     if not text.strip():
         return
     start = _skip(text, 0)
     # A list is parsed item by item. An object has to be parsed whole, as only its end tells whether the list is its
     # only value.
     if text[start] == "[":
-        yield from (_as_row(f"{file}[{n}]", item) for n, item in enumerate(_items(file, text, start + 1), start=1))
+        for number, item in enumerate(_items(file, text, start + 1), start=1):
+            yield _as_row(f"{file}[{number}]", item, keep_malformed=keep_malformed)
         return
-    with _explained(str(file), many_lines=True):
-        value = DECODER.decode(text)
+    with _explained(file):
+        value = _decode(text)
     del text
     if isinstance(value, dict) and len(value) == 1:
         (value,) = value.values()
     if not isinstance(value, list):
         raise ValueError(f"{file}: expected a list of objects [{{...}}, ...], found {_kind(value)}")
     for number, item in enumerate(value, start=1):
-        yield _as_row(f"{file}[{number}]", item)
+        yield _as_row(f"{file}[{number}]", item, keep_malformed=keep_malformed)
 
 
 def parse_json(where: str, text: str) -> object:
     """Parse strict JSON; raise ``ValueError`` that begins with ``where`` for other text."""
-    with _explained(where):
-        return DECODER.decode(text)
+    try:
+        return _decode(text)
+    except ERRORS as error:
+        raise _explanation(error, where) from None
 
 
-def _all_text(file: Path) -> str:
-    content = b"".join(lines(file, longest=None))
+def _decode(text: str) -> object:
+    value: object = DECODER.decode(text)
+    check_depth(value, text)
+    return value
+
+
+def _all_text(file: Path, expansion: int) -> str:
+    content = b"".join(lines(file, longest=None, expansion=expansion))
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -116,15 +147,17 @@ def _items(file: Path, text: str, position: int) -> Iterator[object]:
     position = _skip(text, position)
     closed = text.startswith("]", position)
     while not closed:
-        with _explained(str(file), many_lines=True):
-            item, position = DECODER.raw_decode(text, position)
+        with _explained(file):
+            begin = position
+            item, position = DECODER.raw_decode(text, begin)
+            check_depth(item, text, begin, position)
             position = _skip(text, position)
             closed = text.startswith("]", position)
             if not closed and not text.startswith(",", position):
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
         position = position if closed else _skip(text, position + 1)
         yield item
-    with _explained(str(file), many_lines=True):
+    with _explained(file):
         if _skip(text, position + 1) != len(text):
             raise json.JSONDecodeError("Extra data", text, _skip(text, position + 1))
 
@@ -136,22 +169,27 @@ def _skip(text: str, position: int) -> int:
 
 
 @contextmanager
-def _explained(where: str, hint: str = "", *, many_lines: bool = False) -> Iterator[None]:
-    """Raise errors of the parser with their location; with ``many_lines``, that of the line in the file ``where``."""
+def _explained(file: Path) -> Iterator[None]:
+    """Raise errors of the parser with the line of the file."""
     try:
         yield
-    # JSONDecodeError is a ValueError; other ValueErrors come from _refuse_constant, _unique_keys and huge integers.
-    except json.JSONDecodeError as error:
+    except ERRORS as error:
+        raise _explanation(error, str(file), many_lines=True) from None
+
+
+def _explanation(error: Exception, where: str, hint: str = "", *, many_lines: bool = False) -> ValueError:
+    """Return an error of the parser with its location; with ``many_lines``, that of the line in the file ``where``."""
+    if isinstance(error, json.JSONDecodeError):
         if many_lines:
             where = f"{where}:{error.lineno}"
             hint = "; one object a line is .jsonl, rename the file" if error.msg == "Extra data" else ""
-        raise ValueError(f"{where}: expected JSON, found an error at column {error.colno}: {error.msg}{hint}") from None
-    except RecursionError:
-        raise ValueError(f"{where}: expected rows of plain fields, found JSON that is nested too deeply") from None
-    except MemoryError:
-        raise ValueError(f"{where}: expected rows that fit into memory, found one that does not") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: expected JSON, found {error}") from None
+        return ValueError(f"{where}: expected JSON, found an error at column {error.colno}: {error.msg}{hint}")
+    if isinstance(error, RecursionError):
+        return ValueError(f"{where}: expected rows of plain fields, found JSON that is nested too deeply")
+    if isinstance(error, MemoryError):
+        return ValueError(f"{where}: expected rows that fit into memory, found one that does not")
+    # JSONDecodeError is a ValueError; others come from _refuse_constant, _unique_keys and huge integers.
+    return ValueError(f"{where}: expected JSON, found {error}")
 
 
 def _refuse_constant(constant: str) -> None:
@@ -171,10 +209,11 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
 
 
-def _as_row(where: str, value: object, hint: str = "") -> Located:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object {{...}}, found {_kind(value)}{hint}")
-    return where, value
+def _as_row(where: str, value: object, hint: str = "", *, keep_malformed: bool = False) -> Located:
+    if isinstance(value, dict):
+        return where, value
+    error = ValueError(f"{where}: expected an object {{...}}, found {_kind(value)}{hint}")
+    return malformed(where, error, keep_malformed)
 
 
 def _kind(value: object) -> str:

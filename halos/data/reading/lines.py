@@ -1,45 +1,96 @@
-"""The lines of a file, gzipped or not. Errors while reading are raised as a ``ValueError`` that names the file."""
+"""The lines of a file, compressed or not. Errors while reading are raised as a ``ValueError`` that names the file."""
 
+import bz2
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
+
+import pyarrow as pa
+
+from halos.checks import check_whole
 
 LONGEST_LINE = 1 << 26
 """Bytes of a line; parsing one takes several times its size in memory."""
-EXPANSION = 200
-"""The largest ratio of decompressed to compressed size. :data:`LONGEST_LINE` bytes are allowed in any case.
-Text compresses to a third or a tenth. A file of a megabyte that is made to do harm decompresses to a gigabyte."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingLimits:
+    """What is too much, in files that somebody may have made to do harm.
+
+    Attributes:
+        max_expansion: the largest ratio of decompressed to compressed size. :data:`LONGEST_LINE` bytes are allowed in
+            any case. Text compresses to a third or a tenth, and a megabyte made to do harm decompresses to a gigabyte.
+        max_characters: the longest record, with its prompt and all its completions. A tokenizer takes seconds for a
+            megabyte.
+
+    Raises:
+        ValueError: a limit is no whole number above 0.
+    """
+
+    max_expansion: int = 200
+    max_characters: int = 4_000_000
+
+    def __post_init__(self) -> None:
+        check_whole("data.max_expansion", self.max_expansion, 1)
+        check_whole("data.max_characters", self.max_characters, 1)
+
+
+USUAL = ReadingLimits()
+
+
+def _open_gz(file: Path) -> IO[bytes] | io.BufferedIOBase:
+    return gzip.GzipFile(file)
+
+
+def _open_bz2(file: Path) -> IO[bytes] | io.BufferedIOBase:
+    return bz2.BZ2File(file)
+
+
+def _open_zst(file: Path) -> IO[bytes] | io.BufferedIOBase:
+    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"))
+
+
+OPENERS = {".gz": _open_gz, ".bz2": _open_bz2, ".zst": _open_zst}
+"""What opens a compressed file, by its last suffix."""
 
 
 def lines(
-    file: Path, start: int = 0, stop: int | None = None, number: int = 1, longest: int | None = LONGEST_LINE
+    file: Path,
+    start: int = 0,
+    stop: int | None = None,
+    number: int = 1,
+    longest: int | None = LONGEST_LINE,
+    expansion: int = USUAL.max_expansion,
 ) -> Iterator[bytes]:
     """Yield the lines of a file, decompressed, and keep none of them in memory.
 
     Args:
-        file: its name tells whether it is gzipped.
+        file: its name tells whether it is compressed.
         start: byte of a plain file at which a line begins.
         stop: byte of a plain file at which the last line ends; None: the end of the file.
         number: the number of the line that begins at ``start``, for errors.
         longest: bytes that a line may have; None: longer lines are divided.
+        expansion: see :class:`ReadingLimits`.
 
     Raises:
-        ValueError: the file cannot be read, a line is too long, or a gzipped file decompresses to suspiciously much.
+        ValueError: the file cannot be read, a line is too long, or a compressed file decompresses to suspiciously much.
     """
-    stream: BinaryIO | gzip.GzipFile
+    opener = OPENERS.get(file.suffix)
     try:
-        packed = file.suffix == ".gz"
-        most = max(EXPANSION * file.stat().st_size, LONGEST_LINE) if packed else None
-        with gzip.open(file, "rb") if packed else file.open("rb") as stream:
-            stream.seek(start)
+        most = max(expansion * file.stat().st_size, LONGEST_LINE) if opener else None
+        with opener(file) if opener else file.open("rb") as stream:
+            if start:
+                stream.seek(start)
             position = start
             while (stop is None or position < stop) and (line := stream.readline((longest or LONGEST_LINE) + 1)):
                 position += len(line)
                 if most is not None and position > most:
-                    hint = "decompress the file yourself to use it"
-                    raise ValueError(f"{file}:{number}: expected up to {EXPANSION} times its size, found more; {hint}")
+                    expected = f"expected up to data.max_expansion = {expansion} times its size"
+                    raise ValueError(f"{file}:{number}: {expected}, found more; raise it if you trust the file")
                 if longest is not None and len(line) > longest:
                     raise ValueError(f"{file}:{number}: expected lines of up to {longest:,} bytes, found a longer one")
                 yield line
@@ -47,13 +98,19 @@ def lines(
                 number += 1
     except MemoryError:
         raise ValueError(f"{file}:{number}: the line does not fit into memory") from None
-    # gzip finds a fault only when it reaches it, perhaps after gigabytes: each kind says what to do about the file.
-    except EOFError:
-        raise ValueError(f"{file}: the gzip file ends too early, it is truncated; copy or download it again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{file}: expected a gzip file because of its name, found broken data ({error})") from None
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read: {error.strerror or error}") from None
+    # A fault is found only when it is reached, perhaps after gigabytes: each kind says what to do about the file.
+    except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
+        raise ValueError(_unreadable(file, error)) from None
+
+
+def _unreadable(file: Path, error: Exception) -> str:
+    kind = {".gz": "gzip"}.get(file.suffix, file.suffix.removeprefix("."))
+    if isinstance(error, EOFError) or "Truncated" in str(error):
+        return f"{file}: the {kind} file ends too early, it is truncated; copy or download it again"
+    # What the system says of a file has a number; a fault in compressed data has none.
+    if isinstance(error, OSError) and (error.errno is not None or file.suffix not in OPENERS):
+        return f"{file}: cannot be read: {error.strerror or error}"
+    return f"{file}: expected a {kind} file because of its name, found broken data ({error})"
 
 
 def decode(where: str, line: bytes) -> str:

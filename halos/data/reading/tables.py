@@ -1,4 +1,4 @@
-"""Rows of tables: CSV, Parquet, and data sets that ``datasets`` loads from a folder or from the hub."""
+"""Rows of tables: CSV, Excel, Parquet, and data sets that ``datasets`` loads from a folder or from the hub."""
 
 import csv
 import io
@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from halos.data.reading.fields import NUMBER, RawRow, wrong
-from halos.data.reading.json_files import Located, parse_json
-from halos.data.reading.lines import decode, first_line, lines
+from halos.data.reading.json_files import Located, malformed, parse_json
+from halos.data.reading.lines import OPENERS, USUAL, decode, first_line, lines
 
 MAX_CELL_CHARACTERS = 1 << 22
 """Longest cell of a CSV file. Python's parser takes 8 bytes for each character of a cell: without a limit, a quote that
@@ -28,13 +28,19 @@ NamedRows = tuple[str, Iterable[RawRow]]
 MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 
 
-def read_csv(file: Path) -> Iterator[Located]:
+def read_csv(file: Path, *, expansion: int = USUAL.max_expansion, keep_malformed: bool = False) -> Iterator[Located]:
     """Yield the rows below a header; the delimiter is the most frequent one in the header: comma, semicolon or tab.
 
     Cells are texts; :func:`typed` converts labels and scores to numbers.
+
+    Args:
+        file: the file.
+        expansion: see :class:`halos.data.reading.lines.ReadingLimits`.
+        keep_malformed: yield a :class:`.MalformedRow` for a row with more or fewer cells than the header, which is an
+            error otherwise.
     """
     csv.field_size_limit(MAX_CELL_CHARACTERS)
-    text = _text(file)
+    text = _text(file, expansion)
     blank, first = next(((n, line) for n, line in enumerate(text) if line.strip()), (0, ""))
     if not first:
         return
@@ -43,11 +49,11 @@ def read_csv(file: Path) -> Iterator[Located]:
     reader = csv.reader(chain((first,), text), delimiter=max(",;\t", key=first.count), strict=True)
     number = blank + 1
     try:
-        header = _header(f"{file}:{number}", next(reader))
+        header = header_of(f"{file}:{number}", next(reader))
         number = blank + reader.line_num + 1
         for cells in reader:
             if cells:
-                yield _row(f"{file}:{number}", header, cells)
+                yield row_of(f"{file}:{number}", header, cells, keep_malformed)
             number = blank + reader.line_num + 1
     except csv.Error as error:
         if "field limit" not in str(error):
@@ -58,15 +64,16 @@ def read_csv(file: Path) -> Iterator[Located]:
         ) from None
 
 
-def _text(file: Path) -> Iterator[str]:
-    for number, line in enumerate(lines(file), start=1):
+def _text(file: Path, expansion: int) -> Iterator[str]:
+    for number, line in enumerate(lines(file, expansion=expansion), start=1):
         try:
             yield line.decode("utf-8") if number > 1 else decode(f"{file}:1", line)
         except UnicodeDecodeError:
             decode(f"{file}:{number}", line)  # raises, naming line and position
 
 
-def _header(where: str, names: list[str]) -> list[str]:
+def header_of(where: str, names: list[str]) -> list[str]:
+    """Return the names of the columns; raise ``ValueError`` if one is empty or occurs twice."""
     names = [name.strip() for name in names]
     if not all(names):
         raise ValueError(f"{where}: expected a name for every column, found none for column {names.index('') + 1}")
@@ -75,10 +82,12 @@ def _header(where: str, names: list[str]) -> list[str]:
     return names
 
 
-def _row(where: str, header: list[str], cells: list[str]) -> Located:
-    if len(cells) != len(header):
-        raise ValueError(f"{where}: expected {len(header)} cells as in the header, found {len(cells)}")
-    return where, dict(zip(header, cells, strict=True))
+def row_of(where: str, header: list[str], cells: list[str], keep_malformed: bool) -> Located:
+    """Return a row of cells, or a malformed one (else an error) where their number is not that of the header."""
+    if len(cells) == len(header):
+        return where, dict(zip(header, cells, strict=True))
+    error = ValueError(f"{where}: expected {len(header)} cells as in the header, found {len(cells)}")
+    return malformed(where, error, keep_malformed)
 
 
 def typed(where: str, row: RawRow) -> dict[str, object]:
@@ -118,13 +127,14 @@ def _number(where: str, name: str, cell: str) -> object:
     return int(cell) if cell.lstrip("+-").isdigit() else float(cell)
 
 
-def read_parquet(file: Path) -> Iterator[Located]:
+def read_parquet(file: Path, *, expansion: int = USUAL.max_expansion) -> Iterator[Located]:
     """Yield the rows of a Parquet file; its checksums are verified where it has them."""
-    source = io.BytesIO(b"".join(lines(file, longest=None))) if file.suffix == ".gz" else file
+    packed = file.suffix in OPENERS
+    source = io.BytesIO(b"".join(lines(file, longest=None, expansion=expansion))) if packed else file
     number = 0
     try:
         table = pq.ParquetFile(source, page_checksum_verification=True)
-        _header(f"{file}:1", table.schema_arrow.names)
+        header_of(f"{file}:1", table.schema_arrow.names)
         # Few rows at a time: to_pylist makes Python objects of all rows in a batch, whose texts may be long.
         for batch in table.iter_batches(batch_size=256):
             for row in batch.to_pylist():

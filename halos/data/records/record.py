@@ -22,7 +22,7 @@ class Message:
         role: one of :data:`ROLES`.
         content: the text of the turn.
         fields: a JSON object with all else that chat templates read, such as ``tool_calls``; see :func:`json_text`.
-        weight: 0 for an assistant turn that ``data.train_on=all`` leaves out, else 1.
+        weight: 0 for an assistant turn that is not trained on, else 1.
     """
 
     role: str
@@ -173,12 +173,22 @@ def _check_reply(where: str, turns: tuple[Message, ...]) -> None:
     for turn in (turns[0], turns[-1]):
         if turn.role != "assistant":
             raise ValueError(f"{where}: expected a reply to begin and end with an assistant turn, found {turn.role!r}")
+        if not turn.weight:
+            raise ValueError(f"{where}: expected a reply to begin and end with a turn of weight 1, found weight 0")
 
 
 def _check_roles(where: str, turns: Sequence[Message]) -> None:
     for turn in turns:
         if turn.role not in ROLES:
             raise ValueError(f"{where}: expected a role out of {', '.join(ROLES)}; found {turn.role!r}")
+
+
+def prompt_characters(prompt: Prompt) -> int:
+    """Return the number of characters in a prompt, with its tools and template variables."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    beside = len(prompt.tools) + len(prompt.template_kwargs) if isinstance(prompt, Conversation) else 0
+    return beside + sum(len(turn.content) + len(turn.fields) for turn in messages_of(prompt))
 
 
 def prompt_key(prompt: Prompt) -> str:
@@ -201,6 +211,13 @@ def reply_key(reply: Reply) -> str:
 def _turn_key(turn: Message) -> str:
     key = f"{turn.role}\x1f{turn.content}"
     return f"{key}\x1f{turn.fields}" if turn.fields else key
+
+
+def conversation_key(prompt: Prompt) -> str:
+    """Return a string that is equal for prompts whose conversations begin alike, up to the user's first turn."""
+    turns = tuple(messages_of(prompt))
+    end = next((n for n, turn in enumerate(turns, 1) if turn.role == "user"), len(turns))
+    return prompt_key(with_messages(prompt, turns[:end]))
 
 
 def messages_of(prompt: Prompt) -> Sequence[Message]:

@@ -11,7 +11,8 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from functools import lru_cache
+from itertools import chain, pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,9 @@ COLUMNS: dict[str, pa.DataType] = {
     "completion_characters": pa.list_(pa.int64()),
 }
 SCHEMA = pa.schema(COLUMNS)
+NAN = float("nan")
+SEPARATOR = "\x1d"
+"""Between the texts of a digest: a control character that no real text has."""
 # A record batch ends at whichever limit comes first: texts of any length then take bounded memory while it is built.
 BATCH_RECORDS = 4096
 BATCH_CHARACTERS = 1 << 22
@@ -79,19 +83,27 @@ def normalised(text: str) -> str:
 def digest(*parts: str) -> int:
     """Return a digest of texts, of 64 bits: equal for equal texts, never 0."""
     # Ids begin with file names, which may have lone surrogates where a name is not UTF-8.
-    joined = "\x1d".join(parts).encode("utf-8", "surrogatepass")
+    joined = SEPARATOR.join(parts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "little") or 1
+
+
+_judged_digest = lru_cache(1 << 12)(digest)
+"""The digest of judgements, of which most data sets have only a few."""
 
 
 def loose_prompt(prompt: Prompt) -> int:
     """Return a digest that is equal for prompts that differ only in case, white space and forms of characters."""
-    return digest(*_normalised_turns(prompt))
+    return digest(_loose_key(prompt))
 
 
-def _normalised_turns(prompt: Prompt) -> list[str]:
+def _loose_key(prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return f"user\x1f{normalised(prompt)}"
     # Turn.text holds the other fields too: two calls of one tool with different arguments are different turns.
     turns = [f"{turn.role}\x1f{normalised(turn.text)}" for turn in messages_of(prompt)]
-    return [*turns, prompt.tools, prompt.template_kwargs] if isinstance(prompt, Conversation) else turns
+    if isinstance(prompt, Conversation):
+        turns += [prompt.tools, prompt.template_kwargs]
+    return SEPARATOR.join(turns)
 
 
 class RecordTable(Stored[Record]):
@@ -166,19 +178,29 @@ def batches(records: Iterable[tuple[str | None, Record]]) -> Iterator[pa.RecordB
         rows.append(_row(record, where))
         characters += rows[-1]["prompt_characters"] + sum(rows[-1]["completion_characters"])
         if len(rows) >= BATCH_RECORDS or characters >= BATCH_CHARACTERS:
-            yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+            yield _batch(rows)
             rows, characters = [], 0
-    yield pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
+    yield _batch(rows)
+
+
+def _batch(rows: Sequence[dict[str, Any]]) -> pa.RecordBatch:
+    # As RecordBatch.from_pylist does, which looks every value up by its name, twice.
+    columns = zip(*(row.values() for row in rows), strict=True) if rows else repeat(())
+    arrays = [pa.array(values, kind) for kind, values in zip(COLUMNS.values(), columns, strict=False)]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
 def _row(record: Record, where: str | None) -> dict[str, Any]:
-    texts = [completion.text for completion in record.completions]
-    replies = [reply_key(completion.reply) for completion in record.completions]
-    turns = messages_of(record.prompt)
-    labels = [-1 if c.desirable is None else int(c.desirable) for c in record.completions]
-    scores = [float("nan") if c.score is None else c.score for c in record.completions]
+    """Return the values of a record, in the order of :data:`COLUMNS`."""
+    # One loop, and no call that most records do not need: this is done for each of perhaps millions of records.
+    texts, replies, labels, scores = [], [], [], []
+    for completion in record.completions:
+        texts.append(completion.text)
+        replies.append(reply_key(completion.turns) if completion.turns else completion.text)
+        labels.append(-1 if completion.desirable is None else int(completion.desirable))
+        scores.append(NAN if completion.score is None else completion.score)
+    turns, key, loose_key = messages_of(record.prompt), prompt_key(record.prompt), _loose_key(record.prompt)
     preferences = list(chain.from_iterable(record.preferences))
-    key, normalised_turns = prompt_key(record.prompt), _normalised_turns(record.prompt)
     ways = [way for better, worse in record.preferences for way in _both_ways(key, replies[better], replies[worse])]
     return {
         "id": record.id,
@@ -193,14 +215,14 @@ def _row(record: Record, where: str | None) -> dict[str, Any]:
         "scores": scores,
         "preferences": preferences,
         "weight": record.weight,
-        "margin": float("nan") if record.margin is None else record.margin,
-        "judged": digest(repr((labels, scores, preferences))),
+        "margin": NAN if record.margin is None else record.margin,
+        "judged": _judged_digest(repr((labels, scores, preferences))),
         "prompt": digest(key),
-        "loose_prompt": digest(*normalised_turns),
+        "loose_prompt": digest(loose_key),
         "completions": [digest(key, reply) for reply in replies],
-        "loose_completions": [digest(*normalised_turns, normalised(text)) for text in texts],
+        "loose_completions": [digest(loose_key, normalised(text)) for text in texts],
         "pairs": ways,
-        "prompt_characters": sum(len(turn.text) for turn in turns),
+        "prompt_characters": sum([len(turn.text) for turn in turns]),
         "completion_characters": [len(text) for text in texts],
     }
 
@@ -233,7 +255,7 @@ def _both_ways(key: str, better: str, worse: str) -> tuple[int, int]:
 def _extra(record: Record, turns: Sequence[Message]) -> str | None:
     """Return what a record has beside texts, roles and judgements, as JSON; None for most records."""
     extra: dict[str, object] = {}
-    if any(turn.fields or not turn.weight for turn in turns):
+    if not isinstance(record.prompt, str) and any(turn.fields or not turn.weight for turn in turns):
         extra["turns"] = [(turn.fields, turn.weight) for turn in turns]
     if isinstance(record.prompt, Conversation):
         extra["context"] = (record.prompt.tools, record.prompt.template_kwargs)
@@ -270,7 +292,7 @@ def _completions(
 ) -> tuple[Completion, ...]:
     judged = zip(texts, map(_label, labels), map(_score, scores), strict=True)
     if replies is None:
-        return tuple(Completion(*values) for values in judged)
+        return tuple([Completion(text, label, score) for text, label, score in judged])
     turns = (tuple(Message(*turn) for turn in reply) for reply in replies)
     return tuple(Completion(*values, own) for values, own in zip(judged, turns, strict=True))
 

@@ -167,13 +167,13 @@ class ChatTokens:
             ValueError: the chat template refuses the turns, or does not continue its own prompt with the reply.
         """
         (tokenised,) = self.tokenise([Exchange(where, prompt, (reply,), control)])
-        self.check([one for one in tokenised.refusals if one.kind == "boundary"], 1)
+        self.check([one for one in tokenised.refusals if one.kind != "markup"], 1)
         return tokenised.completions[0]
 
     def tokenise(self, exchanges: Sequence[Exchange]) -> list[Tokenised]:
         """Token ids of prompts and their completions; see :meth:`Exchanges.tokenise`."""
         if not self._warned_of_plain and self.tokenizer.chat_template is None:
-            self._warn_of_plain([one.prompt for one in exchanges])
+            self._warn_of_plain(exchanges)
         return self._exchanges.tokenise(exchanges)
 
     def check(self, refusals: Sequence[Refusal], examples: int) -> None:
@@ -219,14 +219,27 @@ class ChatTokens:
         parts = (type(tokenizer).__name__, state, template, bos, self.end_of_turn, special, self._text)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
-    def _warn_of_plain(self, prompts: Sequence[Prompt]) -> None:
-        if all(self._exchanges.is_plain(prompt) for prompt in prompts):
+    def _warn_of_plain(self, exchanges: Sequence[Exchange]) -> None:
+        """Say once how a tokenizer without a chat template writes prompts and completions."""
+        if not all(self._exchanges.is_plain(one.prompt) for one in exchanges):
+            how = "conversations are written as 'User:\\n…\\n\\nAssistant:\\n…'; set another with model.chat_template"
+        elif self._text == "plain" and any(map(_is_joined, exchanges)):
+            how = (
+                "prompts and completions are written one after the other, with nothing between them; set one with "
+                "model.chat_template=plain (or chatml), or end the prompts with a line break"
+            )
+        else:
             return
         self._warned_of_plain = True
-        log.warning(
-            "the tokenizer has no chat template: conversations are written as 'User:\\n…\\n\\nAssistant:\\n…'; "
-            "set another with model.chat_template"
-        )
+        log.warning("the tokenizer has no chat template: %s", how)
+
+
+def _is_joined(exchange: Exchange) -> bool:
+    """Whether a text and its completion meet without white space or a control text between them."""
+    prompt = exchange.prompt
+    if exchange.control or not isinstance(prompt, str) or prompt[-1:].isspace():
+        return False
+    return any(isinstance(reply, str) and not reply[:1].isspace() for reply in exchange.replies)
 
 
 def check_text(text: str) -> None:

@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import cast
 
-from halos.data.records.record import Prompt, Reply
+from halos.data.records.record import Message, Prompt, Reply
 from halos.data.rows.boundary import Boundary, Context
 from halos.data.rows.refusals import Refusal, differing
 from halos.data.rows.rendering import Frame, Renderer, Request, pattern_of, request_of, special_tokens
+from halos.data.rows.switches import helpful_value
 
 Shape = tuple[str, str]
 """A key of what a template writes around a reply and before it, and how it treats white space around the reply:
@@ -42,24 +44,59 @@ class Tokenised:
     Attributes:
         prompt: ids of the prompt, the control text not among them.
         completions: ids of each completion; of one that was refused, its end alone.
+        context: for each completion the spans (start, stop) of its ids that are not scored: turns of others.
         shapes: see :data:`Shape`; None where the ids of a completion may depend on the whole prompt.
         refusals: why completions were refused.
     """
 
     prompt: list[int]
     completions: list[list[int]] = field(default_factory=list)
+    context: list[list[tuple[int, int]]] = field(default_factory=list)
     shapes: list[Shape | None] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a completion: an assistant turn, or what stands between two.
+
+    Attributes:
+        text: its text, without the token that ends it.
+        end: the text of that token; empty for a part that ends with none.
+        scored: whether it is a turn that is trained on.
+    """
+
+    text: str
+    end: str
+    scored: bool = True
+
+
 @dataclass(slots=True)
 class _Completion:
-    """The text of a completion, without the token that ends it, and where its ids belong."""
+    """A completion on the way to its ids.
+
+    Attributes:
+        owner: where its ids belong.
+        context: the text before the next part.
+        parts: its parts.
+        ids: the ids of the parts so far.
+        unscored: the spans of these that are not scored.
+    """
 
     owner: Tokenised
     context: Context
-    text: str
-    end: str
+    parts: list[_Part]
+    ids: list[int] = field(default_factory=list)
+    unscored: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, part: _Part, ids: list[int]) -> None:
+        """Append the ids of the next part."""
+        if not part.scored:
+            span = (len(self.ids), len(self.ids) + len(ids))
+            if self.unscored and self.unscored[-1][1] == span[0]:
+                span = (self.unscored.pop()[0], span[1])
+            self.unscored.append(span)
+        self.ids += ids
 
 
 class Exchanges:
@@ -116,21 +153,82 @@ class Exchanges:
         contexts: dict[tuple[Prompt, str], Context] = {}
         markup: dict[Prompt, str] = {}
         completions: list[_Completion] = []
-        for one, result, written in zip(exchanges, results, self._written(exchanges, texts), strict=True):
+        refused = False
+        wholes = self._written(exchanges, texts)
+        turns = self._turns(exchanges)
+        for one, result, written in zip(exchanges, results, wholes, strict=True):
             text, key = texts[one.prompt], (one.prompt, one.control)
             if key not in contexts:
                 contexts[key] = self._context(text, ids[one.prompt], one.control)
             result.refusals = [Refusal("markup", one.where, shown) for shown in self._markup_of(one, markup)]
             for reply, whole in zip(one.replies, written, strict=True):
-                body, end = "", ""
-                if whole.startswith(text):
-                    body, end = self._cut(whole.removeprefix(text), plain=self.is_plain(one.prompt))
-                    result.shapes.append(self._shape(contexts[key], reply, body))
+                parts, several = [_Part("", "")], _several(reply)
+                own_turns = next(turns) if several else []
+                if not whole.startswith(text):
+                    # Only the first refusal is shown with what helps.
+                    setting = "" if refused else self._helpful_setting(one, reply)
+                    refused = True
+                    result.refusals.append(Refusal("boundary", one.where, differing(text, whole), setting))
+                elif not several:
+                    parts = [_Part(*self._cut(whole.removeprefix(text), plain=self.is_plain(one.prompt)))]
+                    result.shapes.append(self._shape(contexts[key], reply, parts[0].text))
                 else:
-                    result.refusals.append(Refusal("boundary", one.where, differing(text, whole)))
-                completions.append(_Completion(result, contexts[key], body, end))
+                    try:
+                        parts = self._parts(whole, own_turns, several)
+                    except _Differs as error:
+                        result.refusals.append(Refusal("turns", one.where, str(error)))
+                    result.shapes.append(None)
+                completions.append(_Completion(result, contexts[key], parts))
         self._add_ids(completions)
         return results
+
+    def _turns(self, exchanges: Sequence[Exchange]) -> Iterator[list[tuple[str, str]]]:
+        """For each reply of several turns, what a server has before each assistant turn, and the text after it."""
+        before: list[Request] = []
+        after: list[Request] = []
+        counts: list[int] = []
+        for one in exchanges:
+            for reply in one.replies:
+                several = _several(reply)
+                if not several:
+                    continue
+                if self._control or one.control:
+                    raise ValueError(
+                        f"{one.where}: expected completions of one turn with a control token, which ends the prompt of "
+                        "a reply and is in no later prompt; found one of several turns"
+                    )
+                request = request_of(one.prompt, one.where)
+                own = [n for n, turn in enumerate(several) if turn.role == "assistant"]
+                before += [request.then(several[:n]) for n in own]
+                after += [request.then(several[: n + 1]) for n in own]
+                counts.append(len(own))
+        pairs = zip(self.renderer.prompts(before), self.renderer.wholes(after), strict=True)
+        return iter([list(islice(pairs, count)) for count in counts])
+
+    def _parts(self, whole: str, turns: Sequence[tuple[str, str]], reply: tuple[Message, ...]) -> list[_Part]:
+        """Divide the text of a conversation after its prompt into assistant turns and what is between them.
+
+        Args:
+            whole: the text of the conversation.
+            turns: for each assistant turn the text of the conversation before it, and up to it.
+            reply: the turns.
+
+        Raises:
+            _Differs: the conversation does not go on from a turn as the model has written it.
+        """
+        parts: list[_Part] = []
+        stop = len(turns[0][0])
+        own = [turn for turn in reply if turn.role == "assistant"]
+        for turn, (before, after) in zip(own, turns, strict=True):
+            text, end = self.frame.cut(after.removeprefix(before))
+            for expected, found in ((before, after), (before, whole), (before + text + end, whole)):
+                if not found.startswith(expected):
+                    raise _Differs(differing(expected, found))
+            if len(before) > stop:
+                parts.append(_Part(whole[stop : len(before)], "", scored=False))
+            parts.append(_Part(text, end, scored=bool(turn.weight)))
+            stop = len(before + text + end)
+        return parts
 
     def _written(self, exchanges: Sequence[Exchange], texts: dict[Prompt, str]) -> list[list[str]]:
         """The whole text of each prompt with each reply."""
@@ -146,6 +244,16 @@ class Exchanges:
             [texts[one.prompt] + str(reply) if self.is_plain(one.prompt) else next(wholes) for reply in one.replies]
             for one in exchanges
         ]
+
+    def _helpful_setting(self, one: Exchange, reply: Reply) -> str:
+        """A value of a variable with which the template continues its own prompt, as a setting, or nothing."""
+
+        def continues(values: Mapping[str, bool]) -> bool:
+            request = request_of(one.prompt, one.where).given(values)
+            prompt, whole = self.renderer.prompts([request])[0], self.renderer.wholes([request.then(reply)])[0]
+            return whole.startswith(prompt)
+
+        return helpful_value(str(self.renderer.template), continues)
 
     def _cut(self, text: str, *, plain: bool) -> tuple[str, str]:
         """Split a completion's text into what comes before the token that ends it, and that token's text."""
@@ -189,14 +297,39 @@ class Exchanges:
         return _digest(context.text, body[:at], body[at + len(text) :]), treatment
 
     def _add_ids(self, completions: Sequence[_Completion]) -> None:
-        found = self.boundary.after([one.context for one in completions], [one.text + one.end for one in completions])
-        for one, ids in zip(completions, found, strict=True):
-            end = cast(int, self.renderer.tokenizer.convert_tokens_to_ids(one.end)) if one.end else self.frame.end
-            if not one.end:
-                ids = [*ids, end]
-            elif ids[-1:] != [end]:  # a tokenizer may split special tokens like any text
-                ids = [*self.boundary.after([one.context], [one.text])[0], end]
-            one.owner.completions.append(ids)
+        # Part by part, each after the ids of those before it, as a server continues the ids of its prompt.
+        number, current = 0, list(completions)
+        while current:
+            parts = [one.parts[number] for one in current]
+            found = self.boundary.after([one.context for one in current], [part.text + part.end for part in parts])
+            for one, part, ids in zip(current, parts, found, strict=True):
+                last = number + 1 == len(one.parts)
+                ids = self._with_end(one.context, part, ids, last=last)
+                one.add(part, ids)
+                if not last:
+                    text = one.context.text + part.text + part.end
+                    one.context = self.boundary.context(text, [*one.context.ids, *ids])
+            number, current = number + 1, [one for one in current if number + 1 < len(one.parts)]
+        for one in completions:
+            one.owner.completions.append(one.ids)
+            one.owner.context.append(one.unscored)
+
+    def _with_end(self, context: Context, part: _Part, ids: list[int], *, last: bool) -> list[int]:
+        if not part.end:
+            return [*ids, self.frame.end] if last else ids
+        end = cast(int, self.renderer.tokenizer.convert_tokens_to_ids(part.end))
+        if ids[-1:] != [end]:  # a tokenizer may split special tokens like any text
+            return [*self.boundary.after([context], [part.text])[0], end]
+        return ids
+
+
+class _Differs(Exception):
+    """A conversation does not go on from a turn as the model has written it; the text says where."""
+
+
+def _several(reply: Reply) -> tuple[Message, ...]:
+    """The turns of a reply of several, else none."""
+    return () if isinstance(reply, str) or len(reply) == 1 else reply
 
 
 @lru_cache(maxsize=256)

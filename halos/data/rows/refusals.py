@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from halos.data.reading.fields import shorten
+from halos.data.rows.rendering import common_length
 
 SHOWN = 3
 """Places that an error names."""
-_THINKING = ("enable_thinking", "thinking")
-"""Variables with which templates switch reasoning on and off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +19,17 @@ class Refusal:
     """Why one example cannot become a row.
 
     Attributes:
-        kind: ``boundary`` (the template does not continue its own prompt) or ``markup`` (special tokens in a text).
+        kind: ``boundary`` (the template does not continue its own prompt), ``turns`` (nor what the model wrote before a
+            later turn) or ``markup`` (special tokens in a text).
         where: the place of the example in the data.
         shown: what is wrong with it.
+        setting: a key with a value that helps, if one is known.
     """
 
     kind: str
     where: str
     shown: str
+    setting: str = ""
 
 
 @dataclass(slots=True)
@@ -51,7 +53,8 @@ class Refusals:
 
     def notes(self) -> dict[str, object]:
         """Return them as plain JSON."""
-        return {kind: [count, [[r.where, r.shown] for r in self.first[kind]]] for kind, count in self.counts.items()}
+        first = {kind: [[r.where, r.shown, r.setting] for r in places] for kind, places in self.first.items()}
+        return {kind: [count, first[kind]] for kind, count in self.counts.items()}
 
 
 def check_refusals(parts: Sequence[Mapping[str, Any]], examples: int, template: str) -> None:
@@ -65,17 +68,18 @@ def check_refusals(parts: Sequence[Mapping[str, Any]], examples: int, template: 
     Raises:
         ValueError: some examples were refused.
     """
-    for kind, message in (("markup", _markup), ("boundary", _boundary)):
+    for kind, message in (("markup", _markup), ("boundary", _boundary), ("turns", _turns)):
         found = [part[kind] for part in parts if kind in part]
         if not found:
             continue
         count = sum(number for number, _ in found)
-        first = [(where, shown) for _, places in found for where, shown in places][:SHOWN]
-        names = ", ".join(where for where, _ in first) + (", …" if count > len(first) else "")
-        raise ValueError(message(f"{count:,} of {examples:,} examples", names, first[0][1], template))
+        first = [place for _, places in found for place in places][:SHOWN]
+        names = ", ".join(where for where, _, _ in first) + (", …" if count > len(first) else "")
+        _, shown, setting = first[0]
+        raise ValueError(message(f"{count:,} of {examples:,} examples", names, shown, _help(template, setting)))
 
 
-def _markup(count: str, names: str, shown: str, template: str) -> str:
+def _markup(count: str, names: str, shown: str, help_: str) -> str:
     return (
         f"data: expected texts without special tokens of the tokenizer, found some in {count} ({names}): {shown}. "
         "A tokenizer reads them as markup; remove them, or set data.text=rendered if prompts and completions carry "
@@ -83,17 +87,25 @@ def _markup(count: str, names: str, shown: str, template: str) -> str:
     )
 
 
-def _boundary(count: str, names: str, shown: str, template: str) -> str:
+def _boundary(count: str, names: str, shown: str, help_: str) -> str:
     return (
         f"data: expected the chat template to write every prompt the same way with and without its reply, found "
         f"{count} where it does not ({names}): {shown}. The model would be trained on another text than it is served; "
-        f"{_help(template)}"
+        f"{help_}"
     )
 
 
-def _help(template: str) -> str:
-    switch = next((name for name in _THINKING if re.search(rf"\b{name}\b", template)), None)
-    choices = [f"set model.chat_template_kwargs.{switch}=false"] if switch else []
+def _turns(count: str, names: str, shown: str, help_: str) -> str:
+    return (
+        "data: expected the chat template to write each assistant turn of a completion as it does where it is the last,"
+        f" found {count} where it does not ({names}): {shown}. The model would be trained on another text than it is "
+        "served; choose another template with model.chat_template=…, set data.train_on=all for demonstrations, or move "
+        "all but the last turn into the prompt"
+    )
+
+
+def _help(template: str, setting: str) -> str:
+    choices = [f"set {setting}"] if setting else []
     choices.append("choose another template with model.chat_template=…")
     if re.search("think|reasoning", template):
         choices.append("put the reasoning that the template expects into the data")
@@ -102,7 +114,7 @@ def _help(template: str) -> str:
 
 def differing(alone: str, whole: str) -> str:
     """Describe where a prompt differs from the beginning of the same prompt with its reply."""
-    at = next((n for n, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), min(len(alone), len(whole)))
+    at = common_length(alone, whole)
     return (
         f"after {shorten(alone[max(0, at - 30) : at])} follows {shorten(alone[at : at + 30])} in the prompt alone, "
         f"{shorten(whole[at : at + 30])} with the reply"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +20,7 @@ Turn = dict[str, Any]
 """A turn as templates read it: ``role``, ``content`` and whatever else the template knows."""
 
 _SENTINEL = "halos-sentinel"
+_SOME_TOOL = ({"type": "function", "function": {"name": "f", "description": "", "parameters": {}}},)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class Request:
         own = (Message("assistant", reply),) if isinstance(reply, str) else reply
         turns = (turn.as_dict() for turn in own)
         return Request(self.where, (*self.turns, *turns), self.format)
+
+    def given(self, values: Mapping[str, Any]) -> Request:
+        """Return the request with these values of the template's variables."""
+        return replace(self, format=replace(self.format, kwargs={**self.format.kwargs, **values}))
 
 
 _PLAIN = ChatFormat()
@@ -189,18 +194,17 @@ def frame_of(renderer: Renderer) -> Frame:
     """Find what the template writes around a reply, from one whose text it cannot know.
 
     Raises:
-        ValueError: there is neither a token with which the template closes a turn nor an EOS token.
+        ValueError: there is neither a token with which the template closes a turn nor an EOS token, or the template
+            refuses a single user turn.
     """
     closing = end_text = ""
-    tokenizer, user = renderer.tokenizer, request_of("a")
+    tokenizer = renderer.tokenizer
     special = special_tokens(tokenizer)
     end, ends = tokenizer.eos_token_id, pattern_of(special)
-    prompt, whole = renderer.prompts([user])[0], renderer.wholes([user.then(_SENTINEL)])[0]
-    before, found, rest = whole.rpartition(_SENTINEL)
-    after = rest if found else ""
-    opening = before.removeprefix(prompt) if before.startswith(prompt) else ""
+    opening, after, shared = _around(renderer)
     # Some models end turns with a token that is not marked as special.
-    if token := ends.search(after) or pattern_of(added_tokens(tokenizer)).search(after):
+    tokens = ends if ends.search(after) else pattern_of(added_tokens(tokenizer))
+    if token := _end_of(shared, tokens, opening, tokenizer.eos_token) or tokens.search(after):
         closing, end_text = after[: token.start()], token[0]
         end, ends = tokenizer.convert_tokens_to_ids(end_text), pattern_of({*special, end_text})
     if end is None:
@@ -209,6 +213,41 @@ def frame_of(renderer: Renderer) -> Frame:
             "closes the assistant's turn with a special token"
         )
     return Frame(opening, after, closing, end_text, int(end), ends)
+
+
+def _around(renderer: Renderer) -> tuple[str, str, str]:
+    """Return what the template writes before a reply, after it, and of the latter what it writes before a turn too."""
+    chosen(renderer.template)  # raises where none of several is the default
+    user = request_of("a", "model.chat_template")
+    try:
+        prompt = renderer.prompts([user])[0]
+    except ValueError:  # a template may be for requests with tools alone
+        user = replace(user, format=ChatFormat(_SOME_TOOL))
+        prompt = renderer.prompts([user])[0]
+    replied = user.then(_SENTINEL)
+    before, found, after = renderer.wholes([replied])[0].rpartition(_SENTINEL)
+    if not found:
+        return "", "", ""
+    try:
+        _, _, later = renderer.wholes([replace(replied, turns=(*replied.turns, *user.turns))])[0].rpartition(_SENTINEL)
+    except ValueError:
+        later = after
+    opening = before.removeprefix(prompt) if before.startswith(prompt) else ""
+    return opening, after, after[: common_length(after, later)]
+
+
+def _end_of(text: str, ends: re.Pattern[str], opening: str, eos: str | None) -> re.Match[str] | None:
+    """Return the token that ends a turn in the text after it: EOS, else the first that does not also begin replies."""
+    # A template may close parts of a turn too (a response in a turn), with tokens at which no server stops.
+    tokens = list(ends.finditer(text))
+    choices = [token for token in tokens if token[0] == eos] + [token for token in tokens if token[0] not in opening]
+    return next(iter(choices or tokens), None)
+
+
+def common_length(one: str, other: str) -> int:
+    """Return the number of characters with which both texts begin."""
+    shorter = min(len(one), len(other))
+    return next((n for n in range(shorter) if one[n] != other[n]), shorter)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:

@@ -6,11 +6,11 @@ covers it, and a server of the exported model writes the same prompt without bei
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from datetime import date
 from typing import TypeVar
 
+from halos.data.rows.switches import reads
 from halos.files import in_home
 
 Template = str | dict[str, str]
@@ -99,7 +99,7 @@ def with_defaults(template: T, values: Mapping[str, object]) -> T:
     """
     texts = list(template.values()) if isinstance(template, dict) else [template or ""]
     for name in values:
-        if name in ALWAYS_PASSED or not any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts):
+        if name in ALWAYS_PASSED or not any(reads(text, name) for text in texts):
             raise ValueError(
                 f"model.chat_template_kwargs.{name}: expected a variable that the chat template reads, found none of "
                 "this name in it"

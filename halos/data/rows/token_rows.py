@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from halos.data.records.record import Reply, prompt_key
+from halos.data.records.record import Reply, conversation_key, prompt_key
 from halos.data.records.table import digest
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.exchanges import Exchange, Shape, Tokenised
 from halos.data.rows.mismatch import derangement, in_order
 from halos.data.rows.refusals import Refusals
+from halos.data.rows.unknown import check_known, count_unknown, unknown_id
 from halos.data.rows.written import check_written
 from halos.data.store.arrow import MEMORY, Part, Store, Stored, Table
 from halos.data.views.examples import Example, Examples, Labelled, Pair, Scored
@@ -37,12 +38,16 @@ Controls = Mapping[bool | None, str]
 BRANCHES = ("first", "second")
 GRADED = ("margin", "score_chosen", "score_rejected")
 TOKENS = pa.list_(pa.int32())
+Span = tuple[int, int]
+"""The first of several tokens that follow each other, and the place after the last one."""
 COLUMNS: dict[str, pa.DataType] = {
     "id": pa.string(),
     "prompt": TOKENS,
     "first": TOKENS,
     "second": TOKENS,  # of pairs
+    "context": TOKENS,  # spans of completion tokens that are not scored: branch, start, stop, branch, start, …
     "prompt_digest": pa.uint64(),
+    "conversation_digest": pa.uint64(),
     "label": pa.int8(),  # -1: none
     "score": pa.float64(),  # NaN: none
     "weight": pa.float32(),
@@ -65,6 +70,8 @@ class Row:
         group: a number that rows of the same prompt share.
         prompt: token ids of the prompt.
         branches: token ids of each completion, end-of-turn token included unless it was cut off.
+        context: for each completion the spans of its tokens that are not scored, such as a user's turn between two of
+            the assistant's; empty if no completion has any.
         desirable: the label, or None.
         score: the reward, or None.
         weight: how much the example counts.
@@ -82,6 +89,13 @@ class Row:
     margin: float | None = None
     score_chosen: float | None = None
     score_rejected: float | None = None
+    context: tuple[tuple[Span, ...], ...] = ()
+
+    def scored(self, branch: int) -> Sequence[int]:
+        """The places of a completion's scored tokens."""
+        places = range(len(self.branches[branch]))
+        spans = self.context[branch] if self.context else ()
+        return [n for n in places if not any(start <= n < stop for start, stop in spans)] if spans else places
 
 
 def group_sizes(rows: Sequence[Row]) -> np.ndarray:
@@ -102,6 +116,7 @@ class TokenRows(Stored[Row]):
     Attributes:
         labels: [n] 1 desirable, 0 undesirable, -1 unknown.
         groups: [n] equal numbers for equal prompts, in the order of their first examples.
+        conversations: [n] likewise for prompts whose conversations begin with the same user turn.
         partners: [n] the row whose completion is the mismatched one, or None.
         prompt_sizes: [n] tokens in each prompt, after truncation.
 
@@ -121,6 +136,7 @@ class TokenRows(Stored[Row]):
         self.table, self.limits, self._bos = table, tokens.limits, tokens.tokenizer.bos_token_id
         self.labels, self._scores, self._weights = map(table.numbers, ("label", "score", "weight"))
         self.groups = in_order(table.numbers("prompt_digest"))
+        self.conversations = in_order(table.numbers("conversation_digest"))
         self.control = {code: tokens.control(control(label)) for code, label in ((1, True), (0, False), (-1, None))}
         # Indexed by the label's code: 0, 1, or -1 for the last element.
         control_sizes = np.array([len(self.control[code]) for code in (0, 1, -1)])
@@ -168,6 +184,21 @@ class TokenRows(Stored[Row]):
             "completions truncated": np.sum([size > room for size in self._full_sizes], axis=0),
         }
 
+    def equal_pairs(self) -> np.ndarray:
+        """Indices of the pairs whose two completions have the same token ids after truncation, ascending."""
+        if len(self._full_sizes) < 2:
+            return np.zeros(0, dtype=np.int64)
+        first, second = self.sizes(mismatched=False)
+        # Few pairs have two completions of one size, so that few tokens are read.
+        indices = np.flatnonzero(first == second)
+        sizes = first[indices].tolist()
+        equal = [self._has_equal_sides(index, size) for index, size in zip(indices.tolist(), sizes, strict=True)]
+        return np.array([index for index, same in zip(indices.tolist(), equal, strict=True) if same], dtype=np.int64)
+
+    def _has_equal_sides(self, index: int, size: int) -> bool:
+        chosen, rejected = (self.table.list_at(index, name)[:size] for name in BRANCHES)
+        return bool(np.array_equal(chosen, rejected))
+
     def digest(self) -> str:
         """A key of all token ids, labels and scores, and of their order."""
         tables = (self.table,) if self._mismatched is None else (self.table, self._mismatched)
@@ -187,11 +218,13 @@ class TokenRows(Stored[Row]):
         # The control token is added before truncation, so that it stays at the end of a truncated prompt.
         prompt_ids = self.table.list_at(index, "prompt").tolist() + self.control[label]
         prompt, _ = self.limits.fit_prompt(prompt_ids, self._bos, name)
-        completions = [self.table.list_at(index, column).tolist() for column in BRANCHES[: len(self._full_sizes)]]
+        sources = [(self.table, index, column) for column in BRANCHES[: len(self._full_sizes)]]
         if self._mismatched is not None:
-            completions.append(self._mismatched.list_at(index, "first").tolist())
+            sources.append((self._mismatched, index, "first"))
         elif self.partners is not None:
-            completions.append(self.table.list_at(int(self.partners[index]), "first").tolist())
+            sources.append((self.table, int(self.partners[index]), "first"))
+        completions = [table.list_at(place, column).tolist() for table, place, column in sources]
+        context = tuple(_spans(table.list_at(place, "context"), column) for table, place, column in sources)
         return Row(
             id=name,
             group=int(self.groups[index]),
@@ -200,12 +233,18 @@ class TokenRows(Stored[Row]):
             desirable=None if label < 0 else bool(label),
             score=None if np.isnan(score) else score,
             weight=float(self._weights[index]),
+            context=context if any(context) else (),
             **self._graded(index),
         )
 
     def _graded(self, index: int) -> dict[str, float | None]:
         values = self.table.list_at(index, "graded").tolist()
         return {name: None if np.isnan(value) else value for name, value in zip(GRADED, values, strict=False)}
+
+
+def _spans(context: np.ndarray, column: str) -> tuple[Span, ...]:
+    """The spans of one completion in the column ``context``."""
+    return tuple((start, stop) for branch, start, stop in context.reshape(-1, 3).tolist() if BRANCHES[branch] == column)
 
 
 @dataclass(slots=True)
@@ -250,7 +289,8 @@ def make_rows(
 
     Raises:
         ValueError: there are no examples, a prompt is over the limits, the chat template writes prompts differently
-            when a completion follows them, or there are special tokens in texts. The error names the first examples.
+            when a completion follows them, there are special tokens in texts, or the tokenizer does not know the words.
+            The error names the first examples.
     """
     if not examples:
         raise ValueError("data: expected at least one example, found none")
@@ -262,6 +302,7 @@ def make_rows(
     def tokenised(examples: Sequence[Example], key: str | None) -> Table:
         table = store.table(key, partial(_tokenised, examples, tokens, controls), spans)
         tokens.check_notes([notes["refused"] for notes in table.notes], len(examples))
+        check_known([notes["unknown"] for notes in table.notes], tokens.tokenizer, examples[0].id)
         return table
 
     # Examples without a key come from Python, not from files: their table cannot be found again and stays in memory.
@@ -369,19 +410,23 @@ def _table(examples: Sequence[Example], tokens: ChatTokens, control: Control) ->
 def _tokenised(examples: Sequence[Example], tokens: ChatTokens, controls: Controls, span: range) -> Part:
     """Yield the table's batches for the examples of one task, and return their digest for the table's notes."""
     content, refusals, shapes = hashlib.sha256(), Refusals(), set[Shape | None]()
+    unknown: list[tuple[int, int]] = []
     for start in range(span.start, span.stop, TOKENISE_EXAMPLES_PER_BATCH):
         part = examples[start : min(start + TOKENISE_EXAMPLES_PER_BATCH, span.stop)]
         batch = token_batch(part, tokens, controls, refusals, shapes)
-        for name in ("prompt", *BRANCHES, "label", "score", "weight", "graded"):
+        for name in ("prompt", *BRANCHES, "context", "label", "score", "weight", "graded"):
             column = batch.column(name)
             # Offsets too: without them, ids that move from one row to the next would not change the digest.
             for values in (column.offsets, column.values) if pa.types.is_list(column.type) else (column,):
                 content.update(values.to_numpy().tobytes())
+        columns = [batch.column(name) for name in ("prompt", *BRANCHES)]
+        unknown.append(count_unknown(columns, unknown_id(tokens.tokenizer)))
         yield batch
     # One digest has up to three treatments, so more than MAX_SHAPES shapes have several digests, also the ones kept:
     # ids depend on the prompt, whatever the others are.
     kept = sorted(shapes, key=str)[:MAX_SHAPES]
-    return {"digest": content.hexdigest(), "refused": refusals.notes(), "shapes": kept}
+    counts = [sum(numbers) for numbers in zip(*unknown, strict=True)]
+    return {"digest": content.hexdigest(), "refused": refusals.notes(), "shapes": kept, "unknown": counts}
 
 
 def token_batch(
@@ -413,7 +458,9 @@ def token_batch(
         "prompt": [one.prompt for one in tokenised],
         "first": [one.completions[0] for one in tokenised],
         "second": [_second(one) for one in tokenised],
+        "context": [_context(one) for one in tokenised],
         "prompt_digest": [digest(prompt_key(example.prompt)) for example in examples],
+        "conversation_digest": [digest(conversation_key(example.prompt)) for example in examples],
         "label": [-1 if label is None else int(label) for label in labels],
         "score": [e.score if isinstance(e, Scored) else float("nan") for e in examples],
         "weight": [example.weight for example in examples],
@@ -421,6 +468,10 @@ def token_batch(
     }
     arrays = [pa.array(values[name], kind) for name, kind in COLUMNS.items()]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(list(COLUMNS.items())))
+
+
+def _context(tokenised: Tokenised) -> list[int]:
+    return [number for branch, spans in enumerate(tokenised.context) for span in spans for number in (branch, *span)]
 
 
 def _second(tokenised: Tokenised) -> list[int]:

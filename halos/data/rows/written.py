@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from halos.data.records.record import Conversation, Message, Prompt, Reply, messages_of, with_messages
-from halos.data.rows.rendering import render
+from halos.data.rows.rendering import Renderer, request_of
+from halos.data.rows.switches import helpful_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,15 +56,24 @@ def _check(
     own: tuple[Prompt, Reply | None],
     without: tuple[Prompt, Reply | None],
 ) -> None:
-    text = render(tokenizer, *own, where=where)
-    try:
-        other = render(tokenizer, *without, where=where)
-    except ValueError:  # a template may refuse an answer of a tool that nobody called; it reads the calls then
-        return
-    if text == other:
+    renderer = Renderer(tokenizer)
+
+    def text(side: tuple[Prompt, Reply | None], values: Mapping[str, bool]) -> str:
+        request = request_of(side[0], where).given(values)
+        return (renderer.prompts([request]) if side[1] is None else renderer.wholes([request.then(side[1])]))[0]
+
+    def writes(values: Mapping[str, bool]) -> bool:
+        whole = text(own, values)
+        try:
+            return whole != text(without, values)
+        except ValueError:  # a template may refuse an answer of a tool that nobody called; it reads the calls then
+            return True
+
+    if not writes({}):
+        setting = helpful_value(str(renderer.template), writes)
         raise ValueError(
-            f"{where}: expected a chat template that writes {name}, found one whose text is the same without; "
-            "set another template with model.chat_template"
+            f"{where}: expected a chat template that writes {name}, found one whose text is the same without; set "
+            f"{f'{setting}, or ' if setting else ''}another template with model.chat_template"
         )
 
 

@@ -7,21 +7,24 @@ import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from halos.checks import check_whole
 from halos.data.reading.fields import RawRow
 from halos.data.reading.files import Piece, check_streamable, content_key, edges_key, expand, pieces, read_piece
-from halos.data.reading.json_files import Located
-from halos.data.records.record import Record
+from halos.data.reading.json_files import Located, MalformedRow
+from halos.data.reading.lines import USUAL, ReadingLimits
+from halos.data.records.record import Record, prompt_characters
 from halos.data.records.table import RecordTable, batches
 from halos.data.records.truth import TrueReward
-from halos.data.sources.adapted import COUNTERS, Adapted, Origin, check_faultless
+from halos.data.sources.adapted import BAD_ROW, COUNTERS, Adapted, Origin, check_faultless
 from halos.data.store.arrow import MEMORY, Part, Store
 
 Files = str | Path | Sequence[str | Path]
@@ -51,11 +54,13 @@ class Source(ABC):
     Attributes:
         name: the name in ``data=NAME`` and in errors.
         store: where sources that read files keep their records.
+        reading: limits of the files that are read.
         whole_trees: whether each assistant turn of a conversation is a completion of a record of its own.
     """
 
     name: ClassVar[str]
     store: Store = MEMORY
+    reading: ReadingLimits = USUAL
     whole_trees: bool = False
 
     @abstractmethod
@@ -104,18 +109,31 @@ class FileSource(Source):
         train: files of training data.
         val: files of validation data.
         columns: maps the name of a key that the format expects to its name in the files.
+        bad_rows: ``stop`` at the first malformed row; ``skip`` counts malformed rows and leaves them out.
+        max_bad_rows: more malformed rows in a file than this end a run with ``bad_rows=skip``.
 
     Attributes:
         rows_alone: whether each row has a meaning by itself, so that a large file can be read in pieces.
 
     Raises:
-        ValueError: if there is no training file.
+        ValueError: if there is no training file, or a setting has none of its values.
     """
 
     # False unless a format sets it: a file whose rows belong together could be cut between them without any error.
     rows_alone: ClassVar[bool] = False
 
-    def __init__(self, train: Files | None, val: Files | None = None, columns: Columns = None) -> None:
+    def __init__(
+        self,
+        train: Files | None,
+        val: Files | None = None,
+        columns: Columns = None,
+        bad_rows: str = "stop",
+        max_bad_rows: int = 100,
+    ) -> None:
+        check_whole("data.max_bad_rows", max_bad_rows, 0)
+        if bad_rows not in ("stop", "skip"):
+            raise ValueError(f"data.bad_rows: expected stop or skip, found {bad_rows!r}")
+        self._max_bad_rows = max_bad_rows if bad_rows == "skip" else None
         self._train_files, self._val_files = _paths(train), _paths(val)
         if not self._train_files:
             raise ValueError(f"data={self.name} needs data.train=FILE")
@@ -127,12 +145,45 @@ class FileSource(Source):
 
     def rows(self, piece: Piece, *, streaming: bool = False) -> Iterator[Located]:
         """Read the rows of a piece; see :func:`.read_piece`."""
-        return read_piece(piece, self._columns, streaming=streaming)
+        return read_piece(piece, self._columns, streaming=streaming, keep_malformed=self._max_bad_rows is not None)
+
+    def each_row(self, rows: Iterable[Located], adapt: Callable[[str, RawRow], Iterable[Adapted]]) -> Iterator[Adapted]:
+        """Adapt rows one by one; with ``bad_rows=skip`` malformed ones are counted.
+
+        Args:
+            rows: the rows.
+            adapt: adapts one row, given its location.
+        """
+        for where, row in rows:
+            try:
+                if isinstance(row, MalformedRow):
+                    raise row.error
+                records = list(adapt(where, row))
+            except ValueError:
+                if self._max_bad_rows is None:
+                    raise
+                records = [(where, None, Counter({BAD_ROW: 1}))]
+            yield from records
 
     def check_origin(self, file: str, origin: Origin) -> None:
         """Raise ``ValueError`` if what was read from a file is not acceptable as a whole."""
         if not origin.rows:
             raise ValueError(f"{file}: expected at least one row, found an empty file")
+        count = origin.dropped[BAD_ROW]
+        if self._max_bad_rows is not None and count > self._max_bad_rows:
+            raise ValueError(
+                f"{file}: expected up to data.max_bad_rows = {self._max_bad_rows} malformed rows, found {count}, "
+                f"the first at {', '.join(origin.places[BAD_ROW])}; data.bad_rows=stop shows the first error"
+            )
+
+    def combined(self, records: RecordTable, origins: dict[str, Origin]) -> RecordTable:
+        """Return the records of a split after what only all of them together tell; most formats change nothing.
+
+        Args:
+            records: the records of all files.
+            origins: the counts of each file, which are updated.
+        """
+        return records
 
     def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
         """Adapt the rows of a stream; raise ``ValueError`` for rows that need the whole file."""
@@ -155,8 +206,8 @@ class FileSource(Source):
     def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Record]:
         for file in self.files():
             origin = origins.setdefault(str(file), Origin())
-            rows = _counted(self.rows(Piece(file), streaming=True), origin)
-            for _, record in _added(self.adapted_one_by_one(rows), origin):
+            rows = _counted(self.rows(Piece(file, expansion=self.reading.max_expansion), streaming=True), origin)
+            for _, record in _added(self.adapted_one_by_one(rows), origin, self.reading):
                 if strict:
                     check_faultless({str(file): origin})
                 if record is not None:
@@ -176,7 +227,8 @@ class FileSource(Source):
             ValueError: if an id occurs twice or no record is left.
         """
         expanded = list(chain.from_iterable(map(expand, files)))
-        tasks = [piece for file in expanded for piece in pieces(file, divide=self.rows_alone)]
+        divided = partial(pieces, divide=self.rows_alone, expansion=self.reading.max_expansion)
+        tasks = [piece for file in expanded for piece in divided(file)]
         table = self.store.table(self._key(expanded), self._part, tasks)
         # The pieces of a file were counted separately, perhaps in other processes or in an earlier run.
         origins: dict[str, Origin] = {}
@@ -185,12 +237,12 @@ class FileSource(Source):
             origins.setdefault(notes["file"], Origin()).join(Origin(**counts))
         for file, origin in origins.items():
             self.check_origin(file, origin)
+        check_ids(RecordTable(table))
+        records = self.combined(RecordTable(table), origins)
         dropped = sum((origin.dropped for origin in origins.values()), Counter())
-        if not len(table):
+        if not len(records):
             reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
             raise ValueError(f"{', '.join(origins)}: expected a record to train on; every one was left out: {reasons}")
-        records = RecordTable(table)
-        check_ids(records)
         return Records(records, dropped, origins)
 
     def _key(self, files: Sequence[str | Path]) -> str | None:
@@ -204,14 +256,15 @@ class FileSource(Source):
 
     def _settings(self) -> dict[str, object]:
         # The files are in the key by their contents. All else that a constructor has set may change the records.
-        not_settings = ("store", "_train_files", "_val_files")
+        not_settings = ("store", "reading", "_train_files", "_val_files")
         return {name: value for name, value in sorted(vars(self).items()) if name not in not_settings}
 
     def _part(self, piece: Piece) -> Part:
         origin = Origin()
         adapted = self.adapted(_counted(self.rows(piece), origin))
         # The notes are complete only once the last batch has been made.
-        yield from batches((where, record) for where, record in _added(adapted, origin) if record is not None)
+        added = _added(adapted, origin, self.reading)
+        yield from batches((where, record) for where, record in added if record is not None)
         return {"file": str(piece.file), "origin": {name: getattr(origin, name) for name in Origin.__slots__}}
 
 
@@ -237,9 +290,11 @@ class RowSource(FileSource):
         """
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
-        for where, row in rows:
-            dropped: Counter[str] = Counter()
-            yield where, self.record(where, row, dropped), dropped
+        return self.each_row(rows, self._adapted_row)
+
+    def _adapted_row(self, where: str, row: RawRow) -> Iterator[Adapted]:
+        dropped: Counter[str] = Counter()
+        yield where, self.record(where, row, dropped), dropped
 
 
 def _user_code(source: type[FileSource]) -> Iterator[str | None]:
@@ -277,12 +332,22 @@ def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:
         yield located
 
 
-def _added(adapted: Iterable[Adapted], origin: Origin) -> Iterator[tuple[str, Record | None]]:
+def _added(adapted: Iterable[Adapted], origin: Origin, limits: ReadingLimits) -> Iterator[tuple[str, Record | None]]:
     """Yield locations and records, each after its counts were added: they include what the caller is working on."""
     for where, record, dropped in adapted:
+        if record is not None:
+            _check_length(where, record, limits)
         origin.records += record is not None
-        origin.drop(where, dropped)
+        if dropped:
+            origin.drop(where, dropped)
         yield where, record
+
+
+def _check_length(where: str, record: Record, limits: ReadingLimits) -> None:
+    found = prompt_characters(record.prompt) + sum(len(completion.text) for completion in record.completions)
+    if found > limits.max_characters:
+        expected = f"expected a record of up to data.max_characters = {limits.max_characters:,} characters"
+        raise ValueError(f"{where}: {expected}, found {found:,}")
 
 
 def _paths(files: Files | None) -> list[str | Path]:

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
-from halos.checks import check_whole
+import numpy as np
+
 from halos.data.layouts.chats import is_chat
 from halos.data.layouts.convert import Converter
 from halos.data.layouts.exports import is_label_studio, is_open_webui, label_studio_row, open_webui_record
-from halos.data.layouts.recognise import recognised, refused_columns, unclear_judgement, used_columns
+from halos.data.layouts.recognise import (
+    column_word,
+    recognised,
+    refused_columns,
+    role_of_refused,
+    unclear_judgement,
+    used_columns,
+)
 from halos.data.layouts.roles import Declaration, check_declared, declared, has_content
 from halos.data.layouts.values import Values
-from halos.data.reading.fields import TEMPLATE_FIELDS, RawRow, keys_of
+from halos.data.layouts.votes import VoteRule
+from halos.data.reading.fields import MAX_KEYS, TEMPLATE_FIELDS, RawRow, keys_of
 from halos.data.reading.files import Piece, read_piece
 from halos.data.reading.json_files import Located, MalformedRow, parse_json
 from halos.data.reading.tables import MESSAGES
 from halos.data.records.record import ROLES, Record
-from halos.data.sources.adapted import BAD_ROW, COLUMN, Adapted, Origin
+from halos.data.records.table import RecordTable
+from halos.data.sources.adapted import COLUMN, Adapted, Origin
 from halos.data.sources.base import Files, FileSource
+from halos.data.sources.combined import combine, scores_in_a_row
 from halos.data.sources.hh import hh_record
 from halos.data.sources.oasst import is_tree, tree_records
 
 KNOWN_FIELDS = TEMPLATE_FIELDS | {"role", "content", "from", "value", "weight"}
 STRUCTURED = frozenset(["messages", "conversations", "completions", "preferences", "history", "votes", "answers"])
 """Columns whose cells are JSON in a CSV file, beside those that are declared for these roles."""
-CHOICES = {"ties": ("drop", "keep"), "transcripts": ("split", "keep"), "bad_rows": ("stop", "skip")}
+CHOICES = {"ties": ("drop", "keep"), "transcripts": ("split", "keep")}
 
 
 @dataclass(slots=True)
@@ -35,12 +46,12 @@ class _Layout:
     """What is known of the rows whose columns agree.
 
     Attributes:
-        converter: makes their records.
+        converter: makes their records; None for exports that are read by a function of their own.
         columns: what became of each column: its role, or ``unused``.
         rows: how many rows there were.
     """
 
-    converter: Converter
+    converter: Converter | None
     columns: dict[str, str]
     rows: int = 0
 
@@ -71,6 +82,7 @@ class Layouts:
             ValueError: the row is malformed or in no known layout, or has a column that would be lost.
         """
         if is_tree(row):
+            self._note_columns(where, row, {"prompt": "messages"})
             yield from tree_records(where, row)
             return
         dropped: Counter[str] = Counter()
@@ -85,15 +97,33 @@ class Layouts:
             dropped: receives counts of what is left out and of what is converted.
         """
         if is_open_webui(row):
+            self._note_columns(where, row, {"data": "label", "meta": "messages", "snapshot": "messages"})
             return open_webui_record(where, row, self.declaration.values, dropped)
-        task = label_studio_row(where, row, dropped) if is_label_studio(row) else row
+        task: RawRow | None = row
+        if is_label_studio(row):
+            self._note_columns(where, row, {"annotations": "judgement", "data": "see its own columns"})
+            task = label_studio_row(where, row, self.declaration.votes, dropped)
         if task is None:
             return None
         if _is_transcript(task) and not self.declaration.columns:
+            self._note_columns(where, task, {"chosen": "chosen", "rejected": "rejected"})
             return hh_record(where, task, dropped)
         layout = self._layout_of(where, task)
         layout.rows += 1
+        assert layout.converter is not None
         return layout.converter(where, task, dropped)
+
+    def _note_columns(self, where: str, row: RawRow, used: Mapping[str, str]) -> None:
+        """Count the columns of a row that is read by a function of its own; refuse those that would be lost."""
+        key = ("exports", *row)
+        if key not in self._layouts:
+            roles = {**{role: name for name, role in used.items()}, "label": ""}
+            others = {name: value for name, value in row.items() if name not in used}
+            if refused := refused_columns(others, roles, self.declaration.ignore):
+                raise ValueError(_refusal(where, row, refused))
+            ignored = dict.fromkeys(self.declaration.ignore, "ignored")
+            self._layouts[key] = _Layout(None, {name: used.get(name, ignored.get(name, "unused")) for name in row})
+        self._layouts[key].rows += 1
 
     def _layout_of(self, where: str, row: RawRow) -> _Layout:
         kinds = [type(value) if has_content(value) else None for value in row.values()]
@@ -109,11 +139,11 @@ class Layouts:
         check_declared(where, row, says.columns)
         roles = recognised(where, row, says.columns, says.ignore)
         if candidates := unclear_judgement(row, roles, says.ignore):
-            words = " or ".join(f"data.columns.score={name}" for name in candidates)
+            words = " or ".join(column_word("score", name) for name in candidates[:MAX_KEYS])
             raise ValueError(
                 f"{where}: expected to know which column judges the completion, found numbers in "
-                f"{', '.join(candidates)}; choose with {words}, or leave them out with "
-                f"data.columns.ignore=[{','.join(candidates)}]"
+                f"{keys_of(dict.fromkeys(candidates))}; choose with {words}, or leave them out with "
+                f"{column_word('ignore', *candidates)}"
             )
         if refused := refused_columns(row, roles, says.ignore):
             raise ValueError(_refusal(where, row, refused))
@@ -145,19 +175,23 @@ def _refusal(where: str, row: RawRow, names: list[str]) -> str:
     if modalities:
         return (
             f"{where}: expected text, found the column {modalities[0]!r}: halos trains on text; leave it out with "
-            f"data.columns.ignore=[{','.join(modalities)}]"
+            f"{column_word('ignore', *modalities)}"
         )
+    role = role_of_refused(names[0], row)
+    use = f"name its role, perhaps {column_word(role, names[0])}"
+    if role == "input":
+        use = f"put it into the prompt with {column_word(role, names[0])} (or name another role: data.columns.ROLE=…)"
     return (
-        f"{where}: expected a use for every column with content, found none for {', '.join(map(repr, names))}; put it "
-        f"into the prompt with data.columns.input={names[0]} (or name another role: data.columns.ROLE={names[0]}), or "
-        f"leave it out with data.columns.ignore=[{','.join(names)}]; the columns are {keys_of(row)}"
+        f"{where}: expected a use for every column with content, found none for {keys_of(dict.fromkeys(names))}; "
+        f"{use}, or leave it out with {column_word('ignore', *names)}; the columns are {keys_of(row)}"
     )
 
 
 def _is_transcript(row: RawRow) -> bool:
     """Return whether a row is a pair of HH's transcripts, each with the prompt in it."""
     return "prompt" not in row and all(
-        isinstance(text := row.get(key), str) and text.lstrip().startswith("Human:") for key in ("chosen", "rejected")
+        isinstance(text := row.get(key), str) and text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+        for key in ("chosen", "rejected")
     )
 
 
@@ -172,6 +206,8 @@ class FeedbackFiles(FileSource):
         roles: names of roles in messages: ``{human: user}``.
         values: words that stand for judgements, see :class:`.Values`.
         ties: ``drop`` leaves comparisons out that nobody won; ``keep`` keeps their completions without a preference.
+        votes: how votes of several people, or rows that disagree about the same reply, become a label, see
+            :class:`.VoteRule`.
         transcripts: ``split`` makes turns of a prompt ``Human: … Assistant:``; ``keep`` keeps the text.
         bad_rows: ``stop`` at the first malformed row; ``skip`` counts malformed rows and leaves them out.
         max_bad_rows: more malformed rows than this end a run with ``bad_rows=skip``.
@@ -191,13 +227,13 @@ class FeedbackFiles(FileSource):
         roles: Mapping[str, str] | None = None,
         values: Mapping[str, Sequence[object] | None] | None = None,
         ties: str = "drop",
+        votes: str | float = "majority",
         transcripts: str = "split",
         bad_rows: str = "stop",
         max_bad_rows: int = 100,
     ) -> None:
-        super().__init__(train, val)
-        check_whole("data.max_bad_rows", max_bad_rows, 0)
-        for name, value in (("ties", ties), ("transcripts", transcripts), ("bad_rows", bad_rows)):
+        super().__init__(train, val, None, bad_rows, max_bad_rows)
+        for name, value in (("ties", ties), ("transcripts", transcripts)):
             if value not in CHOICES[name]:
                 raise ValueError(f"data.{name}: expected {' or '.join(CHOICES[name])}, found {value!r}")
         for theirs, ours in (roles or {}).items():
@@ -205,77 +241,48 @@ class FeedbackFiles(FileSource):
                 raise ValueError(f"data.roles.{theirs}: expected one of {', '.join(ROLES)}, found {ours!r}")
         paths, ignore = declared(columns)
         words = Values(**{name: listed for name, listed in (values or {}).items() if listed is not None})
-        self.declaration = Declaration(paths, dict(roles or {}), words, ignore, ties == "keep", transcripts == "split")
-        self._max_bad_rows = max_bad_rows if bad_rows == "skip" else None
+        self.declaration = Declaration(
+            paths, dict(roles or {}), words, ignore, ties == "keep", transcripts == "split", VoteRule(votes)
+        )
 
     def rows(self, piece: Piece, *, streaming: bool = False) -> Iterator[Located]:
         # Cells are converted by the role of their column, which is known only after the row is recognised.
-        skips, is_csv = self._max_bad_rows is not None, piece.is_csv
+        skips, has_cells = self._max_bad_rows is not None, piece.has_cells
         lists = STRUCTURED | {self.declaration.columns.get(role) for role in STRUCTURED}
         for where, row in read_piece(piece, streaming=streaming, convert_cells=False, keep_malformed=skips):
-            if is_csv:
+            if has_cells and not isinstance(row, MalformedRow):
                 row = {name: _cell(where, name, value, parses=name in lists) for name, value in row.items()}
             yield where, row
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return self._adapted(rows, average=False)  # equal replies may stand in other pieces too
+
+    def adapted_one_by_one(self, rows: Iterable[Located]) -> Iterator[Adapted]:
+        return self._adapted(rows, average=True)
+
+    def _adapted(self, rows: Iterable[Located], *, average: bool) -> Iterator[Adapted]:
         layouts = Layouts(self.declaration)
-        yield from scores_joined(self._one_by_one(rows, layouts))
+        yield from scores_in_a_row(self.each_row(rows, layouts.adapted), average=average)
         # One entry for all rows: counting the columns of each row would take as long as reading it.
         yield "", None, layouts.columns()
 
-    def _one_by_one(self, rows: Iterable[Located], layouts: Layouts) -> Iterator[Adapted]:
-        for where, row in rows:
-            try:
-                if isinstance(row, MalformedRow):
-                    raise row.error
-                records = list(layouts.adapted(where, row))
-            except ValueError:
-                if self._max_bad_rows is None:
-                    raise
-                records = [(where, None, Counter({BAD_ROW: 1}))]
-            yield from records
-
-    def check_origin(self, file: str, origin: Origin) -> None:
-        super().check_origin(file, origin)
-        count = origin.dropped[BAD_ROW]
-        if self._max_bad_rows is not None and count > self._max_bad_rows:
-            raise ValueError(
-                f"{file}: expected up to data.max_bad_rows = {self._max_bad_rows} malformed rows, found {count}, "
-                f"the first at {', '.join(origin.places[BAD_ROW])}; data.bad_rows=stop shows the first error"
-            )
+    def combined(self, records: RecordTable, origins: dict[str, Origin]) -> RecordTable:
+        names = list(origins)
+        of_parts = [(names.index(part["file"]), part["origin"]["records"]) for part in records.table.notes]
+        files = np.repeat(*np.array(of_parts, np.int64).reshape(-1, 2).T)
+        scored = [_scores_are_rows(origin) for origin in origins.values()]
+        combined = combine(records, files, scored, self.declaration.votes, self.store)
+        for first, counts in combined.counts:
+            origins[names[files[first]]].drop(records.where(first), counts)
+        for removed in combined.removed:
+            origins[names[files[removed]]].records -= 1
+        return combined.records
 
 
-def scores_joined(adapted: Iterable[Adapted]) -> Iterator[Adapted]:
-    """Join records that follow each other, have one prompt, and hold scored completions alone.
-
-    Some files have the scored replies to one prompt in separate rows. Joined, they can be compared: pairs of the best
-    and the worst reply, or a threshold of each prompt's own.
-    """
-    waiting: Adapted | None = None
-    for where, record, dropped in adapted:
-        if waiting is None:
-            waiting = where, record, dropped
-            continue
-        before = waiting[1]
-        if (
-            record
-            and before
-            and (record.prompt, record.weight) == (before.prompt, before.weight)
-            and _has_only_scores(record)
-            and _has_only_scores(before)
-        ):
-            joined = replace(before, completions=before.completions + record.completions)
-            waiting = waiting[0], joined, waiting[2] + dropped
-        else:
-            yield waiting
-            waiting = where, record, dropped
-    if waiting is not None:
-        yield waiting
-
-
-def _has_only_scores(record: Record) -> bool:
-    replies = record.completions
-    return not record.preferences and all(reply.score is not None and reply.desirable is None for reply in replies)
+def _scores_are_rows(origin: Origin) -> bool:
+    """Return whether the scored rows of a file have one reply each: no row has several, scored against each other."""
+    roles = {column.rpartition(": ")[2] for column in origin.columns}
+    return "score" in roles and not roles & {"completions", "sides", "chosen"}
 
 
 def to_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:

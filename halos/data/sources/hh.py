@@ -73,9 +73,14 @@ class HHSource(RowSource):
     name = "hh"
 
     def __init__(
-        self, train: Files | None = "Anthropic/hh-rlhf:train", val: Files | None = None, columns: Columns = None
+        self,
+        train: Files | None = "Anthropic/hh-rlhf:train",
+        val: Files | None = None,
+        columns: Columns = None,
+        bad_rows: str = "stop",
+        max_bad_rows: int = 100,
     ) -> None:
-        super().__init__(train, val, columns)
+        super().__init__(train, val, columns, bad_rows, max_bad_rows)
 
     def record(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         return hh_record(where, row, dropped)

@@ -78,9 +78,9 @@ class MixedSource(Source):
         raise ValueError("data.streaming: expected one source, found data=mix, whose shares need the number of records")
 
     def _opened(self) -> Iterator[tuple[str, FileSource]]:
-        # The store is known only after the constructor: the data module sets it.
+        # Store and limits are known only after the constructor: the data module sets them.
         for name, source in self._sources.items():
-            source.store = self.store
+            source.store, source.reading = self.store, self.reading
             yield name, source
 
 

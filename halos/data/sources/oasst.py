@@ -115,6 +115,7 @@ class OasstSource(FileSource):
         val: files of validation data.
         columns: renames keys, see :class:`.FileSource`.
         lang: only trees whose first message is in this language are used; None: all.
+        bad_rows, max_bad_rows: see :class:`.FileSource`.
     """
 
     name = "oasst"
@@ -126,8 +127,10 @@ class OasstSource(FileSource):
         val: Files | None = None,
         columns: Columns = None,
         lang: str | None = "en",
+        bad_rows: str = "stop",
+        max_bad_rows: int = 100,
     ) -> None:
-        super().__init__(train, val, columns)
+        super().__init__(train, val, columns, bad_rows, max_bad_rows)
         self._lang = lang
 
     def adapted(self, rows: Iterable[Located]) -> Iterator[Adapted]:
@@ -138,18 +141,22 @@ class OasstSource(FileSource):
         nodes: dict[str, _Node] = {}
         replies: dict[str, list[_Node]] = defaultdict(list)
         roots: list[_Node] = []
-        for where, row in rows:
+
+        def add(where: str, row: RawRow) -> Iterable[Adapted]:
             prompt = row.get("prompt")
             if isinstance(prompt, dict):
-                yield from _records(_tree(f"{where}/prompt", prompt), self._lang)
-                continue
+                return _records(_tree(f"{where}/prompt", prompt), self._lang)
             name = text_of(where, "message_id", required(where, row, "message_id"))
             if before := nodes.get(name):
                 raise ValueError(f"{where}: expected message ids to be unique; found {name!r}, as at {before.where}")
-            node = nodes[name] = _node(where, row)
-            node.replies = replies[name]
+            node = _node(where, row)
             parent = text_of(where, "parent_id", row["parent_id"]) if has(row, "parent_id") else None
+            node.replies = replies[name]
+            nodes[name] = node
             (roots if parent is None else replies[parent]).append(node)
+            return ()
+
+        yield from self.each_row(rows, add)
         # Parents may come after their replies, so trees are complete once all messages are read. What cannot be reached
         # from a root has lost its parent, or is part of a loop, which is never entered here.
         reached, waiting = set(), list(roots)

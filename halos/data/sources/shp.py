@@ -21,6 +21,7 @@ class SHPSource(RowSource):
         val: files of validation data.
         columns: renames keys, see :class:`.FileSource`.
         min_ratio: pairs with a lower ratio of the higher score to the lower one are left out; 1 keeps every pair.
+        bad_rows, max_bad_rows: see :class:`.FileSource`.
     """
 
     name = "shp"
@@ -31,8 +32,10 @@ class SHPSource(RowSource):
         val: Files | None = None,
         columns: Columns = None,
         min_ratio: float = 2.0,
+        bad_rows: str = "stop",
+        max_bad_rows: int = 100,
     ) -> None:
-        super().__init__(train, val, columns)
+        super().__init__(train, val, columns, bad_rows, max_bad_rows)
         check_number("data.source.min_ratio", min_ratio, 1)
         self._min_ratio = min_ratio
 

@@ -34,6 +34,7 @@ class UltraFeedbackSource(RowSource):
         columns: renames keys, see :class:`.FileSource`.
         score: the field of a raw completion that is its score: ``overall_score`` or ``fine-grained_score`` (the mean
             over helpfulness, honesty, instruction following and truthfulness).
+        bad_rows, max_bad_rows: see :class:`.FileSource`.
     """
 
     name = "ultrafeedback"
@@ -44,8 +45,10 @@ class UltraFeedbackSource(RowSource):
         val: Files | None = None,
         columns: Columns = None,
         score: str = "overall_score",
+        bad_rows: str = "stop",
+        max_bad_rows: int = 100,
     ) -> None:
-        super().__init__(train, val, columns)
+        super().__init__(train, val, columns, bad_rows, max_bad_rows)
         if score not in SCORES:
             raise ValueError(f"data.source.score: expected {' or '.join(SCORES)}, found {score!r}")
         self._score, self._binarized = score, Layouts(Declaration())

@@ -29,14 +29,14 @@ import pyarrow as pa
 
 from halos.caches import PRIVATE, Refused, Seals
 from halos.data.store.parallel import mapped
-from halos.files import atomic_folder, in_home
+from halos.files import atomic_folder, in_home, sha256_of
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-PREPARED_FORMAT = 4
+PREPARED_FORMAT = 6
 """Number of the format of prepared tables (records, turns and token rows).
 
 Raise it by one whenever the same files or examples give other tables: another column, id, digest or adapter rule.
@@ -232,7 +232,7 @@ class Store:
         digests = {place / f"{n:05}.arrow": share["sha256"] for n, share in enumerate(shares) if share["sha256"]}
         self.seals.check_owner(*digests)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # hashing releases the interpreter's lock
-            for (file, expected), digest in zip(digests.items(), pool.map(_digest, digests), strict=True):
+            for (file, expected), digest in zip(digests.items(), pool.map(sha256_of, digests), strict=True):
                 if digest != expected:
                     raise ValueError(f"the checksum of {file.name} does not fit")
         readers = [pa.ipc.open_file(pa.memory_map(str(file))) for file in digests]
@@ -275,12 +275,7 @@ def _write(make: Callable[[T], Part], folder: Path, numbered: tuple[int, Sequenc
     with pa.ipc.new_file(str(file), first.schema) as writer:
         for batch in chain((first,), batches):
             writer.write_batch(batch)
-    return {"sha256": _digest(file), "notes": notes}
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"sha256": sha256_of(file), "notes": notes}
 
 
 def _sealed_text(place: Path, shares: object) -> str:

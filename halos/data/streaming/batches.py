@@ -37,6 +37,8 @@ class StreamRows:
         rows, truncated = few_rows([one.example for one in drawn], partners, self.tokens, self.stream.needs.control)
         tokens = sum(len(row.prompt) + len(ids) for row in rows for ids in row.branches)
         counted.used.update({"tokens": tokens, **truncated})
+        if self.stream.needs.view == "pairs" and (equal := sum(row.branches[0] == row.branches[1] for row in rows)):
+            counted.used["pairs with the same tokens on both sides"] += equal
         return rows
 
 

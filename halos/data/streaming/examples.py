@@ -19,7 +19,7 @@ from itertools import groupby, islice
 from typing import TYPE_CHECKING, TypeVar
 
 from halos.data.preparation.prepare import DataNeeds
-from halos.data.records.record import Record, prompt_key
+from halos.data.records.record import Record, conversation_key, prompt_key
 from halos.data.records.table import loose_prompt
 from halos.data.sources.adapted import Origin
 from halos.data.views.derive import of_run
@@ -110,13 +110,14 @@ class Stream:
             if settings.train_on == "all":
                 records = [turn for record in run for turn in with_turns(record, counts)]
             # Thresholds such as a prompt's own median come from the run as it was read, not from its separate turns.
-            examples, report = of_run(view, records, settings.selection.prepare(view, run, run))
+            examples, report = of_run(view, records, settings.selection.prepare_run(view, run))
             counts.update(report)
             examples, report = settings.selection.keep_of_run(examples, settings.seed)
             counts.update(report)
             counts["examples"] += len(examples)
-            # The turns of one conversation have different prompts, and only examples of one prompt share a bundle.
-            for _, group in groupby(examples, key=lambda example: prompt_key(example.prompt)):
+            # Turns of a conversation share their tokens; an objective with groups needs those of each prompt.
+            key = prompt_key if self.needs.grouped else conversation_key
+            for _, group in groupby(examples, key=lambda example: key(example.prompt)):
                 yield from bundles(list(group), together)
 
     def _passes(self, counted: Counted) -> Iterator[Drawn]:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+
+from halos.data.preparation.cautions import warn_of_equal_pairs, warn_of_one_class
 from halos.data.preparation.intake import Intake, read_held
 from halos.data.preparation.prepare import MAX_PROMPTS, DataNeeds, Preparation, Prepared, drawn_prompts
 from halos.data.records.record import prompt_key
 from halos.data.rows.token_rows import Row
+from halos.data.rows.unknown import check_known, count_unknown, unknown_id
 from halos.data.streaming.batches import StreamRows
-from halos.data.streaming.examples import Counted, Stream
+from halos.data.streaming.examples import Counted, Drawn, Stream
+from halos.data.views.examples import Example, Labelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TRIED_BUNDLES = 256
 """Bundles of examples that are read before the run, as a trial."""
+TRIED_EXAMPLES = 256
+"""Examples that are tokenised before the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,7 @@ class StreamPreparation(Preparation):
 
     Args:
         shuffle_buffer: examples from which the next one is drawn.
-        keep_together: up to this many examples of one prompt are drawn together.
+        keep_together: up to this many examples of one conversation are drawn together.
 
     Raises ``ValueError`` for settings that need all of the data at once, and for sources that can only be read whole.
     """
@@ -72,7 +81,7 @@ class StreamPreparation(Preparation):
 
     def read(self) -> Intake:
         """Read the validation records."""
-        self.source.store = self.store
+        self.source.store, self.source.reading = self.store, self.reading
         intake = read_held(self.source, val_size=self.val_size, strict=self.strict)
         intake.examine()
         return intake
@@ -87,15 +96,28 @@ class StreamPreparation(Preparation):
         self.derive(intake, needs.view)
         stream = Stream(self, needs, frozenset(held), strict_held=self.strict and bool(intake.origins.get("val")))
         # Read before a model is loaded, so that a fault in the first examples shows within seconds.
-        tried = islice(stream.examples(Counted()), TRIED_BUNDLES)
-        prompts = {prompt_key(example.prompt): example.prompt for bundle in tried for example in bundle}
+        bundles = islice(stream.examples(Counted()), TRIED_BUNDLES)
+        tried = [example for bundle in bundles for example in bundle]
+        prompts = {prompt_key(example.prompt): example.prompt for example in tried}
         shown = list(prompts.values())[:MAX_PROMPTS]
         if "val" in intake.examples:
             shown = drawn_prompts(intake.examples["val"], self.seed)
         rows = self.tokenise(intake, needs, tokenizer)
         stream_rows = StreamRows(stream, self.tokens(tokenizer))
+        self._try(tried[:TRIED_EXAMPLES], stream_rows)
         # Without a shuffle buffer, as filling it would read thousands of examples for one row.
         unshuffled = replace(stream, settings=replace(self, shuffle_buffer=1))
         drawn = next(unshuffled.drawn(Counted()))
         (first,) = stream_rows.rows([drawn], Counted())
+        known = count_unknown([pa.array([first.prompt, *first.branches])], unknown_id(tokenizer))
+        check_known([known], tokenizer, first.id)
         return PreparedStream(needs, tokenizer, rows, intake, None, shown, stream_rows, first)
+
+    def _try(self, examples: Sequence[Example], stream_rows: StreamRows) -> None:
+        """Tokenise the first examples, so that what the run would refuse or learn nothing from shows before it."""
+        rows = stream_rows.rows([Drawn(example, 1) for example in examples], Counted())
+        name = f"the first {len(rows):,}"
+        if stream_rows.stream.needs.view == "pairs":
+            warn_of_equal_pairs(f"{name} pairs of the stream", rows, self.limits.max_length)
+        labels = [example.desirable for example in examples if isinstance(example, Labelled)]
+        warn_of_one_class(f"{name} completions of the stream", np.array(labels, dtype=bool))

@@ -136,8 +136,11 @@ class Examples(Stored[E_co], Generic[E_co]):
 
     def many(self, indices: np.ndarray) -> list[E_co]:
         owners = self.records.many(self.chosen[indices, 0])
-        # The two completions of a pair may belong to different records of the same prompt.
-        others = None if self.rejected is None else self.records.many(self.rejected[indices, 0])
+        others = None
+        if self.rejected is not None:
+            # The two completions of a pair may belong to different records of the same prompt.
+            is_same = np.array_equal(self.chosen[indices, 0], self.rejected[indices, 0])
+            others = owners if is_same else self.records.many(self.rejected[indices, 0])
         examples: list[Example] = []
         for n, (index, record) in enumerate(zip(indices.tolist(), owners, strict=True)):
             value: Side | float = float(self.values[index])

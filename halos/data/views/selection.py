@@ -89,8 +89,15 @@ class Selection:
             records: the records that it is derived from.
             training: the records whose median score is the threshold of ``labels_from_scores=median``.
         """
+        return self._prepare(view, lambda: self._threshold(records, training))
+
+    def prepare_run(self, view: str, run: Sequence[Record]) -> Prepare | None:
+        """Return what :meth:`prepare` does, for the records of a stream that have one prompt and follow each other."""
+        return self._prepare(view, lambda: self._threshold_of_run(run))
+
+    def _prepare(self, view: str, threshold_of: Callable[[], Threshold]) -> Prepare | None:
         if view == "binary" and self.labels_from_scores is not None:
-            threshold = self._threshold(records, training)
+            threshold = threshold_of()
             return lambda index, judgement: _label_by_score(judgement, threshold(index))
         if view == "pairs" and (self.pairs_from_scores == "all" or self.min_margin):
             return lambda _, judgement: self._pair_by_score(judgement)
@@ -174,6 +181,14 @@ class Selection:
             return lambda index: medians[member[index]]
         one_for_all = _median(*_scores(table_of(training))[1:]) if isinstance(setting, str) else setting
         return lambda _: one_for_all
+
+    def _threshold_of_run(self, run: Sequence[Record]) -> Threshold:
+        setting = self.labels_from_scores
+        if isinstance(setting, str):
+            # Without a table, which would be made for each run of perhaps millions.
+            scored = [(c.score, record.weight) for record in run for c in record.completions if c.score is not None]
+            setting = _median(*np.array(scored, dtype=np.float64).reshape(-1, 2).T)
+        return lambda _: setting
 
     def _pair_by_score(self, record: Judgement) -> tuple[Judgement, Counter[str]]:
         """Add preferences between completions that have only scores; leave out those that are too close to all."""

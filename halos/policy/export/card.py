@@ -65,6 +65,7 @@ class ModelCard:
         data: hub ids or paths of the training data.
         hyperparameters: the run's settings, by key.
         metrics: the run's results, by name, rounded on the card to four significant digits.
+        remote_code: whether the run was allowed to run code that came with the base.
         versions: versions of the packages that trained the model, by name.
         date: day of the export (UTC).
     """
@@ -75,6 +76,7 @@ class ModelCard:
     data: Sequence[str] = ()
     hyperparameters: Mapping[str, object] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    remote_code: bool = False
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
 
@@ -141,7 +143,7 @@ def link(title: str, url: str) -> str:
 @cache
 def _template() -> Template:
     # No autoescape: it is for HTML. The filters below escape for Markdown.
-    environment = Environment(  # noqa: S701
+    environment = Environment(  # noqa: S701 (see above)
         loader=PackageLoader("halos.policy.export", "."),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,20 +1,22 @@
 """Attention over packed rows, through the attention interface of transformers: no model code is copied.
 
-A pack lays trees end to end: a prompt once, followed by its branches (completions), each without its last token. One
-tree with prompt x1 x2 x3 and the branches a1 a2 a3 and b1 b2, and what each token sees:
+A pack lays the nodes of a prefix tree end to end (:mod:`halos.data.batches.packing`). A prompt x1 x2 x3 with the
+completions a1 a2 a3 and b1 b2, and the later prompt x1 x2 x3 b1 b2 u1 with the completion c1:
 
-    tokens      x1  x2  x3 | a1  a2 | b1
-    position     0   1   2    3   4    3     positions restart after the prompt for each branch
+    tokens      x1  x2  x3 | a1  a2 | b1 | b2  u1
+    position     0   1   2    3   4    3    4   5     positions are those of each token's own sequence
     x1           ■
     x2           ■   ■
-    x3           ■   ■   ■                   predicts a1 and b1
-    a1           ■   ■   ■    ■              predicts a2
-    a2           ■   ■   ■    ■   ■          predicts a3
-    b1           ■   ■   ■             ■     predicts b2: sees no token of the other branch
+    x3           ■   ■   ■                            predicts a1 and b1
+    a1           ■   ■   ■    ■                       predicts a2
+    a2           ■   ■   ■    ■   ■                   predicts a3
+    b1           ■   ■   ■             ■              predicts b2: sees no token of the other completion
+    b2           ■   ■   ■             ■    ■
+    u1           ■   ■   ■             ■    ■   ■     predicts c1
 
 Nothing is seen between trees. Most scores of a pack are therefore masked out, and computing them would be wasted. So a
-pack is cut into pieces (short trees together, long trees prompt and branches apart), and each piece is a call of its
-own with the keys of the pieces that it sees. On CUDA, FlexAttention can do all of them in one call
+pack is cut into pieces (short trees together, long trees node by node), and each piece is a call of its own with the
+keys of the pieces that it sees. On CUDA, FlexAttention can do all of them in one call
 (:mod:`halos.policy.logprobs.flex`).
 
 The model's attention implementation is replaced only during a packed forward. The implementation that the model was
@@ -33,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from halos.data.batches.packing import PROMPT, Pack
+from halos.data.batches.packing import Pack
 from halos.policy.logprobs.flex import ScoreOptions, block_mask, flex_attend
 
 if TYPE_CHECKING:
@@ -45,25 +47,25 @@ KeysValues = dict[nn.Module, tuple[Tensor, Tensor]]
 
 
 class PackedAttention:
-    """Attention within one pack: a token sees its prompt, and the tokens of its own branch before it.
+    """Attention within one pack: a token sees the nodes above its own, and the tokens before it in its own node.
 
     Args:
-        pack: the pack, which says where its pieces, trees and branches are.
-        earlier: for each attention module the keys and values [1, heads, P, width] of the earlier prompts that the
-            pack continues.
-        keep_prompts: whether to collect the keys and values of this pack's prompts.
+        pack: the pack, which says where its pieces and nodes are.
+        earlier: for each attention module the keys and values [1, heads, P, width] of the earlier nodes that the pack
+            continues.
+        keep: whether to collect the keys and values that the next pack continues.
         flex: whether to use one call of FlexAttention, which is possible without dropout only.
 
     Attributes:
-        prompt_states: for each attention module the prompts' keys and values, detached.
+        kept: for each attention module these keys and values, detached.
         windows: the sliding windows that the model passed.
     """
 
     def __init__(
-        self, pack: Pack, *, earlier: KeysValues | None = None, keep_prompts: bool = False, flex: bool = False
+        self, pack: Pack, *, earlier: KeysValues | None = None, keep: bool = False, flex: bool = False
     ) -> None:
-        self.pack, self.earlier, self.keep_prompts, self.flex = pack, earlier, keep_prompts, flex
-        self.prompt_states: KeysValues = {}
+        self.pack, self.earlier, self.keep, self.flex = pack, earlier, keep, flex
+        self.kept: KeysValues = {}
         self.windows: set[int | None] = set()
         # By window, as all layers with the same window share the masks.
         self._masks: dict[int | None, list[Tensor | None]] = {}
@@ -71,9 +73,9 @@ class PackedAttention:
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: ScoreOptions) -> Tensor:
         """Attention of queries [1, heads, N, width] → [1, N, heads, width]."""
-        if self.keep_prompts:
-            prompts = self.pack.prompts
-            self.prompt_states[module] = (key.detach()[:, :, prompts], value.detach()[:, :, prompts])
+        if self.keep:
+            places = self.pack.kept
+            self.kept[module] = (key.detach()[:, :, places], value.detach()[:, :, places])
         if self.earlier is not None:
             earlier_key, earlier_value = self.earlier[module]
             key, value = torch.cat([earlier_key, key], 2), torch.cat([earlier_value, value], 2)
@@ -98,18 +100,18 @@ class PackedAttention:
     def _make_masks(self, window: int | None) -> Iterator[Tensor | None]:
         """For each piece of queries the keys that it sees, [queries, keys]; None: causal."""
         pack, sizes = self.pack, list(self.pack.sizes)
-        tree, branch, position = (torch.split(keys, sizes) for keys in (pack.tree, pack.branch, pack.position))
+        node, last, position = (torch.split(keys, sizes) for keys in (pack.node, pack.last, pack.position))
         for own, pieces in enumerate(pack.attends, len(sizes) - len(pack.attends)):
             # A piece that is one sequence needs no mask in memory: kernels know the causal one.
             if own in pack.plain and (window is None or sizes[own] <= window):
                 yield None
                 continue
-            key_tree, key_branch, key_position = (
-                _joined([keys[piece] for piece in pieces], 0) for keys in (tree, branch, position)
+            key_node, key_last, key_position = (
+                _joined([keys[piece] for piece in pieces], 0) for keys in (node, last, position)
             )
             distance = position[own][:, None] - key_position
-            seen = (tree[own][:, None] == key_tree) & (distance >= 0)
-            seen &= (key_branch == PROMPT) | (branch[own][:, None] == key_branch)
+            # The query's node is the key's or one below it.
+            seen = (key_node <= node[own][:, None]) & (node[own][:, None] <= key_last) & (distance >= 0)
             yield seen if window is None else seen & (distance < window)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from halos.data.batches.packing import PROMPT, Pack
+from halos.data.batches.packing import Pack
 
 BLOCK_TOKENS = 128
 """Queries, and keys, of a block; the smallest number that PyTorch's kernels take by default."""
@@ -113,24 +113,24 @@ def _capped(cap: float) -> Callable[..., Tensor]:
 
 def block_mask(pack: Pack, window: int | None) -> BlockMask:
     """Build the mask of a pack: which keys [P + N] each query [N] sees, and which blocks have to be computed."""
-    tree, branch, position = pack.tree, pack.branch, pack.position
-    earlier = len(tree) - len(pack.input_ids)
+    node, last, position = pack.node, pack.last, pack.position
+    earlier = len(node) - len(pack.input_ids)
     # Tensors, and no numbers such as ``earlier``, inside the function below: the kernel is compiled with every number
     # that it uses, and these change from pack to pack.
-    own_tree, own_branch, own_position = (keys[earlier:].contiguous() for keys in (tree, branch, position))
+    own_node, own_position = (keys[earlier:].contiguous() for keys in (node, position))
 
     def is_seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         distance = own_position[query] - position[key]
-        seen = (own_tree[query] == tree[key]) & (distance >= 0)
-        seen = seen & ((branch[key] == PROMPT) | (own_branch[query] == branch[key]))
+        # The query's node is the key's or one below it.
+        seen = (node[key] <= own_node[query]) & (own_node[query] <= last[key]) & (distance >= 0)
         return seen if window is None else seen & (distance < window)
 
     blocks = _blocks(pack, earlier)
     # The kernel reads the first ``blocks.sum(1)`` entries of each row, so the blocks to compute come first.
     order = blocks.int().argsort(dim=1, descending=True, stable=True).int()
     counts = blocks.sum(1, dtype=torch.int32)
-    counts, order = (per_row[None, None].to(tree.device) for per_row in (counts, order))
-    lengths = (len(pack.input_ids), len(tree))
+    counts, order = (per_row[None, None].to(node.device) for per_row in (counts, order))
+    lengths = (len(pack.input_ids), len(node))
     return BlockMask.from_kv_blocks(counts, order, BLOCK_SIZE=BLOCK_TOKENS, mask_mod=is_seen, seq_lengths=lengths)
 
 

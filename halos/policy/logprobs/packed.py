@@ -27,7 +27,6 @@ from halos.policy.logprobs.head import (
     lm_head,
     run,
 )
-from halos.policy.router import packed_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,8 +37,8 @@ log = logging.getLogger(__name__)
 def pack_logprobs(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions) -> list[Scored]:
     """Run one forward for each pack, and return the results for each pack's slots of the grid of completion tokens.
 
-    A pack that the loss only reads is computed without gradient, on the detached keys and values of the prompts in
-    the pack before it: those prompts are not computed again.
+    A pack that the loss only reads is computed without gradient, on the detached keys and values that it continues from
+    the pack before it: those tokens are not computed again.
 
     Args:
         model: a causal language model that :func:`can_pack`.
@@ -51,8 +50,8 @@ def pack_logprobs(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOp
     flex = attends_by_flex(model)
     for index, item in enumerate(packs):
         next_continues = index + 1 < len(packs) and packs[index + 1].continues
-        earlier = attention.prompt_states if attention is not None and item.continues else None
-        attention = PackedAttention(item, earlier=earlier, keep_prompts=next_continues, flex=flex)
+        earlier = attention.kept if attention is not None and item.continues else None
+        attention = PackedAttention(item, earlier=earlier, keep=next_continues, flex=flex)
         with nullcontext() if item.needs_grad else torch.no_grad():
             own, own_states = _forward(model, item, attention, states, options)
             scored.append(own)
@@ -68,7 +67,7 @@ def _forward(
     model: PreTrainedModel, item: Pack, attention: PackedAttention, earlier: Sequence[Tensor], options: HeadOptions
 ) -> tuple[Scored, Tensor]:
     def forward(**outputs: bool) -> ModelOutput:
-        # Positions of the keys include those of the earlier prompts; the model gets those of its own tokens.
+        # Positions of the keys include those of the earlier tokens; the model gets those of its own tokens.
         ids, positions = item.input_ids[None], item.position[None, -len(item.input_ids) :]
         with packed_attention(model):
             return run(model, input_ids=ids, position_ids=positions, packed=attention, **outputs)
@@ -77,11 +76,11 @@ def _forward(
         # The first token of a branch is predicted by the last state of its prompt, perhaps in an earlier pack.
         return torch.cat([*earlier, states[0]])[item.predicts]
 
-    weights = packed_weights(item) if item.needs_grad else None
+    weights = item.occurrences if item.needs_grad else None
     results = forward_scored(model, forward, item.targets, choose, options, weights)
     # Checkpointed layers run again in the backward pass and call this object again. What they keep then would be a
-    # second copy of the prompts' keys and values, which nothing reads.
-    attention.keep_prompts = False
+    # second copy of keys and values, which nothing reads.
+    attention.keep = False
     return results
 
 
@@ -92,6 +91,7 @@ _TRIAL_ROWS = [
     Row("0", 0, (1, 5, 2, 4), ((3, 2, 1, 5), (5, 3, 3))),
     Row("1", 1, (2, 3, 4, 1, 3, 2), ((1, 4), (5, 2, 4, 1))),
     Row("2", 0, (1, 5, 2, 4), ((2, 4, 5), (1, 1, 4))),
+    Row("3", 2, (1, 5, 2, 4, 3, 2, 1, 5, 2), ((4, 1), (3, 5, 1))),
 ]
 _TRIAL_WIDTH = 4
 """Tokens of the longest branch in the trial."""
@@ -160,9 +160,9 @@ def _try_out(model: PreTrainedModel) -> tuple[float, set[int | None]]:
     packs = [map_tensors(item, lambda tensor: tensor.to(weight.device)) for item in trial]
     with evaluating(model), uncompiled(model), torch.autocast(weight.device.type, enabled=False):
         flex = attends_by_flex(model)
-        attention = PackedAttention(packs[0], keep_prompts=True, flex=flex)
+        attention = PackedAttention(packs[0], keep=True, flex=flex)
         first, states = _forward(model, packs[0], attention, [], HeadOptions())
-        continued = PackedAttention(packs[1], earlier=attention.prompt_states, flex=flex)
+        continued = PackedAttention(packs[1], earlier=attention.kept, flex=flex)
         second, _ = _forward(model, packs[1], continued, [states[0]], HeadOptions())
         packed_logprobs = torch.cat([first.logprobs, second.logprobs])
         separate = _separate_logprobs(model, [row.prompt + branch for row in _TRIAL_ROWS for branch in row.branches])

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from halos.caches import PRIVATE, Seals
 from halos.data.batches.collate import Batch, collate
+from halos.data.batches.packing import divide
 from halos.data.batches.reference_table import ReferenceTable, completions
 from halos.data.rows.token_rows import Row
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.head import evaluating
+from halos.policy.logprobs.packed import can_pack
 from halos.policy.reference.cache import ReferenceCache, model_key
 from halos.processes import signals
 from halos.processes.collectives import all_gather_list, all_max, data_rank_and_world, from_rank_zero, rank_and_world
@@ -75,11 +77,15 @@ def reference_table(
     wanted = completions(rows)
     single_process = rank_and_world()[1] == 1
     known = _known(cache, wanted, single_process)
-    # completions() sorts by prompt length and keeps those of one prompt together. So the rows of a forward are of
-    # similar length and need little padding, and a prompt is computed once for all its completions. The order depends
-    # on the rows alone: all ranks derive the same batches without exchanging any.
-    missing = ((key, Row("", 0, prompt, (ids,))) for key, (prompt, ids) in wanted.items() if key not in known)
-    batches = list(_batches(missing))
+    # completions() sorts by prompt length: the rows of a forward need little padding. Packs need none, and in the order
+    # of prompts, those that continue each other are computed once. Both orders depend on the rows alone: all ranks
+    # derive the same batches without exchanging any.
+    missing = [(key, row) for key, row in wanted.items() if key not in known]
+    shared = packing and share_prompts
+    # A sharded model's weights are gathered within its own forward alone, so that it cannot be tried out here.
+    if shared and missing and not backbone.sharded and can_pack(backbone.policy):
+        missing.sort(key=lambda item: (item[1].prompt, item[1].branches))
+    batches = list(_batches(missing, share_prompts=shared))
     interim = _InterimParts(cache)
 
     def collated(work: Work) -> Batch:
@@ -112,21 +118,10 @@ def _known(cache: ReferenceCache, wanted: Collection[bytes], alone: bool) -> dic
     return read() if alone else _unpack(from_rank_zero(lambda: _pack(read())))
 
 
-def _batches(items: Iterable[tuple[bytes, Row]]) -> Iterator[Work]:
+def _batches(items: Work, *, share_prompts: bool) -> Iterator[Work]:
     """Divide completions, in order, into forwards of up to :data:`TOKENS` tokens; a longer one has its own forward."""
-    batch: Work = []
-    tokens = 0
-    for key, row in items:
-        prompt_is_shared = bool(batch) and batch[-1][1].prompt == row.prompt
-        size = len(row.branches[0]) + (0 if prompt_is_shared else len(row.prompt))
-        if batch and tokens + size > TOKENS:
-            yield batch
-            # The new batch has to compute the prompt again, even if the last one shared it.
-            batch, tokens, size = [], 0, len(row.branches[0]) + len(row.prompt)
-        batch.append((key, row))
-        tokens += size
-    if batch:
-        yield batch
+    for part in divide([row for _, row in items], TOKENS, share_prompts=share_prompts) if items else ():
+        yield items[part]
 
 
 def _compute(
@@ -159,7 +154,7 @@ def _compute(
 def _score(backbone: Backbone, work: Work, batch: Batch) -> Entries:
     tokens = backbone.logprobs(batch.to(backbone.device)).tokens[:, 0].float().cpu()
     # Copies: a slice would keep the whole padded grid in memory.
-    return [(key, tokens[n, : len(row.branches[0])].clone()) for n, (key, row) in enumerate(work)]
+    return [(key, tokens[n, : len(row.scored(0))].clone()) for n, (key, row) in enumerate(work)]
 
 
 class _InterimParts:

@@ -1,14 +1,18 @@
 """Promises about what an objective computes: shapes, values, signs, gradients and precision."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from halos.data.rows.token_rows import Row
+from halos.loop.reference_point import ReferencePoint
 from halos.objectives.base import Objective
 from halos.testing.examples import Make, evaluate, loss_of, make_inputs, make_objective, tiny_rows
 from halos.testing.promises import EXACT, NotApplicable, Violation, agree, finite, promise
+
+T = TypeVar("T")
 
 
 @promise("shapes", 1, 2, 3, 4, 6)
@@ -72,6 +76,10 @@ def gradient(make: Make, rows: Sequence[Row]) -> None:
     objective = make_objective(make).eval()
     if objective.needs.moves == (0, 0):
         raise NotApplicable("declares that it does not move log-probs")
+    # Nor do reference points move, as no gradient flows into them.
+    for module in objective.modules():
+        if isinstance(module, ReferencePoint):
+            module.forward = _fixed(module.forward)  # type: ignore[method-assign]
     inputs = make_inputs(objective, rows)
     tokens, trained = inputs.policy.tokens.detach(), len(rows[0].branches) - objective.needs.mismatched
     mismatched = tokens[:, trained:]
@@ -96,6 +104,18 @@ def gradient(make: Make, rows: Sequence[Row]) -> None:
         full = evaluate(make_objective(make), make_inputs(objective, rows)).gradients
         sizes = torch.stack([gradients[trained:].abs().sum() for gradients in full.values()])
         agree("gradient of mismatched completions", torch.zeros(len(rows)), sizes, tolerance=EXACT)
+
+
+def _fixed(function: Callable[..., T]) -> Callable[..., T]:
+    # Returns the result of its first call in every call.
+    results: list[T] = []
+
+    def first_result(*args: object) -> T:
+        if not results:
+            results.append(function(*args))
+        return results[0]
+
+    return first_result
 
 
 def _one_sided(objective: Objective) -> list[list[Row]]:

@@ -54,6 +54,25 @@ def test_mismatched_completions_have_chunks_of_their_own() -> None:
     assert mismatched.slots.tolist() == [9, 10, 3]
 
 
+def test_turns_of_others_in_a_completion_are_fed_and_have_no_place() -> None:
+    row = Row("a", 0, (5, 6), ((8, 9, 10, 11, 12), (13,)), weight=2.0, context=(((1, 3),), ()))
+    cut = Row("b", 1, (7,), ((14, 15, 16), (17, 18)), context=(((1, 9),), ()))  # the limit is in the user's turn
+    batch = collate([row, cut], packing=True)
+    assert batch.mask.tolist() == [[[1, 1, 1], [1, 0, 0]], [[1, 0, 0], [1, 1, 0]]]
+    assert batch.step == StepSize(3.0, (2.0 * 3 + 1, 2.0 * 1 + 2))
+    (chunk,) = batch.chunks
+    at = chunk.input_ids.tolist().index([5, 6, 8, 9, 10, 11])
+    assert chunk.predicts[at].tolist() == [0, 1, 0, 0, 1, 1]
+    assert sorted(zip(chunk.slots.tolist(), chunk.targets.tolist(), strict=True)) == [
+        *((0, 8), (1, 11), (2, 12), (3, 13)),
+        *((6, 14), (9, 17), (10, 18)),
+    ]
+    (part,) = batch.packs
+    assert part.input_ids.tolist() == [5, 6, 8, 9, 10, 11, 7, 17]  # nothing that no scored token follows
+    assert part.predicts.tolist() == [1, 4, 5, 1, 6, 6, 7]
+    assert part.targets.tolist() == [8, 11, 12, 13, 14, 17, 18]
+
+
 def test_views_without_labels_or_scores_have_none() -> None:
     batch = collate([Row("a", 0, (1,), ((2,),)), Row("b", 1, (1,), ((3,),))])
     assert batch.desirable is None

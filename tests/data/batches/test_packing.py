@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from halos.data.batches import packing
-from halos.data.batches.packing import PROMPT, Pack, divide, map_tensors, pack
+from halos.data.batches import packing, prefix_tree
+from halos.data.batches.packing import Pack, divide, map_tensors, pack
 from halos.data.rows.token_rows import Row
 from tests import tiny
 
@@ -18,11 +18,11 @@ WIDTH = 8
 
 def seen(part: Pack) -> list[set[int]]:
     """For each of the pack's own tokens the keys that it may see, from the description of the tokens alone."""
-    keys = list(zip(part.tree.tolist(), part.branch.tolist(), part.position.tolist(), strict=True))
+    keys = list(zip(part.node.tolist(), part.last.tolist(), part.position.tolist(), strict=True))
     own = keys[len(keys) - len(part.input_ids) :]
     return [
-        {i for i, (t, b, p) in enumerate(keys) if t == tree and b in (PROMPT, branch) and p <= position}
-        for tree, branch, position in own
+        {i for i, (first, last, p) in enumerate(keys) if first <= node <= last and p <= position}
+        for node, _, position in own
     ]
 
 
@@ -46,9 +46,10 @@ def test_packing_by_hand() -> None:
     # The last token of a branch predicts nothing and is not fed; branches of one token feed none.
     assert part.input_ids.tolist() == [5, 6, 7, 8, 10, 11, 13, 14, 15, 16]
     assert part.position.tolist() == [0, 1, 2, 3, 3, 4, 0, 1, 2, 3]
-    assert part.tree.tolist() == [0] * 6 + [1] * 4
-    assert part.branch.tolist() == [-1, -1, -1, 1, 2, 2, -1, -1, 1, 1]
-    assert part.prompts.tolist() == [0, 1, 2, 6, 7]
+    assert part.node.tolist() == [0, 0, 0, 1, 2, 2, 3, 3, 4, 4]
+    assert part.last.tolist() == [2, 2, 2, 1, 2, 2, 4, 4, 4, 4]
+    assert part.occurrences.tolist() == [2, 2, 2, 1, 1, 1, 2, 2, 1, 1]
+    assert part.kept.tolist() == []
     # Every branch's first token is predicted from the last place of its prompt.
     assert part.predicts.tolist() == [2, 3, 2, 4, 5, 7, 8, 9, 7]
     assert part.targets.tolist() == [8, 9, 10, 11, 12, 15, 16, 17, 18]
@@ -60,16 +61,32 @@ def test_packing_by_hand() -> None:
 
 def test_examples_of_one_prompt_share_it_and_what_they_have_in_common() -> None:
     (part,) = pack([A, AGAIN], width=WIDTH)
-    assert part.input_ids.tolist() == [5, 6, 7, 8, 10, 11, 8, 9]
-    assert part.targets.tolist() == [8, 9, 10, 11, 12, 8, 9, 4]
+    assert part.input_ids.tolist() == [5, 6, 7, 8, 9, 10, 11]
+    assert part.targets.tolist() == [8, 9, 10, 11, 12, 4]
     assert part.slots.tolist() == [0, 1, 8, 9, 10, 16, 17, 18, 24, 25, 26]
-    assert part.sources.tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7]
+    assert part.sources.tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 0, 1, 5]
+    assert part.occurrences.tolist() == [4, 4, 4, 2, 1, 2, 2]
+
+
+def test_a_later_prompt_of_a_conversation_continues_an_earlier_one() -> None:
+    # The tree of the file's docstring: a b c are 1 2 3, p q r are 4 5 6, s t are 7 8, u is 9 and v is 10.
+    rows = [Row("x", 0, (1, 2, 3), ((4, 5, 6), (7, 8))), Row("y", 1, (1, 2, 3, 7, 8, 9), ((10,), (10, 11)))]
+    (part,) = pack(rows, width=3)
+    assert part.input_ids.tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 10]
+    assert part.position.tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 6]
+    assert part.predicts.tolist() == [2, 3, 4, 2, 5, 7, 8]
+    assert part.targets.tolist() == [4, 5, 6, 7, 8, 10, 11]
+    assert part.sources.tolist() == [0, 1, 2, 3, 4, 5, 5, 6]
+    assert part.occurrences.tolist() == [4, 4, 4, 1, 1, 3, 2, 2, 1]
+    assert seen(part)[7] == {0, 1, 2, 5, 6, 7}
+    assert seen(part)[4] == {0, 1, 2, 3, 4}
 
 
 def test_without_sharing_every_branch_has_its_prompt() -> None:
     (part,) = pack([A, AGAIN], width=WIDTH, share_prompts=False)
     assert part.input_ids.tolist() == [5, 6, 7, 8, 5, 6, 7, 10, 11, 5, 6, 7, 10, 11, 5, 6, 7, 8, 9]
     assert part.sources.tolist() == list(range(11))
+    assert set(part.occurrences.tolist()) == {1}
 
 
 # The mismatched completions
@@ -82,10 +99,11 @@ def test_mismatched_completions_continue_the_prompts_of_the_first_pack() -> None
     assert not second.needs_grad
     assert second.continues
     assert second.input_ids.tolist() == [10, 11]
-    # Keys: the prompts of the first pack, then the tokens of this one.
-    assert second.tree.tolist() == [0, 0, 0, 1, 1, 0, 0]
-    assert second.position.tolist() == [0, 1, 2, 0, 1, 3, 4]
-    assert second.branch.tolist() == [-1, -1, -1, -1, -1, 2, 2]
+    # Keys: the prompt of A, whose y' has tokens to feed, then the tokens of this pack.
+    assert first.kept.tolist() == [0, 1, 2]
+    assert second.node.tolist() == [0, 0, 0, 2, 2]
+    assert second.last.tolist() == [2, 2, 2, 2, 2]
+    assert second.position.tolist() == [0, 1, 2, 3, 4]
     # States: the first pack's eight, then this one's two.
     assert second.predicts.tolist() == [2, 8, 9, 5]
     assert second.targets.tolist() == [10, 11, 12, 18]
@@ -96,10 +114,12 @@ def test_mismatched_completions_continue_the_prompts_of_the_first_pack() -> None
 
 def test_a_mismatched_completion_that_is_scored_already_is_not_scored_again() -> None:
     first, second = pack([A, AGAIN, B], width=WIDTH, mismatched=True)
-    assert second.input_ids.tolist() == [8, 9]  # AGAIN's; A's y' is what AGAIN is trained on, B's has one token
-    assert second.targets.tolist() == [8, 9, 4, 18]
+    # Of AGAIN's y' 8 9 4, 8 and 9 are scored in A's 8 9; A's y' is what AGAIN is trained on, B's has one token.
+    assert second.input_ids.tolist() == [9]
+    assert first.input_ids[first.kept].tolist() == [5, 6, 7, 8]
+    assert second.targets.tolist() == [4, 18]
     a = first.targets.tolist().index(10)
-    assert second.sources.tolist() == [a, a + 1, a + 2, 8, 9, 10, 11]
+    assert second.sources.tolist() == [a, a + 1, a + 2, 0, 1, 8, 9]
 
 
 def test_a_second_pack_is_never_empty() -> None:
@@ -108,7 +128,7 @@ def test_a_second_pack_is_never_empty() -> None:
     _, second = pack(rows, width=2, mismatched=True)
     assert len(second.input_ids) == 1
     assert second.targets.tolist() == [9]
-    assert seen(second)[0] == {3}
+    assert seen(second)[0] == {0}
 
 
 def test_without_sharing_mismatched_completions_have_prompts_of_their_own() -> None:
@@ -128,6 +148,7 @@ LIMITS = [(0, 10_000), (12, 10_000), (10_000, 10_000), (0, 8), (12, 12)]
 @pytest.fixture(params=LIMITS, ids=str)
 def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     grouped, dense = request.param
+    monkeypatch.setattr(prefix_tree, "SHARED_MIN_TOKENS", 3)
     monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", grouped)
     monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", dense)
     return request.param
@@ -136,7 +157,7 @@ def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
 def ragged(seed: int) -> list[Row]:
     rows = tiny.rows(7, branches=3, seed=seed)
     again = Row("again", 0, rows[2].prompt, (rows[2].branches[1], (3,), rows[2].branches[0]))
-    return [*rows, again]
+    return [*rows, again, *tiny.conversation(branches=3, seed=seed)]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -152,15 +173,15 @@ def test_every_token_is_scored_once_behind_the_tokens_before_it(seed: int, share
     targets: list[int] = []
     predicts: list[int] = []
     grid: dict[int, int] = {}
-    prompts: list[int] = []
+    kept: list[int] = []
     for part in packs:
-        keys = (prompts if part.continues else []) + part.input_ids.tolist()
+        keys = (kept if part.continues else []) + part.input_ids.tolist()
         order = part.position.tolist()
         context += [[keys[i] for i in sorted(visible, key=order.__getitem__)] for visible in seen(part)]
         fed += part.input_ids.tolist()
         targets += part.targets.tolist()
         predicts += part.predicts.tolist()
-        prompts = part.input_ids[part.prompts].tolist()
+        kept = part.input_ids[part.kept].tolist()
         for source, slot in zip(part.sources.tolist(), part.slots.tolist(), strict=True):
             assert slot not in grid
             grid[slot] = source
@@ -201,40 +222,39 @@ def test_plain_pieces_are_causal(share: bool) -> None:
 
 
 def test_short_trees_share_a_call_and_long_ones_are_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [Row(str(n), n, tuple(range(n + 1)), ((1, 2, 3), (4, 5, 6))) for n in range(6)]
+    rows = [Row(str(n), n, tuple(range(10 * n, 11 * n + 1)), ((1, 2, 3), (4, 5, 6))) for n in range(6)]
     monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", 14)
     (part,) = pack(rows, width=WIDTH)
     assert part.sizes == (5 + 6, 7, 8, 9, 10)
     monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", 9)
     (part,) = pack(rows, width=WIDTH)
-    assert part.sizes == (11, 7, 8, 9, 6, 2, 2)
-    assert part.attends[-3:] == ((4,), (4, 5), (4, 6))
+    assert part.sizes == (11, 7, 8, 9, 6, 4)
+    assert part.attends[-2:] == ((4,), (4, 5))
     monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", 100)
+    monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", 0)
     # A prompt of 6 tokens, branches of 2 and 2: 6 x 4 pairs of the prompt with what follows, 2 x 2 x 2 of branches.
-    monkeypatch.setattr(packing, "DENSE_TREE_MAX_MASKED_PAIRS", 31)
-    (part,) = pack(rows, width=WIDTH)
-    assert part.sizes == (11, 7, 8, 9, 6, 2, 2)
-    monkeypatch.setattr(packing, "DENSE_TREE_MAX_MASKED_PAIRS", 32)
-    (part,) = pack(rows, width=WIDTH)
-    assert part.sizes == (11, 7, 8, 9, 10)
+    for limit, sizes in ((7, (6, 2, 2)), (8, (6, 4)), (31, (6, 4)), (32, (10,))):
+        monkeypatch.setattr(packing, "DENSE_TREE_MAX_MASKED_PAIRS", limit)
+        (part,) = pack(rows[-1:], width=WIDTH)
+        assert part.sizes == sizes
 
 
 def test_further_branches_of_a_prompt_are_taken_apart_by_what_they_do_not_see_of_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows = [Row(str(n), 0, tuple(range(50)), ((1, 2), (3, 4, 5 + n))) for n in range(2)]
-    for limit, sizes in ((7, (50, 51, 2, 2)), (8, (50, 51, 4))):  # 2 x 2 x 2 pairs; they see the whole prompt
+    rows = [Row(str(n), 0, tuple(range(50)), ((1, 2), (3 + n, 4, 5))) for n in range(2)]
+    monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", 0)
+    for limit, sizes in ((7, (50, 2, 2)), (8, (50, 4))):  # 2 x 2 x 2 pairs; they see the whole prompt
         monkeypatch.setattr(packing, "DENSE_TREE_MAX_MASKED_PAIRS", limit)
-        monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", 0)
         _, second = pack(rows, width=WIDTH, mismatched=True)
-        assert (second.sizes[0], 51, *second.sizes[1:]) == sizes
+        assert second.sizes == sizes
 
 
 def test_a_copy_on_a_device_has_all_tensors_there() -> None:
     (part,) = pack([A, B], width=WIDTH)
     moved = map_tensors(part, lambda tensor: tensor.to("meta"))
     tensors = [getattr(moved, name) for name in Pack.__slots__ if isinstance(getattr(moved, name), torch.Tensor)]
-    assert len(tensors) == 9
+    assert len(tensors) == 10
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert (moved.sizes, moved.attends) == (part.sizes, part.attends)
 
@@ -254,4 +274,7 @@ def test_rows_are_divided_where_their_tokens_would_be_too_many() -> None:
     assert divide(rows, 19) == [slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 4)]
     assert divide(rows, 1) == [slice(n, n + 1) for n in range(4)]
     assert divide(rows, 30, share_prompts=False) == [slice(0, 2), slice(2, 4)]
+    longer = Row("4", 3, (*a, *(3,) * 5, 7), ((8,) * 4,))
+    assert divide([rows[0], longer, rows[2]], 20) == [slice(0, 2), slice(2, 3)]  # 15, 1 + 4 more, 15
+    assert divide([rows[0], longer], 19) == [slice(0, 1), slice(1, 2)]
     assert divide(rows, 29, share_prompts=False) == [slice(0, 1), slice(1, 2), slice(2, 4)]

@@ -13,7 +13,7 @@ B = Row("b", 1, (1,), ((2, 3, 4), (5,)))
 
 def table(*rows: Row) -> ReferenceTable:
     return ReferenceTable(
-        {key: -torch.arange(1.0, len(ids) + 1) / len(prompt) for key, (prompt, ids) in completions(rows).items()}
+        {key: -torch.arange(1.0, len(row.scored(0)) + 1) / len(row.prompt) for key, row in completions(rows).items()}
     )
 
 
@@ -25,7 +25,7 @@ def test_the_boundary_between_prompt_and_completion_is_part_of_the_key() -> None
 
 def test_each_completion_is_listed_once_and_those_of_a_prompt_together() -> None:
     rows = [A, B, Row("c", 0, (1, 2), ((5,), (6,)))]
-    assert list(completions(rows).values()) == [
+    assert [(row.prompt, *row.branches) for row in completions(rows).values()] == [
         ((1,), (2, 3, 4)),
         ((1,), (5,)),
         ((1, 2), (3, 4)),
@@ -41,6 +41,19 @@ def test_it_fills_the_grid_of_a_batch() -> None:
     assert batch.reference is not None
     assert batch.reference.tolist() == expected
     assert batch.to("cpu").reference.tolist() == expected
+
+
+def test_which_tokens_are_scored_is_part_of_the_key() -> None:
+    a = Row("a", 0, (1, 2), ((3, 4, 5, 6), (5,)), context=(((1, 3),), ()))
+    every = Row("every", 0, (1, 2), ((3, 4, 5, 6),))
+    listed = completions([a, every])
+    assert len(listed) == 3
+    assert [(row.branches[0], list(row.scored(0))) for row in listed.values()] == [
+        ((3, 4, 5, 6), [0, 3]),
+        ((3, 4, 5, 6), [0, 1, 2, 3]),
+        ((5,), [0]),
+    ]
+    assert table(a).logprobs([a], 2).tolist() == [[[-0.5, -1.0], [-0.5, 0.0]]]
 
 
 def test_no_precision_plugin_rounds_them() -> None:

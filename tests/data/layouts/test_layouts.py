@@ -116,6 +116,14 @@ BY_ITSELF: dict[str, tuple[dict[str, Any], Record]] = {
         record(USER, (Completion(B), Completion(A)), (1, 0)),
     ),
     "votes": ({"prompt": Q, "completion": A, "votes": {"up": 1, "down": 3}}, record(Q, (Completion(A, False),))),
+    "columns of votes": ({"prompt": Q, "completion": A, "upvotes": "3", "downvotes": ""}, record(Q, (Completion(A, True),))),
+    "label studio, choices": (
+        {
+            "data": {"prompt": Q, "response": A},
+            "annotations": [{"result": [{"value": {"choices": [word]}}]} for word in ("bad", "good", "bad")],
+        },
+        record(Q, (Completion(A, False),)),
+    ),
     "a spreadsheet": ({"User input": Q, "Response": A, "Feedback": "👍"}, record(Q, (Completion(A, True),))),
 }  # fmt: skip
 
@@ -268,31 +276,6 @@ def test_bad_rows_are_skipped_with_counts_and_places(tmp_path: Path) -> None:
         FeedbackFiles(str(file), bad_rows="skip", max_bad_rows=1).train()
 
 
-def test_scored_replies_in_rows_that_follow_each_other_are_one_record(tmp_path: Path) -> None:
-    rows = [{"prompt": p, "response": r, "score": s} for p, r, s in ((Q, A, 5), (Q, B, 1), ("r", A, 2), (Q, "?", 3))]
-    records, _, _ = read(tmp_path, *rows)
-    scored = [[(c.text, c.score) for c in r.completions] for r in records]
-    assert scored == [[(A, 5.0), (B, 1.0)], [(A, 2.0)], [("?", 3.0)]]
-    assert [r.id for r in records] == [f"{tmp_path}/f.jsonl:{n}" for n in (1, 3, 4)]
-
-
-@pytest.mark.parametrize("votes", [[1, 2], {"up": "7"}, {"perhaps": 1}, {"up": -1}])
-def test_malformed_votes(votes: object, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"f\.jsonl:1: expected 'votes' to be"):
-        read(tmp_path, {"prompt": Q, "completion": A, "votes": votes})
-
-
-def test_votes_that_disagree_are_counted(tmp_path: Path) -> None:
-    file = tmp_path / "f.jsonl"
-    votes = [{"up": 2, "down": 2}, {"up": 2, "down": 1}, {"up": 2}]
-    file.write_text(
-        "".join(json.dumps({"prompt": f"q{n}", "completion": A, "votes": v}) + "\n" for n, v in enumerate(votes))
-    )
-    records = FeedbackFiles(str(file)).train()
-    assert [r.completions[0].desirable for r in records.records] == [None, True, True]
-    assert records.origins[str(file)].noted == {"completions whose votes disagree": 2}
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -302,6 +285,8 @@ def test_votes_that_disagree_are_counted(tmp_path: Path) -> None:
         ({"columns": {"prompt": 3}}, r"data\.columns\.prompt: expected the name of a column, found 3"),
         ({"roles": {"x": "customer"}}, r"data\.roles\.x: expected one of"),
         ({"ties": "maybe"}, r"data\.ties: expected drop or keep"),
+        ({"votes": 0.5}, r"data\.votes: expected majority, weights, or a share above 0\.5 and up to 1, found 0\.5"),
+        ({"votes": "most"}, r"data\.votes: expected majority"),
         ({"max_bad_rows": -1}, r"data\.max_bad_rows"),
     ],
 )

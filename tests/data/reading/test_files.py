@@ -1,8 +1,9 @@
 """Reading rows: where each one stands, and one clear error for everything that can be wrong with a file."""
 
+import bz2
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ from halos.data.sources.feedback_files import FeedbackFiles
 
 ROWS: list[dict[str, Any]] = [{"prompt": "é 😀", "n": 1}, {"prompt": "b", "list": [{"text": "x"}]}]
 
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".zst": lambda content: pa.Codec("zstd").compress(content, asbytes=True),
+}
+
 
 def read_rows(path: str | Path, columns: Mapping[str, str] | None = None) -> Iterator[Located]:
     return read_piece(Piece(path), columns)
@@ -24,7 +31,8 @@ def read_rows(path: str | Path, columns: Mapping[str, str] | None = None) -> Ite
 
 def write(path: Path, content: str | bytes) -> Path:
     content = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    pack = PACK.get(path.suffix)
+    path.write_bytes(pack(content) if pack else content)
     return path
 
 
@@ -34,7 +42,7 @@ def error(path: str | Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "A.JSONL"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.bz2", "a.jsonl.zst", "A.JSONL"])
 def test_json_lines_are_located_by_line(tmp_path: Path, name: str) -> None:
     first, second = (json.dumps(row, ensure_ascii=False) for row in ROWS)
     file = write(tmp_path / name, f"\ufeff{first}\r\n\n  \n{second}")
@@ -42,14 +50,14 @@ def test_json_lines_are_located_by_line(tmp_path: Path, name: str) -> None:
     assert list(read_rows(str(file))) == list(read_rows(file))
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.json.zst"])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_json_items_are_located_by_number(tmp_path: Path, name: str, wrapped: bool) -> None:
     file = write(tmp_path / name, json.dumps({"data": ROWS} if wrapped else ROWS, indent=2))
     assert list(read_rows(file)) == [(f"{file}[1]", ROWS[0]), (f"{file}[2]", ROWS[1])]
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.parquet.gz"])
+@pytest.mark.parametrize("name", ["a.parquet", "a.parquet.gz", "a.parquet.bz2"])
 def test_parquet_gives_plain_rows(tmp_path: Path, name: str) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([{"prompt": "é", "m": [{"role": "user"}]}, {"prompt": "b", "m": None}]), sink)
@@ -95,9 +103,9 @@ def test_parquet_gives_plain_rows(tmp_path: Path, name: str) -> None:
         (
             "a.xls",
             "a",
-            "expected a name that ends in .jsonl, .json, .csv, .tsv, .parquet (or one of these and .gz); found",
+            "expected a name that ends in .jsonl, .json, .csv, .tsv, .parquet, .xlsx (or one of these and .gz, .bz2, ",
         ),
-        ("a", "x", "(or one of these and .gz); found no extension"),
+        ("a", "x", "(or one of these and .gz, .bz2, .zst); found no extension"),
     ],
 )
 def test_broken_content(tmp_path: Path, name: str, content: str | bytes, expected: str) -> None:
@@ -119,15 +127,18 @@ def test_an_empty_file_is_an_error(tmp_path: Path, name: str, content: str) -> N
             read()
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.parquet.gz"])
-def test_broken_gzip(tmp_path: Path, name: str) -> None:
-    packed = gzip.compress("\n".join(json.dumps({"a": str(i)}) for i in range(500)).encode())
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.parquet.gz", "a.jsonl.bz2", "a.json.zst", "a.csv.zst"])
+def test_broken_compression(tmp_path: Path, name: str) -> None:
+    suffix = Path(name).suffix
+    kind = "gzip" if suffix == ".gz" else suffix[1:]
+    packed = PACK[suffix]("\n".join(json.dumps({"a": str(i)}) for i in range(500)).encode())
     (tmp_path / name).write_bytes(packed[:-20])
-    assert f"{name}: the gzip file ends too early, it is truncated" in error(tmp_path / name)
+    assert f"{name}: the {kind} file ends too early, it is truncated" in error(tmp_path / name)
     (tmp_path / name).write_bytes(b'{"a": 1}')
-    assert f"{name}: expected a gzip file because of its name, found broken data" in error(tmp_path / name)
+    assert f"{name}: expected a {kind} file because of its name, found broken data" in error(tmp_path / name)
     (tmp_path / name).write_bytes(packed[:40] + b"\x00" * 40 + packed[80:])
-    assert f"{name}: expected a gzip file because of its name, found broken data" in error(tmp_path / name)
+    if suffix != ".zst":  # which has checksums only where its writer asked for them
+        assert f"{name}: expected a {kind} file because of its name, found broken data" in error(tmp_path / name)
 
 
 def test_truncated_parquet(tmp_path: Path) -> None:
@@ -263,12 +274,12 @@ def test_a_folder_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_can_be_read_row_by_row(tmp_path: Path) -> None:
-    for name in ("a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv.gz", "a.parquet"):
+    for name in ("a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv.gz", "a.csv.zst", "a.parquet", "a.xlsx"):
         write(tmp_path / name, "")
         check_streamable(tmp_path / name)
     check_streamable(tmp_path)
     check_streamable("owner/name:train")
-    for name in ("a.json", "a.json.gz", "a.parquet.gz"):
+    for name in ("a.json", "a.json.gz", "a.json.bz2", "a.parquet.gz", "a.parquet.zst"):
         write(tmp_path / name, "")
         with pytest.raises(ValueError, match=rf"{name}: expected a file that can be read row by row"):
             check_streamable(tmp_path / name)

@@ -13,6 +13,7 @@ from halos.data.records.record import (
     Prompt,
     Record,
     Reply,
+    conversation_key,
     json_text,
     messages_of,
     prompt_key,
@@ -87,6 +88,22 @@ def test_prompts_that_differ_have_different_keys() -> None:
         Conversation((Message("user", "q"),), template_kwargs='[{"name": "f"}]'),
     ]
     assert len({prompt_key(prompt) for prompt in prompts}) == len(prompts)
+
+
+def test_a_conversation_is_known_by_its_beginning_up_to_the_first_user_turn() -> None:
+    user, more = (Message("user", "q"), Message("assistant", "a"), Message("user", "r")), Message("system", "s")
+    same: list[Prompt] = ["q", user[:1], user]
+    others: list[Prompt] = ["r", (more, *user), Conversation(user, tools='[{"name": "f"}]'), (more,)]
+    assert len({conversation_key(prompt) for prompt in same}) == 1
+    assert len({conversation_key(prompt) for prompt in (same[0], *others)}) == 1 + len(others)
+
+
+def test_a_reply_begins_and_ends_with_a_turn_that_is_trained_on() -> None:
+    said, unsaid, asked = Message("assistant", "a"), Message("assistant", "b", weight=0), Message("user", "q")
+    Record("r", "p", (Completion.of((said, asked, unsaid, asked, said)),))
+    for reply in ((unsaid, asked, said), (said, asked, unsaid)):
+        with pytest.raises(ValueError, match=r"^r: expected a reply to begin and end with a turn of weight 1, found"):
+            Record("r", "p", (Completion.of(reply),))
 
 
 def test_weights_are_not_part_of_a_prompt() -> None:

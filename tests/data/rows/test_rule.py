@@ -126,13 +126,11 @@ def test_a_completion_of_several_turns_is_all_that_follows_the_prompt() -> None:
     assert decode(tokenizer, chat(tokenizer).completion(back, "a")).endswith("</tool_call><|eot|>")
 
 
-def test_earlier_thoughts_that_the_template_drops_are_dropped_from_the_completion() -> None:
+def test_earlier_thoughts_that_the_template_drops_are_refused() -> None:
     said = [Message("assistant", text, json_text({"reasoning_content": "hm"})) for text in "ab"]
     turns = (said[0], Message("user", "c"), said[1])
-    tokenizer = bpe_tokenizer(THINKS)
-    assert decode(tokenizer, chat(tokenizer).completion(turns, "x")) == (
-        "a<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\nb<|im_end|>"
-    )
+    with pytest.raises(ValueError, match=r"it is the last, found 1 of 1 examples .* \(x\): after .* '<think"):
+        chat(bpe_tokenizer(THINKS)).completion(turns, "x", where="x")
     # Where the prompt has opened a block that the first reply then lacks, the template does not continue it.
     with pytest.raises(ValueError, match=r"found 1 of 1 examples where it does not \(x\): after .* follows '<think>"):
         chat(bpe_tokenizer(OPENS)).completion(turns, "x", where="x")

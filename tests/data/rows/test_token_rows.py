@@ -121,6 +121,15 @@ def test_examples_of_one_prompt_share_a_group() -> None:
     assert [row.group for row in rows] == [0, 1, 0, 2, 1]
 
 
+def test_prompts_that_begin_with_the_same_user_turn_are_one_conversation() -> None:
+    first, said, more = (Message(role, text) for role, text in (("user", "a"), ("assistant", "b"), ("user", "c")))
+    system = Message("system", "d")
+    prompts: list[Any] = [(first,), (more,), (first, said, more), "a", (system, first), (first, said, first)]
+    made = make_rows([Demonstration(f"x#{n}", p, "d") for n, p in enumerate(prompts)], chat(tokenizer=TOKENIZER)).rows
+    assert made.conversations.tolist() == [0, 1, 0, 0, 2, 0]
+    assert made.groups.tolist() == [0, 1, 2, 0, 3, 4]
+
+
 def test_no_examples_are_a_value_error() -> None:
     with pytest.raises(ValueError, match="at least one example, found none"):
         make_rows([], chat())

@@ -15,10 +15,12 @@ from halos.data.reading import files
 from halos.data.records.record import Completion, Record
 from halos.data.records.table import RecordTable
 from halos.data.sources.adapted import Origin
-from halos.data.sources.base import Source
+from halos.data.sources.base import FileSource, Source
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.hh import HHSource
 from halos.data.sources.oasst import OasstSource
+from halos.data.sources.shp import SHPSource
+from halos.data.sources.ultrafeedback import UltraFeedbackSource
 from halos.data.store.arrow import Store
 
 
@@ -207,3 +209,58 @@ def test_a_stream_gives_the_records_and_counts_of_the_table(
     assert origins == table.origins
     assert sum((origin.dropped for origin in origins.values()), Counter()) == table.dropped
     assert len(table.dropped) == 2
+
+
+MESSAGE = {"message_id": "m0", "parent_id": None, "role": "prompter", "text": "q", "lang": "en"}
+REPLY = {"message_id": "m1", "parent_id": "m0", "role": "assistant", "text": "a", "lang": "en"}
+TRANSCRIPT = {side: f"\n\nHuman: q\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+COMMENTS = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_ratio": 3}
+
+
+@pytest.mark.parametrize(
+    ("source", "good", "bad"),
+    [
+        (HHSource, [TRANSCRIPT], {"chosen": "x", "rejected": "y"}),
+        (SHPSource, [COMMENTS], {**COMMENTS, "labels": "one"}),
+        (UltraFeedbackSource, [{"instruction": "q", "completions": [{"response": "a", "overall_score": 1}]}], {}),
+        (OasstSource, [MESSAGE, REPLY], {**REPLY, "message_id": "m2", "role": "x"}),
+        (OasstSource, [MESSAGE, REPLY], REPLY),
+    ],
+)
+def test_every_format_skips_bad_rows(source: type[FileSource], good: Any, bad: Any, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", *good, bad)
+    with Path(file).open("a") as stream:
+        stream.write("{broken")
+    with pytest.raises(ValueError, match=rf"a.jsonl:{len(good) + 1}"):
+        source(file).train()
+    records = source(file, bad_rows="skip").train()
+    assert len(records.records) == 1
+    assert records.dropped["filtered: malformed rows"] == 2
+    with pytest.raises(ValueError, match=r"data\.max_bad_rows = 1 malformed rows, found 2, the first at .*a\.jsonl"):
+        source(file, bad_rows="skip", max_bad_rows=1).train()
+    with pytest.raises(ValueError, match=r"data\.bad_rows: expected stop or skip, found 'maybe'"):
+        source(file, bad_rows="maybe")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "question,answer,thumb\nq,a,up\nq,a\nq,a,up,b\nq,b,down\n"),
+        (
+            "a.json",
+            '[{"question": "q", "answer": "a", "thumb": 1}, 3, [], {"question": "q", "answer": "b", "thumb": 0}]',
+        ),
+    ],
+)
+def test_bad_rows_of_every_kind_of_file_are_skipped(name: str, content: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(content)
+    records = FeedbackFiles(file, bad_rows="skip").train()
+    assert [record.completions[0].desirable for record in records.records] == [True, False]
+    assert records.dropped == {"filtered: malformed rows": 2}
+
+
+def test_rows_without_a_renamed_column_are_bad_rows(tmp_path: Path) -> None:
+    names = {"chosen": "good"}
+    file = write(tmp_path / "a.jsonl", {"good": TRANSCRIPT["chosen"], "rejected": TRANSCRIPT["rejected"]}, TRANSCRIPT)
+    assert len(HHSource(file, columns=names, bad_rows="skip").train().records) == 1

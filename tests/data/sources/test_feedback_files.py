@@ -19,6 +19,7 @@ USER = Message("user", "q")
 SYSTEM = Message("system", "s")
 PREFERRED = ((0, 1),)
 AB = (Completion("a"), Completion("b"))
+R, C = ({"role": role, "content": text} for role, text in (("user", "r"), ("assistant", "c")))
 
 
 def read(row: dict[str, Any]) -> tuple[Record | None, Counter[str]]:
@@ -167,8 +168,8 @@ def test_golden_record(name: str) -> None:
         ({"prompt": "x", "output_A": [A], "output_B": [Q, B], "label": 1}, "expected 'output_B' to be one assistant"),
         ({"prompt": "q", "completions": []}, "expected 'completions' to be a list of objects with 'text'"),
         (
-            {"prompt": "q", "completions": ["a"]},
-            r"expected 'completions\[0\]' to be an object .*; found 'a'",
+            {"prompt": "q", "completions": [3]},
+            r"expected 'completions\[0\]' to be an object .*; found 3",
         ),
         ({"prompt": "q", "completions": [{"text": 3}]}, r"expected 'completions\[0\].text' to be a text; found 3"),
         (
@@ -205,10 +206,50 @@ def test_malformed_row(row: dict[str, Any], expected: str) -> None:
         {"chosen": [S, Q, A], "rejected": [Q, B]},
         {"prompt": "q", "chosen": [S, Q, A], "rejected": [B]},
         {"prompt": "q", "chosen": [Q, A], "rejected": [Q, A, Q, B]},
+        {"chosen": [Q, A, R, C], "rejected": [R, A, R, C]},
     ],
 )
 def test_a_pair_with_different_prompts_is_dropped_and_counted(row: dict[str, Any]) -> None:
     assert read(row) == (None, Counter({"pair with different prompts": 1}))
+
+
+@pytest.mark.parametrize(
+    ("row", "start", "chosen", "rejected"),
+    [
+        ({"chosen": [Q, A, R, C], "rejected": [Q, B, R, C]}, [Q], [A, R, C], [B, R, C]),
+        ({"chosen": [Q, A, R, C], "rejected": [Q, A, R, B]}, [Q, A, R], [C], [B]),
+        ({"chosen": [Q, A, R, C], "rejected": [Q, A, Q, B]}, [Q], [A, R, C], [A, Q, B]),
+        ({"chosen": [S, Q, A, R, C], "rejected": [S, Q, B]}, [S, Q], [A, R, C], [B]),
+        ({"prompt": [Q], "chosen": [A, R, C], "rejected": [A, R, B]}, [Q, A, R], [C], [B]),
+        ({"prompt": [Q], "chosen": [A, R, C], "rejected": "b"}, [Q], [A, R, C], [B]),
+        ({"prompt": [Q], "chosen": [Q, A, R, C], "rejected": [Q, B]}, [Q], [A, R, C], [B]),
+        (
+            {"conversation_a": [Q, A, R, C], "conversation_b": [Q, B, R, A], "winner": "model_a"},
+            [Q],
+            [A, R, C],
+            [B, R, A],
+        ),
+    ],
+)
+def test_conversations_that_part_have_their_common_beginning_as_the_prompt(
+    row: dict[str, Any], start: Any, chosen: Any, rejected: Any
+) -> None:
+    record, dropped = read(row)
+    assert record is not None
+    assert not dropped
+    assert record.prompt == tuple(Message(**turn) for turn in start)
+    assert record.preferences == ((0, 1),)
+    for completion, turns in zip(record.completions, (chosen, rejected), strict=True):
+        assert completion == Completion.of(tuple(Message(**turn) for turn in turns))
+
+
+def test_a_completion_after_its_own_prompt_may_have_several_turns() -> None:
+    record, _ = read({"prompt": "q", "completion": [A, R, C], "label": True})
+    assert record is not None
+    assert record.prompt == "q"
+    assert record.completions == (
+        Completion.of(tuple(Message(turn["role"], turn["content"]) for turn in (A, R, C)), True),
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Selection: labels and pairs from scores, imbalance, one example of a prompt, all assistant turns."""
 
 import math
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -218,3 +219,22 @@ def test_a_median_of_all_data_is_refused_for_a_stream() -> None:
     ):
         Selection(labels_from_scores="median").check_stream()
     Selection(labels_from_scores="prompt").check_stream()
+
+
+@pytest.mark.parametrize("setting", [None, 2.0, "prompt"])
+def test_a_run_gets_the_labels_that_a_table_gets(setting: float | str | None) -> None:
+    draw = random.Random(0)
+    selection = Selection(labels_from_scores=setting)
+    for n in range(60):
+        run = [
+            replace(
+                scored(f"{n}-{i}", "p", *draw.choices(range(5), k=draw.randint(1, 4))), weight=draw.choice([1, 2, 3])
+            )
+            for i in range(draw.randint(1, 4))
+        ]
+        run.append(Record(f"{n}", "p", (Completion("x"), Completion("y", True, 9.0))))
+        of_table = of_run("binary", run, selection.prepare("binary", run, run))
+        assert of_run("binary", run, selection.prepare_run("binary", run)) == of_table
+    assert selection.prepare_run("pairs", RECORDS[3:]) is None
+    unscored = of_run("binary", RECORDS[3:], selection.prepare_run("binary", RECORDS[3:]))
+    assert unscored == of_run("binary", RECORDS[3:], selection.prepare("binary", RECORDS[3:], RECORDS[3:]))

@@ -5,13 +5,17 @@ import torch
 from torch import Tensor, nn
 
 from halos.data.batches import packing
-from halos.data.batches.packing import PROMPT, Pack, pack
+from halos.data.batches.packing import Pack, pack
 from halos.data.rows.token_rows import Row
 from halos.policy.logprobs.attention import PackedAttention, attend, repeats_heads
 from halos.policy.logprobs.flex import ScoreOptions
 from tests import tiny
 
-ROWS = [*tiny.rows(4, branches=2, seed=2), Row("long", 7, tuple(range(12)), (tuple(range(9)), tuple(range(11))))]
+ROWS = [
+    *tiny.rows(3, branches=2, seed=2),
+    *tiny.conversation(branches=2),
+    Row("long", 7, tuple(range(12)), (tuple(range(9)), tuple(range(11)))),
+]
 MODULE = nn.Identity()
 
 
@@ -28,8 +32,7 @@ def by_hand(part: Pack, query: Tensor, key: Tensor, value: Tensor, window: int |
         visible = [
             j
             for j in range(key.shape[2])
-            if part.tree[j] == part.tree[at]
-            and part.branch[j] in (PROMPT, part.branch[at])
+            if part.node[j] <= part.node[at] <= part.last[j]
             and part.position[j] <= part.position[at]
             and (window is None or part.position[at] - part.position[j] < window)
         ]
@@ -64,27 +67,27 @@ def test_it_is_softmax_over_what_each_token_may_see(
     options = ScoreOptions(scaling=0.5, window=window, softcap=softcap)
     n = len(first.input_ids)
     query, key, value = states(n, 4, 0), states(n, heads, 1), states(n, heads, 2)
-    attention = PackedAttention(first, keep_prompts=True, flex=flex)
+    attention = PackedAttention(first, keep=True, flex=flex)
     found = attention(MODULE, query, key, value, options)
     torch.testing.assert_close(found, by_hand(first, query, key, value, window, softcap), rtol=0, atol=1e-12)
     # The second pack sees the prompts of the first.
     m = len(second.input_ids)
     query, key2, value2 = states(m, 4, 3), states(m, heads, 4), states(m, heads, 5)
-    found = PackedAttention(second, earlier=attention.prompt_states, flex=flex)(MODULE, query, key2, value2, options)
-    key, value = (torch.cat([old[:, :, first.prompts], new], 2) for old, new in ((key, key2), (value, value2)))
+    found = PackedAttention(second, earlier=attention.kept, flex=flex)(MODULE, query, key2, value2, options)
+    key, value = (torch.cat([old[:, :, first.kept], new], 2) for old, new in ((key, key2), (value, value2)))
     torch.testing.assert_close(found, by_hand(second, query, key, value, window, softcap), rtol=0, atol=1e-12)
 
 
-def test_kept_keys_and_values_are_detached_and_those_of_the_prompts() -> None:
-    (part,) = pack(ROWS, width=11)
+def test_kept_keys_and_values_are_detached_and_those_that_the_next_pack_continues() -> None:
+    rows = [Row("a", 0, (1, 2, 3), ((4, 5), (6, 7))), Row("b", 1, (8, 9), ((4, 5), (6,)))]
+    part, _ = pack(rows, width=2, mismatched=True)
     n = len(part.input_ids)
     key = states(n, 2, 0).requires_grad_()
-    attention = PackedAttention(part, keep_prompts=True)
+    attention = PackedAttention(part, keep=True)
     attention(MODULE, states(n, 2, 1), key, key, ScoreOptions())
-    kept, _ = attention.prompt_states[MODULE]
+    kept, _ = attention.kept[MODULE]
     assert not kept.requires_grad
-    assert kept.shape[2] == sum(len(row.prompt) for row in ROWS)
-    assert torch.equal(kept[:, :, : len(ROWS[0].prompt)], key[:, :, : len(ROWS[0].prompt)])
+    assert torch.equal(kept, key[:, :, :3])  # the mismatched completion of the second prompt has no token to feed
 
 
 def test_nothing_is_kept_unless_asked_for() -> None:
@@ -92,7 +95,7 @@ def test_nothing_is_kept_unless_asked_for() -> None:
     n = len(part.input_ids)
     attention = PackedAttention(part)
     attention(MODULE, states(n, 2, 0), states(n, 2, 1), states(n, 2, 2), ScoreOptions())
-    assert not attention.prompt_states
+    assert not attention.kept
 
 
 def test_dropout_drops() -> None:

@@ -43,6 +43,16 @@ def one_at_a_time(model: Any, row: Row, branch: tuple[int, ...]) -> list[float]:
     return [float(logprobs[len(row.prompt) - 1 + t, token]) for t, token in enumerate(branch)]
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_of_several_turns_the_scored_tokens_have_log_probs_after_all_before_them(llama: Any, packing: bool) -> None:
+    row = Row("r0", 0, (5, 6), ((8, 9, 10, 11, 12), (13, 3)), context=(((1, 3),), ()))
+    found = completion_logprobs(llama, collate([row, *ROWS], packing=packing)).tokens[0]
+    first, second = (one_at_a_time(llama, row, branch) for branch in row.branches)
+    expected = torch.tensor([[first[0], first[3], first[4]], [*second, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(found[:, :3], expected, rtol=0, atol=EXACT)
+    assert not found[:, 3:].any()
+
+
 def weights(rows: list[Row], width: int) -> Tensor:
     """A number for each token of each row that goes with the row, whatever its place in the batch."""
     made = []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from halos.data.batches import packing
 from halos.data.batches.collate import collate
-from halos.data.batches.packing import PROMPT, Pack, pack
+from halos.data.batches.packing import Pack, pack
 from halos.data.rows.token_rows import Row
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs import attention, flex, packed
@@ -24,20 +24,19 @@ from tests import tiny
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 LONG = Row("long", 7, tuple(n % 7 for n in range(23)), (tuple(range(9)), tuple(range(11))))
-ROWS = [*tiny.rows(4, branches=2, seed=2), LONG, *tiny.rows(3, branches=2, seed=5)]
+ROWS = [*tiny.rows(4, branches=2, seed=2), LONG, *tiny.conversation(branches=2)]
 
 
 def visible(part: Pack, window: int | None) -> Tensor:
     """[N, P + N], pair by pair."""
-    before = len(part.tree) - len(part.input_ids)
-    seen = torch.zeros(len(part.input_ids), len(part.tree), dtype=torch.bool)
+    before = len(part.node) - len(part.input_ids)
+    seen = torch.zeros(len(part.input_ids), len(part.node), dtype=torch.bool)
     for query in range(len(part.input_ids)):
         own = query + before
-        for key in range(len(part.tree)):
+        for key in range(len(part.node)):
             distance = int(part.position[own] - part.position[key])
             seen[query, key] = (
-                part.tree[own] == part.tree[key]
-                and part.branch[key] in (PROMPT, part.branch[own])
+                part.node[key] <= part.node[own] <= part.last[key]
                 and distance >= 0
                 and (window is None or distance < window)
             )

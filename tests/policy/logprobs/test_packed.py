@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -12,10 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos import objectives
-from halos.data.batches import packing
-from halos.data.batches.collate import Batch, collate
+from halos.data.batches import packing, prefix_tree
+from halos.data.batches.collate import Batch, collate, step_size
 from halos.data.rows.token_rows import Row
-from halos.objectives import KTO, PPO, Objective
+from halos.objectives import DPO, KTO, PPO, Objective
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs import packed
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
@@ -27,8 +28,14 @@ from tests import tiny
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 
 PLAIN = tiny.rows(5, branches=3, seed=1)
-ROWS = [*PLAIN, Row("again", 9, PLAIN[1].prompt, (PLAIN[1].branches[1], (3,), PLAIN[1].branches[0]))]
-"""Several completions of each prompt; two rows of one prompt, with completions in common."""
+ROWS = [
+    *PLAIN,
+    Row("again", 9, PLAIN[1].prompt, (PLAIN[1].branches[1], (3,), PLAIN[1].branches[0])),
+    *tiny.conversation(branches=3),
+    Row("turns", 10, (4, 5), ((7, 8, 9, 2, 3), (12, 13), (14, 15, 16, 17)), context=(((2, 4),), (), ((1, 3),))),
+]
+"""Several completions of each prompt; two rows of one prompt, with completions in common; turns of a conversation, each
+an example of its own and several in one completion."""
 TECHNIQUES = [
     {"packing": packing, "share_prompts": share, "head_chunk": chunk}
     for packing, share, chunk in product((True, False), (True, False), (None, 4))
@@ -93,6 +100,7 @@ def test_the_pieces_that_attention_is_computed_in_do_not_matter(
     expected, expected_gradients = with_gradients(model, mismatched=True)
     monkeypatch.setattr(packing, "GROUPED_TREES_MAX_TOKENS", grouped)
     monkeypatch.setattr(packing, "DENSE_TREE_MAX_TOKENS", dense)
+    monkeypatch.setattr(prefix_tree, "SHARED_MIN_TOKENS", 2)
     found, gradients = with_gradients(model, mismatched=True, packing=True)
     assert_same([found.tokens], [expected.tokens], VALUES)
     assert_same(gradients, expected_gradients, GRADIENTS)
@@ -120,7 +128,13 @@ KINDS = [
 def rows_for(kind: type[Objective]) -> list[Row]:
     branches = 2 if kind.view == "pairs" or kind.needs.mismatched else 1
     return [
-        Row(row.id, row.group, row.prompt, row.branches[:branches], n % 2 == 0, 0.5 - n % 2)
+        replace(
+            row,
+            branches=row.branches[:branches],
+            context=row.context[:branches],
+            desirable=n % 2 == 0,
+            score=0.5 - n % 2,
+        )
         for n, row in enumerate(ROWS)
     ]
 
@@ -164,6 +178,29 @@ def test_every_objective_has_the_same_loss_and_gradient(model: Any, kind: type[O
         assert_same(gradients, expected_gradients, GRADIENTS)
 
 
+@pytest.mark.parametrize("division", [[10], [5, 5], [1, 4, 3, 2]], ids=str)
+def test_a_step_does_not_depend_on_where_its_conversations_are_divided(llama: Any, division: list[int]) -> None:
+    """Micro-batches, and ranks, each with a tree of its own."""
+    rows = [row for pair in zip(rows_for(DPO), rows_for(DPO)[::-1], strict=True) for row in pair][:10]
+    objective = DPO(Backbone(llama, with_reference=False))
+
+    def gradients(batches: list[Batch]) -> list[Tensor]:
+        terms = []
+        for batch in batches:
+            policy = completion_logprobs(llama, batch)
+            reference = LogProbs(policy.tokens.detach() * 0.9, policy.mask)
+            output = objective.compute(batch, policy, reference)
+            terms += [term.total / float(term.step_count or 1) for term in output.loss.values()]
+        return list(torch.autograd.grad(torch.stack(terms).sum(), list(llama.parameters())))
+
+    expected, step, start = gradients([collate(rows)]), step_size(rows), 0
+    batches = []
+    for size in division:
+        batches.append(collate(rows[start : start + size], step=step, packing=True))
+        start += size
+    assert_same(gradients(batches), expected, GRADIENTS)
+
+
 # What is computed
 
 
@@ -185,6 +222,15 @@ def test_each_token_is_fed_once_and_mismatched_completions_without_gradient_nor_
     others = sum(len(row.branches[1]) - 1 for row in rows)
     assert fed(llama, collate(rows, mismatched=True, packing=True)) == [(trained, True), (others, False)]
     assert fed(llama, collate(rows, packing=True)) == [(trained + others, True)]
+
+
+def test_the_turns_of_a_conversation_are_fed_once(llama: Any) -> None:
+    can_pack(llama)
+    rows = tiny.conversation()
+    sequences = [row.prompt + row.branches[0][:-1] for row in rows]
+    beginnings = {ids[:n] for ids in sequences for n in range(1, len(ids) + 1)}
+    assert fed(llama, collate(rows, packing=True)) == [(len(beginnings), True)]
+    assert len(beginnings) < 0.6 * sum(map(len, sequences))
 
 
 def test_gradient_flows_through_trained_completions_only(model: Any) -> None:

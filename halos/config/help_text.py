@@ -1,0 +1,117 @@
+"""What ``halos --help`` and ``halos COMMAND --help`` print: commands, groups, and keys with their comments."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from halos.config.folder import config_folder, options_of
+from halos.config.yaml_comments import Key, keys
+
+WIDTH = 80
+_INTERNAL = ("experiment", "tuned", "feedback")
+"""Groups whose files are sets of settings of other groups."""
+
+FIRST = ("loss", "data", "model")
+MORE = """-m runs a sweep (loss=kto,dpo seed=0,1). --config-dir DIR adds your own YAML.
+--cfg job prints the configuration and runs nothing."""
+BASES = ("default", "file_source")
+"""Files that the options of a group begin with."""
+
+
+def commands_help(meanings: Mapping[str, str]) -> str:
+    """Return the list of commands, a line each."""
+    width = max(map(len, meanings))
+    return "\n".join(
+        [
+            "usage: halos COMMAND [group=option …] [key=value …]",
+            "",
+            *(f"  {name:<{width}}  {meaning}" for name, meaning in meanings.items()),
+            "",
+            "halos COMMAND --help lists its groups and keys. The first result: halos train",
+        ]
+    )
+
+
+def command_help(name: str, meaning: str, config: str, words: Sequence[str]) -> str:
+    """Return the help of one command.
+
+    Args:
+        name: of the command.
+        meaning: what it does, in a line.
+        config: the name of its YAML.
+        words: of the command line; the options that they choose are the ones whose keys are listed.
+    """
+    conf = Path(config_folder())
+    groups = _groups(conf / f"{config}.yaml")
+    chosen = groups | {key: value for key, _, value in (word.partition("=") for word in words) if key in groups}
+    lines = [f"usage: halos {name} [group=option …] [key=value …]", "", f"{meaning[0].upper()}{meaning[1:]}.", ""]
+    lines += [f"Groups and their options (see halos {name} GROUP=OPTION --help)"]
+    for group, option in chosen.items():
+        options = [other for other in options_of(group) if other not in BASES or other == option]
+        if options != [option]:
+            lines += _wrapped(f"  {group}={option}", ", ".join(options))
+    lines += ["", "Keys with their defaults"]
+    for key, before in _with_previous(_all_keys(conf, config, chosen)):
+        if before and key.name.partition(".")[0] != before.name.partition(".")[0] and "." in key.name + before.name:
+            lines.append("")
+        lines += _wrapped(f"  {key.name}={key.default}", key.comment)
+    return "\n".join([*lines, "", MORE])
+
+
+def _defaults(file: Path) -> list[object]:
+    found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    defaults = found.get("defaults", []) if isinstance(found, dict) else []
+    assert isinstance(defaults, list)
+    return defaults
+
+
+def _groups(file: Path) -> dict[str, str]:
+    """Return the groups of a command's YAML, each with the option that is its default."""
+    groups: dict[str, str] = {}
+    for entry in _defaults(file):
+        if isinstance(entry, str) and entry != "_self_":
+            groups |= _groups(file.with_name(f"{entry}.yaml"))
+        elif isinstance(entry, dict):
+            groups |= {group: "null" if value is None else str(value) for group, value in entry.items()}
+    shown = {group: option for group, option in groups.items() if options_of(group) and group not in _INTERNAL}
+    return {group: shown[group] for group in sorted(shown, key=lambda group: group not in FIRST)}
+
+
+def _all_keys(conf: Path, config: str, chosen: Mapping[str, str]) -> Iterator[Key]:
+    found = {key.name: key for key in _with_bases(conf / f"{config}.yaml", "")}
+    for group, option in chosen.items():
+        file = conf / group / f"{option}.yaml"
+        if file.is_file():
+            whole = file.read_text(encoding="utf-8").startswith("# @package _global_")
+            found |= {key.name: key for key in _with_bases(file, "" if whole else group)}
+    # An interpolation says that another key has the value.
+    yield from (key for key in found.values() if not (key.name.startswith("data.source.") and "${" in key.default))
+
+
+def _with_previous(found: Iterator[Key]) -> Iterator[tuple[Key, Key | None]]:
+    before = None
+    for key in found:
+        yield key, before
+        before = key
+
+
+def _with_bases(file: Path, prefix: str) -> list[Key]:
+    """Return the keys of a file and of the files that it begins with."""
+    found: list[Key] = []
+    for base in _defaults(file):
+        if isinstance(base, str) and base != "_self_":
+            name, _, package = base.partition("@")  # default@model: its keys lie below model
+            found += _with_bases(file.with_name(f"{name}.yaml"), package or prefix)
+    return [*found, *keys(file, prefix)]
+
+
+def _wrapped(start: str, text: str) -> list[str]:
+    if not text:
+        return [start]
+    if len(start) + 2 + len(text) <= WIDTH:
+        return [f"{start}  {text}"]
+    return [start, *textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)]

@@ -1,0 +1,69 @@
+"""Mistakes in the words of a command line, found before Hydra reads them in its own grammar."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+_FLAGS = re.compile(
+    r"-h|--help|--hydra-help|--version|-r|--resolve|--run|-m|--multirun|-sc|--shell-completion|--experimental-rerun.*"
+    r"|(-c|--cfg|-p|--package|-i|--info|-cp|--config-path|-cn|--config-name|-cd|--config-dir)(=.*)?"
+)
+_WITH_VALUE = re.compile(r"-c|--cfg|-p|--package|-i|--info|-cp|--config-path|-cn|--config-name|-cd|--config-dir")
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Check the words of a command line.
+
+    Raises:
+        ValueError: a flag that does not exist (``--loss kto``), spaces around ``=``, a word without ``=``, or a value
+            that needs quotes; the error has the words to write.
+    """
+    pairs = list(zip(words, [*words[1:], ""], strict=False))  # a last word is followed by none
+    is_value = False
+    for n, (word, following) in enumerate(pairs):
+        if is_value:
+            is_value = False
+        elif word.startswith("-"):
+            if not _FLAGS.fullmatch(word):
+                name, _, value = word.lstrip("-").partition("=")
+                value = value or ("VALUE" if following.startswith("-") else following or "VALUE")
+                raise ValueError(f"{word}: expected key=value without dashes, found a flag; write {name}={value}")
+            is_value = _WITH_VALUE.fullmatch(word) is not None
+        else:
+            _check_spaces(word, [other for _, other in pairs[n : n + 2]])
+            _check_grammar(word)
+
+
+def _check_spaces(word: str, following: Sequence[str]) -> None:
+    key = word.rstrip("=")
+    rest = next((other.lstrip("=") for other in following if other.strip("=")), "VALUE")
+    if following[0].startswith("=") or (word.endswith("=") and following[0] and "=" not in following[0]):
+        raise ValueError(f"{word} {following[0]}: expected no spaces around =; write {key}={rest}")
+    if "=" not in word and not word.startswith("~"):
+        raise ValueError(f"{word}: expected group=option or key=value, found no =")
+
+
+def _check_grammar(word: str) -> None:
+    parser = OverridesParser.create()
+    try:
+        parser.parse_override(word)
+    except HydraException:
+        key, _, value = word.partition("=")
+        quoted = '{}="{}"'.format(key, value.replace('"', '\\"'))
+        try:
+            if parser.parse_override(quoted).value() != value:
+                return
+        except HydraException:
+            return  # what is wrong is the key: Hydra's own error names it
+        raise ValueError(
+            f"{word}: expected a value in Hydra's grammar, found signs that it reads otherwise; a text is quoted, "
+            f"{_in_shell(quoted)}"
+        ) from None
+
+
+def _in_shell(word: str) -> str:
+    return "'{}'".format(word.replace("'", "'\\''"))

@@ -1,0 +1,50 @@
+"""What the YAML files of ``conf/`` say of their keys: defaults and comments, for ``--help`` and the documentation."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w-]+):(?: (?P<value>[^ ].*?))?(?:  # (?P<comment>.*))?$")
+HIDDEN = ("defaults", "hydra", "_target_", "_partial_", "override")
+"""Keys that are Hydra's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of a YAML file with its default and its comment."""
+
+    name: str
+    default: str
+    comment: str
+
+
+def keys(file: Path, prefix: str = "") -> list[Key]:
+    """Return the keys of a file in their order; keys that hold others only if they have a comment.
+
+    Args:
+        file: a YAML file of ``conf/``, indented by two spaces.
+        prefix: the group of the file, which its keys are below.
+    """
+    found, path = list[Key](), list[str]()
+    for match in filter(None, map(LINE.match, file.read_text(encoding="utf-8").splitlines())):
+        depth = len(match["indent"]) // 2
+        path = [*path[:depth], match["key"]]
+        if any(part in HIDDEN for part in path):
+            continue
+        default, comment = match["value"] or "", match["comment"] or ""
+        if default or comment:
+            found.append(Key(".".join(filter(None, (prefix, *path))), default, comment))
+    return found
+
+
+def header(file: Path) -> str:
+    """Return the comment at the start of a file, as one text."""
+    comment: list[str] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            comment.append(line.lstrip("# ").strip())
+    return " ".join(comment)

@@ -1,0 +1,243 @@
+"""Reference points of KTO: z₀, with which the loss compares the log-ratio of each completion.
+
+The paper defines z₀ = KL(π_θ(·|x) ‖ π_ref(·|x)), in expectation over prompts, at the current policy. Each class below
+is one estimator of it. r(x, y) = log π_θ(y|x) − log π_ref(y|x) in nats, and no gradient flows into any z₀. Means are
+weighted by the examples' weights. :mod:`halos.evaluation.reference_points` measures all of them for a finished run.
+"""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from halos.checks import check_choice, check_whole
+from halos.data.batches.collate import Batch
+from halos.loop.needs import Needs
+from halos.loop.state import RunningState
+from halos.metrics import Mean
+from halos.policy.logprobs.completions import LogProbs
+from halos.processes.collectives import all_gather_list, all_sum
+
+
+class ReferencePoint(RunningState, ABC):
+    """An estimator of z₀, from one micro-batch and what it remembers of earlier steps.
+
+    Args:
+        clamp: take the maximum of the estimate and 0, as the paper does: a KL divergence is never negative.
+    """
+
+    needs = Needs()
+    """What the estimator needs of data and backbone, besides the needs of the loss."""
+
+    def __init__(self, *, clamp: bool = True) -> None:
+        super().__init__()
+        self.clamp = clamp
+
+    @abstractmethod
+    def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
+        """Estimate z₀ before the clamp. All ranks call this together.
+
+        Args:
+            batch: this rank's examples.
+            ratios: r of each branch, [B, K]; y is the first, and y' the last if the estimator needs it.
+            divergence: the divergence at each token, [B, K, C] (:class:`LogProbs`), if the estimator needs it.
+
+        Returns:
+            One z₀ for all examples, a scalar, or one for each, [B].
+        """
+
+    def forward(self, batch: Batch, policy: LogProbs, reference: Tensor) -> tuple[Tensor, dict[str, Mean]]:
+        """Return z₀, and its metrics: z₀ after and before the clamp.
+
+        Args:
+            batch: this rank's examples.
+            policy: their log-probs under π_θ.
+            reference: log π_ref(y|x) of each branch, [B, K].
+        """
+        raw = self.estimate(batch, (policy.sum - reference).detach(), policy.divergence)
+        z0, weights = raw.clamp(min=0) if self.clamp else raw, _weights(batch, raw)
+        metrics = {"z0": z0, "z0/raw": raw}
+        return z0, {name: Mean((weights * value).sum(), weights.sum()) for name, value in metrics.items()}
+
+    def end_step(self) -> None:
+        """Take note that an optimizer step has ended."""
+
+
+class Zero(ReferencePoint):
+    """z₀ = 0: what z₀ is before the first step.
+
+    Bias: −KL, which grows as the policy moves. Variance: none. Cost: none.
+    """
+
+    def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
+        return ratios.new_zeros(())
+
+    def forward(self, batch: Batch, policy: LogProbs, reference: Tensor) -> tuple[Tensor, dict[str, Mean]]:
+        return reference.new_zeros(()), {}
+
+
+class Mismatched(ReferencePoint):
+    """The paper's estimator (section 4.1): the mean of r(x, y') over the micro-step, where y' answers another prompt.
+
+    Bias: downwards. A KL is a mean over samples of π_θ(·|x); y' is none, and becomes unlikely as the policy learns to
+    stay with its prompt. The clamp at 0 turns a part of the noise into an upward bias. Variance: that of r(x, y')
+    divided by the examples in the micro-step. Cost: a forward pass of π_θ over y', without gradient.
+    """
+
+    needs = Needs(mismatched=True, whole_micro_step=True)
+
+    def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
+        return _mean(ratios[:, -1], batch.weights)
+
+
+class Running(ReferencePoint):
+    """The mean of r(x, y') over the ``steps`` optimizer steps before this one; 0 in the first step, where r is 0.
+
+    The current step is left out, so that no example's loss depends on the others of its step, whatever the batch size
+    and the number of micro-batches.
+
+    Bias: that of :class:`Mismatched`, and a lag: the mean is of policies that are (steps + 1) / 2 steps old on average.
+    Variance: that of :class:`Mismatched` divided by ``steps`` while the policy moves little; the clamp acts on the
+    mean, not on each step. Cost: that of :class:`Mismatched`.
+
+    Args:
+        clamp: see :class:`ReferencePoint`.
+        steps: optimizer steps in the mean.
+
+    Attributes:
+        sums: (sum, count) of the current step, followed by those of the steps before it, newest first, [steps + 1, 2].
+    """
+
+    needs = Needs(mismatched=True)
+    sums: Tensor
+
+    def __init__(self, *, clamp: bool = True, steps: int = 32) -> None:
+        super().__init__(clamp=clamp)
+        check_whole("loss.reference_point_steps", steps, 1)
+        # A buffer, so that it is saved: a resumed run must continue with the mean that it had.
+        self.register_buffer("sums", torch.zeros(steps + 1, 2))
+
+    def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
+        # Validation does not count. Nor does a second look at the same batch, without gradient (humanline's rewards).
+        if self.training and torch.is_grad_enabled():
+            self.sums[0] += all_sum(_sum_and_count(ratios[:, -1], batch.weights))
+        total, count = self.sums[1:].sum(0).to(ratios).unbind()
+        return total / count.where(count > 0, 1)
+
+    def end_step(self) -> None:
+        # A step with a non-finite loss is skipped, and must not spoil the mean.
+        self.sums[0] = self.sums[0].where(self.sums[0].isfinite().all(), 0)
+        self.sums.copy_(self.sums.roll(1, 0))
+        self.sums[0] = 0
+
+
+class PerPrompt(ReferencePoint):
+    """For each y, the mean of r(x, y) over the other completions of its prompt in the micro-step; 0 if there is none.
+
+    The leave-one-out baseline of RLOO (Ahmadian et al. 2024, arXiv 2402.14740), on the data's completions. All
+    completions of a prompt are drawn together, as far as the batch allows. A lone completion is compared with 0, and
+    counts in the means of ``z0`` as such. Copies of an example are not among its others.
+
+    Bias: towards the data. The mean is over completions of the data (of both labels), not of π_θ; but they answer the
+    prompt, so r has the right scale. Variance: that of r(x, y) divided by the number of others, so large for the usual
+    one or two. Cost: no forward pass; the host waits for the device once a micro-step.
+    """
+
+    needs = Needs(grouped=True, whole_micro_step=True)
+
+    def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
+        names = [zlib.crc32(name.encode()) for name in batch.ids]
+        numbers = torch.stack([ratios[:, 0], _weights(batch, ratios)]).tolist()
+        # The other completions may be on other ranks.
+        examples = all_gather_list(list(zip(batch.group.tolist(), names, *numbers, strict=True)))
+        columns = [*zip(*examples, strict=True)]
+        groups, ids = (batch.group.new_tensor(column) for column in columns[:2])
+        values, weights = (ratios.new_tensor(column) for column in columns[2:])
+        other = (batch.group[:, None] == groups) & (batch.group.new_tensor(names)[:, None] != ids)
+        total, count = (other * weights) @ values, (other * weights).sum(1)
+        return torch.where(count > 0, total / count.where(count > 0, 1), 0.0).to(ratios)
+
+
+class TokenDivergence(ReferencePoint):
+    """The mean over the micro-step of Σ_t KL(π_θ(·|x, y_<t) ‖ π_ref(·|x, y_<t)), exact at each prefix of the data's y.
+
+    The sequential KL of TDPO (Zeng et al. 2024, arXiv 2404.11999), with the two models in the order of a KL penalty.
+
+    Bias: the prefixes are those of the data, not of samples of π_θ. It is small while both have the same kind of
+    replies, and upwards where the policy differs most at prefixes that it has learned to avoid. Variance: low, as
+    there is no sampled token; never negative, so the clamp does nothing. Cost: the reference computes in each step
+    (live, or the policy without its adapter), and both heads compute their logits once more.
+    """
+
+    needs = Needs(divergence=True, whole_micro_step=True)
+
+    def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
+        assert divergence is not None  # the class needs it
+        return _mean(divergence[:, 0].sum(-1), batch.weights)
+
+
+REFERENCE_POINTS: dict[str, type[ReferencePoint]] = {
+    "mismatched": Mismatched,
+    "zero": Zero,
+    "running": Running,
+    "per_prompt": PerPrompt,
+    "token": TokenDivergence,
+}
+"""The estimators, by their name in ``loss.reference_point``."""
+
+
+def reference_point(name: str, *, clamp: bool = True, steps: int | None = None) -> ReferencePoint:
+    """Make an estimator of z₀.
+
+    Args:
+        name: a key of :data:`REFERENCE_POINTS`.
+        clamp: take the maximum with 0.
+        steps: optimizer steps in the mean of ``running``; None: its default.
+
+    Raises:
+        ValueError: for another name, and for ``steps`` where they would have no effect.
+    """
+    check_choice("loss.reference_point", name, REFERENCE_POINTS)
+    if name == "running" and steps is not None:
+        return Running(clamp=clamp, steps=steps)
+    if steps is not None:
+        expected = f"expected null with loss.reference_point={name}, found {steps}"
+        raise ValueError(f"loss.reference_point_steps: {expected}; only running is a mean over steps")
+    return REFERENCE_POINTS[name](clamp=clamp)
+
+
+def kto_reference_point(
+    policy: Tensor, reference: Tensor, *, weights: Tensor | None = None, clamp: bool = True
+) -> tuple[Tensor, Mean]:
+    """The reference point z₀ = max(0, mean of log π_θ(y'|x) − log π_ref(y'|x)), over the mismatched y' of all ranks.
+
+    Args:
+        policy, reference: log π(y'|x) of this rank's y', summed over tokens, in nats, [B].
+        weights: the weight of the example that each y' is paired with, [B]; None: all 1.
+        clamp: take the maximum with 0.
+
+    Returns:
+        z₀, a scalar without gradient, and this rank's part of the mean before the maximum.
+    """
+    ratios = (policy - reference).detach()
+    z0 = _mean(ratios, weights)
+    return z0.clamp(min=0) if clamp else z0, Mean(*_sum_and_count(ratios, weights))
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    # The mean over all ranks. Sum and count travel separately: ranks may hold different numbers of examples.
+    total, count = all_sum(_sum_and_count(values, weights)).unbind()
+    return total / count
+
+
+def _sum_and_count(values: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return torch.stack([values.sum(), values.new_full((), len(values))])
+    return torch.stack([(weights * values).sum(), weights.sum().to(values)])
+
+
+def _weights(batch: Batch, like: Tensor) -> Tensor:
+    return like.new_ones(len(batch)) if batch.weights is None else batch.weights.to(like)

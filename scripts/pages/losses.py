@@ -1,0 +1,228 @@
+"""A page for each loss, from its docstrings, its signature, its YAML, and losses.yaml in this folder."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.utils import get_class
+
+from halos.objectives.base import Objective
+from scripts.pages.text import entries, page, parts, table
+
+ROOT = Path(__file__).parents[2]
+WRITTEN = "<!-- written by `python scripts/write_docs.py`; change scripts/pages/losses.yaml or the docstring -->"
+REFERENCE = "52.3, 51.6, 52.7"
+"""Desirable replies of the toy world's reference in %, for seeds 0, 1 and 2."""
+VIEWS = {
+    "binary": (
+        "labelled replies: one reply and whether it is desirable",
+        '{"prompt": "What is 2+2?", "completion": "4", "label": true}',
+    ),
+    "pairs": (
+        "pairs: a chosen and a rejected reply to the same prompt",
+        '{"prompt": "What is 2+2?", "chosen": "4", "rejected": "5"}',
+    ),
+    "scored": (
+        "scored replies; labels count as +1 and −1",
+        '{"prompt": "What is 2+2?", "completion": "4", "score": 0.9}',
+    ),
+    "demonstrations": ("replies to imitate", '{"prompt": "What is 2+2?", "completion": "4"}'),
+}
+"""What each view is, and a row of a file that gives it."""
+WATCH = {
+    "binary": ("`val/rewards/auc` (0.5 is chance)", "`val/rewards/margins`"),
+    "pairs": ("`val/rewards/accuracies` (0.5 is chance)", "`val/rewards/margins`"),
+    "scored": ("`val/rewards/auc`, where replies have labels (0.5 is chance)",),
+    "demonstrations": ("`val/loss`",),
+}
+
+
+@cache
+def notes() -> dict[str, dict[str, Any]]:
+    """Return what is written by hand, by the name of the loss, in the order of the index."""
+    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+@cache
+def settings(name: str) -> dict[str, Any]:
+    """Return the keys of ``conf/loss/NAME.yaml``, those of the YAML that it builds on included."""
+    own = yaml.safe_load((ROOT / "conf" / "loss" / f"{name}.yaml").read_text(encoding="utf-8"))
+    bases = [base for base in own.pop("defaults", []) if base != "_self_"]
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged |= settings(base)
+    return merged | own
+
+
+def objective(name: str) -> type[Objective]:
+    """Return the class of a loss."""
+    return get_class(settings(name)["_target_"])
+
+
+def needs(name: str) -> Any:
+    """Return the needs of a loss with the parameters of its YAML."""
+    values = {key: value for key, value in settings(name).items() if key not in ("_target_", "name")}
+    return objective(name).needs if "parts" in values else objective(name)(None, **values).needs
+
+
+def view(name: str) -> str:
+    """Return the view of a loss; the default mixture takes pairs."""
+    return "pairs" if "parts" in settings(name) else objective(name).view
+
+
+def index_page() -> str:
+    """Return the table of all losses."""
+    rows = []
+    for name, note in notes().items():
+        paper = objective(name).paper
+        link = f"[{paper[1].rpartition('/')[2]}]({paper[1]})" if paper else "–"
+        reference = "if a part's" if name == "mix" else "yes" if needs(name).reference else "no"
+        rows.append((f"[`{name}`]({name}.md)", VIEWS[view(name)][0], reference, link, *(note["toy"] or ("–", "–"))))
+    return page(
+        "# Losses",
+        WRITTEN,
+        "`loss=NAME` chooses one, and nothing else changes. [Choosing a loss](../guides/choosing-a-loss.md) helps.",
+        table(("`loss=`", "data", "reference", "paper", "desirable after, %", "KL, nats"), rows),
+        "The last two columns are runs on the [toy world](../results/toy-world.md) with nothing but `loss=` and "
+        "`seed=` on the command line, for seeds 0, 1 and 2. *Desirable after* is the share of replies that the true "
+        f"reward approves of, sampled from the trained policy for 512 held-out prompts (the reference: {REFERENCE}). "
+        "*KL* is KL(policy ‖ reference) per reply. They say that each loss learns with its defaults, not which is "
+        "best: the world is small, and the rates were chosen for it. KTO's z₀ is clamped to 0 in nearly all steps "
+        "there, so `kto` and `kto_zero` agree. APO-down lowers the chosen too and goes furthest from the reference.",
+    )
+
+
+def loss_page(name: str) -> str:
+    """Return the page of one loss, with the same sections for each."""
+    cls, note = objective(name), notes()[name]
+    return page(
+        f"# {name}",
+        WRITTEN,
+        *_purpose(name, note),
+        "## Equation",
+        _equation(name),
+        "## Data",
+        *_data(name),
+        "## Words to run",
+        _words(name),
+        "## Metrics to watch",
+        [f"- {metric}" for metric in (*note["watch"], *_shared_metrics(name))],
+        "[All metrics](../reference/metrics.md), with formulas and signs.",
+        "## Deviations from the paper",
+        _deviations(cls),
+        "## Parameters",
+        *_parameters(name, note),
+        "## Results here",
+        _results(name, note),
+        "## Citation",
+        _citation(cls, note),
+    )
+
+
+def _purpose(name: str, note: dict[str, Any]) -> tuple[str, ...]:
+    cls = objective(name)
+    paper = f" Paper: [{cls.paper[0]}]({cls.paper[1]})." if cls.paper else ""
+    file = cls.__module__.replace(".", "/") + ".py"
+    code = f"Code: [{file}](../../{file}), the class `halos.{cls.__name__}`."
+    return note["purpose"], code + paper
+
+
+def _equation(name: str) -> str:
+    cls, module = objective(name), inspect.getmodule(objective(name))
+    functions = (name, *settings(name)["_target_"].lower().split(".")[-1:], cls.__module__.rpartition(".")[2])
+    for function in functions:
+        found = getattr(module, f"{function}_loss", None)
+        if found is not None and found.__module__ == cls.__module__:
+            return _indented(parts(found)[""])
+    return _indented(parts(cls)[""].partition("\n\n")[0])
+
+
+def _indented(text: str) -> str:
+    # Two spaces end a line in Markdown: terms that a docstring separates by semicolons stand below each other.
+    return "\n".join(f"> {line}  " if line.endswith(";") else f"> {line}".rstrip() for line in text.splitlines())
+
+
+def _data(name: str) -> tuple[str, ...]:
+    meaning, row = VIEWS[view(name)]
+    reference = "does not use" if not needs(name).reference else "needs"
+    uses = "uses one if a part does" if name == "mix" else f"{reference} one"
+    return (
+        f"It takes {meaning}. Other [layouts](../data.md) are converted where that is possible, and what was converted "
+        "is counted in the report.",
+        f"```json\n{row}\n```",
+        f"Reference: the loss {uses}.",
+    )
+
+
+def _words(name: str) -> str:
+    return (
+        f"```bash\npython scripts/train.py loss={name}  # on the toy world\n"
+        f"python scripts/train.py loss={name} data.train=train.jsonl model.path=path-or-id data.val_size=2\n```"
+    )
+
+
+def _shared_metrics(name: str) -> tuple[str, ...]:
+    kind = view(name)
+    chosen = "`train/rewards/chosen` and `train/rewards/rejected`: the implied rewards of both kinds"
+    shared = () if name in ("sft", "csft") else (chosen, *WATCH[kind])
+    ratios = "`train/log_ratio/chosen` and `train/log_ratio/rejected`: mean log-ratios of both kinds on the data"
+    kl = "`val/kl`: KL(policy ‖ reference), estimated from the policy's own samples"
+    return (*(shared or ("`val/loss`",)), *((ratios, kl) if needs(name).reference else ()))
+
+
+def _deviations(cls: type[Objective]) -> list[str] | str:
+    found = entries(parts(cls).get("Deviations", ""))
+    return [f"{number}. {text}" for number, text in found.items()] or "None are known."
+
+
+def _parameters(name: str, note: dict[str, Any]) -> tuple[str | list[str], ...]:
+    meanings = entries(parts(objective(name)).get("Args", ""))
+    keys = [key for key in settings(name) if key not in ("_target_", "name")]
+    rows = [
+        (f"`loss.{key}`", f"`{_value(settings(name)[key])}`", meanings.get(key, ""), note["paper"].get(key, ""))
+        for key in keys
+    ]
+    listed = table(("key", "default", "meaning", "in the paper"), rows) if rows else "It has none."
+    training = f"Training there: {note['training']}." if "training" in note else ""
+    told = any("(t)" in str(value) for value in (*note["paper"].values(), note.get("training", "")))
+    source = "(t): read in TRL's paper index, not in the paper itself." if told else ""
+    return listed, training, source
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _results(name: str, note: dict[str, Any]) -> str:
+    if name == "bradley_terry":
+        return "On the toy world (seeds 0, 1, 2): held-out pairs in the right order, in %: 100, 100, 100."
+    if note["toy"] is None:
+        return "See [the claims of the KTO paper](../results/claims.md)."
+    desirable, kl = note["toy"]
+    return (
+        f"On the [toy world](../results/toy-world.md), seeds 0, 1 and 2: desirable replies {desirable} % "
+        f"(the reference: {REFERENCE} %), KL {kl} nats. "
+        f"`python scripts/train.py loss={name} seed=0` repeats the first."
+    )
+
+
+def _citation(cls: type[Objective], note: dict[str, Any]) -> str:
+    if not cls.paper:
+        return "There is no paper for this one."
+    title, address = cls.paper
+    lines = (
+        f"@article{{{note['author'].partition(',')[0].lower().replace(chr(39), '')}{note['year']},",
+        f"  title = {{{title}}},",
+        f"  author = {{{note['author']} and others}},",
+        f"  journal = {{arXiv preprint arXiv:{address.rpartition('/')[2]}}},",
+        f"  year = {{{note['year']}}}",
+        "}",
+    )
+    return "\n".join(("```bibtex", *lines, "```"))
