@@ -106,11 +106,11 @@ def score(
             Row("", n, (), (tuple(ids),), context=(tuple(spans),))
             for n, (ids, spans) in enumerate(zip(completions[batch], own, strict=True))
         ]
-        targets = [[row.branches[0][place] for place in row.scored(0)] for row in rows]
         ours = read(policy, policy_prompts[batch], rows)
         with as_reference():
             theirs = None if reference is None else read(reference, reference_prompts[batch], rows)
-        batches.append(_sums(ours, theirs, targets, device or policy.device))
+        scored = [[row.branches[0][place] for place in row.scored(0)] for row in rows]
+        batches.append(_sums(ours, theirs, scored, device or policy.device))
     columns = torch.cat(batches, dim=1) if batches else torch.zeros(5, 0)
     return Scores(*columns.double().cpu().numpy())
 

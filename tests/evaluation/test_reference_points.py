@@ -11,6 +11,7 @@ from halos.data.rows.token_rows import Row
 from halos.evaluation import point_report
 from halos.evaluation.reference_points import Measured, Scored, Simulation, _points, measure, score_rows
 from halos.evaluation.statistics import Estimate
+from halos.sampling.scoring import score
 from tests import tiny
 
 GENERATOR = torch.Generator().manual_seed(0)
