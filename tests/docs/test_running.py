@@ -47,14 +47,15 @@ def write_files(folder: Path) -> None:
     tiny.model(vocab_size=len(tokenizer)).save_pretrained(folder / "path-or-id")
     tokenizer.save_pretrained(folder / "path-or-id")
     things, verbs = ("watch", "radio", "jacket", "lamp"), ("bought", "ordered", "lost", "returned")
+    times = ("yesterday", "last month", "on tuesday", "in may")
     for name in ("train", "val", "pairs"):
         rows = [
             {
-                "prompt": f"i {verb} a {thing} last month. {name}?",
+                "prompt": f"i {verb} a {thing} {time}. {name}?",
                 "chosen": f"thanks for asking. we will check the {thing}. best wishes.",
                 "rejected": f"we will check the payment of the {thing}.",
             }
-            for thing, verb in product(things, verbs)
+            for thing, verb, time in product(things, verbs, times)
         ]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (folder / "bin").mkdir()
