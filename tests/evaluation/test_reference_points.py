@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from halos.evaluation.scoring import score
 
 from halos.data.rows.token_rows import Row
 from halos.evaluation import point_report
