@@ -15,7 +15,7 @@ from halos.cli import COMMANDS
 from halos.config.combinations import check_combinations, values_of
 from halos.config.folder import config_folder
 from halos.config.open_keys import opened
-from halos.config.shorthand import implied_groups
+from halos.config.shorthand import implied_groups, own_source
 from halos.config.yaml_comments import keys
 from scripts.pages.config_keys import CONF
 from tests.docs.blocks import NOT_RUN, PAGES, ROOT, Block, blocks, commands
@@ -24,7 +24,7 @@ ALL = [block for page in PAGES for block in blocks(page)]
 WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 KEY = re.compile(r"(?<![\w./=-])([a-z_]+(?:\.[A-Za-z_0-9]+)+)=(?!=)")
 OPEN = ("hydra.", "before.", "loss.parts.", "loss.weights.", "model.chat_template_kwargs.", "data.roles.")
-OPTIONS = ("loss._target_", "loss.delta", "loss.margin", "judge._target_", "data.source._target_")
+OPTIONS = ("loss._target_", "loss.delta", "loss.margin", "judge._target_", "data.source._target_", "data.source.KEY")
 """Keys that a configuration takes without listing them."""
 
 
@@ -53,7 +53,7 @@ def composes(words: list[str]) -> None:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
         train = COMMANDS[name].config == "train"
-        cfg = hydra.compose(COMMANDS[name].config, [*(implied_groups(rest) if train else ()), *rest])
+        cfg = hydra.compose(COMMANDS[name].config, [*(implied_groups(rest) if train else ()), *own_source(rest), *rest])
     if train:
         check_combinations(values_of(cfg) | {"trainer.accelerator": "cpu"})
 
