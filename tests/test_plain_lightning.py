@@ -47,15 +47,18 @@ class Hinge(halos.Objective):
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty pairs with scores, from which every view can be derived."""
     rng, file = random.Random(0), tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    # Words of the toy model.
+    things = "watch lamp radio desk chair tent kettle jacket phone camera card coupon parcel invoice manual guide price"
+    things += " voucher receipt login"
     rows = [
         {
-            "prompt": f"hello {number}",
-            "chosen": "sure , happy to help . " + "yes " * rng.randint(0, 4),
+            "prompt": f"broken {thing}",
+            "chosen": "thanks for writing . we check . " + "please " * rng.randint(0, 4),
             "rejected": "no . " + "go away " * rng.randint(1, 3),
             "score_chosen": 1.0,
             "score_rejected": -1.0,
         }
-        for number in range(20)
+        for thing in things.split()
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file

@@ -130,7 +130,7 @@ def run_until(hook: str, step: int, folder: Path, *overrides: str) -> None:
     assert not (folder / "summary.json").exists()
 
 
-GOOD_ROW = {"prompt": "i bought a lamp.", "completion": "happy to help.", "label": True}
+GOOD_ROW = {"prompt": "i bought a lamp.", "completion": "thanks for asking.", "label": True}
 BAD_ROW = {"prompt": "i bought a desk.", "completion": "go away.", "label": False}
 LABELS = [GOOD_ROW, BAD_ROW]
 

@@ -127,6 +127,8 @@ def _write_feedback(cfg: DictConfig, number: int) -> None:
     common["progress"] = cfg.trainer.enable_progress_bar
     sampling = {name: rounds[name] for name in (*_DECODING_KEYS, "batch_size")}
     policy = {"policy": str(_folder(cfg, number - 1)), "split": "train", "size": rounds.prompts}
+    # The user's own command allows it, for the model and for what its rounds export.
+    policy["trust_remote_code"] = [policy["policy"], cfg.model.path] if cfg.model.trust_remote_code else []
     sample(OmegaConf.create({**common, **sampling, **policy, "output": str(samples)}))
     labelling = {"samples": str(samples), "judge": cfg.judge, "feedback": rounds.feedback, "output": str(feedback)}
     label(OmegaConf.create({**common, **labelling}))

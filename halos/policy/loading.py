@@ -321,7 +321,9 @@ class ModelSpec:
         return self._location if self._location.exists() else None
 
     def _size_limited(self) -> AbstractContextManager[None]:
-        limited = self._location.is_dir() and not self.random_weights
+        # An estimate reads folders without weights too. Where they are needed, check() has refused such a folder.
+        has_weights = self._location.is_dir() and any(self._location.glob("*.safetensors*"))
+        limited = has_weights and not self.random_weights
         return as_large_as_its_files(self._location) if limited else nullcontext()
 
     def _config(self) -> PretrainedConfig:

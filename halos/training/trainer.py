@@ -106,8 +106,15 @@ def check_accelerator(accelerator: str) -> None:
     known = sorted(AcceleratorRegistry.available_accelerators())
     check_choice("trainer.accelerator", accelerator, ("auto", "gpu", *known))
     names = {"auto": ["cpu"], "gpu": ["cuda", "mps"]}.get(accelerator, [accelerator])
-    if not any(AcceleratorRegistry.get(name).is_available() for name in names):
+    if not any(map(_is_available, names)):
         raise ValueError(f"trainer.accelerator: expected one of this machine, such as cpu, found {accelerator}")
+
+
+def _is_available(accelerator: str) -> bool:
+    try:
+        return bool(AcceleratorRegistry.get(accelerator).is_available())
+    except ModuleNotFoundError:  # the package that TPUs need
+        return False
 
 
 def check_precision(precision: str, accelerator: str) -> None:

@@ -35,8 +35,8 @@ def test_ours_and_the_plain_loop_train_alike(loss: str, job: Job, tmp_path: Path
     assert ours["operations"] == plain["operations"]
     # Chosen and rejected (or y and y'), as policy and as reference; 6 tokens of prompt and 4 of completion each.
     assert plain["tokens"] == plain["examples"] * 2 * 2 * 10
-    # Trying out whether rows can be packed costs some tokens once.
-    assert ours["needed_tokens"] < ours["tokens"] < plain["tokens"] + 100
+    # Trying out whether rows can be packed, in trees too, costs some tokens once.
+    assert ours["needed_tokens"] < ours["tokens"] < plain["tokens"] + 600
 
 
 @pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed")

@@ -30,7 +30,10 @@ from tests.train_runs import RESUMABLE, assert_same_run, assert_same_weights, co
         ),
         (("data.keep_together=1",), r"\(data\.keep_together: 2 in the checkpoint, 1 now\)"),
         (("data.stratified=true",), r"\(data\.stratified: False in the checkpoint, True now\)"),
-        (("model.random_weights=true",), r"model\.random_weights: False in the checkpoint, True now"),
+        (
+            ("model.random_weights=true", "sampling.kl=auto"),
+            r"model\.random_weights: False in the checkpoint, True now",
+        ),
     ],
 )
 def test_another_runs_checkpoint_is_refused_with_what_differs(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from halos.data.rows import unknown
 from tests.commands.test_inspect_data import ROWS
 from tests.train_runs import BAD_ROW, GOOD_ROW, LABELS, SUMMARY, column, jsonl, run
 
@@ -26,12 +27,12 @@ from tests.train_runs import BAD_ROW, GOOD_ROW, LABELS, SUMMARY, column, jsonl, 
         (
             jsonl(GOOD_ROW, {**BAD_ROW, "prompt": [{"role": "robot", "content": "a"}]}),
             "kto",
-            r"train\.jsonl:2: .*one of system, user, assistant, tool; found 'robot'",
+            r"train\.jsonl:2: .*one of system, user, assistant, tool \(.*data\.roles\.robot=user\); found 'robot'",
         ),
         (jsonl({**GOOD_ROW, "completion": " "}), "kto", r"train\.jsonl: .*every one was left out: empty completion"),
         (jsonl(GOOD_ROW, {**BAD_ROW, "label": True}), "dpo", r"no prompt has both .*2 unpaired desirable"),
         (jsonl({**BAD_ROW}), "sft", "nothing to imitate"),
-        (jsonl(GOOD_ROW, {**GOOD_ROW, "completion": "all the best."}), "kto", "at least two different prompts"),
+        (jsonl(GOOD_ROW, {**GOOD_ROW, "completion": "best wishes."}), "kto", "at least two different prompts"),
         (
             jsonl(GOOD_ROW, {**BAD_ROW, "prompt": "i bought a lamp. " * 20}),
             "kto",
@@ -51,7 +52,7 @@ def test_a_run_on_files_trains_and_validates(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text(jsonl(*LABELS, {**GOOD_ROW, "prompt": "i bought a tent."}))
     held = tmp_path / "val.jsonl"
-    held.write_text(jsonl(*({**row, "prompt": f"{row['prompt']} please help."} for row in LABELS)))
+    held.write_text(jsonl(*({**row, "prompt": f"{row['prompt']} please."} for row in LABELS)))
     words = ["data=files", f"data.train={file}", f"data.val={held}", "trainer.max_steps=2", "trainer.max_epochs=9"]
     summary = run(tmp_path / "run", *words)
     assert len(summary["train_loss"]) == 2
@@ -76,7 +77,8 @@ def written(folder: Path, source: str) -> Path:
 
 @pytest.mark.runs
 @pytest.mark.parametrize("source", [*ROWS, "mix"])
-def test_every_source_trains_from_files(source: str, tmp_path: Path) -> None:
+def test_every_source_trains_from_files(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unknown, "MOST_UNKNOWN", 1.0)  # the toy model knows few of these words
     if source == "mix":
         parts = [f"{name}: {{data: {name}, train: {written(tmp_path, name)}}}" for name in ("hh", "files")]
         words = [f"data.mix={{{', '.join(parts)}}}"]

@@ -66,7 +66,7 @@ def test_strict_names_what_would_be_left_out_but_not_what_a_setting_leaves_out(t
     with pytest.raises(ValueError, match=r"found empty completion \(7: (.*t.jsonl:\d, ){4}.*t.jsonl:6, …\)$"):
         data(train, strict=True).read()
     made = data(
-        write(tmp_path / "u.jsonl", row("q", label=1), row("q", label=0)),
+        write(tmp_path / "u.jsonl", row("q", label=1), row("q", "world", label=0)),
         strict=True,
         selection=Selection(one_per_prompt=True),
     )
