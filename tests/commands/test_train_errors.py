@@ -130,7 +130,9 @@ def test_a_run_refused_before_training_leaves_its_folder_free(words: list[str], 
 
 
 @pytest.mark.usefixtures("no_model")
-@pytest.mark.parametrize("words", [[], ["resume=auto"], ["overwrite=true"]])
+@pytest.mark.parametrize(
+    "words", [[], *(pytest.param([word], marks=pytest.mark.slow) for word in ("resume=auto", "overwrite=true"))]
+)
 def test_a_folder_in_which_another_run_is_at_work_is_refused(words: list[str], tmp_path: Path) -> None:
     code = f"""
 from halos.training.run_folder import held

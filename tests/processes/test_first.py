@@ -11,7 +11,7 @@ from halos.processes.first import RANKS, on_first_process
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("imported", ["os", "lightning.fabric.utilities"])
+@pytest.mark.parametrize("imported", ["os", pytest.param("lightning.fabric.utilities", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("ranks", "first"),
     [({}, True), ({"LOCAL_RANK": "0"}, True), ({"LOCAL_RANK": "1"}, False), ({"RANK": "2", "LOCAL_RANK": "0"}, False)],
