@@ -212,10 +212,16 @@ def _json(file: Path) -> Any:
 
 def _curves(file: Path) -> list[dict[str, float]]:
     try:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(_lines(file))]
-    except ValueError as error:
+        rows = [{name: _number(value) for name, value in row.items() if value} for row in csv.DictReader(_lines(file))]
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{file}: expected numbers, found another text: {error}") from error
     return [{name: value for name, value in row.items() if abs(value) < LARGEST} for row in rows if "step" in row]
+
+
+def _number(text: str) -> float:
+    if len(text) > 100:  # a float has up to 24 characters
+        raise ValueError(f"{text[:20]!r}… of {len(text):,} characters")
+    return float(text)
 
 
 def _rows(file: Path, is_row: Callable[[Any], bool], expected: str) -> list[Node]:
