@@ -85,17 +85,17 @@ def tree_tokens(batch: Sequence[Row], mismatched: bool) -> int:
 def trees(records: Sequence[Record]) -> Iterator[Record]:
     """Conversation trees of the records' texts: up to three ranked replies to a turn, up to four turns deep."""
     rng = random.Random(0)
-    asked = [turn.content for record in records for turn in messages_of(record.prompt) if turn.role == "user"]
-    said = [completion.text for record in records for completion in record.completions]
+    question_texts = [turn.content for record in records for turn in messages_of(record.prompt) if turn.role == "user"]
+    reply_texts = [completion.text for record in records for completion in record.completions]
 
     def question(depth: int) -> dict[str, object]:
         replies = [answer(rank, depth) for rank in range(rng.randint(1, 3))]
-        return {"role": "prompter", "text": rng.choice(asked), "replies": replies}
+        return {"role": "prompter", "text": rng.choice(question_texts), "replies": replies}
 
     def answer(rank: int, depth: int) -> dict[str, object]:
         goes_on = depth < 4 and rng.random() < 0.5
         replies = [question(depth + 1) for _ in range(rng.randint(1, 2))] if goes_on else []
-        return {"role": "assistant", "text": rng.choice(said), "rank": rank, "replies": replies}
+        return {"role": "assistant", "text": rng.choice(reply_texts), "rank": rank, "replies": replies}
 
     for number in range(TREES):
         yield from (record for _, record, _ in tree_records(f"tree {number}", {"prompt": question(1)}) if record)

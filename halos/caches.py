@@ -12,6 +12,8 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from halos.files import in_home
+
 KEY_BYTES = 32
 
 
@@ -31,15 +33,16 @@ class Seals:
 
     @classmethod
     def of_file(cls, file: str | Path | None) -> "Seals":
-        """Read the key from a file; None for a private cache.
+        """Read the key from a file; None or an empty name for a private cache.
 
         Raises:
             ValueError: the file cannot be read, is short, or is open to users outside its group.
         """
-        if file is None:
+        if not file:
             return cls()
+        path = in_home(file)
         try:
-            mode, key = Path(file).stat().st_mode, Path(file).read_bytes()
+            mode, key = path.stat().st_mode, path.read_bytes()
         except OSError as error:
             raise ValueError(f"cache_key_file: cannot be read: {file}: {error.strerror}") from None
         if len(key) < KEY_BYTES:

@@ -118,19 +118,14 @@ def main() -> None:
 def main_command(name: str) -> None:
     """Compose the command's configuration from the words of the command line, and run the command."""
     os.environ[COMMAND] = name
-    words = sys.argv[1:]
+    chosen, words = COMMANDS[name], opened(sys.argv[1:])
     if {"-h", "--help"} & set(words):
-        print(command_help(name, COMMANDS[name].meaning, COMMANDS[name].config, words))
+        print(command_help(name, chosen.meaning, chosen.config, words))
         return
-    sys.argv[1:] = opened(words)
-    implied = implied_groups(sys.argv[1:]) if COMMANDS[name].config == "train" else []
-    sys.argv[1:1] = [*own_source(sys.argv[1:]), *implied]
-    if COMMANDS[name].run:
-        name_jobs_by_what_is_swept(sys.argv)
-    elif COMMANDS[name].config == "train":
-        sys.argv.insert(1, "hydra.run.dir=.")  # no output folder is made
-    job = _run_job if COMMANDS[name].run else _run
-    command = hydra.main(version_base="1.3", config_path=config_folder(), config_name=COMMANDS[name].config)(job)
+    implied = implied_groups(words) if chosen.config == "train" else []
+    sys.argv[1:] = [*own_source(words), *implied, *words]
+    job = _run_job if chosen.run else _run
+    command = hydra.main(version_base="1.3", config_path=config_folder(), config_name=chosen.config)(job)
 
     def sweep() -> None:
         with sweeps.passed_on_to_jobs(), sweeps.failures_counted(_message):
@@ -138,7 +133,11 @@ def main_command(name: str) -> None:
 
     def checked() -> None:
         check_words(words)
-        (sweep if COMMANDS[name].run and {"-m", "--multirun"} & set(sys.argv) else command)()
+        if chosen.run:
+            name_jobs_by_what_is_swept(sys.argv)
+        elif chosen.config == "train":
+            sys.argv.insert(1, "hydra.run.dir=.")  # no output folder is made
+        (sweep if chosen.run and {"-m", "--multirun"} & set(sys.argv) else command)()
 
     end_with_one_line(checked)
 

@@ -12,8 +12,6 @@ import io
 import json
 import random
 import signal
-import sys
-import tempfile
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -32,6 +30,7 @@ from halos.data.sources.hh import HHSource
 from halos.data.sources.oasst import OasstSource
 from halos.data.sources.shp import SHPSource
 from halos.data.sources.ultrafeedback import UltraFeedbackSource
+from tests.campaign import main
 
 KINDS = ("jsonl", "json", "csv", "parquet", *(("xlsx",) if find_spec("openpyxl") else ()))
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -354,7 +353,4 @@ def fuzz(count: int, seed: int, folder: Path) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    numbers = [int(word) for word in sys.argv[1:]]
-    with tempfile.TemporaryDirectory() as where:
-        for outcome, times in sorted(fuzz(*(numbers + [10_000, 0][len(numbers) :]), Path(where)).items()):  # type: ignore[call-arg, arg-type]
-            print(f"{outcome}: {times:,}")
+    main(fuzz)

@@ -6,11 +6,8 @@ python -m tests.fuzz_judge [COUNT] [SEED]    (from the repository; 10,000 take s
 from __future__ import annotations
 
 import json
-import logging
 import random
 import re
-import sys
-import tempfile
 import time
 import tracemalloc
 from collections import Counter
@@ -20,6 +17,7 @@ from typing import Any
 
 from halos.judges.answers import MAX_BYTES
 from halos.judges.chat import ChatJudge
+from tests.campaign import main
 from tests.judges.stub import Reply, Stub
 
 BATCH, WORKERS = 50, 4
@@ -143,7 +141,4 @@ def fuzz(count: int, seed: int, folder: Path) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    logging.disable()
-    number, start = (int(word) for word in (*sys.argv[1:], *("10000", "0")[len(sys.argv) - 1 :]))
-    with tempfile.TemporaryDirectory() as name:
-        print(fuzz(number, start, Path(name)))
+    main(fuzz)

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import logging
 import random
 import resource
 import shutil
-import sys
-import tempfile
 import time
-import warnings
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -28,6 +24,7 @@ from halos.judges import RewardModel
 from halos.policy.lookup import find_policy
 from halos.policy.lora import LoRA
 from halos.toy.model import REFERENCE_DIR
+from tests.campaign import attempt, main
 
 SECONDS = 20
 """The limit of a folder in the processor's time, and of three times as many by the clock; most take less than one."""
@@ -195,25 +192,16 @@ def fuzz(count: int, seed: int, folder: Path) -> Counter[str]:
         mutated = folder / "mutated"
         shutil.copytree(base, mutated)
         first = write_mutated(mutated, draw)
-        start = time.process_time()
         faulthandler.dump_traceback_later(3 * SECONDS, exit=True)
         try:
-            outcomes[read(mutated, first)] += 1
-        except BaseException:
-            print(f"model {number} of seed {seed} ({first})", file=sys.stderr)
-            raise
+            with attempt(f"model {number} ({first})", seed, marker, SECONDS, time.process_time):
+                outcomes[read(mutated, first)] += 1
         finally:
             faulthandler.cancel_dump_traceback_later()
-        assert time.process_time() - start < SECONDS, f"model {number} ({first})"
-        assert not marker.exists(), f"model {number} ({first})"
         assert memory() - before < ALLOWANCE, f"model {number} ({first})"
         shutil.rmtree(mutated)
     return outcomes
 
 
 if __name__ == "__main__":
-    logging.disable()
-    warnings.filterwarnings("ignore")
-    many, start_seed = (int(word) for word in (*sys.argv[1:], *("10000", "0")[len(sys.argv) - 1 :]))
-    with tempfile.TemporaryDirectory() as name:
-        print(fuzz(many, start_seed, Path(name)))
+    main(fuzz)

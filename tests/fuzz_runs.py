@@ -6,13 +6,9 @@ python -m tests.fuzz_runs [COUNT] [SEED]    (from the repository; 10,000 take ab
 from __future__ import annotations
 
 import json
-import logging
 import random
 import shutil
-import sys
-import tempfile
 import time
-import warnings
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -35,6 +31,7 @@ from halos.policy.lookup import find_policy, reference_of
 from halos.sharding.consolidate import consolidate
 from halos.toy.model import REFERENCE_DIR
 from halos.training.checkpoints import IDENTITY, check_identity, check_intact
+from tests.campaign import attempt, main
 from tests.commands.test_compare import run as comparable_run
 from tests.configs import compose
 from tests.fuzz_judge import paths
@@ -194,21 +191,11 @@ def fuzz(count: int, seed: int, folder: Path) -> Counter[str]:
         run = folder / "run"
         shutil.copytree(base, run, symlinks=True)
         kind = write_mutated(run, draw, marker)
-        start = time.monotonic()
-        try:
+        with attempt(f"run {number} ({kind})", seed, marker, SECONDS, time.monotonic):
             outcomes += read(run, kind, folder / "whole.ckpt")
-        except BaseException:
-            print(f"run {number} of seed {seed} ({kind})", file=sys.stderr)
-            raise
-        assert time.monotonic() - start < SECONDS, f"run {number} ({kind})"
-        assert not marker.exists(), f"run {number} ({kind})"
         shutil.rmtree(run)
     return outcomes
 
 
 if __name__ == "__main__":
-    logging.disable()
-    warnings.filterwarnings("ignore")
-    many, start_seed = (int(word) for word in (*sys.argv[1:], *("10000", "0")[len(sys.argv) - 1 :]))
-    with tempfile.TemporaryDirectory() as name:
-        print(fuzz(many, start_seed, Path(name)))
+    main(fuzz)

@@ -181,6 +181,7 @@ def test_a_command_is_needed(
     [
         (("loss=KTO",), "loss=KTO: no such option (did you mean kto"),
         (("data=csv",), "data=files reads csv files"),
+        (("-m", "data.train=größe.csv", "seed=0,1"), "quote the text: 'data.train=\"größe.csv\"'"),
         (("--loss", "kto"), "--loss: expected key=value without dashes, found a flag; write loss=kto"),
     ],
 )

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.commands.builders import build_data, build_model, build_objective
-from halos.commands.replies import make_replies, plan_replies
+from halos.commands.replies import make_replies, measures_kl, plan_replies
 from halos.config.combinations import (
     COUNTS,
     DIVERGENCE,
@@ -113,7 +113,8 @@ def assemble(cfg: DictConfig) -> Run:
         control = objective.control(True)
         model.spec.try_export(tokens.tokenizer, model.base, end_of_turn=tokens.end_of_turn, control=control)
     data.prepare(objective.data_needs(), tokens.tokenizer)
-    record, replies = RunRecord(), make_replies(cfg, objective, data, model)
+    kl = measures_kl(cfg, objective, model)
+    record, replies = RunRecord(), make_replies(cfg, objective, data, model, kl=kl)
     trainer = make_trainer(
         plain(cfg.trainer),
         strategy=build_strategy(cfg.strategy),
@@ -125,7 +126,7 @@ def assemble(cfg: DictConfig) -> Run:
     warn_of_lost_steps(cfg.precision, cfg.optim.lr)
     warn_if_emulated(cfg.precision, trainer.strategy.root_device)
     _plan(trainer, objective, data, cfg.trainer)
-    plan_replies(cfg, replies, trainer, objective, data, model)
+    plan_replies(cfg, replies, trainer, objective, data, kl=kl)
     return Run(cfg, folder, checkpoint, objective, model, data, trainer, record, replies)
 
 

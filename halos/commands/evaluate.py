@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from omegaconf import DictConfig
 
 from halos import terminal
-from halos.commands.held_data import read_data
+from halos.commands.held_data import read_data, results_folder
 from halos.commands.judge import make_judge
 from halos.config.nodes import plain
 from halos.config.roles import check_trusted_models
@@ -16,8 +16,7 @@ from halos.evaluation import evaluator, report
 from halos.evaluation.heldout import held_out
 from halos.evaluation.plan import EvaluationPlan, Settings
 from halos.evaluation.results import write_results
-from halos.files import in_home
-from halos.policy.lookup import Policy, find_policy, reference_of
+from halos.policy.lookup import find_policy, reference_of
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def _plan(cfg: DictConfig, settings: Settings) -> tuple[EvaluationPlan, Path]:
     policy = find_policy("policy", cfg.policy, trusted=trusted)
     # A classifier's rewards are its own scores, not log-ratios to a reference.
     reference = None if policy.is_classifier else reference_of(policy, cfg.reference, trusted)
-    folder = _output(cfg.output, policy)
+    folder = results_folder(cfg.output, policy, "evaluation")
     data = read_data(cfg.get("data"), policy, cfg.split, settings.seed, cfg.get("trust"))
     judge = opponent = None
     if cfg.get("judge") is not None:
@@ -64,16 +63,3 @@ def _plan(cfg: DictConfig, settings: Settings) -> tuple[EvaluationPlan, Path]:
     # Last, so that a refused evaluation leaves no empty folder.
     folder.mkdir(parents=True, exist_ok=True)
     return plan, folder
-
-
-def _output(output: str | None, policy: Policy) -> Path:
-    if output is not None:
-        return Path(output)
-    if policy.run is None:
-        raise ValueError("output: expected a folder for the results; only a run's folder has a place for them")
-    folder = in_home(policy.name) / "evaluation"
-    if folder.is_symlink():
-        raise ValueError(
-            f"output: expected a folder of the run, found a link, {folder} → {folder.readlink()}; set output"
-        )
-    return folder

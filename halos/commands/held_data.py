@@ -1,9 +1,12 @@
-"""Finds the records that ``evaluate`` and ``sample`` work on, from a ``data`` node of the configuration."""
+"""Finds the records that commands on a policy work on, and the folder for their results."""
+
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from halos.commands.builders import build_data
 from halos.config.roles import trusted_node
+from halos.files import in_home
 from halos.policy.lookup import Policy
 from halos.sampling.prompts import HeldData, read_split
 
@@ -26,3 +29,26 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
     if node is None:
         raise ValueError("data: expected data=toy, data=files data.train=FILE …; only a run's folder brings its own")
     return read_split(build_data(node, seed=seed).preparation, split)
+
+
+def results_folder(output: str | None, policy: Policy, name: str) -> Path:
+    """Return the folder for the results of a command; it is not made yet.
+
+    Args:
+        output: the folder that the user named; None: one in the run's folder.
+        policy: the policy that the command is about.
+        name: of the folder in the run's folder.
+
+    Raises:
+        ValueError: no folder was named and there is no run, or the run's folder has a link in its place.
+    """
+    if output is not None:
+        return in_home(output)
+    if policy.run is None:
+        raise ValueError("output: expected a folder for the results; only a run's folder has a place for them")
+    folder = in_home(policy.name) / name
+    if folder.is_symlink():
+        raise ValueError(
+            f"output: expected a folder of the run, found a link, {folder} → {folder.readlink()}; set output"
+        )
+    return folder

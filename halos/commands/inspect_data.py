@@ -18,7 +18,6 @@ from halos.data.rows.token_rows import replies_of
 from halos.data.store.arrow import Store, cache_folder
 from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example, Labelled, Scored
-from halos.files import in_home
 from halos.reporting.data_report import plot_lengths, show_data, show_example, show_report, write_report
 from halos.terminal import console, set_up_logging, styled
 
@@ -86,13 +85,12 @@ def _preparation(cfg: DictConfig) -> Preparation:
         from halos.commands.builders import build_data
 
         return build_data(node, seed=cfg.seed, cache_dir=cfg.cache_dir, cache_key_file=cfg.cache_key_file).preparation
-    key_file = cfg.cache_key_file and in_home(cfg.cache_key_file)
     names = ("max_examples", "max_val_examples", "val_size", "strict", "train_on", "text")
     return Preparation(
         source=build(node.source),
         limits=Limits(node.max_length, node.max_prompt_length),
         selection=build(node.select),
-        store=Store(cache_folder(cfg.cache_dir), node.num_proc, Seals.of_file(key_file)),
+        store=Store(cache_folder(cfg.cache_dir), node.num_proc, Seals.of_file(cfg.cache_key_file)),
         reading=ReadingLimits(node.max_expansion, node.max_characters),
         seed=cfg.seed,
         **{name: node[name] for name in names},

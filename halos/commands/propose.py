@@ -35,7 +35,7 @@ def write_proposal(cfg: DictConfig) -> None:
     if target.suffix != ".yaml":
         raise ValueError(f"propose: expected a file that ends in .yaml, found {str(target)!r}")
     file = next(source.files())
-    located = list(islice(source.rows(Piece(file)), ROWS))
+    located = list(islice(source.rows(Piece(file, expansion=cfg.data.max_expansion)), ROWS))
     if not located:
         raise ValueError(f"{file}: expected at least one row, found an empty file")
     proposal = propose([row for _, row in located], source.declaration)

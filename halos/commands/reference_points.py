@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -12,8 +11,9 @@ from omegaconf import DictConfig
 
 from halos import terminal
 from halos.checks import check_whole
-from halos.commands.held_data import read_data
+from halos.commands.held_data import read_data, results_folder
 from halos.config.devices import check_place
+from halos.config.roles import check_trusted_models
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.exchanges import Exchange
 from halos.data.rows.mismatch import derangement
@@ -22,7 +22,7 @@ from halos.evaluation import point_report
 from halos.evaluation.heldout import held_out
 from halos.evaluation.reference_points import Simulation, measure, score_rows, true_kl
 from halos.evaluation.statistics import Bootstrap
-from halos.files import in_home, write_atomically
+from halos.files import write_atomically
 from halos.policy.lookup import Policy, find_policy, reference_of
 from halos.sampling.generate import sample
 from halos.sampling.prompts import HeldData, distinct_prompts
@@ -44,9 +44,10 @@ def reference_points(cfg: DictConfig) -> dict[str, Any]:
     check_place(cfg.device, cfg.precision)
     for name in ("samples", "max_new_tokens", "scoring_batch_size"):
         check_whole(name, cfg[name], 1)
-    policy = find_policy("policy", cfg.policy)
-    reference = _reference(policy, cfg.reference)
-    folder = _output(cfg.output, policy)
+    trusted = check_trusted_models(cfg.trust_remote_code)
+    policy = find_policy("policy", cfg.policy, trusted=trusted)
+    reference = _reference(policy, cfg.reference, trusted)
+    folder = results_folder(cfg.output, policy, "reference_points")
     batch_size = cfg.batch_size or (policy.run.data["batch_size"] if policy.run is not None else 32)
     numbers = {"steps": cfg.steps, "running_steps": cfg.running_steps, "seed": cfg.seed}
     simulation = Simulation(batch_size=batch_size, **numbers)
@@ -70,19 +71,13 @@ def reference_points(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
-def _reference(policy: Policy, where: str | None) -> Policy:
+def _reference(policy: Policy, where: str | None, trusted: Sequence[str]) -> Policy:
     if policy.is_classifier or policy.control:
         kind = "a reward model" if policy.is_classifier else "one whose prompts end with a control token"
         raise ValueError(f"policy: expected a language model trained against its reference, found {kind}")
-    if (reference := reference_of(policy, where)) is None:
+    if (reference := reference_of(policy, where, trusted)) is None:
         raise ValueError("reference: expected a model, found none; only a run's folder brings its own")
     return reference
-
-
-def _output(output: str | None, policy: Policy) -> Path:
-    if output is None and policy.run is None:
-        raise ValueError("output: expected a folder for the results; only a run's folder has a place for them")
-    return Path(output) if output is not None else in_home(policy.name) / "reference_points"
 
 
 def _data_rows(data: HeldData, tokens: ChatTokens, seed: int) -> list[Row]:

@@ -24,17 +24,18 @@ COUNTED_ROWS = 256
 
 
 def make_replies(
-    cfg: DictConfig, objective: Objective, data: PreferenceDataModule, model: BackboneFactory
+    cfg: DictConfig, objective: Objective, data: PreferenceDataModule, model: BackboneFactory, *, kl: bool
 ) -> SampledReplies:
     """Make the callback that samples replies; :func:`plan_replies` completes it."""
     sampling = cfg.sampling
-    size = max(sampling.prompts, sampling.kl_prompts if _measures_kl(cfg, objective, model) else 0)
+    size = max(sampling.prompts, sampling.kl_prompts if kl else 0)
     prompts = data.prepared.prompts[: size if objective.generates else 0]
     options = {"shown": sampling.prompts, "max_new_tokens": sampling.max_new_tokens, "seed": cfg.seed}
     return SampledReplies(data.preparation.tokens(model.tokenizer), prompts, **options)
 
 
-def _measures_kl(cfg: DictConfig, objective: Objective, model: BackboneFactory) -> bool:
+def measures_kl(cfg: DictConfig, objective: Objective, model: BackboneFactory) -> bool:
+    """Return whether the run measures its KL, and log why it does not where its reference cannot be had."""
     sampling = cfg.sampling
     if not (sampling.kl and sampling.kl_prompts and objective.generates) or cfg.strategy.name == "deepspeed":
         return False
@@ -51,12 +52,12 @@ def plan_replies(
     trainer: pl.Trainer,
     objective: Objective,
     data: PreferenceDataModule,
-    model: BackboneFactory,
+    *,
+    kl: bool,
 ) -> None:
     """Choose the validations that sample, once the steps are planned, and write their number into the configuration."""
     if not replies.prompts:
         return
-    kl = _measures_kl(cfg, objective, model)
     control = objective.control(True)
     prompts = [len(replies.tokens.fitted_prompt(prompt, control)) for prompt in replies.prompts]
     cost = validation_cost(prompts, _lengths(data, cfg.sampling.max_new_tokens), kl=kl)

@@ -13,7 +13,7 @@ from halos.config.signatures import did_you_mean
 NAMES_OF_FILES = ("data.columns.", "data.roles.")
 """Keys whose values are names in the user's files."""
 
-FORMATS = [("data", name) for name in ("csv", "tsv", "json", "jsonl", "parquet", "alpaca", "sharegpt", "openai")]
+FORMATS = ("csv", "tsv", "json", "jsonl", "xlsx", "excel", "parquet", "alpaca", "sharegpt", "openai")
 """Options that people expect for what ``data=files`` recognises by itself."""
 
 
@@ -43,7 +43,8 @@ def check_complete(cfg: DictConfig) -> None:
 
 def no_such_option(group: str, name: str, options: Sequence[str]) -> str:
     """Return the line for a name that is none of the options of its group."""
-    hint = f"; data=files reads {name} files, data.train=FILE alone too" if (group, name.lower()) in FORMATS else ""
+    is_format = group == "data" and name.lower() in FORMATS
+    hint = f"; data=files reads {name} files, and data.train=FILE implies it" if is_format else ""
     return f"{group}={name}: no such option{did_you_mean(name, options)}; expected one of {', '.join(options)}{hint}"
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
-import yaml
-
 from halos.config.folder import config_folder, options_of
-from halos.config.yaml_comments import Key, keys
+from halos.config.yaml_comments import Key, defaults, keys_with_bases
 
 WIDTH = 80
 _INTERNAL = ("experiment", "tuned", "feedback")
@@ -55,24 +54,18 @@ def command_help(name: str, meaning: str, config: str, words: Sequence[str]) -> 
         if options != [option]:
             lines += _wrapped(f"  {group}={option}", ", ".join(options))
     lines += ["", "Keys with their defaults"]
-    for key, before in _with_previous(_all_keys(conf, config, chosen)):
+    for before, key in pairwise([None, *_all_keys(conf, config, chosen)]):
+        assert key is not None
         if before and key.name.partition(".")[0] != before.name.partition(".")[0] and "." in key.name + before.name:
             lines.append("")
         lines += _wrapped(f"  {key.name}={key.default}", key.comment)
     return "\n".join([*lines, "", MORE])
 
 
-def _defaults(file: Path) -> list[object]:
-    found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    defaults = found.get("defaults", []) if isinstance(found, dict) else []
-    assert isinstance(defaults, list)
-    return defaults
-
-
 def _groups(file: Path) -> dict[str, str]:
     """Return the groups of a command's YAML, each with the option that is its default."""
     groups: dict[str, str] = {}
-    for entry in _defaults(file):
+    for entry in defaults(file):
         if isinstance(entry, str) and entry != "_self_":
             groups |= _groups(file.with_name(f"{entry}.yaml"))
         elif isinstance(entry, dict):
@@ -82,31 +75,13 @@ def _groups(file: Path) -> dict[str, str]:
 
 
 def _all_keys(conf: Path, config: str, chosen: Mapping[str, str]) -> Iterator[Key]:
-    found = {key.name: key for key in _with_bases(conf / f"{config}.yaml", "")}
+    found = {key.name: key for key in keys_with_bases(conf / f"{config}.yaml")}
     for group, option in chosen.items():
         file = conf / group / f"{option}.yaml"
         if file.is_file():
-            whole = file.read_text(encoding="utf-8").startswith("# @package _global_")
-            found |= {key.name: key for key in _with_bases(file, "" if whole else group)}
+            found |= {key.name: key for key in keys_with_bases(file, group)}
     # An interpolation says that another key has the value.
     yield from (key for key in found.values() if not (key.name.startswith("data.source.") and "${" in key.default))
-
-
-def _with_previous(found: Iterator[Key]) -> Iterator[tuple[Key, Key | None]]:
-    before = None
-    for key in found:
-        yield key, before
-        before = key
-
-
-def _with_bases(file: Path, prefix: str) -> list[Key]:
-    """Return the keys of a file and of the files that it begins with."""
-    found: list[Key] = []
-    for base in _defaults(file):
-        if isinstance(base, str) and base != "_self_":
-            name, _, package = base.partition("@")  # default@model: its keys lie below model
-            found += _with_bases(file.with_name(f"{name}.yaml"), package or prefix)
-    return [*found, *keys(file, prefix)]
 
 
 def _wrapped(start: str, text: str) -> list[str]:

@@ -60,8 +60,8 @@ def _check_grammar(word: str) -> None:
         except HydraException:
             return  # what is wrong is the key: Hydra's own error names it
         raise ValueError(
-            f"{word}: expected a value in Hydra's grammar, found signs that it reads otherwise; a text is quoted, "
-            f"{_in_shell(quoted)}"
+            f"{word}: expected a value in Hydra's grammar, found characters with a meaning of their own there; "
+            f"quote the text: {_in_shell(quoted)}"
         ) from None
 
 

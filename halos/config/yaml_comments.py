@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w-]+):(?: (?P<value>[^ ].*?))?(?:  # (?P<comment>.*))?$")
 HIDDEN = ("defaults", "hydra", "_target_", "_partial_", "override")
 """Keys that are Hydra's own."""
@@ -25,10 +27,13 @@ def keys(file: Path, prefix: str = "") -> list[Key]:
 
     Args:
         file: a YAML file of ``conf/``, indented by two spaces.
-        prefix: the group of the file, which its keys are below.
+        prefix: the group of the file, which its keys are below unless it names them in full.
     """
+    lines = file.read_text(encoding="utf-8").splitlines()
+    if lines[:1] == ["# @package _global_"]:
+        prefix = ""
     found, path = list[Key](), list[str]()
-    for match in filter(None, map(LINE.match, file.read_text(encoding="utf-8").splitlines())):
+    for match in filter(None, map(LINE.match, lines)):
         depth = len(match["indent"]) // 2
         path = [*path[:depth], match["key"]]
         if any(part in HIDDEN for part in path):
@@ -37,6 +42,24 @@ def keys(file: Path, prefix: str = "") -> list[Key]:
         if default or comment:
             found.append(Key(".".join(filter(None, (prefix, *path))), default, comment))
     return found
+
+
+def keys_with_bases(file: Path, prefix: str = "") -> list[Key]:
+    """Return the keys of the files that a file begins with, in their order, and then its own."""
+    found: list[Key] = []
+    for base in defaults(file):
+        if isinstance(base, str) and base != "_self_":
+            name, _, package = base.partition("@")  # default@model: its keys lie below model
+            found += keys_with_bases(file.with_name(f"{name}.yaml"), package or prefix)
+    return [*found, *keys(file, prefix)]
+
+
+def defaults(file: Path) -> list[object]:
+    """Return Hydra's list of the files that a file is composed with."""
+    found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    listed = found.get("defaults", []) if isinstance(found, dict) else []
+    assert isinstance(listed, list)
+    return listed
 
 
 def header(file: Path) -> str:

@@ -29,7 +29,6 @@ from halos.data.sources.base import Files, Source
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import Store, cache_folder
 from halos.data.views.selection import Selection
-from halos.files import in_home
 from halos.processes.collectives import data_ranks
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             source = FeedbackFiles(source, val)
         elif val is not None:
             raise ValueError("data.val: expected none with a Source, which has its own validation data; found some")
-        self.cache_dir, self.seals = cache_folder(cache_dir), Seals.of_file(cache_key_file and in_home(cache_key_file))
+        self.cache_dir, self.seals = cache_folder(cache_dir), Seals.of_file(cache_key_file)
         self.preparation = Preparation(
             source=source,
             limits=Limits(max_length, max_prompt_length),

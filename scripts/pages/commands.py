@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from halos.cli import COMMANDS
-from halos.config.yaml_comments import header, keys
+from halos.config.yaml_comments import header, keys, keys_with_bases
 from halos.processes.signals import EXIT_CODE
 from scripts.pages.config_keys import CONF
 from scripts.pages.text import page, table
 
-MEANINGS = {
-    "train": "aligns a model: the whole run, from files of feedback to an exported model",
-    "cache-reference": "computes and keeps the reference's log-probs, so that later runs compute none",
-    "estimate": "says what memory and time a run would need; no weights are loaded",
-    "data": "shows what is in feedback and what is wrong with it, converts it, proposes a mapping of columns",
-    "sample": "samples replies of a policy to prompts",
-    "evaluate": "measures a policy on held-out feedback, and compares its replies with others'",
-    "label": "has a judge turn samples into feedback",
-    "reference-points": "measures the estimates of KTO's reference point next to the KL of a policy",
-    "export": "makes a model folder of a checkpoint",
-    "compare": "puts runs next to each other, with intervals, tables and figures",
-}
 OTHERS = {
     "scripts/consolidate.py FOLDER FILE": "makes one checkpoint file of a sharded folder",
     "scripts/plot_values.py loss=kto,dpo output=values.png": "draws value functions, and says which losses are HALOs",
@@ -30,7 +18,7 @@ OTHERS = {
     "scripts/audit.py": "looks the pinned packages up among known vulnerabilities",
 }
 EXITS = {
-    "0": "The command did all that it was asked for.",
+    "0": "The command succeeded.",
     "1": "It failed. The last line begins with `error:` and says what was expected, what was found and what to do. "
     "What was not expected is printed as a traceback before it.",
     str(EXIT_CODE): "A signal ended the run (SIGTERM, SIGINT or SIGUSR1) after a checkpoint, where there was a step to "
@@ -41,7 +29,7 @@ EXITS = {
 
 def commands_page() -> str:
     """Return the page of the commands."""
-    rows = [(f"`halos {name}`", f"`scripts/{_script(name)}.py`", MEANINGS[name]) for name in COMMANDS]
+    rows = [(f"`halos {name}`", f"`scripts/{_script(name)}.py`", COMMANDS[name].meaning) for name in COMMANDS]
     blocks: list[str | list[str]] = [
         "# Commands and exit codes",
         "<!-- written by `python scripts/write_docs.py` from the comments in conf/ -->",
@@ -62,13 +50,12 @@ def commands_page() -> str:
         "`--cfg job` prints the configuration and runs nothing. "
         '`eval "$(python scripts/train.py -sc install=bash)"` completes groups, options and keys in the shell.',
     ]
-    shared = keys(CONF / "command.yaml")
     for name, command in COMMANDS.items():
         if command.config == "train":
             continue
         file = CONF / f"{command.config}.yaml"
-        common = shared if "- command" in file.read_text(encoding="utf-8") else []
-        cells = [(f"`{key.name}`", f"`{key.default}`", key.comment) for key in (*keys(file), *common)]
+        own_first = dict.fromkeys((*keys(file), *keys_with_bases(file)))
+        cells = [(f"`{key.name}`", f"`{key.default}`", key.comment) for key in own_first]
         example = header(file).partition("Shows what")[0].strip()
         blocks += [f"## halos {name}", f"    {example}", table(("key", "default", "meaning"), cells)]
     return page(*blocks)

@@ -51,15 +51,11 @@ def config_page() -> str:
 def _group(group: str) -> Iterator[str | list[str]]:
     files = sorted((CONF / group).glob("*.yaml"), key=lambda file: (file.stem != "default", file.stem))
     for file in files:
-        # A file for the whole configuration names its keys in full.
-        whole = file.read_text(encoding="utf-8").startswith("# @package _global_")
         yield f"### {group}={file.stem}" if file.stem != "default" else f"### Keys of every {group}"
         if text := header(file):
             yield re.sub(r"(?<!\w)_", r"\\_", text if text.endswith(".") else text + ".")
         # The name of an option repeats its heading.
-        if rows := [
-            key for key in keys(file, "" if whole else group) if key.name not in ("loss.name", "strategy.name")
-        ]:
+        if rows := [key for key in keys(file, group) if key.name not in ("loss.name", "strategy.name")]:
             yield _table(rows)
 
 

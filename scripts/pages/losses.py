@@ -169,10 +169,10 @@ def _words(name: str) -> str:
 def _shared_metrics(name: str) -> tuple[str, ...]:
     kind = view(name)
     chosen = "`train/rewards/chosen` and `train/rewards/rejected`: the implied rewards of both kinds"
-    shared = () if name in ("sft", "csft") else (chosen, *WATCH[kind])
+    shared = WATCH["demonstrations"] if name in ("sft", "csft") else (chosen, *WATCH[kind])
     ratios = "`train/log_ratio/chosen` and `train/log_ratio/rejected`: mean log-ratios of both kinds on the data"
     kl = "`val/kl`: KL(policy ‖ reference), estimated from the policy's own samples"
-    return (*(shared or ("`val/loss`",)), *((ratios, kl) if needs(name).reference else ()))
+    return (*shared, *((ratios, kl) if needs(name).reference else ()))
 
 
 def _deviations(cls: type[Objective]) -> list[str] | str:
@@ -189,8 +189,8 @@ def _parameters(name: str, note: dict[str, Any]) -> tuple[str | list[str], ...]:
     ]
     listed = table(("key", "default", "meaning", "in the paper"), rows) if rows else "It has none."
     training = f"Training there: {note['training']}." if "training" in note else ""
-    told = any("(t)" in str(value) for value in (*note["paper"].values(), note.get("training", "")))
-    source = "(t): read in TRL's paper index, not in the paper itself." if told else ""
+    secondhand = any("(t)" in str(value) for value in (*note["paper"].values(), note.get("training", "")))
+    source = "(t): read in TRL's paper index, not in the paper itself." if secondhand else ""
     return listed, training, source
 
 

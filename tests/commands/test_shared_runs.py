@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos.commands.compare import compare
 from halos.commands.evaluate import evaluate
+from halos.commands.reference_points import reference_points
 from halos.commands.rounds import run_rounds
 from halos.commands.sample import sample
 from halos.config.nodes import plain
@@ -118,11 +120,17 @@ def test_settings_of_rounds_are_plain_data_too(tmp_path: Path, monkeypatch: pyte
     assert "sk-mine" not in str(refused.value)
 
 
-def test_results_are_not_written_through_a_link_in_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "config", "name"),
+    [(evaluate, "evaluate", "evaluation"), (reference_points, "reference_points", "reference_points")],
+)
+def test_results_are_not_written_through_a_link_in_the_run(
+    command: Callable[[DictConfig], object], config: str, name: str, tmp_path: Path
+) -> None:
     folder = shared_run(tmp_path / "run")
     mine = tmp_path / "mine"
     mine.mkdir()
-    (folder / "evaluation").symlink_to(mine)
-    with pytest.raises(ValueError, match=r"^output: expected a folder of the run, found a link, .*evaluation → "):
-        evaluate(compose("evaluate", f"policy={folder}", *QUICK))
+    (folder / name).symlink_to(mine)
+    with pytest.raises(ValueError, match=rf"^output: expected a folder of the run, found a link, .*{name} → "):
+        command(compose(config, f"policy={folder}", *(QUICK if command is evaluate else ())))
     assert list(mine.iterdir()) == []

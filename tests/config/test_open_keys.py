@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from halos.config.open_keys import opened
+from halos.config.words import check_words
 from halos.data.layouts.roles import declared
 from halos.data.layouts.values import Values
 from halos.data.layouts.votes import VoteRule
@@ -32,6 +33,7 @@ TYPED = re.findall(r"`(\"?'?data\.(?:columns|values|roles|votes|ties|transcripts
 )
 def test_names_are_read_as_they_are(word: str, value: object) -> None:
     (one,) = opened([word])
+    check_words([one])
     assert OverridesParser.create().parse_override(one).value() == value
 
 

@@ -14,7 +14,7 @@ MISTAKES = [
     ("loss= kto", r"write loss=kto$"),
     ("loss =kto", r"write loss=kto$"),
     ("kto", r"^kto: expected group=option or key=value, found no =$"),
-    ("policy=out/a=b", r"""a text is quoted, 'policy="out/a=b"'$"""),
+    ("policy=out/a=b", r"""quote the text: 'policy="out/a=b"'$"""),
     ("judge.instruction=a:{b", r"""'judge.instruction="a:\{b"'$"""),
 ]
 
@@ -29,9 +29,9 @@ def test_a_mistake_is_answered_with_the_words_to_write(words: str, error: str) -
 def test_the_quoted_words_that_an_error_names_mean_the_value(value: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    with pytest.raises(ValueError, match="a text is quoted") as error:
+    with pytest.raises(ValueError, match="quote the text") as error:
         check_words([f"policy={value}"])
-    (word,) = shlex.split(str(error.value).partition("quoted, ")[2])
+    (word,) = shlex.split(str(error.value).partition("quote the text: ")[2])
     check_words([word])
     assert OverridesParser.create().parse_override(word).value() == value
 

@@ -16,6 +16,7 @@ from halos.config.combinations import check_combinations, values_of
 from halos.config.folder import config_folder
 from halos.config.open_keys import opened
 from halos.config.shorthand import implied_groups, own_source
+from halos.config.words import check_words
 from halos.config.yaml_comments import keys
 from scripts.pages.config_keys import CONF
 from tests.docs.blocks import NOT_RUN, PAGES, ROOT, Block, blocks, commands
@@ -50,6 +51,7 @@ def composes(words: list[str]) -> None:
         return
     name, rest = found
     rest = opened(rest)
+    check_words(rest)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
         train = COMMANDS[name].config == "train"
@@ -94,8 +96,7 @@ def test_a_python_block_imports_what_exists(block: Block) -> None:
 def known_keys() -> set[str]:
     """All keys of the files in conf/, by their full names."""
     files = list(CONF.rglob("*.yaml"))
-    packaged = [file for file in files if file.parent == CONF or "_global_" in file.read_text(encoding="utf-8")]
-    found = {key.name for file in files for key in keys(file, "" if file in packaged else file.parent.name)}
+    found = {key.name for file in files for key in keys(file, "" if file.parent == CONF else file.parent.name)}
     return found | {".".join(key.split(".")[:n]) for key in found for n in range(1, key.count(".") + 1)}
 
 

@@ -9,9 +9,8 @@ import halos
 from scripts.pages.losses import notes
 from scripts.write_docs import DOCS, written_pages
 from tests.configs import options
+from tests.docs.blocks import PAGES, ROOT
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"(?<![\w./-])(?:halos|conf|scripts|docs|tests|parity|benchmarks)/[\w./-]*\w")
 MODULE = re.compile(r"(?:from|import) (halos(?:\.\w+)*)")

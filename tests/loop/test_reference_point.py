@@ -22,7 +22,7 @@ from halos.testing import check_objective
 from tests import tiny
 from tests.fork import run_ranks
 from tests.loop_runs import Run, assert_same, batch_of, fit, objective_of, rows_for
-from tests.train_runs import RESUMABLE, assert_same_run, run, run_until
+from tests.train_runs import run
 
 RATIOS = [1.0, -2.0, 4.0, 0.5, 3.0]
 GROUPS = [0, 0, 1, 0, 1]
@@ -180,23 +180,6 @@ def test_two_ranks_equal_one_device() -> None:
             one = _train(name, batch_size=4)
             assert_same(found[name], one)
             assert name == "zero" or any(step["train/z0"] > 0 for step in one.steps), name
-
-
-@pytest.mark.runs
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("loss.reference_point=running", "loss.reference_point_steps=3"),
-        pytest.param(("loss.reference_point=per_prompt",), marks=pytest.mark.slow),
-        pytest.param(("loss.reference_point=token",), marks=pytest.mark.slow),
-    ],
-)
-def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(words: tuple[str, ...], tmp_path: Any) -> None:
-    options = (*RESUMABLE, *words)
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    expected = run(whole, *options)
-    run_until("on_train_batch_start", 4, stopped, *options)
-    assert_same_run((stopped, run(stopped, *options, "resume=auto")), (whole, expected))
 
 
 # The divergence

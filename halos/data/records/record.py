@@ -1,4 +1,4 @@
-"""Feedback records: one prompt, its completions, and what people said of them.
+"""Feedback records: one prompt, its completions, and the feedback on them.
 
 Records are frozen plain Python, without torch, tokenizers or objectives. Everything downstream is derived from them
 and never changes one.
