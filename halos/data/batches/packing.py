@@ -149,7 +149,8 @@ def pack(
         if not node.trained:
             second.write([node], [])
     for node in above:
-        second.write([child for child in node.children if not child.trained], second.pieces_of(node))
+        if mismatched_children := [child for child in node.children if not child.trained]:
+            second.write(mismatched_children, second.pieces_of(node))
     return (*packs, second.finish(others))
 
 

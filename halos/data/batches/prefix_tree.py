@@ -20,7 +20,7 @@ from itertools import count
 
 SHARED_MIN_TOKENS = 32
 """Two sequences share a part of a node only if it has this many tokens: with fewer, such as the header of a first turn,
-a node less costs more in attention than the tokens save. Whole nodes are always shared."""
+the additional node costs more in attention than the shared tokens save. Whole nodes are always shared."""
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -45,6 +45,7 @@ from halos.data.records.record import (
     messages_of as turns_of,
     prompt_key,
     reply_text,
+    turns_of_reply,
 )
 from halos.data.sources.adapted import DIFFERENT_PROMPTS, FILTERED, NOTED, by_rank, without_empty
 
@@ -170,7 +171,7 @@ class Converter:
             return turns[:-1], turns[-1].content
         before, reply = reply_of(where, {path: value}, path)
         if own is not None and before and before[0].role == "assistant":
-            return (), (*before, *_turns_of_reply(reply))
+            return (), (*before, *turns_of_reply(reply))
         return before, reply
 
     def _agreed(
@@ -474,20 +475,16 @@ def one_prompt(
         None if the conversations have no common beginning.
     """
     (prompt, reply), (prompt_of_other, reply_of_other) = one, other
-    several = any(len(_turns_of_reply(own)) > 1 for own in (reply, reply_of_other))
+    several = any(len(turns_of_reply(own)) > 1 for own in (reply, reply_of_other))
     if prompt_key(prompt) == prompt_key(prompt_of_other) and not several:
         return prompt, reply, reply_of_other
-    wholes = [(*turns_of(start), *_turns_of_reply(end)) for start, end in (one, other)]
+    wholes = [(*turns_of(start), *turns_of_reply(end)) for start, end in (one, other)]
     parted = diverging(*wholes)
     if parted is None:
         return None
     start, mine, theirs = parted
     # A text as prompt stays one.
     return (prompt if prompt_key(prompt) == prompt_key(start) else start), mine, theirs
-
-
-def _turns_of_reply(reply: Reply) -> tuple[Message, ...]:
-    return (Message("assistant", reply),) if isinstance(reply, str) else reply
 
 
 MARKUP = ("<|", "[INST]", "<start_of_turn>", "<br", "</p>", "&nbsp;", "&quot;", "&amp;")

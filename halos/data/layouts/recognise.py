@@ -17,12 +17,12 @@ from halos.data.layouts.roles import (
     LIST_NAMES,
     NAMES,
     PAIR_NAMES,
-    ROLES_OF,
     VOTE_NAMES,
     Path,
     Roles,
     column_of,
     has_content,
+    kind_of,
     value_at,
 )
 from halos.data.layouts.values import graded_number, is_label, number_in
@@ -142,14 +142,14 @@ class _Finder:
         Raises:
             ValueError: there are none.
         """
-        kind = HALOS_TYPES.get(str(self.row.get("type")))
-        if kind is not None:
-            self._halos(kind[1])
+        halos_type = HALOS_TYPES.get(str(self.row.get("type")))
+        if halos_type is not None:
+            self._halos(halos_type[1])
             return
-        declared = next((kind for kind in ROLES_OF if kind in self.roles and kind != "messages"), None)
-        if declared is not None or "rejected" in self.roles:
+        declared = kind_of(self.roles)
+        if declared != "messages" or "rejected" in self.roles:
             layouts = {"completions": self._list, "sides": self._sides, "completion": self._single}
-            layouts.get(str(declared), self._pair)(False)
+            layouts.get(declared, self._pair)(False)
             return
         # First by columns with content, as a table of rows in several layouts has empty columns of the others.
         for filled in (True, False):
@@ -356,7 +356,7 @@ def refused_columns(row: RawRow, roles: Roles, ignore: Sequence[str]) -> list[st
 
 
 def _repeats_reply(row: RawRow, roles: Roles) -> bool:
-    """Return whether the column ``text`` is no reply: another column is, and the text is longer or holds it too."""
+    """Return whether the column ``text`` can be ignored: no other column is a text reply, or it contains that reply."""
     path, text = roles.get("completion"), row["text"]
     reply = value_at(row, path) if isinstance(path, str) else None
     return not isinstance(reply, str) or not isinstance(text, str) or reply in text

@@ -125,7 +125,7 @@ class Values:
         undesirable: words for an undesirable one.
         first: words that say that the first of two sides is better.
         second: words that say that the second is.
-        tie: words that say that neither is, or of a label that it says nothing.
+        tie: words that say that neither side is better, or that a label says nothing.
 
     Raises:
         ValueError: a word is listed for two opposite meanings, or is neither text, number nor boolean.
@@ -214,7 +214,7 @@ GRADED = re.compile(r"([+-]?\d+(?:[.,]\d{1,2}|\.\d+)?)\s*(?:/\s*\d+|out of \d+|s
 
 
 def score_in(where: str, name: str, value: object) -> float | None:
-    """Return a score, also one that is written as text (``4``, ``4/5``, ``4 stars``, ``★★★★☆``); None for none.
+    """Return a score, also one that is written as text (``4``, ``4/5``, ``4 stars``, ``★★★★☆``); None if empty.
 
     Raises:
         ValueError: it is no number.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halos.data.reading.json_files import Located, malformed
-from halos.data.reading.lines import LONGEST_LINE, USUAL, first_line
+from halos.data.reading.lines import USUAL, first_line, most_bytes, too_large
 from halos.data.reading.tables import header_of, row_of
 
 if TYPE_CHECKING:
@@ -93,9 +93,8 @@ def _check_size(file: Path, expansion: int) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-        most = max(expansion * file.stat().st_size, LONGEST_LINE)
+        most = most_bytes(file, expansion)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise ValueError(f"{file}: expected an Excel file, found broken data ({first_line(error)})") from None
     if size > most:
-        hint = "save the sheet as .csv to use it"
-        raise ValueError(f"{file}: expected up to data.max_expansion = {expansion} times its size, found more; {hint}")
+        raise too_large(file, expansion)

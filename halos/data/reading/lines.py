@@ -4,7 +4,7 @@ import bz2
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -42,19 +42,15 @@ class ReadingLimits:
 USUAL = ReadingLimits()
 
 
-def _open_gz(file: Path) -> IO[bytes] | io.BufferedIOBase:
-    return gzip.GzipFile(file)
-
-
-def _open_bz2(file: Path) -> IO[bytes] | io.BufferedIOBase:
-    return bz2.BZ2File(file)
-
-
 def _open_zst(file: Path) -> IO[bytes] | io.BufferedIOBase:
     return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"))
 
 
-OPENERS = {".gz": _open_gz, ".bz2": _open_bz2, ".zst": _open_zst}
+OPENERS: dict[str, Callable[[Path], IO[bytes] | io.BufferedIOBase]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".zst": _open_zst,
+}
 """What opens a compressed file, by its last suffix."""
 
 
@@ -81,7 +77,7 @@ def lines(
     """
     opener = OPENERS.get(file.suffix)
     try:
-        most = max(expansion * file.stat().st_size, LONGEST_LINE) if opener else None
+        most = most_bytes(file, expansion) if opener else None
         with opener(file) if opener else file.open("rb") as stream:
             if start:
                 stream.seek(start)
@@ -89,8 +85,7 @@ def lines(
             while (stop is None or position < stop) and (line := stream.readline((longest or LONGEST_LINE) + 1)):
                 position += len(line)
                 if most is not None and position > most:
-                    expected = f"expected up to data.max_expansion = {expansion} times its size"
-                    raise ValueError(f"{file}:{number}: {expected}, found more; raise it if you trust the file")
+                    raise too_large(f"{file}:{number}", expansion)
                 if longest is not None and len(line) > longest:
                     raise ValueError(f"{file}:{number}: expected lines of up to {longest:,} bytes, found a longer one")
                 yield line
@@ -101,6 +96,17 @@ def lines(
     # A fault is found only when it is reached, perhaps after gigabytes: each kind says what to do about the file.
     except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
         raise ValueError(_unreadable(file, error)) from None
+
+
+def most_bytes(file: Path, expansion: int) -> int:
+    """Return how many bytes a compressed file may decompress to."""
+    return max(expansion * file.stat().st_size, LONGEST_LINE)
+
+
+def too_large(where: object, expansion: int) -> ValueError:
+    """Return the error for a file that decompresses to more than :func:`most_bytes`."""
+    expected = f"expected up to data.max_expansion = {expansion} times its size"
+    return ValueError(f"{where}: {expected}, found more; raise it if you trust the file")
 
 
 def _unreadable(file: Path, error: Exception) -> str:

@@ -25,7 +25,7 @@ COMPLETIONS = re.compile(r"chosen|rejected|completion|output(_A|_B)?|human_ref_[
 """Columns whose empty cells are empty texts, which adapters leave out and count; other empty cells have no value."""
 NamedRows = tuple[str, Iterable[RawRow]]
 """A split that ``datasets`` has opened: the name that begins the locations of its rows, and the rows."""
-MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
+MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 
 
 def read_csv(file: Path, *, expansion: int = USUAL.max_expansion, keep_malformed: bool = False) -> Iterator[Located]:

@@ -183,6 +183,11 @@ def _check_roles(where: str, turns: Sequence[Message]) -> None:
             raise ValueError(f"{where}: expected a role out of {', '.join(ROLES)}; found {turn.role!r}")
 
 
+def turns_of_reply(reply: Reply) -> tuple[Message, ...]:
+    """Return the turns of a reply; a text is one turn of the assistant."""
+    return (Message("assistant", reply),) if isinstance(reply, str) else reply
+
+
 def prompt_characters(prompt: Prompt) -> int:
     """Return the number of characters in a prompt, with its tools and template variables."""
     if isinstance(prompt, str):

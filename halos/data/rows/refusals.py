@@ -19,8 +19,8 @@ class Refusal:
     """Why one example cannot become a row.
 
     Attributes:
-        kind: ``boundary`` (the template does not continue its own prompt), ``turns`` (nor what the model wrote before a
-            later turn) or ``markup`` (special tokens in a text).
+        kind: ``boundary`` (the template does not continue its own prompt), ``turns`` (it writes an earlier
+            assistant turn differently from the last one) or ``markup`` (special tokens in a text).
         where: the place of the example in the data.
         shown: what is wrong with it.
         setting: a key with a value that helps, if one is known.

@@ -10,7 +10,7 @@ from datetime import date
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
-from halos.data.records.record import Conversation, Message, Prompt, Reply, messages_of
+from halos.data.records.record import Conversation, Prompt, Reply, messages_of, turns_of_reply
 from halos.data.rows.templates import PLAIN_TEMPLATE, Template, chosen, control_of, with_date, without_control
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ class Request:
 
     def then(self, reply: Reply) -> Request:
         """Return the request with a reply after it."""
-        own = (Message("assistant", reply),) if isinstance(reply, str) else reply
-        turns = (turn.as_dict() for turn in own)
+        turns = (turn.as_dict() for turn in turns_of_reply(reply))
         return Request(self.where, (*self.turns, *turns), self.format)
 
     def given(self, values: Mapping[str, Any]) -> Request:

@@ -191,9 +191,8 @@ class TokenRows(Stored[Row]):
         first, second = self.sizes(mismatched=False)
         # Few pairs have two completions of one size, so that few tokens are read.
         indices = np.flatnonzero(first == second)
-        sizes = first[indices].tolist()
-        equal = [self._has_equal_sides(index, size) for index, size in zip(indices.tolist(), sizes, strict=True)]
-        return np.array([index for index, same in zip(indices.tolist(), equal, strict=True) if same], dtype=np.int64)
+        pairs = zip(indices.tolist(), first[indices].tolist(), strict=True)
+        return np.array([index for index, size in pairs if self._has_equal_sides(index, size)], dtype=np.int64)
 
     def _has_equal_sides(self, index: int, size: int) -> bool:
         chosen, rejected = (self.table.list_at(index, name)[:size] for name in BRANCHES)

@@ -159,6 +159,9 @@ class FileSource(Source):
                 if isinstance(row, MalformedRow):
                     raise row.error
                 records = list(adapt(where, row))
+                if self._max_bad_rows is not None:  # otherwise the caller checks it, as for records of several rows
+                    for place, record, _ in records:
+                        check_length(place, record, self.reading)
             except ValueError:
                 if self._max_bad_rows is None:
                     raise
@@ -237,8 +240,9 @@ class FileSource(Source):
             origins.setdefault(notes["file"], Origin()).join(Origin(**counts))
         for file, origin in origins.items():
             self.check_origin(file, origin)
-        check_ids(RecordTable(table))
-        records = self.combined(RecordTable(table), origins)
+        records = RecordTable(table)
+        check_ids(records)
+        records = self.combined(records, origins)
         dropped = sum((origin.dropped for origin in origins.values()), Counter())
         if not len(records):
             reasons = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
@@ -335,15 +339,17 @@ def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:
 def _added(adapted: Iterable[Adapted], origin: Origin, limits: ReadingLimits) -> Iterator[tuple[str, Record | None]]:
     """Yield locations and records, each after its counts were added: they include what the caller is working on."""
     for where, record, dropped in adapted:
-        if record is not None:
-            _check_length(where, record, limits)
+        check_length(where, record, limits)
         origin.records += record is not None
         if dropped:
             origin.drop(where, dropped)
         yield where, record
 
 
-def _check_length(where: str, record: Record, limits: ReadingLimits) -> None:
+def check_length(where: str, record: Record | None, limits: ReadingLimits) -> None:
+    """Raise ``ValueError`` for a record that is longer than the limit."""
+    if record is None:
+        return
     found = prompt_characters(record.prompt) + sum(len(completion.text) for completion in record.completions)
     if found > limits.max_characters:
         expected = f"expected a record of up to data.max_characters = {limits.max_characters:,} characters"

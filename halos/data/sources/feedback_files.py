@@ -115,7 +115,7 @@ class Layouts:
 
     def _note_columns(self, where: str, row: RawRow, used: Mapping[str, str]) -> None:
         """Count the columns of a row that is read by a function of its own; refuse those that would be lost."""
-        key = ("exports", *row)
+        key = ("exports", *((name, has_content(value)) for name, value in row.items()))
         if key not in self._layouts:
             roles = {**{role: name for name, role in used.items()}, "label": ""}
             others = {name: value for name, value in row.items() if name not in used}
@@ -210,7 +210,7 @@ class FeedbackFiles(FileSource):
             :class:`.VoteRule`.
         transcripts: ``split`` makes turns of a prompt ``Human: … Assistant:``; ``keep`` keeps the text.
         bad_rows: ``stop`` at the first malformed row; ``skip`` counts malformed rows and leaves them out.
-        max_bad_rows: more malformed rows than this end a run with ``bad_rows=skip``.
+        max_bad_rows: more malformed rows in a file than this end a run with ``bad_rows=skip``.
 
     Raises:
         ValueError: a setting has none of its values.
@@ -249,6 +249,9 @@ class FeedbackFiles(FileSource):
         # Cells are converted by the role of their column, which is known only after the row is recognised.
         skips, has_cells = self._max_bad_rows is not None, piece.has_cells
         lists = STRUCTURED | {self.declaration.columns.get(role) for role in STRUCTURED}
+        for paths in self.declaration.columns.values():  # a dotted path leads into the JSON of its column
+            for path in (paths,) if isinstance(paths, str) else paths:
+                lists |= {path.partition(".")[0]} if "." in path else set()
         for where, row in read_piece(piece, streaming=streaming, convert_cells=False, keep_malformed=skips):
             if has_cells and not isinstance(row, MalformedRow):
                 row = {name: _cell(where, name, value, parses=name in lists) for name, value in row.items()}
@@ -274,8 +277,8 @@ class FeedbackFiles(FileSource):
         combined = combine(records, files, scored, self.declaration.votes, self.store)
         for first, counts in combined.counts:
             origins[names[files[first]]].drop(records.where(first), counts)
-        for removed in combined.removed:
-            origins[names[files[removed]]].records -= 1
+        for n, count in enumerate(np.bincount(files[combined.removed], minlength=len(names)).tolist()):
+            origins[names[n]].records -= count
         return combined.records
 
 

@@ -109,13 +109,14 @@ class StreamPreparation(Preparation):
         unshuffled = replace(stream, settings=replace(self, shuffle_buffer=1))
         drawn = next(unshuffled.drawn(Counted()))
         (first,) = stream_rows.rows([drawn], Counted())
-        known = count_unknown([pa.array([first.prompt, *first.branches])], unknown_id(tokenizer))
-        check_known([known], tokenizer, first.id)
         return PreparedStream(needs, tokenizer, rows, intake, None, shown, stream_rows, first)
 
     def _try(self, examples: Sequence[Example], stream_rows: StreamRows) -> None:
         """Tokenise the first examples, so that what the run would refuse or learn nothing from shows before it."""
         rows = stream_rows.rows([Drawn(example, 1) for example in examples], Counted())
+        tokenizer = stream_rows.tokens.tokenizer
+        ids = pa.array([ids for row in rows for ids in (row.prompt, *row.branches)])
+        check_known([count_unknown([ids], unknown_id(tokenizer))], tokenizer, rows[0].id)
         name = f"the first {len(rows):,}"
         if stream_rows.stream.needs.view == "pairs":
             warn_of_equal_pairs(f"{name} pairs of the stream", rows, self.limits.max_length)

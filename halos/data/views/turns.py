@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from halos.data.records.judgement import judgement_of
-from halos.data.records.record import Completion, Message, Record, messages_of, with_messages
+from halos.data.records.record import Completion, Message, Record, messages_of, turns_of_reply, with_messages
 from halos.data.records.table import RecordTable, batches
 from halos.data.store.arrow import Part, Store
 from halos.data.views.rules import demonstrated
@@ -57,7 +57,7 @@ def with_turns(record: Record, report: Counter[str]) -> list[Record]:
         return [*earlier, record]
     for place in imitated:
         completion = record.completions[place]
-        *before, last = completion.turns or (Message("assistant", completion.text),)
+        *before, last = turns_of_reply(completion.reply)
         turns, name = (*prompt, *before), f"{record.id}/{place}"
         earlier += _earlier(record, name, turns, len(prompt), report)
         earlier.append(_with_last(record, name, turns, last))

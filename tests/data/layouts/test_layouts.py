@@ -2,6 +2,7 @@
 
 # ruff: noqa: E501 (a row and its record in one line)
 
+import csv
 import json
 import os
 from collections import Counter
@@ -331,3 +332,34 @@ def test_every_shared_file_is_read_by_itself(name: str) -> None:
             one.preferences if name != "arena_winner.jsonl" else ()
         ):  # one voter preferred the wrong reply
             assert GOOD[topic] in one.completions[better].text or BAD[topic] in one.completions[worse].text
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "columns", "expected"),
+    [
+        ("prompt,response_a,response_b,winner", (Q, [{"from": "gpt", "value": A}], [{"from": "gpt", "value": B}], "a"), {},
+         record(Q, PAIR, (0, 1))),
+        ("fields,label", ({"prompt": Q, "response": A}, "yes"),
+         {"prompt": "fields.prompt", "completion": "fields.response"}, record(Q, (Completion(A, True),))),
+        ("prompt,completion,label", (Q, '{"code": 1}', "yes"), {}, record(Q, (Completion('{"code": 1}', True),))),
+    ],
+    ids=["ShareGPT's messages", "a dotted path", "a text that is JSON"],
+)  # fmt: skip
+def test_json_in_the_cells_of_a_table(
+    header: str, cells: tuple[Any, ...], columns: dict[str, str], expected: Record, tmp_path: Path
+) -> None:
+    file = tmp_path / "f.csv"
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        texts = [cell if isinstance(cell, str) else json.dumps(cell) for cell in cells]
+        csv.writer(stream).writerows([header.split(","), texts])
+    (found,) = FeedbackFiles(str(file), columns=columns).train().records
+    assert same(found, expected), found
+
+
+def test_content_that_only_a_later_task_of_an_export_has_is_refused(tmp_path: Path) -> None:
+    row, _ = BY_ITSELF["label studio, choices"]
+    with pytest.raises(ValueError, match="context"):
+        read(
+            tmp_path,
+            *({**row, "data": {**row["data"], "context": text}} for text in (None, "a text that would be lost")),
+        )

@@ -8,13 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from halos.data import PreferenceDataModule, StreamingDataModule
+from halos.data import FeedbackFiles, PreferenceDataModule, StreamingDataModule
 from halos.data.reading import lines as module
 from halos.data.reading.fields import messages_of
 from halos.data.reading.files import READERS
 from halos.data.reading.json_files import DECODER, parse_json, read_json, read_jsonl
 from halos.data.reading.lines import lines
 from halos.data.reading.tables import read_csv
+from halos.data.sources.adapted import BAD_ROW
 
 MIB = 1 << 20
 
@@ -126,6 +127,9 @@ def test_a_record_has_a_limit_of_characters(tmp_path: Path) -> None:
     expected = r"a\.jsonl:2: expected a record of up to data\.max_characters = 2,004 characters, found 2,005"
     with pytest.raises(ValueError, match=expected):
         PreferenceDataModule(file, max_characters=2004, cache_dir=None).preparation.read()
+    skipping = FeedbackFiles(file, bad_rows="skip")
+    read = PreferenceDataModule(skipping, max_characters=2004, cache_dir=None).preparation.read()
+    assert (len(read.records["train"]), skipping.train().dropped[BAD_ROW]) == (1, 1)
     with pytest.raises(ValueError, match=r"data\.max_characters: expected a whole number"):
         PreferenceDataModule(file, max_characters=0)
     with pytest.raises(ValueError, match=r"data\.max_expansion: expected a whole number"):
