@@ -17,7 +17,8 @@ import halos
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
     "checks safe_text",
-    "caches files metrics optim processes",
+    "files metrics optim processes",
+    "caches",
     "terminal data",
     "config toy",
     "policy",

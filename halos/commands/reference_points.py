@@ -93,7 +93,11 @@ def _data_rows(data: HeldData, tokens: ChatTokens, seed: int) -> list[Row]:
     prompts = [tokens.fitted_prompt(prompt) for prompt in held.prompts]
     return [
         Row(
-            f"completion {n}", held.groups[n], tuple(ids), tuple(_fit(tokens, own, len(ids)) for own in one.completions)
+            f"completion {n}",
+            held.groups[n],
+            tuple(ids),
+            tuple(_fit(tokens, own, len(ids)) for own in one.completions),
+            context=tuple(map(tuple, one.context)),
         )
         for n, (ids, one) in enumerate(zip(prompts, tokenised, strict=True))
     ]

@@ -243,8 +243,9 @@ def _is_reward(row: Any) -> bool:
 
 def _is_sample(row: Any) -> bool:
     answers = row["completions"]
-    texts = [row["prompt"], *answers] if isinstance(answers, list) and answers else [None]
-    return all(isinstance(text, str) for text in texts)
+    return (
+        isinstance(answers, list) and bool(answers) and all(isinstance(text, str) for text in (row["prompt"], *answers))
+    )
 
 
 def _lines(file: Path) -> list[str]:

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +25,7 @@ from halos.data.rows.token_rows import Row
 from halos.evaluation.statistics import Bootstrap, Estimate
 from halos.loop.reference_point import REFERENCE_POINTS, ReferencePoint, Running, reference_point
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
-from halos.policy.logprobs.divergence import completion_divergence, distributions
+from halos.policy.logprobs.divergence import ROWS, check_divergence, completion_divergence, divergence_reader
 from halos.policy.logprobs.head import HeadOptions
 
 if TYPE_CHECKING:
@@ -118,22 +117,30 @@ def score_rows(
         batch_size: rows in one forward.
         track: iterates over the batches.
     """
-    options, clock = HeadOptions(with_states=True), np.zeros(3)
-    own, other = (partial(distributions, model) for model in (policy, reference))
+    for model in (policy, reference):
+        check_divergence(model)
+    options, clock = HeadOptions(chunk_rows=ROWS, with_states=True), np.zeros(3)
     parts: list[tuple[Tensor, Tensor]] = []
     for start in track(range(0, len(rows), batch_size)):
         batch = collate(rows[start : start + batch_size]).to(policy.device)
-        times = [time.perf_counter()]
+        times = [_now(policy.device)]
         ours = completion_logprobs(policy, batch, options)
-        times.append(time.perf_counter())
+        times.append(_now(policy.device))
         theirs = completion_logprobs(reference, batch, options)
-        times.append(time.perf_counter())
-        divergence = completion_divergence(ours, theirs, own, other).sum(-1)
+        times.append(_now(policy.device))
+        own, other = divergence_reader(policy, ours), divergence_reader(reference, theirs)
+        divergence = completion_divergence(ours.mask, own, other).sum(-1)
         parts.append(((ours.sum - theirs.sum).cpu(), divergence.cpu()))
-        times.append(time.perf_counter())
+        times.append(_now(policy.device))
         clock += np.diff(times)
     ratios, divergences = (torch.cat(column).double() for column in zip(*parts, strict=True))
     return Scored(ratios, divergences, *clock.tolist())
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":  # kernels run on after the call that started them has returned
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def true_kl(scored: Scored, groups: Sequence[int], bootstrap: Bootstrap) -> Estimate:
@@ -157,7 +164,8 @@ def measure(scored: Scored, rows: Sequence[Row], kl: float, simulation: Simulati
     seconds = {"mismatched": mismatched, "running": mismatched, "token": kept}
     measured = []
     for name in REFERENCE_POINTS:
-        clamped, raw = (_points(name, scored, rows, simulation, clamp=clamp) for clamp in (True, False))
+        raw = _points(name, scored, rows, simulation)
+        clamped = raw.clamp(min=0)
         error = math.sqrt(float(((clamped - kl) ** 2).mean()))
         z0 = float(clamped.mean())
         spread = float(clamped.std(correction=0)), error, float((clamped > 0).double().mean())
@@ -165,9 +173,9 @@ def measure(scored: Scored, rows: Sequence[Row], kl: float, simulation: Simulati
     return measured
 
 
-def _points(name: str, scored: Scored, rows: Sequence[Row], simulation: Simulation, *, clamp: bool) -> Tensor:
-    # z₀ of every example of every step, [steps × batch_size].
-    point = reference_point(name, clamp=clamp, steps=simulation.running_steps if name == "running" else None).double()
+def _points(name: str, scored: Scored, rows: Sequence[Row], simulation: Simulation) -> Tensor:
+    # z₀ of every example of every step before the clamp, [steps × batch_size].
+    point = reference_point(name, clamp=False, steps=simulation.running_steps if name == "running" else None).double()
     # The running mean is measured once it is full.
     warm_up = simulation.running_steps if isinstance(point, Running) else 0
     division = Division(batch_size=simulation.batch_size, steps=simulation.steps + warm_up, seed=simulation.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from halos.data.records.record import Prompt, messages_of, reply_text
+from halos.data.records.record import last_turn, reply_text
 from halos.data.records.truth import TrueReward
 from halos.judges.base import CompletionJudge, PromptCompletion
 
@@ -32,14 +32,11 @@ class TruthJudge(CompletionJudge):
     def labels_are_absolute(self) -> bool:
         return True
 
+    # A known world judges the answer to one question. Earlier turns, such as a system prompt, are not part of it.
+
     def scores(self, completions: Sequence[PromptCompletion]) -> list[float | None]:
-        return [self.true_reward.reward(_last_turn(prompt), reply_text(reply)) for prompt, reply in completions]
+        return [self.true_reward.reward(last_turn(prompt), reply_text(reply)) for prompt, reply in completions]
 
     def labels(self, completions: Sequence[PromptCompletion]) -> list[bool | None]:
         # The world's own label, not a threshold on its reward.
-        return [self.true_reward.desirable(_last_turn(prompt), reply_text(reply)) for prompt, reply in completions]
-
-
-def _last_turn(prompt: Prompt) -> str:
-    # A known world judges the answer to one question. Earlier turns, such as a system prompt, are not part of it.
-    return messages_of(prompt)[-1].content
+        return [self.true_reward.desirable(last_turn(prompt), reply_text(reply)) for prompt, reply in completions]

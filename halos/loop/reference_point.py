@@ -29,7 +29,7 @@ class ReferencePoint(RunningState, ABC):
         clamp: take the maximum of the estimate and 0, as the paper does: a KL divergence is never negative.
     """
 
-    needs = Needs()
+    needs = Needs(reference=False)
     """What the estimator needs of data and backbone, besides the needs of the loss."""
 
     def __init__(self, *, clamp: bool = True) -> None:
@@ -87,7 +87,7 @@ class Mismatched(ReferencePoint):
     divided by the examples in the micro-step. Cost: a forward pass of π_θ over y', without gradient.
     """
 
-    needs = Needs(mismatched=True, whole_micro_step=True)
+    needs = Needs(reference=False, mismatched=True, whole_micro_step=True)
 
     def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
         return _mean(ratios[:, -1], batch.weights)
@@ -111,7 +111,7 @@ class Running(ReferencePoint):
         sums: (sum, count) of the current step, followed by those of the steps before it, newest first, [steps + 1, 2].
     """
 
-    needs = Needs(mismatched=True)
+    needs = Needs(reference=False, mismatched=True)
     sums: Tensor
 
     def __init__(self, *, clamp: bool = True, steps: int = 32) -> None:
@@ -146,7 +146,7 @@ class PerPrompt(ReferencePoint):
     one or two. Cost: no forward pass; the host waits for the device once a micro-step.
     """
 
-    needs = Needs(grouped=True, whole_micro_step=True)
+    needs = Needs(reference=False, grouped=True, whole_micro_step=True)
 
     def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
         names = [zlib.crc32(name.encode()) for name in batch.ids]
@@ -172,7 +172,7 @@ class TokenDivergence(ReferencePoint):
     (live, or the policy without its adapter), and both heads compute their logits once more.
     """
 
-    needs = Needs(divergence=True, whole_micro_step=True)
+    needs = Needs(reference=False, divergence=True, whole_micro_step=True)
 
     def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
         assert divergence is not None  # the class needs it

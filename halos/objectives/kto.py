@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Literal, Unpack
 
 import torch
@@ -144,7 +143,7 @@ class KTO(Objective):
         self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)
         counted = "auto" in (self.desirable_weight, self.undesirable_weight)
         own = Needs(reference=not reference_free, label_counts=counted)
-        self.needs = own | replace(self.reference_point.needs, reference=False)
+        self.needs = own | self.reference_point.needs
 
     def see_labels(self, desirable: float, undesirable: float) -> None:
         # In the second call of a run, from the Trainer, the weights are already numbers.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,7 +22,7 @@ from halos.policy.export.reward_model import export_reward_model
 from halos.policy.heads import RewardHead
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
-from halos.policy.logprobs.divergence import ROWS, check_divergence, completion_divergence, distributions
+from halos.policy.logprobs.divergence import ROWS, check_divergence, completion_divergence, divergence_reader
 from halos.policy.logprobs.head import HeadOptions, evaluating, lm_head
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.router import find_router_loss
@@ -309,7 +307,10 @@ class Backbone(nn.Module):
             expected = "expected live (or adapter with LoRA) for a loss that compares whole distributions"
             raise ValueError(f"model.reference: {expected}, found a reference whose log-probs alone are kept")
         for member in self.with_reference_backbone():
-            check_divergence(member.policy)
+            try:
+                check_divergence(member.policy)
+            except ValueError as error:
+                raise ValueError(f"{error}; choose another loss.reference_point") from None
 
     @torch.no_grad()
     def divergence(self, policy: LogProbs, reference: LogProbs) -> Tensor:
@@ -318,14 +319,13 @@ class Backbone(nn.Module):
         Args:
             policy, reference: log-probs of the same batch, with the hidden states of each model.
         """
-        model = self.reference or self.policy
-
-        def of_reference(states: Tensor) -> Tensor:
-            with nullcontext() if self._reference else as_reference(self.policy):
-                return distributions(model, states)
-
-        own, rows = partial(distributions, self.policy), min(self.head_chunk or ROWS, ROWS)
-        return completion_divergence(policy, reference, own, of_reference, rows)
+        own = divergence_reader(self.policy, policy)
+        if self._reference:
+            other = divergence_reader(self._reference[0].policy, reference)
+        else:
+            with evaluating(self.policy), as_reference(self.policy):
+                other = divergence_reader(self.policy, reference)
+        return completion_divergence(policy.mask, own, other, min(self.head_chunk or ROWS, ROWS))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # nn.Module calls this for every change of device or precision. Two kinds of tensors keep their precision:

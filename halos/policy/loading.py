@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -244,7 +244,7 @@ class ModelSpec:
             model = AutoModelForCausalLM.from_config(**built, trust_remote_code=self.trust_remote_code)
         else:
             built |= quantization() if self.lora.quantize else {}
-            with self._size_limited():
+            with as_large_as_its_files(self._location) if self._has_weights else nullcontext():
                 model, info = self._from_pretrained(AutoModelForCausalLM, **built, output_loading_info=True)
             # transformers only logs a warning of weights that it draws at random.
             if info["missing_keys"]:
@@ -260,9 +260,12 @@ class ModelSpec:
         """
         from transformers import AutoModelForCausalLM
 
-        # Each parameter has memory for a moment below, and buffers keep theirs.
-        with self._size_limited(), torch.device("meta"):
-            AutoModelForCausalLM.from_config(**self._build_options(options), trust_remote_code=self.trust_remote_code)
+        if self._has_weights:
+            # Each parameter has memory for a moment below, and buffers keep theirs.
+            with as_large_as_its_files(self._location), torch.device("meta"):
+                AutoModelForCausalLM.from_config(
+                    **self._build_options(options), trust_remote_code=self.trust_remote_code
+                )
         with parameters_on_meta():
             built = self._build_options(options)
             model = AutoModelForCausalLM.from_config(**built, trust_remote_code=self.trust_remote_code)
@@ -320,11 +323,10 @@ class ModelSpec:
         """The model's file or directory on this machine. None for a hub id."""
         return self._location if self._location.exists() else None
 
-    def _size_limited(self) -> AbstractContextManager[None]:
+    @property
+    def _has_weights(self) -> bool:
         # An estimate reads folders without weights too. Where they are needed, check() has refused such a folder.
-        has_weights = self._location.is_dir() and any(self._location.glob("*.safetensors*"))
-        limited = has_weights and not self.random_weights
-        return as_large_as_its_files(self._location) if limited else nullcontext()
+        return not self.random_weights and self._location.is_dir() and any(self._location.glob("*.safetensors*"))
 
     def _config(self) -> PretrainedConfig:
         from transformers import AutoConfig

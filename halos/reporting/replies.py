@@ -82,11 +82,11 @@ class SampledReplies(Callback):
     def measure(self, trainer: pl.Trainer, objective: Objective) -> None:
         """Sample replies, set :attr:`metrics`, and log the first replies as text. All ranks call it together."""
         rank, world = data_rank_and_world()
-        numbers = list(range(rank, len(self.prompts), world))
-        if objective.trained.sharded:  # all ranks must run the same number of forwards
-            numbers += [0] * (-(-len(self.prompts) // world) - len(numbers))
+        # The same number on each rank, some prompts twice: all run a sharded policy and read the reference together.
+        count = -(-len(self.prompts) // world)
+        numbers = [number % len(self.prompts) for number in range(rank, count * world, world)]
         with trainer.precision_plugin.forward_context():
-            own = self._replies(trainer, objective, numbers) if numbers else []
+            own = self._replies(trainer, objective, numbers)
         replies = {reply.prompt: reply for reply in all_gather_list(own)}
         ordered = [replies[number] for number in range(len(self.prompts))]
         self.metrics = reply_metrics(ordered)
@@ -102,20 +102,22 @@ class SampledReplies(Callback):
         with unsharded_root(backbone):
             drawn = sample(backbone.policy, prompts, draws=draws, together=backbone.sharded, **options)
         truncated = [ids[-1] != tokens.end_of_turn for ids in drawn]
-        replies = [Reply(*reply) for reply in zip(numbers, drawn, truncated, strict=True)]
-        divergences = self._divergences(trainer, objective, numbers, drawn)
-        if divergences is None:
-            return replies
-        return [Reply(r.prompt, r.ids, r.truncated, d) for r, d in zip(replies, divergences, strict=True)]
+        # The reference reads no control token, as nothing was trained with one when training started.
+        divergences = self._divergences(trainer, objective, prompts, self._prompt_ids(numbers, ""), drawn)
+        found: Sequence[float | None] = divergences or [None] * len(drawn)
+        return [Reply(*reply) for reply in zip(numbers, drawn, truncated, found, strict=True)]
 
     def _divergences(
-        self, trainer: pl.Trainer, objective: Objective, numbers: list[int], drawn: list[list[int]]
+        self,
+        trainer: pl.Trainer,
+        objective: Objective,
+        ours: list[list[int]],
+        theirs: list[list[int]],
+        drawn: list[list[int]],
     ) -> list[float] | None:
         if self.plan is None or not self.plan.kl or self._no_room:
             return None
         backbone = objective.trained
-        # The reference reads no control token, as nothing was trained with one when training started.
-        ours, theirs = self._prompt_ids(numbers, objective.control(True)), self._prompt_ids(numbers, "")
         try:
             with kl_reference(trainer, objective) as (reference, as_reference), unsharded_root(backbone):
                 measure = partial(score, backbone.policy, reference, device=backbone.device, as_reference=as_reference)

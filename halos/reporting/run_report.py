@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -79,13 +80,20 @@ def show_metrics(validations: Sequence[Validated]) -> None:
     # A run without validation data has no metrics, and an empty table says nothing.
     if not validations:
         return
-    best = min(validations, key=lambda validated: validated[1].get("loss", 0.0))
-    shown = {"start": validations[0], "best": best, "final": validations[-1]}
+    shown = {"final": validations[-1]}
+    if len(validations) > 1:
+        best = min(validations, key=_loss)
+        shown = {"start": validations[0], "best": best} | shown
     table = Table("validation", *(f"{name}, step {step}" for name, (step, _) in shown.items()), box=box.SIMPLE_HEAD)
     final = validations[-1][1]
     for name in [*filter(final.__contains__, FIRST), *(name for name in final if name not in (*FIRST, *IN_FIRST))]:
         table.add_row(name, *(_value(metrics, name) for _, metrics in shown.values()))
     console.print(table)
+
+
+def _loss(validated: Validated) -> float:
+    loss = validated[1].get("loss", 0.0)
+    return math.inf if math.isnan(loss) else loss
 
 
 def _value(metrics: Mapping[str, float], name: str) -> str:

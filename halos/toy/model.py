@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 )
 MAX_POSITIONS = 128
-MAX_NEW_TOKENS = 24  # the longest completion has 15 tokens with its end of turn
+MAX_NEW_TOKENS = 24  # the longest completion has 15 tokens with its end of turn, and 20 in toy_people
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 
 from halos.checks import check_number, check_share
-from halos.data.records.record import Message, Prompt
+from halos.data.records.record import Message, Prompt, last_turn
 from halos.toy import world
 
 GENERAL = tuple(f"we will {verb} it." for verb in world.VERBS)
@@ -34,11 +34,20 @@ GOOD = 0.65  # the utility from which on a reply is desirable
 MEAN_WORDS = 8  # of replies; a person with a length bias prefers longer ones
 ON_TOPIC = 0.8  # the share of specific replies that are about the prompt's topic
 TWO_TURNS = 0.3  # the share of prompts with two turns
-MAX_NEW_TOKENS = 24
-"""The longest reply has 20 tokens with its end of turn."""
 
 _SENTENCE = re.compile(r"[^.?]+[.?]")
 _SPECIFIC = re.compile(f"we will (?:{'|'.join(world.VERBS)}) the (\\w+)\\.")
+_TOPIC_OF = {noun: name for name, topic in world.TOPICS.items() for noun in topic.nouns}
+_PLACES = {
+    **dict.fromkeys(world.KIND_OPENINGS, (0, "kind")),
+    **dict.fromkeys(world.RUDE_OPENINGS, (0, "rude")),
+    **dict.fromkeys(GENERAL, (1, "general")),
+    world.HESITATION: (1, "none"),
+    **dict.fromkeys(ASKS, (2, "asks")),
+    **dict.fromkeys(world.KIND_CLOSINGS, (3, "kind")),
+    **dict.fromkeys(world.RUDE_CLOSINGS, (3, "rude")),
+}
+"""The place of each sentence in a reply, and its kind."""
 
 
 def people_prompts(size: int, seed: int = 0, split: str = "train") -> list[Prompt]:
@@ -55,14 +64,6 @@ def _turns(text: str, seed: int, split: str) -> Prompt:
     answer = f"{rng.choice(world.KIND_OPENINGS)} {rng.choice(GENERAL)}"
     problem = rng.choice(world.TOPICS[topic].problems)
     return Message("user", text), Message("assistant", answer), Message("user", problem)
-
-
-def last_turn(prompt: Prompt) -> str:
-    """Return the text of the turn that a reply answers."""
-    if isinstance(prompt, str):
-        return prompt
-    turns = prompt if isinstance(prompt, tuple) else prompt.turns
-    return turns[-1].content
 
 
 def people_reply(prompt: Prompt, rng: random.Random) -> str:
@@ -113,7 +114,8 @@ def is_good(prompt: Prompt, reply: str) -> bool:
 def _kinds(turn: str, reply: str) -> list[str] | None:
     # The kind of each sentence; None if there is another sentence, one out of order or twice.
     sentences = [sentence.strip() for sentence in _SENTENCE.findall(reply)]
-    places = [_place(sentence, world.topic_of(turn)) for sentence in sentences]
+    topic = world.topic_of(turn)
+    places = [_place(sentence, topic) for sentence in sentences]
     known = [place for place in places if place is not None]
     ordered = all(one[0] < other[0] for one, other in itertools.pairwise(known))
     whole = " ".join(sentences) == reply.strip()
@@ -122,15 +124,10 @@ def _kinds(turn: str, reply: str) -> list[str] | None:
 
 def _place(sentence: str, topic: str | None) -> tuple[int, str] | None:
     # Where the sentence stands in a reply, and its kind.
-    places = {0: (world.KIND_OPENINGS, world.RUDE_OPENINGS), 3: (world.KIND_CLOSINGS, world.RUDE_CLOSINGS)}
-    for place, (kind, rude) in places.items():
-        if sentence in kind or sentence in rude:
-            return place, "kind" if sentence in kind else "rude"
     if match := _SPECIFIC.fullmatch(sentence):
-        nouns = {noun: name for name, one in world.TOPICS.items() for noun in one.nouns}
-        return (1, "specific" if nouns[match[1]] == topic else "wrong") if match[1] in nouns else None
-    plain = {**dict.fromkeys(GENERAL, (1, "general")), **dict.fromkeys(ASKS, (2, "asks"))}
-    return plain.get(sentence, (1, "none") if sentence == world.HESITATION else None)
+        found = _TOPIC_OF.get(match[1])
+        return None if found is None else (1, "specific" if found == topic else "wrong")
+    return _PLACES.get(sentence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ from halos.checks import check_choice, check_whole
 from halos.data.records.record import Completion, Prompt, Record
 from halos.data.records.truth import TrueReward
 from halos.data.sources.base import Records, Source
+from halos.toy.feedback import MAX_TIES
 from halos.toy.people import Annotator, is_good, people_prompts, people_reply, utility
 from halos.toy.world import toy_prompts
 
 KINDS = ("labels", "pairs", "stars", "votes")
-MAX_TIES = 200  # in a row, which never happen
 
 
 class PeopleJudge:

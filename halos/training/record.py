@@ -21,7 +21,7 @@ from halos.reporting.tensorboard import truncate_events_after
 
 State = dict[str, Any]
 """A checkpoint of Lightning, or what it stores of a callback; the values are whatever was put there."""
-STORED = ("train_loss", "seconds", "val_metrics", "validated_at", "validations")
+STORED = ("train_loss", "seconds", "validations")
 """Attributes of a record that checkpoints contain."""
 
 
@@ -30,25 +30,32 @@ class RunRecord(Callback):
 
     Attributes:
         train_loss: one for each optimizer step; None for a step that was skipped because its loss was not finite.
-        val_metrics: of the last validation, without the prefix ``val/``.
-        validated_at: the optimizer step of the last validation.
-        validations: step and metrics of all validations.
+        validations: step and metrics of all validations, the latter without the prefix ``val/``.
         seconds: spent in training, over all parts of a run that was stopped and resumed.
     """
 
     def __init__(self) -> None:
         self.train_loss: list[float | None] = []
-        self.val_metrics: dict[str, float] = {}
-        self.validated_at: int | None = None
         self.validations: list[tuple[int, dict[str, float]]] = []
         self.seconds = 0.0
         self._started = 0.0
+
+    @property
+    def val_metrics(self) -> dict[str, float]:
+        """The metrics of the last validation; empty before the first."""
+        return self.validations[-1][1] if self.validations else {}
+
+    @property
+    def validated_at(self) -> int | None:
+        """The optimizer step of the last validation."""
+        return self.validations[-1][0] if self.validations else None
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
         # What the earlier part of this run has logged after the checkpoint will be logged again: without this, curves
         # would have two points at these steps.
         step = checkpoint["global_step"]
-        validated = checkpoint["callbacks"].get(self.state_key, {}).get("validated_at") == step
+        validations = checkpoint["callbacks"].get(self.state_key, {}).get("validations")
+        validated = bool(validations) and validations[-1][0] == step
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, CSVMetrics):
                 logger.resume_at(step, validated=validated)
@@ -70,9 +77,8 @@ class RunRecord(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = trainer.callback_metrics.items()
-        self.val_metrics = {name[len("val/") :]: float(value) for name, value in metrics if name.startswith("val/")}
-        self.validated_at = trainer.global_step
-        self.validations.append((trainer.global_step, self.val_metrics))
+        named = {name[len("val/") :]: float(value) for name, value in metrics if name.startswith("val/")}
+        self.validations.append((trainer.global_step, named))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.take_losses(trainer)

@@ -57,7 +57,7 @@ def test_the_spread_of_the_point_of_a_prompt_is_that_over_examples(measured: dic
 
 
 def test_the_running_mean_is_measured_once_it_is_full(measured: dict[str, Measured]) -> None:
-    each = _points("mismatched", SCORED, ROWS, Simulation(steps=105, batch_size=8), clamp=False).view(105, 8)[:, 0]
+    each = _points("mismatched", SCORED, ROWS, Simulation(steps=105, batch_size=8)).view(105, 8)[:, 0]
     expected = each.unfold(0, 5, 1)[:100].mean(1)
     assert measured["running"].raw == pytest.approx(float(expected.mean()), rel=1e-9)
     assert measured["running"].z0 == pytest.approx(float(expected.clamp(min=0).mean()), abs=1e-12)

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -155,6 +156,13 @@ def test_start_best_and_final_metrics_are_a_table_with_one_kl_and_nothing_withou
         ["kl", "0.00", "–", "1.50 ± 0.25"],
         ["rewards/auc", "0.5000", "0.7500", "1.0000"],
     ]
+
+
+def test_a_lone_validation_is_the_final_one_and_a_loss_that_is_no_number_is_never_the_best(capsys: Printed) -> None:
+    run_report.show_metrics([(8, {"loss": 0.2})])
+    assert capsys.readouterr().out.split()[:4] == ["validation", "final,", "step", "8"]
+    run_report.show_metrics([(0, {"loss": math.nan}), (4, {"loss": 0.3}), (8, {"loss": 0.2})])
+    assert "best, step 8" in capsys.readouterr().out
 
 
 def test_what_is_logged_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

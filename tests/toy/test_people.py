@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from halos.data.records.record import Message, Prompt, Record
+from halos.data.records.record import Message, Prompt, Record, last_turn
 from halos.toy import Annotator, ToyPeopleSource, world
-from halos.toy.model import build_model, build_tokenizer, pretrain
-from halos.toy.people import MAX_NEW_TOKENS, is_good, last_turn, people_prompts, people_reply, utility
+from halos.toy.model import MAX_NEW_TOKENS, build_model, build_tokenizer, pretrain
+from halos.toy.people import is_good, people_prompts, people_reply, utility
 from tests.train_runs import run
 
 REFUND = "i bought a lamp on monday. please refund me."

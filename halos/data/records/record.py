@@ -183,6 +183,11 @@ def _check_roles(where: str, turns: Sequence[Message]) -> None:
             raise ValueError(f"{where}: expected a role out of {', '.join(ROLES)}; found {turn.role!r}")
 
 
+def last_turn(prompt: Prompt) -> str:
+    """Return the text of the turn that a reply answers."""
+    return messages_of(prompt)[-1].content
+
+
 def turns_of_reply(reply: Reply) -> tuple[Message, ...]:
     """Return the turns of a reply; a text is one turn of the assistant."""
     return (Message("assistant", reply),) if isinstance(reply, str) else reply

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from halos.policy.adapters import head_delta
 from halos.policy.logprobs.chunked_head import LogitShape
 from halos.policy.logprobs.completions import LogProbs
-from halos.policy.logprobs.head import lm_head, logit_shape
+from halos.policy.logprobs.head import ReadLogits, head_reader, logit_shape
 from halos.policy.logprobs.token_statistics import expectation
 
 if TYPE_CHECKING:
@@ -31,8 +28,7 @@ def check_divergence(model: PreTrainedModel) -> LogitShape:
     shape = logit_shape(model)
     if shape is None:
         found = f"found that of {type(model).__name__}"
-        hint = "choose another loss.reference_point"
-        raise ValueError(f"divergence: expected a linear LM head that each rank has whole, {found}; {hint}")
+        raise ValueError(f"divergence: expected a linear LM head that each rank has whole, {found}")
     return shape
 
 
@@ -44,35 +40,28 @@ def divergence(policy: Tensor, reference: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def distributions(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Compute log π(·|…) from the states of the last layer [M, H], in float32 or better; [M, V]."""
-    head = lm_head(model)
-    logits = linear(states, head.weight, head.bias)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if (delta := head_delta(head, states)) is not None:
-        low, up = delta
-        wide = wide + linear(low, up).to(wide)
-    return check_divergence(model)(wide).log_softmax(-1)
+def divergence_reader(model: PreTrainedModel, logprobs: LogProbs) -> ReadLogits:
+    """Return what computes the logits at the completion tokens of a batch, from log-probs with hidden states.
+
+    Raises:
+        ValueError: see :func:`check_divergence`.
+    """
+    assert logprobs.hidden is not None
+    return head_reader(model, logprobs.hidden[logprobs.mask], check_divergence(model))
 
 
 @torch.no_grad()
-def completion_divergence(
-    policy: LogProbs,
-    reference: LogProbs,
-    policy_distributions: Callable[[Tensor], Tensor],
-    reference_distributions: Callable[[Tensor], Tensor],
-    rows: int = ROWS,
-) -> Tensor:
+def completion_divergence(mask: Tensor, policy: ReadLogits, reference: ReadLogits, rows: int = ROWS) -> Tensor:
     """Compute KL(π_θ ‖ π_ref) between the next-token distributions at each completion token, [B, K, C].
 
     Args:
-        policy, reference: log-probs of the same batch, with the hidden states of each model.
-        policy_distributions, reference_distributions: :func:`distributions` of each model.
+        mask: where there are completion tokens, [B, K, C].
+        policy, reference: compute the logits of these tokens under each model.
         rows: rows of logits of each model that exist at a time.
     """
-    assert policy.hidden is not None
-    assert reference.hidden is not None
-    states = zip(policy.hidden[policy.mask].split(rows), reference.hidden[policy.mask].split(rows), strict=True)
-    parts = [divergence(policy_distributions(own), reference_distributions(other)) for own, other in states]
+    parts = []
+    for start in range(0, int(mask.sum()), rows):
+        part = slice(start, start + rows)
+        parts.append(divergence(policy(part).log_softmax(-1), reference(part).log_softmax(-1)))
     values = torch.cat(parts)
-    return values.new_zeros(policy.mask.shape).masked_scatter(policy.mask, values)
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)

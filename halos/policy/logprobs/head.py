@@ -147,8 +147,19 @@ def scored_logits(
         all_logits = forward().logits[0]
     if shape is None:
         return lambda rows: all_logits[rows].to(torch.promote_types(all_logits.dtype, torch.float32))
-    states = head_input[1]
-    delta = head_delta(head, states)
+    return head_reader(model, head_input[1], shape)
+
+
+def head_reader(model: PreTrainedModel, states: Tensor, shape: LogitShape) -> ReadLogits:
+    """Return what computes the logits of last states [M, H], a few rows at a time.
+
+    Args:
+        model: a causal language model.
+        states: what its LM head reads.
+        shape: its :func:`logit_shape`.
+    """
+    head = lm_head(model)
+    delta = head_delta(head, states)  # now: an adapter may be on or off in this context alone
 
     def read(rows: slice) -> Tensor:
         logits = F.linear(states[rows], head.weight, head.bias)
