@@ -41,12 +41,20 @@ LINES = 20
 
 STREAMS = ".*Your `IterableDataset` has `__len__` defined.*"
 """Lightning warns that the length is wrong with several workers; a stream has at most one."""
-UNHELPFUL = (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*", STREAMS)
+UNHELPFUL = (
+    *(".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*", STREAMS),
+    # A run without validation data, a device that was chosen, a launcher that was not, a first step that 16-mixed
+    # skips while it looks for its scale, and the base of an adapter whose config is not on the hub.
+    *(".*Total length of `list` across ranks is zero.*", ".*GPU available but not used.*", ".*`srun` command is.*"),
+    *(".*`lr_scheduler.step..` before `optimizer.step..`.*", ".*Could not find a config file in.*"),
+)
 """Patterns of warnings that a user can do nothing about."""
 
 
 def set_up_logging(*, models: bool = True) -> None:
-    """Log this package's messages to the console of the first process, and other libraries' warnings only.
+    """Log this package's messages and other libraries' warnings to the console of the first process.
+
+    The other ranks would only repeat them: what concerns one of them alone is an error, and ends the run.
 
     Control characters in messages are shown escaped, and so is what stdout's encoding lacks.
 
@@ -68,7 +76,9 @@ def set_up_logging(*, models: bool = True) -> None:
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:  # Hydra's, which would print every message of ours a second time
             handler.addFilter(_not_ours)  # a handler takes a filter once, however often this is called
-    ours.setLevel(logging.INFO if on_first_process() else logging.WARNING)
+    ours.setLevel(logging.INFO if on_first_process() else logging.ERROR)
+    if not on_first_process():
+        warnings.simplefilter("ignore")
     for message in UNHELPFUL:
         warnings.filterwarnings("ignore", message)
 

@@ -136,6 +136,25 @@ def test_messages_and_warnings_of_other_libraries_are_too(logged: logging.Logger
     assert f": {SHOWN}\n" in warnings.formatwarning(EVIL, UserWarning, "file.py", 1, "")
 
 
+def test_other_ranks_repeat_no_warnings(monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    factory, logger = logging.getLogRecordFactory(), logging.getLogger("halos")
+    with warnings.catch_warnings(record=True) as caught:
+        for first in (False, True):
+            monkeypatch.setattr(terminal, "on_first_process", lambda first=first: first)
+            warnings.resetwarnings()
+            terminal.set_up_logging()
+            logger.warning("logged on the first process: %s", first)
+            warnings.warn(f"warned on the first process: {first}", stacklevel=1)
+            for message in ("Total length of `list` across ranks is zero.", "GPU available but not used."):
+                warnings.warn(message, stacklevel=1)
+    logging.setLogRecordFactory(factory)
+    assert [line for line in capsys.readouterr().out.splitlines() if "logged" in line] == [
+        f"WARNING  {'logged on the first process: True'}".ljust(400)
+    ]
+    assert [str(warning.message) for warning in caught] == ["warned on the first process: True"]
+
+
 PRINTS = """
 import warnings
 from halos import terminal
