@@ -189,6 +189,11 @@ RULES: tuple[Rule, ...] = (
          "a loss without a reference keeps no live one"),
     Rule({"sampling.kl": _one_of(True), "strategy.name": _one_of("deepspeed")}, "auto or false with strategy=deepspeed",
          "replies are not sampled from the weights that it divides; use fsdp"),
+    # Checkpoints
+    Rule({"checkpoint.export": _one_of("best"), "checkpoint.best": _UNSET}, "last without checkpoint.best",
+         "name a metric, such as checkpoint.best=val/loss"),
+    Rule({"checkpoint.export": _one_of("best"), "strategy.name": _one_of("deepspeed")},
+         "last with strategy=deepspeed", "its checkpoints are divided in a form of its own"),
     # Sweeps
     Rule({"sweep_metric": _UNSET, "sweep_seeds": _SET}, *_METRIC),
     Rule({"sweep_metric": _UNSET, "sweep_max_kl": _SET}, *_METRIC),
