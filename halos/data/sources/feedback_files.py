@@ -25,8 +25,8 @@ from halos.data.reading.tables import MESSAGES
 from halos.data.records.record import ROLES, Record
 from halos.data.records.table import RecordTable
 from halos.data.sources.adapted import COLUMN, Adapted, Origin
-from halos.data.sources.base import Files, FileSource
 from halos.data.sources.combined import combine, scores_in_a_row
+from halos.data.sources.file_source import Files, FileSource
 from halos.data.sources.hh import hh_record
 from halos.data.sources.oasst import is_tree, tree_records
 
