@@ -25,8 +25,9 @@ from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
 from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.rows.chat_tokens import Limits
 from halos.data.rows.token_rows import Row, Rows, TokenRows
-from halos.data.sources.base import Files, Source
+from halos.data.sources.base import Source
 from halos.data.sources.feedback_files import FeedbackFiles
+from halos.data.sources.file_source import Files
 from halos.data.store.arrow import Store, cache_folder
 from halos.data.views.selection import Selection
 from halos.processes.collectives import data_ranks

@@ -28,7 +28,8 @@ from halos.data.rows.mismatch import derangement, in_order
 from halos.data.rows.refusals import Refusals
 from halos.data.rows.unknown import check_known, count_unknown, unknown_id
 from halos.data.rows.written import check_written
-from halos.data.store.arrow import MEMORY, Part, Store, Stored, Table
+from halos.data.store.arrow import MEMORY, Part, Store
+from halos.data.store.table import Stored, Table
 from halos.data.views.examples import Example, Examples, Labelled, Pair, Scored
 
 Control = Callable[[bool | None], str]

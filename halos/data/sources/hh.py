@@ -11,7 +11,7 @@ from halos.data.layouts.chats import diverging
 from halos.data.reading.fields import RawRow, required, text_of, wrong
 from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.adapted import DIFFERENT_PROMPTS, without_empty
-from halos.data.sources.base import Columns, Files, RowSource
+from halos.data.sources.file_source import Columns, Files, RowSource
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
