@@ -40,8 +40,14 @@ SOURCES = {
 }
 """Where values of a paper were read, by their marks in losses.yaml; values without a mark were read in the paper."""
 WATCH = {
-    "binary": ("`val/rewards/auc` (0.5 is chance)", "`val/rewards/margins`"),
-    "pairs": ("`val/rewards/accuracies` (0.5 is chance)", "`val/rewards/margins`"),
+    "binary": (
+        "`val/rewards/auc`: how often a desirable reply has a higher reward than an undesirable one (0.5 is chance)",
+        "`val/rewards/margins`",
+    ),
+    "pairs": (
+        "`val/rewards/accuracies`: how often the chosen reply has the higher reward (0.5 is chance)",
+        "`val/rewards/margins`",
+    ),
     "scored": ("`val/rewards/auc`, where replies have labels (0.5 is chance)",),
     "demonstrations": ("`val/loss`",),
 }
@@ -179,13 +185,16 @@ def _shared_metrics(name: str) -> tuple[str, ...]:
     chosen = "`train/rewards/chosen` and `train/rewards/rejected`: the implied rewards of both kinds"
     shared = WATCH["demonstrations"] if name in ("sft", "csft") else (chosen, *WATCH[kind])
     ratios = "`train/log_ratio/chosen` and `train/log_ratio/rejected`: mean log-ratios of both kinds on the data"
-    kl = "`val/kl`: KL(policy ‖ reference), estimated from the policy's own samples"
-    return (*shared, *((ratios, kl) if needs(name).reference else ()))
+    compared = "reference" if needs(name).reference else "the model that training started from"
+    kl = f"`val/kl`: KL(policy ‖ {compared}), estimated from the policy's own samples"
+    samples = (kl,) if objective(name).generates else ()
+    return (*shared, *((ratios,) if needs(name).reference else ()), *samples)
 
 
 def _deviations(cls: type[Objective]) -> list[str] | str:
     found = entries(parts(cls).get("Deviations", ""))
-    return [f"{number}. {text}" for number, text in found.items()] or "None are known."
+    none = "None are known." if cls.paper else "There is no paper for this loss."
+    return [f"{number}. {text}" for number, text in found.items()] or none
 
 
 def _parameters(name: str, note: dict[str, Any]) -> tuple[str | list[str], ...]:
@@ -223,7 +232,7 @@ def _results(name: str, note: dict[str, Any]) -> str:
 
 def _citation(cls: type[Objective], note: dict[str, Any]) -> str:
     if not cls.paper:
-        return "There is no paper for this one."
+        return "There is no paper for this loss."
     title, address = cls.paper
     lines = (
         f"@article{{{note['author'].partition(',')[0].lower().replace(chr(39), '')}{note['year']},",
