@@ -190,7 +190,7 @@ class TokenRows(Stored[Row]):
         if len(self._full_sizes) < 2:
             return np.zeros(0, dtype=np.int64)
         first, second = self.sizes(mismatched=False)
-        # Few pairs have two completions of one size, so that few tokens are read.
+        # Few pairs have two completions of the same size, so few tokens are read.
         indices = np.flatnonzero(first == second)
         pairs = zip(indices.tolist(), first[indices].tolist(), strict=True)
         return np.array([index for index, size in pairs if self._has_equal_sides(index, size)], dtype=np.int64)
@@ -200,7 +200,7 @@ class TokenRows(Stored[Row]):
         return bool(np.array_equal(chosen, rejected))
 
     def digest(self) -> str:
-        """A key of all token ids, labels and scores, and of their order."""
+        """A key of all token ids, labels and scores, in their order."""
         tables = (self.table,) if self._mismatched is None else (self.table, self._mismatched)
         contents = [notes["digest"] for table in tables for notes in table.notes]
         key = hashlib.sha256(repr((contents, sorted(self.control.items()), self.limits)).encode())
@@ -422,8 +422,8 @@ def _tokenised(examples: Sequence[Example], tokens: ChatTokens, controls: Contro
         columns = [batch.column(name) for name in ("prompt", *BRANCHES)]
         unknown.append(count_unknown(columns, unknown_id(tokens.tokenizer)))
         yield batch
-    # One digest has up to three treatments, so more than MAX_SHAPES shapes have several digests, also the ones kept:
-    # ids depend on the prompt, whatever the others are.
+    # A digest has up to three treatments, so more than MAX_SHAPES shapes have several digests, and so do those that are
+    # kept. Several digests mean that ids depend on the prompt, whatever the other shapes are.
     kept = sorted(shapes, key=str)[:MAX_SHAPES]
     counts = [sum(numbers) for numbers in zip(*unknown, strict=True)]
     return {"digest": content.hexdigest(), "refused": refusals.notes(), "shapes": kept, "unknown": counts}
