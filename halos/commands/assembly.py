@@ -187,4 +187,4 @@ def _callbacks(
     ]
     if isinstance(data, StreamingDataModule):
         callbacks.append(StreamReport(data, folder.root))
-    return [*callbacks, Progress()] if cfg.trainer.enable_progress_bar else callbacks
+    return [*callbacks, Progress(data)] if cfg.trainer.enable_progress_bar else callbacks

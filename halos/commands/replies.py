@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from halos.data.module import PreferenceDataModule
 from halos.data.rows.token_rows import TokenRows
 from halos.objectives.base import Objective
+from halos.processes.collectives import data_ranks
 from halos.processes.first import on_first_process
 from halos.reporting.kl_reference import missing_reference
 from halos.reporting.replies import SampledReplies
-from halos.sampling.budget import sampling_plan, validation_cost
+from halos.sampling.budget import PASSES, sampling_plan, validation_cost
 from halos.sharding.factory import BackboneFactory
 
 log = logging.getLogger(__name__)
@@ -62,10 +64,10 @@ def plan_replies(
     prompts = [len(replies.tokens.fitted_prompt(prompt, control)) for prompt in replies.prompts]
     cost = validation_cost(prompts, _lengths(data, cfg.sampling.max_new_tokens), kl=kl)
     replies.plan = sampling_plan(
-        _validation_steps(trainer, data),
+        validation_steps(trainer, data),
         cfg.sampling.validations,
         cost=cost,
-        trained_tokens=_trained_tokens(trainer, data),
+        trained_tokens=trained_tokens(trainer, data),
         prompts=len(prompts),
         kl=kl,
     )
@@ -82,7 +84,8 @@ def _lengths(data: PreferenceDataModule, longest: int) -> list[int]:
     return [min(len(row.branches[0]), longest) for row in counted]
 
 
-def _trained_tokens(trainer: pl.Trainer, data: PreferenceDataModule) -> int:
+def trained_tokens(trainer: pl.Trainer, data: PreferenceDataModule) -> int:
+    """Return the tokens that training reads, on all devices."""
     if not data.streams:
         return data.tokens_in(data.steps)
     # The tokens of a stream are not known beforehand: its first example stands for all.
@@ -91,8 +94,24 @@ def _trained_tokens(trainer: pl.Trainer, data: PreferenceDataModule) -> int:
     return data.steps * data.batch_size * trainer.accumulate_grad_batches * trainer.world_size * tokens
 
 
-def _validation_steps(trainer: pl.Trainer, data: PreferenceDataModule) -> list[int]:
+def validation_steps(trainer: pl.Trainer, data: PreferenceDataModule) -> list[int]:
+    """Return the optimizer steps after which the policy is validated."""
     if "val" not in data.rows:
         return []
     interval = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
     return [*range(0, data.steps, interval), data.steps]
+
+
+def validation_plan(trainer: pl.Trainer, data: PreferenceDataModule) -> tuple[int, int, float]:
+    """Return the number of validations, the examples of each, and their computation as a share of training's."""
+    validations = validation_steps(trainer, data)
+    if not validations:
+        return 0, 0, 0.0
+    rows = data.rows["val"].rows
+    assert isinstance(rows, TokenRows)
+    batches = math.ceil(len(rows) / (data.batch_size * data_ranks(trainer)[1]))
+    # Lightning's limit: a number of batches, or a share of them.
+    limit = trainer.limit_val_batches
+    read = min(limit / batches, 1.0) if isinstance(limit, int) else limit
+    share = len(validations) * read * int(rows.tokens().sum()) / (PASSES * trained_tokens(trainer, data))
+    return len(validations), round(read * len(rows)), share

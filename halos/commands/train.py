@@ -8,8 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos.commands.assembly import Run, assemble
 from halos.commands.finish import finish
+from halos.commands.replies import validation_plan
 from halos.files import path_named
 from halos.processes import ranks, signals
+from halos.processes.collectives import data_ranks
 from halos.reporting import run_report
 from halos.reporting.data_report import show_data, show_example, show_report, write_report
 from halos.training.checkpoints import check_identity
@@ -32,25 +34,32 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     # A full disk is reported with the folder where the writer does not name the file, as TensorBoard's.
     with signals.caught(), ranks.lost_ranks_named(), held(cfg.output_dir), path_named(Path(cfg.output_dir)):
         run = assemble(cfg)
-        open_folder(run)
-        show(run)
+        start = open_folder(run)
+        show(run, start)
         validate_first(run)
         fit(run)
         return finish(run)
 
 
-def open_folder(run: Run) -> None:
-    """Check that the run can resume from its checkpoint, and write the first files of its folder."""
+def open_folder(run: Run) -> int | None:
+    """Check that the run can resume from its checkpoint, and write the first files of its folder.
+
+    Returns:
+        The step from which it resumes; None if it starts anew.
+    """
     run.checkpoints.identity = run.identity
+    start = None
     if run.checkpoint is not None:
         saved = check_identity(run.checkpoint, run.checkpoints.identity)
         run.data.check_state(saved[type(run.data).__qualname__])
+        start = int(saved["global_step"])
     config = OmegaConf.to_yaml(run.cfg, resolve=True)
     run.folder.open(config, fresh=not run.folder.owns(run.checkpoint))
     write_report(run.data.prepared.intake, run.folder.root)
+    return start
 
 
-def show(run: Run) -> None:
+def show(run: Run, start: int | None) -> None:
     """Print counts of the data, one example with its scored tokens marked, and the plan of the run."""
     data, objective = run.data, run.objective
     show_report(data.prepared.intake)
@@ -58,8 +67,28 @@ def show(run: Run) -> None:
     branches = ("chosen", "rejected") if objective.view == "pairs" else ("completion", "mismatched")
     example = data.prepared.example()
     show_example(example, run.model.tokenizer, branches[: len(example.branches)])
-    examples = None if data.streams else len(data.rows["train"])
-    run_report.show_plan(data.steps, examples, data.batch_size, run.cfg.output_dir, run.replies.plan)
+    run_report.show_plan(plan(run, start))
+
+
+def plan(run: Run, start: int | None) -> run_report.RunPlan:
+    """Return what the run is about to do, for the console."""
+    data, trainer = run.data, run.trainer
+    validations, validated, share = validation_plan(trainer, data)
+    return run_report.RunPlan(
+        steps=data.steps,
+        examples=None if data.streams else len(data.rows["train"]),
+        passes=data.passes(data.steps),
+        batch_size=data.batch_size,
+        devices=data_ranks(trainer)[1],
+        accumulate=trainer.accumulate_grad_batches,
+        validations=validations,
+        validated=validated,
+        validation_share=share,
+        sampling=run.replies.plan,
+        resumed=start,
+        nothing_to_resume=run.cfg.resume == "auto" and start is None,
+        output_dir=run.cfg.output_dir,
+    )
 
 
 def validate_first(run: Run) -> None:

@@ -248,6 +248,10 @@ class PreferenceDataModule(pl.LightningDataModule):
         passes = None if trainer.max_epochs in (None, -1) else trainer.max_epochs * self._epoch_steps
         self._fix_steps(_fewest_steps(passes, trainer.max_epochs, trainer.max_steps), per_step, world_size)
 
+    def passes(self, steps: int) -> float | None:
+        """Passes over the training examples that so many optimizer steps make; None for a stream."""
+        return None if self.streams else steps * self._per_step / len(self._train)
+
     def tokens_in(self, steps: int) -> int:
         """Tokens (prompts and completions) that the first ``steps`` optimizer steps read, on all ranks."""
         return int(self._train.tokens()[self._indices(steps)].sum())

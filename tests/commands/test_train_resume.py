@@ -94,7 +94,7 @@ def test_steps_of_several_micro_batches_are_never_divided(
     )
     whole = run(tmp_path / "whole", *options, "trainer.max_steps=5", "trainer.val_check_interval=0.3")
     assert whole["steps"] == 5
-    assert list(column(tmp_path / "whole", "val/loss")) == [0, 1, 2, 3, 4, 5]
+    assert list(column(tmp_path / "whole", "val/loss")) == [0, 2, 4, 5]
     callbacks = halos.commands.assembly._callbacks
     monkeypatch.setattr(halos.commands.assembly, "_callbacks", lambda *pieces: [*callbacks(*pieces), StopWithinStep()])
     options = (*options, "trainer.max_steps=5", "trainer.val_check_interval=0.3")
