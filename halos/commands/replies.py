@@ -10,7 +10,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from halos.data.module import PreferenceDataModule
-from halos.data.rows.token_rows import TokenRows
+from halos.data.rows.token_rows import Row, TokenRows
+from halos.loop.reference_point import PolicyKL
 from halos.objectives.base import Objective
 from halos.processes.collectives import data_ranks
 from halos.processes.first import on_first_process
@@ -75,13 +76,30 @@ def plan_replies(
         OmegaConf.update(cfg, "sampling.validations", len(replies.plan.steps))
 
 
+def report_refreshes(cfg: DictConfig, trainer: pl.Trainer, objective: Objective, data: PreferenceDataModule) -> None:
+    """Log how often the policy is sampled for a loss's reference point, and what it costs."""
+    if not objective.needs.samples or not on_first_process():
+        return
+    steps = min(module.steps for module in objective.modules() if isinstance(module, PolicyKL))
+    size, sampling = cfg.sampling.kl_prompts, cfg.sampling
+    rows = _counted_rows(data)
+    prompts = [len(rows[number % len(rows)].prompt) for number in range(size)]
+    cost = validation_cost(prompts, _lengths(data, sampling.max_new_tokens), kl=True)
+    share = cost * -(-data.steps // steps) / (PASSES * _trained_tokens(trainer, data))
+    message = "z₀ from replies to %d prompts every %d steps (about %.0f%% of training's computation)"
+    log.info(message, size, steps, 100 * share)
+
+
 def _lengths(data: PreferenceDataModule, longest: int) -> list[int]:
+    return [min(len(row.branches[0]), longest) for row in _counted_rows(data)]
+
+
+def _counted_rows(data: PreferenceDataModule) -> list[Row]:
     rows = data.rows.get("val", data.rows.get("train"))
     table = None if rows is None else rows.rows
-    counted = [data.prepared.example()]
     if isinstance(table, TokenRows):
-        counted = table.many(np.arange(min(len(table), COUNTED_ROWS)))
-    return [min(len(row.branches[0]), longest) for row in counted]
+        return table.many(np.arange(min(len(table), COUNTED_ROWS)))
+    return [data.prepared.example()]
 
 
 def trained_tokens(trainer: pl.Trainer, data: PreferenceDataModule) -> int:

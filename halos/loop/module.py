@@ -23,6 +23,7 @@ from halos.loop.feedback_metrics import feedback_metrics
 from halos.loop.humanline import Humanline
 from halos.loop.needs import Needs
 from halos.loop.output import Output
+from halos.loop.point_refresh import check_refreshed
 from halos.loop.reference_pass import check_sequences, run_reference_pass
 from halos.loop.steps import Step, Steps
 from halos.loop.validation import Validation
@@ -129,6 +130,8 @@ class TrainingLoop(pl.LightningModule, ABC):
             expected = "expected one whose processes run the whole script (ddp), found forked or spawned processes"
             hint = "in a notebook use one device, or halos.train with overrides={'strategy': 'ddp'}"
             raise ValueError(f"strategy: {expected}; {hint}")
+        if stage == "fit" and self.needs.samples:
+            check_refreshed(self.trainer)
         group = getattr(strategy, "data_group", None)
         use_data_group(group)
         for metric in (self._steps.averages, self._validation.averages, self._validation.rewards):

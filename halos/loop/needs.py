@@ -28,6 +28,7 @@ class Needs:
             large batch.
         divergence: the divergence between the policy's and the reference's distributions at each completion token, in
             ``LogProbs.divergence``. It needs a reference that computes in each step, live or without the adapter.
+        samples: replies of the policy in training, from which a callback measures its KL (:class:`PolicyKL`).
         label_counts: the numbers of desirable and undesirable training completions, passed to ``see_labels`` before
             the first step. A stream cannot count them.
         moves: the direction in which the first step moves log π of (desirable, undesirable) completions. The
@@ -42,6 +43,7 @@ class Needs:
     whole_step: bool = False
     whole_micro_step: bool = False
     divergence: bool = False
+    samples: bool = False
     label_counts: bool = False
     moves: tuple[Direction, Direction] = (1, -1)
 

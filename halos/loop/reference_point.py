@@ -179,12 +179,50 @@ class TokenDivergence(ReferencePoint):
         return _mean(divergence[:, 0].sum(-1), batch.weights)
 
 
+class PolicyKL(ReferencePoint):
+    """KL(π_θ ‖ π_ref) itself, of replies that the policy sampled at most ``steps`` optimizer steps ago; 0 before.
+
+    Every ``steps`` steps n replies y ~ π_θ(·|x) are drawn, and z₀ becomes the mean over them of
+    Σ_t KL(π_θ(·|x, y_<t) ‖ π_ref(·|x, y_<t)), exact at each position. :class:`halos.training.PolicyPoint` does so.
+
+    Bias: a lag, as the replies are (steps − 1) / 2 steps old on average; and what a reply that is cut at the length
+    limit would have added. Variance: that of a reply's sum divided by n, and the error stays for ``steps`` steps.
+    Never negative, so the clamp does nothing. Cost: none in a step; every ``steps`` steps that of a sampled validation
+    of n prompts: decoding n replies, and a forward pass of each model over them. A cached reference is read each time.
+
+    Args:
+        clamp: see :class:`ReferencePoint`.
+        steps: optimizer steps from one refresh to the next.
+
+    Attributes:
+        kl: the mean of the last refresh, a scalar.
+    """
+
+    needs = Needs(reference=False, samples=True)
+    kl: Tensor
+
+    def __init__(self, *, clamp: bool = True, steps: int = 32) -> None:
+        super().__init__(clamp=clamp)
+        check_whole("loss.reference_point_steps", steps, 1)
+        self.steps = steps
+        # A buffer, so that it is saved: a resumed run must continue with the value that it had.
+        self.register_buffer("kl", torch.zeros(()))
+
+    def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
+        return self.kl.to(ratios, copy=True)  # a refresh writes into the buffer
+
+    def refresh(self, kl: float) -> None:
+        """Replace the value, by the same number on all ranks."""
+        self.kl.fill_(kl)
+
+
 REFERENCE_POINTS: dict[str, type[ReferencePoint]] = {
     "mismatched": Mismatched,
     "zero": Zero,
     "running": Running,
     "per_prompt": PerPrompt,
     "token": TokenDivergence,
+    "policy": PolicyKL,
 }
 """The estimators, by their name in ``loss.reference_point``."""
 
@@ -195,36 +233,19 @@ def reference_point(name: str, *, clamp: bool = True, steps: int | None = None) 
     Args:
         name: a key of :data:`REFERENCE_POINTS`.
         clamp: take the maximum with 0.
-        steps: optimizer steps in the mean of ``running``; None: its default.
+        steps: optimizer steps in the mean of ``running``, or between two refreshes of ``policy``; None: their default.
 
     Raises:
         ValueError: for another name, and for ``steps`` where they would have no effect.
     """
     check_choice("loss.reference_point", name, REFERENCE_POINTS)
-    if name == "running" and steps is not None:
-        return Running(clamp=clamp, steps=steps)
-    if steps is not None:
-        expected = f"expected null with loss.reference_point={name}, found {steps}"
-        raise ValueError(f"loss.reference_point_steps: {expected}; only running is a mean over steps")
-    return REFERENCE_POINTS[name](clamp=clamp)
-
-
-def kto_reference_point(
-    policy: Tensor, reference: Tensor, *, weights: Tensor | None = None, clamp: bool = True
-) -> tuple[Tensor, Mean]:
-    """The reference point z₀ = max(0, mean of log π_θ(y'|x) − log π_ref(y'|x)), over the mismatched y' of all ranks.
-
-    Args:
-        policy, reference: log π(y'|x) of this rank's y', summed over tokens, in nats, [B].
-        weights: the weight of the example that each y' is paired with, [B]; None: all 1.
-        clamp: take the maximum with 0.
-
-    Returns:
-        z₀, a scalar without gradient, and this rank's part of the mean before the maximum.
-    """
-    ratios = (policy - reference).detach()
-    z0 = _mean(ratios, weights)
-    return z0.clamp(min=0) if clamp else z0, Mean(*_sum_and_count(ratios, weights))
+    estimator = REFERENCE_POINTS[name]
+    if steps is None:
+        return estimator(clamp=clamp)
+    if issubclass(estimator, Running | PolicyKL):
+        return estimator(clamp=clamp, steps=steps)
+    expected = f"expected null with loss.reference_point={name}, found {steps}"
+    raise ValueError(f"loss.reference_point_steps: {expected}; only running and policy count steps")
 
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from halos.config.parameters import require_positive, require_weight
-from halos.loop.reference_point import kto_reference_point, reference_point as make_reference_point
+from halos.loop.reference_point import reference_point as make_reference_point
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
-
-__all__ = ["KTO", "kto_loss", "kto_reference_point", "kto_weights"]
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +104,10 @@ class KTO(Objective):
         beta: β, above 0.
         desirable_weight, undesirable_weight: λ_D and λ_U, 0 or more, or ``auto`` (:func:`kto_weights`; its interval
             comes from the paper's first version, and later versions widen it to [1, 3/2]).
-        reference_point: how z₀ is estimated: ``mismatched`` as in the paper, or ``zero``, ``running``, ``per_prompt``
-            or ``token``; see :mod:`halos.loop.reference_point`.
-        reference_point_steps: for ``running``, the optimizer steps in its mean; None: 32.
+        reference_point: how z₀ is estimated: ``mismatched`` as in the paper, or ``zero``, ``running``, ``per_prompt``,
+            ``token`` or ``policy``; see :mod:`halos.loop.reference_point`.
+        reference_point_steps: for ``running``, the optimizer steps in its mean; for ``policy``, those from one refresh
+            to the next; None: 32.
         clamp_reference_point: take the maximum of z₀ and 0, as the paper does. Without a reference, z₀ is not clamped.
         reference_free: use no reference; rewards are then β log π_θ(y|x).
 

@@ -12,15 +12,12 @@ from lightning.pytorch.callbacks import Callback
 from halos.data.records.record import Prompt
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.objectives.base import Objective
-from halos.processes.collectives import all_gather_list, data_rank_and_world
-from halos.reporting.kl_reference import NoRoomError, kl_reference
+from halos.reporting.kl_reference import NoRoomError
+from halos.reporting.policy_replies import policy_replies
 from halos.reporting.tensorboard import log_text
 from halos.safe_text import markdown_block
 from halos.sampling.budget import SamplingPlan
-from halos.sampling.generate import sample, uniform_draws
 from halos.sampling.replies import Reply, reply_metrics
-from halos.sampling.scoring import score
-from halos.sharding.sharding import unsharded_root
 
 log = logging.getLogger(__name__)
 
@@ -81,52 +78,21 @@ class SampledReplies(Callback):
 
     def measure(self, trainer: pl.Trainer, objective: Objective) -> None:
         """Sample replies, set :attr:`metrics`, and log the first replies as text. All ranks call it together."""
-        rank, world = data_rank_and_world()
-        # The same number on each rank, some prompts twice: all run a sharded policy and read the reference together.
-        count = -(-len(self.prompts) // world)
-        numbers = [number % len(self.prompts) for number in range(rank, count * world, world)]
-        with trainer.precision_plugin.forward_context():
-            own = self._replies(trainer, objective, numbers)
-        replies = {reply.prompt: reply for reply in all_gather_list(own)}
-        ordered = [replies[number] for number in range(len(self.prompts))]
-        self.metrics = reply_metrics(ordered)
-        if self.shown and trainer.is_global_zero:
-            log_text(trainer, "samples", [self._text(objective, reply) for reply in ordered[: self.shown]])
-
-    def _replies(self, trainer: pl.Trainer, objective: Objective, numbers: list[int]) -> list[Reply]:
-        backbone, tokens = objective.trained, self.tokens
-        prompts = self._prompt_ids(numbers, objective.control(True))
-        step_seed = (self.seed * 1_000_003 + trainer.global_step) % 2**63
-        draws = uniform_draws(len(self.prompts), self.max_new_tokens, seed=step_seed)[numbers]
-        options = {"end_of_turn": tokens.end_of_turn, "pad": tokens.pad, "max_new_tokens": self.max_new_tokens}
-        with unsharded_root(backbone):
-            drawn = sample(backbone.policy, prompts, draws=draws, together=backbone.sharded, **options)
-        truncated = [ids[-1] != tokens.end_of_turn for ids in drawn]
+        numbers = range(len(self.prompts))
         # The reference reads no control token, as nothing was trained with one when training started.
-        divergences = self._divergences(trainer, objective, prompts, self._prompt_ids(numbers, ""), drawn)
-        found: Sequence[float | None] = divergences or [None] * len(drawn)
-        return [Reply(*reply) for reply in zip(numbers, drawn, truncated, found, strict=True)]
-
-    def _divergences(
-        self,
-        trainer: pl.Trainer,
-        objective: Objective,
-        ours: list[list[int]],
-        theirs: list[list[int]],
-        drawn: list[list[int]],
-    ) -> list[float] | None:
-        if self.plan is None or not self.plan.kl or self._no_room:
-            return None
-        backbone = objective.trained
+        ours, theirs = (self._prompt_ids(numbers, control) for control in (objective.control(True), ""))
+        draw = partial(policy_replies, trainer, objective, self.tokens, [*zip(ours, theirs, strict=True)])
+        seed = (self.seed * 1_000_003 + trainer.global_step) % 2**63
+        options = {"max_new_tokens": self.max_new_tokens, "seed": seed}
         try:
-            with kl_reference(trainer, objective) as (reference, as_reference), unsharded_root(backbone):
-                measure = partial(score, backbone.policy, reference, device=backbone.device, as_reference=as_reference)
-                divergences: list[float] = measure(ours, theirs, drawn).divergence.tolist()
-                return divergences
+            replies = draw(**options, kl=self.plan is not None and self.plan.kl and not self._no_room)
         except NoRoomError as error:
             self._no_room = True
             log.warning("sampling.kl: left out, as %s", error)
-            return None
+            replies = draw(**options, kl=False)
+        self.metrics = reply_metrics(replies)
+        if self.shown and trainer.is_global_zero:
+            log_text(trainer, "samples", [self._text(objective, reply) for reply in replies[: self.shown]])
 
     def _prompt_ids(self, numbers: Sequence[int], control: str) -> list[list[int]]:
         return [self.tokens.fitted_prompt(self.prompts[number], control) for number in numbers]
