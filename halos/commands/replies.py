@@ -85,7 +85,7 @@ def report_refreshes(cfg: DictConfig, trainer: pl.Trainer, objective: Objective,
     rows = _counted_rows(data)
     prompts = [len(rows[number % len(rows)].prompt) for number in range(size)]
     cost = validation_cost(prompts, _lengths(data, sampling.max_new_tokens), kl=True)
-    share = cost * -(-data.steps // steps) / (PASSES * _trained_tokens(trainer, data))
+    share = cost * -(-data.steps // steps) / (PASSES * trained_tokens(trainer, data))
     message = "z₀ from replies to %d prompts every %d steps (about %.0f%% of training's computation)"
     log.info(message, size, steps, 100 * share)
 

@@ -150,7 +150,8 @@ class BCO(Objective):
         rewards = self.beta * (y - ref_y)
         metrics: dict[str, Mean] = {}
         if self.reference_point is None:
-            # Without gradient this is a second call for the same batch (humanline's unclamped rewards); it must not count.
+            # Without gradient this is a second call for the same batch (humanline's unclamped rewards), which must not
+            # count.
             if self.training and torch.is_grad_enabled():
                 self.shift.update(rewards, batch.desirable, batch.weights)
             delta = self.shift.delta()
