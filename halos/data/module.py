@@ -24,7 +24,8 @@ from halos.data.batches.reference_table import ReferenceTable
 from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
 from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.rows.chat_tokens import Limits
-from halos.data.rows.token_rows import Row, Rows, TokenRows
+from halos.data.rows.token_rows import Row, TokenRows
+from halos.data.rows.tokenise import Rows
 from halos.data.sources.base import Source
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.file_source import Files

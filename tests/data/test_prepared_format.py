@@ -14,7 +14,8 @@ import pytest
 
 from halos.data.records.table import RecordTable
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.rows.token_rows import TokenRows, make_rows
+from halos.data.rows.token_rows import TokenRows
+from halos.data.rows.tokenise import make_rows
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.file_source import FileSource
 from halos.data.sources.hh import HHSource
