@@ -14,7 +14,9 @@ from halos.processes import ranks, signals
 from halos.processes.collectives import data_ranks
 from halos.reporting import run_report
 from halos.reporting.data_report import show_data, show_example, show_report, write_report
-from halos.training.checkpoints import check_identity
+from halos.sharding.consolidate import sharded_weights
+from halos.sharding.sharding import load_full_state
+from halos.training.checkpoints import check_identity, early_stop, read
 from halos.training.result import check_validated
 from halos.training.run_folder import held
 
@@ -38,7 +40,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         show(run, start)
         validate_first(run)
         fit(run)
-        return finish(run)
+        return finish(run, restore_best(run))
 
 
 def open_folder(run: Run) -> int | None:
@@ -97,8 +99,17 @@ def validate_first(run: Run) -> None:
         return
     if "val" in run.data.rows:
         run.trainer.validate(run.objective, datamodule=run.data, verbose=False)
-    if run.cfg.rounds.round in (None, run.cfg.rounds.count):  # the round whose result a sweep reads
-        check_validated(run.cfg.sweep_metric, run.record.val_metrics)
+    for key, metric in watched(run).items():
+        check_validated(key, metric, run.record.val_metrics)
+
+
+def watched(run: Run) -> dict[str, str | None]:
+    """Return the metrics of validation that something of the run waits for, by the key that names them."""
+    cfg, metrics = run.cfg, {"checkpoint.best": run.cfg.checkpoint.best}
+    if cfg.rounds.round in (None, cfg.rounds.count):  # the round whose result a sweep reads
+        metrics["sweep_metric"] = cfg.sweep_metric
+    own = cfg.get("callbacks") or {}
+    return metrics | {f"callbacks.{name}.monitor": node.get("monitor") for name, node in own.items()}
 
 
 def fit(run: Run) -> None:
@@ -107,7 +118,27 @@ def fit(run: Run) -> None:
     checkpoint = str(run.checkpoint) if run.checkpoint else None
     trainer.fit(run.objective, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
     run.checkpoints.finish(trainer)
-    if trainer.global_step < run.data.steps:  # trainer.max_time
+    if (reason := early_stop(trainer)) is not None:
+        log.info("stopped after %d of %d steps: %s", trainer.global_step, run.data.steps, reason)
+    elif trainer.global_step < run.data.steps:  # trainer.max_time
         log.warning("stopped after %d of %d steps; resume=auto goes on", trainer.global_step, run.data.steps)
     if "val" in run.data.rows and run.record.validated_at != trainer.global_step:
         trainer.validate(run.objective, datamodule=run.data, verbose=False)
+
+
+def restore_best(run: Run) -> int:
+    """Load the weights of the best validation, if they are to be exported; return the step of the policy's weights.
+
+    All ranks call this together.
+    """
+    checkpoints, step = run.checkpoints, run.trainer.global_step
+    best, path = checkpoints.best, checkpoints.best_path
+    if run.cfg.checkpoint.export != "best" or best is None or path is None or best[0] == step:
+        return step
+    state = sharded_weights(path) if path.is_dir() else read(path)["state_dict"]
+    if run.objective.trained.sharded:
+        load_full_state(run.objective, state)
+    else:
+        run.objective.load_state_dict(state)
+    log.info("checkpoint.export=best: the model of step %d, %s=%.4g", best[0], checkpoints.metric, best[1])
+    return best[0]

@@ -201,7 +201,7 @@ def test_the_exported_template_conditions_on_the_desirable_token_once(
 def test_the_console_says_what_will_happen_how_far_it_is_and_where_a_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("trainer.enable_progress_bar=true", "trainer.accumulate_grad_batches=2", "checkpoint_every=1")
+    words = ("trainer.enable_progress_bar=true", "trainer.accumulate_grad_batches=2", "checkpoint.every=1")
     run_until("on_train_batch_start", 2, tmp_path, *words)
     capsys.readouterr()
     run(tmp_path, *words, "resume=auto")
