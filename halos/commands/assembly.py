@@ -35,11 +35,11 @@ from halos.objectives.base import Objective
 from halos.processes import ranks
 from halos.processes.collectives import data_ranks
 from halos.processes.first import on_first_process
+from halos.reporting.board_report import BoardReport
 from halos.reporting.csv_metrics import CSVMetrics
 from halos.reporting.progress import Progress
 from halos.reporting.replies import SampledReplies
 from halos.reporting.stream_report import StreamReport
-from halos.reporting.tensorboard import TensorBoardReport
 from halos.sharding.factory import BackboneFactory
 from halos.training import Checkpoints, PolicyPoint, ReferenceSync, RunFolder, RunRecord
 from halos.training.identity import identity
@@ -194,7 +194,7 @@ def _callbacks(
         callbacks.append(PolicyPoint(**options))
     callbacks += [
         record,
-        TensorBoardReport(),
+        BoardReport(),
         replies,
         Checkpoints(folder.checkpoints, identity={}, record=record, **kept),
     ]

@@ -9,8 +9,13 @@ import lightning.pytorch as pl
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from halos.commands.judge import make_judge
+from halos.config.combinations import values_of
 from halos.data.module import PreferenceDataModule
 from halos.data.rows.token_rows import Row, TokenRows
+from halos.data.sources.base import Source
+from halos.judges.base import CompletionJudge
+from halos.judges.truth import TruthJudge
 from halos.loop.reference_point import PolicyKL
 from halos.objectives.base import Objective
 from halos.processes.collectives import data_ranks
@@ -33,8 +38,32 @@ def make_replies(
     sampling = cfg.sampling
     size = max(sampling.prompts, sampling.kl_prompts if kl else 0)
     prompts = data.prepared.prompts[: size if objective.generates else 0]
-    options = {"shown": sampling.prompts, "max_new_tokens": sampling.max_new_tokens, "seed": cfg.seed}
-    return SampledReplies(data.preparation.tokens(model.tokenizer), prompts, **options)
+    judge = _win_rate_judge(cfg, data.preparation.source) if kl else None
+    return SampledReplies(
+        data.preparation.tokens(model.tokenizer),
+        prompts,
+        shown=sampling.prompts,
+        max_new_tokens=sampling.max_new_tokens,
+        seed=cfg.seed,
+        verdicts=None if judge is None else judge.verdicts,
+        reference_moves=bool(cfg.reference_sync.every),
+    )
+
+
+def _win_rate_judge(cfg: DictConfig, source: Source) -> CompletionJudge | None:
+    wanted, node = cfg.sampling.win_rate, cfg.get("judge")
+    if wanted is False:
+        return None
+    if wanted is True and node is None:
+        hint = "set judge=truth, judge=reward_model or judge=chat"
+        raise ValueError(f"sampling.win_rate: expected auto or false without a judge, found true; {hint}")
+    # The judge of rounds may cost money, and is there to label.
+    if node is not None and (wanted is True or not values_of(cfg)["rounds"]):
+        device = "cpu" if cfg.trainer.accelerator == "cpu" else "auto"
+        precision = "bf16-true" if cfg.precision == "bf16-true" else "32-true"
+        return make_judge(node, source, device=device, precision=precision, progress=False)
+    reward = source.true_reward()
+    return None if reward is None else TruthJudge(reward)
 
 
 def measures_kl(cfg: DictConfig, objective: Objective, model: BackboneFactory) -> bool:

@@ -190,6 +190,8 @@ RULES: tuple[Rule, ...] = (
          "a loss without a reference keeps no live one"),
     Rule({"sampling.kl": _one_of(True), "strategy.name": _one_of("deepspeed")}, "auto or false with strategy=deepspeed",
          "replies are not sampled from the weights that it divides; use fsdp"),
+    Rule({"sampling.win_rate": _one_of(True), "sampling.kl": _one_of(False)}, "auto or false with sampling.kl=false",
+         "the policy's replies are compared with those of the reference that its KL is measured against"),
     # The reference point that is the KL of samples (loss.reference_point=policy)
     Rule({"sampling.kl_prompts": _one_of(0), SAMPLES: _ON}, "1 or more for a loss that samples the policy "
          "(loss.reference_point=policy)", "they are the replies of a refresh; set sampling.kl=false to measure no KL"),

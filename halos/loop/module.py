@@ -134,7 +134,8 @@ class TrainingLoop(pl.LightningModule, ABC):
             check_refreshed(self.trainer)
         group = getattr(strategy, "data_group", None)
         use_data_group(group)
-        for metric in (self._steps.averages, self._validation.averages, self._validation.rewards):
+        steps, validation = self._steps, self._validation
+        for metric in (steps.averages, steps.rewards, validation.averages, validation.rewards):
             metric.process_group = group
         counts = getattr(getattr(self.trainer, "datamodule", None), "label_counts", None)
         self.check(self.trainer.accumulate_grad_batches, counts)
@@ -194,7 +195,7 @@ class TrainingLoop(pl.LightningModule, ABC):
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output, metrics = self.evaluate_batch(batch)
-        self._steps.add(batch, metrics)
+        self._steps.add(batch, metrics, output.rewards)
         # Lightning divides by the number of micro-batches and DDP by the number of ranks. The terms are already
         # divided by the counts of the whole step, so both divisions are undone here.
         scale = self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[1]
@@ -295,6 +296,17 @@ class TrainingLoop(pl.LightningModule, ABC):
     def labelled_rewards(self) -> tuple[Tensor, Tensor] | None:
         """(rewards [n], labels [n]) of the last validation's chosen and rejected completions, on all ranks."""
         return self._validation.labelled_rewards
+
+    @final
+    def step_rewards(self) -> tuple[Tensor, Tensor] | None:
+        """Return (rewards [n], labels [n]) of the last optimizer step's chosen and rejected completions, on all ranks.
+
+        All ranks must call it together. None: the loss implies no rewards.
+        """
+        if not self._steps.rewards.rewards:
+            return None
+        rewards, labels, _ = self._steps.rewards.compute()
+        return rewards, labels
 
     @final
     def check(self, accumulate: int, counts: tuple[float, float] | None) -> None:

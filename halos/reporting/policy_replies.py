@@ -28,6 +28,7 @@ def policy_replies(
     max_new_tokens: int,
     seed: int,
     kl: bool,
+    before: int | None = None,
 ) -> list[Reply]:
     """Sample a reply to each prompt at temperature 1. All ranks call it together and share the work.
 
@@ -42,6 +43,7 @@ def policy_replies(
         max_new_tokens: the longest reply.
         seed: of the random numbers.
         kl: compute the divergence of each reply from the reference.
+        before: with ``kl``, the seed of a reply of the reference to each prompt; None: there are none.
 
     Raises:
         NoRoomError: the reference does not fit into memory.
@@ -57,18 +59,17 @@ def policy_replies(
     with trainer.precision_plugin.forward_context():
         with unsharded_root(backbone):
             drawn = sample(backbone.policy, ours, draws=draws, together=backbone.sharded, **options)
-        divergences = _divergences(trainer, objective, ours, theirs, drawn) if kl else [None] * len(drawn)
+        divergences: Sequence[float | None] = [None] * len(drawn)
+        befores: Sequence[list[int] | None] = [None] * len(drawn)
+        if kl:
+            with kl_reference(trainer, objective) as (reference, as_reference), unsharded_root(backbone):
+                measure = partial(score, backbone.policy, reference, device=backbone.device, as_reference=as_reference)
+                divergences = measure(ours, theirs, drawn).divergence.tolist()
+                if before is not None:
+                    draws = uniform_draws(len(prompts), max_new_tokens, seed=before)[numbers]
+                    with as_reference():
+                        befores = sample(reference, theirs, draws=draws, together=backbone.sharded, **options)
     truncated = [ids[-1] != tokens.end_of_turn for ids in drawn]
-    own = [Reply(*reply) for reply in zip(numbers, drawn, truncated, divergences, strict=True)]
+    own = [Reply(*reply) for reply in zip(numbers, drawn, truncated, divergences, befores, strict=True)]
     replies = {reply.prompt: reply for reply in all_gather_list(own)}
     return [replies[number] for number in range(len(prompts))]
-
-
-def _divergences(
-    trainer: pl.Trainer, objective: Objective, ours: Sequence[Ids], theirs: Sequence[Ids], drawn: Sequence[Ids]
-) -> list[float]:
-    backbone = objective.trained
-    with kl_reference(trainer, objective) as (reference, as_reference), unsharded_root(backbone):
-        measure = partial(score, backbone.policy, reference, device=backbone.device, as_reference=as_reference)
-        divergences: list[float] = measure(ours, theirs, drawn).divergence.tolist()
-    return divergences

@@ -143,6 +143,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
         "sampling.kl: expected auto or false with model.random_weights=true.* a loss without a reference",
     ),
     (("sampling.kl=true", "strategy=deepspeed"), {}, "sampling.kl: expected auto or false with strategy=deepspeed"),
+    (("sampling.win_rate=true", "sampling.kl=false"), {}, "sampling.win_rate: expected auto or false with sampling.kl"),
     (("sampling.kl_prompts=0",), {SAMPLES: True}, "sampling.kl_prompts: expected 1 or more for a loss that samples"),
     (
         ("model.random_weights=true",),
