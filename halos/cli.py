@@ -202,7 +202,7 @@ def _place(cfg: DictConfig) -> None:
         raise ValueError("output_dir: expected one for all processes, as they are started apart; set output_dir=…")
     # For an optional group Hydra ignores an option that does not exist, also a misspelt one.
     for group, _, name in (word.partition("=") for word in words):
-        if group in ("tuned", "feedback"):
+        if group in ("tuned", "feedback", "world"):
             options = GlobalHydra.instance().config_loader().get_group_options(group)
             if name not in options:
                 raise ValueError(no_such_option(group, name, options))

@@ -137,7 +137,7 @@ def test_an_error_shows_control_characters_of_others_escaped(
     assert not set(BAD) - {"\n"} & set(printed)  # also in the traceback
 
 
-@pytest.mark.parametrize("word", ["tuned=toy_cfst", "feedback=toy_grop"])
+@pytest.mark.parametrize("word", ["tuned=toy_cfst", "feedback=toy_grop", "world=toy_toy_topcs"])
 def test_a_misspelt_name_of_an_optional_group_is_not_passed_over(
     word: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

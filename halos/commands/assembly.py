@@ -11,12 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
 from halos.commands.builders import build_callbacks, build_data, build_model, build_objective
-from halos.commands.replies import make_replies, measures_kl, plan_replies
+from halos.commands.replies import make_replies, measures_kl, plan_replies, report_refreshes
 from halos.config.combinations import (
     COUNTS,
     DIVERGENCE,
     GENERATES,
     REFERENCE,
+    SAMPLES,
     WHOLE_STEP,
     check_combinations,
     values_of,
@@ -36,13 +37,13 @@ from halos.processes import ranks
 from halos.processes.collectives import data_ranks
 from halos.processes.first import on_first_process
 from halos.processes.provenance import git_commit
+from halos.reporting.board_report import BoardReport
 from halos.reporting.csv_metrics import CSVMetrics
 from halos.reporting.progress import Progress
 from halos.reporting.replies import SampledReplies
 from halos.reporting.stream_report import StreamReport
-from halos.reporting.tensorboard import TensorBoardReport
 from halos.sharding.factory import BackboneFactory
-from halos.training import Checkpoints, ReferenceSync, RunFolder, RunRecord
+from halos.training import Checkpoints, PolicyPoint, ReferenceSync, RunFolder, RunRecord
 from halos.training.identity import identity
 from halos.training.memory import KeepFreedMemory
 from halos.training.result import check_metric
@@ -128,13 +129,14 @@ def assemble(cfg: DictConfig) -> Run:
         strategy=build_strategy(cfg.strategy),
         precision=cfg.precision,
         output_dir=cfg.output_dir,
-        callbacks=_callbacks(cfg, folder, record, replies, data),
+        callbacks=_callbacks(cfg, folder, record, replies, data, objective),
         loggers=[CSVMetrics(folder.root / "metrics.csv"), *([instantiate(cfg.logger)] if cfg.logger._target_ else [])],
     )
     warn_of_lost_steps(cfg.precision, cfg.optim.lr)
     warn_if_emulated(cfg.precision, trainer.strategy.root_device)
     _plan(trainer, objective, data, cfg.trainer)
     plan_replies(cfg, replies, trainer, objective, data, kl=kl)
+    report_refreshes(cfg, trainer, objective, data)
     # Now, as the code may change while the run goes on.
     commit = git_commit() if on_first_process() else None
     return Run(cfg, folder, checkpoint, objective, model, data, trainer, record, replies, commit)
@@ -159,6 +161,7 @@ def _traits(objective: Objective) -> dict[str, bool]:
         WHOLE_STEP: objective.needs.whole_step,
         COUNTS: objective.needs.label_counts,
         DIVERGENCE: objective.needs.divergence,
+        SAMPLES: objective.needs.samples,
         GENERATES: objective.generates,
     }
 
@@ -185,14 +188,19 @@ def _callbacks(
     record: RunRecord,
     replies: SampledReplies,
     data: PreferenceDataModule,
+    objective: Objective,
 ) -> list[Callback]:
     kept = {name: value for name, value in plain(cfg.checkpoint).items() if name != "export"}
     callbacks: list[Callback] = [KeepFreedMemory(), ranks.RecordRankAddresses()]
     if cfg.reference_sync.every:
         callbacks.append(ReferenceSync(**plain(cfg.reference_sync)))
+    if objective.needs.samples:
+        sampling = cfg.sampling
+        options = {"prompts": sampling.kl_prompts, "max_new_tokens": sampling.max_new_tokens, "seed": cfg.seed}
+        callbacks.append(PolicyPoint(**options))
     callbacks += [
         record,
-        TensorBoardReport(),
+        BoardReport(),
         replies,
         Checkpoints(folder.checkpoints, identity={}, record=record, **kept),
     ]

@@ -17,7 +17,7 @@ from halos.policy.logprobs.compiling import uncompiled
 from halos.processes.collectives import full_tensor
 from halos.processes.provenance import command_line
 from halos.reporting import data_report, run_report
-from halos.reporting.tensorboard import log_hparams
+from halos.reporting.board_report import log_hparams
 from halos.sampling.before_after import Comparison, compare
 from halos.sharding.weights import gathered_policy
 from halos.terminal import say
@@ -48,8 +48,7 @@ def finish(run: Run, step: int) -> dict[str, Any]:
     if comparison is not None:
         summary["samples"] = comparison.summary()
         run_report.show_comparison(comparison)
-    final = summary["metrics"] | {f"samples/{name}": value for name, value in summary.get("samples", {}).items()}
-    log_hparams(run.trainer, settings, final)
+    log_hparams(run.trainer, settings, summary["metrics"], summary.get("samples", {}))
     at_the_end = [(run.trainer.global_step, run.replies.metrics)] if run.replies.metrics else []
     run_report.show_metrics(run.record.validations or at_the_end)
     if run.data.streams:

@@ -33,8 +33,9 @@ def check_values(cfg: DictConfig) -> None:
     check_choice("checkpoint.export", cfg.checkpoint.export, ("last", "best"))
     if cfg.sampling.validations != "auto":
         check_whole("sampling.validations", cfg.sampling.validations, 1)
-    if cfg.sampling.kl not in ("auto", True, False):
-        raise ValueError(f"sampling.kl: expected auto, true or false, found {cfg.sampling.kl!r}")
+    for name in ("kl", "win_rate"):
+        if (value := cfg.sampling[name]) not in ("auto", True, False):
+            raise ValueError(f"sampling.{name}: expected auto, true or false, found {value!r}")
     _check_trainer(cfg.trainer)
     check_combinations(values)
 

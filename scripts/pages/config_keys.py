@@ -23,7 +23,7 @@ GROUPS = {
     "before": "A round of SFT before the run.",
     "judge": "Who judges replies, in rounds and in `evaluate` and `label`.",
 }
-"""The groups, each with its meaning. Sets of settings (experiment, tuned, feedback) only repeat keys of these."""
+"""The groups, each with its meaning. Sets of settings (experiment, tuned, feedback, world) repeat keys of these."""
 
 
 def without_commands(text: str) -> str:

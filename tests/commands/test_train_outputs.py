@@ -12,8 +12,9 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from halos.data.records.record import messages_of
 from halos.reporting.replies import STALE
-from halos.toy.feedback import toy_feedback
+from halos.toy import ToySource
 from halos.toy.model import ASSISTANT, BAD, END, GOOD
 from halos.training.run_folder import CONTENTS
 from tests.configs import options
@@ -162,11 +163,11 @@ def chosen_logprob(folder: Path, loss: str) -> float:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     found = []
-    for record in toy_feedback(size=4, feedback="pairs" if is_paired(loss) else "labels", split="val"):
+    for record in ToySource(size=1, val_size=4, feedback="pairs" if is_paired(loss) else "labels").val().records:
         liked = [record.completions[better].text for better, _ in record.preferences]
         liked += [completion.text for completion in record.completions if completion.desirable]
         for text in liked:
-            turns = [{"role": "user", "content": record.prompt}]
+            turns = [turn.as_dict() for turn in messages_of(record.prompt)]
             prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
             ids = torch.tensor([prompt + tokenizer(text + END, add_special_tokens=False)["input_ids"]])
             with torch.no_grad():

@@ -56,10 +56,12 @@ def test_a_run_stopped_between_a_checkpoint_and_its_validation_resumes(tmp_path:
         (*LORA, "model.lora.dropout=0.1"),
         (*LORA, "loss=ppo", "model.reference=cached"),  # a value head beside the adapters
         ("loss.reference_point=running", "loss.reference_point_steps=3"),
+        ("loss.reference_point=policy", "loss.reference_point_steps=3"),
+        pytest.param(("loss=bco", "loss.reference_point=running"), marks=pytest.mark.slow),
         pytest.param(("loss.reference_point=per_prompt",), marks=pytest.mark.slow),
         pytest.param(("loss.reference_point=token",), marks=pytest.mark.slow),
     ],
-    ids=["bco", "grpo", "reference_sync", "lora", "lora_ppo", "running", "per_prompt", "token"],
+    ids=" ".join,
 )
 def test_what_a_run_has_learnt_beside_its_weights_resumes(words: tuple[str, ...], tmp_path: Path) -> None:
     options = (*RESUMABLE, *words)
