@@ -5,7 +5,10 @@ A constructor's signature is the schema of its YAML.
 
 from __future__ import annotations
 
+import sys
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
@@ -63,6 +66,14 @@ def as_partial(node: DictConfig, without: tuple[str, ...]) -> partial[Any]:
         raise cause if isinstance(cause, ValueError) else ValueError(f"{node._target_}: {cause or error}") from error
 
 
+def looked_for(target: str) -> str:
+    """Say where the module of a class was looked for, if it was not found at all."""
+    package = target.partition(".")[0]
+    if not package or package in sys.modules or find_spec(package) is not None:
+        return ""
+    return f"; {package} was looked for in {Path.cwd()}, in PYTHONPATH and among installed packages"
+
+
 def class_of(key: str, target: str, base: type[Any]) -> type[Any]:
     """Return the class that a node names. Raises ``ValueError`` if it cannot be imported or has another base class.
 
@@ -74,7 +85,7 @@ def class_of(key: str, target: str, base: type[Any]) -> type[Any]:
     try:
         cls = get_class(target)
     except Exception as error:  # Hydra raises several kinds
-        raise ValueError(f"{key}._target_: {target} could not be imported: {error}") from error
+        raise ValueError(f"{key}._target_: {target} could not be imported: {error}{looked_for(target)}") from error
     if not issubclass(cls, base):
         raise ValueError(f"{key}._target_: expected a subclass of {base.__name__}, found {target}")
     return cls

@@ -207,6 +207,24 @@ def test_a_lone_validation_is_the_final_one_and_a_loss_that_is_no_number_is_neve
     assert "best, step 8" in capsys.readouterr().out
 
 
+def test_rounds_are_a_table_with_the_numbers_that_there_are(capsys: Printed) -> None:
+    samples = {"policy_desirable": 0.9, "policy_reward": 0.95}
+    run_report.show_rounds(
+        {
+            0: {"loss": "sft", "metrics": {"loss": 1.23456}},
+            1: {"loss": "kto", "metrics": {"loss": 0.4, "rewards/auc": 0.75, "kl": 0.5}, "samples": samples},
+            2: {},
+        }
+    )
+    lines = [re.split("  +", line.strip()) for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
+    assert lines == [
+        ["round", "trained with", "loss", "AUC", "KL", "desirable", "true reward"],
+        ["0", "sft", "1.23", "–", "–", "–", "–"],
+        ["1", "kto", "0.4", "0.75", "0.5", "0.9", "0.95"],
+        ["2", "None", "–", "–", "–", "–", "–"],
+    ]
+
+
 def test_what_is_logged_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     root, stream = logging.getLogger(), io.StringIO()
     monkeypatch.setattr(root, "handlers", [*root.handlers, logging.StreamHandler(stream)])  # as Hydra's
