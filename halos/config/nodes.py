@@ -6,6 +6,7 @@ A constructor's signature is the schema of its YAML.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +64,13 @@ def as_partial(node: DictConfig, without: tuple[str, ...]) -> partial[Any]:
         return cast("partial[Any]", instantiate(keys, _partial_=True, _convert_="all"))
     except InstantiationException as error:
         cause = error.__cause__
-        raise cause if isinstance(cause, ValueError) else ValueError(f"{node._target_}: {cause or error}") from error
+        where = next(filter(None, map(looked_for, _targets(keys))), "")
+        other = ValueError(f"{node._target_}: {cause or error}{where}")
+        raise cause if isinstance(cause, ValueError) else other from error
+
+
+def _targets(node: object) -> Iterator[str]:
+    return (str(value) for key, value in flatten(node).items() if key.rpartition(".")[2] == "_target_")
 
 
 def looked_for(target: str) -> str:

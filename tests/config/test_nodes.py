@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from halos.config.nodes import class_of, flatten
+from halos.config.nodes import build, class_of, flatten
 
 
 def test_keys_are_joined_by_dots_and_no_leaf_is_lost() -> None:
@@ -34,3 +35,6 @@ def test_the_error_of_a_module_that_is_nowhere_says_where_it_was_looked_for(
     with pytest.raises(ValueError, match="could not be imported") as caught:
         class_of("loss", "halos.objectives.KTOO", object)
     assert "looked for" not in str(caught.value)
+    node = OmegaConf.create({"_target_": "builtins.dict", "source": {"_target_": "prospect.Source"}})
+    with pytest.raises(ValueError, match=rf"'prospect'.*; prospect was looked for in {tmp_path}"):
+        build(node)
