@@ -148,14 +148,20 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 @rank_zero_only
-def show_metrics(validations: Sequence[Validated]) -> None:
-    """Print the metrics of the first validation, of the one with the lowest loss, and of the last."""
+def show_metrics(validations: Sequence[Validated], best_step: int | None = None) -> None:
+    """Print the metrics of the first validation, of the best and of the last.
+
+    Args:
+        validations: all of them.
+        best_step: the step of the best one; None: that with the lowest loss.
+    """
     if not validations:
         console.print(f"validation: {NO_VALIDATION}")
         return
     shown = {"final": validations[-1]}
     if len(validations) > 1:
-        best = min(validations, key=_loss)
+        chosen = [one for one in validations if one[0] == best_step]
+        best = chosen[-1] if chosen else min(validations, key=_loss)
         shown = {"start": validations[0], "best": best} | shown
     table = Table("validation", *(f"{name}, step {step}" for name, (step, _) in shown.items()), box=box.SIMPLE_HEAD)
     final = validations[-1][1]

@@ -205,6 +205,8 @@ def test_a_lone_validation_is_the_final_one_and_a_loss_that_is_no_number_is_neve
     assert capsys.readouterr().out.split()[:4] == ["validation", "final,", "step", "8"]
     run_report.show_metrics([(0, {"loss": math.nan}), (4, {"loss": 0.3}), (8, {"loss": 0.2})])
     assert "best, step 8" in capsys.readouterr().out
+    run_report.show_metrics([(0, {"loss": 0.5}), (4, {"loss": 0.3}), (8, {"loss": 0.2})], 4)
+    assert "best, step 4" in capsys.readouterr().out
 
 
 def test_rounds_are_a_table_with_the_numbers_that_there_are(capsys: Printed) -> None:
