@@ -107,6 +107,11 @@ def test_the_summary_is_what_train_returns_with_exactly_the_promised_keys(
     assert summary["tokens"] > summary["examples"]
     assert summary["train_seconds"] > 0
     assert (summary["reference_seconds"] > 0) == (loss not in WITHOUT_REFERENCE)
+    assert summary["seed"] == 0
+    assert {"python", "torch", "transformers", "lightning"} <= set(summary["versions"])
+    paths = summary["paths"]
+    assert paths.pop("best_checkpoint") is None
+    assert all(Path(path).exists() and path.startswith(str(folder)) for path in paths.values())
 
 
 def test_the_configuration_is_kept_resolved(trained: Trained) -> None:
