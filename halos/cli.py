@@ -19,6 +19,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -74,6 +75,8 @@ COMMANDS = {
 }
 COMMAND = "HALOS_COMMAND"
 """Environment variable: the command's name, for further processes of the same run."""
+TRACEBACK = "HALOS_TRACEBACK"
+"""Environment variable: whether the user has set HYDRA_FULL_ERROR, for further processes of the same run."""
 _EXPECTED = (HydraException, OmegaConfBaseException, ValueError, RunFailed)
 """Errors whose message is enough for a user; others are printed with a traceback."""
 
@@ -86,6 +89,16 @@ def plain_name(text: str) -> str:
 # conf/train.yaml names the folders of a sweep with it. Registered on import, as processes that a launcher starts
 # resolve the configuration after they have imported this module.
 OmegaConf.register_new_resolver("plain_name", plain_name, replace=True)
+
+
+def _result(job: JobReturn) -> object:
+    if job.status is JobStatus.COMPLETED:
+        return job._return_value
+    raise job._return_value
+
+
+# Hydra's own property prints "Error executing job with overrides: […]" first, and the error has one line here.
+JobReturn.return_value = property(_result, JobReturn.return_value.fset)  # type: ignore[assignment,attr-defined,method-assign]
 
 
 def main() -> None:
@@ -186,7 +199,7 @@ def _place(cfg: DictConfig) -> None:
         raise ValueError("output_dir: expected one for all processes, as they are started apart; set output_dir=…")
     # For an optional group Hydra ignores an option that does not exist, also a misspelt one.
     for group, _, name in (word.partition("=") for word in words):
-        if group in ("tuned", "feedback"):
+        if group in ("tuned", "feedback", "world"):
             options = GlobalHydra.instance().config_loader().get_group_options(group)
             if name not in options:
                 raise ValueError(no_such_option(group, name, options))
@@ -229,7 +242,11 @@ def name_jobs_by_what_is_swept(words: list[str]) -> None:
 
 
 def end_with_one_line(job: Callable[[], object]) -> None:
-    """Call the job; if it fails, print one clear line last and exit with status 1."""
+    """Call the job; if it fails, print one clear line last and exit with status 1.
+
+    The traceback is printed before it if the error is an unexpected one, or if the user has set ``HYDRA_FULL_ERROR=1``.
+    """
+    os.environ.setdefault(TRACEBACK, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them in its own way
     accept_any_text()
     try:
@@ -242,7 +259,8 @@ def end_with_one_line(job: Callable[[], object]) -> None:
 def _line(error: BaseException) -> str:
     """Return the line for an error; the traceback of an unexpected one is printed first."""
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if not full_disk and not isinstance(error, _EXPECTED) and not _of_hydra(error):
+    expected = full_disk or isinstance(error, _EXPECTED) or _of_hydra(error)
+    if not expected or os.environ.get(TRACEBACK) == "1":
         print(visible("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     return _message(error)
 

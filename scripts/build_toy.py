@@ -1,6 +1,6 @@
-"""Rebuild the toy world's reference policy from scratch: SFT on the behaviour distribution, then save and measure.
+"""Rebuild the toy world's reference policy from scratch: SFT on a beginner's replies, then save and measure.
 
-python scripts/build_toy.py [--people] [--steps N] [--seed N] [--output DIR]
+python scripts/build_toy.py [--topics] [--steps N] [--seed N] [--output DIR]
 """
 
 from __future__ import annotations
@@ -13,9 +13,17 @@ import torch
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.sampling.before_after import judged
 from halos.sampling.generate import sample
-from halos.toy.model import MAX_NEW_TOKENS, MAX_POSITIONS, REFERENCE_DIR, build_model, build_tokenizer, pretrain
-from halos.toy.people_source import ToyPeopleSource
-from halos.toy.source import ToySource
+from halos.toy.model import (
+    MAX_NEW_TOKENS,
+    MAX_POSITIONS,
+    REFERENCE_DIR,
+    TOPICS_REFERENCE_DIR,
+    build_model,
+    build_tokenizer,
+    pretrain,
+)
+from halos.toy.source import ToyJudge
+from halos.toy.topics_source import TopicsJudge
 
 
 def report(step: int, loss: float) -> None:
@@ -27,25 +35,23 @@ def report(step: int, loss: float) -> None:
 def main() -> None:
     """Build, save, and print the share desirable on held-out prompts."""
     parser = argparse.ArgumentParser(description="Rebuild the toy world's reference policy.")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--topics", action="store_true", help="of the first edition (data=toy_topics)")
+    parser.add_argument("--steps", type=int, help="1600, and 800 with --topics")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=REFERENCE_DIR)
-    parser.add_argument("--people", action="store_true", help="of the second edition (data=toy_people); set --output")
+    parser.add_argument("--output", type=Path, help="a folder; by default the one that the package ships")
     options = parser.parse_args()
-    if options.people and options.output == REFERENCE_DIR:
-        parser.error("--output: expected a folder of your own with --people, as the package ships the first edition's")
+    output = options.output or (TOPICS_REFERENCE_DIR if options.topics else REFERENCE_DIR)
+    steps = options.steps or (800 if options.topics else 1600)
 
     torch.use_deterministic_algorithms(True)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, options.seed)
-    pretrain(model, tokenizer, steps=options.steps, seed=options.seed, people=options.people, report=report)
-    model.save_pretrained(options.output)
-    tokenizer.save_pretrained(options.output)
+    pretrain(model, tokenizer, steps=steps, seed=options.seed, topics=options.topics, report=report)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
 
-    tokens, judge = (
-        ChatTokens(tokenizer, Limits(MAX_POSITIONS)),
-        (ToyPeopleSource(size=1) if options.people else ToySource()).true_reward(),
-    )
+    tokens = ChatTokens(tokenizer, Limits(MAX_POSITIONS))
+    judge = TopicsJudge() if options.topics else ToyJudge()
     prompts = judge.prompts(2048)
     replies = sample(
         model,
@@ -55,7 +61,7 @@ def main() -> None:
         max_new_tokens=MAX_NEW_TOKENS,
     )
     share = judged(prompts, replies, tokens, judge).desirable_share
-    print(f"{options.output}: {model.num_parameters()} weights, {share:.1%} of {len(prompts)} samples desirable")
+    print(f"{output}: {model.num_parameters()} weights, {share:.1%} of {len(prompts)} samples desirable")
 
 
 if __name__ == "__main__":

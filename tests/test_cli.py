@@ -30,7 +30,8 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["halos", *words])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    for name in ("HYDRA_FULL_ERROR", cli.TRACEBACK):  # so that they are put back
+        monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv(cli.COMMAND, os.environ.get(cli.COMMAND, ""))  # so that it is put back
     try:
         cli.main()
@@ -62,6 +63,37 @@ def test_a_mistake_is_explained_in_one_line_with_names_that_come_near(word: str,
     assert all(part in line for part in said), line
 
 
+@pytest.mark.parametrize("wanted", ["", "1"])
+def test_an_error_of_a_job_is_the_only_line_unless_a_traceback_is_asked_for(
+    wanted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(cfg: DictConfig) -> Path:
+        raise ValueError(f"data.batch_size: expected more than {cfg.data.batch_size}")
+
+    monkeypatch.setattr(cli, "_run_or_rounds", fail)
+    monkeypatch.setenv(cli.TRACEBACK, wanted)
+    assert call(monkeypatch, tmp_path, "train", "data.batch_size=3", "output_dir=out") == 1
+    *before, line = capsys.readouterr().err.splitlines()
+    assert line == "error: data.batch_size: expected more than 3"
+    assert bool(before) == bool(wanted)
+    assert not before or before[0] == "Traceback (most recent call last):"
+
+
+def test_a_failed_sweep_has_one_line_a_job_and_one_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(cfg: DictConfig) -> Path:
+        raise ValueError(f"data.batch_size: expected more than {cfg.data.batch_size}")
+
+    monkeypatch.setattr(cli, "_run_or_rounds", fail)
+    assert call(monkeypatch, tmp_path, "train", "-m", "data.batch_size=3,4", "output_dir=out") == 1
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines() if "HYDRA" not in line] == [
+        "job data.batch_size_3",
+        "job data.batch_size_4",
+        "error",
+    ]
+
+
 def test_a_variable_of_the_chat_template_needs_no_plus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,7 +123,7 @@ def test_an_error_shows_control_characters_of_others_escaped(
     assert not set(BAD) - {"\n"} & set(printed)  # also in the traceback
 
 
-@pytest.mark.parametrize("word", ["tuned=toy_cfst", "feedback=toy_grop"])
+@pytest.mark.parametrize("word", ["tuned=toy_cfst", "feedback=toy_grop", "world=toy_toy_topcs"])
 def test_a_misspelt_name_of_an_optional_group_is_not_passed_over(
     word: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,7 +48,9 @@ def test_every_option_composes_and_resolves(group: str, option: str) -> None:
     if option == "claims_tune":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     if option != "default":
-        OmegaConf.to_container(compose(f"{group}={option}", "output_dir=/out"), resolve=True, throw_on_missing=True)
+        words = ("data=toy_topics",) if option.startswith("claims_imbalance") and group == "tuned" else ()
+        cfg = compose(f"{group}={option}", "output_dir=/out", *words)
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
 @pytest.mark.parametrize("option", options("loss"))
@@ -170,6 +172,24 @@ def test_keys_that_are_not_there_are_refused() -> None:
 def test_the_toy_model_brings_its_learning_rate_and_the_command_line_overrides_it() -> None:
     assert compose().optim.lr == compose("loss=dpo").optim.lr != compose("model=hf").optim.lr
     assert compose("optim.lr=0.5").optim.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ((), "reference"),
+        (("data=toy_topics",), "topics_reference"),
+        (("data=toy_topics", "model=toy_lora"), "topics_reference"),
+        (("experiment=claims_noise",), "topics_reference"),
+    ],
+)
+def test_each_edition_of_the_toy_world_has_its_reference(words: tuple[str, ...], name: str) -> None:
+    assert compose(*words).model.path == f"pkg://halos.toy/{name}"
+
+
+def test_another_model_is_kept_with_the_first_edition() -> None:
+    assert compose("data=toy_topics", "model.path=mine").model.path == "mine"
+    assert compose("data=toy_topics", "model=hf", "model.path=mine").model.path == "mine"
 
 
 @pytest.mark.parametrize("seed", [0, 7])

@@ -82,6 +82,7 @@ SUMMARY = [
     "precision",
     "world_size",
     "steps",
+    "exported_step",
     "examples",
     "tokens",
     "train_seconds",
@@ -100,7 +101,7 @@ def is_paired(loss: str) -> bool:
 
 
 RESUMABLE = (
-    *("model.dropout=0.1", "checkpoint_every=2", "trainer.val_check_interval=0.5", "optim.lr=1e-2"),
+    *("model.dropout=0.1", "checkpoint.every=2", "trainer.val_check_interval=0.5", "optim.lr=1e-2"),
     *("sampling.kl=true", "sampling.validations=99"),
 )
 """Dropout, so that a run resumes only if its randomness does; validation after 3 of 6 steps."""

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
-from halos.commands.builders import build_data, build_model, build_objective
+from halos.commands.builders import build_callbacks, build_data, build_model, build_objective
 from halos.commands.replies import make_replies, measures_kl, plan_replies, report_refreshes
 from halos.config.combinations import (
     COUNTS,
@@ -114,6 +114,10 @@ def assemble(cfg: DictConfig) -> Run:
         control = objective.control(True)
         model.spec.try_export(tokens.tokenizer, model.base, end_of_turn=tokens.end_of_turn, control=control)
     data.prepare(objective.data_needs(), tokens.tokenizer)
+    if cfg.checkpoint.best is not None and "val" not in data.rows:
+        raise ValueError(
+            f"checkpoint.best: expected null without validation data, found {cfg.checkpoint.best}; set data.val_size"
+        )
     kl = measures_kl(cfg, objective, model)
     record, replies = RunRecord(), make_replies(cfg, objective, data, model, kl=kl)
     trainer = make_trainer(
@@ -180,6 +184,7 @@ def _callbacks(
     data: PreferenceDataModule,
     objective: Objective,
 ) -> list[Callback]:
+    kept = {name: value for name, value in plain(cfg.checkpoint).items() if name != "export"}
     callbacks: list[Callback] = [KeepFreedMemory(), ranks.RecordRankAddresses()]
     if cfg.reference_sync.every:
         callbacks.append(ReferenceSync(**plain(cfg.reference_sync)))
@@ -191,8 +196,9 @@ def _callbacks(
         record,
         BoardReport(),
         replies,
-        Checkpoints(folder.checkpoints, every=cfg.checkpoint_every, identity={}, record=record),
+        Checkpoints(folder.checkpoints, identity={}, record=record, **kept),
     ]
     if isinstance(data, StreamingDataModule):
         callbacks.append(StreamReport(data, folder.root))
-    return [*callbacks, Progress()] if cfg.trainer.enable_progress_bar else callbacks
+    callbacks += build_callbacks(cfg)
+    return [*callbacks, Progress(data)] if cfg.trainer.enable_progress_bar else callbacks

@@ -20,15 +20,20 @@ from halos.training.record import peak_gpu_mb, peak_rss_mb
 log = logging.getLogger(__name__)
 
 
-def finish(run: Run) -> dict[str, Any]:
-    """Export the policy, sample from it where the true reward is known, and write and return the summary."""
-    summary = _summary(run)
+def finish(run: Run, step: int) -> dict[str, Any]:
+    """Export the policy, sample from it where the true reward is known, and write and return the summary.
+
+    Args:
+        run: the run, after its last step.
+        step: the step that the policy's weights are from.
+    """
+    summary = _summary(run, step)
     policy: Any = gathered_policy(run.objective.trained)
     score = None if run.objective.generates else full_tensor(run.objective.reward_head.linear.weight).detach()
     if not run.trainer.is_global_zero:
         return summary
     settings = hyperparameters(flatten(plain(run.cfg)))
-    card = card_of(run.cfg, run.objective, settings, summary["metrics"], summary["steps"])
+    card = card_of(run.cfg, run.objective, settings, summary["metrics"], step)
     with uncompiled(policy):
         write_model(run.objective, run.model, policy, score, run.folder.model, card)
         comparison = _compare(run, policy, run.trainer.strategy.root_device)
@@ -45,14 +50,16 @@ def finish(run: Run) -> dict[str, Any]:
     return summary
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def _summary(run: Run, step: int) -> dict[str, Any]:
     trainer = run.trainer
+    validated = next((metrics for number, metrics in run.record.validations[::-1] if number == step), {})
     return {
         "loss": run.cfg.loss.name,
         "strategy": run.cfg.strategy.name,
         "precision": run.cfg.precision,
         "world_size": trainer.world_size,
         "steps": trainer.global_step,
+        "exported_step": step,
         "examples": trainer.global_step * run.examples_per_step,
         "tokens": run.data.tokens_in(trainer.global_step),
         "train_seconds": run.record.seconds,
@@ -60,7 +67,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "peak_rss_mb": peak_rss_mb(),
         "peak_gpu_mb": peak_gpu_mb(),
         "train_loss": run.record.train_loss,
-        "metrics": run.record.val_metrics or run.replies.metrics,
+        "metrics": validated or run.replies.metrics,
         **({"skipped_steps": run.objective.skipped_steps} if run.objective.non_finite == "skip" else {}),
     }
 

@@ -16,7 +16,7 @@ from halos.commands.train import train as train_configured
 from halos.config.errors import check_complete, explain
 from halos.config.folder import config_folder, options_of
 from halos.config.open_keys import OPEN
-from halos.data.sources.base import Files
+from halos.data.sources.file_source import Files
 from halos.processes.launch import on_devices
 
 StrPath = str | Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import lightning.pytorch as pl
 import numpy as np
@@ -17,6 +18,7 @@ from halos.judges.base import CompletionJudge
 from halos.judges.truth import TruthJudge
 from halos.loop.reference_point import PolicyKL
 from halos.objectives.base import Objective
+from halos.processes.collectives import data_ranks
 from halos.processes.first import on_first_process
 from halos.reporting.kl_reference import missing_reference
 from halos.reporting.replies import SampledReplies
@@ -92,10 +94,10 @@ def plan_replies(
     prompts = [len(replies.tokens.fitted_prompt(prompt, control)) for prompt in replies.prompts]
     cost = validation_cost(prompts, _lengths(data, cfg.sampling.max_new_tokens), kl=kl)
     replies.plan = sampling_plan(
-        _validation_steps(trainer, data),
+        validation_steps(trainer, data),
         cfg.sampling.validations,
         cost=cost,
-        trained_tokens=_trained_tokens(trainer, data),
+        trained_tokens=trained_tokens(trainer, data),
         prompts=len(prompts),
         kl=kl,
     )
@@ -112,7 +114,7 @@ def report_refreshes(cfg: DictConfig, trainer: pl.Trainer, objective: Objective,
     rows = _counted_rows(data)
     prompts = [len(rows[number % len(rows)].prompt) for number in range(size)]
     cost = validation_cost(prompts, _lengths(data, sampling.max_new_tokens), kl=True)
-    share = cost * -(-data.steps // steps) / (PASSES * _trained_tokens(trainer, data))
+    share = cost * -(-data.steps // steps) / (PASSES * trained_tokens(trainer, data))
     message = "z₀ from replies to %d prompts every %d steps (about %.0f%% of training's computation)"
     log.info(message, size, steps, 100 * share)
 
@@ -129,7 +131,8 @@ def _counted_rows(data: PreferenceDataModule) -> list[Row]:
     return [data.prepared.example()]
 
 
-def _trained_tokens(trainer: pl.Trainer, data: PreferenceDataModule) -> int:
+def trained_tokens(trainer: pl.Trainer, data: PreferenceDataModule) -> int:
+    """Return the tokens that training reads, on all devices."""
     if not data.streams:
         return data.tokens_in(data.steps)
     # The tokens of a stream are not known beforehand: its first example stands for all.
@@ -138,8 +141,24 @@ def _trained_tokens(trainer: pl.Trainer, data: PreferenceDataModule) -> int:
     return data.steps * data.batch_size * trainer.accumulate_grad_batches * trainer.world_size * tokens
 
 
-def _validation_steps(trainer: pl.Trainer, data: PreferenceDataModule) -> list[int]:
+def validation_steps(trainer: pl.Trainer, data: PreferenceDataModule) -> list[int]:
+    """Return the optimizer steps after which the policy is validated."""
     if "val" not in data.rows:
         return []
     interval = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
     return [*range(0, data.steps, interval), data.steps]
+
+
+def validation_plan(trainer: pl.Trainer, data: PreferenceDataModule) -> tuple[int, int, float]:
+    """Return the number of validations, the examples of each, and their computation as a share of training's."""
+    validations = validation_steps(trainer, data)
+    if not validations:
+        return 0, 0, 0.0
+    rows = data.rows["val"].rows
+    assert isinstance(rows, TokenRows)
+    batches = math.ceil(len(rows) / (data.batch_size * data_ranks(trainer)[1]))
+    # Lightning's limit: a number of batches, or a share of them.
+    limit = trainer.limit_val_batches
+    read = min(limit / batches, 1.0) if isinstance(limit, int) else limit
+    share = len(validations) * read * int(rows.tokens().sum()) / (PASSES * trained_tokens(trainer, data))
+    return len(validations), round(read * len(rows)), share

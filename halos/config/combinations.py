@@ -200,6 +200,11 @@ RULES: tuple[Rule, ...] = (
          "(loss.reference_point=policy)", "model.reference=live keeps the weights that training starts from"),
     Rule({"strategy.name": _one_of("deepspeed"), SAMPLES: _ON}, "auto, ddp or fsdp for a loss that samples the policy "
          "(loss.reference_point=policy)", "replies are not sampled from the weights that deepspeed divides"),
+    # Checkpoints
+    Rule({"checkpoint.export": _one_of("best"), "checkpoint.best": _UNSET}, "last without checkpoint.best",
+         "name a metric, such as checkpoint.best=val/loss"),
+    Rule({"checkpoint.export": _one_of("best"), "strategy.name": _one_of("deepspeed")},
+         "last with strategy=deepspeed", "its checkpoints are divided in a form of its own"),
     # Sweeps
     Rule({"sweep_metric": _UNSET, "sweep_seeds": _SET}, *_METRIC),
     Rule({"sweep_metric": _UNSET, "sweep_max_kl": _SET}, *_METRIC),

@@ -11,7 +11,7 @@ from halos.config.folder import config_folder, options_of
 from halos.config.yaml_comments import Key, defaults, keys_with_bases
 
 WIDTH = 80
-_INTERNAL = ("experiment", "tuned", "feedback")
+_INTERNAL = ("experiment", "tuned", "feedback", "world")
 """Groups whose files are sets of settings of other groups."""
 
 FIRST = ("loss", "data", "model")

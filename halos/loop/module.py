@@ -51,7 +51,7 @@ class LoopOptions(TypedDict, total=False):
 
 
 class TrainingLoop(pl.LightningModule, ABC):
-    """Trains a :class:`Backbone` on whatever loss :meth:`outcome` returns.
+    """Trains a :class:`Backbone` on the loss that :meth:`outcome` returns.
 
     Metrics stay on the device until a step is logged (every ``log_every_n_steps``), a checkpoint is due or training
     ends, so that the host does not wait for every step. A loss that is not finite is noticed at that moment.
@@ -118,7 +118,7 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @abstractmethod
     def end_step(self) -> None:
-        """Take note that an optimizer step has ended."""
+        """Called after each optimizer step."""
 
     # The hooks that Lightning calls, in the order of its calls
 
@@ -153,7 +153,7 @@ class TrainingLoop(pl.LightningModule, ABC):
             if not isinstance(data, PreferenceDataModule):
                 return
             backbone = self.trained
-            if data is not self._checked_data:  # a run validates and fits: its warnings come once
+            if data is not self._checked_data:  # a run validates and fits: warn only once
                 check_sequences(backbone, data)
                 self._checked_data = data
             # The steps compute the reference's log-probs themselves where the backbone has a model for them.
@@ -379,8 +379,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         return term.step_count
 
     def _flush_metrics(self) -> None:
-        # Called before validations and checkpoints: both take long, and neither is of use after a loss that is not
-        # finite.
+        # Called before validations and checkpoints. Both take long, and are useless after a loss that is not finite.
         if self._steps.unread:
             self._read_metrics()
         self._steps.pause()

@@ -23,7 +23,7 @@ from halos.processes.collectives import all_gather_list, all_sum
 
 
 class ReferencePoint(RunningState, ABC):
-    """An estimator of z₀, from one micro-batch and what it remembers of earlier steps.
+    """An estimator of z₀, from one micro-batch and its own statistics of earlier steps.
 
     Args:
         clamp: take the maximum of the estimate and 0, as the paper does: a KL divergence is never negative.
@@ -63,11 +63,11 @@ class ReferencePoint(RunningState, ABC):
         return z0, {name: Mean((weights * value).sum(), weights.sum()) for name, value in metrics.items()}
 
     def end_step(self) -> None:
-        """Take note that an optimizer step has ended."""
+        """Called after each optimizer step."""
 
 
 class Zero(ReferencePoint):
-    """z₀ = 0: what z₀ is before the first step.
+    """z₀ = 0, which is the true z₀ before the first step.
 
     Bias: −KL, which grows as the policy moves. Variance: none. Cost: none.
     """
@@ -82,9 +82,9 @@ class Zero(ReferencePoint):
 class Mismatched(ReferencePoint):
     """The paper's estimator (section 4.1): the mean of r(x, y') over the micro-step, where y' answers another prompt.
 
-    Bias: downwards. A KL is a mean over samples of π_θ(·|x); y' is none, and becomes unlikely as the policy learns to
-    stay with its prompt. The clamp at 0 turns a part of the noise into an upward bias. Variance: that of r(x, y')
-    divided by the examples in the micro-step. Cost: a forward pass of π_θ over y', without gradient.
+    Bias: downwards. A KL is a mean over samples of π_θ(·|x); y' is not such a sample, and becomes unlikely as the
+    policy learns to answer its prompt. The clamp at 0 turns a part of the noise into an upward bias. Variance: that of
+    r(x, y') divided by the examples in the micro-step. Cost: a forward pass of π_θ over y', without gradient.
     """
 
     needs = Needs(reference=False, mismatched=True, whole_micro_step=True)
@@ -121,7 +121,7 @@ class Running(ReferencePoint):
         self.register_buffer("sums", torch.zeros(steps + 1, 2))
 
     def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
-        # Validation does not count. Nor does a second look at the same batch, without gradient (humanline's rewards).
+        # Validation does not count. Nor does a second call for the same batch, without gradient (humanline's rewards).
         if self.training and torch.is_grad_enabled():
             self.sums[0] += all_sum(_sum_and_count(ratios[:, -1], batch.weights))
         total, count = self.sums[1:].sum(0).to(ratios).unbind()
@@ -138,8 +138,8 @@ class PerPrompt(ReferencePoint):
     """For each y, the mean of r(x, y) over the other completions of its prompt in the micro-step; 0 if there is none.
 
     The leave-one-out baseline of RLOO (Ahmadian et al. 2024, arXiv 2402.14740), on the data's completions. All
-    completions of a prompt are drawn together, as far as the batch allows. A lone completion is compared with 0, and
-    counts in the means of ``z0`` as such. Copies of an example are not among its others.
+    completions of a prompt are drawn together, as far as the batch allows. A completion without others has z₀ = 0, also
+    in the metric ``z0``. Copies of an example do not count as its others.
 
     Bias: towards the data. The mean is over completions of the data (of both labels), not of π_θ; but they answer the
     prompt, so r has the right scale. Variance: that of r(x, y) divided by the number of others, so large for the usual

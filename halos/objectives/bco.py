@@ -24,8 +24,8 @@ def bco_loss(
 ) -> Tensor:
     """The BCO loss of each completion: −log σ(βr − δ) for desirable y, −log σ(δ − βr) for undesirable y.
 
-    This is the cross-entropy of a binary classifier whose logit is the implied reward βr, shifted by δ, with
-    r = log π_θ(y|x) − log π_ref(y|x).
+    r = log π_θ(y|x) − log π_ref(y|x), and δ is the middle between the mean rewards βr of both sides. This is the
+    cross-entropy of a binary classifier whose logit is the implied reward βr, shifted by δ.
 
     Args:
         policy, reference: log π(y|x), summed over the completion's tokens, in nats, [B].
@@ -150,7 +150,7 @@ class BCO(Objective):
         rewards = self.beta * (y - ref_y)
         metrics: dict[str, Mean] = {}
         if self.reference_point is None:
-            # Without gradient it is a second look at the same batch (humanline's unclamped rewards), which must not
+            # Without gradient this is a second call for the same batch (humanline's unclamped rewards), which must not
             # count.
             if self.training and torch.is_grad_enabled():
                 self.shift.update(rewards, batch.desirable, batch.weights)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -20,6 +21,8 @@ Validated = tuple[int, Mapping[str, float]]
 """The optimizer step of a validation, and its metrics without ``val/``."""
 FIRST = ("loss", "rewards/margins", "kl")
 """Metrics that stand above the others."""
+NO_VALIDATION = "none: data.val_size=200 would hold 200 records out"
+"""What a run without validation data is told."""
 IN_FIRST = ("kl_error", "kl_per_token")
 """Metrics that are not printed: the KL's error stands next to it."""
 
@@ -44,16 +47,86 @@ def show_reference(report: CacheReport) -> None:
     console.print(styled(counts, (report["folder"], "bold")), soft_wrap=True)
 
 
-def show_plan(steps: int, examples: int | None, batch_size: int, root: str, sampling: SamplingPlan | None) -> None:
-    """Print how long the run will be, what is sampled, and where its output goes; ``examples``: None for a stream."""
-    over = "a stream" if examples is None else f"{examples:,} examples"
-    say(f"{steps:,} steps over {over}, {batch_size} a device and micro-step → {root}")
-    if sampling is not None:
-        what = f"{'KL from ' if sampling.kl else ''}replies to {sampling.prompts} prompts"
-        often = f"at {len(sampling.steps)} of {sampling.validations} validations"
-        times = often if sampling.validations else "at the end"
-        say(f"{what} {times} (about {sampling.share:.0%} of training's computation)")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What a run is about to do.
+
+    Attributes:
+        steps: optimizer steps.
+        examples: training examples; None for a stream.
+        passes: over them; None for a stream.
+        batch_size: examples of a device and micro-batch.
+        devices: ranks with data of their own.
+        accumulate: micro-batches of a step.
+        validations: how often the policy is validated.
+        validated: examples of a validation.
+        validation_share: the computation of all validations as a share of training's.
+        sampling: which validations sample replies.
+        resumed: the step from which a resumed run goes on.
+        nothing_to_resume: whether ``resume=auto`` has found no checkpoint.
+        output_dir: where everything is written.
+    """
+
+    steps: int
+    examples: int | None
+    passes: float | None
+    batch_size: int
+    devices: int
+    accumulate: int
+    validations: int = 0
+    validated: int = 0
+    validation_share: float = 0.0
+    sampling: SamplingPlan | None = None
+    resumed: int | None = None
+    nothing_to_resume: bool = False
+    output_dir: str
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Yield what is printed: a label and a text."""
+        if self.examples is None or self.passes is None:
+            yield "data", "a stream"
+        else:
+            passes = round(self.passes, 1 if self.passes >= 1 else 3)
+            yield "data", f"{_count(self.examples, 'example')}, {_count(passes, 'pass', 'es')}"
+        size = self.batch_size * self.devices * self.accumulate
+        micro = f" × {self.accumulate} micro-batches" if self.accumulate > 1 else ""
+        parts = f" ({self.batch_size} a device × {_count(self.devices, 'device')}{micro})"
+        yield "steps", f"{self.steps:,} of {_count(size, 'example')}{parts}"
+        if self.resumed is not None:
+            yield "resume", f"goes on from step {self.resumed:,}"
+        elif self.nothing_to_resume:
+            yield "resume", "there is no checkpoint yet: starts at step 0"
+        yield from self._measured()
+        yield "output", self.output_dir
+
+    def _measured(self) -> Iterator[tuple[str, str]]:
+        if not self.validations:
+            yield "validation", NO_VALIDATION
+        else:
+            often = f"{self.validations} times {_count(self.validated, 'example')}"
+            yield "validation", f"{often}, {_share(self.validation_share)}"
+        if (sampling := self.sampling) is not None:
+            often = f"{len(sampling.steps)} times" if sampling.validations else "at the end"
+            what = "the KL on" if sampling.kl else "replies to"
+            yield "sampling", f"{often} {what} {_count(sampling.prompts, 'prompt')}, {_share(sampling.share)}"
+
+
+@rank_zero_only
+def show_plan(plan: RunPlan) -> None:
+    """Print what will happen before it happens."""
+    for label, text in plan.lines():
+        # Not wrapped, so that a long path can be copied.
+        console.print(f"{label:<12}{text}", soft_wrap=True)
     say("")
+
+
+def _count(number: float, name: str, plural: str = "s") -> str:
+    whole = int(number) if number % 1 == 0 else number
+    return f"{whole:,} {name}{'' if number == 1 else plural}"
+
+
+def _share(share: float) -> str:
+    return f"about {share:.0%} of training's computation"
 
 
 @rank_zero_only
@@ -77,8 +150,8 @@ def show_comparison(comparison: Comparison) -> None:
 @rank_zero_only
 def show_metrics(validations: Sequence[Validated]) -> None:
     """Print the metrics of the first validation, of the one with the lowest loss, and of the last."""
-    # A run without validation data has no metrics, and an empty table says nothing.
     if not validations:
+        console.print(f"validation: {NO_VALIDATION}")
         return
     shown = {"final": validations[-1]}
     if len(validations) > 1:

@@ -1,4 +1,4 @@
-"""Replies of the policy to held-out prompts, and what they say about it: KL to the reference, length, truncation."""
+"""Replies of the policy to held-out prompts, and the metrics computed from them: KL, length, truncation."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
 from .people import Annotator as Annotator
-from .people_source import ToyPeopleSource as ToyPeopleSource
 from .source import ToySource as ToySource
+from .topics_source import ToyTopicsSource as ToyTopicsSource

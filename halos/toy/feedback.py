@@ -1,4 +1,4 @@
-"""Seeded feedback on the toy world: completions from the behaviour distribution, judged by the true reward."""
+"""Seeded feedback on the toy world's first edition: replies of a behaviour distribution, judged by the true reward."""
 
 import itertools
 import random
@@ -22,7 +22,7 @@ def _part(share: float, sound: Sequence[str], faulty: Sequence[str], rng: random
 
 
 def behaviour_completion(prompt: str, rng: random.Random) -> str:
-    """Draw a completion from the behaviour distribution, on which the reference policy is pretrained."""
+    """Draw a completion from the behaviour distribution, on which its reference policy is pretrained."""
     topic = world.topic_of(prompt)
     if topic is None:
         raise ValueError(f"prompt: expected one of the toy language, found {prompt!r}")
@@ -47,7 +47,7 @@ def toy_feedback(
     seed: int = 0,
     split: str = "train",
 ) -> list[Record]:
-    """Generate feedback on prompts of the toy world; the same arguments give the same records.
+    """Generate feedback on prompts of the toy world's first edition; the same arguments give the same records.
 
     Args:
         size: how many prompts.
@@ -68,7 +68,7 @@ def toy_feedback(
     _check_knobs(feedback, completions_per_prompt, shares)
     records = []
     for index, prompt in enumerate(world.toy_prompts(size, seed, split)):
-        where = f"toy/{split}:{index}"
+        where = f"toy_topics/{split}:{index}"
         # A generator for each prompt, so that no argument changes the completions of other prompts.
         rng = random.Random(f"feedback/{split}/{seed}/{index}")
         if feedback == "pairs":

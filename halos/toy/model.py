@@ -12,11 +12,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 from halos.data.records.record import Prompt
 from halos.data.rows.rendering import render
 from halos.toy.feedback import behaviour_completion
-from halos.toy.people import people_prompts, people_reply
+from halos.toy.people import people_prompts
 from halos.toy.world import prompts_of, words
+from halos.toy.writers import BEGINNER, people_reply
 
 REFERENCE_DIR = Path(__file__).parent / "reference"
 """The reference policy that ships with the package: a Hugging Face directory."""
+TOPICS_REFERENCE_DIR = Path(__file__).parent / "topics_reference"
+"""That of the first edition."""
 
 PAD, UNK, END = "<|pad|>", "<|unk|>", "<|end|>"
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
@@ -32,7 +35,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 )
 MAX_POSITIONS = 128
-MAX_NEW_TOKENS = 24  # the longest completion has 15 tokens with its end of turn, and 20 in toy_people
+MAX_NEW_TOKENS = 24  # the longest completion has 20 tokens with its end of turn, and 15 in toy_topics
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -82,22 +85,22 @@ def pretrain(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    steps: int = 800,
+    steps: int = 1600,
     batch_size: int = 64,
     lr: float = 6e-3,
     seed: int = 0,
-    people: bool = False,
+    topics: bool = False,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
-    """Train the model by SFT on completions drawn from the behaviour distribution. The loss leaves out the prompts.
+    """Train the model by SFT on a beginner's replies (:mod:`halos.toy.writers`). The loss leaves out the prompts.
 
-    With ``people`` the prompts and completions are those of the world's second edition.
+    With ``topics`` the prompts and completions are those of the world's first edition.
     """
     # Training prompts only: policies are compared on validation prompts, which the reference must not have seen.
     rng = random.Random(f"pretrain/{seed}")
     texts = prompts_of("train")
-    prompts: Sequence[Prompt] = people_prompts(len(texts)) if people else texts
-    draw: Callable[[Any, random.Random], str] = people_reply if people else behaviour_completion
+    prompts: Sequence[Prompt] = texts if topics else people_prompts(len(texts))
+    draw: Callable[[Any, random.Random], str] = behaviour_completion if topics else _beginners_reply
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.05)
     model.train()
@@ -110,6 +113,10 @@ def pretrain(
         schedule.step()
         report(step, loss.item())
     model.eval()
+
+
+def _beginners_reply(prompt: Prompt, rng: random.Random) -> str:
+    return people_reply(prompt, rng, BEGINNER)
 
 
 def demonstrations(

@@ -9,6 +9,8 @@ words. A reply is an opening, one or two sentences of help, and a closing. It is
 
 so that the reply to another prompt can be likely, as in real feedback, and good replies have different lengths. How
 good a reply is stands in :func:`utility`; what people say of it is drawn by an :class:`Annotator`. Plain Python.
+
+Who writes the replies, and how the shares in them were chosen, stands in :mod:`halos.toy.writers`.
 """
 
 from __future__ import annotations
@@ -31,8 +33,7 @@ HELP = {"specific": 0.5, "general": 0.4, "asks": 0.3}
 BOTH = 0.1
 WRONG = -0.3  # a noun of another topic
 GOOD = 0.65  # the utility from which on a reply is desirable
-MEAN_WORDS = 8  # of replies; a person with a length bias prefers longer ones
-ON_TOPIC = 0.8  # the share of specific replies that are about the prompt's topic
+MEAN_WORDS = 10  # of the staff's replies; a person with a length bias prefers longer ones
 TWO_TURNS = 0.3  # the share of prompts with two turns
 
 _SENTENCE = re.compile(r"[^.?]+[.?]")
@@ -64,30 +65,6 @@ def _turns(text: str, seed: int, split: str) -> Prompt:
     answer = f"{rng.choice(world.KIND_OPENINGS)} {rng.choice(GENERAL)}"
     problem = rng.choice(world.TOPICS[topic].problems)
     return Message("user", text), Message("assistant", answer), Message("user", problem)
-
-
-def people_reply(prompt: Prompt, rng: random.Random) -> str:
-    """Draw a reply from the behaviour distribution, on which a reference policy is pretrained."""
-    topic = world.topic_of(last_turn(prompt))
-    others = [name for name in world.TOPICS if name != topic]
-    name = topic if topic is not None and rng.random() < ON_TOPIC else rng.choice(others)
-    specific = f"we will {rng.choice(world.VERBS)} the {rng.choice(world.TOPICS[name].nouns)}."
-    help_ = rng.choices(
-        ([specific], [rng.choice(GENERAL)], [rng.choice(ASKS)], [specific, rng.choice(ASKS)], [world.HESITATION]),
-        weights=(4, 3, 1, 1, 1),
-    )[0]
-    opening = _maybe(rng, (0.6, world.KIND_OPENINGS), (0.2, world.RUDE_OPENINGS))
-    closing = _maybe(rng, (0.4, world.KIND_CLOSINGS), (0.1, world.RUDE_CLOSINGS))
-    return " ".join([*opening, *help_, *closing])
-
-
-def _maybe(rng: random.Random, *options: tuple[float, tuple[str, ...]]) -> list[str]:
-    number = rng.random()
-    for share, phrases in options:
-        if number < share:
-            return [rng.choice(phrases)]
-        number -= share
-    return []
 
 
 def utility(prompt: Prompt, reply: str) -> float:

@@ -1,35 +1,56 @@
 """The toy world as a source of feedback, with its true reward."""
 
+import itertools
+import random
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from typing import final
 
+from halos.checks import check_choice, check_whole
+from halos.data.records.record import Completion, Prompt, Record
 from halos.data.records.truth import TrueReward
 from halos.data.sources.base import Records, Source
-from halos.toy.feedback import toy_feedback
-from halos.toy.world import is_desirable, toy_prompts, true_reward
+from halos.toy.feedback import MAX_TIES
+from halos.toy.people import Annotator, is_good, people_prompts, utility
+from halos.toy.world import toy_prompts
+from halos.toy.writers import WRITERS, people_reply
+
+KINDS = ("labels", "pairs", "stars", "votes")
 
 
 class ToyJudge:
-    """The toy world's true reward."""
+    """The true reward: the reply's utility, at least 0, whatever the annotator thinks of it."""
 
     def reward(self, prompt: str, completion: str) -> float:
-        return true_reward(prompt, completion)
+        return max(0.0, utility(prompt, completion))
 
     def desirable(self, prompt: str, completion: str) -> bool:
-        return is_desirable(prompt, completion)
+        return is_good(prompt, completion)
 
     def prompts(self, size: int) -> list[str]:
-        # Held-out prompts, the same for every run, so that win rates of different runs can be compared.
+        # Of one turn, and the same for every run, so that runs can be compared.
         return toy_prompts(size, seed=0, split="val")
 
 
 @final
 @dataclass(kw_only=True, eq=False)
 class ToySource(Source):
-    """Feedback that is generated on the toy world; for the arguments see :func:`halos.toy.feedback.toy_feedback`.
+    """Feedback that one simulated person gives to replies in the toy world (:mod:`halos.toy.people`).
 
-    Validation feedback has a fixed seed, no noise and no imbalance, so that all runs are compared on the same data.
+    Validation feedback has a fixed seed and comes from the same person without noise and length bias.
+
+    Args:
+        size, val_size: the numbers of prompts.
+        feedback: ``labels`` (desirable or not), ``pairs`` (preferences), ``stars`` (scores from 1 to 5) or ``votes``
+            (scores: those for less those against a reply, of ``voters`` people like the annotator).
+        completions_per_prompt: replies to each prompt.
+        voters: how many people vote.
+        writer: whose replies are judged: ``staff``, or ``beginner``, on whose replies the reference is pretrained.
+        annotator: the person.
+        seed: the seed of prompts, replies and answers.
+
+    Raises:
+        ValueError: naming the key of a value out of range.
     """
 
     name = "toy"
@@ -37,17 +58,20 @@ class ToySource(Source):
     size: int = 1000
     val_size: int = 128
     feedback: str = "labels"
-    noise: float = 0.0
-    keep_desirable: float = 1.0
-    keep_undesirable: float = 1.0
     completions_per_prompt: int = 2
+    voters: int = 5
+    writer: str = "staff"
+    annotator: Annotator = field(default_factory=Annotator)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        options = asdict(self)
-        # A fixed seed, not the run's: runs of different seeds are compared on the same validation data.
-        self._val = toy_feedback(size=options.pop("val_size"), feedback=self.feedback, seed=0, split="val")
-        self._train = toy_feedback(**options, split="train")
+        check_choice("feedback", self.feedback, KINDS)
+        check_whole("completions_per_prompt", self.completions_per_prompt, 2 if self.feedback == "pairs" else 1)
+        check_whole("voters", self.voters, 1)
+        check_choice("writer", self.writer, WRITERS)
+        careful = replace(self.annotator, noise=0.0, length_bias=0.0)
+        self._train = self._records("train", self.size, self.seed, self.annotator)
+        self._val = self._records("val", self.val_size, 0, careful)
 
     def train(self) -> Records:
         return Records(self._train, Counter())
@@ -57,3 +81,43 @@ class ToySource(Source):
 
     def true_reward(self) -> TrueReward:
         return ToyJudge()
+
+    def _records(self, split: str, size: int, seed: int, person: Annotator) -> list[Record]:
+        records = []
+        for index, prompt in enumerate(people_prompts(size, seed, split)):
+            where = f"toy/{split}:{index}"
+            # Generators of their own for replies and answers: no setting of the person changes the replies.
+            replies, answers = (random.Random(f"people/{what}/{split}/{seed}/{index}") for what in ("reply", "answer"))
+            records.append(self._record(where, prompt, replies, answers, person))
+        return records
+
+    def _record(
+        self, where: str, prompt: Prompt, replies: random.Random, answers: random.Random, person: Annotator
+    ) -> Record:
+        if self.feedback == "pairs":
+            return self._paired(where, prompt, replies, answers, person)
+        completions = []
+        for _ in range(self.completions_per_prompt):
+            text = people_reply(prompt, replies, WRITERS[self.writer])
+            if self.feedback == "labels":
+                completions.append(Completion(text, desirable=person.likes(prompt, text, answers)))
+            elif self.feedback == "stars":
+                completions.append(Completion(text, score=float(person.stars(prompt, text, answers))))
+            else:
+                votes = [person.likes(prompt, text, answers) for _ in range(self.voters)]
+                completions.append(Completion(text, score=float(2 * sum(votes) - self.voters)))
+        return Record(where, prompt, tuple(completions))
+
+    def _paired(
+        self, where: str, prompt: Prompt, replies: random.Random, answers: random.Random, person: Annotator
+    ) -> Record:
+        # Drawn until two replies differ in value. All are drawn again: replacing one would change the others' law.
+        for _ in range(MAX_TIES):
+            texts = [people_reply(prompt, replies, WRITERS[self.writer]) for _ in range(self.completions_per_prompt)]
+            values = [person.value(prompt, text) for text in texts]
+            pairs = [(i, j) for i, j in itertools.combinations(range(len(texts)), 2) if values[i] != values[j]]
+            if pairs:
+                ask = [person.prefers(prompt, texts[i], texts[j], answers) for i, j in pairs]
+                preferences = tuple((i, j) if first else (j, i) for (i, j), first in zip(pairs, ask, strict=True))
+                return Record(where, prompt, tuple(map(Completion, texts)), preferences)
+        raise RuntimeError(f"{where}: expected two replies of different value, found ties {MAX_TIES} times")

@@ -19,10 +19,11 @@ GROUPS = {
     "strategy": "How the run is divided over devices.",
     "sampling": "Replies that a training run samples.",
     "logger": "Where metrics go in addition to `metrics.csv`.",
+    "callbacks": "Callbacks of Lightning, or [your own](../extend/callback.md), in addition to the run's.",
     "before": "A round of SFT before the run.",
     "judge": "Who judges replies, in rounds and in `evaluate` and `label`.",
 }
-"""The groups, each with its meaning. Sets of settings (experiment, tuned, feedback) only repeat keys of these."""
+"""The groups, each with its meaning. Sets of settings (experiment, tuned, feedback, world) repeat keys of these."""
 
 
 def without_commands(text: str) -> str:

@@ -16,7 +16,7 @@ from tests.train_runs import LORA, RESUMABLE, run, run_until, weights
 
 pytestmark = pytest.mark.runs
 
-QUICK = ("trainer.max_steps=2", "checkpoint_every=2")
+QUICK = ("trainer.max_steps=2", "checkpoint.every=2")
 
 
 def exported(*words: str) -> Path:

@@ -18,7 +18,7 @@ from halos.commands.rounds import round_config, run_rounds
 from halos.commands.train import train
 from halos.comparison.runs import group, read_runs
 from halos.toy.model import REFERENCE_DIR
-from halos.toy.world import is_desirable
+from halos.toy.people import is_good
 from tests.configs import compose
 
 QUICK = (
@@ -117,7 +117,7 @@ def test_what_a_round_learns_from_are_the_judges_labels_of_the_last_policys_samp
         assert len(samples) == len(feedback) == 12
         assert all(len(row["completions"]) == 3 for row in samples)
         for row in feedback:
-            assert all(c["desirable"] == is_desirable(row["prompt"], c["text"]) for c in row["completions"])
+            assert all(c["desirable"] == is_good(row["prompt"], c["text"]) for c in row["completions"])
         cfg = trained.configs[number - 1]
         assert cfg.model.path == str(tmp_path / f"round{number - 1}" / "model")
         assert cfg.data.source.feedback == str(tmp_path / f"round{number}" / "feedback.jsonl")

@@ -38,7 +38,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
         lambda tmp: ["data.batch_size=0"],
         r"data\.batch_size: expected a whole number from 1 on, found 0",
     ),
-    "a bad knob of the toy world": (lambda tmp: ["data.source.noise=2"], "noise: expected a share from 0 to 1"),
+    "a bad knob of the toy world": (lambda tmp: ["data.source.annotator.noise=-1"], r"annotator\.noise: expected"),
     "a bad parameter of the loss": (lambda tmp: ["loss.beta=-1"], r"loss\.beta: expected a number .* found -1"),
     "an unknown kind of reference": (
         lambda tmp: ["model.reference=none"],

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import halos.commands.assembly
 import halos.commands.finish
-from halos.toy.feedback import toy_feedback
+from halos.data.records.record import messages_of
+from halos.toy import ToySource
 from halos.toy.model import BAD, END, GOOD
 from tests.configs import compose
 from tests.train_runs import QUICK, column, run, table
@@ -50,8 +51,8 @@ def test_a_reward_model_is_exported_as_a_classifier_with_its_scores(tmp_path: Pa
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "model")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     scores: dict[bool, list[float]] = {True: [], False: []}
-    for record in toy_feedback(size=4, feedback="pairs", split="val"):
-        turns = [{"role": "user", "content": record.prompt}]
+    for record in ToySource(size=1, val_size=4, feedback="pairs").val().records:
+        turns = [turn.as_dict() for turn in messages_of(record.prompt)]
         prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         for pair in record.preferences:
             for chosen, index in zip((True, False), pair, strict=True):

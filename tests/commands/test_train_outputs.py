@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from halos.data.records.record import messages_of
 from halos.reporting.replies import STALE
-from halos.toy.feedback import toy_feedback
+from halos.toy import ToySource
 from halos.toy.model import ASSISTANT, BAD, END, GOOD
 from halos.training.run_folder import CONTENTS
 from tests.configs import options
-from tests.train_runs import SPEED, SUMMARY, column, is_paired, run, table
+from tests.train_runs import LABELS, SPEED, SUMMARY, column, is_paired, jsonl, run, run_until, table
 
 pytestmark = pytest.mark.runs
 
@@ -156,11 +158,11 @@ def chosen_logprob(folder: Path, loss: str) -> float:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
     found = []
-    for record in toy_feedback(size=4, feedback="pairs" if is_paired(loss) else "labels", split="val"):
+    for record in ToySource(size=1, val_size=4, feedback="pairs" if is_paired(loss) else "labels").val().records:
         liked = [record.completions[better].text for better, _ in record.preferences]
         liked += [completion.text for completion in record.completions if completion.desirable]
         for text in liked:
-            turns = [{"role": "user", "content": record.prompt}]
+            turns = [turn.as_dict() for turn in messages_of(record.prompt)]
             prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
             ids = torch.tensor([prompt + tokenizer(text + END, add_special_tokens=False)["input_ids"]])
             with torch.no_grad():
@@ -194,3 +196,37 @@ def test_the_exported_template_conditions_on_the_desirable_token_once(
     assert text.endswith(ASSISTANT + GOOD if loss == "csft" else ASSISTANT)
     assert (text.count(GOOD), text.count(BAD)) == (int(loss == "csft"), 0)
     assert GOOD not in tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+def test_the_console_says_what_will_happen_how_far_it_is_and_where_a_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("trainer.enable_progress_bar=true", "trainer.accumulate_grad_batches=2", "checkpoint.every=1")
+    run_until("on_train_batch_start", 2, tmp_path, *words)
+    capsys.readouterr()
+    run(tmp_path, *words, "resume=auto")
+    out = capsys.readouterr().out
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert max(map(len, lines)) <= 80 + len(str(tmp_path))  # a path is not broken
+    for line in (
+        "data        24 examples, 1 pass",
+        "steps       3 of 8 examples (4 a device × 1 device × 2 micro-batches)",
+        "resume      goes on from step 2",
+        f"output      {tmp_path}",
+    ):
+        assert line in lines, line
+    # Forward passes of 2 × 8 examples, next to the threefold work of training on 24; all have about the same length.
+    (share,) = re.findall(r"validation  2 times 8 examples, about (\d+)% of training's computation", out)
+    assert 20 <= int(share) <= 24
+    (last,) = [line for line in lines if line.startswith("step ")]  # the only step is the first and the last
+    assert last.startswith("step 3/3  pass 1/1  loss 0.")
+    (validation,) = [line for line in lines if line.startswith("validation at")]
+    assert validation.startswith("validation at step 3  loss 0.")
+    assert "Epoch" not in out
+
+
+def test_a_run_without_validation_says_how_to_have_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "labels.jsonl"
+    file.write_text(jsonl(*LABELS), encoding="utf-8")
+    run(tmp_path / "run", "data=files", f"data.train={file}", "trainer.max_steps=1")
+    assert capsys.readouterr().out.count("data.val_size=200 would hold 200 records out") == 2  # in plan and result

@@ -20,6 +20,16 @@ CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
         {},
         "precision: expected bf16-mixed, .* found 16-mixed with strategy.name",
     ),
+    (
+        ("checkpoint.export=best",),
+        {},
+        "checkpoint.export: expected last without checkpoint.best, found best .*; name a metric, such as",
+    ),
+    (
+        ("checkpoint.export=best", "strategy=deepspeed"),
+        {},
+        "checkpoint.export: expected last with strategy=deepspeed, found best with strategy.name=deepspeed; its",
+    ),
     (("precision=16-mixed", "trainer.accelerator=cpu"), {}, "precision: expected bf16-mixed.* without a CUDA device"),
     (("trainer.devices=2",), {}, "trainer.devices: expected 1 with strategy=auto, .*, found 2 .* set strategy=ddp"),
     (("model.attention=flash_attention_2",), {}, "model.attention: expected sdpa or null, .* with precision=32-true"),

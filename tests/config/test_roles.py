@@ -32,14 +32,16 @@ def mylab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("loss", ["kto", "mix", "bradley_terry"])
 @pytest.mark.parametrize(
-    "words", [("data=toy",), ("data=mix", "data.mix={a: {train: x}}"), ("before=sft", "optim=rmsprop")]
+    "words",
+    [("data=toy",), ("data=toy_topics",), ("data=mix", "data.mix={a: {train: x}}"), ("before=sft", "optim=rmsprop")],
 )
 def test_every_configuration_of_halos_may_be_built(loss: str, words: tuple[str, ...]) -> None:
     check_roles({key: value for key, value in plain(compose(f"loss={loss}", *words)).items() if key != "logger"})
 
 
 def test_rounds_may_be_built(tmp_path: Path) -> None:
-    source = {"_target_": "halos.data.OnPolicySource", "world": {"_target_": "halos.toy.ToySource"}}
+    world = {"_target_": "halos.toy.ToySource", "annotator": {"_target_": "halos.toy.Annotator"}}
+    source = {"_target_": "halos.data.OnPolicySource", "world": world}
     check_roles({"_target_": "halos.data.PreferenceDataModule", "source": source}, "data")
 
 

@@ -12,7 +12,7 @@ from halos.data.sources.feedback_files import to_record
 from halos.judges.base import CompletionJudge, PromptCompletion
 from halos.judges.labels import label
 from halos.judges.truth import TruthJudge
-from halos.toy.source import ToyJudge
+from halos.toy.topics_source import TopicsJudge
 from halos.toy.world import is_desirable
 
 
@@ -56,7 +56,7 @@ def test_scores_are_the_judges_own() -> None:
 
 def test_the_true_reward_marks_as_the_world_does() -> None:
     prompt, good = "i bought a lamp on monday. i paid twice.", "thanks a lot. we will check the payment. best wishes."
-    rows, _ = label([Record("1", prompt, (Completion(good), Completion("hm.")))], TruthJudge(ToyJudge()), "binary")
+    rows, _ = label([Record("1", prompt, (Completion(good), Completion("hm.")))], TruthJudge(TopicsJudge()), "binary")
     assert [c["desirable"] for c in rows[0]["completions"]] == [True, False]
     assert is_desirable(prompt, good)
 

@@ -5,7 +5,9 @@ import logging
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,24 +88,61 @@ def test_a_text_that_ends_with_backslashes_is_printed_as_it_is(capsys: Printed) 
     assert r"One example (r\x07[/b]);" in out
 
 
-@pytest.mark.parametrize("root", ["out/run", "out/[a]", "out/[/a]"])
-def test_the_plan_names_steps_examples_and_the_folder(root: str, capsys: Printed) -> None:
-    run_report.show_plan(1200, 3000, 8, root, None)
-    out = capsys.readouterr().out
-    assert out.strip() == f"1,200 steps over 3,000 examples, 8 a device and micro-step → {root}"
+PLAN = run_report.RunPlan(
+    steps=1200,
+    examples=3000,
+    passes=12.803,
+    batch_size=8,
+    devices=2,
+    accumulate=2,
+    validations=5,
+    validated=256,
+    validation_share=0.104,
+    output_dir="out/[/a]",
+)
+
+
+def printed(capsys: Printed, **changes: Any) -> dict[str, str]:
+    run_report.show_plan(replace(PLAN, **changes))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    return {line[:12].strip(): line[12:] for line in lines if line}
+
+
+def test_the_plan_names_examples_passes_the_global_batch_validations_and_the_folder(capsys: Printed) -> None:
+    assert printed(capsys) == {
+        "data": "3,000 examples, 12.8 passes",
+        "steps": "1,200 of 32 examples (8 a device × 2 devices × 2 micro-batches)",
+        "validation": "5 times 256 examples, about 10% of training's computation",
+        "output": "out/[/a]",
+    }
+    assert printed(capsys, passes=0.0125)["data"] == "3,000 examples, 0.013 passes"
+    one = printed(capsys, passes=1.0, devices=1, accumulate=1, examples=1)
+    assert (one["data"], one["steps"]) == ("1 example, 1 pass", "1,200 of 8 examples (8 a device × 1 device)")
+
+
+def test_the_plan_of_a_stream_and_of_a_run_without_validation(capsys: Printed) -> None:
+    lines = printed(capsys, examples=None, passes=None, validations=0)
+    assert lines["data"] == "a stream"
+    assert lines["validation"] == "none: data.val_size=200 would hold 200 records out"
+
+
+def test_the_plan_names_the_step_from_which_a_run_goes_on(capsys: Printed) -> None:
+    assert "resume" not in printed(capsys)
+    assert printed(capsys, resumed=1060)["resume"] == "goes on from step 1,060"
+    assert printed(capsys, nothing_to_resume=True)["resume"] == "there is no checkpoint yet: starts at step 0"
 
 
 @pytest.mark.parametrize(
     ("plan", "expected"),
     [
-        (SamplingPlan((0, 9), 5, 64, True, 0.123), "KL from replies to 64 prompts at 2 of 5 validations"),
-        (SamplingPlan((9,), 5, 3, False, 0.123), "replies to 3 prompts at 1 of 5 validations"),
-        (SamplingPlan((), 0, 64, True, 0.123), "KL from replies to 64 prompts at the end"),
+        (SamplingPlan((0, 9), 5, 1024, True, 0.123), "2 times the KL on 1,024 prompts"),
+        (SamplingPlan((9,), 5, 3, False, 0.123), "1 times replies to 3 prompts"),
+        (SamplingPlan((), 0, 64, True, 0.123), "at the end the KL on 64 prompts"),
     ],
 )
 def test_the_plan_names_how_often_and_how_many(plan: SamplingPlan, expected: str, capsys: Printed) -> None:
-    run_report.show_plan(12, None, 8, "out", plan)
-    assert f"\n{expected} (about 12% of training's computation)\n" in capsys.readouterr().out
+    assert printed(capsys, sampling=plan)["sampling"] == f"{expected}, about 12% of training's computation"
 
 
 @pytest.mark.parametrize("root", ["out/run", "out/[a]", "out/[/a]"])
@@ -139,9 +178,7 @@ def test_the_comparison_of_a_single_prompt(capsys: Printed) -> None:
     assert "✓ kind 0" in capsys.readouterr().out
 
 
-def test_start_best_and_final_metrics_are_a_table_with_one_kl_and_nothing_without_validation(capsys: Printed) -> None:
-    run_report.show_metrics([])
-    assert capsys.readouterr().out == ""
+def test_start_best_and_final_metrics_are_a_table_with_one_kl(capsys: Printed) -> None:
     sampled = {"kl": 1.5, "kl_per_token": 0.1, "kl_error": 0.25}
     validations = [
         (0, {"rewards/auc": 0.5, "loss": 0.9, "kl": 0.0, "kl_per_token": 0.0}),
@@ -156,6 +193,11 @@ def test_start_best_and_final_metrics_are_a_table_with_one_kl_and_nothing_withou
         ["kl", "0.00", "–", "1.50 ± 0.25"],
         ["rewards/auc", "0.5000", "0.7500", "1.0000"],
     ]
+
+
+def test_without_a_validation_the_table_is_a_hint(capsys: Printed) -> None:
+    run_report.show_metrics([])
+    assert capsys.readouterr().out == "validation: none: data.val_size=200 would hold 200 records out\n"
 
 
 def test_a_lone_validation_is_the_final_one_and_a_loss_that_is_no_number_is_never_the_best(capsys: Printed) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from halos.data.records.truth import TrueReward
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.rendering import render
 from halos.sampling.before_after import judged
@@ -19,12 +21,14 @@ from halos.toy.model import (
     MAX_POSITIONS,
     REFERENCE_DIR,
     SPECIAL_TOKENS,
+    TOPICS_REFERENCE_DIR,
     build_model,
     build_tokenizer,
     demonstrations,
     pretrain,
 )
 from halos.toy.source import ToyJudge
+from halos.toy.topics_source import TopicsJudge
 from halos.toy.world import prompts_of, words
 
 
@@ -93,11 +97,14 @@ def test_the_shipped_reference_is_small_and_plain(reference: PreTrainedModel) ->
     assert (settings.eos_token_id, settings.pad_token_id) == (config.eos_token_id, config.pad_token_id)
 
 
-def test_the_reference_is_desirable_half_of_the_time(
-    reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    tokens, judge = ChatTokens(tokenizer, Limits(MAX_POSITIONS)), ToyJudge()
-    prompts = judge.prompts(512)
+@pytest.mark.parametrize(
+    ("folder", "judge", "share"),
+    [(REFERENCE_DIR, ToyJudge(), 0.28), (TOPICS_REFERENCE_DIR, TopicsJudge(), 0.5)],
+    ids=["toy", "topics"],
+)
+def test_each_reference_replies_as_well_as_its_worlds_writer(folder: Path, judge: TrueReward, share: float) -> None:
+    reference, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokens, prompts = ChatTokens(tokenizer, Limits(MAX_POSITIONS)), judge.prompts(512)
     said = sample(
         reference,
         [tokens.prompt(prompt) for prompt in prompts],
@@ -105,14 +112,15 @@ def test_the_reference_is_desirable_half_of_the_time(
         pad=tokenizer.pad_token_id,
         max_new_tokens=MAX_NEW_TOKENS,
     )
-    assert 0.4 <= judged(prompts, said, tokens, judge).desirable_share <= 0.6
+    assert judged(prompts, said, tokens, judge).desirable_share == pytest.approx(share, abs=0.07)
 
 
-def test_a_fresh_model_is_seeded_and_learns() -> None:
+@pytest.mark.parametrize("topics", [False, True], ids=["toy", "topics"])
+def test_a_fresh_model_is_seeded_and_learns(topics: bool) -> None:
     tokenizer = build_tokenizer()
     model, twin, other = (build_model(tokenizer, seed) for seed in (0, 0, 1))
     assert torch.equal(model.lm_head.weight, twin.lm_head.weight)
     assert not torch.equal(model.lm_head.weight, other.lm_head.weight)
     losses: list[float] = []
-    pretrain(model, tokenizer, steps=30, batch_size=16, report=lambda step, loss: losses.append(loss))
+    pretrain(model, tokenizer, steps=30, batch_size=16, topics=topics, report=lambda _, loss: losses.append(loss))
     assert losses[-1] < losses[0] / 2

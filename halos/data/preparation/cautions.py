@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from halos.data.preparation.hygiene import Finding
-from halos.data.rows.token_rows import Row, Rows
+from halos.data.rows.token_rows import Row
+from halos.data.rows.tokenise import Rows
 from halos.data.sources.adapted import SHOWN_PLACES
 from halos.processes.first import first_process_only
 
