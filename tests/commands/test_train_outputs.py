@@ -220,9 +220,9 @@ def test_the_console_says_what_will_happen_how_far_it_is_and_where_a_run_goes_on
         f"output      {tmp_path}",
     ):
         assert line in lines, line
-    # Forward passes of 2 × 8 examples, next to the threefold work of training on 24; all have about the same length.
+    # Forward passes of 2 × 8 examples, next to the threefold work of training on 24: 22 % if all had the same length.
     (share,) = re.findall(r"validation  2 times 8 examples, about (\d+)% of training's computation", out)
-    assert 20 <= int(share) <= 24
+    assert 17 <= int(share) <= 29
     (last,) = [line for line in lines if line.startswith("step ")]  # the only step is the first and the last
     assert last.startswith("step 3/3  pass 1/1  loss 0.")
     (validation,) = [line for line in lines if line.startswith("validation at")]
