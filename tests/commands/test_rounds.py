@@ -117,7 +117,8 @@ def test_what_a_round_learns_from_are_the_judges_labels_of_the_last_policys_samp
         assert len(samples) == len(feedback) == 12
         assert all(len(row["completions"]) == 3 for row in samples)
         for row in feedback:
-            assert all(c["desirable"] == is_good(row["prompt"], c["text"]) for c in row["completions"])
+            turn = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+            assert all(c["desirable"] == is_good(turn, c["text"]) for c in row["completions"])
         cfg = trained.configs[number - 1]
         assert cfg.model.path == str(tmp_path / f"round{number - 1}" / "model")
         assert cfg.data.source.feedback == str(tmp_path / f"round{number}" / "feedback.jsonl")
