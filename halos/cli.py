@@ -6,6 +6,7 @@ Neither torch nor Lightning is imported here: a misspelt word is reported within
 import errno
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from halos.config.words import check_words
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, on_devices
+from halos.processes.provenance import called_by
 from halos.processes.signals import caught
 from halos.safe_text import accept_any_text, visible
 from halos.training.result import trial_value
@@ -157,7 +159,8 @@ def main_command(name: str) -> None:
 
 def _run_job(cfg: DictConfig) -> float | None:
     name = Path(HydraConfig.get().runtime.output_dir).name
-    with sweeps.failure_printed(name, _line), sweeps.job():
+    words = ["halos", os.environ.get(COMMAND) or "train", *HydraConfig.get().overrides.task]
+    with sweeps.failure_printed(name, _line), sweeps.job(), called_by(shlex.join(words)):
         _place(cfg)
         check_combinations(values_of(cfg))
         if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":

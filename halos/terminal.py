@@ -47,6 +47,7 @@ UNHELPFUL = (
     # skips while it looks for its scale, and the base of an adapter whose config is not on the hub.
     *(".*Total length of `list` across ranks is zero.*", ".*GPU available but not used.*", ".*`srun` command is.*"),
     *(".*`lr_scheduler.step..` before `optimizer.step..`.*", ".*Could not find a config file in.*"),
+    ".*`is_gradient_checkpointing` is deprecated.*",  # which peft asks
 )
 """Patterns of warnings that a user can do nothing about."""
 

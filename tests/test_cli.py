@@ -18,6 +18,7 @@ from halos import cli
 from halos.config.errors import explain, require_plain_booleans
 from halos.processes import sweeps
 from halos.processes.launch import ERRORS
+from halos.processes.provenance import command_line
 from halos.training.result import trial_value
 from tests.configs import compose
 from tests.test_safe_text import BAD
@@ -92,6 +93,19 @@ def test_a_failed_sweep_has_one_line_a_job_and_one_last(
         "job data.batch_size_4",
         "error",
     ]
+
+
+def test_a_run_knows_the_line_that_started_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lines: list[str | None] = []
+    monkeypatch.setattr(cli, "_run_or_rounds", lambda cfg: lines.append(command_line()))
+    assert call(monkeypatch, tmp_path, "train", "data.train=my file.csv", "seed=1", "output_dir=out") == 0
+    assert call(monkeypatch, tmp_path, "train", "-m", "loss=kto,dpo", "output_dir=out") == 0
+    assert lines == [
+        "halos train data=files 'data.train=my file.csv' seed=1 output_dir=out",
+        "halos train loss=kto output_dir=out",
+        "halos train loss=dpo output_dir=out",
+    ]
+    assert command_line() is None
 
 
 def test_a_variable_of_the_chat_template_needs_no_plus(

@@ -80,6 +80,7 @@ SUMMARY = [
     "loss",
     "strategy",
     "precision",
+    "seed",
     "world_size",
     "steps",
     "exported_step",
@@ -89,9 +90,13 @@ SUMMARY = [
     "reference_seconds",
     "peak_rss_mb",
     "peak_gpu_mb",
-    "train_loss",
     "metrics",
+    "versions",
+    "commit",
+    "command",
+    "paths",
     "samples",
+    "train_loss",
 ]
 
 

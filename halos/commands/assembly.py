@@ -32,9 +32,11 @@ from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.rendering import today
 from halos.data.streaming.module import StreamingDataModule
 from halos.objectives.base import Objective
+from halos.policy.export.hub import check_push
 from halos.processes import ranks
 from halos.processes.collectives import data_ranks
 from halos.processes.first import on_first_process
+from halos.processes.provenance import git_commit
 from halos.reporting.board_report import BoardReport
 from halos.reporting.csv_metrics import CSVMetrics
 from halos.reporting.progress import Progress
@@ -61,6 +63,7 @@ class Run:
     trainer: pl.Trainer
     record: RunRecord
     replies: SampledReplies
+    commit: str | None
 
     @property
     def tokens(self) -> ChatTokens:
@@ -94,6 +97,7 @@ def assemble(cfg: DictConfig) -> Run:
     """
     terminal.set_up_logging()
     check_values(cfg)
+    check_push(cfg.hub.push)
     if (cfg.rounds.count != 1 or cfg.get("before")) and cfg.rounds.round is None:
         raise ValueError("rounds: expected run_rounds(cfg, train) of halos.commands.rounds, found train")
     pl.seed_everything(cfg.seed, verbose=False)
@@ -133,7 +137,9 @@ def assemble(cfg: DictConfig) -> Run:
     _plan(trainer, objective, data, cfg.trainer)
     plan_replies(cfg, replies, trainer, objective, data, kl=kl)
     report_refreshes(cfg, trainer, objective, data)
-    return Run(cfg, folder, checkpoint, objective, model, data, trainer, record, replies)
+    # Now, as the code may change while the run goes on.
+    commit = git_commit() if on_first_process() else None
+    return Run(cfg, folder, checkpoint, objective, model, data, trainer, record, replies, commit)
 
 
 def _fix_date(cfg: DictConfig, checkpoint: Path | None) -> None:

@@ -1,6 +1,8 @@
 """The end of a run: the exported policy, samples from it where the true reward is known, and the summary."""
 
 import logging
+import platform
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,13 +10,18 @@ import torch
 from halos.commands.assembly import Run
 from halos.commands.export import card_of, hyperparameters, write_model
 from halos.config.nodes import flatten, plain
+from halos.policy.export.card import installed_versions
+from halos.policy.export.hub import push
 from halos.policy.loading import LoadOptions
 from halos.policy.logprobs.compiling import uncompiled
 from halos.processes.collectives import full_tensor
+from halos.processes.provenance import command_line
 from halos.reporting import data_report, run_report
 from halos.reporting.board_report import log_hparams
 from halos.sampling.before_after import Comparison, compare
 from halos.sharding.weights import gathered_policy
+from halos.terminal import say
+from halos.training.checkpoints import BEST, LAST
 from halos.training.record import peak_gpu_mb, peak_rss_mb
 
 log = logging.getLogger(__name__)
@@ -31,9 +38,10 @@ def finish(run: Run, step: int) -> dict[str, Any]:
     policy: Any = gathered_policy(run.objective.trained)
     score = None if run.objective.generates else full_tensor(run.objective.reward_head.linear.weight).detach()
     if not run.trainer.is_global_zero:
-        return summary
+        return summary | {"train_loss": run.record.train_loss}
     settings = hyperparameters(flatten(plain(run.cfg)))
     card = card_of(run.cfg, run.objective, settings, summary["metrics"], step)
+    card = replace(card, command=command_line(), commit=run.commit)
     with uncompiled(policy):
         write_model(run.objective, run.model, policy, score, run.folder.model, card)
         comparison = _compare(run, policy, run.trainer.strategy.root_device)
@@ -45,8 +53,11 @@ def finish(run: Run, step: int) -> dict[str, Any]:
     run_report.show_metrics(run.record.validations or at_the_end)
     if run.data.streams:
         data_report.show_data({"train": run.data.prepared.intake.reports["train"]})
+    summary["train_loss"] = run.record.train_loss  # the longest entry stands last
     run.folder.write_summary(summary)
     run_report.show_where_next(run.folder.root, run.folder.model)
+    if run.cfg.hub.push is not None:
+        say(f"hub:    {push(run.folder.model, run.cfg.hub.push, private=run.cfg.hub.private)}")
     return summary
 
 
@@ -57,6 +68,7 @@ def _summary(run: Run, step: int) -> dict[str, Any]:
         "loss": run.cfg.loss.name,
         "strategy": run.cfg.strategy.name,
         "precision": run.cfg.precision,
+        "seed": run.cfg.seed,
         "world_size": trainer.world_size,
         "steps": trainer.global_step,
         "exported_step": step,
@@ -66,9 +78,24 @@ def _summary(run: Run, step: int) -> dict[str, Any]:
         "reference_seconds": run.objective.trained.reference_seconds,
         "peak_rss_mb": peak_rss_mb(),
         "peak_gpu_mb": peak_gpu_mb(),
-        "train_loss": run.record.train_loss,
         "metrics": validated or run.replies.metrics,
+        "versions": {"python": platform.python_version(), **installed_versions()},
+        "commit": run.commit,
+        "command": command_line(),
+        "paths": _paths(run),
         **({"skipped_steps": run.objective.skipped_steps} if run.objective.non_finite == "skip" else {}),
+    }
+
+
+def _paths(run: Run) -> dict[str, str | None]:
+    root, best = run.folder.root.absolute(), run.checkpoints.best_path
+    checkpoints = root / run.folder.checkpoints.name
+    return {
+        "output_dir": str(root),
+        "model": str(root / run.folder.model.name),
+        "metrics": str(root / "metrics.csv"),
+        "last_checkpoint": str(checkpoints / LAST),
+        "best_checkpoint": None if best is None else str(checkpoints / BEST),
     }
 
 

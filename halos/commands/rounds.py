@@ -28,6 +28,7 @@ SETTINGS = "rounds.yaml"
 """The file that holds the settings of all rounds, next to their folders."""
 _FREE_KEYS = (
     "output_dir", "resume", "overwrite", "cache_", "rounds.count", "trainer.enable_progress_bar", "claim", "logger",
+    "hub.",
 )  # fmt: skip
 """Beginnings of keys that may change when a command continues the rounds of an earlier one."""
 _FEEDBACK_KEYS = ("judge", "rounds.")
@@ -94,6 +95,7 @@ def round_config(cfg: DictConfig, number: int) -> DictConfig:
     node["rounds"] |= {"round": number, "start": cfg.model.path}
     if number != cfg.rounds.count:
         node["claim"] = None  # an experiment's claim is about the last round
+        node["hub"]["push"] = None
     return OmegaConf.create(node)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -13,7 +14,7 @@ from halos.data.sources.base import Records, Source
 from halos.toy.feedback import MAX_TIES
 from halos.toy.people import Annotator, is_good, people_prompts, utility
 from halos.toy.world import toy_prompts
-from halos.toy.writers import WRITERS, people_reply
+from halos.toy.writers import STAFF, WRITERS, Writer, people_reply
 
 KINDS = ("labels", "pairs", "stars", "votes")
 
@@ -37,7 +38,8 @@ class ToyJudge:
 class ToySource(Source):
     """Feedback that one simulated person gives to replies in the toy world (:mod:`halos.toy.people`).
 
-    Validation feedback has a fixed seed and comes from the same person without noise and length bias.
+    Validation feedback has a fixed seed: two replies of the staff to each prompt, judged by the same person without
+    noise and length bias.
 
     Args:
         size, val_size: the numbers of prompts.
@@ -70,8 +72,9 @@ class ToySource(Source):
         check_whole("voters", self.voters, 1)
         check_choice("writer", self.writer, WRITERS)
         careful = replace(self.annotator, noise=0.0, length_bias=0.0)
-        self._train = self._records("train", self.size, self.seed, self.annotator)
-        self._val = self._records("val", self.val_size, 0, careful)
+        writer = WRITERS[self.writer]
+        self._train = self._records("train", self.size, self.seed, self.annotator, writer, self.completions_per_prompt)
+        self._val = self._records("val", self.val_size, 0, careful, STAFF, 2)
 
     def train(self) -> Records:
         return Records(self._train, Counter())
@@ -82,23 +85,25 @@ class ToySource(Source):
     def true_reward(self) -> TrueReward:
         return ToyJudge()
 
-    def _records(self, split: str, size: int, seed: int, person: Annotator) -> list[Record]:
+    def _records(self, split: str, size: int, seed: int, person: Annotator, writer: Writer, count: int) -> list[Record]:
         records = []
         for index, prompt in enumerate(people_prompts(size, seed, split)):
             where = f"toy/{split}:{index}"
             # Generators of their own for replies and answers: no setting of the person changes the replies.
             replies, answers = (random.Random(f"people/{what}/{split}/{seed}/{index}") for what in ("reply", "answer"))
-            records.append(self._record(where, prompt, replies, answers, person))
+
+            def draw(prompt: Prompt = prompt, replies: random.Random = replies) -> list[str]:
+                return [people_reply(prompt, replies, writer) for _ in range(count)]
+
+            judge = self._paired if self.feedback == "pairs" else self._single
+            records.append(judge(where, prompt, draw, answers, person))
         return records
 
-    def _record(
-        self, where: str, prompt: Prompt, replies: random.Random, answers: random.Random, person: Annotator
+    def _single(
+        self, where: str, prompt: Prompt, draw: Callable[[], list[str]], answers: random.Random, person: Annotator
     ) -> Record:
-        if self.feedback == "pairs":
-            return self._paired(where, prompt, replies, answers, person)
         completions = []
-        for _ in range(self.completions_per_prompt):
-            text = people_reply(prompt, replies, WRITERS[self.writer])
+        for text in draw():
             if self.feedback == "labels":
                 completions.append(Completion(text, desirable=person.likes(prompt, text, answers)))
             elif self.feedback == "stars":
@@ -109,11 +114,11 @@ class ToySource(Source):
         return Record(where, prompt, tuple(completions))
 
     def _paired(
-        self, where: str, prompt: Prompt, replies: random.Random, answers: random.Random, person: Annotator
+        self, where: str, prompt: Prompt, draw: Callable[[], list[str]], answers: random.Random, person: Annotator
     ) -> Record:
         # Drawn until two replies differ in value. All are drawn again: replacing one would change the others' law.
         for _ in range(MAX_TIES):
-            texts = [people_reply(prompt, replies, WRITERS[self.writer]) for _ in range(self.completions_per_prompt)]
+            texts = draw()
             values = [person.value(prompt, text) for text in texts]
             pairs = [(i, j) for i, j in itertools.combinations(range(len(texts)), 2) if values[i] != values[j]]
             if pairs:

@@ -104,7 +104,7 @@ def test_bad_settings_are_refused_with_their_key(case: str, tmp_path: Path) -> N
     ("words", "said"),
     [
         (
-            ["loss.desirable_weight=auto", "data.source.keep_undesirable=0"],
+            ["loss.desirable_weight=auto", "data.source.annotator.expectation=-9"],
             "loss.desirable_weight=auto: expected both kinds",
         ),
         (["loss=ppo", "trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches: expected 1"),

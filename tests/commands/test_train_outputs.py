@@ -107,6 +107,11 @@ def test_the_summary_is_what_train_returns_with_exactly_the_promised_keys(
     assert summary["tokens"] > summary["examples"]
     assert summary["train_seconds"] > 0
     assert (summary["reference_seconds"] > 0) == (loss not in WITHOUT_REFERENCE)
+    assert summary["seed"] == 0
+    assert {"python", "torch", "transformers", "lightning"} <= set(summary["versions"])
+    paths = summary["paths"]
+    assert paths.pop("best_checkpoint") is None
+    assert all(Path(path).exists() and path.startswith(str(folder)) for path in paths.values())
 
 
 def test_the_configuration_is_kept_resolved(trained: Trained) -> None:
@@ -215,9 +220,9 @@ def test_the_console_says_what_will_happen_how_far_it_is_and_where_a_run_goes_on
         f"output      {tmp_path}",
     ):
         assert line in lines, line
-    # Forward passes of 2 × 8 examples, next to the threefold work of training on 24; all have about the same length.
+    # Forward passes of 2 × 8 examples, next to the threefold work of training on 24: 22 % if all had the same length.
     (share,) = re.findall(r"validation  2 times 8 examples, about (\d+)% of training's computation", out)
-    assert 20 <= int(share) <= 24
+    assert 17 <= int(share) <= 29
     (last,) = [line for line in lines if line.startswith("step ")]  # the only step is the first and the last
     assert last.startswith("step 3/3  pass 1/1  loss 0.")
     (validation,) = [line for line in lines if line.startswith("validation at")]

@@ -45,6 +45,12 @@ def test_held_out_feedback_is_without_noise_and_length_bias() -> None:
         assert all(one.desirable == is_good(record.prompt, one.text) for one in record.completions)
 
 
+@pytest.mark.parametrize("knobs", [{"completions_per_prompt": 5}, {"writer": "beginner"}, {"size": 31}], ids=str)
+def test_no_knob_of_the_training_data_changes_validation(knobs: dict[str, Any]) -> None:
+    assert source(**knobs).val() == source().val()
+    assert source(**knobs).train() != source().train()
+
+
 def test_every_kind_of_feedback_comes_from_the_same_person() -> None:
     made = {kind: source(feedback=kind, annotator=SURE).train().records for kind in ("labels", "stars", "votes")}
     assert replies(made["labels"]) == replies(made["stars"]) == replies(made["votes"])
