@@ -35,7 +35,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("browser") / "run"
     shown = ["logger=tensorboard", "sampling.prompts=2", "sampling.size=4", "trainer.val_check_interval=1"]
     shown += ["sampling.kl=true", "sampling.validations=9"]
-    run(folder, *shown, "trainer.max_steps=2", "loss.beta=0.25")
+    # Stratified, so that each step has rewards of both kinds.
+    run(folder, *shown, "trainer.max_steps=2", "loss.beta=0.25", "data.stratified=true")
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # its thread goes on when pytest's streams are closed
     server = program.TensorBoard()
     server.configure(argv=[None, "--logdir", str(folder), "--port", "0", "--load_fast", "false"])
