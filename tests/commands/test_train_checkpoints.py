@@ -19,7 +19,7 @@ from tests.train_runs import RESUMABLE, assert_same_run, assert_same_weights, co
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("loss.beta=0.3",), r"loss\.beta: 0\.1 in the checkpoint, 0\.3 now"),
+        (("loss.beta=0.3",), r"loss\.beta: 0\.5 in the checkpoint, 0\.3 now"),
         (("seed=1", "data.source.seed=0"), r"seed: 0 in the checkpoint, 1 now"),
         (("loss=kto_zero",), r"loss\.name: kto in the checkpoint, kto_zero now"),
         (("data.source.annotator.noise=0.3",), r"data \(train\): \w+ in the checkpoint, \w+ now"),

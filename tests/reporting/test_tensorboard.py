@@ -72,7 +72,7 @@ def test_replies_are_text_at_every_validation(events: EventAccumulator) -> None:
     assert [event.step for event in found] == list(range(STEPS + 1))
     text = found[0].tensor_proto.string_val[0].decode()
     assert text.count("\n\n---\n\n") == 1
-    assert text.count("<|assistant|>") == text.count("<|user|>") == 2
+    assert text.count("<|assistant|>") == text.count("<|user|>") >= 2  # two prompts, of one or two turns
     assert text.count("\n\n**reply**\n\n    ") == 2
 
 
