@@ -208,3 +208,9 @@ def test_feedback_that_a_loss_needs_is_that_of_the_toy_world_alone() -> None:
     assert compose("loss=grpo").data.source.completions_per_prompt == 8
     assert compose("loss=grpo", "data.source.completions_per_prompt=4").data.source.completions_per_prompt == 4
     assert "completions_per_prompt" not in compose("loss=grpo", "data=files").data.source
+    assert compose("loss=grpo", "data=toy_topics").data.source.completions_per_prompt == 8
+    assert {loss: compose(f"loss={loss}").data.source.writer for loss in ("ppo", "grpo", "kto")} == {
+        "ppo": "beginner",
+        "grpo": "beginner",
+        "kto": "staff",
+    }

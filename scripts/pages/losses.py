@@ -93,7 +93,8 @@ def index_page() -> str:
         f"reward approves of, sampled from the trained policy for 512 held-out prompts (the reference: {REFERENCE}). "
         "*KL* is KL(policy ‖ reference) per reply. They say that each loss learns with its defaults, not which is "
         "best: the world is small, and the rates were not searched for each loss. The losses of pairs take the "
-        "prompts with both a liked and a disliked reply, about a third of them.",
+        "prompts with both a liked and a disliked reply, about a third of them. PPO and GRPO learn from the replies of "
+        "the beginner, on whose replies the reference was pretrained, as their old policy is the reference.",
     )
 
 
@@ -202,7 +203,7 @@ def _value(value: object) -> str:
 
 def _results(name: str, note: dict[str, Any]) -> str:
     if name == "bradley_terry":
-        return "On the toy world (seeds 0, 1, 2): held-out pairs in the right order, in %: 100, 100, 100."
+        return "On the toy world, one run with seed 0: 95.3 % of the held-out pairs in the right order."
     if note["toy"] is None:
         return "See [the claims of the KTO paper](../results/claims.md)."
     desirable, kl = note["toy"]
