@@ -208,7 +208,7 @@ def show_rounds(summaries: Mapping[int, Mapping[str, Any]]) -> None:
     table = Table("round", "trained with", *names, box=box.SIMPLE_HEAD)
     for number, entries in values.items():
         shown = ("–" if (value := entries[name]) is None else f"{value:.3g}" for name in names)
-        table.add_row(str(number), str(summaries[number].get("loss")), *shown)
+        table.add_row(str(number), str(summaries[number].get("loss", "–")), *shown)
     console.print(table)
 
 

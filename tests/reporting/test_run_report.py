@@ -223,7 +223,7 @@ def test_rounds_are_a_table_with_the_numbers_that_there_are(capsys: Printed) -> 
         ["round", "trained with", "loss", "AUC", "KL", "desirable", "true reward"],
         ["0", "sft", "1.23", "–", "–", "–", "–"],
         ["1", "kto", "0.4", "0.75", "0.5", "0.9", "0.95"],
-        ["2", "None", "–", "–", "–", "–", "–"],
+        ["2", "–", "–", "–", "–", "–", "–"],
     ]
 
 
