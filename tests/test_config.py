@@ -68,7 +68,7 @@ def test_the_keys_of_a_loss_are_its_parameters(option: str) -> None:
 
 @pytest.mark.parametrize("option", sorted({*options("loss")} - {"mix"}))
 def test_a_loss_has_the_defaults_of_its_class(option: str) -> None:
-    node = compose(f"loss={option}").loss
+    node = compose(f"loss={option}", "model=hf").loss  # the toy model has settings of its own for some losses
     signature = inspect.signature(get_class(node._target_).__init__).parameters  # type: ignore[misc]
     changed = [key for key in keys(node, "name") if node[key] != signature[key].default]
     assert changed == ([VARIANTS[option]] if option in VARIANTS else [])
@@ -170,7 +170,7 @@ def test_keys_that_are_not_there_are_refused() -> None:
 
 
 def test_the_toy_model_brings_its_learning_rate_and_the_command_line_overrides_it() -> None:
-    assert compose().optim.lr == compose("loss=dpo").optim.lr != compose("model=hf").optim.lr
+    assert compose("loss=sft").optim.lr == compose("loss=dpo").optim.lr != compose("model=hf").optim.lr
     assert compose("optim.lr=0.5").optim.lr == 0.5
 
 
@@ -208,3 +208,9 @@ def test_feedback_that_a_loss_needs_is_that_of_the_toy_world_alone() -> None:
     assert compose("loss=grpo").data.source.completions_per_prompt == 8
     assert compose("loss=grpo", "data.source.completions_per_prompt=4").data.source.completions_per_prompt == 4
     assert "completions_per_prompt" not in compose("loss=grpo", "data=files").data.source
+    assert compose("loss=grpo", "data=toy_topics").data.source.completions_per_prompt == 8
+    assert {loss: compose(f"loss={loss}").data.source.writer for loss in ("ppo", "grpo", "kto")} == {
+        "ppo": "beginner",
+        "grpo": "beginner",
+        "kto": "staff",
+    }

@@ -27,6 +27,7 @@ from halos.config.nodes import build, flatten, plain
 from halos.config.runs import CONFIG, saved_run
 from halos.config.values import check_values
 from halos.data.module import PreferenceDataModule
+from halos.data.preparation.cautions import warn_of_imbalance
 from halos.data.records.truth import TrueReward
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.rendering import today
@@ -134,6 +135,7 @@ def assemble(cfg: DictConfig) -> Run:
     )
     warn_of_lost_steps(cfg.precision, cfg.optim.lr)
     warn_if_emulated(cfg.precision, trainer.strategy.root_device)
+    warn_of_imbalance(plain(cfg.loss), data.label_counts)
     _plan(trainer, objective, data, cfg.trainer)
     plan_replies(cfg, replies, trainer, objective, data, kl=kl)
     report_refreshes(cfg, trainer, objective, data)

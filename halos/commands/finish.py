@@ -50,7 +50,8 @@ def finish(run: Run, step: int) -> dict[str, Any]:
         run_report.show_comparison(comparison)
     log_hparams(run.trainer, settings, summary["metrics"], summary.get("samples", {}))
     at_the_end = [(run.trainer.global_step, run.replies.metrics)] if run.replies.metrics else []
-    run_report.show_metrics(run.record.validations or at_the_end)
+    best = run.checkpoints.best
+    run_report.show_metrics(run.record.validations or at_the_end, None if best is None else best[0])
     if run.data.streams:
         data_report.show_data({"train": run.data.prepared.intake.reports["train"]})
     summary["train_loss"] = run.record.train_loss  # the longest entry stands last

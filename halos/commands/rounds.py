@@ -7,6 +7,7 @@ its samples and its feedback.
 """
 
 import gc
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,7 @@ from halos.commands.sample import sample
 from halos.config.nodes import Node, flatten, plain
 from halos.config.saved import read_saved
 from halos.files import write_atomically
+from halos.reporting import run_report
 from halos.training.run_folder import RunFolder, held
 
 SETTINGS = "rounds.yaml"
@@ -71,7 +73,13 @@ def _run_rounds(cfg: DictConfig, train: Callable[[DictConfig], object]) -> Path:
             _free_gpu()
         terminal.say(f"round {number} of {cfg.rounds.count}: {folder}")
         train(round_config(cfg, number))
+    run_report.show_rounds({number: _summary(cfg, number) for number in range(first, cfg.rounds.count + 1)})
     return folder
+
+
+def _summary(cfg: DictConfig, number: int) -> Node:
+    file = _folder(cfg, number) / "summary.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def round_config(cfg: DictConfig, number: int) -> DictConfig:

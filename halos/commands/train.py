@@ -66,8 +66,9 @@ def show(run: Run, start: int | None) -> None:
     data, objective = run.data, run.objective
     show_report(data.prepared.intake)
     show_data(data.prepared.intake.reports)
-    branches = ("chosen", "rejected") if objective.view == "pairs" else ("completion", "mismatched")
     example = data.prepared.example()
+    label = {True: " (desirable)", False: " (undesirable)", None: ""}[example.desirable]
+    branches = ("chosen", "rejected") if objective.view == "pairs" else (f"completion{label}", "mismatched")
     show_example(example, run.model.tokenizer, branches[: len(example.branches)])
     run_report.show_plan(plan(run, start))
 

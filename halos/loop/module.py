@@ -212,7 +212,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         metrics = self._read_metrics()
         if self.non_finite == "skip":
             self._skip_non_finite(step, metrics, optimizer)
-        named = {f"train/{name}": value for name, value in metrics.items()}
+        named = {f"train/{name}": value for name, value in (metrics | self._read_so_far(step.number)).items()}
         # Loggers are called directly: through Lightning's log(), a metric that this step lacks would repeat an earlier
         # value.
         for logger in self.trainer.loggers if logged else ():
@@ -392,6 +392,15 @@ class TrainingLoop(pl.LightningModule, ABC):
                 raise FloatingPointError(problem)
         self._losses += [metrics["loss"] for _, metrics in steps]
         return steps[-1][1]
+
+    def _read_so_far(self, step: int) -> dict[str, float]:
+        # How much of the data has been read, where it is in one of our data modules.
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, PreferenceDataModule):
+            return {}
+        examples = step * data.batch_size * self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[1]
+        passes = data.passes(step)
+        return {"examples": float(examples)} | ({} if passes is None else {"epoch": passes})
 
     def _skip_non_finite(self, step: Step, metrics: dict[str, float], optimizer: Optimizer) -> None:
         # The metrics are reduced over all ranks by now, so all ranks skip the same steps.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
@@ -148,14 +148,20 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 @rank_zero_only
-def show_metrics(validations: Sequence[Validated]) -> None:
-    """Print the metrics of the first validation, of the one with the lowest loss, and of the last."""
+def show_metrics(validations: Sequence[Validated], best_step: int | None = None) -> None:
+    """Print the metrics of the first validation, of the best and of the last.
+
+    Args:
+        validations: all of them.
+        best_step: the step of the best one; None: that with the lowest loss.
+    """
     if not validations:
         console.print(f"validation: {NO_VALIDATION}")
         return
     shown = {"final": validations[-1]}
     if len(validations) > 1:
-        best = min(validations, key=_loss)
+        chosen = [one for one in validations if one[0] == best_step]
+        best = chosen[-1] if chosen else min(validations, key=_loss)
         shown = {"start": validations[0], "best": best} | shown
     table = Table("validation", *(f"{name}, step {step}" for name, (step, _) in shown.items()), box=box.SIMPLE_HEAD)
     final = validations[-1][1]
@@ -176,6 +182,40 @@ def _value(metrics: Mapping[str, float], name: str) -> str:
         error = f" ± {metrics['kl_error']:.2f}" if "kl_error" in metrics else ""
         return f"{metrics['kl']:.2f}{error}"
     return f"{metrics[name]:.4f}"
+
+
+ROUNDS = {
+    "loss": "metrics/loss",
+    "margin": "metrics/rewards/margins",
+    "accuracy": "metrics/rewards/accuracies",
+    "AUC": "metrics/rewards/auc",
+    "KL": "metrics/kl",
+    "desirable": "samples/policy_desirable",
+    "true reward": "samples/policy_reward",
+}
+"""Columns of the table of rounds, and where their numbers stand in a summary."""
+
+
+@rank_zero_only
+def show_rounds(summaries: Mapping[int, Mapping[str, Any]]) -> None:
+    """Print what came of each round in a table. The KL of a round is to the reference of that round.
+
+    Args:
+        summaries: of the rounds, by their numbers.
+    """
+    values = {number: {name: _entry(one, path) for name, path in ROUNDS.items()} for number, one in summaries.items()}
+    names = [name for name in ROUNDS if any(entries[name] is not None for entries in values.values())]
+    table = Table("round", "trained with", *names, box=box.SIMPLE_HEAD)
+    for number, entries in values.items():
+        shown = ("–" if (value := entries[name]) is None else f"{value:.3g}" for name in names)
+        table.add_row(str(number), str(summaries[number].get("loss", "–")), *shown)
+    console.print(table)
+
+
+def _entry(summary: Mapping[str, Any], path: str) -> float | None:
+    section, _, name = path.partition("/")
+    value = (summary.get(section) or {}).get(name)
+    return float(value) if isinstance(value, int | float) else None
 
 
 def show_where_next(root: Path, model: Path) -> None:

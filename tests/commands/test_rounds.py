@@ -137,7 +137,7 @@ def test_a_stopped_command_goes_on_where_it_was_and_may_add_rounds(tmp_path: Pat
     assert again.rounds == [2, 3]
     assert (tmp_path / "round2" / "feedback.jsonl").stat().st_mtime_ns == before
     assert all(cfg.resume == "auto" for cfg in again.configs)
-    with pytest.raises(ValueError, match=r"resume: .*: loss.beta was 0.1, found 0.2"):
+    with pytest.raises(ValueError, match=r"resume: .*: loss.beta was 0.5, found 0.2"):
         run_rounds(compose(*words, "resume=auto", "loss.beta=0.2"), Trained())
     over = Trained()
     run_rounds(compose(*words, "overwrite=true", "loss.beta=0.2"), over)
@@ -190,7 +190,7 @@ def test_a_round_of_sft_before_takes_its_own_loss_and_settings_and_leaves_the_ot
     run_rounds(compose(*QUICK, f"output_dir={tmp_path}", *words), trained)
     sft, kto = trained.configs
     assert (sft.loss, sft.optim.lr, sft.claim) == ({"_target_": "halos.objectives.SFT", "name": "sft"}, 0.5, None)
-    assert (kto.loss.name, kto.optim.lr, kto.claim) == ("kto", 0.01, {"name": "x"})
+    assert (kto.loss.name, kto.optim.lr, kto.claim) == ("kto", 0.005, {"name": "x"})
     assert (sft.hub.push, kto.hub.push) == (None, "a/b")
     assert sft.model.path != kto.model.path == str(tmp_path / "round0" / "model")
     assert sft.data == kto.data

@@ -205,6 +205,26 @@ def test_a_lone_validation_is_the_final_one_and_a_loss_that_is_no_number_is_neve
     assert capsys.readouterr().out.split()[:4] == ["validation", "final,", "step", "8"]
     run_report.show_metrics([(0, {"loss": math.nan}), (4, {"loss": 0.3}), (8, {"loss": 0.2})])
     assert "best, step 8" in capsys.readouterr().out
+    run_report.show_metrics([(0, {"loss": 0.5}), (4, {"loss": 0.3}), (8, {"loss": 0.2})], 4)
+    assert "best, step 4" in capsys.readouterr().out
+
+
+def test_rounds_are_a_table_with_the_numbers_that_there_are(capsys: Printed) -> None:
+    samples = {"policy_desirable": 0.9, "policy_reward": 0.95}
+    run_report.show_rounds(
+        {
+            0: {"loss": "sft", "metrics": {"loss": 1.23456}},
+            1: {"loss": "kto", "metrics": {"loss": 0.4, "rewards/auc": 0.75, "kl": 0.5}, "samples": samples},
+            2: {},
+        }
+    )
+    lines = [re.split("  +", line.strip()) for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
+    assert lines == [
+        ["round", "trained with", "loss", "AUC", "KL", "desirable", "true reward"],
+        ["0", "sft", "1.23", "–", "–", "–", "–"],
+        ["1", "kto", "0.4", "0.75", "0.5", "0.9", "0.95"],
+        ["2", "–", "–", "–", "–", "–", "–"],
+    ]
 
 
 def test_what_is_logged_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
