@@ -104,7 +104,8 @@ def index_page() -> str:
         "The last two columns are one run each on the [toy world](../results/toy-world.md), with nothing but `loss=` "
         "on the command line and seed 0. *Desirable after* is the share of replies that the true "
         f"reward approves of, sampled from the trained policy for 512 held-out prompts (the reference: {REFERENCE}). "
-        "*KL* is KL(policy ‖ reference) per reply. They say that each loss learns with its defaults, not which is "
+        "*KL* is KL(policy ‖ reference) per reply.",
+        "They say that each loss learns with its defaults, not which is "
         "best: the world is small, and the rates were not searched for each loss. The losses of pairs take the "
         "prompts with both a liked and a disliked reply, about a third of them. PPO and GRPO learn from the replies of "
         "the beginner, on whose replies the reference was pretrained, as their old policy is the reference.",
