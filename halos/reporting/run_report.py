@@ -220,7 +220,8 @@ def _entry(summary: Mapping[str, Any], path: str) -> float | None:
 
 def show_where_next(root: Path, model: Path) -> None:
     """Print where the curves and the model are."""
-    say(f"curves: tensorboard --logdir {root}")
+    if (root / "tensorboard").is_dir():
+        say(f"curves: tensorboard --logdir {root}")
     say(f"model:  {model}")
 
 
