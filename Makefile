@@ -2,6 +2,7 @@
 # without ranks and whole runs, `make test-slow` what is left out; `make parity` compares the losses with TRL's;
 # `make mutation` changes their formulas one by one and lists the changes that no test notices (half an hour).
 # `make wheel` builds wheel and sdist, and trains with the wheel in an environment of its own.
+# `make release` builds them and checks that version, changelog, tag and files agree; it uploads nothing.
 # `make docs` writes the documentation into out/docs; it fails on a warning.
 # `make audit` looks the pinned packages up among known vulnerabilities; it fails where it cannot reach the database.
 # Each sets .venv up by itself.
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-fast test-slow parity mutation faults lint docs wheel audit format clean
+.PHONY: train test test-fast test-slow parity mutation faults lint docs wheel release audit format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -63,6 +64,9 @@ wheel:
 	out/wheel/bin/pip install --disable-pip-version-check --quiet $(PINNED) dist/*.whl
 	cd out/wheel && bin/halos train output_dir=run overwrite=true trainer.max_steps=2 sampling.size=16
 	test -s out/wheel/run/model/model.safetensors
+
+release: wheel
+	$(VENV)/bin/python scripts/release.py
 
 $(VENV)/.docs: $(VENV)/.ready
 	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,excel,gguf,lora,docs]'

@@ -25,7 +25,8 @@ from halos.data.batches.order import Division, Numbers, TrainingOrder
 from halos.data.batches.packing import pack
 from halos.data.records.record import Record, messages_of
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.rows.token_rows import Row, make_rows
+from halos.data.rows.token_rows import Row
+from halos.data.rows.tokenise import make_rows
 from halos.data.sources.hh import HHSource
 from halos.data.sources.oasst import tree_records
 from halos.data.views.derive import VIEWS

@@ -6,6 +6,7 @@ Neither torch nor Lightning is imported here: a misspelt word is reported within
 import errno
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,6 +36,7 @@ from halos.config.words import check_words
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, on_devices
+from halos.processes.provenance import called_by
 from halos.processes.signals import caught
 from halos.safe_text import accept_any_text, visible
 from halos.training.result import trial_value
@@ -74,6 +77,8 @@ COMMANDS = {
 }
 COMMAND = "HALOS_COMMAND"
 """Environment variable: the command's name, for further processes of the same run."""
+TRACEBACK = "HALOS_TRACEBACK"
+"""Environment variable: whether the user has set HYDRA_FULL_ERROR, for further processes of the same run."""
 _EXPECTED = (HydraException, OmegaConfBaseException, ValueError, RunFailed)
 """Errors whose message is enough for a user; others are printed with a traceback."""
 
@@ -86,6 +91,16 @@ def plain_name(text: str) -> str:
 # conf/train.yaml names the folders of a sweep with it. Registered on import, as processes that a launcher starts
 # resolve the configuration after they have imported this module.
 OmegaConf.register_new_resolver("plain_name", plain_name, replace=True)
+
+
+def _result(job: JobReturn) -> object:
+    if job.status is JobStatus.COMPLETED:
+        return job._return_value
+    raise job._return_value
+
+
+# Hydra's own property prints "Error executing job with overrides: […]" first, and the error has one line here.
+JobReturn.return_value = property(_result, JobReturn.return_value.fset)  # type: ignore[assignment,attr-defined,method-assign]
 
 
 def main() -> None:
@@ -144,7 +159,8 @@ def main_command(name: str) -> None:
 
 def _run_job(cfg: DictConfig) -> float | None:
     name = Path(HydraConfig.get().runtime.output_dir).name
-    with sweeps.failure_printed(name, _line), sweeps.job():
+    words = ["halos", os.environ.get(COMMAND) or "train", *HydraConfig.get().overrides.task]
+    with sweeps.failure_printed(name, _line), sweeps.job(), called_by(shlex.join(words)):
         _place(cfg)
         check_combinations(values_of(cfg))
         if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":
@@ -229,7 +245,11 @@ def name_jobs_by_what_is_swept(words: list[str]) -> None:
 
 
 def end_with_one_line(job: Callable[[], object]) -> None:
-    """Call the job; if it fails, print one clear line last and exit with status 1."""
+    """Call the job; if it fails, print one clear line last and exit with status 1.
+
+    The traceback is printed before it if the error is an unexpected one, or if the user has set ``HYDRA_FULL_ERROR=1``.
+    """
+    os.environ.setdefault(TRACEBACK, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them in its own way
     accept_any_text()
     try:
@@ -242,7 +262,8 @@ def end_with_one_line(job: Callable[[], object]) -> None:
 def _line(error: BaseException) -> str:
     """Return the line for an error; the traceback of an unexpected one is printed first."""
     full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if not full_disk and not isinstance(error, _EXPECTED) and not _of_hydra(error):
+    expected = full_disk or isinstance(error, _EXPECTED) or _of_hydra(error)
+    if not expected or os.environ.get(TRACEBACK) == "1":
         print(visible("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     return _message(error)
 

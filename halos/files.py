@@ -159,8 +159,10 @@ def in_home(path: str | Path) -> Path:
     """Return the path with ``~`` replaced by the home folder.
 
     Raises:
-        ValueError: it begins with ``~``, and there is no such user or no home folder.
+        ValueError: it is no path, or begins with ``~`` and there is no such user or no home folder.
     """
+    if not isinstance(path, str | Path):  # a saved config may hold anything
+        raise ValueError(f"expected the path of a file or folder, found {path!r}")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -32,6 +32,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     # Imports torch, which every pytest run in this environment would wait for at the top of the file.
     from halos.testing import PROPERTIES
+    from halos.testing.suite import find_objective
 
+    objectives = metafunc.config.getoption("--halos-objective")
+    try:
+        for objective in objectives:
+            find_objective(objective)
+    except pytest.UsageError as error:
+        # Here it is one error of one line, and in the tests it would be one of each property.
+        raise pytest.Collector.CollectError(str(error)) from None
     metafunc.parametrize("halos_property", PROPERTIES)
-    metafunc.parametrize("halos_objective", metafunc.config.getoption("--halos-objective"))
+    metafunc.parametrize("halos_objective", objectives)

@@ -5,8 +5,9 @@ So text of others may be passed as it is; styles are added with :func:`styled`.
 """
 
 import logging
+import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from rich import progress
@@ -33,14 +34,28 @@ class PlainConsole(Console):
 
 console = PlainConsole()
 
+SHORTEST, LONGEST = 10.0, 60.0
+"""Seconds between two lines of a log about the same work: at least, and about the most."""
+LINES = 20
+"""Lines of a log about work that takes long enough for them, and not so long that :data:`LONGEST` adds others."""
+
 STREAMS = ".*Your `IterableDataset` has `__len__` defined.*"
 """Lightning warns that the length is wrong with several workers; a stream has at most one."""
-UNHELPFUL = (".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*", STREAMS)
+UNHELPFUL = (
+    *(".*does not have many workers.*", ".*sync_dist=True.*", ".*`isinstance.treespec, LeafSpec.`.*", STREAMS),
+    # A run without validation data, a device that was chosen, a launcher that was not, a first step that 16-mixed
+    # skips while it looks for its scale, and the base of an adapter whose config is not on the hub.
+    *(".*Total length of `list` across ranks is zero.*", ".*GPU available but not used.*", ".*`srun` command is.*"),
+    *(".*`lr_scheduler.step..` before `optimizer.step..`.*", ".*Could not find a config file in.*"),
+    ".*`is_gradient_checkpointing` is deprecated.*",  # which peft asks
+)
 """Patterns of warnings that a user can do nothing about."""
 
 
 def set_up_logging(*, models: bool = True) -> None:
-    """Log this package's messages to the console of the first process, and other libraries' warnings only.
+    """Log this package's messages and other libraries' warnings to the console of the first process.
+
+    The other ranks would only repeat them: what concerns one of them alone is an error, and ends the run.
 
     Control characters in messages are shown escaped, and so is what stdout's encoding lacks.
 
@@ -62,7 +77,9 @@ def set_up_logging(*, models: bool = True) -> None:
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:  # Hydra's, which would print every message of ours a second time
             handler.addFilter(_not_ours)  # a handler takes a filter once, however often this is called
-    ours.setLevel(logging.INFO if on_first_process() else logging.WARNING)
+    ours.setLevel(logging.INFO if on_first_process() else logging.ERROR)
+    if not on_first_process():
+        warnings.simplefilter("ignore")
     for message in UNHELPFUL:
         warnings.filterwarnings("ignore", message)
 
@@ -71,11 +88,72 @@ def _not_ours(record: logging.LogRecord) -> bool:
     return record.name.partition(".")[0] != "halos"
 
 
+def rewritable() -> bool:
+    """Return whether the console is a terminal, on which a line can be written anew. A log file is none."""
+    return console.is_interactive and console.file.isatty()
+
+
+class Pace:
+    """The clock of a piece of work: when a log gets its next line about it, and how long it will still take.
+
+    A line is due at the end. Before it is due once a twentieth of the work or :data:`LONGEST` has passed since the last
+    one, but not before :data:`SHORTEST` has. The clock decides about what is printed, and about nothing else.
+
+    Args:
+        total: the number of the work's steps.
+        done: how many of them are done already.
+        clock: seconds since any moment.
+    """
+
+    def __init__(self, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self._clock = total, clock
+        self._began = self._shown = (done, clock())
+
+    def due(self, done: int) -> bool:
+        """Return whether a line about this many steps is to be printed, which then is the last one."""
+        (shown, at), now = self._shown, self._clock()
+        far = done - shown >= self.total / LINES or now - at >= LONGEST
+        if done < self.total and not (far and now - at >= SHORTEST):
+            return False
+        self._shown = (done, now)
+        return True
+
+    def left(self, done: int) -> str:
+        """Return how long the rest will take, such as ``0:23``; empty as long as no step was timed."""
+        first, began = self._began
+        if done <= first:
+            return ""
+        return duration((self._clock() - began) / (done - first) * (self.total - done))
+
+
+def duration(seconds: float) -> str:
+    """Return ``0:23``, ``12:07`` or ``26:12:07``: (hours,) minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def track(name: str, work: Sequence[Item], *, shown: bool = True) -> Iterable[Item]:
-    """Iterate over ``work`` with a progress bar on the first process; there is no bar for an empty sequence."""
+    """Iterate over ``work``, and show how far it is on the first process: a bar, or lines where there is no terminal.
+
+    Nothing is shown for an empty sequence.
+    """
+    if not (shown and on_first_process() and work):
+        return work
+    if not rewritable():
+        return _logged(name, work)
     # A bar reads its description as markup, whatever the console does.
     description = escape(visible(name, one_line=True))
-    return progress.track(work, description, console=console, disable=not (shown and on_first_process() and work))
+    return progress.track(work, description, console=console)
+
+
+def _logged(name: str, work: Sequence[Item]) -> Iterator[Item]:
+    pace = Pace(len(work))
+    for done, item in enumerate(work, 1):
+        yield item
+        if pace.due(done):
+            rest = f", {pace.left(done)} left" if done < len(work) else ""
+            say(f"{name}: {done:,} of {len(work):,}{rest}")
 
 
 def say(text: str) -> None:

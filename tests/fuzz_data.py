@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from halos.data.reading.lines import LONGEST_LINE
-from halos.data.sources.base import FileSource
 from halos.data.sources.feedback_files import FeedbackFiles
+from halos.data.sources.file_source import FileSource
 from halos.data.sources.hh import HHSource
 from halos.data.sources.oasst import OasstSource
 from halos.data.sources.shp import SHPSource

@@ -5,12 +5,10 @@ python -m tests.fuzz_models [COUNT] [SEED]    (from the repository; 10,000 take 
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import random
 import resource
 import shutil
-import time
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -27,7 +25,7 @@ from halos.toy.model import REFERENCE_DIR
 from tests.campaign import attempt, main
 
 SECONDS = 20
-"""The limit of a folder in the processor's time, and of three times as many by the clock; most take less than one."""
+"""The limit of a folder; most take less than one."""
 ALLOWANCE = 200 * 10**6
 """Bytes beyond what the process had at the start; twice the files of a folder are a megabyte."""
 ODD_VALUES: tuple[Any, ...] = (
@@ -192,12 +190,8 @@ def fuzz(count: int, seed: int, folder: Path) -> Counter[str]:
         mutated = folder / "mutated"
         shutil.copytree(base, mutated)
         first = write_mutated(mutated, draw)
-        faulthandler.dump_traceback_later(3 * SECONDS, exit=True)
-        try:
-            with attempt(f"model {number} ({first})", seed, marker, SECONDS, time.process_time):
-                outcomes[read(mutated, first)] += 1
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+        with attempt(f"model {number} ({first})", seed, marker, SECONDS):
+            outcomes[read(mutated, first)] += 1
         assert memory() - before < ALLOWANCE, f"model {number} ({first})"
         shutil.rmtree(mutated)
     return outcomes

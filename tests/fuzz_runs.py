@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import time
 from collections import Counter
 from copy import deepcopy
 from pathlib import Path
@@ -191,7 +190,7 @@ def fuzz(count: int, seed: int, folder: Path) -> Counter[str]:
         run = folder / "run"
         shutil.copytree(base, run, symlinks=True)
         kind = write_mutated(run, draw, marker)
-        with attempt(f"run {number} ({kind})", seed, marker, SECONDS, time.monotonic):
+        with attempt(f"run {number} ({kind})", seed, marker, SECONDS):
             outcomes += read(run, kind, folder / "whole.ckpt")
         shutil.rmtree(run)
     return outcomes

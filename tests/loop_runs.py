@@ -206,13 +206,14 @@ def fit(
     batch_size: int,
     val: Sequence[Row] = (),
     label_counts: tuple[int, int] | None = None,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> Run:
     """Train for one pass over the rows, in float64 unless told otherwise."""
     recorder = Recorder()
     asked = {"mismatched": objective.needs.mismatched, "whole": objective.needs.last_hidden}
     data = InOrder(rows, batch_size=batch_size, val=val, label_counts=label_counts, **asked)
-    trainer = trainer_for(recorder, **options)
+    trainer = trainer_for(recorder, *callbacks, **options)
     trainer.fit(objective, datamodule=data)
     metrics = trainer.callback_metrics
     recorder.run.val = {name: float(metrics[name]) for name in metrics if name.startswith("val/")}

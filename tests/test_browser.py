@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tensorboard import program
 
+from halos.reporting.board_report import LAYOUT
 from tests.train_runs import run
 
 pytestmark = [pytest.mark.browser, pytest.mark.runs]
@@ -34,7 +35,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("browser") / "run"
     shown = ["logger=tensorboard", "sampling.prompts=2", "sampling.size=4", "trainer.val_check_interval=1"]
     shown += ["sampling.kl=true", "sampling.validations=9"]
-    run(folder, *shown, "trainer.max_steps=2", "loss.beta=0.25")
+    # Stratified, so that each step has rewards of both kinds.
+    run(folder, *shown, "trainer.max_steps=2", "loss.beta=0.25", "data.stratified=true")
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # its thread goes on when pytest's streams are closed
     server = program.TensorBoard()
     server.configure(argv=[None, "--logdir", str(folder), "--port", "0", "--load_fast", "false"])
@@ -67,40 +69,61 @@ def page(browser: Any) -> Iterator[Any]:
     made.close()
 
 
+def test_the_page_that_opens_shows_kl_and_rewards_first(page: Any, address: str) -> None:
+    page.goto(address)
+    sections = page.locator("metrics-card-group-toolbar .group-title")
+    sections.nth(2).wait_for()
+    assert sections.all_inner_texts() == ["alignment", "train", "val"]
+    cards = page.locator("metrics-card-groups tb-truncated-path")
+    page.locator("metrics-card-groups line-chart").nth(3).wait_for()
+    titles = ["".join(title.split()) for title in cards.all_inner_texts()]
+    rewards = [f"alignment/rewards/{name}" for name in ("auc", "chosen", "margins", "rejected")]
+    assert titles[:6] == ["alignment/kl", *rewards, "alignment/samples/length"]
+
+
 def test_rewards_and_kl_are_drawn_side_by_side(page: Any, address: str) -> None:
     page.goto(f"{address}#custom_scalars")
-    for title in ("KL (val)", "rewards (train)", "rewards (val)", "log-ratios (train)", "log-ratios (val)"):
-        page.get_by_text(title, exact=True).wait_for()
+    for group in LAYOUT:
+        page.get_by_text(group, exact=True).wait_for()
+    charts = [chart for charts in LAYOUT.values() for chart in charts.items()]
     cards = page.locator("tf-custom-scalar-multi-line-chart-card")
-    assert cards.count() == 5
-    cards.nth(0).locator("path.line").first.wait_for(state="attached")
-    for n in range(1, 5):
-        lines = cards.nth(n).locator("path.line")
-        lines.nth(2).wait_for(state="attached")
+    cards.nth(len(charts) - 1).wait_for()
+    for card, (title, names) in zip(cards.all(), charts, strict=True):
+        card.get_by_text(title, exact=True).wait_for()
+        card.get_by_text(f"Matches ({len(names)})").wait_for()
+        lines = card.locator("path.line")
+        lines.nth(len(names) - 1).wait_for(state="attached")
         drawn = lines.evaluate_all("lines => lines.filter(line => /^M.*L/.test(line.getAttribute('d'))).length")
-        assert drawn >= 3  # chosen, rejected, and margin or mismatched
+        assert drawn >= len(names)
+        marks = card.locator("path.symbol").evaluate_all("marks => new Set(marks.map(m => m.getAttribute('d'))).size")
+        assert marks >= len(names)  # curves of one run have one colour, and are told apart by their marks
 
 
 def test_rewards_of_both_kinds_are_drawn_as_histograms(page: Any, address: str) -> None:
     page.goto(f"{address}#histograms")
-    for kind in ("desirable", "undesirable"):
-        page.get_by_text(f"val/rewards/{kind}", exact=True).wait_for()
     shown = page.locator("vz-histogram-timeseries")
-    for n in range(2):
+    # Two steps, and for val/ also what was before the first.
+    for n, (split, count) in enumerate((("train", 2), ("train", 2), ("val", 3), ("val", 3))):
+        page.get_by_text(f"{split}/rewards/{('desirable', 'undesirable')[n % 2]}", exact=True).wait_for()
         outlines = shown.nth(n).locator("path.outline")
-        outlines.nth(2).wait_for(state="attached")
-        assert outlines.count() == 3  # before the first step and behind each of two
+        outlines.nth(count - 1).wait_for(state="attached")
+        assert outlines.count() == count
 
 
-def test_replies_are_shown_as_text(page: Any, address: str) -> None:
+def test_replies_before_and_after_are_shown_as_tables(page: Any, address: str) -> None:
     page.goto(f"{address}#text")
     page.get_by_text("step 2").first.wait_for()
-    replies = page.locator("strong").all_inner_texts()
-    assert len(replies) == 3 * 2  # as the run has two prompts
-    assert all(reply.strip() for reply in replies)
+    tables = page.locator("table table")  # TensorBoard has a table of steps
+    assert tables.count() == 3
+    for table in tables.all():
+        words = [row.split("\t") for row in table.inner_text().splitlines() if row.strip()]
+        assert words[0] == ["prompt", "before: the reference's reply", "after: the policy's reply"]
+        assert [len(row) for row in words] == [3, 3, 3]  # the run has two prompts
+        assert all("<|user|>" in row[0] and row[1].strip() and row[2].strip() for row in words[1:])
 
 
 def test_parameters_stand_beside_final_metrics(page: Any, address: str) -> None:
     page.goto(f"{address}#hparams")
-    for name in ("loss.beta", "seed", "val/final/loss", "val/final/samples/policy_desirable"):
-        page.get_by_text(name, exact=True).first.wait_for()
+    for name in ("loss.beta", "loss.name", "model.path", "optim.lr", "seed", "val/kl"):
+        page.locator("tf-hparams-table-view").get_by_text(name, exact=True).first.wait_for()
+    page.get_by_text("val/final/samples/policy_desirable", exact=True).first.wait_for(state="attached")

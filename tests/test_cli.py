@@ -18,6 +18,7 @@ from halos import cli
 from halos.config.errors import explain, require_plain_booleans
 from halos.processes import sweeps
 from halos.processes.launch import ERRORS
+from halos.processes.provenance import command_line
 from halos.training.result import trial_value
 from tests.configs import compose
 from tests.test_safe_text import BAD
@@ -30,7 +31,8 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["halos", *words])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    for name in ("HYDRA_FULL_ERROR", cli.TRACEBACK):  # so that they are put back
+        monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv(cli.COMMAND, os.environ.get(cli.COMMAND, ""))  # so that it is put back
     try:
         cli.main()
@@ -60,6 +62,50 @@ def test_a_mistake_is_explained_in_one_line_with_names_that_come_near(word: str,
     line = explain(caught.value)
     assert "\n" not in line
     assert all(part in line for part in said), line
+
+
+@pytest.mark.parametrize("wanted", ["", "1"])
+def test_an_error_of_a_job_is_the_only_line_unless_a_traceback_is_asked_for(
+    wanted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(cfg: DictConfig) -> Path:
+        raise ValueError(f"data.batch_size: expected more than {cfg.data.batch_size}")
+
+    monkeypatch.setattr(cli, "_run_or_rounds", fail)
+    monkeypatch.setenv(cli.TRACEBACK, wanted)
+    assert call(monkeypatch, tmp_path, "train", "data.batch_size=3", "output_dir=out") == 1
+    *before, line = capsys.readouterr().err.splitlines()
+    assert line == "error: data.batch_size: expected more than 3"
+    assert bool(before) == bool(wanted)
+    assert not before or before[0] == "Traceback (most recent call last):"
+
+
+def test_a_failed_sweep_has_one_line_a_job_and_one_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(cfg: DictConfig) -> Path:
+        raise ValueError(f"data.batch_size: expected more than {cfg.data.batch_size}")
+
+    monkeypatch.setattr(cli, "_run_or_rounds", fail)
+    assert call(monkeypatch, tmp_path, "train", "-m", "data.batch_size=3,4", "output_dir=out") == 1
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines() if "HYDRA" not in line] == [
+        "job data.batch_size_3",
+        "job data.batch_size_4",
+        "error",
+    ]
+
+
+def test_a_run_knows_the_line_that_started_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lines: list[str | None] = []
+    monkeypatch.setattr(cli, "_run_or_rounds", lambda cfg: lines.append(command_line()))
+    assert call(monkeypatch, tmp_path, "train", "data.train=my file.csv", "seed=1", "output_dir=out") == 0
+    assert call(monkeypatch, tmp_path, "train", "-m", "loss=kto,dpo", "output_dir=out") == 0
+    assert lines == [
+        "halos train data=files 'data.train=my file.csv' seed=1 output_dir=out",
+        "halos train loss=kto output_dir=out",
+        "halos train loss=dpo output_dir=out",
+    ]
+    assert command_line() is None
 
 
 def test_a_variable_of_the_chat_template_needs_no_plus(

@@ -49,14 +49,14 @@ PUBLIC = {
     "halos.objectives": (
         "APODown APOZero BCO BradleyTerry CPO CSFT DPO GRPO Humanline IPO KTO Mix Needs ORPO Objective Output PPO "
         "PPOLosses RobustDPO SFT SLiC SimPO apo_down_loss apo_zero_loss bco_loss bradley_terry_loss cpo_loss dpo_loss "
-        "group_advantages grpo_loss ipo_loss kto_loss kto_reference_point orpo_loss ppo_loss robust_dpo_loss sft_loss "
+        "group_advantages grpo_loss ipo_loss kto_loss orpo_loss ppo_loss robust_dpo_loss sft_loss "
         "simpo_loss slic_loss"
     ),
     "halos.policy": "Backbone LoRA LogProbs ModelSpec completion_logprobs",
     "halos.sharding": "FSDP FSDPTP",
     "halos.theory": "ImpliedLoss Side Verdict is_halo sides value_curve",
     "halos.toy": "Annotator ToySource ToyTopicsSource",
-    "halos.training": "Checkpoints ReferenceSync RunFolder RunRecord",
+    "halos.training": "Checkpoints PolicyPoint ReferenceSync RunFolder RunRecord",
 }
 
 

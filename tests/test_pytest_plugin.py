@@ -59,6 +59,24 @@ def test_a_broken_one_fails_where_it_is_broken_beside_own_tests(tmp_path: Path) 
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("nope.X", "No module named 'nope'; nope was looked for in {folder}, in PYTHONPATH and among"),
+        ("mylab.losses.Hing", "module 'mylab.losses' has no attribute 'Hing'"),
+        ("mylab.losses.NoObjective", "expected a subclass of halos.objectives.Objective"),
+    ],
+)
+def test_one_mistake_is_one_error(path: str, said: str, tmp_path: Path) -> None:
+    done = pytest_run(tmp_path, "--halos-objective", path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"--halos-objective {path}: {said.format(folder=tmp_path)}" in done.stdout
+    assert "1 error in" in done.stdout
+    assert "failed" not in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.long
 def test_without_the_option_nothing_heavy_is_imported(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("import sys\ndef test_mine(): assert 'torch' not in sys.modules\n")
     done = pytest_run(tmp_path)

@@ -14,7 +14,7 @@ from tests.train_runs import assert_same_run, assert_same_weights, run, run_unti
 
 pytestmark = pytest.mark.runs
 
-STREAMING = ("data.streaming=true", "data.shuffle_buffer=10", "trainer.max_steps=9", "checkpoint_every=2")
+STREAMING = ("data.streaming=true", "data.shuffle_buffer=10", "trainer.max_steps=9", "checkpoint.every=2")
 RESUMABLE = (*STREAMING, "model.dropout=0.1", "trainer.val_check_interval=0.5", "optim.lr=1e-2")
 """24 examples a pass, 36 in the run, 10 in the buffer."""
 

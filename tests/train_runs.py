@@ -80,17 +80,23 @@ SUMMARY = [
     "loss",
     "strategy",
     "precision",
+    "seed",
     "world_size",
     "steps",
+    "exported_step",
     "examples",
     "tokens",
     "train_seconds",
     "reference_seconds",
     "peak_rss_mb",
     "peak_gpu_mb",
-    "train_loss",
     "metrics",
+    "versions",
+    "commit",
+    "command",
+    "paths",
     "samples",
+    "train_loss",
 ]
 
 
@@ -100,7 +106,7 @@ def is_paired(loss: str) -> bool:
 
 
 RESUMABLE = (
-    *("model.dropout=0.1", "checkpoint_every=2", "trainer.val_check_interval=0.5", "optim.lr=1e-2"),
+    *("model.dropout=0.1", "checkpoint.every=2", "trainer.val_check_interval=0.5", "optim.lr=1e-2"),
     *("sampling.kl=true", "sampling.validations=99"),
 )
 """Dropout, so that a run resumes only if its randomness does; validation after 3 of 6 steps."""

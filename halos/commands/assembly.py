@@ -10,13 +10,14 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from halos import terminal
-from halos.commands.builders import build_data, build_model, build_objective
-from halos.commands.replies import make_replies, measures_kl, plan_replies
+from halos.commands.builders import build_callbacks, build_data, build_model, build_objective
+from halos.commands.replies import make_replies, measures_kl, plan_replies, report_refreshes
 from halos.config.combinations import (
     COUNTS,
     DIVERGENCE,
     GENERATES,
     REFERENCE,
+    SAMPLES,
     WHOLE_STEP,
     check_combinations,
     values_of,
@@ -26,21 +27,24 @@ from halos.config.nodes import build, flatten, plain
 from halos.config.runs import CONFIG, saved_run
 from halos.config.values import check_values
 from halos.data.module import PreferenceDataModule
+from halos.data.preparation.cautions import warn_of_imbalance
 from halos.data.records.truth import TrueReward
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.rendering import today
 from halos.data.streaming.module import StreamingDataModule
 from halos.objectives.base import Objective
+from halos.policy.export.hub import check_push
 from halos.processes import ranks
 from halos.processes.collectives import data_ranks
 from halos.processes.first import on_first_process
+from halos.processes.provenance import git_commit
+from halos.reporting.board_report import BoardReport
 from halos.reporting.csv_metrics import CSVMetrics
 from halos.reporting.progress import Progress
 from halos.reporting.replies import SampledReplies
 from halos.reporting.stream_report import StreamReport
-from halos.reporting.tensorboard import TensorBoardReport
 from halos.sharding.factory import BackboneFactory
-from halos.training import Checkpoints, ReferenceSync, RunFolder, RunRecord
+from halos.training import Checkpoints, PolicyPoint, ReferenceSync, RunFolder, RunRecord
 from halos.training.identity import identity
 from halos.training.memory import KeepFreedMemory
 from halos.training.result import check_metric
@@ -60,6 +64,7 @@ class Run:
     trainer: pl.Trainer
     record: RunRecord
     replies: SampledReplies
+    commit: str | None
 
     @property
     def tokens(self) -> ChatTokens:
@@ -93,6 +98,7 @@ def assemble(cfg: DictConfig) -> Run:
     """
     terminal.set_up_logging()
     check_values(cfg)
+    check_push(cfg.hub.push)
     if (cfg.rounds.count != 1 or cfg.get("before")) and cfg.rounds.round is None:
         raise ValueError("rounds: expected run_rounds(cfg, train) of halos.commands.rounds, found train")
     pl.seed_everything(cfg.seed, verbose=False)
@@ -113,6 +119,10 @@ def assemble(cfg: DictConfig) -> Run:
         control = objective.control(True)
         model.spec.try_export(tokens.tokenizer, model.base, end_of_turn=tokens.end_of_turn, control=control)
     data.prepare(objective.data_needs(), tokens.tokenizer)
+    if cfg.checkpoint.best is not None and "val" not in data.rows:
+        raise ValueError(
+            f"checkpoint.best: expected null without validation data, found {cfg.checkpoint.best}; set data.val_size"
+        )
     kl = measures_kl(cfg, objective, model)
     record, replies = RunRecord(), make_replies(cfg, objective, data, model, kl=kl)
     trainer = make_trainer(
@@ -120,14 +130,18 @@ def assemble(cfg: DictConfig) -> Run:
         strategy=build_strategy(cfg.strategy),
         precision=cfg.precision,
         output_dir=cfg.output_dir,
-        callbacks=_callbacks(cfg, folder, record, replies, data),
+        callbacks=_callbacks(cfg, folder, record, replies, data, objective),
         loggers=[CSVMetrics(folder.root / "metrics.csv"), *([instantiate(cfg.logger)] if cfg.logger._target_ else [])],
     )
     warn_of_lost_steps(cfg.precision, cfg.optim.lr)
     warn_if_emulated(cfg.precision, trainer.strategy.root_device)
+    warn_of_imbalance(plain(cfg.loss), data.label_counts)
     _plan(trainer, objective, data, cfg.trainer)
     plan_replies(cfg, replies, trainer, objective, data, kl=kl)
-    return Run(cfg, folder, checkpoint, objective, model, data, trainer, record, replies)
+    report_refreshes(cfg, trainer, objective, data)
+    # Now, as the code may change while the run goes on.
+    commit = git_commit() if on_first_process() else None
+    return Run(cfg, folder, checkpoint, objective, model, data, trainer, record, replies, commit)
 
 
 def _fix_date(cfg: DictConfig, checkpoint: Path | None) -> None:
@@ -149,6 +163,7 @@ def _traits(objective: Objective) -> dict[str, bool]:
         WHOLE_STEP: objective.needs.whole_step,
         COUNTS: objective.needs.label_counts,
         DIVERGENCE: objective.needs.divergence,
+        SAMPLES: objective.needs.samples,
         GENERATES: objective.generates,
     }
 
@@ -175,16 +190,23 @@ def _callbacks(
     record: RunRecord,
     replies: SampledReplies,
     data: PreferenceDataModule,
+    objective: Objective,
 ) -> list[Callback]:
+    kept = {name: value for name, value in plain(cfg.checkpoint).items() if name != "export"}
     callbacks: list[Callback] = [KeepFreedMemory(), ranks.RecordRankAddresses()]
     if cfg.reference_sync.every:
         callbacks.append(ReferenceSync(**plain(cfg.reference_sync)))
+    if objective.needs.samples:
+        sampling = cfg.sampling
+        options = {"prompts": sampling.kl_prompts, "max_new_tokens": sampling.max_new_tokens, "seed": cfg.seed}
+        callbacks.append(PolicyPoint(**options))
     callbacks += [
         record,
-        TensorBoardReport(),
+        BoardReport(),
         replies,
-        Checkpoints(folder.checkpoints, every=cfg.checkpoint_every, identity={}, record=record),
+        Checkpoints(folder.checkpoints, identity={}, record=record, **kept),
     ]
     if isinstance(data, StreamingDataModule):
         callbacks.append(StreamReport(data, folder.root))
-    return [*callbacks, Progress()] if cfg.trainer.enable_progress_bar else callbacks
+    callbacks += build_callbacks(cfg)
+    return [*callbacks, Progress(data)] if cfg.trainer.enable_progress_bar else callbacks

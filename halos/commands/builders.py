@@ -4,6 +4,7 @@ from functools import partial
 from typing import cast
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from halos.config.nodes import SOURCE_KEYS, as_partial, build, class_of, plain
@@ -60,3 +61,18 @@ def build_model(cfg: DictConfig, objective: Objective, optim: Optim) -> Backbone
     if cfg.strategy.name == "fsdp_tp":
         check_model(spec, optim, cfg.strategy.tensor_parallel_size)
     return BackboneFactory(spec, dtype=torch.bfloat16 if cfg.precision == "bf16-true" else torch.float32)
+
+
+def build_callbacks(cfg: DictConfig) -> list[Callback]:
+    """Build the callbacks that a run has besides its own, by their names below the key ``callbacks``.
+
+    Raises ``ValueError`` for what is no callback, and for bad arguments.
+    """
+    callbacks: list[Callback] = []
+    for name, node in (cfg.get("callbacks") or {}).items():
+        key = f"callbacks.{name}"
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise ValueError(f"{key}: expected a _target_ and its arguments, found {node!r}")
+        class_of(key, node._target_, Callback)
+        callbacks.append(build(node))
+    return callbacks

@@ -30,6 +30,11 @@ from halos.sharding.consolidate import sharded_weights
 from halos.sharding.factory import BackboneFactory
 from halos.training import checkpoints
 
+FIRST_KEYS = ("loss.name", "optim.lr", "loss.beta")
+"""Hyperparameters by which runs are compared first."""
+FIRST_GROUPS = ("loss", "optim", "model", "data")
+"""Groups of hyperparameters, in their order."""
+
 
 def export(cfg: DictConfig) -> Path:
     """Load a checkpoint of a run, on the CPU, and write its model into a folder.
@@ -80,13 +85,16 @@ def write_model(
 
 
 def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers and names among the settings of a run that TensorBoard lists with its results."""
-    values = {key: settings[key] for key in ("precision", "seed")} | {"strategy": settings["strategy.name"]}
+    """The numbers and names among the settings of a run that boards and model cards list, the first ones first."""
+    values = {}
     for key, value in settings.items():
         group, _, name = key.partition(".")
-        if group in ("loss", "optim", "data", "model") and name[:1] != "_" and "." not in name:
-            values |= {key: value} if isinstance(value, int | float | str) else {}
-    return values
+        if group in FIRST_GROUPS and name[:1] != "_" and "." not in name and isinstance(value, int | float | str):
+            values[key] = value
+    values |= {key: settings[key] for key in ("precision", "seed")} | {"strategy": settings["strategy.name"]}
+    groups = {group: place for place, group in enumerate(FIRST_GROUPS)}
+    order = {key: place - len(FIRST_KEYS) for place, key in enumerate(FIRST_KEYS)}
+    return dict(sorted(values.items(), key=lambda item: order.get(item[0], groups.get(item[0].partition(".")[0], 9))))
 
 
 def card_of(

@@ -1,6 +1,8 @@
 """The end of a run: the exported policy, samples from it where the true reward is known, and the summary."""
 
 import logging
+import platform
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,61 +10,93 @@ import torch
 from halos.commands.assembly import Run
 from halos.commands.export import card_of, hyperparameters, write_model
 from halos.config.nodes import flatten, plain
+from halos.policy.export.card import installed_versions
+from halos.policy.export.hub import push
 from halos.policy.loading import LoadOptions
 from halos.policy.logprobs.compiling import uncompiled
 from halos.processes.collectives import full_tensor
+from halos.processes.provenance import command_line
 from halos.reporting import data_report, run_report
-from halos.reporting.tensorboard import log_hparams
+from halos.reporting.board_report import log_hparams
 from halos.sampling.before_after import Comparison, compare
 from halos.sharding.weights import gathered_policy
+from halos.terminal import say
+from halos.training.checkpoints import BEST, LAST
 from halos.training.record import peak_gpu_mb, peak_rss_mb
 
 log = logging.getLogger(__name__)
 
 
-def finish(run: Run) -> dict[str, Any]:
-    """Export the policy, sample from it where the true reward is known, and write and return the summary."""
-    summary = _summary(run)
+def finish(run: Run, step: int) -> dict[str, Any]:
+    """Export the policy, sample from it where the true reward is known, and write and return the summary.
+
+    Args:
+        run: the run, after its last step.
+        step: the step that the policy's weights are from.
+    """
+    summary = _summary(run, step)
     policy: Any = gathered_policy(run.objective.trained)
     score = None if run.objective.generates else full_tensor(run.objective.reward_head.linear.weight).detach()
     if not run.trainer.is_global_zero:
-        return summary
+        return summary | {"train_loss": run.record.train_loss}
     settings = hyperparameters(flatten(plain(run.cfg)))
-    card = card_of(run.cfg, run.objective, settings, summary["metrics"], summary["steps"])
+    card = card_of(run.cfg, run.objective, settings, summary["metrics"], step)
+    card = replace(card, command=command_line(), commit=run.commit)
     with uncompiled(policy):
         write_model(run.objective, run.model, policy, score, run.folder.model, card)
         comparison = _compare(run, policy, run.trainer.strategy.root_device)
     if comparison is not None:
         summary["samples"] = comparison.summary()
         run_report.show_comparison(comparison)
-    final = summary["metrics"] | {f"samples/{name}": value for name, value in summary.get("samples", {}).items()}
-    log_hparams(run.trainer, settings, final)
+    log_hparams(run.trainer, settings, summary["metrics"], summary.get("samples", {}))
     at_the_end = [(run.trainer.global_step, run.replies.metrics)] if run.replies.metrics else []
-    run_report.show_metrics(run.record.validations or at_the_end)
+    best = run.checkpoints.best
+    run_report.show_metrics(run.record.validations or at_the_end, None if best is None else best[0])
     if run.data.streams:
         data_report.show_data({"train": run.data.prepared.intake.reports["train"]})
+    summary["train_loss"] = run.record.train_loss  # the longest entry stands last
     run.folder.write_summary(summary)
     run_report.show_where_next(run.folder.root, run.folder.model)
+    if run.cfg.hub.push is not None:
+        say(f"hub:    {push(run.folder.model, run.cfg.hub.push, private=run.cfg.hub.private)}")
     return summary
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def _summary(run: Run, step: int) -> dict[str, Any]:
     trainer = run.trainer
+    validated = next((metrics for number, metrics in run.record.validations[::-1] if number == step), {})
     return {
         "loss": run.cfg.loss.name,
         "strategy": run.cfg.strategy.name,
         "precision": run.cfg.precision,
+        "seed": run.cfg.seed,
         "world_size": trainer.world_size,
         "steps": trainer.global_step,
+        "exported_step": step,
         "examples": trainer.global_step * run.examples_per_step,
         "tokens": run.data.tokens_in(trainer.global_step),
         "train_seconds": run.record.seconds,
         "reference_seconds": run.objective.trained.reference_seconds,
         "peak_rss_mb": peak_rss_mb(),
         "peak_gpu_mb": peak_gpu_mb(),
-        "train_loss": run.record.train_loss,
-        "metrics": run.record.val_metrics or run.replies.metrics,
+        "metrics": validated or run.replies.metrics,
+        "versions": {"python": platform.python_version(), **installed_versions()},
+        "commit": run.commit,
+        "command": command_line(),
+        "paths": _paths(run),
         **({"skipped_steps": run.objective.skipped_steps} if run.objective.non_finite == "skip" else {}),
+    }
+
+
+def _paths(run: Run) -> dict[str, str | None]:
+    root, best = run.folder.root.absolute(), run.checkpoints.best_path
+    checkpoints = root / run.folder.checkpoints.name
+    return {
+        "output_dir": str(root),
+        "model": str(root / run.folder.model.name),
+        "metrics": str(root / "metrics.csv"),
+        "last_checkpoint": str(checkpoints / LAST),
+        "best_checkpoint": None if best is None else str(checkpoints / BEST),
     }
 
 

@@ -14,7 +14,7 @@ from halos.data.preparation.writing import example_row, record_row, write_jsonl
 from halos.data.reading.lines import ReadingLimits
 from halos.data.records.record import Conversation, messages_of, reply_text
 from halos.data.rows.chat_tokens import Limits
-from halos.data.rows.token_rows import replies_of
+from halos.data.rows.tokenise import replies_of
 from halos.data.store.arrow import Store, cache_folder
 from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example, Labelled, Scored

@@ -16,8 +16,9 @@ from halos.commands.train import train as train_configured
 from halos.config.errors import check_complete, explain
 from halos.config.folder import config_folder, options_of
 from halos.config.open_keys import OPEN
-from halos.data.sources.base import Files
+from halos.data.sources.file_source import Files
 from halos.processes.launch import on_devices
+from halos.processes.provenance import called_by
 
 StrPath = str | Path
 
@@ -48,13 +49,20 @@ def train(
         ValueError: for a bad configuration, bad data or a bad model, before weights are loaded.
         halos.processes.errors.RunFailed: if the run has several processes and one of them failed.
     """
+    arguments = {"loss": loss, "model": model, "data": data, "output_dir": output_dir, "overrides": overrides}
     cfg = compose(loss, model, data, output_dir, overrides or {})
     folder, summary = Path(cfg.output_dir), None
-    if cfg.rounds.count != 1 or cfg.get("before"):
-        folder = run_rounds(cfg, partial(on_devices, job=train_configured))
-    else:
-        summary = on_devices(cfg, train_configured)
+    with called_by(_call(arguments)):
+        if cfg.rounds.count != 1 or cfg.get("before"):
+            folder = run_rounds(cfg, partial(on_devices, job=train_configured))
+        else:
+            summary = on_devices(cfg, train_configured)
     return summary or dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+
+
+def _call(arguments: Mapping[str, object]) -> str:
+    shown = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+    return f"halos.train({', '.join(f'{name}={value!r}' for name, value in shown.items() if value is not None)})"
 
 
 def compose(

@@ -1,6 +1,7 @@
 """``reference_points(cfg)``: every estimator of KTO's reference point next to the true KL of a policy."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -20,7 +21,7 @@ from halos.data.rows.mismatch import derangement
 from halos.data.rows.token_rows import Row
 from halos.evaluation import point_report
 from halos.evaluation.heldout import held_out
-from halos.evaluation.reference_points import Simulation, measure, score_rows, true_kl
+from halos.evaluation.reference_points import Replies, Simulation, measure, score_rows, true_kl
 from halos.evaluation.statistics import Bootstrap
 from halos.files import write_atomically
 from halos.policy.lookup import Policy, find_policy, reference_of
@@ -49,8 +50,8 @@ def reference_points(cfg: DictConfig) -> dict[str, Any]:
     reference = _reference(policy, cfg.reference, trusted)
     folder = results_folder(cfg.output, policy, "reference_points")
     batch_size = cfg.batch_size or (policy.run.data["batch_size"] if policy.run is not None else 32)
-    numbers = {"steps": cfg.steps, "running_steps": cfg.running_steps, "seed": cfg.seed}
-    simulation = Simulation(batch_size=batch_size, **numbers)
+    points = {"point_steps": cfg.reference_point_steps, "refresh_size": cfg.kl_prompts}
+    simulation = Simulation(steps=cfg.steps, batch_size=batch_size, seed=cfg.seed, **points)
     data = read_data(cfg.get("data"), policy, cfg.split, cfg.seed, cfg.get("trust"))
     tokens = ChatTokens(policy.tokenizer, data.limits, data.text)
     rows = _data_rows(data, tokens, cfg.seed)
@@ -58,10 +59,14 @@ def reference_points(cfg: DictConfig) -> dict[str, Any]:
     place = {"device": cfg.device, "precision": cfg.precision, "vocabulary": len(policy.tokenizer)}
     model, other = policy.load(**place), reference.load(**place)
     track = partial(terminal.track, shown=cfg.progress)
-    samples = _samples(model, data, tokens, cfg)
+    samples = _samples(model, data, tokens, cfg, count=cfg.samples, seed=cfg.seed)
     score = partial(score_rows, model, other, batch_size=cfg.scoring_batch_size)
     kl = true_kl(score(samples, track=partial(track, "KL of samples")), [row.group for row in samples], Bootstrap())
-    measured = measure(score(rows, track=partial(track, "completions of the data")), rows, kl.value, simulation)
+    began = time.perf_counter()
+    drawn = score(_samples(model, data, tokens, cfg, count=1, seed=cfg.seed + 1), track=partial(track, "refreshes"))
+    replies = Replies(drawn.divergence[:, 0], time.perf_counter() - began)
+    scored = score(rows, track=partial(track, "completions of the data"))
+    measured = measure(scored, rows, replies, kl.value, simulation)
     result = {"policy": policy.name, "kl": asdict(kl), "steps": asdict(simulation), "points": [*map(asdict, measured)]}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "reference_points.json", json.dumps(result, indent=2) + "\n")
@@ -107,11 +112,13 @@ def _fit(tokens: ChatTokens, completion: Sequence[int], prompt: int) -> tuple[in
     return tuple(tokens.fit_completion(list(completion), prompt)[0])
 
 
-def _samples(model: "PreTrainedModel", data: HeldData, tokens: ChatTokens, cfg: DictConfig) -> list[Row]:
-    """Samples of the policy at temperature 1, as rows."""
+def _samples(
+    model: "PreTrainedModel", data: HeldData, tokens: ChatTokens, cfg: DictConfig, *, count: int, seed: int
+) -> list[Row]:
+    """``count`` samples of the policy for each prompt at temperature 1, as rows."""
     prompts = [tokens.fitted_prompt(one.prompt) for one in distinct_prompts(data.records, cfg.size, cfg.seed)]
-    repeated = [ids for ids in prompts for _ in range(cfg.samples)]
+    repeated = [ids for ids in prompts for _ in range(count)]
     draw = partial(sample, end_of_turn=tokens.end_of_turn, pad=tokens.pad, max_new_tokens=cfg.max_new_tokens)
-    drawn = draw(model, repeated, seed=cfg.seed)
+    drawn = draw(model, repeated, seed=seed)
     pairs = enumerate(zip(repeated, drawn, strict=True))
-    return [Row(f"sample {n}", n // cfg.samples, tuple(ids), (tuple(own),)) for n, (ids, own) in pairs]
+    return [Row(f"sample {n}", n // count, tuple(ids), (tuple(own),)) for n, (ids, own) in pairs]

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import lightning.pytorch as pl
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from halos.commands.judge import make_judge
+from halos.config.combinations import values_of
 from halos.data.module import PreferenceDataModule
-from halos.data.rows.token_rows import TokenRows
+from halos.data.rows.token_rows import Row, TokenRows
+from halos.data.sources.base import Source
+from halos.judges.base import CompletionJudge
+from halos.judges.truth import TruthJudge
+from halos.loop.reference_point import PolicyKL
 from halos.objectives.base import Objective
+from halos.processes.collectives import data_ranks
 from halos.processes.first import on_first_process
 from halos.reporting.kl_reference import missing_reference
 from halos.reporting.replies import SampledReplies
-from halos.sampling.budget import sampling_plan, validation_cost
+from halos.sampling.budget import PASSES, sampling_plan, validation_cost
 from halos.sharding.factory import BackboneFactory
 
 log = logging.getLogger(__name__)
@@ -30,8 +38,32 @@ def make_replies(
     sampling = cfg.sampling
     size = max(sampling.prompts, sampling.kl_prompts if kl else 0)
     prompts = data.prepared.prompts[: size if objective.generates else 0]
-    options = {"shown": sampling.prompts, "max_new_tokens": sampling.max_new_tokens, "seed": cfg.seed}
-    return SampledReplies(data.preparation.tokens(model.tokenizer), prompts, **options)
+    judge = _win_rate_judge(cfg, data.preparation.source) if kl else None
+    return SampledReplies(
+        data.preparation.tokens(model.tokenizer),
+        prompts,
+        shown=sampling.prompts,
+        max_new_tokens=sampling.max_new_tokens,
+        seed=cfg.seed,
+        verdicts=None if judge is None else judge.verdicts,
+        reference_moves=bool(cfg.reference_sync.every),
+    )
+
+
+def _win_rate_judge(cfg: DictConfig, source: Source) -> CompletionJudge | None:
+    wanted, node = cfg.sampling.win_rate, cfg.get("judge")
+    if wanted is False:
+        return None
+    if wanted is True and node is None:
+        hint = "set judge=truth, judge=reward_model or judge=chat"
+        raise ValueError(f"sampling.win_rate: expected auto or false without a judge, found true; {hint}")
+    # The judge of rounds may cost money, and is there to label.
+    if node is not None and (wanted is True or not values_of(cfg)["rounds"]):
+        device = "cpu" if cfg.trainer.accelerator == "cpu" else "auto"
+        precision = "bf16-true" if cfg.precision == "bf16-true" else "32-true"
+        return make_judge(node, source, device=device, precision=precision, progress=False)
+    reward = source.true_reward()
+    return None if reward is None else TruthJudge(reward)
 
 
 def measures_kl(cfg: DictConfig, objective: Objective, model: BackboneFactory) -> bool:
@@ -62,10 +94,10 @@ def plan_replies(
     prompts = [len(replies.tokens.fitted_prompt(prompt, control)) for prompt in replies.prompts]
     cost = validation_cost(prompts, _lengths(data, cfg.sampling.max_new_tokens), kl=kl)
     replies.plan = sampling_plan(
-        _validation_steps(trainer, data),
+        validation_steps(trainer, data),
         cfg.sampling.validations,
         cost=cost,
-        trained_tokens=_trained_tokens(trainer, data),
+        trained_tokens=trained_tokens(trainer, data),
         prompts=len(prompts),
         kl=kl,
     )
@@ -73,16 +105,34 @@ def plan_replies(
         OmegaConf.update(cfg, "sampling.validations", len(replies.plan.steps))
 
 
+def report_refreshes(cfg: DictConfig, trainer: pl.Trainer, objective: Objective, data: PreferenceDataModule) -> None:
+    """Log how often the policy is sampled for a loss's reference point, and what it costs."""
+    if not objective.needs.samples or not on_first_process():
+        return
+    steps = min(module.steps for module in objective.modules() if isinstance(module, PolicyKL))
+    size, sampling = cfg.sampling.kl_prompts, cfg.sampling
+    rows = _counted_rows(data)
+    prompts = [len(rows[number % len(rows)].prompt) for number in range(size)]
+    cost = validation_cost(prompts, _lengths(data, sampling.max_new_tokens), kl=True)
+    share = cost * -(-data.steps // steps) / (PASSES * trained_tokens(trainer, data))
+    message = "z₀ from replies to %d prompts every %d steps (about %.0f%% of training's computation)"
+    log.info(message, size, steps, 100 * share)
+
+
 def _lengths(data: PreferenceDataModule, longest: int) -> list[int]:
+    return [min(len(row.branches[0]), longest) for row in _counted_rows(data)]
+
+
+def _counted_rows(data: PreferenceDataModule) -> list[Row]:
     rows = data.rows.get("val", data.rows.get("train"))
     table = None if rows is None else rows.rows
-    counted = [data.prepared.example()]
     if isinstance(table, TokenRows):
-        counted = table.many(np.arange(min(len(table), COUNTED_ROWS)))
-    return [min(len(row.branches[0]), longest) for row in counted]
+        return table.many(np.arange(min(len(table), COUNTED_ROWS)))
+    return [data.prepared.example()]
 
 
-def _trained_tokens(trainer: pl.Trainer, data: PreferenceDataModule) -> int:
+def trained_tokens(trainer: pl.Trainer, data: PreferenceDataModule) -> int:
+    """Return the tokens that training reads, on all devices."""
     if not data.streams:
         return data.tokens_in(data.steps)
     # The tokens of a stream are not known beforehand: its first example stands for all.
@@ -91,8 +141,24 @@ def _trained_tokens(trainer: pl.Trainer, data: PreferenceDataModule) -> int:
     return data.steps * data.batch_size * trainer.accumulate_grad_batches * trainer.world_size * tokens
 
 
-def _validation_steps(trainer: pl.Trainer, data: PreferenceDataModule) -> list[int]:
+def validation_steps(trainer: pl.Trainer, data: PreferenceDataModule) -> list[int]:
+    """Return the optimizer steps after which the policy is validated."""
     if "val" not in data.rows:
         return []
     interval = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
     return [*range(0, data.steps, interval), data.steps]
+
+
+def validation_plan(trainer: pl.Trainer, data: PreferenceDataModule) -> tuple[int, int, float]:
+    """Return the number of validations, the examples of each, and their computation as a share of training's."""
+    validations = validation_steps(trainer, data)
+    if not validations:
+        return 0, 0, 0.0
+    rows = data.rows["val"].rows
+    assert isinstance(rows, TokenRows)
+    batches = math.ceil(len(rows) / (data.batch_size * data_ranks(trainer)[1]))
+    # Lightning's limit: a number of batches, or a share of them.
+    limit = trainer.limit_val_batches
+    read = min(limit / batches, 1.0) if isinstance(limit, int) else limit
+    share = len(validations) * read * int(rows.tokens().sum()) / (PASSES * trained_tokens(trainer, data))
+    return len(validations), round(read * len(rows)), share

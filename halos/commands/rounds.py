@@ -7,6 +7,7 @@ its samples and its feedback.
 """
 
 import gc
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -22,12 +23,14 @@ from halos.commands.sample import sample
 from halos.config.nodes import Node, flatten, plain
 from halos.config.saved import read_saved
 from halos.files import write_atomically
+from halos.reporting import run_report
 from halos.training.run_folder import RunFolder, held
 
 SETTINGS = "rounds.yaml"
 """The file that holds the settings of all rounds, next to their folders."""
 _FREE_KEYS = (
     "output_dir", "resume", "overwrite", "cache_", "rounds.count", "trainer.enable_progress_bar", "claim", "logger",
+    "hub.",
 )  # fmt: skip
 """Beginnings of keys that may change when a command continues the rounds of an earlier one."""
 _FEEDBACK_KEYS = ("judge", "rounds.")
@@ -70,7 +73,13 @@ def _run_rounds(cfg: DictConfig, train: Callable[[DictConfig], object]) -> Path:
             _free_gpu()
         terminal.say(f"round {number} of {cfg.rounds.count}: {folder}")
         train(round_config(cfg, number))
+    run_report.show_rounds({number: _summary(cfg, number) for number in range(first, cfg.rounds.count + 1)})
     return folder
+
+
+def _summary(cfg: DictConfig, number: int) -> Node:
+    file = _folder(cfg, number) / "summary.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def round_config(cfg: DictConfig, number: int) -> DictConfig:
@@ -94,6 +103,7 @@ def round_config(cfg: DictConfig, number: int) -> DictConfig:
     node["rounds"] |= {"round": number, "start": cfg.model.path}
     if number != cfg.rounds.count:
         node["claim"] = None  # an experiment's claim is about the last round
+        node["hub"]["push"] = None
     return OmegaConf.create(node)
 
 

@@ -21,10 +21,15 @@ from halos.safe_text import markdown
 
 T = TypeVar("T", "Claim", "Contrast", "Figure")
 _TYPES = {
-    "figure": object, "contrasts": Sequence, "lines": Sequence, "of": Mapping, "against": Mapping, "log": bool,
-    "above": int | float,
-}  # fmt: skip
-"""Types of the fields of a claim in a configuration; others are texts."""
+    "figure": (Mapping, "keys with values"),
+    "contrasts": (list, "a list of contrasts"),
+    "lines": (list, "a list of configuration keys"),
+    "of": (Mapping, "keys with values"),
+    "against": (Mapping, "keys with values"),
+    "log": (bool, "true or false"),
+    "above": (int | float, "a number"),
+}
+"""Types of the fields of a claim in a configuration, and the same in words; others are texts."""
 HELD, FAILED, UNDECIDED = "held", "did not hold", "is undecided"
 
 
@@ -179,9 +184,10 @@ def _build(where: str, kind: type[T], node: object, **common: object) -> T:
     values = {**common, **node}
     check_arguments(where, kind, **values)
     for name, value in values.items():
-        fits = isinstance(value, _TYPES.get(name, str))
+        expected_type, expected = _TYPES.get(name, (str, "a text"))
+        fits = isinstance(value, expected_type) and (name == "log" or not isinstance(value, bool))
         if not fits or (name == "lines" and not all(isinstance(key, str) for key in value)):
-            raise ValueError(f"{where}.{name}: expected another kind of value, found {value!r}")
+            raise ValueError(f"{where}.{name}: expected {expected}, found {value!r}")
     return kind(**values)
 
 

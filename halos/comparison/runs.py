@@ -17,9 +17,9 @@ from halos.config.runs import CONFIG, saved_run
 from halos.evaluation.statistics import Estimate, over_seeds
 
 _IGNORED = (
-    "seed", "data.source.seed", "output_dir", "resume", "overwrite", "cache_", "checkpoint_every", "logger.",
-    "sampling.prompts", "sampling.validations", "sampling.kl", "trainer.enable_progress_bar", "loss._target_", "claim",
-    "sweep_", "estimate.",
+    "seed", "data.source.seed", "output_dir", "resume", "overwrite", "cache_", "checkpoint.every", "checkpoint.keep",
+    "logger.", "sampling.prompts", "sampling.validations", "sampling.kl", "trainer.enable_progress_bar",
+    "loss._target_", "claim", "hub.", "sweep_", "estimate.",
 )  # fmt: skip
 """Beginnings of keys whose values do not make two runs different experiments."""
 LARGEST = 1e100

@@ -19,12 +19,13 @@ Condition = Callable[[Value], bool]
 
 REFERENCE, WHOLE_STEP = "loss (reference)", "loss (whole step)"
 COUNTS, GENERATES = "loss (label counts)", "loss (generates)"
-DIVERGENCE = "loss (divergence)"
+DIVERGENCE, SAMPLES = "loss (divergence)", "loss (samples)"
 TRAITS = {
     REFERENCE: "whether the loss reads a reference",
     WHOLE_STEP: "whether the loss needs all examples of an optimizer step at once",
     COUNTS: "whether weights of the loss are set by the counts of all training data",
     DIVERGENCE: "whether the loss compares the policy's and the reference's distributions over the whole vocabulary",
+    SAMPLES: "whether the loss reads the KL of replies that the policy samples in training",
     GENERATES: "whether the trained policy generates text; reward models do not",
     "before": "whether the run has a round 0",
     "rounds": "whether the run is one of several rounds, or has a round 0",
@@ -189,6 +190,21 @@ RULES: tuple[Rule, ...] = (
          "a loss without a reference keeps no live one"),
     Rule({"sampling.kl": _one_of(True), "strategy.name": _one_of("deepspeed")}, "auto or false with strategy=deepspeed",
          "replies are not sampled from the weights that it divides; use fsdp"),
+    Rule({"sampling.win_rate": _one_of(True), "sampling.kl": _one_of(False)}, "auto or false with sampling.kl=false",
+         "the policy's replies are compared with those of the reference that its KL is measured against"),
+    # The reference point that is the KL of samples (loss.reference_point=policy)
+    Rule({"sampling.kl_prompts": _one_of(0), SAMPLES: _ON}, "1 or more for a loss that samples the policy "
+         "(loss.reference_point=policy)", "they are the replies of a refresh; set sampling.kl=false to measure no KL"),
+    Rule({"model.random_weights": _ON, "model.reference": _none_of("live"), "model.lora.enabled": _OFF,
+          "model.reference_path": _UNSET, SAMPLES: _ON}, "false for a loss that samples the policy "
+         "(loss.reference_point=policy)", "model.reference=live keeps the weights that training starts from"),
+    Rule({"strategy.name": _one_of("deepspeed"), SAMPLES: _ON}, "auto, ddp or fsdp for a loss that samples the policy "
+         "(loss.reference_point=policy)", "replies are not sampled from the weights that deepspeed divides"),
+    # Checkpoints
+    Rule({"checkpoint.export": _one_of("best"), "checkpoint.best": _UNSET}, "last without checkpoint.best",
+         "name a metric, such as checkpoint.best=val/loss"),
+    Rule({"checkpoint.export": _one_of("best"), "strategy.name": _one_of("deepspeed")},
+         "last with strategy=deepspeed", "its checkpoints are divided in a form of its own"),
     # Sweeps
     Rule({"sweep_metric": _UNSET, "sweep_seeds": _SET}, *_METRIC),
     Rule({"sweep_metric": _UNSET, "sweep_max_kl": _SET}, *_METRIC),

@@ -5,7 +5,11 @@ A constructor's signature is the schema of its YAML.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
@@ -60,7 +64,21 @@ def as_partial(node: DictConfig, without: tuple[str, ...]) -> partial[Any]:
         return cast("partial[Any]", instantiate(keys, _partial_=True, _convert_="all"))
     except InstantiationException as error:
         cause = error.__cause__
-        raise cause if isinstance(cause, ValueError) else ValueError(f"{node._target_}: {cause or error}") from error
+        where = next(filter(None, map(looked_for, _targets(keys))), "")
+        other = ValueError(f"{node._target_}: {cause or error}{where}")
+        raise cause if isinstance(cause, ValueError) else other from error
+
+
+def _targets(node: object) -> Iterator[str]:
+    return (str(value) for key, value in flatten(node).items() if key.rpartition(".")[2] == "_target_")
+
+
+def looked_for(target: str) -> str:
+    """Say where the module of a class was looked for, if it was not found at all."""
+    package = target.partition(".")[0]
+    if not package or package in sys.modules or find_spec(package) is not None:
+        return ""
+    return f"; {package} was looked for in {Path.cwd()}, in PYTHONPATH and among installed packages"
 
 
 def class_of(key: str, target: str, base: type[Any]) -> type[Any]:
@@ -74,7 +92,7 @@ def class_of(key: str, target: str, base: type[Any]) -> type[Any]:
     try:
         cls = get_class(target)
     except Exception as error:  # Hydra raises several kinds
-        raise ValueError(f"{key}._target_: {target} could not be imported: {error}") from error
+        raise ValueError(f"{key}._target_: {target} could not be imported: {error}{looked_for(target)}") from error
     if not issubclass(cls, base):
         raise ValueError(f"{key}._target_: expected a subclass of {base.__name__}, found {target}")
     return cls

@@ -64,6 +64,10 @@ def saved_run(folder: Path) -> Node:
     config = read_saved(folder / CONFIG)
     if not all(isinstance(config.get(key), dict) for key in ("loss", "data", "model")):
         raise ValueError(f"{folder / CONFIG}: expected a run's configuration with loss, data and model")
+    if not isinstance(config["model"].get("lora") or {}, dict):
+        raise ValueError(
+            f"{folder / CONFIG}: expected keys and values in model.lora, found {config['model']['lora']!r}"
+        )
     return config
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from halos.checks import check_number, check_whole
+from halos.checks import check_choice, check_number, check_whole
 from halos.config.combinations import check_combinations, values_of
 
 WHOLE = {
@@ -30,10 +30,12 @@ def check_values(cfg: DictConfig) -> None:
     for key in ("output_dir", "cache_dir"):
         if not isinstance(values[key], str):
             raise ValueError(f"{key}: expected a folder, found {values[key]!r}")
+    check_choice("checkpoint.export", cfg.checkpoint.export, ("last", "best"))
     if cfg.sampling.validations != "auto":
         check_whole("sampling.validations", cfg.sampling.validations, 1)
-    if cfg.sampling.kl not in ("auto", True, False):
-        raise ValueError(f"sampling.kl: expected auto, true or false, found {cfg.sampling.kl!r}")
+    for name in ("kl", "win_rate"):
+        if (value := cfg.sampling[name]) not in ("auto", True, False):
+            raise ValueError(f"sampling.{name}: expected auto, true or false, found {value!r}")
     _check_trainer(cfg.trainer)
     check_combinations(values)
 

@@ -13,14 +13,16 @@ _FLAGS = re.compile(
     r"|(-c|--cfg|-p|--package|-i|--info|-cp|--config-path|-cn|--config-name|-cd|--config-dir)(=.*)?"
 )
 _WITH_VALUE = re.compile(r"-c|--cfg|-p|--package|-i|--info|-cp|--config-path|-cn|--config-name|-cd|--config-dir")
+RENAMED = {"checkpoint_every": "checkpoint.every"}
+"""Keys that people know from other places, and what they are called here."""
 
 
 def check_words(words: Sequence[str]) -> None:
     """Check the words of a command line.
 
     Raises:
-        ValueError: a flag that does not exist (``--loss kto``), spaces around ``=``, a word without ``=``, or a value
-            that needs quotes; the error has the words to write.
+        ValueError: a flag that does not exist (``--loss kto``), spaces around ``=``, a word without ``=``, a key with
+            another name, or a value that needs quotes; the error has the words to write.
     """
     pairs = list(zip(words, [*words[1:], ""], strict=False))  # a last word is followed by none
     is_value = False
@@ -34,6 +36,9 @@ def check_words(words: Sequence[str]) -> None:
                 raise ValueError(f"{word}: expected key=value without dashes, found a flag; write {name}={value}")
             is_value = _WITH_VALUE.fullmatch(word) is not None
         else:
+            key, _, value = word.partition("=")
+            if (renamed := RENAMED.get(key.lstrip("+"))) is not None:
+                raise ValueError(f"{key}: expected {renamed}, found another name of it; write {renamed}={value}")
             _check_spaces(word, [other for _, other in pairs[n : n + 2]])
             _check_grammar(word)
 

@@ -19,12 +19,14 @@ from .rows.token_rows import (
     Row as Row,
 )
 from .sources.base import (
-    FileSource as FileSource,
-    RowSource as RowSource,
     Source as Source,
 )
 from .sources.feedback_files import (
     FeedbackFiles as FeedbackFiles,
+)
+from .sources.file_source import (
+    FileSource as FileSource,
+    RowSource as RowSource,
 )
 from .sources.hh import (
     HHSource as HHSource,

@@ -24,9 +24,11 @@ from halos.data.batches.reference_table import ReferenceTable
 from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
 from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.rows.chat_tokens import Limits
-from halos.data.rows.token_rows import Row, Rows, TokenRows
-from halos.data.sources.base import Files, Source
+from halos.data.rows.token_rows import Row, TokenRows
+from halos.data.rows.tokenise import Rows
+from halos.data.sources.base import Source
 from halos.data.sources.feedback_files import FeedbackFiles
+from halos.data.sources.file_source import Files
 from halos.data.store.arrow import Store, cache_folder
 from halos.data.views.selection import Selection
 from halos.processes.collectives import data_ranks
@@ -40,19 +42,18 @@ log = logging.getLogger(__name__)
 class PreferenceDataModule(pl.LightningDataModule):
     """Human feedback in batches for an objective.
 
-    Under a plain ``Trainer.fit(objective, datamodule=data)`` it prepares itself when the fit begins and the objective's
-    view and tokenizer are known. An epoch of the Trainer is a pass over the data; a pass has
+    Under a plain ``Trainer.fit(objective, datamodule=data)`` the data are prepared when the fit begins, because the
+    objective's view and tokenizer are known then. An epoch of the Trainer is a pass over the data; a pass has
     ⌈examples / examples per step⌉ optimizer steps, and the last one is filled up from the next pass. The data module
     divides the examples over the ranks itself, so Lightning's ``DistributedSampler`` is switched off.
 
     Args:
-        source: one or several files in this project's format, TRL's, HALOs' or UltraFeedback's, or a
-            :class:`halos.data.Source`.
+        source: one or several files in any layout that is recognised (docs/data.md), or a :class:`halos.data.Source`.
         val: files of validation data, where ``source`` names files.
         batch_size: examples per device and micro-step.
-        max_length: the most tokens of prompt and completion together.
-        max_prompt_length: the most tokens of the prompt; longer prompts are cut at their start. None: prompts are not
-            cut, and every prompt has to fit into ``max_length``.
+        max_length: the maximum number of tokens of prompt and completion together.
+        max_prompt_length: the maximum number of tokens of the prompt; longer prompts are cut at their start. None:
+            prompts are not cut, and every prompt has to fit into ``max_length``.
         max_examples, max_val_examples: up to this many examples of each split, drawn with the seed.
         val_size: records held out of the training data, by prompt, where the source has no validation data.
         strict: raise an error for records that would be left out because they are faulty.
@@ -67,14 +68,14 @@ class PreferenceDataModule(pl.LightningDataModule):
         length_groups: number of parts into which a padded micro-batch is divided by length. Results do not depend on
             it.
         packing: concatenate rows without padding, for models that support it; other models get padded rows.
-        share_prompts: in packed rows, compute once what the sequences of a micro-batch begin with: a prompt for all its
-            completions, the turns of a conversation for all its examples.
-        max_tokens_per_batch: the most tokens whose activations are in memory at a time (a single example may exceed
-            it). A larger micro-batch is computed in parts, and each part is recomputed in the backward pass; results do
-            not depend on it. Only for packed rows, and for models that are not sharded over devices.
+        share_prompts: in packed rows, compute common beginnings of the sequences in a micro-batch once: a prompt for
+            all its completions, the turns of a conversation for all its examples.
+        max_tokens_per_batch: the maximum number of tokens whose activations are in memory at a time (a single example
+            may exceed it). A larger micro-batch is computed in parts, and each part is recomputed in the backward pass;
+            results do not depend on it. Only for packed rows, and for models that are not sharded over devices.
         workers: processes that collate batches.
-        num_proc: processes that prepare data; None for one on each core.
-        max_expansion, max_characters: what a file may decompress to, and how long a record may be; see
+        num_proc: processes that prepare data; None: one for each core.
+        max_expansion, max_characters: limits of a file's decompressed size and of a record's length; see
             :class:`halos.data.reading.lines.ReadingLimits`.
         cache_dir: folder in which prepared data and the reference's log-probs are kept; ``auto`` is ``$HALOS_CACHE`` or
             ``~/.cache/halos``, None keeps them in memory.
@@ -206,7 +207,7 @@ class PreferenceDataModule(pl.LightningDataModule):
 
         Args:
             epochs: passes over the data; the steps of all passes are rounded up once.
-            max_steps: the most optimizer steps; -1: as many as the passes have.
+            max_steps: the maximum number of optimizer steps; -1: no maximum.
             accumulate: micro-batches in an optimizer step.
             world_size: ranks with data of their own.
 
@@ -227,7 +228,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         if (steps, per_step) != (self.steps, self._per_step):
             self.reference = None  # its rows are not those of the new plan
         self.steps, self._per_step = steps, per_step
-        # An impossible order raises its error here, not in the first step.
+        # An order that is impossible raises its error here, not in the first step.
         self.order()
         if "val" in self.rows:
             validation_order(len(self.rows["val"]), Division(batch_size=self.batch_size, world_size=world_size))
@@ -247,6 +248,10 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._epoch_steps = epoch_batches // accumulate
         passes = None if trainer.max_epochs in (None, -1) else trainer.max_epochs * self._epoch_steps
         self._fix_steps(_fewest_steps(passes, trainer.max_epochs, trainer.max_steps), per_step, world_size)
+
+    def passes(self, steps: int) -> float | None:
+        """Passes over the training examples that so many optimizer steps make; None for a stream."""
+        return None if self.streams else steps * self._per_step / len(self._train)
 
     def tokens_in(self, steps: int) -> int:
         """Tokens (prompts and completions) that the first ``steps`` optimizer steps read, on all ranks."""
@@ -365,7 +370,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         return DataLoader(self._batches(rows), sampler=order, batch_size=None, **self._loader_options())
 
     def _batches(self, rows: Sequence[Row]) -> Batches:
-        # Every rank must run equally many forwards, however few examples its part of a small validation step has.
+        # Every rank must run the same number of forwards, even if its part of a small validation step has few examples.
         return Batches(rows, self._collate(max(1, len(rows) // self._division().world_size)))
 
     def _collate(self, max_chunks: int) -> Callable[..., Batch]:
@@ -414,9 +419,9 @@ def _fewest_steps(passes: int | None, epochs: int | None, max_steps: int) -> int
     """Return the steps of a run.
 
     Args:
-        passes: the steps of its passes; None: as many as ``max_steps``.
+        passes: the steps of all passes; None: the number of passes is not limited.
         epochs: the number of passes, for the error.
-        max_steps: the most steps; -1: as many as the passes have.
+        max_steps: the maximum number of steps; -1: no maximum.
     """
     limits = [steps for steps in (passes, None if max_steps < 0 else max_steps) if steps is not None]
     if not limits or min(limits) < 1:

@@ -23,7 +23,7 @@ from halos.data.batches.collate import Batch, StepSize, collate
 from halos.data.batches.order import Division, TrainingOrder
 from halos.data.rows.token_rows import Row
 from halos.evaluation.statistics import Bootstrap, Estimate
-from halos.loop.reference_point import REFERENCE_POINTS, ReferencePoint, Running, reference_point
+from halos.loop.reference_point import REFERENCE_POINTS, PolicyKL, ReferencePoint, Running, reference_point
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
 from halos.policy.logprobs.divergence import ROWS, check_divergence, completion_divergence, divergence_reader
 from halos.policy.logprobs.head import HeadOptions
@@ -43,16 +43,18 @@ class Simulation:
         steps: how many there are.
         batch_size: examples in each.
         seed: the seed of their order.
-        running_steps: the steps in the mean of ``running``.
+        point_steps: the steps in the mean of ``running``, and from one refresh of ``policy`` to the next.
+        refresh_size: the replies of a refresh.
     """
 
     steps: int = 200
     batch_size: int = 8
     seed: int = 0
-    running_steps: int = 32
+    point_steps: int = 32
+    refresh_size: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "running_steps"):
+        for name in ("steps", "batch_size", "point_steps", "refresh_size"):
             check_whole(name, getattr(self, name), 1)
         check_whole("seed", self.seed, 0)
 
@@ -72,6 +74,19 @@ class Scored:
     policy_seconds: float
     reference_seconds: float
     divergence_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """Replies of the policy, drawn apart from those of the true KL.
+
+    Attributes:
+        divergence: the divergence summed over each, [n].
+        seconds: the time that sampling and scoring them took.
+    """
+
+    divergence: Tensor
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +163,13 @@ def true_kl(scored: Scored, groups: Sequence[int], bootstrap: Bootstrap) -> Esti
     return bootstrap.mean(scored.divergence[:, 0].numpy(), groups)
 
 
-def measure(scored: Scored, rows: Sequence[Row], kl: float, simulation: Simulation) -> list[Measured]:
+def measure(scored: Scored, rows: Sequence[Row], replies: Replies, kl: float, simulation: Simulation) -> list[Measured]:
     """Measure every estimator on steps of training.
 
     Args:
         scored: of the rows; y is branch 0, y' branch 1.
         rows: their ids and groups.
+        replies: of which each refresh of ``policy`` takes some.
         kl: the true KL.
         simulation: the steps.
     """
@@ -161,10 +177,12 @@ def measure(scored: Scored, rows: Sequence[Row], kl: float, simulation: Simulati
     share = simulation.batch_size / len(rows)
     mismatched = share * scored.policy_seconds / 2
     kept = share * (scored.reference_seconds + scored.divergence_seconds) / 2
+    refresh = replies.seconds * simulation.refresh_size / len(replies.divergence)
     seconds = {"mismatched": mismatched, "running": mismatched, "token": kept}
+    seconds["policy"] = refresh / simulation.point_steps
     measured = []
     for name in REFERENCE_POINTS:
-        raw = _points(name, scored, rows, simulation)
+        raw = _points(name, scored, rows, simulation, replies)
         clamped = raw.clamp(min=0)
         error = math.sqrt(float(((clamped - kl) ** 2).mean()))
         z0 = float(clamped.mean())
@@ -173,15 +191,22 @@ def measure(scored: Scored, rows: Sequence[Row], kl: float, simulation: Simulati
     return measured
 
 
-def _points(name: str, scored: Scored, rows: Sequence[Row], simulation: Simulation) -> Tensor:
+def _points(name: str, scored: Scored, rows: Sequence[Row], simulation: Simulation, replies: Replies) -> Tensor:
     # z₀ of every example of every step before the clamp, [steps × batch_size].
-    point = reference_point(name, clamp=False, steps=simulation.running_steps if name == "running" else None).double()
+    counts_steps = issubclass(REFERENCE_POINTS[name], Running | PolicyKL)
+    point = reference_point(name, clamp=False, steps=simulation.point_steps if counts_steps else None).double()
     # The running mean is measured once it is full.
-    warm_up = simulation.running_steps if isinstance(point, Running) else 0
+    warm_up = simulation.point_steps if isinstance(point, Running) else 0
     division = Division(batch_size=simulation.batch_size, steps=simulation.steps + warm_up, seed=simulation.seed)
     together = None if point.needs.grouped else 2
     order = TrainingOrder(len(rows), division, groups=np.array([row.group for row in rows]), together=together)
-    steps = [_step(point, scored, rows, micro.rows) for micro in order]
+    generator, steps = torch.Generator().manual_seed(simulation.seed), []
+    for micro in order:
+        if isinstance(point, PolicyKL):
+            # The policy stands still, so it is refreshed in each step: its spread is that over refreshes.
+            drawn = torch.randint(len(replies.divergence), (simulation.refresh_size,), generator=generator)
+            point.refresh(float(replies.divergence[drawn].mean()))
+        steps.append(_step(point, scored, rows, micro.rows))
     return torch.cat(steps[warm_up:])
 
 

@@ -50,7 +50,7 @@ def feedback_metrics(
 
 
 def _kinds(batch: Batch) -> dict[str, Tensor]:
-    # [B, K] masks of the chosen (desirable), the rejected (undesirable) and the mismatched branches that there are.
+    # [B, K] masks of the chosen (desirable), rejected (undesirable) and mismatched branches, those that the view has.
     first, others = torch.zeros(2, *batch.mask.shape[:2], dtype=torch.bool, device=batch.mask.device)
     first[:, :1], others[:, 1:] = True, True
     several = batch.mask.shape[1] > 1

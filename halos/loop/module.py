@@ -23,6 +23,7 @@ from halos.loop.feedback_metrics import feedback_metrics
 from halos.loop.humanline import Humanline
 from halos.loop.needs import Needs
 from halos.loop.output import Output
+from halos.loop.point_refresh import check_refreshed
 from halos.loop.reference_pass import check_sequences, run_reference_pass
 from halos.loop.steps import Step, Steps
 from halos.loop.validation import Validation
@@ -50,7 +51,7 @@ class LoopOptions(TypedDict, total=False):
 
 
 class TrainingLoop(pl.LightningModule, ABC):
-    """Trains a :class:`Backbone` on whatever loss :meth:`outcome` returns.
+    """Trains a :class:`Backbone` on the loss that :meth:`outcome` returns.
 
     Metrics stay on the device until a step is logged (every ``log_every_n_steps``), a checkpoint is due or training
     ends, so that the host does not wait for every step. A loss that is not finite is noticed at that moment.
@@ -117,7 +118,7 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @abstractmethod
     def end_step(self) -> None:
-        """Take note that an optimizer step has ended."""
+        """Called after each optimizer step."""
 
     # The hooks that Lightning calls, in the order of its calls
 
@@ -129,9 +130,12 @@ class TrainingLoop(pl.LightningModule, ABC):
             expected = "expected one whose processes run the whole script (ddp), found forked or spawned processes"
             hint = "in a notebook use one device, or halos.train with overrides={'strategy': 'ddp'}"
             raise ValueError(f"strategy: {expected}; {hint}")
+        if stage == "fit" and self.needs.samples:
+            check_refreshed(self.trainer)
         group = getattr(strategy, "data_group", None)
         use_data_group(group)
-        for metric in (self._steps.averages, self._validation.averages, self._validation.rewards):
+        steps, validation = self._steps, self._validation
+        for metric in (steps.averages, steps.rewards, validation.averages, validation.rewards):
             metric.process_group = group
         counts = getattr(getattr(self.trainer, "datamodule", None), "label_counts", None)
         self.check(self.trainer.accumulate_grad_batches, counts)
@@ -149,7 +153,7 @@ class TrainingLoop(pl.LightningModule, ABC):
             if not isinstance(data, PreferenceDataModule):
                 return
             backbone = self.trained
-            if data is not self._checked_data:  # a run validates and fits: its warnings come once
+            if data is not self._checked_data:  # a run validates and fits: warn only once
                 check_sequences(backbone, data)
                 self._checked_data = data
             # The steps compute the reference's log-probs themselves where the backbone has a model for them.
@@ -191,7 +195,7 @@ class TrainingLoop(pl.LightningModule, ABC):
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output, metrics = self.evaluate_batch(batch)
-        self._steps.add(batch, metrics)
+        self._steps.add(batch, metrics, output.rewards)
         # Lightning divides by the number of micro-batches and DDP by the number of ranks. The terms are already
         # divided by the counts of the whole step, so both divisions are undone here.
         scale = self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[1]
@@ -208,7 +212,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         metrics = self._read_metrics()
         if self.non_finite == "skip":
             self._skip_non_finite(step, metrics, optimizer)
-        named = {f"train/{name}": value for name, value in metrics.items()}
+        named = {f"train/{name}": value for name, value in (metrics | self._read_so_far(step.number)).items()}
         # Loggers are called directly: through Lightning's log(), a metric that this step lacks would repeat an earlier
         # value.
         for logger in self.trainer.loggers if logged else ():
@@ -294,6 +298,17 @@ class TrainingLoop(pl.LightningModule, ABC):
         return self._validation.labelled_rewards
 
     @final
+    def step_rewards(self) -> tuple[Tensor, Tensor] | None:
+        """Return (rewards [n], labels [n]) of the last optimizer step's chosen and rejected completions, on all ranks.
+
+        All ranks must call it together. None: the loss implies no rewards.
+        """
+        if not self._steps.rewards.rewards:
+            return None
+        rewards, labels, _ = self._steps.rewards.compute()
+        return rewards, labels
+
+    @final
     def check(self, accumulate: int, counts: tuple[float, float] | None) -> None:
         """Check that the loss can work in this run, and pass it the label counts.
 
@@ -364,8 +379,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         return term.step_count
 
     def _flush_metrics(self) -> None:
-        # Called before validations and checkpoints: both take long, and neither is of use after a loss that is not
-        # finite.
+        # Called before validations and checkpoints. Both take long, and are useless after a loss that is not finite.
         if self._steps.unread:
             self._read_metrics()
         self._steps.pause()
@@ -378,6 +392,15 @@ class TrainingLoop(pl.LightningModule, ABC):
                 raise FloatingPointError(problem)
         self._losses += [metrics["loss"] for _, metrics in steps]
         return steps[-1][1]
+
+    def _read_so_far(self, step: int) -> dict[str, float]:
+        # How much of the data has been read, where it is in one of our data modules.
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, PreferenceDataModule):
+            return {}
+        examples = step * data.batch_size * self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[1]
+        passes = data.passes(step)
+        return {"examples": float(examples)} | ({} if passes is None else {"epoch": passes})
 
     def _skip_non_finite(self, step: Step, metrics: dict[str, float], optimizer: Optimizer) -> None:
         # The metrics are reduced over all ranks by now, so all ranks skip the same steps.

@@ -12,7 +12,7 @@ Direction = int | None
 class Needs:
     """What a loss needs from the data, the backbone and the step.
 
-    The union ``a | b`` serves both losses on one batch: a flag is true if it is true in either.
+    The union ``a | b`` is what a batch has to provide for both losses: a flag is true if it is true in either.
 
     Attributes:
         reference: log-probs under the reference. Without it no reference is loaded, computed or cached.
@@ -23,11 +23,12 @@ class Needs:
         grouped: all completions of one prompt in one step, as far as the step's size allows (a group's baseline).
         whole_step: all examples of the optimizer step in one micro-step, because the loss of each depends on all
             others. This rules out gradient accumulation.
-        whole_micro_step: nothing from the run, but a warning for readers: the loss of an example depends on the
+        whole_micro_step: requires nothing. It declares that the loss of an example depends on the
             others of its micro-step, on all ranks (KTO's z₀). Accumulated micro-batches then differ slightly from one
             large batch.
         divergence: the divergence between the policy's and the reference's distributions at each completion token, in
             ``LogProbs.divergence``. It needs a reference that computes in each step, live or without the adapter.
+        samples: replies of the policy in training, from which a callback measures its KL (:class:`PolicyKL`).
         label_counts: the numbers of desirable and undesirable training completions, passed to ``see_labels`` before
             the first step. A stream cannot count them.
         moves: the direction in which the first step moves log π of (desirable, undesirable) completions. The
@@ -42,6 +43,7 @@ class Needs:
     whole_step: bool = False
     whole_micro_step: bool = False
     divergence: bool = False
+    samples: bool = False
     label_counts: bool = False
     moves: tuple[Direction, Direction] = (1, -1)
 

@@ -27,7 +27,7 @@ def check_sequences(backbone: Backbone, data: PreferenceDataModule) -> None:
 def run_reference_pass(scorer: Backbone, data: PreferenceDataModule, trainer: pl.Trainer) -> float:
     """Compute the reference's log-probs of every row that the planned run reads, and store them in ``data.reference``.
 
-    Log-probs in the data module's cache folder are read. The others are computed and added to the folder.
+    Log-probs that are in the data module's cache folder are read. The others are computed and added to the folder.
 
     Args:
         scorer: the reference; usually the policy, which is its own reference until its first step.
@@ -39,7 +39,7 @@ def run_reference_pass(scorer: Backbone, data: PreferenceDataModule, trainer: pl
     """
     precision = trainer.precision_plugin
     if not scorer.sharded:
-        # Lightning is about to move and cast the policy like this anyway.
+        # Lightning moves and casts the policy in the same way before the first step.
         precision.convert_module(scorer).to(trainer.strategy.root_device)
     rows = data.scored_rows()
     track = partial(terminal.track, "reference log-probs", shown=trainer.progress_bar_callback is not None)

@@ -23,7 +23,7 @@ from halos.processes.collectives import all_gather_list, all_sum
 
 
 class ReferencePoint(RunningState, ABC):
-    """An estimator of z₀, from one micro-batch and what it remembers of earlier steps.
+    """An estimator of z₀, from one micro-batch and its own statistics of earlier steps.
 
     Args:
         clamp: take the maximum of the estimate and 0, as the paper does: a KL divergence is never negative.
@@ -63,11 +63,11 @@ class ReferencePoint(RunningState, ABC):
         return z0, {name: Mean((weights * value).sum(), weights.sum()) for name, value in metrics.items()}
 
     def end_step(self) -> None:
-        """Take note that an optimizer step has ended."""
+        """Called after each optimizer step."""
 
 
 class Zero(ReferencePoint):
-    """z₀ = 0: what z₀ is before the first step.
+    """z₀ = 0, which is the true z₀ before the first step.
 
     Bias: −KL, which grows as the policy moves. Variance: none. Cost: none.
     """
@@ -82,9 +82,9 @@ class Zero(ReferencePoint):
 class Mismatched(ReferencePoint):
     """The paper's estimator (section 4.1): the mean of r(x, y') over the micro-step, where y' answers another prompt.
 
-    Bias: downwards. A KL is a mean over samples of π_θ(·|x); y' is none, and becomes unlikely as the policy learns to
-    stay with its prompt. The clamp at 0 turns a part of the noise into an upward bias. Variance: that of r(x, y')
-    divided by the examples in the micro-step. Cost: a forward pass of π_θ over y', without gradient.
+    Bias: downwards. A KL is a mean over samples of π_θ(·|x); y' is not such a sample, and becomes unlikely as the
+    policy learns to answer its prompt. The clamp at 0 turns a part of the noise into an upward bias. Variance: that of
+    r(x, y') divided by the examples in the micro-step. Cost: a forward pass of π_θ over y', without gradient.
     """
 
     needs = Needs(reference=False, mismatched=True, whole_micro_step=True)
@@ -121,7 +121,7 @@ class Running(ReferencePoint):
         self.register_buffer("sums", torch.zeros(steps + 1, 2))
 
     def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
-        # Validation does not count. Nor does a second look at the same batch, without gradient (humanline's rewards).
+        # Validation does not count. Nor does a second call for the same batch, without gradient (humanline's rewards).
         if self.training and torch.is_grad_enabled():
             self.sums[0] += all_sum(_sum_and_count(ratios[:, -1], batch.weights))
         total, count = self.sums[1:].sum(0).to(ratios).unbind()
@@ -138,8 +138,8 @@ class PerPrompt(ReferencePoint):
     """For each y, the mean of r(x, y) over the other completions of its prompt in the micro-step; 0 if there is none.
 
     The leave-one-out baseline of RLOO (Ahmadian et al. 2024, arXiv 2402.14740), on the data's completions. All
-    completions of a prompt are drawn together, as far as the batch allows. A lone completion is compared with 0, and
-    counts in the means of ``z0`` as such. Copies of an example are not among its others.
+    completions of a prompt are drawn together, as far as the batch allows. A completion without others has z₀ = 0, also
+    in the metric ``z0``. Copies of an example do not count as its others.
 
     Bias: towards the data. The mean is over completions of the data (of both labels), not of π_θ; but they answer the
     prompt, so r has the right scale. Variance: that of r(x, y) divided by the number of others, so large for the usual
@@ -179,12 +179,50 @@ class TokenDivergence(ReferencePoint):
         return _mean(divergence[:, 0].sum(-1), batch.weights)
 
 
+class PolicyKL(ReferencePoint):
+    """KL(π_θ ‖ π_ref) itself, of replies that the policy sampled at most ``steps`` optimizer steps ago; 0 before.
+
+    Every ``steps`` steps n replies y ~ π_θ(·|x) are drawn, and z₀ becomes the mean over them of
+    Σ_t KL(π_θ(·|x, y_<t) ‖ π_ref(·|x, y_<t)), exact at each position. :class:`halos.training.PolicyPoint` does so.
+
+    Bias: a lag, as the replies are (steps − 1) / 2 steps old on average; and what a reply that is cut at the length
+    limit would have added. Variance: that of a reply's sum divided by n, and the error stays for ``steps`` steps.
+    Never negative, so the clamp does nothing. Cost: none in a step; every ``steps`` steps that of a sampled validation
+    of n prompts: decoding n replies, and a forward pass of each model over them. A cached reference is read each time.
+
+    Args:
+        clamp: see :class:`ReferencePoint`.
+        steps: optimizer steps from one refresh to the next.
+
+    Attributes:
+        kl: the mean of the last refresh, a scalar.
+    """
+
+    needs = Needs(reference=False, samples=True)
+    kl: Tensor
+
+    def __init__(self, *, clamp: bool = True, steps: int = 32) -> None:
+        super().__init__(clamp=clamp)
+        check_whole("loss.reference_point_steps", steps, 1)
+        self.steps = steps
+        # A buffer, so that it is saved: a resumed run must continue with the value that it had.
+        self.register_buffer("kl", torch.zeros(()))
+
+    def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
+        return self.kl.to(ratios, copy=True)  # a refresh writes into the buffer
+
+    def refresh(self, kl: float) -> None:
+        """Replace the value, by the same number on all ranks."""
+        self.kl.fill_(kl)
+
+
 REFERENCE_POINTS: dict[str, type[ReferencePoint]] = {
     "mismatched": Mismatched,
     "zero": Zero,
     "running": Running,
     "per_prompt": PerPrompt,
     "token": TokenDivergence,
+    "policy": PolicyKL,
 }
 """The estimators, by their name in ``loss.reference_point``."""
 
@@ -195,36 +233,19 @@ def reference_point(name: str, *, clamp: bool = True, steps: int | None = None) 
     Args:
         name: a key of :data:`REFERENCE_POINTS`.
         clamp: take the maximum with 0.
-        steps: optimizer steps in the mean of ``running``; None: its default.
+        steps: optimizer steps in the mean of ``running``, or between two refreshes of ``policy``; None: their default.
 
     Raises:
         ValueError: for another name, and for ``steps`` where they would have no effect.
     """
     check_choice("loss.reference_point", name, REFERENCE_POINTS)
-    if name == "running" and steps is not None:
-        return Running(clamp=clamp, steps=steps)
-    if steps is not None:
-        expected = f"expected null with loss.reference_point={name}, found {steps}"
-        raise ValueError(f"loss.reference_point_steps: {expected}; only running is a mean over steps")
-    return REFERENCE_POINTS[name](clamp=clamp)
-
-
-def kto_reference_point(
-    policy: Tensor, reference: Tensor, *, weights: Tensor | None = None, clamp: bool = True
-) -> tuple[Tensor, Mean]:
-    """The reference point z₀ = max(0, mean of log π_θ(y'|x) − log π_ref(y'|x)), over the mismatched y' of all ranks.
-
-    Args:
-        policy, reference: log π(y'|x) of this rank's y', summed over tokens, in nats, [B].
-        weights: the weight of the example that each y' is paired with, [B]; None: all 1.
-        clamp: take the maximum with 0.
-
-    Returns:
-        z₀, a scalar without gradient, and this rank's part of the mean before the maximum.
-    """
-    ratios = (policy - reference).detach()
-    z0 = _mean(ratios, weights)
-    return z0.clamp(min=0) if clamp else z0, Mean(*_sum_and_count(ratios, weights))
+    estimator = REFERENCE_POINTS[name]
+    if steps is None:
+        return estimator(clamp=clamp)
+    if issubclass(estimator, Running | PolicyKL):
+        return estimator(clamp=clamp, steps=steps)
+    expected = f"expected null with loss.reference_point={name}, found {steps}"
+    raise ValueError(f"loss.reference_point_steps: {expected}; only running and policy count steps")
 
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:

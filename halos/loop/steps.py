@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from halos.data.batches.collate import Batch
-from halos.metrics import Mean, StepAverages
+from halos.loop.feedback_metrics import labelled
+from halos.metrics import LabelledRewards, Mean, StepAverages
 from halos.processes.collectives import full_tensor
 
 
@@ -33,11 +34,17 @@ class Step:
 
 
 class Steps(nn.Module):
-    """The optimizer steps since the last reading: their metrics, and the time that they took without pauses."""
+    """The optimizer steps since the last reading: their metrics, and the time that they took without pauses.
+
+    Attributes:
+        averages: the metrics of all these steps.
+        rewards: the rewards and labels of the newest step alone.
+        unread: the steps.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.averages = StepAverages()
+        self.averages, self.rewards = StepAverages(), LabelledRewards()
         self.unread: list[Step] = []
         self._ids: list[str] = []
         self._examples = self._tokens = 0
@@ -54,9 +61,13 @@ class Steps(nn.Module):
             self._seconds += time.perf_counter() - self._since
         self._since = None
 
-    def add(self, batch: Batch, metrics: Mapping[str, Mean]) -> None:
-        """Add a micro-batch to the current step."""
+    def add(self, batch: Batch, metrics: Mapping[str, Mean], rewards: Tensor | None) -> None:
+        """Add a micro-batch to the current step; ``rewards``: [B, K], if the loss implies any."""
         self.averages.update(metrics)
+        if not self._ids:  # the first micro-batch of the step
+            self.rewards.reset()
+        if rewards is not None:
+            self.rewards.update(*labelled(batch, rewards))
         self._ids += batch.ids
         self._examples += len(batch)
         self._tokens += batch.total_tokens

@@ -7,7 +7,7 @@ from .csft import CSFT as CSFT
 from .dpo import DPO as DPO, dpo_loss as dpo_loss
 from .grpo import GRPO as GRPO, group_advantages as group_advantages, grpo_loss as grpo_loss
 from .ipo import IPO as IPO, ipo_loss as ipo_loss
-from .kto import KTO as KTO, kto_loss as kto_loss, kto_reference_point as kto_reference_point
+from .kto import KTO as KTO, kto_loss as kto_loss
 from .mix import Mix as Mix
 from .orpo import ORPO as ORPO, orpo_loss as orpo_loss
 from .ppo import PPO as PPO, PPOLosses as PPOLosses, ppo_loss as ppo_loss

@@ -14,7 +14,8 @@ from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, 
 def apo_zero_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
     """The APO-zero loss of each pair (equation 7 of the paper): (1 − σ(β r_w)) + σ(β r_l).
 
-    It raises the chosen completion and lowers the rejected one.
+    r = log π_θ(y|x) − log π_ref(y|x), of the chosen (w) and the rejected (l) completion. The loss raises the chosen
+    completion and lowers the rejected one.
 
     Args:
         chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x), summed over the completion's tokens, in nats, [B].
@@ -23,14 +24,15 @@ def apo_zero_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Ten
     Returns:
         Losses [B] in (0, 2), to be averaged over pairs.
     """
-    # Bounded in both log-ratios: a pair that is already far apart has almost no gradient left.
+    # Bounded in both log-ratios: a pair that is already far apart has almost no gradient.
     return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
 
 
 def apo_down_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
     """The APO-down loss of each pair (equation 8 of the paper): σ(β r_w) + (1 − σ(β(r_w − r_l))).
 
-    It lowers both completions, the rejected one more.
+    r = log π_θ(y|x) − log π_ref(y|x), of the chosen (w) and the rejected (l) completion. The loss lowers both
+    completions, the rejected one more.
 
     Args:
         chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x), summed over the completion's tokens, in nats, [B].

@@ -64,7 +64,7 @@ class Objective(TrainingLoop):
         """Take the numbers of desirable and undesirable training completions by weight, before the first step."""
 
     def end_step(self) -> None:
-        """Take note that an optimizer step has ended; for a loss with running statistics over steps."""
+        """Called after each optimizer step, for a loss with running statistics over steps."""
 
     @final
     def ready_tokenizer(self) -> PreTrainedTokenizerBase:

@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from halos.checks import check_choice
 from halos.config.parameters import require_positive
+from halos.loop.reference_point import REFERENCE_POINTS, ReferencePoint, reference_point as make_reference_point
 from halos.loop.state import RunningState
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
 from halos.processes.collectives import all_sum
+
+MIDPOINT = "midpoint"
+"""The paper's reward shift, among the values of ``loss.reference_point``."""
 
 
 def bco_loss(
@@ -19,13 +24,13 @@ def bco_loss(
 ) -> Tensor:
     """The BCO loss of each completion: −log σ(βr − δ) for desirable y, −log σ(δ − βr) for undesirable y.
 
-    This is the cross-entropy of a binary classifier whose logit is the implied reward βr, shifted by δ, with
-    r = log π_θ(y|x) − log π_ref(y|x).
+    r = log π_θ(y|x) − log π_ref(y|x), and δ is the middle between the mean rewards βr of both sides. This is the
+    cross-entropy of a binary classifier whose logit is the implied reward βr, shifted by δ.
 
     Args:
         policy, reference: log π(y|x), summed over the completion's tokens, in nats, [B].
         desirable: whether y is desirable given x, bool [B].
-        delta: δ, the reward shift (:class:`RewardShift`), a scalar. No gradient flows into it.
+        delta: δ, the reward shift (:class:`RewardShift`), a scalar or [B]. No gradient flows into it.
         beta: β, the strength of the KL constraint.
 
     Returns:
@@ -94,35 +99,69 @@ class BCO(Objective):
         2. The expectations in δ are running means over all training examples so far, on all ranks. Validation uses the
            current δ.
 
-    BCO does not take KTO's ``reference_point``: δ is no estimate of a KL divergence, but the threshold halfway between
-    the mean rewards of the two sides, which the paper chooses to tighten its bound on DPO's loss.
+    The paper's δ is no estimate of a KL divergence, but the threshold halfway between the mean rewards of the two
+    sides, chosen to tighten a bound on DPO's loss. With an estimator of KTO's z₀ as ``reference_point``, δ = β z₀: the
+    classifier compares a completion with how far the policy has moved on the whole, as KTO does.
 
     An example's weight also weighs its reward in δ.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         beta: β, above 0.
+        reference_point: ``midpoint`` between the mean rewards as in the paper, or an estimator of KTO's z₀:
+            ``mismatched``, ``zero``, ``running``, ``per_prompt``, ``token`` or ``policy``; see
+            :mod:`halos.loop.reference_point`.
+        reference_point_steps: see :class:`halos.objectives.KTO`.
+        clamp_reference_point: take the maximum of z₀ and 0. The midpoint is never clamped.
 
     Raises:
-        ValueError: naming the key of a value out of range.
+        ValueError: a value is out of range (the error names its key), or a combination of values has no meaning.
     """
 
     view = "binary"
     paper = ("Binary Classifier Optimization for Large Language Model Alignment", "https://arxiv.org/abs/2404.04656")
     needs = Needs(whole_micro_step=True)
 
-    def __init__(self, backbone: BackboneSource = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]) -> None:
+    def __init__(
+        self,
+        backbone: BackboneSource = None,
+        *,
+        beta: float = 0.1,
+        reference_point: str = MIDPOINT,
+        reference_point_steps: int | None = None,
+        clamp_reference_point: bool = True,
+        **options: Unpack[LoopOptions],
+    ) -> None:
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
         self.shift = RewardShift()
+        self.reference_point: ReferencePoint | None = None
+        check_choice("loss.reference_point", reference_point, (MIDPOINT, *REFERENCE_POINTS))
+        if reference_point != MIDPOINT:
+            made = make_reference_point(reference_point, clamp=clamp_reference_point, steps=reference_point_steps)
+            self.reference_point, self.needs = made, Needs() | made.needs
+        elif reference_point_steps is not None:
+            expected = f"expected null with loss.reference_point={MIDPOINT}, found {reference_point_steps}"
+            raise ValueError(f"loss.reference_point_steps: {expected}; it is a mean over all steps")
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         assert batch.desirable is not None  # the view is binary
         y, ref_y = policy.sum[:, 0], reference.sum[:, 0]
         rewards = self.beta * (y - ref_y)
-        # Without gradient it is a second look at the same batch (humanline's unclamped rewards), which must not count.
-        if self.training and torch.is_grad_enabled():
-            self.shift.update(rewards, batch.desirable, batch.weights)
-        delta = self.shift.delta()
+        metrics: dict[str, Mean] = {}
+        if self.reference_point is None:
+            # Without gradient this is a second call for the same batch (humanline's unclamped rewards), which must not
+            # count.
+            if self.training and torch.is_grad_enabled():
+                self.shift.update(rewards, batch.desirable, batch.weights)
+            delta = self.shift.delta()
+            metrics = {"delta": Mean(delta, 1.0)}
+        else:
+            z0, metrics = self.reference_point(batch, policy, reference.sum)
+            delta = self.beta * z0
         losses = bco_loss(y, ref_y, batch.desirable, delta, beta=self.beta)
-        return Output({"bco": self.per_example(losses, batch)}, rewards[:, None], {"delta": Mean(delta, 1.0)})
+        return Output({"bco": self.per_example(losses, batch)}, rewards[:, None], metrics)
+
+    def end_step(self) -> None:
+        if self.reference_point is not None:
+            self.reference_point.end_step()

@@ -13,7 +13,8 @@ from halos.policy.heads import RewardHead
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """The Bradley-Terry loss of each pair: −log P(y_w preferred to y_l) = −log σ(s_w − s_l).
 
-    It is the loss of section 3.4 of Stiennon et al.
+    s is the score s(x, y) of the chosen (w) and the rejected (l) completion. This is the loss of section 3.4 of
+    Stiennon et al.
 
     Args:
         chosen, rejected: scores s(x, y), [B].

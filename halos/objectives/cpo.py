@@ -15,7 +15,8 @@ from halos.objectives.sft import sft_loss
 def cpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
     """L_prefer of each pair (equation 3 of the paper): −log σ(β log π_θ(y_w|x) − β log π_θ(y_l|x)).
 
-    This is DPO's loss with a uniform reference.
+    This is DPO's loss with a uniform reference. CPO's whole loss is L_prefer + α L_NLL (equation 5), where L_NLL is the
+    SFT loss of the chosen completion y_w.
 
     Args:
         chosen, rejected: log π_θ(y|x), summed over the completion's tokens, in nats, [B].

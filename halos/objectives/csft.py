@@ -9,9 +9,9 @@ from halos.objectives.sft import sft_loss
 
 
 class CSFT(Objective):
-    """SFT on every completion, after a control token for its label: −Σ_t log π_θ(y_t | x, c, y_<t) / tokens.
+    """SFT on every completion, after a control token c for its label: −log π_θ(y_t | x, c, y_<t) of each token.
 
-    c is the control token of y's label, desirable or undesirable. Sampling conditions on the desirable token: in this
+    The loss is the mean over all scored tokens of the step. Sampling conditions on the desirable token: in this
     code, and in the exported model through its chat template.
 
     Deviations from the papers:

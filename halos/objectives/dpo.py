@@ -22,7 +22,8 @@ def dpo_loss(
 ) -> Tensor:
     """The DPO loss of each pair (equation 7 of the paper): −log σ(β(r_w − r_l)), r = log π_θ(y|x) − log π_ref(y|x).
 
-    With ε > 0 it is the loss of cDPO (Mitchell 2023): −(1 − ε) log σ(β(r_w − r_l)) − ε log σ(−β(r_w − r_l)).
+    w is the chosen completion and l the rejected one. With ε > 0 this is the loss of cDPO (Mitchell 2023):
+    −(1 − ε) log σ(β(r_w − r_l)) − ε log σ(−β(r_w − r_l)).
 
     Args:
         policy_chosen, policy_rejected, reference_chosen, reference_rejected: log π(y|x), summed over the completion's

@@ -17,6 +17,9 @@ def grpo_loss(
 ) -> tuple[Tensor, Tensor]:
     """The two terms of each completion (equation 3 of the paper), averaged over its tokens.
 
+    The loss is policy + β kl_penalty, averaged over completions. ρ_t = π_θ(y_t|·) / π_ref(y_t|·), and A is the
+    advantage of the completion: its score, less the mean of its group's scores, divided by their standard deviation.
+
     policy: −min(A ρ_t, A clip(ρ_t, 1 − c, 1 + c));
     kl_penalty: ρ_t log ρ_t − ρ_t + 1, whose mean over tokens drawn from the reference is KL(π_θ ‖ π_ref).
 
@@ -79,7 +82,8 @@ class GRPO(Objective):
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         beta: coefficient of the KL penalty, and scale of the logged rewards β r; 0 or more.
-        clip_range: c in (0, 1). It is wider than online (0.2), because it bounds the change over the whole run.
+        clip_range: c in (0, 1). The default is wider than PPO's usual 0.2, because it bounds the change over the whole
+            run.
 
     Raises:
         ValueError: naming the key of a value out of range.
@@ -107,7 +111,7 @@ class GRPO(Objective):
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         log_ratios = (policy.tokens - reference.tokens)[:, 0]
         step_groups = torch.tensor(batch.step.groups, device=log_ratios.device)
-        # The baseline is over the whole step, also where this rank's micro-batch holds a part of the group only.
+        # The baseline is over the whole step, because this rank's micro-batch may contain only a part of a group.
         scores, step_scores = (log_ratios.new_tensor(values) for values in (batch.scores, batch.step.scores))
         step_weights = log_ratios.new_tensor(batch.step.weights) if batch.step.weights else None
         advantages = group_advantages(scores, batch.group, step_scores, step_groups, step_weights)

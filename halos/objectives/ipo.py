@@ -11,7 +11,10 @@ from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, 
 
 
 def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
-    """The IPO loss of each pair (equation 17 of the paper): (h − 1/(2β))², with h = chosen − rejected.
+    """The IPO loss of each pair (equation 17 of the paper): (h − 1/(2β))², with h = r_w − r_l.
+
+    r = log π_θ(y|x) − log π_ref(y|x), of the chosen (w) and the rejected (l) completion; :class:`IPO` takes the mean
+    over the tokens of y.
 
     Args:
         chosen, rejected: log π_θ(y|x) − log π_ref(y|x), in nats, [B]. In the paper they are summed over tokens;
@@ -28,8 +31,8 @@ class IPO(Objective):
     """IPO on pairs: a squared loss towards a finite margin, which does not overfit to deterministic preferences.
 
     Deviations from the paper:
-        1. Log-ratios are means over a completion's tokens, not sums, as the authors do in practice (and TRL and HALOs):
-           the target margin 1/(2β) then does not depend on length. The logged rewards are β times these means.
+        1. Log-ratios are means over a completion's tokens, not sums, as in TRL and HALOs: the target margin 1/(2β) then
+           does not depend on length. The logged rewards are β times these means.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from halos.config.parameters import require_positive, require_weight
-from halos.loop.reference_point import kto_reference_point, reference_point as make_reference_point
+from halos.loop.reference_point import reference_point as make_reference_point
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
-
-__all__ = ["KTO", "kto_loss", "kto_reference_point", "kto_weights"]
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +30,7 @@ def kto_loss(
     """The KTO loss of each completion (section 4.1 of the paper): λ_y − v(x, y).
 
     v = λ_D σ(β(r − z₀)) for desirable y and λ_U σ(β(z₀ − r)) for undesirable y, r = log π_θ(y|x) − log π_ref(y|x).
+    λ_y is λ_D or λ_U. z₀ is the reference point, an estimate of KL(π_θ ‖ π_ref).
 
     Args:
         policy, reference: log π(y|x), summed over the completion's tokens, in nats, [B].
@@ -54,8 +53,8 @@ def kto_loss(
 def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: float, n_u: float) -> tuple[float, float]:
     """(λ_D, λ_U), with ``auto`` resolved from the counts of the training data.
 
-    An automatic weight starts at 1 and changes by the least that brings λ_D n_D / (λ_U n_U) into [1, 4/3] (equation 8
-    of the paper's first version). If both are automatic, the weight of the rarer side is raised.
+    An automatic weight starts at 1 and is changed as little as possible, so that λ_D n_D / (λ_U n_U) is in [1, 4/3]
+    (recommended in the paper's first version). If both are automatic, the weight of the rarer side is raised.
 
     Args:
         desirable_weight, undesirable_weight: λ_D, λ_U, or ``auto``.
@@ -94,8 +93,8 @@ class KTO(Objective):
         1. y' is another prompt's completion, drawn by a seeded derangement of the data set, not the next example of
            the batch. Data can be shuffled freely, and batch size 1 works.
         2. The mean in z₀ is over the examples of all ranks in the micro-step, not over those of one device.
-        3. Reference-free, the y' are other prompts' completions, not samples of π_θ(·|x), so −H is estimated too low.
-           Uniform over outputs (as in the paper) is not uniform over tokens: long completions have low rewards.
+        3. Without a reference, the y' are other prompts' completions, not samples of π_θ(·|x), so −H is estimated too
+           low. Uniform over outputs (as in the paper) is not uniform over tokens: long completions have low rewards.
         4. Two examples of one conversation are drawn together (``data.keep_together``), not independently.
         5. With ``data.streaming``, y' is the completion of the next example of another prompt in the shuffled stream.
            This is the paper's choice without its batch edges; each completion is y' once.
@@ -105,10 +104,11 @@ class KTO(Objective):
         beta: β, above 0.
         desirable_weight, undesirable_weight: λ_D and λ_U, 0 or more, or ``auto`` (:func:`kto_weights`; its interval
             comes from the paper's first version, and later versions widen it to [1, 3/2]).
-        reference_point: how z₀ is estimated: ``mismatched`` as in the paper, or ``zero``, ``running``, ``per_prompt``
-            or ``token``; see :mod:`halos.loop.reference_point`.
-        reference_point_steps: for ``running``, the optimizer steps in its mean; None: 32.
-        clamp_reference_point: take the maximum of z₀ and 0, as the paper does. Reference-free, z₀ is never clamped.
+        reference_point: how z₀ is estimated: ``mismatched`` as in the paper, or ``zero``, ``running``, ``per_prompt``,
+            ``token`` or ``policy``; see :mod:`halos.loop.reference_point`.
+        reference_point_steps: for ``running``, the optimizer steps in its mean; for ``policy``, those from one refresh
+            to the next; None: 32.
+        clamp_reference_point: take the maximum of z₀ and 0, as the paper does. Without a reference, z₀ is not clamped.
         reference_free: use no reference; rewards are then β log π_θ(y|x).
 
     Raises:
@@ -156,7 +156,7 @@ class KTO(Objective):
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
         assert batch.desirable is not None  # the view is binary
-        # Reference-free, log π_ref is the same for all y and cancels in r − z₀: any constant does.
+        # Without a reference, log π_ref is the same for all y and cancels in r − z₀, so 0 serves.
         log_ref = torch.zeros_like(policy.sum) if reference is None else reference.sum
         z0, metrics = self.reference_point(batch, policy, log_ref)
         # Numbers by now: see_labels() has resolved "auto" before the first step.

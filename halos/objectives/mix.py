@@ -18,7 +18,7 @@ Part = Callable[..., Objective]
 
 
 class Mix(Objective):
-    """A weighted sum of losses over the same batch, such as DPO plus SFT on the chosen completion.
+    """A weighted sum of losses over the same batch, Σ_i w_i L_i, such as DPO plus SFT on the chosen completion.
 
     All parts take the same view, with one exception: a part on demonstrations can be mixed with parts on pairs, and
     then takes the chosen completion. Loss terms and metrics are named after their part. The logged rewards are those of

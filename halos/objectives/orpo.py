@@ -16,6 +16,9 @@ from halos.objectives.sft import sft_loss
 def orpo_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """The odds-ratio loss of each pair (equation 7 of the paper): −log σ(log odds(y_w|x) − log odds(y_l|x)).
 
+    odds = P / (1 − P), and log P(y|x) is the mean over the tokens of y. ORPO's whole loss is L_SFT + β L_OR (equation
+    6, where β is called λ): L_OR is this term, and L_SFT the SFT loss of the chosen completion y_w.
+
     Args:
         chosen, rejected: log P(y|x), averaged over the completion's tokens, in nats, [B].
 
@@ -27,7 +30,7 @@ def orpo_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 def log_odds(logp: Tensor) -> Tensor:
     """log(P / (1 − P)), from log P in nats. It is finite for log P = 0 too."""
-    # A mean log-prob can round to 0, where the odds are infinite: P is limited to the largest number below 1.
+    # A mean log-prob can round to 0, where the odds are infinite, so P is limited to just below 1.
     logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
     return logp - torch.log(-torch.expm1(logp))
 

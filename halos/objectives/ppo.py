@@ -35,8 +35,10 @@ def ppo_loss(
 ) -> PPOLosses:
     """The three terms of offline PPO, whose old policy is the reference: ρ_t = π_θ(y_t|·) / π_ref(y_t|·).
 
-    policy: −min(A_t ρ_t, A_t clip(ρ_t, 1 − c, 1 + c)) (equation 7 of 1707.06347), A_t the whitened advantages;
-    critic: ½ (V_t − R_t)², R_t the advantage before whitening plus V_t;
+    The loss is policy + critic_coefficient · critic + β kl_penalty, averaged over all scored tokens of the step.
+
+    policy: −min(A_t ρ_t, A_t clip(ρ_t, 1 − c, 1 + c)) (equation 7 of 1707.06347), A_t the whitened advantage;
+    critic: ½ (V_t − R_t)², V_t the value head's output, R_t the advantage before whitening plus V_t;
     kl_penalty: ρ_t log ρ_t − ρ_t + 1, whose mean over tokens drawn from the reference is KL(π_θ ‖ π_ref).
 
     Args:
@@ -133,8 +135,9 @@ class PPO(Objective):
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         beta: coefficient of the KL penalty, and scale of the logged rewards β r; 0 or more.
-        clip_range: c in (0, 1).
-        gamma, lam: γ, λ in [0, 1].
+        clip_range: c in (0, 1), the clip of the ratio.
+        gamma: γ, the discount of generalised advantage estimation, in [0, 1].
+        lam: λ of generalised advantage estimation, in [0, 1].
         critic_coefficient: weight of the critic's term, 0 or more.
         critic_clip: gradient-norm limit of the value head, above 0.
 

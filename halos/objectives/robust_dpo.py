@@ -14,8 +14,9 @@ from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, 
 def robust_dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Tensor:
     """The rDPO loss of each pair: ((1 − ε) ℓ(m) − ε ℓ(−m)) / (1 − 2ε), with ℓ = −log σ and m = β(r_w − r_l).
 
-    If preferences are flipped with probability ε, its expectation is DPO's loss on the true preferences. Unlike cDPO's
-    it is therefore unbiased, and it can be negative.
+    r = log π_θ(y|x) − log π_ref(y|x), of the chosen (w) and the rejected (l) completion. If preferences are flipped
+    with probability ε, the expectation of the loss is DPO's loss on the true preferences. So it is unbiased, unlike
+    cDPO's loss, and it can be negative.
 
     Args:
         chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x), summed over the completion's tokens, in nats, [B].

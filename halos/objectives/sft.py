@@ -10,6 +10,8 @@ from halos.objectives.base import Batch, LogProbs, Needs, Objective, Output
 def sft_loss(policy: Tensor) -> Tensor:
     """The negative log-likelihood of each completion token: −log π_θ(y_t | x, y_<t).
 
+    The loss is the mean over all scored tokens of the step.
+
     Args:
         policy: log π_θ(y_t | x, y_<t), in nats, [B, C].
 

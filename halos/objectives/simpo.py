@@ -14,6 +14,8 @@ from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, 
 def simpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 2.0, gamma: float = 0.5) -> Tensor:
     """The SimPO loss of each pair (equation 6 of the paper): −log σ(β p_w − β p_l − γ).
 
+    p is log π_θ(y|x), averaged over the tokens of y, of the chosen (w) and the rejected (l) completion.
+
     Args:
         chosen, rejected: p = log π_θ(y|x), averaged over the completion's tokens, in nats, [B].
         beta: β, the scale of the reward β p.
@@ -30,8 +32,8 @@ class SimPO(Objective):
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
-        beta: β, above 0; the paper uses 2 to 2.5 (10 for one model).
-        gamma: γ, in units of the reward, 0 or more; the paper uses 0.3 to 1.6.
+        beta: β, above 0.
+        gamma: γ, in units of the reward, 0 or more. The authors tune γ/β, between 0 and 1.
 
     Raises:
         ValueError: naming the key of a value out of range.

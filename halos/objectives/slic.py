@@ -13,6 +13,9 @@ from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, 
 def slic_loss(chosen: Tensor, rejected: Tensor, *, delta: float = 1.0) -> Tensor:
     """The rank calibration loss of each pair: max(0, δ − log P_θ(y⁺|x) + log P_θ(y⁻|x)).
 
+    y⁺ is the chosen completion and y⁻ the rejected one. SLiC's whole loss adds −λ log P_θ(y_ref|x), where y_ref is the
+    chosen completion. All log-probs are sums over tokens, and both terms are averaged over pairs.
+
     Args:
         chosen, rejected: log P_θ(y|x), summed over the completion's tokens, in nats, [B].
         delta: δ, the margin in nats above which the loss of a pair is 0.

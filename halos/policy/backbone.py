@@ -46,7 +46,7 @@ class Backbone(nn.Module):
     Args:
         policy: a causal language model of transformers, used unchanged. (CPU kernels are applied by
             :meth:`ModelSpec.load`.)
-        with_reference: keep a frozen copy of the policy as the live reference.
+        with_reference: whether to keep a frozen copy of the policy as the live reference.
         adapter_reference: the reference is the policy without its trained adapter. Needs a model with LoRA adapters.
         head_chunk: rows of logits (one per scored token) that are in memory at a time. None: all.
         statistics: names of the token statistics to compute with the policy's log-probs on request; see

@@ -44,12 +44,12 @@ EXAMPLE = "model=hf model.path=HuggingFaceTB/SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """What a run adds to a :class:`ModelSpec` when its model is loaded.
+    """What loading a model needs in addition to its :class:`ModelSpec`.
 
     Args:
         dtype: precision of the weights.
         new_tokens: ids without trained embeddings; their rows start as the mean of the others.
-        vocabulary: least number of embedding rows.
+        vocabulary: the minimum number of embedding rows.
     """
 
     dtype: torch.dtype = torch.float32
@@ -63,9 +63,9 @@ class ModelSpec:
 
     Args:
         path: a hub id, a local directory, a ``.gguf`` file or ``pkg://package/directory``.
-        revision: of a hub id: a commit, a tag or a branch. A commit keeps later changes of the files out.
-        trust_remote_code: run the code that comes with the model, with all rights of this process. False: a model that
-            needs code of its own is refused.
+        revision: a commit, a tag or a branch of a hub id. With a commit, later changes of the files have no effect.
+        trust_remote_code: run the code that comes with the model, with all rights of this process. If false, a model
+            that needs code of its own is refused.
         random_weights: read only the config (and tokenizer) from ``path``.
         attention: transformers' attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …). None:
             transformers chooses one that the architecture supports.
@@ -191,7 +191,7 @@ class ModelSpec:
     def of_reference(self) -> ModelSpec:
         """Return the spec of the reference as a model of its own: ``reference_path`` or ``path``, without LoRA."""
         path, revision = self.reference_path or self.path, None if self.reference_path else self.revision
-        # It scores the policy's token ids. Its own chat template, of which the keys may make no sense, is not rendered.
+        # The reference scores the policy's token ids. Its own chat template is not used, and the keys may not fit it.
         return replace(
             self,
             path=path,
@@ -348,7 +348,7 @@ class ModelSpec:
             if not isinstance(error.__cause__, OSError):
                 raise
             return GenerationConfig.from_model_config(config)  # many models have no file of their own for it
-        # Unlike the other factories, this one keeps the argument, and would write it to the exported file.
+        # Unlike the other factories, this one keeps the argument and would write it to the exported file.
         vars(generation).pop("trust_remote_code", None)
         return generation
 
@@ -407,7 +407,7 @@ class ModelSpec:
             return factory.from_pretrained(name, **options)
         except TooLarge:
             raise
-        except Exception as error:  # whatever libraries make of files that may hold anything
+        except Exception as error:  # libraries raise all kinds of errors for files with any content
             if "custom code" in str(error):
                 raise ValueError(
                     f"model.path: {self.path} needs code of its own (auto_map in its config), which halos does not "

@@ -81,6 +81,8 @@ class LoRA:
             raise ValueError(f"model.lora.export: expected merged or adapter, found {self.export!r}")
         if self.quantize not in (None, "4bit"):
             raise ValueError(f"model.lora.quantize: expected 4bit or null, found {self.quantize!r}")
+        if self.path is not None and not isinstance(self.path, str):
+            raise ValueError(f"model.lora.path: expected a folder or null, found {self.path!r}")
         for name in ("path", "quantize"):
             if getattr(self, name) is not None and not self.enabled:
                 raise ValueError(f"model.lora.{name}: expected model.lora.enabled=true with it, found false")

@@ -1,23 +1,182 @@
-"""The progress bar: loss, margin, KL and examples per second."""
+"""The progress of a run in one line: optimizer steps, passes over the data, time left, loss, margin and KL."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar
+from rich.live import Live
+from rich.text import Text
 
-SHOWN = {"loss": "loss", "rewards/margins": "margin", "examples_per_second": "examples/s"}
-"""Metrics of training that are shown, and their short names."""
+from halos.data.module import PreferenceDataModule
+from halos.terminal import Pace, console, rewritable
+
+WIDTH = 80
+"""Columns that a line has at most."""
+BAR = (10, 24)
+"""Columns of the bar that a terminal shows where the line leaves room for it: at least, and at most."""
+REWRITTEN = 0.1
+"""Seconds between two states of a terminal's line."""
+TRAINING = {"train/loss": "loss", "train/rewards/margins": "margin", "val/kl": "KL"}
+"""Metrics of a line about training, and their short names; the KL is that of the last validation that sampled."""
+VALIDATION = {
+    "val/loss": "loss",
+    "val/rewards/margins": "margin",
+    "val/rewards/accuracies": "accuracy",
+    "val/rewards/auc": "AUC",
+    "val/kl": "KL",
+}
+"""Metrics of a line about a validation."""
 
 
-class Progress(RichProgressBar):
-    """Lightning's rich bar with few metrics under short names."""
+class Progress(ProgressBar):
+    """One line, which a terminal writes anew and a log file gets at a sensible pace.
 
-    def get_metrics(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        # Not all that is logged: a bar with every metric is wider than a terminal.
-        metrics = trainer.progress_bar_metrics
-        shown: dict[str, int | str | float | dict[str, float]] = {}
-        shown |= {short: metrics[f"train/{name}"] for name, short in SHOWN.items() if f"train/{name}" in metrics}
-        kl = trainer.callback_metrics.get("val/kl")  # of the last validation
-        return shown if kl is None else shown | {"KL": float(kl)}
+    Args:
+        data: has the number of steps of the run, and counts its passes over the data.
+    """
+
+    def __init__(self, data: PreferenceDataModule) -> None:
+        super().__init__()
+        self.data = data
+        self._enabled = True
+        self._step = 0
+        self._pace: Pace | None = None
+        self._validated, self._validation = 0, Pace(0)
+        self._values: dict[str, float] = {}
+        self._live: Live | None = None
+        self._rewritten_at = 0.0
+
+    def disable(self) -> None:
+        """Show nothing; Lightning calls it on all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show the line again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        step, steps = trainer.global_step, self.data.steps
+        if step == self._step:  # a micro-batch that has not ended a step
+            return
+        self._step = step
+        # Reading a metric waits for the device, which has been waited for when a step was logged.
+        if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set when it is built
+            self._values |= _values(trainer, TRAINING)
+        first = self._pace is None
+        # The clock starts after the first step, which may compile kernels.
+        self._pace = self._pace or Pace(steps, step)
+        left = self._pace.left(step) if step < steps else ""
+        line = progress_line(step, steps, self._pass(), left, self._values)
+        self._show(line, step / steps, due=self._pace.due(step) or first)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated, self._validation = 0, Pace(int(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        self._validated += 1
+        done, total = self._validated, self._validation.total
+        if done < total:
+            line = f"validation {done}/{total}  {self._validation.left(done)} left"
+            self._show(line, done / total, due=self._validation.due(done))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._enabled:
+            shown = _numbers(_values(trainer, VALIDATION))
+            console.print(fitted([f"validation at step {trainer.global_step}", *shown], WIDTH), soft_wrap=True)
+        if trainer.state.fn == "validate":
+            self._end()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._end()
+
+    def _pass(self) -> tuple[int, int] | None:
+        # The pass in which a step begins: the last step of a run is filled up with examples of one pass more.
+        begun = [self.data.passes(step - 1) for step in (self._step, self.data.steps)]
+        # Rounded first, as a quotient may be off by a rounding error.
+        now, last = (None if passes is None else int(round(passes, 6)) + 1 for passes in begun)
+        return None if now is None or last is None else (now, last)
+
+    def _show(self, line: str, share: float, *, due: bool) -> None:
+        if not self._enabled:
+            return
+        if share < 1 and rewritable():
+            self._rewrite(line, share)
+        elif due:
+            console.print(line, soft_wrap=True)
+
+    def _rewrite(self, line: str, share: float) -> None:
+        now = time.monotonic()
+        if now - self._rewritten_at < REWRITTEN:
+            return
+        self._rewritten_at = now
+        if self._live is None:
+            self._live = Live(console=console, auto_refresh=False, transient=True)
+            self._live.start()
+        text = with_bar(line, share, console.width, plain=console.options.ascii_only)
+        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def _end(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def progress_line(step: int, steps: int, passes: tuple[int, int] | None, left: str, values: Mapping[str, float]) -> str:
+    """Return the line about a step of training.
+
+    Args:
+        step: the optimizer step that has ended.
+        steps: those of the run.
+        passes: the number of the pass over the data, and of all passes; None for a stream.
+        left: how long the rest will take.
+        values: metrics by their short names. The last ones are left out where the line would be too long.
+    """
+    parts = [f"step {step}/{steps}"]
+    if passes is not None:
+        parts.append(f"pass {passes[0]}/{passes[1]}")
+    if left:
+        parts.append(f"{left} left")
+    return fitted([*parts, *_numbers(values)], WIDTH)
+
+
+def fitted(parts: list[str], width: int) -> str:
+    """Join parts to a line, without the last ones if it would be longer than ``width``."""
+    while len(parts) > 1 and len("  ".join(parts)) > width:
+        parts = parts[:-1]
+    return "  ".join(parts)
+
+
+def with_bar(line: str, share: float, width: int, *, plain: bool) -> str:
+    """Put a bar before the line where ``width`` leaves room for it.
+
+    Args:
+        line: the line.
+        share: how much of the bar is filled.
+        width: columns of the terminal.
+        plain: whether its encoding lacks the bar's characters.
+    """
+    least, most = BAR
+    columns = min(most, width - len(line) - 1)
+    if plain or columns < least:
+        return line
+    filled = int(share * columns)
+    return f"{'━' * filled}{'╌' * (columns - filled)} {line}"
+
+
+def _numbers(values: Mapping[str, float]) -> list[str]:
+    # Rounding errors are shown as 0; adding 0 makes a zero of -0.
+    return [f"{name} {float(f'{round(value, 6):.3g}') + 0.0:g}" for name, value in values.items()]
+
+
+def _values(trainer: pl.Trainer, names: Mapping[str, str]) -> dict[str, float]:
+    metrics = trainer.callback_metrics
+    return {short: float(metrics[name]) for name, short in names.items() if name in metrics}

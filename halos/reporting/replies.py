@@ -1,10 +1,11 @@
-"""Samples the policy at validations: its KL to the reference, the length of replies, and a few of them to read."""
+"""Samples the policy at validations: its KL to the reference, its replies' lengths and wins, and a few to read."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import fmean
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -12,19 +13,22 @@ from lightning.pytorch.callbacks import Callback
 from halos.data.records.record import Prompt
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.objectives.base import Objective
-from halos.processes.collectives import all_gather_list, data_rank_and_world
-from halos.reporting.kl_reference import NoRoomError, kl_reference
-from halos.reporting.tensorboard import log_text
-from halos.safe_text import markdown_block
+from halos.processes.collectives import from_rank_zero
+from halos.reporting.board_report import log_first
+from halos.reporting.boards import boards
+from halos.reporting.kl_reference import NoRoomError
+from halos.reporting.policy_replies import policy_replies
 from halos.sampling.budget import SamplingPlan
-from halos.sampling.generate import sample, uniform_draws
 from halos.sampling.replies import Reply, reply_metrics
-from halos.sampling.scoring import score
-from halos.sharding.sharding import unsharded_root
 
 log = logging.getLogger(__name__)
 
-STALE = ("val/kl", "val/kl_per_token", "val/kl_error", "val/samples/length", "val/samples/truncated")
+Verdicts = Callable[[Sequence[tuple[Prompt, str, str]]], list[float | None]]
+"""For each prompt with two replies 1 if the first is better, 0 if the second is, 0.5 for a tie, None: no answer."""
+COLUMNS = ("prompt", "before: the reference's reply", "after: the policy's reply")
+
+SAMPLED = ("kl", "kl_per_token", "kl_error", "samples/length", "samples/truncated", "samples/win_rate")
+STALE = tuple(f"val/{name}" for name in SAMPLED)
 """Metrics of sampled validations, which the others must not repeat."""
 
 
@@ -40,6 +44,9 @@ class SampledReplies(Callback):
         shown: the number of prompts, the first ones, whose replies are logged as text.
         max_new_tokens: the longest reply.
         seed: of the random numbers.
+        verdicts: a judge's, on replies of the policy against those of the reference
+            (:meth:`halos.judges.CompletionJudge.verdicts`); None: there is no judge.
+        reference_moves: whether the reference changes while training, so that its replies do.
 
     Attributes:
         plan: which validations sample; None: all do, without the KL.
@@ -47,13 +54,23 @@ class SampledReplies(Callback):
     """
 
     def __init__(
-        self, tokens: ChatTokens, prompts: Sequence[Prompt], *, shown: int, max_new_tokens: int, seed: int
+        self,
+        tokens: ChatTokens,
+        prompts: Sequence[Prompt],
+        *,
+        shown: int,
+        max_new_tokens: int,
+        seed: int,
+        verdicts: Verdicts | None = None,
+        reference_moves: bool = False,
     ) -> None:
         self.tokens, self.prompts, self.shown = tokens, list(prompts), shown
         self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.verdicts, self.reference_moves = verdicts, reference_moves
         self.plan: SamplingPlan | None = None
         self.metrics: dict[str, float] = {}
         self._no_room = False
+        self._before: list[list[int]] = []  # the reference's replies
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning keeps what an earlier validation has logged.
@@ -73,6 +90,7 @@ class SampledReplies(Callback):
             named = {f"val/{name}": value for name, value in self.metrics.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(named, trainer.global_step)
+            log_first(trainer, named, "val/")
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         # A run that trainer.max_time has stopped validates once more, after a step that no plan knows.
@@ -81,57 +99,41 @@ class SampledReplies(Callback):
 
     def measure(self, trainer: pl.Trainer, objective: Objective) -> None:
         """Sample replies, set :attr:`metrics`, and log the first replies as text. All ranks call it together."""
-        rank, world = data_rank_and_world()
-        # The same number on each rank, some prompts twice: all run a sharded policy and read the reference together.
-        count = -(-len(self.prompts) // world)
-        numbers = [number % len(self.prompts) for number in range(rank, count * world, world)]
-        with trainer.precision_plugin.forward_context():
-            own = self._replies(trainer, objective, numbers)
-        replies = {reply.prompt: reply for reply in all_gather_list(own)}
-        ordered = [replies[number] for number in range(len(self.prompts))]
-        self.metrics = reply_metrics(ordered)
-        if self.shown and trainer.is_global_zero:
-            log_text(trainer, "samples", [self._text(objective, reply) for reply in ordered[: self.shown]])
-
-    def _replies(self, trainer: pl.Trainer, objective: Objective, numbers: list[int]) -> list[Reply]:
-        backbone, tokens = objective.trained, self.tokens
-        prompts = self._prompt_ids(numbers, objective.control(True))
-        step_seed = (self.seed * 1_000_003 + trainer.global_step) % 2**63
-        draws = uniform_draws(len(self.prompts), self.max_new_tokens, seed=step_seed)[numbers]
-        options = {"end_of_turn": tokens.end_of_turn, "pad": tokens.pad, "max_new_tokens": self.max_new_tokens}
-        with unsharded_root(backbone):
-            drawn = sample(backbone.policy, prompts, draws=draws, together=backbone.sharded, **options)
-        truncated = [ids[-1] != tokens.end_of_turn for ids in drawn]
+        numbers = range(len(self.prompts))
         # The reference reads no control token, as nothing was trained with one when training started.
-        divergences = self._divergences(trainer, objective, prompts, self._prompt_ids(numbers, ""), drawn)
-        found: Sequence[float | None] = divergences or [None] * len(drawn)
-        return [Reply(*reply) for reply in zip(numbers, drawn, truncated, found, strict=True)]
-
-    def _divergences(
-        self,
-        trainer: pl.Trainer,
-        objective: Objective,
-        ours: list[list[int]],
-        theirs: list[list[int]],
-        drawn: list[list[int]],
-    ) -> list[float] | None:
-        if self.plan is None or not self.plan.kl or self._no_room:
-            return None
-        backbone = objective.trained
+        ours, theirs = (self._prompt_ids(numbers, control) for control in (objective.control(True), ""))
+        draw = partial(policy_replies, trainer, objective, self.tokens, [*zip(ours, theirs, strict=True)])
+        seed = (self.seed * 1_000_003 + trainer.global_step) % 2**63
+        # Drawn with the numbers of step 0, where both models reply the same. A resumed run draws them again.
+        before = None if self._before and not self.reference_moves else self.seed * 1_000_003 % 2**63
+        options = {"max_new_tokens": self.max_new_tokens, "seed": seed}
         try:
-            with kl_reference(trainer, objective) as (reference, as_reference), unsharded_root(backbone):
-                measure = partial(score, backbone.policy, reference, device=backbone.device, as_reference=as_reference)
-                divergences: list[float] = measure(ours, theirs, drawn).divergence.tolist()
-                return divergences
+            replies = draw(**options, kl=self.plan is not None and self.plan.kl and not self._no_room, before=before)
         except NoRoomError as error:
             self._no_room = True
             log.warning("sampling.kl: left out, as %s", error)
-            return None
+            replies = draw(**options, kl=False)
+        if all(reply.before is not None for reply in replies):
+            self._before = [reply.before or [] for reply in replies]
+        self.metrics = reply_metrics(replies) | from_rank_zero(partial(self._win_rate, replies))
+        shown = range(min(self.shown, len(replies)))
+        for board in boards(trainer) if shown else ():
+            rows = [self._row(ours[number], replies[number]) for number in shown]
+            board.log_table("samples", COLUMNS, rows, trainer.global_step)
+
+    def _win_rate(self, replies: Sequence[Reply]) -> dict[str, float]:
+        if self.verdicts is None or not self._before:
+            return {}
+        pairs = zip(replies, self._before, strict=True)
+        duels = [(self.prompts[r.prompt], self.tokens.text(r.ids), self.tokens.text(ids)) for r, ids in pairs]
+        answers = [verdict for verdict in self.verdicts(duels) if verdict is not None]
+        if not answers:
+            log.warning("sampling.win_rate: left out, as the judge answered none of %d duels", len(duels))
+        return {"samples/win_rate": fmean(answers)} if answers else {}
 
     def _prompt_ids(self, numbers: Sequence[int], control: str) -> list[list[int]]:
         return [self.tokens.fitted_prompt(self.prompts[number], control) for number in numbers]
 
-    def _text(self, objective: Objective, reply: Reply) -> str:
-        (prompt,) = self._prompt_ids([reply.prompt], objective.control(True))
-        shown, text = (markdown_block(str(self.tokens.tokenizer.decode(ids))) for ids in (prompt, reply.ids))
-        return f"{shown}\n\n**reply**\n\n{text}"
+    def _row(self, prompt: Sequence[int], reply: Reply) -> list[str]:
+        before = self._before[reply.prompt] if self._before else []
+        return [str(self.tokens.tokenizer.decode(list(ids))) if ids else "–" for ids in (prompt, before, reply.ids)]

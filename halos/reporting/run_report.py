@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich import box
@@ -20,6 +21,8 @@ Validated = tuple[int, Mapping[str, float]]
 """The optimizer step of a validation, and its metrics without ``val/``."""
 FIRST = ("loss", "rewards/margins", "kl")
 """Metrics that stand above the others."""
+NO_VALIDATION = "none: data.val_size=200 would hold 200 records out"
+"""What a run without validation data is told."""
 IN_FIRST = ("kl_error", "kl_per_token")
 """Metrics that are not printed: the KL's error stands next to it."""
 
@@ -44,16 +47,86 @@ def show_reference(report: CacheReport) -> None:
     console.print(styled(counts, (report["folder"], "bold")), soft_wrap=True)
 
 
-def show_plan(steps: int, examples: int | None, batch_size: int, root: str, sampling: SamplingPlan | None) -> None:
-    """Print how long the run will be, what is sampled, and where its output goes; ``examples``: None for a stream."""
-    over = "a stream" if examples is None else f"{examples:,} examples"
-    say(f"{steps:,} steps over {over}, {batch_size} a device and micro-step → {root}")
-    if sampling is not None:
-        what = f"{'KL from ' if sampling.kl else ''}replies to {sampling.prompts} prompts"
-        often = f"at {len(sampling.steps)} of {sampling.validations} validations"
-        times = often if sampling.validations else "at the end"
-        say(f"{what} {times} (about {sampling.share:.0%} of training's computation)")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What a run is about to do.
+
+    Attributes:
+        steps: optimizer steps.
+        examples: training examples; None for a stream.
+        passes: over them; None for a stream.
+        batch_size: examples of a device and micro-batch.
+        devices: ranks with data of their own.
+        accumulate: micro-batches of a step.
+        validations: how often the policy is validated.
+        validated: examples of a validation.
+        validation_share: the computation of all validations as a share of training's.
+        sampling: which validations sample replies.
+        resumed: the step from which a resumed run goes on.
+        nothing_to_resume: whether ``resume=auto`` has found no checkpoint.
+        output_dir: where everything is written.
+    """
+
+    steps: int
+    examples: int | None
+    passes: float | None
+    batch_size: int
+    devices: int
+    accumulate: int
+    validations: int = 0
+    validated: int = 0
+    validation_share: float = 0.0
+    sampling: SamplingPlan | None = None
+    resumed: int | None = None
+    nothing_to_resume: bool = False
+    output_dir: str
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Yield what is printed: a label and a text."""
+        if self.examples is None or self.passes is None:
+            yield "data", "a stream"
+        else:
+            passes = round(self.passes, 1 if self.passes >= 1 else 3)
+            yield "data", f"{_count(self.examples, 'example')}, {_count(passes, 'pass', 'es')}"
+        size = self.batch_size * self.devices * self.accumulate
+        micro = f" × {self.accumulate} micro-batches" if self.accumulate > 1 else ""
+        parts = f" ({self.batch_size} a device × {_count(self.devices, 'device')}{micro})"
+        yield "steps", f"{self.steps:,} of {_count(size, 'example')}{parts}"
+        if self.resumed is not None:
+            yield "resume", f"goes on from step {self.resumed:,}"
+        elif self.nothing_to_resume:
+            yield "resume", "there is no checkpoint yet: starts at step 0"
+        yield from self._measured()
+        yield "output", self.output_dir
+
+    def _measured(self) -> Iterator[tuple[str, str]]:
+        if not self.validations:
+            yield "validation", NO_VALIDATION
+        else:
+            often = f"{self.validations} times {_count(self.validated, 'example')}"
+            yield "validation", f"{often}, {_share(self.validation_share)}"
+        if (sampling := self.sampling) is not None:
+            often = f"{len(sampling.steps)} times" if sampling.validations else "at the end"
+            what = "the KL on" if sampling.kl else "replies to"
+            yield "sampling", f"{often} {what} {_count(sampling.prompts, 'prompt')}, {_share(sampling.share)}"
+
+
+@rank_zero_only
+def show_plan(plan: RunPlan) -> None:
+    """Print what will happen before it happens."""
+    for label, text in plan.lines():
+        # Not wrapped, so that a long path can be copied.
+        console.print(f"{label:<12}{text}", soft_wrap=True)
     say("")
+
+
+def _count(number: float, name: str, plural: str = "s") -> str:
+    whole = int(number) if number % 1 == 0 else number
+    return f"{whole:,} {name}{'' if number == 1 else plural}"
+
+
+def _share(share: float) -> str:
+    return f"about {share:.0%} of training's computation"
 
 
 @rank_zero_only
@@ -75,14 +148,20 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 @rank_zero_only
-def show_metrics(validations: Sequence[Validated]) -> None:
-    """Print the metrics of the first validation, of the one with the lowest loss, and of the last."""
-    # A run without validation data has no metrics, and an empty table says nothing.
+def show_metrics(validations: Sequence[Validated], best_step: int | None = None) -> None:
+    """Print the metrics of the first validation, of the best and of the last.
+
+    Args:
+        validations: all of them.
+        best_step: the step of the best one; None: that with the lowest loss.
+    """
     if not validations:
+        console.print(f"validation: {NO_VALIDATION}")
         return
     shown = {"final": validations[-1]}
     if len(validations) > 1:
-        best = min(validations, key=_loss)
+        chosen = [one for one in validations if one[0] == best_step]
+        best = chosen[-1] if chosen else min(validations, key=_loss)
         shown = {"start": validations[0], "best": best} | shown
     table = Table("validation", *(f"{name}, step {step}" for name, (step, _) in shown.items()), box=box.SIMPLE_HEAD)
     final = validations[-1][1]
@@ -103,6 +182,40 @@ def _value(metrics: Mapping[str, float], name: str) -> str:
         error = f" ± {metrics['kl_error']:.2f}" if "kl_error" in metrics else ""
         return f"{metrics['kl']:.2f}{error}"
     return f"{metrics[name]:.4f}"
+
+
+ROUNDS = {
+    "loss": "metrics/loss",
+    "margin": "metrics/rewards/margins",
+    "accuracy": "metrics/rewards/accuracies",
+    "AUC": "metrics/rewards/auc",
+    "KL": "metrics/kl",
+    "desirable": "samples/policy_desirable",
+    "true reward": "samples/policy_reward",
+}
+"""Columns of the table of rounds, and where their numbers stand in a summary."""
+
+
+@rank_zero_only
+def show_rounds(summaries: Mapping[int, Mapping[str, Any]]) -> None:
+    """Print what came of each round in a table. The KL of a round is to the reference of that round.
+
+    Args:
+        summaries: of the rounds, by their numbers.
+    """
+    values = {number: {name: _entry(one, path) for name, path in ROUNDS.items()} for number, one in summaries.items()}
+    names = [name for name in ROUNDS if any(entries[name] is not None for entries in values.values())]
+    table = Table("round", "trained with", *names, box=box.SIMPLE_HEAD)
+    for number, entries in values.items():
+        shown = ("–" if (value := entries[name]) is None else f"{value:.3g}" for name in names)
+        table.add_row(str(number), str(summaries[number].get("loss", "–")), *shown)
+    console.print(table)
+
+
+def _entry(summary: Mapping[str, Any], path: str) -> float | None:
+    section, _, name = path.partition("/")
+    value = (summary.get(section) or {}).get(name)
+    return float(value) if isinstance(value, int | float) else None
 
 
 def show_where_next(root: Path, model: Path) -> None:

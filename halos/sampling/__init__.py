@@ -1,1 +1,1 @@
-"""Generating replies and writing them down."""
+"""Samples replies from a policy, scores them, and writes them to files."""

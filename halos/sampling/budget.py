@@ -1,4 +1,4 @@
-"""How many validations of a run sample replies: counted in tokens before the run, so that sampling stays cheap.
+"""Decides how many validations of a run sample replies. The cost is estimated in tokens before the run.
 
 The unit is the forward pass of a token. Training takes three for each token (the backward pass is worth two). A sampled
 validation reads the prompts, decodes the replies, and scores prompts and replies by policy and reference. A step of
@@ -40,7 +40,7 @@ def validation_cost(prompts: Sequence[int], lengths: Sequence[int], *, kl: bool)
 
     Args:
         prompts: tokens of each prompt.
-        lengths: tokens of the data's completions, as long as which replies are taken to be.
+        lengths: tokens of the data's completions; replies are assumed to have the same lengths.
         kl: whether policy and reference score the replies.
     """
     replies = len(prompts) * sum(lengths) / len(lengths)
@@ -54,7 +54,7 @@ def sampling_plan(
     """Choose the validations that sample replies, evenly spread, the last one among them.
 
     Args:
-        validations: the optimizer steps of all validations; empty where nothing is held out, and the end alone samples.
+        validations: the optimizer steps of all validations. Empty if nothing is held out: then only the end samples.
         number: how many of them sample; ``auto``: as many as :data:`SHARE` allows, and at least one.
         cost: of one (:func:`validation_cost`).
         trained_tokens: the tokens that training reads.

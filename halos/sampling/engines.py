@@ -26,7 +26,7 @@ class Decoding:
 
     Attributes:
         max_new_tokens: the maximum number of tokens in a completion.
-        temperature: 0 takes the likeliest token each time.
+        temperature: the sampling temperature; 0 takes the most probable token each time.
         top_p: the share of probability that tokens are drawn from, in (0, 1].
     """
 
@@ -81,7 +81,7 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         end = self.tokens.end_of_turn
-        # Drawn, not counted up: seed + n would be used again by the batch whose seed is one higher.
+        # Drawn, because seed + n would occur again in the batch whose seed is one higher.
         seeds = random.Random(seed)
         decoding = self.decoding
         numbers = {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "top_p": decoding.top_p}

@@ -41,11 +41,11 @@ def sample(
         end_of_turn: the token that ends a completion.
         pad: the token that fills shorter prompts on the left.
         max_new_tokens: the maximum number of tokens in a completion.
-        temperature: 0 takes the likeliest token each time.
+        temperature: the sampling temperature; 0 takes the most probable token each time.
         top_p: the share of probability that tokens are drawn from.
         seed: the seed of all draws.
         batch_size: prompts in one call of ``generate``.
-        together: all ranks take part in each call, because the model is sharded over them.
+        together: whether all ranks take part in each call, because the model is sharded over them.
         draws: a random number in [0, 1) for each prompt and token, [n, max_new_tokens], in place of ``seed``. A
             completion then does not depend on the other prompts of its batch. Only for temperature 1 without top-p.
 

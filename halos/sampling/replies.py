@@ -1,4 +1,4 @@
-"""Replies of the policy to held-out prompts, and what they say about it: KL to the reference, length, truncation."""
+"""Replies of the policy to held-out prompts, and the metrics computed from them: KL, length, truncation."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ class Reply:
         ids: its token ids, end-of-turn token included.
         truncated: whether the limit ended it, rather than its end-of-turn token.
         divergence: Σ_t KL(π_θ(·|x, y_<t) ‖ π_ref(·|x, y_<t)) along it, in nats; None if it was not computed.
+        before: token ids of the reference's reply to the same prompt; None if it was not drawn.
     """
 
     prompt: int
     ids: list[int]
     truncated: bool
     divergence: float | None = None
+    before: list[int] | None = None
 
 
 def reply_metrics(replies: Sequence[Reply]) -> dict[str, float]:

@@ -41,7 +41,7 @@ class Sampler:
     Each batch of prompts has its own seed, so the samples of a prompt do not depend on the batches before.
 
     Args:
-        engine: makes the engine; called before the first batch is drawn.
+        engine: makes the engine; it is called before the first batch is drawn.
         tokens: turns prompts into token ids and completions into text.
         control: text that ends each prompt (a control token of CSFT), or an empty text.
         count: completions for each prompt.
@@ -62,7 +62,7 @@ class Sampler:
         self._engine: Engine | None = None
         self.tokens, self.control = tokens, control
         self.count, self.seed = count, seed
-        # Completions of one prompt stay in one batch, also where they are more than a batch.
+        # Completions of one prompt stay in one batch, even if they are more than batch_size.
         self.prompts_per_batch = max(1, batch_size // count)
 
     def prompt_ids(self, prompts: Sequence[SourcePrompt]) -> list[list[int]]:
@@ -111,7 +111,7 @@ class Sampler:
         if unknown := done - {one.id for one in prompts}:
             found = f"samples for other prompts ({min(map(str, unknown))}, …); choose another file"
             raise ValueError(f"output: expected samples for the same prompts in {path}, but it holds {found}")
-        # A batch is drawn as a whole even if some of its prompts are done: only so are its random numbers the same.
+        # A batch is drawn as a whole even if some of its prompts are done, because its random numbers depend on all.
         todo = [(n, batch) for n, batch in self._batches(prompts) if any(one.id not in done for one in batch)]
         total = cut = 0
         for number, batch in track(todo):

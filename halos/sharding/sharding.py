@@ -130,14 +130,19 @@ def full_state(module: nn.Module) -> dict[str, Any]:
 
     All ranks must call this function together.
     """
-    for sharded in sharded_modules(module):
-        # After a forward without a backward the root still has gathered weights, which are no DTensors to gather.
-        sharded.reshard()
+    _reshard(module)
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def _reshard(module: nn.Module) -> None:
+    # After a forward without a backward the root still has gathered weights, which are no DTensors.
+    for sharded in sharded_modules(module):
+        sharded.reshard()
 
 
 def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Distribute the state dict of :func:`full_state` from rank 0. All ranks must call this function together."""
+    _reshard(module)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     with _buffers_beside_weights(module):
         set_model_state_dict(module, dict(state) if rank_and_world()[0] == 0 else {}, options=options)

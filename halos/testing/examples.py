@@ -82,9 +82,9 @@ def make_objective(make: Make, *, moved: bool = False, **changed: float) -> Obje
 
 
 def tiny_rows(objective: Objective, count: int, *, labels: Sequence[bool] | None = None) -> list[Row]:
-    """``count`` rows of the objective's view, with completions of different lengths.
+    """Make ``count`` rows of the objective's view, with completions of different lengths.
 
-    Each two neighbours share a prompt. Labels alternate unless ``labels`` [count] are passed.
+    Rows share a prompt in pairs. Labels alternate unless ``labels`` [count] are passed.
     """
     rng = random.Random(0)
 
@@ -132,7 +132,7 @@ def make_inputs(
     wider: int = 0,
     step: StepSize | None = None,
 ) -> Inputs:
-    """A batch of the rows, with log-probs that depend on a row's id alone and not on the rest of the batch.
+    """Make a batch of the rows, with log-probs that depend only on a row's id, not on the rest of the batch.
 
     Args:
         objective: whose view and needs the inputs are for.

@@ -1,4 +1,4 @@
-"""Several ranks in one process: threads whose collectives exchange values."""
+"""Simulates several ranks in one process: each is a thread, and collectives exchange values between threads."""
 
 import threading
 from collections.abc import Callable, Sequence

@@ -4,6 +4,7 @@ from importlib import import_module
 
 import pytest
 
+from halos.config.nodes import looked_for
 from halos.objectives.base import Objective
 from halos.testing import NotApplicable, Violation, check_property
 
@@ -27,7 +28,7 @@ def find_objective(path: str) -> type[Objective]:
     try:
         cls = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise pytest.UsageError(f"--halos-objective {path}: {error}") from error
+        raise pytest.UsageError(f"--halos-objective {path}: {error}{looked_for(path)}") from error
     if not (isinstance(cls, type) and issubclass(cls, Objective)):
         raise pytest.UsageError(f"--halos-objective {path}: expected a subclass of halos.objectives.Objective")
     return cls

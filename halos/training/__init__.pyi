@@ -1,6 +1,9 @@
 from .checkpoints import (
     Checkpoints as Checkpoints,
 )
+from .policy_point import (
+    PolicyPoint as PolicyPoint,
+)
 from .record import (
     RunRecord as RunRecord,
 )

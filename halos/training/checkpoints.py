@@ -1,6 +1,6 @@
 """Checkpoints: never incomplete, found again after any interruption, and refused by any other run.
 
-    checkpoints/step_1000.ckpt · step_1500.ckpt · last.ckpt (a link to the newest)
+    checkpoints/step_500.ckpt · step_1000.ckpt · step_1500.ckpt · last.ckpt and best.ckpt (links to two of them)
 
 A checkpoint is written directly after an optimizer step, before the validation that may be due at that step; a run that
 resumes from it validates first. Loggers are flushed before it, so their files reach at least as far.
@@ -9,6 +9,7 @@ resumes from it validates first. Loggers are flushed before it, so their files r
 from __future__ import annotations
 
 import logging
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,10 +31,10 @@ from halos.training.record import RunRecord, State
 
 log = logging.getLogger(__name__)
 
-KEPT = 2
-"""Checkpoints that are kept: the newest, and the one before it in case the newest gets damaged."""
 PATTERN = "step_*.ckpt"
-LAST = "last.ckpt"
+LAST, BEST = "last.ckpt", "best.ckpt"
+LOWER = ("val/loss", "val/kl")
+"""Beginnings of metrics of which the lowest value is the best; of all others it is the highest."""
 IDENTITY = "halos"
 """Key under which a checkpoint stores the identity of its run: {configuration key: value}."""
 
@@ -51,21 +52,50 @@ class LocalCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Saves every N optimizer steps, at the end of the run, and when a signal asks the run to end.
 
+    With a metric it saves before each validation too, and keeps the checkpoint whose validation was the best.
+
     Args:
         folder: where checkpoints go.
         every: optimizer steps between checkpoints.
+        keep: how many of the newest are kept, from 1 on; two are safe if the newest gets damaged. None: all.
+        best: a metric of validation, such as ``val/rewards/accuracies``; the lowest of ``val/loss…`` and ``val/kl…``
+            is the best, the highest of others. None: no checkpoint is kept for its validation.
         identity: the settings that a run must share with this one to resume from its checkpoints; read when a
             checkpoint is written.
         record: what the run has validated and logged so far.
 
     Raises:
-        ValueError: ``every`` is not a whole number from 1 on.
+        ValueError: a number or a metric that makes no sense.
     """
 
-    def __init__(self, folder: Path, *, every: int, identity: Mapping[str, object], record: RunRecord) -> None:
-        check_whole("checkpoint_every", every, 1)
-        self.folder, self.every, self.identity, self.record = folder, every, identity, record
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int,
+        keep: int | None = 2,
+        best: str | None = None,
+        identity: Mapping[str, object],
+        record: RunRecord,
+    ) -> None:
+        check_whole("checkpoint.every", every, 1)
+        check_whole("checkpoint.keep", keep, 1, null=True)
+        if best is not None and not str(best).startswith("val/"):
+            raise ValueError(f"checkpoint.best: expected a metric of validation, such as val/loss, found {best!r}")
+        self.folder, self.every, self.keep, self.metric = folder, every, keep, best
+        self.identity, self.record = identity, record
+        self.best: tuple[int, float] | None = None
+        """The step of the best validation so far, and its value."""
         self._step = 0
+        self._saved: int | None = None
+
+    @property
+    def best_path(self) -> Path | None:
+        """The checkpoint with the best validation so far."""
+        return None if self.best is None else self._path(self.best[0])
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step_{step}.ckpt"
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save the run as it stands; all ranks call this together.
@@ -76,7 +106,7 @@ class Checkpoints(Checkpoint):
         """
         # Losses are checked first: a checkpoint with weights from a non-finite step would replace a good one.
         self.record.take_losses(trainer)
-        path = self.folder / f"step_{trainer.global_step}.ckpt"
+        path = self._path(trainer.global_step)
         part = path.with_name(path.name + PART)
         try:
             if trainer.is_global_zero:
@@ -92,7 +122,8 @@ class Checkpoints(Checkpoint):
                 # Those of later steps are from before the run was resumed at an earlier one, or are damaged.
                 others = [old for old in _by_step(self.folder) if old != path]
                 earlier = [old for old in others if _step(old) < _step(path)]
-                for old in set(others) - set(earlier[: KEPT - 1]):
+                kept = earlier if self.keep is None else earlier[: self.keep - 1]
+                for old in set(others) - {*kept, self.best_path}:
                     remove(old)
         except (OSError, RuntimeError) as error:
             if (reason := _system_error(error)) is None:
@@ -100,6 +131,7 @@ class Checkpoints(Checkpoint):
             remove(part)
             hint = "earlier ones are as they were, resume=auto goes on from the last"
             raise RunFailed(f"{path}: the checkpoint could not be written: {reason}; {hint}") from error
+        self._saved = trainer.global_step
         trainer.strategy.barrier()
 
     def finish(self, trainer: pl.Trainer) -> None:
@@ -109,7 +141,7 @@ class Checkpoints(Checkpoint):
         """
         # A run that resumes after its last step does not train, so it has not deferred signals yet.
         signals.defer(True)
-        if not trainer.should_stop:  # otherwise a checkpoint was saved when it stopped
+        if self._saved != trainer.global_step:
             self.save(trainer)
         (number,) = all_max([signals.received()], trainer.strategy.root_device)
         signals.defer(False)
@@ -129,9 +161,23 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: State) -> None:
         self._step = checkpoint["global_step"]
 
+    def state_dict(self) -> State:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: State) -> None:
+        self.best = state["best"]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Resumed into another folder, or from a checkpoint after which a better one has replaced this one.
+        if self.best is not None and not self._exists(trainer, self.best[0]):
+            self.best = None
         self._validate_if_due(trainer)
+        trainer.should_stop = trainer.should_stop or early_stop(trainer) is not None
         signals.defer(True)
+
+    def _exists(self, trainer: pl.Trainer, step: int) -> bool:
+        # The first process writes, and the other machines of a run may not see its folder.
+        return bool(trainer.strategy.broadcast(self._path(step).exists()))
 
     def _validate_if_due(self, trainer: pl.Trainer) -> None:
         # A checkpoint is written before the validation of its step. When Lightning restarts its loop there, it moves
@@ -160,7 +206,7 @@ class Checkpoints(Checkpoint):
         # Ranks receive a signal at different moments. They agree here on the highest number, so that all of them save
         # and stop after the same step.
         (number,) = all_max([signals.received()], pl_module.device)
-        if number or trainer.should_stop or step % self.every == 0:
+        if number or trainer.should_stop or step % self.every == 0 or self._validates_to_compare(trainer):
             self.save(trainer)
         signals.stop(number)
 
@@ -175,6 +221,26 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         signals.defer(trainer.state.fn == "fit")
+        step, metric = trainer.global_step, self.metric
+        value = None if metric is None else self.record.val_metrics.get(metric.removeprefix("val/"))
+        if metric is None or value is None or not math.isfinite(value):  # replies are not sampled every time
+            return
+        sign = -1 if metric.startswith(LOWER) else 1
+        # Step 0 is the model that training starts from, and has no checkpoint.
+        if (self.best is None or sign * value > sign * self.best[1]) and self._exists(trainer, step):
+            self.best = (step, value)
+            if trainer.is_global_zero:
+                link_atomically(self.folder / BEST, self._path(step))
+
+    def _validates_to_compare(self, trainer: pl.Trainer) -> bool:
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        return self.metric is not None and fetcher is not None and loop._should_check_val_fx(fetcher)
+
+
+def early_stop(trainer: pl.Trainer) -> str | None:
+    """Return why a callback of early stopping has ended the run; None if none has."""
+    callbacks = trainer.early_stopping_callbacks
+    return next((reason for callback in callbacks if (reason := callback.stopping_reason_message)), None)
 
 
 def _step(path: Path) -> int:

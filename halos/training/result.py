@@ -35,13 +35,19 @@ def check_metric(name: str | None, *, max_kl: float | None, samples: bool) -> No
             raise ValueError(f"{key}: expected a run with samples ({needed}) for {wanted}, found one without")
 
 
-def check_validated(name: str | None, metrics: Mapping[str, float]) -> None:
-    """Raise ``ValueError`` if a metric ``val/…`` is not one of the metrics of the first validation."""
+def check_validated(key: str, name: str | None, metrics: Mapping[str, float]) -> None:
+    """Raise ``ValueError`` if a metric ``val/…`` is not one of the metrics of the first validation.
+
+    Args:
+        key: the configuration's key that names the metric.
+        name: the metric; None for none.
+        metrics: of the first validation.
+    """
     # Which metrics a validation has depends on the loss and the data, so the name can be checked only after the first.
-    known = sorted(f"val/{key}" for key in metrics)
+    known = sorted(f"val/{metric}" for metric in metrics)
     if name is not None and name.startswith("val/") and name not in known:
         wanted = f"one of {', '.join(known)}" if known else "no val/… without validation data"
-        raise ValueError(f"sweep_metric: expected {wanted}; found {name!r}")
+        raise ValueError(f"{key}: expected {wanted}; found {name!r}")
 
 
 def trial_value(folders: Sequence[Path], name: str, *, max_kl: float | None = None) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,7 +94,8 @@ def validation_interval(interval: float | int, *, steps: int, accumulate: int) -
         ValueError: another interval, also one that is longer than the run.
     """
     if isinstance(interval, float) and 0 < interval <= 1:
-        return max(1, int(steps * interval)) * accumulate
+        # Rounded up: a quarter of 7 steps is two, so that a short run is not validated after each of them.
+        return math.ceil(round(steps * interval, 6)) * accumulate
     if type(interval) is not int or not 0 < interval <= steps * accumulate or interval % accumulate:
         multiple = "" if accumulate == 1 else f", a multiple of trainer.accumulate_grad_batches={accumulate}"
         expected = f"up to {steps * accumulate} micro-batches, all of the run{multiple}, or a share of it such as 0.25"

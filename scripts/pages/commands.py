@@ -11,6 +11,7 @@ from scripts.pages.text import page, table
 OTHERS = {
     "scripts/consolidate.py FOLDER FILE": "makes one checkpoint file of a sharded folder",
     "scripts/plot_values.py loss=kto,dpo output=values.png": "draws value functions, and says which losses are HALOs",
+    "scripts/plot_run.py RUN rewards.png": "draws the rewards and the KL of a run",
     "scripts/benchmark.py": "measures speed and memory next to TRL and a plain loop",
     "scripts/faults.py --count 20": "kills runs at random moments and compares what comes out",
     "scripts/build_toy.py": "rebuilds the reference policy of the toy world",

@@ -19,6 +19,7 @@ GROUPS = {
     "strategy": "How the run is divided over devices.",
     "sampling": "Replies that a training run samples.",
     "logger": "Where metrics go in addition to `metrics.csv`.",
+    "callbacks": "Callbacks of Lightning, or [your own](../extend/callback.md), in addition to the run's.",
     "before": "A round of SFT before the run.",
     "judge": "Who judges replies, in rounds and in `evaluate` and `label`.",
 }

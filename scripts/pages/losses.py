@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,20 @@ VIEWS = {
     "demonstrations": ("replies to imitate", '{"prompt": "What is 2+2?", "completion": "4"}'),
 }
 """What each view is, and a row of a file that gives it."""
+SOURCES = {
+    "a": "(a): read in the authors' code.",
+    "t": "(t): read in TRL's paper index, not in the paper itself.",
+}
+"""Where values of a paper were read, by their marks in losses.yaml; values without a mark were read in the paper."""
 WATCH = {
-    "binary": ("`val/rewards/auc` (0.5 is chance)", "`val/rewards/margins`"),
-    "pairs": ("`val/rewards/accuracies` (0.5 is chance)", "`val/rewards/margins`"),
+    "binary": (
+        "`val/rewards/auc`: how often a desirable reply has a higher reward than an undesirable one (0.5 is chance)",
+        "`val/rewards/margins`",
+    ),
+    "pairs": (
+        "`val/rewards/accuracies`: how often the chosen reply has the higher reward (0.5 is chance)",
+        "`val/rewards/margins`",
+    ),
     "scored": ("`val/rewards/auc`, where replies have labels (0.5 is chance)",),
     "demonstrations": ("`val/loss`",),
 }
@@ -86,7 +98,8 @@ def index_page() -> str:
     return page(
         "# Losses",
         WRITTEN,
-        "`loss=NAME` chooses one, and nothing else changes. [Choosing a loss](../guides/choosing-a-loss.md) helps.",
+        "This page lists all losses. `loss=NAME` chooses one, and nothing else changes. "
+        "[Choosing a loss](../guides/choosing-a-loss.md) helps.",
         table(("`loss=`", "data", "reference", "paper", "desirable after, %", "KL, nats"), rows),
         "The last two columns are one run each on the [toy world](../results/toy-world.md), with nothing but `loss=` "
         "on the command line and seed 0. *Desirable after* is the share of replies that the true "
@@ -110,8 +123,8 @@ def loss_page(name: str) -> str:
         _equation(name),
         "## Data",
         *_data(name),
-        "## Words to run",
-        _words(name),
+        "## How to run it",
+        _commands(name),
         "## Metrics to watch",
         [f"- {metric}" for metric in (*note["watch"], *_shared_metrics(name))],
         "[All metrics](../reference/metrics.md), with formulas and signs.",
@@ -161,7 +174,7 @@ def _data(name: str) -> tuple[str, ...]:
     )
 
 
-def _words(name: str) -> str:
+def _commands(name: str) -> str:
     return (
         f"```bash\npython scripts/train.py loss={name}  # on the toy world\n"
         f"python scripts/train.py loss={name} data.train=train.jsonl model.path=path-or-id data.val_size=2\n```"
@@ -173,13 +186,16 @@ def _shared_metrics(name: str) -> tuple[str, ...]:
     chosen = "`train/rewards/chosen` and `train/rewards/rejected`: the implied rewards of both kinds"
     shared = WATCH["demonstrations"] if name in ("sft", "csft") else (chosen, *WATCH[kind])
     ratios = "`train/log_ratio/chosen` and `train/log_ratio/rejected`: mean log-ratios of both kinds on the data"
-    kl = "`val/kl`: KL(policy ‖ reference), estimated from the policy's own samples"
-    return (*shared, *((ratios, kl) if needs(name).reference else ()))
+    compared = "reference" if needs(name).reference else "the model that training started from"
+    kl = f"`val/kl`: KL(policy ‖ {compared}), estimated from the policy's own samples"
+    samples = (kl,) if objective(name).generates else ()
+    return (*shared, *((ratios,) if needs(name).reference else ()), *samples)
 
 
 def _deviations(cls: type[Objective]) -> list[str] | str:
     found = entries(parts(cls).get("Deviations", ""))
-    return [f"{number}. {text}" for number, text in found.items()] or "None are known."
+    none = "None are known." if cls.paper else "There is no paper for this loss."
+    return [f"{number}. {text}" for number, text in found.items()] or none
 
 
 def _parameters(name: str, note: dict[str, Any]) -> tuple[str | list[str], ...]:
@@ -190,10 +206,10 @@ def _parameters(name: str, note: dict[str, Any]) -> tuple[str | list[str], ...]:
         for key in keys
     ]
     listed = table(("key", "default", "meaning", "in the paper"), rows) if rows else "It has none."
-    training = f"Training there: {note['training']}." if "training" in note else ""
-    secondhand = any("(t)" in str(value) for value in (*note["paper"].values(), note.get("training", "")))
-    source = "(t): read in TRL's paper index, not in the paper itself." if secondhand else ""
-    return listed, training, source
+    training = f"Training in the paper: {note['training']}." if "training" in note else ""
+    values = " ".join(map(str, (*note["paper"].values(), note.get("training", ""))))
+    sources = " ".join(text for mark, text in SOURCES.items() if re.search(rf"\({mark}\b", values))
+    return listed, training, sources
 
 
 def _value(value: object) -> str:
@@ -216,7 +232,7 @@ def _results(name: str, note: dict[str, Any]) -> str:
 
 def _citation(cls: type[Objective], note: dict[str, Any]) -> str:
     if not cls.paper:
-        return "There is no paper for this one."
+        return "There is no paper for this loss."
     title, address = cls.paper
     lines = (
         f"@article{{{note['author'].partition(',')[0].lower().replace(chr(39), '')}{note['year']},",

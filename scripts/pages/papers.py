@@ -1,4 +1,4 @@
-"""The index of papers: the words that reproduce their settings, and what was reproduced here."""
+"""The index of papers: the settings that use them, and what was reproduced here."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def papers_page() -> str:
     rows = []
     for (title, address), names in by_paper.items():
         words = ", ".join(f"[`loss={name}`](../losses/{name}.md)" for name in names)
-        done = next((REPRODUCED[name] for name in names if name in REPRODUCED), "its loss, on the toy world")
+        done = next((REPRODUCED[name] for name in names if name in REPRODUCED), "runs of its loss on the toy world")
         rows.append((f"[{title}]({address})", words, done))
     others = [(f"[{title}]({address})", words) for title, address, words in OTHER]
     recipes = [
@@ -47,15 +47,15 @@ def papers_page() -> str:
     return page(
         "# Papers",
         "<!-- written by `python scripts/write_docs.py` -->",
-        "The papers of the code, with the words that use them. Parameters with the papers' values are on the "
-        "pages of the losses. The formulas are tested against other derivations. Ten losses and their gradients are "
-        "compared with TRL's (`make parity`).",
+        "This page lists the papers behind the code, with the settings that use them. The pages of the losses have the "
+        "parameters with the papers' values. Each formula is tested against another derivation. Ten losses and their "
+        "gradients are compared with TRL's (`make parity`).",
         "## Losses",
-        table(("paper", "words", "reproduced here"), rows),
+        table(("paper", "setting", "reproduced here"), rows),
         "## What works with several losses",
-        table(("paper", "words"), others),
+        table(("paper", "setting"), others),
         "## Settings of whole runs",
         "None of them was run at its size: a test trains one step of each with a tiny model of the same architecture. "
         "[Recipes](../guides/recipes.md) says how to run them.",
-        table(("words", "settings"), recipes),
+        table(("recipe", "settings"), recipes),
     )

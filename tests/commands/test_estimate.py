@@ -29,7 +29,7 @@ def run(model, name):
         "data.max_length=100", "data.max_prompt_length=60", "data.keep_together=1", "trainer.max_steps=2",
         "trainer.accelerator=cpu",
         "trainer.devices=1", "trainer.enable_progress_bar=false", "logger=none", "sampling.prompts=0",
-        "checkpoint_every=1000", "model.reference=live", f"output_dir={sys.argv[4]}/{name}",
+        "checkpoint.every=1000", "model.reference=live", f"output_dir={sys.argv[4]}/{name}",
     ]
     cfg = compose(*words)
     gc.collect()

@@ -10,13 +10,25 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from halos.commands.export import export
+from halos.commands.export import export, hyperparameters
 from halos.config.folder import config_folder
 from tests.train_runs import LORA, RESUMABLE, run, run_until, weights
 
 pytestmark = pytest.mark.runs
 
-QUICK = ("trainer.max_steps=2", "checkpoint_every=2")
+QUICK = ("trainer.max_steps=2", "checkpoint.every=2")
+
+
+def test_hyperparameters_begin_with_those_by_which_runs_are_compared() -> None:
+    settings = {
+        "data.keep_together": 2, "model.path": "m", "loss.margin": 1.0, "optim.lr": 1e-3, "optim.name": "adamw",
+        "loss.beta": 0.1, "loss.name": "kto", "loss._target_": "x", "precision": "32-true", "seed": 0,
+        "strategy.name": "auto", "data.select.x": 1, "trainer.max_steps": 5, "model.attention": None,
+    }  # fmt: skip
+    assert list(hyperparameters(settings)) == [
+        *("loss.name", "optim.lr", "loss.beta", "loss.margin", "optim.name", "model.path", "data.keep_together"),
+        *("precision", "seed", "strategy"),
+    ]
 
 
 def exported(*words: str) -> Path:

@@ -55,7 +55,8 @@ def test_scores_become_the_labels_that_training_makes_of_them(tmp_path: Path) ->
     data = read_data(compose("data=files", *words, "data.select.labels_from_scores=median").data, None, "val", 0)
     held = held_out(data.records, data.selection, data.training)
     assert [desirable for _, desirable in held.labels] == [False, True, True, True]  # above or below 2
-    assert held.report["binary: labels from scores"] == 4
+    counts = {name: held.report[f"binary: {name} by their scores"] for name in ("desirable", "undesirable")}
+    assert counts == {"desirable": 3, "undesirable": 1}
     plain = read_data(compose("data=files", *words).data, None, "val", 0)
     with pytest.raises(ValueError, match=r"data\.select\.labels_from_scores"):
         held_out(plain.records, plain.selection, plain.training)

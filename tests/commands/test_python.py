@@ -38,6 +38,8 @@ def test_it_is_the_command_and_may_be_called_again(tmp_path: Path) -> None:
     assert (first["loss"], again["loss"]) == ("dpo", "kto")
     assert again["train_loss"] == told["train_loss"]
     assert json.loads((tmp_path / "b" / "summary.json").read_text()) == again
+    assert again["command"].startswith(f"halos.train(loss='kto', output_dir='{tmp_path}/b', overrides={{'trainer.max_")
+    assert told["command"] is None
 
 
 @pytest.mark.runs

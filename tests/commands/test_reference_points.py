@@ -18,7 +18,14 @@ def test_a_policy_that_is_its_reference_has_no_kl_and_no_reference_point(tmp_pat
     assert result == json.loads((tmp_path / "reference_points.json").read_text())
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".csv", ".md", ".png", ".svg"}
     assert result["kl"]["value"] == 0
-    assert [point["name"] for point in result["points"]] == ["mismatched", "zero", "running", "per_prompt", "token"]
+    assert [point["name"] for point in result["points"]] == [
+        "mismatched",
+        "zero",
+        "running",
+        "per_prompt",
+        "token",
+        "policy",
+    ]
     assert all(point["z0"] == pytest.approx(0, abs=1e-5) for point in result["points"])
 
 

@@ -186,11 +186,12 @@ def test_sampling_goes_on_whether_or_not_progress_is_shown(tmp_path: Path, monke
 
 def test_a_round_of_sft_before_takes_its_own_loss_and_settings_and_leaves_the_others_alone(tmp_path: Path) -> None:
     trained = Trained()
-    words = ("rounds.count=1", "before=sft", "+before.optim.lr=0.5", "+claim.name=x")
+    words = ("rounds.count=1", "before=sft", "+before.optim.lr=0.5", "+claim.name=x", "hub.push=a/b")
     run_rounds(compose(*QUICK, f"output_dir={tmp_path}", *words), trained)
     sft, kto = trained.configs
     assert (sft.loss, sft.optim.lr, sft.claim) == ({"_target_": "halos.objectives.SFT", "name": "sft"}, 0.5, None)
     assert (kto.loss.name, kto.optim.lr, kto.claim) == ("kto", 0.005, {"name": "x"})
+    assert (sft.hub.push, kto.hub.push) == (None, "a/b")
     assert sft.model.path != kto.model.path == str(tmp_path / "round0" / "model")
     assert sft.data == kto.data
 

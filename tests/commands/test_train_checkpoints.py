@@ -8,11 +8,23 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 
 import halos.commands.assembly
 from halos.policy.loading import ModelSpec
 from halos.processes.errors import RunFailed
-from tests.train_runs import RESUMABLE, assert_same_run, assert_same_weights, column, run, run_until, table, weights
+from tests.train_runs import (
+    LABELS,
+    RESUMABLE,
+    assert_same_run,
+    assert_same_weights,
+    column,
+    jsonl,
+    run,
+    run_until,
+    table,
+    weights,
+)
 
 
 @pytest.mark.runs
@@ -122,3 +134,95 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(ValueError, match=r"resume: .*last\.ckpt"):
         run(tmp_path, "resume=auto")
+
+
+FALLING = "val/logps/rejected"
+"""Training lowers it from step to step, so the best validation is the first one after step 0."""
+BEST = (*RESUMABLE, f"checkpoint.best={FALLING}", "checkpoint.export=best", "checkpoint.keep=1", "checkpoint.every=99")
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("best")
+    return folder, run(folder, *BEST)
+
+
+@pytest.mark.runs
+def test_the_best_checkpoint_is_kept_and_exported(best: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, summary = best
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert names == {"step_3.ckpt", "best.ckpt", "step_6.ckpt", "last.ckpt"}
+    assert (summary["steps"], summary["exported_step"]) == (6, 3)
+    values = column(folder, FALLING)
+    assert max((3, 6), key=values.__getitem__) == 3
+    assert summary["metrics"]["logps/rejected"] == pytest.approx(values[3], rel=1e-6)
+    state = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    for name, weight in weights(folder).items():
+        assert torch.equal(weight, state[f"backbone.policy.{name}"])
+    last = run(tmp_path, *BEST, "checkpoint.export=last")
+    assert last["exported_step"] == 6
+    assert not torch.equal(*(weights(path)["lm_head.weight"] for path in (folder, tmp_path)))
+    assert last["train_loss"] == summary["train_loss"]  # what is kept and exported changes no step
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_start", "on_validation_end"])
+def test_a_resumed_run_keeps_the_best_checkpoint_of_its_first_part(
+    hook: str, best: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    step = 4 if hook == "on_train_batch_start" else 3
+    run_until(hook, step, tmp_path, *BEST, *(["checkpoint.every=4"] if step == 4 else []))
+    assert_same_run((tmp_path, run(tmp_path, *BEST, "resume=auto")), best)
+    assert (tmp_path / "checkpoints" / "best.ckpt").samefile(tmp_path / "checkpoints" / "step_3.ckpt")
+
+
+STOPPING = (
+    "callbacks=early_stopping", f"callbacks.early_stopping.monitor={FALLING}", "callbacks.early_stopping.mode=max",
+    "callbacks.early_stopping.patience=1", "trainer.val_check_interval=1", "optim.lr=1e-2",
+)  # fmt: skip
+
+
+@pytest.mark.runs
+def test_early_stopping_ends_a_run_that_is_complete(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="halos")
+    summary = run(tmp_path, *STOPPING)
+    # The first validation in training is the best so far, the second one is worse.
+    assert summary["steps"] == 2
+    assert any("stopped after 2 of 6 steps: Monitored metric val/logps/rejected" in line for line in caplog.messages)
+    assert not any("resume=auto goes on" in line for line in caplog.messages)
+    again = run(tmp_path, *STOPPING, "resume=auto")
+    assert again["steps"] == 2
+    assert again["train_loss"] == summary["train_loss"]
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("checkpoint.best=val/los",), r"checkpoint\.best: expected one of .*val/loss.*; found 'val/los'"),
+        (
+            (*STOPPING, "callbacks.early_stopping.monitor=val/acc"),
+            r"callbacks\.early_stopping\.monitor: expected one of",
+        ),
+        (("+callbacks.a.b=1",), r"callbacks\.a: expected a _target_ and its arguments, found \{'b': 1\}"),
+        (
+            ("+callbacks.a._target_=halos.objectives.KTO",),
+            r"callbacks\.a\._target_: expected a subclass of Callback, found halos\.objectives\.KTO",
+        ),
+        (("checkpoint.export=best",), r"checkpoint\.export: expected last without checkpoint\.best, found best"),
+        (("checkpoint.export=newest",), r"checkpoint\.export: expected one of last, best; found 'newest'"),
+    ],
+)
+def test_what_no_validation_can_give_is_refused_before_the_first_step(
+    words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pl.Trainer, "fit", lambda *_, **__: pytest.fail("it trains"))
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path, *words)
+
+
+def test_a_best_checkpoint_needs_validation_data(tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    file.write_text(jsonl(*LABELS), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"checkpoint\.best: expected null without validation data, found val/loss"):
+        run(tmp_path / "run", "data=files", f"data.train={file}", "checkpoint.best=val/loss")

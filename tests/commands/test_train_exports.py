@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from halos.policy.loading import ModelSpec
+from halos.processes.errors import RunFailed
+from tests.stub_hub import TOKEN, Hub
 from tests.train_runs import RESUMABLE, run, run_until, weights
 
 pytestmark = pytest.mark.runs
@@ -79,3 +81,37 @@ def test_a_conditioned_run_with_several_named_templates_is_exported(base: Path, 
     for name in named:
         text = exported.apply_chat_template(turns, chat_template=name, add_generation_prompt=True, tokenize=False)
         assert text.endswith("<|good|>")
+
+
+def test_the_model_is_pushed_after_everything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = Hub(monkeypatch)
+    run(tmp_path, "trainer.max_steps=1", "hub.push=mylab/toy")
+    create, upload = hub.calls
+    assert create == ("create_repo", "mylab/toy", True)
+    assert upload == ("upload_folder", "mylab/toy", sorted(file.name for file in (tmp_path / "model").iterdir()))
+    assert capsys.readouterr().out.splitlines()[-1] == "hub:    https://huggingface.co/mylab/toy"
+    assert not any(TOKEN in file.read_text(errors="ignore") for file in tmp_path.rglob("*") if file.is_file())
+
+
+def test_a_push_that_fails_leaves_a_complete_run_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(monkeypatch)
+    hub.failing = "upload_folder"
+    words = ("trainer.max_steps=1", "hub.push=mylab/toy")
+    with pytest.raises(RunFailed, match=rf"hub\.push: mylab/toy .*; .* hf upload mylab/toy {tmp_path}/model"):
+        run(tmp_path, *words)
+    assert (tmp_path / "summary.json").is_file()
+    before = weights(tmp_path)
+    hub.failing = None
+    run(tmp_path, *words, "resume=auto")
+    assert [call[0] for call in hub.calls] == ["create_repo", "create_repo", "upload_folder"]
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(tmp_path).items())
+
+
+def test_a_name_without_an_owner_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^hub\.push: expected owner/name"):
+        run(tmp_path / "run", "hub.push=toy")
+    assert not (tmp_path / "run").exists()

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 import halos.reporting.kl_reference
+from halos.commands.replies import _win_rate_judge
+from halos.judges.base import CompletionJudge, PromptCompletion
+from halos.judges.chat import ChatJudge
+from tests.configs import compose
 from tests.train_runs import LABELS, LORA, column, jsonl, run
 
 pytestmark = pytest.mark.runs
@@ -78,3 +85,61 @@ def test_the_configuration_says_how_many_validations_sample(tmp_path: Path) -> N
     assert list(column(tmp_path / "auto", "val/kl")) == [6]
     run(tmp_path / "three", *WORDS, *words, "sampling.validations=3")
     assert list(column(tmp_path / "three", "val/kl")) == [0, 3, 6]
+
+
+# The win rate
+
+
+def test_the_true_reward_judges_the_replies_where_it_is_known(tmp_path: Path) -> None:
+    run(tmp_path / "auto", *WORDS)
+    first, last = column(tmp_path / "auto", "val/samples/win_rate").values()
+    assert first == 0.5
+    run(tmp_path / "truth", *WORDS, "sampling.win_rate=true", "judge=truth")
+    assert [*column(tmp_path / "truth", "val/samples/win_rate").values()] == [first, last]
+    assert "samples/win_rate" not in run(tmp_path / "false", *WORDS, "sampling.win_rate=false")["metrics"]
+
+
+class Longest(CompletionJudge):
+    """Likes the longest reply, and has no answer to some."""
+
+    def scores(self, completions: Sequence[PromptCompletion]) -> list[float | None]:
+        return [float(len(str(reply))) if "lamp" not in str(prompt) else None for prompt, reply in completions]
+
+
+def test_a_judge_that_is_set_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    verdicts = Longest.verdicts
+    monkeypatch.setattr(Longest, "verdicts", lambda self, duels: asked.append(len(duels)) or verdicts(self, duels))
+    words = (f"+judge._target_={__name__}.Longest", "sampling.kl_prompts=3")
+    run(tmp_path, *WORDS, *words)
+    assert asked == [3, 3]
+    assert next(iter(column(tmp_path, "val/samples/win_rate").values())) == 0.5
+
+
+@pytest.mark.parametrize("words", [("rounds.count=2", "rounds.round=1"), ("sampling.win_rate=false",)])
+def test_the_judge_of_rounds_is_asked_on_request_alone(words: tuple[str, ...], tmp_path: Path) -> None:
+    config = compose(*words, "judge=chat", "judge.model=x", f"output_dir={tmp_path}")
+    source = SimpleNamespace(true_reward=lambda: None)
+    assert _win_rate_judge(config, source) is None  # type: ignore[arg-type]
+    if "rounds.count=2" in words:
+        config.sampling.win_rate = True
+        assert isinstance(_win_rate_judge(config, source), ChatJudge)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("sampling.win_rate=true",),
+            "sampling.win_rate: expected auto or false without a judge, found true; set judge",
+        ),
+        (
+            ("sampling.win_rate=true", "judge=truth", "sampling.kl=false"),
+            "sampling.win_rate: expected auto or false with",
+        ),
+        (("sampling.win_rate=maybe",), "sampling.win_rate: expected auto, true or false, found 'maybe'"),
+    ],
+)
+def test_a_win_rate_that_cannot_be_is_refused(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        run(tmp_path, *WORDS, *words)

@@ -32,7 +32,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_behind_its_last_checkpoint(
     (tmp_path / "poisoned.py").write_text(POISONED)
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "run"
-    words = (f"trainer.log_every_n_steps={log_every}", "checkpoint_every=1")
+    words = (f"trainer.log_every_n_steps={log_every}", "checkpoint.every=1")
     with pytest.raises(FloatingPointError, match=r"loss is nan at step 3; .*Examples of this step: toy/train:\d+#\d+"):
         run(folder, "loss=sft", "loss._target_=poisoned.Poisoned", *words)
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from halos.toy import ToySource
 from halos.toy.model import ASSISTANT, BAD, END, GOOD
 from halos.training.run_folder import CONTENTS
 from tests.configs import options
-from tests.train_runs import SPEED, SUMMARY, column, is_paired, run, table
+from tests.train_runs import LABELS, SPEED, SUMMARY, column, is_paired, jsonl, run, run_until, table
 
 pytestmark = pytest.mark.runs
 
@@ -59,7 +60,7 @@ OWN_NAMES = {
     "orpo": {"loss/odds", "loss/sft"},
     "slic": {"loss/calibration", "loss/sft"},
 }
-TRAIN_NAMES = NAMES | {"examples_per_second", "tokens_per_second", "grad_norm", "lr"}
+TRAIN_NAMES = NAMES | {"examples_per_second", "tokens_per_second", "grad_norm", "lr", "examples", "epoch"}
 LOSSES = [option for option in options("loss") if option != "bradley_terry"]
 ALIKE = {"cdpo", "kto_balanced", "kto_zero"}
 """Losses that report what another does."""
@@ -106,6 +107,11 @@ def test_the_summary_is_what_train_returns_with_exactly_the_promised_keys(
     assert summary["tokens"] > summary["examples"]
     assert summary["train_seconds"] > 0
     assert (summary["reference_seconds"] > 0) == (loss not in WITHOUT_REFERENCE)
+    assert summary["seed"] == 0
+    assert {"python", "torch", "transformers", "lightning"} <= set(summary["versions"])
+    paths = summary["paths"]
+    assert paths.pop("best_checkpoint") is None
+    assert all(Path(path).exists() and path.startswith(str(folder)) for path in paths.values())
 
 
 def test_the_configuration_is_kept_resolved(trained: Trained) -> None:
@@ -128,6 +134,10 @@ def test_metrics_csv_has_each_step_once_under_known_names(trained: Trained) -> N
     assert rows == [str(step) for step in range(1, STEPS + 1)]
     assert list(column(folder, "train/loss").values()) == pytest.approx(summary["train_loss"], rel=1e-6)
     assert list(column(folder, "val/loss")) == list(range(STEPS + 1))
+    assert column(folder, "train/examples") == {step: 4.0 * step for step in range(1, STEPS + 1)}
+    examples = 12 if is_paired(loss) else 24
+    if loss not in ("csft", "grpo", "sft"):  # of which some views have other numbers of examples
+        assert column(folder, "train/epoch") == {step: 4.0 * step / examples for step in range(1, STEPS + 1)}
 
 
 def test_the_summary_has_the_metrics_of_the_last_validation(trained: Trained) -> None:
@@ -195,3 +205,38 @@ def test_the_exported_template_conditions_on_the_desirable_token_once(
     assert text.endswith(ASSISTANT + GOOD if loss == "csft" else ASSISTANT)
     assert (text.count(GOOD), text.count(BAD)) == (int(loss == "csft"), 0)
     assert GOOD not in tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+def test_the_console_says_what_will_happen_how_far_it_is_and_where_a_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("trainer.enable_progress_bar=true", "trainer.accumulate_grad_batches=2", "checkpoint.every=1")
+    run_until("on_train_batch_start", 2, tmp_path, *words)
+    capsys.readouterr()
+    run(tmp_path, *words, "resume=auto")
+    out = capsys.readouterr().out
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert max(map(len, lines)) <= 80 + len(str(tmp_path))  # a path is not broken
+    for line in (
+        "data        24 examples, 1 pass",
+        "steps       3 of 8 examples (4 a device × 1 device × 2 micro-batches)",
+        "resume      goes on from step 2",
+        f"output      {tmp_path}",
+    ):
+        assert line in lines, line
+    # Forward passes of 2 × 8 examples, next to the threefold work of training on 24, of about the same length: 22 %.
+    (share,) = re.findall(r"validation  2 times 8 examples, about (\d+)% of training's computation", out)
+    assert 16 <= int(share) <= 30
+    assert re.search(r"^  completion \((un)?desirable\): ", out, re.MULTILINE)
+    (last,) = [line for line in lines if line.startswith("step ")]  # the only step is the first and the last
+    assert last.startswith("step 3/3  pass 1/1  loss 0.")
+    (validation,) = [line for line in lines if line.startswith("validation at")]
+    assert validation.startswith("validation at step 3  loss 0.")
+    assert "Epoch" not in out
+
+
+def test_a_run_without_validation_says_how_to_have_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "labels.jsonl"
+    file.write_text(jsonl(*LABELS), encoding="utf-8")
+    run(tmp_path / "run", "data=files", f"data.train={file}", "trainer.max_steps=1")
+    assert capsys.readouterr().out.count("data.val_size=200 would hold 200 records out") == 2  # in plan and result

@@ -156,7 +156,7 @@ def test_a_dated_template_writes_one_date_in_a_run_also_where_it_resumes(
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"prompt": topic, "completion": "b"}) + "\n" for topic in TOPICS))
     words = ("loss=sft", "model=hf", f"model.path={path}", "data=files", f"data.train={file}", "data.batch_size=5")
-    more = ("trainer.max_epochs=2", f"cache_dir={tmp_path / 'cache'}", "checkpoint_every=1", "data.val_size=0")
+    more = ("trainer.max_epochs=2", f"cache_dir={tmp_path / 'cache'}", "checkpoint.every=1", "data.val_size=0")
     monkeypatch.setattr(halos.commands.assembly, "today", lambda: datetime.date(2026, 3, 5))
     run_until("on_train_batch_end", 3, tmp_path / "out", *words, *more)
     monkeypatch.setattr(halos.commands.assembly, "today", lambda: datetime.date(2026, 3, 6))

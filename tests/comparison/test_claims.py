@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,37 @@ def test_runs_that_are_not_there_leave_a_claim_undecided_and_only_seeds_that_bot
     assert verdict.differences[0] is not None
     assert verdict.differences[0].n == 2
     assert verdict.differences[0].value == pytest.approx(0.15)
+
+
+CONTRAST, FIGURE = CLAIM["contrasts"][0], CLAIM["figure"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"states": 3}, "states: expected a text, found 3"),
+        ({"figure": "noise"}, "figure: expected keys with values, found 'noise'"),
+        ({"contrasts": "all"}, "contrasts: expected a list of contrasts, found 'all'"),
+        ({"figure": {**FIGURE, "log": "yes"}}, "figure.log: expected true or false, found 'yes'"),
+        (
+            {"figure": {**FIGURE, "lines": "seed"}},
+            "figure.lines: expected a list of configuration",
+        ),
+        (
+            {"figure": {**FIGURE, "lines": [3]}},
+            "figure.lines: expected a list of configuration",
+        ),
+        ({"contrasts": [{**CONTRAST, "above": "0"}]}, "contrasts[0].above: expected a number, found '0'"),
+        (
+            {"contrasts": [{**CONTRAST, "above": True}]},
+            "contrasts[0].above: expected a number, found",
+        ),
+        ({"contrasts": [{**CONTRAST, "of": 1}]}, "contrasts[0].of: expected keys with values, found 1"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_with_the_right_one(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"{re.escape('config.yaml: claim.' + message)}"):
+        decide([run("kto", 0, 0.5, claim=CLAIM | change)])
 
 
 def test_what_cannot_be_decided_is_refused() -> None:

@@ -11,7 +11,7 @@ from tests.test_config import compose
 ADAPTER = "model.lora.enabled=true"
 REFERENCE, WHOLE_STEP = "loss (reference)", "loss (whole step)"
 COUNTS, GENERATES = "loss (label counts)", "loss (generates)"
-DIVERGENCE = "loss (divergence)"
+DIVERGENCE, SAMPLES = "loss (divergence)", "loss (samples)"
 FIRST = ("rounds.count=2", "rounds.reference=first")
 
 CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
@@ -19,6 +19,16 @@ CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
         ("precision=16-mixed", "strategy=fsdp"),
         {},
         "precision: expected bf16-mixed, .* found 16-mixed with strategy.name",
+    ),
+    (
+        ("checkpoint.export=best",),
+        {},
+        "checkpoint.export: expected last without checkpoint.best, found best .*; name a metric, such as",
+    ),
+    (
+        ("checkpoint.export=best", "strategy=deepspeed"),
+        {},
+        "checkpoint.export: expected last with strategy=deepspeed, found best with strategy.name=deepspeed; its",
     ),
     (("precision=16-mixed", "trainer.accelerator=cpu"), {}, "precision: expected bf16-mixed.* without a CUDA device"),
     (("trainer.devices=2",), {}, "trainer.devices: expected 1 with strategy=auto, .*, found 2 .* set strategy=ddp"),
@@ -133,6 +143,14 @@ CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
         "sampling.kl: expected auto or false with model.random_weights=true.* a loss without a reference",
     ),
     (("sampling.kl=true", "strategy=deepspeed"), {}, "sampling.kl: expected auto or false with strategy=deepspeed"),
+    (("sampling.win_rate=true", "sampling.kl=false"), {}, "sampling.win_rate: expected auto or false with sampling.kl"),
+    (("sampling.kl_prompts=0",), {SAMPLES: True}, "sampling.kl_prompts: expected 1 or more for a loss that samples"),
+    (
+        ("model.random_weights=true",),
+        {SAMPLES: True},
+        "model.random_weights: expected false for a loss that samples the policy.* model.reference=live keeps",
+    ),
+    (("strategy=deepspeed",), {SAMPLES: True}, "strategy.name: expected auto, ddp or fsdp for a loss that samples"),
     (("sweep_seeds=[1,2]",), {}, "sweep_metric: expected a metric with .*, found null with sweep_seeds="),
     (("sweep_max_kl=1.0",), {}, "sweep_metric: expected a metric with .*, found null with sweep_max_kl=1.0"),
     (("data.streaming=true", "rounds.count=2"), {}, "data.streaming: expected false with rounds, found true"),

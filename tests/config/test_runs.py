@@ -30,3 +30,9 @@ def test_other_files_are_refused_by_name(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"config.yaml: expected a run's configuration"):
         run_config(tmp_path)
+
+
+def test_the_adapter_of_a_run_has_keys(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("loss: {}\ndata: {}\nmodel: {lora: [path]}\n")
+    with pytest.raises(ValueError, match=r"config.yaml: expected keys and values in model.lora, found \['path'\]"):
+        run_config(tmp_path)

@@ -10,6 +10,7 @@ MISTAKES = [
     ("--loss kto", r"^--loss: expected key=value without dashes, found a flag; write loss=kto$"),
     ("--optim.lr=1e-5", r"write optim\.lr=1e-5$"),
     ("--verbose -m", r"write verbose=VALUE$"),
+    ("checkpoint_every=30", r"^checkpoint_every: expected checkpoint\.every, .*; write checkpoint\.every=30$"),
     ("seed=1 loss = kto", r"^loss =: expected no spaces around =; write loss=kto$"),
     ("loss= kto", r"write loss=kto$"),
     ("loss =kto", r"write loss=kto$"),

@@ -10,8 +10,8 @@ import pytest
 
 from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.adapted import Origin
-from halos.data.sources.base import FileSource
 from halos.data.sources.feedback_files import FeedbackFiles
+from halos.data.sources.file_source import FileSource
 from halos.data.sources.hh import HHSource
 from halos.data.sources.oasst import OasstSource
 from halos.data.sources.shp import SHPSource

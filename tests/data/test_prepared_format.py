@@ -14,14 +14,16 @@ import pytest
 
 from halos.data.records.table import RecordTable
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.rows.token_rows import TokenRows, make_rows
-from halos.data.sources.base import FileSource
+from halos.data.rows.token_rows import TokenRows
+from halos.data.rows.tokenise import make_rows
 from halos.data.sources.feedback_files import FeedbackFiles
+from halos.data.sources.file_source import FileSource
 from halos.data.sources.hh import HHSource
 from halos.data.sources.oasst import OasstSource
 from halos.data.sources.shp import SHPSource
 from halos.data.sources.ultrafeedback import UltraFeedbackSource
-from halos.data.store.arrow import MEMORY, PREPARED_FORMAT, Table
+from halos.data.store.arrow import MEMORY, PREPARED_FORMAT
+from halos.data.store.table import Table
 from halos.data.views.derive import VIEWS
 from halos.data.views.turns import expand_turns
 from tests import tiny

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from halos.data.records.record import Completion, Message, Prompt, Record
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.rows.token_rows import make_rows
+from halos.data.rows.tokenise import make_rows
 from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example
 from tests.tiny import BOS, CHATML, EOS, PAD, SPECIAL, UNK, WITH_BOS, WITH_EOT, bpe_tokenizer, wrap

@@ -18,7 +18,8 @@ from halos.data.preparation.writing import example_row, record_row
 from halos.data.records.record import Completion, Message, Record
 from halos.data.records.table import table_of
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.rows.token_rows import Row, few_rows, make_rows
+from halos.data.rows.token_rows import Row
+from halos.data.rows.tokenise import few_rows, make_rows
 from halos.data.store.arrow import MEMORY
 from halos.data.views.derive import VIEWS, of_run
 from halos.data.views.examples import Pair

@@ -8,7 +8,7 @@ import torch
 
 from halos.data.rows.token_rows import Row
 from halos.evaluation import point_report
-from halos.evaluation.reference_points import Measured, Scored, Simulation, _points, measure, score_rows
+from halos.evaluation.reference_points import Measured, Replies, Scored, Simulation, _points, measure, score_rows
 from halos.evaluation.statistics import Estimate
 from halos.sampling.scoring import score
 from tests import tiny
@@ -23,12 +23,14 @@ SCORED = Scored(
     reference_seconds=4.0,
     divergence_seconds=2.0,
 )
+REPLIES = Replies(torch.rand(50, generator=GENERATOR, dtype=torch.float64), seconds=10.0)
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Measured]:
     # 100 steps of 8 are 20 whole passes over the rows.
-    return {one.name: one for one in measure(SCORED, ROWS, KL, Simulation(steps=100, batch_size=8, running_steps=5))}
+    simulation = Simulation(steps=100, batch_size=8, point_steps=5, refresh_size=4)
+    return {one.name: one for one in measure(SCORED, ROWS, REPLIES, KL, simulation)}
 
 
 def test_means_over_whole_passes_are_those_of_the_data(measured: dict[str, Measured]) -> None:
@@ -39,7 +41,7 @@ def test_means_over_whole_passes_are_those_of_the_data(measured: dict[str, Measu
         "per_prompt": others,
         "token": SCORED.divergence[:, 0],
     }
-    assert set(measured) == {*expected, "running"}
+    assert set(measured) == {*expected, "running", "policy"}
     for name, values in expected.items():
         one = measured[name]
         assert one.raw == pytest.approx(float(values.mean()), abs=1e-12), name
@@ -57,18 +59,28 @@ def test_the_spread_of_the_point_of_a_prompt_is_that_over_examples(measured: dic
 
 
 def test_the_running_mean_is_measured_once_it_is_full(measured: dict[str, Measured]) -> None:
-    each = _points("mismatched", SCORED, ROWS, Simulation(steps=105, batch_size=8)).view(105, 8)[:, 0]
+    each = _points("mismatched", SCORED, ROWS, Simulation(steps=105, batch_size=8), REPLIES).view(105, 8)[:, 0]
     expected = each.unfold(0, 5, 1)[:100].mean(1)
     assert measured["running"].raw == pytest.approx(float(expected.mean()), rel=1e-9)
     assert measured["running"].z0 == pytest.approx(float(expected.clamp(min=0).mean()), abs=1e-12)
     assert 0 <= measured["running"].deviation < measured["mismatched"].deviation
 
 
+def test_refreshes_scatter_as_means_of_their_replies_do(measured: dict[str, Measured]) -> None:
+    one, replies = measured["policy"], REPLIES.divergence
+    error = float(replies.std(correction=0)) / 4**0.5
+    # 100 refreshes: the mean within 4 of its errors, the deviation within about 4 times 7 %.
+    assert one.z0 == one.raw == pytest.approx(float(replies.mean()), abs=4 * error / 10)
+    assert one.deviation == pytest.approx(error, rel=0.3)
+    assert one.positive == 1
+
+
 def test_seconds_are_those_that_come_on_top(measured: dict[str, Measured]) -> None:
     found = {name: one.seconds for name, one in measured.items()}
     # Half of the branches, and 8 of 40 rows.
     expected = {"zero": 0, "mismatched": 8 / 10, "running": 8 / 10, "per_prompt": 0, "token": (4 + 2) / 10}
-    assert found == pytest.approx(expected)
+    # 4 of 50 replies every 5 steps.
+    assert found == pytest.approx(expected | {"policy": 10 * 4 / 50 / 5})
 
 
 def test_ratios_and_divergences_are_those_of_the_evaluation() -> None:

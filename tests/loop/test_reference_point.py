@@ -12,8 +12,9 @@ from torch import Tensor
 
 from halos.data.batches.collate import Batch, collate
 from halos.data.rows.token_rows import Row
-from halos.loop.reference_point import REFERENCE_POINTS, Running, reference_point
-from halos.objectives import KTO, Humanline, Mix
+from halos.loop.point_refresh import PointRefresh
+from halos.loop.reference_point import REFERENCE_POINTS, PolicyKL, Running, reference_point
+from halos.objectives import BCO, KTO, Humanline, Mix
 from halos.policy.adapters import as_reference
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.completions import LogProbs
@@ -58,6 +59,7 @@ def estimate(name: str, *, ids: str = "abcde", weights: list[float] | None = Non
         ("token", None, 10.5 / 5),
         ("token", WEIGHTS, (1 + 4 + 2 + 1.5 + 3) / 7.5),
         ("running", None, 0.0),  # there is no step before
+        ("policy", None, 0.0),
     ],
 )
 def test_one_point_for_all_examples(name: str, weights: list[float] | None, expected: float) -> None:
@@ -159,6 +161,50 @@ def test_the_running_mean_does_not_depend_on_the_micro_batches() -> None:
     assert_same(parts, fit(kind(), rows_for(KTO, 18), batch_size=6))
 
 
+# Samples of the policy
+
+
+class Weights(PointRefresh):
+    """Stands for the KL: how far the weights are from 0, which changes with each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measured: dict[int, float] = {}
+
+    def measure(self, trainer: Any, objective: Any) -> float:
+        norm = float(sum(float(p.detach().square().sum()) for p in objective.trained.policy.parameters()))
+        self.measured[trainer.global_step] = norm / 1000
+        return norm / 1000
+
+
+def test_the_point_of_samples_is_that_of_the_last_refresh() -> None:
+    refresh = Weights()
+    objective = objective_of(KTO, moved=0.1, reference_point="policy", reference_point_steps=2)
+    options: dict[str, Any] = {"batch_size": 2, "accumulate_grad_batches": 3, "callbacks": [refresh]}
+    steps = fit(objective, rows_for(objective, 30), val=rows_for(objective, 3, seed=1), **options).steps
+    assert [*refresh.measured] == [0, 2, 4]
+    assert len(set(refresh.measured.values())) == 3
+    expected = [refresh.measured[n // 2 * 2] for n in range(5)]
+    assert [step["train/z0"] for step in steps] == pytest.approx(expected, rel=1e-6)
+
+
+def test_each_part_of_a_mixture_is_refreshed_at_its_own_steps() -> None:
+    refresh = Weights()
+    own: Any = {name: {"reference_point": "policy", "reference_point_steps": n} for name, n in (("two", 2), ("3", 3))}
+    parts = {name: partial(KTO if name == "two" else BCO, **options) for name, options in own.items()}
+    mixture: Any = objective_of(Mix, parts=parts, weights={"two": 1.0, "3": 1.0})
+    fit(mixture, rows_for(mixture, 10), batch_size=2, callbacks=[refresh])
+    assert [*refresh.measured] == [0, 2, 3, 4]
+    found = [float(mixture.parts[name].reference_point.kl) for name in own]
+    assert found == pytest.approx([refresh.measured[4], refresh.measured[3]], rel=1e-6)
+
+
+def test_samples_need_a_callback_that_draws_them() -> None:
+    objective = objective_of(KTO, reference_point="policy")
+    with pytest.raises(ValueError, match=r"^loss\.reference_point=policy: expected a callback that samples the policy"):
+        fit(objective, rows_for(objective, 2), batch_size=2)
+
+
 # Ranks and resumed runs
 
 
@@ -166,7 +212,8 @@ def _train(name: str, **options: Any) -> Run:
     # The first rank's y' are longer, and prompts have three completions, of which a rank has one or two.
     rows = rows_for(KTO(reference_point=name), 12)
     val = rows_for(KTO(reference_point=name), 5, seed=1)
-    return fit(objective_of(KTO, moved=0.1, reference_point=name), rows, val=val, **options)
+    objective = objective_of(KTO, moved=0.1, reference_point=name)
+    return fit(objective, rows, val=val, callbacks=[Weights()], **options)
 
 
 def _train_all() -> dict[str, Run]:
@@ -250,8 +297,8 @@ def _whole_divergence(backbone: Backbone, batch: Batch) -> float:
     [
         (
             {"reference_point_steps": 4},
-            "loss.reference_point_steps: expected null with loss.reference_point=mismatched, found 4; only running is "
-            "a mean over steps",
+            "loss.reference_point_steps: expected null with loss.reference_point=mismatched, found 4; only running "
+            "and policy count steps",
         ),
         (
             {"reference_point": "running", "reference_point_steps": 0},
@@ -290,6 +337,26 @@ def test_runs_that_cannot_compare_distributions_are_refused(words: tuple[str, ..
 
 
 # Conformance
+
+
+class MovedKTO(KTO):
+    """KTO whose samples have moved, as the kit draws none."""
+
+    def __init__(self, backbone: Any = None, **options: Any) -> None:
+        super().__init__(backbone, reference_point="policy", **options)
+        assert isinstance(self.reference_point, PolicyKL)
+        self.reference_point.refresh(0.7)
+
+
+@pytest.mark.long
+def test_the_point_of_samples_keeps_every_promise() -> None:
+    check_objective(MovedKTO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mismatched", "running", "per_prompt", "token"])
+def test_bco_with_each_estimator_keeps_every_promise(name: str) -> None:
+    check_objective(partial(BCO, reference_point=name))
 
 
 @pytest.mark.parametrize(

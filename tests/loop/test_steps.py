@@ -33,7 +33,7 @@ class Examples(list[str]):
 
 def add(steps: Steps, *ids: str, loss: float = 0.0) -> None:
     batch: Any = Examples(ids)
-    steps.add(batch, {"loss/sft": Mean(torch.tensor(loss * len(ids)), len(ids))})
+    steps.add(batch, {"loss/sft": Mean(torch.tensor(loss * len(ids)), len(ids))}, None)
 
 
 def test_each_step_has_its_examples_and_numbers(clock: Clock) -> None:

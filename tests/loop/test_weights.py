@@ -19,7 +19,7 @@ from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.loop.feedback_metrics import feedback_metrics, labelled
 from halos.metrics import auc
-from halos.objectives import BCO, CPO, KTO, PPO, SFT, Objective, kto_reference_point
+from halos.objectives import BCO, CPO, KTO, PPO, SFT, Objective
 from halos.objectives.bco import RewardShift
 from halos.objectives.grpo import group_advantages
 from halos.objectives.kto import kto_weights
@@ -129,12 +129,6 @@ def test_a_weighted_auc() -> None:
 
 def doubles(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def test_the_reference_point_weighs_each_y_by_the_example_that_it_is_paired_with() -> None:
-    z0, own = kto_reference_point(doubles(1.0, -2.0, 4.0), doubles(0.0, 0.0, 0.0), weights=doubles(2, 1, 0.5))
-    assert float(z0) == pytest.approx((2 - 2 + 2) / 3.5, rel=1e-14)
-    assert (float(own.total), float(own.count)) == (2.0, 3.5)
 
 
 def test_automatic_weights_count_weights() -> None:

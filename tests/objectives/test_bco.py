@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,41 @@ def test_the_module_learns_the_shift_in_training_only() -> None:
     term = output.loss["bco"]
     assert float(term.total / term.step_count) == pytest.approx(math.fsum(by_hand(0.3, delta)) / 5, rel=1e-9)
     torch.testing.assert_close(output.rewards[:, 0], 0.3 * (doubles(POLICY) - doubles(REFERENCE)), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(("name", "z0"), [("mismatched", (0.5 + 2 - 1) / 3), ("zero", 0.0), ("per_prompt", None)])
+def test_with_a_reference_point_of_kto_the_shift_is_beta_times_it(name: str, z0: float | None) -> None:
+    objective = BCO(beta=0.3, reference_point=name).double()
+    mismatched = objective.needs.mismatched
+    branches = ((5,), (6,)) if mismatched else ((5,),)
+    rows = [Row(str(i), i // 2, (1,), branches, desirable=label) for i, label in enumerate((True, True, False))]
+    batch = collate(rows, mismatched=mismatched)
+    y, other, ref = doubles([-3.0, -8.0, -1.0]), doubles([0.5, 2.0, -1.0]), doubles([-4.0, -5.5, -1.0])
+    policy = torch.stack([y, ref + other], 1) if mismatched else y[:, None]
+    reference = torch.stack([ref, ref], 1) if mismatched else ref[:, None]
+    logprobs = [LogProbs(values[..., None], batch.mask) for values in (policy, reference)]
+    output = objective.compute(batch, *logprobs)
+    # Two completions of one prompt are each other's point, at least 0; the third has no other.
+    points = [max(0.0, -8 + 5.5), 1.0, 0.0] if z0 is None else [z0] * 3
+    expected = math.fsum(
+        math.log1p(math.exp(-sign * 0.3 * (ratio - point)))
+        for sign, ratio, point in zip((1, 1, -1), (1.0, -2.5, 0.0), points, strict=True)
+    )
+    term = output.loss["bco"]
+    assert float(term.total / term.step_count) == pytest.approx(expected / 3, rel=1e-12)
+    assert set(output.metrics) == (set() if name == "zero" else {"z0", "z0/raw"})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"reference_point": "median"}, r"loss\.reference_point: expected one of midpoint, mismatched, .*'median'"),
+        ({"reference_point_steps": 3}, r"loss\.reference_point_steps: expected null with .*=midpoint, found 3"),
+    ],
+)
+def test_reference_points_are_checked(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        BCO(**parameters)
 
 
 def test_beta_is_checked() -> None:

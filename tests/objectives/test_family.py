@@ -43,7 +43,6 @@ from halos.objectives import (
     grpo_loss,
     ipo_loss,
     kto_loss,
-    kto_reference_point,
     ppo_loss,
     robust_dpo_loss,
     simpo_loss,
@@ -172,12 +171,6 @@ def test_defaults_of_the_pure_functions(function: Callable[..., Any]) -> None:
     assert numbers(function(*tensors, **defaults)) == plain
     for name, value in defaults.items():
         assert numbers(function(*tensors, **(defaults | {name: value + 0.3 if value < 0.9 else value - 0.3}))) != plain
-
-
-def test_the_reference_point_is_clamped_unless_told_otherwise() -> None:
-    low, high = torch.tensor([-5.0]), torch.tensor([-3.0])
-    assert float(kto_reference_point(low, high)[0]) == 0
-    assert float(kto_reference_point(low, high, clamp=False)[0]) == -2
 
 
 def test_the_range_of_humanline() -> None:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
-from halos.objectives import KTO, kto_loss, kto_reference_point
+from halos.loop.reference_point import reference_point
+from halos.metrics import Mean
+from halos.objectives import KTO, kto_loss
 from halos.objectives.kto import kto_weights
 from halos.policy.logprobs.completions import LogProbs
 from tests.fork import run_ranks
@@ -97,25 +99,32 @@ def test_no_gradient_into_the_reference_point() -> None:
     ("ratios", "z0", "raw"), [([1.0, 2.0, 6.0], 3.0, 3.0), ([1.0, -2.0], 0.0, -0.5), ([0.0], 0.0, 0.0)]
 )
 def test_the_reference_point_is_a_mean_clamped_at_zero(ratios: list[float], z0: float, raw: float) -> None:
-    policy = doubles(ratios).requires_grad_()
-    found, mean = kto_reference_point(policy - 7, torch.full_like(policy, -7))
+    found, mean = mismatched_point(ratios)
     assert float(found) == pytest.approx(z0, abs=1e-15)
     assert float(mean.total / mean.count) == pytest.approx(raw, abs=1e-15)
     assert not found.requires_grad
-    assert not mean.total.requires_grad
+    assert not torch.as_tensor(mean.total).requires_grad
 
 
-def _reference_point_of_rank(ratios: list[list[float]]) -> tuple[float, float, int]:
+def mismatched_point(ratios: list[float]) -> tuple[Tensor, Mean]:
+    """z₀ of y' with these log-ratios, and this rank's part of the mean before the clamp."""
+    batch = collate([Row(str(n), n, (1,), ((5,), (6,))) for n in range(len(ratios))], mismatched=True)
+    tokens = torch.stack([torch.zeros(len(ratios)), doubles(ratios)], dim=1)[..., None].requires_grad_()
+    reference = torch.full((len(ratios), 2), -7.0, dtype=torch.float64)
+    z0, metrics = reference_point("mismatched")(batch, LogProbs(tokens - 7, batch.mask), reference)
+    return z0, metrics["z0/raw"]
+
+
+def _reference_point_of_rank(ratios: list[list[float]]) -> tuple[float, float]:
     dist.init_process_group("gloo")
-    mine = doubles(ratios[dist.get_rank()]).requires_grad_()
-    z0, raw = kto_reference_point(mine, torch.zeros_like(mine))
-    return float(z0), float(raw.total), int(raw.count)
+    z0, raw = mismatched_point(ratios[dist.get_rank()])
+    return float(z0), float(raw.total / raw.count)
 
 
 @pytest.mark.ranks
 def test_the_reference_point_is_one_mean_over_all_ranks() -> None:
     """Neither the mean of the ranks' means (−1) nor of their clamped means (2) would do."""
-    assert run_ranks(partial(_reference_point_of_rank, [[2.0, 4.0, 6.0], [-6.0]])) == [(1.5, 12.0, 3), (1.5, -6.0, 1)]
+    assert run_ranks(partial(_reference_point_of_rank, [[2.0, 4.0, 6.0], [-6.0]])) == [(1.5, 1.5)] * 2
 
 
 @pytest.mark.parametrize(
@@ -264,7 +273,10 @@ def test_reference_free_needs_no_reference_and_a_zero_point_no_mismatched_comple
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"reference_point": "median"}, "expected one of mismatched, zero, running, per_prompt, token; found 'median'"),
+        (
+            {"reference_point": "median"},
+            "expected one of mismatched, zero, running, per_prompt, token, policy; found 'median'",
+        ),
         (
             {"reference_point": "zero", "reference_free": True},
             "expected mismatched with loss.reference_free=true, found 'zero': log π_θ without a reference is always "

@@ -269,6 +269,7 @@ def test_rows_of_new_tokens_are_trained_and_merged() -> None:
         ({"export": "both"}, "model.lora.export: expected merged or adapter"),
         ({"quantize": "8bit", "export": "adapter"}, "model.lora.quantize: expected 4bit"),
         ({"quantize": "4bit"}, "model.lora.export: expected adapter"),
+        ({"path": {}}, "model.lora.path: expected a folder or null, found {}"),
         ({"path": "x", "rank": 4}, "model.lora.rank: expected null with model.lora.path=x"),
         ({"path": "x", "enabled": False}, "model.lora.path: expected model.lora.enabled=true"),
     ],

@@ -12,9 +12,10 @@ from halos.objectives import CSFT, SFT
 from halos.policy import Backbone, ModelSpec
 from halos.reporting import replies
 from halos.reporting.replies import SampledReplies
+from halos.sampling.replies import Reply
 from halos.toy.model import ASSISTANT, GOOD
 
-PROMPTS = ["i bought a lamp on monday. i paid twice.", (Message("user", "i paid twice."),)]
+PROMPTS: list[Any] = ["i bought a lamp on monday. i paid twice.", (Message("user", "i paid twice."),)]
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,11 @@ def objectives() -> dict[str, Any]:
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
-    found: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(replies, "log_text", lambda trainer, tag, texts: found.append((tag, texts)))
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[list[str]]]]:
+    """Name and rows of each table."""
+    found: list[tuple[str, list[list[str]]]] = []
+    board = SimpleNamespace(log_table=lambda name, columns, rows, step: found.append((name, rows)))
+    monkeypatch.setattr(replies, "boards", lambda trainer: [board] if trainer.is_global_zero else [])
     return found
 
 
@@ -52,33 +55,15 @@ def validate(
 
 def test_each_prompt_is_shown_with_its_reply(objectives: dict[str, Any], shown: list[Any]) -> None:
     validate(objectives["SFT"], PROMPTS)
-    ((tag, texts),) = shown
-    assert tag == "samples"
-    assert len(texts) == 2
-    for text, said in zip(texts, ("i bought a lamp on monday. i paid twice.", "i paid twice."), strict=True):
-        prompt, between, reply = text.split("\n\n")
+    ((name, rows),) = shown
+    assert name == "samples"
+    assert len(rows) == 2
+    for row, said in zip(rows, ("i bought a lamp on monday. i paid twice.", "i paid twice."), strict=True):
+        prompt, before, reply = row
         assert said in prompt
         assert ASSISTANT in prompt
-        assert between == "**reply**"
+        assert before == "–"  # no reference was read
         assert len(reply.split()) > 2
-
-
-EVIL = "a ![x](http://127.0.0.1/x.png) <img src=x> **b**\n\n# c \x1b]0;t\x07\u202e |"
-
-
-def test_prompts_and_replies_are_no_markdown(
-    objectives: dict[str, Any], shown: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.decode", lambda *_, **__: EVIL)
-    validate(objectives["SFT"], PROMPTS)
-    ((_, texts),) = shown
-    for text in texts:
-        blocks, (between,) = [], [line for line in text.split("\n") if line.startswith("*")]
-        assert between == "**reply**"
-        blocks = [line for line in text.split("\n") if line and line != between]
-        # An indented line after an empty one is code for every Markdown; nothing else follows a paragraph here.
-        assert all(line.startswith("    ") for line in blocks)
-        assert r"# c \x1b]0;t\x07\u202e |" in text
 
 
 def test_replies_depend_on_seed_and_step_alone(objectives: dict[str, Any], shown: list[Any]) -> None:
@@ -91,24 +76,44 @@ def test_replies_depend_on_seed_and_step_alone(objectives: dict[str, Any], shown
 
 def test_the_first_replies_alone_are_shown(objectives: dict[str, Any], shown: list[Any]) -> None:
     validate(objectives["SFT"], PROMPTS * 4, shown=3)
-    ((_, texts),) = shown
-    assert len(texts) == 3
+    ((_, rows),) = shown
+    assert len(rows) == 3
 
 
 def test_a_conditioned_policy_is_asked_for_desirable_replies(objectives: dict[str, Any], shown: list[Any]) -> None:
     validate(objectives["CSFT"], PROMPTS)
-    ((_, texts),) = shown
-    assert all(text.partition("\n\n")[0].replace(" ", "").endswith(ASSISTANT + GOOD) for text in texts)
+    ((_, rows),) = shown
+    assert all(prompt.replace(" ", "").endswith(ASSISTANT + GOOD) for prompt, _, _ in rows)
 
 
 def test_a_long_prompt_is_cut_as_in_training(objectives: dict[str, Any], shown: list[Any]) -> None:
     validate(objectives["SFT"], ["i bought a lamp on monday. " * 9 + "i paid twice."], max_length=40)
-    ((_, (text,)),) = shown
-    assert text.count("lamp") == 2
-    assert "i paid twice." in text
+    ((_, ((prompt, _, _),)),) = shown
+    assert prompt.count("lamp") == 2
+    assert "i paid twice." in prompt
 
 
 def test_nothing_is_sampled_elsewhere_or_without_prompts(objectives: dict[str, Any], shown: list[Any]) -> None:
     validate(objectives["SFT"], [])
     validate(objectives["SFT"], PROMPTS, rank_zero=False)
     assert shown == []
+
+
+@pytest.mark.parametrize(("moves", "expected"), [(False, [True, False, False]), (True, [True, True, True])])
+def test_a_reference_that_stands_still_replies_once(
+    moves: bool, expected: list[bool], objectives: dict[str, Any], monkeypatch: pytest.MonkeyPatch, shown: list[Any]
+) -> None:
+    drawn: list[bool] = []
+
+    def draw(*_: Any, before: int | None, **__: Any) -> list[Reply]:
+        drawn.append(before is not None)
+        return [Reply(n, [5], False, 0.1, None if before is None else [6]) for n in range(2)]
+
+    monkeypatch.setattr(replies, "policy_replies", draw)
+    tokens = ChatTokens(ModelSpec(path="pkg://halos.toy/reference").tokenizer(), Limits(64, 44))
+    callback = SampledReplies(tokens, PROMPTS, shown=2, max_new_tokens=3, seed=0, reference_moves=moves)
+    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=0)
+    for _ in expected:
+        callback.measure(trainer, objectives["SFT"])
+    assert drawn == expected
+    assert all(row[1] == tokens.tokenizer.decode([6]) for _, rows in shown for row in rows)

@@ -5,7 +5,9 @@ import logging
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,24 +88,61 @@ def test_a_text_that_ends_with_backslashes_is_printed_as_it_is(capsys: Printed) 
     assert r"One example (r\x07[/b]);" in out
 
 
-@pytest.mark.parametrize("root", ["out/run", "out/[a]", "out/[/a]"])
-def test_the_plan_names_steps_examples_and_the_folder(root: str, capsys: Printed) -> None:
-    run_report.show_plan(1200, 3000, 8, root, None)
-    out = capsys.readouterr().out
-    assert out.strip() == f"1,200 steps over 3,000 examples, 8 a device and micro-step → {root}"
+PLAN = run_report.RunPlan(
+    steps=1200,
+    examples=3000,
+    passes=12.803,
+    batch_size=8,
+    devices=2,
+    accumulate=2,
+    validations=5,
+    validated=256,
+    validation_share=0.104,
+    output_dir="out/[/a]",
+)
+
+
+def printed(capsys: Printed, **changes: Any) -> dict[str, str]:
+    run_report.show_plan(replace(PLAN, **changes))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    return {line[:12].strip(): line[12:] for line in lines if line}
+
+
+def test_the_plan_names_examples_passes_the_global_batch_validations_and_the_folder(capsys: Printed) -> None:
+    assert printed(capsys) == {
+        "data": "3,000 examples, 12.8 passes",
+        "steps": "1,200 of 32 examples (8 a device × 2 devices × 2 micro-batches)",
+        "validation": "5 times 256 examples, about 10% of training's computation",
+        "output": "out/[/a]",
+    }
+    assert printed(capsys, passes=0.0125)["data"] == "3,000 examples, 0.013 passes"
+    one = printed(capsys, passes=1.0, devices=1, accumulate=1, examples=1)
+    assert (one["data"], one["steps"]) == ("1 example, 1 pass", "1,200 of 8 examples (8 a device × 1 device)")
+
+
+def test_the_plan_of_a_stream_and_of_a_run_without_validation(capsys: Printed) -> None:
+    lines = printed(capsys, examples=None, passes=None, validations=0)
+    assert lines["data"] == "a stream"
+    assert lines["validation"] == "none: data.val_size=200 would hold 200 records out"
+
+
+def test_the_plan_names_the_step_from_which_a_run_goes_on(capsys: Printed) -> None:
+    assert "resume" not in printed(capsys)
+    assert printed(capsys, resumed=1060)["resume"] == "goes on from step 1,060"
+    assert printed(capsys, nothing_to_resume=True)["resume"] == "there is no checkpoint yet: starts at step 0"
 
 
 @pytest.mark.parametrize(
     ("plan", "expected"),
     [
-        (SamplingPlan((0, 9), 5, 64, True, 0.123), "KL from replies to 64 prompts at 2 of 5 validations"),
-        (SamplingPlan((9,), 5, 3, False, 0.123), "replies to 3 prompts at 1 of 5 validations"),
-        (SamplingPlan((), 0, 64, True, 0.123), "KL from replies to 64 prompts at the end"),
+        (SamplingPlan((0, 9), 5, 1024, True, 0.123), "2 times the KL on 1,024 prompts"),
+        (SamplingPlan((9,), 5, 3, False, 0.123), "1 times replies to 3 prompts"),
+        (SamplingPlan((), 0, 64, True, 0.123), "at the end the KL on 64 prompts"),
     ],
 )
 def test_the_plan_names_how_often_and_how_many(plan: SamplingPlan, expected: str, capsys: Printed) -> None:
-    run_report.show_plan(12, None, 8, "out", plan)
-    assert f"\n{expected} (about 12% of training's computation)\n" in capsys.readouterr().out
+    assert printed(capsys, sampling=plan)["sampling"] == f"{expected}, about 12% of training's computation"
 
 
 @pytest.mark.parametrize("root", ["out/run", "out/[a]", "out/[/a]"])
@@ -139,9 +178,7 @@ def test_the_comparison_of_a_single_prompt(capsys: Printed) -> None:
     assert "✓ kind 0" in capsys.readouterr().out
 
 
-def test_start_best_and_final_metrics_are_a_table_with_one_kl_and_nothing_without_validation(capsys: Printed) -> None:
-    run_report.show_metrics([])
-    assert capsys.readouterr().out == ""
+def test_start_best_and_final_metrics_are_a_table_with_one_kl(capsys: Printed) -> None:
     sampled = {"kl": 1.5, "kl_per_token": 0.1, "kl_error": 0.25}
     validations = [
         (0, {"rewards/auc": 0.5, "loss": 0.9, "kl": 0.0, "kl_per_token": 0.0}),
@@ -158,11 +195,36 @@ def test_start_best_and_final_metrics_are_a_table_with_one_kl_and_nothing_withou
     ]
 
 
+def test_without_a_validation_the_table_is_a_hint(capsys: Printed) -> None:
+    run_report.show_metrics([])
+    assert capsys.readouterr().out == "validation: none: data.val_size=200 would hold 200 records out\n"
+
+
 def test_a_lone_validation_is_the_final_one_and_a_loss_that_is_no_number_is_never_the_best(capsys: Printed) -> None:
     run_report.show_metrics([(8, {"loss": 0.2})])
     assert capsys.readouterr().out.split()[:4] == ["validation", "final,", "step", "8"]
     run_report.show_metrics([(0, {"loss": math.nan}), (4, {"loss": 0.3}), (8, {"loss": 0.2})])
     assert "best, step 8" in capsys.readouterr().out
+    run_report.show_metrics([(0, {"loss": 0.5}), (4, {"loss": 0.3}), (8, {"loss": 0.2})], 4)
+    assert "best, step 4" in capsys.readouterr().out
+
+
+def test_rounds_are_a_table_with_the_numbers_that_there_are(capsys: Printed) -> None:
+    samples = {"policy_desirable": 0.9, "policy_reward": 0.95}
+    run_report.show_rounds(
+        {
+            0: {"loss": "sft", "metrics": {"loss": 1.23456}},
+            1: {"loss": "kto", "metrics": {"loss": 0.4, "rewards/auc": 0.75, "kl": 0.5}, "samples": samples},
+            2: {},
+        }
+    )
+    lines = [re.split("  +", line.strip()) for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
+    assert lines == [
+        ["round", "trained with", "loss", "AUC", "KL", "desirable", "true reward"],
+        ["0", "sft", "1.23", "–", "–", "–", "–"],
+        ["1", "kto", "0.4", "0.75", "0.5", "0.9", "0.95"],
+        ["2", "–", "–", "–", "–", "–", "–"],
+    ]
 
 
 def test_what_is_logged_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

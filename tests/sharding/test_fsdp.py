@@ -31,7 +31,7 @@ KL = ("sampling.kl=true", "sampling.kl_prompts=3", "sampling.validations=9")
 WORDS = (
     "model.reference=live",
     "trainer.max_steps=5",
-    "checkpoint_every=3",
+    "checkpoint.every=3",
     "optim.eps=1e-6",
     "optim.lr=1e-3",
     ASKED,

@@ -21,7 +21,7 @@ WORDS = (
     "model.lora.enabled=true",
     "model.reference=live",
     "trainer.max_steps=5",
-    "checkpoint_every=3",
+    "checkpoint.every=3",
     "optim.eps=1e-6",
     "optim.lr=3e-3",
 )

@@ -76,7 +76,7 @@ ASKED = "model.statistics=[entropy]"
 WORDS = (
     "model.reference=live",
     "trainer.max_steps=5",
-    "checkpoint_every=3",
+    "checkpoint.every=3",
     "optim.lr=1e-3",
     ASKED,
     "sampling.kl=true",

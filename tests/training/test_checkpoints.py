@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, and which is refused."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint
 
+from halos.processes import signals
 from halos.training.checkpoints import IDENTITY, Checkpoints, LocalCheckpointIO, check_identity, check_intact, newest
 from halos.training.record import RunRecord
 from halos.training.run_folder import RunFolder
@@ -67,6 +69,76 @@ def test_earlier_checkpoints_are_removed_whatever_the_times_say(tmp_path: Path) 
     trainer.global_step = 10  # resumed at step 9: what came after it is another run's future
     callback.save(trainer)
     assert {file.name for file in tmp_path.iterdir()} == {"step_10.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, {4}), (3, {2, 3, 4}), (None, {1, 2, 3, 4})])
+def test_so_many_of_the_newest_are_kept(keep: int | None, kept: set[int], tmp_path: Path) -> None:
+    callback = Checkpoints(tmp_path, every=1, keep=keep, identity={}, record=Mock())
+    for step in (1, 2, 3, 4):
+        callback.save(Mock(is_global_zero=True, loggers=[], save_checkpoint=save, global_step=step))
+    assert {file.name for file in tmp_path.iterdir()} == {*(f"step_{step}.ckpt" for step in kept), "last.ckpt"}
+
+
+class Validated:
+    """A run that saves and then validates, with the value of a metric at each step."""
+
+    def __init__(self, folder: Path, metric: str) -> None:
+        self.record = RunRecord()
+        self.callback = Checkpoints(folder, every=100, keep=1, best=metric, identity={}, record=self.record)
+        self.name = metric.removeprefix("val/")
+
+    def step(self, step: int, **metrics: float) -> None:
+        trainer = Mock(is_global_zero=True, loggers=[], save_checkpoint=save, global_step=step)
+        trainer.strategy.broadcast = lambda value: value
+        trainer.lightning_module.take_losses.return_value = []
+        if step:
+            self.callback.save(trainer)
+        self.record.validations.append((step, metrics))
+        self.callback.on_validation_end(trainer, Mock())
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("val/auc", (9.0, 0.6, 0.8, 0.8, 0.7), 2),  # that of step 0 has no checkpoint; the first of equals
+        ("val/loss", (0.1, 0.6, 0.4, 0.5, 0.7), 2),
+        ("val/kl", (0.0, 0.6, 0.4, 0.5, 0.1), 4),
+        ("val/auc", (0.5, math.nan, 0.4, math.inf, 0.3), 2),
+    ],
+)
+def test_the_checkpoint_of_the_best_validation_is_kept_beside_the_newest(
+    metric: str, values: tuple[float, ...], best: int, tmp_path: Path
+) -> None:
+    run = Validated(tmp_path, metric)
+    for step, value in enumerate(values):
+        run.step(step, **{run.name: value})
+    run.step(5)  # a validation that did not sample replies
+    assert run.callback.best == (best, values[best])
+    names = {f"step_{best}.ckpt", "step_5.ckpt", "last.ckpt", "best.ckpt"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert (tmp_path / "best.ckpt").samefile(tmp_path / f"step_{best}.ckpt")
+
+
+def test_the_best_is_known_after_a_resume_and_forgotten_where_its_checkpoint_is_not_there(tmp_path: Path) -> None:
+    first = Validated(tmp_path / "a", "val/auc")
+    for step, value in ((1, 0.9), (2, 0.8)):
+        first.step(step, auc=value)
+    trainer = Mock(early_stopping_callbacks=[], global_step=2)
+    trainer.strategy.broadcast = lambda value: value
+    trainer.fit_loop._data_fetcher = None
+    for folder, best in (("a", (1, 0.9)), ("b", None)):
+        resumed = Validated(tmp_path / folder, "val/auc")
+        resumed.callback.load_state_dict(first.callback.state_dict())
+        resumed.callback.on_train_start(trainer, Mock())
+        assert resumed.callback.best == best
+    signals.defer(False)
+
+
+def test_a_metric_that_is_none_of_validation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint\.best: expected a metric of validation, such as val/loss, found"):
+        Validated(tmp_path, "train/loss")
+    with pytest.raises(ValueError, match=r"checkpoint\.keep: expected a whole number from 1 on or null, found 0"):
+        Checkpoints(tmp_path, every=1, keep=0, identity={}, record=RunRecord())
 
 
 def test_a_link_at_a_checkpoints_temporary_name_is_not_written_through(tmp_path: Path) -> None:
@@ -156,5 +228,5 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True])
 def test_steps_between_checkpoints_are_a_whole_number(every: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="checkpoint_every: expected a whole number from 1 on"):
+    with pytest.raises(ValueError, match=r"checkpoint\.every: expected a whole number from 1 on"):
         Checkpoints(tmp_path, every=every, identity={}, record=RunRecord())

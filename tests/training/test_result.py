@@ -38,6 +38,6 @@ def test_the_names_of_what_is_said_of_samples_are_known_before_there_are_any() -
     assert {f"samples/{name}" for name in Comparison([], side, side, 0.0).summary()} == set(SAMPLES)
     check_metric("samples/policy_reward", max_kl=2.0, samples=True)
     check_metric(None, max_kl=None, samples=False)
-    check_validated("samples/kl", {})
+    check_validated("sweep_metric", "samples/kl", {})
     with pytest.raises(ValueError, match=r"sweep_metric: expected no val/… without validation data; found 'val/loss'"):
-        check_validated("val/loss", {})
+        check_validated("sweep_metric", "val/loss", {})

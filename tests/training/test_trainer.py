@@ -98,7 +98,17 @@ def test_shards_compute_in_the_precision_asked_for(precision: str) -> None:
 
 @pytest.mark.parametrize(
     ("interval", "accumulate", "expected"),
-    [(0.25, 1, 2), (0.25, 4, 8), (1.0, 4, 40), (0.01, 4, 4), (0.99, 4, 36), (3, 1, 3), (8, 4, 8), (40, 4, 40)],
+    [
+        (0.25, 1, 3),
+        (0.25, 4, 12),
+        (1.0, 4, 40),
+        (0.01, 4, 4),
+        (0.9, 4, 36),
+        (0.1, 1, 1),
+        (3, 1, 3),
+        (8, 4, 8),
+        (40, 4, 40),
+    ],
 )
 def test_validations_are_behind_whole_steps(interval: float, accumulate: int, expected: int) -> None:
     assert validation_interval(interval, steps=10, accumulate=accumulate) == expected

@@ -1,8 +1,9 @@
-"""Collates rows to tensors.
+"""Collates token rows to the tensors of a micro-batch.
 
-A batch holds B examples with K branches each. Every sequence is a prompt followed by one branch, and each scored token
-has a place in a grid [B, K, C] of completion tokens, C being the most scored tokens of a branch. Tokens of a completion
-that are not scored, such as a user's turn between two of the assistant's, are fed and have no place:
+A batch has B examples with K branches (completions) each. Every sequence is a prompt followed by one branch. Each
+scored token has a place in a grid [B, K, C], where C is the largest number of scored tokens in a branch. Tokens of a
+completion that are not scored, such as a user's turn between two of the assistant's, are fed to the model and have no
+place:
 
     rows → places (b, k) sorted by length → chunks, each padded on the right to its own longest sequence
                                           → scored tokens → slots in the flattened grid
@@ -31,8 +32,8 @@ from halos.data.batches.reference_table import ReferenceTable
 from halos.data.rows.token_rows import GRADED, Row, group_sizes
 
 PAD = 0
-"""The id that fills sequences. Any id would do: attention is causal and padding is on the right, so no scored token
-ever sees it."""
+"""The id of padding. Any id would do: attention is causal and padding is on the right, so no scored token attends to
+it."""
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class Chunk:
         predicts: [n, T] true where the *next* token is scored.
         targets: [M] the scored tokens, in the order in which ``predicts`` lists them.
         slots: [M] their places in the flattened [B, K, C] grid.
-        needs_grad: false for chunks that the loss only reads, such as KTO's mismatched completions.
+        needs_grad: false for chunks into which no gradient flows, such as KTO's mismatched completions.
         last: [n, T] true at each completion's last token; only where whole completions are fed.
         owners: [n] the places of the completions in the flattened [B, K] grid; only where whole completions are fed.
     """
@@ -91,8 +92,8 @@ class Batch:
         desirable: [B] bool, or None for views without labels.
         scores: [B] rewards, or None. Plain Python, because precision plugins would round a tensor to bf16.
         total_tokens: the number of tokens, prompts included, in all sequences.
-        packs: the same tokens as in ``chunks``, for models that can read packed rows; each pack comes after the one
-            that it continues.
+        packs: the same tokens as in ``chunks``, for models that can read packed rows. A pack that continues another one
+            follows it.
         reference_bits: the bits of float32 log-probs as int32, for the same reason as ``scores``.
         weight_bits: likewise, see :attr:`weights`.
         graded_bits: likewise [B, 3], see :attr:`margins` and :attr:`scores_chosen`.

@@ -1,4 +1,4 @@
-"""A data loader that continues where a stopped run was."""
+"""A data loader that continues where a stopped run ended."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Bundles:
 
 
 class TrainingOrder(Sampler[MicroBatch]):
-    """The run's micro-batches for one rank: all epochs as one stream, shuffled for each epoch from (seed, epoch).
+    """The run's micro-batches for one rank: all epochs as one stream, in which (seed, epoch) shuffles each epoch.
 
     Micro-step m of the run is the m-th stretch of ``world_size * batch_size`` examples of the stream, however it is
     divided over ranks, so one device and many see the same steps. The last step of an epoch is filled from the next
@@ -109,8 +109,8 @@ class TrainingOrder(Sampler[MicroBatch]):
         size: the number of examples.
         division: the part of one rank.
         groups: [size] the group (prompt) of each example; None shuffles every example separately.
-        together: with ``groups``, up to this many examples of a group are shuffled as one bundle, so that only the edge
-            of a micro-batch separates them; None: the whole group.
+        together: with ``groups``, up to this many examples of a group are shuffled as one bundle and follow each other,
+            so that only the end of a micro-batch can separate them; None: the whole group.
     """
 
     def __init__(

@@ -86,7 +86,7 @@ class Pack:
         sizes: the number of tokens in each piece.
         attends: for each of the pack's own pieces, the pieces that its queries attend to.
         plain: pieces that are a single sequence from its beginning, without branches: causal attention needs no mask.
-        needs_grad: false for tokens that the loss only reads, such as KTO's mismatched completions.
+        needs_grad: false for tokens into which no gradient flows, such as KTO's mismatched completions.
     """
 
     input_ids: Tensor
@@ -168,7 +168,7 @@ def divide(rows: Sequence[Row], max_tokens: int | None, *, share_prompts: bool =
             tree.add(row.prompt, branch)
         if before and tree.tokens > max_tokens:
             edges.append(number)
-            # What this row shared with the part before, it needs a copy of.
+            # The new part needs its own copy of what this row shared with the part before.
             tree = PrefixTree(share=share_prompts)
             for branch in row.branches:
                 tree.add(row.prompt, branch)
@@ -177,7 +177,8 @@ def divide(rows: Sequence[Row], max_tokens: int | None, *, share_prompts: bool =
 
 @dataclass(slots=True)
 class _Scores:
-    """Which log-probs belong to which places of the grid; two that are of one token after one state are computed once.
+    """Which log-probs belong to which places of the grid. A log-prob of the same token after the same state is computed
+    once.
 
     Attributes:
         rows: the rows of the micro-batch.
@@ -271,8 +272,8 @@ class _Writer:
             kept: the nodes whose keys the next pack continues.
         """
         if not self.input_ids:
-            # All states were computed before. A forward has to run all the same: collectives of sharded models hang if
-            # one rank runs fewer than the others.
+            # All states were computed before. A forward must still run: collectives of sharded models hang if one rank
+            # runs fewer than the others.
             self._add(Node((0,)))
         self._close()
         for b, k in places:

@@ -1,15 +1,15 @@
-"""The prefix tree of the sequences in a micro-batch: tokens with which several sequences begin are one node.
+"""The prefix tree of the sequences in a micro-batch: the common beginning of several sequences is one node.
 
-A judgement on an earlier turn of a conversation is an example of its own, whose prompt begins as those of later
-examples do. Here the prompt x has the replies y and z. After y the user says u, to which the replies are a and b; after
-a the user says v, to which the reply is e:
+A judgement on an earlier turn of a conversation is an example of its own, whose prompt is the beginning of the prompts
+of later examples. Here the prompt x has the replies y and z. After y the user says u, to which the replies are a and b;
+after a the user says v, to which the reply is e:
 
     x ─┬─ y ── u ─┬─ a ── v ── e        x → y, z        a pair, say
        │          └─ b                  x y u → a, b    a pair
        └─ z                             x y u a v → e   a demonstration
 
-Each node is computed once: 8 nodes, where separate sequences have 18. A token sees its own node up to itself, and the
-nodes above.
+Each node is computed once: 8 nodes, where separate sequences have 18. A token attends to the tokens of its own node up
+to itself, and to the nodes above.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Node:
         children: the nodes after it.
         number: its place in preorder (each node before the nodes below it, these without a gap).
         last: the number of the last node below it, its own if there is none.
-        size: tokens of this node and of the nodes below it that are trained, or not, as it is.
+        size: tokens of this node and of the nodes below it with the same value of ``trained``.
         unseen: pairs of a query and a key among these tokens that a mask over all pairs would throw away, other than
             those of a key after its query in one sequence.
         sequences: the number of trained sequences that it is in.
@@ -63,7 +63,7 @@ class Node:
         return nodes[::-1]
 
     def own_children(self) -> list[Node]:
-        """The children that are trained, or not, as this node is."""
+        """The children with the same value of ``trained`` as this node."""
         return [child for child in self.children if child.trained == self.trained]
 
     def _divide(self, length: int) -> Node:
@@ -93,7 +93,7 @@ class PrefixTree:
         self._prompts: dict[tuple[int, ...], Node] = {}
 
     def add(self, prompt: tuple[int, ...], completion: tuple[int, ...], *, trained: bool = True) -> Node:
-        """Add a sequence, those that the loss trains before the others.
+        """Add a sequence. Sequences that the loss trains have to be added before the others.
 
         Returns:
             The node at its end. There is a node at the end of its prompt, too.
@@ -123,7 +123,7 @@ class PrefixTree:
         return nodes[1:]
 
     def _below(self, node: Node, ids: tuple[int, ...], trained: bool) -> Node:
-        """The node at the end of these tokens after ``node``; what is not there yet is added."""
+        """The node at the end of these tokens after ``node``; missing nodes are added."""
         while ids:
             child, length = None, 0
             for candidate in node.children if self.share else ():
@@ -138,9 +138,10 @@ class PrefixTree:
 
 
 def _common_length(ids: tuple[int, ...], others: tuple[int, ...]) -> int:
-    """How many tokens of a node other ones share: the whole of either, or at least :data:`SHARED_MIN_TOKENS`."""
+    """The number of common first tokens that become a shared node: all of either, or at least
+    :data:`SHARED_MIN_TOKENS`; else 0."""
     shorter = min(len(ids), len(others))
-    # Slices are compared at once; nearly all nodes differ soon or not at all.
+    # Slices are compared first, because nearly all nodes differ early or not at all.
     if ids[:shorter] == others[:shorter]:
         return shorter
     if shorter < SHARED_MIN_TOKENS or ids[:SHARED_MIN_TOKENS] != others[:SHARED_MIN_TOKENS]:
@@ -149,7 +150,7 @@ def _common_length(ids: tuple[int, ...], others: tuple[int, ...]) -> int:
 
 
 def unseen_pairs(siblings: Sequence[Node]) -> int:
-    """Pairs of tokens in the subtrees of siblings that do not see each other; see :attr:`Node.unseen`."""
+    """Pairs of tokens in the subtrees of siblings that do not attend to each other; see :attr:`Node.unseen`."""
     sizes = [node.size for node in siblings]
     return sum(sizes) ** 2 - sum(size**2 for size in sizes) + sum(node.unseen for node in siblings)
 

@@ -26,7 +26,7 @@ def entry_key(prompt: Sequence[int], completion: Sequence[int], context: Sequenc
 
 
 def completions(rows: Iterable[Row]) -> dict[bytes, Row]:
-    """A row with its prompt and this completion alone for every branch by its key, each once.
+    """Return, by its key, each completion once, as a row with its prompt and this completion only.
 
     Completions of one prompt follow each other, so that they share it in a pack, and short prompts come first.
     """
@@ -55,7 +55,7 @@ class ReferenceTable:
 
         Args:
             rows: B rows with K branches each.
-            width: the most scored tokens of a branch, or more.
+            width: at least the largest number of scored tokens in a branch.
 
         Returns:
             [B, K, width] log-probs, zero after the end of a branch.

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import yaml
 
-from halos.data.layouts.recognise import recognised, refused_columns, unclear_judgement
+from halos.data.layouts.recognise import recognised
 from halos.data.layouts.roles import Declaration, Path, value_at
+from halos.data.layouts.unused import refused_columns, unclear_judgement
 from halos.data.layouts.values import Values, number_in
 from halos.data.reading.fields import RawRow
 

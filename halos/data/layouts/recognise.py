@@ -7,11 +7,10 @@ recognised once. What a user declares comes first; names are looked up for the o
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Sequence
 
-from halos.data.layouts.chats import conversation_in, is_chat
+from halos.data.layouts.chats import conversation_in
+from halos.data.layouts.hints import suggestion
 from halos.data.layouts.roles import (
     ITEM_NAMES,
     LIST_NAMES,
@@ -20,13 +19,13 @@ from halos.data.layouts.roles import (
     VOTE_NAMES,
     Path,
     Roles,
-    column_of,
     has_content,
     kind_of,
     value_at,
 )
-from halos.data.layouts.values import graded_number, is_label, number_in
-from halos.data.reading.fields import MAX_KEYS, RawRow, keys_of, wrong
+from halos.data.layouts.unused import first_item
+from halos.data.layouts.values import graded_number, number_in
+from halos.data.reading.fields import RawRow, keys_of
 
 SIDE = re.compile(r"(?P<stem>.*?)_?(?P<end>[ab012])", re.IGNORECASE)
 SIDE_STEMS = frozenset(
@@ -56,24 +55,6 @@ HALOS_TYPES = {
     "scalar_feedback": ("prompt", "completion"),
     "pairwise_feedback": ("prompt", "sides"),
 }
-CONTENT = re.compile(
-    r"system.*|inputs?|history|contexts?|documents?|passages?|images?|pictures?|videos?|audios?|tools|functions"
-    r"|winner.*|rejected_.*|chosen_.*|weight|margin|votes|instruction|question|query",
-    re.IGNORECASE,
-)
-"""Columns that can carry content or judgement: they are used, or ignored by name, or refused."""
-LONGEST_NAME = 60
-"""Characters of a column's name, or of a path, that errors recommend."""
-JUDGEMENT = re.compile(
-    r"feedback.*|reactions?|ratings?|thumbs?|annotations?|responses|labels?|best.*|preferred.*", re.IGNORECASE
-)
-"""Columns that can carry a judgement: they are refused where none was recognised."""
-NO_CONTENT = re.compile(r".*_(id|ids|model|name|source|tokens|length|len|url|logprob|avg_logprob|hash)", re.IGNORECASE)
-NO_SCORE = re.compile(
-    r"(.*_)?(id|ids|index|idx|row|turn|turns|num|number|count|length|len|tokens|time|timestamp|date|year|created|"
-    r"created_at|updated_at|seed|version|split|temperature|hash|ts|tstamp)",
-    re.IGNORECASE,
-)
 
 
 def recognised(where: str, row: RawRow, declared: Roles, ignore: Sequence[str]) -> dict[str, Path | tuple[Path, ...]]:
@@ -192,7 +173,7 @@ class _Finder:
         declared = "completions" in self.roles
         if not self._found("completions", filled):
             return False
-        first = _first_item(self.row, self.roles)
+        first = first_item(self.row, self.roles)
         if isinstance(first, dict) and not declared and not {*ITEM_NAMES["text"], "messages"} & set(first):
             self.taken.discard(str(self.roles.pop("completions")))
             return False
@@ -298,130 +279,3 @@ def _has_parts(value: object) -> bool:
 
 def _may_be_reply(value: object) -> bool:
     return has_content(value) and (isinstance(value, list) or (isinstance(value, str) and number_in(value) is None))
-
-
-def _first_item(row: RawRow, roles: Roles) -> object:
-    """Return the first item of a row's list of completions, None where there is none."""
-    path = roles.get("completions")
-    items = value_at(row, path) if isinstance(path, str) else None
-    return items[0] if isinstance(items, list) and items else None
-
-
-def unclear_judgement(row: RawRow, roles: Roles, ignore: Sequence[str]) -> list[str]:
-    """Return the columns of numbers that may be the judgement of a completion for which none was recognised."""
-    if not {"completion", "messages"} & set(roles) or {"label", "score", "votes", "chosen", "sides"} & set(roles):
-        return []
-    used = used_columns(row, roles)
-    return [
-        key
-        for key, value in row.items()
-        if key not in used and key not in ignore and not NO_SCORE.fullmatch(key) and _may_be_score(value)
-    ]
-
-
-def _may_be_score(value: object) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, str) and number_in(value) is not None)
-
-
-def used_columns(row: RawRow, roles: Roles) -> dict[str, str]:
-    """Return the role of each column that plays one."""
-    used = {}
-    of_items = "completions" in roles and not isinstance(_first_item(row, roles), str)
-    for role, paths in roles.items():
-        for path in (paths,) if isinstance(paths, str) else paths:
-            if role not in ITEM_NAMES or not of_items:
-                used[column_of(row, path)] = role
-    return used
-
-
-def refused_columns(row: RawRow, roles: Roles, ignore: Sequence[str]) -> list[str]:
-    """Return the columns that can carry content or judgement and play no role."""
-    used = used_columns(row, roles)
-    # The conversation next to its own sides, as in binarized UltraFeedback, repeats them.
-    repeats = "chosen" in roles or "sides" in roles
-    judged = bool({"label", "score", "votes", "chosen", "sides", "rank", "preferences", "winner"} & set(roles))
-    return [
-        key
-        for key, value in row.items()
-        if key not in used
-        and key not in ignore
-        and has_content(value)
-        and (
-            _by_name(key)
-            or (is_chat(value) and not repeats)
-            or (key == "text" and not _repeats_reply(row, roles))
-            or (not judged and JUDGEMENT.fullmatch(key.strip()))
-        )
-    ]
-
-
-def _repeats_reply(row: RawRow, roles: Roles) -> bool:
-    """Return whether the column ``text`` can be ignored: no other column is a text reply, or it contains that reply."""
-    path, text = roles.get("completion"), row["text"]
-    reply = value_at(row, path) if isinstance(path, str) else None
-    return not isinstance(reply, str) or not isinstance(text, str) or reply in text
-
-
-def role_of_refused(key: str, row: RawRow) -> str:
-    """Return the role that a refused column probably plays."""
-    if re.match("winner|best|preferred", key, re.IGNORECASE):
-        return "winner"
-    if not JUDGEMENT.fullmatch(key.strip()):
-        return "completion" if key == "text" else "input"
-    return "score" if _may_be_score(row[key]) and not is_label(row[key]) else "label"
-
-
-def _by_name(key: str) -> bool:
-    return CONTENT.fullmatch(key.strip()) is not None and NO_CONTENT.fullmatch(key.strip()) is None
-
-
-def suggestion(row: RawRow) -> str:
-    """Return words of the command line that may name the columns of a row that was not recognised."""
-    leaves = dict(_leaves(row))
-    texts = [path for path, value in leaves.items() if isinstance(value, list) or number_in(str(value)) is None]
-    words = [path for path in texts if is_label(leaves[path])]
-    texts = sorted((path for path in texts if path not in words), key=_telling)
-    if len(texts) < 2:
-        return "data.columns.prompt=… data.columns.completion=…"
-    named = f"{column_word('prompt', texts[0])} {column_word('completion', texts[1])}"
-    others = [path for path in leaves if path not in texts[:2]]
-    label = words[0] if words else others[0] if len(others) == 1 and len(row) == 3 else None
-    return named if label is None else f"{named} {column_word('label', label)}"
-
-
-def column_word(role: str, *paths: Path) -> str:
-    """Return the word of the command line that names the column of a role, as it is typed in a shell."""
-    names = [path if len(path) <= LONGEST_NAME else "…" for path in paths[:MAX_KEYS]]
-    value = f"[{','.join(names)}]" if role == "ignore" else names[0]
-    word = f"data.columns.{role}={value}"
-    return word if re.fullmatch(r"[\w.,=\[\]-]+", word) else shlex.quote(word)
-
-
-def missing_prompt(where: str, row: RawRow, roles: Roles) -> ValueError:
-    """Return the error for a row without a prompt, with the column that may be it."""
-    if "prompt" in row and row["prompt"] is None:
-        return wrong(where, "prompt", "given", None)
-    used = {path for paths in roles.values() for path in ((paths,) if isinstance(paths, str) else paths)}
-    texts = [path for path, value in _leaves(row) if path not in used and not isinstance(value, int | float)]
-    nearest = column_word("prompt", min(texts, key=_telling, default="…"))
-    return ValueError(f"{where}: expected the key 'prompt'; found {keys_of(row)}; name it with {nearest}")
-
-
-def _leaves(value: object, path: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
-    """Yield the values in a row that are texts, numbers or conversations, by their paths."""
-    items: Iterable[tuple[object, object]] = ()
-    if depth < 5 and isinstance(value, Mapping):
-        items = value.items()
-    elif depth < 5 and isinstance(value, list) and not is_chat(value):
-        items = enumerate(value[:2])
-    elif path and len(path) <= LONGEST_NAME and (isinstance(value, str | int | float) or is_chat(value)):
-        yield path, value
-    for key, item in islice(items, MAX_KEYS):
-        yield from _leaves(item, f"{path}.{key}" if path else str(key), depth + 1)
-
-
-def _telling(key: str) -> int:
-    name = key.casefold()
-    if any(word in name for word in ("quest", "prompt", "instr", "input", "query", "ask")):
-        return 0
-    return 1 if any(word in name for word in ("answer", "repl", "respon", "output", "complet", "text")) else 2

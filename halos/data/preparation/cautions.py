@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
+from halos.checks import is_number
 from halos.data.preparation.hygiene import Finding
-from halos.data.rows.token_rows import Row, Rows
+from halos.data.rows.token_rows import Row
+from halos.data.rows.tokenise import Rows
 from halos.data.sources.adapted import SHOWN_PLACES
 from halos.processes.first import first_process_only
 
 log = logging.getLogger(__name__)
 
+IMBALANCE = 4.0
+"""How often the weight of one class may be that of the other. The KTO paper recommends ratios from 1 to 4/3."""
 NAMED = 3
 """Places that a warning names."""
 
@@ -65,3 +70,21 @@ def warn_of_one_class(name: str, labels: np.ndarray) -> None:
     else:
         found, help_ = "undesirable and none is desirable", "add desirable ones, or it learns only what not to write"
     log.warning("data: all %s are %s, but this loss learns from their difference; %s", name, found, help_)
+
+
+@first_process_only
+def warn_of_imbalance(loss: Mapping[str, object], counts: tuple[float, float] | None) -> None:
+    """Warn of a class that outweighs the other by more than :data:`IMBALANCE`.
+
+    Args:
+        loss: the parameters of the loss; of those without ``desirable_weight`` nothing is said.
+        counts: of desirable and undesirable training completions, by weight.
+    """
+    weights = (loss.get("desirable_weight"), loss.get("undesirable_weight"))
+    if counts is None or not all(counts) or not all(is_number(weight) for weight in weights):
+        return
+    desirable, undesirable = (cast("float", weight) * count for weight, count in zip(weights, counts, strict=True))
+    if max(desirable, undesirable) > IMBALANCE * min(desirable, undesirable) > 0:
+        key = "desirable_weight" if desirable < undesirable else "undesirable_weight"
+        found = f"{counts[0]:,g} desirable and {counts[1]:,g} undesirable training completions"
+        log.warning("data: %s: loss.%s=auto balances their weights", found, key)

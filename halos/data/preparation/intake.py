@@ -11,7 +11,7 @@ from halos.data.preparation.cautions import equal_pairs
 from halos.data.preparation.hygiene import Finding, Hygiene, examine, percentiles, without_leaks
 from halos.data.records.split import split_by_prompt
 from halos.data.records.table import RecordTable, table_of
-from halos.data.rows.token_rows import Rows
+from halos.data.rows.tokenise import Rows
 from halos.data.sources.adapted import NOTED, SHOWN_PLACES, Origin, check_faultless
 from halos.data.sources.base import Records, Source
 from halos.data.views.examples import Example, Examples

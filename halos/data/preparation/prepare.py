@@ -23,7 +23,8 @@ from halos.data.preparation.intake import Intake, read
 from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.records.record import Prompt
 from halos.data.rows.chat_tokens import ChatTokens, Limits, check_text
-from halos.data.rows.token_rows import Row, Rows, make_rows
+from halos.data.rows.token_rows import Row
+from halos.data.rows.tokenise import Rows, make_rows
 from halos.data.sources.base import Source
 from halos.data.store.arrow import MEMORY, Store
 from halos.data.views.derive import VIEWS

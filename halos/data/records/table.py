@@ -31,7 +31,8 @@ from halos.data.records.record import (
     prompt_key,
     reply_key,
 )
-from halos.data.store.arrow import MEMORY, Part, Stored, Table
+from halos.data.store.arrow import MEMORY, Part
+from halos.data.store.table import Stored, Table
 
 TEXTS = pa.list_(pa.large_string())
 DIGESTS = pa.list_(pa.uint64())

@@ -111,7 +111,7 @@ class Boundary:
         ]
 
     def _splits_at(self, ids: list[int], whole: list[int], text: str) -> bool:
-        # An unknown token may stand for the end of the context and the beginning of the text at once.
+        # One unknown token may stand for the end of the context and the beginning of the text together.
         unknown = self.tokenizer.unk_token_id
         known = not ids or unknown is None or ids[-1] != unknown
         return known and whole[: len(ids)] == ids and (len(whole) > len(ids) or not text)

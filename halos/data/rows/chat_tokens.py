@@ -1,4 +1,4 @@
-"""Token ids of prompts and completions: those that the model is served, with the boundary between them fixed once.
+"""Token ids of prompts and completions, equal to those that a server would use.
 
 A truncated completion gets no token that ends a turn: the model is never taught to stop where a limit cut the text.
 """
@@ -177,7 +177,7 @@ class ChatTokens:
         return self._exchanges.tokenise(exchanges)
 
     def check(self, refusals: Sequence[Refusal], examples: int) -> None:
-        """Raise ``ValueError`` if examples were refused, of which there are so many."""
+        """Raise ``ValueError`` if examples were refused; ``examples`` is the number of all examples, for the error."""
         counted = Refusals()
         counted.add(refusals)
         self.check_notes([counted.notes()], examples)
@@ -220,7 +220,7 @@ class ChatTokens:
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
     def _warn_of_plain(self, exchanges: Sequence[Exchange]) -> None:
-        """Say once how a tokenizer without a chat template writes prompts and completions."""
+        """Warn once how prompts and completions are written if the tokenizer has no chat template."""
         if not all(self._exchanges.is_plain(one.prompt) for one in exchanges):
             how = "conversations are written as 'User:\\n…\\n\\nAssistant:\\n…'; set another with model.chat_template"
         elif self._text == "plain" and any(map(_is_joined, exchanges)):

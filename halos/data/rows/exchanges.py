@@ -16,7 +16,7 @@ from halos.data.rows.rendering import Frame, Renderer, Request, pattern_of, requ
 from halos.data.rows.switches import helpful_value
 
 Shape = tuple[str, str]
-"""A key of what a template writes around a reply and before it, and how it treats white space around the reply:
+"""A key of the text that a template writes before and after a reply, and how it treats white space around the reply:
 ``kept``, ``trimmed``, or ``""`` where the reply has none."""
 
 
@@ -43,7 +43,7 @@ class Tokenised:
 
     Attributes:
         prompt: ids of the prompt, the control text not among them.
-        completions: ids of each completion; of one that was refused, its end alone.
+        completions: ids of each completion; for a refused one, only its end token.
         context: for each completion the spans (start, stop) of its ids that are not scored: turns of others.
         shapes: see :data:`Shape`; None where the ids of a completion may depend on the whole prompt.
         refusals: why completions were refused.
@@ -58,7 +58,7 @@ class Tokenised:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of a completion: an assistant turn, or what stands between two.
+    """A part of a completion: an assistant turn, or the text between two of them.
 
     Attributes:
         text: its text, without the token that ends it.
@@ -73,7 +73,7 @@ class _Part:
 
 @dataclass(slots=True)
 class _Completion:
-    """A completion on the way to its ids.
+    """A completion while its ids are collected, part by part.
 
     Attributes:
         owner: where its ids belong.
@@ -130,7 +130,7 @@ class Exchanges:
         Raises:
             ValueError: the template refuses the turns of a prompt, or the data are rendered and a prompt is not.
         """
-        # An error names the first place of a repeated prompt, hence the reversed order.
+        # Reversed, so that an error names the first place of a repeated prompt.
         places = dict(zip(reversed(prompts), reversed(where), strict=True))
         texts: dict[Prompt, str] = {prompt: prompt for prompt in places if self.is_plain(prompt)}  # type: ignore[misc]
         conversations = {prompt: request_of(prompt, places[prompt]) for prompt in places if prompt not in texts}
@@ -183,7 +183,7 @@ class Exchanges:
         return results
 
     def _turns(self, exchanges: Sequence[Exchange]) -> Iterator[list[tuple[str, str]]]:
-        """For each reply of several turns, what a server has before each assistant turn, and the text after it."""
+        """For each reply of several turns, the conversation's text before and up to each of its assistant turns."""
         before: list[Request] = []
         after: list[Request] = []
         counts: list[int] = []
@@ -214,7 +214,7 @@ class Exchanges:
             reply: the turns.
 
         Raises:
-            _Differs: the conversation does not go on from a turn as the model has written it.
+            _Differs: the whole text does not continue a turn as the model has written it.
         """
         parts: list[_Part] = []
         stop = len(turns[0][0])
@@ -324,7 +324,7 @@ class Exchanges:
 
 
 class _Differs(Exception):
-    """A conversation does not go on from a turn as the model has written it; the text says where."""
+    """A conversation does not continue a turn as the model has written it; the message says where."""
 
 
 def _several(reply: Reply) -> tuple[Message, ...]:

@@ -39,8 +39,8 @@ def derangement(groups: Sequence[int] | np.ndarray, seed: int) -> array[int]:
         laid out   B  B  B  A  A  C  C
         partner    A  A  C  C  B  B  B
 
-    L places later is always outside the own group, which has at most L examples in a row, on the way around the end
-    too: the way back from there has n - L >= L places.
+    The place L later is always outside an example's own group, because a group has at most L examples in a row. This
+    also holds across the end of the list, where the partner is n - L >= L places before.
 
     Args:
         groups: [n] the group (prompt) of each example.

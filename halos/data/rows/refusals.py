@@ -1,4 +1,4 @@
-"""What cannot become token rows, counted over a data set: the error says how many and which are the first."""
+"""Counts examples that cannot become token rows, and raises one error about them for the whole data set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Refusal:
             assistant turn differently from the last one) or ``markup`` (special tokens in a text).
         where: the place of the example in the data.
         shown: what is wrong with it.
-        setting: a key with a value that helps, if one is known.
+        setting: a setting that helps, such as ``key=value``, if one is known.
     """
 
     kind: str

@@ -25,7 +25,7 @@ _SOME_TOOL = ({"type": "function", "function": {"name": "f", "description": "", 
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """What a chat template reads beside the turns.
+    """What a chat template reads in addition to the turns.
 
     Attributes:
         tools: descriptions of the tools that the model may call (JSON schemas), or None.
@@ -38,7 +38,7 @@ class ChatFormat:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a server is asked to render: turns, what the template reads beside them, and their place for errors."""
+    """A conversation to render: its place for errors, its turns, and what the template reads in addition to them."""
 
     where: str
     turns: tuple[Turn, ...]
@@ -71,7 +71,7 @@ def request_of(prompt: Prompt, where: str = "prompt") -> Request:
 
 @lru_cache(maxsize=1)
 def today() -> date:
-    """The day on which this process first asked, so that a run that goes on past midnight has one date."""
+    """The day of this process's first call, so that a run past midnight keeps one date."""
     return date.today()
 
 
@@ -125,7 +125,7 @@ class Renderer:
     def _one(self, conversation: Request, generation_prompt: bool) -> str:
         try:
             return self._apply([list(conversation.turns)], conversation.format, generation_prompt)[0]
-        except Exception as error:  # templates raise whatever they like (jinja's TemplateError among others)
+        except Exception as error:  # a template can raise anything (jinja's TemplateError among others)
             roles = ", ".join(str(turn["role"]) for turn in conversation.turns)
             raise ValueError(f"{conversation.where}: the chat template refused the turns {roles}: {error}") from error
 
@@ -190,7 +190,7 @@ class Frame:
 
 
 def frame_of(renderer: Renderer) -> Frame:
-    """Find what the template writes around a reply, from one whose text it cannot know.
+    """Find what the template writes around a reply, by rendering a reply whose text cannot occur in a template.
 
     Raises:
         ValueError: there is neither a token with which the template closes a turn nor an EOS token, or the template
@@ -215,7 +215,7 @@ def frame_of(renderer: Renderer) -> Frame:
 
 
 def _around(renderer: Renderer) -> tuple[str, str, str]:
-    """Return what the template writes before a reply, after it, and of the latter what it writes before a turn too."""
+    """Return the text before a reply, the text after it, and the part of the latter that another turn can follow."""
     chosen(renderer.template)  # raises where none of several is the default
     user = request_of("a", "model.chat_template")
     try:
@@ -262,6 +262,6 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def pattern_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern that matches each of the texts, the longest first, and nothing for white space alone."""
+    """Return a pattern that matches each of the texts, the longest first; texts of white space alone are ignored."""
     longest_first = sorted((text for text in texts if text.strip()), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -11,7 +11,7 @@ SWITCHES = ("enable_thinking", "thinking")
 
 
 def reads(template: str, name: str) -> bool:
-    """Whether a template reads a variable of this name; a field (``turn.thinking``) or a text is none."""
+    """Whether a template reads a variable of this name; a field (``turn.thinking``) or a quoted text does not count."""
     return re.search(rf"(?<![\w.'\"]){re.escape(name)}(?![\w'\"])", template) is not None
 
 

@@ -1,7 +1,7 @@
 """Chat templates: named ones, values that a template gets by default, the date, and a control token that it writes.
 
-All are written into the template's text. So the tokenizer alone says how a prompt looks, the cache key of token ids
-covers it, and a server of the exported model writes the same prompt without being told.
+All are written into the template's text. So the tokenizer alone decides how a prompt looks, the cache key of token ids
+covers it, and a server of the exported model writes the same prompt without further settings.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def template_of(template: str, own: Template | None = None) -> str:
 
 
 def chosen(template: Template | None, *, tools: bool = False) -> str | None:
-    """Return the template that transformers and servers use: of several ``default``, with tools ``tool_use``.
+    """Return the template that transformers and servers use; of several it is ``default``, or ``tool_use`` with tools.
 
     Raises:
         ValueError: there are several, and none of these names.
@@ -126,7 +126,7 @@ def with_date(template: T, day: date) -> T:
 
 
 def without_date(template: T) -> T:
-    """Make a template from :func:`with_date` write the day's date again, as an exported model should."""
+    """Undo :func:`with_date`: the template writes the day on which it is used, as an exported model should."""
 
     def undated(text: str) -> str:
         return text.partition(_DATE_END)[2] if text.startswith(_DATE_START) else text

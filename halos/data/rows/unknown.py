@@ -1,4 +1,4 @@
-"""Unknown tokens: what a tokenizer of few words, such as the toy model's, makes of other people's texts."""
+"""Refuses data of which the tokenizer, such as the toy model's, does not know the words."""
 
 from __future__ import annotations
 

@@ -12,15 +12,10 @@ import numpy as np
 from halos.data.layouts.chats import is_chat
 from halos.data.layouts.convert import Converter
 from halos.data.layouts.exports import is_label_studio, is_open_webui, label_studio_row, open_webui_record
-from halos.data.layouts.recognise import (
-    column_word,
-    recognised,
-    refused_columns,
-    role_of_refused,
-    unclear_judgement,
-    used_columns,
-)
+from halos.data.layouts.hints import column_word
+from halos.data.layouts.recognise import recognised
 from halos.data.layouts.roles import Declaration, check_declared, declared, has_content
+from halos.data.layouts.unused import refused_columns, role_of_refused, unclear_judgement, used_columns
 from halos.data.layouts.values import Values
 from halos.data.layouts.votes import VoteRule
 from halos.data.reading.fields import MAX_KEYS, TEMPLATE_FIELDS, RawRow, keys_of
@@ -30,8 +25,8 @@ from halos.data.reading.tables import MESSAGES
 from halos.data.records.record import ROLES, Record
 from halos.data.records.table import RecordTable
 from halos.data.sources.adapted import COLUMN, Adapted, Origin
-from halos.data.sources.base import Files, FileSource
 from halos.data.sources.combined import combine, scores_in_a_row
+from halos.data.sources.file_source import Files, FileSource
 from halos.data.sources.hh import hh_record
 from halos.data.sources.oasst import is_tree, tree_records
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import final
 
+from halos.data.layouts.chats import diverging
 from halos.data.reading.fields import RawRow, required, text_of, wrong
 from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.adapted import DIFFERENT_PROMPTS, without_empty
-from halos.data.sources.base import Columns, Files, RowSource
+from halos.data.sources.file_source import Columns, Files, RowSource
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
@@ -40,26 +42,40 @@ def _turns(transcript: str) -> list[Message]:
 
 
 def hh_record(where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-    """Adapt a pair of transcripts; the text up to the last ``\\n\\nAssistant:`` is the prompt."""
+    """Adapt a pair of transcripts.
+
+    The text up to the last ``\\n\\nAssistant:`` is the prompt. Where the transcripts part before it, what they share is
+    the prompt, and the turns that follow are the completions.
+    """
     turns, chosen = _split(where, "chosen", row)
     others, rejected = _split(where, "rejected", row)
-    if turns != others:
-        dropped[DIFFERENT_PROMPTS] += 1
-        return None
     if any(TURN.search(completion) for completion in (chosen, rejected)):
         # The policy would learn to speak for the human.
         dropped["pair with a side that ends with a human turn"] += 1
         return None
-    chosen, rejected = chosen.strip(), rejected.strip()
-    if turns[-1].role == "assistant":
-        # Two assistant turns in a row: a prompt cannot end with the first, so both completions begin with it.
-        first = turns.pop().content
-        chosen, rejected = (f"{first}\n\n{completion}".strip() for completion in (chosen, rejected))
-    if not any(turn.content for turn in turns):
+    wholes = _with_reply(turns, chosen), _with_reply(others, rejected)
+    # Replies to one prompt may be equal, and then nothing parts.
+    start = len(wholes[0]) - 1
+    parted = (wholes[0][:start], *(whole[start:] for whole in wholes)) if turns == others else diverging(*wholes)
+    if parted is None:
+        dropped[DIFFERENT_PROMPTS] += 1
+        return None
+    prompt, *replies = parted
+    if not any(turn.content for turn in prompt):
         dropped["pair with an empty prompt"] += 1
         return None
-    completions = (Completion(chosen), Completion(rejected))
-    return without_empty(Record(where, tuple(turns), completions, ((0, 1),)), dropped)
+    if any(len(reply) > 1 and not all(turn.content for turn in reply) for reply in replies):
+        dropped["pair with an empty turn in a completion"] += 1
+        return None
+    return without_empty(Record(where, prompt, tuple(map(Completion.of, replies)), ((0, 1),)), dropped)
+
+
+def _with_reply(turns: Sequence[Message], reply: str) -> tuple[Message, ...]:
+    """Return the turns with the assistant's reply after them."""
+    reply = reply.strip()
+    if turns[-1].role == "assistant":
+        return (*turns[:-1], Message("assistant", f"{turns[-1].content}\n\n{reply}".strip()))
+    return (*turns, Message("assistant", reply))
 
 
 @final

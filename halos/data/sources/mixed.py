@@ -13,8 +13,9 @@ import numpy as np
 from halos.checks import check_number, check_whole
 from halos.data.records.table import joined, table_of
 from halos.data.sources.adapted import FILTERED
-from halos.data.sources.base import FileSource, Records, Source, check_ids
+from halos.data.sources.base import Records, Source
 from halos.data.sources.feedback_files import FeedbackFiles
+from halos.data.sources.file_source import FileSource, check_ids
 from halos.data.sources.hh import HHSource
 from halos.data.sources.oasst import OasstSource
 from halos.data.sources.shp import SHPSource

@@ -16,7 +16,7 @@ from halos.data.reading.fields import RawRow, has, required, text_of, wrong
 from halos.data.reading.json_files import Located
 from halos.data.records.record import Completion, Message, Record
 from halos.data.sources.adapted import FILTERED, Adapted, by_rank, without_empty
-from halos.data.sources.base import Columns, Files, FileSource
+from halos.data.sources.file_source import Columns, Files, FileSource
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
 

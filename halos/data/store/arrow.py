@@ -1,4 +1,4 @@
-"""Arrow tables: sequences of record batches, memory-mapped where they are on disk.
+"""Where tables are kept: in memory, or on disk, from where they are memory-mapped.
 
     FOLDER/data/<key>-<format key>/00000.arrow, 00001.arrow, …, notes.json
 
@@ -8,33 +8,31 @@ checksum of every file and is sealed itself (:class:`halos.caches.Seals`); all a
 """
 
 import fcntl
+import gc
 import hashlib
 import json
 import logging
 import os
-from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
-from operator import eq
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from halos.caches import PRIVATE, Refused, Seals
 from halos.data.store.parallel import mapped
+from halos.data.store.table import Notes, Table
 from halos.files import atomic_folder, in_home, sha256_of
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 PREPARED_FORMAT = 6
 """Number of the format of prepared tables (records, turns and token rows).
@@ -49,110 +47,8 @@ DAMAGE = (OSError, ValueError, LookupError, TypeError, pa.ArrowException)
 MAX_FILES = 128
 """Files of one table; all of them are open at a time."""
 
-Notes = dict[str, Any]
-"""Notes of a part of a table about itself, as plain JSON."""
 Part = Generator[pa.RecordBatch, None, Notes]
 """Yields the record batches of one part of a table, then returns its notes."""
-
-
-class Table:
-    """Record batches of one schema; a row is found by its number without reading others.
-
-    Attributes:
-        batches: the record batches that have rows.
-        notes: the notes of the table's parts, in their order.
-        key: the key under which it is stored; None in memory.
-        starts: [batches + 1] the number of each batch's first row, then the number of rows.
-    """
-
-    def __init__(self, batches: Sequence[pa.RecordBatch], notes: Sequence[Notes] = (), key: str | None = None) -> None:
-        self.batches = [batch for batch in batches if batch.num_rows]
-        self.notes, self.key = list(notes), key
-        self.starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
-        self._numbers: dict[str, np.ndarray] = {}
-        self._cached_lists: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def numbers(self, name: str) -> np.ndarray:
-        """Return a column of numbers, [len]: a copy, which is cached."""
-        if name not in self._numbers:
-            self._numbers[name] = _joined(batch.column(name).to_numpy() for batch in self.batches)
-        return self._numbers[name]
-
-    def sizes(self, name: str) -> np.ndarray:
-        """Return the sizes of the lists in a column, [len]."""
-        return _joined(np.diff(self._lists(n, name)[0]) for n in range(len(self.batches)))
-
-    def list_at(self, row: int, name: str) -> np.ndarray:
-        """Return the numbers in the list of one row; not copied."""
-        batch = int(np.searchsorted(self.starts, row, side="right")) - 1
-        offsets, values = self._lists(batch, name)
-        place = row - int(self.starts[batch])
-        numbers: np.ndarray = values[offsets[place] : offsets[place + 1]]
-        return numbers
-
-    def _lists(self, batch: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (offsets, values) of a column of lists of numbers in one batch; not copied."""
-        # Cached, as Arrow makes new Python objects for every access to a column, which takes longer than the reading.
-        if (batch, name) not in self._cached_lists:
-            column = self.batches[batch].column(name)
-            self._cached_lists[batch, name] = (column.offsets.to_numpy(), column.values.to_numpy())
-        return self._cached_lists[batch, name]
-
-    def select(self, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
-        """Yield rows, whose numbers ascend, as record batches."""
-        if not len(rows):
-            return
-        # Group the rows by their batch: as they ascend, the rows of one batch follow each other.
-        owners = np.searchsorted(self.starts, rows, side="right") - 1
-        numbers, edges = np.unique(owners, return_index=True)
-        for n, of_batch in zip(numbers.tolist(), np.split(rows, edges[1:]), strict=True):
-            batch, places = self.batches[n], of_batch - self.starts[n]
-            # A slice shares the batch's memory, take copies: neighbouring rows are by far the most frequent case.
-            if places[-1] - places[0] + 1 == len(places):
-                yield batch.slice(int(places[0]), len(places))
-            else:
-                yield batch.take(pa.array(places))
-
-
-def _joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    return np.concatenate(list(arrays) or [np.zeros(0, np.int64)])
-
-
-class Stored(Sequence[T_co]):
-    """A sequence whose items are made from stored data each time they are requested; it compares like a list."""
-
-    BLOCK = 512
-    """Items that iteration makes at a time."""
-
-    @abstractmethod
-    def many(self, indices: np.ndarray) -> list[T_co]:
-        """Return the items with these indices, which count from 0 and come in any order."""
-
-    @overload
-    def __getitem__(self, index: int) -> T_co: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[T_co]: ...
-    def __getitem__(self, index: int | slice) -> T_co | list[T_co]:
-        # Indexing a range resolves negative indices and raises IndexError.
-        if isinstance(index, slice):
-            return self.many(np.array(range(len(self))[index], dtype=np.int64))
-        return self.many(np.array([range(len(self))[index]]))[0]
-
-    def __iter__(self) -> Iterator[T_co]:
-        # In blocks: one item at a time would pay for finding its batch, all at once for the memory of every item.
-        for start in range(0, len(self), self.BLOCK):
-            yield from self.many(np.arange(start, min(start + self.BLOCK, len(self))))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} of {len(self)}: {self[:3]}{'…' if len(self) > 3 else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +148,8 @@ def format_key() -> str:
 
 def _in_memory(make: Callable[[T], Part], tasks: Sequence[T]) -> Table:
     notes: list[Notes] = []
-    batches = list(_made(make, tasks, notes))
+    with _rare_collections():
+        batches = list(_made(make, tasks, notes))
     return Table(batches, notes)
 
 
@@ -267,15 +164,29 @@ def _write(make: Callable[[T], Part], folder: Path, numbered: tuple[int, Sequenc
     number, tasks = numbered
     file = folder / f"{number:05}.arrow"
     notes: list[Notes] = []
-    batches = _made(make, tasks, notes)
-    # The file is opened with the first batch, as only that tells the schema.
-    first = next(batches, None)
-    if first is None:
-        return {"sha256": None, "notes": notes}
-    with pa.ipc.new_file(str(file), first.schema) as writer:
-        for batch in chain((first,), batches):
-            writer.write_batch(batch)
+    with _rare_collections():
+        batches = _made(make, tasks, notes)
+        # The file is opened with the first batch, as only that tells the schema.
+        first = next(batches, None)
+        if first is None:
+            return {"sha256": None, "notes": notes}
+        with pa.ipc.new_file(str(file), first.schema) as writer:
+            for batch in chain((first,), batches):
+                writer.write_batch(batch)
     return {"sha256": sha256_of(file), "notes": notes}
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let Python's collector of reference cycles run seldom."""
+    # Preparing makes millions of short-lived objects without cycles. By default the collector would search them, and
+    # everything that transformers has imported, again and again: a quarter of the time.
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _sealed_text(place: Path, shares: object) -> str:

@@ -14,7 +14,8 @@ from halos.data.batches.collate import Batch, collate, step_size
 from halos.data.batches.loader import ResumableLoader
 from halos.data.batches.order import Division
 from halos.data.rows.chat_tokens import ChatTokens
-from halos.data.rows.token_rows import Row, few_rows
+from halos.data.rows.token_rows import Row
+from halos.data.rows.tokenise import few_rows
 from halos.data.streaming.examples import Counted, Drawn, Stream
 
 

@@ -11,7 +11,8 @@ import lightning.pytorch as pl
 from halos.checks import check_whole
 from halos.data.module import PreferenceDataModule
 from halos.data.rows.token_rows import Row
-from halos.data.sources.base import Files, Source
+from halos.data.sources.base import Source
+from halos.data.sources.file_source import Files
 from halos.data.streaming.batches import StreamBatches, StreamLoader
 from halos.data.streaming.examples import Counted
 from halos.data.streaming.preparation import PreparedStream, StreamPreparation

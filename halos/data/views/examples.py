@@ -10,7 +10,7 @@ import numpy as np
 
 from halos.data.records.record import Prompt, Record, Reply
 from halos.data.records.table import RecordTable
-from halos.data.store.arrow import Stored
+from halos.data.store.table import Stored
 
 
 @dataclass(frozen=True, slots=True)

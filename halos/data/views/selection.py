@@ -234,14 +234,13 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
 
 
 def _label_by_score(record: Judgement, threshold: float | None) -> tuple[Judgement, Counter[str]]:
-    completions = list(record.completions)
-    labels = 0
+    completions, report = list(record.completions), Counter[str]()
     for place, completion in enumerate(record.completions):
         score = completion.score
         if threshold is not None and score is not None and completion.desirable is None and score != threshold:
             completions[place] = replace(completion, desirable=score > threshold)
-            labels += 1
-    return replace(record, completions=tuple(completions)), Counter({"labels from scores": labels})
+            report[f"{'desirable' if score > threshold else 'undesirable'} by their scores"] += 1
+    return replace(record, completions=tuple(completions)), report
 
 
 def _scores(records: RecordTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -66,6 +66,8 @@ class ModelCard:
         hyperparameters: the run's settings, by key.
         metrics: the run's results, by name, rounded on the card to four significant digits.
         remote_code: whether the run was allowed to run code that came with the base.
+        command: the command line or the call in Python that started the run.
+        commit: of the repository in which it was called.
         versions: versions of the packages that trained the model, by name.
         date: day of the export (UTC).
     """
@@ -77,6 +79,8 @@ class ModelCard:
     hyperparameters: Mapping[str, object] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     remote_code: bool = False
+    command: str | None = None
+    commit: str | None = None
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
 

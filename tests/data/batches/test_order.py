@@ -15,7 +15,7 @@ from halos.data.batches.order import Bundles, Division, TrainingOrder, validatio
 from halos.data.module import PreferenceDataModule
 from halos.data.preparation.intake import Intake
 from halos.data.preparation.prepare import DataNeeds, Prepared
-from halos.data.rows.token_rows import Rows
+from halos.data.rows.tokenise import Rows
 from tests import tiny
 
 # The order of training

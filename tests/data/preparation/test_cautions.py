@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from halos.data.preparation.cautions import warn_of_imbalance
 from halos.data.preparation.intake import Intake
 from halos.data.preparation.prepare import DataNeeds, Preparation
 from halos.data.rows.chat_tokens import Limits
@@ -115,3 +116,26 @@ def test_a_stream_refuses_before_the_run_what_its_first_examples_have_wrong(tmp_
     rows = [*DIFFERENT, {"prompt": "hello", "chosen": "good<|im_end|>", "rejected": "bad"}]
     with pytest.raises(ValueError, match="expected texts without special tokens"):
         prepare(write(tmp_path, *rows), "pairs", streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("loss", "counts", "said"),
+    [
+        ((1.0, 1.0), (6.0, 54.0), "6 desirable and 54 undesirable training completions: loss.desirable_weight=auto"),
+        ((1.0, 1.0), (4500.0, 1000.0), "4,500 desirable and 1,000 undesirable .*: loss.undesirable_weight=auto"),
+        ((1.0, 5.0), (10.0, 10.0), "10 desirable and 10 undesirable .*: loss.desirable_weight=auto"),
+        ((9.0, 1.0), (6.0, 54.0), None),
+        ((1.0, 1.0), (10.0, 40.0), None),
+        (("auto", 1.0), (6.0, 54.0), None),
+        ((1.0, 1.0), (0.0, 54.0), None),  # all of one class, of which another warning speaks
+        ((0.0, 1.0), (6.0, 54.0), None),  # left out on purpose
+        ((None, None), (6.0, 54.0), None),
+        ((1.0, 1.0), None, None),
+    ],
+)
+def test_classes_of_very_different_weight_get_a_hint(
+    loss: tuple[Any, Any], counts: tuple[float, float] | None, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_imbalance(dict(zip(("desirable_weight", "undesirable_weight"), loss, strict=True)), counts)
+    assert len(caplog.messages) == (said is not None)
+    assert said is None or re.match(f"data: {said} balances their weights", caplog.messages[0])

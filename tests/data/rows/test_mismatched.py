@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from halos.data.records.record import Message
-from halos.data.rows import token_rows
+from halos.data.rows import tokenise
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.rows.token_rows import few_rows, make_rows
+from halos.data.rows.tokenise import few_rows, make_rows
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import Store
 from halos.data.views.derive import VIEWS
@@ -76,8 +76,8 @@ def test_they_are_tokenised_again_only_where_they_depend_on_it(
     template: str | None, tools: bool, again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    whole = token_rows.token_batch
-    monkeypatch.setattr(token_rows, "token_batch", lambda part, *more: asked.append(len(part)) or whole(part, *more))
+    whole = tokenise.token_batch
+    monkeypatch.setattr(tokenise, "token_batch", lambda part, *more: asked.append(len(part)) or whole(part, *more))
     make_rows(examples(tools=tools), chat(bpe_tokenizer(template)), mismatched_seed=0)
     assert len(asked) == 1 + again
 

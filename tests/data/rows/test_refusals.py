@@ -7,7 +7,7 @@ import pytest
 
 from halos.data.records.record import Message
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.rows.token_rows import few_rows, make_rows
+from halos.data.rows.tokenise import few_rows, make_rows
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import Store
 from halos.data.views.derive import VIEWS

@@ -7,7 +7,7 @@ import pytest
 from halos.data.records.record import Message, Prompt, json_text
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.exchanges import Exchange, Tokenised
-from halos.data.rows.token_rows import few_rows, make_rows
+from halos.data.rows.tokenise import few_rows, make_rows
 from halos.data.views.examples import Demonstration, Labelled, Pair
 from tests.data.rows.traits import CALLS, CHANNEL, EXACT, FAMILIES, TEXT_ENDS, THINKS, TRAITS
 from tests.tiny import CHATML, GOOD, bpe_tokenizer

@@ -7,7 +7,7 @@ import pytest
 from halos.data.records.record import Message, Prompt, Reply, json_text
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.switches import reads
-from halos.data.rows.token_rows import few_rows
+from halos.data.rows.tokenise import few_rows
 from halos.data.rows.written import check_written
 from halos.data.views.examples import Demonstration
 from tests.data.rows.traits import FORGETS

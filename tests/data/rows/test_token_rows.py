@@ -9,7 +9,7 @@ import pytest
 from halos.data.records.record import Message
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.mismatch import derangement
-from halos.data.rows.token_rows import few_rows, make_rows
+from halos.data.rows.tokenise import few_rows, make_rows
 from halos.data.views.examples import Demonstration, Labelled, Pair, Scored
 from tests.tiny import BOS, CHATML, EOS, GOOD, NO_SYSTEM, bpe_tokenizer, word_tokenizer
 

@@ -8,7 +8,7 @@ import pytest
 from halos.data.preparation.prepare import DataNeeds, Preparation
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.exchanges import Exchange
-from halos.data.rows.token_rows import make_rows
+from halos.data.rows.tokenise import make_rows
 from halos.data.rows.unknown import unknown_id
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.streaming.preparation import StreamPreparation

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from halos.data.records.record import Completion, Conversation, Message, Prompt, Record, Reply, json_text
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.rendering import Renderer, render, request_of
-from halos.data.rows.token_rows import make_rows
+from halos.data.rows.tokenise import make_rows
 from halos.data.rows.written import check_written
 from halos.data.views.derive import demonstrations, pairs
 from tests.tiny import CHATML, bpe_tokenizer

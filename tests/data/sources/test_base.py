@@ -15,8 +15,9 @@ from halos.data.reading import files
 from halos.data.records.record import Completion, Record
 from halos.data.records.table import RecordTable
 from halos.data.sources.adapted import Origin
-from halos.data.sources.base import FileSource, Source
+from halos.data.sources.base import Source
 from halos.data.sources.feedback_files import FeedbackFiles
+from halos.data.sources.file_source import FileSource
 from halos.data.sources.hh import HHSource
 from halos.data.sources.oasst import OasstSource
 from halos.data.sources.shp import SHPSource
@@ -126,7 +127,7 @@ class Mine(Base):
 USERS_BASE = """
 from halos.data.reading.fields import prompt_of
 from halos.data.records.record import Completion, Record
-from halos.data.sources.base import RowSource
+from halos.data.sources.file_source import RowSource
 
 class Base(RowSource):
     def record(self, where, row, dropped):

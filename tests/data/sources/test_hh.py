@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from halos.data.reading.files import Piece, read_piece
-from halos.data.records.record import Completion, Message, Record, messages_of
+from halos.data.records.record import Completion, Message, Record, messages_of, turns_of_reply
 from halos.data.sources.hh import HHSource
 
 HARMLESS = Path(__file__).parents[4] / "shared/data/hh-rlhf/harmless-base-test.jsonl.gz"
@@ -38,6 +38,27 @@ def test_many_turns() -> None:
     assert record is not None
     assert record.prompt == prompt(("user", "q"), ("assistant", "a"), ("user", "r?"))
     assert record.completions == (Completion("yes"), Completion("no"))
+
+
+def test_transcripts_that_part_early_have_completions_of_several_turns() -> None:
+    start = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:"
+    record, dropped = read(f"{start} b\n\nHuman: s\n\nAssistant: c", f"{start} d")
+    assert record is not None
+    assert record.prompt == prompt(("user", "q"), ("assistant", "a"), ("user", "r"))
+    longer = prompt(("assistant", "b"), ("user", "s"), ("assistant", "c"))
+    assert [one.reply for one in record.completions] == [longer, "d"]
+    assert not dropped
+
+
+def test_what_the_human_said_differently_is_no_completion() -> None:
+    # The transcripts part at a human turn; the last turn that both begin their replies after is the one before it.
+    start = "\n\nHuman: q\n\nAssistant: a\n\nHuman:"
+    record, _ = read(f"{start} r\n\nAssistant: b", f"{start} s\n\nAssistant: c")
+    assert record is not None
+    assert record.prompt == prompt(("user", "q"))
+    assert record.completions[0].reply == prompt(("assistant", "a"), ("user", "r"), ("assistant", "b"))
+    empty = read(f"{start} r\n\nAssistant:", f"{start} s\n\nAssistant: c")
+    assert empty == (None, Counter({"pair with an empty turn in a completion": 1}))
 
 
 def test_turns_of_one_role_in_a_row_become_one() -> None:
@@ -104,9 +125,9 @@ def words(text: str) -> list[str]:
     return spoken.split()
 
 
-def rendered(record: Record, completion: str) -> list[str]:
+def rendered(record: Record, completion: Completion) -> list[str]:
     speakers = {"user": "Human> ", "assistant": "Assistant> "}
-    turns = [*messages_of(record.prompt), Message("assistant", completion)]
+    turns = [*messages_of(record.prompt), *turns_of_reply(completion.reply)]
     return " ".join(speakers[turn.role] + turn.content for turn in turns).split()
 
 
@@ -120,11 +141,10 @@ def test_no_text_of_the_real_data_is_lost() -> None:
             kept += 1
             assert record.id == f"{HARMLESS}:{where.rsplit(':', 1)[1]}"
             assert record.preferences == ((0, 1),)
-            assert rendered(record, record.completions[0].text) == words(str(row["chosen"]))
-            assert rendered(record, record.completions[1].text) == words(str(row["rejected"]))
-    assert kept == 2312 - 5 - 4
+            assert rendered(record, record.completions[0]) == words(str(row["chosen"]))
+            assert rendered(record, record.completions[1]) == words(str(row["rejected"]))
+    assert kept == 2312 - 4
     assert dropped == {
-        "pair with different prompts": 5,
         "empty completion": 4,
         "completion whose pair has an empty side": 4,
     }

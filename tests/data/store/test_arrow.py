@@ -20,7 +20,8 @@ import pytest
 
 from halos.caches import Seals
 from halos.data.store import arrow
-from halos.data.store.arrow import Part, Store, Stored, Table
+from halos.data.store.arrow import Part, Store
+from halos.data.store.table import Stored, Table
 from tests.owners import as_if_owned_by_another
 
 SCHEMA = pa.schema({"n": pa.int64(), "many": pa.list_(pa.int64()), "text": pa.string()})

@@ -11,7 +11,7 @@ import torch
 from halos.data.batches.collate import Batch, collate, step_size
 from halos.data.batches.order import Division
 from halos.data.rows.chat_tokens import ChatTokens, Limits
-from halos.data.rows.token_rows import make_rows
+from halos.data.rows.tokenise import make_rows
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.streaming import batches as stream_batches
 from halos.data.streaming.batches import StreamBatches, StreamRows

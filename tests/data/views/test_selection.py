@@ -37,7 +37,9 @@ RECORDS = [
 def test_labels_from_scores(given: Any, expected: dict[str, bool]) -> None:
     made = binary(RECORDS, Selection(labels_from_scores=given).prepare("binary", RECORDS, RECORDS))
     assert {e.completion: e.desirable for e in made.examples} == expected
-    assert made.report["labels from scores"] == len(expected)
+    desirable = sum(expected.values())
+    assert made.report["desirable by their scores"] == desirable
+    assert made.report["undesirable by their scores"] == len(expected) - desirable
     assert RECORDS[0].completions[0].desirable is None, "records are never changed in place"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -108,7 +110,7 @@ def test_a_program_that_is_run_from_its_sources_has_a_card_too(monkeypatch: pyte
 def test_a_card_without_results_has_no_empty_parts() -> None:
     card = ModelCard(versions={}).render(CHAT)
     assert "# Language model, trained\n" in card
-    for absent in ("Results", "Hyperparameters", "Training data", "None", "()"):
+    for absent in ("Results", "How it was made", "Hyperparameters", "Training data", "None", "()"):
         assert absent not in card
     assert front_matter(card) == {
         "library_name": "transformers",
@@ -117,7 +119,34 @@ def test_a_card_without_results_has_no_empty_parts() -> None:
     }
 
 
+def test_the_command_and_the_commit_are_on_the_card() -> None:
+    card = ModelCard(command="halos train 'loss.beta=`0.1`'", commit="ab12-dirty").render(CHAT)
+    made = card.partition("## How it was made\n\n")[2].partition("\n\n## Versions")[0]
+    assert made == "Command: ``halos train 'loss.beta=`0.1`'``\n\nCommit: `ab12-dirty`"
+    assert "Commit" not in ModelCard(command="halos train").render(CHAT)
+
+
 # The hub's front matter
+
+
+@pytest.mark.parametrize("usage", [CHAT, Usage(chat=True, adapter=True), Usage(chat=False, end_of_turn="</s>")])
+def test_the_hubs_own_reader_takes_the_front_matter(usage: Usage) -> None:
+    names = ("Anthropic/hh-rlhf/helpful-base:train", "x.jsonl")
+    text = ModelCard(loss="kto", base="Org/model-1.5B", data=names, metrics={"loss": 0.3}).render(usage)
+    card = huggingface_hub.ModelCard(text)
+    fields = card.data.to_dict()
+    assert fields == front_matter(text)
+    # Strictly: unknown metadata would be ignored with a warning.
+    data = huggingface_hub.ModelCardData(ignore_metadata_errors=False, **fields)
+    assert (data.base_model, data.datasets, data.library_name) == (
+        "Org/model-1.5B",
+        ["Anthropic/hh-rlhf"],
+        fields["library_name"],
+    )
+    assert set(fields) <= set(inspect.signature(huggingface_hub.ModelCardData).parameters)
+    assert fields["library_name"] in ("transformers", "peft")
+    assert fields["pipeline_tag"] in ("text-generation", "text-classification")
+    assert all(isinstance(tag, str) for tag in fields["tags"])
 
 
 def test_only_ids_of_the_hub_are_named_as_base_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

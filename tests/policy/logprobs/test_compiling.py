@@ -24,7 +24,7 @@ from tests.train_runs import run, train_as_rank
 WORDS = (
     "loss=sft",  # whose layers need the fewest versions
     "trainer.max_steps=3",
-    "checkpoint_every=2",
+    "checkpoint.every=2",
     "optim.eps=1e-4",
     "optim.lr=1e-3",
     "model.compile=true",
