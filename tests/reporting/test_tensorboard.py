@@ -41,7 +41,7 @@ def test_scalars_stand_at_their_optimizer_steps(name: str, first: int, events: E
 def test_rewards_and_kl_come_first(events: EventAccumulator) -> None:
     tags = sorted(events.Tags()["scalars"])
     first = {tag for tag in tags if tag.startswith("alignment/")}
-    assert first == set(tags[: tags.index("train/examples_per_second")])
+    assert first == set(tags[: len(first)])
     samples = ("samples/length", "samples/truncated", "samples/win_rate")
     names = ("kl", "rewards/margins", "rewards/chosen", "rewards/rejected", "rewards/auc", *samples)
     assert first == {f"alignment/{name}" for name in names}
