@@ -146,7 +146,11 @@ def test_the_plan_names_how_often_and_how_many(plan: SamplingPlan, expected: str
 
 
 @pytest.mark.parametrize("root", ["out/run", "out/[a]", "out/[/a]"])
-def test_where_to_look_next(root: str, capsys: Printed) -> None:
+def test_where_to_look_next(root: str, capsys: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_report.show_where_next(Path(root), Path(root) / "model")
+    assert "tensorboard" not in capsys.readouterr().out  # as with logger=none
+    Path(root, "tensorboard").mkdir(parents=True)
     run_report.show_where_next(Path(root), Path(root) / "model")
     out = capsys.readouterr().out
     assert f"tensorboard --logdir {root}\n" in out
