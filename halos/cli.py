@@ -32,7 +32,7 @@ from halos.config.help_text import command_help, commands_help
 from halos.config.open_keys import opened
 from halos.config.shorthand import implied_groups, own_source
 from halos.config.signatures import did_you_mean
-from halos.config.words import check_words
+from halos.config.words import check_words, settings_first
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, on_devices
@@ -138,7 +138,7 @@ def main_command(name: str) -> None:
         print(command_help(name, chosen.meaning, chosen.config, words))
         return
     implied = implied_groups(words) if chosen.config == "train" else []
-    sys.argv[1:] = [*own_source(words), *implied, *words]
+    sys.argv[1:] = settings_first([*own_source(words), *implied, *words])
     job = _run_job if chosen.run else _run
     command = hydra.main(version_base="1.3", config_path=config_folder(), config_name=chosen.config)(job)
 
@@ -239,7 +239,7 @@ def name_jobs_by_what_is_swept(words: list[str]) -> None:
     swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
     same = [key for override in overrides if not ((key := override.key_or_group) in swept or key.startswith("hydra."))]
     excluded = ["output_dir", "overwrite", *same]
-    # After the last override: argparse takes positional words in one stretch only.
+    # After the last override, as in settings_first.
     place = max(n for n, word in enumerate(words) if n == 0 or ("=" in word and not word.startswith("-")))
     words.insert(place + 1, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(dict.fromkeys(excluded))}]")
 

@@ -322,6 +322,19 @@ def test_jobs_of_a_sweep_write_into_folders_of_their_own(monkeypatch: pytest.Mon
     assert [folder.name for folder in folders] == ["loss_kto", "loss_dpo"]  # the seed is the same for all
 
 
+@pytest.mark.parametrize("flags", ["-m loss=kto", "loss=kto -m", "--config-dir mine loss=kto", "loss=kto -cd mine"])
+def test_flags_may_stand_anywhere_next_to_words_that_imply_others(
+    flags: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    seen: list[Any] = []
+    monkeypatch.setattr("halos.commands.train.train", seen.append)
+    words = ("data.train=a.jsonl", "model.path=b", "seed=5", "output_dir=out")
+    assert call(monkeypatch, tmp_path, "train", *flags.split(), *words) == 0
+    (cfg,) = seen
+    assert (cfg.data.train, cfg.model.path, cfg.seed, cfg.loss.name) == ("a.jsonl", "b", 5, "kto")
+
+
 @pytest.mark.long
 def test_names_of_a_sweeps_folders_need_no_quotes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []

@@ -17,6 +17,18 @@ RENAMED = {"checkpoint_every": "checkpoint.every"}
 """Keys that people know from other places, and what they are called here."""
 
 
+def settings_first(words: Sequence[str]) -> list[str]:
+    """Return the words with all settings before all flags, as argparse reads settings in one stretch only."""
+    settings: list[str] = []
+    flags: list[str] = []
+    is_value = False
+    for word in words:
+        is_flag = word.startswith("-")
+        (flags if is_flag or is_value else settings).append(word)
+        is_value = is_flag and _WITH_VALUE.fullmatch(word) is not None
+    return settings + flags
+
+
 def check_words(words: Sequence[str]) -> None:
     """Check the words of a command line.
 

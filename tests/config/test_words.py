@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from halos.config.words import check_words
+from halos.config.words import check_words, settings_first
 
 MISTAKES = [
     ("--loss kto", r"^--loss: expected key=value without dashes, found a flag; write loss=kto$"),
@@ -50,3 +50,18 @@ def test_the_quoted_words_that_an_error_names_mean_the_value(value: str) -> None
 )
 def test_words_that_hydra_reads_pass(words: str) -> None:
     check_words(shlex.split(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "ordered"),
+    [
+        (["-m", "loss=kto,dpo", "seed=0"], ["loss=kto,dpo", "seed=0", "-m"]),
+        (["data.train=a", "--config-dir", "out/a=b", "loss=x"], ["data.train=a", "loss=x", "--config-dir", "out/a=b"]),
+        (
+            ["--config-dir=mine", "~optim.lr", "-c", "job", "+a=1"],
+            ["~optim.lr", "+a=1", "--config-dir=mine", "-c", "job"],
+        ),
+    ],
+)
+def test_settings_come_before_flags(words: list[str], ordered: list[str]) -> None:
+    assert settings_first(words) == ordered
