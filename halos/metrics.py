@@ -1,5 +1,7 @@
 """Metrics as (sum, count) pairs: added up over micro-batches, all-reduced over ranks, then divided once."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,6 +24,12 @@ class Mean:
     total: Tensor
     count: Tensor | float
     step_count: float | None = None
+
+    def __mul__(self, factor: float | Tensor) -> Mean:
+        """Scale the mean, as the weight of a term of a loss does."""
+        return Mean(self.total * factor, self.count, self.step_count)
+
+    __rmul__ = __mul__
 
 
 def mean_where(values: Tensor, where: Tensor, weights: Tensor | None = None) -> Mean:

@@ -157,9 +157,9 @@ def _logged(name: str, work: Sequence[Item]) -> Iterator[Item]:
 
 
 def say(text: str) -> None:
-    """Print one line of a result on the first process."""
+    """Print one line of a result on the first process; commands and paths in it are not broken."""
     if on_first_process():
-        console.print(text)
+        console.print(text, soft_wrap=True)
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:

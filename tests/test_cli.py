@@ -52,13 +52,14 @@ MISTAKES = [
     ("trainer.max_step=1", ["trainer.max_step", "max_steps"]),
     ("outputdir=x", ["outputdir", "did you mean output_dir"]),
     ("qqqqqq=1", ["qqqqqq"]),
+    ("loss._target_=mine.Hinge loss.scale=2", ["loss.scale", "write +loss.scale=… for a parameter of mine.Hinge"]),
 ]
 
 
 @pytest.mark.parametrize(("word", "said"), MISTAKES)
 def test_a_mistake_is_explained_in_one_line_with_names_that_come_near(word: str, said: list[str]) -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011 (Hydra raises several kinds)
-        compose(word)
+        compose(*word.split())
     line = explain(caught.value)
     assert "\n" not in line
     assert all(part in line for part in said), line

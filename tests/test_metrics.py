@@ -2,11 +2,13 @@
 
 import math
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from halos.loop.output import Output
 from halos.metrics import Averages, LabelledRewards, Mean, StepAverages, auc, mean_where
 from tests.fork import run_ranks
 
@@ -190,3 +192,19 @@ def test_counts_that_are_plain_numbers_are_not_rounded_where_bfloat16_is_the_def
     finally:
         torch.set_default_dtype(torch.float32)
     assert averages.compute() == {"a": pytest.approx(514 / 257, rel=1e-12)}
+
+
+def test_a_scaled_mean_keeps_its_denominators() -> None:
+    mean = Mean(torch.tensor(6.0), torch.tensor(2.0), 4.0)
+    for scaled in (0.5 * mean, mean * 0.5, mean * torch.tensor(0.5)):
+        assert (float(scaled.total), float(scaled.count), scaled.step_count) == (3.0, 2.0, 4.0)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1.0), 1.0])
+def test_a_term_without_a_denominator_is_refused(value: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"^Output.loss\['hinge'\]: expected a mean made with per_example or per_token"
+    ):
+        Output({"hinge": value})
+    with pytest.raises(ValueError, match=r"^Output.metrics\['size'\]: expected a mean made with halos.metrics.Mean"):
+        Output({}, metrics={"size": value})

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REWARDS = ("samples/policy_reward", "evaluation/judge/score_policy", "evaluation/judge/win_rate")
-KLS = ("samples/kl", "evaluation/samples/kl")
+KLS = ("samples/kl", "evaluation/samples/kl", "val/kl")
 CURVES = {
     "val/loss": "loss",
     "val/rewards/margins": "reward margin",
     "val/rewards/accuracies": "reward accuracy",
     "val/rewards/auc": "reward AUC",
+    "val/kl": "KL(policy ‖ reference), nats per completion",
     "val/log_ratio/chosen": "log-ratio of chosen completions, nats",
     "val/log_ratio/rejected": "log-ratio of rejected completions, nats",
 }

@@ -16,10 +16,14 @@ from halos.safe_text import csv_cell, markdown as markdown_line, visible
 
 DEFAULT_METRICS = (
     "samples/policy_desirable", "samples/policy_reward", "samples/kl", "evaluation/judge/win_rate",
-    "evaluation/rewards/accuracies", "evaluation/rewards/auc", "evaluation/rewards/ece", "val/rewards/accuracies",
-    "val/rewards/auc", "val/rewards/margins", "val/loss", "run/train_seconds",
+    "evaluation/rewards/accuracies", "evaluation/rewards/auc", "val/kl", "val/rewards/accuracies", "val/rewards/auc",
+    "val/rewards/margins", "evaluation/rewards/ece", "run/train_seconds", "val/loss",
 )  # fmt: skip
-"""Metrics that are compared where the user names none: the first MAX_COLUMNS that there are."""
+"""Metrics that are compared where the user names none: the first MAX_COLUMNS that there are.
+
+``val/kl`` gives way to the KL of the samples at the end, which are more. Losses of different kinds have no common unit,
+so ``val/loss`` comes last.
+"""
 MAX_COLUMNS = 5
 _LATEX = {
     "\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\^{}",
@@ -58,9 +62,8 @@ def compare_groups(groups: Sequence[Group], metrics: Sequence[str] | None, basel
     available = {name for group in groups for run in group.runs for name in run.numbers}
     if missing := [name for name in metrics or () if name not in available]:
         raise ValueError(f"metrics: expected some of {', '.join(sorted(available))}; found {missing[0]!r}")
-    defaults = [
-        n for name in DEFAULT_METRICS for n in sorted(available) if n == name or n.startswith(f"{name} against ")
-    ]
+    offered = available - {"val/kl"} if "samples/kl" in available else available
+    defaults = [n for name in DEFAULT_METRICS for n in sorted(offered) if n == name or n.startswith(f"{name} against ")]
     columns = list(metrics or defaults[:MAX_COLUMNS])
     cells = [[group.over_seeds(name) for name in columns] for group in groups]
     if baseline is not None:

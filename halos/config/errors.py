@@ -58,7 +58,10 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
             key = str(cause.full_key or cause.key)
             names = [str(name) for name in cause.parent_node]
-            return f"{key}: no such key{did_you_mean(key.rpartition('.')[2], names)}"
+            target = str(cause.parent_node.get("_target_") or "") if isinstance(cause.parent_node, DictConfig) else ""
+            own = bool(target) and not target.startswith("halos.")
+            hint = f"; write +{key}=… for a parameter of {target}" if own else ""
+            return f"{key}: no such key{did_you_mean(key.rpartition('.')[2], names)}{hint}"
     # Hydra wraps an error of OmegaConf or of a parser in one that only says where it happened.
     last = [cause for cause in _chain(error) if not isinstance(cause, ConfigCompositionException)]
     return " ".join(str(last[-1] if last else error).split())

@@ -19,8 +19,20 @@ class Output:
             with ``per_example`` or ``per_token``.
         rewards: the implied rewards (β included) of the view's branches, [B, K], or None if the loss implies none.
         metrics: other means to log, by name.
+
+    Raises:
+        ValueError: a term or a metric is a tensor or a number, whose denominator is lost.
     """
 
     loss: Mapping[str, Mean]
     rewards: Tensor | None = None
     metrics: Mapping[str, Mean] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for field_name, made_with in (("loss", "per_example or per_token"), ("metrics", "halos.metrics.Mean")):
+            for name, value in getattr(self, field_name).items():
+                if not isinstance(value, Mean):
+                    raise ValueError(
+                        f"Output.{field_name}[{name!r}]: expected a mean made with {made_with}, which keeps its "
+                        f"denominator; found {type(value).__name__}"
+                    )

@@ -77,7 +77,7 @@ class Mix(Objective):
             for term, mean in output.loss.items():
                 # A part's only term is named after the part. Weights scale the total of a mean and leave its counts.
                 key = name if len(output.loss) == 1 else f"{name}/{term}"
-                loss[key] = Mean(self.weights[name] * mean.total, mean.count, mean.step_count)
+                loss[key] = self.weights[name] * mean
             metrics |= {f"{name}/{metric}": mean for metric, mean in output.metrics.items()}
             rewards = output.rewards if rewards is None else rewards
         return Output(loss, rewards, metrics)
