@@ -114,16 +114,18 @@ def watched(run: Run) -> dict[str, str | None]:
 
 
 def fit(run: Run) -> None:
-    """Train, and validate once more unless the last step was validated."""
+    """Train, and validate once more unless the last step was validated, with samples where the run has some."""
     trainer = run.trainer
     checkpoint = str(run.checkpoint) if run.checkpoint else None
     trainer.fit(run.objective, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
     run.checkpoints.finish(trainer)
+    unmeasured = run.record.validated_at != trainer.global_step
     if (reason := early_stop(trainer)) is not None:
+        unmeasured |= run.replies.lacks(trainer.global_step)
         log.info("stopped after %d of %d steps: %s", trainer.global_step, run.data.steps, reason)
     elif trainer.global_step < run.data.steps:  # trainer.max_time
         log.warning("stopped after %d of %d steps; resume=auto goes on", trainer.global_step, run.data.steps)
-    if "val" in run.data.rows and run.record.validated_at != trainer.global_step:
+    if "val" in run.data.rows and unmeasured:
         trainer.validate(run.objective, datamodule=run.data, verbose=False)
 
 

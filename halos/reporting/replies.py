@@ -51,6 +51,7 @@ class SampledReplies(Callback):
     Attributes:
         plan: which validations sample; None: all do, without the KL.
         metrics: of the last sampled validation.
+        sampled_at: its optimizer step; None: there was none.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class SampledReplies(Callback):
         self.verdicts, self.reference_moves = verdicts, reference_moves
         self.plan: SamplingPlan | None = None
         self.metrics: dict[str, float] = {}
+        self.sampled_at: int | None = None
         self._no_room = False
         self._before: list[list[int]] = []  # the reference's replies
 
@@ -91,6 +93,11 @@ class SampledReplies(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(named, trainer.global_step)
             log_first(trainer, named, "val/")
+
+    def lacks(self, step: int) -> bool:
+        """Whether validations sample, but the one at this step has not: the run has ended where no plan knew it."""
+        planned = self.plan is not None and bool(self.plan.validations and self.plan.steps)
+        return planned and bool(self.prompts) and self.sampled_at != step
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         # A run that trainer.max_time has stopped validates once more, after a step that no plan knows.
@@ -115,6 +122,7 @@ class SampledReplies(Callback):
             replies = draw(**options, kl=False)
         if all(reply.before is not None for reply in replies):
             self._before = [reply.before or [] for reply in replies]
+        self.sampled_at = trainer.global_step
         self.metrics = reply_metrics(replies) | from_rank_zero(partial(self._win_rate, replies))
         shown = range(min(self.shown, len(replies)))
         for board in boards(trainer) if shown else ():

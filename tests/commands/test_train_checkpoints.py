@@ -185,12 +185,14 @@ STOPPING = (
 @pytest.mark.runs
 def test_early_stopping_ends_a_run_that_is_complete(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="halos")
-    summary = run(tmp_path, *STOPPING)
+    words = (*STOPPING, "sampling.kl=true", "sampling.kl_prompts=2", "sampling.validations=1")
+    summary = run(tmp_path, *words)
+    assert summary["metrics"]["kl"] > 0  # planned for the last step, which does not come
     # The first validation in training is the best so far, the second one is worse.
     assert summary["steps"] == 2
     assert any("stopped after 2 of 6 steps: Monitored metric val/logps/rejected" in line for line in caplog.messages)
     assert not any("resume=auto goes on" in line for line in caplog.messages)
-    again = run(tmp_path, *STOPPING, "resume=auto")
+    again = run(tmp_path, *words, "resume=auto")
     assert again["steps"] == 2
     assert again["train_loss"] == summary["train_loss"]
 
