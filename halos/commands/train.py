@@ -100,8 +100,12 @@ def validate_first(run: Run) -> None:
         return
     if "val" in run.data.rows:
         run.trainer.validate(run.objective, datamodule=run.data, verbose=False)
-    for key, metric in watched(run).items():
-        check_validated(key, metric, run.record.val_metrics)
+    try:
+        for key, metric in watched(run).items():
+            check_validated(key, metric, run.record.val_metrics)
+    except ValueError:
+        run.folder.clear()  # so that the corrected command can use it
+        raise
 
 
 def watched(run: Run) -> dict[str, str | None]:

@@ -105,11 +105,16 @@ class RunFolder:
         """
         if on_first_process():
             self.root.mkdir(parents=True, exist_ok=True)
-            for name in self._contents() if fresh else ():
-                remove(self.root / name)
+            if fresh:
+                self.clear()
             for part in self.checkpoints.glob("*.ckpt" + PART):  # of an interrupted save
                 remove(part)
             write_atomically(self.root / CONFIG, config)
+
+    def clear(self) -> None:
+        """Remove what a run has written."""
+        for name in self._contents() if on_first_process() else ():
+            remove(self.root / name)
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write ``summary.json``, the last file of a run: a run that has one is complete."""

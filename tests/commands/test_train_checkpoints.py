@@ -183,6 +183,13 @@ STOPPING = (
 
 
 @pytest.mark.runs
+def test_a_metric_that_is_not_there_leaves_the_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint\.best: expected one of"):
+        run(tmp_path / "run", "checkpoint.best=val/acc", "logger=tensorboard")
+    assert run(tmp_path / "run", "trainer.max_steps=1")["steps"] == 1
+
+
+@pytest.mark.runs
 def test_early_stopping_ends_a_run_that_is_complete(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="halos")
     words = (*STOPPING, "sampling.kl=true", "sampling.kl_prompts=2", "sampling.validations=1")
