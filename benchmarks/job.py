@@ -69,6 +69,7 @@ def config(job: Job, folder: Path) -> Any:
         *(f"loss={job.loss}", f"precision={job.precision}", "model=hf", "data=files", f"seed={job.seed}"),
         *(f"data.batch_size={job.batch_size}", f"data.max_length={job.max_length}", f"optim.lr={job.lr}"),
         *("optim.warmup=0", "optim.schedule=constant", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"),
+        *("sampling.prompts=0", "sampling.kl=false"),  # which no rival does
     ]
     with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
         cfg = hydra.compose("train", words)

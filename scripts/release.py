@@ -49,7 +49,7 @@ def _of_changelog(text: str, version: str) -> Iterator[str]:
 
 
 def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)  # noqa: S603, S607
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)  # noqa: S603, S607 (fixed words)
     return done.stdout.strip()
 
 

@@ -336,7 +336,7 @@ def test_flags_may_stand_anywhere_next_to_words_that_imply_others(
     assert (cfg.data.train, cfg.model.path, cfg.seed, cfg.loss.name) == ("a.jsonl", "b", 5, "kto")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_names_of_a_sweeps_folders_need_no_quotes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", seen.append)

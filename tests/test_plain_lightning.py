@@ -316,7 +316,7 @@ def test_two_processes_of_a_script_train_as_one(loss: str, pairs: Path, tmp_path
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_forked_processes_are_refused(pairs: Path, tmp_path: Path) -> None:
     run = run_script(tmp_path, pairs, str(tmp_path), "ddp_fork", "2", "8")
     assert run.returncode != 0

@@ -31,7 +31,7 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest
     assert made.run(job) == {"seconds": 3}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_job_that_fails_is_reported_and_may_be_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

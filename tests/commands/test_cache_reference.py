@@ -60,6 +60,7 @@ def as_rank(folder: Path) -> CacheReport:
     return filled(folder, "strategy=ddp", "trainer.devices=2", "data.batch_size=2")
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_two_processes_fill_it_for_one(tmp_path: Path) -> None:
     one, other = run_ranks(functools.partial(as_rank, tmp_path))

@@ -72,7 +72,7 @@ def test_what_cannot_be_estimated_is_refused(tmp_path: Path) -> None:
     for word, said in (
         ("estimate.gpu=tpu", "estimate.gpu: expected one of a10, .*; found 'tpu'"),
         ("estimate.utilisation=2", "estimate.utilisation: expected a share"),
-        ("estimate.prompt_tokens=65", "within data.max_length=64, found 65 and -1"),
+        ("estimate.prompt_tokens=97", "within data.max_length=96, found 97 and -1"),
         ("model.lora.enabled=true", "expected model.lora.enabled=false"),
         ("trainer.devices=auto", "trainer.devices: expected a number for an estimate, found 'auto'"),
         ("strategy=deepspeed", "strategy of an estimate: expected one of auto, ddp, fsdp; found 'deepspeed'"),

@@ -53,9 +53,9 @@ def test_a_run_stopped_between_a_checkpoint_and_its_validation_resumes(tmp_path:
         ("loss=bco",),  # its reward shift
         ("loss=grpo", "data.source.completions_per_prompt=4", "data.batch_size=8"),  # its groups
         ("reference_sync.every=3", "model.reference=live"),  # its reference: once before the stop, once behind it
-        (*LORA, "model.lora.dropout=0.1"),
+        pytest.param((*LORA, "model.lora.dropout=0.1"), marks=pytest.mark.slow),
         (*LORA, "loss=ppo", "model.reference=cached"),  # a value head beside the adapters
-        ("loss.reference_point=running", "loss.reference_point_steps=3"),
+        pytest.param(("loss.reference_point=running", "loss.reference_point_steps=3"), marks=pytest.mark.slow),
         ("loss.reference_point=policy", "loss.reference_point_steps=3"),
         pytest.param(("loss=bco", "loss.reference_point=running"), marks=pytest.mark.slow),
         pytest.param(("loss.reference_point=per_prompt",), marks=pytest.mark.slow),

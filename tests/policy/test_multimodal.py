@@ -69,7 +69,7 @@ TWO_STEPS = ("trainer.max_steps=2", "trainer.max_epochs=2")
 @pytest.mark.runs
 @pytest.mark.ranks
 def test_it_trains_under_ddp_as_on_one_device_and_its_other_weights_stay(base: Path, tmp_path: Path) -> None:
-    words = (*WORDS, f"model.path={base}", f"cache_dir={tmp_path}/cache")
+    words = (*WORDS, "data.source.val_size=32", f"model.path={base}", f"cache_dir={tmp_path}/cache")
     one = run(tmp_path / "one", *words, "data.batch_size=4")
     two = run_ranks(partial(train_as_rank, tmp_path / "two", *words, "strategy=ddp", "trainer.devices=2"))
     assert two[0]["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
@@ -96,7 +96,13 @@ def test_weights_without_a_gradient_are_an_error_that_names_an_option_that_exist
     # As on the hub: transformers 5 renames weights while it loads them.
     start = {name.replace("vision_tower.", "vision_tower.vision_model."): weight for name, weight in start.items()}
     save_file(start, renamed / "model.safetensors", {"format": "pt"})
-    words = (*WORDS, f"model.path={renamed}", f"cache_dir={tmp_path}/cache", "trainer.devices=2")
+    words = (
+        *WORDS,
+        "data.source.val_size=32",
+        f"model.path={renamed}",
+        f"cache_dir={tmp_path}/cache",
+        "trainer.devices=2",
+    )
     for message in run_ranks(partial(without_a_gradient, tmp_path / "ddp", *words, "strategy=ddp", *TWO_STEPS)):
         assert message.startswith("strategy: expected a gradient for each trained weight")
         assert message.endswith("set strategy=fsdp")

@@ -62,6 +62,7 @@ def test_a_group_of_two_processes_trains_as_one(ways: Any) -> None:
             assert_alike(mine, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.parametrize("kind", [KTO, pytest.param(PPO, marks=pytest.mark.slow)])
 def test_two_groups_of_two_train_as_one(kind: type[Objective]) -> None:

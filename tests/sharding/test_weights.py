@@ -44,7 +44,9 @@ def divided_start(folder: Path, gguf: Path) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])  # qwen2's embeddings are tied
+@pytest.mark.parametrize(
+    "architecture", [pytest.param("llama", marks=pytest.mark.slow), "qwen2"]
+)  # qwen2's embeddings are tied
 def test_a_start_without_the_whole_model_gives_its_weights_and_buffers(architecture: str, tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "model", architecture, max_shard_size="5KB")
     shard = load_file(sorted(folder.glob("model-*.safetensors"))[0])

@@ -58,7 +58,15 @@ def values_and_gradients(model: Any, size: int, **options: Any) -> tuple[Tensor,
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["packed", "padded", "checkpointed", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "packed",
+        pytest.param("padded", marks=pytest.mark.slow),
+        "checkpointed",
+        pytest.param("lora", marks=pytest.mark.slow),
+    ],
+)
 def test_the_numbers_are_the_same_and_other_lengths_need_no_new_code(kind: str) -> None:
     model = tiny.model(dtype=torch.float64).train()
     if kind == "checkpointed":
@@ -120,6 +128,7 @@ def runs_on_a_rank(folder: Path) -> dict[str, list[float]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.runs
 def test_a_run_is_that_without_it_and_goes_on_without_it(tmp_path: Path) -> None:
     plain = run(tmp_path / "plain", *WORDS, "model.compile=false")["train_loss"]
