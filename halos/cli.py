@@ -32,7 +32,7 @@ from halos.config.help_text import command_help, commands_help
 from halos.config.open_keys import opened
 from halos.config.shorthand import implied_groups, own_source
 from halos.config.signatures import did_you_mean
-from halos.config.words import check_words, settings_first
+from halos.config.words import check_words, without_flags
 from halos.processes import sweeps
 from halos.processes.errors import RunFailed
 from halos.processes.launch import ERRORS, die_with_parent, on_devices
@@ -138,7 +138,8 @@ def main_command(name: str) -> None:
         print(command_help(name, chosen.meaning, chosen.config, words))
         return
     implied = implied_groups(words) if chosen.config == "train" else []
-    sys.argv[1:] = settings_first([*own_source(words), *implied, *words])
+    settings, flags = without_flags([*own_source(words), *implied, *words])
+    swept = chosen.run and bool({"-m", "--multirun"} & set(flags))
     job = _run_job if chosen.run else _run
     command = hydra.main(version_base="1.3", config_path=config_folder(), config_name=chosen.config)(job)
 
@@ -148,11 +149,12 @@ def main_command(name: str) -> None:
 
     def checked() -> None:
         check_words(words)
-        if chosen.run:
-            name_jobs_by_what_is_swept(sys.argv)
-        elif chosen.config == "train":
-            sys.argv.insert(1, "hydra.run.dir=.")  # no output folder is made
-        (sweep if chosen.run and {"-m", "--multirun"} & set(sys.argv) else command)()
+        if swept:
+            settings.append(named_by_what_is_swept(settings))
+        elif not chosen.run and chosen.config == "train":
+            settings.insert(0, "hydra.run.dir=.")  # no output folder is made
+        sys.argv[1:] = [*settings, *flags]
+        (sweep if swept else command)()
 
     end_with_one_line(checked)
 
@@ -226,22 +228,14 @@ def _get_ready(cfg: DictConfig) -> None:
     sys.path.insert(0, str(Path.cwd()))
 
 
-def name_jobs_by_what_is_swept(words: list[str]) -> None:
-    """Leave settings that are the same for all jobs of a sweep out of the names of their folders.
-
-    Args:
-        words: of the command line, to which an override for Hydra is added.
-    """
-    if not {"-m", "--multirun"} & set(words):
-        return
+def named_by_what_is_swept(settings: Sequence[str]) -> str:
+    """Return the setting that leaves what is the same for all jobs of a sweep out of the names of their folders."""
     parser = OverridesParser.create()
-    overrides = [parser.parse_override(word) for word in words[1:] if "=" in word and not word.startswith("-")]
+    overrides = [parser.parse_override(setting) for setting in settings if "=" in setting]
     swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
     same = [key for override in overrides if not ((key := override.key_or_group) in swept or key.startswith("hydra."))]
-    excluded = ["output_dir", "overwrite", *same]
-    # After the last override, as in settings_first.
-    place = max(n for n, word in enumerate(words) if n == 0 or ("=" in word and not word.startswith("-")))
-    words.insert(place + 1, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(dict.fromkeys(excluded))}]")
+    excluded = dict.fromkeys(("output_dir", "overwrite", *same))
+    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]"
 
 
 def end_with_one_line(job: Callable[[], object]) -> None:

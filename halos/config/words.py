@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+_WITH_VALUE = re.compile(r"-c|--cfg|-p|--package|-i|--info|-cp|--config-path|-cn|--config-name|-cd|--config-dir")
 _FLAGS = re.compile(
     r"-h|--help|--hydra-help|--version|-r|--resolve|--run|-m|--multirun|-sc|--shell-completion|--experimental-rerun.*"
-    r"|(-c|--cfg|-p|--package|-i|--info|-cp|--config-path|-cn|--config-name|-cd|--config-dir)(=.*)?"
+    rf"|({_WITH_VALUE.pattern})(=.*)?"
 )
-_WITH_VALUE = re.compile(r"-c|--cfg|-p|--package|-i|--info|-cp|--config-path|-cn|--config-name|-cd|--config-dir")
 RENAMED = {"checkpoint_every": "checkpoint.every"}
 """Keys that people know from other places, and what they are called here."""
 
 
-def settings_first(words: Sequence[str]) -> list[str]:
-    """Return the words with all settings before all flags, as argparse reads settings in one stretch only."""
+def without_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide words into settings, and flags with their values.
+
+    Hydra has to get the settings in one stretch: argparse refuses those that come after a flag and others before it.
+    """
     settings: list[str] = []
     flags: list[str] = []
     is_value = False
@@ -26,7 +29,7 @@ def settings_first(words: Sequence[str]) -> list[str]:
         is_flag = word.startswith("-")
         (flags if is_flag or is_value else settings).append(word)
         is_value = is_flag and _WITH_VALUE.fullmatch(word) is not None
-    return settings + flags
+    return settings, flags
 
 
 def check_words(words: Sequence[str]) -> None:

@@ -99,8 +99,8 @@ def log_hparams(
         validated: metrics of the last validation, whose curves the boards have.
         samples: metrics of the run's end.
     """
-    # Sorted by whether they are of the first section, which keeps the order within it and of the others.
-    names = sorted(validated, key=lambda name: FIRST_SECTION.index(name) if name in FIRST_SECTION else 99)
+    others = (name for name in validated if name not in FIRST_SECTION)
+    names = [*filter(validated.__contains__, FIRST_SECTION), *others]
     curves = {f"val/{name}": validated[name] for name in names}
     final = curves | {f"{FINAL}samples/{name}": value for name, value in samples.items()}
     for board in boards(trainer):

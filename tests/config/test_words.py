@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from halos.config.words import check_words, settings_first
+from halos.config.words import check_words, without_flags
 
 MISTAKES = [
     ("--loss kto", r"^--loss: expected key=value without dashes, found a flag; write loss=kto$"),
@@ -63,5 +63,6 @@ def test_words_that_hydra_reads_pass(words: str) -> None:
         ),
     ],
 )
-def test_settings_come_before_flags(words: list[str], ordered: list[str]) -> None:
-    assert settings_first(words) == ordered
+def test_settings_are_told_from_flags_and_their_values(words: list[str], ordered: list[str]) -> None:
+    settings, flags = without_flags(words)
+    assert settings + flags == ordered
