@@ -45,7 +45,9 @@ def compare(cfg: DictConfig) -> Path:
     # The page holds the same figures as SVG; Markdown renderers such as GitHub's take images from files only.
     for verdict in verdicts:
         claim_figure(verdict)[0].savefig(output / verdict.claim.image, dpi=100)
-    terminal.console.print(tables.terminal(comparison))
+    for table in tables.terminal(comparison, terminal.console):
+        terminal.console.print(table)
+    terminal.say("mean ± half of the 95 % interval over seeds (Student's t)")
     for folder in unfinished:
         terminal.say(f"left out, as it has not finished: {folder}")
     for verdict in verdicts:

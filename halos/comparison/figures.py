@@ -6,7 +6,7 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from halos.comparison.runs import Group
 from halos.safe_text import mathtext
@@ -129,13 +129,17 @@ def as_svg(figure: Figure, axes: Axes) -> str:
     """Add a legend and render the figure as an ``<svg>`` element; equal figures give equal texts."""
     from matplotlib import rc_context
 
-    # Long legends would cover the curves.
-    entries = len(axes.get_legend_handles_labels()[1])
-    axes.legend(fontsize=7, frameon=False, ncols=2 if entries > 8 else 1)
+    labels = axes.get_legend_handles_labels()[1]
+    below = len(labels) > 8 or max(map(len, labels), default=0) > 40
+    # A large legend would cover the curves, or leave no room for them: it stands below, and makes the figure longer.
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)} if below else {}
+    legend = axes.legend(fontsize=7, frameon=False, **place)
+    legend.set_in_layout(not below)
     out = io.StringIO()
     # Without a fixed salt and date, each rendering would have other ids and another time in it.
     with rc_context({"svg.hashsalt": "halos"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        tight: dict[str, Any] = {"bbox_inches": "tight", "bbox_extra_artists": [legend]} if below else {}
+        figure.savefig(out, format="svg", metadata={"Date": None}, **tight)
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 

@@ -6,8 +6,10 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rich import box
+from rich.console import Console
 from rich.table import Table as RichTable
 
 from halos.comparison.runs import Group, paired_difference
@@ -25,6 +27,8 @@ DEFAULT_METRICS = (
 so ``val/loss`` comes last.
 """
 MAX_COLUMNS = 5
+DIFFERENCE = "Δ "
+"""What the name of a metric starts with in the column of its differences to the baseline."""
 _LATEX = {
     "\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\^{}",
     "[": "{[}", "*": "{*}", "±": r"$\pm$", "–": "--", "Δ": r"$\Delta$",
@@ -73,7 +77,7 @@ def compare_groups(groups: Sequence[Group], metrics: Sequence[str] | None, basel
         for group, row in zip(groups, cells, strict=True):
             others = [paired_difference(group.by_seed(name), base.by_seed(name)) for name in columns]
             row += [None] * len(columns) if group is base else others
-        columns += [f"Δ {name}" for name in columns]
+        columns += [DIFFERENCE + name for name in columns]
     return Comparison([group.label for group in groups], columns, cells)
 
 
@@ -104,14 +108,38 @@ def _digits(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def terminal(comparison: Comparison) -> RichTable:
-    """The table for the console."""
-    caption = "mean ± half of the 95 % interval over seeds (Student's t)"
-    # Metric names are long; broken at their separators they leave room for more columns.
-    names = [name.replace("/", "\n").replace("_", "\n") for name in header(comparison)]
-    table = RichTable(*names, box=box.SIMPLE_HEAD, caption=caption)
-    for row in rows(comparison):
-        table.add_row(*row)
+def terminal(comparison: Comparison, console: Console) -> list[RichTable]:
+    """Lay the table out for a console: as several tables of the same rows if one would be wider than a line.
+
+    The differences to a baseline then start a table of their own. Every name and number stays whole, except labels
+    with a part that is longer than a third of the line.
+    """
+    columns = list(zip(header(comparison), *rows(comparison), strict=True))
+    shared, metrics = columns[:2], columns[2:]
+
+    def fits(block: Sequence[Sequence[str]]) -> bool:
+        # The width that the table would take, up to two lines: measured for one line, every table fits.
+        options = console.options.update(width=2 * console.width)
+        return console.measure(_rich_table([*shared, *block], console.width), options=options).maximum <= console.width
+
+    if fits(metrics):
+        return [_rich_table(columns, console.width)]
+    blocks = [metrics[:1]]
+    for before, column in pairwise(metrics):
+        differences_start = column[0].startswith(DIFFERENCE) and not before[0].startswith(DIFFERENCE)
+        if differences_start or not fits([*blocks[-1], column]):
+            blocks.append([])
+        blocks[-1].append(column)
+    return [_rich_table([*shared, *block], console.width) for block in blocks]
+
+
+def _rich_table(columns: Sequence[Sequence[str]], width: int) -> RichTable:
+    table = RichTable(box=box.SIMPLE_HEAD)
+    for name, *_ in columns:
+        # Names are long; broken at their separators they leave room for more columns.
+        table.add_column(name.replace("/", "\n").replace("_", "\n"), max_width=width // 3, overflow="fold")
+    for label, *cells in zip(*(column[1:] for column in columns), strict=True):
+        table.add_row(label.replace(", ", ",\n"), *cells)
     return table
 
 

@@ -1,5 +1,6 @@
 """Run folders → groups, tables and a page: by configuration, over seeds, and without what has not finished."""
 
+import io
 import json
 import re
 import subprocess
@@ -11,8 +12,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from halos.commands.compare import compare
+from halos.comparison.figures import curves
 from halos.comparison.runs import group, read_runs
-from halos.comparison.tables import compare_groups, latex, markdown
+from halos.comparison.tables import cell_text, compare_groups, latex, markdown, terminal
+from halos.terminal import PlainConsole
 
 
 def run(folder: Path, loss: str, seed: int, reward: float, kl: float = 1.0, **parameters: Any) -> Path:
@@ -142,6 +145,42 @@ def test_tables_escape_what_their_language_reads(sweep: Path) -> None:
     assert r"samples/policy\_reward \\" in latex(table)
     assert r"sft & 3 & 0.500 $\pm$ 0.000 \\" in latex(table)
     assert "| sft | 3 | 0.500 ± 0.000 |" in markdown(table)
+
+
+@pytest.mark.parametrize("baseline", [None, "kto, loss.beta=0.1"])
+def test_a_narrow_console_shows_every_number_and_name_whole(sweep: Path, baseline: str | None) -> None:
+    for folder in sweep.glob("*[0-9]"):
+        judged(folder, "reference", 0.5)
+    table = compare_groups(group(read_runs([str(sweep)])[0]), None, baseline)
+    out = io.StringIO()
+    console = PlainConsole(width=80, file=out)
+    for part in terminal(table, console):
+        console.print(part)
+        # The differences start a table of their own.
+        assert len({str(column.header).startswith("Δ") for column in part.columns[2:]}) == 1
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for cells in table.cells:
+        for cell in cells:
+            assert cell_text(cell) in text
+    words = text.split()
+    for name in table.metrics:
+        assert set(re.split("[/_ ]", name)) <= set(words)
+
+
+def test_what_fits_on_a_line_is_one_table(sweep: Path) -> None:
+    table = compare_groups(group(read_runs([str(sweep)])[0]), ["samples/kl", "val/loss"], "sft")
+    assert len(terminal(table, PlainConsole(width=100))) == 1
+    assert len(terminal(table, PlainConsole(width=80))) == 2
+
+
+def test_a_legend_of_long_labels_leaves_room_for_the_curves(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    for n in range(12):
+        run(tmp_path / str(n), "kto", 0, 0.5, **{"a_parameter_with_a_long_name" * 2: n})
+    figures = curves(group(read_runs([str(tmp_path)])[0]))
+    assert list(figures) == ["loss"]
+    assert not [str(w.message) for w in recwarn if "constrained_layout" in str(w.message)]
 
 
 def test_what_is_not_there_is_named(sweep: Path, tmp_path: Path) -> None:
