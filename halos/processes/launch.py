@@ -40,12 +40,18 @@ GRACE = 4.0
 
 
 def ranks_to_start(cfg: DictConfig) -> int:
-    """Return how many processes to start on this machine; 0 for one device, or if they are started already."""
+    """Return how many processes to start on this machine; 0 for one device, or if they are started already.
+
+    Raises:
+        ValueError: this machine has fewer GPUs than the run is to use.
+    """
     # In an interactive job of SLURM (salloc) the command starts the ranks itself.
     jobs = os.environ.get("SLURM_JOB_NAME") not in (None, "bash", "interactive") and "SLURM_NTASKS" in os.environ
     if cfg.strategy.name == "auto" or jobs or "LOCAL_RANK" in os.environ:
         return 0
     devices = cfg.trainer.devices
+    count = devices if isinstance(devices, int) else len(devices) if OmegaConf.is_list(devices) else 1
+    check_gpus(str(cfg.trainer.accelerator or "auto"), count)
     if isinstance(devices, int) and devices > 0:
         return devices
     from lightning.pytorch import Trainer  # only Lightning knows what "auto", "0,2" and the like mean here
@@ -54,6 +60,27 @@ def ranks_to_start(cfg: DictConfig) -> int:
         devices = list(devices)
     devices = "auto" if devices is None else devices
     return Trainer(accelerator=cfg.trainer.accelerator, devices=devices, strategy="ddp", logger=False).num_devices
+
+
+def check_gpus(accelerator: str, count: int) -> None:
+    """Check that this machine has enough GPUs, before each of several processes finds out for itself.
+
+    Args:
+        accelerator: Lightning's name.
+        count: how many GPUs the run uses if it runs on GPUs.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if accelerator not in ("auto", "gpu", "cuda"):
+        return
+    import torch  # slow to import; counting initialises no device
+
+    gpus = torch.cuda.device_count()
+    if accelerator != "auto" and not (gpus or torch.backends.mps.is_available()):
+        raise ValueError(f"trainer.accelerator: expected one of this machine, such as cpu, found {accelerator}")
+    if 0 < gpus < count:
+        raise ValueError(f"trainer.devices: expected up to {gpus}, the GPUs of this machine, found {count}")
 
 
 def on_devices(cfg: DictConfig, job: Callable[[DictConfig], Result]) -> Result | None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from halos.processes import launch
 from halos.processes.errors import RunFailed
@@ -46,6 +47,32 @@ def run_as(monkeypatch: pytest.MonkeyPatch, *scripts: str) -> list[subprocess.Po
     finally:
         assert all(process.poll() is not None for process in started)
     return started
+
+
+@pytest.mark.parametrize(
+    ("gpus", "accelerator", "devices", "message"),
+    [
+        (0, "gpu", "2", r"trainer\.accelerator: expected one of this machine, such as cpu, found gpu"),
+        (0, "cuda", "[0,1]", r"trainer\.accelerator: expected one of this machine, such as cpu, found cuda"),
+        (0, "gpu", "auto", r"trainer\.accelerator: expected one of this machine, such as cpu, found gpu"),
+        (1, "gpu", "2", r"trainer\.devices: expected up to 1, the GPUs of this machine, found 2"),
+        (3, "auto", "[0,1,2,3]", r"trainer\.devices: expected up to 3, the GPUs of this machine, found 4"),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused_before_a_rank_starts(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, accelerator: str, devices: str, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(launch, "_start", lambda *_: pytest.fail("a rank was started"))
+    cfg = compose("strategy=ddp", f"trainer.accelerator={accelerator}", f"trainer.devices={devices}", "output_dir=out")
+    with pytest.raises(ValueError, match=message):
+        launch.on_devices(cfg, lambda _: pytest.fail("the job was called"))
+
+
+def test_as_many_gpus_as_there_are_and_any_number_of_cpus_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gpus, accelerator, count in ((2, "gpu", 2), (0, "auto", 8), (0, "cpu", 8), (8, "cpu", 16)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        launch.check_gpus(accelerator, count)
 
 
 def test_ranks_that_succeed_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
