@@ -32,8 +32,24 @@ from halos.training import checkpoints
 
 FIRST_KEYS = ("loss.name", "optim.lr", "loss.beta")
 """Hyperparameters by which runs are compared first."""
-FIRST_GROUPS = ("loss", "optim", "model", "data")
-"""Groups of hyperparameters, in their order."""
+LISTED_GROUPS = {
+    "loss": None,
+    "optim": None,
+    "model.lora": "enabled",
+    "humanline": "enabled",
+    "reference_sync": "every",
+}
+"""Groups whose settings are hyperparameters, and the key by which each is switched on, if it can be."""
+LISTED_KEYS = (
+    "model.path", "model.reference", "model.reference_path", "model.dropout",
+    "data.batch_size", "data.max_length", "data.max_prompt_length", "data.max_examples", "data.train_on",
+    "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "precision", "seed",
+)  # fmt: skip
+"""The other settings that are hyperparameters.
+
+What changes the trained weights of most runs is a hyperparameter; what changes speed, memory or how data are read is
+in the run's config.yaml alone.
+"""
 
 
 def export(cfg: DictConfig) -> Path:
@@ -85,16 +101,17 @@ def write_model(
 
 
 def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers and names among the settings of a run that boards and model cards list, the first ones first."""
-    values = {}
-    for key, value in settings.items():
-        group, _, name = key.partition(".")
-        if group in FIRST_GROUPS and name[:1] != "_" and "." not in name and isinstance(value, int | float | str):
-            values[key] = value
-    values |= {key: settings[key] for key in ("precision", "seed")} | {"strategy": settings["strategy.name"]}
-    groups = {group: place for place, group in enumerate(FIRST_GROUPS)}
-    order = {key: place - len(FIRST_KEYS) for place, key in enumerate(FIRST_KEYS)}
-    return dict(sorted(values.items(), key=lambda item: order.get(item[0], groups.get(item[0].partition(".")[0], 9))))
+    """The settings of a run that boards and model cards list, the first ones first; those that are null are left out.
+
+    Args:
+        settings: the resolved configuration by flat keys.
+    """
+    on = tuple(f"{group}." for group, key in LISTED_GROUPS.items() if key is None or settings[f"{group}.{key}"])
+    # Keys that start with _ are Hydra's.
+    own = [key for key in settings if key.startswith(on) and "._" not in key]
+    names = dict.fromkeys([*(key for key in FIRST_KEYS if key in settings), *own, *LISTED_KEYS])
+    values = {key: settings[key] for key in names if settings.get(key) is not None}
+    return values | {"strategy": settings["strategy.name"]}
 
 
 def card_of(

@@ -39,7 +39,7 @@ def finish(run: Run, step: int) -> dict[str, Any]:
     score = None if run.objective.generates else full_tensor(run.objective.reward_head.linear.weight).detach()
     if not run.trainer.is_global_zero:
         return summary | {"train_loss": run.record.train_loss}
-    settings = hyperparameters(flatten(plain(run.cfg)))
+    settings = hyperparameters(flatten(plain(run.cfg))) | _amounts(run, step)
     card = card_of(run.cfg, run.objective, settings, summary["metrics"], step)
     card = replace(card, command=command_line(), commit=run.commit)
     with uncompiled(policy):
@@ -86,6 +86,12 @@ def _summary(run: Run, step: int) -> dict[str, Any]:
         "paths": _paths(run),
         **({"skipped_steps": run.objective.skipped_steps} if run.objective.non_finite == "skip" else {}),
     }
+
+
+def _amounts(run: Run, step: int) -> dict[str, float]:
+    passes = run.data.passes(step)  # None for a stream
+    known = {} if passes is None else {"passes": round(passes, 2)}
+    return {"devices": run.trainer.world_size, "examples_per_step": run.examples_per_step, **known}
 
 
 def _paths(run: Run) -> dict[str, str | None]:

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from halos.commands.export import export, hyperparameters
+from halos.commands.export import FIRST_KEYS, LISTED_KEYS, export, hyperparameters
 from halos.config.folder import config_folder
+from halos.config.nodes import flatten, plain
+from tests.configs import compose
 from tests.train_runs import LORA, RESUMABLE, run, run_until, weights
 
 pytestmark = pytest.mark.runs
@@ -19,16 +21,29 @@ pytestmark = pytest.mark.runs
 QUICK = ("trainer.max_steps=2", "checkpoint.every=2")
 
 
-def test_hyperparameters_begin_with_those_by_which_runs_are_compared() -> None:
+def test_hyperparameters_are_what_changes_the_weights_and_those_that_are_compared_stand_first() -> None:
     settings = {
-        "data.keep_together": 2, "model.path": "m", "loss.margin": 1.0, "optim.lr": 1e-3, "optim.name": "adamw",
-        "loss.beta": 0.1, "loss.name": "kto", "loss._target_": "x", "precision": "32-true", "seed": 0,
-        "strategy.name": "auto", "data.select.x": 1, "trainer.max_steps": 5, "model.attention": None,
+        "data.keep_together": 2, "data.max_length": 64, "model.path": "m", "model.liger": True, "loss.margin": 1.0,
+        "optim.lr": 1e-3, "optim.name": "adamw", "optim.betas": [0.9, 0.95], "loss.beta": 0.1, "loss.name": "mix",
+        "loss._target_": "x", "loss.parts.sft._partial_": True, "loss.weights.sft": 0.5, "model.lora.enabled": True,
+        "model.lora.rank": 8, "model.lora._target_": "y", "humanline.enabled": False, "humanline.log_epsilon_P": -1.0,
+        "reference_sync.every": 0, "reference_sync.alpha": 0.6, "precision": "32-true", "seed": 0,
+        "strategy.name": "auto", "data.select.x": 1, "trainer.max_steps": 5, "model.reference": None,
     }  # fmt: skip
-    assert list(hyperparameters(settings)) == [
-        *("loss.name", "optim.lr", "loss.beta", "loss.margin", "optim.name", "model.path", "data.keep_together"),
-        *("precision", "seed", "strategy"),
+    listed = hyperparameters(settings)
+    assert list(listed) == [
+        *("loss.name", "optim.lr", "loss.beta", "loss.margin", "optim.name", "optim.betas", "loss.weights.sft"),
+        *("model.lora.enabled", "model.lora.rank", "model.path", "data.max_length", "precision", "seed", "strategy"),
     ]
+    assert listed["optim.betas"] == [0.9, 0.95]
+    assert "reference_sync.alpha" in hyperparameters({**settings, "reference_sync.every": 4})
+
+
+def test_every_hyperparameter_is_a_key_of_the_configuration() -> None:
+    words = ("output_dir=out", "model.lora.enabled=true", "humanline.enabled=true", "reference_sync.every=2")
+    settings = flatten(plain(compose(*words)))
+    assert {*FIRST_KEYS, *LISTED_KEYS} <= settings.keys()
+    assert len(hyperparameters(settings)) < 40
 
 
 def exported(*words: str) -> Path:

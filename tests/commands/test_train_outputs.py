@@ -193,6 +193,7 @@ def test_the_model_card_names_the_loss_and_its_results(trained: Trained) -> None
     assert f"trained with the loss `{loss}`\n" in card
     assert f"| `loss` | {float(format(summary['metrics']['loss'], '.4g')):g} |" in card
     assert f"| `steps` | `{summary['steps']}` |" in card
+    assert f"| `examples_per_step` | `{summary['examples'] // summary['steps']}` |" in card
 
 
 def test_the_exported_template_conditions_on_the_desirable_token_once(
