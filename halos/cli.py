@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -77,6 +78,7 @@ COMMANDS = {
 }
 COMMAND = "HALOS_COMMAND"
 """Environment variable: the command's name, for further processes of the same run."""
+PUSH = "hub.push"
 TRACEBACK = "HALOS_TRACEBACK"
 """Environment variable: whether the user has set HYDRA_FULL_ERROR, for further processes of the same run."""
 _EXPECTED = (HydraException, OmegaConfBaseException, ValueError, RunFailed)
@@ -150,6 +152,7 @@ def main_command(name: str) -> None:
     def checked() -> None:
         check_words(words)
         if swept:
+            check_pushed(settings)
             settings.append(named_by_what_is_swept(settings))
         elif not chosen.run and chosen.config == "train":
             settings.insert(0, "hydra.run.dir=.")  # no output folder is made
@@ -164,6 +167,7 @@ def _run_job(cfg: DictConfig) -> float | None:
     words = ["halos", os.environ.get(COMMAND) or "train", *HydraConfig.get().overrides.task]
     with sweeps.failure_printed(name, _line), sweeps.job(), called_by(shlex.join(words)):
         _place(cfg)
+        _check_pushed_alone(cfg)
         check_combinations(values_of(cfg))
         if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":
             _run_or_rounds(cfg)
@@ -236,6 +240,30 @@ def named_by_what_is_swept(settings: Sequence[str]) -> str:
     same = [key for override in overrides if not ((key := override.key_or_group) in swept or key.startswith("hydra."))]
     excluded = dict.fromkeys(("output_dir", "overwrite", *same))
     return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]"
+
+
+def check_pushed(settings: Sequence[str]) -> None:
+    """Raise ``ValueError`` if all jobs of a sweep would push their models to the same repository."""
+    for setting in settings:
+        key, _, name = setting.partition("=")
+        override = OverridesParser.create().parse_override(setting) if key == PUSH else None
+        if override is not None and not override.is_sweep_override() and override.value() is not None:
+            _check_own_repository(name)
+
+
+def _check_pushed_alone(cfg: DictConfig) -> None:
+    """Check a repository that a file names, not the command line, in a job of a sweep."""
+    context = HydraConfig.get()
+    named = any(word.startswith(f"{PUSH}=") for word in context.overrides.task)
+    push = OmegaConf.to_container(cfg.hub, resolve=False)["push"]  # type: ignore[call-overload,index]  # a dictionary
+    if context.mode is RunMode.MULTIRUN and push is not None and not named:
+        _check_own_repository(push)
+
+
+def _check_own_repository(name: str) -> None:
+    if "${" not in name:
+        expected = f"a repository for each job of a sweep, such as '{PUSH}={name}-${{loss.name}}-${{seed}}'"
+        raise ValueError(f"{PUSH}: expected {expected}, found {name} for all")
 
 
 def end_with_one_line(job: Callable[[], object]) -> None:

@@ -75,8 +75,9 @@ def set_up_logging(*, models: bool = True) -> None:
     if not ours.handlers:
         ours.addHandler(RichHandler(console=console, show_time=False, show_path=False))
     for handler in logging.getLogger().handlers:
-        if type(handler) is logging.StreamHandler:  # Hydra's, which would print every message of ours a second time
-            handler.addFilter(_not_ours)  # a handler takes a filter once, however often this is called
+        # Hydra's in a sweep, which would print messages of libraries with a handler of their own a second time.
+        if type(handler) is logging.StreamHandler:
+            handler.addFilter(_unhandled)  # a handler takes a filter once, however often this is called
     ours.setLevel(logging.INFO if on_first_process() else logging.ERROR)
     if not on_first_process():
         warnings.simplefilter("ignore")
@@ -84,8 +85,8 @@ def set_up_logging(*, models: bool = True) -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _not_ours(record: logging.LogRecord) -> bool:
-    return record.name.partition(".")[0] != "halos"
+def _unhandled(record: logging.LogRecord) -> bool:
+    return not logging.getLogger(record.name.partition(".")[0]).handlers
 
 
 def rewritable() -> bool:

@@ -96,6 +96,29 @@ def test_a_failed_sweep_has_one_line_a_job_and_one_last(
     ]
 
 
+def test_jobs_of_a_sweep_do_not_push_to_one_repository(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pushed: list[str | None] = []
+    monkeypatch.setattr(cli, "_run_or_rounds", lambda cfg: pushed.append(cfg.hub.push))
+    words = ("train", "-m", "seed=0,1", "output_dir=out")
+    assert call(monkeypatch, tmp_path, *words, "hub.push=lab/kto") == 1
+    error = "hub.push: expected a repository for each job of a sweep, such as 'hub.push=lab/kto-${loss.name}-${seed}'"
+    assert capsys.readouterr().err == f"error: {error}, found lab/kto for all\n"
+    assert pushed == []
+    assert call(monkeypatch, tmp_path, *words, "hub.push=lab/kto-${seed}") == 0
+    assert call(monkeypatch, tmp_path, "train", "-m", "output_dir=out", "hub.push=lab/a,lab/b") == 0
+    assert call(monkeypatch, tmp_path, *words, "hub.push=null") == 0
+    assert call(monkeypatch, tmp_path, "train", "seed=0", "hub.push=lab/kto", "output_dir=out") == 0
+    assert pushed == ["lab/kto-0", "lab/kto-1", "lab/a", "lab/b", None, None, "lab/kto"]
+    # Named by a file instead of the command line.
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "pushed.yaml").write_text("# @package _global_\nhub: {push: lab/kto}\n")
+    assert call(monkeypatch, tmp_path, *words, "experiment=pushed", "--config-dir", str(tmp_path / "own")) == 1
+    assert f"job seed_0: error: {error}" in capsys.readouterr().err
+    assert len(pushed) == 7
+
+
 def test_a_run_knows_the_line_that_started_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lines: list[str | None] = []
     monkeypatch.setattr(cli, "_run_or_rounds", lambda cfg: lines.append(command_line()))

@@ -120,7 +120,8 @@ def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
         return None
     if reference is None:
         start = spec.of_reference() if spec.reference_path is not None else spec
-        reference = start.load(LoadOptions(dtype=policy.dtype, vocabulary=len(run.model.tokenizer))).eval()
+        load = LoadOptions(dtype=policy.dtype, vocabulary=len(run.model.tokenizer), quiet=True)
+        reference = start.load(load).eval()
     reference = reference.to(device)
     options = {"size": sampling.size, "max_new_tokens": sampling.max_new_tokens, "seed": run.cfg.seed}
     return compare(policy, reference, run.tokens, reward, **options, control=run.objective.control)

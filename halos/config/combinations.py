@@ -169,6 +169,8 @@ RULES: tuple[Rule, ...] = (
          "(loss.reference_point=token)", "each rank needs both models' heads whole"),
     Rule(_STREAMING | {COUNTS: _ON}, "false where weights of the loss are auto",
          "they are set by the counts of all training data; give numbers"),
+    Rule({"hub.push": _SET, "sweep_seeds": _SET}, "null with sweep_seeds",
+         "the run of each seed would replace the model of the one before"),
     Rule({"humanline.enabled": _ON, REFERENCE: _OFF}, "false, or a loss with a reference"),
     Rule({"reference_sync.every": _above(0), REFERENCE: _OFF}, "0, or a loss with a reference"),
     Rule({"reference_sync.every": _above(0), "model.reference": _one_of("cached", "adapter")}, *_SYNC),

@@ -50,11 +50,13 @@ class LoadOptions:
         dtype: precision of the weights.
         new_tokens: ids without trained embeddings; their rows start as the mean of the others.
         vocabulary: the minimum number of embedding rows.
+        quiet: do not log which layers get adapters, as another load of the same model logs it.
     """
 
     dtype: torch.dtype = torch.float32
     new_tokens: Sequence[int] = ()
     vocabulary: int = 0
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,7 +364,8 @@ class ModelSpec:
             enable({"use_reentrant": False})
         if self.lora.enabled:
             base, keep_start = self._names[0], self.reference == "adapter"
-            self.lora.attach(model, base=base, new_tokens=options.new_tokens, keep_start=keep_start)
+            new_tokens, logged = options.new_tokens, not options.quiet
+            self.lora.attach(model, base=base, new_tokens=new_tokens, keep_start=keep_start, logged=logged)
         freeze_outside_text(model)
 
     def _finish(self, model: PreTrainedModel) -> PreTrainedModel:

@@ -123,6 +123,7 @@ class LoRA:
         base: str,
         new_tokens: Sequence[int] = (),
         keep_start: bool = False,
+        logged: bool = True,
     ) -> None:
         """Add adapters to the model, in place, and freeze the rest.
 
@@ -133,6 +134,7 @@ class LoRA:
             base: name of the base model in the exported adapter's config.
             new_tokens: rows of the embeddings and of the LM head to train as well.
             keep_start: keep the adapter in ``path`` as it is, next to the trained one, as part of the reference.
+            logged: log which layers get adapters.
 
         Raises:
             ValueError: ``target_modules`` or the adapter in ``path`` does not fit the model.
@@ -145,7 +147,7 @@ class LoRA:
                 "lora_alpha": self.alpha or 2 * (self.rank or RANK),
                 "init_lora_weights": INITS[self.init],
                 "trainable_token_indices": _trained_rows(model, new_tokens),
-                **self._peft_targets(model),
+                **self._peft_targets(model, logged=logged),
             }
         else:
             options = self._stored_config(in_home(self.path))
@@ -176,9 +178,10 @@ class LoRA:
             parameter.requires_grad_(f".{POLICY}." in name + ".")
         _check_targets(model)
 
-    def _peft_targets(self, model: PreTrainedModel) -> dict[str, list[str]]:
+    def _peft_targets(self, model: PreTrainedModel, *, logged: bool) -> dict[str, list[str]]:
         targets = find_targets(model, self.target_modules)
-        log.info("model.lora: %s", describe(model, targets))
+        if logged:
+            log.info("model.lora: %s", describe(model, targets))
         names = peft_targets(model, targets)
         wrapped = names["target_parameters"]
         if self.quantize and len(wrapped) > len(targets.experts):

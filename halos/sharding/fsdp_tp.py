@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from halos.checks import check_whole
 from halos.config.combinations import check_combinations
 from halos.optim import AdamW, Optim, RMSprop
-from halos.policy.loading import ModelSpec
+from halos.policy.loading import LoadOptions, ModelSpec
 from halos.sharding.fsdp import FSDP
 from halos.sharding.sharding import Sharding
 from halos.sharding.tensor_parallel import check_divisor, check_plan
@@ -34,7 +34,7 @@ def check_model(spec: ModelSpec, optim: Optim, ranks: int) -> None:
     check_combinations(spec.flat() | {"strategy.name": "fsdp_tp"})
     if type(optim) not in (AdamW, RMSprop):
         raise ValueError(f"optim: expected AdamW or RMSprop with strategy=fsdp_tp, found {type(optim).__name__}")
-    check_plan(spec.skeleton(), ranks)
+    check_plan(spec.skeleton(LoadOptions(quiet=True)), ranks)
 
 
 class FSDPTP(FSDP):

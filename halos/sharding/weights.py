@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +95,7 @@ def load_weights(model: PreTrainedModel, spec: ModelSpec, options: LoadOptions) 
         return
     state = {}
     if rank_and_world()[0] == 0:
-        loaded = spec.load(options)
+        loaded = spec.load(replace(options, quiet=True))
         state = loaded.state_dict()
         _copy_conversions(loaded, model)
     load_full_state(model, state)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from halos.policy.loading import ModelSpec
 from halos.processes.errors import RunFailed
 from tests.stub_hub import TOKEN, Hub
-from tests.train_runs import RESUMABLE, run, run_until, weights
+from tests.train_runs import LORA, RESUMABLE, run, run_until, weights
 
 pytestmark = pytest.mark.runs
 
@@ -40,6 +40,12 @@ def test_a_base_with_contradictory_generation_settings_is_trained_and_exported(b
     assert exported.temperature is None
     assert exported.eos_token_id[:2] == [3, 1]
     assert set(exported.eos_token_id) == {3, 1, tokenizer.eos_token_id}
+
+
+def test_the_layers_with_adapters_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="halos")
+    run(tmp_path, *LORA, "sampling.size=4")  # loads the model once more at its end, to sample from the reference
+    assert caplog.text.count("adapters on ") == 1
 
 
 def test_a_run_resumes_after_files_without_numbers_were_mended(base: Path, tmp_path: Path) -> None:

@@ -21,6 +21,11 @@ CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
         "precision: expected bf16-mixed, .* found 16-mixed with strategy.name",
     ),
     (
+        ("hub.push=a/b", "sweep_seeds=[1,2]"),
+        {},
+        r"hub\.push: expected null with sweep_seeds, found a/b .*replace",
+    ),
+    (
         ("checkpoint.export=best",),
         {},
         "checkpoint.export: expected last without checkpoint.best, found best .*; name a metric, such as",

@@ -235,6 +235,7 @@ def test_what_is_logged_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     root, stream = logging.getLogger(), io.StringIO()
     monkeypatch.setattr(root, "handlers", [*root.handlers, logging.StreamHandler(stream)])  # as Hydra's
     terminal.set_up_logging()
-    for name in ("halos.commands.train", "halos", "hydra", "halosque"):
+    assert logging.getLogger("huggingface_hub").handlers  # which print its messages, such as those of retries
+    for name in ("halos.commands.train", "halos", "hydra", "halosque", "huggingface_hub.utils"):
         logging.getLogger(name).warning("from %s", name)
     assert stream.getvalue() == "from hydra\nfrom halosque\n"
