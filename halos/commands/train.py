@@ -124,6 +124,8 @@ def fit(run: Run) -> None:
     trainer.fit(run.objective, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
     run.checkpoints.finish(trainer)
     unmeasured = run.record.validated_at != trainer.global_step
+    if not unmeasured and run.replies.sampled_at == trainer.global_step:
+        run.record.complete_validation(run.replies.metrics)
     if (reason := early_stop(trainer)) is not None:
         unmeasured |= run.replies.lacks(trainer.global_step)
         log.info("stopped after %d of %d steps: %s", trainer.global_step, run.data.steps, reason)

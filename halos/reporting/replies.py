@@ -72,9 +72,11 @@ class SampledReplies(Callback):
         self.metrics: dict[str, float] = {}
         self.sampled_at: int | None = None
         self._no_room = False
+        self._validated_at: int | None = None
         self._before: list[list[int]] = []  # the reference's replies
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated_at = trainer.global_step
         # Lightning keeps what an earlier validation has logged.
         for name in STALE:
             trainer.callback_metrics.pop(name, None)
@@ -86,12 +88,16 @@ class SampledReplies(Callback):
             pl_module.log_dict({f"val/{name}": value for name, value in self.metrics.items()})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Without validations the prompts are those of training, and the end is measured alone.
-        if self.plan is not None and not self.plan.validations and self.prompts and isinstance(pl_module, Objective):
+        if self.plan is None or not self.prompts or not isinstance(pl_module, Objective):
+            return
+        step = trainer.global_step
+        # Without validations the prompts are those of training, and the end is measured alone. Where early stopping has
+        # ended the run after a validation that was not to sample, that validation need not be repeated for its replies.
+        if not self.plan.validations or (self._validated_at == step and self.lacks(step)):
             self.measure(trainer, pl_module)
             named = {f"val/{name}": value for name, value in self.metrics.items()}
             for logger in trainer.loggers:
-                logger.log_metrics(named, trainer.global_step)
+                logger.log_metrics(named, step)
             log_first(trainer, named, "val/")
 
     def lacks(self, step: int) -> bool:

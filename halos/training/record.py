@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,11 @@ class RunRecord(Callback):
         metrics = trainer.callback_metrics.items()
         named = {name[len("val/") :]: float(value) for name, value in metrics if name.startswith("val/")}
         self.validations.append((trainer.global_step, named))
+
+    def complete_validation(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics of the last validation that were measured after its end."""
+        own = self.validations[-1][1]
+        own |= {name: value for name, value in metrics.items() if name not in own}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.take_losses(trainer)

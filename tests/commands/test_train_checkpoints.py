@@ -1,5 +1,6 @@
 """Checkpoints of a run: of another run, damaged, on a full disk, elsewhere, and finished."""
 
+import csv
 import json
 import os
 import resource
@@ -195,6 +196,10 @@ def test_early_stopping_ends_a_run_that_is_complete(tmp_path: Path, caplog: pyte
     words = (*STOPPING, "sampling.kl=true", "sampling.kl_prompts=2", "sampling.validations=1")
     summary = run(tmp_path, *words)
     assert summary["metrics"]["kl"] > 0  # planned for the last step, which does not come
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    # The last step is not validated twice for it.
+    assert [row["step"] for row in rows if row["val/loss"]] == ["0", "1", "2"]
+    assert [(row["step"], float(row["val/kl"])) for row in rows if row["val/kl"]] == [("2", summary["metrics"]["kl"])]
     # The first validation in training is the best so far, the second one is worse.
     assert summary["steps"] == 2
     assert any("stopped after 2 of 6 steps: Monitored metric val/logps/rejected" in line for line in caplog.messages)
