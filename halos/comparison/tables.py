@@ -105,7 +105,7 @@ def rows(comparison: Comparison) -> list[list[str]]:
 
 def _digits(value: float) -> str:
     # Rewards and rates need decimals, seconds and counts do not.
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    return f"{value:z.3f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def terminal(comparison: Comparison, console: Console) -> list[RichTable]:

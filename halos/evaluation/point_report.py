@@ -33,14 +33,14 @@ def write(folder: Path, measured: Sequence[Measured], kl: Estimate, batch_size: 
 def truth(kl: Estimate, batch_size: int) -> str:
     """Return a line on what the estimators are measured against."""
     low, high = (kl.value if end is None else end for end in (kl.low, kl.high))
-    interval = f"95 % interval {low:.3f} to {high:.3f}"
-    return f"KL = {kl.value:.3f} nats per completion ({interval}), {batch_size} examples a step"
+    interval = f"95 % interval {low:z.3f} to {high:z.3f}"
+    return f"KL = {kl.value:z.3f} nats per completion ({interval}), {batch_size} examples a step"
 
 
 def cells(one: Measured) -> list[str]:
     """Return the cells of an estimator's row in the order of HEADER."""
     nats = (one.z0, one.raw, one.bias, one.deviation, one.error)
-    return [one.name, *(f"{value:.3f}" for value in nats), f"{one.positive:.0%}", f"{one.seconds:.4f}"]
+    return [one.name, *(f"{value:z.3f}" for value in nats), f"{one.positive:.0%}", f"{one.seconds:.4f}"]
 
 
 def markdown(measured: Sequence[Measured], kl: Estimate, batch_size: int) -> str:

@@ -17,7 +17,7 @@ def show(results: Results) -> None:
     table = Table("metric", "value", "95 % interval", "prompts", box=box.SIMPLE_HEAD, title=results.policy)
     # A metric may be undefined, such as the AUC of labels of one class.
     for name, estimate in results.metrics.items():
-        value = f"{estimate.value:.4f}" if math.isfinite(estimate.value) else "–"
+        value = f"{estimate.value:z.4f}" if math.isfinite(estimate.value) else "–"
         table.add_row(name, value, _interval(estimate), str(estimate.n))
     terminal.console.print(table)
     if results.win_rate is not None:
@@ -30,10 +30,10 @@ def show(results: Results) -> None:
         terminal.say(f"judge, {name}: {number:g}")
     for task, metrics in (results.tasks or {}).items():
         for name, number in metrics.items():
-            terminal.say(f"{task} {name}: {number:.4f}")
+            terminal.say(f"{task} {name}: {number:z.4f}")
 
 
 def _interval(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return "–"
-    return f"{estimate.low:.4f} … {estimate.high:.4f}"
+    return f"{estimate.low:z.4f} … {estimate.high:z.4f}"

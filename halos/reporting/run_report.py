@@ -19,8 +19,13 @@ from halos.terminal import console, say, styled
 
 Validated = tuple[int, Mapping[str, float]]
 """The optimizer step of a validation, and its metrics without ``val/``."""
-FIRST = ("loss", "rewards/margins", "kl")
+FIRST = (*("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "rewards/auc", "kl", "loss"),)
 """Metrics that stand above the others."""
+UNITS = {
+    "kl": "nats", "z0": "nats", "z0/raw": "nats", "logps/": "nats", "log_ratio/": "nats", "entropy": "nats",
+    "samples/length": "tokens",
+}  # fmt: skip
+"""Units of metrics, by their names or what these begin with; shares, rewards and losses have none."""
 NO_VALIDATION = "none: data.val_size=200 would hold 200 records out"
 """What a run without validation data is told."""
 IN_FIRST = ("kl_error", "kl_per_token")
@@ -163,10 +168,11 @@ def show_metrics(validations: Sequence[Validated], best_step: int | None = None)
         chosen = [one for one in validations if one[0] == best_step]
         best = chosen[-1] if chosen else min(validations, key=_loss)
         shown = {"start": validations[0], "best": best} | shown
-    table = Table("validation", *(f"{name}, step {step}" for name, (step, _) in shown.items()), box=box.SIMPLE_HEAD)
+    # In two lines, so that the table fits into 80 columns.
+    table = Table("validation", *(f"{name}\nstep {step}" for name, (step, _) in shown.items()), box=box.SIMPLE_HEAD)
     final = validations[-1][1]
     for name in [*filter(final.__contains__, FIRST), *(name for name in final if name not in (*FIRST, *IN_FIRST))]:
-        table.add_row(name, *(_value(metrics, name) for _, metrics in shown.values()))
+        table.add_row(_with_unit(name), *(_value(metrics, name) for _, metrics in shown.values()))
     console.print(table)
 
 
@@ -175,13 +181,18 @@ def _loss(validated: Validated) -> float:
     return math.inf if math.isnan(loss) else loss
 
 
+def _with_unit(name: str) -> str:
+    unit = UNITS.get(name) or UNITS.get(f"{name.partition('/')[0]}/")
+    return name if unit is None else f"{name} ({unit})"
+
+
 def _value(metrics: Mapping[str, float], name: str) -> str:
     if name not in metrics:  # a validation that sampled no replies
         return "–"
     if name == "kl":
         error = f" ± {metrics['kl_error']:.2f}" if "kl_error" in metrics else ""
-        return f"{metrics['kl']:.2f}{error}"
-    return f"{metrics[name]:.4f}"
+        return f"{metrics['kl']:z.2f}{error}"
+    return f"{metrics[name]:z.4f}"  # z: a small negative number is no -0.0000
 
 
 ROUNDS = {

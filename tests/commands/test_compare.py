@@ -139,6 +139,11 @@ def test_every_file_is_written_and_the_page_needs_nothing_else(sweep: Path, tmp_
     }
 
 
+def test_a_small_negative_number_is_no_negative_zero(tmp_path: Path) -> None:
+    run(tmp_path / "run", "kto", 0, -1e-5)
+    assert "| kto | 1 | 0.000 |" in markdown(compare_groups(group(read_runs([str(tmp_path)])[0]), None, None))
+
+
 def test_tables_escape_what_their_language_reads(sweep: Path) -> None:
     groups = group(read_runs([str(sweep)])[0])
     table = compare_groups(groups, ["samples/policy_reward"], None)

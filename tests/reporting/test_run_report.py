@@ -182,20 +182,22 @@ def test_the_comparison_of_a_single_prompt(capsys: Printed) -> None:
     assert "✓ kind 0" in capsys.readouterr().out
 
 
-def test_start_best_and_final_metrics_are_a_table_with_one_kl(capsys: Printed) -> None:
+def test_start_best_and_final_metrics_are_a_table_that_begins_with_rewards_and_one_kl(capsys: Printed) -> None:
     sampled = {"kl": 1.5, "kl_per_token": 0.1, "kl_error": 0.25}
     validations = [
-        (0, {"rewards/auc": 0.5, "loss": 0.9, "kl": 0.0, "kl_per_token": 0.0}),
-        (4, {"rewards/auc": 0.75, "loss": 0.123456}),
-        (8, {"rewards/auc": 1.0, "loss": 0.2, **sampled}),
+        (0, {"logps/chosen": -9.0, "rewards/chosen": -4e-5, "loss": 0.9, "kl": -1e-4, "kl_per_token": 0.0}),
+        (4, {"logps/chosen": -8.0, "rewards/chosen": 0.75, "loss": 0.123456}),
+        (8, {"logps/chosen": -7.5, "rewards/chosen": -1.0, "loss": 0.2, **sampled}),
     ]
     run_report.show_metrics(validations)
     lines = [re.split("  +", line.strip()) for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
     assert lines == [
-        ["validation", "start, step 0", "best, step 4", "final, step 8"],
+        ["start", "best", "final"],
+        ["validation", "step 0", "step 4", "step 8"],
+        ["rewards/chosen", "0.0000", "0.7500", "-1.0000"],
+        ["kl (nats)", "0.00", "–", "1.50 ± 0.25"],
         ["loss", "0.9000", "0.1235", "0.2000"],
-        ["kl", "0.00", "–", "1.50 ± 0.25"],
-        ["rewards/auc", "0.5000", "0.7500", "1.0000"],
+        ["logps/chosen (nats)", "-9.0000", "-8.0000", "-7.5000"],
     ]
 
 
@@ -206,11 +208,15 @@ def test_without_a_validation_the_table_is_a_hint(capsys: Printed) -> None:
 
 def test_a_lone_validation_is_the_final_one_and_a_loss_that_is_no_number_is_never_the_best(capsys: Printed) -> None:
     run_report.show_metrics([(8, {"loss": 0.2})])
-    assert capsys.readouterr().out.split()[:4] == ["validation", "final,", "step", "8"]
+    assert capsys.readouterr().out.split()[:4] == ["final", "validation", "step", "8"]
     run_report.show_metrics([(0, {"loss": math.nan}), (4, {"loss": 0.3}), (8, {"loss": 0.2})])
-    assert "best, step 8" in capsys.readouterr().out
+    assert capsys.readouterr().out.split()[:10] == [
+        *["start", "best", "final", "validation", "step", "0", "step", "8", "step", "8"]
+    ]
     run_report.show_metrics([(0, {"loss": 0.5}), (4, {"loss": 0.3}), (8, {"loss": 0.2})], 4)
-    assert "best, step 4" in capsys.readouterr().out
+    assert capsys.readouterr().out.split()[:10] == [
+        *["start", "best", "final", "validation", "step", "0", "step", "4", "step", "8"]
+    ]
 
 
 def test_rounds_are_a_table_with_the_numbers_that_there_are(capsys: Printed) -> None:
