@@ -134,10 +134,11 @@ class BCO(Objective):
     ) -> None:
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
-        self.shift = RewardShift()
-        self.reference_point: ReferencePoint | None = None
         check_choice("loss.reference_point", reference_point, (MIDPOINT, *REFERENCE_POINTS))
-        if reference_point != MIDPOINT:
+        # One of the two is None: state that nothing reads would be in every checkpoint.
+        self.shift = RewardShift() if reference_point == MIDPOINT else None
+        self.reference_point: ReferencePoint | None = None
+        if self.shift is None:
             made = make_reference_point(reference_point, clamp=clamp_reference_point, steps=reference_point_steps)
             self.reference_point, self.needs = made, Needs() | made.needs
         elif reference_point_steps is not None:
@@ -149,7 +150,7 @@ class BCO(Objective):
         y, ref_y = policy.sum[:, 0], reference.sum[:, 0]
         rewards = self.beta * (y - ref_y)
         metrics: dict[str, Mean] = {}
-        if self.reference_point is None:
+        if self.shift is not None:
             # Without gradient this is a second call for the same batch (humanline's unclamped rewards), which must not
             # count.
             if self.training and torch.is_grad_enabled():
@@ -157,6 +158,7 @@ class BCO(Objective):
             delta = self.shift.delta()
             metrics = {"delta": Mean(delta, 1.0)}
         else:
+            assert self.reference_point is not None
             z0, metrics = self.reference_point(batch, policy, reference.sum)
             delta = self.beta * z0
         losses = bco_loss(y, ref_y, batch.desirable, delta, beta=self.beta)

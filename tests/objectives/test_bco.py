@@ -105,6 +105,7 @@ def test_the_module_learns_the_shift_in_training_only() -> None:
 @pytest.mark.parametrize(("name", "z0"), [("mismatched", (0.5 + 2 - 1) / 3), ("zero", 0.0), ("per_prompt", None)])
 def test_with_a_reference_point_of_kto_the_shift_is_beta_times_it(name: str, z0: float | None) -> None:
     objective = BCO(beta=0.3, reference_point=name).double()
+    assert not any(key.startswith("shift.") for key in objective.state_dict())  # nothing reads it
     mismatched = objective.needs.mismatched
     branches = ((5,), (6,)) if mismatched else ((5,),)
     rows = [Row(str(i), i // 2, (1,), branches, desirable=label) for i, label in enumerate((True, True, False))]
