@@ -1,6 +1,7 @@
 # `make train` aligns the embedded toy model; `make test` runs the suite but for what is slow, `make test-fast` the part
 # without ranks and whole runs, `make test-slow` what is left out; `make parity` compares the losses with TRL's;
 # `make mutation` changes their formulas one by one and lists the changes that no test notices (half an hour).
+# `make test-oldest` runs the fast tests with the oldest packages that pyproject.toml allows.
 # `make wheel` builds wheel and sdist, and trains with the wheel in an environment of its own.
 # `make release` builds them and checks that version, changelog, tag and files agree; it uploads nothing.
 # `make docs` writes the documentation into out/docs; it fails on a warning.
@@ -10,9 +11,10 @@ PYTHON ?= python3.11
 PINNED ?= -c constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 ARGS ?=
 
-.PHONY: train test test-fast test-slow parity mutation faults lint docs wheel release audit format clean
+.PHONY: train test test-fast test-oldest test-slow parity mutation faults lint docs wheel release audit format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,13 +24,24 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 train: $(VENV)/.ready
 	$(BIN)/python scripts/train.py $(ARGS)
 
+FAST := "not (slow or ranks or runs or long or browser)"
 PYTEST := $(BIN)/python -m pytest -n logical --dist worksteal
 
 test: $(VENV)/.ready
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-fast: $(VENV)/.ready
-	$(PYTEST) -m "not (slow or ranks or runs or long or browser)" $(ARGS)
+	$(PYTEST) -m $(FAST) $(ARGS)
+
+# Without GGUF files, which need newer packages.
+$(OLDEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --disable-pip-version-check --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[dev,excel,lora]'
+	touch $@
+
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -n logical --dist worksteal -m $(FAST) $(ARGS)
 
 test-slow: $(VENV)/.ready
 	$(PYTEST) -m slow $(ARGS)
@@ -88,4 +101,4 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) mutants .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) mutants .pytest_cache .mypy_cache .ruff_cache

@@ -339,7 +339,10 @@ class ModelSpec:
 
     def _build_options(self, options: LoadOptions) -> dict[str, Any]:
         self.check_new_tokens(options.new_tokens)
-        return {"config": self._config(), "dtype": options.dtype, "attn_implementation": self.attention}
+        config, attention = self._config(), self.attention
+        if attention is None and getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            attention = "eager"  # transformers before 5.23 chooses SDPA, which leaves these caps out
+        return {"config": config, "dtype": options.dtype, "attn_implementation": attention}
 
     def _generation(self, config: PretrainedConfig) -> GenerationConfig:
         from transformers import GenerationConfig

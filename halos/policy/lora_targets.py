@@ -105,7 +105,7 @@ def _expert_tensors(modules: Mapping[str, nn.Module]) -> list[str]:
     return [
         f"{name}.{tensor}"
         for name, module in modules.items()
-        if "Experts" in type(module).__name__
+        if re.search("Experts|NaiveMoe", type(module).__name__)  # the latter in older versions
         for tensor, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3
     ]

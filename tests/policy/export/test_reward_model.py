@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 
 from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
@@ -33,6 +34,8 @@ def export(policy: Any, tokenizer: Any, folder: Path, end: Any) -> Any:
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_plain_transformers_give_the_same_scores(architecture: str, tmp_path: Path) -> None:
     """As a padded batch too, although the tokenizer pads with the end of the turn."""
+    if architecture == "gemma2" and Gemma2PreTrainedModel._supports_sdpa:
+        pytest.skip("this transformers loads Gemma 2 with SDPA, without the caps of its attention's logits")
     tokenizer = tiny.word_tokenizer(tiny.CHATML, pad=tiny.END)
     end: Any = tokenizer.convert_tokens_to_ids(tiny.END)
     policy = tiny.model(architecture, vocab_size=len(tokenizer)).eval()
