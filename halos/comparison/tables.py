@@ -74,10 +74,15 @@ def compare_groups(groups: Sequence[Group], metrics: Sequence[str] | None, basel
         base = next((group for group in groups if group.label == baseline), None)
         if base is None:
             raise ValueError(f"baseline: expected one of {'; '.join(g.label for g in groups)}; found {baseline!r}")
-        for group, row in zip(groups, cells, strict=True):
-            others = [paired_difference(group.by_seed(name), base.by_seed(name)) for name in columns]
-            row += [None] * len(columns) if group is base else others
-        columns += [DIFFERENCE + name for name in columns]
+        others = [
+            [None if group is base else paired_difference(group.by_seed(name), base.by_seed(name)) for name in columns]
+            for group in groups
+        ]
+        # A metric that the baseline lacks has no differences.
+        known = [place for place in range(len(columns)) if any(row[place] is not None for row in others)]
+        for row, differences in zip(cells, others, strict=True):
+            row += [differences[place] for place in known]
+        columns += [DIFFERENCE + columns[place] for place in known]
     return Comparison([group.label for group in groups], columns, cells)
 
 

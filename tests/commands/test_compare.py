@@ -174,6 +174,14 @@ def test_a_narrow_console_shows_every_number_and_name_whole(sweep: Path, baselin
         assert set(re.split("[/_ ]", name)) <= set(words)
 
 
+def test_a_metric_that_the_baseline_lacks_has_no_column_of_differences(sweep: Path) -> None:
+    judged(sweep / "kto,0", "reference", 0.8)
+    groups = group(read_runs([str(sweep)])[0])
+    table = compare_groups(groups, ["evaluation/judge/win_rate", "samples/kl"], "sft")
+    assert table.metrics == ["evaluation/judge/win_rate", "samples/kl", "Δ samples/kl"]
+    assert {len(row) for row in table.cells} == {3}
+
+
 def test_what_fits_on_a_line_is_one_table(sweep: Path) -> None:
     table = compare_groups(group(read_runs([str(sweep)])[0]), ["samples/kl", "val/loss"], "sft")
     assert len(terminal(table, PlainConsole(width=100))) == 1
