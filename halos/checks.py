@@ -1,7 +1,7 @@
 """Checks of numbers that a user sets; the error names the configuration key."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TypeGuard
 
 
@@ -22,6 +22,12 @@ def check_number(key: str, value: object, least: float = 0.0, *, null: bool = Fa
         return
     if not (is_number(value) and least <= value < math.inf):
         raise ValueError(f"{key}: expected a number from {least:g} on{' or null' * null}, found {value!r}")
+
+
+def check_mapping(key: str, value: object) -> None:
+    """Raise ``ValueError`` for what is neither a mapping nor None."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{key}: expected names with values, found {value!r}")
 
 
 def check_share(key: str, value: object) -> None:
