@@ -19,8 +19,8 @@ from tests.train_runs import column, run
 
 pytestmark = pytest.mark.slow
 
-PROMPTS, PER_PROMPT, LIMIT = 64, 240, 20
-"""15,360 replies of up to 20 tokens at each validation."""
+PROMPTS, PER_PROMPT, LIMIT = 64, 160, 20
+"""10,240 replies of up to 20 tokens at each validation."""
 WORDS = (
     "data.source.size=512", "data.source.val_size=256", "data.batch_size=32", "trainer.max_epochs=8",
     "trainer.max_steps=16", "trainer.val_check_interval=4", "optim.lr=3e-3", "sampling.kl=true",
