@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -17,6 +18,8 @@ from halos.data.reading.lines import OPENERS, USUAL, decode, first_line, lines
 MAX_CELL_CHARACTERS = 1 << 22
 """Longest cell of a CSV file. Python's parser takes 8 bytes for each character of a cell: without a limit, a quote that
 is never closed would take eight times the size of the file."""
+MAX_ENTRIES = 100_000
+"""Most files and folders below a folder of data files."""
 NUMBERS = re.compile(
     r"desirable|rank|deleted|review_result|labels?|score(_chosen|_rejected|_A|_B|_ratio)?|reward(_A|_B)?"
     r"|(overall|fine-grained)_score"
@@ -155,6 +158,7 @@ def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> 
     from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    _check_size(folder)
     try:
         data = load_from_disk(str(folder)) if saved else load_dataset(str(folder), streaming=streaming)
     except Exception as error:  # datasets raises dozens of types, none of which tells a user what to do
@@ -168,6 +172,18 @@ def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> 
             raise ValueError(f"{folder}: expected the split {name!r}, found {', '.join(data)}; write {folder}:SPLIT")
         data = data[name]
     return f"{folder}:{split}" if split else str(folder), data
+
+
+def _check_size(folder: Path) -> None:
+    # datasets walks through all folders below. A mistyped path may be a home folder or the root of the disk.
+    found = 0
+    for _, folders, files in os.walk(folder):
+        found += len(folders) + len(files)
+        if found > MAX_ENTRIES:
+            raise ValueError(
+                f"{folder}: expected a folder of data files, found more than {MAX_ENTRIES:,} files and folders in and "
+                f"below it; name the files, such as '{folder}/*.jsonl'"
+            )
 
 
 def read_hub(path: str, match: re.Match[str], *, streaming: bool = False) -> NamedRows:

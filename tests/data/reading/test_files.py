@@ -171,6 +171,18 @@ def test_a_mistyped_path_never_goes_to_the_hub(tmp_path: Path, monkeypatch: pyte
     assert asked == []
 
 
+def test_a_folder_above_very_many_files_is_refused_and_not_walked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("halos.data.reading.tables.MAX_ENTRIES", 3)
+    folder = tmp_path / "many" / "below"
+    folder.mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        (folder / name).write_text('{"prompt": "a", "completion": "b", "label": true}\n')
+    assert "found more than 3 files and folders in and below it; name the files" in error(tmp_path / "many")
+    assert len(list(read_rows(folder))) == 3
+
+
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     assert "found a folder that datasets cannot load" in error(tmp_path)
 
