@@ -123,7 +123,8 @@ class GRPO(Objective):
 
     def _incomplete(self, batch: Batch, step_groups: Tensor) -> Mean:
         # The baseline of an incomplete group is computed from the completions in the step only.
-        in_step = (batch.group[:, None] == step_groups[None]).sum(1)
-        group_size = dict(zip(batch.step.groups, batch.step.members, strict=True))
-        in_data = torch.tensor([group_size[group] for group in batch.group.tolist()], device=in_step.device)
+        same = batch.group[:, None] == step_groups[None]
+        in_step = same.sum(1)
+        members = torch.tensor(batch.step.members, device=in_step.device)
+        in_data = (same * members).amax(1)
         return self.per_example(((in_step < in_data) | (in_step < 2)).float(), batch)

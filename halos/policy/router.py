@@ -19,7 +19,7 @@ from halos.processes.collectives import all_sum
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from halos.data.batches.collate import Batch
+    from halos.data.batches.collate import Batch, Chunk
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,8 @@ def expert_load(router_logits: Sequence[Tensor], weights: Tensor, experts_per_to
     return torch.stack(loads).sum(0)
 
 
-def padded_weights(predicts: Tensor, last: Tensor | None = None) -> Tensor:
-    """Return 1 for each token of a padded chunk and 0 for padding, [n · T], from the masks of :class:`Chunk`."""
-    ends = predicts if last is None else predicts | last
-    return ends.long().flip(1).cummax(1).values.flip(1).flatten()
+def padded_weights(chunk: Chunk) -> Tensor:
+    """Return 1 for each token of a padded chunk and 0 for padding, [n · T]."""
+    ends = torch.zeros_like(chunk.input_ids).flatten()
+    ends[chunk.predicts if chunk.last is None else torch.cat([chunk.predicts, chunk.last])] = 1
+    return ends.view_as(chunk.input_ids).flip(1).cummax(1).values.flip(1).flatten()

@@ -126,7 +126,7 @@ def _logits(
     # Layers are compiled for the shapes of training.
     with uncompiled(model), evaluating(model):
         forward = partial(run, model, input_ids=chunk.input_ids)
-        return scored_logits(model, forward, lambda states: states[chunk.predicts][order])
+        return scored_logits(model, forward, lambda states: states.flatten(0, 1)[chunk.predicts[order]])
 
 
 def _sums(ours: ReadLogits, theirs: ReadLogits | None, completions: Sequence[Ids], device: torch.device) -> Tensor:

@@ -42,11 +42,13 @@ class Chunk:
 
     Attributes:
         input_ids: [n, T] tokens to feed.
-        predicts: [n, T] true where the *next* token is scored.
-        targets: [M] the scored tokens, in the order in which ``predicts`` lists them.
+        predicts: [M] the places in the flattened [n, T] grid of the tokens that come before a scored one. Places, not
+            a mask: indexing by a mask waits for the device, as its result has as many rows as the mask has ones.
+        targets: [M] the scored tokens, in the same order.
         slots: [M] their places in the flattened [B, K, C] grid.
         needs_grad: false for chunks into which no gradient flows, such as KTO's mismatched completions.
-        last: [n, T] true at each completion's last token; only where whole completions are fed.
+        last: [n] the places in the flattened [n, T] grid of the completions' last tokens; only where whole completions
+            are fed.
         owners: [n] the places of the completions in the flattened [B, K] grid; only where whole completions are fed.
     """
 
@@ -286,22 +288,23 @@ def _chunk(
     # The last token of a sequence predicts nothing, so it is not fed unless its state is needed.
     lengths = [len(rows[b].prompt) + len(rows[b].branches[k]) - 1 for b, k in places]
     scored = [rows[b].scored(k) for b, k in places]
-    input_ids = torch.full((len(places), max(lengths) + whole), PAD, dtype=torch.long)
-    predicts = torch.zeros_like(input_ids, dtype=torch.bool)
+    longest = max(lengths) + whole
+    input_ids = torch.full((len(places), longest), PAD, dtype=torch.long)
+    predicts: list[int] = []
     targets: list[int] = []
     slots: list[int] = []
     for n, (b, k) in enumerate(places):
         prompt, branch = rows[b].prompt, rows[b].branches[k]
         input_ids[n, : lengths[n] + whole] = torch.tensor((prompt + branch)[: lengths[n] + whole])
         # The state of the prompt's last token predicts the branch's first one.
-        predicts[n, torch.tensor(scored[n]) + len(prompt) - 1] = True
+        predicts += [n * longest + len(prompt) - 1 + place for place in scored[n]]
         slot = (b * len(rows[b].branches) + k) * width
         targets += [branch[place] for place in scored[n]]
         slots += range(slot, slot + len(scored[n]))
-    chunk = Chunk(input_ids, predicts, torch.tensor(targets), torch.tensor(slots), needs_grad)
+    chunk = Chunk(input_ids, torch.tensor(predicts), torch.tensor(targets), torch.tensor(slots), needs_grad)
     if whole:
         # Lengths count one token less than is fed, so they are also the places of the last tokens.
-        chunk.last = torch.arange(input_ids.shape[1]) == torch.tensor(lengths)[:, None]
+        chunk.last = torch.arange(len(places)) * longest + torch.tensor(lengths)
         chunk.owners = torch.tensor([b * len(rows[b].branches) + k for b, k in places])
     return chunk
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halos.policy.kernels.matmul import add_product, affine
+from halos.policy.logprobs.precision import product_dtype
 from halos.policy.logprobs.token_statistics import measure
 
 CPU_BLOCK_ROWS = 16
@@ -74,9 +75,7 @@ def chunked_logprobs(
     Returns:
         Log-probs [M], and the statistics [M, names] of the same logits, without gradient.
     """
-    device = states.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-    task = _Task(targets, rows, shape, dtype, tuple(statistics))
+    task = _Task(targets, rows, shape, product_dtype(states), tuple(statistics))
     return _apply(task, states, weight, bias, *(delta or (None, None)))
 
 

@@ -130,15 +130,15 @@ def _pack_results(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOp
 
 def _chunk_results(model: PreTrainedModel, chunk: Chunk, options: HeadOptions, last_states: list[Tensor]) -> Scored:
     def choose(states: Tensor) -> Tensor:
-        chosen = states[chunk.predicts]
+        chosen = states.flatten(0, 1)[chunk.predicts]
         # Where the loss depends on the last states alone, the head needs no graph.
         return chosen if chunk.last is None else chosen.detach()
 
     with nullcontext() if chunk.needs_grad else torch.no_grad():
         # No attention mask: padding is on the right and attention is causal, so scored tokens cannot see it.
         forward = partial(run, model, input_ids=chunk.input_ids)
-        weights = padded_weights(chunk.predicts, chunk.last) if chunk.needs_grad else None
+        weights = padded_weights(chunk) if chunk.needs_grad else None
         scored, states = forward_scored(model, forward, chunk.targets, choose, options, weights)
         if chunk.last is not None:
-            last_states.append(states[chunk.last])
+            last_states.append(states.flatten(0, 1)[chunk.last])
     return scored

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from halos.data.batches.packing import Pack
+from halos.policy.logprobs.precision import product_dtype
 
 BLOCK_TOKENS = 128
 """Queries, and keys, of a block; the smallest number that PyTorch's kernels take by default."""
@@ -69,13 +70,12 @@ def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, opti
     Returns:
         [1, heads, N, width].
     """
-    device = query.device.type
     # Autocast does not cover FlexAttention: without the cast, float32 queries would meet bfloat16 values.
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    dtype = product_dtype(query)
     query, key, value = (states.to(dtype) for states in (query, key, value))
     score_mod = None if options.softcap is None else _capped(options.softcap)
     grouped = query.shape[1] != key.shape[1]
-    return _flex_function(device)(
+    return _flex_function(query.device.type)(
         query, key, value, score_mod=score_mod, block_mask=mask, scale=options.scaling, enable_gqa=grouped
     )
 

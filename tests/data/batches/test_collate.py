@@ -33,11 +33,11 @@ def test_collation_by_hand() -> None:
     short, long = batch.chunks
     # The last token of each sequence predicts nothing and is not fed.
     assert short.input_ids.tolist() == [[11, 15, PAD], [5, 6, 7]]
-    assert short.predicts.tolist() == [[1, 1, 0], [0, 0, 1]]
+    assert short.predicts.tolist() == [0, 1, 5]
     assert short.targets.tolist() == [15, 16, 10]
     assert short.slots.tolist() == [9, 10, 3]
     assert long.input_ids.tolist() == [[11, 12, 13, PAD], [5, 6, 7, 8]]
-    assert long.predicts.tolist() == [[1, 1, 1, 0], [0, 0, 1, 1]]
+    assert long.predicts.tolist() == [0, 1, 2, 6, 7]
     assert long.targets.tolist() == [12, 13, 14, 8, 9]
     assert long.slots.tolist() == [6, 7, 8, 0, 1]
     assert short.needs_grad
@@ -62,7 +62,8 @@ def test_turns_of_others_in_a_completion_are_fed_and_have_no_place() -> None:
     assert batch.step == StepSize(3.0, (2.0 * 3 + 1, 2.0 * 1 + 2))
     (chunk,) = batch.chunks
     at = chunk.input_ids.tolist().index([5, 6, 8, 9, 10, 11])
-    assert chunk.predicts[at].tolist() == [0, 1, 0, 0, 1, 1]
+    row_places = chunk.predicts - at * chunk.input_ids.shape[1]
+    assert [place for place in row_places.tolist() if 0 <= place < chunk.input_ids.shape[1]] == [1, 4, 5]
     assert sorted(zip(chunk.slots.tolist(), chunk.targets.tolist(), strict=True)) == [
         *((0, 8), (1, 11), (2, 12), (3, 13)),
         *((6, 14), (9, 17), (10, 18)),
@@ -86,7 +87,7 @@ def test_every_scored_token_has_one_slot_whatever_the_number_of_chunks(chunks: i
     batch = collate(rows, mismatched=mismatched, chunks=chunks)
     grid = torch.full((batch.mask.numel(),), -1)
     for chunk in batch.chunks:
-        assert int(chunk.predicts.sum()) == len(chunk.targets) == len(chunk.slots)
+        assert len(set(chunk.predicts.tolist())) == len(chunk.targets) == len(chunk.slots)
         assert (grid[chunk.slots] == -1).all(), "no slot twice"
         grid[chunk.slots] = chunk.targets
     grid = grid.view(batch.mask.shape)
@@ -102,8 +103,9 @@ def test_a_scored_token_is_predicted_where_the_one_before_it_stands() -> None:
     rows = tiny.rows(6, branches=2, seed=1)
     (chunk,) = collate(rows).chunks
     sequences = {(row.prompt + branch)[:-1] for row in rows for branch in row.branches}
-    for ids, predicts in zip(chunk.input_ids, chunk.predicts, strict=True):
-        end = int(predicts.nonzero().max()) + 1
+    length = chunk.input_ids.shape[1]
+    for n, ids in enumerate(chunk.input_ids):
+        end = max(place - n * length for place in chunk.predicts.tolist() if place // length == n) + 1
         assert tuple(ids[:end].tolist()) in sequences
         assert (ids[end:] == PAD).all()
 
@@ -137,11 +139,11 @@ def test_a_step_of_scored_examples_lists_groups_scores_and_how_many_examples_a_g
 def test_completions_fed_whole_have_their_last_token_and_where_it_is() -> None:
     short, long = collate([A, B], chunks=2, whole=True).chunks
     assert short.input_ids.tolist() == [[11, 15, 16, PAD], [5, 6, 7, 10]]
-    assert short.predicts.tolist() == [[1, 1, 0, 0], [0, 0, 1, 0]]
-    assert short.last.tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
+    assert short.predicts.tolist() == [0, 1, 6]
+    assert short.last.tolist() == [2, 7]
     assert short.owners.tolist() == [3, 1]
     assert long.input_ids.tolist() == [[11, 12, 13, 14, PAD], [5, 6, 7, 8, 9]]
-    assert long.last.tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+    assert long.last.tolist() == [3, 9]
     assert long.owners.tolist() == [2, 0]
     plain = collate([A, B], chunks=2).chunks
     for whole, part in zip((short, long), plain, strict=True):
