@@ -21,6 +21,11 @@ OTHER = (
         "`reference_sync.every=100 model.reference=live`",
     ),
     (
+        "BEMA: a reference that is a bias-corrected average of the policy",
+        "https://arxiv.org/abs/2508.00180",
+        "`reference_sync.every=1 reference_sync.ema_power=0.5 reference_sync.bias_power=0.2 model.reference=live`",
+    ),
+    (
         "High-Dimensional Continuous Control Using Generalized Advantage Estimation",
         "https://arxiv.org/abs/1506.02438",
         "`loss=ppo loss.gamma=1.0 loss.lam=0.95`",
