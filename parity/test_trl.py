@@ -95,6 +95,11 @@ def test_f_dpo(case: Case, divergence: str, alpha: float | None, theirs: dict[st
     case.compare(f"f_dpo {divergence}", ours, trl_side.dpo(case, case.pairs, beta=BETA, **theirs))
 
 
+def test_wpo(case: Case) -> None:
+    ours = case.ours(partial(DPO, beta=BETA, policy_weights=True), case.pairs)
+    case.compare("wpo", ours, trl_side.dpo(case, case.pairs, beta=BETA, use_weighting=True))
+
+
 def test_ld_dpo(case: Case) -> None:
     ours = case.ours(partial(DPO, beta=BETA, tail_weight=0.4), case.pairs)
     case.compare("ld_dpo", ours, trl_side.dpo(case, case.pairs, beta=BETA, ld_alpha=0.4))

@@ -43,6 +43,7 @@ VARIANTS = {
     "kto_zero": ["reference_point"],
     "ld_dpo": ["tail_weight"],
     "r_dpo": ["length_penalty"],
+    "wpo": ["policy_weights"],
 }
 """Losses that are another with these parameters set."""
 MIXTURES = ["cpo_simpo", "irpo", "mix"]

@@ -28,6 +28,8 @@ class Needs:
             large batch.
         divergence: the divergence between the policy's and the reference's distributions at each completion token, in
             ``LogProbs.divergence``. It needs a reference that computes in each step, live or without the adapter.
+        log_collision: log Σ_v π(v)² of the policy's distribution at each completion token, in
+            ``LogProbs.log_collision`` (WPO's weights).
         samples: replies of the policy in training, from which a callback measures its KL (:class:`PolicyKL`).
         label_counts: the numbers of desirable and undesirable training completions, passed to ``see_labels`` before
             the first step. A stream cannot count them.
@@ -45,6 +47,7 @@ class Needs:
     whole_step: bool = False
     whole_micro_step: bool = False
     divergence: bool = False
+    log_collision: bool = False
     samples: bool = False
     label_counts: bool = False
     margins: bool = False

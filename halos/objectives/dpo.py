@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_between, require_positive, require_share
+from halos.loop.policy_weights import PolicyWeights
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 
 
@@ -53,6 +54,8 @@ class DPO(Objective):
     - length-normalised DPO (section 5 of Lambert et al. 2024, arXiv 2411.15124): means over tokens in place of sums;
     - LD-DPO (Liu et al. 2024, arXiv 2409.06411): tokens beyond the length of the pair's shorter completion count α;
     - R-DPO (Park et al. 2024, arXiv 2403.19159): Δ = −α(|y_w| − |y_l|), so that a longer chosen completion needs less;
+    - WPO (Zhou et al. 2024, arXiv 2406.11827): the loss of a pair is weighted by how probable its completions are under
+      the policy (:class:`halos.loop.policy_weights.PolicyWeights`), so that pairs that it would not write count less;
     - ODPO (Amini et al. 2024, arXiv 2402.10571): Δ = κ m, where m is by how much people preferred the chosen one.
 
     Args:
@@ -63,6 +66,7 @@ class DPO(Objective):
         tail_weight: LD-DPO's α in [0, 1]; 1 counts all tokens alike.
         length_penalty: R-DPO's α, in units of the reward for each token, 0 or more.
         margin_weight: κ, 0 or more. Above 0 each pair of the data needs a margin.
+        policy_weights: weigh pairs as WPO does.
 
     Raises:
         ValueError: naming the key of a value out of range.
@@ -84,6 +88,7 @@ class DPO(Objective):
         tail_weight: float = 1.0,
         length_penalty: float = 0.0,
         margin_weight: float = 0.0,
+        policy_weights: bool = False,
         **options: Unpack[LoopOptions],
     ) -> None:
         super().__init__(backbone, **options)
@@ -93,7 +98,8 @@ class DPO(Objective):
         self.tail_weight = require_share("tail_weight", tail_weight)
         self.length_penalty = require_between("length_penalty", length_penalty, 0.0)
         self.margin_weight = require_between("margin_weight", margin_weight, 0.0)
-        self.needs = Needs(margins=self.margin_weight > 0)
+        self.policy_weights = PolicyWeights() if policy_weights else None
+        self.needs = Needs(margins=self.margin_weight > 0, log_collision=policy_weights)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         ours, theirs = self.log_probs(policy), self.log_probs(reference)
@@ -103,6 +109,8 @@ class DPO(Objective):
         # Branch 0 of a pair is the chosen completion, branch 1 the rejected one.
         sides = (*ours.unbind(1), *theirs.unbind(1))
         losses = dpo_loss(*sides, beta=self.beta, label_smoothing=self.label_smoothing, target=target)
+        if self.policy_weights is not None:
+            losses = losses * self.policy_weights(policy).prod(1)
         return Output(loss={"dpo": self.per_example(losses, batch)}, rewards=self.beta * (ours - theirs))
 
     def log_probs(self, logprobs: LogProbs) -> Tensor:

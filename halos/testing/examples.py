@@ -159,6 +159,8 @@ def make_inputs(
     last = _states(rows, mask, "last state")[:, :, 0].to(dtype) if objective.needs.last_hidden else None
     log_ref = LogProbs(reference.to(dtype), mask) if objective.needs.reference else None
     logprobs = LogProbs(policy.to(dtype).requires_grad_(), mask, hidden, last)
+    if objective.needs.log_collision:
+        logprobs.log_collision = _grid(rows, mask, "collision").to(dtype)
     if objective.needs.divergence:
         # 0 or more, and 0 where the models are equal.
         logprobs.divergence = (-_grid(rows, mask, "divergence") * (not at_reference)).to(dtype)

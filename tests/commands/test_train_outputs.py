@@ -66,6 +66,7 @@ NAMES = {
 }
 OWN_NAMES = {
     "bco": {"delta"},
+    "wpo": {"log_collision"},
     "bco_pair": {"delta"},
     "cpo": {"loss/prefer", "loss/sft"},
     "grpo": {"groups/incomplete"},
@@ -77,7 +78,7 @@ OWN_NAMES = {
 }
 TRAIN_NAMES = NAMES | {"examples_per_second", "tokens_per_second", "grad_norm", "lr", "examples", "epoch"}
 LOSSES = [option for option in options("loss") if option != "bradley_terry"]
-ALIKE = {"cdpo", "kto_balanced", "kto_zero", "alphapo", "dpo_norm", "ld_dpo", "r_dpo"}
+ALIKE = {"cdpo", "kto_balanced", "kto_zero", "alphapo", "dpo_norm", "ld_dpo", "r_dpo", "wpo"}
 ALIKE |= {
     "infonca",
     "nca",

@@ -13,6 +13,7 @@ from halos.data.rows.token_rows import Row
 from halos.objectives import DPO, dpo_loss
 from halos.policy.logprobs.completions import LogProbs
 from halos.testing import check_objective
+from tests.loop_runs import batch_of, objective_of, rows_for
 from tests.pairs import POLICY, REFERENCE, assert_term, pairs
 
 # log π_θ(y_w), log π_θ(y_l), log π_ref(y_w), log π_ref(y_l): preferences that are kept, reversed, undecided, far apart.
@@ -168,3 +169,43 @@ def test_parameters_are_checked(name: str, value: Any) -> None:
 @pytest.mark.parametrize("parameters", [{"margin_weight": 0.5}, {"tail_weight": 0.5, "length_normalised": True}])
 def test_variants_keep_every_promise(parameters: dict[str, Any]) -> None:
     check_objective(partial(DPO, **parameters))
+
+
+def test_wpo_by_hand() -> None:
+    """w = exp(mean of log π − log Σ π²) of both completions, and the gradient of −w_w w_l log σ with w held fixed."""
+    batch, policy, reference = pairs()
+    policy.tokens.requires_grad_()
+    policy.log_collision = torch.where(batch.mask, -0.3 - 0.1 * torch.arange(4, dtype=torch.float64), 0.0)
+    term = DPO(beta=0.4, policy_weights=True).compute(batch, policy, reference).loss["dpo"]
+    losses, slopes = [], []
+    for pair, (w, r) in zip(POLICY, margins_by_hand(), strict=True):
+        weights = [
+            math.exp(math.fsum(p + 0.3 + 0.1 * t for t, p in enumerate(branch)) / len(branch)) for branch in pair
+        ]
+        losses.append(weights[0] * weights[1] * minus_log_sigmoid(0.4 * (w - r)))
+        slopes.append(-weights[0] * weights[1] * 0.4 / (1 + math.exp(0.4 * (w - r))))
+    (gradient,) = torch.autograd.grad(term.total, policy.tokens)
+    expected = torch.tensor(slopes, dtype=torch.float64)[:, None] * torch.tensor([1.0, -1.0], dtype=torch.float64)
+    torch.testing.assert_close(gradient * batch.mask, batch.mask * expected[..., None], rtol=1e-12, atol=0)
+    term.total = term.total.detach()
+    assert_term(term, losses)
+
+
+def test_the_run_gives_wpo_the_statistic_that_it_needs() -> None:
+    """Against all probabilities of a plain forward, one completion at a time."""
+    objective, rows = objective_of(DPO, policy_weights=True), rows_for(DPO, 3)
+    objective.configure_model()
+    output, metrics = objective.evaluate_batch(batch_of(objective, rows))
+    weights = []
+    for row in rows:
+        weight = 1.0
+        for branch in row.branches:
+            ids = torch.tensor([row.prompt + branch])
+            with torch.no_grad():
+                logits = objective.trained.policy(input_ids=ids).logits[0, len(row.prompt) - 1 : -1].double()
+            logprobs = logits.log_softmax(-1)
+            own = logprobs.gather(1, torch.tensor(branch)[:, None])[:, 0]
+            weight *= float((own - logprobs.exp().square().sum(-1).log()).mean().exp())
+        weights.append(weight)
+    assert float(output.loss["dpo"].total.detach()) == pytest.approx(math.log(2) * math.fsum(weights), rel=1e-5)
+    assert "log_collision" in metrics
