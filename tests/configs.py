@@ -35,12 +35,18 @@ def _composed(*overrides: str) -> DictConfig:
 
 
 VARIANTS = {
-    "cdpo": "label_smoothing",
-    "kto_balanced": "desirable_weight",
-    "kto_zero": "reference_point",
-    "kto_reference_free": "reference_free",
+    "alphapo": ["alpha"],
+    "cdpo": ["label_smoothing"],
+    "dpo_norm": ["beta", "length_normalised"],
+    "kto_balanced": ["desirable_weight"],
+    "kto_reference_free": ["reference_free"],
+    "kto_zero": ["reference_point"],
+    "ld_dpo": ["tail_weight"],
+    "r_dpo": ["length_penalty"],
+    "wpo": ["policy_weights"],
 }
-"""Losses that are another with one parameter set."""
+"""Losses that are another with these parameters set."""
+MIXTURES = ["cpo_simpo", "irpo", "mix"]
 
 
 def options(group: str) -> list[str]:
