@@ -19,6 +19,7 @@ from .objectives import (
     CSFT as CSFT,
     DPO as DPO,
     GRPO as GRPO,
+    HALO as HALO,
     IPO as IPO,
     KTO as KTO,
     ORPO as ORPO,

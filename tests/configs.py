@@ -36,11 +36,15 @@ def _composed(*overrides: str) -> DictConfig:
 
 VARIANTS = {
     "cdpo": "label_smoothing",
+    "halo_dpo": "value view",
+    "halo_kto": "value",
+    "halo_kto_concave": "value",
+    "halo_kto_risk_neutral": "value",
     "kto_balanced": "desirable_weight",
     "kto_zero": "reference_point",
     "kto_reference_free": "reference_free",
 }
-"""Losses that are another with one parameter set."""
+"""Losses that are another with these parameters set, separated by spaces."""
 
 
 def options(group: str) -> list[str]:

@@ -17,7 +17,7 @@ import halos
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
     "checks safe_text",
-    "files metrics optim processes",
+    "files formulas metrics optim processes",
     "caches",
     "terminal data",
     "config toy",
@@ -25,18 +25,18 @@ LAYERS = (
     "loop sampling sharding",
     "objectives",
     "testing judges reporting",
+    "theory",
     "training evaluation pytest_plugin",
     "comparison",
     "commands",
     "cli",
-    "theory",
 )
 """From the ground up; imports run downwards only."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 PUBLIC = {
     "halos": (
-        "APODown APOZero Adafactor AdamW BCO Backbone BitsAndBytesAdamW BradleyTerry CPO CSFT DPO FSDP GRPO HHSource "
-        "IPO FeedbackFiles KTO LoRA Mix MixedSource ModelSpec Needs ORPO OasstSource Objective Output PPO "
+        "APODown APOZero Adafactor AdamW BCO Backbone BitsAndBytesAdamW BradleyTerry CPO CSFT DPO FSDP GRPO HALO "
+        "HHSource IPO FeedbackFiles KTO LoRA Mix MixedSource ModelSpec Needs ORPO OasstSource Objective Output PPO "
         "PreferenceDataModule RMSprop RobustDPO SFT SHPSource SLiC Selection SimPO StreamingDataModule ToySource "
         "UltraFeedbackSource data objectives policy testing theory train"
     ),
@@ -47,9 +47,9 @@ PUBLIC = {
     ),
     "halos.judges": "ChatJudge CompletionJudge RewardModel TruthJudge",
     "halos.objectives": (
-        "APODown APOZero BCO BradleyTerry CPO CSFT DPO GRPO Humanline IPO KTO Mix Needs ORPO Objective Output PPO "
+        "APODown APOZero BCO BradleyTerry CPO CSFT DPO GRPO HALO Humanline IPO KTO Mix Needs ORPO Objective Output PPO "
         "PPOLosses RobustDPO SFT SLiC SimPO apo_down_loss apo_zero_loss bco_loss bradley_terry_loss cpo_loss dpo_loss "
-        "group_advantages grpo_loss ipo_loss kto_loss orpo_loss ppo_loss robust_dpo_loss sft_loss "
+        "group_advantages grpo_loss halo_loss ipo_loss kto_loss orpo_loss ppo_loss robust_dpo_loss sft_loss "
         "simpo_loss slic_loss"
     ),
     "halos.policy": "Backbone LoRA LogProbs ModelSpec completion_logprobs",

@@ -6,6 +6,7 @@ from .cpo import CPO as CPO, cpo_loss as cpo_loss
 from .csft import CSFT as CSFT
 from .dpo import DPO as DPO, dpo_loss as dpo_loss
 from .grpo import GRPO as GRPO, group_advantages as group_advantages, grpo_loss as grpo_loss
+from .halo import HALO as HALO, halo_loss as halo_loss
 from .ipo import IPO as IPO, ipo_loss as ipo_loss
 from .kto import KTO as KTO, kto_loss as kto_loss
 from .mix import Mix as Mix
