@@ -69,6 +69,11 @@ class HALO(Objective):
 
     The logged rewards are β r where the formula reads β, else r.
 
+    Deviations from the paper:
+        1. Powers between 0 and 1 and square roots are smoothed within ε = 0.001 of 0, where their slope is infinite.
+        2. z₀ is estimated as by :class:`halos.objectives.KTO`, with the deviations listed there.
+        3. The definition has no scored completions and no rewards other than log-ratios.
+
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         value: v: ``kahneman_tversky``, ``logistic``, ``log_sigmoid``, ``linear``, ``tanh``, ``hinge``, ``exponential``

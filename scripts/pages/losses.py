@@ -76,15 +76,22 @@ def objective(name: str) -> type[Objective]:
     return get_class(settings(name)["_target_"])
 
 
+@cache
+def described(name: str) -> Objective | None:
+    """Return the objective with the parameters of its YAML, without a backbone; None for a mixture."""
+    values = {key: value for key, value in settings(name).items() if key not in ("_target_", "name")}
+    return None if "parts" in values else objective(name)(None, **values)
+
+
 def needs(name: str) -> Any:
     """Return the needs of a loss with the parameters of its YAML."""
-    values = {key: value for key, value in settings(name).items() if key not in ("_target_", "name")}
-    return objective(name).needs if "parts" in values else objective(name)(None, **values).needs
+    return (described(name) or objective(name)).needs
 
 
 def view(name: str) -> str:
     """Return the view of a loss; the default mixture takes pairs."""
-    return "pairs" if "parts" in settings(name) else objective(name).view
+    made = described(name)
+    return "pairs" if made is None else made.view
 
 
 def index_page() -> str:
