@@ -135,7 +135,7 @@ class HALO(Objective):
             _require_null("view=pairs, whose reference point is the rejected completion", **weights, **point)
         if view != "scored":
             _require_null(f"view={view}, which has no scores", threshold=threshold)
-        self.threshold = require_between("threshold", 0.0 if threshold is None else threshold, float("-inf"))
+        self.threshold = require_between("threshold", 0.0 if threshold is None else threshold, float("-inf"), open_low=True)
         self.weights = {name: 1.0 if w is None else require_weight(name, w) for name, w in weights.items()}
         counted = "auto" in self.weights.values()
         if counted and view == "scored":
