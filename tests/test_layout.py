@@ -54,7 +54,7 @@ PUBLIC = {
     ),
     "halos.policy": "Backbone LoRA LogProbs ModelSpec completion_logprobs",
     "halos.sharding": "FSDP FSDPTP",
-    "halos.theory": "ImpliedLoss Side Verdict is_halo sides value_curve",
+    "halos.theory": "ImpliedLoss Side Trace Verdict is_halo sides trace value_curve",
     "halos.toy": "Annotator ToySource ToyTopicsSource",
     "halos.training": "Checkpoints PolicyPoint ReferenceSync RunFolder RunRecord",
 }

@@ -48,8 +48,8 @@ def halo_loss(
     Returns:
         Losses [B], to be averaged over examples.
     """
-    weights = torch.where(good, u.new_tensor(desirable_weight), u.new_tensor(undesirable_weight))
-    return weights * (constant - value(torch.where(good, u, -u)))
+    losses = constant - value(torch.where(good, u, -u))
+    return torch.where(good, desirable_weight * losses, undesirable_weight * losses)
 
 
 class HALO(Objective):
@@ -135,7 +135,9 @@ class HALO(Objective):
             _require_null("view=pairs, whose reference point is the rejected completion", **weights, **point)
         if view != "scored":
             _require_null(f"view={view}, which has no scores", threshold=threshold)
-        self.threshold = require_between("threshold", 0.0 if threshold is None else threshold, float("-inf"), open_low=True)
+        self.threshold = require_between(
+            "threshold", 0.0 if threshold is None else threshold, float("-inf"), open_low=True
+        )
         self.weights = {name: 1.0 if w is None else require_weight(name, w) for name, w in weights.items()}
         counted = "auto" in self.weights.values()
         if counted and view == "scored":
