@@ -48,6 +48,8 @@ def formula(objective: HALO) -> list[tuple[str, str]]:
         kinds = f", + for {'s > τ' if scored else 'desirable y'}"
         gain = f"r − z₀, z₀ by loss.reference_point={objective.point_name}"
     loss = f"{factor}({value.constant:g} − {signed})" if value.constant else f"−{factor}{signed}"
+    if objective.wrong:
+        kinds += f"; {objective.right:.4g} of it, and {objective.wrong:.4g} of the loss of the opposite label"
     smoothing = f"powers below 1 are parabolas within ε = {SMOOTHED:g} of 0" if value.smoothed else "none is needed"
     return [
         ("loss", loss + kinds),
@@ -59,11 +61,16 @@ def formula(objective: HALO) -> list[tuple[str, str]]:
 
 def weights(objective: HALO) -> list[tuple[str, str]]:
     """Return lines of the weight that ∇log π_θ(y|x) has in the gradient at :data:`GAINS`, by their labels."""
-    at = ", ".join(f"{u:g}".replace("-", "−") for u in GAINS)
+    at = ", ".join(f"{u:g}" for u in GAINS)
     lines = [("gradient", f"weight at u = {at} nats")]
-    for side, sign, weight in objective.sides():
-        slopes = weight * objective.value.slope(sign * torch.tensor(GAINS, dtype=torch.float64)) + 0.0  # no −0
-        lines.append(("", f"{', '.join(f'{slope:.4g}' for slope in slopes.tolist()).replace('-', '−')} ({side})"))
-        if not slopes[2]:
+    for side, good in (
+        (("chosen", True),) if objective.view == "pairs" else (("desirable", True), ("undesirable", False))
+    ):
+        u = torch.tensor(GAINS, dtype=torch.float64, requires_grad=True)
+        (slopes,) = torch.autograd.grad(objective.losses(u, torch.full(u.shape, good)).sum(), [u])
+        # Upwards for desirable and downwards for undesirable completions; + 0 makes −0 a 0.
+        pushes = (-slopes if good else slopes) + 0.0
+        lines.append(("", f"{', '.join(f'{push:.4g}' for push in pushes.tolist())} ({side})"))
+        if not pushes[2]:
             lines.append(("", f"0 at u = 0, where a policy that equals its reference starts: it never moves ({side})"))
-    return lines
+    return [(label, text.replace("-", "−")) for label, text in lines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Unpack
@@ -21,6 +22,12 @@ log = logging.getLogger(__name__)
 
 REWARDS = ("log_ratio", "mean_log_ratio", "log_prob", "mean_log_prob")
 VIEWS = ("binary", "pairs", "scored")
+WEIGHTINGS: dict[str, Callable[[float], float]] = {
+    "none": lambda p: p,
+    "prelec": lambda p: math.exp(-((-math.log(p)) ** 0.65)),
+    "tversky_kahneman": lambda p: p**0.61 / (p**0.61 + (1 - p) ** 0.61) ** (1 / 0.61),
+}
+"""How people weigh a probability p: Prelec (1998), and Tversky and Kahneman (1992), with their estimates of γ."""
 
 
 def halo_loss(
@@ -31,6 +38,8 @@ def halo_loss(
     constant: float,
     desirable_weight: float,
     undesirable_weight: float,
+    right: float = 1.0,
+    wrong: float = 0.0,
 ) -> Tensor:
     """The human-aware loss of each completion or pair (Definition 3.4 of the paper): λ_y (C − v(±u)).
 
@@ -38,17 +47,24 @@ def halo_loss(
     undesirable one a gain of −u, as in KTO: v(u) or v(−u). λ_y is λ_D or λ_U. The reference point of a chosen
     completion is the rejected one's reward, so that a pair is a desirable completion with u = r_w − r_l.
 
+    Where labels are wrong with probability ε, the loss is that of the prospect of both cases:
+    λ_y (w(1 − ε)(C − v(±u)) + w(ε)(C − v(∓u))), w a probability weighting.
+
     Args:
         u: r − z₀ in nats, [B].
         good: whether the completion is desirable, bool [B].
         value: v, such as :class:`halos.formulas.value.ValueFunction`.
         constant: C.
         desirable_weight, undesirable_weight: λ_D, λ_U.
+        right, wrong: w(1 − ε), w(ε).
 
     Returns:
         Losses [B], to be averaged over examples.
     """
-    losses = constant - value(torch.where(good, u, -u))
+    gains = torch.where(good, u, -u)
+    losses = right * (constant - value(gains))
+    if wrong:
+        losses = losses + wrong * (constant - value(-gains))
     return torch.where(good, desirable_weight * losses, undesirable_weight * losses)
 
 
@@ -66,6 +82,9 @@ class HALO(Objective):
         ``pairs``: the rejected completion is the reference point of the chosen one, u = r_w − r_l.
         ``scored``: graded feedback. A score s is read as |s − τ| labels, desirable if s is above the threshold τ and
         undesirable below, so that the loss is |s − τ| λ_y (C − v(±u)). Scores of ±1 with τ = 0 give the binary loss.
+
+    Labels, or the order of pairs, may be wrong with a known probability ε (``noise``). Then the loss is that of both
+    cases, each with its probability or with the weight that people give to it (``probability_weighting``).
 
     The logged rewards are β r where the formula reads β, else r.
 
@@ -91,6 +110,9 @@ class HALO(Objective):
         reference_point_steps: see :class:`halos.objectives.KTO`.
         clamp_reference_point: take the maximum of z₀ and 0; None: where there is a reference.
         threshold: τ of scored completions; None: 0.
+        noise: ε, above 0 and below 1/2; None: 0.
+        probability_weighting: w: ``none``, ``prelec`` exp(−(−log p)^0.65), or ``tversky_kahneman``
+            p^γ / (p^γ + (1 − p)^γ)^(1/γ) with γ = 0.61; None: ``none``.
 
     Raises:
         ValueError: a value is out of range or no formula (the error names its key), or would have no effect.
@@ -116,6 +138,8 @@ class HALO(Objective):
         reference_point_steps: int | None = None,
         clamp_reference_point: bool | None = None,
         threshold: float | None = None,
+        noise: float | None = None,
+        probability_weighting: str | None = None,
         **options: Unpack[LoopOptions],
     ) -> None:
         super().__init__(backbone, **options)
@@ -135,9 +159,9 @@ class HALO(Objective):
             _require_null("view=pairs, whose reference point is the rejected completion", **weights, **point)
         if view != "scored":
             _require_null(f"view={view}, which has no scores", threshold=threshold)
-        self.threshold = require_between(
-            "threshold", 0.0 if threshold is None else threshold, float("-inf"), open_low=True
-        )
+        self.threshold = 0.0
+        if threshold is not None:
+            self.threshold = require_between("threshold", threshold, -math.inf, open_low=True)
         self.weights = {name: 1.0 if w is None else require_weight(name, w) for name, w in weights.items()}
         counted = "auto" in self.weights.values()
         if counted and view == "scored":
@@ -146,6 +170,7 @@ class HALO(Objective):
         self.reference_point = (
             None if view == "pairs" else self._make_point(reference_point_steps, clamp_reference_point)
         )
+        self.right, self.wrong = _odds(noise, probability_weighting)
         own = Needs(reference="ratio" in reward, label_counts=counted, moves=self._moves())
         self.needs = own if self.reference_point is None else own | replace(self.reference_point.needs, moves=own.moves)
 
@@ -161,15 +186,8 @@ class HALO(Objective):
 
     def _moves(self) -> tuple[int | None, int | None]:
         # A formula may have no slope at 0, or a negative one.
-        rises = float(self.value.slope(torch.zeros((), dtype=torch.float64))) > 0
+        rises = (self.right - self.wrong) * float(self.value.slope(torch.zeros((), dtype=torch.float64))) > 0
         return (1, -1) if rises else (None, None)
-
-    def sides(self) -> list[tuple[str, int, float]]:
-        """Return for each kind of completion its name, the sign of u in v(±u), and λ, once weights are numbers."""
-        if self.view == "pairs":
-            return [("chosen", 1, 1.0)]
-        desirable, undesirable = (float(weight) for weight in self.weights.values())
-        return [("desirable", 1, desirable), ("undesirable", -1, undesirable)]
 
     def see_labels(self, desirable: float, undesirable: float) -> None:
         # In the second call of a run, from the Trainer, the weights are already numbers.
@@ -192,10 +210,16 @@ class HALO(Objective):
             z0, metrics = self.reference_point(batch, policy, log_ref)
             u, branches = r[:, 0] - z0.detach(), 1
         good, sizes = self._labels(batch, u)
+        return Output(
+            {"halo": self.per_example(sizes * self.losses(u, good), batch)}, self.beta * r[:, :branches], metrics
+        )
+
+    def losses(self, u: Tensor, good: Tensor) -> Tensor:
+        """Return :func:`halo_loss` of gains u [B] with the parameters of this objective."""
         # Numbers by now: see_labels() has resolved "auto" before the first step.
         weights = {name: float(weight) for name, weight in self.weights.items()}
-        losses = sizes * halo_loss(u, good, self.value, constant=self.value.constant, **weights)
-        return Output({"halo": self.per_example(losses, batch)}, self.beta * r[:, :branches], metrics)
+        odds = {"right": self.right, "wrong": self.wrong}
+        return halo_loss(u, good, self.value, constant=self.value.constant, **weights, **odds)
 
     def _labels(self, batch: Batch, u: Tensor) -> tuple[Tensor, Tensor | float]:
         # Whether each completion is desirable, and how many labels it stands for.
@@ -215,6 +239,17 @@ def _per_token(logprobs: LogProbs) -> LogProbs:
     counts = logprobs.count[..., None]
     divergence = None if logprobs.divergence is None else logprobs.divergence / counts
     return LogProbs(logprobs.tokens / counts, logprobs.mask, divergence=divergence)
+
+
+def _odds(noise: float | None, weighting: str | None) -> tuple[float, float]:
+    # The weights of the cases that a label is right and that it is wrong.
+    check_choice("loss.probability_weighting", weighting or "none", WEIGHTINGS)
+    if noise is None:
+        if weighting is not None:
+            raise ValueError(f"loss.probability_weighting: expected null without loss.noise, found {weighting}")
+        return 1.0, 0.0
+    noise, weigh = require_between("noise", noise, 0.0, 0.5, open_low=True), WEIGHTINGS[weighting or "none"]
+    return weigh(1 - noise), weigh(noise)
 
 
 def _require_null(because: str, **values: object) -> None:

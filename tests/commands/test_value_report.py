@@ -57,3 +57,14 @@ def test_a_value_without_a_slope_at_0_is_said_so(capsys: pytest.CaptureFixture[s
     assert (
         "            0 at u = 0, where a policy that equals its reference starts: it never moves (desirable)" in lines
     )
+
+
+def test_labels_that_may_be_wrong_push_less(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, "loss=halo", "loss.value=linear", "loss.noise=0.2")
+    assert lines[0] == (
+        "loss        −λ_y v(±u), + for desirable y; 0.8 of it, and 0.2 of the loss of the opposite label"
+    )
+    assert lines[6:8] == [
+        "            0.06, 0.06, 0.06, 0.06, 0.06 (desirable)",
+        "            0.06, 0.06, 0.06, 0.06, 0.06 (undesirable)",
+    ]

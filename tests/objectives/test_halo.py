@@ -68,6 +68,7 @@ CASES: list[tuple[Make, Make]] = [
     (made("halo_kto_concave"), partial(BCO, reference_point="mismatched")),
     (made("halo_dpo"), DPO),
     (made("halo_dpo", beta=0.7), partial(DPO, beta=0.7)),
+    (made("halo_dpo", noise=0.1), partial(DPO, label_smoothing=0.1)),
     (made("halo_dpo", value="0.9*log_sigmoid(beta*u) + 0.1*log_sigmoid(-beta*u)"), partial(DPO, label_smoothing=0.1)),
     (made("halo_dpo", value="(0.9*log_sigmoid(beta*u) - 0.1*log_sigmoid(-beta*u))/0.8"), RobustDPO),
     (made("halo_dpo", value="-(u - 1/(2*beta))**2", reward="mean_log_ratio"), IPO),
@@ -98,6 +99,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"value": "linear", "beta": 0.3, "reference_point": "running", "view": "scored"},
     {"value": "-(u - 3)**2", "view": "pairs"},
     {"value": "relu(u)"},
+    {"value": KT, "noise": 0.2, "probability_weighting": "prelec"},
 ]
 
 
@@ -152,6 +154,28 @@ def test_the_gradient_of_step_0_is_finite(view: str, dtype: torch.dtype) -> None
     assert all(0 < float(size) < 10 for size in sizes)
 
 
+# Tversky and Kahneman's figures 1 and 3 have w(0.1) near 0.19; Prelec's function crosses the diagonal at 1/e.
+@pytest.mark.parametrize(
+    ("weighting", "p", "weight"),
+    [
+        ("none", 0.1, 0.1),
+        ("prelec", 1 / math.e, 1 / math.e),
+        ("prelec", 0.1, math.exp(-(math.log(10) ** 0.65))),
+        ("tversky_kahneman", 0.25, 0.290743),
+        ("tversky_kahneman", 0.1, 0.186303),
+    ],
+)
+def test_small_probabilities_of_a_wrong_label_are_weighed(weighting: str, p: float, weight: float) -> None:
+    objective = HALO(value="tanh", noise=p, probability_weighting=weighting)
+    assert objective.wrong == pytest.approx(weight, rel=1e-4)
+    u = torch.tensor([0.7, 0.7], dtype=torch.float64)
+    losses = objective.losses(u, torch.tensor([True, False])).tolist()
+    up, down = 1 - math.tanh(0.07), 1 + math.tanh(0.07)
+    assert losses == pytest.approx(
+        [objective.right * up + objective.wrong * down, objective.right * down + objective.wrong * up], rel=1e-14
+    )
+
+
 def test_it_needs_what_its_parameters_need() -> None:
     assert HALO().needs == KTO().needs == HALO.needs
     assert HALO(reward="log_prob").needs == KTO(reference_free=True).needs
@@ -200,6 +224,10 @@ def test_automatic_weights_are_logged(caplog: pytest.LogCaptureFixture) -> None:
         ({"view": "pairs", "reference_point": "zero"}, "loss.reference_point: expected null with loss.view=pairs"),
         ({"view": "pairs", "clamp_reference_point": False}, "loss.clamp_reference_point: expected null with loss.view"),
         ({"view": "pairs", "reference_point_steps": 3}, "loss.reference_point_steps: expected null with loss.view"),
+        ({"noise": 0.5}, "loss.noise: expected a number in (0, 0.5), found 0.5"),
+        ({"noise": 0.1, "probability_weighting": "linear"},
+         "loss.probability_weighting: expected one of none, prelec, tversky_kahneman; found 'linear'"),
+        ({"probability_weighting": "prelec"}, "loss.probability_weighting: expected null without loss.noise, found"),
         ({"threshold": 0.5}, "loss.threshold: expected null with loss.view=binary, which has no scores, found 0.5"),
         ({"view": "scored", "desirable_weight": "auto"},
          "loss.desirable_weight: expected a number with loss.view=scored, found auto"),
