@@ -104,6 +104,7 @@ TEXTS = (
     "where(u > 0, log(u + 1), u/(1 - u))",
     "where(u > 1, log(log(u) + 1), where(u < -1, -1/sqrt(-u), u))",
     "where(u > 0, where(u < 1, u, 2 - 1/u), -2*exp(-u/(u - 1)) + 2)",
+    "where(u > 0, where(u < 2, log(u), u), u)",
     "abs(u)**0.88",
 )
 

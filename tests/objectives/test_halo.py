@@ -191,6 +191,17 @@ def test_it_needs_what_its_parameters_need() -> None:
     ]
 
 
+def test_means_over_tokens_are_compared_with_means_over_tokens() -> None:
+    objective = make_objective(partial(HALO, reward="mean_log_ratio", reference_point="token"))
+    inputs = make_inputs(objective, tiny_rows(objective, 4))
+    assert inputs.policy.divergence is not None
+    lengths = inputs.batch.mask[:, 0].sum(1)
+    assert len(set(lengths.tolist())) > 1
+    total, count = evaluate(objective, inputs).means["z0"]
+    expected = (inputs.policy.divergence[:, 0].sum(1) / lengths).mean()
+    assert total / count == pytest.approx(float(expected), rel=1e-12)
+
+
 def test_rewards_include_beta_where_the_formula_does() -> None:
     plain, scaled = (make_objective(partial(HALO, value=value)) for value in ("u", "8*beta*u"))
     rewards = [evaluate(o, make_inputs(o, tiny_rows(o, 2))).output.rewards for o in (plain, scaled)]
