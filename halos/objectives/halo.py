@@ -186,7 +186,7 @@ class HALO(Objective):
 
     def _moves(self) -> tuple[int | None, int | None]:
         # A formula may have no slope at 0, or a negative one.
-        rises = (self.right - self.wrong) * float(self.value.slope(torch.zeros((), dtype=torch.float64))) > 0
+        rises = float(self.value.slope(torch.zeros((), dtype=torch.float64))) > 0
         return (1, -1) if rises else (None, None)
 
     def see_labels(self, desirable: float, undesirable: float) -> None:
