@@ -1,19 +1,20 @@
 """Checks of numbers that a user sets; the error names the configuration key."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TypeGuard
 
 
-def check_whole(key: str, value: object, least: int, *, null: bool = False) -> None:
-    """Raise ``ValueError`` unless the value is a whole number from ``least`` on (or None, if ``null``).
+def check_whole(key: str, value: object, least: int, most: int | None = None, *, null: bool = False) -> None:
+    """Raise ``ValueError`` unless the value is a whole number from ``least`` to ``most`` (or None, if ``null``).
 
     ``True`` and 1.0 are refused: Python takes them for whole numbers, and a user who wrote them meant something else.
     """
     if value is None and null:
         return
-    if type(value) is not int or value < least:
-        raise ValueError(f"{key}: expected a whole number from {least} on{' or null' * null}, found {value!r}")
+    if type(value) is not int or value < least or (most is not None and value > most):
+        end = "on" if most is None else f"to {most}"
+        raise ValueError(f"{key}: expected a whole number from {least} {end}{' or null' * null}, found {value!r}")
 
 
 def check_number(key: str, value: object, least: float = 0.0, *, null: bool = False) -> None:
@@ -22,6 +23,12 @@ def check_number(key: str, value: object, least: float = 0.0, *, null: bool = Fa
         return
     if not (is_number(value) and least <= value < math.inf):
         raise ValueError(f"{key}: expected a number from {least:g} on{' or null' * null}, found {value!r}")
+
+
+def check_mapping(key: str, value: object) -> None:
+    """Raise ``ValueError`` for what is neither a mapping nor None."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{key}: expected names with values, found {value!r}")
 
 
 def check_share(key: str, value: object) -> None:

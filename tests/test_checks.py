@@ -15,6 +15,12 @@ def test_what_is_no_whole_number_is_refused(value: Any) -> None:
         check_whole("size", value, 1)
 
 
+def test_a_whole_number_above_the_most_is_refused() -> None:
+    check_whole("size", 5, 1, 5)
+    with pytest.raises(ValueError, match=r"^size: expected a whole number from 1 to 5, found 6$"):
+        check_whole("size", 6, 1, 5)
+
+
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", False, None])
 def test_what_is_no_number_is_refused(value: Any) -> None:
     check_number("beta", 0)

@@ -172,7 +172,8 @@ def _run_of(folder: Path, config: Node) -> Run:
     }
     curves = _curves(folder / "metrics.csv")
     rewards = _rows(file.with_name("rewards.jsonl"), _is_reward, "a reward and whether it is desirable")
-    rewards = [row for row in rewards if abs(row["reward"]) < LARGEST]
+    # As floats: a figure cannot show whole numbers of any size.
+    rewards = [row | {"reward": float(row["reward"])} for row in rewards if abs(row["reward"]) < LARGEST]
     samples = _rows(file.with_name("samples.jsonl"), _is_sample, "a prompt and its completions")
     opponent = results.get("win_rate", {}).get("opponent")
     claim, keys = config.get("claim") or None, experiment_keys(config)

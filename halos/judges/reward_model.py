@@ -17,6 +17,7 @@ from halos.data.records.record import Prompt, Reply, messages_of, reply_text
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.files import in_home
 from halos.judges.base import CompletionJudge, PromptCompletion
+from halos.policy.checks import check_encodes
 from halos.policy.kernels.matmul import limit_kernel_caches
 from halos.policy.limits import TooLarge, as_large_as_its_files, check_config
 
@@ -92,7 +93,7 @@ class RewardModel(CompletionJudge):
             log.warning("judge.trust_remote_code: code that comes with %s runs with all your rights", self.path)
         if (config := in_home(self.path) / "config.json").is_file():
             check_config(config, "judge.path")
-        self._pretrained(AutoTokenizer)
+        check_encodes(self._pretrained(AutoTokenizer), self.path, "judge.path")
         self._check_labels(self._pretrained(AutoConfig))
 
     @torch.no_grad()

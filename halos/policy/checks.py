@@ -191,6 +191,28 @@ def check_markers(tokenizer: PreTrainedTokenizerBase, *, refuse: bool) -> None:
     log.warning("%s", message)
 
 
+def check_encodes(tokenizer: PreTrainedTokenizerBase, path: str, key: str = "model.path") -> None:
+    """Check that a loaded tokenizer encodes text, and that its ids are those of a vocabulary.
+
+    Args:
+        tokenizer: the tokenizer.
+        path: where it was loaded from.
+        key: the configuration's key, for errors.
+
+    Raises:
+        ValueError: settings of wrong types, or an id so high that a copy of the tokenizer would fill the memory.
+    """
+    try:
+        tokenizer("some text")
+        ids = tokenizer.get_vocab().values()
+    except Exception as error:  # transformers reads settings of any type from the files, and uses them here
+        raise ValueError(f"{key}: the tokenizer of {path} encodes no text: {error!r}; save it anew") from error
+    # A copy and an export walk over all ids up to the highest. Real vocabularies have gaps, but small ones.
+    if max(ids, default=0) > 10 * len(ids) + 1_000_000:
+        found = f"found an id of {max(ids):,} with {len(ids):,} tokens"
+        raise ValueError(f"{key}: expected the tokenizer of {path} to number its tokens, {found}")
+
+
 def check_positions(model: PreTrainedModel, longest: int) -> None:
     """Check the longest row against the number of positions that the model was trained with.
 

@@ -17,7 +17,7 @@ from halos.config.combinations import DIVERGENCE, REFERENCE, check_combinations
 from halos.config.nodes import flatten
 from halos.data.rows.rendering import today
 from halos.data.rows.templates import TEMPLATES, chosen, is_dated, template_of, with_date, with_defaults
-from halos.policy.checks import check_markers, check_path, locate
+from halos.policy.checks import check_encodes, check_markers, check_path, locate
 from halos.policy.construction import (
     forget_quantisation,
     freeze_outside_text,
@@ -208,6 +208,7 @@ class ModelSpec:
         from transformers import AutoTokenizer
 
         tokenizer: PreTrainedTokenizerBase = self._from_pretrained(AutoTokenizer)
+        check_encodes(tokenizer, self.path)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if self.chat_template is not None:

@@ -4,7 +4,7 @@ import itertools
 import random
 from collections.abc import Sequence
 
-from halos.checks import check_choice
+from halos.checks import check_choice, check_whole
 from halos.data.records.record import Completion, Record
 from halos.toy import world
 
@@ -12,6 +12,7 @@ KINDS = ("labels", "pairs")
 # Shares of sound openings, bodies and closings. By their product, half of all completions are desirable.
 SOUND_SHARES = (0.9, 0.86, 0.65)
 MISSING_SHARE = 0.25  # of the unsound parts; the others are rude or off topic
+MAX_DRAWN = 1000  # completions of a prompt, or people who vote on one: more would only take long
 MAX_TIES = 200  # two completions tie about one time in three, so this many in a row never do
 
 
@@ -114,7 +115,4 @@ def _check_knobs(feedback: str, completions_per_prompt: int, shares: dict[str, f
             raise ValueError(f"{name}: expected a share from 0 to 1, found {share}")
         if feedback == "pairs" and name != "noise" and share != 1.0:
             raise ValueError(f"{name}: expected 1 with feedback='pairs', which has no labels; found {share}")
-    least = 2 if feedback == "pairs" else 1
-    if completions_per_prompt < least:
-        expected = f"expected at least {least} with feedback={feedback!r}"
-        raise ValueError(f"completions_per_prompt: {expected}, found {completions_per_prompt}")
+    check_whole("completions_per_prompt", completions_per_prompt, 2 if feedback == "pairs" else 1, MAX_DRAWN)

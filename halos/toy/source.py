@@ -11,7 +11,7 @@ from halos.checks import check_choice, check_whole
 from halos.data.records.record import Completion, Prompt, Record
 from halos.data.records.truth import TrueReward
 from halos.data.sources.base import Records, Source
-from halos.toy.feedback import MAX_TIES
+from halos.toy.feedback import MAX_DRAWN, MAX_TIES
 from halos.toy.people import Annotator, is_good, people_prompts, utility
 from halos.toy.world import toy_prompts
 from halos.toy.writers import STAFF, WRITERS, Writer, people_reply
@@ -68,8 +68,9 @@ class ToySource(Source):
 
     def __post_init__(self) -> None:
         check_choice("feedback", self.feedback, KINDS)
-        check_whole("completions_per_prompt", self.completions_per_prompt, 2 if self.feedback == "pairs" else 1)
-        check_whole("voters", self.voters, 1)
+        least = 2 if self.feedback == "pairs" else 1
+        check_whole("completions_per_prompt", self.completions_per_prompt, least, MAX_DRAWN)
+        check_whole("voters", self.voters, 1, MAX_DRAWN)
         check_choice("writer", self.writer, WRITERS)
         careful = replace(self.annotator, noise=0.0, length_bias=0.0)
         writer = WRITERS[self.writer]

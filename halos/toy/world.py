@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from halos.checks import check_choice
+from halos.checks import check_choice, check_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,8 @@ def toy_prompts(size: int, seed: int = 0, split: str = "val") -> list[str]:
     """Return ``size`` distinct prompts of a split in seeded order; a larger size extends a smaller one."""
     # All prompts are shuffled before the cut, so that a larger sample starts with the smaller one.
     prompts = list(prompts_of(split))
-    if not 1 <= size <= len(prompts):
+    check_whole("size", size, 1)
+    if size > len(prompts):
         raise ValueError(f"size: expected 1 to {len(prompts)} prompts of split {split!r}, found {size}")
     random.Random(f"prompts/{split}/{seed}").shuffle(prompts)
     return prompts[:size]

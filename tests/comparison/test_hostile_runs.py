@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from halos import terminal
 from halos.commands.compare import compare
 from halos.comparison.claims import decide
+from halos.comparison.figures import distributions
 from halos.comparison.runs import group, read_runs
 from halos.comparison.tables import compare_groups, latex, markdown
 from tests.commands.test_compare import run
@@ -159,8 +160,10 @@ def test_numbers_that_no_figure_can_show_are_left_out(tmp_path: Path) -> None:
     folder = run(tmp_path / "run", "kto", 0, 0.9)
     (folder / "metrics.csv").write_text("step,val/loss\n1,inf\n2,1e308\n3,nan\n4,0.5\n")
     (folder / "evaluation").mkdir()
-    rewards = ['{"reward": %s, "desirable": true}' % number for number in ("1e999", "NaN", "0.5", "-1e200")]  # noqa: UP031
+    numbers = ("1e999", "NaN", "0.5", "-1e200", str(10**30))
+    rewards = ['{"reward": ' + number + ', "desirable": true}' for number in numbers]
     (folder / "evaluation" / "rewards.jsonl").write_text("\n".join(rewards))
     (finished,) = read_runs([str(tmp_path)])[0]
     assert finished.curves == [{"step": 1.0}, {"step": 2.0}, {"step": 3.0}, {"step": 4.0, "val/loss": 0.5}]
-    assert [row["reward"] for row in finished.rewards] == [0.5]
+    assert [row["reward"] for row in finished.rewards] == [0.5, 1e30]
+    assert distributions(group([finished]))  # numpy counts no whole numbers of any size

@@ -93,3 +93,29 @@ def test_a_config_that_names_code_of_the_hub_is_refused(name: str, value: Any, f
             ModelSpec(path=str(folder)).check()
     change(folder, **{name: "sdpa", "text_config": {name: None}})
     ModelSpec(path=str(folder)).check()
+
+
+@pytest.mark.parametrize("value", ["x", [1], {"a": 1}])
+def test_a_tokenizer_whose_settings_are_of_another_type_is_refused(value: Any, folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": value}))
+    with pytest.raises(ValueError, match=r"^model\.path: the tokenizer of .* encodes no text: TypeError"):
+        ModelSpec(path=str(folder)).tokenizer()
+
+
+def test_a_tokenizer_without_the_token_that_its_model_names_is_refused(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    values = json.loads(file.read_text())
+    values["model"] = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"^model\.path: .*(encodes no text|could not be loaded)"):
+        ModelSpec(path=str(folder)).tokenizer()
+
+
+def test_a_tokenizer_with_an_id_beyond_all_vocabularies_is_refused(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    values = json.loads(file.read_text())
+    values["model"]["vocab"][next(iter(values["model"]["vocab"]))] = 2**31
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"^model\.path: expected the tokenizer .*, found an id of 2,147,483,648"):
+        ModelSpec(path=str(folder)).tokenizer()

@@ -71,7 +71,9 @@ def test_every_kind_of_feedback_comes_from_the_same_person() -> None:
     [
         ({"feedback": "likes"}, "feedback"),
         ({"feedback": "pairs", "completions_per_prompt": 1}, "completions_per_prompt"),
+        ({"completions_per_prompt": 10**30}, "completions_per_prompt"),
         ({"voters": 0}, "voters"),
+        ({"voters": 10**30}, "voters"),
         ({"writer": "boss"}, "writer"),
     ],
 )

@@ -69,9 +69,13 @@ def test_imbalance_leaves_out_one_side(knob: str, kept: bool) -> None:
         ({"noise": 1.5}, "noise: expected a share"),
         ({"keep_desirable": -0.1}, "keep_desirable: expected a share"),
         ({"feedback": "stars"}, "feedback: expected one of labels, pairs; found 'stars'"),
-        ({"feedback": "pairs", "completions_per_prompt": 1}, "completions_per_prompt: expected at least 2"),
+        (
+            {"feedback": "pairs", "completions_per_prompt": 1},
+            "completions_per_prompt: expected a whole number from 2",
+        ),
         ({"feedback": "pairs", "keep_desirable": 0.5}, "keep_desirable: expected 1 with feedback='pairs'"),
-        ({"size": 0}, "size: expected 1 to"),
+        ({"completions_per_prompt": 10**30}, "completions_per_prompt: expected a whole number from 1 to 1000"),
+        ({"size": 0}, "size: expected a whole number from 1"),
         ({"val_size": 10**6}, "size: expected 1 to"),
     ],
 )

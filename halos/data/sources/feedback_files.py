@@ -9,6 +9,7 @@ from typing import final
 
 import numpy as np
 
+from halos.checks import check_mapping
 from halos.data.layouts.chats import is_chat
 from halos.data.layouts.convert import Converter
 from halos.data.layouts.exports import is_label_studio, is_open_webui, label_studio_row, open_webui_record
@@ -228,6 +229,8 @@ class FeedbackFiles(FileSource):
         max_bad_rows: int = 100,
     ) -> None:
         super().__init__(train, val, None, bad_rows, max_bad_rows)
+        for name, mapping in (("columns", columns), ("roles", roles), ("values", values)):
+            check_mapping(f"data.{name}", mapping)
         for name, value in (("ties", ties), ("transcripts", transcripts)):
             if value not in CHOICES[name]:
                 raise ValueError(f"data.{name}: expected {' or '.join(CHOICES[name])}, found {value!r}")

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from halos.checks import check_whole
+from halos.checks import check_mapping, check_whole
 from halos.data.reading.fields import RawRow
 from halos.data.reading.files import Piece, check_streamable, content_key, edges_key, expand, pieces, read_piece
 from halos.data.reading.json_files import Located, MalformedRow
@@ -64,9 +64,10 @@ class FileSource(Source):
         if bad_rows not in ("stop", "skip"):
             raise ValueError(f"data.bad_rows: expected stop or skip, found {bad_rows!r}")
         self._max_bad_rows = max_bad_rows if bad_rows == "skip" else None
-        self._train_files, self._val_files = _paths(train), _paths(val)
+        self._train_files, self._val_files = _paths("train", train), _paths("val", val)
         if not self._train_files:
             raise ValueError(f"data={self.name} needs data.train=FILE")
+        check_mapping("data.columns", columns)
         self._columns = {ours: theirs for ours, theirs in (columns or {}).items() if theirs is not None}
 
     @abstractmethod
@@ -286,6 +287,10 @@ def check_length(where: str, record: Record | None, limits: ReadingLimits) -> No
         raise ValueError(f"{where}: {expected}, found {found:,}")
 
 
-def _paths(files: Files | None) -> list[str | Path]:
+def _paths(name: str, files: Files | None) -> list[str | Path]:
     # Not only a ``list``: omegaconf has a list type of its own.
-    return [files] if isinstance(files, str | Path) else list(files or ())
+    if files is None or isinstance(files, str | Path):
+        return [files] if files else []
+    if not isinstance(files, Sequence) or not all(isinstance(file, str | Path) for file in files):
+        raise ValueError(f"data.{name}: expected a file or a list of files, found {files!r}")
+    return list(files)

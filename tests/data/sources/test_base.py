@@ -62,6 +62,23 @@ def test_several_files_also_as_a_yaml_gives_them(tmp_path: Path) -> None:
         assert [record.id for record in FeedbackFiles(given).train().records] == [f"{file}:1" for file in files]
 
 
+@pytest.mark.parametrize("given", [True, 0.5, 3, {"a": 1}, b"a.jsonl", ["a.jsonl", 3], ["a.jsonl", None]])
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_what_names_no_file_is_refused(name: str, given: Any) -> None:
+    files: dict[str, Any] = {"train": "a.jsonl", name: given}
+    with pytest.raises(ValueError, match=rf"^data\.{name}: expected a file or a list of files, found "):
+        FeedbackFiles(**files)
+
+
+@pytest.mark.parametrize("columns", [True, 0.5, "prompt", ["prompt"]])
+def test_declarations_that_are_no_mapping_are_refused(columns: Any) -> None:
+    for name in ("columns", "roles", "values"):
+        with pytest.raises(ValueError, match=rf"^data\.{name}: expected "):
+            FeedbackFiles("a.jsonl", **{name: columns})
+    with pytest.raises(ValueError, match=r"^data\.columns: expected "):
+        HHSource("a.jsonl", columns=columns)
+
+
 def test_no_validation_data(tmp_path: Path) -> None:
     assert FeedbackFiles(str(write(tmp_path / "a.jsonl", row("q")))).val() is None
 
