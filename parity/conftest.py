@@ -38,4 +38,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("largest differences from TRL")
     for (name, quantity), found in config.stash.get(DIFFERENCES, {}).items():
         largest, size = max(each.difference for each in found), max(each.size for each in found)
-        terminalreporter.write_line(f"{name:11} {quantity:9} {largest:.1e}  of {size:.2g}, {len(found)} cases")
+        terminalreporter.write_line(f"{name:20} {quantity:9} {largest:.1e}  of {size:.2g}, {len(found)} cases")

@@ -11,7 +11,29 @@ from typing import Any
 
 import pytest
 
-from halos.objectives import BCO, CPO, DPO, IPO, KTO, ORPO, APODown, APOZero, RobustDPO, SimPO
+from halos.objectives import (
+    AOT,
+    BCO,
+    CPO,
+    DPO,
+    EXO,
+    FDPO,
+    IPO,
+    KTO,
+    ORPO,
+    SFT,
+    SPPO,
+    AOTUnpaired,
+    APODown,
+    APOZero,
+    BCOPair,
+    DiscoPOP,
+    Hinge,
+    Mix,
+    NCAPair,
+    RobustDPO,
+    SimPO,
+)
 from parity import trl_side
 from parity.case import SEEDS, Case
 
@@ -43,11 +65,44 @@ def test_kto_zero(case: Case) -> None:
         ("robust_dpo", partial(RobustDPO, label_smoothing=EPSILON), "robust"),
         ("apo_zero", APOZero, "apo_zero"),
         ("apo_down", APODown, "apo_down"),
+        ("hinge", Hinge, "hinge"),
+        ("exo", partial(EXO, label_smoothing=EPSILON), "exo_pair"),
+        ("nca_pair", NCAPair, "nca_pair"),
+        ("bco_pair", partial(BCOPair, reward_shift="zero"), "bco_pair"),
+        ("sppo", SPPO, "sppo_hard"),
+        ("aot", partial(AOT, label_smoothing=EPSILON), "aot"),
+        ("aot_unpaired", partial(AOTUnpaired, label_smoothing=EPSILON), "aot_unpaired"),
+        ("discopop", DiscoPOP, "discopop"),
+        ("dpo_norm", partial(DPO, length_normalised=True), "sigmoid_norm"),
     ],
 )
 def test_pairs_with_a_reference(case: Case, name: str, make: partial, loss_type: str) -> None:
     theirs = trl_side.dpo(case, case.pairs, beta=BETA, label_smoothing=EPSILON, loss_type=loss_type)
     case.compare(name, case.ours(partial(make, beta=BETA), case.pairs), theirs)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "alpha", "theirs"),
+    [
+        ("forward_kl", None, {"f_divergence_type": "forward_kl"}),
+        ("jensen_shannon", None, {"f_divergence_type": "js_divergence"}),
+        # The paper's α, which is ours, is 1 less TRL's.
+        ("alpha", 0.3, {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7}),
+    ],
+)
+def test_f_dpo(case: Case, divergence: str, alpha: float | None, theirs: dict[str, Any]) -> None:
+    ours = case.ours(partial(FDPO, beta=BETA, divergence=divergence, alpha=alpha), case.pairs)
+    case.compare(f"f_dpo {divergence}", ours, trl_side.dpo(case, case.pairs, beta=BETA, **theirs))
+
+
+def test_wpo(case: Case) -> None:
+    ours = case.ours(partial(DPO, beta=BETA, policy_weights=True), case.pairs)
+    case.compare("wpo", ours, trl_side.dpo(case, case.pairs, beta=BETA, use_weighting=True))
+
+
+def test_ld_dpo(case: Case) -> None:
+    ours = case.ours(partial(DPO, beta=BETA, tail_weight=0.4), case.pairs)
+    case.compare("ld_dpo", ours, trl_side.dpo(case, case.pairs, beta=BETA, ld_alpha=0.4))
 
 
 def test_cdpo(case: Case) -> None:
@@ -81,6 +136,19 @@ def test_simpo(case: Case) -> None:
     ours = case.ours(partial(SimPO, beta=2.0, gamma=0.7), case.pairs)
     theirs = trl_side.cpo(case, case.pairs, beta=2.0, simpo_gamma=0.7, loss_type="simpo", cpo_alpha=0.0)
     case.compare("simpo", ours, theirs)
+
+
+def test_alphapo(case: Case) -> None:
+    ours = case.ours(partial(SimPO, beta=0.5, gamma=0.7, alpha=0.25), case.pairs)
+    theirs = trl_side.cpo(case, case.pairs, beta=0.5, simpo_gamma=0.7, loss_type="alphapo", alpha=0.25)
+    case.compare("alphapo", ours, theirs)
+
+
+def test_cpo_simpo(case: Case) -> None:
+    parts: Any = {"simpo": partial(SimPO, beta=2.0, gamma=0.7), "sft": SFT}
+    ours = case.ours(partial(Mix, parts=parts, weights={"simpo": 1.0, "sft": 0.5}), case.pairs)
+    theirs = trl_side.cpo(case, case.pairs, beta=2.0, simpo_gamma=0.7, loss_type="simpo", cpo_alpha=0.5)
+    case.compare("cpo_simpo", ours, theirs)
 
 
 def test_orpo(case: Case) -> None:

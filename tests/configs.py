@@ -35,16 +35,22 @@ def _composed(*overrides: str) -> DictConfig:
 
 
 VARIANTS = {
-    "cdpo": "label_smoothing",
-    "halo_dpo": "value view",
-    "halo_kto": "value",
-    "halo_kto_concave": "value",
-    "halo_kto_risk_neutral": "value",
-    "kto_balanced": "desirable_weight",
-    "kto_zero": "reference_point",
-    "kto_reference_free": "reference_free",
+    "alphapo": ["alpha"],
+    "cdpo": ["label_smoothing"],
+    "dpo_norm": ["beta", "length_normalised"],
+    "halo_dpo": ["value", "view"],
+    "halo_kto": ["value"],
+    "halo_kto_concave": ["value"],
+    "halo_kto_risk_neutral": ["value"],
+    "kto_balanced": ["desirable_weight"],
+    "kto_reference_free": ["reference_free"],
+    "kto_zero": ["reference_point"],
+    "ld_dpo": ["tail_weight"],
+    "r_dpo": ["length_penalty"],
+    "wpo": ["policy_weights"],
 }
-"""Losses that are another with these parameters set, separated by spaces."""
+"""Losses that are another with these parameters set."""
+MIXTURES = ["cpo_simpo", "irpo", "mix"]
 
 
 def options(group: str) -> list[str]:

@@ -15,7 +15,7 @@ from halos.config.nodes import SOURCE_KEYS, build
 from halos.data import StreamingDataModule
 from halos.objectives import Humanline, Objective
 from halos.training.reference_sync import ReferenceSync
-from tests.configs import CONF, VARIANTS, compose, options
+from tests.configs import CONF, MIXTURES, VARIANTS, compose, options
 
 
 def parameters(target: Any) -> set[str]:
@@ -66,15 +66,15 @@ def test_the_keys_of_a_loss_are_its_parameters(option: str) -> None:
     assert node.name == option
 
 
-@pytest.mark.parametrize("option", sorted({*options("loss")} - {"mix"}))
+@pytest.mark.parametrize("option", sorted({*options("loss")} - {*MIXTURES}))
 def test_a_loss_has_the_defaults_of_its_class(option: str) -> None:
     node = compose(f"loss={option}", "model=hf").loss  # the toy model has settings of its own for some losses
     signature = inspect.signature(get_class(node._target_).__init__).parameters  # type: ignore[misc]
     changed = [key for key in keys(node, "name") if node[key] != signature[key].default]
-    assert sorted(changed) == VARIANTS.get(option, "").split()
+    assert sorted(changed) == VARIANTS.get(option, [])
 
 
-@pytest.mark.parametrize("option", sorted({*options("loss")} - VARIANTS.keys() - {"mix"}))
+@pytest.mark.parametrize("option", sorted({*options("loss")} - VARIANTS.keys() - {*MIXTURES}))
 def test_a_pure_function_has_the_defaults_of_its_class(option: str) -> None:
     kind = get_class(compose(f"loss={option}").loss._target_)
     of_class = inspect.signature(kind.__init__).parameters  # type: ignore[misc]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import halos.commands.assembly
 from halos.commands.train import train
-from tests.configs import compose
+from tests.configs import MIXTURES, compose
 
 QUICK = (
     "trainer.accelerator=cpu",
@@ -102,7 +102,7 @@ SUMMARY = [
 
 def is_paired(loss: str) -> bool:
     node = compose(f"loss={loss}").loss
-    return loss == "mix" or get_class(node._target_).view == "pairs"  # type: ignore[attr-defined]
+    return loss in MIXTURES or get_class(node._target_).view == "pairs"  # type: ignore[attr-defined]
 
 
 RESUMABLE = (

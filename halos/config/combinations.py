@@ -175,6 +175,8 @@ RULES: tuple[Rule, ...] = (
     # auto means live for a stream without LoRA alone
     Rule({"reference_sync.every": _above(0), "model.reference": _one_of("auto"), "data.streaming": _OFF}, *_SYNC),
     Rule({"reference_sync.every": _above(0), "model.reference": _one_of("auto"), "model.lora.enabled": _ON}, *_SYNC),
+    Rule({"reference_sync.bias_power": _SET, "strategy.name": _ANY_FSDP}, "null, or strategy=auto or ddp",
+         "its copies of the weights are not sharded"),
     Rule({"trainer.accumulate_grad_batches": _above(1), WHOLE_STEP: _ON},
          "1 for a loss that needs all examples of a step at once",
          "raise data.batch_size or trainer.devices instead"),

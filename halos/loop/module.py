@@ -37,6 +37,9 @@ from halos.processes.collectives import all_gather_list, clip_gradients, data_ra
 
 log = logging.getLogger(__name__)
 
+LOG_COLLISION = "log_collision"
+"""The token statistic that ``needs.log_collision`` asks for, by its name in ``model.statistics``."""
+
 BackboneSource = ProvidesBackbone | None
 """A backbone or a factory that loads one; None where only the mathematics of a loss is used."""
 
@@ -167,6 +170,8 @@ class TrainingLoop(pl.LightningModule, ABC):
         backbone.loss, backbone.paper = type(self).__name__, getattr(self, "paper", None)
         if self.needs.divergence:
             backbone.check_divergence()
+        if self.needs.log_collision and LOG_COLLISION not in backbone.statistics:
+            backbone.statistics = (*backbone.statistics, LOG_COLLISION)
         self.build(backbone.hidden_size)
         if isinstance(head := getattr(self, "reward_head", None), RewardHead):
             backbone.reward_head = (head,)
@@ -361,6 +366,8 @@ class TrainingLoop(pl.LightningModule, ABC):
         reference = self.trained.reference_logprobs(batch, with_hidden=diverge) if self.needs.reference else None
         if diverge and reference is not None:
             policy.divergence = self.trained.divergence(policy, reference)
+        if self.needs.log_collision and policy.statistics is not None:
+            policy.log_collision = policy.statistics[..., self.trained.statistics.index(LOG_COLLISION)]
         output = self.outcome(batch, policy, reference)
         if policy.load is not None and self.trained.router_loss is not None:
             term, router_loss = self.trained.router_loss.terms(policy.load, batch)

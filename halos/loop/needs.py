@@ -28,9 +28,13 @@ class Needs:
             large batch.
         divergence: the divergence between the policy's and the reference's distributions at each completion token, in
             ``LogProbs.divergence``. It needs a reference that computes in each step, live or without the adapter.
+        log_collision: log Σ_v π(v)² of the policy's distribution at each completion token, in
+            ``LogProbs.log_collision`` (WPO's weights).
         samples: replies of the policy in training, from which a callback measures its KL (:class:`PolicyKL`).
         label_counts: the numbers of desirable and undesirable training completions, passed to ``see_labels`` before
             the first step. A stream cannot count them.
+        margins: of pairs, by how much people preferred the chosen completion (``Batch.margins``), for every pair.
+        pair_scores: of pairs, people's scores of both completions, each in [0, 1], for every pair.
         moves: the direction in which the first step moves log π of (desirable, undesirable) completions. The
             conformance kit checks it. ``(0, 0)`` declares a loss that does not read token log-probs.
     """
@@ -43,8 +47,11 @@ class Needs:
     whole_step: bool = False
     whole_micro_step: bool = False
     divergence: bool = False
+    log_collision: bool = False
     samples: bool = False
     label_counts: bool = False
+    margins: bool = False
+    pair_scores: bool = False
     moves: tuple[Direction, Direction] = (1, -1)
 
     def __or__(self, other: Needs) -> Needs:

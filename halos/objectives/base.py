@@ -84,6 +84,8 @@ class Objective(TrainingLoop):
             mismatched=self.needs.mismatched,
             whole_completions=self.needs.last_hidden,
             grouped=self.needs.grouped,
+            margins=self.needs.margins,
+            pair_scores=self.needs.pair_scores,
         )
 
     @final
@@ -95,6 +97,17 @@ class Objective(TrainingLoop):
         output = self.compute(batch, self.humanline.clamp(policy, reference), reference)
         with torch.no_grad():
             return replace(output, rewards=self.compute(batch, policy, reference).rewards)
+
+    @final
+    def target_margins(self, batch: Batch, margin_weight: float) -> Tensor | float:
+        """κ m: how strongly people preferred each chosen completion, times κ, [B]; 0 for κ = 0.
+
+        A loss that calls this sets ``needs.margins``, so that pairs without a margin are refused before training.
+        """
+        if not margin_weight:
+            return 0.0
+        assert batch.margins is not None  # the view is pairs
+        return margin_weight * batch.margins
 
     @final
     def per_example(self, losses: Tensor, batch: Batch) -> Mean:

@@ -6,25 +6,27 @@ from typing import Unpack
 
 from torch import Tensor
 
-from halos.config.parameters import require_positive
-from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Objective, Output
+from halos.config.parameters import require_between, require_positive
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 
 
-def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
+def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, margin: Tensor | float = 0.0) -> Tensor:
     """The IPO loss of each pair (equation 17 of the paper): (h − 1/(2β))², with h = r_w − r_l.
 
     r = log π_θ(y|x) − log π_ref(y|x), of the chosen (w) and the rejected (l) completion; :class:`IPO` takes the mean
-    over the tokens of y.
+    over the tokens of y. With a margin κ m the target of h is (1/2 + κ m)/β; κ m = p − 1 gives (p − 1/2)/β, to which
+    pairs are drawn whose preference has the probability p.
 
     Args:
         chosen, rejected: log π_θ(y|x) − log π_ref(y|x), in nats, [B]. In the paper they are summed over tokens;
             :class:`IPO` passes means.
         beta: the paper's τ, the strength of the KL constraint. The target of the margin h is 1/(2β).
+        margin: κ m, by how much the rewards β r should differ more, [B] or a number.
 
     Returns:
         Losses [B], to be averaged over pairs.
     """
-    return (chosen - rejected - 1 / (2 * beta)) ** 2
+    return (chosen - rejected - (0.5 + margin) / beta) ** 2
 
 
 class IPO(Objective):
@@ -37,6 +39,7 @@ class IPO(Objective):
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         beta: the paper's τ, above 0.
+        margin_weight: κ, 0 or more. Above 0 each pair of the data needs a margin m.
 
     Raises:
         ValueError: naming the key of a value out of range.
@@ -48,12 +51,22 @@ class IPO(Objective):
         "https://arxiv.org/abs/2310.12036",
     )
 
-    def __init__(self, backbone: BackboneSource = None, *, beta: float = 0.1, **options: Unpack[LoopOptions]) -> None:
+    def __init__(
+        self,
+        backbone: BackboneSource = None,
+        *,
+        beta: float = 0.1,
+        margin_weight: float = 0.0,
+        **options: Unpack[LoopOptions],
+    ) -> None:
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
+        self.margin_weight = require_between("margin_weight", margin_weight, 0.0)
+        self.needs = Needs(margins=self.margin_weight > 0)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         # The mean divides by the mask's count. Counting non-zero log-ratios instead would miss tokens at the reference.
         log_ratios = policy.mean - reference.mean
-        losses = ipo_loss(*log_ratios.unbind(1), beta=self.beta)
+        margin = self.target_margins(batch, self.margin_weight)
+        losses = ipo_loss(*log_ratios.unbind(1), beta=self.beta, margin=margin)
         return Output(loss={"ipo": self.per_example(losses, batch)}, rewards=self.beta * log_ratios)

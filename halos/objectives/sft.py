@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor
 
-from halos.objectives.base import Batch, LogProbs, Needs, Objective, Output
+from halos.checks import check_choice
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 
 
 def sft_loss(policy: Tensor) -> Tensor:
@@ -22,11 +25,29 @@ def sft_loss(policy: Tensor) -> Tensor:
 
 
 class SFT(Objective):
-    """SFT on demonstrations: chosen completions, desirable completions, or completions without feedback."""
+    """SFT on demonstrations: chosen completions, desirable completions, or completions without feedback.
+
+    Args:
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        average: the loss is the mean over all scored ``tokens`` of the step, or over its ``completions`` of the mean of
+            each one's tokens, as in IRPO (Pang et al. 2024, arXiv 2404.19733).
+
+    Raises:
+        ValueError: naming the key of another value.
+    """
 
     view = "demonstrations"
     needs = Needs(reference=False)
 
+    def __init__(
+        self, backbone: BackboneSource = None, *, average: str = "tokens", **options: Unpack[LoopOptions]
+    ) -> None:
+        super().__init__(backbone, **options)
+        check_choice("loss.average", average, ("tokens", "completions"))
+        self.average = average
+
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
-        # Over the tokens of the whole step: a mean of each example's mean would weigh short completions more.
+        if self.average == "completions":
+            return Output(loss={"sft": self.per_example(sft_loss(policy.mean[:, 0]), batch)})
+        # Over the tokens of the whole step: a mean of each example's mean weighs the tokens of short completions more.
         return Output(loss={"sft": self.per_token(sft_loss(policy.tokens[:, 0]), batch)})

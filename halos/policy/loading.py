@@ -82,7 +82,8 @@ class ModelSpec:
             None: all.
         router_loss: the coefficient of a mixture's load-balancing loss (:class:`halos.policy.router.RouterLoss`), where
             0 means none. ``auto``: the model's config decides by ``output_router_logits`` and ``router_aux_loss_coef``.
-        statistics: what is logged of the policy's distributions at scored tokens: ``entropy``, ``token_accuracy``.
+        statistics: what is logged of the policy's distributions at scored tokens: ``entropy``, ``token_accuracy``,
+            ``log_collision``.
         reference: where the reference's log-probs come from. ``cached``: computed once, before training, and stored
             on disk. ``live``: a frozen copy of the model computes them in every step. ``adapter``: the policy computes
             them with its LoRA adapter switched off. ``auto``: see :meth:`resolved`.

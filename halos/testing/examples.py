@@ -4,7 +4,7 @@ import random
 import zlib
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -101,8 +101,16 @@ def tiny_rows(objective: Objective, count: int, *, labels: Sequence[bool] | None
         label = labels[n] if labels is not None else n % 2 == 0
         score = (1 + rng.random()) * (1 if label else -1) if scored else None
         desirable = label if scored or objective.view == "binary" else None
-        rows.append(Row(f"example {n}", n // 2, prompts[n // 2], branches, desirable, score))
+        row = Row(f"example {n}", n // 2, prompts[n // 2], branches, desirable, score)
+        rows.append(_graded(row, n) if objective.view == "pairs" else row)
     return rows
+
+
+def _graded(row: Row, n: int) -> Row:
+    # A pair's margin and scores, exact in float32; from generators of their own, which change nothing of other rows.
+    rejected, difference = random.Random(n).randrange(1, 8), random.Random(-n - 1).randrange(1, 8)
+    chosen = rejected + difference
+    return replace(row, margin=difference / 4, score_chosen=chosen / 16, score_rejected=rejected / 16)
 
 
 @dataclass(slots=True)
@@ -151,6 +159,8 @@ def make_inputs(
     last = _states(rows, mask, "last state")[:, :, 0].to(dtype) if objective.needs.last_hidden else None
     log_ref = LogProbs(reference.to(dtype), mask) if objective.needs.reference else None
     logprobs = LogProbs(policy.to(dtype).requires_grad_(), mask, hidden, last)
+    if objective.needs.log_collision:
+        logprobs.log_collision = _grid(rows, mask, "collision").to(dtype)
     if objective.needs.divergence:
         # 0 or more, and 0 where the models are equal.
         logprobs.divergence = (-_grid(rows, mask, "divergence") * (not at_reference)).to(dtype)

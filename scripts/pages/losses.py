@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.utils import get_class
 
-from halos.objectives.base import Objective
+from halos.objectives.base import Needs, Objective
 from scripts.pages.text import entries, page, parts, table
 
 ROOT = Path(__file__).parents[2]
@@ -77,29 +78,37 @@ def objective(name: str) -> type[Objective]:
 
 
 @cache
-def described(name: str) -> Objective | None:
-    """Return the objective with the parameters of its YAML, without a backbone; None for a mixture."""
+def described(name: str) -> Objective:
+    """Return the objective with the parameters of its YAML, without a backbone."""
     values = {key: value for key, value in settings(name).items() if key not in ("_target_", "name")}
-    return None if "parts" in values else objective(name)(None, **values)
+    return objective(name)(None, **values)
+
+
+def paper(name: str) -> tuple[str, str] | None:
+    """Return title and address of a loss's paper: that of losses.yaml for a variant, else that of the class."""
+    own = notes()[name].get("title")
+    return (own, notes()[name]["address"]) if own else objective(name).paper
 
 
 def needs(name: str) -> Any:
-    """Return the needs of a loss with the parameters of its YAML."""
-    return (described(name) or objective(name)).needs
+    """Return the needs of a loss with the parameters of its YAML; those of a mixture's parts, united."""
+    if "parts" in (values := settings(name)):
+        parts_needs: list[Needs] = [get_class(part["_target_"])(None).needs for part in values["parts"].values()]
+        return reduce(or_, parts_needs)
+    return described(name).needs
 
 
 def view(name: str) -> str:
-    """Return the view of a loss; the default mixture takes pairs."""
-    made = described(name)
-    return "pairs" if made is None else made.view
+    """Return the view of a loss; the mixtures take pairs."""
+    return "pairs" if "parts" in settings(name) else described(name).view
 
 
 def index_page() -> str:
     """Return the table of all losses."""
     rows = []
     for name, note in notes().items():
-        paper = objective(name).paper
-        link = f"[{paper[1].rpartition('/')[2]}]({paper[1]})" if paper else "–"
+        source = paper(name)
+        link = f"[{source[1].rpartition('/')[2]}]({source[1]})" if source else "–"
         reference = "if a part's" if name == "mix" else "yes" if needs(name).reference else "no"
         rows.append((f"[`{name}`]({name}.md)", VIEWS[view(name)][0], reference, link, *(note["toy"] or ("–", "–"))))
     return page(
@@ -121,7 +130,7 @@ def index_page() -> str:
 
 def loss_page(name: str) -> str:
     """Return the page of one loss, with the same sections for each."""
-    cls, note = objective(name), notes()[name]
+    note = notes()[name]
     return page(
         f"# {name}",
         WRITTEN,
@@ -136,25 +145,28 @@ def loss_page(name: str) -> str:
         [f"- {metric}" for metric in (*note["watch"], *_shared_metrics(name))],
         "[All metrics](../reference/metrics.md), with formulas and signs.",
         "## Deviations from the paper",
-        _deviations(cls),
+        _deviations(name),
         "## Parameters",
         *_parameters(name, note),
         "## Results here",
         _results(name, note),
         "## Citation",
-        _citation(cls, note),
+        _citation(name, note),
     )
 
 
 def _purpose(name: str, note: dict[str, Any]) -> tuple[str, ...]:
     cls = objective(name)
-    paper = f" Paper: [{cls.paper[0]}]({cls.paper[1]})." if cls.paper else ""
+    source = paper(name)
+    link = f" Paper: [{source[0]}]({source[1]})." if source else ""
     file = cls.__module__.replace(".", "/") + ".py"
     code = f"Code: [{file}](../../{file}), the class `halos.{cls.__name__}`."
-    return note["purpose"], code + paper
+    return note["purpose"], code + link
 
 
 def _equation(name: str) -> str:
+    if own := notes()[name].get("equation"):
+        return _indented(own)
     cls, module = objective(name), inspect.getmodule(objective(name))
     functions = (name, *settings(name)["_target_"].lower().split(".")[-1:], cls.__module__.rpartition(".")[2])
     for function in functions:
@@ -199,9 +211,9 @@ def _shared_metrics(name: str) -> tuple[str, ...]:
     return (*shared, *((ratios,) if needs(name).reference else ()), *samples)
 
 
-def _deviations(cls: type[Objective]) -> list[str] | str:
-    found = entries(parts(cls).get("Deviations", ""))
-    none = "None are known." if cls.paper else "There is no paper for this loss."
+def _deviations(name: str) -> list[str] | str:
+    found = entries(parts(objective(name)).get("Deviations", ""))
+    none = "None are known." if paper(name) else "There is no paper for this loss."
     return [f"{number}. {text}" for number, text in found.items()] or none
 
 
@@ -237,10 +249,11 @@ def _results(name: str, note: dict[str, Any]) -> str:
     )
 
 
-def _citation(cls: type[Objective], note: dict[str, Any]) -> str:
-    if not cls.paper:
+def _citation(name: str, note: dict[str, Any]) -> str:
+    source = paper(name)
+    if not source:
         return "There is no paper for this loss."
-    title, address = cls.paper
+    title, address = source
     lines = (
         f"@article{{{note['author'].partition(',')[0].lower().replace(chr(39), '')}{note['year']},",
         f"  title = {{{title}}},",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from halos.config.yaml_comments import header
 from scripts.pages.config_keys import CONF, without_commands
-from scripts.pages.losses import notes, objective
+from scripts.pages.losses import notes, paper
 from scripts.pages.text import page, table
 
 CLAIMS = "[eight claims](../results/claims.md) on the toy world's first edition"
@@ -21,6 +21,11 @@ OTHER = (
         "`reference_sync.every=100 model.reference=live`",
     ),
     (
+        "BEMA: a reference that is a bias-corrected average of the policy",
+        "https://arxiv.org/abs/2508.00180",
+        "`reference_sync.every=1 reference_sync.ema_power=0.5 reference_sync.bias_power=0.2 model.reference=live`",
+    ),
+    (
         "High-Dimensional Continuous Control Using Generalized Advantage Estimation",
         "https://arxiv.org/abs/1506.02438",
         "`loss=ppo loss.gamma=1.0 loss.lam=0.95`",
@@ -33,8 +38,8 @@ def papers_page() -> str:
     """Return the index of papers."""
     by_paper: dict[tuple[str, str], list[str]] = {}
     for name in notes():
-        if paper := objective(name).paper:
-            by_paper.setdefault(paper, []).append(name)
+        if source := paper(name):
+            by_paper.setdefault(source, []).append(name)
     rows = []
     for (title, address), names in by_paper.items():
         words = ", ".join(f"[`loss={name}`](../losses/{name}.md)" for name in names)
@@ -48,8 +53,8 @@ def papers_page() -> str:
         "# Papers",
         "<!-- written by `python scripts/write_docs.py` -->",
         "This page lists the papers behind the code, with the settings that use them. The pages of the losses have the "
-        "parameters with the papers' values. Each formula is tested against another derivation. Ten losses and their "
-        "gradients are compared with TRL's (`make parity`).",
+        "parameters with the papers' values. Each formula is tested against another derivation. Most losses and "
+        "their gradients are compared with TRL's (`make parity`).",
         "## Losses",
         table(("paper", "setting", "reproduced here"), rows),
         "## What works with several losses",

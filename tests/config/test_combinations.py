@@ -124,6 +124,11 @@ CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
         "reference_sync.every: .* model.reference=auto, data.streaming=false",
     ),
     (("reference_sync.every=2", ADAPTER), {}, "reference_sync.every: .* model.reference=auto, model.lora.enabled=true"),
+    (
+        ("reference_sync.bias_power=0.2", "strategy=fsdp"),
+        {},
+        "reference_sync.bias_power: expected null, or strategy=auto or ddp",
+    ),
     (("reference_sync.every=2", "model.reference=cached"), {}, "reference_sync.every: .* with model.reference=cached"),
     (
         ("trainer.accumulate_grad_batches=2",),

@@ -19,7 +19,7 @@ from halos.sampling.scoring import Scores
 from tests.loop_runs import fit, objective_of, rows_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
-OPTIONAL = {"entropy", "token_accuracy", "skipped_steps", "router_loss", "examples", "epoch"}
+OPTIONAL = {"entropy", "token_accuracy", "log_collision", "skipped_steps", "router_loss", "examples", "epoch"}
 """Logged with model.statistics, non_finite=skip, by mixtures of experts and with halos' own data module; other tests
 look for these names."""
 JUDGED = {f"judge/{name}" for name in ("win_rate", "score_policy", "score_opponent")} | {

@@ -9,6 +9,7 @@ import torch
 from halos.data.batches.collate import collate
 from halos.objectives import BradleyTerry, bradley_terry_loss
 from halos.policy.backbone import Backbone
+from halos.testing.examples import evaluate, make_inputs, make_objective, tiny_rows
 from tests import tiny
 
 SCORES = [(2.0, 0.5), (-1.0, 1.5), (0.3, 0.3)]
@@ -20,6 +21,25 @@ def test_the_loss_by_hand() -> None:
     expected = [-math.log(math.exp(w) / (math.exp(w) + math.exp(r))) for w, r in SCORES]
     found = bradley_terry_loss(CHOSEN, REJECTED)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-13, atol=0)
+
+
+def test_a_margin_and_centring_by_hand() -> None:
+    margins = torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)
+    expected = [
+        math.log(1 + math.exp(r - w + m)) + 0.3 * (w * w + 2 * w * r + r * r)
+        for (w, r), m in zip(SCORES, margins.tolist(), strict=True)
+    ]
+    found = bradley_terry_loss(CHOSEN, REJECTED, margin=margins, centring=0.3)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-13, atol=0)
+
+
+def test_the_module_passes_margins_and_centring_on() -> None:
+    objective = make_objective(BradleyTerry, margin_weight=0.5, centring=0.1)
+    rows = tiny_rows(objective, 3)
+    output = evaluate(objective, make_inputs(objective, rows)).output
+    margins = 0.5 * torch.tensor([row.margin for row in rows], dtype=torch.float64)
+    losses = bradley_terry_loss(*output.rewards.detach().unbind(1), margin=margins, centring=0.1)
+    assert float(output.loss["bradley_terry"].total.detach()) == pytest.approx(float(losses.sum()), rel=1e-13)
 
 
 def test_gradients() -> None:

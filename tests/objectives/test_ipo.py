@@ -46,3 +46,22 @@ def test_the_module_averages_log_ratios_over_tokens() -> None:
 def test_beta_is_checked() -> None:
     with pytest.raises(ValueError, match=r"loss\.beta: expected a number in \(0, inf\), found 0"):
         IPO(beta=0)
+
+
+def test_margins_of_the_data_move_the_target() -> None:
+    batch, policy, reference = pairs()
+    given = [0.5, 0.0, 2.0, -0.25]
+    batch.graded_bits = torch.tensor([[m, math.nan, math.nan] for m in given]).view(torch.int32)
+    output = IPO(beta=0.5, margin_weight=0.5).compute(batch, policy, reference)
+    targets = [1 + m for m in given]
+    losses = [(w - r - target) ** 2 for (w, r), target in zip(log_ratios(mean=True), targets, strict=True)]
+    assert_term(output.loss["ipo"], losses)
+
+
+def test_a_margin_of_p_minus_1_draws_the_pair_to_the_best_log_ratio_for_a_preference_of_probability_p() -> None:
+    """p (h − 1/(2β))² + (1 − p)(h + 1/(2β))² is least where the loss with the margin p − 1 is 0."""
+    p, beta = 0.7, 0.4
+    h = torch.tensor([(p - 0.5) / beta], dtype=torch.float64, requires_grad=True)
+    mixed = p * ipo_loss(h, 0 * h, beta=beta) + (1 - p) * ipo_loss(0 * h, h, beta=beta)
+    assert abs(float(torch.autograd.grad(mixed, h)[0])) < 1e-14
+    assert float(ipo_loss(h, 0 * h, beta=beta, margin=p - 1).detach()) == pytest.approx(0, abs=1e-28)

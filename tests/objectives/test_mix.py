@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from halos.commands.builders import objective_maker
 from halos.objectives import (
     BCO,
     CPO,
@@ -26,8 +28,9 @@ from halos.objectives import (
     Objective,
 )
 from halos.testing import check_property
+from tests.configs import compose
 from tests.loop_runs import assert_same, batch_of, evaluate, fit, objective_of, rows_for
-from tests.pairs import pairs
+from tests.pairs import POLICY, assert_term, log_ratios, nll_of_chosen, pairs, sums
 
 DPO_SFT: dict[str, Any] = {"parts": {"dpo": partial(DPO, beta=0.3), "sft": SFT}, "weights": {"dpo": 2.0, "sft": 0.5}}
 
@@ -47,6 +50,22 @@ def test_terms_are_weighted_and_named_by_part() -> None:
     assert float(output.loss["sft"].total) == pytest.approx(0.5 * float(sft.loss["sft"].total), rel=1e-14)
     assert (output.loss["dpo"].step_count, output.loss["sft"].step_count) == (4, 10)
     assert torch.equal(output.rewards, alone.rewards)
+
+
+def test_irpo_by_hand() -> None:
+    """−log σ(β(r_w − r_l)) − log π_θ(y_w) / |y_w|, averaged over pairs."""
+    batch, policy, reference = pairs()
+    output = objective_maker(compose("loss=irpo", "loss.parts.dpo.beta=0.3").loss)().compute(batch, policy, reference)
+    assert_term(output.loss["dpo"], [math.log(1 + math.exp(-0.3 * (w - r))) for w, r in log_ratios()])
+    assert_term(output.loss["sft"], [-w for w, _ in sums(POLICY, mean=True)])
+
+
+def test_cpo_simpo_by_hand() -> None:
+    batch, policy, _ = pairs()
+    output = objective_maker(compose("loss=cpo_simpo").loss)().compute(batch, policy, None)
+    means = sums(POLICY, mean=True)
+    assert_term(output.loss["simpo"], [math.log(1 + math.exp(0.5 - 2 * (w - r))) for w, r in means])
+    assert_term(output.loss["sft"], nll_of_chosen())
 
 
 def test_parts_with_several_terms_and_metrics_keep_their_names_apart() -> None:

@@ -219,6 +219,14 @@ class IgnoredNumber(DPO):
         self.steps = steps
 
 
+class MarginOfTheMicroBatch(DPO):
+    """Every pair gets the mean margin of the micro-batch."""
+
+    def target_margins(self, batch: Any, margin_weight: float) -> Any:  # type: ignore[misc]
+        margins = super().target_margins(batch, margin_weight)
+        return margins.mean() if isinstance(margins, torch.Tensor) else margins
+
+
 FAULTS: dict[type[Objective], str] = {
     WrongSign: "signs",
     MeanOverPadding: "padding",
@@ -236,6 +244,7 @@ FAULTS: dict[type[Objective], str] = {
     InPlace: "inputs untouched",
     IgnoredParameter: "parameters",
     IgnoredNumber: "parameters",
+    MarginOfTheMicroBatch: "margins",
     ForgetfulMean: "state",
     MeanOfMeans: "metrics",
     IgnoredWeights: "weights",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import lightning.pytorch as pl
@@ -48,6 +49,36 @@ def test_every_so_many_steps_the_reference_moves_part_of_the_way(alpha: float, a
     assert not torch.equal(seen[0][1], seen[-1][1])
 
 
+@pytest.mark.parametrize("ema_power", [None, 0.5])
+@pytest.mark.parametrize("bias_power", [None, 0.2])
+def test_bema_by_hand(ema_power: float | None, bias_power: float | None) -> None:
+    seen = run(ReferenceSync(every=2, alpha=0.25, ema_power=ema_power, bias_power=bias_power, lag=3))
+    start = average = expected = run(ReferenceSync(every=9))[0][1]  # the reference before it moves is the first policy
+    for step, (policy, reference) in enumerate(seen, start=1):
+        if step % 2 == 0:
+            alpha = 0.25 if ema_power is None else 1 / (3 + step) ** ema_power
+            average = alpha * policy + (1 - alpha) * average
+            correction = 0.0 if bias_power is None else 1 / (3 + step) ** bias_power
+            expected = average + correction * (policy - start)
+        torch.testing.assert_close(reference, expected, rtol=1e-12, atol=1e-14)
+    assert not torch.equal(start, expected)
+
+
+def test_bema_goes_on_from_its_state() -> None:
+    """The average and the first policy are in the state, with which a new callback moves on as the old one would."""
+    first, objective = ReferenceSync(every=1, ema_power=0.5, bias_power=0.2), objective_of(DPO)
+    trainer_for(first).fit(objective, datamodule=InOrder(rows_for(DPO, 8), batch_size=4))
+    second = ReferenceSync(every=1, ema_power=0.5, bias_power=0.2)
+    second.setup(None, objective, "fit")
+    second.load_state_dict(deepcopy(first.state_dict()))
+    second.on_train_start(None, objective)
+    found = []
+    for sync in (first, second):
+        sync._move(7)
+        found.append([weight.clone() for weight in objective.trained.reference.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_the_reference_stays_frozen_and_out_of_the_optimizer() -> None:
     sync = ReferenceSync(every=1)
     objective = objective_of(DPO)
@@ -73,7 +104,7 @@ def test_a_reference_that_is_no_live_model_is_refused() -> None:
     objective.trained._reference = ()
     sync.setup(None, objective, "fit")
     with pytest.raises(ValueError, match=r"reference_sync\.every: expected a live reference model"):
-        sync._move()
+        sync._move(1)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +116,9 @@ def test_a_reference_that_is_no_live_model_is_refused() -> None:
         ({"every": 1, "alpha": 0.0}, r"reference_sync\.alpha: expected a share in \(0, 1\], found 0\.0"),
         ({"every": 1, "alpha": 1.1}, r"reference_sync\.alpha: .* found 1\.1"),
         ({"every": 1, "alpha": True}, r"reference_sync\.alpha: .* found True"),
+        ({"every": 1, "ema_power": 0}, r"reference_sync\.ema_power: expected a number above 0 or null, found 0"),
+        ({"every": 1, "bias_power": -1.0}, r"reference_sync\.bias_power: expected a number above 0 or null"),
+        ({"every": 1, "lag": 0.5}, r"reference_sync\.lag: expected a number from 1 on, found 0\.5"),
     ],
 )
 def test_parameters_are_checked(options: dict[str, Any], said: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from halos.checks import check_whole
 from halos.data.preparation.cautions import warn_of_one_class
+from halos.data.preparation.graded import check_graded
 from halos.data.preparation.hygiene import origin_of
 from halos.data.preparation.intake import Intake, read
 from halos.data.reading.lines import USUAL, ReadingLimits
@@ -54,6 +55,8 @@ class DataNeeds:
         mismatched: each row has another prompt's completion as its last branch (KTO's y').
         whole_completions: batches feed each completion's last token too, for objectives that read its state.
         grouped: all completions of one prompt are in the same step.
+        margins: each pair has a margin.
+        pair_scores: each pair has scores in [0, 1] of both completions.
     """
 
     view: str
@@ -61,11 +64,14 @@ class DataNeeds:
     mismatched: bool = False
     whole_completions: bool = False
     grouped: bool = False
+    margins: bool = False
+    pair_scores: bool = False
 
     def key(self) -> tuple[Any, ...]:
         """A key that is equal for two needs that the same rows satisfy."""
         controls = tuple(self.control(label) for label in (True, False, None))
-        return self.view, controls, self.mismatched, self.whole_completions, self.grouped
+        flags = (self.mismatched, self.whole_completions, self.grouped, self.margins, self.pair_scores)
+        return self.view, controls, *flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +221,8 @@ class Preparation:
             warn_of_one_class(f"{len(labels):,} training completions", labels)
         prompts = drawn_prompts(intake.examples.get("val", train), self.seed)
         rows = self.tokenise(intake, needs, tokenizer)
+        for split_rows in rows.values():
+            check_graded(split_rows.rows, needs)
         return Prepared(needs, tokenizer, rows, intake, label_counts, prompts)
 
 

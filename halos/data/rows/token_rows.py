@@ -182,6 +182,13 @@ class TokenRows(Stored[Row]):
         chosen, rejected = (self.table.list_at(index, name)[:size] for name in BRANCHES)
         return bool(np.array_equal(chosen, rejected))
 
+    def graded(self) -> np.ndarray:
+        """[n, 3] margin, chosen score and rejected score of each pair; NaN where there is none."""
+        values = np.full((len(self), len(GRADED)), np.nan)
+        for index in np.flatnonzero(self.table.sizes("graded")).tolist():
+            values[index] = self.table.list_at(index, "graded")
+        return values
+
     def digest(self) -> str:
         """A key of all token ids, labels and scores, in their order."""
         tables = (self.table,) if self._mismatched is None else (self.table, self._mismatched)

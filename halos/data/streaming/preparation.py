@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from halos.data.preparation.cautions import warn_of_equal_pairs, warn_of_one_class
+from halos.data.preparation.graded import check_graded
 from halos.data.preparation.intake import Intake, read_held
 from halos.data.preparation.prepare import MAX_PROMPTS, DataNeeds, Preparation, Prepared, drawn_prompts
 from halos.data.records.record import prompt_key
@@ -103,6 +104,8 @@ class StreamPreparation(Preparation):
         if "val" in intake.examples:
             shown = drawn_prompts(intake.examples["val"], self.seed)
         rows = self.tokenise(intake, needs, tokenizer)
+        for split_rows in rows.values():
+            check_graded(split_rows.rows, needs)
         stream_rows = StreamRows(stream, self.tokens(tokenizer))
         self._try(tried[:TRIED_EXAMPLES], stream_rows)
         # Without a shuffle buffer, as filling it would read thousands of examples for one row.
@@ -117,6 +120,7 @@ class StreamPreparation(Preparation):
         tokenizer = stream_rows.tokens.tokenizer
         ids = pa.array([ids for row in rows for ids in (row.prompt, *row.branches)])
         check_known([count_unknown([ids], unknown_id(tokenizer))], tokenizer, rows[0].id)
+        check_graded(rows, stream_rows.stream.needs)
         name = f"the first {len(rows):,}"
         if stream_rows.stream.needs.view == "pairs":
             warn_of_equal_pairs(f"{name} pairs of the stream", rows, self.limits.max_length)

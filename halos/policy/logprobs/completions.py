@@ -35,6 +35,8 @@ class LogProbs:
             ``tokens`` then have none.
         statistics: the statistics of :mod:`halos.policy.logprobs.token_statistics` that were requested
             [B, K, C, names], zero where ``mask`` is false.
+        log_collision: log Σ_v π(v|x, y_<t)² at each completion token, [B, K, C], zero where ``mask`` is false, without
+            gradient; None unless requested.
         divergence: KL(π_θ ‖ π_ref) between the next-token distributions that predict each token, over the whole
             vocabulary, [B, K, C], zero where ``mask`` is false, without gradient; None unless requested.
         load: the load of a mixture's experts from the branches with gradient, [2, E], if it was requested; see
@@ -48,6 +50,7 @@ class LogProbs:
     statistics: Tensor | None = None
     load: Tensor | None = None
     divergence: Tensor | None = None
+    log_collision: Tensor | None = None
 
     @property
     def sum(self) -> Tensor:

@@ -14,6 +14,11 @@ def entropy(logits: Tensor, normaliser: Tensor, targets: Tensor) -> Tensor:
     return -expectation(logprobs.exp(), logprobs)
 
 
+def log_collision(logits: Tensor, normaliser: Tensor, targets: Tensor) -> Tensor:
+    """log Σ_v π(v|x, y_<t)²: of two draws, the log-probability that they are the same token; in nats."""
+    return (2 * (logits - normaliser[:, None])).logsumexp(-1)
+
+
 def token_accuracy(logits: Tensor, normaliser: Tensor, targets: Tensor) -> Tensor:
     """1 where no token is more probable than the target, else 0."""
     return (logits.gather(1, targets[:, None])[:, 0] >= logits.amax(1)).to(logits.dtype)
@@ -24,7 +29,7 @@ def expectation(p: Tensor, values: Tensor) -> Tensor:
     return torch.where(p > 0, p * values, 0.0).sum(-1)
 
 
-STATISTICS = {"entropy": entropy, "token_accuracy": token_accuracy}
+STATISTICS = {"entropy": entropy, "token_accuracy": token_accuracy, "log_collision": log_collision}
 """Functions of logits [M, V], their normaliser log Σ_v exp(logit) [M] and the targets [M], by the name of their metric.
 
 All tensors are float32 or wider, without gradient."""

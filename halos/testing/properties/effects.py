@@ -3,6 +3,7 @@
 import inspect
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,8 +13,8 @@ from halos.checks import is_number
 from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.objectives.base import Objective
-from halos.testing.examples import Inputs, Make, evaluate, loss_of, make_inputs, make_objective
-from halos.testing.promises import NotApplicable, Violation, agree, agree_on_means, promise
+from halos.testing.examples import Inputs, Make, Result, evaluate, loss_of, make_inputs, make_objective
+from halos.testing.promises import EXACT, NotApplicable, Violation, agree, agree_on_gradients, agree_on_means, promise
 
 
 @promise("frozen reference", 2)
@@ -63,6 +64,31 @@ def parameters(make: Make, rows: Sequence[Row]) -> None:
             fingerprints = [_fingerprint(make, rows, **{parameter.name: other}) for other in _nudged(value)]
             if all(fingerprint in (None, plain) for fingerprint in fingerprints):
                 raise Violation(f"{parameter.name} = {value}: expected an effect on loss or gradient, found none")
+
+
+@promise("margins", 2, 4)
+def margins(make: Make, rows: Sequence[Row]) -> None:
+    """Each pair's margin counts for its own loss, by ``margin_weight``: more costs more, 0 and no weight are alike."""
+    objective = make_objective(make)
+    if "margin_weight" not in inspect.signature(type(objective).__init__).parameters:
+        raise NotApplicable("takes no margins")
+
+    def loss(margins: Sequence[float | None], weight: float, *, at_reference: bool = False) -> Result:
+        changed = [replace(row, margin=margin) for row, margin in zip(rows, margins, strict=True)]
+        own = make_objective(make, margin_weight=weight)
+        return evaluate(own, make_inputs(own, changed, at_reference=at_reference))
+
+    given = [1.0 if row.margin is None else row.margin for row in rows]
+    plain, weighted = loss([None] * len(rows), 0.0), loss(given, 0.5)
+    agree("loss with margins of weight 0", plain.loss, loss(given, 0.0).loss, tolerance=EXACT)
+    agree("loss with margins of 0", plain.loss, loss([0.0] * len(rows), 0.5).loss, tolerance=EXACT)
+    agree("loss with margins twice as large of half the weight", weighted.loss, loss([2 * m for m in given], 0.25).loss)
+    rest = loss([0.0, *given[1:]], 0.5)
+    del rest.gradients[rows[0].id]
+    agree_on_gradients("another pair without its margin", weighted, rest)
+    low, high = (loss(margins, 0.5, at_reference=True).loss for margins in ([0.0] * len(rows), given))
+    if not low < high:
+        raise Violation(f"loss with margins above 0: expected more than {low:.12g}, found {high:.12g}")
 
 
 @promise("state", 2)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from halos.data.rows.token_rows import Row
+from halos.loop.policy_weights import PolicyWeights
 from halos.loop.reference_point import ReferencePoint
 from halos.objectives.base import Objective
 from halos.testing.examples import Make, evaluate, loss_of, make_inputs, make_objective, tiny_rows
@@ -76,10 +77,10 @@ def gradient(make: Make, rows: Sequence[Row]) -> None:
     objective = make_objective(make).eval()
     if objective.needs.moves == (0, 0):
         raise NotApplicable("declares that it does not move log-probs")
-    # Nor do reference points move, as no gradient flows into them.
+    # Nor do reference points and weights by the policy move, as no gradient flows into them.
     for module in objective.modules():
-        if isinstance(module, ReferencePoint):
-            module.forward = _fixed(module.forward)  # type: ignore[method-assign]
+        if isinstance(module, ReferencePoint | PolicyWeights):
+            module.forward = _fixed(module.forward)  # type: ignore[method-assign, assignment]
     inputs = make_inputs(objective, rows)
     tokens, trained = inputs.policy.tokens.detach(), len(rows[0].branches) - objective.needs.mismatched
     mismatched = tokens[:, trained:]

@@ -39,6 +39,15 @@ def test_accuracy_says_where_the_target_is_the_most_probable_token() -> None:
     assert 0 < found.mean() < 1
 
 
+def test_the_log_collision_is_that_of_two_draws() -> None:
+    found = measure(["log_collision"], *logits())
+    expected = Categorical(logits=logits()[0]).probs.square().sum(1).log()
+    torch.testing.assert_close(found[:, 0], expected, rtol=0, atol=1e-13)
+    ruled_out = torch.tensor([[0.0, 0.0, -math.inf]])
+    found = measure(["log_collision"], ruled_out, ruled_out.logsumexp(1), torch.tensor([0]))
+    assert float(found) == pytest.approx(-math.log(2))
+
+
 def test_several_stand_in_the_order_of_their_names() -> None:
     names = [*STATISTICS][::-1]
     found = measure(names, *logits())

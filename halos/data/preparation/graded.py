@@ -1,0 +1,42 @@
+"""Refuses pairs that lack the margins or scores that a loss reads, before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from halos.data.rows.token_rows import GRADED, Row, TokenRows
+
+if TYPE_CHECKING:
+    from halos.data.preparation.prepare import DataNeeds
+
+
+def check_graded(rows: Sequence[Row], needs: DataNeeds) -> None:
+    """Check that each pair has the margin, or the two scores in [0, 1], that a loss needs.
+
+    Raises:
+        ValueError: naming the parameter of the loss, how many pairs lack them, and the first of these.
+    """
+    if not (needs.margins or needs.pair_scores):
+        return
+    graded = rows.graded() if isinstance(rows, TokenRows) else np.array([_graded(row) for row in rows])
+    if needs.margins:
+        hint = "set loss.margin_weight=0, or add a column margin (data.columns.margin=…)"
+        _refuse(rows, np.isnan(graded[:, 0]), "loss.margin_weight: expected a margin for every pair", hint)
+    if needs.pair_scores:
+        # NaN compares as false, so pairs without scores are refused too.
+        inside = np.logical_and(graded[:, 1:] >= 0, graded[:, 1:] <= 1).all(axis=1)
+        hint = "set loss.soft=false, or add score_chosen and score_rejected"
+        _refuse(rows, np.logical_not(inside), "loss.soft: expected two scores in [0, 1] for every pair", hint)
+
+
+def _refuse(rows: Sequence[Row], bad: np.ndarray, expected: str, hint: str) -> None:
+    if bad.any():
+        first = rows[int(bad.argmax())].id
+        raise ValueError(f"{expected}, found none for {int(bad.sum()):,} of {len(rows):,} ({first}, …); {hint}")
+
+
+def _graded(row: Row) -> list[float]:
+    return [np.nan if (value := getattr(row, name)) is None else value for name in GRADED]

@@ -1,0 +1,41 @@
+"""For losses in which an example depends on the others of its micro-step, on all ranks, and each has a gradient.
+
+Every rank computes the losses of all examples. Its own count on it; of the others' it keeps the gradient alone, which
+reaches them through its own examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from halos.metrics import Mean
+from halos.processes.collectives import all_gather_list, data_rank_and_world
+
+
+def of_all_ranks(column: Tensor) -> Tensor:
+    """Return the numbers [B] of all ranks, [N], one rank after the other; this rank's with gradient."""
+    ranks = all_gather_list([column.tolist()])
+    own = data_rank_and_world()[0]
+    return torch.cat([column if rank == own else column.new_tensor(values) for rank, values in enumerate(ranks)])
+
+
+def own_places(size: int) -> slice:
+    """Return the places of this rank's ``size`` examples among those of all ranks."""
+    start = sum(all_gather_list([size])[: data_rank_and_world()[0]])
+    return slice(start, start + size)
+
+
+def with_others_gradient(mean: Mean, losses: Tensor, weights: Tensor, mine: slice) -> Mean:
+    """Add to the mean of this rank's losses the gradient, but not the value, of the other ranks' losses.
+
+    Args:
+        mean: of this rank's losses, made with ``per_example``.
+        losses: of all ranks' examples, [N].
+        weights: of all ranks' examples, [N].
+        mine: the places of this rank's examples.
+    """
+    gradient = weights * (losses - losses.detach())
+    return replace(mean, total=mean.total + gradient.sum() - gradient[mine].sum())

@@ -1,0 +1,146 @@
+"""AOT: Alignment via Optimal Transport (Melnyk et al. 2024, arXiv 2406.05882)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Unpack
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from halos.config.parameters import require_between, require_positive
+from halos.loop.coupled import of_all_ranks, own_places, with_others_gradient
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
+
+
+def aot_loss(
+    u: Tensor, v: Tensor, weights: Tensor | None = None, *, beta: float = 0.1, label_smoothing: float = 0.0
+) -> Tensor:
+    """The AOT loss of each u: −(1 − ε) log σ(β(u − v)) − ε log σ(−β(u − v)), for the v of equal rank.
+
+    The k-th smallest u is compared with the k-th smallest v, so that the distribution of u comes to dominate that of v.
+    AOT (paired): u = log π_θ(y_w|x) − log π_θ(y_l|x), and v is the same under π_ref.
+    AOT (unpaired): u = r of chosen and v = r of rejected completions, r = log π_θ(y|x) − log π_ref(y|x).
+
+    Args:
+        u, v: as above, in nats, [N].
+        weights: how much each pair counts, [N]; None: all 1. A u of weight 2 is compared with two v of weight 1.
+        beta: β, the scale of the implied reward.
+        label_smoothing: ε, the probability that a recorded preference is the wrong way round.
+
+    Returns:
+        Losses [N], to be averaged over pairs by weight.
+    """
+    weights = torch.ones_like(u) if weights is None else weights.to(u)
+    (u, mass_u, place), (v, mass_v, _) = _distinct(u, weights), _distinct(v, weights)
+    i, j, mass = _equal_ranks(mass_u, mass_v)
+    margins = beta * (u[i] - v[j])
+    losses = -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
+    return (torch.zeros_like(u).index_add(0, i, mass * losses) / mass_u)[place]
+
+
+def _distinct(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The distinct values in ascending order, their weights, and the place of each value among them.
+
+    A value that occurs several times is the mean of its copies, which therefore share its gradient.
+    """
+    _, place = values.detach().unique(return_inverse=True)
+    zeros = weights.new_zeros(int(place.max()) + 1)
+    mass = zeros.index_add(0, place, weights)
+    return zeros.index_add(0, place, weights * values) / mass, mass, place
+
+
+def _equal_ranks(mass_u: Tensor, mass_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The optimal transport between ascending numbers with these masses: places i and j, and the mass of each."""
+    ends = mass_u.cumsum(0), mass_v.cumsum(0)
+    # Between two cuts one u and one v are in force. Equal cuts leave places without mass.
+    cuts = torch.cat(ends).sort().values
+    mass = cuts.diff(prepend=cuts.new_zeros(1))
+    middles = cuts - mass / 2
+    i, j = (torch.searchsorted(end, middles).clamp(max=len(end) - 1) for end in ends)
+    return i, j, mass
+
+
+class _AOT(Objective):
+    view = "pairs"
+    paper = ("Distributional Preference Alignment of LLMs via Optimal Transport", "https://arxiv.org/abs/2406.05882")
+    needs = Needs(whole_micro_step=True)
+    name: str
+
+    def __init__(
+        self,
+        backbone: BackboneSource = None,
+        *,
+        beta: float = 0.1,
+        label_smoothing: float = 0.0,
+        **options: Unpack[LoopOptions],
+    ) -> None:
+        super().__init__(backbone, **options)
+        self.beta = require_positive("beta", beta)
+        self.label_smoothing = require_between("label_smoothing", label_smoothing, 0.0, 0.5)
+
+    @abstractmethod
+    def compared(self, policy: LogProbs, reference: LogProbs) -> tuple[Tensor, Tensor]:
+        """Return u and v, [B]."""
+
+    def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
+        rewards = self.beta * (policy.sum - reference.sum)
+        return Output({self.name: self._loss(batch, *self.compared(policy, reference))}, rewards)
+
+    def _loss(self, batch: Batch, u: Tensor, v: Tensor) -> Mean:
+        own = torch.ones_like(u) if batch.weights is None else batch.weights.to(u)
+        mine = own_places(len(own))
+        u, v, weights = of_all_ranks(u), of_all_ranks(v), of_all_ranks(own)
+        losses = aot_loss(u, v, weights, beta=self.beta, label_smoothing=self.label_smoothing)
+        # The v of this rank are compared with other ranks' u too.
+        return with_others_gradient(self.per_example(losses[mine], batch), losses, weights, mine)
+
+
+class AOT(_AOT):
+    """AOT on pairs: the policy's margins between two completions come to dominate those of the reference.
+
+    The margins of all ranks' pairs in the micro-step are sorted together.
+
+    Deviations from the paper:
+        1. Of its losses only the logistic one, as in TRL, with numbers sorted and not softly sorted.
+
+    Args:
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: β, above 0.
+        label_smoothing: ε in [0, 1/2).
+
+    Raises:
+        ValueError: naming the key of a value out of range.
+    """
+
+    name = "aot"
+
+    def compared(self, policy: LogProbs, reference: LogProbs) -> tuple[Tensor, Tensor]:
+        margins = [logprobs.sum[:, 0] - logprobs.sum[:, 1] for logprobs in (policy, reference)]
+        return margins[0], margins[1]
+
+
+class AOTUnpaired(_AOT):
+    """AOT for the two sides of pairs as two sets: chosen completions' rewards come to dominate those of rejected ones.
+
+    The log-ratios of all ranks' pairs in the micro-step are sorted together.
+
+    Deviations from the paper:
+        1. As those of :class:`AOT`.
+        2. The two sets are those of pairs, so equally many of both.
+
+    Args:
+        backbone, options: see :class:`halos.loop.module.TrainingLoop`.
+        beta: β, above 0.
+        label_smoothing: ε in [0, 1/2).
+
+    Raises:
+        ValueError: naming the key of a value out of range.
+    """
+
+    name = "aot_unpaired"
+
+    def compared(self, policy: LogProbs, reference: LogProbs) -> tuple[Tensor, Tensor]:
+        log_ratios = policy.sum - reference.sum
+        return log_ratios[:, 0], log_ratios[:, 1]
