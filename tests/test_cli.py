@@ -42,7 +42,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
 
 
 MISTAKES = [
-    ("loss=kt0", ["loss=kt0", "did you mean kto?", "csft, dpo, grpo, ipo, kto"]),
+    ("loss=kt0", ["loss=kt0", "did you mean kto?", "ipo, irpo, kto, "]),
     ("data=fils", ["data=fils", "did you mean files"]),
     ("strategy=nothinglikeit", ["strategy=nothinglikeit", "expected one of auto, ddp"]),
     ("los=kto", ["los", "loss"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Unpack
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_between, require_positive, require_share
 from halos.loop.policy_weights import PolicyWeights
-from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Objective, Output
 
 
 def dpo_loss(
@@ -99,7 +100,7 @@ class DPO(Objective):
         self.length_penalty = require_between("length_penalty", length_penalty, 0.0)
         self.margin_weight = require_between("margin_weight", margin_weight, 0.0)
         self.policy_weights = PolicyWeights() if policy_weights else None
-        self.needs = Needs(margins=self.margin_weight > 0, log_collision=policy_weights)
+        self.needs = replace(self.needs, margins=self.margin_weight > 0, log_collision=policy_weights)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         ours, theirs = self.log_probs(policy), self.log_probs(reference)

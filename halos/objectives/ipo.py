@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Unpack
 
 from torch import Tensor
 
 from halos.config.parameters import require_between, require_positive
-from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Objective, Output
 
 
 def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, margin: Tensor | float = 0.0) -> Tensor:
@@ -62,7 +63,7 @@ class IPO(Objective):
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
         self.margin_weight = require_between("margin_weight", margin_weight, 0.0)
-        self.needs = Needs(margins=self.margin_weight > 0)
+        self.needs = replace(self.needs, margins=self.margin_weight > 0)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         # The mean divides by the mask's count. Counting non-zero log-ratios instead would miss tokens at the reference.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Unpack
 
 import torch
@@ -72,7 +73,7 @@ class SimPO(Objective):
         self.gamma = require_between("gamma", gamma, 0.0)
         self.alpha = require_between("alpha", alpha, -math.inf, open_low=True)
         self.margin_weight = require_between("margin_weight", margin_weight, 0.0)
-        self.needs = Needs(reference=False, margins=self.margin_weight > 0)
+        self.needs = replace(self.needs, margins=self.margin_weight > 0)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
         # Means over tokens, for training as for the reward: a sum would favour short completions.

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from halos.config.nodes import build
 from halos.config.signatures import accepted_names, check_arguments
-from halos.objectives import DPO, Mix, Objective
+from halos.objectives import DPO, Mix, Objective, RobustDPO
 
 
 class Broken(DPO):
@@ -28,7 +28,8 @@ def open_to_all(first: int, **others: int) -> None:
 
 def test_a_constructor_takes_the_keywords_of_its_bases() -> None:
     assert accepted_names(Broken) == [
-        *("backbone", "margin", "beta", "label_smoothing", "optim", "seed", "humanline", "non_finite")
+        *("backbone", "margin", "beta", "label_smoothing", "length_normalised", "tail_weight", "length_penalty"),
+        *("margin_weight", "policy_weights", "optim", "seed", "humanline", "non_finite"),
     ]
     assert accepted_names(open_to_all) is None
     assert accepted_names(str) is None
@@ -38,7 +39,7 @@ def test_a_constructor_takes_the_keywords_of_its_bases() -> None:
     ("function", "arguments", "error"),
     [
         (
-            partial(DPO, bta=1),  # type: ignore[call-arg]
+            partial(RobustDPO, bta=1),  # type: ignore[call-arg]
             {},
             "x does not take 'bta' (did you mean beta?); expected some of beta, label_smoothing, optim, seed, "
             "humanline, non_finite",
