@@ -44,8 +44,9 @@ def halo_loss(
     """The human-aware loss of each completion or pair (Definition 3.4 of the paper): λ_y (C − v(±u)).
 
     u = r − z₀ is by how much the reward exceeds the reference point. A desirable completion is a gain of u and an
-    undesirable one a gain of −u, as in KTO: v(u) or v(−u). λ_y is λ_D or λ_U. The reference point of a chosen
-    completion is the rejected one's reward, so that a pair is a desirable completion with u = r_w − r_l.
+    undesirable one a gain of −u, as in KTO. λ_y is λ_D or λ_U.
+
+    A pair is a desirable completion whose reference point is the reward of the rejected one: u = r_w − r_l.
 
     Where labels are wrong with probability ε, the loss is that of the prospect of both cases:
     λ_y (w(1 − ε)(C − v(±u)) + w(ε)(C − v(∓u))), w a probability weighting.
