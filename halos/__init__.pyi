@@ -22,6 +22,7 @@ from .objectives import (
     EXO as EXO,
     FDPO as FDPO,
     GRPO as GRPO,
+    HALO as HALO,
     IPO as IPO,
     KTO as KTO,
     NCA as NCA,

@@ -1,11 +1,14 @@
 """Draw the value functions of losses, and say which of them are human-aware losses.
 
-python scripts/plot_values.py [loss=kto,dpo,slic] [output=values.png]
+python scripts/plot_values.py [loss=kto,dpo,slic] [loss.KEY=VALUE] [output=values.png]
 """
 
 from __future__ import annotations
 
-from halos.theory.command import main
+import sys
+
+from halos.cli import end_with_one_line
+from halos.commands.plot_values import run
 
 if __name__ == "__main__":
-    main()
+    end_with_one_line(lambda: run(sys.argv[1:]))

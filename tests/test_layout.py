@@ -17,7 +17,7 @@ import halos
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
     "checks safe_text",
-    "files metrics optim processes",
+    "files formulas metrics optim processes",
     "caches",
     "terminal data",
     "config toy",
@@ -25,21 +25,21 @@ LAYERS = (
     "loop sampling sharding",
     "objectives",
     "testing judges reporting",
+    "theory",
     "training evaluation pytest_plugin",
     "comparison",
     "commands",
     "cli",
-    "theory",
 )
 """From the ground up; imports run downwards only."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 PUBLIC = {
     "halos": (
         "AOT AOTUnpaired APODown APOZero Adafactor AdamW BCO BCOPair DiscoPOP EXO FDPO Hinge NCAPair SPPO Backbone "
-        "BitsAndBytesAdamW BradleyTerry CPO CSFT DPO FSDP GRPO HHSource IPO FeedbackFiles KTO LoRA Mix MixedSource "
-        "ModelSpec Needs ORPO OasstSource Objective Output PPO PreferenceDataModule RMSprop RobustDPO SFT SHPSource "
-        "SLiC Selection SimPO StreamingDataModule ToySource UltraFeedbackSource data objectives policy testing "
-        "theory train NCA InfoNCA"
+        "BitsAndBytesAdamW BradleyTerry CPO CSFT DPO FSDP GRPO HALO HHSource IPO FeedbackFiles KTO LoRA Mix "
+        "MixedSource ModelSpec Needs ORPO OasstSource Objective Output PPO PreferenceDataModule RMSprop RobustDPO SFT "
+        "SHPSource SLiC Selection SimPO StreamingDataModule ToySource UltraFeedbackSource data objectives policy "
+        "testing theory train NCA InfoNCA"
     ),
     "halos.data": (
         "Batch Batches Completion Conversation FileSource HHSource FeedbackFiles Message MixedSource OasstSource "
@@ -48,16 +48,16 @@ PUBLIC = {
     ),
     "halos.judges": "ChatJudge CompletionJudge RewardModel TruthJudge",
     "halos.objectives": (
-        "AOT AOTUnpaired APODown APOZero BCO BCOPair BradleyTerry CPO CSFT DPO DiscoPOP EXO FDPO GRPO Hinge "
+        "AOT AOTUnpaired APODown APOZero BCO BCOPair BradleyTerry CPO CSFT DPO DiscoPOP EXO FDPO GRPO HALO Hinge "
         "Humanline IPO KTO Mix NCAPair Needs ORPO Objective Output PPO SPPO aot_loss bco_pair_loss discopop_loss "
         "exo_loss f_derivative f_dpo_loss hinge_loss nca_pair_loss sppo_loss PPOLosses RobustDPO SFT SLiC SimPO "
         "apo_down_loss apo_zero_loss bco_loss bradley_terry_loss cpo_loss dpo_loss group_advantages grpo_loss "
-        "ipo_loss kto_loss orpo_loss ppo_loss robust_dpo_loss sft_loss simpo_loss slic_loss NCA InfoNCA group_shares "
-        "infonca_loss nca_loss"
+        "halo_loss ipo_loss kto_loss orpo_loss ppo_loss robust_dpo_loss sft_loss simpo_loss slic_loss NCA InfoNCA "
+        "group_shares infonca_loss nca_loss"
     ),
     "halos.policy": "Backbone LoRA LogProbs ModelSpec completion_logprobs",
     "halos.sharding": "FSDP FSDPTP",
-    "halos.theory": "ImpliedLoss Side Verdict is_halo sides value_curve",
+    "halos.theory": "ImpliedLoss Side Trace Verdict is_halo sides trace value_curve",
     "halos.toy": "Annotator ToySource ToyTopicsSource",
     "halos.training": "Checkpoints PolicyPoint ReferenceSync RunFolder RunRecord",
 }

@@ -9,7 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from halos.commands.assembly import Run, assemble
 from halos.commands.finish import finish
 from halos.commands.replies import validation_plan
+from halos.commands.value_report import show_value
 from halos.files import path_named
+from halos.objectives.halo import HALO
 from halos.processes import ranks, signals
 from halos.processes.collectives import data_ranks
 from halos.reporting import run_report
@@ -70,6 +72,8 @@ def show(run: Run, start: int | None) -> None:
     label = {True: " (desirable)", False: " (undesirable)", None: ""}[example.desirable]
     branches = ("chosen", "rejected") if objective.view == "pairs" else (f"completion{label}", "mismatched")
     show_example(example, run.model.tokenizer, branches[: len(example.branches)])
+    if isinstance(objective, HALO):
+        show_value(objective, run.cfg.loss)
     run_report.show_plan(plan(run, start))
 
 

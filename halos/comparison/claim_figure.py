@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Point = tuple[object, Estimate]
 """A value of the varied setting, and the metric there."""
+LETTERS = 50
+"""Of all names below the axis together; longer ones would run into each other, and are turned."""
 
 
 def claim_figure(verdict: Verdict) -> tuple[Figure, Axes]:
@@ -43,6 +45,8 @@ def claim_figure(verdict: Verdict) -> tuple[Figure, Axes]:
         axes.errorbar(x, values, yerr=widths, fmt=style, capsize=3, color=line_colour(n), label=shown)
     if not numeric:
         axes.set_xticks(range(len(names)), list(map(mathtext, names)))
+        if sum(map(len, names)) > LETTERS:
+            axes.tick_params("x", labelrotation=20)
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif claim.figure.log:
         axes.set_xscale("log")

@@ -10,6 +10,7 @@ from .dpo import DPO as DPO, dpo_loss as dpo_loss
 from .exo import EXO as EXO, exo_loss as exo_loss
 from .f_dpo import FDPO as FDPO, f_derivative as f_derivative, f_dpo_loss as f_dpo_loss
 from .grpo import GRPO as GRPO, group_advantages as group_advantages, grpo_loss as grpo_loss
+from .halo import HALO as HALO, halo_loss as halo_loss
 from .hinge import Hinge as Hinge, hinge_loss as hinge_loss
 from .ipo import IPO as IPO, ipo_loss as ipo_loss
 from .kto import KTO as KTO, kto_loss as kto_loss

@@ -77,6 +77,13 @@ def objective(name: str) -> type[Objective]:
     return get_class(settings(name)["_target_"])
 
 
+@cache
+def described(name: str) -> Objective:
+    """Return the objective with the parameters of its YAML, without a backbone."""
+    values = {key: value for key, value in settings(name).items() if key not in ("_target_", "name")}
+    return objective(name)(None, **values)
+
+
 def paper(name: str) -> tuple[str, str] | None:
     """Return title and address of a loss's paper: that of losses.yaml for a variant, else that of the class."""
     own = notes()[name].get("title")
@@ -85,16 +92,15 @@ def paper(name: str) -> tuple[str, str] | None:
 
 def needs(name: str) -> Any:
     """Return the needs of a loss with the parameters of its YAML; those of a mixture's parts, united."""
-    values = {key: value for key, value in settings(name).items() if key not in ("_target_", "name")}
-    if "parts" in values:
+    if "parts" in (values := settings(name)):
         parts_needs: list[Needs] = [get_class(part["_target_"])(None).needs for part in values["parts"].values()]
         return reduce(or_, parts_needs)
-    return objective(name)(None, **values).needs
+    return described(name).needs
 
 
 def view(name: str) -> str:
     """Return the view of a loss; the mixtures take pairs."""
-    return "pairs" if "parts" in settings(name) else objective(name).view
+    return "pairs" if "parts" in settings(name) else described(name).view
 
 
 def index_page() -> str:

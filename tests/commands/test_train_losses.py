@@ -95,3 +95,17 @@ def test_the_target_of_a_loss_can_be_replaced_alone(my_module: str, tmp_path: Pa
     target = [f"loss._target_={my_module}.Mine", "~loss.beta", "~loss.label_smoothing"]
     summary = run(tmp_path / "run", "loss=dpo", *target, "data.source.feedback=pairs", "trainer.max_steps=1")
     assert len(summary["train_loss"]) == 1
+
+
+def test_a_formula_is_printed_and_trained_from_step_0_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    formula = "where(u>0, u**0.88, -2.25*(-u)**0.88)"
+    run(tmp_path, "loss=halo", f"loss.value='{formula}'", "trainer.max_steps=2", "optim.warmup=0")
+    said = capsys.readouterr().out
+    assert "v(u) = where(u>0, u^0.88, −2.25·(−u)^0.88)" in said
+    assert "ε = 0.001 of 0" in said
+    assert "HALO, with reward log π_θ/π_ref" in said
+    # At step 0 each u is 0: a loss of 0 with a gradient that is not.
+    losses = column(tmp_path, "train/loss")
+    assert losses[1] == pytest.approx(0.0, abs=1e-5)
+    assert column(tmp_path, "train/grad_norm")[1] > 0.1
+    assert abs(losses[2]) > 1e-3

@@ -160,6 +160,14 @@ def test_the_figure_has_a_line_for_each_loss_with_intervals_and_the_reference() 
     assert (low, high) == pytest.approx((0.6 - 4.302653 * 0.1 / 3**0.5, 0.6 + 4.302653 * 0.1 / 3**0.5), abs=1e-6)
 
 
+@pytest.mark.parametrize(("name", "turned"), [("kto", False), ("kto_with_a_name_of_many_letters", True)])
+def test_long_names_below_the_axis_are_turned(name: str, turned: bool) -> None:
+    claim = {**CLAIM, "figure": {"x": "loss.name", "label": "loss"}}
+    some = [run(loss, 0, 0.5, n, claim=claim) for loss in (f"{name}_1", f"{name}_2") for n in (0.2, 0.0)]
+    _, axes = claim_figure(decide(some)[0])
+    assert {bool(label.get_rotation()) for label in axes.get_xticklabels()} == {turned}
+
+
 def jobs(experiment: str) -> tuple[list[DictConfig], set[str]]:
     """What Hydra's sweeper makes of the experiment, composed for its first seed, and the names of their settings."""
     with hydra.initialize_config_dir(config_folder(), version_base="1.3"):

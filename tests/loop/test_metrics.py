@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from halos.objectives import (
     DPO,
     FDPO,
     GRPO,
+    HALO,
     IPO,
     KTO,
     PPO,
@@ -59,7 +61,8 @@ def test_the_names_of_metrics(kind: type[Objective], names: set[str], val_only: 
 @pytest.mark.parametrize("kind", [kind for kind in WITH_REFERENCE if kind not in (FDPO, IPO, Mix)])
 def test_validation_metrics_by_hand(kind: type[Objective]) -> None:
     """Each row alone through policy and reference after the last of several validations, put together in Python."""
-    objective, val = objective_of(kind, beta=0.25), rows_for(kind, 11, seed=1)
+    formula: Any = {"value": "logistic"} if kind is HALO else {}  # one that reads β
+    objective, val = objective_of(kind, beta=0.25, **formula), rows_for(kind, 11, seed=1)
     run = fit(objective, rows_for(kind, 12), batch_size=4, val=val, val_check_interval=1)
     chosen: list[float] = []
     rejected: list[float] = []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from halos.theory.command import run
+from halos.commands.plot_values import run
 
 
 def test_verdicts_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,5 +20,12 @@ def test_verdicts_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("word", ["losses=kto", "kto", "=kto"])
 def test_an_unknown_word_is_refused(word: str) -> None:
-    with pytest.raises(ValueError, match="expected loss=NAME,NAME,… and output=FILE; found"):
+    message = f"expected loss=NAME,NAME,…, loss.KEY=VALUE for all of these, and output=FILE; found {word}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         run([word])
+
+
+def test_a_formula_is_drawn_as_a_loss_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["loss=halo", "loss.value='-(u - 5)**2'", "loss.view=pairs", f"output={tmp_path}/values.png"])
+    verdict = "halo: no HALO: desirable completions: the value decreases at a gain of 5.25"
+    assert capsys.readouterr().out.splitlines()[0] == verdict
