@@ -17,8 +17,10 @@ from halos.processes.collectives import all_gather_list, data_rank_and_world
 
 def of_all_ranks(column: Tensor) -> Tensor:
     """Return the numbers [B] of all ranks, [N], one rank after the other; this rank's with gradient."""
+    own, world = data_rank_and_world()
+    if world == 1:  # without reading values, which would wait for the device
+        return column
     ranks = all_gather_list([column.tolist()])
-    own = data_rank_and_world()[0]
     return torch.cat([column if rank == own else column.new_tensor(values) for rank, values in enumerate(ranks)])
 
 

@@ -37,18 +37,24 @@ def aot_loss(
     i, j, mass = _equal_ranks(mass_u, mass_v)
     margins = beta * (u[i] - v[j])
     losses = -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
-    return (torch.zeros_like(u).index_add(0, i, mass * losses) / mass_u)[place]
+    return _divided(torch.zeros_like(u).index_add(0, i, mass * losses), mass_u)[place]
 
 
 def _distinct(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The distinct values in ascending order, their weights, and the place of each value among them.
 
-    A value that occurs several times is the mean of its copies, which therefore share its gradient.
+    A value that occurs several times is the mean of its copies, which therefore share its gradient. There are as many
+    places as values, so that their number need not be read from the device; the last ones may have no weight.
     """
-    _, place = values.detach().unique(return_inverse=True)
-    zeros = weights.new_zeros(int(place.max()) + 1)
+    ordered, order = values.detach().sort()
+    place = torch.zeros_like(order).scatter(0, order, (ordered.diff(prepend=ordered[:1]) != 0).cumsum(0))
+    zeros = torch.zeros_like(weights)
     mass = zeros.index_add(0, place, weights)
-    return zeros.index_add(0, place, weights * values) / mass, mass, place
+    return _divided(zeros.index_add(0, place, weights * values), mass), mass, place
+
+
+def _divided(sums: Tensor, masses: Tensor) -> Tensor:
+    return sums / torch.where(masses > 0, masses, 1.0)
 
 
 def _equal_ranks(mass_u: Tensor, mass_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,7 +64,8 @@ def _equal_ranks(mass_u: Tensor, mass_v: Tensor) -> tuple[Tensor, Tensor, Tensor
     cuts = torch.cat(ends).sort().values
     mass = cuts.diff(prepend=cuts.new_zeros(1))
     middles = cuts - mass / 2
-    i, j = (torch.searchsorted(end, middles).clamp(max=len(end) - 1) for end in ends)
+    # Rounding may leave a middle above the end of the other side, whose last place with mass is then meant.
+    i, j = (torch.searchsorted(end, torch.minimum(middles, end[-1])) for end in ends)
     return i, j, mass
 
 
