@@ -39,7 +39,7 @@ def check_share(key: str, value: object) -> None:
 
 def check_choice(key: str, value: object, options: Collection[str]) -> None:
     """Raise ``ValueError`` unless the value is one of the options."""
-    if value not in options:
+    if value not in list(options):  # a list, as a value of a saved configuration may have no hash
         raise ValueError(f"{key}: expected one of {', '.join(options)}; found {value!r}")
 
 

@@ -43,6 +43,8 @@ def build_objective(cfg: DictConfig, optim: Optim) -> Objective:
     Raises ``ValueError`` for a bad class and bad parameters.
     """
     class_of("loss", cfg.loss._target_, Objective)
+    if not isinstance(cfg.humanline, DictConfig):
+        raise ValueError(f"humanline: expected keys with values, found {cfg.humanline!r}")
     humanline = plain(cfg.humanline)
     clamp = Humanline(**humanline) if humanline.pop("enabled", False) else None
     common = {"optim": optim, "seed": cfg.seed, "humanline": clamp, "non_finite": cfg.non_finite}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle  # noqa: TID251 (for an unpickler that refuses all but a list of names)
+import pickletools
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -116,8 +117,9 @@ def read_index(folder: Path) -> Metadata:
     try:
         if file.stat().st_size > _INDEX_BYTES:
             raise ValueError(f"it is larger than {_INDEX_BYTES:,} bytes")
-        with file.open("rb") as stream:
-            index = _Index(stream).load()
+        data = file.read_bytes()
+        _check_numbers(data)
+        index = _Index(io.BytesIO(data)).load()
         _check(index, sum(path.stat().st_size for path in folder.iterdir() if path.is_file()))
     except Exception as error:  # whatever a damaged pickle raises
         raise ValueError(f"{file} is damaged or something else: {error}") from error
@@ -155,6 +157,13 @@ def _failures_as_values(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder}: {first}") from error
     except (OSError, EOFError, KeyError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
+
+
+def _check_numbers(data: bytes) -> None:
+    # A pickle numbers its objects. Python makes a table as long as the highest number, which may be 2**32.
+    for opcode, argument, _ in pickletools.genops(data):
+        if "PUT" in opcode.name and isinstance(argument, int) and argument > len(data):
+            raise ValueError(f"expected at most {len(data):,} objects, as it has bytes, found the number {argument:,}")
 
 
 def _check(index: object, size: int) -> None:

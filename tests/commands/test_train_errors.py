@@ -10,8 +10,13 @@ from types import ModuleType
 import lightning.pytorch as pl
 import pytest
 from hydra import compose as compose_config, initialize_config_dir
+from omegaconf import OmegaConf
 
+from halos.commands.builders import build_objective
 from halos.config.folder import config_folder
+from halos.config.nodes import plain
+from halos.optim import AdamW
+from tests.configs import compose
 from tests.train_runs import column, run
 
 
@@ -217,3 +222,11 @@ def test_a_folder_with_another_run_is_kept_unless_it_is_to_be_overwritten(tmp_pa
     assert len(run(tmp_path, "overwrite=true", "trainer.max_steps=2")["train_loss"]) == 2
     assert list(column(tmp_path, "train/loss")) == [1, 2]
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("value", [[1], None, "x", 3])
+def test_a_saved_configuration_whose_humanline_has_no_keys_is_refused(value: object) -> None:
+    cfg = OmegaConf.create(plain(compose()))
+    cfg.humanline = value
+    with pytest.raises(ValueError, match=r"^humanline: expected keys with values, found "):
+        build_objective(cfg, AdamW())

@@ -160,6 +160,16 @@ def test_an_index_that_the_folder_cannot_hold_is_refused(tmp_path: Path) -> None
         read_index(folder)
 
 
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\xff", b"p2147483648\n"])
+def test_an_index_that_numbers_an_object_in_the_billions_is_refused_before_it_is_read(
+    put: bytes, tmp_path: Path
+) -> None:
+    folder = sharded(tmp_path / "step_3.ckpt")
+    (folder / ".metadata").write_bytes(b"\x80\x02}" + put + b".")  # a dict, kept under the number
+    with pytest.raises(ValueError, match=r"expected at most \d+ objects, as it has bytes, found the number [24],"):
+        read_index(folder)
+
+
 def test_a_folder_with_a_cut_file_is_refused(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "step_3.ckpt")
     (shards,) = folder.glob("*.distcp")
