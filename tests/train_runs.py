@@ -102,7 +102,8 @@ SUMMARY = [
 
 def is_paired(loss: str) -> bool:
     node = compose(f"loss={loss}").loss
-    return loss in MIXTURES or get_class(node._target_).view == "pairs"  # type: ignore[attr-defined]
+    view = node.get("view") or get_class(node._target_).view  # type: ignore[attr-defined]
+    return loss in MIXTURES or view == "pairs"
 
 
 RESUMABLE = (

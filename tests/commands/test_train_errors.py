@@ -55,7 +55,7 @@ REFUSED: dict[str, tuple[Words, str]] = {
     ),
     "an unknown statistic": (
         lambda tmp: ["model.statistics=[entropie]"],
-        r"model\.statistics: expected a list of entropy, token_accuracy; found \['entropie'\]",
+        r"model\.statistics: expected a list of entropy, token_accuracy, log_collision; found \['entropie'\]",
     ),
     "no folder": (lambda tmp: ["cache_dir=null"], r"cache_dir: expected a folder, found None"),
     "a validation behind the end": (

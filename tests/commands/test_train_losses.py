@@ -92,8 +92,8 @@ def test_an_objective_from_outside_the_package_trains(my_module: str, tmp_path: 
 
 
 def test_the_target_of_a_loss_can_be_replaced_alone(my_module: str, tmp_path: Path) -> None:
-    target = [f"loss._target_={my_module}.Mine", "~loss.beta", "~loss.label_smoothing"]
-    summary = run(tmp_path / "run", "loss=dpo", *target, "data.source.feedback=pairs", "trainer.max_steps=1")
+    target = [f"loss._target_={my_module}.Mine", "~loss.beta"]
+    summary = run(tmp_path / "run", "loss=hinge", *target, "data.source.feedback=pairs", "trainer.max_steps=1")
     assert len(summary["train_loss"]) == 1
 
 

@@ -282,9 +282,9 @@ def test_without_its_adapter_the_policy_is_the_reference() -> None:
 def _whole_divergence(backbone: Backbone, batch: Batch) -> float:
     total = 0.0
     for chunk in batch.chunks:
-        p = backbone.policy(input_ids=chunk.input_ids).logits[chunk.predicts].double().log_softmax(-1)
+        p = backbone.policy(input_ids=chunk.input_ids).logits.flatten(0, 1)[chunk.predicts].double().log_softmax(-1)
         with as_reference(backbone.policy):
-            q = backbone.policy(input_ids=chunk.input_ids).logits[chunk.predicts].double().log_softmax(-1)
+            q = backbone.policy(input_ids=chunk.input_ids).logits.flatten(0, 1)[chunk.predicts].double().log_softmax(-1)
         total += float((p.exp() * (p - q)).sum())
     return total
 
