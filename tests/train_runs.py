@@ -102,8 +102,8 @@ SUMMARY = [
 
 def is_paired(loss: str) -> bool:
     node = compose(f"loss={loss}").loss
-    view = node.get("view") or get_class(node._target_).view  # type: ignore[attr-defined]
-    return loss in MIXTURES or view == "pairs"
+    # A mixture has the view of its parts, and loss=halo that of its key.
+    return loss in MIXTURES or (node.get("view") or get_class(node._target_).view) == "pairs"  # type: ignore[attr-defined]
 
 
 RESUMABLE = (

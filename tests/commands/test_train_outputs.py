@@ -78,7 +78,20 @@ OWN_NAMES = {
 }
 TRAIN_NAMES = NAMES | {"examples_per_second", "tokens_per_second", "grad_norm", "lr", "examples", "epoch"}
 LOSSES = [option for option in options("loss") if option != "bradley_terry"]
-ALIKE = {"cdpo", "kto_balanced", "kto_zero", "alphapo", "dpo_norm", "ld_dpo", "r_dpo", "wpo"}
+ALIKE = {
+    "halo_dpo",
+    "halo_kto",
+    "halo_kto_concave",
+    "halo_kto_risk_neutral",
+    "cdpo",
+    "kto_balanced",
+    "kto_zero",
+    "alphapo",
+    "dpo_norm",
+    "ld_dpo",
+    "r_dpo",
+    "wpo",
+}
 ALIKE |= {
     "infonca",
     "nca",

@@ -25,7 +25,13 @@ SOME = ("kto", "sft")
 
 
 def case(name: str) -> Any:
-    marks = [pytest.mark.slow] if name in VARIANTS else [] if name in SOME else [pytest.mark.long]
+    marks = (
+        [pytest.mark.slow]
+        if name in VARIANTS or name in ("cpo_simpo", "irpo")
+        else []
+        if name in SOME
+        else [pytest.mark.long]
+    )
     return pytest.param(name, marks=marks)
 
 
