@@ -9,7 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 from halos.commands.assembly import Run, assemble
 from halos.commands.finish import finish
 from halos.commands.replies import validation_plan
-from halos.commands.value_report import show_value
 from halos.files import path_named
 from halos.objectives.halo import HALO
 from halos.processes import ranks, signals
@@ -73,6 +72,8 @@ def show(run: Run, start: int | None) -> None:
     branches = ("chosen", "rejected") if objective.view == "pairs" else (f"completion{label}", "mismatched")
     show_example(example, run.model.tokenizer, branches[: len(example.branches)])
     if isinstance(objective, HALO):
+        from halos.commands.value_report import show_value  # it imports the checks of halos.theory
+
         show_value(objective, run.cfg.loss)
     run_report.show_plan(plan(run, start))
 

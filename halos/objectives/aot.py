@@ -19,7 +19,7 @@ def aot_loss(
 ) -> Tensor:
     """The AOT loss of each u: −(1 − ε) log σ(β(u − v)) − ε log σ(−β(u − v)), for the v of equal rank.
 
-    The k-th smallest u is compared with the k-th smallest v, so that the distribution of u comes to dominate that of v.
+    The k-th smallest u is compared with the k-th smallest v. Training moves the distribution of u above that of v.
     AOT (paired): u = log π_θ(y_w|x) − log π_θ(y_l|x), and v is the same under π_ref.
     AOT (unpaired): u = r of chosen and v = r of rejected completions, r = log π_θ(y|x) − log π_ref(y|x).
 
@@ -134,8 +134,8 @@ class AOTUnpaired(_AOT):
     The log-ratios of all ranks' pairs in the micro-step are sorted together.
 
     Deviations from the paper:
-        1. As those of :class:`AOT`.
-        2. The two sets are those of pairs, so equally many of both.
+        1. The deviation of :class:`AOT` holds here too.
+        2. Chosen and rejected completions come from pairs, so there are equally many of both.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.

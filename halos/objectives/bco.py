@@ -188,7 +188,7 @@ class BCOPair(Objective):
     """BCO on pairs: both completions of a pair in one step, prompt and forward shared, as a part of a mixture needs.
 
     Deviations from the paper:
-        1. As those of :class:`BCO`. The loss of a pair is a sum, so that it is twice that of :class:`BCO`.
+        1. The deviations of :class:`BCO` hold here too. The loss of a pair is the sum of its completions' losses.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.

@@ -16,8 +16,8 @@ from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, 
 def exo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, label_smoothing: float = 0.001) -> Tensor:
     """The EXO-pref loss of each pair (equation 16 of the paper): KL(q ‖ p) of two distributions over its completions.
 
-    q = (σ(m), σ(−m)), m = β(r_w − r_l), r = log π_θ(y|x) − log π_ref(y|x), is the policy's preference, and
-    p = (1 − ε, ε) that of the data. DPO minimises KL(p ‖ q) instead, with ε = 0.
+    q = (σ(m), σ(−m)) is the policy's preference, with m = β(r_w − r_l) and r = log π_θ(y|x) − log π_ref(y|x).
+    p = (1 − ε, ε) is the preference of the data. DPO minimises KL(p ‖ q) with ε = 0.
 
     Args:
         chosen, rejected: r of the chosen (w) and the rejected (l) completion, summed over tokens, in nats, [B].

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from halos.data.batches.collate import step_size
 from halos.objectives import AOT, AOTUnpaired, aot_loss
 from halos.testing.examples import evaluate, make_inputs, make_objective, tiny_rows
-from halos.testing.ranks import on_ranks
+from tests.objectives.uneven_ranks import assert_ranks_equal_one
 from tests.pairs import POLICY, REFERENCE, assert_term, log_ratios, pairs, sums
 
 U = torch.tensor([0.3, -2.0, 1.5, 0.9], dtype=torch.float64)
@@ -81,16 +79,7 @@ def test_log_2_where_the_policy_is_the_reference(kind: Any) -> None:
 def test_ranks_with_unequal_numbers_of_pairs_sort_them_together() -> None:
     """Also of the unpaired version, where a rank's v are compared with another's u."""
     objective = make_objective(AOTUnpaired)
-    rows = tiny_rows(objective, 5)
-    step = step_size(rows)
-    whole = evaluate(objective, make_inputs(objective, rows, step=step))
-    inputs = [make_inputs(objective, part, step=step) for part in (rows[:2], rows[2:])]
-    parts = on_ranks([partial(evaluate, objective, each) for each in inputs])
-    assert float(sum(part.loss for part in parts)) == pytest.approx(float(whole.loss), rel=1e-12)
-    for part in parts:
-        for name, gradient in part.gradients.items():
-            width = gradient.shape[-1]
-            torch.testing.assert_close(gradient, whole.gradients[name][:, :width], rtol=1e-12, atol=1e-15)
+    assert_ranks_equal_one(objective, tiny_rows(objective, 5), cut=2)
 
 
 @pytest.mark.parametrize("kind", [AOT, AOTUnpaired])

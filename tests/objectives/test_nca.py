@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from halos.data.batches.collate import collate, step_size
+from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.objectives import NCA, InfoNCA, dpo_loss, group_shares, infonca_loss, nca_loss, nca_pair_loss
 from halos.policy.logprobs.completions import LogProbs
-from halos.testing.examples import evaluate, make_inputs, make_objective, tiny_rows
-from halos.testing.ranks import on_ranks
+from halos.testing.examples import make_objective, tiny_rows
+from tests.objectives.uneven_ranks import assert_ranks_equal_one
 
 GROUPS = [0, 0, 0, 1, 1, 2]
 SCORES = [1.0, 0.5, -1.0, 2.0, 2.0, 0.0]
@@ -104,16 +103,7 @@ def test_for_two_completions_of_which_one_takes_all_they_are_the_losses_of_pairs
 
 def test_a_group_that_is_split_over_ranks_is_still_one_group() -> None:
     objective = make_objective(InfoNCA)
-    rows = [*tiny_rows(objective, 5)]
-    step = step_size(rows)
-    whole = evaluate(objective, make_inputs(objective, rows, step=step))
-    inputs = [make_inputs(objective, part, step=step) for part in (rows[:1], rows[1:])]
-    parts = on_ranks([partial(evaluate, objective, each) for each in inputs])
-    assert float(sum(part.loss for part in parts)) == pytest.approx(float(whole.loss), rel=1e-12)
-    for part in parts:
-        for name, gradient in part.gradients.items():
-            width = gradient.shape[-1]
-            torch.testing.assert_close(gradient, whole.gradients[name][:, :width], rtol=1e-12, atol=1e-15)
+    assert_ranks_equal_one(objective, tiny_rows(objective, 5), cut=1)
 
 
 @pytest.mark.parametrize("kind", [NCA, InfoNCA])

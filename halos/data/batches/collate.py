@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 from halos.data.batches.order import MicroBatch
 from halos.data.batches.packing import Pack, divide, map_tensors, pack
 from halos.data.batches.reference_table import ReferenceTable
-from halos.data.rows.token_rows import GRADED, Row, group_sizes
+from halos.data.rows.token_rows import Row, graded, group_sizes
 
 PAD = 0
 """The id of padding. Any id would do: attention is causal and padding is on the right, so no scored token attends to
@@ -217,7 +217,7 @@ def collate(
         packs=tuple(packs),
         reference_bits=None if reference is None else reference.logprobs(rows, width).view(torch.int32),
         weight_bits=_bits([row.weight for row in rows]) if _weighted(rows) else None,
-        graded_bits=_bits([_graded(row) for row in rows]) if len(rows[0].branches) - mismatched == 2 else None,
+        graded_bits=_bits([graded(row) for row in rows]) if len(rows[0].branches) - mismatched == 2 else None,
         pad=pad,
         padded=None if packs else pad(),
     )
@@ -261,10 +261,6 @@ def _weighted(rows: Sequence[Row]) -> bool:
 
 def _floats(bits: Tensor | None) -> Tensor | None:
     return None if bits is None else bits.view(torch.float32)
-
-
-def _graded(row: Row) -> list[float]:
-    return [math.nan if (value := getattr(row, name)) is None else value for name in GRADED]
 
 
 def _padded(rows: Sequence[Row], width: int, count: int, *, mismatched: bool, whole: bool) -> tuple[Chunk, ...]:

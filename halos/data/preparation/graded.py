@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from halos.data.rows.token_rows import GRADED, Row, TokenRows
+from halos.data.rows.token_rows import Row, TokenRows, graded
 
 if TYPE_CHECKING:
     from halos.data.preparation.prepare import DataNeeds
@@ -21,13 +21,13 @@ def check_graded(rows: Sequence[Row], needs: DataNeeds) -> None:
     """
     if not (needs.margins or needs.pair_scores):
         return
-    graded = rows.graded() if isinstance(rows, TokenRows) else np.array([_graded(row) for row in rows])
+    values = rows.graded() if isinstance(rows, TokenRows) else np.array([graded(row) for row in rows])
     if needs.margins:
         hint = "set loss.margin_weight=0, or add a column margin (data.columns.margin=…)"
-        _refuse(rows, np.isnan(graded[:, 0]), "loss.margin_weight: expected a margin for every pair", hint)
+        _refuse(rows, np.isnan(values[:, 0]), "loss.margin_weight: expected a margin for every pair", hint)
     if needs.pair_scores:
         # NaN compares as false, so pairs without scores are refused too.
-        inside = np.logical_and(graded[:, 1:] >= 0, graded[:, 1:] <= 1).all(axis=1)
+        inside = np.logical_and(values[:, 1:] >= 0, values[:, 1:] <= 1).all(axis=1)
         hint = "set loss.soft=false, or add score_chosen and score_rejected"
         _refuse(rows, np.logical_not(inside), "loss.soft: expected two scores in [0, 1] for every pair", hint)
 
@@ -36,7 +36,3 @@ def _refuse(rows: Sequence[Row], bad: np.ndarray, expected: str, hint: str) -> N
     if bad.any():
         first = rows[int(bad.argmax())].id
         raise ValueError(f"{expected}, found none for {int(bad.sum()):,} of {len(rows):,} ({first}, …); {hint}")
-
-
-def _graded(row: Row) -> list[float]:
-    return [np.nan if (value := getattr(row, name)) is None else value for name in GRADED]

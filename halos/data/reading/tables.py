@@ -158,7 +158,8 @@ def read_folder(folder: Path, split: str | None, *, streaming: bool = False) -> 
     from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    _check_size(folder)
+    if not saved:
+        _check_size(folder)
     try:
         data = load_from_disk(str(folder)) if saved else load_dataset(str(folder), streaming=streaming)
     except Exception as error:  # datasets raises dozens of types, none of which tells a user what to do

@@ -11,6 +11,7 @@ table of its own, and so have mismatched completions whose ids depend on their n
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -85,6 +86,11 @@ class Row:
 def group_sizes(rows: Sequence[Row]) -> np.ndarray:
     """[groups] the number of rows in each group."""
     return np.bincount(rows.groups if isinstance(rows, TokenRows) else [row.group for row in rows])
+
+
+def graded(row: Row) -> list[float]:
+    """Return margin, chosen score and rejected score of a pair; NaN where there is none."""
+    return [math.nan if (value := getattr(row, name)) is None else value for name in GRADED]
 
 
 class TokenRows(Stored[Row]):
