@@ -38,7 +38,7 @@ def run_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     errors = [1.96 * row.get("val/kl_error", 0.0) for row in measured]
     label = "KL(policy ‖ reference) ± 95 % (validation)"
     right.errorbar(steps, kl, errors, fmt="o-", color="black", capsize=3, linewidth=1.2, markersize=4, label=label)
-    left.set(title="rewards, β × log-ratio (training batches)", xlabel="optimizer step")
+    left.set(title="implied rewards (training batches)", xlabel="optimizer step")
     right.set(title="KL and KTO's reference point z₀, nats per completion", xlabel="optimizer step")
     for axes in (left, right):
         axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
