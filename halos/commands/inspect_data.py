@@ -54,7 +54,7 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
         "completion (characters)": records.lists("completion_characters")[1],
     }
     if cfg.view is not None:
-        preparation.derive(intake, cfg.view)
+        preparation.derive(intake, DataNeeds(view=cfg.view))
         examples = intake.examples["train"]
         written = map(example_row, examples)
         for example in () if tokens else examples[: cfg.show]:  # with a tokenizer they are shown decoded

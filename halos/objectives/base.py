@@ -75,17 +75,21 @@ class Objective(TrainingLoop):
         self.source.add_control_tokens(filter(None, (self.control(True), self.control(False))))
         return self.source.tokenizer
 
-    @final
     def data_needs(self) -> DataNeeds:
         """Return what the data module has to prepare for this objective."""
+        return self.view_needs(self.view, self.needs)
+
+    @final
+    def view_needs(self, view: str, needs: Needs) -> DataNeeds:
+        """Return what the data module has to prepare for a loss of one view with these needs."""
         return DataNeeds(
-            view=self.view,
+            view=view,
             control=self.control,
-            mismatched=self.needs.mismatched,
-            whole_completions=self.needs.last_hidden,
-            grouped=self.needs.grouped,
-            margins=self.needs.margins,
-            pair_scores=self.needs.pair_scores,
+            mismatched=needs.mismatched,
+            whole_completions=needs.last_hidden,
+            grouped=needs.grouped,
+            margins=needs.margins,
+            pair_scores=needs.pair_scores,
         )
 
     @final

@@ -34,7 +34,7 @@ def data(train: str | list[str], val: str | None = None, **options: Any) -> Prep
 
 def derived(preparation: Preparation, view: str) -> Intake:
     intake = preparation.read()
-    preparation.derive(intake, view)
+    preparation.derive(intake, DataNeeds(view=view))
     return intake
 
 
