@@ -26,8 +26,9 @@ class Mix(Objective):
 
     Each part takes its own view of the same records. A part on demonstrations takes the chosen completions instead,
     where another part is on pairs. If all parts then take one view, an example of the mixture is an example of it.
-    Otherwise an example is a record, with all that the views make of it: KTO beside DPO gives a record with a pair and
-    two labelled completions, whose tokens the model computes once.
+    Otherwise an example is a record, with all that the views make of it: of a record with a chosen and a rejected
+    completion KTO beside DPO reads one pair and two labels, and the model computes the tokens once. Records of a prompt
+    whose completions make a pair count as one.
 
     Each L_i is divided by the number of its own examples (or tokens) in the optimizer step, so it is the loss that the
     part would have alone on them. It is 0 in a step that has none, which happens where records lack what a view needs.

@@ -31,9 +31,9 @@ def joined(names: Sequence[tuple[str, str]], views: Sequence[Rows], examples: Jo
     """
     tables: list[tuple[str, TokenRows, np.ndarray]] = []
     report, truncated, lengths = Counter[str](), Counter[tuple[str, str]](), dict[str, np.ndarray]()
-    for (view, name), rows, own in zip(names, views, examples.views, strict=True):
+    for (view, name), rows, owners in zip(names, views, examples.owners, strict=True):
         assert isinstance(rows.rows, TokenRows)
-        tables.append((view, rows.rows, own.chosen[:, 0]))
+        tables.append((view, rows.rows, owners))
         report.update(of_view(name, {"examples": len(rows), **rows.report}))
         truncated.update({(f"{name}: {what}", file): count for (what, file), count in rows.truncated.items()})
         lengths |= of_view(name, rows.lengths)

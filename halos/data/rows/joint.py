@@ -1,7 +1,8 @@
 """Rows of records that are read in several views, for a mixture whose losses take different forms of feedback.
 
-The row of a record has all its completions that the views read, each once, and what each view makes of them. A record
-with a chosen reply a and a rejected reply b, whose mismatched completions (KTO's y') are m and n:
+The row of a record (or of several, where a pair is of two) has all completions that the views read, each once, and
+what each view makes of them. A record with a chosen reply a and a rejected reply b, whose mismatched completions (KTO's
+y') are m and n:
 
     branches          a   b   m   n        the last two get no gradient
     pairs            (a,  b)

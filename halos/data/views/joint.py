@@ -15,6 +15,8 @@ from halos.data.views.examples import Example, Examples
 class JointExamples:
     """The records of one table that have an example in at least one of several views.
 
+    A pair may be of two records of a prompt, which then count as one: their examples stay together.
+
     Attributes:
         views: the examples of each view.
     """
@@ -22,18 +24,29 @@ class JointExamples:
     views: tuple[Examples[Example], ...]
 
     @cached_property
+    def owners(self) -> tuple[np.ndarray, ...]:
+        """For each view the number of each example's record, [n]; of records that count as one, the first's."""
+        first = np.arange(len(self.views[0].records))
+        linked = [(own.chosen[:, 0], own.rejected[:, 0]) for own in self.views if own.rejected is not None]
+        while any((first[one] != first[other]).any() for one, other in linked):
+            for one, other in linked:
+                lower = np.minimum(first[one], first[other])
+                np.minimum.at(first, one, lower)
+                np.minimum.at(first, other, lower)
+        return tuple(first[own.chosen[:, 0]] for own in self.views)
+
+    @cached_property
     def numbers(self) -> np.ndarray:
         """[n] the numbers of the records in their table, ascending."""
-        return np.unique(np.concatenate([examples.chosen[:, 0] for examples in self.views]))
+        return np.unique(np.concatenate(self.owners))
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def take(self, indices: np.ndarray) -> JointExamples:
         """Return the records with these indices, with all of their examples."""
-        kept = self.numbers[indices]
-        places = [np.flatnonzero(np.isin(examples.chosen[:, 0], kept)) for examples in self.views]
-        return JointExamples(tuple(own.take(of_view) for own, of_view in zip(self.views, places, strict=True)))
+        kept = [np.flatnonzero(np.isin(owners, self.numbers[indices])) for owners in self.owners]
+        return JointExamples(tuple(own.take(places) for own, places in zip(self.views, kept, strict=True)))
 
     @property
     def prompts(self) -> np.ndarray:
