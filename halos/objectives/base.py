@@ -30,8 +30,8 @@ class Objective(TrainingLoop):
     """A loss on a view of human feedback, and the LightningModule that trains a backbone on it.
 
     A subclass sets :attr:`view` and :attr:`needs` and implements :meth:`compute`. It may override the hooks
-    :meth:`control`, :meth:`build`, :meth:`see_labels` and :meth:`end_step`, and no other concrete method. For the
-    arguments see :class:`halos.loop.module.TrainingLoop`.
+    :meth:`control`, :meth:`build`, :meth:`see_labels` and :meth:`end_step`, and no other concrete method (a mixture of
+    several views also :meth:`data_needs`). For the arguments see :class:`halos.loop.module.TrainingLoop`.
     """
 
     view: str

@@ -137,8 +137,10 @@ def write(file: Path, *rows: dict[str, object]) -> str:
 
 
 def test_a_part_may_have_a_source_of_its_own(tmp_path: Path) -> None:
-    chats = [{"prompt": f"hello {n}", "completion": "good", "label": n % 2 == 0} for n in range(4)]
-    texts = [{"prompt": f"hi {n}", "completion": "yes"} for n in range(3)]
+    chats: list[dict[str, object]] = [
+        {"prompt": f"hello {n}", "completion": "good", "label": n % 2 == 0} for n in range(4)
+    ]
+    texts: list[dict[str, object]] = [{"prompt": f"hi {n}", "completion": "yes"} for n in range(3)]
     mix = {"a": {"train": write(tmp_path / "a.jsonl", *chats)}, "b": {"train": write(tmp_path / "b.jsonl", *texts)}}
     own = DataNeeds(view="demonstrations", source="b")
     needs = DataNeeds(view="binary+demonstrations", views=(DataNeeds(view="binary"), own))
