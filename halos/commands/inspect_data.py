@@ -55,7 +55,7 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
     }
     if cfg.view is not None:
         preparation.derive(intake, DataNeeds(view=cfg.view))
-        examples = intake.examples["train"]
+        (examples,) = intake.examples["train"].views
         written = map(example_row, examples)
         for example in () if tokens else examples[: cfg.show]:  # with a tokenizer they are shown decoded
             _show(example)

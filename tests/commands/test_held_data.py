@@ -29,7 +29,7 @@ def test_the_first_records_of_a_streamed_run_are_its_held_out_ones(tmp_path: Pat
     preparation.derive(intake, DataNeeds(view="binary"))
     held = read_data(node, None, "val", 0).records
     assert [record.id for record in held] == [f"{file}:1", f"{file}:2"]
-    assert {f"{record.id}#0" for record in held} == {example.id for example in intake.examples["val"]}
+    assert {f"{record.id}#0" for record in held} == {example.id for example in intake.examples["val"].views[0]}
     rest = read_data(node, None, "train", 0).records
     assert [record.id for record in rest] == [f"{file}:{n + 1}" for n in range(12) if n % 5 > 1]
 
