@@ -74,6 +74,7 @@ COMMANDS = {
     "reference-points": Command(
         "reference_points", "reference_points", "measure KTO's reference points next to a policy's KL"
     ),
+    "fit-value": Command("fit_value", "fit_value", "fit people's value function to their feedback, for loss=halo"),
     "export": Command("export", "export", "make a model folder of a checkpoint"),
 }
 COMMAND = "HALOS_COMMAND"
