@@ -125,9 +125,11 @@ def _sides(table: RecordTable, owners: np.ndarray) -> np.ndarray:
 
 def _different(prompts: np.ndarray, scores: np.ndarray) -> int:
     """Return the number of prompts whose completions have different scores."""
-    known = ~np.isnan(scores)
-    values = np.unique(np.rec.fromarrays([prompts[known], scores[known]], names="prompt,score"))
-    return int((np.unique(values.prompt, return_counts=True)[1] > 1).sum())
+    order = np.lexsort((scores, prompts))
+    order = order[~np.isnan(scores[order])]
+    prompts, scores = prompts[order], scores[order]
+    differ = (prompts[1:] == prompts[:-1]) & (scores[1:] != scores[:-1])
+    return len(np.unique(prompts[1:][differ]))
 
 
 def _longer(characters: np.ndarray, labels: np.ndarray, sides: np.ndarray) -> float | None:

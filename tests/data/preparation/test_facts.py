@@ -14,10 +14,10 @@ from halos.data.rows.chat_tokens import Limits
 from halos.data.sources.feedback_files import FeedbackFiles
 
 
-def facts(folder: Path, *rows: dict, **columns: object) -> Facts:
+def facts(folder: Path, *rows: dict) -> Facts:
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return facts_of(Preparation(source=FeedbackFiles(train=str(file), **columns), limits=Limits(64, None)).read())
+    return facts_of(Preparation(source=FeedbackFiles(train=str(file)), limits=Limits(64, None)).read())
 
 
 def label(prompt: str, completion: str, good: bool) -> dict:
@@ -82,8 +82,7 @@ def test_scores_are_compared_within_prompts(tmp_path: Path) -> None:
 
 
 def test_counted_votes_hide_how_many_judgements_are_repeated(tmp_path: Path) -> None:
-    rows = [{"prompt": "p", "completion": "a", "votes": {"up": 3, "down": 1}}, label("q", "b", False)]
-    found = facts(tmp_path, rows[0])
+    found = facts(tmp_path, {"prompt": "p", "completion": "a", "votes": {"up": 3, "down": 1}})
     assert (found.repeated, found.disputed, found.noise) == (None, 1, None)
 
 
