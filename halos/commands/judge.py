@@ -1,6 +1,7 @@
 """Builds the judge that a ``judge`` node of the configuration names."""
 
 from functools import partial
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -30,14 +31,14 @@ def make_judge(
         raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat, found none")
     judge_class = class_of("judge", node._target_, CompletionJudge)
     # What a YAML node cannot hold, for judges that take it. Asking for a class instead would import torch.
-    offered = {
+    offered: dict[str, Any] = {
         "true_reward": source.true_reward(),
         "device": device,
         "precision": precision,
         "track": partial(terminal.track, "asking the judge", shown=progress),
     }
     taken = set(accepted_names(judge_class) or ()) - set(node)
-    extra = {name: value for name, value in offered.items() if name in taken}
+    extra: dict[str, Any] = {name: value for name, value in offered.items() if name in taken}
     judge: CompletionJudge = build(node, **extra)
     judge.check()
     return judge
