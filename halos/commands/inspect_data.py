@@ -45,7 +45,7 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
     if cfg.propose is not None:
         write_proposal(cfg)
         return None
-    preparation = _preparation(cfg)
+    preparation = preparation_of(cfg)
     intake = preparation.read()
     records = intake.records["train"]
     written: Iterable[dict[str, object]] = map(record_row, records)
@@ -78,7 +78,7 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
     return intake
 
 
-def _preparation(cfg: DictConfig) -> Preparation:
+def preparation_of(cfg: DictConfig) -> Preparation:
     """Build the preparation of ``cfg.data`` without a DataModule, which would import torch and Lightning."""
     node = cfg.data
     if node.streaming:
