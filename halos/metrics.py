@@ -25,6 +25,16 @@ class Mean:
     count: Tensor | float
     step_count: float | None = None
 
+    @property
+    def of_step(self) -> Tensor:
+        """The part of these values in the mean over the whole optimizer step; 0 if the step has none.
+
+        A step of a mixture may have no example for one of its losses.
+        """
+        if self.step_count is None:
+            raise ValueError("expected the count of the whole step, found none")
+        return self.total / self.step_count if self.step_count else self.total
+
     def __mul__(self, factor: float | Tensor) -> Mean:
         """Scale the mean, as the weight of a term of a loss does."""
         return Mean(self.total * factor, self.count, self.step_count)

@@ -54,8 +54,8 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
         "completion (characters)": records.lists("completion_characters")[1],
     }
     if cfg.view is not None:
-        preparation.derive(intake, cfg.view)
-        examples = intake.examples["train"]
+        preparation.derive(intake, DataNeeds(view=cfg.view))
+        (examples,) = intake.examples["train"].views
         written = map(example_row, examples)
         for example in () if tokens else examples[: cfg.show]:  # with a tokenizer they are shown decoded
             _show(example)

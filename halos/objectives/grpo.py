@@ -126,5 +126,6 @@ class GRPO(Objective):
         same = batch.group[:, None] == step_groups[None]
         in_step = same.sum(1)
         members = torch.tensor(batch.step.members, device=in_step.device)
-        in_data = (same * members).amax(1)
+        # A step of a mixture may have no scored completion, and then no maximum.
+        in_data = (same * members).amax(1) if batch.step.members else in_step
         return self.per_example(((in_step < in_data) | (in_step < 2)).float(), batch)

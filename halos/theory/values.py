@@ -27,7 +27,12 @@ class Side(Enum):
 
 
 def sides(objective: Objective) -> tuple[Side, ...]:
-    """Return the sides that the objective's view has."""
+    """Return the sides that the objective's view has.
+
+    Raises ``ValueError`` for a mixture of several views, whose parts have values of their own.
+    """
+    if objective.data_needs().views:
+        raise ValueError(f"expected a loss of one view, found a mixture of {objective.view}; look at each part")
     return (Side.DESIRABLE, Side.UNDESIRABLE) if objective.view in ("binary", "scored") else (Side.DESIRABLE,)
 
 

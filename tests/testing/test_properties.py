@@ -27,7 +27,7 @@ SOME = ("kto", "sft")
 def case(name: str) -> Any:
     marks = (
         [pytest.mark.slow]
-        if name in VARIANTS or name in ("cpo_simpo", "irpo")
+        if name in VARIANTS or name in ("cpo_simpo", "irpo", "mpo")
         else []
         if name in SOME
         else [pytest.mark.long]
