@@ -68,7 +68,7 @@ def judge(subject: Subject) -> list[Row]:
         try:
             findings = check(subject)
         except Exception as error:  # whatever a library raises on a batch is a finding
-            findings = Findings("broken", f"raised {type(error).__name__}: {error}")
+            findings = Findings("raised", f"{type(error).__name__}: {error}")
         print(f"{subject.library} {subject.version}, {subject.name}: {name}: {findings.verdict} {findings.detail}")
         about = {"library": subject.library, "version": subject.version, "loss": subject.name, "property": name}
         rows.append(about | asdict(findings))

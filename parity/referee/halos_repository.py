@@ -11,6 +11,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -115,7 +116,7 @@ def flat(model: torch.nn.Module) -> Tensor:
 def subjects(checkout: Path) -> list[Subject]:
     """Return the losses of a checkout whose folder has a package ``train``."""
     for name in OPTIONAL:
-        if importlib.util.find_spec(name) is None:
+        if find_spec(name) is None:
             stand_in = ModuleType(name)
             stand_in.__getattr__ = lambda attribute: object  # type: ignore[method-assign]
             sys.modules[name] = stand_in

@@ -29,7 +29,7 @@ READ = {
     ),
 }
 """Why, as read in the source of the version; a failure of another version has none until it is read again."""
-SIGNS = {"kept": "kept", "broken": "**no**", "documented": "no¹", "none": "–"}
+SIGNS = {"kept": "kept", "broken": "**no**", "documented": "no¹", "raised": "raised", "none": "–"}
 INTRODUCTION = """# The referee
 
 <!-- written by `make referee`; change parity/referee/report.py -->
@@ -49,6 +49,7 @@ Loss and gradient are compared by every weight of the policy, in float32, to 10�
 - *kept*: every batch that was tried agrees, also one of a single example where the property has sense for it.
 - **no**: a batch was found that shows it, listed below the table with the reason that was read in the source.
 - no¹: the same, and the library's documentation says so.
+- raised: the loss ends in an error on the batches of this check, so nothing is known about the property itself.
 - –: does not apply, or was not run; the [JSON](referee.json) has the reason.
 
 How each library is run:
@@ -85,6 +86,7 @@ def _library(library: str, version: str, rows: Sequence[Row]) -> str:
     for loss in dict.fromkeys(row["loss"] for row in rows):
         lines.append(f"| {loss} | {' | '.join(SIGNS[table[loss, name]['verdict']] for name in used)} |")
     lines += ["", *_details(rows, "broken", "What shows it:")]
+    lines += _details(rows, "raised", "What was raised:")
     lines += _details(rows, "documented", "What the documentation says:")
     return "\n".join(lines)
 
@@ -98,6 +100,7 @@ def _details(rows: Sequence[Row], verdict: str, title: str) -> list[str]:
     where = f"{rows[0]['library']} {rows[0]['version']}"
     lines = []
     for (name, detail, batch), losses in shared.items():
-        reason = f" In the source: {READ[where, name]}." if verdict == "broken" and (where, name) in READ else ""
+        known = verdict != "documented" and (where, name) in READ
+        reason = f" In the source: {READ[where, name]}." if known else ""
         lines.append(f"- *{name}*, {', '.join(losses)}: {detail}{f' (with {batch})' if batch else ''}.{reason}")
     return [title, "", *lines, ""] if lines else []

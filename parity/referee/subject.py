@@ -32,12 +32,13 @@ class Findings:
     """What was found about one property.
 
     Attributes:
-        verdict: ``kept``, ``broken``, ``documented`` (broken, as the documentation says) or ``none`` (does not apply).
+        verdict: ``kept``, ``broken``, ``documented`` (broken, as the documentation says), ``raised`` (an error) or
+            ``none`` (does not apply).
         detail: numbers or messages that show it, in a sentence.
         batch: the smallest batch that shows a failure.
     """
 
-    verdict: Literal["kept", "broken", "documented", "none"]
+    verdict: Literal["kept", "broken", "documented", "raised", "none"]
     detail: str = ""
     batch: str = ""
 
