@@ -57,7 +57,7 @@ PUBLIC = {
     ),
     "halos.policy": "Backbone LoRA LogProbs ModelSpec completion_logprobs",
     "halos.sharding": "FSDP FSDPTP",
-    "halos.theory": "ImpliedLoss Side Trace Verdict is_halo sides trace value_curve",
+    "halos.theory": "ImpliedLoss Shape Side Trace Verdict gradient_bounds is_halo shape sides trace value_curve",
     "halos.toy": "Annotator ToySource ToyTopicsSource",
     "halos.training": "Checkpoints PolicyPoint ReferenceSync RunFolder RunRecord",
 }
