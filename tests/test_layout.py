@@ -17,7 +17,7 @@ import halos
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
     "checks safe_text",
-    "files formulas metrics optim processes",
+    "files formulas metrics optim processes transfer",
     "caches",
     "terminal data",
     "config toy",
