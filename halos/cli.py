@@ -75,6 +75,7 @@ COMMANDS = {
         "reference_points", "reference_points", "measure KTO's reference points next to a policy's KL"
     ),
     "export": Command("export", "export", "make a model folder of a checkpoint"),
+    "check-gpu": Command("check_gpu", "check_gpu", "check this machine's GPUs: exactness, waits, strategies, speed"),
 }
 COMMAND = "HALOS_COMMAND"
 """Environment variable: the command's name, for further processes of the same run."""

@@ -27,7 +27,7 @@ LAYERS = (
     "testing judges reporting",
     "theory",
     "training evaluation pytest_plugin",
-    "comparison",
+    "comparison gpu_check",
     "commands",
     "cli",
 )
