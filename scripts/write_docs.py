@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that are made from the code: combinations, configuration, commands, losses, papers.
+"""Write the pages of docs/ that are made from the code: combinations, configuration, losses, what was run, …
 
 python scripts/write_docs.py
 """
@@ -18,6 +18,7 @@ from scripts.pages.config_keys import config_page  # noqa: E402
 from scripts.pages.family import draw_family, family_page  # noqa: E402
 from scripts.pages.losses import index_page, loss_page, notes  # noqa: E402
 from scripts.pages.papers import papers_page  # noqa: E402
+from scripts.pages.was_run import was_run_page  # noqa: E402
 
 DOCS = ROOT / "docs"
 COMBINATIONS = DOCS / "reference" / "combinations.md"
@@ -31,6 +32,7 @@ def written_pages() -> dict[Path, str]:
         DOCS / "reference" / "config.md": config_page(),
         DOCS / "reference" / "commands.md": commands_page(),
         DOCS / "reference" / "papers.md": papers_page(),
+        DOCS / "reference" / "what-was-run.md": was_run_page(),
         DOCS / "losses" / "index.md": index_page(),
         **{DOCS / "losses" / f"{name}.md": loss_page(name) for name in notes()},
     }

@@ -17,7 +17,7 @@ import halos
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
     "checks safe_text",
-    "files formulas metrics optim processes",
+    "files formulas metrics optim processes transfer",
     "caches",
     "terminal data",
     "config toy",
@@ -27,7 +27,7 @@ LAYERS = (
     "testing judges reporting",
     "theory",
     "training evaluation pytest_plugin",
-    "comparison",
+    "comparison gpu_check",
     "commands",
     "cli",
 )

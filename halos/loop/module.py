@@ -222,7 +222,10 @@ class TrainingLoop(pl.LightningModule, ABC):
         # value.
         for logger in self.trainer.loggers if logged else ():
             logger.log_metrics(named, step.number)
-        self.log_dict(named, prog_bar=True, logger=False)
+        # Lightning reads the metrics of a progress bar after every micro-batch, also long after they were logged. In
+        # the host's memory they do not have to be waited for.
+        on_host = {name: torch.full((), value, dtype=torch.float32, device="cpu") for name, value in named.items()}
+        self.log_dict(on_host, prog_bar=self.trainer.progress_bar_callback is not None, logger=False)
 
     @final
     def configure_gradient_clipping(

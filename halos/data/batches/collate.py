@@ -31,6 +31,7 @@ from halos.data.batches.packing import Pack, divide, divided_places, map_tensors
 from halos.data.batches.reference_table import ReferenceTable
 from halos.data.rows.joint import by_view, places as places_in, sizes_by_view
 from halos.data.rows.token_rows import Row, graded, group_sizes
+from halos.transfer import on_device
 
 PAD = 0
 """The id of padding. Any id would do: attention is causal and padding is on the right, so no scored token attends to
@@ -175,7 +176,7 @@ class Batch:
         """The batch's sequences with padding. A batch with packs makes them on first use."""
         if self.padded is None:
             # The batch may have moved to a device since pad was set.
-            move = partial(Tensor.to, device=self.mask.device)
+            move = partial(on_device, device=self.mask.device)
             self.padded = tuple(map_tensors(chunk, move) for chunk in self.pad())
         return self.padded
 
