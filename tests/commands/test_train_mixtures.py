@@ -13,7 +13,8 @@ from tests.fork import run_ranks
 from tests.train_runs import LORA, RESUMABLE, assert_same_run, column, run, run_until, train_as_rank
 
 KTO = ("+loss.parts.kto={_target_: halos.objectives.KTO, _partial_: true}", "+loss.weights.kto=0.5")
-KTO_DPO = ("loss=mix", *KTO, "~loss.parts.sft", "~loss.weights.sft")
+PAIRS = "data.source.feedback=pairs"
+KTO_DPO = ("loss=mix", PAIRS, *KTO, "~loss.parts.sft", "~loss.weights.sft")
 KTO_SFT = ("loss=mix", *KTO, "~loss.parts.dpo", "~loss.weights.dpo")
 
 pytestmark = pytest.mark.runs
@@ -51,7 +52,7 @@ def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(
 
 def test_the_pairs_of_a_step_are_those_of_dpo_alone(tmp_path: Path) -> None:
     """With a part of weight 0 beside it, DPO has the loss that it has alone."""
-    run(tmp_path / "alone", "loss=dpo")
+    run(tmp_path / "alone", "loss=dpo", PAIRS)
     run(tmp_path / "mixed", *KTO_DPO, "loss.weights.kto=0")
     alone, mixed = column(tmp_path / "alone", "train/loss"), column(tmp_path / "mixed", "train/loss/dpo")
     assert mixed == pytest.approx(alone, rel=1e-5)
