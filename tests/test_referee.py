@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -40,11 +40,11 @@ class Loss(Subject):
     name, library, version, package = "loss", "tests", "1", "halos"
     parameters = {"beta": (0.3,), "label_smoothing": (0.2,)}  # noqa: RUF012
 
-    def __init__(self, fault: str = "", view: str = "pairs") -> None:
+    def __init__(self, fault: str = "", view: Literal["pairs", "labels"] = "pairs") -> None:
         self.fault, self.view = fault, view
         self.at_step_0 = math.log(2)
 
-    def measure(
+    def measure(  # type: ignore[override]  # of its parameters it takes these
         self, examples: Sequence[Example], setting: Setting, *, beta: float = 0.1, label_smoothing: float = 0.0
     ) -> Tensor:
         policy, reference = Bigrams(1 if setting.at_reference else 0, setting), Bigrams(1, setting)

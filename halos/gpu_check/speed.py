@@ -45,7 +45,7 @@ def model_for(setting: Setting) -> Any:
         max_position_embeddings=1024,
     )
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).to(device=setting.device)
+    return LlamaForCausalLM(config).to(torch.device(setting.device))
 
 
 @cache

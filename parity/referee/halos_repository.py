@@ -142,4 +142,4 @@ def subjects(checkout: Path) -> list[Subject]:
     for subject, value in zip(made, (0.5, math.log(2), math.log(2), 1 / (2 * BETA) ** 2, None, None), strict=True):
         subject.at_step_0 = value
     made[0].batchwise = "z₀ is a mean over the batch, by the definition of the loss"
-    return made
+    return [*made]

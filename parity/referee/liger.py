@@ -6,7 +6,7 @@ A fused loss takes hidden states and the head's weights; the forward of the mode
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Liger(Subject):
 
     package = "liger_kernel"
 
-    def __init__(self, name: str, loss_class: Any, parameters: dict[str, Sequence[Any]], **changes: Any) -> None:
+    def __init__(self, name: str, loss_class: Any, parameters: Mapping[str, Sequence[Any]], **changes: Any) -> None:
         self.name, self.loss_class, self.parameters, self.changes = name, loss_class, parameters, changes
         self.view = "labels" if loss_class is LigerFusedLinearKTOLoss else "pairs"
 
@@ -99,7 +99,7 @@ def subjects() -> list[Subject]:
     made.append(kto)
     for loss_type, value in AT_STEP_0.items():
         changes = {"label_smoothing": EPSILON} if loss_type in ("exo_pair", "robust") else {}
-        numbers = {
+        numbers: dict[str, tuple[float, ...]] = {
             "beta": (0.3,), "label_smoothing": (0.3,), "discopop_tau": (0.2,), "alpha": (2.0,),
         }  # fmt: skip
         dpo = Liger(f"DPO, {loss_type}", LigerFusedLinearDPOLoss, numbers, loss_type=loss_type, **changes)

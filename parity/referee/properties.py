@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from parity.referee.subject import Example, Findings, Setting, Subject, examples
+from parity.referee.subject import Example, Findings, Setting, Subject, Verdict, examples
 
 TOLERANCE = 1e-5
 """Absolute for numbers up to 1, relative above: float32 rounds sums of another order."""
@@ -202,7 +202,7 @@ def parameters(subject: Subject) -> Findings:
             scoped = scoped and scope is not None
             ignored.append(f"`{name}`" + (f" ({scope})" if scope else ""))
     if ignored:
-        verdict = "documented" if scoped else "broken"
+        verdict: Verdict = "documented" if scoped else "broken"
         return Findings(verdict, "accepted without effect: " + ", ".join(ignored), described(batch))
     return Findings("kept", ", ".join(f"`{name}`" for name in subject.parameters))
 

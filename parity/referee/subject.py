@@ -14,6 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 VOCABULARY, PAD, EOS = 67, 0, 1
 
 
+Verdict = Literal["kept", "broken", "documented", "raised", "none"]
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """A prompt with (chosen, rejected) for a loss of pairs, or (y, y') and a label for one of labels; in token ids."""
@@ -38,7 +41,7 @@ class Findings:
         batch: the smallest batch that shows a failure.
     """
 
-    verdict: Literal["kept", "broken", "documented", "raised", "none"]
+    verdict: Verdict
     detail: str = ""
     batch: str = ""
 
@@ -140,7 +143,7 @@ def models(setting: Setting | None = None) -> tuple[LlamaForCausalLM, LlamaForCa
             shift(model, seed=38, size=0.1)  # of the seeds, one where z₀ is above 0
         if setting.rounded:
             model = model.bfloat16().float()
-        made.append(model.to(setting.dtype).train())
+        made.append(model.to(dtype=setting.dtype).train())
     made[1].requires_grad_(False)
     return made[0], made[1]
 

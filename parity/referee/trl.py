@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
@@ -152,7 +152,7 @@ class KTO(TRL):
     view = "labels"
     trainer_class, config_class = KTOTrainer, KTOConfig
     at_step_0 = 0.5
-    parameters: ClassVar = {"beta": (0.3,), "desirable_weight": (1.5,), "undesirable_weight": (1.5,)}
+    parameters: Mapping[str, Sequence[Any]] = {"beta": (0.3,), "desirable_weight": (1.5,), "undesirable_weight": (1.5,)}
 
     def __init__(self, loss_type: str) -> None:
         super().__init__(loss_type)
@@ -181,11 +181,11 @@ class DPO(TRL):
 
     view = "pairs"
     trainer_class, config_class = DPOTrainer, DPOConfig
-    parameters: ClassVar = {
+    parameters: Mapping[str, Sequence[Any]] = {
         "beta": (0.3,), "label_smoothing": (0.3,), "ld_alpha": (0.3,), "loss_weights": ([0.5],),
         "discopop_tau": (0.2,), "f_alpha_divergence_coef": (0.2,),
     }  # fmt: skip
-    documented: ClassVar = {
+    documented: Mapping[str, str] = {
         "label_smoothing": "for Robust DPO and EXO",
         "discopop_tau": "for `discopop`",
         "f_alpha_divergence_coef": "for `f_divergence_type='alpha_divergence'`",

@@ -35,8 +35,8 @@ class Entry:
         failures: why it is no HALO; empty for a HALO.
     """
 
-    needs: tuple[str, str, str, str]
-    shape: tuple[str, str, str, str]
+    needs: tuple[str, ...]
+    shape: tuple[str, ...]
     failures: tuple[str, ...]
 
 
@@ -60,7 +60,7 @@ def entry(name: str, terms: Terms = None) -> Entry:
     shapes = {side: shape(make, side, terms=terms) for side in sides(make(None))}
     bend = [_words({side: getattr(found, key) for side, found in shapes.items()}) for key in ("gains", "losses")]
     aversion = _words({side: found.aversion for side, found in shapes.items()})
-    drawn = (*bend, aversion, _words({side: _bounds(name, side, terms) for side in shapes}))
+    drawn: tuple[str, ...] = (*bend, aversion, _words({side: _bounds(name, side, terms) for side in shapes}))
     if needs.moves == (0, 0):  # a reward model's
         drawn = ("–", "–", "–", "–")
     needed = (DATA[make(None).view], "yes" if needs.reference else "no", _reference_point(make), halo)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from halos.gpu_check.parts import PARTS
 from scripts.pages import was_run
 from scripts.pages.was_run import row
 from tests.docs.blocks import ROOT
@@ -79,4 +80,4 @@ def test_no_other_page_says_what_has_not_been_run() -> None:
 def test_every_part_of_the_check_is_evidence_for_a_feature() -> None:
     text = was_run.FEATURES.read_text(encoding="utf-8")
     for_comparison = {"launches", "speed_plain", "speed_trl"}
-    assert [part.name for part in was_run.PARTS if part.name not in text] == sorted(for_comparison)
+    assert [part.name for part in PARTS if part.name not in text] == sorted(for_comparison)
