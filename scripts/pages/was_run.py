@@ -27,6 +27,11 @@ MEASURED = (
         "two CPU cores",
         "[real feedback](../results/real-feedback.md)",
     ),
+    (
+        "`fit_value` on 1,154 pairs of HH, with a linear reward model on words",
+        "CPU",
+        "[the value function of your annotators](../guides/fit-value.md#on-anthropic-hh)",
+    ),
     ("KTO and DPO next to TRL 1.16 and a plain loop", "AMD EPYC and Xeon, two cores", "[speed](../results/speed.md)"),
     ("kernels and waits of a step", "counted on a CPU", "[launches](../results/launches.md)"),
     (
