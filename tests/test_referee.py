@@ -100,7 +100,7 @@ def broken(subject: Subject) -> dict[str, Findings]:
 
 
 @pytest.mark.parametrize("view", ["pairs", "labels"])
-def test_nothing_is_found_in_a_loss_without_faults(view: str) -> None:
+def test_nothing_is_found_in_a_loss_without_faults(view: Literal["pairs", "labels"]) -> None:
     assert broken(Loss(view=view)) == {}
 
 

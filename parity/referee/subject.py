@@ -143,7 +143,8 @@ def models(setting: Setting | None = None) -> tuple[LlamaForCausalLM, LlamaForCa
             shift(model, seed=38, size=0.1)  # of the seeds, one where z₀ is above 0
         if setting.rounded:
             model = model.bfloat16().float()
-        made.append(model.to(dtype=setting.dtype).train())
+        nn.Module.to(model, dtype=setting.dtype)  # whose types mypy reads, other than the model's own
+        made.append(model.train())
     made[1].requires_grad_(False)
     return made[0], made[1]
 
