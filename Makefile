@@ -1,5 +1,6 @@
 # `make train` aligns the embedded toy model; `make test` runs the suite but for what is slow, `make test-fast` the part
 # without ranks and whole runs, `make test-slow` what is left out; `make parity` compares the losses with TRL's;
+# `make referee` checks the conformance kit's properties on TRL's and Liger's losses, into docs/results/referee.md;
 # `make mutation` changes their formulas one by one and lists the changes that no test notices (half an hour).
 # `make test-oldest` runs the fast tests with the oldest packages that pyproject.toml allows.
 # `make wheel` builds wheel and sdist, and trains with the wheel in an environment of its own.
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 ARGS ?=
 
-.PHONY: train test test-fast test-oldest test-slow parity mutation faults lint docs wheel release audit format clean
+.PHONY: train test test-fast test-oldest test-slow parity referee mutation faults lint docs wheel release audit format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): downloads about 1 GB of packages, which takes about 3 minutes and prints nothing"
@@ -53,6 +54,11 @@ $(VENV)/.parity: $(VENV)/.ready
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest parity $(ARGS)
+
+# Liger without its dependencies: the fused losses need no Triton. ARGS='--halos CHECKOUT' adds the HALOs repository's.
+referee: $(VENV)/.parity
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps 'liger-kernel==0.8.*'
+	$(BIN)/python -m parity.referee $(ARGS)
 
 $(VENV)/.mutation: $(VENV)/.ready
 	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,gguf,lora,mutation]'

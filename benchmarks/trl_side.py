@@ -21,14 +21,16 @@ PAIR = {"prompt": "w2", "chosen": "w3", "rejected": "w4"}
 """Trainers want a data set of text to tokenise; ours, of token ids, then takes its place."""
 
 
-def trainer(loss: str, rows: Sequence[Row], *, model: Any, tokenizer: Any, folder: Path, **options: Any) -> Any:
+def trainer(
+    loss: str, rows: Sequence[Row], *, model: Any, tokenizer: Any, folder: Path, cpu: bool = True, **options: Any
+) -> Any:
     """TRL's trainer of the loss, about to read the rows in their order."""
     make, arguments, extra, features, data = _kind(loss, rows)
     from datasets import Dataset
 
     args = arguments(
         str(folder),
-        **{"use_cpu": True, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no"},
+        **{"use_cpu": cpu, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no"},
         **{"eval_strategy": "no", "logging_steps": 1, "num_train_epochs": 1, "max_grad_norm": 1.0},
         **{"lr_scheduler_type": "constant", "weight_decay": 0.0, "train_sampling_strategy": "sequential"},
         **{"disable_tqdm": True, **extra, **options},

@@ -63,6 +63,7 @@ class Command:
 COMMANDS = {
     "train": Command("train", "train", "align a model with human feedback", run=True),
     "data": Command("inspect_data", "inspect", "show what is in feedback and what is wrong with it"),
+    "advise": Command("advise", "advise", "say what feedback consists of and which losses fit it"),
     "estimate": Command("estimate", "train", "say what memory and time a run needs on given GPUs"),
     "cache-reference": Command(
         "cache_reference", "train", "compute the reference's log-probs of a run beforehand", run=True
@@ -74,7 +75,9 @@ COMMANDS = {
     "reference-points": Command(
         "reference_points", "reference_points", "measure KTO's reference points next to a policy's KL"
     ),
+    "fit-value": Command("fit_value", "fit_value", "fit people's value function to their feedback, for loss=halo"),
     "export": Command("export", "export", "make a model folder of a checkpoint"),
+    "check-gpu": Command("check_gpu", "check_gpu", "check this machine's GPUs: exactness, waits, strategies, speed"),
 }
 COMMAND = "HALOS_COMMAND"
 """Environment variable: the command's name, for further processes of the same run."""

@@ -25,6 +25,16 @@ class Mean:
     count: Tensor | float
     step_count: float | None = None
 
+    @property
+    def of_step(self) -> Tensor:
+        """The part of these values in the mean over the whole optimizer step; 0 if the step has none.
+
+        A step of a mixture may have no example for one of its losses.
+        """
+        if self.step_count is None:
+            raise ValueError("expected the count of the whole step, found none")
+        return self.total / self.step_count if self.step_count else self.total
+
     def __mul__(self, factor: float | Tensor) -> Mean:
         """Scale the mean, as the weight of a term of a loss does."""
         return Mean(self.total * factor, self.count, self.step_count)
@@ -71,10 +81,15 @@ class Averages(Metric):
         device = self.sums.device
         # MPS has no float64.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        # as_tensor() with a dtype: in the default dtype, bfloat16 with precision=bf16-true, a count would be rounded.
-        numbers = [number for mean in means.values() for number in (mean.total, mean.count)]
-        values = [torch.as_tensor(number, dtype=dtype, device=device).detach() for number in numbers]
-        return torch.stack(values).view(-1, 2)
+
+        def on_device(number: Tensor | float) -> Tensor:
+            if isinstance(number, Tensor):
+                return number.detach().to(device, dtype)
+            # full() is a kernel; the host would wait for a copy, as torch.tensor(number, device=…) makes one. With its
+            # dtype, as in the default one, bfloat16 with precision=bf16-true, a count would be rounded.
+            return torch.full((), number, dtype=dtype, device=device)
+
+        return torch.stack([on_device(n) for mean in means.values() for n in (mean.total, mean.count)]).view(-1, 2)
 
     def _divided(self, sums: list[list[float]]) -> dict[str, float]:
         pairs = zip(self.names, sums, strict=True) if sums else ()

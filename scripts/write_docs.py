@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that are made from the code: combinations, configuration, commands, losses and papers.
+"""Write the pages of docs/ that are made from the code: combinations, configuration, losses, what was run, …
 
 python scripts/write_docs.py
 """
@@ -15,20 +15,24 @@ sys.path.insert(0, str(ROOT))  # as a script this file sees its own folder only
 
 from scripts.pages.commands import commands_page  # noqa: E402
 from scripts.pages.config_keys import config_page  # noqa: E402
+from scripts.pages.family import draw_family, family_page  # noqa: E402
 from scripts.pages.losses import index_page, loss_page, notes  # noqa: E402
 from scripts.pages.papers import papers_page  # noqa: E402
+from scripts.pages.was_run import was_run_page  # noqa: E402
 
 DOCS = ROOT / "docs"
 COMBINATIONS = DOCS / "reference" / "combinations.md"
+FAMILY = DOCS / "concepts" / "family.md"
 
 
 def written_pages() -> dict[Path, str]:
-    """Return all pages that are made from the code, by their files."""
+    """Return the pages that are made from the code, by their files; the family's takes a minute, and is left out."""
     return {
         COMBINATIONS: combinations_page(),
         DOCS / "reference" / "config.md": config_page(),
         DOCS / "reference" / "commands.md": commands_page(),
         DOCS / "reference" / "papers.md": papers_page(),
+        DOCS / "reference" / "what-was-run.md": was_run_page(),
         DOCS / "losses" / "index.md": index_page(),
         **{DOCS / "losses" / f"{name}.md": loss_page(name) for name in notes()},
     }
@@ -61,6 +65,7 @@ def _keys(names: str) -> str:
 
 
 if __name__ == "__main__":
-    for file, text in written_pages().items():
+    for file, text in (written_pages() | {FAMILY: family_page()}).items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
+    draw_family(FAMILY.with_suffix(".png"))

@@ -50,7 +50,7 @@ VARIANTS = {
     "wpo": ["policy_weights"],
 }
 """Losses that are another with these parameters set."""
-MIXTURES = ["cpo_simpo", "irpo", "mix"]
+MIXTURES = ["cpo_simpo", "irpo", "mix", "mpo"]
 
 
 def options(group: str) -> list[str]:

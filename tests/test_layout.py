@@ -17,7 +17,7 @@ import halos
 PACKAGE = Path(halos.__file__).parent
 LAYERS = (
     "checks safe_text",
-    "files formulas metrics optim processes",
+    "files formulas metrics optim processes transfer",
     "caches",
     "terminal data",
     "config toy",
@@ -27,7 +27,7 @@ LAYERS = (
     "testing judges reporting",
     "theory",
     "training evaluation pytest_plugin",
-    "comparison",
+    "comparison gpu_check",
     "commands",
     "cli",
 )
@@ -57,7 +57,7 @@ PUBLIC = {
     ),
     "halos.policy": "Backbone LoRA LogProbs ModelSpec completion_logprobs",
     "halos.sharding": "FSDP FSDPTP",
-    "halos.theory": "ImpliedLoss Side Trace Verdict is_halo sides trace value_curve",
+    "halos.theory": "ImpliedLoss Shape Side Trace Verdict gradient_bounds is_halo shape sides trace value_curve",
     "halos.toy": "Annotator ToySource ToyTopicsSource",
     "halos.training": "Checkpoints PolicyPoint ReferenceSync RunFolder RunRecord",
 }

@@ -18,6 +18,7 @@ from halos.config.combinations import (
     GENERATES,
     REFERENCE,
     SAMPLES,
+    SEVERAL_VIEWS,
     WHOLE_STEP,
     check_combinations,
     values_of,
@@ -164,6 +165,7 @@ def _traits(objective: Objective) -> dict[str, bool]:
         COUNTS: objective.needs.label_counts,
         DIVERGENCE: objective.needs.divergence,
         SAMPLES: objective.needs.samples,
+        SEVERAL_VIEWS: bool(objective.data_needs().views),
         GENERATES: objective.generates,
     }
 

@@ -25,7 +25,7 @@ def compare(cfg: DictConfig) -> Path:
     Raises:
         ValueError: a folder has no finished runs, no run has a metric, or the runs cannot decide a claim.
     """
-    terminal.set_up_logging()
+    terminal.set_up_logging(models=False)
     runs, unfinished = read_runs([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
     groups = group(runs)
     comparison = tables.compare_groups(groups, cfg.metrics, cfg.baseline)

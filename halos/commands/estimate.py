@@ -110,7 +110,9 @@ def _example(cfg: DictConfig, objective: Objective, prompt: int | None, completi
     if min(prompt, completion) < 0 or prompt + completion > limit:
         expected = f"prompt_tokens and completion_tokens within data.max_length={limit}"
         raise ValueError(f"estimate: expected {expected}, found {prompt} and {completion}")
-    branches, mismatched = BRANCHES[objective.view], objective.needs.mismatched
+    # A completion that several views of a mixture read is computed once.
+    branches = max(BRANCHES[view] for view in objective.view.split("+"))
+    mismatched = objective.needs.mismatched
     shared = cfg.data.packing and cfg.data.share_prompts
     return Example.of(prompt, completion, branches=branches, mismatched=mismatched, shared=shared)
 

@@ -45,7 +45,7 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
     if cfg.propose is not None:
         write_proposal(cfg)
         return None
-    preparation = _preparation(cfg)
+    preparation = preparation_of(cfg)
     intake = preparation.read()
     records = intake.records["train"]
     written: Iterable[dict[str, object]] = map(record_row, records)
@@ -54,8 +54,8 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
         "completion (characters)": records.lists("completion_characters")[1],
     }
     if cfg.view is not None:
-        preparation.derive(intake, cfg.view)
-        examples = intake.examples["train"]
+        preparation.derive(intake, DataNeeds(view=cfg.view))
+        (examples,) = intake.examples["train"].views
         written = map(example_row, examples)
         for example in () if tokens else examples[: cfg.show]:  # with a tokenizer they are shown decoded
             _show(example)
@@ -78,7 +78,7 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
     return intake
 
 
-def _preparation(cfg: DictConfig) -> Preparation:
+def preparation_of(cfg: DictConfig) -> Preparation:
     """Build the preparation of ``cfg.data`` without a DataModule, which would import torch and Lightning."""
     node = cfg.data
     if node.streaming:

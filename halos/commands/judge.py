@@ -7,11 +7,9 @@ from omegaconf import DictConfig
 
 from halos import terminal
 from halos.config.nodes import build, class_of
+from halos.config.signatures import accepted_names
 from halos.data.sources.base import Source
 from halos.judges.base import CompletionJudge
-from halos.judges.chat import ChatJudge
-from halos.judges.reward_model import RewardModel
-from halos.judges.truth import TruthJudge
 
 
 def make_judge(
@@ -21,10 +19,10 @@ def make_judge(
 
     Args:
         node: the class (``_target_``) and its parameters.
-        source: the data source; :class:`TruthJudge` asks it for its true reward.
-        device: where a reward model computes.
-        precision: the number type of a reward model, such as ``32-true``.
-        progress: whether a chat judge shows a bar over its requests.
+        source: the data source, whose true reward a judge gets that takes ``true_reward``.
+        device: where a judge computes whose constructor takes a ``device``.
+        precision: its number type, such as ``32-true``, where the constructor takes one.
+        progress: whether a judge that takes ``track`` shows a bar over its requests.
 
     Raises:
         ValueError: there is no node, the class cannot be imported, is not a judge, or lacks something that it needs.
@@ -32,14 +30,15 @@ def make_judge(
     if node is None:
         raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat, found none")
     judge_class = class_of("judge", node._target_, CompletionJudge)
-    # Each kind of judge needs something that its YAML node cannot hold.
-    extra: dict[str, Any] = {}
-    if issubclass(judge_class, TruthJudge):
-        extra = {"true_reward": source.true_reward()}
-    elif issubclass(judge_class, RewardModel):
-        extra = {"device": device, "precision": precision}
-    elif issubclass(judge_class, ChatJudge):
-        extra = {"track": partial(terminal.track, "asking the judge", shown=progress)}
+    # What a YAML node cannot hold, for judges that take it. Asking for a class instead would import torch.
+    offered: dict[str, Any] = {
+        "true_reward": source.true_reward(),
+        "device": device,
+        "precision": precision,
+        "track": partial(terminal.track, "asking the judge", shown=progress),
+    }
+    taken = set(accepted_names(judge_class) or ()) - set(node)
+    extra: dict[str, Any] = {name: value for name, value in offered.items() if name in taken}
     judge: CompletionJudge = build(node, **extra)
     judge.check()
     return judge

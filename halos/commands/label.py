@@ -6,8 +6,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from halos import terminal
-from halos.commands.builders import build_data
 from halos.commands.judge import make_judge
+from halos.config.nodes import build
 from halos.data.sources.base import Source
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.files import write_atomically
@@ -24,14 +24,14 @@ def label(cfg: DictConfig) -> Path:
         ValueError: a setting or the samples cannot work (found before the judge is asked), or the judge answers
             nothing.
     """
-    terminal.set_up_logging()
+    terminal.set_up_logging(models="path" in (cfg.get("judge") or {}))  # a judge with a path is a model
     output = Path(cfg.output)
     if output.exists() and not cfg.overwrite:
         raise ValueError(f"output: {output} exists; choose another file, or set overwrite=true to replace it")
     samples = FeedbackFiles(cfg.samples)
     records = samples.train().records
     # The true reward (judge=truth) belongs to the source that the prompts came from.
-    world: Source = build_data(cfg.data, seed=cfg.seed).preparation.source if cfg.get("data") else samples
+    world: Source = build(cfg.data.source) if cfg.get("data") else samples
     judge = make_judge(cfg.get("judge"), world, device=cfg.device, precision=cfg.precision, progress=cfg.progress)
     # Only now are weights read or requests sent: everything above is cheap and finds most mistakes.
     rows, counts = label_records(records, judge, cfg.feedback)

@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from halos.commands.judge import make_judge
 from halos.config.combinations import values_of
 from halos.data.module import PreferenceDataModule
-from halos.data.rows.token_rows import Row, TokenRows
+from halos.data.rows.token_rows import Row
 from halos.data.sources.base import Source
+from halos.data.store.table import Stored
 from halos.judges.base import CompletionJudge
 from halos.judges.truth import TruthJudge
 from halos.loop.reference_point import PolicyKL
@@ -126,7 +127,7 @@ def _lengths(data: PreferenceDataModule, longest: int) -> list[int]:
 def _counted_rows(data: PreferenceDataModule) -> list[Row]:
     rows = data.rows.get("val", data.rows.get("train"))
     table = None if rows is None else rows.rows
-    if isinstance(table, TokenRows):
+    if isinstance(table, Stored):
         return table.many(np.arange(min(len(table), COUNTED_ROWS)))
     return [data.prepared.example()]
 
@@ -155,7 +156,6 @@ def validation_plan(trainer: pl.Trainer, data: PreferenceDataModule) -> tuple[in
     if not validations:
         return 0, 0, 0.0
     rows = data.rows["val"].rows
-    assert isinstance(rows, TokenRows)
     batches = math.ceil(len(rows) / (data.batch_size * data_ranks(trainer)[1]))
     # Lightning's limit: a number of batches, or a share of them.
     limit = trainer.limit_val_batches

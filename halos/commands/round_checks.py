@@ -84,7 +84,8 @@ def _check_feedback(cfg: DictConfig, view: str) -> None:
     # The same derivation that training will use, so that no rule about views is written a second time here.
     selection: Selection = build(cfg.data.select)
     try:
-        VIEWS[view](records, selection.prepare(view, records, records))
+        for own in view.split("+"):  # the views of a mixture
+            VIEWS[own](records, selection.prepare(own, records, records))
     except ValueError as error:
         found = f"{kind} of {different} different completions of each prompt: {error}"
         expected = f"feedback that loss={cfg.loss.name} can learn from"

@@ -69,7 +69,9 @@ def show(run: Run, start: int | None) -> None:
     show_data(data.prepared.intake.reports)
     example = data.prepared.example()
     label = {True: " (desirable)", False: " (undesirable)", None: ""}[example.desirable]
-    branches = ("chosen", "rejected") if objective.view == "pairs" else (f"completion{label}", "mismatched")
+    names = ("chosen", "rejected") if objective.view == "pairs" else (f"completion{label}", "mismatched")
+    # Of a mixture of several views, the record's completions.
+    branches = [f"completion {k}" for k in range(len(example.branches))] if example.views else names
     show_example(example, run.model.tokenizer, branches[: len(example.branches)])
     if isinstance(objective, HALO):
         from halos.commands.value_report import show_value  # it imports the checks of halos.theory

@@ -20,12 +20,14 @@ Condition = Callable[[Value], bool]
 REFERENCE, WHOLE_STEP = "loss (reference)", "loss (whole step)"
 COUNTS, GENERATES = "loss (label counts)", "loss (generates)"
 DIVERGENCE, SAMPLES = "loss (divergence)", "loss (samples)"
+SEVERAL_VIEWS = "loss (several views)"
 TRAITS = {
     REFERENCE: "whether the loss reads a reference",
     WHOLE_STEP: "whether the loss needs all examples of an optimizer step at once",
     COUNTS: "whether weights of the loss are set by the counts of all training data",
     DIVERGENCE: "whether the loss compares the policy's and the reference's distributions over the whole vocabulary",
     SAMPLES: "whether the loss reads the KL of replies that the policy samples in training",
+    SEVERAL_VIEWS: "whether the parts of a mixture take several views, such as pairs and labels",
     GENERATES: "whether the trained policy generates text; reward models do not",
     "before": "whether the run has a round 0",
     "rounds": "whether the run is one of several rounds, or has a round 0",
@@ -169,6 +171,9 @@ RULES: tuple[Rule, ...] = (
          "(loss.reference_point=token)", "each rank needs both models' heads whole"),
     Rule(_STREAMING | {COUNTS: _ON}, "false where weights of the loss are auto",
          "they are set by the counts of all training data; give numbers"),
+    Rule(_STREAMING | {SEVERAL_VIEWS: _ON}, "false for a mixture of several views", "a stream is read in one view"),
+    Rule({"data.stratified": _ON, SEVERAL_VIEWS: _ON}, "false for a mixture of several views",
+         "its examples are records, which may have both labels"),
     Rule({"hub.push": _SET, "sweep_seeds": _SET}, "null with sweep_seeds",
          "the run of each seed would replace the model of the one before"),
     Rule({"humanline.enabled": _ON, REFERENCE: _OFF}, "false, or a loss with a reference"),

@@ -24,6 +24,7 @@ from halos.data.batches.reference_table import ReferenceTable
 from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
 from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.rows.chat_tokens import Limits
+from halos.data.rows.joint import JointRows
 from halos.data.rows.token_rows import Row, TokenRows
 from halos.data.rows.tokenise import Rows
 from halos.data.sources.base import Source
@@ -282,10 +283,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         return TrainingOrder(len(rows), division, groups=rows.conversations, together=self._keep_together)
 
     @property
-    def _train(self) -> TokenRows:
-        rows = self.rows["train"].rows
-        assert isinstance(rows, TokenRows)
-        return rows
+    def _train(self) -> TokenRows | JointRows:
+        return self.rows["train"].rows
 
     # What Lightning calls
 

@@ -60,19 +60,32 @@ def evaluate(plan: EvaluationPlan) -> Iterator[Results]:
         yield from LanguageModelEvaluator(plan).stages(results)
 
 
-def _classifier_results(plan: EvaluationPlan, results: Results) -> Results:
-    settings = plan.settings
+def feedback_rewards(plan: EvaluationPlan) -> tuple[Array, Array]:
+    """Return the reward and the number of tokens of each held-out completion, both [n].
+
+    The reward is the score of a reward model, or else the log-ratio of policy and reference, without β.
+
+    Raises:
+        ValueError: a prompt does not fit, or a model cannot be loaded.
+    """
+    if not plan.policy.is_classifier:
+        scores = LanguageModelEvaluator(plan).feedback_scores()
+        return scores.log_ratios, scores.tokens
+    settings, data = plan.settings, plan.data
     model = RewardModel(
         plan.policy.name,
-        limits=plan.data.limits,
-        text=plan.data.text,
+        limits=data.limits,
+        text=data.text,
         device=settings.device,
         precision=settings.precision,
     )
     answers = list(zip(plan.held.prompts, plan.held.completions, strict=True))
-    rewards = np.array(model.scores(answers), dtype=float)
-    tokens = np.array(model.tokens(answers), dtype=float)
-    metrics = feedback_metrics(plan.held, rewards, tokens, Bootstrap(resamples=settings.resamples))
+    return np.array(model.scores(answers), dtype=float), np.array(model.tokens(answers), dtype=float)
+
+
+def _classifier_results(plan: EvaluationPlan, results: Results) -> Results:
+    rewards, tokens = feedback_rewards(plan)
+    metrics = feedback_metrics(plan.held, rewards, tokens, Bootstrap(resamples=plan.settings.resamples))
     return replace(_with_rewards(results, plan.held, rewards), metrics=metrics)
 
 
@@ -142,9 +155,13 @@ class LanguageModelEvaluator:
         if self.settings.tasks:
             yield replace(results, tasks=run_tasks(self.policy_model, self.plan.policy.tokenizer, self.settings))
 
+    def feedback_scores(self) -> Scores:
+        """Return the scores of the held-out completions."""
+        return self._score(*self._prompts, self._completions, "held-out feedback", self._contexts)
+
     def _feedback_stage(self, results: Results) -> Results:
         held, bootstrap = self.plan.held, self.bootstrap
-        scores = self._score(*self._prompts, self._completions, "held-out feedback", self._contexts)
+        scores = self.feedback_scores()
         metrics = likelihood_metrics(held, scores, bootstrap)
         if self.plan.reference is not None:  # rewards are log-ratios, so without a reference there are none
             rewards = results.beta * scores.log_ratios

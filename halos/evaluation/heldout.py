@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from halos.data.records.judgement import judgement_of
 from halos.data.records.record import Prompt, Record, Reply, prompt_key
 from halos.data.views.derive import View, binary, pairs
 from halos.data.views.examples import Labelled, Pair
@@ -65,9 +66,37 @@ def held_out(
     labelled = _examples("binary", lambda: binary(records, prepare["binary"]), report)
     if not paired and not labelled:
         binary(records, prepare["binary"])  # raises, and its message says why
+    of_pairs = [(e.prompt, e.chosen, e.rejected) for e in paired]
+    return _listed(of_pairs, [(e.prompt, e.completion, e.desirable) for e in labelled], report)
+
+
+def answered(records: Sequence[Record], selection: Selection, training: Sequence[Record]) -> HeldOut:
+    """List the answers that people gave: labels as labels and preferences as pairs, none made from the other.
+
+    Args:
+        records: the records.
+        selection: how scores become labels, if they do.
+        training: the records whose scores set the median.
+    """
+    pairs: list[tuple[Prompt, Reply, Reply]] = []
+    labels: list[tuple[Prompt, Reply, bool]] = []
+    prepare = selection.prepare("binary", records, training)
+    for index, record in enumerate(records):
+        replies, judgement = [c.reply for c in record.completions], judgement_of(record)
+        judged = judgement if prepare is None else prepare(index, judgement)[0]
+        pairs += [(record.prompt, replies[better], replies[worse]) for better, worse in record.preferences]
+        labels += [
+            (record.prompt, replies[c.place], c.desirable) for c in judged.completions if c.desirable is not None
+        ]
+    return _listed(pairs, labels, Counter())
+
+
+def _listed(
+    pairs: Sequence[tuple[Prompt, Reply, Reply]], labels: Sequence[tuple[Prompt, Reply, bool]], report: Counter[str]
+) -> HeldOut:
     # A completion in several pairs is scored once, so each different one gets an index, in order of first appearance.
-    uses = [(e.prompt, reply) for e in paired for reply in (e.chosen, e.rejected)]
-    uses += [(e.prompt, e.completion) for e in labelled]
+    uses = [(prompt, reply) for prompt, *sides in pairs for reply in sides]
+    uses += [(prompt, reply) for prompt, reply, _ in labels]
     completions: dict[tuple[str, Reply], Prompt] = {}
     for prompt, reply in uses:
         completions.setdefault((prompt_key(prompt), reply), prompt)
@@ -78,8 +107,8 @@ def held_out(
         prompts=list(completions.values()),
         completions=[reply for _, reply in completions],
         groups=[group[key] for key, _ in completions],
-        pairs=[(index[prompt_key(e.prompt), e.chosen], index[prompt_key(e.prompt), e.rejected]) for e in paired],
-        labels=[(index[prompt_key(e.prompt), e.completion], e.desirable) for e in labelled],
+        pairs=[(index[prompt_key(p), chosen], index[prompt_key(p), rejected]) for p, chosen, rejected in pairs],
+        labels=[(index[prompt_key(p), reply], desirable) for p, reply, desirable in labels],
         report=report,
     )
 

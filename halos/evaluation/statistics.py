@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 Indices = NDArray[np.intp]
 LEVEL = 0.95
@@ -113,7 +113,9 @@ class Bootstrap:
             return estimate
         # Of n groups, not of all values: completions of a prompt are no independent trials.
         successes = estimate.n if array[0] == 1 else 0
-        exact = stats.binomtest(successes, estimate.n).proportion_ci(self.level, method="exact")
+        from scipy.stats import binomtest  # slow to import
+
+        exact = binomtest(successes, estimate.n).proportion_ci(self.level, method="exact")
         return Estimate(estimate.value, float(exact.low), float(exact.high), estimate.n)
 
     def correlation(self, x: ArrayLike, y: ArrayLike, groups: Sequence[int]) -> Estimate:
@@ -143,7 +145,9 @@ def sign_flip_p(differences: ArrayLike, *, flips: int = 10_000, seed: int = 0) -
         return 1.0
     # The absolute sum with the alternative "greater" is the two-sided test. scipy's own two-sided alternative doubles
     # the smaller one-sided p-value, and would count the added 1 of random patterns twice.
-    test = stats.permutation_test(
+    from scipy.stats import permutation_test  # slow to import
+
+    test = permutation_test(
         (d,),
         lambda signed, axis: np.abs(signed.sum(axis)),
         permutation_type="samples",
@@ -160,7 +164,7 @@ def over_seeds(values: Sequence[float], level: float = LEVEL) -> Estimate:
     centre = statistics.fmean(values)
     if len(values) < 2:
         return Estimate(centre, None, None, len(values))
-    quantile = float(stats.t.ppf((1 + level) / 2, len(values) - 1))
+    quantile = float(special.stdtrit(len(values) - 1, (1 + level) / 2))
     half_width = quantile * statistics.stdev(values) / math.sqrt(len(values))
     return Estimate(centre, centre - half_width, centre + half_width, len(values))
 

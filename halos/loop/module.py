@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from halos.config.combinations import DIVERGENCE, REFERENCE, WHOLE_STEP, check_combinations
 from halos.data.batches.collate import Batch
 from halos.data.module import PreferenceDataModule
-from halos.loop.feedback_metrics import feedback_metrics
+from halos.loop.feedback_metrics import feedback_metrics, labelled
 from halos.loop.humanline import Humanline
 from halos.loop.needs import Needs
 from halos.loop.output import Output
@@ -200,12 +200,12 @@ class TrainingLoop(pl.LightningModule, ABC):
     @final
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output, metrics = self.evaluate_batch(batch)
-        self._steps.add(batch, metrics, output.rewards)
+        rewards = None if output.rewards is None else labelled(batch.view(output.view), output.rewards)
+        self._steps.add(batch, metrics, rewards)
         # Lightning divides by the number of micro-batches and DDP by the number of ranks. The terms are already
         # divided by the counts of the whole step, so both divisions are undone here.
         scale = self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[1]
-        terms = [term.total / self._step_count(name, term) for name, term in output.loss.items()]
-        return scale * torch.stack(terms).sum()
+        return scale * torch.stack([self._of_step(name, term) for name, term in output.loss.items()]).sum()
 
     @final
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -222,7 +222,10 @@ class TrainingLoop(pl.LightningModule, ABC):
         # value.
         for logger in self.trainer.loggers if logged else ():
             logger.log_metrics(named, step.number)
-        self.log_dict(named, prog_bar=True, logger=False)
+        # Lightning reads the metrics of a progress bar after every micro-batch, also long after they were logged. In
+        # the host's memory they do not have to be waited for.
+        on_host = {name: torch.full((), value, dtype=torch.float32, device="cpu") for name, value in named.items()}
+        self.log_dict(on_host, prog_bar=self.trainer.progress_bar_callback is not None, logger=False)
 
     @final
     def configure_gradient_clipping(
@@ -374,16 +377,18 @@ class TrainingLoop(pl.LightningModule, ABC):
             output.loss = {**output.loss, "router": term}
             output.metrics = {**output.metrics, "router_loss": router_loss}
         metrics = {f"loss/{name}": Mean(term.total, term.count) for name, term in output.loss.items()}
-        metrics |= feedback_metrics(batch, policy, reference, output.rewards, self.trained.statistics)
+        seen = batch.view(output.view)
+        log_ref = None if reference is None else reference.of(seen)
+        metrics |= feedback_metrics(seen, policy.of(seen), log_ref, output.rewards, self.trained.statistics)
         return output, metrics | dict(output.metrics)
 
     # Helpers
 
-    def _step_count(self, name: str, term: Mean) -> float:
+    def _of_step(self, name: str, term: Mean) -> Tensor:
         if term.step_count is None:
             expected = f"{name!r} of {type(self).__name__}: expected the count of the whole step, found none"
             raise ValueError(f"loss term {expected}; make loss terms with per_example() or per_token()")
-        return term.step_count
+        return term.of_step
 
     def _flush_metrics(self) -> None:
         # Called before validations and checkpoints. Both take long, and are useless after a loss that is not finite.

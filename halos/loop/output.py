@@ -19,6 +19,8 @@ class Output:
             with ``per_example`` or ``per_token``.
         rewards: the implied rewards (β included) of the view's branches, [B, K], or None if the loss implies none.
         metrics: other means to log, by name.
+        view: of a mixture, the number of the batch's view (``Batch.views``) that the rewards belong to; the metrics
+            that all objectives share are those of its examples.
 
     Raises:
         ValueError: a term or a metric is a tensor or a number, whose denominator is lost.
@@ -27,6 +29,7 @@ class Output:
     loss: Mapping[str, Mean]
     rewards: Tensor | None = None
     metrics: Mapping[str, Mean] = field(default_factory=dict)
+    view: int = 0
 
     def __post_init__(self) -> None:
         for field_name, made_with in (("loss", "per_example or per_token"), ("metrics", "halos.metrics.Mean")):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from halos.data.batches.collate import Batch
-from halos.loop.feedback_metrics import labelled
 from halos.metrics import LabelledRewards, Mean, StepAverages
 from halos.processes.collectives import full_tensor
 
@@ -61,13 +60,15 @@ class Steps(nn.Module):
             self._seconds += time.perf_counter() - self._since
         self._since = None
 
-    def add(self, batch: Batch, metrics: Mapping[str, Mean], rewards: Tensor | None) -> None:
-        """Add a micro-batch to the current step; ``rewards``: [B, K], if the loss implies any."""
+    def add(
+        self, batch: Batch, metrics: Mapping[str, Mean], rewards: tuple[Tensor, Tensor, Tensor | None] | None
+    ) -> None:
+        """Add a micro-batch to the current step; ``rewards``: :func:`labelled` ones, if the loss implies any."""
         self.averages.update(metrics)
         if not self._ids:  # the first micro-batch of the step
             self.rewards.reset()
         if rewards is not None:
-            self.rewards.update(*labelled(batch, rewards))
+            self.rewards.update(*rewards)
         self._ids += batch.ids
         self._examples += len(batch)
         self._tokens += batch.total_tokens
@@ -87,7 +88,7 @@ class Steps(nn.Module):
         steps.
         """
         steps, self.unread = self.unread, []
-        measured = [complete(means) for means in self.averages.compute()]
+        measured = [complete(means, self.averages.names) for means in self.averages.compute()]
         self.averages.reset()
         norms = torch.stack([step.norm for step in steps]).tolist()
         for step, metrics, norm in zip(steps, measured, norms, strict=True):
@@ -104,12 +105,17 @@ class Steps(nn.Module):
         return {name: count * ranks / seconds for name, count in counts.items() if seconds > 0}
 
 
-def complete(metrics: dict[str, float]) -> dict[str, float]:
-    """Add the metrics that follow from others: the loss, which is the sum of its terms, and the reward margin."""
-    terms = [name for name in metrics if name.startswith("loss/")]
-    metrics["loss"] = math.fsum(metrics[name] for name in terms)
+def complete(metrics: dict[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Add the metrics that follow from others: the loss, which is the sum of its terms, and the reward margin.
+
+    Args:
+        metrics: the metrics; those without a value are left out.
+        names: the names of all metrics.
+    """
+    terms = [name for name in names if name.startswith("loss/")]
+    metrics["loss"] = math.fsum(metrics[name] for name in terms if name in metrics)
     if len(terms) == 1:  # a single term is the loss itself
-        del metrics[terms[0]]
+        metrics.pop(terms[0], None)
     if "rewards/chosen" in metrics and "rewards/rejected" in metrics:
         metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
     return metrics

@@ -35,7 +35,7 @@ class Validation(nn.Module):
             self._non_finite_ids += batch.ids
         self.averages.update(metrics)
         if output.rewards is not None:
-            self.rewards.update(*labelled(batch, output.rewards))
+            self.rewards.update(*labelled(batch.view(output.view), output.rewards))
 
     def end(self, step: int) -> dict[str, float]:
         """The metrics of the validation after this optimizer step. All ranks call it together.
@@ -43,7 +43,7 @@ class Validation(nn.Module):
         Raises:
             FloatingPointError: with the ids of the examples at fault, if the loss is not finite.
         """
-        metrics = complete(self.averages.compute())
+        metrics = complete(self.averages.compute(), self.averages.names)
         self.averages.reset()
         if not math.isfinite(metrics["loss"]):
             ids = ", ".join(all_gather_list(self._non_finite_ids))

@@ -65,7 +65,7 @@ def _equal_ranks(mass_u: Tensor, mass_v: Tensor) -> tuple[Tensor, Tensor, Tensor
     mass = cuts.diff(prepend=cuts.new_zeros(1))
     middles = cuts - mass / 2
     # Rounding may leave a middle above the end of the other side, whose last place with mass is then meant.
-    i, j = (torch.searchsorted(end, torch.minimum(middles, end[-1])) for end in ends)
+    i, j = (torch.searchsorted(end, torch.minimum(middles, end[-1:])) for end in ends)
     return i, j, mass
 
 

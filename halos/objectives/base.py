@@ -30,8 +30,8 @@ class Objective(TrainingLoop):
     """A loss on a view of human feedback, and the LightningModule that trains a backbone on it.
 
     A subclass sets :attr:`view` and :attr:`needs` and implements :meth:`compute`. It may override the hooks
-    :meth:`control`, :meth:`build`, :meth:`see_labels` and :meth:`end_step`, and no other concrete method. For the
-    arguments see :class:`halos.loop.module.TrainingLoop`.
+    :meth:`control`, :meth:`build`, :meth:`see_labels` and :meth:`end_step`, and no other concrete method (a mixture of
+    several views also :meth:`data_needs`). For the arguments see :class:`halos.loop.module.TrainingLoop`.
     """
 
     view: str
@@ -75,17 +75,21 @@ class Objective(TrainingLoop):
         self.source.add_control_tokens(filter(None, (self.control(True), self.control(False))))
         return self.source.tokenizer
 
-    @final
     def data_needs(self) -> DataNeeds:
         """Return what the data module has to prepare for this objective."""
+        return self.view_needs(self.view, self.needs)
+
+    @final
+    def view_needs(self, view: str, needs: Needs) -> DataNeeds:
+        """Return what the data module has to prepare for a loss of one view with these needs."""
         return DataNeeds(
-            view=self.view,
+            view=view,
             control=self.control,
-            mismatched=self.needs.mismatched,
-            whole_completions=self.needs.last_hidden,
-            grouped=self.needs.grouped,
-            margins=self.needs.margins,
-            pair_scores=self.needs.pair_scores,
+            mismatched=needs.mismatched,
+            whole_completions=needs.last_hidden,
+            grouped=needs.grouped,
+            margins=needs.margins,
+            pair_scores=needs.pair_scores,
         )
 
     @final

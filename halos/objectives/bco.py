@@ -14,6 +14,7 @@ from halos.loop.reference_point import REFERENCE_POINTS, ReferencePoint, referen
 from halos.loop.state import RunningState
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
 from halos.processes.collectives import all_sum
+from halos.transfer import on_device
 
 MIDPOINT = "midpoint"
 """The paper's reward shift, among the values of ``loss.reference_point``."""
@@ -221,7 +222,7 @@ class BCOPair(Objective):
         rewards, delta = self.beta * log_ratios, log_ratios.new_zeros(())
         if self.shift is not None:
             if self.training and torch.is_grad_enabled():  # see BCO.compute
-                desirable = torch.tensor([True, False], device=rewards.device).expand_as(rewards)
+                desirable = on_device([True, False], device=rewards.device).expand_as(rewards)
                 weights = None if batch.weights is None else batch.weights[:, None].expand_as(rewards).flatten()
                 self.shift.update(rewards.flatten(), desirable.flatten(), weights)
             delta = self.shift.delta()

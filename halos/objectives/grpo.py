@@ -10,6 +10,7 @@ from torch import Tensor
 from halos.config.parameters import require_between
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
 from halos.objectives.ppo import clipped_surrogate, kl_penalty
+from halos.transfer import as_like, on_device
 
 
 def grpo_loss(
@@ -109,11 +110,12 @@ class GRPO(Objective):
         self.clip_range = require_between("clip_range", clip_range, 0.0, 1.0, open_low=True)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
+        assert batch.scores is not None  # the view is scored
         log_ratios = (policy.tokens - reference.tokens)[:, 0]
-        step_groups = torch.tensor(batch.step.groups, device=log_ratios.device)
+        step_groups = on_device(batch.step.groups, device=log_ratios.device)
         # The baseline is over the whole step, because this rank's micro-batch may contain only a part of a group.
-        scores, step_scores = (log_ratios.new_tensor(values) for values in (batch.scores, batch.step.scores))
-        step_weights = log_ratios.new_tensor(batch.step.weights) if batch.step.weights else None
+        scores, step_scores = (as_like(values, log_ratios) for values in (batch.scores, batch.step.scores))
+        step_weights = as_like(batch.step.weights, log_ratios) if batch.step.weights else None
         advantages = group_advantages(scores, batch.group, step_scores, step_groups, step_weights)
         surrogate, penalty = grpo_loss(log_ratios, advantages, batch.mask[:, 0], clip_range=self.clip_range)
         terms = {"policy": surrogate, "kl_penalty": self.beta * penalty}
@@ -125,6 +127,7 @@ class GRPO(Objective):
         # The baseline of an incomplete group is computed from the completions in the step only.
         same = batch.group[:, None] == step_groups[None]
         in_step = same.sum(1)
-        members = torch.tensor(batch.step.members, device=in_step.device)
-        in_data = (same * members).amax(1)
+        members = on_device(batch.step.members, device=in_step.device)
+        # A step of a mixture may have no scored completion, and then no maximum.
+        in_data = (same * members).amax(1) if batch.step.members else in_step
         return self.per_example(((in_step < in_data) | (in_step < 2)).float(), batch)

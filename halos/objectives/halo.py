@@ -17,6 +17,7 @@ from halos.formulas.value import value_function
 from halos.loop.reference_point import REFERENCE_POINTS, ReferencePoint, reference_point as make_reference_point
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
 from halos.objectives.kto import Weight, kto_weights
+from halos.transfer import as_like
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ class HALO(Objective):
     def _labels(self, batch: Batch, u: Tensor) -> tuple[Tensor, Tensor | float]:
         # Whether each completion is desirable, and how many labels it stands for.
         if batch.scores is not None and self.view == "scored":
-            scores = u.new_tensor(batch.scores) - self.threshold
+            scores = as_like(batch.scores, u) - self.threshold
             return scores > 0, scores.abs()
         # The gain of a pair is that of its chosen completion.
         return torch.ones_like(u, dtype=torch.bool) if batch.desirable is None else batch.desirable, 1.0

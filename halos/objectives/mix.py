@@ -1,11 +1,12 @@
-"""Mix: a weighted sum of several objectives over the same batch."""
+"""Mix: a weighted sum of several objectives in the same step, each on its own view of the data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import reduce
 from operator import or_
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from torch import nn
 
@@ -13,26 +14,39 @@ from halos.config.parameters import require_between
 from halos.config.signatures import check_arguments
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
 
+if TYPE_CHECKING:
+    from halos.data.preparation.prepare import DataNeeds
+
 Part = Callable[..., Objective]
 """A subclass of :class:`Objective`, or a ``functools.partial`` of one, that is called with a backbone."""
 
 
 class Mix(Objective):
-    """A weighted sum of losses over the same batch, Σ_i w_i L_i, such as DPO plus SFT on the chosen completion.
+    """A weighted sum of losses in the same step, Σ_i w_i L_i, such as DPO plus SFT on the chosen completion.
 
-    All parts take the same view, with one exception: a part on demonstrations can be mixed with parts on pairs, and
-    then takes the chosen completion. Loss terms and metrics are named after their part. The logged rewards are those of
-    the first part that has any. ``humanline`` clamps the log-probs for the parts that have a reference. Modules outside
-    the backbone, such as a critic, share one gradient-norm limit: the smallest of the parts' limits.
+    Each part takes its own view of the same records. A part on demonstrations takes the chosen completions instead,
+    where another part is on pairs. If all parts then take one view, an example of the mixture is an example of it.
+    Otherwise an example is a record, with all that the views make of it: of a record with a chosen and a rejected
+    completion KTO beside DPO reads one pair and two labels, and the model computes the tokens once. Records of a prompt
+    whose completions make a pair count as one.
+
+    Each L_i is divided by the number of its own examples (or tokens) in the optimizer step, so it is the loss that the
+    part would have alone on them. It is 0 in a step that has none, which happens where records lack what a view needs.
+
+    Loss terms and metrics are named after their part. The logged rewards are those of the first part that has any, and
+    so are the metrics that all losses share. ``humanline`` clamps the log-probs for the parts that have a reference.
+    Modules outside the backbone, such as a critic, share one gradient-norm limit: the smallest of the parts' limits.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         parts: objective classes, or ``functools.partial`` of them, by name.
         weights: the weight of each part, 0 or more.
+        data: for a part that learns from one source of ``data=mix`` alone, the name of that source; None: all parts
+            learn from all records. A part on demonstrations with data of its own takes these demonstrations.
 
     Raises:
-        ValueError: for parts that cannot share a batch, for parameters that a part does not take, and for weights whose
-            names are not those of the parts.
+        ValueError: for parts that cannot share a forward pass, for parameters that a part does not take, for weights
+            or data whose names are not those of the parts, and for automatic weights of a part with data of its own.
     """
 
     def __init__(
@@ -41,6 +55,7 @@ class Mix(Objective):
         *,
         parts: Mapping[str, Part],
         weights: Mapping[str, float],
+        data: Mapping[str, str] | None = None,
         **options: Unpack[LoopOptions],
     ) -> None:
         # Each part clamps log-probs for itself: parts without a reference must get them unclamped.
@@ -48,14 +63,25 @@ class Mix(Objective):
         super().__init__(backbone, **options)
         self.weights = _weights(parts, weights)
         objectives = {name: _objective(name, part) for name, part in parts.items()}
-        self.view = _common_view({name: part.view for name, part in objectives.items()})
+        views = _views({name: part.view for name, part in objectives.items()}, data or {})
+        self._views = list(dict.fromkeys(views.values()))
+        self._places = {name: self._views.index(view) for name, view in views.items()}
+        self.view = "+".join(dict.fromkeys(view for view, _ in self._views))
         self.needs = _united_needs({name: part.needs for name, part in objectives.items()})
         self.own_clip = min((part.own_clip for part in objectives.values() if part.own_clip), default=None)
+        if data and self.needs.label_counts:
+            raise ValueError("loss.data: expected parts without weights of auto, which count the labels of all records")
         if humanline is not None and not self.needs.reference:
             raise ValueError(f"humanline.enabled: expected a part with a reference, found {', '.join(objectives)}")
         for part in objectives.values():
             part.humanline = humanline if part.needs.reference else None
         self.parts = nn.ModuleDict(objectives)
+
+    def data_needs(self) -> DataNeeds:
+        needs = super().data_needs()
+        if self._views == [(self.view, None)]:
+            return needs
+        return replace(needs, views=tuple(self._needs_of(place) for place in range(len(self._views))))
 
     def build(self, hidden_size: int) -> None:
         for _, part in self._named_parts():
@@ -70,17 +96,26 @@ class Mix(Objective):
             part.end_step()
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
-        loss, metrics, rewards = dict[str, Mean](), dict[str, Mean](), None
+        loss, metrics = dict[str, Mean](), dict[str, Mean]()
+        rewards, rewarded = None, 0
         for name, part in self._named_parts():
+            own = batch.view(self._places[name])
+            log_ref = reference.of(own) if part.needs.reference and reference is not None else None
             # outcome(), not compute(): a part with a reference applies humanline's clamp itself.
-            output = part.outcome(batch, policy, reference if part.needs.reference else None)
+            output = part.outcome(own, policy.of(own), log_ref)
             for term, mean in output.loss.items():
                 # A part's only term is named after the part. Weights scale the total of a mean and leave its counts.
                 key = name if len(output.loss) == 1 else f"{name}/{term}"
                 loss[key] = self.weights[name] * mean
             metrics |= {f"{name}/{metric}": mean for metric, mean in output.metrics.items()}
-            rewards = output.rewards if rewards is None else rewards
-        return Output(loss, rewards, metrics)
+            if rewards is None and output.rewards is not None:
+                rewards, rewarded = output.rewards, self._places[name]
+        return Output(loss, rewards, metrics, view=rewarded)
+
+    def _needs_of(self, place: int) -> DataNeeds:
+        own = [part.needs for name, part in self._named_parts() if self._places[name] == place]
+        view, source = self._views[place]
+        return replace(self.view_needs(view, reduce(or_, own)), source=source)
 
     def _named_parts(self) -> list[tuple[str, Objective]]:
         # All parts are objectives; isinstance only restores the type, which nn.ModuleDict loses.
@@ -117,12 +152,15 @@ def _united_needs(needs: Mapping[str, Needs]) -> Needs:
     return reduce(or_, needs.values())
 
 
-def _common_view(views: Mapping[str, str]) -> str:
-    kinds = set(views.values())
-    if kinds == {"demonstrations", "pairs"}:
-        return "pairs"
-    if len(kinds) != 1:
-        listed = ", ".join(f"{name}: {view}" for name, view in views.items())
-        expected = "parts with one view (demonstrations can be the chosen side of pairs)"
-        raise ValueError(f"loss.parts: expected {expected}, found {listed}")
-    return kinds.pop()
+def _views(own: Mapping[str, str], data: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
+    """Return the view that each part takes, and the source that it takes it of (None: all).
+
+    Args:
+        own: the view that each part is for.
+        data: the sources of the parts that have one of their own.
+    """
+    if others := data.keys() - own.keys():
+        raise ValueError(f"loss.data: expected names among loss.parts ({', '.join(own)}), found {', '.join(others)}")
+    paired = any(view == "pairs" and name not in data for name, view in own.items())
+    taken = {name: "pairs" if paired and view == "demonstrations" else view for name, view in own.items()}
+    return {name: (own[name], data[name]) if name in data else (view, None) for name, view in taken.items()}

@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 from halos.config.parameters import require_positive
 from halos.loop.coupled import of_all_ranks, own_places, with_others_gradient
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
+from halos.transfer import as_like, on_device
 
 PAPER = ("Noise Contrastive Alignment of Language Models with Explicit Rewards", "https://arxiv.org/abs/2402.05369")
 
@@ -129,9 +130,10 @@ class _Groups(Objective):
 
     def targets(self, batch: Batch, like: Tensor) -> Tensor:
         """Return K p of the micro-batch's completions, [B]."""
-        scores, step_scores = (like.new_tensor(values) / self.alpha for values in (batch.scores, batch.step.scores))
-        step_groups = torch.tensor(batch.step.groups, device=like.device)
-        weights = like.new_tensor(batch.step.weights) if batch.step.weights else None
+        assert batch.scores is not None  # the view is scored
+        scores, step_scores = (as_like(values, like) / self.alpha for values in (batch.scores, batch.step.scores))
+        step_groups = on_device(batch.step.groups, device=like.device)
+        weights = as_like(batch.step.weights, like) if batch.step.weights else None
         return group_shares(scores, batch.group, step_scores, step_groups, weights)
 
 

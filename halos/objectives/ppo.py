@@ -11,6 +11,7 @@ from halos.config.parameters import require_between, require_positive, require_s
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 from halos.policy.heads import ValueHead
 from halos.processes.collectives import all_sum
+from halos.transfer import as_like
 
 
 class PPOLosses(NamedTuple):
@@ -176,8 +177,9 @@ class PPO(Objective):
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         assert policy.hidden is not None  # needs.hidden
+        assert batch.scores is not None  # the view is scored
         tokens = policy.tokens[:, 0]
-        values, scores = self.value_head(policy.hidden[:, 0]), tokens.new_tensor(batch.scores)
+        values, scores = self.value_head(policy.hidden[:, 0]), as_like(batch.scores, tokens)
         terms = ppo_loss(
             tokens,
             reference.tokens[:, 0],

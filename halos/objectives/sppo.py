@@ -9,6 +9,7 @@ from torch import Tensor
 
 from halos.config.parameters import require_positive
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
+from halos.transfer import as_like
 
 
 def sppo_loss(log_ratios: Tensor, win_probabilities: Tensor, *, beta: float = 0.1) -> Tensor:
@@ -65,7 +66,7 @@ class SPPO(Objective):
 
     def _win_probabilities(self, batch: Batch, log_ratios: Tensor) -> Tensor:
         if not self.soft:
-            return log_ratios.new_tensor([1.0, 0.0])
+            return as_like([1.0, 0.0], log_ratios)
         assert batch.scores_chosen is not None  # the view is pairs
         assert batch.scores_rejected is not None
         return torch.stack([batch.scores_chosen, batch.scores_rejected], 1).to(log_ratios)

@@ -66,7 +66,7 @@ class RouterLoss:
             batch: the micro-batch.
         """
         chosen, probabilities = load
-        own = chosen.new_tensor(float(len(batch))) if batch.weights is None else batch.weights.sum().to(chosen)
+        own = chosen.new_full((), float(len(batch))) if batch.weights is None else batch.weights.sum().to(chosen)
         total = all_sum(torch.cat([chosen, own[None]]))
         chosen, examples = total[:-1], total[-1]
         tokens = chosen.sum() / self.experts_per_token

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
@@ -138,15 +139,20 @@ def _copies(tensor: Tensor) -> int:
     return rank_and_world()[1] // math.prod(size for placement, size in sizes if not placement.is_replicate())
 
 
-def all_max(values: list[int], device: torch.device) -> list[int]:
-    """Return the element-wise maximum over all ranks.
+def all_max(values: list[int]) -> list[int]:
+    """Return the element-wise maximum of the ranks' numbers, on all ranks.
 
-    Args:
-        values: this rank's numbers.
-        device: where the process group's backend communicates.
+    The hosts exchange them without their devices: the result of NCCL's collective would have to be waited for until
+    the device has done all work before it.
     """
     if rank_and_world()[1] == 1:
         return values
-    maxima = torch.tensor(values, device=device)
-    dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+    maxima = torch.tensor(values)
+    dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=_host_group(dist.group.WORLD))
     return cast("list[int]", maxima.tolist())
+
+
+@lru_cache(maxsize=1)  # of the newest group of all ranks: a process may leave one and join another
+def _host_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Return a process group of the same ranks that communicates from the memory of hosts; ranks make it together."""
+    return world if "gloo" in dist.get_backend(world) else cast("dist.ProcessGroup", dist.new_group(backend="gloo"))

@@ -84,7 +84,7 @@ def _check_room(backbone: Backbone) -> None:
     needed = MARGIN * sum(local(p).numel() * p.element_size() for p in backbone.policy.parameters())
     free = _free_bytes(backbone.device)
     lacking = free is not None and free < needed
-    if all_max([int(lacking)], backbone.device)[0]:
+    if all_max([int(lacking)])[0]:
         mib = f"{needed / 2**20:,.0f} MiB for the reference, found {(free or 0) / 2**20:,.0f}"
         raise NoRoomError(f"model.reference=cached: expected {mib} free on {backbone.device}")
 

@@ -65,7 +65,7 @@ class Progress(ProgressBar):
         if step == self._step:  # a micro-batch that has not ended a step
             return
         self._step = step
-        # Reading a metric waits for the device, which has been waited for when a step was logged.
+        # Metrics are new where a step was logged.
         if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # set when it is built
             self._values |= _values(trainer, TRAINING)
         first = self._pace is None

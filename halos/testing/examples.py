@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from halos.data.batches.collate import Batch, StepSize, collate, step_size
-from halos.data.rows.token_rows import Row
+from halos.data.preparation.prepare import DataNeeds
+from halos.data.rows.joint import joint_row
+from halos.data.rows.token_rows import Row, ViewRows
 from halos.objectives.base import Objective, Output
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.completions import LogProbs
@@ -84,26 +86,69 @@ def make_objective(make: Make, *, moved: bool = False, **changed: float) -> Obje
 def tiny_rows(objective: Objective, count: int, *, labels: Sequence[bool] | None = None) -> list[Row]:
     """Make ``count`` rows of the objective's view, with completions of different lengths.
 
-    Rows share a prompt in pairs. Labels alternate unless ``labels`` [count] are passed.
+    Rows share a prompt in pairs. Labels alternate unless ``labels`` [count] are passed. For a mixture of several views
+    the rows are records: a pair with what the other views make of it or, without pairs, a labelled completion.
     """
-    rng = random.Random(0)
+    if views := objective.data_needs().views:
+        return _tiny_records(views, count, labels)
+    return _tiny_rows(objective.view, count, labels, mismatched=objective.needs.mismatched)
+
+
+def _tiny_rows(view: str, count: int, labels: Sequence[bool] | None, *, mismatched: bool, seed: int = 0) -> list[Row]:
+    rng = random.Random(seed)
 
     def ids(max_length: int) -> tuple[int, ...]:
         return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, max_length)))
 
     prompts = [ids(5) for _ in range(count // 2 + 1)]
-    scored = objective.view == "scored"
-    branch_count = 1 + (objective.view == "pairs") + objective.needs.mismatched
+    scored = view == "scored"
+    branch_count = 1 + (view == "pairs") + mismatched
     rows = []
     for n in range(count):
         # Neighbours differ in length, and each second completion may be longer than its prompt.
         branches = tuple(ids(5 + 2 * (n % 2)) for _ in range(branch_count))
         label = labels[n] if labels is not None else n % 2 == 0
         score = (1 + rng.random()) * (1 if label else -1) if scored else None
-        desirable = label if scored or objective.view == "binary" else None
+        desirable = label if scored or view == "binary" else None
         row = Row(f"example {n}", n // 2, prompts[n // 2], branches, desirable, score)
-        rows.append(_graded(row, n) if objective.view == "pairs" else row)
+        rows.append(_graded(row, n) if view == "pairs" else row)
     return rows
+
+
+def _tiny_records(views: Sequence[DataNeeds], count: int, labels: Sequence[bool] | None) -> list[Row]:
+    paired = any(needs.view == "pairs" for needs in views)
+    base = _tiny_rows("pairs" if paired else "scored", count, labels, mismatched=False)
+    others = _tiny_rows("pairs", count, None, mismatched=False, seed=1)
+    records = []
+    for row, other in zip(base, others, strict=True):
+        of_views = [ViewRows(needs.view, _of_record(row, other, needs), needs.mismatched) for needs in views]
+        record = joint_row(row.id, row.group, of_views)
+        records.append(replace(record, desirable=row.desirable))
+    return records
+
+
+def _of_record(row: Row, other: Row, needs: DataNeeds) -> tuple[Row, ...]:
+    # The examples of one view: of a pair, or of one completion with a score.
+    if needs.view == "pairs":
+        examples = [row]
+    else:
+        goods = [True, False] if len(row.branches) == 2 else [bool(row.desirable)]
+        plain = replace(row, margin=None, score_chosen=None, score_rejected=None, desirable=None, score=None)
+        examples = [replace(plain, branches=(row.branches[k],), desirable=good) for k, good in enumerate(goods)]
+        if needs.view == "demonstrations":
+            examples = [replace(one, desirable=None) for one in examples if one.desirable]
+        elif needs.view == "scored":
+            scores = [2.0, -1.0] if row.score is None else [row.score]
+            examples = [replace(one, score=score) for one, score in zip(examples, scores, strict=True)]
+    if needs.mismatched:
+        examples = [replace(one, branches=(*one.branches, other.branches[k % 2])) for k, one in enumerate(examples)]
+    return tuple(replace(one, id=f"{row.id}#{k}") for k, one in enumerate(examples))
+
+
+def mapped(row: Row, function: Callable[[Row], Row]) -> Row:
+    """Return a row to which a function was applied, and to its examples if it is a record of several views."""
+    views = [replace(view, rows=tuple(map(function, view.rows))) for view in row.views]
+    return replace(function(row), views=tuple(views))
 
 
 def _graded(row: Row, n: int) -> Row:
@@ -152,7 +197,9 @@ def make_inputs(
         step: the counts of the whole step (default: those of the rows).
     """
     batch = collate(rows, step=step or step_size(rows), mismatched=objective.needs.mismatched)
-    batch.mask = mask = torch.nn.functional.pad(batch.mask, (0, wider))
+    for grid in (batch, *batch.views):
+        grid.mask = torch.nn.functional.pad(grid.mask, (0, wider))
+    mask = batch.mask
     reference = _grid(rows, mask, "reference")
     policy = (reference + shift if at_reference else _grid(rows, mask, "policy")).masked_fill(~mask, 0.0)
     hidden = _states(rows, mask, "state").to(dtype) if objective.needs.hidden else None
@@ -201,7 +248,7 @@ class Result:
 
 def loss_of(output: Output) -> Tensor:
     """The loss: the sum of the terms, each divided by its count in the whole step."""
-    return torch.stack([term.total / (term.step_count or float("nan")) for term in output.loss.values()]).sum()
+    return torch.stack([term.of_step for term in output.loss.values()]).sum()
 
 
 def evaluate(objective: Objective, inputs: Inputs) -> Result:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from enum import Enum
 
 import torch
+from torch import Tensor
 
 from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
@@ -27,7 +28,12 @@ class Side(Enum):
 
 
 def sides(objective: Objective) -> tuple[Side, ...]:
-    """Return the sides that the objective's view has."""
+    """Return the sides that the objective's view has.
+
+    Raises ``ValueError`` for a mixture of several views, whose parts have values of their own.
+    """
+    if objective.data_needs().views:
+        raise ValueError(f"expected a loss of one view, found a mixture of {objective.view}; look at each part")
     return (Side.DESIRABLE, Side.UNDESIRABLE) if objective.view in ("binary", "scored") else (Side.DESIRABLE,)
 
 
@@ -59,24 +65,42 @@ class ImpliedLoss:
         Raises:
             ValueError: if the loss has none of the terms.
         """
-        mask = self.batch.mask
-        ratios = torch.full(mask.shape, others, dtype=torch.float64)
+        return float(self._loss(self._log_ratios(log_ratio, others), others, shift).detach())
+
+    def slopes(self, log_ratio: float, others: float = 0.0) -> tuple[float, float]:
+        """Return the derivatives of the loss by the completion's r, and by that of the rejected one (0 if none is)."""
+        ratios = self._log_ratios(log_ratio, others).requires_grad_()
+        loss = self._loss(ratios, others)
+        if not loss.requires_grad:  # a reward model's
+            return 0.0, 0.0
+        (gradient,) = torch.autograd.grad(loss, [ratios], materialize_grads=True, allow_unused=True)
+        return float(gradient[0, 0]), float(gradient[0, 1]) if self.objective.view == "pairs" else 0.0
+
+    def _log_ratios(self, log_ratio: float, others: float) -> Tensor:
+        ratios = torch.full(self.batch.mask.shape, others, dtype=torch.float64)
         ratios[0, 0] = log_ratio
+        return ratios
+
+    def _loss(self, ratios: Tensor, others: float, shift: float = 0.0) -> Tensor:
+        mask, needs = self.batch.mask, self.objective.needs
         reference = torch.full_like(ratios, REFERENCE)
         reference[0, 0] += shift
         # Hidden states of zero: a value head then gives every completion the same value.
         states = torch.zeros(*ratios.shape, HIDDEN, dtype=torch.float64)
-        hidden = states if self.objective.needs.hidden else None
-        last = states[:, :, 0] if self.objective.needs.last_hidden else None
-        log_ref = LogProbs(reference, mask) if self.objective.needs.reference else None
+        hidden = states if needs.hidden else None
+        last = states[:, :, 0] if needs.last_hidden else None
+        log_ref = LogProbs(reference, mask) if needs.reference else None
         logprobs = LogProbs(reference + ratios, mask, hidden, last)
-        if self.objective.needs.divergence:
-            logprobs.divergence = torch.full_like(ratios, others)
+        if needs.divergence:
+            logprobs.divergence = torch.full_like(reference, others)
+        if needs.log_collision:
+            # Weights by the policy are held at 1, as no gradient flows into them.
+            logprobs.log_collision = logprobs.tokens.detach()
         output = self.objective.compute(self.batch, logprobs, log_ref)
         chosen = [term for name, term in output.loss.items() if self.terms is None or name in self.terms]
         if not chosen:
             raise ValueError(f"terms: expected some of {', '.join(output.loss)}; found {self.terms}")
-        return sum(float(term.total.detach()) / float(term.count) for term in chosen)
+        return torch.stack([torch.as_tensor(term.total / term.count) for term in chosen]).sum()
 
 
 def value_curve(

@@ -143,7 +143,7 @@ class Checkpoints(Checkpoint):
         signals.defer(True)
         if self._saved != trainer.global_step:
             self.save(trainer)
-        (number,) = all_max([signals.received()], trainer.strategy.root_device)
+        (number,) = all_max([signals.received()])
         signals.defer(False)
         signals.stop(number)
 
@@ -205,7 +205,7 @@ class Checkpoints(Checkpoint):
         self._step = step
         # Ranks receive a signal at different moments. They agree here on the highest number, so that all of them save
         # and stop after the same step.
-        (number,) = all_max([signals.received()], pl_module.device)
+        (number,) = all_max([signals.received()])
         if number or trainer.should_stop or step % self.every == 0 or self._validates_to_compare(trainer):
             self.save(trainer)
         signals.stop(number)
@@ -214,7 +214,7 @@ class Checkpoints(Checkpoint):
         signals.defer(True)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
-        (number,) = all_max([signals.received()], pl_module.device)
+        (number,) = all_max([signals.received()])
         if number and trainer.state.fn == "fit":  # before and after training there is nothing new to save
             self.save(trainer)
         signals.stop(number)

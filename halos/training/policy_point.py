@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 
 from halos.data.module import PreferenceDataModule
-from halos.data.rows.token_rows import TokenRows
+from halos.data.store.table import Stored
 from halos.loop.point_refresh import PointRefresh
 from halos.objectives.base import Objective
 from halos.reporting.kl_reference import NoRoomError
@@ -52,7 +52,7 @@ class PolicyPoint(PointRefresh):
 def _prompts(data: PreferenceDataModule, count: int, rng: random.Random) -> list[Ids]:
     # Token ids, as the policy reads them in training.
     rows = None if data.streams else data.rows["train"].rows
-    if isinstance(rows, TokenRows):
+    if isinstance(rows, Stored):
         return [row.prompt for row in rows.many(np.array(rng.choices(range(len(rows)), k=count)))]
     tokens = data.preparation.tokens(data.prepared.tokenizer)
     return [tokens.fitted_prompt(prompt) for prompt in rng.choices(data.prepared.prompts, k=count)]

@@ -77,7 +77,17 @@ def make_trainer(
     )
     if isinstance(strategy, FSDP):
         strategy.check(trainer.world_size)
+    leave_signals_to_hosts(trainer)
     return trainer
+
+
+def leave_signals_to_hosts(trainer: pl.Trainer) -> None:
+    """Keep the Trainer's ranks from exchanging signals by way of their devices.
+
+    Before every micro-batch Lightning's ranks exchange whether the first one has received SIGTERM, and wait for their
+    devices to read it. In a run, hosts exchange signals after each step (:mod:`halos.processes.signals`).
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def validation_interval(interval: float | int, *, steps: int, accumulate: int) -> int:

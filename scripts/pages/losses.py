@@ -213,7 +213,8 @@ def _shared_metrics(name: str) -> tuple[str, ...]:
 
 def _deviations(name: str) -> list[str] | str:
     found = entries(parts(objective(name)).get("Deviations", ""))
-    none = "None are known." if paper(name) else "There is no paper for this loss."
+    none = "Those of its parts." if "parts" in settings(name) else "None are known."
+    none = none if paper(name) else "There is no paper for this loss."
     return [f"{number}. {text}" for number, text in found.items()] or none
 
 
@@ -240,6 +241,8 @@ def _value(value: object) -> str:
 def _results(name: str, note: dict[str, Any]) -> str:
     if name == "bradley_terry":
         return "On the toy world, one run with seed 0: 95.3 % of the held-out pairs in the right order."
+    if name == "mpo":
+        return "It has not been run on the toy world yet."
     if note["toy"] is None:
         return "See [the claims of the KTO paper](../results/claims.md)."
     desirable, kl = note["toy"]

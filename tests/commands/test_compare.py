@@ -214,7 +214,7 @@ import sys
 from pathlib import Path
 
 def heavy():
-    return sorted({"torch", "lightning", "halos.policy"} & sys.modules.keys())
+    return sorted({"torch", "lightning", "transformers", "scipy.stats", "halos.policy"} & sys.modules.keys())
 
 from halos.comparison import claim_figure, page, runs, tables
 finished, unfinished = runs.read_runs([sys.argv[1]])

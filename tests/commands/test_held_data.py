@@ -8,6 +8,7 @@ import pytest
 
 from halos.commands.held_data import read_data
 from halos.data.preparation.intake import LEAKED
+from halos.data.preparation.prepare import DataNeeds
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.streaming.module import StreamingDataModule
 from halos.evaluation.heldout import held_out
@@ -25,10 +26,10 @@ def test_the_first_records_of_a_streamed_run_are_its_held_out_ones(tmp_path: Pat
     node = compose("data=files", f"data.train={file}", "data.val_size=2", "data.streaming=true").data
     preparation = StreamingDataModule(FeedbackFiles(str(file)), val_size=2).preparation
     intake = preparation.read()
-    preparation.derive(intake, "binary")
+    preparation.derive(intake, DataNeeds(view="binary"))
     held = read_data(node, None, "val", 0).records
     assert [record.id for record in held] == [f"{file}:1", f"{file}:2"]
-    assert {f"{record.id}#0" for record in held} == {example.id for example in intake.examples["val"]}
+    assert {f"{record.id}#0" for record in held} == {example.id for example in intake.examples["val"].views[0]}
     rest = read_data(node, None, "train", 0).records
     assert [record.id for record in rest] == [f"{file}:{n + 1}" for n in range(12) if n % 5 > 1]
 

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig
 
 from halos.commands.builders import build_data
-from halos.commands.inspect_data import _preparation, inspect_data
+from halos.commands.inspect_data import inspect_data, preparation_of
 from halos.config.folder import config_folder
 from halos.data.preparation.prepare import Preparation
 from halos.data.rows.chat_tokens import Limits
@@ -131,7 +131,7 @@ def test_data_are_prepared_as_by_a_run(tmp_path: Path) -> None:
         ),
     ]
     cfg = compose(*words)
-    here, run = vars(_preparation(cfg)), vars(build_data(cfg.data, seed=5, cache_dir=cfg.cache_dir).preparation)
+    here, run = vars(preparation_of(cfg)), vars(build_data(cfg.data, seed=5, cache_dir=cfg.cache_dir).preparation)
     assert here.keys() == run.keys()
     plain = Preparation(source=here["source"], limits=Limits(512))
     for name in here:

@@ -73,6 +73,7 @@ OWN_NAMES = {
     "cpo_simpo": {"loss/simpo", "loss/sft"},
     "irpo": {"loss/dpo", "loss/sft"},
     "mix": {"loss/dpo", "loss/sft"},
+    "mpo": {"loss/dpo", "loss/bco", "loss/sft", "bco/delta"},
     "orpo": {"loss/odds", "loss/sft"},
     "slic": {"loss/calibration", "loss/sft"},
 }
@@ -105,6 +106,7 @@ ALIKE |= {
     "sppo",
     "cpo_simpo",
     "irpo",
+    "mpo",
 }
 """Losses that report what another does."""
 WITHOUT_REFERENCE = {"alphapo", "cpo", "cpo_simpo", "csft", "kto_reference_free", "orpo", "sft", "simpo", "slic"}

@@ -172,8 +172,8 @@ def test_held_out_examples_share_no_prompt_with_training(seed: int) -> None:
     records = [record(n, prompt=f"hello {'world ' * (n % 6)}") for n in range(24)]
     made = PreferenceDataModule(Listed(records), val_size=5, seed=seed)
     intake = made.preparation.read()
-    made.preparation.derive(intake, "binary")
-    sides = {split: {prompt_key(e.prompt) for e in examples} for split, examples in intake.examples.items()}
+    made.preparation.derive(intake, DataNeeds(view="binary"))
+    sides = {split: {prompt_key(e.prompt) for e in examples.views[0]} for split, examples in intake.examples.items()}
     assert not sides["train"] & sides["val"]
     assert len(sides["train"] | sides["val"]) == 6
     assert len(intake.examples["val"]) == 8  # whole prompts, each of four records

@@ -11,7 +11,7 @@ from halos.data.records.record import Completion, Conversation, Message, Record,
 from halos.data.views.selection import Selection
 from halos.evaluation.calibration import calibration_error, reliability
 from halos.evaluation.duels import best_of_data
-from halos.evaluation.heldout import feedback_metrics, held_out, likelihood_metrics
+from halos.evaluation.heldout import answered, feedback_metrics, held_out, likelihood_metrics
 from halos.evaluation.statistics import Bootstrap
 from halos.sampling.scoring import Scores
 
@@ -103,3 +103,14 @@ def test_a_calibrated_policy_has_a_small_error_and_an_overconfident_one_a_large(
     margins = np.where(random.random(20000) < 1 / (1 + np.exp(-truth)), truth, -truth)
     assert calibration_error(margins) < 0.02
     assert calibration_error(5 * margins) > 0.1
+
+
+def test_answers_are_listed_as_they_were_given() -> None:
+    labelled = Record("a", "q", (Completion("x", desirable=True), Completion("y", desirable=False)))
+    paired = Record("b", "q", (Completion("x"), Completion("z"), Completion("w", score=3.0)), ((1, 0),))
+    held = answered([labelled, paired], Selection(), [])
+    assert held.completions == ["z", "x", "y"]
+    assert (held.pairs, held.labels) == ([(0, 1)], [(1, True), (2, False)])
+    scored = answered([labelled, paired], Selection(labels_from_scores=1.0), [])
+    assert scored.completions == ["z", "x", "y", "w"]
+    assert scored.labels == [(1, True), (2, False), (3, True)]

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import masking_utils
 
 from halos.data.batches.collate import Batch, Chunk
 from halos.data.batches.packing import Pack
@@ -52,9 +51,6 @@ def _libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 
     # peft switches autocast off around adapters on experts. PyTorch has none for the meta device.
     monkeypatch.setattr(torch, "autocast", known_devices)
-    # The one wait that transformers has in a forward of padded rows: it reads whether positions begin anew in a row.
-    # Packed rows, which nearly all models read, make no mask in transformers.
-    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda positions: None)
 
 
 @cache

@@ -76,14 +76,16 @@ def test_speed_is_over_the_time_that_the_clock_ran(clock: Clock) -> None:
 
 def test_what_follows_from_other_metrics() -> None:
     rewards = {"rewards/chosen": 0.5, "rewards/rejected": -1.0}
-    assert complete({"loss/a": 1.0, "loss/b": 0.5, **rewards}) == {
+    assert complete({"loss/a": 1.0, "loss/b": 0.5, **rewards}, ["loss/a", "loss/b", *rewards]) == {
         "loss/a": 1.0,
         "loss/b": 0.5,
         "loss": 1.5,
         **rewards,
         "rewards/margins": 1.5,
     }
-    assert complete({"loss/a": 2.0, "rewards/chosen": 0.5}) == {"loss": 2.0, "rewards/chosen": 0.5}
+    assert complete({"loss/a": 2.0, "rewards/chosen": 0.5}, ["loss/a"]) == {"loss": 2.0, "rewards/chosen": 0.5}
+    # A step without an example for the other term.
+    assert complete({"loss/a": 2.0}, ["loss/a", "loss/b"]) == {"loss": 2.0, "loss/a": 2.0}
 
 
 def test_nothing_of_it_is_saved() -> None:

@@ -22,5 +22,5 @@ def assert_ranks_equal_one(objective: Objective, rows: Sequence[Row], *, cut: in
     assert float(sum(part.loss for part in parts)) == pytest.approx(float(whole.loss), rel=1e-12)
     for part in parts:
         for name, gradient in part.gradients.items():
-            width = gradient.shape[-1]
-            torch.testing.assert_close(gradient, whole.gradients[name][:, :width], rtol=1e-12, atol=1e-15)
+            branches, width = gradient.shape
+            torch.testing.assert_close(gradient, whole.gradients[name][:branches, :width], rtol=1e-12, atol=1e-15)

@@ -10,7 +10,7 @@ import pytest
 from halos.commands.builders import objective_maker
 from halos.objectives import DPO, KTO, PPO, SFT, Needs, Objective
 from halos.testing import PROPERTIES, NotApplicable, Violation, check_objective, check_property
-from tests.configs import VARIANTS, compose, options
+from tests.configs import compose, options
 from tests.testing.broken import (
     FAULTS,
     LossAsANumber,
@@ -22,17 +22,13 @@ from tests.testing.broken import (
 )
 
 SOME = ("kto", "sft")
+KINDS = ("dpo", "ppo", "bco", "csft", "simpo", "infonca", "aot", "halo", "bradley_terry", "mix")
+"""One loss of each other kind; the rest is slow."""
 
 
 def case(name: str) -> Any:
-    marks = (
-        [pytest.mark.slow]
-        if name in VARIANTS or name in ("cpo_simpo", "irpo")
-        else []
-        if name in SOME
-        else [pytest.mark.long]
-    )
-    return pytest.param(name, marks=marks)
+    slow = name not in (*SOME, *KINDS)
+    return pytest.param(name, marks=[pytest.mark.slow] if slow else [] if name in SOME else [pytest.mark.long])
 
 
 @pytest.mark.parametrize("name", map(case, options("loss")))

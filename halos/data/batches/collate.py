@@ -27,13 +27,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from halos.data.batches.order import MicroBatch
-from halos.data.batches.packing import Pack, divide, map_tensors, pack
+from halos.data.batches.packing import Pack, divide, divided_places, map_tensors, pack
 from halos.data.batches.reference_table import ReferenceTable
+from halos.data.rows.joint import by_view, places as places_in, sizes_by_view
 from halos.data.rows.token_rows import Row, graded, group_sizes
+from halos.transfer import on_device
 
 PAD = 0
 """The id of padding. Any id would do: attention is causal and padding is on the right, so no scored token attends to
 it."""
+
+Members = np.ndarray | Mapping[int, int]
+"""The size of each group in the whole data set."""
 
 
 @dataclass(slots=True)
@@ -72,6 +77,7 @@ class StepSize:
         scores: the score of each example; only where examples have scores.
         members: for each example, the size of its group in the whole data set; only where examples have scores.
         weights: the weight of each example; only where examples have scores, and not all weights are 1.
+        views: the same for each view, where the rows are records that several views read; ``examples`` counts records.
     """
 
     examples: float
@@ -80,11 +86,15 @@ class StepSize:
     scores: tuple[float, ...] = ()
     members: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
+    views: tuple[StepSize, ...] = ()
 
 
 @dataclass(slots=True)
 class Batch:
     """One rank's examples of one micro-batch.
+
+    For a mixture of several views these are records: K is then the largest number of completions of one, and each of
+    ``views`` is a batch of the records' examples in one view, without tokens of its own.
 
     Attributes:
         ids: [B] the ids of the examples.
@@ -101,6 +111,8 @@ class Batch:
         graded_bits: likewise [B, 3], see :attr:`margins` and :attr:`scores_chosen`.
         pad: makes the chunks.
         padded: the chunks, once they are made.
+        views: the batches of a mixture's views; empty for losses of one view.
+        places: of such a batch, the places of its completions in the flattened [B, K] of the records.
     """
 
     ids: tuple[str, ...]
@@ -116,6 +128,12 @@ class Batch:
     graded_bits: Tensor | None = None
     pad: Callable[[], tuple[Chunk, ...]] = tuple
     padded: tuple[Chunk, ...] | None = None
+    views: tuple[Batch, ...] = ()
+    places: Tensor | None = None
+
+    def view(self, number: int) -> Batch:
+        """Return the batch of one of a mixture's views; this batch, if the loss has one view."""
+        return self.views[number] if self.views else self
 
     @property
     def reference(self) -> Tensor | None:
@@ -158,7 +176,7 @@ class Batch:
         """The batch's sequences with padding. A batch with packs makes them on first use."""
         if self.padded is None:
             # The batch may have moved to a device since pad was set.
-            move = partial(Tensor.to, device=self.mask.device)
+            move = partial(on_device, device=self.mask.device)
             self.padded = tuple(map_tensors(chunk, move) for chunk in self.pad())
         return self.padded
 
@@ -186,9 +204,9 @@ def collate(
     """Collate the rows of one micro-batch.
 
     Args:
-        rows: B rows with K branches each.
+        rows: B rows with K branches each, or records of several views with up to K completions.
         step: the size of the optimizer step; None: these rows are the step.
-        mismatched: the last branch is KTO's y', which needs no gradient.
+        mismatched: the last branch is KTO's y', which needs no gradient. Records know it of each view.
         chunks: the number of length-sorted chunks into which the trained and the mismatched sequences are each divided.
             It is a constant, so that all ranks run equally many forwards.
         whole: feed each completion's last token too, for objectives that read its state. Excludes ``packing``.
@@ -198,42 +216,58 @@ def collate(
             maximum.
         reference: the source of the reference's log-probs, if they were computed beforehand.
     """
-    lengths = torch.tensor([_scored_counts(row) for row in rows])
-    width = int(lengths.max())
+    step = step or step_size(rows)
+    branches = max(len(row.branches) for row in rows)
+    width = max(max(_scored_counts(row)) for row in rows)
+    records = rows[0].views
+    batch = _described(
+        rows,
+        step,
+        shape=(branches, width),
+        labelled=not records and rows[0].desirable is not None,
+        scored=not records and rows[0].score is not None,
+        pairs=not records and branches - mismatched == 2,
+    )
+    batch.views = tuple(_of_view(rows, number, step, (branches, width)) for number in range(len(records)))
+    batch.total_tokens = sum(
+        len(row.prompt) + len(branch) for view in by_view(rows) for row in view for branch in row.branches
+    )
+    mismatched |= any(view.mismatched for view in records)
     packs: list[Pack] = []
     if packing and not whole:  # packs leave out each completion's last token
+        grid = {"width": width, "branches": branches}
         for part in divide(rows, max_tokens, share_prompts=share_prompts):
-            packs += pack(rows[part], width=width, mismatched=mismatched, share_prompts=share_prompts, start=part.start)
+            packs += pack(rows[part], mismatched=mismatched, share_prompts=share_prompts, start=part.start, **grid)
+    batch.packs = tuple(packs)
+    if reference is not None:
+        batch.reference_bits = reference.logprobs(rows, width).view(torch.int32)
     # Padded tensors take memory that packed rows never use, so with packs they are made only when they are read.
-    pad = partial(_padded, tuple(rows), width, chunks, mismatched=mismatched, whole=whole)
-    return Batch(
-        ids=tuple(row.id for row in rows),
-        mask=torch.arange(width) < lengths[:, :, None],
-        group=torch.tensor([row.group for row in rows]),
-        step=step or step_size(rows),
-        desirable=None if rows[0].desirable is None else torch.tensor([bool(row.desirable) for row in rows]),
-        scores=None if rows[0].score is None else _scores(rows),
-        total_tokens=sum(len(row.prompt) + len(branch) for row in rows for branch in row.branches),
-        packs=tuple(packs),
-        reference_bits=None if reference is None else reference.logprobs(rows, width).view(torch.int32),
-        weight_bits=_bits([row.weight for row in rows]) if _weighted(rows) else None,
-        graded_bits=_bits([graded(row) for row in rows]) if len(rows[0].branches) - mismatched == 2 else None,
-        pad=pad,
-        padded=None if packs else pad(),
-    )
+    batch.pad = partial(_padded, tuple(rows), (branches, width), chunks, mismatched=mismatched, whole=whole)
+    batch.padded = None if packs else batch.pad()
+    return batch
 
 
-def step_size(rows: Sequence[Row], members: np.ndarray | Mapping[int, int] | None = None) -> StepSize:
+def step_size(rows: Sequence[Row], members: Sequence[Members | None] | None = None) -> StepSize:
     """The size of an optimizer step.
 
     Args:
         rows: all rows of the step.
-        members: the size of each group in the whole data set; None: these rows are the data set.
+        members: for each view of the rows, the size of each group in the whole data set; None: these rows are the data
+            set.
     """
+    views = rows[0].views
+    members = [None] * (len(views) or 1) if members is None else members
+    if not views:
+        return _size(rows, len(rows[0].branches), members[0])
+    parts = zip(by_view(rows), views, members, strict=True)
+    return StepSize(len(rows), (), views=tuple(_size(own, view.branches, sizes) for own, view, sizes in parts))
+
+
+def _size(rows: Sequence[Row], branches: int, members: Members | None) -> StepSize:
     weights = tuple(row.weight for row in rows)
-    tokens = zip(*([row.weight * count for count in _scored_counts(row)] for row in rows), strict=True)
-    size = StepSize(math.fsum(weights), tuple(map(math.fsum, tokens)))
-    if rows[0].score is not None:
+    counts = [[row.weight * count for count in _scored_counts(row)] for row in rows]
+    size = StepSize(math.fsum(weights), tuple(math.fsum(row[branch] for row in counts) for branch in range(branches)))
+    if rows and rows[0].score is not None:
         # Advantages are whitened over the step and compared within groups, which needs the scores of all ranks.
         members = group_sizes(rows) if members is None else members
         size.groups = tuple(row.group for row in rows)
@@ -241,6 +275,43 @@ def step_size(rows: Sequence[Row], members: np.ndarray | Mapping[int, int] | Non
         size.members = tuple(int(members[group]) for group in size.groups)
         size.weights = weights if _weighted(rows) else ()
     return size
+
+
+def _described(
+    rows: Sequence[Row], step: StepSize, *, shape: tuple[int, int], labelled: bool, scored: bool, pairs: bool
+) -> Batch:
+    """The batch of some rows, of which there may be none, without their tokens; ``shape``: K and C."""
+    branches, width = shape
+    counts = [_scored_counts(row) for row in rows]
+    lengths = torch.tensor([row + [0] * (branches - len(row)) for row in counts], dtype=torch.long)
+    return Batch(
+        ids=tuple(row.id for row in rows),
+        mask=torch.arange(width) < lengths.view(-1, branches, 1),
+        group=torch.tensor([row.group for row in rows], dtype=torch.long),
+        step=step,
+        desirable=torch.tensor([bool(row.desirable) for row in rows], dtype=torch.bool) if labelled else None,
+        scores=_scores(rows) if scored else None,
+        weight_bits=_bits([row.weight for row in rows]) if _weighted(rows) else None,
+        graded_bits=_bits([graded(row) for row in rows]).view(-1, 3) if pairs else None,
+    )
+
+
+def _of_view(rows: Sequence[Row], number: int, step: StepSize, grid: tuple[int, int]) -> Batch:
+    """The batch of the records' examples in one view; ``grid``: K and C of the records."""
+    view, (branches, width) = rows[0].views[number], grid
+    # A rank's records may have no example of a view. Its batch then has the same tensors, for none.
+    batch = _described(
+        [own for row in rows for own in row.views[number].rows],
+        step.views[number],
+        shape=(view.branches, width),
+        labelled=view.view in ("binary", "scored"),
+        scored=view.view == "scored",
+        pairs=view.view == "pairs",
+    )
+    places = [(b, own) for b, row in enumerate(rows) for own in places_in(row, row.views[number])]
+    slots = [[b * branches + k for k in own] for b, own in places]
+    batch.places = torch.tensor(slots, dtype=torch.long).view(-1, view.branches)
+    return batch
 
 
 def _scored_counts(row: Row) -> list[int]:
@@ -263,24 +334,43 @@ def _floats(bits: Tensor | None) -> Tensor | None:
     return None if bits is None else bits.view(torch.float32)
 
 
-def _padded(rows: Sequence[Row], width: int, count: int, *, mismatched: bool, whole: bool) -> tuple[Chunk, ...]:
-    chunks: list[Chunk] = []
-    branches = range(len(rows[0].branches))
-    trained = len(branches) - mismatched
-    # Trained and mismatched sequences are in separate chunks, so that the latter run without a gradient.
-    for own, needs_grad in ((branches[:trained], True), (branches[trained:], False)):
-        places = [(b, k) for b in range(len(rows)) for k in own]
-        places.sort(key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
-        # The sizes of chunks differ by one at most. With fewer sequences than chunks, each sequence is a chunk of its
-        # own.
-        edges = sorted({len(places) * number // count for number in range(count + 1)})
-        chunks += [_chunk(rows, places[a:z], width, needs_grad=needs_grad, whole=whole) for a, z in pairwise(edges)]
+def _padded(
+    rows: Sequence[Row], grid: tuple[int, int], count: int, *, mismatched: bool, whole: bool
+) -> tuple[Chunk, ...]:
+    trained, others = divided_places(rows, mismatched=mismatched)
+    chunks = _chunks(rows, trained, grid, count, needs_grad=True, whole=whole)
+    if mismatched:
+        # Trained and mismatched sequences are in separate chunks, so that the latter run without a gradient. A rank's
+        # records may have fewer mismatched completions than there are chunks, or none: they have one chunk.
+        count = 1 if rows[0].views else count
+        chunks += _chunks(rows, others, grid, count, needs_grad=False, whole=whole)
     return tuple(chunks)
 
 
+def _chunks(
+    rows: Sequence[Row],
+    places: Sequence[tuple[int, int]],
+    grid: tuple[int, int],
+    count: int,
+    *,
+    needs_grad: bool,
+    whole: bool,
+) -> list[Chunk]:
+    if not places:
+        # A forward must still run: collectives of sharded models hang if one rank runs fewer than the others.
+        none = torch.zeros(0, dtype=torch.long)
+        own = none if whole else None
+        return [Chunk(torch.full((1, 1), PAD, dtype=torch.long), none, none, none, needs_grad, own, own)]
+    ordered = sorted(places, key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
+    # The sizes of chunks differ by one at most. With fewer sequences than chunks, each sequence is a chunk of its own.
+    edges = sorted({len(ordered) * number // count for number in range(count + 1)})
+    return [_chunk(rows, ordered[a:z], grid, needs_grad=needs_grad, whole=whole) for a, z in pairwise(edges)]
+
+
 def _chunk(
-    rows: Sequence[Row], places: Sequence[tuple[int, int]], width: int, *, needs_grad: bool, whole: bool
+    rows: Sequence[Row], places: Sequence[tuple[int, int]], grid: tuple[int, int], *, needs_grad: bool, whole: bool
 ) -> Chunk:
+    branches, width = grid
     # The last token of a sequence predicts nothing, so it is not fed unless its state is needed.
     lengths = [len(rows[b].prompt) + len(rows[b].branches[k]) - 1 for b, k in places]
     scored = [rows[b].scored(k) for b, k in places]
@@ -294,14 +384,14 @@ def _chunk(
         input_ids[n, : lengths[n] + whole] = torch.tensor((prompt + branch)[: lengths[n] + whole])
         # The state of the prompt's last token predicts the branch's first one.
         predicts += [n * longest + len(prompt) - 1 + place for place in scored[n]]
-        slot = (b * len(rows[b].branches) + k) * width
+        slot = (b * branches + k) * width
         targets += [branch[place] for place in scored[n]]
         slots += range(slot, slot + len(scored[n]))
     chunk = Chunk(input_ids, torch.tensor(predicts), torch.tensor(targets), torch.tensor(slots), needs_grad)
     if whole:
         # Lengths count one token less than is fed, so they are also the places of the last tokens.
         chunk.last = torch.arange(len(places)) * longest + torch.tensor(lengths)
-        chunk.owners = torch.tensor([b * len(rows[b].branches) + k for b, k in places])
+        chunk.owners = torch.tensor([b * branches + k for b, k in places])
     return chunk
 
 
@@ -315,7 +405,7 @@ class Batches(Dataset[Batch]):
 
     def __init__(self, rows: Sequence[Row], collate_rows: Callable[..., Batch] = collate) -> None:
         self.rows, self.collate_rows = rows, collate_rows
-        self._members = group_sizes(rows)
+        self._members = sizes_by_view(rows)
         self._step: tuple[int, ...] = ()
 
     def __getitem__(self, micro: MicroBatch) -> Batch:

@@ -111,33 +111,40 @@ class Pack:
 
 
 def pack(
-    rows: Sequence[Row], *, width: int, mismatched: bool = False, share_prompts: bool = True, start: int = 0
+    rows: Sequence[Row],
+    *,
+    width: int,
+    mismatched: bool = False,
+    share_prompts: bool = True,
+    start: int = 0,
+    branches: int | None = None,
 ) -> tuple[Pack, ...]:
     """Pack the rows of a micro-batch.
 
     Args:
-        rows: rows with K branches each.
+        rows: rows with up to K branches each.
         width: C of the [B, K, C] grid.
-        mismatched: the last branch is KTO's y'. It needs no gradient and gets a second pack.
+        mismatched: the last branch is KTO's y', or the last ones of a record that several views read. They need no
+            gradient and get a second pack.
         share_prompts: write once what sequences have in common, and score once what they predict from it; the second
             pack then continues the nodes of the first. If false, every branch has its own copy of the prompt.
         start: the place of the first of these rows in the grid.
+        branches: K of the grid; None: all rows have equally many.
 
     Returns:
         One pack with the trained branches and, with ``mismatched``, one with the mismatched branches.
     """
     tree, ends = PrefixTree(share=share_prompts), dict[tuple[int, int], Node]()
-    trained = len(rows[0].branches) - mismatched
-    places = [(b, k) for b in range(len(rows)) for k in range(trained)]
-    others = [(b, trained) for b in range(len(rows) if mismatched else 0)]
-    for b, k in places + others:
-        ends[b, k] = tree.add(rows[b].prompt, _fed(rows[b], k), trained=k < trained)
+    places, others = divided_places(rows, mismatched=mismatched)
+    for is_trained, own in ((True, places), (False, others)):
+        for b, k in own:
+            ends[b, k] = tree.add(rows[b].prompt, _fed(rows[b], k), trained=is_trained)
     nodes = tree.nodes()
     for place in places:
         for node in ends[place].path():
             node.sequences += 1
     above = list(trained_above(nodes))
-    scores = _Scores(rows, width, start, ends)
+    scores = _Scores(rows, width, start, branches or len(rows[0].branches), ends)
     first = _Writer(scores)
     for node in tree.root.own_children():
         first.write([node], [])
@@ -152,6 +159,14 @@ def pack(
         if mismatched_children := [child for child in node.children if not child.trained]:
             second.write(mismatched_children, second.pieces_of(node))
     return (*packs, second.finish(others))
+
+
+def divided_places(rows: Sequence[Row], *, mismatched: bool) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return the places (b, k) of the branches that are trained, and of those that are not (:func:`pack`)."""
+    trained = [len(row.branches) - (row.mismatched if row.views else mismatched) for row in rows]
+    places = [[(b, k) for k in range(len(row.branches))] for b, row in enumerate(rows)]
+    first = [place for own, count in zip(places, trained, strict=True) for place in own[:count]]
+    return first, [place for own, count in zip(places, trained, strict=True) for place in own[count:]]
 
 
 def divide(rows: Sequence[Row], max_tokens: int | None, *, share_prompts: bool = True) -> list[slice]:
@@ -184,6 +199,7 @@ class _Scores:
         rows: the rows of the micro-batch.
         width: C of the [B, K, C] grid.
         start: the place of the first row in the grid.
+        branches: K of the grid.
         ends: for each branch (b, k) the node at its end.
         known: for each (state, token) the place of its log-prob among those of all packs.
     """
@@ -191,6 +207,7 @@ class _Scores:
     rows: Sequence[Row]
     width: int
     start: int
+    branches: int
     ends: dict[tuple[int, int], Node]
     known: dict[tuple[int, int], int] = field(default_factory=dict)
 
@@ -198,7 +215,7 @@ class _Scores:
         """Record the places of a branch whose nodes are written."""
         row, path = self.rows[b], self.ends[b, k].path()
         states = [place for node in path for place in range(node.place, node.place + len(node.ids))]
-        slot, scored = ((self.start + b) * len(row.branches) + k) * self.width, row.scored(k)
+        slot, scored = ((self.start + b) * self.branches + k) * self.width, row.scored(k)
         # The state of the prompt's last token predicts the branch's first one.
         states = states[len(row.prompt) - 1 :]
         for pair in ((states[n], row.branches[k][n]) for n in scored):

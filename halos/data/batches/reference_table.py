@@ -54,16 +54,16 @@ class ReferenceTable:
         """The log-probs of the rows' branches.
 
         Args:
-            rows: B rows with K branches each.
+            rows: B rows with up to K branches each.
             width: at least the largest number of scored tokens in a branch.
 
         Returns:
-            [B, K, width] log-probs, zero after the end of a branch.
+            [B, K, width] log-probs, zero after the end of a branch and where a row has none.
 
         Raises:
             ValueError: names the row of a completion that the table does not have.
         """
-        grid = torch.zeros(len(rows), len(rows[0].branches), width, dtype=torch.float32)
+        grid = torch.zeros(len(rows), max(len(row.branches) for row in rows), width, dtype=torch.float32)
         for b, row in enumerate(rows):
             for k, branch in enumerate(row.branches):
                 entry = self.entries.get(entry_key(row.prompt, branch, row.context[k] if row.context else ()))

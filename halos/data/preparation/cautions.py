@@ -10,8 +10,7 @@ import numpy as np
 
 from halos.checks import is_number
 from halos.data.preparation.hygiene import Finding
-from halos.data.rows.token_rows import Row
-from halos.data.rows.tokenise import Rows
+from halos.data.rows.token_rows import Row, TokenRows
 from halos.data.sources.adapted import SHOWN_PLACES
 from halos.processes.first import first_process_only
 
@@ -23,10 +22,9 @@ NAMED = 3
 """Places that a warning names."""
 
 
-def equal_pairs(split: str, rows: Rows) -> Finding:
+def equal_pairs(split: str, table: TokenRows) -> Finding:
     """Find, and warn of, the pairs of a split whose two completions have the same token ids."""
-    table, max_length = rows.rows, rows.rows.limits.max_length
-    equal = table.equal_pairs()
+    equal, max_length = table.equal_pairs(), table.limits.max_length
     finding = Finding(len(equal), table.ids(equal[:SHOWN_PLACES]))
     at_limit = int(((table.prompt_sizes + table.sizes()[0])[equal] == max_length).sum()) if len(equal) else 0
     _warn_of_equal_pairs(f"{len(table):,} pairs of {split}", finding, at_limit, max_length)

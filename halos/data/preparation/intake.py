@@ -15,6 +15,7 @@ from halos.data.rows.tokenise import Rows
 from halos.data.sources.adapted import NOTED, SHOWN_PLACES, Origin, check_faultless
 from halos.data.sources.base import Records, Source
 from halos.data.views.examples import Example, Examples
+from halos.data.views.joint import JointExamples
 
 LEAKED = "validation records whose prompt is in the training data left out"
 
@@ -25,7 +26,7 @@ class Intake:
 
     Attributes:
         records: the records, until examples are derived from them.
-        examples: the examples of the view.
+        examples: the examples of the view; for a mixture of several views the records, with their examples in each.
         reports: counts of what was read, converted and left out.
         hygiene: what is wrong with the records.
         origins: what each file gave.
@@ -34,7 +35,7 @@ class Intake:
     """
 
     records: dict[str, RecordTable] = field(default_factory=dict)
-    examples: dict[str, Examples[Example]] = field(default_factory=dict)
+    examples: dict[str, Examples[Example] | JointExamples] = field(default_factory=dict)
     reports: dict[str, Counter[str]] = field(default_factory=dict)
     hygiene: dict[str, Hygiene] = field(default_factory=dict)
     origins: dict[str, dict[str, Origin]] = field(default_factory=dict)
@@ -48,7 +49,8 @@ class Intake:
     def tokenised(self, split: str, rows: Rows) -> None:
         """Add lengths in tokens, what was cut, and pairs of equal tokens to the account of a split."""
         self.truncated[split] = rows.truncated
-        self.hygiene[split].equal_pairs = equal_pairs(split, rows)
+        findings = [equal_pairs(split, table) for table in rows.rows.views]
+        self.hygiene[split].equal_pairs = next((finding for finding in findings if finding.count), Finding())
         self.hygiene[split].lengths |= {name: percentiles(values) for name, values in rows.lengths.items()}
 
     def report(self) -> dict[str, object]:

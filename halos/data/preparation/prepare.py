@@ -21,8 +21,10 @@ from halos.data.preparation.cautions import warn_of_one_class
 from halos.data.preparation.graded import check_graded
 from halos.data.preparation.hygiene import origin_of
 from halos.data.preparation.intake import Intake, read
+from halos.data.preparation.joint import joined, of_view
 from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.records.record import Prompt
+from halos.data.records.table import RecordTable
 from halos.data.rows.chat_tokens import ChatTokens, Limits, check_text
 from halos.data.rows.token_rows import Row
 from halos.data.rows.tokenise import Rows, make_rows
@@ -30,6 +32,7 @@ from halos.data.sources.base import Source
 from halos.data.store.arrow import MEMORY, Store
 from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example, Examples
+from halos.data.views.joint import JointExamples
 from halos.data.views.selection import Selection
 from halos.data.views.turns import expand_turns
 
@@ -57,6 +60,9 @@ class DataNeeds:
         grouped: all completions of one prompt are in the same step.
         margins: each pair has a margin.
         pair_scores: each pair has scores in [0, 1] of both completions.
+        source: the name of the source of ``data=mix`` whose records alone are used; None: all.
+        views: for a mixture of several views the needs of each, whose union the other attributes are; an example is
+            then a record with its examples in all of these views.
     """
 
     view: str
@@ -66,12 +72,23 @@ class DataNeeds:
     grouped: bool = False
     margins: bool = False
     pair_scores: bool = False
+    source: str | None = None
+    views: tuple[DataNeeds, ...] = ()
 
     def key(self) -> tuple[Any, ...]:
         """A key that is equal for two needs that the same rows satisfy."""
         controls = tuple(self.control(label) for label in (True, False, None))
         flags = (self.mismatched, self.whole_completions, self.grouped, self.margins, self.pair_scores)
-        return self.view, controls, *flags
+        return self.view, self.source, controls, *flags, *(needs.key() for needs in self.views)
+
+    @property
+    def name(self) -> str:
+        """The view and, if it is of one source only, that source."""
+        return self.view if self.source is None else f"{self.view} of {self.source}"
+
+    def each(self) -> tuple[DataNeeds, ...]:
+        """The needs of each view."""
+        return self.views or (self,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +166,21 @@ class Preparation:
         intake.examine()
         return intake
 
-    def derive(self, intake: Intake, view: str) -> None:
-        """Replace the records of the intake by the view's examples.
+    def derive(self, intake: Intake, needs: DataNeeds) -> None:
+        """Replace the records of the intake by the view's examples, or by themselves with their examples in each view.
 
         Raises:
-            ValueError: if the records have no example of the view, or for settings that have no effect on it.
+            ValueError: if the records have no example of a view, or for settings that have no effect on any.
         """
-        self.selection.check(view)
+        each = needs.each()
+        views = [own.view for own in each]
+        self.selection.check(*views)
         if self.train_on not in ("last", "all"):
             raise ValueError(f"data.train_on: expected last or all, found {self.train_on!r}")
-        if self.train_on == "all" and view != "demonstrations":
+        if self.train_on == "all" and views != ["demonstrations"]:
             raise ValueError(
                 "data.train_on=all is for losses that imitate (loss=sft); people judged only the last turn, and this "
-                f"loss learns from {view}"
+                f"loss learns from {' and '.join(views)}"
             )
         for split, records in intake.records.items():
             counts: Counter[str] = Counter()
@@ -170,18 +189,41 @@ class Preparation:
             training = intake.records.get("train", records)
             if self.train_on == "all":
                 records, counts = expand_turns(records, self.store)
-            examples, report = VIEWS[view](records, self.selection.prepare(view, records, training))
-            counts += report
-            # Validation data stays as it is, so that its metrics can be compared between runs.
-            if split == "train":
-                examples, not_kept = self.selection.keep(examples, self.seed)
-                counts += not_kept
+            derived: list[Examples[Example]] = []
+            for own in each:
+                examples, report = self._view(own, split, records, training)
+                derived.append(examples)
+                counts.update(of_view(own.name, report) if needs.views else report)
+            whole = JointExamples(tuple(derived)) if needs.views else derived[0]
             max_size = self.max_examples if split == "train" else self.max_val_examples
-            examples = intake.examples[split] = _sample(examples, max_size, self.seed)
-            if weighted := int((examples.weights != 1).sum()):
-                counts["examples with a weight"] += weighted
+            intake.examples[split] = _sample(whole, max_size, self.seed)
+            for own, examples in zip(each, intake.examples[split].views, strict=True):
+                weighted = +Counter({"examples with a weight": int((examples.weights != 1).sum())})
+                counts.update(of_view(own.name, weighted) if needs.views else weighted)
             intake.reports[split] += counts
         intake.records = {}  # frees the columns of numbers, which are long for a large data set
+
+    def _view(
+        self, needs: DataNeeds, split: str, records: RecordTable, training: RecordTable
+    ) -> tuple[Examples[Example], Counter[str]]:
+        """Return the examples of one view of a split, and what was counted."""
+        own, places = self._of_source(needs.source, records)
+        prepare = self.selection.prepare(needs.view, own, self._of_source(needs.source, training)[0])
+        examples, report = VIEWS[needs.view](own, prepare)
+        if needs.source is not None:
+            examples = examples.within(records, places)
+        # Validation data stays as it is, so that its metrics can be compared between runs.
+        if split != "train":
+            return examples, report
+        kept, not_kept = self.selection.keep(examples, self.seed)
+        return kept, report + not_kept
+
+    def _of_source(self, name: str | None, records: RecordTable) -> tuple[RecordTable, np.ndarray]:
+        """Return the records of one source of a mixture of sources (None: all), and their places."""
+        if name is None:
+            return records, np.arange(len(records))
+        places = np.flatnonzero(np.isin(records.numbers("name"), self.source.names_of(name)))
+        return records.take(places), places
 
     def tokenise(self, intake: Intake, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> dict[str, Rows]:
         """Replace the examples of the intake by token rows.
@@ -192,14 +234,21 @@ class Preparation:
         origins = [file for files in intake.origins.values() for file in files]
         splits: dict[str, Rows] = {}
         for split, examples in intake.examples.items():
-            rows = splits[split] = make_rows(
-                examples,
-                tokens,
-                control=needs.control,
-                mismatched_seed=self.seed if needs.mismatched else None,
-                origin=partial(origin_of, origins=origins),
-                store=self.store,
-            )
+            views: list[Rows] = []
+            for own, view_examples in zip(needs.each(), examples.views, strict=True):
+                rows = make_rows(
+                    view_examples,
+                    tokens,
+                    control=needs.control,
+                    mismatched_seed=self.seed if own.mismatched else None,
+                    origin=partial(origin_of, origins=origins),
+                    store=self.store,
+                )
+                check_graded(rows.rows, own)
+                views.append(rows)
+            splits[split] = rows = views[0]
+            if isinstance(examples, JointExamples):
+                splits[split] = rows = joined([(own.view, own.name) for own in needs.views], views, examples)
             intake.reports[split] += Counter({"examples": len(rows)}) + rows.report
             intake.tokenised(split, rows)
         intake.examples = {}  # frees the texts: from here on only the rows are read
@@ -212,28 +261,30 @@ class Preparation:
     def prepare(self, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         """Read, derive and tokenise. Raises ``ValueError`` for bad data, before any model is needed."""
         intake = self.read()
-        self.derive(intake, needs.view)
+        self.derive(intake, needs)
         train = intake.examples["train"]
         # Labels and prompts are taken first: tokenise releases the examples.
-        labels, weights = train.labels, train.weights
-        label_counts = None if labels is None else (float(weights[labels].sum()), float(weights[~labels].sum()))
-        if labels is not None:
-            warn_of_one_class(f"{len(labels):,} training completions", labels)
+        label_counts = None
+        for examples in train.views:
+            if (labels := examples.labels) is not None:
+                weights = examples.weights
+                label_counts = (float(weights[labels].sum()), float(weights[~labels].sum()))
+                warn_of_one_class(f"{len(labels):,} training completions", labels)
         prompts = drawn_prompts(intake.examples.get("val", train), self.seed)
         rows = self.tokenise(intake, needs, tokenizer)
-        for split_rows in rows.values():
-            check_graded(split_rows.rows, needs)
         return Prepared(needs, tokenizer, rows, intake, label_counts, prompts)
 
 
-def _sample(examples: Examples[Example], max_size: int | None, seed: int) -> Examples[Example]:
+def _sample(
+    examples: Examples[Example] | JointExamples, max_size: int | None, seed: int
+) -> Examples[Example] | JointExamples:
     if max_size is None or max_size >= len(examples):
         return examples
     # Sorted, so that a limit leaves out examples without reordering the others.
     return examples.take(np.array(sorted(random.Random(seed).sample(range(len(examples)), max_size))))
 
 
-def drawn_prompts(examples: Examples[Example], seed: int) -> list[Prompt]:
+def drawn_prompts(examples: Examples[Example] | JointExamples, seed: int) -> list[Prompt]:
     """Up to MAX_PROMPTS different prompts, drawn and ordered by the seed."""
     _, first = np.unique(examples.prompts, return_index=True)
     drawn = random.Random(seed).sample(np.sort(first).tolist(), min(len(first), MAX_PROMPTS))

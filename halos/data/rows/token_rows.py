@@ -62,6 +62,8 @@ class Row:
         weight: how much the example counts.
         margin: of a pair, by how much the first completion is preferred, or None.
         score_chosen, score_rejected: of a pair, the scores of its completions, or None.
+        views: of a record that is read in several views, its examples in each (:mod:`halos.data.rows.joint`).
+        mismatched: of such a record, how many of its last completions are those of other prompts (KTO's y').
     """
 
     id: str
@@ -75,6 +77,8 @@ class Row:
     score_chosen: float | None = None
     score_rejected: float | None = None
     context: tuple[tuple[Span, ...], ...] = ()
+    views: tuple[ViewRows, ...] = ()
+    mismatched: int = 0
 
     def scored(self, branch: int) -> Sequence[int]:
         """The places of a completion's scored tokens."""
@@ -83,9 +87,29 @@ class Row:
         return [n for n in places if not any(start <= n < stop for start, stop in spans)] if spans else places
 
 
+@dataclass(frozen=True, slots=True)
+class ViewRows:
+    """The examples of one record in one view.
+
+    Attributes:
+        view: the name of the view.
+        rows: a row for each example; none, if the record has no example of the view.
+        mismatched: whether the last branch of each row is another prompt's completion.
+    """
+
+    view: str
+    rows: tuple[Row, ...] = ()
+    mismatched: bool = False
+
+    @property
+    def branches(self) -> int:
+        """The number of branches of each row."""
+        return 1 + (self.view == "pairs") + self.mismatched
+
+
 def group_sizes(rows: Sequence[Row]) -> np.ndarray:
     """[groups] the number of rows in each group."""
-    return np.bincount(rows.groups if isinstance(rows, TokenRows) else [row.group for row in rows])
+    return np.bincount(rows.groups if isinstance(rows, TokenRows) else np.array([row.group for row in rows], dtype=int))
 
 
 def graded(row: Row) -> list[float]:
@@ -143,6 +167,11 @@ class TokenRows(Stored[Row]):
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def views(self) -> list[TokenRows]:
+        """These rows, which are of one view."""
+        return [self]
 
     def many(self, indices: np.ndarray) -> list[Row]:
         return [self._row(int(index)) for index in indices]
@@ -211,6 +240,7 @@ class TokenRows(Stored[Row]):
         # The columns that the order of examples depends on are in memory; ids and tokens are read from the mapped file.
         (name,) = self.ids(np.array([index]))
         label, score = int(self.labels[index]), float(self._scores[index])
+        margin, score_chosen, score_rejected = self._graded(index)
         # The control token is added before truncation, so that it stays at the end of a truncated prompt.
         prompt_ids = self.table.list_at(index, "prompt").tolist() + self.control[label]
         prompt, _ = self.limits.fit_prompt(prompt_ids, self._bos, name)
@@ -230,12 +260,14 @@ class TokenRows(Stored[Row]):
             score=None if np.isnan(score) else score,
             weight=float(self._weights[index]),
             context=context if any(context) else (),
-            **self._graded(index),
+            margin=margin,
+            score_chosen=score_chosen,
+            score_rejected=score_rejected,
         )
 
-    def _graded(self, index: int) -> dict[str, float | None]:
-        values = self.table.list_at(index, "graded").tolist()
-        return {name: None if np.isnan(value) else value for name, value in zip(GRADED, values, strict=False)}
+    def _graded(self, index: int) -> list[float | None]:
+        values = self.table.list_at(index, "graded").tolist() or [np.nan] * len(GRADED)
+        return [None if np.isnan(value) else value for value in values]
 
 
 def _spans(context: np.ndarray, column: str) -> tuple[Span, ...]:

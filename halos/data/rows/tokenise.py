@@ -16,6 +16,7 @@ from halos.data.records.record import Reply, conversation_key, prompt_key
 from halos.data.records.table import digest
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.exchanges import Exchange, Shape, Tokenised
+from halos.data.rows.joint import JointRows
 from halos.data.rows.mismatch import derangement, in_order
 from halos.data.rows.refusals import Refusals
 from halos.data.rows.token_rows import BRANCHES, COLUMNS, GRADED, Control, Controls, Row, TokenRows
@@ -44,7 +45,7 @@ class Rows:
         lengths: [n] lengths in tokens, by what was measured.
     """
 
-    rows: TokenRows
+    rows: TokenRows | JointRows
     report: Counter[str] = field(default_factory=Counter)
     truncated: Counter[tuple[str, str]] = field(default_factory=Counter)
     lengths: dict[str, np.ndarray] = field(default_factory=dict)

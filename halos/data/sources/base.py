@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+
 from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.records.record import Record
 from halos.data.records.truth import TrueReward
@@ -53,6 +55,13 @@ class Source(ABC):
     @abstractmethod
     def val(self) -> Records | None:
         """Return the validation records, None where the source has none of its own."""
+
+    def names_of(self, part: str) -> np.ndarray:
+        """Return digests of the ids of one part's records that were read so far, where a source has named parts.
+
+        Raises ``ValueError`` if there is no such part.
+        """
+        raise ValueError(f"loss.data: expected data=mix, whose sources have names, found {part} with data={self.name}")
 
     def check_stream(self) -> None:  # noqa: B027 (most sources have nothing to check)
         """Raise ``ValueError`` if :meth:`stream` has to read the whole data set first."""

@@ -50,6 +50,7 @@ class MixedSource(Source):
         self._weights: dict[str, float] = {}
         self._caps: dict[str, int] = {}
         self._seed = seed
+        self._names: dict[str, list[np.ndarray]] = {name: [] for name in mix}
         for name, settings in mix.items():
             options = dict(settings)
             weight, cap = options.pop("weight", None), options.pop("cap", None)
@@ -69,14 +70,26 @@ class MixedSource(Source):
         counts = {name: min(len(r.records), self._caps.get(name, len(r.records))) for name, r in read.items()}
         # A cap limits a source before the weights are applied, so a small cap reduces all weighted sources.
         counts |= shares({name: counts[name] for name in self._weights}, self._weights)
-        return _joined([_drawn(name, records, counts[name], self._seed) for name, records in read.items()])
+        drawn = {name: _drawn(name, records, counts[name], self._seed) for name, records in read.items()}
+        return self._joined(drawn)
 
     def val(self) -> Records | None:
-        read = [records for _, source in self._opened() if (records := source.val()) is not None]
-        return _joined(read) if read else None
+        read = {name: records for name, source in self._opened() if (records := source.val()) is not None}
+        return self._joined(read) if read else None
+
+    def names_of(self, part: str) -> np.ndarray:
+        if part not in self._names:
+            names = ", ".join(self._names)
+            raise ValueError(f"loss.data: expected the name of a source in data.mix ({names}), found {part}")
+        return np.concatenate(self._names[part])
 
     def check_stream(self) -> None:
         raise ValueError("data.streaming: expected one source, found data=mix, whose shares need the number of records")
+
+    def _joined(self, splits: Mapping[str, Records]) -> Records:
+        for name, records in splits.items():
+            self._names[name].append(table_of(records.records).numbers("name"))
+        return _joined([*splits.values()])
 
     def _opened(self) -> Iterator[tuple[str, FileSource]]:
         # Store and limits are known only after the constructor: the data module sets them.

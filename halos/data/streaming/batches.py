@@ -87,7 +87,7 @@ class StreamBatches(IterableDataset[Served]):
             if number == self.start or micro_step == 0:
                 step = list(islice(drawn, per_step))
                 rows = self.rows.rows(step, counted)
-                size = step_size(rows, {row.group: one.members for row, one in zip(rows, step, strict=True)})
+                size = step_size(rows, [{row.group: one.members for row, one in zip(rows, step, strict=True)}])
             batch = self.collate_rows(rows[self.division.own(micro_step)], step=size)
             # A worker's thread pickles the counts while the next batch is already adding to them, hence the copy.
             yield batch, counted if get_worker_info() is None else deepcopy(counted)

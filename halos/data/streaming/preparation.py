@@ -92,9 +92,12 @@ class StreamPreparation(Preparation):
 
         Raises ``ValueError`` for bad data in either.
         """
+        if needs.views:
+            expected = "expected false for a mixture of several views, found true"
+            raise ValueError(f"data.streaming: {expected}; a stream is read in one view")
         intake = self.read()
         held = intake.records["val"].numbers("loose_prompt").tolist() if "val" in intake.records else ()
-        self.derive(intake, needs.view)
+        self.derive(intake, needs)
         stream = Stream(self, needs, frozenset(held), strict_held=self.strict and bool(intake.origins.get("val")))
         # Read before a model is loaded, so that a fault in the first examples shows within seconds.
         bundles = islice(stream.examples(Counted()), TRIED_BUNDLES)
@@ -104,8 +107,6 @@ class StreamPreparation(Preparation):
         if "val" in intake.examples:
             shown = drawn_prompts(intake.examples["val"], self.seed)
         rows = self.tokenise(intake, needs, tokenizer)
-        for split_rows in rows.values():
-            check_graded(split_rows.rows, needs)
         stream_rows = StreamRows(stream, self.tokens(tokenizer))
         self._try(tried[:TRIED_EXAMPLES], stream_rows)
         # Without a shuffle buffer, as filling it would read thousands of examples for one row.

@@ -100,6 +100,15 @@ class Examples(Stored[E_co], Generic[E_co]):
         rejected, chosen = None if self.rejected is None else self.rejected[indices], self.chosen[indices]
         return Examples(self.kind, self.records, chosen, rejected, self.values[indices], self.number[indices])
 
+    def within(self, records: RecordTable, places: np.ndarray) -> Examples[E_co]:
+        """Return the same examples with their records at other places, [records], of another table."""
+
+        def moved(completions: np.ndarray) -> np.ndarray:
+            return np.column_stack([places[completions[:, 0]], completions[:, 1]]).astype(np.int32)
+
+        rejected = None if self.rejected is None else moved(self.rejected)
+        return Examples(self.kind, records, moved(self.chosen), rejected, self.values, self.number)
+
     @property
     def key(self) -> str | None:
         """A key of the examples and their order; None where the records are in memory."""
@@ -109,6 +118,11 @@ class Examples(Stored[E_co], Generic[E_co]):
         for numbers in (self.chosen, self.rejected, self.values, self.number):
             hasher.update(b"" if numbers is None else np.ascontiguousarray(numbers).tobytes())
         return hasher.hexdigest()[:24]
+
+    @property
+    def views(self) -> tuple[Examples[E_co], ...]:
+        """These examples, which are of one view."""
+        return (self,)
 
     @property
     def labels(self) -> np.ndarray | None:

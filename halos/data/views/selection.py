@@ -65,12 +65,12 @@ class Selection:
             raise ValueError(f"data.select.pairs_from_scores: expected best_worst or all, found {pairing!r}")
         check_number("data.select.min_margin", self.min_margin)
 
-    def check(self, view: str) -> None:
-        """Raise ``ValueError`` for settings that have no effect on a view."""
-        if view != "binary" and (self.keep_desirable < 1 or self.keep_undesirable < 1):
+    def check(self, *views: str) -> None:
+        """Raise ``ValueError`` for settings that have no effect on any of the views."""
+        if "binary" not in views and (self.keep_desirable < 1 or self.keep_undesirable < 1):
             raise ValueError(
                 "data.select.keep_desirable and keep_undesirable are for losses that learn from labels; "
-                f"this one learns from {view}"
+                f"this one learns from {' and '.join(views)}"
             )
 
     def check_stream(self) -> None:

@@ -67,6 +67,24 @@ class LogProbs:
         """The mean of log π(y_t | x, y_<t) over each completion's tokens, [B, K]."""
         return self.sum / self.count
 
+    def of(self, batch: Batch) -> LogProbs:
+        """The log-probs of the completions of one of a mixture's views (``Batch.views``), [B, K, C] of that batch.
+
+        Those of all tokens, if the batch is no view. The load of experts is that of all tokens, and left out.
+        """
+        places = batch.places
+        if places is None:
+            return self
+
+        def of_view(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.flatten(0, 1)[places]
+
+        others = {name: of_view(getattr(self, name)) for name in _BY_COMPLETION}
+        return LogProbs(self.tokens.flatten(0, 1)[places], batch.mask, **others)
+
+
+_BY_COMPLETION = ("hidden", "last", "statistics", "log_collision", "divergence")
+
 
 def completion_logprobs(model: PreTrainedModel, batch: Batch, options: HeadOptions | None = None) -> LogProbs:
     """Compute the log-probs of every branch of the batch.

@@ -13,12 +13,14 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from halos.data.batches.packing import Pack
 from halos.policy.logprobs.precision import product_dtype
+from halos.transfer import on_device
 
 BLOCK_TOKENS = 128
 """Queries, and keys, of a block; the smallest number that PyTorch's kernels take by default."""
@@ -127,27 +129,28 @@ def block_mask(pack: Pack, window: int | None) -> BlockMask:
 
     blocks = _blocks(pack, earlier)
     # The kernel reads the first ``blocks.sum(1)`` entries of each row, so the blocks to compute come first.
-    order = blocks.int().argsort(dim=1, descending=True, stable=True).int()
-    counts = blocks.sum(1, dtype=torch.int32)
-    counts, order = (per_row[None, None].to(node.device) for per_row in (counts, order))
+    order = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
+    # One table, so that there is one copy to the device.
+    table = on_device(np.column_stack([blocks.sum(1, dtype=np.int32), order]), device=node.device)[None, None]
+    counts, columns = table[..., 0].contiguous(), table[..., 1:].contiguous()
     lengths = (len(pack.input_ids), len(node))
-    return BlockMask.from_kv_blocks(counts, order, BLOCK_SIZE=BLOCK_TOKENS, mask_mod=is_seen, seq_lengths=lengths)
+    return BlockMask.from_kv_blocks(counts, columns, BLOCK_SIZE=BLOCK_TOKENS, mask_mod=is_seen, seq_lengths=lengths)
 
 
-def _blocks(pack: Pack, earlier: int) -> Tensor:
+def _blocks(pack: Pack, earlier: int) -> np.ndarray:
     """Which blocks have to be computed [blocks of queries, blocks of keys]."""
     # From the sizes of the pieces, which are Python numbers, and not from the mask by create_block_mask(): the host
-    # would wait for the device, and all scores' mask would be made.
+    # would wait for the device, and all scores' mask would be made. In NumPy, as the host's work.
     edges = [0, *accumulate(pack.sizes)]
     queries, keys = (-(-count // BLOCK_TOKENS) for count in (edges[-1] - earlier, edges[-1]))
-    blocks = torch.zeros(queries, keys, dtype=torch.bool)
+    blocks = np.zeros((queries, keys), dtype=bool)
     for own, pieces in enumerate(pack.attends, len(pack.sizes) - len(pack.attends)):
         rows = _covering_blocks(edges[own] - earlier, edges[own + 1] - earlier)
         for piece in pieces:
             blocks[rows, _covering_blocks(edges[piece], edges[piece + 1])] = True
     # No query sees a key after itself: blocks that begin after the last query of their row are left out.
-    last_query = earlier + BLOCK_TOKENS * torch.arange(1, queries + 1) - 1
-    return blocks & (BLOCK_TOKENS * torch.arange(keys) <= last_query[:, None])
+    last_query = earlier + BLOCK_TOKENS * np.arange(1, queries + 1) - 1
+    return blocks & (BLOCK_TOKENS * np.arange(keys) <= last_query[:, None])
 
 
 def _covering_blocks(start: int, stop: int) -> slice:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -72,9 +72,24 @@ class ModelOutput(Protocol):
 
 
 def run(model: PreTrainedModel, **inputs: Any) -> ModelOutput:
-    """Run the model without a cache of keys and values."""
-    output: ModelOutput = model(**inputs, use_cache=False)
+    """Run the model without a cache of keys and values, on one sequence in each row unless it gets positions."""
+    with nullcontext() if "position_ids" in inputs else _no_sequences_in_rows():
+        output: ModelOutput = model(**inputs, use_cache=False)
     return output
+
+
+@contextmanager
+def _no_sequences_in_rows() -> Iterator[None]:
+    # transformers looks for several sequences in a row by reading values of the positions that it has just counted
+    # itself, for which the host would wait in each forward.
+    from transformers import masking_utils
+
+    find = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = find
 
 
 def forward_scored(

@@ -143,7 +143,7 @@ def _compute(
         for _ in range(rounds):
             if work := next(tracked, None):
                 own += _score(backbone, work, collated(work))
-            (number,) = all_max([signals.received()], backbone.device)
+            (number,) = all_max([signals.received()])
             interim.save(own, now=bool(number))
             signals.stop(number)
     list(tracked)  # lets the progress bar finish

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halos.data.batches.collate import StepSize, collate, step_size
 from halos.data.rows.token_rows import Row
-from halos.testing.examples import Make, Result, evaluate, loss_of, make_inputs, make_objective
+from halos.testing.examples import Make, Result, evaluate, loss_of, make_inputs, make_objective, mapped
 from halos.testing.promises import NotApplicable, agree, agree_on_gradients, agree_on_means, promise
 from halos.testing.ranks import on_ranks
 
@@ -73,8 +73,8 @@ def accumulation(make: Make, rows: Sequence[Row]) -> None:
     # A statistic of the micro-batch, such as z₀, equals that of the whole step only if both halves are alike.
     # A mean over the micro-batch's tokens in place of the step's only shows if the micro-batches differ in length.
     twins = objective.needs.whole_micro_step
-    copies = [replace(row, id=f"{row.id} again", group=row.group + 1000) for row in rows]
-    parts = [rows, copies if twins else [_longer(row) for row in copies]]
+    copies = [mapped(row, lambda one: replace(one, id=f"{one.id} again", group=one.group + 1000)) for row in rows]
+    parts = [rows, copies if twins else [mapped(row, _longer) for row in copies]]
     step = step_size([*parts[0], *parts[1]])
     whole = _evaluate_as(make, [*parts[0], *parts[1]], step, twins)
     results = [_evaluate_as(make, part, step, twins) for part in parts]
@@ -102,7 +102,7 @@ def metrics(make: Make, rows: Sequence[Row]) -> None:
 @promise("weights", 2, 4)
 def weights(make: Make, rows: Sequence[Row]) -> None:
     """Whole-number weights give the loss, gradients and metrics of examples repeated that often, their y' with them."""
-    weighted = [replace(row, weight=float(weight)) for row, weight in zip(rows, cycle((2, 1, 3)), strict=False)]
+    weighted = [_weighing(row, float(weight)) for row, weight in zip(rows, cycle((2, 1, 3)), strict=False)]
     step, repeated_step = step_size(weighted), step_size(_repeated(weighted))
     half = len(rows) // 2
     halves = [weighted[:half], weighted[half:]]
@@ -124,7 +124,11 @@ def weights(make: Make, rows: Sequence[Row]) -> None:
 
 
 def _repeated(rows: Sequence[Row]) -> list[Row]:
-    return [replace(row, weight=1.0) for row in rows for _ in range(int(row.weight))]
+    return [_weighing(row, 1.0) for row in rows for _ in range(int(row.weight))]
+
+
+def _weighing(row: Row, weight: float) -> Row:
+    return mapped(row, partial(replace, weight=weight))
 
 
 def _in_turn(functions: Sequence[Callable[[], Result]]) -> list[Result]:
@@ -155,7 +159,7 @@ def _longer(row: Row) -> Row:
 def _evaluate_as(make: Make, rows: Sequence[Row], step: StepSize, twins: bool) -> Result:
     # With ``twins`` a row and its renamed copy have the same log-probs.
     objective = make_objective(make)
-    plain = [replace(row, id=row.id.removesuffix(" again")) for row in rows] if twins else rows
+    plain = [mapped(row, lambda one: replace(one, id=one.id.removesuffix(" again"))) for row in rows] if twins else rows
     inputs = make_inputs(objective, plain, step=step)
     inputs.rows = rows
     return evaluate(objective, inputs)

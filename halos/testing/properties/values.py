@@ -30,7 +30,7 @@ def shapes(make: Make, rows: Sequence[Row]) -> None:
         if not term.step_count:
             raise Violation(f"loss term {name!r}: expected the count of the whole step, found {term.step_count!r}")
     if output.rewards is not None:
-        agree("number of rows of rewards [B, K]", len(rows), len(output.rewards))
+        agree("number of rows of rewards [B, K]", len(inputs.batch.view(output.view)), len(output.rewards))
         agree("dimensions of rewards [B, K]", 2, output.rewards.ndim)
 
 
@@ -56,7 +56,7 @@ def signs(make: Make, rows: Sequence[Row]) -> None:
     result = evaluate(objective, make_inputs(objective, rows, at_reference=True))
     slopes: dict[bool, list[float]] = {True: [], False: []}
     for row in rows:
-        sides = (True, False) if objective.view == "pairs" else (row.desirable is not False,)
+        sides = (True, False) if "pairs" in objective.view else (row.desirable is not False,)
         for side, gradient in zip(sides, result.gradients[row.id], strict=False):
             # A step follows the negative gradient.
             slopes[side].append(-float(gradient.sum()))
@@ -82,7 +82,8 @@ def gradient(make: Make, rows: Sequence[Row]) -> None:
         if isinstance(module, ReferencePoint | PolicyWeights):
             module.forward = _fixed(module.forward)  # type: ignore[method-assign, assignment]
     inputs = make_inputs(objective, rows)
-    tokens, trained = inputs.policy.tokens.detach(), len(rows[0].branches) - objective.needs.mismatched
+    tokens, row = inputs.policy.tokens.detach(), rows[0]
+    trained = len(row.branches) - (row.mismatched if row.views else objective.needs.mismatched)
     mismatched = tokens[:, trained:]
 
     def loss(own: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def data(train: str | list[str], val: str | None = None, **options: Any) -> Prep
 
 def derived(preparation: Preparation, view: str) -> Intake:
     intake = preparation.read()
-    preparation.derive(intake, view)
+    preparation.derive(intake, DataNeeds(view=view))
     return intake
 
 
@@ -42,7 +42,7 @@ def test_leaks_are_left_out_of_validation_and_counted(tmp_path: Path) -> None:
     train = write(tmp_path / "t.jsonl", row("q one", label=1), row("q two", label=0))
     val = write(tmp_path / "v.jsonl", row("Q  one", label=1), row("q three", label=0))
     intake = derived(data(train, val), "binary")
-    assert [e.id for e in intake.examples["val"]] == [f"{val}:2#0"]
+    assert [e.id for e in intake.examples["val"].views[0]] == [f"{val}:2#0"]
     assert intake.reports["val"][LEAKED] == 1
     assert intake.report()["leaked_prompts"] == {"count": 1, "ids": [f"{val}:1"]}
     with pytest.raises(ValueError, match=r"data.strict: expected validation prompts .*found 1 \(.*v.jsonl:1\)"):
@@ -55,7 +55,8 @@ def test_held_out_prompts_that_differ_in_case_alone_are_leaks(tmp_path: Path) ->
     rows = [row(f"{'q' if n % 2 else 'Q'} {n // 2}", label=n % 2) for n in range(40)]
     intake = derived(data(write(tmp_path / "t.jsonl", *rows), val_size=10), "binary")
     sides = [
-        {e.prompt.lower() for e in intake.examples[split] if isinstance(e.prompt, str)} for split in ("train", "val")
+        {e.prompt.lower() for e in intake.examples[split].views[0] if isinstance(e.prompt, str)}
+        for split in ("train", "val")
     ]
     assert not sides[0] & sides[1]
     assert intake.reports["val"][LEAKED] > 0
@@ -78,7 +79,7 @@ def test_selection_is_for_training_alone(tmp_path: Path) -> None:
     val = write(tmp_path / "v.jsonl", *(row(f"v{n}", label=n % 2) for n in range(20)))
     intake = derived(data(train, val, selection=Selection(keep_desirable=0.1)), "binary")
     assert (len(intake.examples["train"]), len(intake.examples["val"])) == (11, 20)
-    assert sum(example.desirable for example in intake.examples["train"] if isinstance(example, Labelled)) == 1
+    assert sum(example.desirable for example in intake.examples["train"].views[0] if isinstance(example, Labelled)) == 1
 
 
 def test_all_assistant_turns_for_imitation_alone(tmp_path: Path) -> None:
@@ -124,11 +125,11 @@ def test_what_is_written_reads_back_as_the_same_examples(tmp_path: Path, view: s
     if view is None:
         rows = [record_row(record) for record in made.read().records["train"]]
     else:
-        rows = [example_row(example) for example in derived(made, view).examples["train"]]
+        rows = [example_row(example) for example in derived(made, view).examples["train"].views[0]]
     write_jsonl(tmp_path / "out.jsonl.gz", rows)
 
     def contents(preparation: Preparation) -> list[Any]:
-        examples = derived(preparation, view or "binary").examples["train"]
+        (examples,) = derived(preparation, view or "binary").examples["train"].views
         return [{k: v for k, v in example_row(e).items() if k != "id"} for e in examples]
 
     assert contents(data(str(tmp_path / "out.jsonl.gz"))) == contents(made)

@@ -1,0 +1,298 @@
+"""Which losses fit which feedback: a table of rules, each with what it rests on.
+
+The order of the rules is that of their kinds of feedback. It is no ranking: a loss is listed if its rule applies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from halos.data.preparation.facts import Facts
+
+LONGER = 0.6
+"""From which share of pairs on the longer reply counts as preferred for its length too."""
+BALANCED = (1.0, 4 / 3)
+"""Numbers of desirable for each undesirable completion that need no weights (Ethayarajh et al. 2024, first version)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """A paper as evidence: its arXiv number, and where in it."""
+
+    number: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"arXiv {self.number}{f', {self.where}' * bool(self.where)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of docs/ as evidence: its path below docs/, and the result as it stands there."""
+
+    path: str
+    result: str
+
+    def __str__(self) -> str:
+        return f"docs/{self.path}: {self.result}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What the rules read: the feedback, and what only the user knows.
+
+    Attributes:
+        facts: counts of the feedback.
+        sft: whether the model was fine-tuned on demonstrations already; None: not stated.
+        writer: ``policy`` or ``others``, whose replies were judged; None: not stated.
+        reference: whether there is a reference model.
+    """
+
+    facts: Facts
+    sft: bool | None = None
+    writer: str | None = None
+    reference: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A loss that fits, or something to do.
+
+    Attributes:
+        words: of the command line; ``{noise:.2g}`` stands for the estimated share of wrong judgements.
+        when: whether it applies to a case.
+        because: why, with the facts by their names in braces.
+        rests_on: the evidence.
+    """
+
+    words: str
+    when: Callable[[Case], bool]
+    because: str
+    rests_on: tuple[Paper | Page, ...]
+
+
+def _toy(result: str) -> Page:
+    return Page("losses/index.md", f"toy world, one run: {result}")
+
+
+KTO = "2402.01306"
+CLAIMS = "results/claims.md"
+
+RULES = (
+    # Labels of single replies
+    Rule(
+        "loss=kto",
+        lambda case: case.facts.labels and case.reference,
+        "takes labelled replies: {desirable:,} desirable and {undesirable:,} undesirable",
+        (
+            Paper(KTO, "section 4.1"),
+            Page(CLAIMS, "one completion per prompt against DPO with pairs +0.012 (−0.007 to +0.030)"),
+            _toy("97.5 % desirable (27.1 before), KL 2.93"),
+        ),
+    ),
+    Rule(
+        "loss=kto_balanced",
+        lambda case: case.facts.labels and case.reference and not _balanced(case.facts),
+        "weighs the rarer kind more: {desirable:,} desirable for {undesirable:,} undesirable",
+        (
+            Paper(KTO, "first version: λ_D n_D / (λ_U n_U) from 1 to 4/3"),
+            Page(CLAIMS, "weights against none at 10 % of the desirable: +0.076 (+0.064 to +0.088)"),
+        ),
+    ),
+    Rule(
+        "loss=bco",
+        lambda case: case.facts.labels and case.reference,
+        "takes labelled replies, and its gradient does not vanish for replies far on the wrong side",
+        (Paper("2404.04656"), _toy("97.7 % desirable (27.1 before), KL 3.10")),
+    ),
+    Rule(
+        "loss=halo",
+        lambda case: case.facts.labels and case.reference,
+        "takes labelled replies, with a value function of your own or that of your annotators (fit_value)",
+        (Paper(KTO, "section 3"), _toy("96.3 % desirable (27.1 before), KL 2.73")),
+    ),
+    Rule(
+        "loss=dpo",
+        lambda case: case.facts.labels and case.facts.both_kinds > 0 and case.reference,
+        "makes pairs of replies of both kinds to one prompt: {both_kinds:,} of {prompts:,} prompts have them",
+        (Paper("2305.18290", "section 4"), Page(CLAIMS, "KTO against DPO +0.031 (−0.008 to +0.071)")),
+    ),
+    Rule(
+        "loss=csft",
+        lambda case: case.facts.labels and not case.reference,
+        "takes labelled replies without a reference",
+        (
+            Paper("2302.08582"),
+            Page(CLAIMS, "KTO against CSFT +0.396 (+0.203 to +0.589), as three passes are few for control tokens"),
+        ),
+    ),
+    Rule(
+        "loss=kto_reference_free",
+        lambda case: case.facts.labels and not case.reference,
+        "takes labelled replies without a reference",
+        (Paper(KTO), Page(CLAIMS, "with a reference against without: +0.029 (+0.019 to +0.038)")),
+    ),
+    # Pairs
+    Rule(
+        "loss=dpo",
+        lambda case: case.facts.pairs > 0 and case.reference,
+        "takes {pairs:,} pairs",
+        (Paper("2305.18290", "section 4"), _toy("95.9 % desirable (27.1 before), KL 4.11")),
+    ),
+    Rule(
+        "loss=kto",
+        lambda case: case.facts.pairs > 0 and not case.facts.labels and case.reference,
+        "takes both replies of a pair as labelled ones",
+        (Paper(KTO, "section 4.1"), Page(CLAIMS, "against DPO +0.031 (−0.008 to +0.071)")),
+    ),
+    Rule(
+        "loss=robust_dpo loss.label_smoothing={noise:.2g}",
+        lambda case: case.facts.pairs > 0 and case.reference and 0 < (case.facts.noise or 0) < 0.5,
+        "expects a known share of wrong pairs: {disputed:,} of {repeated:,} repeated judgements are disputed",
+        (Paper("2403.00409"), _toy("96.5 % desirable (27.1 before), KL 4.36")),
+    ),
+    Rule(
+        "loss=kto",
+        lambda case: case.facts.pairs > 0 and case.reference and case.facts.disputed > 0,
+        "its gradient vanishes for replies far on the wrong side, as mislabelled ones are",
+        (
+            Paper(KTO, "section 4.1"),
+            Page(CLAIMS, "against DPO with 20 % of the preferences flipped +0.017 (+0.012 to +0.022)"),
+            Page(CLAIMS, "with 40 % +0.034 (−0.041 to +0.108) (undecided)"),
+        ),
+    ),
+    Rule(
+        "loss=ipo",
+        lambda case: case.facts.pairs > 0 and case.reference and bool(case.facts.repeated) and not case.facts.disputed,
+        "keeps margins finite where people agree: none of {repeated:,} repeated judgements is disputed",
+        (Paper("2310.12036"), _toy("95.9 % desirable (27.1 before), KL 3.04")),
+    ),
+    Rule(
+        "loss=r_dpo",
+        lambda case: case.facts.pairs > 0 and case.reference and _long(case.facts),
+        "asks for less where the chosen reply is the longer one, as in {longer:.0%} of the pairs",
+        (Paper("2403.19159"), _toy("96.1 % desirable (27.1 before), KL 4.02")),
+    ),
+    Rule(
+        "loss=ld_dpo",
+        lambda case: case.facts.pairs > 0 and case.reference and _long(case.facts),
+        "counts tokens beyond the shorter reply less: the chosen one is longer in {longer:.0%} of the pairs",
+        (Paper("2409.06411"), _toy("97.5 % desirable (27.1 before), KL 4.45")),
+    ),
+    Rule(
+        "loss=dpo_norm",
+        lambda case: case.facts.pairs > 0 and case.reference and _long(case.facts),
+        "takes means over tokens: the chosen reply is the longer one in {longer:.0%} of the pairs",
+        (Paper("2411.15124", "section 5"), _toy("87.5 % desirable (27.1 before), KL 4.54")),
+    ),
+    Rule(
+        "loss=dpo loss.margin_weight=1",
+        lambda case: case.facts.pairs == case.facts.margins > 0 and case.reference,
+        "asks for more where people preferred more: all {margins:,} pairs have a margin",
+        (Paper("2402.10571"), Page("weights.md", "which is ODPO")),
+    ),
+    Rule(
+        "loss=wpo",
+        lambda case: case.facts.pairs > 0 and case.reference and case.writer == "others",
+        "weighs pairs that others wrote by how probable they are under the policy",
+        (Paper("2406.11827"), _toy("96.1 % desirable (27.1 before), KL 4.02")),
+    ),
+    Rule(
+        "loss=simpo",
+        lambda case: case.facts.pairs > 0 and not case.reference,
+        "takes pairs without a reference",
+        (Paper("2405.14734"), _toy("94.7 % desirable (27.1 before), KL 3.11")),
+    ),
+    Rule(
+        "loss=orpo",
+        lambda case: case.facts.pairs > 0 and (not case.reference or case.sft is False),
+        "takes pairs without a reference, and imitates the chosen replies in the same run",
+        (Paper("2403.07691"), _toy("95.3 % desirable (27.1 before), KL 3.12")),
+    ),
+    Rule(
+        "loss=cpo",
+        lambda case: case.facts.pairs > 0 and not case.reference,
+        "takes pairs without a reference, and imitates the chosen replies in the same run",
+        (Paper("2401.08417"), _toy("94.5 % desirable (27.1 before), KL 3.28")),
+    ),
+    Rule(
+        "loss=bradley_terry",
+        lambda case: case.facts.pairs > 0,
+        "makes a reward model of the pairs, which scores replies and writes none",
+        (Paper("2009.01325", "section 3.4"),),
+    ),
+    # Scores
+    Rule(
+        "loss=infonca",
+        lambda case: case.facts.score_groups > 0 and case.reference,
+        "compares the scored replies to a prompt: {score_groups:,} prompts have different scores",
+        (Paper("2402.05369"), _toy("95.5 % desirable (27.1 before), KL 2.92")),
+    ),
+    Rule(
+        "loss=dpo",
+        lambda case: case.facts.score_groups > 0 and not case.facts.pairs and case.reference,
+        "pairs the best with the worst reply of {score_groups:,} prompts (data.select.pairs_from_scores)",
+        (Paper("2305.18290", "section 4"), _toy("95.9 % desirable (27.1 before), KL 4.11")),
+    ),
+    Rule(
+        "loss=grpo",
+        lambda case: case.facts.score_groups > 0 and case.reference and case.writer == "policy",
+        "compares a score with those of the other replies to its prompt, where the reference wrote the replies",
+        (Paper("2402.03300", "section 4.1.2"), _toy("64.5 % desirable (27.1 before), KL 0.54")),
+    ),
+    Rule(
+        "loss=ppo",
+        lambda case: case.facts.scored > 0 and case.reference and case.writer == "policy",
+        "learns a baseline of the scores, where the reference wrote the replies",
+        (Paper("1707.06347"), Paper(KTO, "section 3 (offline)"), _toy("63.9 % desirable (27.1 before), KL 0.49")),
+    ),
+    Rule(
+        "loss=kto data.select.labels_from_scores=median",
+        lambda case: case.facts.scored > 0 and not case.facts.labels and case.reference,
+        "takes replies above the median of {scored:,} scores as desirable, and those below it as undesirable",
+        (Paper(KTO, "section 4.1"), _toy("97.5 % desirable (27.1 before), KL 2.93, from labels")),
+    ),
+    # Replies to imitate
+    Rule(
+        "loss=sft",
+        lambda case: case.facts.bare > 0 or (case.facts.desirable > 0 and not case.facts.undesirable),
+        "imitates {imitated:,} replies that nobody compared or rejected",
+        (Page(CLAIMS, "KTO against SFT +0.121 (+0.102 to +0.141), where there are labels"),),
+    ),
+)
+"""The losses by the feedback that they take."""
+
+STEPS = (
+    Rule(
+        "before=sft",
+        lambda case: case.sft is False and (case.facts.labels or case.facts.pairs > 0),
+        "trains on the desirable or chosen replies first; KTO may not need it, and whether DPO does is undecided",
+        (
+            Page(CLAIMS, "KTO without SFT against after it: +0.023 (−0.005 to +0.052)"),
+            Page(CLAIMS, "DPO after SFT against without: −0.255 (−0.765 to +0.255) (undecided)"),
+        ),
+    ),
+)
+"""What to add to a loss's words."""
+
+
+def fitting(case: Case, rules: tuple[Rule, ...] = RULES) -> dict[str, list[tuple[str, Rule]]]:
+    """Return the words that fit a case, each with the rules that apply and their reasons."""
+    facts = case.facts
+    names = {name: getattr(facts, name) for name in Facts.__dataclass_fields__}
+    names |= {"noise": facts.noise, "imitated": facts.bare + facts.desirable}
+    found: dict[str, list[tuple[str, Rule]]] = {}
+    for rule in rules:
+        if rule.when(case):
+            found.setdefault(rule.words.format(**names), []).append((rule.because.format(**names), rule))
+    return found
+
+
+def _balanced(facts: Facts) -> bool:
+    low, high = BALANCED
+    return low <= facts.desirable / facts.undesirable <= high
+
+
+def _long(facts: Facts) -> bool:
+    return facts.longer is not None and facts.longer >= LONGER

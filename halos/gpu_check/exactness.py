@@ -1,0 +1,270 @@
+"""Log-probs and gradients of every way to compute them on the device, against float64 on the CPU.
+
+The expected numbers come from plain forwards of transformers, one sequence at a time, without any code of this project.
+Errors are in nats for log-probs, and relative to the gradient's norm for gradients.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halos.data.batches.collate import collate
+from halos.data.rows.token_rows import Row
+from halos.gpu_check.part import Numbers, Setting, Skipped, expect, need_gpu
+from halos.optim import AdamW, BitsAndBytesAdamW
+from halos.policy.backbone import Backbone
+from halos.policy.kernels.liger import use_liger
+from halos.policy.loading import LoadOptions, ModelSpec
+from halos.policy.logprobs.flex import attend_by_flex
+from halos.policy.lora import LoRA, quantization
+
+LIMITS = {torch.float32: (2e-4, 1e-4), torch.bfloat16: (0.2, 0.05)}
+"""The largest errors of log-probs and of gradients that rounding explains, for models of a few billion weights."""
+PROMPT, COMPLETIONS = 150, (60, 37)
+"""Tokens of a prompt, longer than a block of FlexAttention, and of its completions."""
+
+
+def small_model() -> Any:
+    """A random Llama of four layers with grouped heads, the same on every machine, in float64 on the CPU."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.1,  # attention that is far from uniform, so that errors in scores show
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).double()
+
+
+def model_of(setting: Setting) -> Any:
+    """The user's model, or the small one, in float64 on the CPU."""
+    if setting.model is None:
+        return small_model()
+    return ModelSpec(path=setting.model, cpu_kernels=False).load(LoadOptions(dtype=torch.float64))
+
+
+def rows(vocabulary: int, count: int = 4) -> list[Row]:
+    """Pairs of random tokens; two prompts of one conversation among them."""
+    draw = random.Random(0)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(vocabulary) for _ in range(length))
+
+    made = [Row(str(n), n, ids(PROMPT - 7 * n), (ids(COMPLETIONS[0] - n), ids(COMPLETIONS[1]))) for n in range(count)]
+    first = made[0]
+    return [*made, Row("later", count, first.prompt + first.branches[0] + ids(9), (ids(20), ids(11)))]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Log-probs of the completions [B, K], and the gradients of a weighted sum of them, in float64 on the CPU."""
+
+    logprobs: Tensor
+    gradients: dict[str, Tensor]
+
+
+def _weights(count: int) -> Tensor:
+    # As DPO's: chosen completions up, rejected ones down, each example by its own weight.
+    return torch.linspace(0.5, 1.5, count, dtype=torch.float64)[:, None] * torch.tensor([1.0, -1.0]) / count
+
+
+def expected(model: Any, examples: list[Row]) -> Results:
+    """By plain forwards, sequence by sequence."""
+
+    def logprob(prompt: tuple[int, ...], branch: tuple[int, ...]) -> Tensor:
+        ids = torch.tensor([prompt + branch])
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).sum()
+
+    logprobs = torch.stack([torch.stack([logprob(row.prompt, branch) for branch in row.branches]) for row in examples])
+    return _results(model, logprobs, (logprobs * _weights(len(examples))).sum())
+
+
+def found(
+    backbone: Backbone, examples: list[Row], setting: Setting, *, packing: bool = True, autocast: bool = False
+) -> Results:
+    """By this project, on the device."""
+    batch = collate(examples, packing=packing, chunks=2).to(setting.device)
+    with torch.autocast(setting.device, torch.bfloat16) if autocast else nullcontext():
+        logprobs = backbone.logprobs(batch).sum
+        loss = (logprobs.double() * _weights(len(examples)).to(logprobs.device)).sum()
+    return _results(backbone.policy, logprobs, loss)
+
+
+def _results(model: Any, logprobs: Tensor, loss: Tensor) -> Results:
+    model.zero_grad()
+    loss.backward()
+    gradients = {name: p.grad.double().cpu() for name, p in model.named_parameters() if p.grad is not None}
+    return Results(logprobs.detach().double().cpu(), gradients)
+
+
+def compared(actual: Results, wanted: Results, dtype: torch.dtype) -> Numbers:
+    """The errors. Raises ``ValueError`` where they are larger than rounding explains."""
+    expect(
+        actual.gradients.keys() == wanted.gradients.keys(), f"{len(wanted.gradients)} gradients", len(actual.gradients)
+    )
+    logprob_error = float((actual.logprobs - wanted.logprobs).abs().max())
+    differences = [actual.gradients[name] - wanted.gradients[name] for name in wanted.gradients]
+    size = torch.nn.utils.get_total_norm(list(wanted.gradients.values()))
+    gradient_error = float(torch.nn.utils.get_total_norm(differences) / size)
+    most_logprob, most_gradient = LIMITS[dtype]
+    most_logprob *= max(1.0, float(wanted.logprobs.abs().max()) / 100)
+    expect(logprob_error <= most_logprob, f"log-probs within {most_logprob:.2g} nats", f"{logprob_error:.3g}")
+    expect(gradient_error <= most_gradient, f"gradients within {most_gradient:.2g}", f"{gradient_error:.3g}")
+    return {"error of log-probs, nats": logprob_error, "relative error of gradients": gradient_error}
+
+
+Change = Callable[[Any], object]
+"""Changes a model in place, once it is on the device."""
+
+
+def _check(
+    setting: Setting,
+    *,
+    change: Change | None = None,
+    head_chunk: int | None = None,
+    bf16: bool = False,
+    packing: bool = True,
+) -> Numbers:
+    model = model_of(setting)
+    examples = rows(model.config.get_text_config().vocab_size)
+    wanted = expected(model, examples)
+    policy = model.float().to(setting.device)
+    if change is not None:
+        change(policy)
+    backbone = Backbone(policy, with_reference=False, head_chunk=head_chunk)
+    actual = found(backbone, examples, setting, packing=packing, autocast=bf16)
+    return compared(actual, wanted, torch.bfloat16 if bf16 else torch.float32)
+
+
+def pieces(setting: Setting) -> Numbers:
+    """Packed rows, attended to piece by piece."""
+    return _check(setting)
+
+
+def padded(setting: Setting) -> Numbers:
+    """Padded rows."""
+    return _check(setting, packing=False)
+
+
+def flex(setting: Setting) -> Numbers:
+    """Packed rows by FlexAttention, which is compiled."""
+    need_gpu(setting, "FlexAttention has no backward pass on CPUs")
+    return _check(setting, change=attend_by_flex)
+
+
+def head_chunks(setting: Setting) -> Numbers:
+    """The LM head in chunks of 64 tokens."""
+    return _check(setting, head_chunk=64)
+
+
+def bf16(setting: Setting) -> Numbers:
+    """bf16-mixed, packed, with the head in chunks."""
+    return _check(setting, head_chunk=64, bf16=True)
+
+
+def liger(setting: Setting) -> Numbers:
+    """RMSNorm and SwiGLU by Liger's kernels."""
+    need_gpu(setting, "Liger's kernels are for CUDA")
+    _need("liger_kernel", "liger")
+    return _check(setting, change=use_liger)
+
+
+def lora(setting: Setting) -> Numbers:
+    """LoRA: the adapters' gradients, against the same adapters in float64."""
+    _need("peft", "lora")
+    model = model_of(setting)
+    LoRA(enabled=True, rank=4).attach(model, base="a/model", logged=False)
+    _move_adapters(model.double())
+    examples = rows(model.config.get_text_config().vocab_size)
+    wanted = expected(model, examples)
+    backbone = Backbone(model.float().to(setting.device), with_reference=False, adapter_reference=True)
+    return compared(found(backbone, examples, setting), wanted, torch.float32)
+
+
+def qlora(setting: Setting) -> Numbers:
+    """4-bit weights, against the same weights in float64."""
+    need_gpu(setting, "4-bit weights are for CUDA")
+    _need("peft", "qlora")
+    _need("bitsandbytes", "qlora")
+    from bitsandbytes.functional import dequantize_4bit
+    from transformers import AutoModelForCausalLM
+
+    folder = setting.folder / "qlora_base"
+    model_of(setting).float().save_pretrained(folder)
+    quantised = AutoModelForCausalLM.from_pretrained(folder, **quantization())
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    states = {name: p for name, p in quantised.named_parameters() if hasattr(p, "quant_state")}
+    expect(bool(states), "4-bit weights", "none")
+    with torch.no_grad():
+        for name, p in plain.named_parameters():
+            held = states.get(name)
+            p.copy_(dequantize_4bit(held.data, held.quant_state) if held is not None else p)
+    for model in (quantised, plain):
+        LoRA(enabled=True, rank=4).attach(model, base="a/model", logged=False)
+    _move_adapters(plain.double())
+    _move_adapters(quantised)
+    examples = rows(plain.config.vocab_size)
+    wanted = expected(plain, examples)
+    backbone = Backbone(quantised, with_reference=False, adapter_reference=True)
+    return compared(found(backbone, examples, setting, autocast=True), wanted, torch.bfloat16)
+
+
+def optimizer(setting: Setting) -> Numbers:
+    """Ten steps of the fused AdamW on the device, against the loop over weights in float64."""
+    change, wanted = _steps(AdamW(lr=1e-3), setting, torch.float32), _steps(AdamW(lr=1e-3), None, torch.float64)
+    error = float((change - wanted).norm() / wanted.norm())
+    expect(error < 1e-4, "weights that move as in float64 to 1e-4", error)
+    return {"relative error of the move": error}
+
+
+def optimizer_8bit(setting: Setting) -> Numbers:
+    """Ten steps of bitsandbytes' 8-bit AdamW, against AdamW in float64."""
+    need_gpu(setting, "8-bit optimizers are for CUDA")
+    _need("bitsandbytes", "bnb")
+    change = _steps(BitsAndBytesAdamW(lr=1e-3, bits=8), setting, torch.float32)
+    wanted = _steps(AdamW(lr=1e-3), None, torch.float64)
+    error = float((change - wanted).norm() / wanted.norm())
+    expect(error < 0.1, "weights that move as by AdamW to 10 %", error)
+    return {"relative error of the move": error}
+
+
+def _steps(optim: AdamW, setting: Setting | None, dtype: torch.dtype) -> Tensor:
+    # Gradients that are the same numbers everywhere; enough weights that bitsandbytes uses 8 bits for them.
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(128, 64, generator=generator, dtype=torch.float64).to(dtype)
+    weight = torch.nn.Parameter(start.to(setting.device if setting else "cpu", copy=True))
+    stepper, schedule = optim.build([weight], 10, fused=setting is not None)
+    for _ in range(10):
+        weight.grad = torch.randn(128, 64, generator=generator, dtype=torch.float64).to(weight)
+        stepper.step()
+        schedule.step()
+    return weight.detach().double().cpu() - start.double()
+
+
+def _move_adapters(model: Any) -> None:
+    # Away from zero, at which LoRA's B starts; the same numbers on every device.
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, p in sorted((name, p) for name, p in model.named_parameters() if p.requires_grad):
+            p.add_(0.02 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p))
+
+
+def _need(package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise Skipped(f"{package} is not installed: pip install 'halos[{extra}]'")

@@ -1,0 +1,49 @@
+"""The comparisons agree on a CPU, and notice what is not exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from halos.gpu_check import exactness
+from halos.gpu_check.part import Numbers, Setting, Skipped
+from halos.policy.logprobs import attention
+from halos.policy.logprobs.flex import ScoreOptions
+
+SETTING = Setting(device="cpu", devices=1, model=None, folder=Path())
+
+
+@pytest.mark.parametrize("check", [exactness.pieces, exactness.padded, exactness.head_chunks, exactness.lora])
+def test_float32_is_exact_to_rounding(check: Callable[[Setting], Numbers]) -> None:
+    numbers = check(SETTING)
+    assert all(0 < float(error) < 1e-4 for error in numbers.values())
+
+
+def test_bf16_is_exact_to_its_rounding() -> None:
+    numbers = exactness.bf16(SETTING)
+    assert all(float(error) > 1e-4 for error in numbers.values())
+
+
+def test_the_optimizer_moves_weights_as_in_float64() -> None:
+    assert 0 < float(exactness.optimizer(SETTING)["relative error of the move"]) < 1e-4
+
+
+@pytest.mark.parametrize("check", [exactness.flex, exactness.liger, exactness.qlora, exactness.optimizer_8bit])
+def test_what_needs_a_gpu_is_skipped_with_a_reason(check: Callable[[Setting], Numbers]) -> None:
+    with pytest.raises(Skipped, match="there is no CUDA device"):
+        check(SETTING)
+
+
+def test_a_wrong_scale_of_scores_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = attention.attend
+
+    def sharper(query: Tensor, key: Tensor, value: Tensor, mask: Any, options: ScoreOptions) -> Tensor:
+        return attend(1.001 * query, key, value, mask, options)
+
+    monkeypatch.setattr(attention, "attend", sharper)
+    with pytest.raises(ValueError, match=r"expected (log-probs|gradients) within"):
+        exactness.pieces(SETTING)
