@@ -77,7 +77,7 @@ COMMANDS = {
     ),
     "fit-value": Command("fit_value", "fit_value", "fit people's value function to their feedback, for loss=halo"),
     "export": Command("export", "export", "make a model folder of a checkpoint"),
-    "check-gpu": Command("check_gpu", "check_gpu", "check this machine's GPUs: exactness, waits, strategies, speed"),
+    "check-gpu": Command("check_gpu", "check_gpu", "check this machine's GPUs: exactness, waits, speed"),
 }
 COMMAND = "HALOS_COMMAND"
 """Environment variable: the command's name, for further processes of the same run."""

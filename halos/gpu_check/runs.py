@@ -50,8 +50,7 @@ def losses(setting: Setting, name: str, *words: str, devices: int = 1) -> list[f
 
 
 def _run(words: list[str]) -> None:
-    # The words are this module's own.
-    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 (our words)
     expect(done.returncode == 0, "a command that succeeds", " | ".join((done.stdout + done.stderr).splitlines()[-3:]))
 
 

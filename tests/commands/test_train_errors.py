@@ -122,7 +122,7 @@ def test_bad_settings_are_refused_with_their_key(case: str, tmp_path: Path) -> N
         ),
         (["reference_sync.every=2"], "reference_sync.every: expected 0, or model.reference=live, found 2"),
         (["loss=mix", "~loss.weights.sft"], "loss.weights: expected one for each of loss.parts"),
-        (["loss=mix", "loss.parts.sft._target_=halos.objectives.KTO"], "loss.parts: expected parts with one view"),
+        (["loss=mix", "loss.parts.sft._target_=halos.objectives.CSFT"], "loss.parts.sft: CSFT has control tokens"),
         (["optim=adamw_8bit"], r"optim: bitsandbytes(' optimizers need a CUDA device| is missing)"),
         (["trainer.devices=2"], "trainer.devices: expected 1 with strategy=auto, .* found 2"),
         (["trainer.max_steps=0"], "at least one step"),

@@ -11,6 +11,7 @@ from tests.test_config import compose
 ADAPTER = "model.lora.enabled=true"
 REFERENCE, WHOLE_STEP = "loss (reference)", "loss (whole step)"
 COUNTS, GENERATES = "loss (label counts)", "loss (generates)"
+SEVERAL_VIEWS = "loss (several views)"
 DIVERGENCE, SAMPLES = "loss (divergence)", "loss (samples)"
 FIRST = ("rounds.count=2", "rounds.reference=first")
 
@@ -112,6 +113,12 @@ CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
         ("model.reference_path=a", "data.streaming=true"),
         {REFERENCE: True},
         "model.reference_path: expected null with data.streaming=true, found a",
+    ),
+    (("data.streaming=true",), {SEVERAL_VIEWS: True}, "data.streaming: expected false for a mixture of several views"),
+    (
+        ("data.stratified=true",),
+        {SEVERAL_VIEWS: True},
+        "data.stratified: expected false for a mixture of several views",
     ),
     (("data.streaming=true",), {COUNTS: True}, "data.streaming: expected false where weights of the loss are auto"),
     (

@@ -56,9 +56,10 @@ def test_the_page_says_what_follows_from_the_formula(name: str) -> None:
 
 
 def test_reasons_name_the_gain_that_follows_from_the_formula() -> None:
-    # The minimum of cDPO's loss is at log((1 − ε)/ε)/β, that of IPO's at 1/(2β); the grid's points are 0.25 apart.
+    # The minimum of cDPO's loss is at log((1 − ε)/ε)/β, that of IPO's at 1/(2β); the grid's points are 0.25
+    # apart, and the loss still falls at the one that is nearest.
     for name, peak in (("cdpo", math.log(9) / 0.1), ("ipo", 5.0)):
-        first = 0.25 * math.floor(peak / 0.25 + 1)
+        first = 0.25 * (round(peak / 0.25) + 1)
         assert rows()[name][8] == f"desirable completions: the value decreases at a gain of {first:.3g}"
 
 

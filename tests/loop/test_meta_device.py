@@ -102,7 +102,14 @@ def step(objective: Objective, batch: Batch) -> None:
     objective.end_step()
 
 
-@pytest.mark.parametrize("kind", OBJECTIVES, ids=lambda kind: kind.__name__)
+QUICK = (KTO, PPO, SFT)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in OBJECTIVES],
+    ids=lambda kind: kind.__name__,
+)
 def test_a_step_waits_for_no_value_and_stays_on_its_device(kind: type[Objective]) -> None:
     first = OBJECTIVES.index(kind)
     turns = [(model, ROWS[(first + n) % 2], REFERENCES[(first + n) % 3]) for n, model in enumerate(MODELS)]
@@ -179,7 +186,7 @@ def in_metrics(fault: Callable[[Tensor], None], patch: pytest.MonkeyPatch) -> No
     add = Steps.add
 
     def faulty(self: Steps, batch: Batch, metrics: Any, rewards: Any) -> None:
-        fault(rewards.detach())
+        fault(rewards[0].detach())
         add(self, batch, metrics, rewards)
 
     patch.setattr(Steps, "add", faulty)

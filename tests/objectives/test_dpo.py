@@ -165,7 +165,7 @@ def test_parameters_are_checked(name: str, value: Any) -> None:
         DPO(**{name: value})
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", [{"margin_weight": 0.5}, {"tail_weight": 0.5, "length_normalised": True}])
 def test_variants_keep_every_promise(parameters: dict[str, Any]) -> None:
     check_objective(partial(DPO, **parameters))

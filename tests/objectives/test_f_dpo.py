@@ -89,7 +89,7 @@ def test_the_module_passes_its_parameters_on(divergence: str, alpha: float | Non
     torch.testing.assert_close(output.rewards, torch.tensor(rewards).double(), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(("divergence", "alpha"), [KINDS[0], KINDS[2]])
 def test_the_other_divergences_keep_every_promise(divergence: str, alpha: float | None) -> None:
     check_objective(partial(FDPO, divergence=divergence, alpha=alpha))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -123,7 +124,12 @@ def test_other_validations_are_refused(interval: Any) -> None:
 
 def test_one_device_is_taken_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    monkeypatch.setattr("lightning.pytorch.Trainer", lambda **options: made.append(options["devices"]))
+
+    def make(**options: Any) -> MagicMock:
+        made.append(options["devices"])
+        return MagicMock()
+
+    monkeypatch.setattr("lightning.pytorch.Trainer", make)
     for words in (("trainer.devices=auto",), ("trainer.devices=null",), ("trainer.devices=1",), ()):
         trainer(*words)
     assert made == [1, 1, 1, 1]
