@@ -267,10 +267,10 @@ STEPS = (
     Rule(
         "before=sft",
         lambda case: case.sft is False and (case.facts.labels or case.facts.pairs > 0),
-        "trains on the desirable or chosen replies first; KTO may not need it, and whether DPO does is undecided",
+        "trains on the desirable or chosen replies first; whether KTO and DPO need it is undecided in the toy world",
         (
-            Page(CLAIMS, "KTO without SFT against after it: +0.023 (−0.005 to +0.052)"),
-            Page(CLAIMS, "DPO after SFT against without: −0.255 (−0.765 to +0.255) (undecided)"),
+            Page(CLAIMS, "KTO without SFT against KTO after SFT: −0.037 (−0.131 to +0.056) (undecided)"),
+            Page(CLAIMS, "DPO after SFT against DPO without: +0.083 (−0.019 to +0.186) (undecided)"),
         ),
     ),
 )
