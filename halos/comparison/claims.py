@@ -4,6 +4,10 @@ An experiment (``conf/experiment/claims_*.yaml``) states its claim in its config
 contrast is the difference of a metric between two kinds of runs, paired by seed, with Student's t interval over seeds.
 It held if the whole interval is above the claimed value, did not hold if the whole interval is at or below it, and is
 undecided otherwise. A claim held if all its contrasts did. Intervals are not corrected for the number of contrasts.
+
+Seeds may be added to an experiment until they decide. Looking again and again would find a difference where there is
+none more often than one time in twenty, so an experiment says how many looks it allows itself, and each look has its
+share of the error (Bonferroni).
 """
 
 from __future__ import annotations
@@ -13,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from halos.checks import check_whole
 from halos.comparison.runs import Run, paired_difference
 from halos.config.runs import CONFIG
 from halos.config.signatures import check_arguments
-from halos.evaluation.statistics import Estimate
+from halos.evaluation.statistics import LEVEL, Estimate
 from halos.safe_text import markdown
 
 T = TypeVar("T", "Claim", "Contrast", "Figure")
@@ -28,6 +33,7 @@ _TYPES = {
     "against": (Mapping, "keys with values"),
     "log": (bool, "true or false"),
     "above": (int | float, "a number"),
+    "looks": (int, "a whole number"),
 }
 """Types of the fields of a claim in a configuration, and the same in words; others are texts."""
 HELD, FAILED, UNDECIDED = "held", "did not hold", "is undecided"
@@ -82,6 +88,7 @@ class Claim:
         measure: the metric in words.
         figure: how it is drawn.
         contrasts: what has to hold.
+        looks: how many times the claim may be decided, each time with more seeds.
     """
 
     name: str
@@ -90,6 +97,12 @@ class Claim:
     measure: str
     figure: Figure
     contrasts: Sequence[Contrast]
+    looks: int = 1
+
+    @property
+    def level(self) -> float:
+        """The level of each interval: 1 − 0.05 / looks."""
+        return 1 - (1 - LEVEL) / self.looks
 
     @property
     def image(self) -> str:
@@ -127,8 +140,9 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict as one sentence with its confidence intervals."""
         triples = zip(self.claim.contrasts, self.differences, self.outcomes, strict=True)
-        contrasts = [f"{one.at}: {_in_words(one, difference)} ({outcome})" for one, difference, outcome in triples]
-        return f"“{self.claim.states}” {self.outcome} here. {'; '.join(contrasts)}."
+        level = f"{100 * self.claim.level:.3g} %"
+        contrasts = "; ".join(f"{one.at}: {_in_words(one, diff, level)} ({outcome})" for one, diff, outcome in triples)
+        return f"“{self.claim.states}” {self.outcome} here. {contrasts}."
 
 
 def decide(runs: Sequence[Run]) -> list[Verdict]:
@@ -169,6 +183,7 @@ def _decide(runs: list[Run]) -> Verdict:
 def _claim(run: Run) -> Claim:
     where = f"{run.folder / CONFIG}: claim"
     claim = _build(where, Claim, run.claim)
+    check_whole(f"{where}.looks", claim.looks, 1)
     if not claim.contrasts:
         raise ValueError(f"{where}.contrasts: expected at least one, found none")
     # So far figure and contrasts are nodes of the configuration.
@@ -192,7 +207,8 @@ def _build(where: str, kind: type[T], node: object, **common: object) -> T:
 
 
 def _difference(claim: Claim, contrast: Contrast, runs: Sequence[Run]) -> Estimate | None:
-    return paired_difference(*(_by_seed(claim, m, contrast.metric, runs) for m in (contrast.of, contrast.against)))
+    of, against = (_by_seed(claim, match, contrast.metric, runs) for match in (contrast.of, contrast.against))
+    return paired_difference(of, against, claim.level)
 
 
 def _by_seed(claim: Claim, match: Mapping[str, object], metric: str, runs: Sequence[Run]) -> dict[int, float]:
@@ -221,12 +237,12 @@ def _outcome(difference: Estimate | None, above: float) -> str:
     return FAILED if difference.high <= above else UNDECIDED
 
 
-def _in_words(contrast: Contrast, difference: Estimate | None) -> str:
+def _in_words(contrast: Contrast, difference: Estimate | None, level: str) -> str:
     if difference is None:
         return f"no finished runs to compare the {contrast.measure}"
     interval = "one seed"
     if difference.low is not None:
-        interval = f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}, {difference.n} seeds"
+        interval = f"{level} interval {difference.low:+.3f} to {difference.high:+.3f}, {difference.n} seeds"
     return (
         f"the {contrast.measure} differs by {difference.value:+.3f}, claimed to be above {contrast.above:g}; {interval}"
     )

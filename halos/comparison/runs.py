@@ -14,7 +14,7 @@ from typing import Any
 from halos.checks import is_number
 from halos.config.nodes import Node, flatten
 from halos.config.runs import CONFIG, saved_run
-from halos.evaluation.statistics import Estimate, over_seeds
+from halos.evaluation.statistics import LEVEL, Estimate, over_seeds
 
 _IGNORED = (
     "seed", "data.source.seed", "output_dir", "resume", "overwrite", "cache_", "checkpoint.every", "checkpoint.keep",
@@ -70,7 +70,7 @@ class Group:
         return {run.seed: run.numbers[metric] for run in self.runs if metric in run.numbers}
 
 
-def paired_difference(values: Mapping[int, float], base: Mapping[int, float]) -> Estimate | None:
+def paired_difference(values: Mapping[int, float], base: Mapping[int, float], level: float = LEVEL) -> Estimate | None:
     """Estimate the mean difference over the seeds that both have; None if they share no seed.
 
     Pairing removes the spread that both share, because runs of a seed see the same data in the same order.
@@ -78,9 +78,10 @@ def paired_difference(values: Mapping[int, float], base: Mapping[int, float]) ->
     Args:
         values: the metric of one kind of runs, by seed.
         base: the metric of the runs that they are compared with, by seed.
+        level: of the interval.
     """
     differences = [values[seed] - base[seed] for seed in sorted(values.keys() & base.keys())]
-    return over_seeds(differences) if differences else None
+    return over_seeds(differences, level) if differences else None
 
 
 def read_runs(roots: Sequence[str]) -> tuple[list[Run], list[Path]]:

@@ -7,7 +7,7 @@ from scripts.pages.config_keys import CONF, without_commands
 from scripts.pages.losses import notes, paper
 from scripts.pages.text import page, table
 
-CLAIMS = "[eight claims](../results/claims.md) on the toy world's first edition"
+CLAIMS = "[eight claims](../results/claims.md) on the toy world"
 REPRODUCED = {"kto": CLAIMS, "dpo": "one run on [real feedback](../results/real-feedback.md)"}
 OTHER = (
     (

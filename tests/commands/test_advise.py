@@ -103,7 +103,7 @@ def test_a_reason_is_given_once_for_each_rule_with_the_same_words() -> None:
     (because, _), (second, rule) = fitting(CASES["disputed pairs"])["loss=kto"]
     assert because == "takes both replies of a pair as labelled ones"
     assert second.startswith("its gradient vanishes")
-    assert str(rule.rests_on[1]).startswith("docs/results/claims.md: against DPO with 20 %")
+    assert str(rule.rests_on[1]).startswith("docs/results/claims.md: against DPO with a fifth")
     assert "loss=robust_dpo loss.label_smoothing=0.15" in fitting(CASES["disputed pairs"])
 
 

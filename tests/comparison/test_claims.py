@@ -77,6 +77,20 @@ def test_the_sentence_has_the_interval_and_the_number_of_seeds() -> None:
     assert "claim_noise.png" in as_markdown([verdict])
 
 
+def test_more_looks_need_wider_intervals() -> None:
+    (once,) = decide(runs([0.8, 0.8, 0.8], [0.7, 0.68, 0.66]))
+    # Differences 0.10, 0.12, 0.14: 0.12 ± t · 0.02 / √3, where t is 4.303 at 95 % and 7.649 at 98.33 %.
+    assert once.outcome == HELD
+    looked = CLAIM | {"looks": 3, "contrasts": [CLAIM["contrasts"][0] | {"above": 0.05}]}
+    both = {"kto": [0.8, 0.8, 0.8], "dpo": [0.7, 0.68, 0.66]}
+    (verdict,) = decide([run(k, seed, x, claim=looked) for k, xs in both.items() for seed, x in enumerate(xs)])
+    difference = verdict.differences[0]
+    assert difference is not None
+    assert (difference.low, difference.high) == pytest.approx((0.12 - 7.6488 * 0.02 / 3**0.5, 0.12 + 0.08832), abs=1e-4)
+    assert verdict.outcome == UNDECIDED
+    assert "98.3 % interval" in verdict.sentence()
+
+
 def test_a_match_within_a_margin_and_a_metric_of_its_own() -> None:
     contrast = {**CLAIM["contrasts"][0], "above": -0.1}
     of_kl = {**contrast, "metric": "samples/kl", "measure": "KL", "above": -0.05}
@@ -104,6 +118,8 @@ CONTRAST, FIGURE = CLAIM["contrasts"][0], CLAIM["figure"]
     ("change", "message"),
     [
         ({"states": 3}, "states: expected a text, found 3"),
+        ({"looks": 0}, "looks: expected a whole number from 1 on, found 0"),
+        ({"looks": "3"}, "looks: expected a whole number, found '3'"),
         ({"figure": "noise"}, "figure: expected keys with values, found 'noise'"),
         ({"contrasts": "all"}, "contrasts: expected a list of contrasts, found 'all'"),
         ({"figure": {**FIGURE, "log": "yes"}}, "figure.log: expected true or false, found 'yes'"),
