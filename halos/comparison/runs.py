@@ -112,7 +112,7 @@ def read_runs(roots: Sequence[str]) -> tuple[list[Run], list[Path]]:
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-    """Group runs by experiment, in order of first appearance.
+    """Group runs by experiment, in order of first appearance; equal rounds 0 of a seed count once.
 
     Raises:
         ValueError: two runs of one experiment have the same seed. They would count as two independent draws.
@@ -120,7 +120,10 @@ def group(runs: Sequence[Run]) -> list[Group]:
     # As JSON text with sorted keys, since configurations hold lists and cannot be hashed.
     by_config: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        by_config[json.dumps(run.config, sort_keys=True)].append(run)
+        own = by_config[json.dumps(run.config, sort_keys=True)]
+        # A sweep with before=sft trains the same round 0 once for each loss.
+        if not (run.folder.name == "round0" and any(other.seed == run.seed for other in own)):
+            own.append(run)
     members = [sorted(own, key=lambda run: run.seed) for own in by_config.values()]
     labels = _labels([own[0].config for own in members])
     for label, own in zip(labels, members, strict=True):

@@ -88,6 +88,16 @@ def test_a_command_that_ran_twice_is_refused_as_it_adds_no_seed(sweep: Path) -> 
         group(read_runs([str(sweep)])[0])
 
 
+def test_equal_rounds_before_different_losses_count_once(tmp_path: Path) -> None:
+    for loss in ("kto", "dpo"):
+        for seed in (0, 1):
+            (tmp_path / f"{loss},{seed}").mkdir()
+            run(tmp_path / f"{loss},{seed}" / "round0", "sft", seed, 0.5)
+            run(tmp_path / f"{loss},{seed}" / "round1", loss, seed, 0.9)
+    groups = group(read_runs([str(tmp_path)])[0])
+    assert {g.label: [r.seed for r in g.runs] for g in groups} == {"sft": [0, 1], "dpo": [0, 1], "kto": [0, 1]}
+
+
 def test_what_was_sampled_otherwise_is_another_row(tmp_path: Path) -> None:
     for seed, (tokens, shown) in enumerate([(64, 3), (64, 0), (8, 3)]):
         config = run(tmp_path / str(seed), "kto", seed, 0.5) / "config.yaml"
