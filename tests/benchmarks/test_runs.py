@@ -24,7 +24,7 @@ def of(job: Job, who: str, loss: str, folder: Path) -> dict:
     return runs.train(Job(**options, max_prompt_length=None, who=who, loss=loss), folder / who)
 
 
-@pytest.mark.parametrize("loss", ["kto", "dpo"])
+@pytest.mark.parametrize("loss", ["kto", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_ours_and_the_plain_loop_train_alike(loss: str, job: Job, tmp_path: Path) -> None:
     ours, plain = of(job, "ours", loss, tmp_path), of(job, "plain", loss, tmp_path)
     assert len(ours["losses"]) == {"kto": 4, "dpo": 2}[loss]

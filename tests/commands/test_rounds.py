@@ -68,7 +68,7 @@ def validations(folder: Path, name: str) -> list[float]:
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("reference", ["last", "first"])
+@pytest.mark.parametrize("reference", [pytest.param("last", marks=pytest.mark.slow), "first"])
 def test_a_round_starts_from_the_last_policy_against_the_reference_that_was_chosen(
     reference: str, tmp_path: Path
 ) -> None:

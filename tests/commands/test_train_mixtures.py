@@ -68,11 +68,13 @@ def test_every_kind_of_reference_gives_the_same_run(words: tuple[str, ...], tmp_
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_padded_rows_give_the_run_of_packed_ones(tmp_path: Path) -> None:
     losses = [run(tmp_path / word, *KTO_SFT, f"data.packing={word}")["train_loss"] for word in ("true", "false")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_two_ranks_are_one_device(tmp_path: Path) -> None:
     one = run(tmp_path / "one", *KTO_SFT)

@@ -29,7 +29,7 @@ def test_its_tests_and_the_kit_pass() -> None:
     assert "skipped" not in done.stdout
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_command_trains_with_its_configuration(tmp_path: Path) -> None:
     words = ["--config-dir", str(PACKAGE / "conf"), "loss=focal", "loss.gamma=1.5", f"output_dir={tmp_path / 'out'}"]
     command = "from halos.cli import main; main()"

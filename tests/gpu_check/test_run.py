@@ -48,7 +48,7 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_parts_end_in_every_way_and_the_others_go_on(tmp_path: Path) -> None:
     setting = Setting(device="cpu", devices=1, model=None, folder=tmp_path)
     checks = (raises, dies, skips, passes, hangs, passes)
