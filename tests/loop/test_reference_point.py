@@ -220,6 +220,7 @@ def _train_all() -> dict[str, Run]:
     return {name: _train(name, batch_size=2, ranks=2) for name in REFERENCE_POINTS}
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_two_ranks_equal_one_device() -> None:
     for found in run_ranks(_train_all):

@@ -53,8 +53,9 @@ def in_one_group(ways: Any) -> list[Run]:
     return [divided(kind, groups=1, **options) for kind, options in ways]
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
-@pytest.mark.parametrize("ways", [WAYS, pytest.param(OTHER_WAYS, marks=pytest.mark.slow)], ids=["some", "others"])
+@pytest.mark.parametrize("ways", [WAYS, OTHER_WAYS], ids=["some", "others"])
 def test_a_group_of_two_processes_trains_as_one(ways: Any) -> None:
     expected = [alone(kind) for kind, _ in ways]
     for found in run_ranks(partial(as_rank, in_one_group, ways)):
