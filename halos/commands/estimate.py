@@ -1,6 +1,5 @@
 """``estimate(cfg)``: the memory and time of a run on given devices, before any of them is booked."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,30 +14,10 @@ from halos.objectives.base import Objective
 from halos.optim import AdamW, BitsAndBytesAdamW, Optim, RMSprop
 from halos.policy.loading import ModelSpec
 from halos.training.cost import GIB, Example, Setting, Shape, memory, operations
+from halos.training.gpus import GPUS
 
 BRANCHES = {"pairs": 2, "binary": 1, "demonstrations": 1, "scored": 1}
 """Completions of a prompt that an example of a view has."""
-
-
-@dataclass(frozen=True, slots=True)
-class GPU:
-    """Memory in GiB, and peak rates in 10¹² operations per second: in bfloat16 (dense, tensor cores) and in float32."""
-
-    gib: int
-    bfloat16: float
-    float32: float
-
-
-GPUS = {
-    "a10": GPU(24, 125, 31.2),
-    "a100-40gb": GPU(40, 312, 19.5),
-    "a100-80gb": GPU(80, 312, 19.5),
-    "h100": GPU(80, 989, 67),
-    "h200": GPU(141, 989, 67),
-    "l40s": GPU(48, 362, 91.6),
-    "rtx4090": GPU(24, 165, 82.6),
-}
-"""As in NVIDIA's data sheets (from memory)."""
 
 
 def estimate(cfg: DictConfig) -> dict[str, Any]:

@@ -23,9 +23,8 @@ from halos.objectives import DPO
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.flex import attend_by_flex
 from halos.training.cost import Example, Setting as Cost, Shape, operations
+from halos.training.gpus import gpu_named
 
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "4090": 165e12}
-"""Dense bfloat16 operations per second of GPUs, by a part of their names (NVIDIA's data sheets)."""
 ROUNDS = 5
 PROMPT, COMPLETION = 192, 128
 
@@ -166,8 +165,9 @@ def _rates(setting: Setting, policy: Any, seconds: float) -> Numbers:
     numbers: dict[str, float | str] = {"seconds a step": seconds, "needed tokens a second": tokens / seconds}
     if setting.on_gpu:
         name = torch.cuda.get_device_name()
-        peak = next((rate for part, rate in PEAKS.items() if part in name), None)
-        numbers["MFU"] = needed / seconds / peak if peak else f"unknown: {name} is not in halos/gpu_check/speed.py"
+        gpu = gpu_named(name)
+        unknown = f"unknown: {name} is not in halos/training/gpus.py"
+        numbers["MFU"] = unknown if gpu is None else needed / seconds / (1e12 * gpu.bfloat16)
         numbers["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
     return numbers
 
