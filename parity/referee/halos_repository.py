@@ -20,7 +20,7 @@ import huggingface_hub
 import torch
 from torch import Tensor
 
-from parity.referee.subject import Example, Findings, Setting, Subject, models, vector
+from parity.referee.subject import Example, Findings, Setting, Subject, flat, models, padded, vector
 
 BETA = 0.1
 LABELS_IGNORED = -100
@@ -95,22 +95,9 @@ def batch_of(examples: Sequence[Example], view: str, setting: Setting) -> dict[s
     batch: dict[str, Any] = {"status": ["chosen" if example.desirable else "rejected" for example in examples]}
     for name, branch in zip(names, (0, 1), strict=True):
         rows = [(example.prompt, example.completions[branch]) for example in examples]
-        width = max(len(prompt) + len(completion) for prompt, completion in rows) + setting.padding
-        ids = torch.full((len(rows), width), setting.pad_id)
-        mask, labels = torch.zeros_like(ids), torch.full_like(ids, LABELS_IGNORED)
-        for n, (prompt, completion) in enumerate(rows):
-            end = len(prompt) + len(completion)
-            ids[n, :end] = torch.tensor([*prompt, *completion])
-            mask[n, :end] = 1
-            labels[n, len(prompt) : end] = torch.tensor(completion)
         keys = (f"{name}_combined_input_ids", f"{name}_combined_attention_mask", f"{name}_labels")
-        batch |= dict(zip(keys, (ids, mask, labels), strict=True))
+        batch |= dict(zip(keys, padded(rows, setting, ignored=LABELS_IGNORED), strict=True))
     return batch
-
-
-def flat(model: torch.nn.Module) -> Tensor:
-    """Return all weights as one vector."""
-    return torch.cat([weight.detach().flatten().double() for weight in model.parameters()])
 
 
 def subjects(checkout: Path) -> list[Subject]:

@@ -19,7 +19,7 @@ from liger_kernel.chunked_loss import (
 )
 from torch import Tensor
 
-from parity.referee.subject import Example, Setting, Subject, models, vector
+from parity.referee.subject import Example, Setting, Subject, models, padded, vector
 
 BETA, EPSILON, IGNORED = 0.1, 0.1, -100
 TWICE = 2 * math.log(2)
@@ -66,14 +66,7 @@ class Liger(Subject):
 
 def forward(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], setting: Setting) -> tuple[Tensor, Tensor]:
     """Return hidden states [B, T, H] and the next tokens to score [B, T], others ignored."""
-    width = max(len(prompt) + len(completion) for prompt, completion in rows) + setting.padding
-    ids = torch.full((len(rows), width), setting.pad_id)
-    mask, scored = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
-    for n, (prompt, completion) in enumerate(rows):
-        end = len(prompt) + len(completion)
-        ids[n, :end] = torch.tensor([*prompt, *completion])
-        mask[n, :end] = 1
-        scored[n, len(prompt) : end] = torch.tensor(completion)
+    ids, mask, scored = padded(rows, setting, ignored=IGNORED)
     states = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
     return states[:, :-1], scored[:, 1:]
 

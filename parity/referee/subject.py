@@ -168,6 +168,26 @@ def examples(count: int, *, seed: int = 0) -> list[Example]:
     return [Example(text(6), (text(8), text(8)), n % 2 == 0) for n in range(count)]
 
 
+def padded(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]], setting: Setting, *, ignored: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids, attention mask and labels [B, T] of prompts with completions; all labels but theirs are ignored."""
+    width = max(len(prompt) + len(completion) for prompt, completion in rows) + setting.padding
+    ids = torch.full((len(rows), width), setting.pad_id)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, ignored)
+    for n, (prompt, completion) in enumerate(rows):
+        end = len(prompt) + len(completion)
+        ids[n, :end] = torch.tensor([*prompt, *completion])
+        mask[n, :end] = 1
+        labels[n, len(prompt) : end] = torch.tensor(completion)
+    return ids, mask, labels
+
+
+def flat(model: nn.Module) -> Tensor:
+    """Return all weights as one vector."""
+    return torch.cat([weight.detach().flatten().double() for weight in model.parameters()])
+
+
 def vector(loss: Tensor, model: nn.Module) -> Tensor:
     """Return the loss and its gradient by each weight of a model, as one vector [1 + P] in float64."""
     gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, materialize_grads=True)

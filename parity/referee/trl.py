@@ -29,6 +29,7 @@ from parity.referee.subject import (
     Setting,
     Subject,
     examples as made_up,
+    flat,
     models,
     vector,
 )
@@ -223,11 +224,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     made = Tokenizer(token_models.WordLevel(vocabulary, unk_token="w2"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", pad_token=f"w{PAD}")
-
-
-def flat(model: torch.nn.Module) -> Tensor:
-    """Return all weights as one vector."""
-    return torch.cat([weight.detach().flatten().double() for weight in model.parameters()])
 
 
 @contextmanager
