@@ -12,11 +12,11 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from halos.comparison.claims import UNDECIDED, Verdict, decide
 from halos.comparison.runs import read_runs
+from halos.files import write_atomically
 
 NAMES = (
     "objectives",
@@ -75,7 +75,7 @@ def verdict_of(name: str) -> Verdict:
 def write(file: Path, verdict: Verdict, minutes: float) -> None:
     """Write a verdict as JSON."""
     contrasts = [
-        {"at": one.at, "above": one.above, "difference": difference and asdict(difference), "outcome": outcome}
+        {"at": one.at, "above": one.above, "difference": difference and difference.as_json(), "outcome": outcome}
         for one, difference, outcome in zip(verdict.claim.contrasts, verdict.differences, verdict.outcomes, strict=True)
     ]
     values = {
@@ -87,7 +87,7 @@ def write(file: Path, verdict: Verdict, minutes: float) -> None:
         "contrasts": contrasts,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
