@@ -241,8 +241,6 @@ def _value(value: object) -> str:
 def _results(name: str, note: dict[str, Any]) -> str:
     if name == "bradley_terry":
         return "On the toy world, one run with seed 0: 95.3 % of the held-out pairs in the right order."
-    if name == "mpo":
-        return "It has not been run on the toy world yet."
     if note["toy"] is None:
         return "See [the claims of the KTO paper](../results/claims.md)."
     desirable, kl = note["toy"]
