@@ -213,7 +213,7 @@ def _shared_metrics(name: str) -> tuple[str, ...]:
 
 def _deviations(name: str) -> list[str] | str:
     found = entries(parts(objective(name)).get("Deviations", ""))
-    none = "Those of its parts." if "parts" in settings(name) else "None are known."
+    none = "The deviations of its parts hold here too." if "parts" in settings(name) else "None are known."
     none = none if paper(name) else "There is no paper for this loss."
     return [f"{number}. {text}" for number, text in found.items()] or none
 
