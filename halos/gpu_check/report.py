@@ -82,4 +82,6 @@ def _one_line(text: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:.3g}"
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"

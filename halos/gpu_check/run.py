@@ -15,6 +15,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from halos import terminal
 from halos.files import write_atomically
 from halos.gpu_check.part import Numbers, Part, Setting, Skipped
 
@@ -85,6 +86,7 @@ def run_parts(parts: Sequence[Part], setting: Setting, *, limit: float) -> Itera
 
 def _run(part: Part, setting: Setting, file: Path) -> None:
     os.setsid()  # a group of its own, which ends as a whole
+    terminal.set_up_logging()
     try:
         result: dict[str, object] = {"state": PASSED, "numbers": dict(part.check(setting))}
     except Skipped as reason:
