@@ -26,7 +26,8 @@ LETTERS = 50
 def claim_figure(verdict: Verdict) -> tuple[Figure, Axes]:
     """Draw the claim's metric over its ``x``: one line for each combination of its ``lines`` keys.
 
-    Points are means over seeds with Student's 95 % intervals. A dotted line shows what the reference reaches.
+    Points are means over seeds with Student's 95 % intervals. A dotted line shows what the reference reaches, where
+    all runs have the same.
     """
     claim = verdict.claim
     lines = _lines(verdict)
@@ -52,9 +53,12 @@ def claim_figure(verdict: Verdict) -> tuple[Figure, Axes]:
         axes.set_xscale("log")
     # Only metrics of samples are measured on the reference too.
     name = claim.metric.replace("policy_", "reference_")
-    reference = [run.numbers[name] for run in verdict.runs if name in run.numbers]
-    if name != claim.metric and reference:
-        axes.axhline(fmean(reference), color="grey", linestyle=":", linewidth=1.2, label="reference")
+    reference = {(run.seed, run.numbers[name]) for run in verdict.runs if name in run.numbers}
+    # Runs after SFT have another reference than those without: there is then no one level to draw.
+    if name != claim.metric and reference and len(reference) == len({seed for seed, _ in reference}):
+        axes.axhline(
+            fmean(level for _, level in reference), color="grey", linestyle=":", linewidth=1.2, label="reference"
+        )
     axes.set(xlabel=mathtext(claim.figure.label), ylabel=mathtext(claim.measure))
     axes.legend(fontsize=8, frameon=False)
     return figure, axes

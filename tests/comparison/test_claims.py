@@ -176,6 +176,13 @@ def test_the_figure_has_a_line_for_each_loss_with_intervals_and_the_reference() 
     assert (low, high) == pytest.approx((0.6 - 4.302653 * 0.1 / 3**0.5, 0.6 + 4.302653 * 0.1 / 3**0.5), abs=1e-6)
 
 
+def test_runs_with_different_references_have_no_line_for_them() -> None:
+    some = [run(loss, seed, 0.5 + seed / 10) for loss in ("kto", "dpo") for seed in (0, 1, 2)]
+    some[0].numbers["samples/reference_desirable"] = 0.9  # it was trained before, as by before=sft
+    _, axes = claim_figure(decide(some)[0])
+    assert sorted(text.get_text() for text in axes.get_legend().get_texts()) == ["dpo", "kto"]
+
+
 @pytest.mark.parametrize(("name", "turned"), [("kto", False), ("kto_with_a_name_of_many_letters", True)])
 def test_long_names_below_the_axis_are_turned(name: str, turned: bool) -> None:
     claim = {**CLAIM, "figure": {"x": "loss.name", "label": "loss"}}
