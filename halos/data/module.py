@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from halos.caches import Seals
 from halos.checks import check_whole
-from halos.data.batches.collate import Batch, Batches, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import Batches, collate
 from halos.data.batches.loader import ResumableLoader
 from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder, validation_order
 from halos.data.batches.reference_table import ReferenceTable

@@ -10,7 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from halos.data.batches.collate import Batch, StepSize, collate, step_size
+from halos.data.batches.batch import Batch, StepSize
+from halos.data.batches.collate import collate, step_size
 from halos.data.preparation.prepare import DataNeeds
 from halos.data.rows.joint import joint_row
 from halos.data.rows.token_rows import Row, ViewRows

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halos.caches import PRIVATE, Seals
-from halos.data.batches.collate import Batch, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import collate
 from halos.data.batches.packing import divide
 from halos.data.batches.reference_table import ReferenceTable, completions
 from halos.data.rows.token_rows import Row
