@@ -96,6 +96,7 @@ def test_a_failed_sweep_has_one_line_a_job_and_one_last(
     ]
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_do_not_push_to_one_repository(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
