@@ -224,6 +224,9 @@ def _rank_job(config: Path) -> None:
 
 def _run(cfg: DictConfig) -> None:
     _get_ready(cfg)
+    from halos.commands.first_rows import check_first_rows
+
+    check_first_rows(cfg)
     function = COMMANDS[os.environ.get(COMMAND) or "train"].function
     # Imports torch and the rest, which takes seconds.
     getattr(import_module(f"halos.commands.{function}"), function)(cfg)

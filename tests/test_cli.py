@@ -24,6 +24,7 @@ from tests.configs import compose
 from tests.test_safe_text import BAD
 
 ROOT = Path(__file__).parents[1]
+ROW = '{"prompt": "a", "completion": "b", "label": true}\n'
 
 
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
@@ -199,8 +200,8 @@ def test_an_error_of_several_lines_ends_as_one(
     assert last == "error: something is wrong Check your internet connection"
 
 
-@pytest.mark.parametrize("word", ["loss=kt0", "optim.lrr=1"])
-def test_a_misspelt_word_fails_before_torch_is_imported(word: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", ["loss=kt0", "optim.lrr=1", "data.train=none.jsonl", f"data.train={__file__}"])
+def test_a_misspelt_word_or_a_wrong_file_fails_before_torch_is_imported(word: str, tmp_path: Path) -> None:
     code = f"""
 import runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -215,7 +216,7 @@ finally:
     assert done.stdout == "False\n"
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("module", ["cli", "terminal", "files", "checks", "config.combinations", "training.result"])
@@ -332,7 +333,7 @@ def test_a_rank_does_what_the_command_that_started_it_was_asked_for(
     monkeypatch.setattr("halos.commands.train.train", lambda cfg: seen.append(("train", cfg.seed)))
     monkeypatch.setattr(cli, "die_with_parent", lambda: None)
     monkeypatch.setenv(cli.COMMAND, command)
-    (tmp_path / "config.yaml").write_text("seed: 7")
+    (tmp_path / "config.yaml").write_text("seed: 7\ndata: {source: {_target_: halos.toy.ToySource}}")
     assert call(monkeypatch, tmp_path, "rank", str(tmp_path / "config.yaml")) == 0
     assert seen == [(command, 7)]
 
@@ -352,6 +353,7 @@ def test_flags_may_stand_anywhere_next_to_words_that_imply_others(
     flags: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "mine").mkdir()
+    (tmp_path / "a.jsonl").write_text(ROW)
     seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", seen.append)
     words = ("data.train=a.jsonl", "model.path=b", "seed=5", "output_dir=out")
@@ -362,6 +364,9 @@ def test_flags_may_stand_anywhere_next_to_words_that_imply_others(
 
 @pytest.mark.slow
 def test_names_of_a_sweeps_folders_need_no_quotes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for file in (tmp_path / "my data" / "a.jsonl", tmp_path / "b.jsonl"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(ROW)
     seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", seen.append)
     swept = ("seed=4,5", "data.train='my data/a.jsonl',b.jsonl", r"trainer.devices=[0],1", "optim.lr=-1.0,1e-5")

@@ -65,6 +65,7 @@ def _places(module: torch.nn.Module) -> set[int]:
 def test_objectives_are_made_alike_and_apart() -> None:
     one, other = make_objective(PPO), make_objective(PPO)
     assert isinstance(one, PPO)
+    assert isinstance(other, PPO)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     assert not _places(one.value_head) & _places(other.value_head)
     assert all(p.any() for p in one.value_head.parameters())
