@@ -9,19 +9,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from halos.caches import PRIVATE, Seals
 from halos.data.batches.batch import Batch
 from halos.data.batches.collate import collate
 from halos.data.batches.packing import divide
-from halos.data.batches.reference_table import ReferenceTable, completions
+from halos.data.batches.reference_table import KEY_BYTES, Entries, Packed, ReferenceTable, completions, keys_of
 from halos.data.rows.token_rows import Row
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.head import evaluating
@@ -40,15 +39,13 @@ ROWS_PER_CHUNK = 16
 Work = list[tuple[bytes, Row]]
 """The completions of one forward: the cache key of each, and a row with its prompt and this completion alone."""
 Track = Callable[[Sequence[Work]], Iterable[Work]]
-Entries = list[tuple[bytes, Tensor]]
-Packed = tuple[list[bytes], list[int], NDArray[np.float32]]
-"""Keys, lengths, and all values in one array. Ranks exchange entries by pickle, and a pickled tensor brings along its
-whole storage, which is a whole part of the cache for an entry that was read from there."""
+Scored = list[tuple[bytes, Tensor]]
+"""The key and the log-probs of completions."""
 
 
 def reference_table(
     backbone: Backbone,
-    rows: Iterable[Row],
+    rows: Collection[Row],
     *,
     folder: Path,
     seals: Seals = PRIVATE,
@@ -75,13 +72,12 @@ def reference_table(
     """
     start = time.perf_counter()
     cache = ReferenceCache(folder, model_key(backbone.policy, precision), seals)
-    wanted = completions(rows)
     single_process = rank_and_world()[1] == 1
-    known = _known(cache, wanted, single_process)
+    known = _known(cache, keys_of(rows), single_process)
     # completions() sorts by prompt length: the rows of a forward need little padding. Packs need none, and in the order
     # of prompts, those that continue each other are computed once. Both orders depend on the rows alone: all ranks
     # derive the same batches without exchanging any.
-    missing = [(key, row) for key, row in wanted.items() if key not in known]
+    missing = list(completions(rows, known).items())
     shared = packing and share_prompts
     # A sharded model's weights are gathered within its own forward alone, so that it cannot be tried out here.
     if shared and missing and not backbone.sharded and can_pack(backbone.policy):
@@ -96,27 +92,25 @@ def reference_table(
         return collate([row for _, row in work], chunks=chunks, packing=packing, share_prompts=share_prompts)
 
     own = _compute(backbone, batches, interim, collated, track)
-    computed: dict[bytes, Tensor] = {}
-    for packed in all_gather_list([_pack(dict(own))]):
-        computed |= _unpack(packed)
+    # Ranks exchange entries by pickle, and a pickled tensor would bring along its whole storage.
+    results = [Entries.of(*packed) for packed in all_gather_list([_pack(own)])]
+    computed = Entries.joined(results)
     if computed:
         part = from_rank_zero(lambda: cache.write(computed))
         interim.replace_by(part)
         if part is not None and single_process:
             computed = cache.read_part(part)  # the same numbers, memory-mapped instead of in this process's memory
-    return ReferenceTable(known | computed, computed=len(computed)), time.perf_counter() - start
+    return ReferenceTable(Entries.joined([known, computed]), computed=len(computed)), time.perf_counter() - start
 
 
-def _known(cache: ReferenceCache, wanted: Collection[bytes], alone: bool) -> dict[bytes, Tensor]:
+def _known(cache: ReferenceCache, wanted: Iterable[bytes], alone: bool) -> Entries:
     """Return the cache's entries among the wanted ones: memory-mapped for a single process, else sent by rank 0.
 
     Rank 0 alone reads, so that the ranks agree on what is missing even where their file systems differ.
     """
-
-    def read() -> dict[bytes, Tensor]:
-        return {key: values for key, values in cache.read().items() if key in wanted}
-
-    return read() if alone else _unpack(from_rank_zero(lambda: _pack(read())))
+    if alone:
+        return cache.read().only(wanted)
+    return Entries.of(*from_rank_zero(lambda: cache.read().only(wanted).packed()))
 
 
 def _batches(items: Work, *, share_prompts: bool) -> Iterator[Work]:
@@ -127,7 +121,7 @@ def _batches(items: Work, *, share_prompts: bool) -> Iterator[Work]:
 
 def _compute(
     backbone: Backbone, batches: Sequence[Work], interim: _InterimParts, collated: Callable[[Work], Batch], track: Track
-) -> Entries:
+) -> Scored:
     """Compute this rank's share of the batches and return its entries."""
     rank, world = data_rank_and_world()
     # Dealt out like cards: neighbours in the order cost about the same, so the ranks finish at about the same time.
@@ -135,7 +129,7 @@ def _compute(
     rounds = len(batches[::world])  # the share of rank 0, which is the largest
     if backbone.sharded and len(share) < rounds:
         share.append(batches[0])  # any batch: the forward is needed, its result is a duplicate
-    own: Entries = []
+    own: Scored = []
     tracked = iter(track(share))
     # A signal must not end one rank while the others wait for it in a collective. It is noted, and all ranks compare
     # notes after each round, which is why each rank runs the same number of rounds, with or without work.
@@ -152,7 +146,7 @@ def _compute(
     return own
 
 
-def _score(backbone: Backbone, work: Work, batch: Batch) -> Entries:
+def _score(backbone: Backbone, work: Work, batch: Batch) -> Scored:
     tokens = backbone.logprobs(batch.to(backbone.device)).tokens[:, 0].float().cpu()
     # Copies: a slice would keep the whole padded grid in memory.
     return [(key, tokens[n, : len(row.scored(0))].clone()) for n, (key, row) in enumerate(work)]
@@ -167,7 +161,7 @@ class _InterimParts:
         self.count = 0
         """Entries that have been written."""
 
-    def save(self, entries: Entries, *, now: bool = False) -> None:
+    def save(self, entries: Scored, *, now: bool = False) -> None:
         """Write the entries that are new since the last write, if that was long enough ago or ``now`` is set."""
         is_due = now or time.perf_counter() - self.written_at >= KEEP_SECONDS
         if len(entries) == self.count or not is_due:
@@ -184,11 +178,8 @@ class _InterimParts:
                 part.unlink(missing_ok=True)
 
 
-def _pack(entries: Mapping[bytes, Tensor]) -> Packed:
-    values = [entry.numpy() for entry in entries.values()]
-    return list(entries), [len(entry) for entry in values], np.concatenate(values) if values else np.zeros(0, "f4")
-
-
-def _unpack(packed: Packed) -> dict[bytes, Tensor]:
-    keys, lengths, values = packed
-    return dict(zip(keys, torch.from_numpy(values).split(lengths), strict=True)) if keys else {}
+def _pack(scored: Scored) -> Packed:
+    keys = np.frombuffer(b"".join(key for key, _ in scored), np.uint8).reshape(-1, KEY_BYTES)
+    values = [entry.numpy() for _, entry in scored]
+    lengths = np.array([len(entry) for entry in values], np.int64)
+    return keys, lengths, np.concatenate(values) if values else np.zeros(0, np.float32)

@@ -2,7 +2,7 @@
 
 import functools
 import pickle
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tests.fork import run_ranks
 ROWS = [*tiny.rows(9, branches=2, seed=5), Row("again", 0, tiny.rows(9, seed=5)[2].prompt, ((1, 2), (3,)))]
 
 
-def table(folder: Path, model: Any = None, rows: Iterable[Row] = ROWS, **options: Any) -> ReferenceTable:
+def table(folder: Path, model: Any = None, rows: Collection[Row] = ROWS, **options: Any) -> ReferenceTable:
     model, head_chunk = model or tiny.model(dtype=torch.float64), options.pop("head_chunk", None)
     backbone = Backbone(model, with_reference=False, head_chunk=head_chunk)
     made, seconds = reference_table(backbone, rows, folder=folder, precision="32-true", **options)
@@ -157,7 +157,7 @@ def test_forwards_are_of_limited_size_and_tracked(tmp_path: Path, monkeypatch: p
 # Ranks
 
 
-def on_a_rank(folder: Path) -> tuple[dict[bytes, torch.Tensor], int]:
+def on_a_rank(folder: Path) -> tuple[Mapping[bytes, torch.Tensor], int]:
     dist.init_process_group("gloo")
     precompute.TOKENS = 30
     seen: list[Any] = []
