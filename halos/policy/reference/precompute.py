@@ -1,7 +1,8 @@
 """Compute the reference's log-probs once, before training.
 
-1. List the completions of all rows, each once, and drop those that the cache has.
-2. Divide the rest into forwards of up to :data:`TOKENS` tokens, and deal these out to the ranks.
+1. Find the completions of all rows in the cache.
+2. Of :data:`BLOCK` rows after the other, list the completions that are missing, each once. Divide them into forwards of
+   up to :data:`TOKENS` tokens, and deal these out to the ranks.
 3. Each rank computes its forwards, and saves its results to the cache about once a minute.
 4. All ranks exchange their results. Rank 0 writes them as one part of the cache, which replaces the interim parts.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,8 @@ from halos.policy.reference.cache import ReferenceCache, model_key
 from halos.processes import signals
 from halos.processes.collectives import all_gather_list, all_max, data_rank_and_world, from_rank_zero, rank_and_world
 
+BLOCK = 1 << 14
+"""Rows whose token ids are in memory at a time: a token takes some 36 bytes as a number of Python's."""
 TOKENS = 4096
 """Tokens in one forward. A longer row has a forward of its own."""
 KEEP_SECONDS = 60.0
@@ -72,15 +76,26 @@ def reference_table(
     """
     start = time.perf_counter()
     cache = ReferenceCache(folder, model_key(backbone.policy, precision), seals)
-    single_process = rank_and_world()[1] == 1
-    known = _known(cache, keys_of(rows), single_process)
+    entries, computed = _known(cache, keys_of(rows)), 0
+    layout = {"packing": packing, "share_prompts": share_prompts}
+    remaining = iter(rows)
+    while block := list(islice(remaining, BLOCK)):
+        if missing := list(completions(block, entries).items()):
+            found = _compute_all(backbone, cache, missing, track, **layout)
+            entries, computed = Entries.joined([entries, found]), computed + len(found)
+    return ReferenceTable(entries, computed=computed), time.perf_counter() - start
+
+
+def _compute_all(
+    backbone: Backbone, cache: ReferenceCache, missing: Work, track: Track, *, packing: bool, share_prompts: bool
+) -> Entries:
+    """Compute the log-probs of these completions on all ranks, and write them to the cache."""
     # completions() sorts by prompt length: the rows of a forward need little padding. Packs need none, and in the order
     # of prompts, those that continue each other are computed once. Both orders depend on the rows alone: all ranks
     # derive the same batches without exchanging any.
-    missing = list(completions(rows, known).items())
     shared = packing and share_prompts
     # A sharded model's weights are gathered within its own forward alone, so that it cannot be tried out here.
-    if shared and missing and not backbone.sharded and can_pack(backbone.policy):
+    if shared and not backbone.sharded and can_pack(backbone.policy):
         missing.sort(key=lambda item: (item[1].prompt, item[1].branches))
     batches = list(_batches(missing, share_prompts=shared))
     interim = _InterimParts(cache)
@@ -93,29 +108,30 @@ def reference_table(
 
     own = _compute(backbone, batches, interim, collated, track)
     # Ranks exchange entries by pickle, and a pickled tensor would bring along its whole storage.
-    results = [Entries.of(*packed) for packed in all_gather_list([_pack(own)])]
-    computed = Entries.joined(results)
-    if computed:
-        part = from_rank_zero(lambda: cache.write(computed))
-        interim.replace_by(part)
-        if part is not None and single_process:
-            computed = cache.read_part(part)  # the same numbers, memory-mapped instead of in this process's memory
-    return ReferenceTable(Entries.joined([known, computed]), computed=len(computed)), time.perf_counter() - start
+    found = Entries.joined(Entries.of(*packed) for packed in all_gather_list([_pack(own)]))
+    part = from_rank_zero(lambda: cache.write(found))
+    interim.replace_by(part)
+    # The same numbers, memory-mapped instead of in this process's memory.
+    return cache.read_part(part) if part is not None and _alone() else found
 
 
-def _known(cache: ReferenceCache, wanted: Iterable[bytes], alone: bool) -> Entries:
+def _alone() -> bool:
+    return rank_and_world()[1] == 1
+
+
+def _known(cache: ReferenceCache, wanted: Iterable[bytes]) -> Entries:
     """Return the cache's entries among the wanted ones: memory-mapped for a single process, else sent by rank 0.
 
     Rank 0 alone reads, so that the ranks agree on what is missing even where their file systems differ.
     """
-    if alone:
+    if _alone():
         return cache.read().only(wanted)
     return Entries.of(*from_rank_zero(lambda: cache.read().only(wanted).packed()))
 
 
 def _batches(items: Work, *, share_prompts: bool) -> Iterator[Work]:
     """Divide completions, in order, into forwards of up to :data:`TOKENS` tokens; a longer one has its own forward."""
-    for part in divide([row for _, row in items], TOKENS, share_prompts=share_prompts) if items else ():
+    for part in divide([row for _, row in items], TOKENS, share_prompts=share_prompts):
         yield items[part]
 
 
