@@ -302,6 +302,19 @@ def test_the_cache_reference_command_has_the_same_configuration(
     assert (cfg.loss.name, cfg.loss.beta, Path(cfg.output_dir)) == ("dpo", 0.3, tmp_path / "here")
 
 
+@pytest.mark.parametrize(
+    "words", [("compare", "runs=out"), ("evaluate", "policy=out"), ("data", "data.train=none.jsonl")]
+)
+def test_other_commands_read_their_data_themselves(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    function = cli.COMMANDS[words[0]].function
+    seen: list[Any] = []
+    monkeypatch.setattr(f"halos.commands.{function}.{function}", seen.append)
+    assert call(monkeypatch, tmp_path, *words) == 0
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("command", ["train", "cache-reference"])
 def test_a_process_that_ddp_launches_does_the_same(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
