@@ -43,7 +43,7 @@ PUBLIC = {
     ),
     "halos.data": (
         "Batch Batches Completion Conversation FileSource HHSource FeedbackFiles Message MixedSource OasstSource "
-        "OnPolicySource PreferenceDataModule Record Row RowSource SHPSource Selection Source StreamingDataModule "
+        "OnPolicySource PreferenceDataModule Record Row RowSource SHPSource Selection Source Step StreamingDataModule "
         "TrueReward UltraFeedbackSource collate"
     ),
     "halos.judges": "ChatJudge CompletionJudge RewardModel TruthJudge",

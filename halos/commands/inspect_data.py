@@ -54,14 +54,16 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
         "completion (characters)": records.lists("completion_characters")[1],
     }
     if cfg.view is not None:
-        preparation.derive(intake, DataNeeds(view=cfg.view))
+        needs = DataNeeds(view="binary", step_labels=True) if cfg.view == "steps" else DataNeeds(view=cfg.view)
+        preparation.derive(intake, needs)
         (examples,) = intake.examples["train"].views
         written = map(example_row, examples)
         for example in () if tokens else examples[: cfg.show]:  # with a tokenizer they are shown decoded
             _show(example)
     if tokens:
         tokenizer = build(cfg.model).tokenizer()
-        rows = preparation.tokenise(intake, DataNeeds(view=cfg.view), tokenizer)["train"]
+        preparation.leave_out_steps(intake, needs, tokenizer)
+        rows = preparation.tokenise(intake, needs, tokenizer)["train"]
         for row in rows.rows[: cfg.show]:
             show_example(row, tokenizer, ("chosen", "rejected") if cfg.view == "pairs" else ("completion",))
         lengths = rows.lengths

@@ -92,6 +92,7 @@ class Objective(TrainingLoop):
             grouped=needs.grouped,
             margins=needs.margins,
             pair_scores=needs.pair_scores,
+            step_labels=needs.step_labels,
         )
 
     @final

@@ -78,7 +78,8 @@ OWN_NAMES = {
     "slic": {"loss/calibration", "loss/sft"},
 }
 TRAIN_NAMES = NAMES | {"examples_per_second", "tokens_per_second", "grad_norm", "lr", "examples", "epoch"}
-LOSSES = [option for option in options("loss") if option != "bradley_terry"]
+LOSSES = [option for option in options("loss") if option not in ("bradley_terry", "step_kto")]
+"""All that learn from the toy world's labels and write replies."""
 ALIKE = {
     "halo_dpo",
     "halo_kto",
