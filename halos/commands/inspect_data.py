@@ -108,12 +108,15 @@ def _show(example: Example) -> None:
     for name, text in lines:
         if text:
             console.print(styled((f"  {name}:", "dim"), f" {text[:LONGEST_SHOWN]}"))
-    names = ("chosen", "rejected") if len(replies_of(example)) == 2 else (_name(example),)
-    for name, reply in zip(names, replies_of(example), strict=True):
-        console.print(styled((f"  {name}:", "bold"), " ", (reply_text(reply)[:LONGEST_SHOWN], "green")))
+    texts = list(map(reply_text, replies_of(example)))
+    if isinstance(example, Labelled) and example.step is not None:
+        texts = [texts[0][slice(*example.step)]]
+    for name, text in zip(("chosen", "rejected") if len(texts) == 2 else (_name(example),), texts, strict=True):
+        console.print(styled((f"  {name}:", "bold"), " ", (text[:LONGEST_SHOWN], "green")))
 
 
 def _name(example: Example) -> str:
     if isinstance(example, Labelled):
-        return "desirable" if example.desirable else "undesirable"
+        label = "desirable" if example.desirable else "undesirable"
+        return label if example.step is None else f"{label} step"
     return f"score {example.score:g}" if isinstance(example, Scored) else "completion"
