@@ -36,6 +36,7 @@ from .objectives import (
     BCOPair as BCOPair,
     BradleyTerry as BradleyTerry,
     DiscoPOP as DiscoPOP,
+    EXORewards as EXORewards,
     Hinge as Hinge,
     InfoNCA as InfoNCA,
     Mix as Mix,

@@ -47,6 +47,7 @@ VARIANTS = {
     "kto_zero": ["reference_point"],
     "ld_dpo": ["tail_weight"],
     "r_dpo": ["length_penalty"],
+    "step_kto": ["step_labels"],
     "wpo": ["policy_weights"],
 }
 """Losses that are another with these parameters set."""

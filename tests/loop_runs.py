@@ -28,6 +28,7 @@ from halos.objectives import (
     PPO,
     AOTUnpaired,
     BCOPair,
+    EXORewards,
     InfoNCA,
     Mix,
     Objective,
@@ -55,7 +56,7 @@ OBJECTIVES = [
     if isinstance(kind, type) and issubclass(kind, Objective) and kind is not Objective
 ]
 WITH_REFERENCE = [kind for kind in OBJECTIVES if described(kind).needs.reference]
-COUPLED = [KTO, BCO, BCOPair, AOT, AOTUnpaired, HALO, InfoNCA, Mix, PPO]
+COUPLED = [KTO, BCO, BCOPair, AOT, AOTUnpaired, EXORewards, HALO, InfoNCA, Mix, PPO]
 """Objectives whose loss has something that all examples of a micro-batch share."""
 PER_EXAMPLE_OR_TOKEN = [kind for kind in OBJECTIVES if kind not in COUPLED]
 SPEED = {"train/examples_per_second", "train/tokens_per_second"}

@@ -39,11 +39,11 @@ PUBLIC = {
         "BitsAndBytesAdamW BradleyTerry CPO CSFT DPO FSDP GRPO HALO HHSource IPO FeedbackFiles KTO LoRA Mix "
         "MixedSource ModelSpec Needs ORPO OasstSource Objective Output PPO PreferenceDataModule RMSprop RobustDPO SFT "
         "SHPSource SLiC Selection SimPO StreamingDataModule ToySource UltraFeedbackSource data objectives policy "
-        "testing theory train NCA InfoNCA"
+        "testing theory train NCA InfoNCA EXORewards"
     ),
     "halos.data": (
         "Batch Batches Completion Conversation FileSource HHSource FeedbackFiles Message MixedSource OasstSource "
-        "OnPolicySource PreferenceDataModule Record Row RowSource SHPSource Selection Source StreamingDataModule "
+        "OnPolicySource PreferenceDataModule Record Row RowSource SHPSource Selection Source Step StreamingDataModule "
         "TrueReward UltraFeedbackSource collate"
     ),
     "halos.judges": "ChatJudge CompletionJudge RewardModel TruthJudge",
@@ -53,7 +53,7 @@ PUBLIC = {
         "exo_loss f_derivative f_dpo_loss hinge_loss nca_pair_loss sppo_loss PPOLosses RobustDPO SFT SLiC SimPO "
         "apo_down_loss apo_zero_loss bco_loss bradley_terry_loss cpo_loss dpo_loss group_advantages grpo_loss "
         "halo_loss ipo_loss kto_loss orpo_loss ppo_loss robust_dpo_loss sft_loss simpo_loss slic_loss NCA InfoNCA "
-        "group_shares infonca_loss nca_loss"
+        "group_shares infonca_loss nca_loss EXORewards exo_rw_loss"
     ),
     "halos.policy": "Backbone LoRA LogProbs ModelSpec completion_logprobs",
     "halos.sharding": "FSDP FSDPTP",

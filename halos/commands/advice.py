@@ -253,6 +253,30 @@ RULES = (
         "takes replies above the median of {scored:,} scores as desirable, and those below it as undesirable",
         (Paper(KTO, "section 4.1"), _toy("97.5 % desirable (27.1 before), KL 2.93, from labels")),
     ),
+    # Labels of steps
+    Rule(
+        "loss=step_kto",
+        lambda case: case.facts.steps > 0 and case.reference,
+        "takes {steps:,} labelled steps of replies as examples, beside the replies that have a label",
+        (Paper("2501.10799"),),
+    ),
+    # Several kinds of feedback in one step
+    Rule(
+        "loss=mix +loss.parts.kto._target_=halos.objectives.KTO +loss.parts.kto._partial_=true +loss.weights.kto=0.5 "
+        "~loss.parts.sft ~loss.weights.sft",
+        lambda case: case.facts.pairs > 0 and case.facts.labels and case.reference,
+        "learns from {pairs:,} pairs and from the labels of other replies in the same step",
+        (
+            Page("guides/mixtures.md", "DPO can learn from the pairs of the data and KTO from the labels"),
+            Paper("2411.10442", "which sums a loss of pairs and one of single replies"),
+        ),
+    ),
+    Rule(
+        "loss=mix",
+        lambda case: case.facts.pairs > 0 and case.facts.bare > 0 and case.reference,
+        "learns from {pairs:,} pairs, and imitates chosen replies and {bare:,} demonstrations in the same step",
+        (_toy("95.9 % desirable (27.1 before), KL 3.86, of pairs and their chosen replies"),),
+    ),
     # Replies to imitate
     Rule(
         "loss=sft",

@@ -86,6 +86,8 @@ def _kinds(facts: Facts) -> Iterator[str]:
         yield f"{facts.pairs:,} pairs{f', {facts.margins:,} with a margin' * bool(facts.margins)}"
     if facts.scored:
         yield f"{facts.scored:,} scores, different ones for {facts.score_groups:,} prompts"
+    if facts.steps:
+        yield f"{facts.steps:,} labels of steps"
     if facts.bare:
         yield f"{facts.bare:,} replies without a judgement (demonstrations)"
 

@@ -19,6 +19,7 @@ from halos.config.combinations import (
     REFERENCE,
     SAMPLES,
     SEVERAL_VIEWS,
+    STEP_LABELS,
     WHOLE_STEP,
     check_combinations,
     values_of,
@@ -166,6 +167,7 @@ def _traits(objective: Objective) -> dict[str, bool]:
         DIVERGENCE: objective.needs.divergence,
         SAMPLES: objective.needs.samples,
         SEVERAL_VIEWS: bool(objective.data_needs().views),
+        STEP_LABELS: any(own.step_labels for own in objective.data_needs().each()),
         GENERATES: objective.generates,
     }
 

@@ -54,14 +54,16 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
         "completion (characters)": records.lists("completion_characters")[1],
     }
     if cfg.view is not None:
-        preparation.derive(intake, DataNeeds(view=cfg.view))
+        needs = DataNeeds(view="binary", step_labels=True) if cfg.view == "steps" else DataNeeds(view=cfg.view)
+        preparation.derive(intake, needs)
         (examples,) = intake.examples["train"].views
         written = map(example_row, examples)
         for example in () if tokens else examples[: cfg.show]:  # with a tokenizer they are shown decoded
             _show(example)
     if tokens:
         tokenizer = build(cfg.model).tokenizer()
-        rows = preparation.tokenise(intake, DataNeeds(view=cfg.view), tokenizer)["train"]
+        preparation.leave_out_steps(intake, needs, tokenizer)
+        rows = preparation.tokenise(intake, needs, tokenizer)["train"]
         for row in rows.rows[: cfg.show]:
             show_example(row, tokenizer, ("chosen", "rejected") if cfg.view == "pairs" else ("completion",))
         lengths = rows.lengths
@@ -106,12 +108,15 @@ def _show(example: Example) -> None:
     for name, text in lines:
         if text:
             console.print(styled((f"  {name}:", "dim"), f" {text[:LONGEST_SHOWN]}"))
-    names = ("chosen", "rejected") if len(replies_of(example)) == 2 else (_name(example),)
-    for name, reply in zip(names, replies_of(example), strict=True):
-        console.print(styled((f"  {name}:", "bold"), " ", (reply_text(reply)[:LONGEST_SHOWN], "green")))
+    texts = list(map(reply_text, replies_of(example)))
+    if isinstance(example, Labelled) and example.step is not None:
+        texts = [texts[0][slice(*example.step)]]
+    for name, text in zip(("chosen", "rejected") if len(texts) == 2 else (_name(example),), texts, strict=True):
+        console.print(styled((f"  {name}:", "bold"), " ", (text[:LONGEST_SHOWN], "green")))
 
 
 def _name(example: Example) -> str:
     if isinstance(example, Labelled):
-        return "desirable" if example.desirable else "undesirable"
+        label = "desirable" if example.desirable else "undesirable"
+        return label if example.step is None else f"{label} step"
     return f"score {example.score:g}" if isinstance(example, Scored) else "completion"

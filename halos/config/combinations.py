@@ -20,7 +20,7 @@ Condition = Callable[[Value], bool]
 REFERENCE, WHOLE_STEP = "loss (reference)", "loss (whole step)"
 COUNTS, GENERATES = "loss (label counts)", "loss (generates)"
 DIVERGENCE, SAMPLES = "loss (divergence)", "loss (samples)"
-SEVERAL_VIEWS = "loss (several views)"
+SEVERAL_VIEWS, STEP_LABELS = "loss (several views)", "loss (labels of steps)"
 TRAITS = {
     REFERENCE: "whether the loss reads a reference",
     WHOLE_STEP: "whether the loss needs all examples of an optimizer step at once",
@@ -28,6 +28,7 @@ TRAITS = {
     DIVERGENCE: "whether the loss compares the policy's and the reference's distributions over the whole vocabulary",
     SAMPLES: "whether the loss reads the KL of replies that the policy samples in training",
     SEVERAL_VIEWS: "whether the parts of a mixture take several views, such as pairs and labels",
+    STEP_LABELS: "whether the loss learns from labels of steps of replies (`loss.step_labels=true`)",
     GENERATES: "whether the trained policy generates text; reward models do not",
     "before": "whether the run has a round 0",
     "rounds": "whether the run is one of several rounds, or has a round 0",
@@ -172,6 +173,8 @@ RULES: tuple[Rule, ...] = (
     Rule(_STREAMING | {COUNTS: _ON}, "false where weights of the loss are auto",
          "they are set by the counts of all training data; give numbers"),
     Rule(_STREAMING | {SEVERAL_VIEWS: _ON}, "false for a mixture of several views", "a stream is read in one view"),
+    Rule(_STREAMING | {STEP_LABELS: _ON}, "false for a loss that learns from labels of steps",
+         "the steps that the limits cut are left out before the first step"),
     Rule({"data.stratified": _ON, SEVERAL_VIEWS: _ON}, "false for a mixture of several views",
          "its examples are records, which may have both labels"),
     Rule({"hub.push": _SET, "sweep_seeds": _SET}, "null with sweep_seeds",

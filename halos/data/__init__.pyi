@@ -8,6 +8,7 @@ from .records.record import (
     Conversation as Conversation,
     Message as Message,
     Record as Record,
+    Step as Step,
 )
 from .records.truth import (
     TrueReward as TrueReward,

@@ -35,6 +35,7 @@ class Needs:
             the first step. A stream cannot count them.
         margins: of pairs, by how much people preferred the chosen completion (``Batch.margins``), for every pair.
         pair_scores: of pairs, people's scores of both completions, each in [0, 1], for every pair.
+        step_labels: labelled steps of completions as examples too, beside the labelled completions.
         moves: the direction in which the first step moves log π of (desirable, undesirable) completions. The
             conformance kit checks it. ``(0, 0)`` declares a loss that does not read token log-probs.
     """
@@ -52,6 +53,7 @@ class Needs:
     label_counts: bool = False
     margins: bool = False
     pair_scores: bool = False
+    step_labels: bool = False
     moves: tuple[Direction, Direction] = (1, -1)
 
     def __or__(self, other: Needs) -> Needs:

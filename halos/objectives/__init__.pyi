@@ -7,7 +7,7 @@ from .cpo import CPO as CPO, cpo_loss as cpo_loss
 from .csft import CSFT as CSFT
 from .discopop import DiscoPOP as DiscoPOP, discopop_loss as discopop_loss
 from .dpo import DPO as DPO, dpo_loss as dpo_loss
-from .exo import EXO as EXO, exo_loss as exo_loss
+from .exo import EXO as EXO, EXORewards as EXORewards, exo_loss as exo_loss, exo_rw_loss as exo_rw_loss
 from .f_dpo import FDPO as FDPO, f_derivative as f_derivative, f_dpo_loss as f_dpo_loss
 from .grpo import GRPO as GRPO, group_advantages as group_advantages, grpo_loss as grpo_loss
 from .halo import HALO as HALO, halo_loss as halo_loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import Unpack
 
 import torch
@@ -10,8 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_between, require_positive
-from halos.loop.coupled import of_all_ranks, own_places, with_others_gradient
-from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
+from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 
 
 def aot_loss(
@@ -92,16 +92,9 @@ class _AOT(Objective):
         """Return u and v, [B]."""
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
-        rewards = self.beta * (policy.sum - reference.sum)
-        return Output({self.name: self._loss(batch, *self.compared(policy, reference))}, rewards)
-
-    def _loss(self, batch: Batch, u: Tensor, v: Tensor) -> Mean:
-        own = torch.ones_like(u) if batch.weights is None else batch.weights.to(u)
-        mine = own_places(len(own))
-        u, v, weights = of_all_ranks(u), of_all_ranks(v), of_all_ranks(own)
-        losses = aot_loss(u, v, weights, beta=self.beta, label_smoothing=self.label_smoothing)
-        # The v of this rank are compared with other ranks' u too.
-        return with_others_gradient(self.per_example(losses[mine], batch), losses, weights, mine)
+        loss = partial(aot_loss, beta=self.beta, label_smoothing=self.label_smoothing)
+        mean = self.per_coupled_example(loss, self.compared(policy, reference), batch)
+        return Output({self.name: mean}, self.beta * (policy.sum - reference.sum))
 
 
 class AOT(_AOT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from halos.data.batches.batch import Batch
 from halos.data.preparation.prepare import DataNeeds
+from halos.loop.coupled import of_all_ranks, own_places, with_others_gradient
 from halos.loop.humanline import Humanline
 from halos.loop.module import BackboneSource, LoopOptions, TrainingLoop
 from halos.loop.needs import Needs
@@ -90,6 +92,7 @@ class Objective(TrainingLoop):
             grouped=needs.grouped,
             margins=needs.margins,
             pair_scores=needs.pair_scores,
+            step_labels=needs.step_labels,
         )
 
     @final
@@ -121,6 +124,20 @@ class Objective(TrainingLoop):
         if batch.weights is None:
             return Mean(losses.sum(), len(batch), batch.step.examples)
         return Mean((batch.weights * losses).sum(), batch.weights.sum(), batch.step.examples)
+
+    @final
+    def per_coupled_example(self, loss: Callable[..., Tensor], columns: Sequence[Tensor], batch: Batch) -> Mean:
+        """The mean of losses that each depend on several examples of the micro-step, on all ranks.
+
+        Args:
+            loss: takes the columns and the weights of all ranks' examples, [N] each, and returns their losses, [N].
+            columns: numbers of this rank's examples, [B] each; the first ones have the data type of the losses.
+            batch: the micro-batch of this rank.
+        """
+        own = torch.ones_like(columns[0]) if batch.weights is None else batch.weights.to(columns[0])
+        mine, weights = own_places(len(own)), of_all_ranks(own)
+        losses = loss(*map(of_all_ranks, columns), weights)
+        return with_others_gradient(self.per_example(losses[mine], batch), losses, weights, mine)
 
     @final
     def per_token(self, losses: Tensor, batch: Batch, branch: int = 0) -> Mean:

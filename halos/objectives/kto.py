@@ -110,6 +110,8 @@ class KTO(Objective):
             to the next; None: 32.
         clamp_reference_point: take the maximum of z₀ and 0, as the paper does. Without a reference, z₀ is not clamped.
         reference_free: use no reference; rewards are then β log π_θ(y|x).
+        step_labels: learn from labels of steps of replies too (Step-KTO): a labelled step is an example, whose prompt
+            goes on with the steps before it, and weighs one over the number of labelled steps of its reply.
 
     Raises:
         ValueError: a value is out of range (the error names its key), or a combination of values has no meaning.
@@ -130,6 +132,7 @@ class KTO(Objective):
         reference_point_steps: int | None = None,
         clamp_reference_point: bool = True,
         reference_free: bool = False,
+        step_labels: bool = False,
         **options: Unpack[LoopOptions],
     ) -> None:
         super().__init__(backbone, **options)
@@ -142,7 +145,7 @@ class KTO(Objective):
         self.desirable_weight = require_weight("desirable_weight", desirable_weight)
         self.undesirable_weight = require_weight("undesirable_weight", undesirable_weight)
         counted = "auto" in (self.desirable_weight, self.undesirable_weight)
-        own = Needs(reference=not reference_free, label_counts=counted)
+        own = Needs(reference=not reference_free, label_counts=counted, step_labels=step_labels)
         self.needs = own | self.reference_point.needs
 
     def see_labels(self, desirable: float, undesirable: float) -> None:

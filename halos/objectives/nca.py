@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Unpack
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from halos.config.parameters import require_positive
-from halos.loop.coupled import of_all_ranks, own_places, with_others_gradient
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Needs, Objective, Output
 from halos.transfer import as_like, on_device
 
@@ -90,7 +90,7 @@ def infonca_loss(log_ratios: Tensor, targets: Tensor, groups: Tensor, weights: T
     Returns:
         Losses [N], to be averaged over completions by weight.
     """
-    return -targets * _log_shares(beta * log_ratios, groups, beta * log_ratios, groups, weights)
+    return -targets * group_log_shares(beta * log_ratios, groups, weights)
 
 
 def group_shares(
@@ -111,8 +111,12 @@ def group_shares(
     return size * _log_shares(scores, groups, step_scores, step_groups, weights).exp()
 
 
+def group_log_shares(values: Tensor, groups: Tensor, weights: Tensor) -> Tensor:
+    """The log-softmax of each value over those of its group, where one of weight 2 counts as two; all are [N]."""
+    return _log_shares(values, groups, values, groups, weights)
+
+
 def _log_shares(values: Tensor, groups: Tensor, of_all: Tensor, all_groups: Tensor, weights: Tensor) -> Tensor:
-    # The log-softmax of each value over those of its group, where one of weight 2 counts as two.
     same = groups[:, None] == all_groups[None]
     return values - torch.where(same, of_all + weights.log(), float("-inf")).logsumexp(1)
 
@@ -185,9 +189,6 @@ class InfoNCA(_Groups):
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
         log_ratios = (policy.sum - reference.sum)[:, 0]
-        own = torch.ones_like(log_ratios) if batch.weights is None else batch.weights.to(log_ratios)
-        mine = own_places(len(own))
-        weights, targets = of_all_ranks(own), of_all_ranks(self.targets(batch, log_ratios))
-        losses = infonca_loss(of_all_ranks(log_ratios), targets, of_all_ranks(batch.group), weights, beta=self.beta)
-        mean = with_others_gradient(self.per_example(losses[mine], batch), losses, weights, mine)
+        columns = log_ratios, self.targets(batch, log_ratios), batch.group
+        mean = self.per_coupled_example(partial(infonca_loss, beta=self.beta), columns, batch)
         return Output({"infonca": mean}, self.beta * log_ratios[:, None])

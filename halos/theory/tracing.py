@@ -176,16 +176,18 @@ _LOGICAL: dict[str, Callable[..., Any]] = {
 ELEMENTWISE = {name: _elementwise(function, _number) for name, function in _ARITHMETIC.items()} | {
     name: _elementwise(function, _exact) for name, function in _LOGICAL.items()
 }
+_LARGEST = np.frompyfunc(_ARITHMETIC["maximum"], 2, 1)
 STRUCTURAL: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("detach", "alias", "clone", "lift_fresh_copy", "_to_copy", "lift_fresh"), lambda a, *_: a),
     "expand": lambda a, shape, *_: np.broadcast_to(a, shape),
     "view": lambda a, shape: a.reshape(shape),
     "_unsafe_view": lambda a, shape: a.reshape(shape),
     "unsqueeze": lambda a, dim: np.expand_dims(a, dim),
-    "squeeze": lambda a, dim=None: np.squeeze(a, dim),
+    "squeeze": lambda a, dims=None: np.squeeze(a, tuple(dims) if isinstance(dims, list) else dims),
     "sum": lambda a, dims=None, keep=False, **_: np.asarray(
         np.sum(a, axis=None if dims is None else tuple(dims), keepdims=keep)
     ),
+    "amax": lambda a, dims, keep=False: _LARGEST.reduce(a, axis=tuple(dims), keepdims=keep),
     "ones_like": lambda a, *_: np.full(a.shape, sympy.Integer(1)),
     "zeros_like": lambda a, *_: np.full(a.shape, sympy.Integer(0)),
     "new_zeros": lambda a, shape, *_: np.full(tuple(shape), sympy.Integer(0)),

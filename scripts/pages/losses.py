@@ -183,6 +183,7 @@ def _indented(text: str) -> str:
 
 def _data(name: str) -> tuple[str, ...]:
     meaning, row = VIEWS[view(name)]
+    row = notes()[name].get("row", row)
     reference = "does not use" if not needs(name).reference else "needs"
     uses = "uses one if a part does" if name == "mix" else f"{reference} one"
     return (
@@ -194,9 +195,12 @@ def _data(name: str) -> tuple[str, ...]:
 
 
 def _commands(name: str) -> str:
+    first, file = f"python scripts/train.py loss={name}  # on the toy world", "train.jsonl"
+    if needs(name).step_labels:  # which the toy world has not
+        first, file = notes()[name]["file"], "steps.jsonl"
     return (
-        f"```bash\npython scripts/train.py loss={name}  # on the toy world\n"
-        f"python scripts/train.py loss={name} data.train=train.jsonl model.path=path-or-id data.val_size=2\n```"
+        f"```bash\n{first}\n"
+        f"python scripts/train.py loss={name} data.train={file} model.path=path-or-id data.val_size=2\n```"
     )
 
 
@@ -212,6 +216,8 @@ def _shared_metrics(name: str) -> tuple[str, ...]:
 
 
 def _deviations(name: str) -> list[str] | str:
+    if own := notes()[name].get("deviations"):
+        return [f"{number}. {text}" for number, text in enumerate(own, 1)]
     found = entries(parts(objective(name)).get("Deviations", ""))
     none = "The deviations of its parts hold here too." if "parts" in settings(name) else "None are known."
     none = none if paper(name) else "There is no paper for this loss."
@@ -241,6 +247,8 @@ def _value(value: object) -> str:
 def _results(name: str, note: dict[str, Any]) -> str:
     if name == "bradley_terry":
         return "On the toy world, one run with seed 0: 95.3 % of the held-out pairs in the right order."
+    if needs(name).step_labels:
+        return "None: the toy world has no labels of steps."
     if note["toy"] is None:
         return "See [the claims of the KTO paper](../results/claims.md)."
     desirable, kl = note["toy"]

@@ -8,7 +8,11 @@ from scripts.pages.losses import notes, paper
 from scripts.pages.text import page, table
 
 CLAIMS = "[eight claims](../results/claims.md) on the toy world"
-REPRODUCED = {"kto": CLAIMS, "dpo": "one run on [real feedback](../results/real-feedback.md)"}
+REPRODUCED = {
+    "kto": CLAIMS,
+    "step_kto": "nothing: the toy world has no labels of steps",
+    "dpo": "one run on [real feedback](../results/real-feedback.md)",
+}
 OTHER = (
     (
         "HumanLine: clamped log-ratios",

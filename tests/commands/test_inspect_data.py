@@ -39,6 +39,26 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def test_labels_of_steps_are_shown_and_kept_with_their_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [{"text": "One.", "label": True}, {"text": " Two.", "label": False}]
+    file = write(tmp_path / "in.jsonl", [{"prompt": "q", "steps": steps, "label": False}])
+    inspect_data(compose(f"data.train={file}", "view=steps", "show=3"))
+    printed = capsys.readouterr().out
+    shown = [line.split() for line in printed.splitlines() if "desirable" in line]
+    assert shown[:3] == [
+        ["undesirable:", "One.", "Two."],
+        ["desirable", "step:", "One."],
+        ["undesirable", "step:", "Two."],
+    ]
+    out = tmp_path / "out.jsonl"
+    inspect_data(compose(f"data.train={file}", f"convert={out}"))
+    assert json.loads(out.read_text())["completions"] == [{"text": "One. Two.", "desirable": False, "steps": steps}]
+    with pytest.raises(ValueError, match=r"^convert: expected view=null or another view, found steps"):
+        inspect_data(compose(f"data.train={file}", "view=steps", f"convert={out}"))
+
+
 @pytest.mark.parametrize("source", sorted(ROWS))
 def test_every_source_is_shown_converted_and_reported(
     tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
@@ -106,7 +126,7 @@ def test_what_the_data_hold_does_not_control_the_terminal(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["view=labels"], "view: expected one of demonstrations, binary, pairs, scored or null, found 'labels'"),
+        (["view=labels"], "view: expected one of demonstrations, binary, steps, pairs, scored or null, found 'labels'"),
         (["model=toy"], "model.path: expected a view whose examples to tokenise, found view=null"),
         (["convert=out.csv"], "convert: expected a file that ends in .jsonl"),
     ],

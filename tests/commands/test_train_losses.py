@@ -1,5 +1,6 @@
 """Whole runs of single losses: control tokens, a reward model, humanline, and objectives from elsewhere."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,33 @@ def test_control_tokens_that_are_new_to_the_vocabulary_are_added(
     assert max(tokenizer.convert_tokens_to_ids(["<yes>", "<no>"])) == len(tokenizer) - 1
     # The policy can say them, so the model that it is compared with has to know them too.
     assert [made.get_input_embeddings().weight.shape[0] for made in (model, *compared)] == [len(tokenizer)] * 3
+
+
+def test_labels_of_steps_are_learned_from(tmp_path: Path) -> None:
+    files, labelled = [tmp_path / "train.jsonl", tmp_path / "val.jsonl"], 0
+    lines: list[str] = []
+    for n, record in enumerate(ToySource(size=6, val_size=1).train().records):
+        words = record.completions[0].text.split(" ")
+        texts = [words[0], *(f" {word}" for word in words[1:])]
+        steps = [{"text": text, "label": (n + place) % 2 == 0} for place, text in enumerate(texts)]
+        turns = [turn.as_dict() for turn in messages_of(record.prompt)]
+        lines.append(json.dumps({"prompt": turns, "steps": steps, "label": n % 2 == 0}) + "\n")
+        labelled += len(steps) if n < 4 else 0
+    for file, part in zip(files, (lines[:4], lines[4:]), strict=True):
+        file.write_text("".join(part))
+    words = ["data=files", f"data.train={files[0]}", f"data.val={files[1]}", "trainer.max_steps=2"]
+    summary = run(tmp_path / "run", "loss=step_kto", *words)
+    assert summary["train_loss"][0] == pytest.approx(0.5, abs=1e-6)
+    report = json.loads((tmp_path / "run" / "data_report.json").read_text())["splits"]["train"]
+    assert report["counts"]["steps with a label"] == labelled
+    assert report["counts"]["examples"] == labelled + 4
+    assert report["counts"]["examples with a weight"] == labelled
+    with pytest.raises(
+        ValueError, match=r"^data\.streaming: expected false for a loss that learns from labels of steps"
+    ):
+        run(tmp_path / "stream", "loss=step_kto", *words[:2], "data.streaming=true")
+    with pytest.raises(ValueError, match=r"^loss\.step_labels: expected completions whose steps have labels"):
+        run(tmp_path / "toy", "loss=step_kto")
 
 
 def test_a_reward_model_is_exported_as_a_classifier_with_its_scores(tmp_path: Path) -> None:

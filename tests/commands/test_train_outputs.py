@@ -78,7 +78,8 @@ OWN_NAMES = {
     "slic": {"loss/calibration", "loss/sft"},
 }
 TRAIN_NAMES = NAMES | {"examples_per_second", "tokens_per_second", "grad_norm", "lr", "examples", "epoch"}
-LOSSES = [option for option in options("loss") if option != "bradley_terry"]
+LOSSES = [option for option in options("loss") if option not in ("bradley_terry", "step_kto")]
+"""All that learn from the toy world's labels and write replies."""
 ALIKE = {
     "halo_dpo",
     "halo_kto",
@@ -94,6 +95,7 @@ ALIKE = {
     "wpo",
 }
 ALIKE |= {
+    "exo_rw",
     "infonca",
     "nca",
     "aot",
@@ -181,7 +183,14 @@ def test_metrics_csv_has_each_step_once_under_known_names(trained: Trained) -> N
     assert list(column(folder, "val/loss")) == list(range(STEPS + 1))
     assert column(folder, "train/examples") == {step: 4.0 * step for step in range(1, STEPS + 1)}
     examples = 12 if is_paired(loss) else 24
-    if loss not in ("csft", "grpo", "infonca", "nca", "sft"):  # of which some views have other numbers of examples
+    if loss not in (
+        "csft",
+        "exo_rw",
+        "grpo",
+        "infonca",
+        "nca",
+        "sft",
+    ):  # of which some views have other numbers of examples
         assert column(folder, "train/epoch") == {step: 4.0 * step / examples for step in range(1, STEPS + 1)}
 
 

@@ -37,6 +37,7 @@ RAISE = (
 SOURCES: dict[str, Callable[[], FileSource]] = {
     "files": lambda: FeedbackFiles("json.jsonl"),
     "csv": lambda: FeedbackFiles("table.csv"),
+    "steps": lambda: FeedbackFiles("steps.jsonl"),
     "hh": lambda: HHSource("hh.jsonl"),
     "shp": lambda: SHPSource("shp.jsonl"),
     "oasst": lambda: OasstSource("oasst.jsonl"),

@@ -11,11 +11,12 @@ from halos.data.layouts.chats import conversation_of, trained_turns
 from halos.data.layouts.hints import missing_prompt
 from halos.data.layouts.lists import ListReader
 from halos.data.layouts.pairs import PairReader
-from halos.data.layouts.roles import COMMON_ROLES, ROLES_OF, Declaration, Roles, kind_of, value_at
+from halos.data.layouts.roles import COMMON_ROLES, ROLES_OF, Declaration, Roles, has_content, kind_of, value_at
+from halos.data.layouts.steps import check_reply, steps_of
 from halos.data.layouts.votes import DISAGREE, UNDECIDED, counted_votes, vote_count
 from halos.data.reading.context import in_context
 from halos.data.reading.fields import RawRow, reply_of, required, wrong
-from halos.data.records.record import Completion, Record, Reply, messages_of as turns_of
+from halos.data.records.record import Completion, Record, Reply, Step, messages_of as turns_of
 from halos.data.sources.adapted import FILTERED, NOTED, without_empty
 
 CONTEXT = ("system", "tools", "chat_template_kwargs")
@@ -37,6 +38,7 @@ class Converter(PairReader, ListReader):
             "sides": self._compared,
             "chosen": self._preferred,
             "completion": self._single,
+            "steps": self._single,
         }
         self._context = [name for name in CONTEXT if name in roles]
         kind = kind_of(roles)
@@ -68,13 +70,25 @@ class Converter(PairReader, ListReader):
         return without_empty(record, dropped)
 
     def _single(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-        own = self._prompt(where, row, dropped)
-        path, _ = self._required(where, row, "completion")
-        before, reply = self._reply(where, row, path, own)
-        prompt = self._agreed(where, path, own, before)
+        prompt = self._prompt(where, row, dropped)
+        joined, steps = self._steps(where, row, dropped)
+        reply: Reply = joined
+        if "completion" in self.roles:
+            path, _ = self._required(where, row, "completion")
+            before, reply = self._reply(where, row, path, prompt)
+            prompt = self._agreed(where, path, prompt, before)
+            if steps:
+                check_reply(where, str(self.roles["steps"]), joined, reply)
         if prompt is None:
             raise missing_prompt(where, row, self.roles)
-        return self._judged(where, row, prompt, reply, dropped)
+        return self._judged(where, row, prompt, reply, dropped, steps)
+
+    def _steps(self, where: str, row: RawRow, dropped: Counter[str]) -> tuple[str, tuple[Step, ...]]:
+        """Return the reply that the row's steps make up, and the steps; nothing where a completion has none."""
+        path = self.roles.get("steps")
+        if not isinstance(path, str) or ("completion" in self.roles and not has_content(value_at(row, path))):
+            return "", ()
+        return steps_of(where, path, self._required(where, row, "steps")[1], self.values, dropped)
 
     def _conversation(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
         path, value = self._required(where, row, "messages")
@@ -89,7 +103,13 @@ class Converter(PairReader, ListReader):
         return self._judged(where, row, self._with_history(where, row, before), reply, dropped)
 
     def _judged(
-        self, where: str, row: RawRow, prompt: TextOrTurns, reply: Reply, dropped: Counter[str]
+        self,
+        where: str,
+        row: RawRow,
+        prompt: TextOrTurns,
+        reply: Reply,
+        dropped: Counter[str],
+        steps: tuple[Step, ...] = (),
     ) -> Record | None:
         """Return the record of one reply with what was said of it; None where its votes do not decide."""
         label, vote_weight = None, 1.0
@@ -112,6 +132,7 @@ class Converter(PairReader, ListReader):
             label, vote_weight = verdict
         score = self.roles.get("score")
         completion = Completion.of(reply, label, self._score(where, row, score if isinstance(score, str) else None))
+        completion = replace(completion, steps=steps)
         record = self._weighed(where, row, Record(where, prompt, (completion,)), dropped)
         return record and replace(record, weight=record.weight * vote_weight)
 

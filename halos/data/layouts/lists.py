@@ -10,12 +10,13 @@ from halos.data.layouts.chats import chat_of
 from halos.data.layouts.hints import missing_prompt
 from halos.data.layouts.reader import Preferences, RowReader
 from halos.data.layouts.roles import Path, value_at
+from halos.data.layouts.steps import check_reply, steps_of
 from halos.data.layouts.values import number_in, score_in
 from halos.data.reading.fields import RawRow, has, messages_of, shorten, text_of, wrong
 from halos.data.records.record import Completion, Record, Reply
 from halos.data.sources.adapted import by_rank
 
-COMPLETION_KEYS = {"text", "messages", "desirable", "score"}
+COMPLETION_KEYS = {"text", "messages", "desirable", "score", "steps"}
 
 
 class ListReader(RowReader):
@@ -36,6 +37,11 @@ class ListReader(RowReader):
         own_format = path == "completions" and item_name in (None, "text") and not isinstance(items[0], str)
         items = self._with_lists(where, row, path, items)
         completions = tuple(self._item(where, f"{path}[{n}]", item, own_format) for n, item in enumerate(items))
+        if own_format:
+            completions = tuple(
+                self._with_steps(where, f"{path}[{n}].steps", one, item, dropped)
+                for n, (one, item) in enumerate(zip(completions, items, strict=True))
+            )
         preferences = _preferences(where, self._value(row, "preferences")) + self._by_rank(where, path, items)
         preferences += self._best_of(where, row, completions)
         record = Record(where, prompt, completions, preferences)
@@ -91,7 +97,7 @@ class ListReader(RowReader):
         # A mistyped 'desirable' would otherwise pass for a completion without feedback.
         if unknown:
             raise ValueError(
-                f"{where}: expected {name!r} to have 'text' (or 'messages'), 'desirable' and 'score' only; "
+                f"{where}: expected {name!r} to have 'text' (or 'messages'), 'desirable', 'score' and 'steps' only; "
                 f"found {shorten(unknown[0])}"
             )
         place, value = (f"{name}.messages", item["messages"]) if found is None else (f"{name}.{text}", found)
@@ -108,6 +114,16 @@ class ListReader(RowReader):
             desirable=None if label is None else self.values.label(where, f"{name}.{self._key('label')}", label),
             score=score_in(where, f"{name}.{self._key('score')}", score),
         )
+
+    def _with_steps(
+        self, where: str, name: str, completion: Completion, item: object, dropped: Counter[str]
+    ) -> Completion:
+        """Return a completion with the labels of its steps, where the item has any."""
+        if not isinstance(item, Mapping) or item.get("steps") is None:
+            return completion
+        joined, steps = steps_of(where, name, item["steps"], self.values, dropped, optional=True)
+        check_reply(where, name, joined, completion.reply)
+        return replace(completion, steps=steps)
 
     def _by_rank(self, where: str, path: Path, items: Sequence[object]) -> Preferences:
         """Return a preference for every two items with different ranks; rank 1 is the best."""

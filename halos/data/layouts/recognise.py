@@ -23,6 +23,7 @@ from halos.data.layouts.roles import (
     kind_of,
     value_at,
 )
+from halos.data.layouts.steps import step_keys
 from halos.data.layouts.unused import first_item
 from halos.data.layouts.values import graded_number, number_in
 from halos.data.reading.fields import RawRow, keys_of
@@ -129,7 +130,8 @@ class _Finder:
             return
         declared = kind_of(self.roles)
         if declared != "messages" or "rejected" in self.roles:
-            layouts = {"completions": self._list, "sides": self._sides, "completion": self._single}
+            single = dict.fromkeys(("completion", "steps"), self._single)
+            layouts = {"completions": self._list, "sides": self._sides, **single}
             layouts.get(declared, self._pair)(False)
             return
         # First by columns with content, as a table of rows in several layouts has empty columns of the others.
@@ -243,10 +245,18 @@ class _Finder:
         return False
 
     def _single(self, filled: bool) -> bool:
-        if not self._found("completion", filled):
+        # The steps of a reply may stand beside it, or be all that there is of it.
+        has_steps = self._has_steps()
+        if not self._found("completion", filled) and not has_steps:
             return False
         self._find_judgement()
         return True
+
+    def _has_steps(self) -> bool:
+        path = self._path("steps")
+        return "steps" in self.roles or (
+            path is not None and step_keys(value_at(self.row, path)) is not None and self.find("steps")
+        )
 
     def _conversation(self, filled: bool) -> bool:
         text = self.row.get("text")

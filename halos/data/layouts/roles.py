@@ -40,6 +40,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "score": ("score", "reward", "stars", "star_rating", "rating", "overall_score"),
     "rank": ("rank",),
     "votes": ("votes",),
+    "steps": ("steps",),
     "weight": ("weight", "sample_weight"),
     "margin": ("margin",),
     "score_chosen": ("score_chosen", "chosen_score"),
@@ -88,7 +89,8 @@ ROLES_OF = {
     "completions": ("text", "score", "rank", "label", "preferences", "winner"),
     "sides": ("winner", "scores"),
     "chosen": ("rejected", "score_chosen", "score_rejected"),
-    "completion": ("label", "score", "votes"),
+    "completion": ("label", "score", "votes", "steps"),
+    "steps": ("label", "score", "votes"),
     "messages": ("label", "score", "votes"),
 }
 """The kinds of rows by the role that tells them, the most telling first, and the roles that each has of its own."""

@@ -37,7 +37,9 @@ def first_item(row: RawRow, roles: Roles) -> object:
 
 def unclear_judgement(row: RawRow, roles: Roles, ignore: Sequence[str]) -> list[str]:
     """Return the columns of numbers that may be the judgement of a completion for which none was recognised."""
-    if not {"completion", "messages"} & set(roles) or {"label", "score", "votes", "chosen", "sides"} & set(roles):
+    if not {"completion", "messages"} & set(roles) or {"label", "score", "votes", "chosen", "sides", "steps"} & set(
+        roles
+    ):
         return []
     used = used_columns(row, roles)
     return [

@@ -24,7 +24,8 @@ class Facts:
         desirable, undesirable: numbers of completions with this label.
         pairs: number of preferences.
         scored: number of completions with a score.
-        bare: number of completions without label, score and preference.
+        steps: number of labelled steps of completions.
+        bare: number of completions without label, score, preference and labels of steps.
         both_kinds: prompts with desirable and undesirable completions.
         alone: prompts with one judged completion.
         score_groups: prompts with different scores.
@@ -44,6 +45,7 @@ class Facts:
     undesirable: int = 0
     pairs: int = 0
     scored: int = 0
+    steps: int = 0
     bare: int = 0
     both_kinds: int = 0
     alone: int = 0
@@ -92,6 +94,9 @@ def facts_of(intake: Intake, split: str = "train") -> Facts:
     sides = _sides(table, owners)
     judged = (labels >= 0) | ~np.isnan(scores)
     judged[sides.ravel()] = True
+    of_steps, numbers = table.lists("steps")
+    stepped, _, step_labels = (numbers[place::3] for place in range(3))
+    judged[np.searchsorted(owners, of_steps[::3]) + stepped] = True
     prompts = table.numbers("prompt")[owners]
     good, bad = prompts[labels == 1], prompts[labels == 0]
     combined = sum(origin.dropped[COMBINED] for origin in origins)
@@ -104,6 +109,7 @@ def facts_of(intake: Intake, split: str = "train") -> Facts:
         undesirable=len(bad),
         pairs=len(sides),
         scored=int((~np.isnan(scores)).sum()),
+        steps=int((step_labels >= 0).sum()),
         bare=int((~judged).sum()),
         both_kinds=len(np.intersect1d(good, bad)),
         alone=int((np.unique(prompts[judged], return_counts=True)[1] == 1).sum()),

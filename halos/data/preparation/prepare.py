@@ -60,6 +60,7 @@ class DataNeeds:
         grouped: all completions of one prompt are in the same step.
         margins: each pair has a margin.
         pair_scores: each pair has scores in [0, 1] of both completions.
+        step_labels: of labelled completions, each labelled step is an example too.
         source: the name of the source of ``data=mix`` whose records alone are used; None: all.
         views: for a mixture of several views the needs of each, whose union the other attributes are; an example is
             then a record with its examples in all of these views.
@@ -72,6 +73,7 @@ class DataNeeds:
     grouped: bool = False
     margins: bool = False
     pair_scores: bool = False
+    step_labels: bool = False
     source: str | None = None
     views: tuple[DataNeeds, ...] = ()
 
@@ -79,7 +81,12 @@ class DataNeeds:
         """A key that is equal for two needs that the same rows satisfy."""
         controls = tuple(self.control(label) for label in (True, False, None))
         flags = (self.mismatched, self.whole_completions, self.grouped, self.margins, self.pair_scores)
-        return self.view, self.source, controls, *flags, *(needs.key() for needs in self.views)
+        return self.view, self.source, controls, *flags, self.step_labels, *(needs.key() for needs in self.views)
+
+    @property
+    def form(self) -> str:
+        """The key of the view in :data:`.VIEWS`, of which the binary one has two forms."""
+        return "steps" if self.step_labels else self.view
 
     @property
     def name(self) -> str:
@@ -209,7 +216,12 @@ class Preparation:
         """Return the examples of one view of a split, and what was counted."""
         own, places = self._of_source(needs.source, records)
         prepare = self.selection.prepare(needs.view, own, self._of_source(needs.source, training)[0])
-        examples, report = VIEWS[needs.view](own, prepare)
+        examples, report = VIEWS[needs.form](own, prepare)
+        if needs.step_labels and split == "train" and not report["steps with a label"]:
+            raise ValueError(
+                "loss.step_labels: expected completions whose steps have labels (data.columns.steps=…), found none; "
+                "loss=kto learns from whole completions"
+            )
         if needs.source is not None:
             examples = examples.within(records, places)
         # Validation data stays as it is, so that its metrics can be compared between runs.
@@ -224,6 +236,29 @@ class Preparation:
             return records, np.arange(len(records))
         places = np.flatnonzero(np.isin(records.numbers("name"), self.source.names_of(name)))
         return records.take(places), places
+
+    def leave_out_steps(self, intake: Intake, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Leave the steps of completions out that the limits cut, or that have no token of their own.
+
+        Raises ``ValueError`` if nothing is left of a split.
+        """
+        tokens = self.tokens(tokenizer)
+        for split, examples in intake.examples.items():
+            views = list(examples.views)
+            for n, own in enumerate(needs.each()):
+                if not own.step_labels:
+                    continue
+                # Without a cache the rows are made twice: here, and of the steps that are left.
+                rows = make_rows(views[n], tokens, control=needs.control, store=self.store).rows.views[0]
+                reasons = rows.unlearnable_steps()
+                kept = np.flatnonzero(~np.any(list(reasons.values()), axis=0))
+                if not len(kept):
+                    expected = f"expected a step that fits into {self.limits.max_length} tokens with its prompt"
+                    raise ValueError(f"data.max_length: {expected}, found none in the {split} data")
+                views[n] = views[n].take(kept)
+                report = {reason: int(of_rows.sum()) for reason, of_rows in reasons.items()}
+                intake.reports[split] += Counter(of_view(own.name, report) if needs.views else report)
+            intake.examples[split] = JointExamples(tuple(views)) if needs.views else views[0]
 
     def tokenise(self, intake: Intake, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> dict[str, Rows]:
         """Replace the examples of the intake by token rows.
@@ -262,6 +297,7 @@ class Preparation:
         """Read, derive and tokenise. Raises ``ValueError`` for bad data, before any model is needed."""
         intake = self.read()
         self.derive(intake, needs)
+        self.leave_out_steps(intake, needs, tokenizer)
         train = intake.examples["train"]
         # Labels and prompts are taken first: tokenise releases the examples.
         label_counts = None

@@ -16,11 +16,12 @@ Row = dict[str, object]
 
 def record_row(record: Record) -> Row:
     """Return a record as an object of this project's format."""
-    completions = []
+    completions: list[Row] = []
     for completion in record.completions:
         judged = {"desirable": completion.desirable, "score": completion.score}
-        completions.append(_reply(completion.reply) | {k: v for k, v in judged.items() if v is not None})
-    row: Row = {"id": record.id, **_prompt(record.prompt), "completions": completions}
+        row = _reply(completion.reply) | {k: v for k, v in judged.items() if v is not None}
+        completions.append(row | ({"steps": _steps(completion)} if completion.steps else {}))
+    row = {"id": record.id, **_prompt(record.prompt), "completions": completions}
     row |= {"preferences": [list(pair) for pair in record.preferences]} if record.preferences else {}
     row |= {} if record.weight == 1 else {"weight": record.weight}
     return row if record.margin is None else {**row, "margin": record.margin}
@@ -28,6 +29,8 @@ def record_row(record: Record) -> Row:
 
 def example_row(example: Example) -> Row:
     """Return an example of a view as an object of this project's format."""
+    if isinstance(example, Labelled) and example.step is not None:
+        raise ValueError("convert: expected view=null or another view, found steps; records keep labels of steps")
     if isinstance(example, Pair):
         chosen = Completion.of(example.chosen, score=example.score_chosen)
         rejected = Completion.of(example.rejected, score=example.score_rejected)
@@ -52,6 +55,15 @@ def _prompt(prompt: Prompt) -> Row:
 
 def _reply(reply: Reply) -> Row:
     return {"text": reply} if isinstance(reply, str) else {"messages": [_turn(turn) for turn in reply]}
+
+
+def _steps(completion: Completion) -> list[Row]:
+    rows, start = list[Row](), 0
+    for step in completion.steps:
+        text: Row = {"text": completion.text[start : step.stop]}
+        rows.append(text if step.desirable is None else {**text, "label": step.desirable})
+        start = step.stop
+    return rows
 
 
 def _turn(turn: Message) -> Row:

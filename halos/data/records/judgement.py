@@ -19,11 +19,13 @@ class Judged:
         place: index of the completion in its record.
         desirable: the label, None where there is none.
         score: the score, None where there is none.
+        steps: the label of each step, None where there is none; empty for a completion without labels of steps.
     """
 
     place: int
     desirable: bool | None = None
     score: float | None = None
+    steps: tuple[bool | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,5 +43,8 @@ class Judgement:
 
 def judgement_of(record: Record) -> Judgement:
     """Return the labels, scores and preferences of a record."""
-    judged = (Judged(place, c.desirable, c.score) for place, c in enumerate(record.completions))
+    judged = (
+        Judged(place, c.desirable, c.score, tuple([step.desirable for step in c.steps]))
+        for place, c in enumerate(record.completions)
+    )
     return Judgement(tuple(judged), record.preferences)

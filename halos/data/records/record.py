@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -79,6 +80,19 @@ Reply = str | tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A step of a reply, which begins where the step before it ends.
+
+    Attributes:
+        stop: the place in the reply's text after the step's last character.
+        desirable: the label; None for a step of which nothing is said.
+    """
+
+    stop: int
+    desirable: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One reply with its own feedback: a label, a score, both or neither.
 
@@ -87,12 +101,14 @@ class Completion:
         desirable: the label.
         score: the score, a finite number.
         turns: the turns of a reply that is more than a text, else empty; :meth:`of` sets text and turns.
+        steps: the steps of a reply that is a text, together all of it; empty where steps have no labels.
     """
 
     text: str
     desirable: bool | None = None
     score: float | None = None
     turns: tuple[Message, ...] = ()
+    steps: tuple[Step, ...] = ()
 
     @classmethod
     def of(cls, reply: Reply, desirable: bool | None = None, score: float | None = None) -> Completion:
@@ -141,6 +157,8 @@ class Record:
         for completion in self.completions:
             if completion.turns:
                 _check_reply(self.id, completion.turns)
+            if completion.steps:
+                _check_steps(self.id, completion)
             if completion.score is not None and not math.isfinite(completion.score):
                 raise ValueError(f"{self.id}: expected a finite score, found {completion.score}")
         for better, worse in self.preferences:
@@ -175,6 +193,15 @@ def _check_reply(where: str, turns: tuple[Message, ...]) -> None:
             raise ValueError(f"{where}: expected a reply to begin and end with an assistant turn, found {turn.role!r}")
         if not turn.weight:
             raise ValueError(f"{where}: expected a reply to begin and end with a turn of weight 1, found weight 0")
+
+
+def _check_steps(where: str, completion: Completion) -> None:
+    stops = [0, *(step.stop for step in completion.steps)]
+    if completion.turns or stops[-1] != len(completion.text) or any(a >= b for a, b in pairwise(stops)):
+        raise ValueError(
+            f"{where}: expected steps that end at ascending places of a completion that is a text, the last one at its "
+            f"end, found {stops[1:]} in {len(completion.text)} characters{' with turns' if completion.turns else ''}"
+        )
 
 
 def _check_roles(where: str, turns: Sequence[Message]) -> None:

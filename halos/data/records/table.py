@@ -11,6 +11,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, pairwise, repeat
 from typing import Any
@@ -27,6 +28,7 @@ from halos.data.records.record import (
     Message,
     Prompt,
     Record,
+    Step,
     messages_of,
     prompt_key,
     reply_key,
@@ -53,10 +55,12 @@ COLUMNS: dict[str, pa.DataType] = {
     "labels": pa.list_(pa.int8()),
     "scores": pa.list_(pa.float64()),
     "preferences": pa.list_(pa.int32()),
+    # Of each step of a reply: the completion, the place where it ends in its text, and its label.
+    "steps": pa.list_(pa.int32()),
     "weight": pa.float64(),
     "margin": pa.float64(),
-    # Digests, which answer "same or different?" without texts. "judged" is that of labels, scores and preferences:
-    # views derive the examples of records with equal judgements once. "loose" ones are of normalised texts.
+    # Digests, which answer "same or different?" without texts. "judged" is that of labels, scores, preferences and
+    # steps: views derive the examples of records with equal judgements once. "loose" ones are of normalised texts.
     "judged": pa.uint64(),
     "prompt": pa.uint64(),
     "loose_prompt": pa.uint64(),
@@ -144,11 +148,16 @@ class RecordTable(Stored[Record]):
         return pc.list_parent_indices(column).to_numpy(), pc.list_flatten(column).to_numpy()
 
     def judgement(self, index: int) -> Judgement:
-        """Return the labels, scores and preferences of a record."""
-        columns = (self.table.list_at(int(self.chosen[index]), name) for name in ("labels", "scores", "preferences"))
-        labels, scores, preferences = (column.tolist() for column in columns)
-        judged = enumerate(zip(labels, scores, strict=True))
-        completions = tuple(Judged(place, _label(label), _score(score)) for place, (label, score) in judged)
+        """Return the labels, scores, preferences and labels of steps of a record."""
+        names = ("labels", "scores", "preferences", "steps")
+        labels, scores, preferences, steps = (
+            self.table.list_at(int(self.chosen[index]), name).tolist() for name in names
+        )
+        of_steps = {place: tuple(step.desirable for step in own) for place, own in _steps(steps).items()}
+        completions = tuple(
+            Judged(place, _label(label), _score(score), of_steps.get(place, ()))
+            for place, (label, score) in enumerate(zip(labels, scores, strict=True))
+        )
         return Judgement(completions, _pairs(preferences))
 
     def ids(self, indices: Iterable[int]) -> list[str]:
@@ -202,6 +211,7 @@ def _row(record: Record, where: str | None) -> dict[str, Any]:
         scores.append(NAN if completion.score is None else completion.score)
     turns, key, loose_key = messages_of(record.prompt), prompt_key(record.prompt), _loose_key(record.prompt)
     preferences = list(chain.from_iterable(record.preferences))
+    steps = _step_numbers(record)
     ways = [way for better, worse in record.preferences for way in _both_ways(key, replies[better], replies[worse])]
     return {
         "id": record.id,
@@ -215,9 +225,10 @@ def _row(record: Record, where: str | None) -> dict[str, Any]:
         "labels": labels,
         "scores": scores,
         "preferences": preferences,
+        "steps": steps,
         "weight": record.weight,
         "margin": NAN if record.margin is None else record.margin,
-        "judged": _judged_digest(repr((labels, scores, preferences))),
+        "judged": _judged_digest(repr((labels, scores, preferences, steps))),
         "prompt": digest(key),
         "loose_prompt": digest(loose_key),
         "completions": [digest(key, reply) for reply in replies],
@@ -265,19 +276,41 @@ def _extra(record: Record, turns: Sequence[Message]) -> str | None:
     return json.dumps(extra) if extra else None
 
 
+def _step_numbers(record: Record) -> list[int]:
+    """Return the column ``steps`` of a record."""
+    return [
+        number
+        for place, completion in enumerate(record.completions)
+        for step in completion.steps
+        for number in (place, step.stop, -1 if step.desirable is None else int(step.desirable))
+    ]
+
+
+def _steps(numbers: Sequence[int]) -> dict[int, tuple[Step, ...]]:
+    """Return the steps of each completion that has any."""
+    steps: dict[int, tuple[Step, ...]] = {}
+    for place, stop, label in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
+        steps[place] = (*steps.get(place, ()), Step(stop, _label(label)))
+    return steps
+
+
 def _message_row(turn: Message) -> tuple[str, str, str, int]:
     return turn.role, turn.content, turn.fields, turn.weight
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[Record]:
     scalars = (batch.column(name).to_pylist() for name in ("id", "plain", "extra", "weight", "margin"))
-    columns = (_lists(batch.column(name)) for name in ("roles", "contents", "texts", "labels", "scores", "preferences"))
-    for name, is_text, extra, weight, margin, roles, contents, texts, labels, scores, preferences in zip(
+    names = ("roles", "contents", "texts", "labels", "scores", "preferences", "steps")
+    columns = (_lists(batch.column(name)) for name in names)
+    for name, is_text, extra, weight, margin, roles, contents, texts, labels, scores, preferences, steps in zip(
         *scalars, *columns, strict=True
     ):
         more = json.loads(extra) if extra else {}
         prompt = contents[0] if is_text else _prompt(roles, contents, more)
         completions = _completions(texts, labels, scores, more.get("replies"))
+        if steps:
+            own = _steps(steps)
+            completions = tuple(replace(one, steps=own.get(n, ())) for n, one in enumerate(completions))
         yield Record(name, prompt, completions, _pairs(preferences), weight, _score(margin))
 
 

@@ -110,6 +110,36 @@ class Boundary:
             for context, text, whole in zip(contexts, texts, wholes, strict=True)
         ]
 
+    def ends(self, context: Context, texts: Sequence[str], ids: list[int]) -> list[int]:
+        """Return the places in a text where the last characters of its tokens end.
+
+        Args:
+            context: the text before it.
+            texts: the text, and what else its ids may have been made of, in the order of preference.
+            ids: the ids of one of the texts after the context, perhaps with one more id at the end.
+
+        Returns:
+            A place for each id of the text.
+
+        Raises:
+            ValueError: the tokenizer does not tell where its tokens are, or gives no text these ids.
+        """
+        if self.backend is None:
+            found = f"found {type(self.tokenizer).__name__}, a slow one"
+            raise ValueError(
+                f"tokenizer: expected a fast one with labels of steps, which tells where tokens are, {found}"
+            )
+        for before in (context.text, *self._anchors):
+            count = len(context.ids) if before == context.text else len(self.encode([before])[0])
+            for text in texts:
+                encoding = self.backend.encode(before + text, add_special_tokens=False)
+                if encoding.ids[count:] in (ids, ids[:-1]):
+                    return [max(0, stop - len(before)) for _, stop in encoding.offsets[count:]]
+        raise ValueError(
+            f"tokenizer: expected {texts[0][:40]!r} to have the same ids again, found others; without "
+            "them the tokens of its steps are not known"
+        )
+
     def _splits_at(self, ids: list[int], whole: list[int], text: str) -> bool:
         # One unknown token may stand for the end of the context and the beginning of the text together.
         unknown = self.tokenizer.unk_token_id

@@ -29,12 +29,14 @@ class Exchange:
         prompt: text or turns.
         replies: the replies.
         control: text that ends the prompt (a control token of CSFT).
+        stops: places in the text of the one reply; their tokens are looked for (:attr:`Tokenised.stops`).
     """
 
     where: str
     prompt: Prompt
     replies: tuple[Reply, ...] = ()
     control: str = ""
+    stops: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -47,6 +49,8 @@ class Tokenised:
         context: for each completion the spans (start, stop) of its ids that are not scored: turns of others.
         shapes: see :data:`Shape`; None where the ids of a completion may depend on the whole prompt.
         refusals: why completions were refused.
+        stops: for each of the exchange's places, how many ids of the completion have their last character before it.
+            What the template writes before a reply is before all places but the reply's beginning.
     """
 
     prompt: list[int]
@@ -54,6 +58,7 @@ class Tokenised:
     context: list[list[tuple[int, int]]] = field(default_factory=list)
     shapes: list[Shape | None] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    stops: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class _Completion:
         owner: where its ids belong.
         context: the text before the next part.
         parts: its parts.
+        stops: places in the text of its one part, see :attr:`Exchange.stops`.
         ids: the ids of the parts so far.
         unscored: the spans of these that are not scored.
     """
@@ -86,6 +92,7 @@ class _Completion:
     owner: Tokenised
     context: Context
     parts: list[_Part]
+    stops: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     unscored: list[tuple[int, int]] = field(default_factory=list)
 
@@ -162,7 +169,7 @@ class Exchanges:
                 contexts[key] = self._context(text, ids[one.prompt], one.control)
             result.refusals = [Refusal("markup", one.where, shown) for shown in self._markup_of(one, markup)]
             for reply, whole in zip(one.replies, written, strict=True):
-                parts, several = [_Part("", "")], _several(reply)
+                parts, several, stops = [_Part("", "")], _several(reply), list[int]()
                 own_turns = next(turns) if several else []
                 if not whole.startswith(text):
                     # Only the first refusal is shown with what helps.
@@ -172,13 +179,14 @@ class Exchanges:
                 elif not several:
                     parts = [_Part(*self._cut(whole.removeprefix(text), plain=self.is_plain(one.prompt)))]
                     result.shapes.append(self._shape(contexts[key], reply, parts[0].text))
+                    stops = self._stops(one, str(reply), parts[0].text) if one.stops else []
                 else:
                     try:
                         parts = self._parts(whole, own_turns, several)
                     except _Differs as error:
                         result.refusals.append(Refusal("turns", one.where, str(error)))
                     result.shapes.append(None)
-                completions.append(_Completion(result, contexts[key], parts))
+                completions.append(_Completion(result, contexts[key], parts, stops))
         self._add_ids(completions)
         return results
 
@@ -287,14 +295,33 @@ class Exchanges:
 
     def _shape(self, context: Context, reply: Reply, body: str) -> Shape | None:
         core = reply.strip() if isinstance(reply, str) else ""
-        start = len(self.frame.opening) if body.startswith(self.frame.opening) else 0
-        kept = body.find(str(reply), start) >= 0
-        text = str(reply) if kept else core
-        at = body.find(text, start)
+        at, text = self._find(str(reply), body)
         if not (context.safe and core and at >= 0):
             return None
-        treatment = "" if core == reply else "kept" if kept else "trimmed"
+        treatment = "" if core == reply else "kept" if text == reply else "trimmed"
         return _digest(context.text, body[:at], body[at + len(text) :]), treatment
+
+    def _find(self, reply: str, body: str) -> tuple[int, str]:
+        """Return where a completion's text has the reply, -1 if it has not; and the reply, trimmed if it is there."""
+        start = len(self.frame.opening) if body.startswith(self.frame.opening) else 0
+        at = body.find(reply, start)
+        return (at, reply) if at >= 0 else (body.find(reply.strip(), start), reply.strip())
+
+    def _stops(self, one: Exchange, reply: str, body: str) -> list[int]:
+        """Return the places of an exchange as places in the completion's text.
+
+        Raises:
+            ValueError: the template does not write the reply as it is.
+        """
+        at, text = self._find(reply, body)
+        if at < 0:
+            raise ValueError(
+                f"{one.where}: expected a chat template that writes a reply with labels of steps as it is, found "
+                f"{body[:80]!r} for {reply[:80]!r}; set another template (model.chat_template), or leave the labels of "
+                "steps out (loss.step_labels=false)"
+            )
+        first = at - reply.find(text)
+        return [max(at, first + stop) if stop else 0 for stop in one.stops]
 
     def _add_ids(self, completions: Sequence[_Completion]) -> None:
         # Part by part, each after the ids of those before it, as a server continues the ids of its prompt.
@@ -305,6 +332,9 @@ class Exchanges:
             for one, part, ids in zip(current, parts, found, strict=True):
                 last = number + 1 == len(one.parts)
                 ids = self._with_end(one.context, part, ids, last=last)
+                if one.stops:
+                    ends = self.boundary.ends(one.context, (part.text + part.end, part.text), ids)
+                    one.owner.stops = [sum(end <= stop for end in ends) if stop else 0 for stop in one.stops]
                 one.add(part, ids)
                 if not last:
                     text = one.context.text + part.text + part.end

@@ -39,6 +39,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "context": TOKENS,  # spans of completion tokens that are not scored: branch, start, stop, branch, start, …
     "prompt_digest": pa.uint64(),
     "conversation_digest": pa.uint64(),
+    "step": pa.int32(),  # of a step of a completion, which "first" ends with: its first token; -1: none
     "label": pa.int8(),  # -1: none
     "score": pa.float64(),  # NaN: none
     "weight": pa.float32(),
@@ -56,7 +57,7 @@ class Row:
         prompt: token ids of the prompt.
         branches: token ids of each completion, end-of-turn token included unless it was cut off.
         context: for each completion the spans of its tokens that are not scored, such as a user's turn between two of
-            the assistant's; empty if no completion has any.
+            the assistant's, or the steps before the one that is learned from; empty if no completion has any.
         desirable: the label, or None.
         score: the reward, or None.
         weight: how much the example counts.
@@ -149,6 +150,7 @@ class TokenRows(Stored[Row]):
         self.partners, self._mismatched = partners, mismatched
         self.table, self.limits, self._bos = table, tokens.limits, tokens.tokenizer.bos_token_id
         self.labels, self._scores, self._weights = map(table.numbers, ("label", "score", "weight"))
+        self._steps = table.numbers("step")
         self.groups = in_order(table.numbers("prompt_digest"))
         self.conversations = in_order(table.numbers("conversation_digest"))
         self.control = {code: tokens.control(control(label)) for code, label in ((1, True), (0, False), (-1, None))}
@@ -203,6 +205,14 @@ class TokenRows(Stored[Row]):
             "completions truncated": np.sum([size > room for size in self._full_sizes], axis=0),
         }
 
+    def unlearnable_steps(self) -> dict[str, np.ndarray]:
+        """[n] which rows are of steps that cannot be learned from, by the reason."""
+        room, stops = self.limits.max_length - self.prompt_sizes, self._full_sizes[0]
+        return {
+            "steps cut by data.max_length left out": (self._steps >= 0) & (stops > room),
+            "steps without a token of their own left out": (self._steps >= stops) & (stops <= room),
+        }
+
     def equal_pairs(self) -> np.ndarray:
         """Indices of the pairs whose two completions have the same token ids after truncation, ascending."""
         if len(self._full_sizes) < 2:
@@ -249,13 +259,18 @@ class TokenRows(Stored[Row]):
             sources.append((self._mismatched, index, "first"))
         elif self.partners is not None:
             sources.append((self.table, int(self.partners[index]), "first"))
-        completions = [table.list_at(place, column).tolist() for table, place, column in sources]
-        context = tuple(_spans(table.list_at(place, "context"), column) for table, place, column in sources)
+        completions = [table.list_at(place, column) for table, place, column in sources]
+        branches = tuple(tuple(self.limits.fit_completion(ids.tolist(), len(prompt))[0]) for ids in completions)
+        context = tuple(
+            _spans(table.list_at(place, "context"), column)
+            or _before(table.numbers("step")[place], len(ids), len(branch))
+            for (table, place, column), ids, branch in zip(sources, completions, branches, strict=True)
+        )
         return Row(
             id=name,
             group=int(self.groups[index]),
             prompt=tuple(prompt),
-            branches=tuple(tuple(self.limits.fit_completion(ids, len(prompt))[0]) for ids in completions),
+            branches=branches,
             desirable=None if label < 0 else bool(label),
             score=None if np.isnan(score) else score,
             weight=float(self._weights[index]),
@@ -273,3 +288,16 @@ class TokenRows(Stored[Row]):
 def _spans(context: np.ndarray, column: str) -> tuple[Span, ...]:
     """The spans of one completion in the column ``context``."""
     return tuple((start, stop) for branch, start, stop in context.reshape(-1, 3).tolist() if BRANCHES[branch] == column)
+
+
+def _before(step: int, size: int, room: int) -> tuple[Span, ...]:
+    """The span of the tokens before a step, which are not scored; none for a whole completion.
+
+    Args:
+        step: the step's first token, or −1.
+        size: the tokens of the completion up to the end of the step.
+        room: how many of them fit. A step is whole in its own row, but perhaps not behind another prompt (KTO's y'):
+            as many tokens are then scored before the limit.
+    """
+    start = min(int(step), room - min(room, size - int(step)))
+    return ((0, start),) if step > 0 and start else ()

@@ -160,10 +160,15 @@ class _Mismatched(Stored[Example]):
 
     def many(self, indices: np.ndarray) -> list[Example]:
         own, others = (_many(self.examples, places) for places in (indices, self.partners[indices]))
-        return [_with_completion(one, replies_of(other)[0]) for one, other in zip(own, others, strict=True)]
+        return list(map(_with_completion_of, own, others))
 
 
-def _with_completion(example: Example, text: Reply) -> Example:
+def _with_completion_of(example: Example, other: Example) -> Example:
+    """Return an example with the completion of another one, or with its step, after its own prompt."""
+    text = replies_of(other)[0]
+    if isinstance(example, Labelled):
+        step = other.step if isinstance(other, Labelled) else None
+        return replace(example, completion=text, step=step)
     return replace(example, chosen=text) if isinstance(example, Pair) else replace(example, completion=text)
 
 
@@ -201,7 +206,7 @@ def _tokenised(examples: Sequence[Example], tokens: ChatTokens, controls: Contro
     for start in range(span.start, span.stop, TOKENISE_EXAMPLES_PER_BATCH):
         part = examples[start : min(start + TOKENISE_EXAMPLES_PER_BATCH, span.stop)]
         batch = token_batch(part, tokens, controls, refusals, shapes)
-        for name in ("prompt", *BRANCHES, "context", "label", "score", "weight", "graded"):
+        for name in ("prompt", *BRANCHES, "context", "step", "label", "score", "weight", "graded"):
             column = batch.column(name)
             # Offsets too: without them, ids that move from one row to the next would not change the digest.
             for values in (column.offsets, column.values) if pa.types.is_list(column.type) else (column,):
@@ -233,21 +238,23 @@ def token_batch(
         check_written(tokens.tokenizer, example.id, example.prompt, replies_of(example))
     tokenised = tokens.tokenise(
         [
-            Exchange(example.id, example.prompt, replies_of(example), controls[label])
+            Exchange(example.id, example.prompt, replies_of(example), controls[label], _step_of(example))
             for example, label in zip(examples, labels, strict=True)
         ]
     )
     for one in tokenised:
         refusals.add(one.refusals)
         shapes.update(one.shapes)
+    spans = [_step_span(example, one) for example, one in zip(examples, tokenised, strict=True)]
     values: dict[str, Sequence[object]] = {
         "id": [example.id for example in examples],
         "prompt": [one.prompt for one in tokenised],
-        "first": [one.completions[0] for one in tokenised],
+        "first": [one.completions[0][: span and span[1]] for one, span in zip(tokenised, spans, strict=True)],
         "second": [_second(one) for one in tokenised],
         "context": [_context(one) for one in tokenised],
         "prompt_digest": [digest(prompt_key(example.prompt)) for example in examples],
         "conversation_digest": [digest(conversation_key(example.prompt)) for example in examples],
+        "step": [-1 if span is None else span[0] for span in spans],
         "label": [-1 if label is None else int(label) for label in labels],
         "score": [e.score if isinstance(e, Scored) else float("nan") for e in examples],
         "weight": [example.weight for example in examples],
@@ -259,6 +266,22 @@ def token_batch(
 
 def _context(tokenised: Tokenised) -> list[int]:
     return [number for branch, spans in enumerate(tokenised.context) for span in spans for number in (branch, *span)]
+
+
+def _step_of(example: Example) -> tuple[int, ...]:
+    return (example.step or ()) if isinstance(example, Labelled) else ()
+
+
+def _step_span(example: Example, tokenised: Tokenised) -> tuple[int, int] | None:
+    """Return the places of a step's tokens in its completion; None for a whole completion, or a refused one.
+
+    A token belongs to the step in which its last character is. What the template writes before a reply belongs to the
+    first step, and what it writes after it, such as the token that ends the turn, to the last one.
+    """
+    if not isinstance(example, Labelled) or example.step is None or not tokenised.stops:
+        return None
+    start, stop = tokenised.stops
+    return start, len(tokenised.completions[0]) if example.step[1] == len(str(example.completion)) else stop
 
 
 def _second(tokenised: Tokenised) -> list[int]:

@@ -187,7 +187,9 @@ def _contested(records: RecordTable) -> list[np.ndarray]:
     owners, replies = records.lists("completions")
     labels, scores = records.lists("labels")[1], records.lists("scores")[1]
     alone = np.bincount(owners, minlength=len(records))[owners] == 1
-    judged = np.flatnonzero(alone & (labels >= 0) & np.isnan(scores))
+    # Labels of steps are of one reply of one row: rows that have some stay apart.
+    has_steps = np.isin(owners, records.lists("steps")[0])
+    judged = np.flatnonzero(alone & (labels >= 0) & np.isnan(scores) & ~has_steps)
     good, bad = (np.unique(replies[judged[labels[judged] == label]]) for label in (1, 0))
     contested = np.intersect1d(good, bad, assume_unique=True)
     judged = judged[np.isin(replies[judged], contested)]

@@ -10,6 +10,7 @@ from typing import final
 import numpy as np
 
 from halos.checks import check_mapping
+from halos.data.layouts import steps
 from halos.data.layouts.chats import is_chat
 from halos.data.layouts.convert import Converter
 from halos.data.layouts.exports import is_label_studio, is_open_webui, label_studio_row, open_webui_record
@@ -32,7 +33,9 @@ from halos.data.sources.hh import hh_record
 from halos.data.sources.oasst import is_tree, tree_records
 
 KNOWN_FIELDS = TEMPLATE_FIELDS | {"role", "content", "from", "value", "weight"}
-STRUCTURED = frozenset(["messages", "conversations", "completions", "preferences", "history", "votes", "answers"])
+STRUCTURED = frozenset(
+    ["messages", "conversations", "completions", "preferences", "history", "votes", "answers", "steps"]
+)
 """Columns whose cells are JSON in a CSV file, beside those that are declared for these roles."""
 CHOICES = {"ties": ("drop", "keep"), "transcripts": ("split", "keep")}
 
@@ -147,7 +150,8 @@ class Layouts:
         ignored = dict.fromkeys(says.ignore, "ignored")
         columns = {name: used.get(name, ignored.get(name, "unused")) for name in row}
         for name in used:
-            columns |= {f"{name}[].{field}": "unused" for field in unused_fields(row.get(name))}
+            fields = steps.unused_fields if used[name] == "steps" else unused_fields
+            columns |= {f"{name}[].{field}": "unused" for field in fields(row.get(name))}
         return _Layout(Converter(roles, says), columns)
 
     def columns(self) -> Counter[str]:

@@ -95,6 +95,11 @@ class StreamPreparation(Preparation):
         if needs.views:
             expected = "expected false for a mixture of several views, found true"
             raise ValueError(f"data.streaming: {expected}; a stream is read in one view")
+        if needs.step_labels:
+            raise ValueError(
+                "data.streaming: expected false for a loss that learns from labels of steps (loss.step_labels), found "
+                "true; which steps the limits cut has to be known before the first step"
+            )
         intake = self.read()
         held = intake.records["val"].numbers("loose_prompt").tolist() if "val" in intake.records else ()
         self.derive(intake, needs)

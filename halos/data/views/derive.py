@@ -21,7 +21,17 @@ from halos.data.records.judgement import Judgement, judgement_of
 from halos.data.records.record import Record
 from halos.data.records.table import RecordTable, table_of
 from halos.data.views.examples import Demonstration, E, E_co, Example, Examples, Labelled, Pair, Scored, make_example
-from halos.data.views.rules import LocalExample, Rule, Value, demonstrated, labelled, paired, scored as scored_rule
+from halos.data.views.rules import (
+    LocalExample,
+    Rule,
+    StepLabel,
+    Value,
+    demonstrated,
+    labelled,
+    paired,
+    scored as scored_rule,
+    stepped,
+)
 
 Place = tuple[int, int]
 """The index of a record, and the index of a completion in it."""
@@ -54,6 +64,7 @@ NOTHING: dict[type[object], str] = {
     Scored: "no completion has a score or a label, or stands in a pair: no reward",
 }
 """The error for each view without an example."""
+UNUSED_STEPS = "completions whose labels of steps are not used (loss.step_labels)"
 NO_THRESHOLD = (
     "no completion has a label or stands in a pair: the loss needs desirable and undesirable completions; "
     "scores are not labels, they need a threshold: data.select.labels_from_scores=median, prompt or a number"
@@ -63,13 +74,15 @@ NO_THRESHOLD = (
 def _view(kind: type[E], rule: Rule, records: Sequence[Record], prepare: Prepare | None = None) -> View[E]:
     table = table_of(records)
     # Arrays, as lists of tuples would take some 200 bytes for each of perhaps millions of examples.
-    chosen, rejected, values, number = array("i"), array("i"), array("d"), array("i")
+    chosen, rejected, values, number, steps = array("i"), array("i"), array("d"), array("i"), array("i")
     report: Counter[str] = Counter()
     derived = _of_table(table, prepare, rule)
     for one, other, value, count in _in_order(kind, table.numbers("prompt"), derived, report):
         chosen.extend(one)
         rejected.extend(other or ())
-        values.append(float("nan") if value is None else value)
+        label = value.desirable if isinstance(value, StepLabel) else value
+        values.append(float("nan") if label is None else label)
+        steps.extend(value[:2] if isinstance(value, StepLabel) else (-1, 0))
         number.append(count)
     if not chosen:
         # Counted by the binary view alone.
@@ -79,7 +92,8 @@ def _view(kind: type[E], rule: Rule, records: Sequence[Record], prepare: Prepare
         raise ValueError(NOTHING[kind] + (f" ({left_out})" if left_out else ""))
     places, numbers = np.frombuffer(chosen, np.int32).reshape(-1, 2), np.frombuffer(number, np.int32)
     others = np.frombuffer(rejected, np.int32).reshape(-1, 2) if kind is Pair else None
-    return View(Examples(kind, table, places, others, np.frombuffer(values, np.float64), numbers), report)
+    of_steps = np.frombuffer(steps, np.int32).reshape(-1, 2) if rule is stepped else None
+    return View(Examples(kind, table, places, others, np.frombuffer(values, np.float64), numbers, of_steps), report)
 
 
 def of_run(view: str, run: Sequence[Record], prepare: Prepare | None = None) -> tuple[list[Example], Counter[str]]:
@@ -181,6 +195,8 @@ def _local(index: int, judgement: Judgement, prepare: Prepare | None, rule: Rule
     if prepare is not None:
         judgement, report = prepare(index, judgement)
     local = rule(judgement, report)
+    if rule is not stepped:
+        report[UNUSED_STEPS] += sum(bool(completion.steps) for completion in judgement.completions)
     # Positions in the judgement become places in the record.
     at = [completion.place for completion in judgement.completions]
     return [(at[i], None if j is None else at[j], value) for i, j, value in local], +report
@@ -189,6 +205,7 @@ def _local(index: int, judgement: Judgement, prepare: Prepare | None, rule: Rule
 RULES: dict[str, tuple[type[Example], Rule]] = {
     "demonstrations": (Demonstration, demonstrated),
     "binary": (Labelled, labelled),
+    "steps": (Labelled, stepped),
     "pairs": (Pair, paired),
     "scored": (Scored, scored_rule),
 }
@@ -201,6 +218,8 @@ demonstrations = partial(_view, Demonstration, demonstrated)
 """Derive the preferred, desirable, best-scored and unjudged completions."""
 binary = partial(_view, Labelled, labelled)
 """Derive labelled completions: by their own labels, else a pair gives a desirable and an undesirable one."""
+steps = partial(_view, Labelled, stepped)
+"""Derive labelled completions, and the labelled steps of completions. It is a form of the binary view."""
 pairs = partial(_view, Pair, paired)
 """Derive pairs: preferences; desirable with undesirable completions of a prompt; best-scored with worst-scored.
 

@@ -11,6 +11,7 @@ import numpy as np
 from halos.data.records.record import Prompt, Record, Reply
 from halos.data.records.table import RecordTable
 from halos.data.store.table import Stored
+from halos.data.views.rules import StepLabel
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +26,20 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A completion that is desirable or undesirable."""
+    """A completion, or a step of it, that is desirable or undesirable.
+
+    Attributes:
+        weight: of its record; of a step, divided by the number of the completion's labelled steps.
+        step: (start, stop) of the step in the completion's text, what is after it being no part of the example; None:
+            the whole completion.
+    """
 
     id: str
     prompt: Prompt
     completion: Reply
     desirable: bool
     weight: float = 1.0
+    step: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,8 @@ class Examples(Stored[E_co], Generic[E_co]):
         rejected: [n, 2] places of the rejected completions of pairs; None for other views.
         values: [n] labels or scores, NaN where the view has none.
         number: [n] the number of the example among those of its record.
+        steps: [n, 2] the number of each example's step, −1 for a whole completion, and how many of its completion's
+            steps have a label; None for examples of whole completions alone.
     """
 
     kind: type[E_co]
@@ -91,14 +101,16 @@ class Examples(Stored[E_co], Generic[E_co]):
     rejected: np.ndarray | None
     values: np.ndarray
     number: np.ndarray
+    steps: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def take(self, indices: np.ndarray) -> Examples[E_co]:
         """Return the examples with these indices, in their order."""
-        rejected, chosen = None if self.rejected is None else self.rejected[indices], self.chosen[indices]
-        return Examples(self.kind, self.records, chosen, rejected, self.values[indices], self.number[indices])
+        rejected, steps = (None if column is None else column[indices] for column in (self.rejected, self.steps))
+        columns = self.chosen[indices], rejected, self.values[indices], self.number[indices], steps
+        return Examples(self.kind, self.records, *columns)
 
     def within(self, records: RecordTable, places: np.ndarray) -> Examples[E_co]:
         """Return the same examples with their records at other places, [records], of another table."""
@@ -107,7 +119,7 @@ class Examples(Stored[E_co], Generic[E_co]):
             return np.column_stack([places[completions[:, 0]], completions[:, 1]]).astype(np.int32)
 
         rejected = None if self.rejected is None else moved(self.rejected)
-        return Examples(self.kind, records, moved(self.chosen), rejected, self.values, self.number)
+        return Examples(self.kind, records, moved(self.chosen), rejected, self.values, self.number, self.steps)
 
     @property
     def key(self) -> str | None:
@@ -115,7 +127,7 @@ class Examples(Stored[E_co], Generic[E_co]):
         if self.records.key is None:
             return None
         hasher = hashlib.sha256(f"{self.records.key} {self.kind.__name__}".encode())
-        for numbers in (self.chosen, self.rejected, self.values, self.number):
+        for numbers in (self.chosen, self.rejected, self.values, self.number, self.steps):
             hasher.update(b"" if numbers is None else np.ascontiguousarray(numbers).tobytes())
         return hasher.hexdigest()[:24]
 
@@ -136,7 +148,7 @@ class Examples(Stored[E_co], Generic[E_co]):
         own = weights[self.chosen[:, 0]]
         if self.rejected is not None:
             own = np.minimum(own, weights[self.rejected[:, 0]])
-        return np.asarray(own)
+        return np.asarray(own if self.steps is None else own / np.maximum(self.steps[:, 1], 1))
 
     @property
     def prompts(self) -> np.ndarray:
@@ -157,16 +169,24 @@ class Examples(Stored[E_co], Generic[E_co]):
             others = owners if is_same else self.records.many(self.rejected[indices, 0])
         examples: list[Example] = []
         for n, (index, record) in enumerate(zip(indices.tolist(), owners, strict=True)):
-            value: Side | float = float(self.values[index])
+            value: Side | StepLabel | float = float(self.values[index])
+            if self.steps is not None and self.steps[index, 0] >= 0:
+                value = StepLabel(int(self.steps[index, 0]), int(self.steps[index, 1]), bool(value))
             if others is not None and self.rejected is not None:
                 value = others[n], int(self.rejected[index, 1])
             examples.append(make_example(self.kind, record, int(self.chosen[index, 1]), int(self.number[index]), value))
         return cast(list[E_co], examples)
 
 
-def make_example(kind: type[object], record: Record, place: int, number: int, value: Side | float) -> Example:
+def make_example(
+    kind: type[object], record: Record, place: int, number: int, value: Side | StepLabel | float
+) -> Example:
     """Make the example of a record's completion; ``value``: the rejected completion, the label or the score."""
     name, reply = f"{record.id}#{number}", record.completions[place].reply
+    if isinstance(value, StepLabel):
+        steps = record.completions[place].steps
+        span = steps[value.number - 1].stop if value.number else 0, steps[value.number].stop
+        return Labelled(name, record.prompt, reply, value.desirable, record.weight / value.labelled, span)
     if isinstance(value, tuple):
         return _pair(name, (record, place), value)
     if kind is Labelled:

@@ -10,10 +10,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
+from typing import NamedTuple
 
 from halos.data.records.judgement import Judged, Judgement
 
-Value = bool | float | None
+
+class StepLabel(NamedTuple):
+    """The label of a step of a completion.
+
+    Attributes:
+        number: the number of the step.
+        labelled: the number of labelled steps of the completion.
+        desirable: the label.
+    """
+
+    number: int
+    labelled: int
+    desirable: bool
+
+
+Value = bool | float | StepLabel | None
 """The label or the score of an example; None for views without one."""
 LocalExample = tuple[int, int | None, Value]
 """(completion, rejected completion of a pair, label or score); completions are positions in one judgement."""
@@ -30,6 +46,9 @@ def demonstrated(record: Judgement, report: Counter[str]) -> list[LocalExample]:
 def _why_no_demonstration(record: Judgement, i: int) -> str | None:
     """Return the reason to leave completion ``i`` out, None if it is worth imitating."""
     completion = record.completions[i]
+    in_a_pair = any(i in pair for pair in record.preferences)
+    if completion.steps and completion.desirable is None and completion.score is None and not in_a_pair:
+        return _without_feedback(completion)
     # An explicit label counts more than a preference: the better of two bad replies stays a bad reply.
     if completion.desirable is not None:
         return None if completion.desirable else "undesirable completions left out"
@@ -42,12 +61,38 @@ def _why_no_demonstration(record: Judgement, i: int) -> str | None:
 
 def labelled(record: Judgement, report: Counter[str]) -> list[LocalExample]:
     """Return the completions of one record that have a label, or stand in a pair."""
+    examples, without = _labelled(record, report)
+    report.update(without.values())
+    return examples
+
+
+def stepped(record: Judgement, report: Counter[str]) -> list[LocalExample]:
+    """Return what :func:`labelled` does, then each step with a label."""
+    examples, without = _labelled(record, report)
+    for i, completion in enumerate(record.completions):
+        labels = [(number, label) for number, label in enumerate(completion.steps) if label is not None]
+        examples += [(i, None, StepLabel(number, len(labels), label)) for number, label in labels]
+        report["steps with a label"] += len(labels)
+        if labels:
+            without.pop(i, None)
+    report.update(without.values())
+    return examples
+
+
+def _labelled(record: Judgement, report: Counter[str]) -> tuple[list[LocalExample], dict[int, str]]:
+    """Return the examples of :func:`labelled`, and why each of the other completions is none."""
     labels = _labels(record, report)
     report["labelled completions from pairs"] += sum(record.completions[i].desirable is None for i, _ in labels)
+    without = {}
     for i in sorted(set(range(len(record.completions))) - {i for i, _ in labels}):
-        unscored = record.completions[i].score is None
-        report[f"{'completions without feedback' if unscored else 'scored completions without a label'} left out"] += 1
-    return [(i, None, desirable) for i, desirable in labels]
+        completion = record.completions[i]
+        scored = "scored completions without a label left out"
+        without[i] = _without_feedback(completion) if completion.score is None else scored
+    return [(i, None, desirable) for i, desirable in labels], without
+
+
+def _without_feedback(completion: Judged) -> str:
+    return f"completions {'with labels of steps alone' if completion.steps else 'without feedback'} left out"
 
 
 def _labels(record: Judgement, report: Counter[str]) -> list[tuple[int, bool]]:
@@ -86,7 +131,7 @@ def _pairs_from_scores(record: Judgement, report: Counter[str]) -> list[LocalExa
     """Return the best-scored completion paired with the worst, of those that have nothing but a score."""
     ranked = _by_score(record)
     unjudged = [c for c in _without_pair(record).values() if c.desirable is None and c.score is None]
-    report["completions without feedback left out"] += len(unjudged)
+    report.update(map(_without_feedback, unjudged))
     if len(ranked) < 2:
         report["scored completions with nothing to compare left out"] += len(ranked)
         return []
@@ -121,5 +166,6 @@ def scored(record: Judgement, report: Counter[str]) -> list[LocalExample]:
             values.append((i, 1.0 if desirable else -1.0))
             has_label = record.completions[i].desirable is not None
             report["scores from labels" if has_label else "scores from pairs"] += 1
-    report["completions without feedback left out"] += len(record.completions) - len({i for i, _ in values})
+    unjudged = set(range(len(record.completions))) - {i for i, _ in values}
+    report.update(_without_feedback(record.completions[i]) for i in unjudged)
     return [(i, None, score) for i, score in values]

@@ -174,7 +174,7 @@ def test_golden_record(name: str) -> None:
         ({"prompt": "q", "completions": [{"text": 3}]}, r"expected 'completions\[0\].text' to be a text; found 3"),
         (
             {"prompt": "q", "completions": [{"text": "a"}, {"text": "b", "desirabel": True}]},
-            r"expected 'completions\[1\]' to have 'text' .*, 'desirable' and 'score' only; found 'desirabel'",
+            r"expected 'completions\[1\]' to have 'text' .*, 'desirable', 'score' and 'steps' only; found 'desirabel'",
         ),
         (
             {"prompt": "q", "completions": [{"text": "a", "desirable": "maybe"}]},
