@@ -105,7 +105,6 @@ class Tracer(TorchDispatchMode):
         shares: see :class:`Memory`.
         gpu: whose rates the seconds are of.
         vocabulary: tensors of this many columns are labelled ``logits``.
-        divided: the part of the work that this device does; set it where devices divide it.
     """
 
     def __init__(self, shares: Mapping[str, float], gpu: GPU, vocabulary: int) -> None:
