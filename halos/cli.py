@@ -224,9 +224,13 @@ def _rank_job(config: Path) -> None:
 
 def _run(cfg: DictConfig) -> None:
     _get_ready(cfg)
-    function = COMMANDS[os.environ.get(COMMAND) or "train"].function
+    command = COMMANDS[os.environ.get(COMMAND) or "train"]
+    if command.config == "train":
+        from halos.commands.first_rows import check_first_rows
+
+        check_first_rows(cfg)
     # Imports torch and the rest, which takes seconds.
-    getattr(import_module(f"halos.commands.{function}"), function)(cfg)
+    getattr(import_module(f"halos.commands.{command.function}"), command.function)(cfg)
 
 
 def _get_ready(cfg: DictConfig) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from halos import objectives
-from halos.data.batches.collate import Batch, Batches, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import Batches, collate
 from halos.data.batches.order import Division, MicroBatch, validation_order
 from halos.data.rows.token_rows import Row
 from halos.objectives import (

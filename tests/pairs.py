@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from halos.data.batches.collate import Batch, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.metrics import Mean
 from halos.policy.logprobs.completions import LogProbs

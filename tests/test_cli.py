@@ -24,6 +24,7 @@ from tests.configs import compose
 from tests.test_safe_text import BAD
 
 ROOT = Path(__file__).parents[1]
+ROW = '{"prompt": "a", "completion": "b", "label": true}\n'
 
 
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
@@ -96,6 +97,7 @@ def test_a_failed_sweep_has_one_line_a_job_and_one_last(
     ]
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_do_not_push_to_one_repository(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,8 +200,8 @@ def test_an_error_of_several_lines_ends_as_one(
     assert last == "error: something is wrong Check your internet connection"
 
 
-@pytest.mark.parametrize("word", ["loss=kt0", "optim.lrr=1"])
-def test_a_misspelt_word_fails_before_torch_is_imported(word: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", ["loss=kt0", "optim.lrr=1", "data.train=none.jsonl", f"data.train={__file__}"])
+def test_a_misspelt_word_or_a_wrong_file_fails_before_torch_is_imported(word: str, tmp_path: Path) -> None:
     code = f"""
 import runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -214,7 +216,7 @@ finally:
     assert done.stdout == "False\n"
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("module", ["cli", "terminal", "files", "checks", "config.combinations", "training.result"])
@@ -300,6 +302,19 @@ def test_the_cache_reference_command_has_the_same_configuration(
     assert (cfg.loss.name, cfg.loss.beta, Path(cfg.output_dir)) == ("dpo", 0.3, tmp_path / "here")
 
 
+@pytest.mark.parametrize(
+    "words", [("compare", "runs=out"), ("evaluate", "policy=out"), ("data", "data.train=none.jsonl")]
+)
+def test_other_commands_read_their_data_themselves(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    function = cli.COMMANDS[words[0]].function
+    seen: list[Any] = []
+    monkeypatch.setattr(f"halos.commands.{function}.{function}", seen.append)
+    assert call(monkeypatch, tmp_path, *words) == 0
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("command", ["train", "cache-reference"])
 def test_a_process_that_ddp_launches_does_the_same(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -331,7 +346,7 @@ def test_a_rank_does_what_the_command_that_started_it_was_asked_for(
     monkeypatch.setattr("halos.commands.train.train", lambda cfg: seen.append(("train", cfg.seed)))
     monkeypatch.setattr(cli, "die_with_parent", lambda: None)
     monkeypatch.setenv(cli.COMMAND, command)
-    (tmp_path / "config.yaml").write_text("seed: 7")
+    (tmp_path / "config.yaml").write_text("seed: 7\ndata: {source: {_target_: halos.toy.ToySource}}")
     assert call(monkeypatch, tmp_path, "rank", str(tmp_path / "config.yaml")) == 0
     assert seen == [(command, 7)]
 
@@ -351,6 +366,7 @@ def test_flags_may_stand_anywhere_next_to_words_that_imply_others(
     flags: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "mine").mkdir()
+    (tmp_path / "a.jsonl").write_text(ROW)
     seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", seen.append)
     words = ("data.train=a.jsonl", "model.path=b", "seed=5", "output_dir=out")
@@ -361,6 +377,9 @@ def test_flags_may_stand_anywhere_next_to_words_that_imply_others(
 
 @pytest.mark.slow
 def test_names_of_a_sweeps_folders_need_no_quotes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for file in (tmp_path / "my data" / "a.jsonl", tmp_path / "b.jsonl"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(ROW)
     seen: list[Any] = []
     monkeypatch.setattr("halos.commands.train.train", seen.append)
     swept = ("seed=4,5", "data.train='my data/a.jsonl',b.jsonl", r"trainer.devices=[0],1", "optim.lr=-1.0,1e-5")

@@ -19,7 +19,7 @@ from torch.nn.functional import softplus
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import halos
-from halos.data.batches.collate import Batch
+from halos.data.batches.batch import Batch
 from halos.data.preparation.prepare import DataNeeds
 from halos.policy.logprobs.completions import LogProbs
 

@@ -42,7 +42,7 @@ def uninterrupted(data: tuple[str, ...], tmp_path_factory: pytest.TempPathFactor
     return folder, run(folder, *data, *RESUMABLE)
 
 
-@pytest.mark.parametrize("step", [3, 7, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 4))])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 4, 7))])
 def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(
     step: int, uninterrupted: tuple[Path, dict[str, Any]], data: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -52,6 +52,7 @@ def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(
     assert reports[0] == reports[1]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_worker_and_accumulation_resumes(data: tuple[str, ...], tmp_path: Path) -> None:
     words = (*data, *RESUMABLE, "data.workers=1", "trainer.accumulate_grad_batches=2", "data.batch_size=2")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -1,8 +1,5 @@
-from .batches.collate import (
-    Batch as Batch,
-    Batches as Batches,
-    collate as collate,
-)
+from .batches.batch import Batch as Batch
+from .batches.collate import Batches as Batches, collate as collate
 from .module import (
     PreferenceDataModule as PreferenceDataModule,
 )

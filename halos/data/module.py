@@ -17,13 +17,15 @@ from torch.utils.data import DataLoader
 
 from halos.caches import Seals
 from halos.checks import check_whole
-from halos.data.batches.collate import Batch, Batches, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import Batches, collate
 from halos.data.batches.loader import ResumableLoader
 from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder, validation_order
 from halos.data.batches.reference_table import ReferenceTable
 from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
 from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.rows.chat_tokens import Limits
+from halos.data.rows.chosen import ChosenRows
 from halos.data.rows.joint import JointRows
 from halos.data.rows.token_rows import Row, TokenRows
 from halos.data.rows.tokenise import Rows
@@ -258,10 +260,12 @@ class PreferenceDataModule(pl.LightningDataModule):
         """Tokens (prompts and completions) that the first ``steps`` optimizer steps read, on all ranks."""
         return int(self._train.tokens()[self._indices(steps)].sum())
 
-    def scored_rows(self) -> list[Row]:
+    def scored_rows(self) -> ChosenRows:
         """The rows that the planned run reads, on all ranks, in training and validation."""
-        read = self._train.many(np.unique(self._indices(self.steps)))
-        return [*read, *(self.rows["val"].rows if "val" in self.rows else ())]
+        chosen = [(self._train, np.unique(self._indices(self.steps)))]
+        if "val" in self.rows:
+            chosen.append((self.rows["val"].rows, np.arange(len(self.rows["val"].rows))))
+        return ChosenRows(chosen)
 
     def _indices(self, steps: int) -> np.ndarray:
         order = self.order() if steps else ()

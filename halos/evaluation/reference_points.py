@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from halos.checks import check_whole
-from halos.data.batches.collate import Batch, StepSize, collate
+from halos.data.batches.batch import Batch, StepSize
+from halos.data.batches.collate import collate
 from halos.data.batches.order import Division, TrainingOrder
 from halos.data.rows.token_rows import Row
 from halos.evaluation.statistics import Bootstrap, Estimate

@@ -59,19 +59,19 @@ def reads(tree: ast.expr, name: str) -> bool:
     return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(tree))
 
 
-def _check(node: ast.AST, text: str, depth: int = 1) -> None:
+def _check(node: ast.expr, text: str, depth: int = 1) -> None:
     if depth > DEEPEST:
-        raise _refusal(text, _place(node), f"more than {DEEPEST} levels")
+        raise _refusal(text, node.col_offset, f"more than {DEEPEST} levels")
     for child in _children(node, text):
         _check(child, text, depth + 1)
 
 
-def _children(node: ast.AST, text: str) -> list[ast.expr]:
+def _children(node: ast.expr, text: str) -> list[ast.expr]:
     # The parts of a node that the grammar has; every other node is refused.
     match node:
         case ast.Constant(value=float() | int() as number) if not isinstance(number, bool):
             if not abs(number) < 1e30:  # also true of an integer that is too large for a float
-                raise _refusal(text, _place(node), "a number from 1e30 on")
+                raise _refusal(text, node.col_offset, "a number from 1e30 on")
             return []
         case ast.Name(id=name) if name == "u" or name in PARAMETERS:
             return []
@@ -79,27 +79,23 @@ def _children(node: ast.AST, text: str) -> list[ast.expr]:
             return [node.operand]
         case ast.BinOp() if isinstance(node.op, _OPERATORS):
             if isinstance(node.op, ast.Pow) and reads(node.right, "u"):
-                raise _refusal(text, _place(node.right), "an exponent with u; write exp(u * log(a)) for a**u")
+                raise _refusal(text, node.right.col_offset, "an exponent with u; write exp(u * log(a)) for a**u")
             return [node.left, node.right]
         case ast.Call(func=ast.Name(id=name), keywords=[]) if name in ARITY:
             return _arguments(node, name, text)
-    raise _refusal(text, _place(node), f"{(ast.get_source_segment(text, node) or text)[:40]!r}")
+    raise _refusal(text, node.col_offset, f"{(ast.get_source_segment(text, node) or text)[:40]!r}")
 
 
 def _arguments(node: ast.Call, name: str, text: str) -> list[ast.expr]:
     if len(node.args) != ARITY[name]:
-        raise _refusal(text, _place(node), f"{name} with {len(node.args)} arguments instead of {ARITY[name]}")
+        raise _refusal(text, node.col_offset, f"{name} with {len(node.args)} arguments instead of {ARITY[name]}")
     if name != "where":
         return node.args
     condition, *branches = node.args
     match condition:
         case ast.Compare(left=left, ops=[operator], comparators=[right]) if isinstance(operator, _COMPARISONS):
             return [left, right, *branches]
-    raise _refusal(text, _place(condition), "where without one comparison by <, <=, > or >= as its first argument")
-
-
-def _place(node: ast.AST) -> int:
-    return getattr(node, "col_offset", 0)
+    raise _refusal(text, condition.col_offset, "where without one comparison by <, <=, > or >= as its first argument")
 
 
 def _refusal(text: str, place: int, found: str) -> ValueError:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from halos.data.batches.collate import Batch
+from halos.data.batches.batch import Batch
 from halos.metrics import TIE, Mean, mean_where
 from halos.policy.logprobs.completions import LogProbs
 

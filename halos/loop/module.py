@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halos.config.combinations import DIVERGENCE, REFERENCE, WHOLE_STEP, check_combinations
-from halos.data.batches.collate import Batch
+from halos.data.batches.batch import Batch
 from halos.data.module import PreferenceDataModule
 from halos.loop.feedback_metrics import feedback_metrics, labelled
 from halos.loop.humanline import Humanline

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from halos.checks import check_choice, check_whole
-from halos.data.batches.collate import Batch
+from halos.data.batches.batch import Batch
 from halos.loop.needs import Needs
 from halos.loop.state import RunningState
 from halos.metrics import Mean

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from halos.data.batches.collate import Batch
+from halos.data.batches.batch import Batch
 from halos.metrics import LabelledRewards, Mean, StepAverages
 from halos.processes.collectives import full_tensor
 

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from halos.data.batches.collate import Batch
+from halos.data.batches.batch import Batch
 from halos.loop.feedback_metrics import labelled
 from halos.loop.output import Output
 from halos.loop.steps import complete

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from halos.data.batches.collate import Batch
+from halos.data.batches.batch import Batch
 from halos.data.preparation.prepare import DataNeeds
 from halos.loop.humanline import Humanline
 from halos.loop.module import BackboneSource, LoopOptions, TrainingLoop

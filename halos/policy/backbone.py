@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from halos.data.batches.collate import Batch
+from halos.data.batches.batch import Batch
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.policy.adapters import adapter_layers, adapter_parameters, as_reference, keep_only_adapters, merge_adapter
 from halos.policy.construction import add_control_tokens, grow_vocabulary

@@ -19,7 +19,7 @@ from halos.processes.collectives import all_sum
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from halos.data.batches.collate import Batch, Chunk
+    from halos.data.batches.batch import Batch, Chunk
 
 log = logging.getLogger(__name__)
 

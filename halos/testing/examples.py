@@ -10,7 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from halos.data.batches.collate import Batch, StepSize, collate, step_size
+from halos.data.batches.batch import Batch, StepSize
+from halos.data.batches.collate import collate, step_size
 from halos.data.preparation.prepare import DataNeeds
 from halos.data.rows.joint import joint_row
 from halos.data.rows.token_rows import Row, ViewRows
@@ -61,15 +62,20 @@ def _shift(module: nn.Module, size: float) -> None:
             weight.add_(torch.randn_like(weight), alpha=size)
 
 
-def make_objective(make: Make, *, moved: bool = False, **changed: float) -> Objective:
-    """The objective on a tiny backbone in float64, with equal weights in each call.
+def make_objective(
+    make: Make, *, moved: bool = False, dtype: torch.dtype = torch.float64, **changed: float
+) -> Objective:
+    """The objective on a tiny backbone, with equal weights in each call.
 
     Args:
         make: see :data:`Make`.
-        moved: whether the policy has left the reference.
+        moved: whether the policy has left the reference. Only such an objective may be trained: the others share one
+            backbone, as a copy takes longer than most losses.
+        dtype: of the objective's weights.
         changed: parameters of the constructor to change.
     """
-    objective = make(tiny_backbone(moved=moved), **changed)
+    shared = not moved and dtype == torch.float64
+    objective = make(_backbone(moved) if shared else tiny_backbone(moved=moved), **changed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         objective.configure_model()
@@ -80,7 +86,7 @@ def make_objective(make: Make, *, moved: bool = False, **changed: float) -> Obje
                 _shift(module, 0.3)
     # Unequal numbers: weights that are set automatically must differ, so that swapping them shows.
     objective.see_labels(4, 3)
-    return objective
+    return objective if dtype == torch.float64 else objective.to(dtype)
 
 
 def tiny_rows(objective: Objective, count: int, *, labels: Sequence[bool] | None = None) -> list[Row]:

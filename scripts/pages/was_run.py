@@ -53,7 +53,7 @@ MEASURED = (
         "two CPU cores",
         "pass; run in parts, some with still older packages",
     ),
-    ("joblib and `submitit_local` launchers", "one machine", "[sweeps](../guides/sweeps.md)"),
+    ("joblib, `submitit_local` and Ray launchers", "one machine", "[sweeps](../guides/sweeps.md)"),
 )
 
 

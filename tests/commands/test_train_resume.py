@@ -24,9 +24,9 @@ def test_the_same_seed_gives_the_same_run(uninterrupted: tuple[Path, dict], tmp_
     ("hook", "step"),
     [
         ("on_train_batch_start", 1),  # before there is a checkpoint
-        ("on_train_batch_end", 3),  # between two checkpoints
+        pytest.param("on_train_batch_end", 3, marks=pytest.mark.slow),  # between two checkpoints
         ("on_train_batch_start", 4),  # right behind a checkpoint
-        ("on_validation_end", 3),
+        pytest.param("on_validation_end", 3, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(
@@ -36,6 +36,7 @@ def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(
     assert_same_run((tmp_path, run(tmp_path, *RESUMABLE, "resume=auto")), uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_between_a_checkpoint_and_its_validation_resumes(tmp_path: Path) -> None:
     options = (*RESUMABLE, "checkpoint.every=3")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -51,10 +52,16 @@ def test_a_run_stopped_between_a_checkpoint_and_its_validation_resumes(tmp_path:
     "words",
     [
         ("loss=bco",),  # its reward shift
-        ("loss=grpo", "data.source.completions_per_prompt=4", "data.batch_size=8"),  # its groups
-        ("reference_sync.every=3", "model.reference=live"),  # its reference: once before the stop, once behind it
+        pytest.param(  # its groups
+            ("loss=grpo", "data.source.completions_per_prompt=4", "data.batch_size=8"), marks=pytest.mark.slow
+        ),
+        pytest.param(  # its reference: once before the stop, once after it
+            ("reference_sync.every=3", "model.reference=live"), marks=pytest.mark.slow
+        ),
         pytest.param((*LORA, "model.lora.dropout=0.1"), marks=pytest.mark.slow),
-        (*LORA, "loss=ppo", "model.reference=cached"),  # a value head beside the adapters
+        pytest.param(  # a value head next to the adapters
+            (*LORA, "loss=ppo", "model.reference=cached"), marks=pytest.mark.slow
+        ),
         pytest.param(("loss.reference_point=running", "loss.reference_point_steps=3"), marks=pytest.mark.slow),
         ("loss.reference_point=policy", "loss.reference_point_steps=3"),
         pytest.param(("loss=bco", "loss.reference_point=running"), marks=pytest.mark.slow),

@@ -65,6 +65,7 @@ def test_two_processes_share_the_turns_of_conversations_as_one_does(tmp_path: Pa
         assert summary["tokens"] == one["tokens"]
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_fewer_sampled_prompts_than_processes_do_not_hang(tmp_path: Path) -> None:
     options = ("sampling.kl=true", "sampling.kl_prompts=1", "trainer.max_steps=2", "trainer.limit_val_batches=1")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from halos.data.batches.collate import Batch, Batches
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import Batches
 from halos.data.batches.loader import ResumableLoader
 from halos.data.module import PreferenceDataModule
 from halos.data.preparation.prepare import DataNeeds

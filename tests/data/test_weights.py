@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from halos.data.batches.collate import StepSize, collate, step_size
+from halos.data.batches.batch import StepSize
+from halos.data.batches.collate import collate, step_size
 from halos.data.module import PreferenceDataModule
 from halos.data.preparation.prepare import DataNeeds
 from halos.data.preparation.writing import example_row, record_row

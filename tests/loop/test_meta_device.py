@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from halos.data.batches.collate import Batch, Chunk
+from halos.data.batches.batch import Batch, Chunk
 from halos.data.batches.packing import Pack
 from halos.loop.steps import Steps
 from halos.objectives import KTO, PPO, SFT, BradleyTerry, Objective

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from halos.data.batches.collate import Batch
+from halos.data.batches.batch import Batch
 from halos.objectives import (
     SFT,
     Output,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halos.data.batches.collate import Batch
+from halos.data.batches.batch import Batch
 from halos.metrics import Mean
 from halos.objectives import (
     Needs,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from halos.data.batches.collate import Batch, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.metrics import Mean
 from halos.objectives import (

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from halos.data.batches.collate import Batch, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.loop.point_refresh import PointRefresh
 from halos.loop.reference_point import REFERENCE_POINTS, PolicyKL, Running, reference_point

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import halos.commands.assembly
-from halos.data.batches.collate import Batch, Batches, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import Batches, collate
 from halos.data.batches.order import MicroBatch
 from halos.objectives import DPO, GRPO, KTO, NCA, PPO, SFT, SPPO, BradleyTerry, Mix, Objective
 from halos.processes.collectives import data_ranks

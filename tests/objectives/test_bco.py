@@ -13,6 +13,7 @@ from halos.data.rows.token_rows import Row
 from halos.objectives import BCO, bco_loss
 from halos.objectives.bco import RewardShift
 from halos.policy.logprobs.completions import LogProbs
+from halos.testing.examples import evaluate, make_inputs, make_objective, tiny_rows
 from tests.fork import run_ranks
 
 POLICY = [-3.0, -8.0, -1.0, -40.0, -2.5]
@@ -141,3 +142,24 @@ def test_reference_points_are_checked(parameters: dict[str, Any], message: str) 
 def test_beta_is_checked() -> None:
     with pytest.raises(ValueError, match=r"loss\.beta: expected a number in \(0, inf\), found 0"):
         BCO(beta=0)
+
+
+def test_its_reference_point_counts_a_step_once_that_has_ended() -> None:
+    objective = make_objective(partial(BCO, reference_point="running", clamp_reference_point=False))
+    inputs = make_inputs(objective, tiny_rows(objective, 4))
+    assert inputs.reference is not None
+    mismatched = (inputs.policy.sum - inputs.reference.sum)[:, 1].mean()
+    before = [evaluate(objective, inputs).means["z0/raw"] for _ in range(2)]
+    objective.end_step()
+    total, count = evaluate(objective, inputs).means["z0/raw"]
+    assert before == [(0.0, 4.0)] * 2
+    assert total / count == pytest.approx(float(mismatched.detach()), rel=1e-12)
+
+
+def test_without_a_reference_point_the_end_of_a_step_changes_nothing() -> None:
+    objective = make_objective(BCO)
+    inputs = make_inputs(objective, tiny_rows(objective, 4))
+    objective.eval()
+    before = evaluate(objective, inputs).loss
+    objective.end_step()
+    assert torch.equal(evaluate(objective, inputs).loss, before)

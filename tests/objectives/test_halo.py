@@ -147,7 +147,7 @@ def test_a_score_counts_as_many_labels_as_it_is_above_or_below_the_threshold() -
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("view", ["binary", "pairs", "scored"])
 def test_the_gradient_of_step_0_is_finite(view: str, dtype: torch.dtype) -> None:
-    objective = make_objective(partial(HALO, value=KT, view=view)).to(dtype)
+    objective = make_objective(partial(HALO, value=KT, view=view), dtype=dtype)
     rows = tiny_rows(objective, 4)
     result = evaluate(objective, make_inputs(objective, rows, at_reference=True, dtype=dtype))
     sizes = [gradient.abs().max() for gradient in result.gradients.values()]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from halos.data.batches.collate import Batch, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import collate
 from halos.data.batches.reference_table import ReferenceTable, entry_key
 from halos.data.rows.joint import by_view, joint_row
 from halos.data.rows.token_rows import Row, ViewRows

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from halos.data.batches.collate import Batch, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import collate
 from halos.policy.backbone import Backbone
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.packed import can_pack

@@ -139,6 +139,7 @@ def assert_same_model(one: Path, other: Path) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.runs
 def test_losses_metrics_and_model_are_those_of_one_device(runs: dict[str, Any]) -> None:
@@ -166,6 +167,7 @@ def test_other_losses_too(name: str, runs: dict[str, Any], more: Any, tmp_path: 
     assert_same_model(runs["folder"] / f"tp-{name}", tmp_path / "auto")
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.runs
 def test_each_process_holds_half_but_for_the_norms_of_layers(runs: dict[str, Any]) -> None:
@@ -184,6 +186,7 @@ def assert_goes_on(folder: Path, file: Path, expected: dict[str, Any], whole: Pa
     assert_same_model(folder, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.runs
 def test_checkpoints_move_between_strategies(runs: dict[str, Any]) -> None:

@@ -58,13 +58,21 @@ def test_an_answer_is_the_loss_of_the_step_with_a_gradient_for_each_example() ->
     assert result.means["loss/sft"] == pytest.approx((float(result.loss) * sum(lengths), sum(lengths)))
 
 
+def _places(module: torch.nn.Module) -> set[int]:
+    return {weight.data_ptr() for weight in module.parameters()}
+
+
 def test_objectives_are_made_alike_and_apart() -> None:
     one, other = make_objective(PPO), make_objective(PPO)
     assert isinstance(one, PPO)
+    assert isinstance(other, PPO)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    assert not {p.data_ptr() for p in one.parameters()} & {p.data_ptr() for p in other.parameters()}
+    assert not _places(one.value_head) & _places(other.value_head)
     assert all(p.any() for p in one.value_head.parameters())
+    # Those that may be trained share nothing with any other.
     moved = make_objective(DPO, moved=True).trained
+    for neighbour in (one, make_objective(DPO, moved=True), make_objective(DPO, dtype=torch.float32)):
+        assert not _places(moved) & _places(neighbour)
     assert moved.reference is not None
     pairs = zip(moved.policy.parameters(), moved.reference.parameters(), strict=True)
     assert not any(torch.equal(policy, reference) for policy, reference in pairs)

@@ -16,22 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from halos.data.batches.batch import Batch, Chunk, StepSize
 from halos.data.batches.order import MicroBatch
-from halos.data.batches.packing import Pack, divide, divided_places, map_tensors, pack
+from halos.data.batches.packing import Pack, divide, divided_places, pack
 from halos.data.batches.reference_table import ReferenceTable
 from halos.data.rows.joint import by_view, places as places_in, sizes_by_view
 from halos.data.rows.token_rows import Row, graded, group_sizes
-from halos.transfer import on_device
 
 PAD = 0
 """The id of padding. Any id would do: attention is causal and padding is on the right, so no scored token attends to
@@ -39,154 +37,6 @@ it."""
 
 Members = np.ndarray | Mapping[int, int]
 """The size of each group in the whole data set."""
-
-
-@dataclass(slots=True)
-class Chunk:
-    """n sequences of similar length, padded to T tokens, with M scored tokens.
-
-    Attributes:
-        input_ids: [n, T] tokens to feed.
-        predicts: [M] the places in the flattened [n, T] grid of the tokens that come before a scored one. Places, not
-            a mask: indexing by a mask waits for the device, as its result has as many rows as the mask has ones.
-        targets: [M] the scored tokens, in the same order.
-        slots: [M] their places in the flattened [B, K, C] grid.
-        needs_grad: false for chunks into which no gradient flows, such as KTO's mismatched completions.
-        last: [n] the places in the flattened [n, T] grid of the completions' last tokens; only where whole completions
-            are fed.
-        owners: [n] the places of the completions in the flattened [B, K] grid; only where whole completions are fed.
-    """
-
-    input_ids: Tensor
-    predicts: Tensor
-    targets: Tensor
-    slots: Tensor
-    needs_grad: bool = True
-    last: Tensor | None = None
-    owners: Tensor | None = None
-
-
-@dataclass(slots=True)  # not frozen: Lightning's precision plugins rebuild every dataclass that they find in a batch
-class StepSize:
-    """The size of a whole optimizer step: all ranks, all micro-batches. Losses and metrics divide by it.
-
-    Attributes:
-        examples: the sum of the examples' weights: their number, if none has a weight.
-        tokens: for each branch, the sum over its scored tokens of their example's weight.
-        groups: the group of each example; only where examples have scores.
-        scores: the score of each example; only where examples have scores.
-        members: for each example, the size of its group in the whole data set; only where examples have scores.
-        weights: the weight of each example; only where examples have scores, and not all weights are 1.
-        views: the same for each view, where the rows are records that several views read; ``examples`` counts records.
-    """
-
-    examples: float
-    tokens: tuple[float, ...]
-    groups: tuple[int, ...] = ()
-    scores: tuple[float, ...] = ()
-    members: tuple[int, ...] = ()
-    weights: tuple[float, ...] = ()
-    views: tuple[StepSize, ...] = ()
-
-
-@dataclass(slots=True)
-class Batch:
-    """One rank's examples of one micro-batch.
-
-    For a mixture of several views these are records: K is then the largest number of completions of one, and each of
-    ``views`` is a batch of the records' examples in one view, without tokens of its own.
-
-    Attributes:
-        ids: [B] the ids of the examples.
-        mask: [B, K, C] true where branch k of example b has a scored token.
-        group: [B] a number that examples of the same prompt share.
-        step: the size of the whole optimizer step.
-        desirable: [B] bool, or None for views without labels.
-        scores: [B] rewards, or None. Plain Python, because precision plugins would round a tensor to bf16.
-        total_tokens: the number of tokens, prompts included, in all sequences.
-        packs: the same tokens as in ``chunks``, for models that can read packed rows. A pack that continues another one
-            follows it.
-        reference_bits: the bits of float32 log-probs as int32, for the same reason as ``scores``.
-        weight_bits: likewise, see :attr:`weights`.
-        graded_bits: likewise [B, 3], see :attr:`margins` and :attr:`scores_chosen`.
-        pad: makes the chunks.
-        padded: the chunks, once they are made.
-        views: the batches of a mixture's views; empty for losses of one view.
-        places: of such a batch, the places of its completions in the flattened [B, K] of the records.
-    """
-
-    ids: tuple[str, ...]
-    mask: Tensor
-    group: Tensor
-    step: StepSize
-    desirable: Tensor | None = None
-    scores: tuple[float, ...] | None = None
-    total_tokens: int = 0
-    packs: tuple[Pack, ...] = ()
-    reference_bits: Tensor | None = None
-    weight_bits: Tensor | None = None
-    graded_bits: Tensor | None = None
-    pad: Callable[[], tuple[Chunk, ...]] = tuple
-    padded: tuple[Chunk, ...] | None = None
-    views: tuple[Batch, ...] = ()
-    places: Tensor | None = None
-
-    def view(self, number: int) -> Batch:
-        """Return the batch of one of a mixture's views; this batch, if the loss has one view."""
-        return self.views[number] if self.views else self
-
-    @property
-    def reference(self) -> Tensor | None:
-        """[B, K, C] log π_ref of each completion token in float32, if it was computed beforehand."""
-        return _floats(self.reference_bits)
-
-    @property
-    def weights(self) -> Tensor | None:
-        """[B] float32 weights of the examples; None where all are 1.
-
-        ``Objective.per_example`` and ``per_token`` weigh losses by themselves. A loss needs the weights only for a
-        statistic of its own: a mean over examples is ``(weights * values).sum() / weights.sum()``.
-        """
-        return _floats(self.weight_bits)
-
-    @property
-    def margins(self) -> Tensor | None:
-        """[B] float32 by how much each chosen completion is preferred, NaN where unknown; None but for pairs."""
-        return self._graded(0)
-
-    @property
-    def scores_chosen(self) -> Tensor | None:
-        """[B] float32 scores that people gave the chosen completions, NaN where unknown; None but for pairs."""
-        return self._graded(1)
-
-    @property
-    def scores_rejected(self) -> Tensor | None:
-        """[B] float32 scores that people gave the rejected completions, NaN where unknown; None but for pairs."""
-        return self._graded(2)
-
-    def _graded(self, column: int) -> Tensor | None:
-        floats = _floats(self.graded_bits)
-        return None if floats is None else floats[:, column]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def chunks(self) -> tuple[Chunk, ...]:
-        """The batch's sequences with padding. A batch with packs makes them on first use."""
-        if self.padded is None:
-            # The batch may have moved to a device since pad was set.
-            move = partial(on_device, device=self.mask.device)
-            self.padded = tuple(map_tensors(chunk, move) for chunk in self.pad())
-        return self.padded
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Copy the batch to a device."""
-        return map_tensors(self, partial(Tensor.to, device=device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Self:
-        """Copy the batch to pinned memory (called by the data loader)."""
-        return map_tensors(self, Tensor.pin_memory)
 
 
 def collate(
@@ -328,10 +178,6 @@ def _bits(values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
 
 def _weighted(rows: Sequence[Row]) -> bool:
     return any(row.weight != 1 for row in rows)
-
-
-def _floats(bits: Tensor | None) -> Tensor | None:
-    return None if bits is None else bits.view(torch.float32)
 
 
 def _padded(

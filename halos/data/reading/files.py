@@ -32,6 +32,8 @@ CELLS = (".csv", ".tsv", ".xlsx")
 """Kinds of files whose cells are read as texts."""
 PIECE_BYTES = 1 << 23
 """Size of the pieces in which a large file is read."""
+SMALL = 1 << 24
+"""Bytes of a file that is read whole in a moment."""
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<folder>\w[\w./-]*))?(:(?P<split>\w[\w.-]*))?")
 
 
@@ -144,11 +146,28 @@ def check_streamable(path: str | Path) -> None:
     if _data_set_of(path) is not None:
         return
     _reader(file)
-    if _extension(file) == ".json" or (_extension(file) == ".parquet" and file.suffix in OPENERS):
+    if _read_whole(file):
         raise ValueError(
             f"{file}: expected a file that can be read row by row with data.streaming=true (.jsonl, .csv, .tsv, each "
             "also compressed, .parquet or .xlsx); this kind is read whole"
         )
+
+
+def reads_at_once(path: str | Path) -> bool:
+    """Return whether the first rows of a path can be read in a moment: they are a file's that is not read whole.
+
+    Raises:
+        ValueError: there is no such file, or its kind is unknown.
+    """
+    file = Path(path)
+    if _data_set_of(path) is not None:
+        return False
+    _reader(file)
+    return not _read_whole(file) or file.stat().st_size < SMALL
+
+
+def _read_whole(file: Path) -> bool:
+    return _extension(file) == ".json" or (_extension(file) == ".parquet" and file.suffix in OPENERS)
 
 
 def edges_key(path: str | Path) -> str:

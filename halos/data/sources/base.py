@@ -63,6 +63,9 @@ class Source(ABC):
         """
         raise ValueError(f"loss.data: expected data=mix, whose sources have names, found {part} with data={self.name}")
 
+    def check_first_rows(self) -> None:  # noqa: B027 (most sources have nothing to check)
+        """Raise ``ValueError`` for files that cannot be read, or whose first rows are malformed."""
+
     def check_stream(self) -> None:  # noqa: B027 (most sources have nothing to check)
         """Raise ``ValueError`` if :meth:`stream` has to read the whole data set first."""
 

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,16 @@ import numpy as np
 
 from halos.checks import check_mapping, check_whole
 from halos.data.reading.fields import RawRow
-from halos.data.reading.files import Piece, check_streamable, content_key, edges_key, expand, pieces, read_piece
+from halos.data.reading.files import (
+    Piece,
+    check_streamable,
+    content_key,
+    edges_key,
+    expand,
+    pieces,
+    read_piece,
+    reads_at_once,
+)
 from halos.data.reading.json_files import Located, MalformedRow
 from halos.data.reading.lines import ReadingLimits
 from halos.data.records.record import Record, prompt_characters
@@ -30,6 +39,10 @@ Files = str | Path | Sequence[str | Path]
 """One file, pattern, folder or hub id (see :class:`halos.data.reading.files.Piece`), or several."""
 Columns = Mapping[str, str | None] | None
 """Maps the name of a key that a format expects to its name in the files; None keeps the expected name."""
+
+
+FIRST_ROWS = 100
+"""Rows of each file that are read before a run imports torch, which takes seconds."""
 
 
 class FileSource(Source):
@@ -132,6 +145,19 @@ class FileSource(Source):
     def files(self) -> Iterator[str | Path]:
         """Yield the files, folders and hub ids of training data."""
         return chain.from_iterable(map(expand, self._train_files))
+
+    def check_first_rows(self) -> None:
+        for file in chain.from_iterable(map(expand, (*self._train_files, *self._val_files))):
+            if not reads_at_once(file):
+                continue
+            origin = Origin()
+            first = islice(self.rows(Piece(file, expansion=self.reading.max_expansion)), FIRST_ROWS)
+            rows = _counted(first, origin)
+            # Rows that belong together have a meaning only if all of them are there.
+            for _ in _added(self.adapted(rows), origin, self.reading) if self.rows_alone else rows:
+                pass
+            if not origin.rows:
+                self.check_origin(str(file), origin)
 
     def check_stream(self) -> None:
         for file in self.files():

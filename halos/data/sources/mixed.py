@@ -83,6 +83,10 @@ class MixedSource(Source):
             raise ValueError(f"loss.data: expected the name of a source in data.mix ({names}), found {part}")
         return np.concatenate(self._names[part])
 
+    def check_first_rows(self) -> None:
+        for _, source in self._opened():
+            source.check_first_rows()
+
     def check_stream(self) -> None:
         raise ValueError("data.streaming: expected one source, found data=mix, whose shares need the number of records")
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from halos.data.batches.collate import Batch, collate, step_size
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import collate, step_size
 from halos.data.batches.loader import ResumableLoader
 from halos.data.batches.order import Division
 from halos.data.rows.chat_tokens import ChatTokens

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 
 from halos.checks import check_whole
 from halos.data.module import PreferenceDataModule
-from halos.data.rows.token_rows import Row
+from halos.data.rows.chosen import ChosenRows
 from halos.data.sources.base import Source
 from halos.data.sources.file_source import Files
 from halos.data.streaming.batches import StreamBatches, StreamLoader
@@ -81,7 +81,7 @@ class StreamingDataModule(PreferenceDataModule):
         """Tokens that the steps so far have read, on all ranks."""
         return self._used()["tokens"]
 
-    def scored_rows(self) -> list[Row]:
+    def scored_rows(self) -> ChosenRows:
         """Raises ``ValueError``: the rows are not known before training."""
         raise ValueError(
             "model.reference: expected a reference that is not computed beforehand with data.streaming=true, found "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from halos.data.batches.collate import Batch, Chunk
+from halos.data.batches.batch import Batch, Chunk
 from halos.data.batches.packing import Pack
 from halos.policy.logprobs.head import HeadOptions, Scored, forward_scored, run
 from halos.policy.logprobs.packed import can_pack, check_packing, pack_logprobs

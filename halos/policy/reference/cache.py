@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from halos.caches import PRIVATE, Refused, Seals
-from halos.data.batches.reference_table import KEY_BYTES
+from halos.data.batches.reference_table import KEY_BYTES, Entries
 from halos.files import atomic_file
 from halos.policy.adapters import effective_state
 from halos.processes.collectives import full_tensor
@@ -69,22 +69,22 @@ class ReferenceCache:
         self.root, self.model, self.seals = folder, model, seals
         self.folder = folder / "reference" / model[:32]
 
-    def read(self) -> dict[bytes, Tensor]:
+    def read(self) -> Entries:
         """Return all entries of parts that may be used.
 
         In a private cache, a part of this user's that is damaged or of another model is removed with a warning.
         """
-        entries: dict[bytes, Tensor] = {}
+        parts: list[Entries] = []
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
-                entries |= self.read_part(path)
+                parts.append(self.read_part(path))
             except (ValueError, KeyError, OSError, SafetensorError) as error:
                 level = logging.WARNING if self.seals.private else logging.INFO
                 log.log(level, "cached reference log-probs in %s are refused and computed again: %s", path, error)
                 with suppress(OSError):  # in a folder that is read-only here it is refused at each start
                     if self.seals.private and not isinstance(error, Refused) and path.stat().st_uid == os.geteuid():
                         path.unlink()
-        return entries
+        return Entries.joined(parts)
 
     def write(self, entries: Mapping[bytes, Tensor]) -> Path | None:
         """Add a part with these entries. Returns its file, or None with a warning if it could not be written."""
@@ -108,7 +108,7 @@ class ReferenceCache:
             return None
         return path
 
-    def read_part(self, path: Path) -> dict[bytes, Tensor]:
+    def read_part(self, path: Path) -> Entries:
         """Return the entries of a part, memory-mapped: the system reads and drops the file's pages as it needs.
 
         Raises:
@@ -123,9 +123,9 @@ class ReferenceCache:
             tensors = {name: file.get_tensor(name) for name in ("keys", "lengths")}
         tensors["logprobs"] = _mapped(path, "logprobs")
         self.seals.check(metadata.get("checksum"), self._sealed_text(tensors))
-        keys = tensors["keys"].numpy().tobytes()
-        entries = tensors["logprobs"].split(tensors["lengths"].tolist())
-        return {keys[n * KEY_BYTES : (n + 1) * KEY_BYTES]: entry for n, entry in enumerate(entries)}
+        if int(tensors["lengths"].sum()) != len(tensors["logprobs"]):
+            raise ValueError("its lengths are not those of its log-probs")
+        return Entries.of(tensors["keys"].numpy(), tensors["lengths"].numpy(), tensors["logprobs"])
 
     def _sealed_text(self, tensors: Mapping[str, Tensor]) -> str:
         return f"{FORMAT} {self.model} {_checksum(tensors)}"

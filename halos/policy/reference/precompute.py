@@ -1,7 +1,8 @@
 """Compute the reference's log-probs once, before training.
 
-1. List the completions of all rows, each once, and drop those that the cache has.
-2. Divide the rest into forwards of up to :data:`TOKENS` tokens, and deal these out to the ranks.
+1. Find the completions of all rows in the cache.
+2. Of :data:`BLOCK` rows after the other, list the completions that are missing, each once. Divide them into forwards of
+   up to :data:`TOKENS` tokens, and deal these out to the ranks.
 3. Each rank computes its forwards, and saves its results to the cache about once a minute.
 4. All ranks exchange their results. Rank 0 writes them as one part of the cache, which replaces the interim parts.
 """
@@ -9,18 +10,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from halos.caches import PRIVATE, Seals
-from halos.data.batches.collate import Batch, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import collate
 from halos.data.batches.packing import divide
-from halos.data.batches.reference_table import ReferenceTable, completions
+from halos.data.batches.reference_table import KEY_BYTES, Entries, Packed, ReferenceTable, completions, keys_of
 from halos.data.rows.token_rows import Row
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.head import evaluating
@@ -29,6 +31,8 @@ from halos.policy.reference.cache import ReferenceCache, model_key
 from halos.processes import signals
 from halos.processes.collectives import all_gather_list, all_max, data_rank_and_world, from_rank_zero, rank_and_world
 
+BLOCK = 1 << 14
+"""Rows whose token ids are in memory at a time: a token takes some 36 bytes as a number of Python's."""
 TOKENS = 4096
 """Tokens in one forward. A longer row has a forward of its own."""
 KEEP_SECONDS = 60.0
@@ -39,15 +43,13 @@ ROWS_PER_CHUNK = 16
 Work = list[tuple[bytes, Row]]
 """The completions of one forward: the cache key of each, and a row with its prompt and this completion alone."""
 Track = Callable[[Sequence[Work]], Iterable[Work]]
-Entries = list[tuple[bytes, Tensor]]
-Packed = tuple[list[bytes], list[int], NDArray[np.float32]]
-"""Keys, lengths, and all values in one array. Ranks exchange entries by pickle, and a pickled tensor brings along its
-whole storage, which is a whole part of the cache for an entry that was read from there."""
+Scored = list[tuple[bytes, Tensor]]
+"""The key and the log-probs of completions."""
 
 
 def reference_table(
     backbone: Backbone,
-    rows: Iterable[Row],
+    rows: Collection[Row],
     *,
     folder: Path,
     seals: Seals = PRIVATE,
@@ -74,16 +76,26 @@ def reference_table(
     """
     start = time.perf_counter()
     cache = ReferenceCache(folder, model_key(backbone.policy, precision), seals)
-    wanted = completions(rows)
-    single_process = rank_and_world()[1] == 1
-    known = _known(cache, wanted, single_process)
+    entries, computed = _known(cache, keys_of(rows)), 0
+    layout = {"packing": packing, "share_prompts": share_prompts}
+    remaining = iter(rows)
+    while block := list(islice(remaining, BLOCK)):
+        if missing := list(completions(block, entries).items()):
+            found = _compute_all(backbone, cache, missing, track, **layout)
+            entries, computed = Entries.joined([entries, found]), computed + len(found)
+    return ReferenceTable(entries, computed=computed), time.perf_counter() - start
+
+
+def _compute_all(
+    backbone: Backbone, cache: ReferenceCache, missing: Work, track: Track, *, packing: bool, share_prompts: bool
+) -> Entries:
+    """Compute the log-probs of these completions on all ranks, and write them to the cache."""
     # completions() sorts by prompt length: the rows of a forward need little padding. Packs need none, and in the order
     # of prompts, those that continue each other are computed once. Both orders depend on the rows alone: all ranks
     # derive the same batches without exchanging any.
-    missing = [(key, row) for key, row in wanted.items() if key not in known]
     shared = packing and share_prompts
     # A sharded model's weights are gathered within its own forward alone, so that it cannot be tried out here.
-    if shared and missing and not backbone.sharded and can_pack(backbone.policy):
+    if shared and not backbone.sharded and can_pack(backbone.policy):
         missing.sort(key=lambda item: (item[1].prompt, item[1].branches))
     batches = list(_batches(missing, share_prompts=shared))
     interim = _InterimParts(cache)
@@ -95,38 +107,37 @@ def reference_table(
         return collate([row for _, row in work], chunks=chunks, packing=packing, share_prompts=share_prompts)
 
     own = _compute(backbone, batches, interim, collated, track)
-    computed: dict[bytes, Tensor] = {}
-    for packed in all_gather_list([_pack(dict(own))]):
-        computed |= _unpack(packed)
-    if computed:
-        part = from_rank_zero(lambda: cache.write(computed))
-        interim.replace_by(part)
-        if part is not None and single_process:
-            computed = cache.read_part(part)  # the same numbers, memory-mapped instead of in this process's memory
-    return ReferenceTable(known | computed, computed=len(computed)), time.perf_counter() - start
+    # Ranks exchange entries by pickle, and a pickled tensor would bring along its whole storage.
+    found = Entries.joined(Entries.of(*packed) for packed in all_gather_list([_pack(own)]))
+    part = from_rank_zero(lambda: cache.write(found))
+    interim.replace_by(part)
+    # The same numbers, memory-mapped instead of in this process's memory.
+    return cache.read_part(part) if part is not None and _alone() else found
 
 
-def _known(cache: ReferenceCache, wanted: Collection[bytes], alone: bool) -> dict[bytes, Tensor]:
+def _alone() -> bool:
+    return rank_and_world()[1] == 1
+
+
+def _known(cache: ReferenceCache, wanted: Iterable[bytes]) -> Entries:
     """Return the cache's entries among the wanted ones: memory-mapped for a single process, else sent by rank 0.
 
     Rank 0 alone reads, so that the ranks agree on what is missing even where their file systems differ.
     """
-
-    def read() -> dict[bytes, Tensor]:
-        return {key: values for key, values in cache.read().items() if key in wanted}
-
-    return read() if alone else _unpack(from_rank_zero(lambda: _pack(read())))
+    if _alone():
+        return cache.read().only(wanted)
+    return Entries.of(*from_rank_zero(lambda: cache.read().only(wanted).packed()))
 
 
 def _batches(items: Work, *, share_prompts: bool) -> Iterator[Work]:
     """Divide completions, in order, into forwards of up to :data:`TOKENS` tokens; a longer one has its own forward."""
-    for part in divide([row for _, row in items], TOKENS, share_prompts=share_prompts) if items else ():
+    for part in divide([row for _, row in items], TOKENS, share_prompts=share_prompts):
         yield items[part]
 
 
 def _compute(
     backbone: Backbone, batches: Sequence[Work], interim: _InterimParts, collated: Callable[[Work], Batch], track: Track
-) -> Entries:
+) -> Scored:
     """Compute this rank's share of the batches and return its entries."""
     rank, world = data_rank_and_world()
     # Dealt out like cards: neighbours in the order cost about the same, so the ranks finish at about the same time.
@@ -134,7 +145,7 @@ def _compute(
     rounds = len(batches[::world])  # the share of rank 0, which is the largest
     if backbone.sharded and len(share) < rounds:
         share.append(batches[0])  # any batch: the forward is needed, its result is a duplicate
-    own: Entries = []
+    own: Scored = []
     tracked = iter(track(share))
     # A signal must not end one rank while the others wait for it in a collective. It is noted, and all ranks compare
     # notes after each round, which is why each rank runs the same number of rounds, with or without work.
@@ -151,7 +162,7 @@ def _compute(
     return own
 
 
-def _score(backbone: Backbone, work: Work, batch: Batch) -> Entries:
+def _score(backbone: Backbone, work: Work, batch: Batch) -> Scored:
     tokens = backbone.logprobs(batch.to(backbone.device)).tokens[:, 0].float().cpu()
     # Copies: a slice would keep the whole padded grid in memory.
     return [(key, tokens[n, : len(row.scored(0))].clone()) for n, (key, row) in enumerate(work)]
@@ -166,7 +177,7 @@ class _InterimParts:
         self.count = 0
         """Entries that have been written."""
 
-    def save(self, entries: Entries, *, now: bool = False) -> None:
+    def save(self, entries: Scored, *, now: bool = False) -> None:
         """Write the entries that are new since the last write, if that was long enough ago or ``now`` is set."""
         is_due = now or time.perf_counter() - self.written_at >= KEEP_SECONDS
         if len(entries) == self.count or not is_due:
@@ -183,11 +194,8 @@ class _InterimParts:
                 part.unlink(missing_ok=True)
 
 
-def _pack(entries: Mapping[bytes, Tensor]) -> Packed:
-    values = [entry.numpy() for entry in entries.values()]
-    return list(entries), [len(entry) for entry in values], np.concatenate(values) if values else np.zeros(0, "f4")
-
-
-def _unpack(packed: Packed) -> dict[bytes, Tensor]:
-    keys, lengths, values = packed
-    return dict(zip(keys, torch.from_numpy(values).split(lengths), strict=True)) if keys else {}
+def _pack(scored: Scored) -> Packed:
+    keys = np.frombuffer(b"".join(key for key, _ in scored), np.uint8).reshape(-1, KEY_BYTES)
+    values = [entry.numpy() for _, entry in scored]
+    lengths = np.array([len(entry) for entry in values], np.int64)
+    return keys, lengths, np.concatenate(values) if values else np.zeros(0, np.float32)

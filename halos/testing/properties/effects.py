@@ -134,7 +134,7 @@ def _nudged(value: float) -> list[float]:
 def _fingerprint(make: Make, rows: Sequence[Row], **changed: float) -> str | None:
     # None if the constructor refuses the value.
     try:
-        objective = make_objective(make, moved=False, **changed)
+        objective = make_objective(make, moved=False, dtype=torch.float64, **changed)
     except ValueError:
         return None
     inputs = [make_inputs(objective, rows, at_reference=at_reference) for at_reference in (False, True)]

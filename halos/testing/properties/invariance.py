@@ -8,7 +8,8 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from halos.data.batches.collate import StepSize, collate, step_size
+from halos.data.batches.batch import StepSize
+from halos.data.batches.collate import collate, step_size
 from halos.data.rows.token_rows import Row
 from halos.testing.examples import Make, Result, evaluate, loss_of, make_inputs, make_objective, mapped
 from halos.testing.promises import NotApplicable, agree, agree_on_gradients, agree_on_means, promise

@@ -143,5 +143,5 @@ def precision(make: Make, rows: Sequence[Row]) -> None:
             if double is not None and low is not None:
                 double.tokens = low.tokens.detach().double()
         expected = loss_of(objective.compute(exact.batch, exact.policy, exact.reference))
-        actual = loss_of(make_objective(make).to(dtype).compute(rounded.batch, rounded.policy, rounded.reference))
+        actual = loss_of(make_objective(make, dtype=dtype).compute(rounded.batch, rounded.policy, rounded.reference))
         agree(f"loss from {dtype} log-probs", expected.detach(), actual.detach(), tolerance=tolerance)

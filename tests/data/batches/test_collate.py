@@ -9,7 +9,8 @@ import pytest
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision
 
-from halos.data.batches.collate import PAD, Batches, StepSize, collate, step_size
+from halos.data.batches.batch import StepSize
+from halos.data.batches.collate import PAD, Batches, collate, step_size
 from halos.data.batches.order import MicroBatch
 from halos.data.rows.token_rows import Row
 from tests import tiny

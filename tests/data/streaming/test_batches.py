@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from halos.data.batches.collate import Batch, collate, step_size
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import collate, step_size
 from halos.data.batches.order import Division
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.tokenise import make_rows

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from halos.data.batches import collate as batches
-from halos.data.batches.collate import Batch, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import collate
 from halos.data.rows.token_rows import Row
 from halos.policy.logprobs.completions import LogProbs, completion_logprobs
 from halos.policy.logprobs.head import HeadOptions

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos import objectives
 from halos.data.batches import packing, prefix_tree
-from halos.data.batches.collate import Batch, collate, step_size
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import collate, step_size
 from halos.data.rows.token_rows import Row
 from halos.objectives import DPO, KTO, PPO, Objective
 from halos.policy.backbone import Backbone

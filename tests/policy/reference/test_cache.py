@@ -5,6 +5,7 @@ import logging
 import os
 import stat
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ ENTRIES = {bytes([n] * 16): torch.linspace(-3, -1, n + 1) for n in range(5)}
 MODEL = "a" * 64
 
 
-def same(left: dict[bytes, Tensor], right: dict[bytes, Tensor]) -> bool:
+def same(left: Mapping[bytes, Tensor], right: Mapping[bytes, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
