@@ -27,7 +27,7 @@ LAYERS = (
     "testing judges reporting",
     "theory",
     "training evaluation pytest_plugin",
-    "comparison gpu_check",
+    "comparison estimation gpu_check",
     "commands",
     "cli",
 )

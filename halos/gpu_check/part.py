@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 Numbers = Mapping[str, float | str]
@@ -30,6 +31,11 @@ class Setting:
     def on_gpu(self) -> bool:
         return self.device == "cuda"
 
+    @property
+    def patience(self) -> float:
+        """By how much the parts' time limits are multiplied: a CPU may take longer, most of all to compile."""
+        return 1.0 if self.on_gpu else 3.0
+
 
 class Skipped(Exception):
     """A part does not apply to this machine, for the reason that the message says."""
@@ -43,7 +49,7 @@ class Part:
         name: in the report.
         check: does the work. It returns what it measured, and raises :class:`Skipped`, or any error if something is
             wrong.
-        limit: seconds after which it is stopped.
+        limit: seconds on a GPU after which it is stopped.
         look_at: what to read or try where it fails.
     """
 
@@ -51,6 +57,12 @@ class Part:
     check: Callable[[Setting], Numbers]
     limit: float
     look_at: str
+
+    @property
+    def about(self) -> str:
+        """What it checks: the first line of the check's docstring."""
+        check = self.check.func if isinstance(self.check, partial) else self.check
+        return (check.__doc__ or "").partition("\n")[0]
 
 
 def expect(condition: bool, expected: str, found: object) -> None:

@@ -58,9 +58,9 @@ def as_markdown(outcomes: Sequence[Outcome], about: Mapping[str, str]) -> str:
         "",
         ", ".join(f"{count} {state}" for state, count in counts.items()) + ".",
         "",
-        "| part | state | seconds | measured, or why not |",
-        "|---|---|---|---|",
-        *(f"| {o.name} | {o.state} | {o.seconds:.1f} | {_cell(o)} |" for o in outcomes),
+        "| part | checks | state | seconds | measured, or why not |",
+        "|---|---|---|---|---|",
+        *(f"| {o.name} | {o.about} | {o.state} | {o.seconds:.1f} | {_cell(o)} |" for o in outcomes),
     ]
     for outcome in (outcome for outcome in outcomes if outcome.wrong):
         lines += ["", f"## {outcome.name}", "", f"{_one_line(outcome.reason)}", "", f"Look at: {outcome.look_at}."]

@@ -34,6 +34,7 @@ class Outcome:
         seconds: that it took.
         numbers: what it measured.
         reason: why it was skipped, or what is wrong.
+        about: what it checks.
         look_at: what to read or try where something is wrong.
         trace: the traceback of an error.
     """
@@ -43,6 +44,7 @@ class Outcome:
     seconds: float = 0.0
     numbers: Numbers = field(default_factory=dict)
     reason: str = ""
+    about: str = ""
     look_at: str = ""
     trace: str = ""
 
@@ -57,31 +59,35 @@ def run_parts(parts: Sequence[Part], setting: Setting, *, limit: float) -> Itera
     Args:
         parts: in their order.
         setting: what they are called with.
-        limit: seconds for all of them; those that would begin later are skipped.
+        limit: seconds for all of them. Those that would begin later are skipped, and so is the one that runs then.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     begin = time.monotonic()
+    over = f"the time limit of {limit:g} s for all parts is over; set minutes to more"
     for part in parts:
         left = limit - (time.monotonic() - begin)
         if left <= 0:
-            yield Outcome(name=part.name, state=SKIPPED, reason=f"the time limit of {limit:g} s for all parts is over")
+            yield Outcome(name=part.name, about=part.about, state=SKIPPED, reason=over)
             continue
         file = setting.folder / "outcome.json"
         file.unlink(missing_ok=True)
         process = context.Process(target=_run, args=(part, setting, file))
         process.start()  # the first one waits for the imports, which are no part's time
-        started, allowed = time.monotonic(), min(part.limit, left)
+        own_limit = setting.patience * part.limit
+        started, allowed = time.monotonic(), min(own_limit, left)
         process.join(allowed)
         seconds, stopped = time.monotonic() - started, process.is_alive()
         _end(process)
-        if stopped:
-            result: dict[str, Any] = {"state": STOPPED, "reason": f"it had not ended after {allowed:.0f} s"}
+        if stopped and allowed < own_limit:  # it may well have passed
+            result: dict[str, Any] = {"state": SKIPPED, "reason": over}
+        elif stopped:
+            result = {"state": STOPPED, "reason": f"it had not ended after {allowed:.0f} s"}
         elif file.exists():
             result = json.loads(file.read_text(encoding="utf-8"))
         else:
             result = {"state": FAILED, "reason": f"its process ended with exit code {process.exitcode}"}
-        yield Outcome(name=part.name, seconds=round(seconds, 2), look_at=part.look_at, **result)
+        yield Outcome(name=part.name, about=part.about, seconds=round(seconds, 2), look_at=part.look_at, **result)
 
 
 def _run(part: Part, setting: Setting, file: Path) -> None:

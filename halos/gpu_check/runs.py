@@ -29,15 +29,16 @@ RESUMED = {"cpu": 0.0, "cuda": 1e-4}
 """The same between a run that was stopped and one that was not. On a GPU sums have no fixed order."""
 
 
-def command(setting: Setting, name: str, *words: str, devices: int = 1) -> list[str]:
-    """The words of a training run, whose outputs are in ``folder/name``."""
+def command(setting: Setting, name: str, *words: str, devices: int = 1, readers: int | None = None) -> list[str]:
+    """The words of a training run, whose outputs are in ``folder/name``; ``readers``: devices that read own data."""
     accelerator = "cuda" if setting.on_gpu else "cpu"
     where = (f"output_dir={setting.folder / name}", f"cache_dir={setting.folder / 'cache'}")
-    size = (f"trainer.accelerator={accelerator}", f"trainer.devices={devices}", f"data.batch_size={BATCH // devices}")
+    batch_size = BATCH // (readers or devices)
+    size = (f"trainer.accelerator={accelerator}", f"trainer.devices={devices}", f"data.batch_size={batch_size}")
     return [sys.executable, "-m", "halos.cli", "train", *QUICK, *where, *size, *words]
 
 
-def losses(setting: Setting, name: str, *words: str, devices: int = 1) -> list[float]:
+def losses(setting: Setting, name: str, *words: str, devices: int = 1, readers: int | None = None) -> list[float]:
     """The losses of a run's steps; a run that has finished is read only.
 
     Raises:
@@ -45,7 +46,7 @@ def losses(setting: Setting, name: str, *words: str, devices: int = 1) -> list[f
     """
     summary = setting.folder / name / "summary.json"
     if not summary.exists():
-        _run(command(setting, name, *words, devices=devices))
+        _run(command(setting, name, *words, devices=devices, readers=readers))
     return [float(loss) for loss in json.loads(summary.read_text(encoding="utf-8"))["train_loss"]]
 
 
@@ -88,14 +89,21 @@ def compiled(setting: Setting) -> Numbers:
     return {"largest relative difference of a loss": _agree(_plain(setting), fast, AGREEMENT)}
 
 
-def strategy(setting: Setting, words: tuple[str, ...], *, least: int = 2) -> Numbers:
-    """Train on several devices (on a CPU, processes): the same losses as on one."""
+def strategy(setting: Setting, words: tuple[str, ...], *, least: int = 2, group: int = 1) -> Numbers:
+    """Train on several devices (on a CPU, processes): the same losses as on one.
+
+    Args:
+        setting: where it runs.
+        words: of the command line.
+        least: devices that it needs.
+        group: devices that read the same data.
+    """
     devices = least if not setting.on_gpu else setting.devices - setting.devices % least
     if devices < least:
         raise Skipped(f"it needs {least} GPUs, found {setting.devices}")
     devices = max(n for n in range(least, devices + 1, least) if BATCH % n == 0)
     name = "-".join(word.partition("=")[2] for word in words)
-    several = losses(setting, f"several-{name}", "model.dropout=0", *words, devices=devices)
+    several = losses(setting, f"several-{name}", "model.dropout=0", *words, devices=devices, readers=devices // group)
     return {"devices": devices, "largest relative difference of a loss": _agree(_plain(setting), several, AGREEMENT)}
 
 
@@ -103,7 +111,7 @@ ddp = partial(strategy, words=("strategy=ddp",))
 fsdp = partial(strategy, words=("strategy=fsdp",))
 hsdp = partial(strategy, words=("strategy=fsdp", "strategy.trainer.replicas=2"), least=2)
 offload = partial(strategy, words=("strategy=fsdp", "strategy.trainer.cpu_offload=true"))
-tensor_parallel = partial(strategy, words=("strategy=fsdp_tp", "strategy.tensor_parallel_size=2"))
+tensor_parallel = partial(strategy, words=("strategy=fsdp_tp", "strategy.tensor_parallel_size=2"), group=2)
 
 
 def resumed(setting: Setting) -> Numbers:

@@ -22,7 +22,7 @@ from halos.loop.steps import Steps
 from halos.objectives import DPO
 from halos.policy.backbone import Backbone
 from halos.policy.logprobs.flex import attend_by_flex
-from halos.training.cost import Example, Setting as Cost, Shape, operations
+from halos.training.cost import forward_operations
 from halos.training.gpus import gpu_named
 
 ROUNDS = 5
@@ -159,9 +159,8 @@ def _rates(setting: Setting, policy: Any, seconds: float) -> Numbers:
     """Rates by the tokens and operations that DPO needs, each prompt computed once, whatever was computed."""
     examples = _examples(setting)
     tokens = sum(len(row.prompt) + sum(map(len, row.branches)) for row in examples)
-    example = Example(trained=tokens / len(examples), read=0, length=tokens / 2 / len(examples))
-    cost = Cost(precision="bf16-mixed", live_reference=True)
-    needed = len(examples) * operations(Shape.of(policy), example, cost, reference=True, epochs=1)
+    # The policy's backward pass takes as many as two forward passes, and the reference has a forward pass.
+    needed = 4 * forward_operations(policy, tokens, tokens / 2 / len(examples))
     numbers: dict[str, float | str] = {"seconds a step": seconds, "needed tokens a second": tokens / seconds}
     if setting.on_gpu:
         name = torch.cuda.get_device_name()

@@ -7,23 +7,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class GPU:
-    """Memory in GiB, and peak rates in 10¹² operations per second: in bfloat16 (dense, tensor cores) and in float32."""
+    """Memory and peak rates of a GPU.
+
+    Attributes:
+        gib: memory in GiB.
+        bfloat16: 10¹² operations per second in bfloat16 (tensor cores, dense).
+        float32: the same in float32.
+        bandwidth: 10⁹ bytes per second between the memory and the cores.
+    """
 
     gib: int
     bfloat16: float
     float32: float
+    bandwidth: float
 
 
 GPUS = {
-    "a10": GPU(24, 125, 31.2),
-    "a100-40gb": GPU(40, 312, 19.5),
-    "a100-80gb": GPU(80, 312, 19.5),
-    "h100": GPU(80, 989, 67),
-    "h200": GPU(141, 989, 67),
-    "l40s": GPU(48, 362, 91.6),
-    "rtx4090": GPU(24, 165, 82.6),
+    "a10": GPU(24, 125, 31.2, 600),
+    "a100-40gb": GPU(40, 312, 19.5, 1555),
+    "a100-80gb": GPU(80, 312, 19.5, 2039),
+    "h100": GPU(80, 989, 67, 3350),
+    "h200": GPU(141, 989, 67, 4800),
+    "l40s": GPU(48, 362, 91.6, 864),
+    "rtx4090": GPU(24, 165, 82.6, 1008),
 }
-"""As in NVIDIA's data sheets (from memory)."""
+"""As in NVIDIA's data sheets, of SXM where there are several.
+
+The rates of A100 and H100 were checked against pages that cite the sheets, the others are from memory.
+"""
 
 
 def gpu_named(device: str) -> GPU | None:

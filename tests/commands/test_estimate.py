@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import MistralConfig
+from transformers import LlamaConfig, MistralConfig
 
-from halos.commands.estimate import estimate
-from halos.training.cost import GIB
+from halos.commands.estimate import GIB, estimate
 from tests import tiny
 from tests.configs import compose
 from tests.test_cli import call
@@ -48,24 +48,58 @@ print("measured", measured, found["total"])
 """
 
 
-def mistral(folder: Path) -> Path:
-    MistralConfig().save_pretrained(folder)  # those of the 7B model
+def mistral(folder: Path, **sizes: Any) -> Path:
+    MistralConfig(**sizes).save_pretrained(folder)  # the others are those of the 7B model
     return folder
 
 
 def test_a_seven_billion_model_without_its_weights(tmp_path: Path) -> None:
-    words = ("experiment=zephyr_kto", f"model.path={mistral(tmp_path / 'm')}")
-    found = estimate(compose(*words, "estimate.examples=100000", "estimate.gpu=h100"))
-    weights = 7_241_732_096  # as the model's card has it
-    assert found["memory"]["weights"] == found["memory"]["gradients"] == weights * 4 / 8
-    assert found["memory"]["optimizer"] == weights * 8 / 8
+    few = {"num_hidden_layers": 2, "max_position_embeddings": 2048}
+    words = ("experiment=zephyr_kto", f"model.path={mistral(tmp_path / 'm', **few)}", "estimate.gpu=h100")
+    found = estimate(compose(*words, "estimate.examples=100000"))
+    layer = 4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336 + 2 * 4096
+    weights = 2 * 32000 * 4096 + 4096 + 2 * layer  # with 32 layers 7,241,732,096, as the model's card has it
+    assert weights + 30 * layer == 7_241_732_096
+    # Buffers, of a few bytes for each position, are not divided.
+    assert found["memory"]["weights"] == pytest.approx(weights * 4 / 8, rel=1e-5)
+    assert found["memory"]["optimizer"] == pytest.approx(weights * 8 / 8, rel=1e-5)
     assert found["fits"] == (found["total"] < 80 * GIB)
-    assert found["hours"] == pytest.approx(100_000 * found["operations"] / (8 * 0.4 * 989e12) / 3600)
-    assert estimate(compose(*words))["hours"] is None
-    steps = estimate(compose(*words, "trainer.max_steps=10", "estimate.gpu=h100"))
-    assert steps["hours"] == pytest.approx(found["hours"] * 320 / 100_000)
+    # 32 examples a step; the reference pass has about a fifth of the operations of a step with checkpoints.
+    steps = 100_000 / 32
+    assert found["hours"] * 3600 > steps * found["step_seconds"]
+    assert found["hours"] * 3600 == pytest.approx(steps * found["step_seconds"] * 1.25, rel=0.1)
+    rate = found["operations"] / found["step_seconds"]
+    assert 0.3 * 989e12 < rate < 0.6 * 989e12  # below estimate.utilisation, as memory takes time too
+
+
+@pytest.mark.slow
+def test_words_of_an_estimate(tmp_path: Path) -> None:
+    words = ("experiment=zephyr_kto", f"model.path={mistral(tmp_path / 'm', num_hidden_layers=2)}")
+    lengths = ("estimate.prompt_tokens=100", "estimate.completion_tokens=100")
+    longest, average = estimate(compose(*words)), estimate(compose(*words, *lengths))
+    assert longest["memory"] == average["memory"]
+    assert longest["step_seconds"] > 2 * average["step_seconds"]
+    assert longest["hours"] is None
+    ten = estimate(compose(*words, "trainer.max_steps=10", *lengths))
+    twenty = estimate(compose(*words, "trainer.max_steps=20", *lengths))
+    assert twenty["hours"] == pytest.approx(2 * ten["hours"])
     alone = estimate(compose(*words, "strategy=auto", "trainer.devices=1"))
-    assert not alone["fits"]
+    assert alone["memory"]["weights"] == pytest.approx(8 * longest["memory"]["weights"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_seventy_billion_weights_with_adapters_are_traced_within_a_minute(tmp_path: Path) -> None:
+    heads = {"num_attention_heads": 64, "num_key_value_heads": 8}
+    sizes: dict[str, Any] = heads | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
+    LlamaConfig(vocab_size=128256, **sizes).save_pretrained(tmp_path)
+    words = ["model=hf", f"model.path={tmp_path}", "model.lora.enabled=true", "model.gradient_checkpointing=true"]
+    words += ["strategy=fsdp", "trainer.devices=8", "precision=bf16-true", "data.max_length=1024"]
+    begin = time.process_time()
+    found = estimate(compose(*words, "loss=dpo", "data.batch_size=4", "estimate.gpu=h100"))
+    assert time.process_time() - begin < 60
+    # 70.55·10⁹ weights in two bytes, over eight devices, and the adapters.
+    assert found["memory"]["weights"] == pytest.approx(2 * 70.55e9 / 8, rel=0.01)
+    assert found["fits"]
 
 
 def test_what_cannot_be_estimated_is_refused(tmp_path: Path) -> None:
@@ -73,7 +107,6 @@ def test_what_cannot_be_estimated_is_refused(tmp_path: Path) -> None:
         ("estimate.gpu=tpu", "estimate.gpu: expected one of a10, .*; found 'tpu'"),
         ("estimate.utilisation=2", "estimate.utilisation: expected a share"),
         ("estimate.prompt_tokens=97", "within data.max_length=96, found 97 and -1"),
-        ("model.lora.enabled=true", "expected model.lora.enabled=false"),
         ("trainer.devices=auto", "trainer.devices: expected a number for an estimate, found 'auto'"),
         ("strategy=deepspeed", "strategy of an estimate: expected one of auto, ddp, fsdp; found 'deepspeed'"),
         ("strategy=fsdp_tp", "strategy of an estimate: expected one of auto, ddp, fsdp; found 'fsdp_tp'"),
@@ -114,4 +147,4 @@ def test_the_peak_of_a_small_run(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     measured, expected = map(float, done.stdout.splitlines()[-1].split()[1:])
-    assert expected == pytest.approx(measured, rel=0.25), (expected / 2**20, measured / 2**20)
+    assert expected == pytest.approx(measured, rel=0.1), (expected / 2**20, measured / 2**20)

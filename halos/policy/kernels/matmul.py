@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halos.policy.kernels.device_types import device_type
+
 MAX_KERNELS = 32
 """Products for which oneDNN keeps code: more than one decoder layer has; the next layer uses them again."""
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # oneDNN's, and PyTorch's in front of it
@@ -45,7 +47,7 @@ def onednn_is_faster() -> bool:
 def plain_float32(*tensors: Tensor) -> bool:
     """Return whether all tensors are float32 on a CPU, and none is a shard or another subclass."""
     return all(
-        type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors
+        type(t) in (Tensor, nn.Parameter) and t.dtype == torch.float32 and device_type(t) == "cpu" for t in tensors
     )
 
 
@@ -108,7 +110,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         return
     # oneDNN has no sum into a tensor, and addmm_ none in another precision. On a CPU, new memory for the whole product
     # and for its copy in the total's precision can cost more than the product itself.
-    size = CPU_SUM_ROWS if total.device.type == "cpu" else len(total)
+    size = CPU_SUM_ROWS if device_type(total) == "cpu" else len(total)
     for total_rows, left_rows in zip(torch.split(total, size), torch.split(left, size), strict=True):
         total_rows += affine(left_rows, right.t())
 

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from halos.data.batches.packing import Pack
+from halos.policy.kernels.device_types import device_type
 from halos.policy.logprobs.flex import ScoreOptions, block_mask, flex_attend
 from halos.policy.logprobs.precision import product_dtype
 
@@ -131,7 +132,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, optio
     """
     if options.softcap is not None:
         return _soft_capped(query, key, value, mask, options, options.softcap)
-    device = query.device.type
+    device = device_type(query)
     dtype = product_dtype(query)
     if device == "cpu" and dtype == torch.bfloat16:
         # PyTorch's backward pass takes twice as long in bfloat16 on CPUs as in float32.

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from halos.policy.kernels.device_types import device_type
 from halos.policy.kernels.matmul import add_product, affine
 from halos.policy.logprobs.precision import product_dtype
 from halos.policy.logprobs.token_statistics import measure
@@ -197,5 +198,5 @@ def _slices(length: int, size: int) -> Iterator[slice]:
 
 def _blocks(chunk: slice, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
     # Views of a chunk's logits, each with its place among all rows. On a GPU a chunk is one block.
-    for block in _slices(len(logits), CPU_BLOCK_ROWS if logits.device.type == "cpu" else len(logits)):
+    for block in _slices(len(logits), CPU_BLOCK_ROWS if device_type(logits) == "cpu" else len(logits)):
         yield slice(chunk.start + block.start, chunk.start + block.stop), logits[block]

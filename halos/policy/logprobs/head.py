@@ -228,14 +228,24 @@ def logit_shape(model: PreTrainedModel) -> LogitShape | None:
     return _shapes[model]
 
 
-@torch.no_grad()
-def _find_shape(model: PreTrainedModel) -> LogitShape | None:
-    head = lm_head(model)
-    if not plain_head(head):
+def assume_logit_shape(model: PreTrainedModel) -> None:
+    """Take the shape of a model without weights from its config, unchecked."""
+    _shapes[model] = _configured_shape(model)
+
+
+def _configured_shape(model: PreTrainedModel) -> LogitShape | None:
+    if not plain_head(lm_head(model)):
         return None
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    shape = LogitShape(float(scale), getattr(config, "final_logit_softcapping", None))
+    return LogitShape(float(scale), getattr(config, "final_logit_softcapping", None))
+
+
+@torch.no_grad()
+def _find_shape(model: PreTrainedModel) -> LogitShape | None:
+    head, shape = lm_head(model), _configured_shape(model)
+    if shape is None:
+        return None
     head_outputs: list[Tensor] = []
     ids = torch.arange(4, device=head.weight.device)[None]
     record = head.register_forward_hook(lambda _, __, output: head_outputs.append(output))

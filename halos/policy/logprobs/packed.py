@@ -113,6 +113,11 @@ def can_pack(model: PreTrainedModel) -> bool:
     return _can_pack[model]
 
 
+def assume_packing(model: PreTrainedModel) -> None:
+    """Let :func:`can_pack` return what the structure of a model without weights promises, without a trial."""
+    _can_pack[model] = _structural_obstacle(model) is None
+
+
 def check_packing(model: PreTrainedModel) -> None:
     """Check that batches can be divided by ``data.max_tokens_per_batch``, which needs packed rows.
 
@@ -127,24 +132,35 @@ def check_packing(model: PreTrainedModel) -> None:
 
 def _obstacle(model: PreTrainedModel) -> str | None:
     """Why the model cannot read packed rows, or None if it can."""
-    if not getattr(model, "_supports_attention_backend", False):
-        return "its attention cannot be replaced"
-    if not recomputes_alike(model):
-        return "its layers are checkpointed with use_reentrant=True"
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if not kinds <= {"full_attention", "sliding_attention"}:
-        return f"it has layers of other kinds than attention: {', '.join(sorted(kinds))}"
+    if (reason := _structural_obstacle(model)) is not None:
+        return reason
+    kinds = _layer_kinds(model)
     try:
         difference, windows = _try_out(model)
     except Exception as error:  # whatever a model's own code raises when its attention is replaced
         return f"a packed forward failed: {type(error).__name__}: {error}"
     # Some architectures have one window for all layers, and list no kinds.
-    windowed = "sliding_attention" in kinds or (not kinds and getattr(config, "sliding_window", None) is not None)
+    sliding_window = getattr(model.config.get_text_config(), "sliding_window", None)
+    windowed = "sliding_attention" in kinds or (not kinds and sliding_window is not None)
     # The trial's rows are shorter than usual windows, so their log-probs agree even where the window is lost.
     if windowed and windows == {None}:
         return "its sliding window is not passed to attention"
     return None if difference < 1 else "packed rows give other log-probs"
+
+
+def _layer_kinds(model: PreTrainedModel) -> set[str]:
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+
+
+def _structural_obstacle(model: PreTrainedModel) -> str | None:
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its attention cannot be replaced"
+    if not recomputes_alike(model):
+        return "its layers are checkpointed with use_reentrant=True"
+    kinds = _layer_kinds(model)
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return f"it has layers of other kinds than attention: {', '.join(sorted(kinds))}"
+    return None
 
 
 @torch.no_grad()
