@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from halos.data.batches.collate import Batch, collate
+from halos.data.batches.batch import Batch
+from halos.data.batches.collate import collate
 from halos.data.preparation.prepare import DataNeeds
 from halos.data.rows.joint import joint_row
 from halos.data.rows.token_rows import Row, ViewRows
