@@ -225,7 +225,7 @@ def _rank_job(config: Path) -> None:
 def _run(cfg: DictConfig) -> None:
     _get_ready(cfg)
     command = COMMANDS[os.environ.get(COMMAND) or "train"]
-    if command.config == "train":
+    if command.run:
         from halos.commands.first_rows import check_first_rows
 
         check_first_rows(cfg)

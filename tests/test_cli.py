@@ -303,15 +303,13 @@ def test_the_cache_reference_command_has_the_same_configuration(
 
 
 @pytest.mark.parametrize(
-    "words", [("compare", "runs=out"), ("evaluate", "policy=out"), ("data", "data.train=none.jsonl")]
+    "words", ["compare runs=a", "evaluate policy=a", "data data.train=a.csv", "estimate data=files model.path=a"]
 )
-def test_other_commands_read_their_data_themselves(
-    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    function = cli.COMMANDS[words[0]].function
+def test_other_commands_read_their_data_themselves(words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    function = cli.COMMANDS[words.partition(" ")[0]].function
     seen: list[Any] = []
     monkeypatch.setattr(f"halos.commands.{function}.{function}", seen.append)
-    assert call(monkeypatch, tmp_path, *words) == 0
+    assert call(monkeypatch, tmp_path, *words.split()) == 0
     assert len(seen) == 1
 
 

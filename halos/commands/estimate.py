@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from rich.table import Column, Table
 
 from halos import terminal
-from halos.checks import check_choice, check_share
+from halos.checks import check_choice, check_share, check_whole
 from halos.commands.builders import objective_maker
 from halos.config.nodes import build
 from halos.estimation.division import Division
@@ -16,6 +16,7 @@ from halos.estimation.step import Batching, Plan, Traced, trace
 from halos.estimation.tracer import Work
 from halos.optim import AdamW, BitsAndBytesAdamW, Optim
 from halos.policy.loading import ModelSpec
+from halos.sharding.tensor_parallel import check_divisor
 from halos.training.gpus import GPUS
 
 GIB = 2**30
@@ -57,6 +58,12 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
 def _check(cfg: DictConfig, spec: ModelSpec) -> None:
     check_choice("estimate.gpu", cfg.estimate.gpu, GPUS)
     check_share("estimate.utilisation", cfg.estimate.utilisation)
+    check_whole("estimate.examples", cfg.estimate.examples, 1, null=True)
+    check_whole("data.batch_size", cfg.data.batch_size, 1)
+    check_whole("data.max_length", cfg.data.max_length, 2)
+    check_whole("data.max_tokens_per_batch", cfg.data.max_tokens_per_batch, 1, null=True)
+    check_whole("trainer.accumulate_grad_batches", cfg.trainer.accumulate_grad_batches, 1)
+    check_whole("trainer.num_nodes", cfg.trainer.num_nodes, 1)
     check_choice("strategy of an estimate", cfg.strategy.name, ("auto", "ddp", "fsdp"))
     if spec.lora.quantize:
         raise ValueError("model.lora.quantize: expected null for an estimate, found 4bit; its kernels are not traced")
@@ -97,6 +104,8 @@ def _division(cfg: DictConfig) -> Division:
     if cfg.strategy.name != "fsdp":
         return Division(devices=devices, ddp=cfg.strategy.name == "ddp" and devices > 1)
     options = cfg.strategy.trainer
+    check_whole("strategy.trainer.replicas", options.replicas, 1)
+    check_divisor("strategy.trainer.replicas", options.replicas, devices, "devices")
     return Division(
         devices=devices,
         shards=devices // int(options.replicas),

@@ -110,10 +110,13 @@ def test_what_cannot_be_estimated_is_refused(tmp_path: Path) -> None:
         ("trainer.devices=auto", "trainer.devices: expected a number for an estimate, found 'auto'"),
         ("strategy=deepspeed", "strategy of an estimate: expected one of auto, ddp, fsdp; found 'deepspeed'"),
         ("strategy=fsdp_tp", "strategy of an estimate: expected one of auto, ddp, fsdp; found 'fsdp_tp'"),
+        ("data.batch_size=0", "data.batch_size: expected a whole number from 1 on, found 0"),
+        ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches: expected a whole number from 1 on"),
+        ("strategy=fsdp strategy.trainer.replicas=2", "strategy.trainer.replicas: expected a divisor"),
         ("model.path=./nowhere", "model.path: ./nowhere could not be loaded"),
     ):
         with pytest.raises(ValueError, match=said):
-            estimate(compose(word))
+            estimate(compose(*word.split()))
 
 
 def test_the_command_leaves_no_folder_behind(
