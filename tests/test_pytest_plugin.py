@@ -58,15 +58,13 @@ def test_a_broken_one_fails_where_it_is_broken_beside_own_tests(tmp_path: Path) 
     assert "test_conformance[padding-mylab.losses.Reversed] PASSED" in done.stdout
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "said"),
     [
         ("nope.X", "No module named 'nope'; nope was looked for in {folder}, in PYTHONPATH and among"),
-        pytest.param("mylab.losses.Hing", "module 'mylab.losses' has no attribute 'Hing'", marks=pytest.mark.slow),
-        pytest.param(
-            "mylab.losses.NoObjective", "expected a subclass of halos.objectives.Objective", marks=pytest.mark.slow
-        ),
+        ("mylab.losses.Hing", "module 'mylab.losses' has no attribute 'Hing'"),
+        ("mylab.losses.NoObjective", "expected a subclass of halos.objectives.Objective"),
     ],
 )
 def test_one_mistake_is_one_error(path: str, said: str, tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ RECIPES = {
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [name if name == "zephyr_kto" else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+)
 def test_a_recipe_trains_a_step(recipe: str, tmp_path: Path) -> None:
     architecture, data = RECIPES[recipe]
     path = tiny.save(tmp_path / "model", architecture, max_position_embeddings=2048)

@@ -124,6 +124,7 @@ def other_ways() -> dict[str, Run]:
     }
 
 
+@pytest.mark.slow
 def test_options_of_fsdp_change_no_number() -> None:
     expected = run(SFT, "auto", ranks=1)
     for found in run_ranks(partial(as_rank, other_ways))[0].values():
@@ -147,6 +148,7 @@ def on_a_node() -> tuple[Run, dict[str, int]]:
     return run(SFT, FSDP(), num_nodes=2), seen
 
 
+@pytest.mark.slow
 def test_two_nodes_train_as_one() -> None:
     expected = run(SFT, "auto", ranks=1)
     for rank, (found, seen) in enumerate(run_ranks(on_a_node)):

@@ -89,6 +89,7 @@ def test_accumulated_micro_batches_are_one_large_batch(data: tuple[str, ...], tm
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_two_ranks_train_as_one_process_does(data: tuple[str, ...], tmp_path: Path) -> None:
     words = (*data, *STREAMING, "trainer.max_steps=4")
     expected = run(tmp_path / "one", *words)

@@ -86,6 +86,7 @@ def test_a_moving_reference_is_another_run_and_compares_with_the_first_model(tmp
     assert synced["samples"]["kl"] > 1e-3
 
 
+@pytest.mark.slow
 def test_random_weights_are_compared_only_where_they_are_kept(tmp_path: Path) -> None:
     words = ("model.random_weights=true", "trainer.max_steps=1", "optim.lr=0", "sampling.size=4")
     assert "samples" not in run(tmp_path / "gone", *words)

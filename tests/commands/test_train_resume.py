@@ -51,7 +51,7 @@ def test_a_run_stopped_between_a_checkpoint_and_its_validation_resumes(tmp_path:
 @pytest.mark.parametrize(
     "words",
     [
-        ("loss=bco",),  # its reward shift
+        pytest.param(("loss=bco",), marks=pytest.mark.slow),  # its reward shift
         pytest.param(  # its groups
             ("loss=grpo", "data.source.completions_per_prompt=4", "data.batch_size=8"), marks=pytest.mark.slow
         ),
@@ -78,6 +78,7 @@ def test_what_a_run_has_learnt_beside_its_weights_resumes(words: tuple[str, ...]
     assert_same_run((stopped, run(stopped, *options, "resume=auto")), (whole, expected))
 
 
+@pytest.mark.slow
 def test_accumulated_steps_resume(tmp_path: Path) -> None:
     options = (*RESUMABLE, "trainer.accumulate_grad_batches=2", "trainer.max_epochs=2", "checkpoint.every=1")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -93,6 +94,7 @@ class StopWithinStep(pl.Callback):
         trainer.should_stop = trainer.should_stop or batch_idx >= 2
 
 
+@pytest.mark.slow
 def test_steps_of_several_micro_batches_are_never_divided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

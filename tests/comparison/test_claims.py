@@ -209,7 +209,10 @@ def jobs(experiment: str) -> tuple[list[DictConfig], set[str]]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment",
+    [name if name == "claims_imbalance" else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS],
+)
 def test_an_experiment_sweeps_each_run_that_its_claim_compares_once(experiment: str) -> None:
     cfgs, tuned = jobs(experiment)
     nodes: Any = [OmegaConf.to_container(cfg, resolve=True) for cfg in cfgs]

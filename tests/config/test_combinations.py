@@ -11,7 +11,7 @@ from tests.test_config import compose
 ADAPTER = "model.lora.enabled=true"
 REFERENCE, WHOLE_STEP = "loss (reference)", "loss (whole step)"
 COUNTS, GENERATES = "loss (label counts)", "loss (generates)"
-SEVERAL_VIEWS = "loss (several views)"
+SEVERAL_VIEWS, STEP_LABELS = "loss (several views)", "loss (labels of steps)"
 DIVERGENCE, SAMPLES = "loss (divergence)", "loss (samples)"
 FIRST = ("rounds.count=2", "rounds.reference=first")
 
@@ -113,6 +113,11 @@ CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
         ("model.reference_path=a", "data.streaming=true"),
         {REFERENCE: True},
         "model.reference_path: expected null with data.streaming=true, found a",
+    ),
+    (
+        ("data.streaming=true",),
+        {STEP_LABELS: True},
+        "data.streaming: expected false for a loss that learns from labels",
     ),
     (("data.streaming=true",), {SEVERAL_VIEWS: True}, "data.streaming: expected false for a mixture of several views"),
     (

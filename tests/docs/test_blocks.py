@@ -60,7 +60,13 @@ def composes(words: list[str]) -> None:
         check_combinations(values_of(cfg) | {"trainer.accelerator": "cpu"})
 
 
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: str(page.relative_to(ROOT)))
+def marked(page: Path) -> object:
+    # The pages of losses are generated and alike.
+    alike = page.parent.name == "losses" and page.stem not in ("kto", "halo")
+    return pytest.param(page, marks=pytest.mark.slow if alike else (), id=str(page.relative_to(ROOT)))
+
+
+@pytest.mark.parametrize("page", map(marked, WITH_BLOCKS))
 def test_command_lines_compose(page: Path) -> None:
     for block in blocks(page):
         for words in commands(block) if block.language == "bash" else ():

@@ -70,6 +70,7 @@ def test_every_loss_has_its_row() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["kto", "dpo", "simpo", "ipo"])
+@pytest.mark.slow
 def test_rows_are_what_the_code_says(name: str) -> None:
     found = entry(name)
     assert rows()[name] == [*found.needs, *found.shape, *(["; ".join(found.failures)] if found.failures else [])]

@@ -134,7 +134,7 @@ def check_ranks(strategy: str, kinds: Sequence[type[Objective]]) -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_ranks_wait_for_each_other_only(strategy: str) -> None:
     check_ranks(strategy, [KTO])
 

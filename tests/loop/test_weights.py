@@ -63,7 +63,7 @@ def train_weighted(kinds: Sequence[type[Objective]]) -> list[Run]:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("kinds", [SOME, pytest.param(OTHERS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kinds", [pytest.param(some, marks=pytest.mark.slow) for some in (SOME, OTHERS)])
 def test_weights_on_two_ranks_and_accumulated_equal_repeated_examples(kinds: Sequence[type[Objective]]) -> None:
     for runs in zip(kinds, *run_ranks(partial(train_weighted, kinds)), strict=True):
         kind, *divided = runs

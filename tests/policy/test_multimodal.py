@@ -68,6 +68,7 @@ TWO_STEPS = ("trainer.max_steps=2", "trainer.max_epochs=2")
 
 @pytest.mark.runs
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_it_trains_under_ddp_as_on_one_device_and_its_other_weights_stay(base: Path, tmp_path: Path) -> None:
     words = (*WORDS, "data.source.val_size=32", f"model.path={base}", f"cache_dir={tmp_path}/cache")
     one = run(tmp_path / "one", *words, "data.batch_size=4")

@@ -50,6 +50,7 @@ def compared(models: tuple[Any, Any], tokens: ChatTokens, **options: Any) -> Com
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_kl_and_shares_are_those_of_the_exact_distributions(models: tuple[Any, Any], tokens: ChatTokens) -> None:
     ids = torch.tensor([tokens.prompt(PROMPT)])
     with torch.no_grad():

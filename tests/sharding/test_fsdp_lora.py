@@ -15,7 +15,7 @@ from tests.sharding.test_fsdp import counted
 from tests.train_runs import run, train_as_rank
 
 pytest.importorskip("peft")
-pytestmark = [pytest.mark.ranks, pytest.mark.runs]
+pytestmark = [pytest.mark.slow, pytest.mark.ranks, pytest.mark.runs]
 
 WORDS = (
     "model.lora.enabled=true",

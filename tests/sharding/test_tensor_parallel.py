@@ -52,6 +52,7 @@ def divided_and_not() -> dict[str, tuple[Any, Any]]:
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_two_ranks_compute_what_one_does() -> None:
     for rank in run_ranks(divided_and_not):
         for architecture, ((logits, gradients), (expected, alone)) in rank.items():

@@ -45,7 +45,7 @@ def divided_start(folder: Path, gguf: Path) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    "architecture", [pytest.param("llama", marks=pytest.mark.slow), "qwen2"]
+    "architecture", [pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "qwen2")]
 )  # qwen2's embeddings are tied
 def test_a_start_without_the_whole_model_gives_its_weights_and_buffers(architecture: str, tmp_path: Path) -> None:
     folder = tiny.save(tmp_path / "model", architecture, max_shard_size="5KB")

@@ -83,6 +83,7 @@ def of_ranks(folder: Path, strategy: str) -> dict[str, Any]:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_two_ranks_equal_one_device(strategy: str, tmp_path: Path) -> None:
     expected = run(tmp_path / "one", *POINT, *FAST, "trainer.max_steps=5")
     for found in run_ranks(partial(of_ranks, tmp_path, strategy)):
