@@ -23,6 +23,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 Array = np.ndarray
 """An array of SymPy expressions, or of booleans."""
+Symbolic = Any
+"""A number, an expression of SymPy, which has no types, or an array of them."""
 Function = Callable[..., Tensor]
 
 
@@ -70,11 +72,11 @@ def trace(function: Function, inputs: Mapping[str, Tensor]) -> Trace:
 
 
 @cache
-def _decompositions() -> dict[Any, Callable[..., Any]]:
+def _decompositions() -> dict[Any, Callable[..., Symbolic]]:
     aten = torch.ops.aten
     packets = (aten.log_sigmoid_forward, aten.log_sigmoid_backward, aten.sigmoid_backward, aten.threshold_backward)
     others = (aten.tanh_backward, aten.softplus, aten.softplus_backward, aten.logit_backward, aten.logsumexp)
-    return cast("dict[Any, Callable[..., Any]]", get_decompositions([*packets, *others]))
+    return cast("dict[Any, Callable[..., Symbolic]]", get_decompositions([*packets, *others]))
 
 
 def _symbols(name: str, shape: torch.Size) -> Array:
@@ -87,7 +89,7 @@ def _symbols(name: str, shape: torch.Size) -> Array:
 
 class _Symbolic(Interpreter):
     # Repeats recorded operations on arrays of expressions.
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_function(self, target: Any, args: tuple[Symbolic, ...], kwargs: dict[str, object]) -> Symbolic:
         name = target.overloadpacket.__name__.removesuffix("_")
         if name in ELEMENTWISE:
             return ELEMENTWISE[name](*args)
@@ -95,45 +97,45 @@ class _Symbolic(Interpreter):
             return STRUCTURAL[name](*args)
         raise NotImplementedError(f"{target}: expected an operation of halos/theory/tracing.py, found another one")
 
-    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array:
+    def get_attr(self, target: Any, args: tuple[Symbolic, ...], kwargs: dict[str, object]) -> Array:
         # Labels and masks, which are no inputs of the traced function.
         return np.asarray(super().get_attr(target, args, kwargs))
 
 
-def _choose(condition: Any, yes: Any, no: Any) -> Any:
+def _choose(condition: Symbolic, yes: Symbolic, no: Symbolic) -> Symbolic:
     if condition in (True, False):  # a label or a mask, or a comparison of numbers
         return yes if condition else no
     # Unevaluated: SymPy would rewrite nested conditions, which takes longer than all the rest.
     return sympy.Piecewise((yes, condition), (no, True), evaluate=False)
 
 
-def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
+def _clamp(x: Symbolic, low: Symbolic = None, high: Symbolic = None) -> Symbolic:
     x = x if low is None else _choose(x < low, low, x)
     return x if high is None else _choose(x > high, high, x)
 
 
-def _exact(number: Any) -> Any:
+def _exact(number: Symbolic) -> Symbolic:
     # A float is the number that it stands for, as in the formula: 0.1 is 1/10, not the nearest double.
     if isinstance(number, float):
         return sympy.Rational(repr(number)) if math.isfinite(number) else sympy.sympify(number)
     return number
 
 
-def _number(value: Any) -> Any:
+def _number(value: Symbolic) -> Symbolic:
     # Conditions count as 1 and 0 in arithmetic. SymPy's symbols of numbers are of the class of conditions too.
     if isinstance(value, bool | np.bool_ | Boolean) and not isinstance(value, sympy.Symbol):
         return _choose(value, sympy.Integer(1), sympy.Integer(0))
     return _exact(value)
 
 
-def _elementwise(function: Callable[..., Any], convert: Callable[[Any], Any]) -> Callable[..., Array]:
-    def apply(*args: Any) -> Array:
+def _elementwise(function: Callable[..., Symbolic], convert: Callable[[Symbolic], Symbolic]) -> Callable[..., Array]:
+    def apply(*args: Symbolic) -> Array:
         return np.asarray(np.frompyfunc(lambda *values: function(*map(convert, values)), len(args), 1)(*args))
 
     return apply
 
 
-_ARITHMETIC: dict[str, Callable[..., Any]] = {
+_ARITHMETIC: dict[str, Callable[..., Symbolic]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "rsub": lambda a, b: b - a,
@@ -164,7 +166,7 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "eq": sympy.Eq,
     "ne": sympy.Ne,
 }
-_LOGICAL: dict[str, Callable[..., Any]] = {
+_LOGICAL: dict[str, Callable[..., Symbolic]] = {
     "where": _choose,
     "masked_fill": lambda a, mask, value: _choose(mask, value, a),
     "logical_and": sympy.And,
@@ -177,7 +179,7 @@ ELEMENTWISE = {name: _elementwise(function, _number) for name, function in _ARIT
     name: _elementwise(function, _exact) for name, function in _LOGICAL.items()
 }
 _LARGEST = np.frompyfunc(_ARITHMETIC["maximum"], 2, 1)
-STRUCTURAL: dict[str, Callable[..., Any]] = {
+STRUCTURAL: dict[str, Callable[..., Symbolic]] = {
     **dict.fromkeys(("detach", "alias", "clone", "lift_fresh_copy", "_to_copy", "lift_fresh"), lambda a, *_: a),
     "expand": lambda a, shape, *_: np.broadcast_to(a, shape),
     "view": lambda a, shape: a.reshape(shape),
