@@ -1,5 +1,6 @@
 """``estimate(cfg)``: the memory and time of a run on given devices, before any of them is booked."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from halos.checks import check_choice, check_share, check_whole
 from halos.commands.builders import objective_maker
 from halos.config.nodes import build
 from halos.estimation.division import Division
-from halos.estimation.step import Batching, Plan, Traced, trace
+from halos.estimation.step import Batching, Plan, trace
 from halos.estimation.tracer import Work
 from halos.optim import AdamW, BitsAndBytesAdamW, Optim
 from halos.policy.loading import ModelSpec
@@ -50,7 +51,7 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     total, seconds = sum(longest.memory.values()), _seconds(cfg, step)
     fits = total < plan.gpu.gib * GIB
     hours = _hours(cfg, plan, seconds, _seconds(cfg, average.reference))
-    _show(cfg, plan, longest, step, seconds=seconds, hours=hours)
+    _show(cfg, plan, longest.memory, step, total=total, fits=fits, seconds=seconds, hours=hours)
     work = {"operations": step.operations, "kernels": step.kernels, "step_seconds": seconds}
     return {"memory": longest.memory, "total": total, "fits": fits, "hours": hours} | work
 
@@ -145,15 +146,24 @@ def _hours(cfg: DictConfig, plan: Plan, step: float, reference: float) -> float 
     return float(steps * step + examples / micro_step * reference) / 3600
 
 
-def _show(cfg: DictConfig, plan: Plan, traced: Traced, step: Work, *, seconds: float, hours: float | None) -> None:
+def _show(
+    cfg: DictConfig,
+    plan: Plan,
+    memory: Mapping[str, float],
+    step: Work,
+    *,
+    total: float,
+    fits: bool,
+    seconds: float,
+    hours: float | None,
+) -> None:
     place = f"each of {plan.division.devices} × {cfg.estimate.gpu} ({cfg.strategy.name})"
     terminal.say(f"{cfg.model.path}, {cfg.loss.name}, {cfg.precision}, on {place}:")
-    total = sum(traced.memory.values())
     table = Table("memory", Column("GiB", justify="right"))
-    for name, size in [*sorted(traced.memory.items(), key=lambda item: -item[1]), ("total", total)]:
+    for name, size in [*sorted(memory.items(), key=lambda item: -item[1]), ("total", total)]:
         table.add_row(name, f"{size / GIB:.2f}")
     terminal.console.print(table)
-    into = "fits into" if total < plan.gpu.gib * GIB else "does not fit into"
+    into = "fits into" if fits else "does not fit into"
     terminal.say(f"{total / GIB:.1f} GiB {into} the {plan.gpu.gib} of {cfg.estimate.gpu}")
     rate = f"at {cfg.estimate.utilisation:.0%} of the published rates"
     terminal.say(

@@ -73,6 +73,11 @@ class Plan:
     division: Division = field(default_factory=Division)
     optimizer_share: float = 1.0
 
+    @property
+    def stored(self) -> torch.dtype:
+        """The precision of the weights that the optimizer changes."""
+        return torch.bfloat16 if self.precision == "bf16-true" else torch.float32
+
 
 @dataclass(frozen=True, slots=True)
 class Traced:
@@ -98,9 +103,8 @@ class Traced:
 def backbone_for(plan: Plan) -> Backbone:
     """Build the models on the meta device: no trial needs their values."""
     spec, needed = plan.spec, plan.objective(None).needs.reference
-    stored = torch.bfloat16 if plan.precision == "bf16-true" else torch.float32
     with torch.device("meta"):
-        policy = spec.skeleton(LoadOptions(dtype=stored, quiet=True))
+        policy = spec.skeleton(LoadOptions(dtype=plan.stored, quiet=True))
     nn.Module.to(policy, "meta")  # adapters are on the CPU; the model's own to() has no types
     backbone = Backbone(
         policy,
@@ -160,9 +164,8 @@ def trace(plan: Plan, prompt: int, completion: int) -> Traced:
     objective.configure_model()
     objective.see_labels(1, 1)
     objective.to("meta").train()
-    batch = batch_for(plan, objective, prompt, completion)
-    stored = torch.bfloat16 if plan.precision == "bf16-true" else torch.float32
-    shares = plan.division.shares(stored, plan.division.compute_dtype or stored)
+    batch = batch_for(plan, objective, prompt, completion).to("meta")
+    shares = plan.division.shares(plan.stored, plan.division.compute_dtype or plan.stored)
     shares["optimizer"] = shares.get("optimizer", 1.0) * plan.optimizer_share
     tracer = Tracer(shares, plan.gpu, backbone.policy.get_output_embeddings().weight.shape[0])
     with as_on(plan.device, tracer.relabel) as functions, tracer:
@@ -170,7 +173,7 @@ def trace(plan: Plan, prompt: int, completion: int) -> Traced:
 
 
 def batch_for(plan: Plan, objective: Objective, prompt: int, completion: int) -> Batch:
-    """Return a micro-batch on the meta device."""
+    """Return a micro-batch of examples of these lengths."""
     needs, batching = objective.data_needs(), plan.batching
     batch = collate(
         rows(needs, batching.examples, prompt, completion),
@@ -182,7 +185,20 @@ def batch_for(plan: Plan, objective: Objective, prompt: int, completion: int) ->
     )
     if objective.needs.reference and plan.spec.reference == "cached":
         batch.reference_bits = torch.zeros(batch.mask.shape).view(torch.int32)
-    return batch.to("meta")
+    return batch
+
+
+def stand_in_trainer(objective: Objective, *, accumulate: int = 1) -> None:
+    """Attach what the steps of an objective ask of a Trainer, so that they can be called without one."""
+    objective._trainer = SimpleNamespace(  # type: ignore[assignment]
+        accumulate_grad_batches=accumulate,
+        fit_loop=SimpleNamespace(total_batch_idx=0),
+        global_rank=0,
+        global_step=0,
+        log_every_n_steps=10,
+        loggers=[],
+        world_size=1,
+    )
 
 
 class _Step:
@@ -199,7 +215,7 @@ class _Step:
         tracer.relabel("weights", [*self.objective.parameters(), *self.objective.buffers()])
         if self.backbone.reference is not None:
             tracer.relabel("reference", [*self.backbone.reference.parameters(), *self.backbone.reference.buffers()])
-        self._connect()
+        stand_in_trainer(self.objective, accumulate=plan.batching.accumulate)
         reference = self._reference_pass(batch)
         optimizer = self._optimizer()
         tracer.memory.begin()
@@ -217,18 +233,6 @@ class _Step:
         update, share = tracer.take(), 1 / plan.division.shards
         update = Work(update.operations * share, update.kernels, update.seconds * share)
         return Traced(tracer.memory.peak, micro_batch, update, reference)
-
-    def _connect(self) -> None:
-        # What a step asks of a Trainer.
-        self.objective._trainer = SimpleNamespace(  # type: ignore[assignment]
-            accumulate_grad_batches=self.plan.batching.accumulate,
-            fit_loop=SimpleNamespace(total_batch_idx=0),
-            global_rank=0,
-            global_step=0,
-            log_every_n_steps=10,
-            loggers=[],
-            world_size=1,
-        )
 
     def _reference_pass(self, batch: Batch) -> Work:
         if not self.objective.needs.reference or self.plan.spec.reference != "cached":

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from halos.data.batches.collate import collate
-from halos.estimation.step import Plan, rows
+from halos.estimation.step import Plan, batch_for, stand_in_trainer
 from halos.estimation.tracer import OTHER_OPERATIONS
 from halos.objectives.base import Objective
 from halos.policy.loading import LoadOptions
@@ -25,33 +23,14 @@ def measured(plan: Plan, prompt: int, completion: int) -> tuple[float, float]:
     Bytes are those of PyTorch's allocator, by its events. The model has random weights. The second step is measured,
     when the optimizer has its state.
     """
-    dtype = torch.bfloat16 if plan.precision == "bf16-true" else torch.float32
-    needs = plan.objective(None).needs
-    backbone = load_backbone(plan.spec, LoadOptions(dtype=dtype, quiet=True), reference=needs.reference)
+    reference = plan.objective(None).needs.reference
+    backbone = load_backbone(plan.spec, LoadOptions(dtype=plan.stored, quiet=True), reference=reference)
     objective = plan.objective(backbone)
     objective.configure_model()
     objective.see_labels(1, 1)
     objective.train()
-    objective._trainer = SimpleNamespace(  # type: ignore[assignment]
-        accumulate_grad_batches=plan.batching.accumulate,
-        fit_loop=SimpleNamespace(total_batch_idx=0),
-        global_rank=0,
-        global_step=0,
-        log_every_n_steps=10,
-        loggers=[],
-        world_size=1,
-    )
-    data, batching = objective.data_needs(), plan.batching
-    options: dict[str, Any] = {"packing": batching.packing, "share_prompts": batching.share_prompts}
-    batch = collate(
-        rows(data, batching.examples, prompt, completion),
-        mismatched=data.mismatched,
-        whole=data.whole_completions,
-        max_tokens=batching.max_tokens,
-        **options,
-    )
-    if needs.reference and plan.spec.reference == "cached":
-        batch.reference_bits = torch.zeros(batch.mask.shape).view(torch.int32)
+    stand_in_trainer(objective, accumulate=plan.batching.accumulate)
+    batch = batch_for(plan, objective, prompt, completion)
     trained = [p for p in objective.parameters() if p.requires_grad]
     optimizer, _ = plan.optim.build(trained, 3)
 
@@ -63,7 +42,7 @@ def measured(plan: Plan, prompt: int, completion: int) -> tuple[float, float]:
         loss.backward()
 
     def step() -> None:
-        for _ in range(min(2, batching.accumulate)):
+        for _ in range(min(2, plan.batching.accumulate)):
             micro_batch()
         objective.on_before_optimizer_step(optimizer)
         objective.configure_gradient_clipping(optimizer, plan.clip, "norm")

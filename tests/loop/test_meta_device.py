@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cache
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from halos.data.batches.batch import Batch, Chunk
 from halos.data.batches.packing import Pack
+from halos.estimation.step import stand_in_trainer
 from halos.loop.steps import Steps
 from halos.objectives import KTO, PPO, SFT, BradleyTerry, Objective
 from halos.optim import AdamW
@@ -76,15 +76,7 @@ def objective_and_batch(kind: Any, model: str, rows: str, reference: str) -> tup
     batch = batch_of(kind, rows_for(kind, 6), packing=rows == "packed", chunks=2)
     if objective.needs.reference and reference == "cached":
         batch.reference_bits = torch.zeros(batch.mask.shape).view(torch.int32)
-    objective._trainer = SimpleNamespace(  # type: ignore[assignment]  # what a step asks of a Trainer
-        accumulate_grad_batches=1,
-        fit_loop=SimpleNamespace(total_batch_idx=0),
-        global_rank=0,
-        global_step=0,
-        log_every_n_steps=10,
-        loggers=[],
-        world_size=1,
-    )
+    stand_in_trainer(objective)
     return objective.to("meta").train(), batch.to("meta")
 
 

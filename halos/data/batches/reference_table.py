@@ -30,9 +30,15 @@ def entry_key(prompt: Sequence[int], completion: Sequence[int], context: Sequenc
 
 def keys_of(rows: Iterable[Row]) -> Iterator[bytes]:
     """Yield the key of each completion of the rows."""
+    return (key for key, _ in _keyed(rows))
+
+
+def _keyed(rows: Iterable[Row]) -> Iterator[tuple[bytes, Row]]:
+    # The key of each completion, and a row with its prompt and this completion only.
     for row in rows:
         for branch, context in zip(row.branches, row.context or repeat(()), strict=False):
-            yield entry_key(row.prompt, branch, context)
+            one = Row("", 0, row.prompt, (branch,), context=(context,) if context else ())
+            yield entry_key(row.prompt, branch, context), one
 
 
 def completions(rows: Iterable[Row], known: Container[bytes] = ()) -> dict[bytes, Row]:
@@ -45,11 +51,9 @@ def completions(rows: Iterable[Row], known: Container[bytes] = ()) -> dict[bytes
         known: keys of completions to leave out.
     """
     by_key: dict[bytes, Row] = {}
-    for row in rows:
-        for branch, context in zip(row.branches, row.context or repeat(()), strict=False):
-            key = entry_key(row.prompt, branch, context)
-            if key not in known:
-                by_key.setdefault(key, Row("", 0, row.prompt, (branch,), context=(context,) if context else ()))
+    for key, one in _keyed(rows):
+        if key not in known:
+            by_key.setdefault(key, one)
     return dict(sorted(by_key.items(), key=lambda item: (len(item[1].prompt), item[1].prompt, item[1].branches)))
 
 
