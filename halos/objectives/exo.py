@@ -105,7 +105,7 @@ class EXORewards(Objective):
     is not divided into micro-batches. An example's weight also weighs its shares.
 
     Deviations from the paper:
-        1. The completions are those of the data, not K samples from the reference.
+        1. The completions come from the data; the paper draws K samples from the reference.
         2. The mean is over completions, so a prompt counts by the number of its completions.
 
     Args:
