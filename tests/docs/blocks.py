@@ -16,7 +16,7 @@ SAVED = re.compile(r"[Ss]ave (?:this|it) as `(\w+\.py)`")
 
 NOT_RUN = {
     "make train": "installs packages from the network; .ci/run runs it",
-    "make train   # 4 minutes": "installs packages from the network; .ci/run runs it",
+    "make train   # 4 to 8 minutes": "installs packages from the network; .ci/run runs it",
     "pip install": "installs packages from the network",
     "hf auth login": "needs an account of the Hugging Face hub",
     "pip download": "takes half an hour, on downloaded files",
