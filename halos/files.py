@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 PART = ".part"
 """Ending of the name that a file or folder has until it is complete."""
@@ -219,7 +218,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, object]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         data = path.read_bytes() if path.exists() else b""
         end = data.rfind(b"\n") + 1
@@ -234,7 +233,7 @@ class Journal:
                 raise ValueError(f"{path}:{number}: expected a JSON object, found {line[:60]!r}")
             self.rows.append(row)
 
-    def append(self, row: Mapping[str, Any]) -> None:
+    def append(self, row: Mapping[str, object]) -> None:
         """Write one object and wait until it is on disk."""
         with self.path.open("ab") as stream:
             stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")

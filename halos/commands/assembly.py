@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from hydra.utils import instantiate
@@ -86,7 +85,7 @@ class Run:
         return self.data.batch_size * self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[1]
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """The settings and data that a run must share with this one to resume from its checkpoints."""
         settings, keys, model = flatten(plain(self.cfg)), self.data.prepared.keys(), self.model.spec.local
         accumulate = self.trainer.accumulate_grad_batches

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import torch
@@ -29,6 +29,9 @@ from halos.policy.loading import ModelSpec
 from halos.sharding.consolidate import sharded_weights
 from halos.sharding.factory import BackboneFactory
 from halos.training import checkpoints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FIRST_KEYS = ("loss.name", "optim.lr", "loss.beta")
 """Hyperparameters by which runs are compared first."""
@@ -84,7 +87,12 @@ def export(cfg: DictConfig) -> Path:
 
 
 def write_model(
-    objective: Objective, model: BackboneFactory, policy: Any, score: Tensor | None, folder: Path, card: ModelCard
+    objective: Objective,
+    model: BackboneFactory,
+    policy: PreTrainedModel,
+    score: Tensor | None,
+    folder: Path,
+    card: ModelCard,
 ) -> None:
     """Write the trained policy, or the reward model with its ``score`` weights, into the folder.
 
@@ -100,7 +108,7 @@ def write_model(
         export_reward_model(policy, score, tokenizer, folder, end_of_turn=end, card=card, base=model.base)
 
 
-def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+def hyperparameters(settings: Mapping[str, object]) -> dict[str, object]:
     """The settings of a run that boards and model cards list, the first ones first; those that are null are left out.
 
     Args:
@@ -115,7 +123,7 @@ def hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def card_of(
-    cfg: DictConfig, objective: Objective, settings: Mapping[str, Any], metrics: Mapping[str, float], steps: int
+    cfg: DictConfig, objective: Objective, settings: Mapping[str, object], metrics: Mapping[str, float], steps: int
 ) -> ModelCard:
     """Return the card of the model that a run has after so many steps."""
     train = cfg.data.get("train")

@@ -339,15 +339,15 @@ class PreferenceDataModule(pl.LightningDataModule):
     def _token_key(self, tokenizer: PreTrainedTokenizerBase) -> str:
         return self.preparation.tokens(tokenizer).key
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """The planned and the completed optimizer steps, which Lightning saves in the checkpoint."""
         return {"planned": self.steps, "done": self._trainer().global_step}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         """Raises ``ValueError`` as :meth:`check_state` does."""
         self.check_state(state)
 
-    def check_state(self, state: Mapping[str, Any]) -> None:
+    def check_state(self, state: Mapping[str, int]) -> None:
         """Raise ``ValueError`` if the number of steps has changed and the checkpoint completes either plan."""
         done = state["done"]
         if self.steps != state["planned"] and done >= min(self.steps, state["planned"]):
@@ -364,7 +364,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         batches = self._batches(self._train)
         return ResumableLoader(batches, self.order(division), epoch=epoch, **self._loader_options())
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Every validation example once, always in the same batches."""
         if "val" not in self.rows:
             return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from typing import Any
@@ -71,8 +71,12 @@ class DeviceFunctions(TorchFunctionMode):
         )
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         attends = func is F.scaled_dot_product_attention
         if (attends or func in LOWERED) and torch.is_autocast_enabled(self.device):
@@ -80,7 +84,7 @@ class DeviceFunctions(TorchFunctionMode):
             args = tuple(self._lowered(arg, dtype) for arg in args)
         return self._attend(*args, **kwargs) if attends else func(*args, **kwargs)
 
-    def _lowered(self, value: Any, dtype: torch.dtype) -> Any:
+    def _lowered(self, value: object, dtype: torch.dtype) -> object:
         if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             return value
         # Autocast casts other tensors, and frozen weights, each time.
@@ -130,7 +134,7 @@ def as_on(device: str, label: Callable[[str, list[Tensor]], None]) -> Iterator[D
     """Within this context, tensors on the meta device are computed as those on a type of device."""
     autocast = torch.autocast
 
-    def known_device(device_type: str, *args: Any, **options: Any) -> Any:
+    def known_device(device_type: str, *args: Any, **options: Any) -> torch.autocast:
         return autocast(device if device_type == "meta" else device_type, *args, **options)
 
     def with_meta(supported: Callable[[], list[str]]) -> Callable[[], list[str]]:

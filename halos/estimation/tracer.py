@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import addmm_flop, flop_registry, mm_flop, sdpa_backward_flop, sdpa_flop
@@ -24,12 +23,12 @@ READ_IN_PART = ("embedding", "index", "index_select", "gather")
 """Operations that read a few rows of their first argument."""
 
 
-def _linear_operations(states: Any, weight: Any, *_: Any, **__: Any) -> int:
+def _linear_operations(states: Tensor, weight: Tensor, *_: object, **__: object) -> int:
     rows = states.numel() // states.shape[-1]
     return int(mm_flop((rows, states.shape[-1]), tuple(weight.shape)[::-1]))
 
 
-OTHER_OPERATIONS: dict[Any, Callable[..., int]] = {
+OTHER_OPERATIONS: dict[OpOverloadPacket, Callable[..., int]] = {
     aten.addmm_: addmm_flop,
     aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
@@ -65,7 +64,7 @@ class Work:
 class _Block:
     size: int
     label: str
-    watch: weakref.ref[Any]
+    watch: weakref.ref[torch.UntypedStorage]
 
 
 @dataclass(slots=True)
@@ -145,8 +144,12 @@ class Tracer(TorchDispatchMode):
         return work
 
     def __torch_dispatch__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         out = func(*args, **(kwargs or {}))
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if isinstance(func, OpOverload) and not func.is_view:
@@ -178,7 +181,12 @@ class Tracer(TorchDispatchMode):
         self.memory.add(block.label, -block.size)
 
     def _count(
-        self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, made: list[Tensor]
+        self,
+        func: OpOverload,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        out: object,
+        made: list[Tensor],
     ) -> None:
         space, _, name = func._schema.name.partition("::")
         if space not in ("aten", "mkldnn") or name.startswith(WITHOUT_KERNEL):

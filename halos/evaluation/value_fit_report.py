@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -103,7 +102,7 @@ def loss_yaml(name: str, fit: ValueFit, answers: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_json(fit: ValueFit) -> dict[str, Any]:
+def as_json(fit: ValueFit) -> dict[str, object]:
     """Return the fit as plain values."""
     return {
         "estimates": {name: estimate.as_json() for name, estimate in fit.estimates.items()},

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,13 +26,16 @@ from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.flex import attend_by_flex
 from halos.policy.lora import LoRA, quantization
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 LIMITS = {torch.float32: (2e-4, 1e-4), torch.bfloat16: (0.2, 0.05)}
 """The largest errors of log-probs and of gradients that rounding explains, for models of a few billion weights."""
 PROMPT, COMPLETIONS = 150, (60, 37)
 """Tokens of a prompt, longer than a block of FlexAttention, and of its completions."""
 
 
-def small_model() -> Any:
+def small_model() -> PreTrainedModel:
     """A random Llama of four layers with grouped heads, the same on every machine, in float64 on the CPU."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -51,7 +54,7 @@ def small_model() -> Any:
         return LlamaForCausalLM(config).double()
 
 
-def model_of(setting: Setting) -> Any:
+def model_of(setting: Setting) -> PreTrainedModel:
     """The user's model, or the small one, in float64 on the CPU."""
     if setting.model is None:
         return small_model()
@@ -83,7 +86,7 @@ def _weights(count: int) -> Tensor:
     return torch.linspace(0.5, 1.5, count, dtype=torch.float64)[:, None] * torch.tensor([1.0, -1.0]) / count
 
 
-def expected(model: Any, examples: list[Row]) -> Results:
+def expected(model: PreTrainedModel, examples: list[Row]) -> Results:
     """By plain forwards, sequence by sequence."""
 
     def logprob(prompt: tuple[int, ...], branch: tuple[int, ...]) -> Tensor:
@@ -106,7 +109,7 @@ def found(
     return _results(backbone.policy, logprobs, loss)
 
 
-def _results(model: Any, logprobs: Tensor, loss: Tensor) -> Results:
+def _results(model: PreTrainedModel, logprobs: Tensor, loss: Tensor) -> Results:
     model.zero_grad()
     loss.backward()
     gradients = {name: p.grad.double().cpu() for name, p in model.named_parameters() if p.grad is not None}
@@ -129,7 +132,7 @@ def compared(actual: Results, wanted: Results, dtype: torch.dtype) -> Numbers:
     return {"error of log-probs, nats": logprob_error, "relative error of gradients": gradient_error}
 
 
-Change = Callable[[Any], object]
+Change = Callable[["PreTrainedModel"], object]
 """Changes a model in place, once it is on the device."""
 
 
@@ -257,7 +260,7 @@ def _steps(optim: AdamW, setting: Setting | None, dtype: torch.dtype) -> Tensor:
     return weight.detach().double().cpu() - start.double()
 
 
-def _move_adapters(model: Any) -> None:
+def _move_adapters(model: PreTrainedModel) -> None:
     # Away from zero, at which LoRA's B starts; the same numbers on every device.
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

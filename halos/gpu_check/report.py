@@ -7,7 +7,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from halos.gpu_check.run import FAILED, PASSED, SKIPPED, STOPPED, Outcome
 
@@ -81,7 +80,7 @@ def _one_line(text: str) -> str:
     return shown if len(shown) <= 300 else f"{shown[:300]} …"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, str):
         return value
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"

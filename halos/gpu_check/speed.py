@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,14 @@ from halos.policy.logprobs.flex import attend_by_flex
 from halos.training.cost import forward_operations
 from halos.training.gpus import gpu_named
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 ROUNDS = 5
 PROMPT, COMPLETION = 192, 128
 
 
-def model_for(setting: Setting) -> Any:
+def model_for(setting: Setting) -> PreTrainedModel:
     """A Llama of 12 layers and 300 million weights; on a CPU a small one."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -134,9 +137,9 @@ def _examples(setting: Setting) -> list[Row]:
     return list(rows(32 if setting.on_gpu else 4, 32_000 if setting.on_gpu else 1000))
 
 
-def _measured(setting: Setting, policy: Any, forward: Step) -> Numbers:
+def _measured(setting: Setting, policy: PreTrainedModel, forward: Step) -> Numbers:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
-    cast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    cast: Callable[[], AbstractContextManager[object]] = nullcontext
     if setting.on_gpu:
         cast = lambda: torch.autocast("cuda", torch.bfloat16)  # noqa: E731
     begin = 0.0
@@ -155,7 +158,7 @@ def _measured(setting: Setting, policy: Any, forward: Step) -> Numbers:
     return _rates(setting, policy, (time.perf_counter() - begin) / ROUNDS)
 
 
-def _rates(setting: Setting, policy: Any, seconds: float) -> Numbers:
+def _rates(setting: Setting, policy: PreTrainedModel, seconds: float) -> Numbers:
     """Rates by the tokens and operations that DPO needs, each prompt computed once, whatever was computed."""
     examples = _examples(setting)
     tokens = sum(len(row.prompt) + sum(map(len, row.branches)) for row in examples)
@@ -195,7 +198,7 @@ def _pad(examples: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, attended, scored
 
 
-def _logprobs(model: Any, ids: Tensor, attended: Tensor, scored: Tensor) -> Tensor:
+def _logprobs(model: PreTrainedModel, ids: Tensor, attended: Tensor, scored: Tensor) -> Tensor:
     logits = model(input_ids=ids, attention_mask=attended, use_cache=False).logits[:, :-1].float()
     tokens = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
     total: Tensor = (tokens * scored[:, 1:]).sum(1)

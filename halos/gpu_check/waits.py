@@ -89,11 +89,11 @@ class _Counted(Callback):
         self.waits: Counter[str] = Counter()
         self.kernels: list[int] = []
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
         self.watching = _watched_step(trainer)
         self.work.take()
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, *_: object) -> None:
         work = self.work.take()
         if self.watching:
             self.waits.update(wait for wait in work.waits if READ_ON_HOST not in wait)
@@ -101,22 +101,22 @@ class _Counted(Callback):
 
 
 class _Warned(Callback):
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
         # Until the next step begins: what Lightning does between two steps is watched too.
         torch.cuda.set_sync_debug_mode("warn" if _watched_step(trainer) else "default")
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, *_: object) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
 class _Profiled(Callback):
-    def __init__(self, profiler: Any) -> None:
+    def __init__(self, profiler: torch.profiler.profile) -> None:
         self.profiler = profiler
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
         if trainer.global_step == STEPS - 3:
             self.profiler.start()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         if trainer.global_step == STEPS - 2:
             self.profiler.stop()

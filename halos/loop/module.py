@@ -250,7 +250,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         epoch: int,
         batch_idx: int,
         optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
+        optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Lightning frees the gradients after the next forward pass. Freed here, they leave room for its activations.
@@ -274,7 +274,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
 
     @final
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         checkpoint["skipped_steps"] = self.skipped_steps
 
     @final

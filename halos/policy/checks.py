@@ -247,7 +247,7 @@ def warn_of_rotary(config: PretrainedConfig, longest: int) -> None:
         config: the text model's config.
         longest: most tokens that a row may have (``data.max_length``).
     """
-    parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    parameters: dict[str, object] = getattr(config, "rope_parameters", None) or {}
     # Models with several kinds of layers have one dict for each kind.
     for rope in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
         trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings

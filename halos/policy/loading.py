@@ -243,7 +243,7 @@ class ModelSpec:
         """
         from transformers import AutoModelForCausalLM
 
-        built: dict[str, Any] = self._build_options(options)
+        built: dict[str, object] = self._build_options(options)
         if self.random_weights:
             model = AutoModelForCausalLM.from_config(**built, trust_remote_code=self.trust_remote_code)
         else:
@@ -339,7 +339,7 @@ class ModelSpec:
         set_dropout(config, self.dropout)
         return config
 
-    def _build_options(self, options: LoadOptions) -> dict[str, Any]:
+    def _build_options(self, options: LoadOptions) -> dict[str, object]:
         self.check_new_tokens(options.new_tokens)
         config, attention = self._config(), self.attention
         if attention is None and getattr(config.get_text_config(), "attn_logit_softcapping", None):

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType
 
 EXIT_CODE = 143
 """Exit code of every run that a signal has ended; the one that a shell reports for SIGTERM."""
@@ -50,7 +50,7 @@ _state = _State()
 
 
 @contextmanager
-def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     """Let this function handle the signals inside the block. Afterwards the previous handlers are restored."""
     before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:

@@ -1,7 +1,6 @@
 """The data report of a stream, written while training."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -17,7 +16,7 @@ class StreamReport(Callback):
         self.data, self.folder = data, folder
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, object]
     ) -> None:
         # A signal may cause a checkpoint before anything was read from the stream.
         if self.data.take_account():

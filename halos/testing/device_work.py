@@ -82,15 +82,19 @@ class _Operations(TorchDispatchMode):
         self.work = work
 
     def __torch_dispatch__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # its own code calls operations on this rank's parts, which are seen here
         if isinstance(func, OpOverload):
             self._count(func, args)
         return func(*args, **(kwargs or {}))
 
-    def _count(self, func: OpOverload, args: tuple[Any, ...]) -> None:
+    def _count(self, func: OpOverload, args: tuple[object, ...]) -> None:
         space, _, name = func._schema.name.partition("::")
         if space == "c10d":
             self.work.collectives[name] += 1
@@ -112,8 +116,12 @@ class _Calls(TorchFunctionMode):
         self.work = work
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         name = getattr(func, "__name__", "")
         if name in CALLS and not (name == "as_tensor" and isinstance(args[0], Tensor)):
             self.work.note_wait(name)

@@ -39,7 +39,8 @@ def llama_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 
 def spec(path: Any, **options: Any) -> ModelSpec:
-    made = ModelSpec(path=str(path), **options)
+    # Their products are rounded otherwise than those of the models that were saved, on some processors.
+    made = ModelSpec(path=str(path), **{"cpu_kernels": False, **options})
     made.check()
     return made
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -77,7 +77,7 @@ class DataNeeds:
     source: str | None = None
     views: tuple[DataNeeds, ...] = ()
 
-    def key(self) -> tuple[Any, ...]:
+    def key(self) -> tuple[object, ...]:
         """A key that is equal for two needs that the same rows satisfy."""
         controls = tuple(self.control(label) for label in (True, False, None))
         flags = (self.mismatched, self.whole_completions, self.grouped, self.margins, self.pair_scores)

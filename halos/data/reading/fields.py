@@ -169,7 +169,7 @@ def _call(call: dict[str, object]) -> dict[str, object]:
     return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
 
 
-def check_depth(value: Any, text: str, start: int = 0, stop: int | None = None) -> None:
+def check_depth(value: object, text: str, start: int = 0, stop: int | None = None) -> None:
     """Raise ``ValueError`` for JSON of more than :data:`DEEPEST` levels, in which other code would run out of stack.
 
     Args:

@@ -16,7 +16,7 @@ from halos.data.rows.templates import PLAIN_TEMPLATE, Template, chosen, control_
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Turn = dict[str, Any]
+Turn = dict[str, object]
 """A turn as templates read it: ``role``, ``content`` and whatever else the template knows."""
 
 _SENTINEL = "halos-sentinel"
@@ -32,7 +32,7 @@ class ChatFormat:
         kwargs: values of other variables of the template, such as ``enable_thinking``.
     """
 
-    tools: Sequence[Mapping[str, Any]] | None = None
+    tools: Sequence[Mapping[str, object]] | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -49,7 +49,7 @@ class Request:
         turns = (turn.as_dict() for turn in turns_of_reply(reply))
         return Request(self.where, (*self.turns, *turns), self.format)
 
-    def given(self, values: Mapping[str, Any]) -> Request:
+    def given(self, values: Mapping[str, object]) -> Request:
         """Return the request with these values of the template's variables."""
         return replace(self, format=replace(self.format, kwargs={**self.format.kwargs, **values}))
 
