@@ -38,7 +38,7 @@ class Verdict:
         return self.reward is not None
 
     def __str__(self) -> str:
-        return f"HALO, with reward {self.reward}" if self else "no HALO: " + "; ".join(self.failures)
+        return f"HALO, with reward {self.reward}" if self else "not a HALO: " + "; ".join(self.failures)
 
 
 def is_halo(make: Make, *, terms: Collection[str] | None = None) -> Verdict:
@@ -70,7 +70,7 @@ def is_halo(make: Make, *, terms: Collection[str] | None = None) -> Verdict:
 
 def _implied_reward(loss: ImpliedLoss) -> list[str]:
     if abs(loss(1.0, 0.7, shift=2.0) - loss(1.0, 0.7)) > TOLERANCE:
-        return ["the loss is no function of π_θ/π_ref: it changes where both change alike"]
+        return ["the loss is not a function of π_θ/π_ref: it changes where both change alike"]
     if max(abs(loss(r, 0.7) - loss(0.0, 0.7)) for r in (-2.0, -0.1, 0.1, 2.0)) < TOLERANCE:
         return ["the loss does not depend on π_θ"]
     return []
@@ -80,7 +80,7 @@ def _reference_point(loss: ImpliedLoss) -> list[str]:
     # Either the point moves with the completions compared with, or those have no effect: the point is then a constant,
     # such as E_{y' ~ π_ref}[π_θ/π_ref] = 1.
     found = moves_with_others(loss) or ignores_others(loss)
-    return [] if found else ["the loss is no function of a difference of rewards"]
+    return [] if found else ["the loss is not a function of a difference of rewards"]
 
 
 def moves_with_others(loss: ImpliedLoss) -> bool:

@@ -32,7 +32,7 @@ class Entry:
     Attributes:
         needs: data, whether a reference model, the reference point, whether it is a HALO.
         shape: how the value bends in gains and in losses, loss aversion, the bound of the gradient.
-        failures: why it is no HALO; empty for a HALO.
+        failures: why it is not a HALO; empty for a HALO.
     """
 
     needs: tuple[str, ...]
@@ -133,23 +133,23 @@ def family_page() -> str:
         "parameters of `conf/loss`. Mixtures are left out: they are sums of these losses. "
         "[Value functions](values.md) explains the terms.",
         "![The value functions of all losses](family.png)",
-        "The panels show the value of a reply over its log-ratio minus the reference point, in nats; what it is "
-        "compared with is at 1 nat. Value is the loss at the reference point minus the loss. The vertical axes differ, "
-        "as values have different units.",
+        "Each panel shows the value of a reply over its log-ratio minus the reference point, in nats. The log-ratio of "
+        "what the reply is compared with is 1 nat. The value is the loss at the reference point minus the loss. The "
+        "vertical axes differ, because values have different units.",
         "## What they need",
         table(
             ("`loss=`", "data", "reference model", "reference point", "HALO"),
             [(link, *found.needs) for link, found in rows],
         ),
         [
-            "- **Reference point**: what a reply's log-ratio is compared with. It is *0* where that is a constant: "
-            "the reference model itself, where policy and reference agree. It is *none* where the loss is no function "
-            "of a difference, or where nothing is compared.",
+            "- **Reference point**: what a reply's log-ratio is compared with. *0* means a constant, the log-ratio at "
+            "which policy and reference agree. *None* means that the loss is not a function of a difference, or "
+            "compares nothing.",
             "- **HALO**: whether the loss is human-aware by Definition 3.4 of the [KTO paper](https://arxiv.org/abs/"
             "2402.01306), checked by `is_halo` on a grid of log-ratios from −60 to 60 nats, and with which implied "
-            "reward r. Of pairs the loss of the chosen reply is checked. The middle of the mean rewards is held at 0, "
-            "WPO's weights at 1.",
-            "- AOT sorts the pairs of a batch; these tables are of a batch of one pair, where it is DPO.",
+            "reward r. For pairs, the loss of the chosen reply is checked. The middle of the mean rewards is held at "
+            "0, WPO's weights at 1.",
+            "- AOT sorts the pairs of a batch. These tables are for a batch of one pair, where AOT equals DPO.",
         ],
         "## Shape, loss aversion, steepness",
         table(
@@ -159,19 +159,18 @@ def family_page() -> str:
         [
             "- **Gains and losses** are seen by the person who gave the feedback: a gain is a desirable reply above "
             "the reference point, or an undesirable one below it. The shape is read off exact derivatives at gains and "
-            "losses from 0.01 to 60 nats, from the reference point outwards. What a reply is compared with stays where "
-            "policy and reference agree; so APO-down's chosen reply, whose two terms cancel there, is flat.",
-            "- **Loss-averse**: whether losses weigh more than gains of the same size, for one reply, by the slopes "
-            "v′(−u) and v′(u): *averse* if never less, *seeking* if never more, *neutral* if equally much, *mixed* if "
-            "it depends on the size. The weights λ_D and λ_U of the two kinds are a choice on top of it.",
-            "- **Bound of the gradient**: the largest |∂loss/∂r| of a reply, r being its log-ratio, or its log-prob "
-            "for a loss without a reference, with the reference point, advantages and weights by the policy held "
-            "fixed. Replies have one token here, so a mean over tokens is their sum, and of scored replies there are "
-            "two, over which the loss is the mean. A multiple of β holds for every β. *None* means that the gradient "
-            "grows without a limit: an outlier can dominate a step. The bound of `halo` exists by the smoothing of "
-            "powers near 0 alone.",
+            "losses from 0.01 to 60 nats, from the reference point outwards. For what a reply is compared with, policy "
+            "and reference agree; so APO-down's chosen reply, whose two terms then cancel, is flat.",
+            "- **Loss-averse**: whether losses weigh more than gains of the same size u, measured by the slopes "
+            "v′(−u) and v′(u) for one reply: *averse* if never less, *seeking* if never more, *neutral* if equally "
+            "much, *mixed* if it depends on u. The weights λ_D and λ_U of the two kinds come on top of this.",
+            "- **Bound of the gradient**: the largest |∂loss/∂r| of a reply, where r is its log-ratio, or its log-prob "
+            "for a loss without a reference. The reference point, advantages and weights from the policy are held "
+            "fixed. Replies have one token here, so sums and means over tokens are equal. For scored replies, the loss "
+            "is the mean over two replies. A multiple of β holds for every β. *None* means that the gradient is "
+            "unbounded, so an outlier can dominate a step. `halo` has a bound only because powers are smoothed near 0.",
         ],
-        "## Why the others are no HALOs",
+        "## Why the others are not HALOs",
         table(
             ("`loss=`", "what fails"),
             [(link, "; ".join(found.failures)) for link, found in rows if found.failures],

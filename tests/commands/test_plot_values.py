@@ -14,7 +14,7 @@ def test_verdicts_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[st
     run(["loss=dpo,sft", f"output={tmp_path}/values.png"])
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "dpo: HALO, with reward log π_θ/π_ref"
-    assert said[1].startswith("sft: no HALO: the loss is no function of π_θ/π_ref")
+    assert said[1].startswith("sft: not a HALO: the loss is not a function of π_θ/π_ref")
     assert (tmp_path / "values.png").exists()
 
 
@@ -27,5 +27,5 @@ def test_an_unknown_word_is_refused(word: str) -> None:
 
 def test_a_formula_is_drawn_as_a_loss_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["loss=halo", "loss.value='-(u - 5)**2'", "loss.view=pairs", f"output={tmp_path}/values.png"])
-    verdict = "halo: no HALO: desirable completions: the value decreases at a gain of 5.25"
+    verdict = "halo: not a HALO: desirable completions: the value decreases at a gain of 5.25"
     assert capsys.readouterr().out.splitlines()[0] == verdict

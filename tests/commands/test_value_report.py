@@ -44,7 +44,7 @@ def test_pairs_scores_and_why_it_is_no_halo(capsys: pytest.CaptureFixture[str]) 
         "gain        u = r_w − r_l, r = (log π_θ(y|x) − log π_ref(y|x)) / tokens of y",
     ]
     assert lines[3] == "smoothing   none is needed"
-    assert lines[4] == "definition  no HALO: desirable completions: the value decreases at a gain of 5.25"
+    assert lines[4] == "definition  not a HALO: desirable completions: the value decreases at a gain of 5.25"
     assert lines[6] == "            20, 12, 10, 8, 0 (chosen)"
     lines = shown(capsys, "loss=halo", "loss.value=logistic", "loss.view=scored", "loss.beta=0.4")
     assert lines[0] == "loss        |s − τ| λ_y (1 − v(±u)), + for s > τ"

@@ -33,8 +33,8 @@ def test_the_human_aware_losses_of_the_paper(make: Any, terms: Any, reward: str)
 def test_likelihoods_are_none(make: Any) -> None:
     verdict = is_halo(make)
     assert not verdict
-    assert verdict.failures[0] == "the loss is no function of π_θ/π_ref: it changes where both change alike"
-    assert str(verdict).startswith("no HALO: the loss is no function of π_θ/π_ref")
+    assert verdict.failures[0] == "the loss is not a function of π_θ/π_ref: it changes where both change alike"
+    assert str(verdict).startswith("not a HALO: the loss is not a function of π_θ/π_ref")
 
 
 def test_smoothed_labels_make_large_gains_a_loss() -> None:
@@ -71,10 +71,10 @@ class Indifferent(DPO):
     ("make", "failure"),
     [
         (ConvexInGains, "desirable completions: the value is not concave at a gain of 0.25"),
-        (NoDifference, "the loss is no function of a difference of rewards"),
+        (NoDifference, "the loss is not a function of a difference of rewards"),
         (Indifferent, "the loss does not depend on π_θ"),
         (BradleyTerry, "the loss does not depend on π_θ"),
-        (APODown, "the loss is no function of a difference of rewards"),
+        (APODown, "the loss is not a function of a difference of rewards"),
     ],
 )
 def test_each_condition_can_fail(make: Any, failure: str) -> None:
