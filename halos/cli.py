@@ -1,6 +1,6 @@
 """The command line: ``halos train …`` and ``python scripts/train.py …``; a failed command ends with one clear line.
 
-Neither torch nor Lightning is imported here: a misspelt word is reported within a second.
+Neither torch nor Lightning is imported here, so that a misspelt key is reported within a second.
 """
 
 import errno
@@ -48,10 +48,10 @@ class Command:
     """A command of the command line.
 
     Attributes:
-        function: the name of a module of :mod:`halos.commands` and of its function, which takes the configuration.
-        config: the name of its YAML in ``conf/``.
-        meaning: what it does, in a line.
-        run: whether it has an output folder and may use several devices.
+        function: the name of a module in :mod:`halos.commands` and of its function that takes the configuration.
+        config: the name of the command's YAML in ``conf/``.
+        meaning: what the command does, in a line.
+        run: whether the command has an output folder and may use several devices.
     """
 
     function: str
@@ -63,8 +63,8 @@ class Command:
 COMMANDS = {
     "train": Command("train", "train", "align a model with human feedback", run=True),
     "data": Command("inspect_data", "inspect", "show what is in feedback and what is wrong with it"),
-    "advise": Command("advise", "advise", "say what feedback consists of and which losses fit it"),
-    "estimate": Command("estimate", "train", "say what memory and time a run needs on given GPUs"),
+    "advise": Command("advise", "advise", "count feedback and list the losses that fit it"),
+    "estimate": Command("estimate", "train", "estimate the memory and time that a run needs on given GPUs"),
     "cache-reference": Command(
         "cache_reference", "train", "compute the reference's log-probs of a run beforehand", run=True
     ),
@@ -80,10 +80,10 @@ COMMANDS = {
     "check-gpu": Command("check_gpu", "check_gpu", "check this machine's GPUs: exactness, waits, speed"),
 }
 COMMAND = "HALOS_COMMAND"
-"""Environment variable: the command's name, for further processes of the same run."""
+"""Environment variable: the command's name, for the other processes of the same run."""
 PUSH = "hub.push"
 TRACEBACK = "HALOS_TRACEBACK"
-"""Environment variable: whether the user has set HYDRA_FULL_ERROR, for further processes of the same run."""
+"""Environment variable: the user's value of HYDRA_FULL_ERROR, for the other processes of the same run."""
 _EXPECTED = (HydraException, OmegaConfBaseException, ValueError, RunFailed)
 """Errors whose message is enough for a user; others are printed with a traceback."""
 
@@ -93,8 +93,8 @@ def plain_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("_")
 
 
-# conf/train.yaml names the folders of a sweep with it. Registered on import, as processes that a launcher starts
-# resolve the configuration after they have imported this module.
+# conf/train.yaml names the folders of a sweep with this resolver. It is registered on import, because processes that a
+# launcher starts import this module before they resolve the configuration.
 OmegaConf.register_new_resolver("plain_name", plain_name, replace=True)
 
 
@@ -104,7 +104,7 @@ def _result(job: JobReturn) -> object:
     raise job._return_value
 
 
-# Hydra's own property prints "Error executing job with overrides: […]" first, and the error has one line here.
+# Hydra's own property first prints "Error executing job with overrides: […]". Here an error is one line.
 JobReturn.return_value = property(_result, JobReturn.return_value.fset)  # type: ignore[assignment,attr-defined,method-assign]
 
 
@@ -114,7 +114,7 @@ def main() -> None:
     if command == "rank" and len(sys.argv) == 3:  # started by halos.processes.launch
         end_with_one_line(lambda: _rank_job(Path(sys.argv[2])))
         return
-    # Lightning's DDP starts further ranks with the same words, from which the command's name is removed already.
+    # Lightning's DDP starts the other ranks with this process's sys.argv, from which the command's name was removed.
     launched = os.environ.get(COMMAND, "") if "LOCAL_RANK" in os.environ else ""
     completing = "-sc" in sys.argv or "--shell-completion" in sys.argv
     if command in COMMANDS:
@@ -175,7 +175,7 @@ def _run_job(cfg: DictConfig) -> float | None:
         if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":
             _run_or_rounds(cfg)
             return None
-        # The returned value is for sweepers that search for the best settings; Hydra's own ignores it.
+        # The returned value is for sweepers that search for the best settings; Hydra's default sweeper ignores it.
         folders = [_run_or_rounds(seed_cfg) for seed_cfg in _of_seeds(cfg, cfg.sweep_seeds)]
         return trial_value(folders, cfg.sweep_metric, max_kl=cfg.sweep_max_kl)
 
@@ -190,7 +190,8 @@ def _of_seeds(cfg: DictConfig, seeds: Sequence[int] | None) -> list[DictConfig]:
 
 
 def _run_or_rounds(cfg: DictConfig) -> Path:
-    # Also in a sweep: this process goes on to the next job, and a process group cannot be left and joined at will.
+    # Ranks are processes of their own, also for one job of a sweep: this process goes on to the next job, and it could
+    # not leave a process group and join another one.
     run = partial(on_devices, job=_run)
     if cfg.rounds.count != 1 or cfg.get("before"):
         _get_ready(cfg)
@@ -205,11 +206,11 @@ def _place(cfg: DictConfig) -> None:
     context = HydraConfig.get()
     cfg.output_dir = context.runtime.output_dir  # absolute; in a sweep the job's own folder
     words = context.overrides.task
-    # The default folder is named after the time. Processes that torchrun or srun starts would each take their own.
+    # The default folder is named after the time, so each process that torchrun or srun starts would choose another one.
     apart = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
     if (apart or cfg.trainer.num_nodes > 1) and not any(word.startswith("output_dir=") for word in words):
         raise ValueError("output_dir: expected one for all processes, as they are started apart; set output_dir=…")
-    # For an optional group Hydra ignores an option that does not exist, also a misspelt one.
+    # For an optional group, Hydra silently ignores an option that does not exist, even a misspelt one.
     for group, _, name in (word.partition("=") for word in words):
         if group in ("tuned", "feedback", "world"):
             options = GlobalHydra.instance().config_loader().get_group_options(group)
@@ -240,7 +241,7 @@ def _get_ready(cfg: DictConfig) -> None:
 
 
 def named_by_what_is_swept(settings: Sequence[str]) -> str:
-    """Return the setting that leaves what is the same for all jobs of a sweep out of the names of their folders."""
+    """Return the Hydra setting by which the folders of a sweep are named after the swept keys only."""
     parser = OverridesParser.create()
     overrides = [parser.parse_override(setting) for setting in settings if "=" in setting]
     swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
@@ -259,7 +260,7 @@ def check_pushed(settings: Sequence[str]) -> None:
 
 
 def _check_pushed_alone(cfg: DictConfig) -> None:
-    """Check a repository that a file names, not the command line, in a job of a sweep."""
+    """Check the repository of a job of a sweep if a file names it: :func:`check_pushed` sees only the command line."""
     context = HydraConfig.get()
     named = any(word.startswith(f"{PUSH}=") for word in context.overrides.task)
     push = OmegaConf.to_container(cfg.hub, resolve=False)["push"]  # type: ignore[call-overload,index]  # a dictionary
@@ -298,7 +299,7 @@ def _line(error: BaseException) -> str:
 
 
 def _of_hydra(error: BaseException) -> bool:
-    """Return whether the error is one of the system that Hydra met itself: it makes ``output_dir``."""
+    """Return whether the error is a system error inside Hydra, which makes ``output_dir``."""
     files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
     own = [file for file in files if file.name not in ("pathlib.py", "os.py", "<frozen os>")]
     return isinstance(error, OSError) and bool(own) and own[-1].is_relative_to(Path(hydra.__file__).parent)
@@ -323,8 +324,8 @@ def _fail(message: str) -> None:
         print(f"error: {message}", file=sys.stderr)
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        # A group that is still there is NCCL's (halos.processes.ranks). A normal exit would destroy it, and wait for
-        # ranks that wait for this one.
+        # A process group that still exists is NCCL's (halos.processes.ranks). A normal exit would destroy it, and would
+        # wait for ranks that are waiting for this one.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

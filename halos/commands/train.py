@@ -32,9 +32,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         ValueError: for a bad configuration, bad data or a bad model, before weights are loaded.
-        halos.processes.signals.Interrupted: if a signal asks the run to end; it is a ``SystemExit``.
+        halos.processes.signals.Interrupted: if a signal ends the run. It is a ``SystemExit``.
     """
-    # A full disk is reported with the folder where the writer does not name the file, as TensorBoard's.
+    # path_named: some writers, as TensorBoard's, report a full disk without a file. The error then names the folder.
     with signals.caught(), ranks.lost_ranks_named(), held(cfg.output_dir), path_named(Path(cfg.output_dir)):
         run = assemble(cfg)
         start = open_folder(run)
@@ -70,7 +70,7 @@ def show(run: Run, start: int | None) -> None:
     example = data.prepared.example()
     label = {True: " (desirable)", False: " (undesirable)", None: ""}[example.desirable]
     names = ("chosen", "rejected") if objective.view == "pairs" else (f"completion{label}", "mismatched")
-    # Of a mixture of several views, the record's completions.
+    # In a mixture of several views, an example is a record with all of its completions.
     branches = [f"completion {k}" for k in range(len(example.branches))] if example.views else names
     show_example(example, run.model.tokenizer, branches[: len(example.branches)])
     if isinstance(objective, HALO):
@@ -116,7 +116,7 @@ def validate_first(run: Run) -> None:
 
 
 def watched(run: Run) -> dict[str, str | None]:
-    """Return the metrics of validation that something of the run waits for, by the key that names them."""
+    """Return the validation metrics that settings refer to, by the key of the setting."""
     cfg, metrics = run.cfg, {"checkpoint.best": run.cfg.checkpoint.best}
     if cfg.rounds.round in (None, cfg.rounds.count):  # the round whose result a sweep reads
         metrics["sweep_metric"] = cfg.sweep_metric
@@ -125,7 +125,7 @@ def watched(run: Run) -> dict[str, str | None]:
 
 
 def fit(run: Run) -> None:
-    """Train, and validate once more unless the last step was validated, with samples where the run has some."""
+    """Train, then validate the last step if that has not been done, with samples if the run samples."""
     trainer = run.trainer
     checkpoint = str(run.checkpoint) if run.checkpoint else None
     trainer.fit(run.objective, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)

@@ -51,7 +51,7 @@ class PreferenceDataModule(pl.LightningDataModule):
     divides the examples over the ranks itself, so Lightning's ``DistributedSampler`` is switched off.
 
     Args:
-        source: one or several files in any layout that is recognised (docs/data.md), or a :class:`halos.data.Source`.
+        source: one or several files in any recognised layout (docs/data.md), or a :class:`halos.data.Source`.
         val: files of validation data, where ``source`` names files.
         batch_size: examples per device and micro-step.
         max_length: the maximum number of tokens of prompt and completion together.
@@ -59,20 +59,20 @@ class PreferenceDataModule(pl.LightningDataModule):
             prompts are not cut, and every prompt has to fit into ``max_length``.
         max_examples, max_val_examples: up to this many examples of each split, drawn with the seed.
         val_size: records held out of the training data, by prompt, where the source has no validation data.
-        strict: raise an error for records that would be left out because they are faulty.
-        train_on: ``last`` or, for demonstrations, ``all`` assistant turns of a conversation.
-        text: ``plain`` texts are rendered by the chat template; ``rendered`` ones carry its markup already.
+        strict: raise an error for faulty records instead of leaving them out.
+        train_on: the ``last`` assistant turn of a conversation or, for demonstrations, ``all`` of them.
+        text: ``plain`` texts are rendered by the chat template; ``rendered`` texts contain its markup already.
         select: rules that select the feedback to use.
         stratified: every step has a desirable and an undesirable completion.
-        keep_together: up to this many examples of one conversation (whose prompts begin with the same turn of the user)
-            are drawn together, so that they can share its tokens in a micro-batch, as the two sides of a pair do; 1
-            draws every example separately. The number is ignored for an objective that needs all examples of a prompt
-            in one step, and with ``stratified``, which draws every example separately.
+        keep_together: up to this many examples of one conversation (whose prompts begin with the same user turn) are
+            drawn together, so that a micro-batch computes their common tokens once; 1 draws every example separately.
+            Ignored for an objective that needs all examples of a prompt in one step, and with ``stratified``, which
+            draws every example separately.
         length_groups: number of parts into which a padded micro-batch is divided by length. Results do not depend on
             it.
         packing: concatenate rows without padding, for models that support it; other models get padded rows.
-        share_prompts: in packed rows, compute common beginnings of the sequences in a micro-batch once: a prompt for
-            all its completions, the turns of a conversation for all its examples.
+        share_prompts: in packed rows, compute what several sequences of a micro-batch begin with only once: a prompt
+            for all its completions, the turns of a conversation for all its examples.
         max_tokens_per_batch: the maximum number of tokens whose activations are in memory at a time (a single example
             may exceed it). A larger micro-batch is computed in parts, and each part is recomputed in the backward pass;
             results do not depend on it. Only for packed rows, and for models that are not sharded over devices.
@@ -82,8 +82,8 @@ class PreferenceDataModule(pl.LightningDataModule):
             :class:`halos.data.reading.lines.ReadingLimits`.
         cache_dir: folder in which prepared data and the reference's log-probs are kept; ``auto`` is ``$HALOS_CACHE`` or
             ``~/.cache/halos``, None keeps them in memory.
-        cache_key_file: file with the key under which a group shares the cache folder; None: only what this user has
-            written is used.
+        cache_key_file: file with the key by which a group shares the cache folder; None: only files that this user has
+            written are used.
         seed: seed of the order of examples, of the split and of the mismatched completions.
 
     Raises:
@@ -91,7 +91,7 @@ class PreferenceDataModule(pl.LightningDataModule):
     """
 
     streams = False
-    """Whether training data are read while training."""
+    """Whether training data are read during training."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         if not isinstance(source, Source):
             source = FeedbackFiles(source, val)
         elif val is not None:
-            raise ValueError("data.val: expected none with a Source, which has its own validation data; found some")
+            raise ValueError("data.val: expected null with a Source, which has its own validation data; found files")
         self.cache_dir, self.seals = cache_folder(cache_dir), Seals.of_file(cache_key_file)
         self.preparation = Preparation(
             source=source,
@@ -206,7 +206,7 @@ class PreferenceDataModule(pl.LightningDataModule):
     # Steps
 
     def plan(self, *, epochs: int | None, max_steps: int, accumulate: int, world_size: int) -> int:
-        """Fix the number of optimizer steps of a run that is one Lightning epoch.
+        """Fix the number of optimizer steps of a run of the command, which is one Lightning epoch.
 
         Args:
             epochs: passes over the data; the steps of all passes are rounded up once.
@@ -231,7 +231,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         if (steps, per_step) != (self.steps, self._per_step):
             self.reference = None  # its rows are not those of the new plan
         self.steps, self._per_step = steps, per_step
-        # An order that is impossible raises its error here, not in the first step.
+        # Settings for which no order exists raise their error here, not in the first step.
         self.order()
         if "val" in self.rows:
             validation_order(len(self.rows["val"]), Division(batch_size=self.batch_size, world_size=world_size))
@@ -253,7 +253,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._fix_steps(_fewest_steps(passes, trainer.max_epochs, trainer.max_steps), per_step, world_size)
 
     def passes(self, steps: int) -> float | None:
-        """Passes over the training examples that so many optimizer steps make; None for a stream."""
+        """Passes over the training examples in this number of optimizer steps; None for a stream."""
         return None if self.streams else steps * self._per_step / len(self._train)
 
     def tokens_in(self, steps: int) -> int:
@@ -261,7 +261,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         return int(self._train.tokens()[self._indices(steps)].sum())
 
     def scored_rows(self) -> ChosenRows:
-        """The rows that the planned run reads, on all ranks, in training and validation."""
+        """The rows that the planned run reads in training and validation, on all ranks."""
         chosen = [(self._train, np.unique(self._indices(self.steps)))]
         if "val" in self.rows:
             chosen.append((self.rows["val"].rows, np.arange(len(self.rows["val"].rows))))
@@ -275,7 +275,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         """Return the order of training: which rows make up each micro-batch.
 
         Args:
-            division: the part of one rank; None: each step is one micro-batch, with the examples of all ranks.
+            division: how the run is divided, for one rank; None: each step is one micro-batch of all ranks' examples.
         """
         rows, grouped = self._train, self.prepared.needs.grouped
         division = division or Division(batch_size=self._per_step, steps=self.steps, seed=self.seed)
@@ -301,7 +301,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         trainer = self._trainer()
         if overfit := getattr(trainer, "overfit_batches", 0):
             raise ValueError(
-                f"overfit_batches: expected 0, found {overfit}, with which Lightning reorders the data; use "
+                f"overfit_batches: expected 0, found {overfit}, for which Lightning reorders the data; use "
                 "max_examples of the data module"
             )
         # Each rank reads its own micro-batches already. Lightning's sampler would shuffle and divide them once more.
@@ -325,7 +325,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             return
         same_needs = self._prepared.needs.key() == needs.key()
         before = self._prepared.tokenizer
-        # A key hashes the whole tokenizer, which a run that validates and fits need not do three times.
+        # Keys hash the whole tokenizer. They are not needed if it is the same object, as in the calls of one run.
         if same_needs and (before is tokenizer or self._token_key(before) == self._token_key(tokenizer)):
             return
         if self._prepared_by_hand:
@@ -422,7 +422,7 @@ def _fewest_steps(passes: int | None, epochs: int | None, max_steps: int) -> int
     """Return the steps of a run.
 
     Args:
-        passes: the steps of all passes; None: the number of passes is not limited.
+        passes: the number of steps in all passes; None: the number of passes is not limited.
         epochs: the number of passes, for the error.
         max_steps: the maximum number of steps; -1: no maximum.
     """

@@ -1,7 +1,7 @@
-"""For losses in which an example depends on the others of its micro-step, on all ranks, and each has a gradient.
+"""Losses in which an example depends on the other examples of its micro-step, on all ranks, with gradient.
 
-Every rank computes the losses of all examples. Its own count on it; of the others' it keeps the gradient alone, which
-reaches them through its own examples.
+Every rank computes the losses of all examples. The value of the rank's loss counts only its own examples. The losses of
+the others' examples add only their gradient with respect to the rank's own examples.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from halos.processes.collectives import all_gather_list, data_rank_and_world
 
 
 def of_all_ranks(column: Tensor) -> Tensor:
-    """Return the numbers [B] of all ranks, [N], one rank after the other; this rank's with gradient."""
+    """Return the values of all ranks, [N], rank by rank. Only this rank's own, ``column`` [B], have a gradient."""
     own, world = data_rank_and_world()
-    if world == 1:  # without reading values, which would wait for the device
+    if world == 1:  # no exchange: reading the values would make the host wait for the device
         return column
     ranks = all_gather_list([column.tolist()])
     return torch.cat([column if rank == own else column.new_tensor(values) for rank, values in enumerate(ranks)])
@@ -34,9 +34,9 @@ def with_others_gradient(mean: Mean, losses: Tensor, weights: Tensor, mine: slic
     """Add to the mean of this rank's losses the gradient, but not the value, of the other ranks' losses.
 
     Args:
-        mean: of this rank's losses, made with ``per_example``.
-        losses: of all ranks' examples, [N].
-        weights: of all ranks' examples, [N].
+        mean: the mean of this rank's losses, made with ``per_example``.
+        losses: the losses of all ranks' examples, [N].
+        weights: the weights of all ranks' examples, [N].
         mine: the places of this rank's examples.
     """
     gradient = weights * (losses - losses.detach())

@@ -41,7 +41,7 @@ LOG_COLLISION = "log_collision"
 """The token statistic that ``needs.log_collision`` asks for, by its name in ``model.statistics``."""
 
 BackboneSource = ProvidesBackbone | None
-"""A backbone or a factory that loads one; None where only the mathematics of a loss is used."""
+"""A backbone or a factory that loads one; None if only the mathematics of a loss is used."""
 
 
 class LoopOptions(TypedDict, total=False):
@@ -57,11 +57,11 @@ class TrainingLoop(pl.LightningModule, ABC):
     """Trains a :class:`Backbone` on the loss that :meth:`outcome` returns.
 
     Metrics stay on the device until a step is logged (every ``log_every_n_steps``), a checkpoint is due or training
-    ends, so that the host does not wait for every step. A loss that is not finite is noticed at that moment.
-    ``non_finite="skip"`` reads every step.
+    ends, so that the host does not wait in every step. Only then a loss that is not finite is noticed, unless
+    ``non_finite="skip"``, which reads every step.
 
     Args:
-        backbone: a :class:`Backbone`, a function that makes one when the strategy is ready, or None where only the
+        backbone: a :class:`Backbone`; a factory that makes one when the strategy is ready; or None if only the
             mathematics is used. Without a backbone the objective cannot be trained.
         optim: the optimizer and its schedule (default: ``AdamW()``).
         seed: seeds the randomness of the forward pass (dropout).
@@ -90,9 +90,9 @@ class TrainingLoop(pl.LightningModule, ABC):
             raise ValueError(f"non_finite: expected stop or skip, found {non_finite!r}")
         self.seed, self.humanline, self.non_finite = seed, humanline, non_finite
         self.skipped_steps = 0
-        # Registered as a submodule in configure_model() only: its weights may not exist before.
+        # Set in configure_model(), because the weights may not exist before.
         self.backbone: Backbone | None = None
-        # In a tuple, so that nn.Module does not register it: it becomes the submodule `backbone` once it is configured.
+        # In a tuple, so that nn.Module does not register the source as a submodule next to `backbone`.
         self._source: tuple[BackboneSource] = (backbone,)
         self._checked_data: PreferenceDataModule | None = None
         self._optim = optim or AdamW()
@@ -145,10 +145,10 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     @final
     def configure_model(self) -> None:
-        # This also works without a Trainer, for tests and notebooks that only look at the models.
+        # _trainer instead of trainer, which raises if there is none: tests and notebooks may only look at the models.
         data = getattr(self._trainer, "datamodule", None)
         sharding = getattr(getattr(self._trainer, "strategy", None), "sharding", None)
-        # Lightning makes the run's device the default one. Its generator would draw other random weights than the
+        # Lightning makes the run's device the default one, whose random generator would draw other weights than the
         # CPU's.
         with torch.device("cpu"):
             if self.backbone is None:
@@ -190,7 +190,7 @@ class TrainingLoop(pl.LightningModule, ABC):
     @final
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._steps.begin()
-        # Dropout is a function of (seed, batch, rank), so that a resumed run draws as the uninterrupted one did.
+        # Dropout depends only on (seed, batch, rank), so that a resumed run draws as the uninterrupted one did.
         number = self.trainer.fit_loop.total_batch_idx  # over all epochs
         torch.manual_seed((self.seed * 1_000_003 + number * 4_099 + data_ranks(self.trainer)[0]) % 2**63)
         if self.trained.sharding is not None:
@@ -222,8 +222,8 @@ class TrainingLoop(pl.LightningModule, ABC):
         # value.
         for logger in self.trainer.loggers if logged else ():
             logger.log_metrics(named, step.number)
-        # Lightning reads the metrics of a progress bar after every micro-batch, also long after they were logged. In
-        # the host's memory they do not have to be waited for.
+        # Lightning reads the metrics of a progress bar after every micro-batch, even long after they were logged. In
+        # the host's memory, reading them does not wait for the device.
         on_host = {name: torch.full((), value, dtype=torch.float32, device="cpu") for name, value in named.items()}
         self.log_dict(on_host, prog_bar=self.trainer.progress_bar_callback is not None, logger=False)
 
@@ -238,7 +238,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         policy_ids = {id(p) for p in policy}
         own = [p for p in self.parameters() if id(p) not in policy_ids]
         if gradient_clip_val:
-            # The logged norm is that of all parameters: it is the policy's norm only where there are no others.
+            # The logged norm is that of all parameters, so it is the policy's only if there are no others.
             clip_gradients(policy, gradient_clip_val, None if own else self._grad_norm)
         own_clip = self.own_clip or gradient_clip_val
         if own_clip and own:
@@ -322,12 +322,12 @@ class TrainingLoop(pl.LightningModule, ABC):
 
         Args:
             accumulate: micro-batches in an optimizer step.
-            counts: numbers of (desirable, undesirable) training completions by weight, where they are known.
+            counts: numbers of (desirable, undesirable) training completions by weight, if they are known.
 
         Raises:
             ValueError: if the loss cannot work with these settings.
         """
-        # The same rules as for the command, which otherwise would only apply to runs with a configuration.
+        # The command has checked these rules already; runs without a configuration have not.
         needs = self.needs
         traits = {REFERENCE: needs.reference, WHOLE_STEP: needs.whole_step, DIVERGENCE: needs.divergence}
         humanline = self.humanline is not None

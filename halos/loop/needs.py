@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 Direction = int | None
-"""Sign of the first step's change of log π: 1, -1, 0 for no change, None where the loss promises nothing."""
+"""Sign of the first step's change of log π: 1 or -1, 0 for no change, None if the loss promises nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +19,12 @@ class Needs:
         mismatched: another prompt's completion as each example's last branch (KTO's y'). It is read without gradient.
         hidden: the policy's hidden states, detached, in ``LogProbs.hidden`` (a value head reads them).
         last_hidden: the state of each completion's last token, with gradient, in ``LogProbs.last`` (a reward head
-            reads it). Completions are then fed up to their last token, and the token log-probs carry no gradient.
+            reads it). Completions are then fed including their last token, and token log-probs have no gradient.
         grouped: all completions of one prompt in one step, as far as the step's size allows (a group's baseline).
         whole_step: all examples of the optimizer step in one micro-step, because the loss of each depends on all
             others. This rules out gradient accumulation.
-        whole_micro_step: requires nothing. It declares that the loss of an example depends on the
-            others of its micro-step, on all ranks (KTO's z₀). Accumulated micro-batches then differ slightly from one
-            large batch.
+        whole_micro_step: only a declaration: the loss of an example depends on the other examples of its micro-step, on
+            all ranks (KTO's z₀). Accumulated micro-batches then differ slightly from one large batch.
         divergence: the divergence between the policy's and the reference's distributions at each completion token, in
             ``LogProbs.divergence``. It needs a reference that computes in each step, live or without the adapter.
         log_collision: log Σ_v π(v)² of the policy's distribution at each completion token, in
@@ -33,9 +32,9 @@ class Needs:
         samples: replies of the policy in training, from which a callback measures its KL (:class:`PolicyKL`).
         label_counts: the numbers of desirable and undesirable training completions, passed to ``see_labels`` before
             the first step. A stream cannot count them.
-        margins: of pairs, by how much people preferred the chosen completion (``Batch.margins``), for every pair.
-        pair_scores: of pairs, people's scores of both completions, each in [0, 1], for every pair.
-        step_labels: labelled steps of completions as examples too, beside the labelled completions.
+        margins: for every pair, by how much people preferred the chosen completion (``Batch.margins``).
+        pair_scores: for every pair, people's scores of both completions, each in [0, 1].
+        step_labels: labelled steps of completions as examples, in addition to the labelled completions.
         moves: the direction in which the first step moves log π of (desirable, undesirable) completions. The
             conformance kit checks it. ``(0, 0)`` declares a loss that does not read token log-probs.
     """

@@ -19,8 +19,8 @@ class Output:
             with ``per_example`` or ``per_token``.
         rewards: the implied rewards (β included) of the view's branches, [B, K], or None if the loss implies none.
         metrics: other means to log, by name.
-        view: of a mixture, the number of the batch's view (``Batch.views``) that the rewards belong to; the metrics
-            that all objectives share are those of its examples.
+        view: in a mixture of several views, the index in ``Batch.views`` of the view that the rewards belong to. The
+            metrics that all objectives share are computed from its examples.
 
     Raises:
         ValueError: a term or a metric is a tensor or a number, whose denominator is lost.

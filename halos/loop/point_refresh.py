@@ -12,7 +12,7 @@ from halos.loop.reference_point import PolicyKL
 
 
 class PointRefresh(Callback, ABC):
-    """Refreshes every :class:`PolicyKL` of an objective before each step whose number divides by its ``steps``."""
+    """Refreshes every :class:`PolicyKL` of an objective before the first step, and again every ``steps`` steps."""
 
     def __init__(self) -> None:
         self._step: int | None = None

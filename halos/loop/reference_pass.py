@@ -32,10 +32,10 @@ def run_reference_pass(scorer: Backbone, data: PreferenceDataModule, trainer: pl
     Args:
         scorer: the reference; usually the policy, which is its own reference until its first step.
         data: the data module, prepared and planned.
-        trainer: has the device, the precision and the ranks.
+        trainer: provides the device, the precision and the ranks.
 
     Returns:
-        The time that it took, in seconds.
+        The duration in seconds.
     """
     precision = trainer.precision_plugin
     if not scorer.sharded:

@@ -23,7 +23,7 @@ from halos.processes.collectives import all_gather_list, all_sum
 
 
 class ReferencePoint(RunningState, ABC):
-    """An estimator of z₀, from one micro-batch and its own statistics of earlier steps.
+    """An estimator of z₀, which reads one micro-batch and may keep statistics of earlier steps.
 
     Args:
         clamp: take the maximum of the estimate and 0, as the paper does: a KL divergence is never negative.
@@ -96,8 +96,7 @@ class Mismatched(ReferencePoint):
 class Running(ReferencePoint):
     """The mean of r(x, y') over the ``steps`` optimizer steps before this one; 0 in the first step, where r is 0.
 
-    The current step is left out, so that no example's loss depends on the others of its step, whatever the batch size
-    and the number of micro-batches.
+    The current step is left out, so that the loss of an example never depends on the other examples of its step.
 
     Bias: that of :class:`Mismatched`, and a lag: the mean is of policies that are (steps + 1) / 2 steps old on average.
     Variance: that of :class:`Mismatched` divided by ``steps`` while the policy moves little; the clamp acts on the
@@ -121,7 +120,7 @@ class Running(ReferencePoint):
         self.register_buffer("sums", torch.zeros(steps + 1, 2))
 
     def estimate(self, batch: Batch, ratios: Tensor, divergence: Tensor | None) -> Tensor:
-        # Validation does not count. Nor does a second call for the same batch, without gradient (humanline's rewards).
+        # Neither validation counts, nor a second call for the same batch without gradient (rewards under humanline).
         if self.training and torch.is_grad_enabled():
             self.sums[0] += all_sum(_sum_and_count(ratios[:, -1], batch.weights))
         total, count = self.sums[1:].sum(0).to(ratios).unbind()
@@ -141,8 +140,8 @@ class PerPrompt(ReferencePoint):
     completions of a prompt are drawn together, as far as the batch allows. A completion without others has z₀ = 0, also
     in the metric ``z0``. Copies of an example do not count as its others.
 
-    Bias: towards the data. The mean is over completions of the data (of both labels), not of π_θ; but they answer the
-    prompt, so r has the right scale. Variance: that of r(x, y) divided by the number of others, so large for the usual
+    Bias: the mean is over completions of the data (with both labels), not of π_θ. But they answer the prompt, so r has
+    the right scale. Variance: that of r(x, y) divided by the number of other completions, which is large for the usual
     one or two. Cost: no forward pass; the host waits for the device once a micro-step.
     """
 
@@ -166,10 +165,10 @@ class TokenDivergence(ReferencePoint):
 
     The sequential KL of TDPO (Zeng et al. 2024, arXiv 2404.11999), with the two models in the order of a KL penalty.
 
-    Bias: the prefixes are those of the data, not of samples of π_θ. It is small while both have the same kind of
-    replies, and upwards where the policy differs most at prefixes that it has learned to avoid. Variance: low, as
-    there is no sampled token; never negative, so the clamp does nothing. Cost: the reference computes in each step
-    (live, or the policy without its adapter), and both heads compute their logits once more.
+    Bias: the prefixes come from the data, not from samples of π_θ. The bias is small if both have the same kind of
+    replies, and upwards if the policy has changed most at prefixes that it has learned to avoid. Variance: low, because
+    no token is sampled. The estimate is never negative, so the clamp does nothing. Cost: a forward pass of the
+    reference in each step (live, or the policy without its adapter), and the logits of both models once more.
     """
 
     needs = Needs(reference=False, divergence=True, whole_micro_step=True)
@@ -185,10 +184,10 @@ class PolicyKL(ReferencePoint):
     Every ``steps`` steps n replies y ~ π_θ(·|x) are drawn, and z₀ becomes the mean over them of
     Σ_t KL(π_θ(·|x, y_<t) ‖ π_ref(·|x, y_<t)), exact at each position. :class:`halos.training.PolicyPoint` does so.
 
-    Bias: a lag, as the replies are (steps − 1) / 2 steps old on average; and what a reply that is cut at the length
-    limit would have added. Variance: that of a reply's sum divided by n, and the error stays for ``steps`` steps.
-    Never negative, so the clamp does nothing. Cost: none in a step; every ``steps`` steps that of a sampled validation
-    of n prompts: decoding n replies, and a forward pass of each model over them. A cached reference is read each time.
+    Bias: a lag, as the replies are (steps − 1) / 2 steps old on average; and truncated replies lack the divergence of
+    their missing tokens. Variance: that of a reply's sum divided by n; an error lasts for ``steps`` steps. The estimate
+    is never negative, so the clamp does nothing. Cost: none in most steps; every ``steps`` steps, n replies are decoded
+    and both models have a forward pass over them. A cached reference's model is loaded each time.
 
     Args:
         clamp: see :class:`ReferencePoint`.

@@ -31,9 +31,9 @@ __all__ = ["BackboneSource", "Batch", "Humanline", "LogProbs", "LoopOptions", "M
 class Objective(TrainingLoop):
     """A loss on a view of human feedback, and the LightningModule that trains a backbone on it.
 
-    A subclass sets :attr:`view` and :attr:`needs` and implements :meth:`compute`. It may override the hooks
-    :meth:`control`, :meth:`build`, :meth:`see_labels` and :meth:`end_step`, and no other concrete method (a mixture of
-    several views also :meth:`data_needs`). For the arguments see :class:`halos.loop.module.TrainingLoop`.
+    A subclass sets :attr:`view` and :attr:`needs` and implements :meth:`compute`. Of the other methods, it may override
+    only the hooks :meth:`control`, :meth:`build`, :meth:`see_labels` and :meth:`end_step` (a mixture of several views
+    also overrides :meth:`data_needs`). For the arguments see :class:`halos.loop.module.TrainingLoop`.
     """
 
     view: str
@@ -100,14 +100,14 @@ class Objective(TrainingLoop):
         """Call :meth:`compute`, on clamped log-probs if ``humanline`` is set; rewards are never clamped."""
         if self.humanline is None or reference is None:
             return self.compute(batch, policy, reference)
-        # The loss reads clamped log-probs. Rewards are compared across runs, so they must mean the same in all of them.
+        # Rewards are compared across runs, so they must mean the same with and without clamping.
         output = self.compute(batch, self.humanline.clamp(policy, reference), reference)
         with torch.no_grad():
             return replace(output, rewards=self.compute(batch, policy, reference).rewards)
 
     @final
     def target_margins(self, batch: Batch, margin_weight: float) -> Tensor | float:
-        """κ m: how strongly people preferred each chosen completion, times κ, [B]; 0 for κ = 0.
+        """κ m for each pair, [B]: how much people preferred its chosen completion (m), times κ. 0 for κ = 0.
 
         A loss that calls this sets ``needs.margins``, so that pairs without a margin are refused before training.
         """
@@ -131,7 +131,7 @@ class Objective(TrainingLoop):
 
         Args:
             loss: takes the columns and the weights of all ranks' examples, [N] each, and returns their losses, [N].
-            columns: numbers of this rank's examples, [B] each; the first ones have the data type of the losses.
+            columns: values for this rank's examples, [B] each; the first column has the dtype of the losses.
             batch: the micro-batch of this rank.
         """
         own = torch.ones_like(columns[0]) if batch.weights is None else batch.weights.to(columns[0])

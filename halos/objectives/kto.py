@@ -51,10 +51,11 @@ def kto_loss(
 
 
 def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: float, n_u: float) -> tuple[float, float]:
-    """(λ_D, λ_U), with ``auto`` resolved from the counts of the training data.
+    """Return (λ_D, λ_U), with ``auto`` resolved from the counts of the training data.
 
-    An automatic weight starts at 1 and is changed as little as possible, so that λ_D n_D / (λ_U n_U) is in [1, 4/3]
-    (recommended in the paper's first version). If both are automatic, the weight of the rarer side is raised.
+    An automatic weight starts at 1 and is changed only as much as is needed to bring λ_D n_D / (λ_U n_U) into [1, 4/3],
+    the interval that the paper's first version recommends. If both are automatic, the weight of the rarer kind is
+    raised.
 
     Args:
         desirable_weight, undesirable_weight: λ_D, λ_U, or ``auto``.
@@ -82,19 +83,19 @@ def kto_weights(desirable_weight: Weight, undesirable_weight: Weight, n_d: float
 class KTO(Objective):
     """KTO on single completions labelled desirable or undesirable.
 
-    The reference-free variant takes π_ref uniform over outputs, as the paper does. Then log π_ref(y|x) is the same for
-    all y and cancels in r − z₀ = log π_θ(y|x) − E log π_θ(y'|x), whose expectation is −H(π_θ(·|x)), so that no
-    reference model is needed. The mean over mismatched y' estimates the expectation. It is not clamped: a KL divergence
-    is never negative, but without the cancelled constant the mean of log π_θ is never positive.
+    The reference-free variant assumes that π_ref is uniform over outputs, as the paper does. Then log π_ref(y|x) is the
+    same for all y and cancels in r − z₀ = log π_θ(y|x) − E_y' log π_θ(y'|x), so no reference model is needed. For y'
+    from the policy, the expectation is −H(π_θ(·|x)); it is estimated by the mean over mismatched y'. This z₀ is not
+    clamped: without the cancelled constant it is a mean of log π_θ, which is never positive.
 
-    An example's weight also weighs its y' in z₀, and automatic λ count weights.
+    The weight of an example also applies to its y' in z₀. Automatic λ are computed from sums of weights.
 
     Deviations from the paper:
         1. y' is another prompt's completion, drawn by a seeded derangement of the data set, not the next example of
            the batch. Data can be shuffled freely, and batch size 1 works.
         2. The mean in z₀ is over the examples of all ranks in the micro-step, not over those of one device.
-        3. Without a reference, the y' are other prompts' completions, not samples of π_θ(·|x), so −H is estimated too
-           low. Uniform over outputs (as in the paper) is not uniform over tokens: long completions have low rewards.
+        3. Without a reference, the y' are other prompts' completions and not samples of π_θ(·|x), so the estimate of −H
+           is too low. And as π_ref is uniform over outputs, not over tokens, long completions have low rewards.
         4. Two examples of one conversation are drawn together (``data.keep_together``), not independently.
         5. With ``data.streaming``, y' is the completion of the next example of another prompt in the shuffled stream.
            This is the paper's choice without its batch edges; each completion is y' once.
@@ -103,15 +104,15 @@ class KTO(Objective):
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         beta: β, above 0.
         desirable_weight, undesirable_weight: λ_D and λ_U, 0 or more, or ``auto`` (:func:`kto_weights`; its interval
-            comes from the paper's first version, and later versions widen it to [1, 3/2]).
+            comes from the paper's first version; later versions widen it to [1, 3/2]).
         reference_point: how z₀ is estimated: ``mismatched`` as in the paper, or ``zero``, ``running``, ``per_prompt``,
             ``token`` or ``policy``; see :mod:`halos.loop.reference_point`.
         reference_point_steps: for ``running``, the optimizer steps in its mean; for ``policy``, those from one refresh
             to the next; None: 32.
         clamp_reference_point: take the maximum of z₀ and 0, as the paper does. Without a reference, z₀ is not clamped.
         reference_free: use no reference; rewards are then β log π_θ(y|x).
-        step_labels: learn from labels of steps of replies too (Step-KTO): a labelled step is an example, whose prompt
-            goes on with the steps before it, and weighs one over the number of labelled steps of its reply.
+        step_labels: learn also from labelled steps of replies (Step-KTO). Each labelled step is an example: the steps
+            before it belong to its prompt, and its weight is 1 / (labelled steps of its reply).
 
     Raises:
         ValueError: a value is out of range (the error names its key), or a combination of values has no meaning.
@@ -149,7 +150,7 @@ class KTO(Objective):
         self.needs = own | self.reference_point.needs
 
     def see_labels(self, desirable: float, undesirable: float) -> None:
-        # In the second call of a run, from the Trainer, the weights are already numbers.
+        # A run calls this twice. In the second call, from the Trainer, the weights are already numbers.
         if "auto" not in (self.desirable_weight, self.undesirable_weight):
             return
         weights = kto_weights(self.desirable_weight, self.undesirable_weight, desirable, undesirable)
@@ -162,7 +163,7 @@ class KTO(Objective):
         # Without a reference, log π_ref is the same for all y and cancels in r − z₀, so 0 serves.
         log_ref = torch.zeros_like(policy.sum) if reference is None else reference.sum
         z0, metrics = self.reference_point(batch, policy, log_ref)
-        # Numbers by now: see_labels() has resolved "auto" before the first step.
+        # The weights are numbers here: see_labels() has replaced "auto" before the first step.
         weights = {name: float(getattr(self, name)) for name in ("desirable_weight", "undesirable_weight")}
         losses = kto_loss(policy.sum[:, 0], log_ref[:, 0], batch.desirable, z0, beta=self.beta, **weights)
         rewards = self.beta * (policy.sum - log_ref)[:, :1]

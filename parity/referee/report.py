@@ -47,7 +47,7 @@ Loss and gradient are compared by every weight of the policy, in float32, to 10�
 {properties}
 
 - *kept*: every batch that was tried agrees, including one of a single example if the property makes sense for it.
-- **no**: a batch was found that violates the property; it is listed below the table, with the reason found in the source.
+- **no**: a batch was found that violates the property. It is listed below the table, with the reason from the source.
 - no¹: the same, and the library's documentation says so.
 - raised: the loss ends in an error on the batches of this check, so nothing is known about the property itself.
 - –: does not apply, or was not run; the [JSON](referee.json) has the reason.

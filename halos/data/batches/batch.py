@@ -20,14 +20,14 @@ class Chunk:
 
     Attributes:
         input_ids: [n, T] tokens to feed.
-        predicts: [M] the places in the flattened [n, T] grid of the tokens that come before a scored one. Places, not
-            a mask: indexing by a mask waits for the device, as its result has as many rows as the mask has ones.
+        predicts: [M] the places in the flattened [n, T] grid of the tokens that come before a scored one. They are
+            places, not a mask, because indexing by a mask waits for the device to know the size of the result.
         targets: [M] the scored tokens, in the same order.
         slots: [M] their places in the flattened [B, K, C] grid.
         needs_grad: false for chunks into which no gradient flows, such as KTO's mismatched completions.
-        last: [n] the places in the flattened [n, T] grid of the completions' last tokens; only where whole completions
-            are fed.
-        owners: [n] the places of the completions in the flattened [B, K] grid; only where whole completions are fed.
+        last: [n] the places in the flattened [n, T] grid of the completions' last tokens; only if whole completions are
+            fed.
+        owners: [n] the places of the completions in the flattened [B, K] grid; only if whole completions are fed.
     """
 
     input_ids: Tensor
@@ -44,13 +44,13 @@ class StepSize:
     """The size of a whole optimizer step: all ranks, all micro-batches. Losses and metrics divide by it.
 
     Attributes:
-        examples: the sum of the examples' weights: their number, if none has a weight.
-        tokens: for each branch, the sum over its scored tokens of their example's weight.
-        groups: the group of each example; only where examples have scores.
-        scores: the score of each example; only where examples have scores.
-        members: for each example, the size of its group in the whole data set; only where examples have scores.
-        weights: the weight of each example; only where examples have scores, and not all weights are 1.
-        views: the same for each view, where the rows are records that several views read; ``examples`` counts records.
+        examples: the sum of the examples' weights, which is their number if all weights are 1.
+        tokens: for each branch, the number of scored tokens, each counted by the weight of its example.
+        groups: the group of each example; only if examples have scores.
+        scores: the score of each example; only if examples have scores.
+        members: for each example, the size of its group in the whole data set; only if examples have scores.
+        weights: the weight of each example; only if examples have scores, and not all weights are 1.
+        views: for records of several views, the size in each view; ``examples`` then counts records.
     """
 
     examples: float
@@ -66,8 +66,8 @@ class StepSize:
 class Batch:
     """One rank's examples of one micro-batch.
 
-    For a mixture of several views these are records: K is then the largest number of completions of one, and each of
-    ``views`` is a batch of the records' examples in one view, without tokens of its own.
+    For a mixture of several views, the examples are records. K is then the largest number of completions of a record,
+    and each of ``views`` is a batch of the records' examples in one view, without tokens of its own.
 
     Attributes:
         ids: [B] the ids of the examples.
@@ -78,14 +78,14 @@ class Batch:
         scores: [B] rewards, or None. Plain Python, because precision plugins would round a tensor to bf16.
         total_tokens: the number of tokens, prompts included, in all sequences.
         packs: the same tokens as in ``chunks``, for models that can read packed rows. A pack that continues another one
-            follows it.
-        reference_bits: the bits of float32 log-probs as int32, for the same reason as ``scores``.
-        weight_bits: likewise, see :attr:`weights`.
-        graded_bits: likewise [B, 3], see :attr:`margins` and :attr:`scores_chosen`.
+            comes directly after it.
+        reference_bits: the bits of the reference's float32 log-probs as int32, which precision plugins do not round.
+        weight_bits: the bits of :attr:`weights`, likewise.
+        graded_bits: [B, 3] the bits of :attr:`margins`, :attr:`scores_chosen` and :attr:`scores_rejected`, likewise.
         pad: makes the chunks.
         padded: the chunks, once they are made.
         views: the batches of a mixture's views; empty for losses of one view.
-        places: of such a batch, the places of its completions in the flattened [B, K] of the records.
+        places: in the batch of a view, the places of its completions in the flattened [B, K] of the records.
     """
 
     ids: tuple[str, ...]
@@ -105,7 +105,7 @@ class Batch:
     places: Tensor | None = None
 
     def view(self, number: int) -> Batch:
-        """Return the batch of one of a mixture's views; this batch, if the loss has one view."""
+        """Return the batch of one view of a mixture; this batch if the loss has one view."""
         return self.views[number] if self.views else self
 
     @property
@@ -117,24 +117,24 @@ class Batch:
     def weights(self) -> Tensor | None:
         """[B] float32 weights of the examples; None where all are 1.
 
-        ``Objective.per_example`` and ``per_token`` weigh losses by themselves. A loss needs the weights only for a
-        statistic of its own: a mean over examples is ``(weights * values).sum() / weights.sum()``.
+        ``Objective.per_example`` and ``per_token`` apply them. A loss reads the weights only for a statistic of its
+        own: a mean over examples is ``(weights * values).sum() / weights.sum()``.
         """
         return _floats(self.weight_bits)
 
     @property
     def margins(self) -> Tensor | None:
-        """[B] float32 by how much each chosen completion is preferred, NaN where unknown; None but for pairs."""
+        """[B] float32 by how much each chosen completion is preferred, NaN where unknown; None for other views."""
         return self._graded(0)
 
     @property
     def scores_chosen(self) -> Tensor | None:
-        """[B] float32 scores that people gave the chosen completions, NaN where unknown; None but for pairs."""
+        """[B] float32 scores that people gave the chosen completions, NaN where unknown; None for other views."""
         return self._graded(1)
 
     @property
     def scores_rejected(self) -> Tensor | None:
-        """[B] float32 scores that people gave the rejected completions, NaN where unknown; None but for pairs."""
+        """[B] float32 scores that people gave the rejected completions, likewise."""
         return self._graded(2)
 
     def _graded(self, column: int) -> Tensor | None:
@@ -148,7 +148,7 @@ class Batch:
     def chunks(self) -> tuple[Chunk, ...]:
         """The batch's sequences with padding. A batch with packs makes them on first use."""
         if self.padded is None:
-            # The batch may have moved to a device since pad was set.
+            # The batch may have been moved to a device after pad was set.
             move = partial(on_device, device=self.mask.device)
             self.padded = tuple(map_tensors(chunk, move) for chunk in self.pad())
         return self.padded

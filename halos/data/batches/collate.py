@@ -1,15 +1,14 @@
 """Collates token rows to the tensors of a micro-batch.
 
 A batch has B examples with K branches (completions) each. Every sequence is a prompt followed by one branch. Each
-scored token has a place in a grid [B, K, C], where C is the largest number of scored tokens in a branch. Tokens of a
-completion that are not scored, such as a user's turn between two of the assistant's, are fed to the model and have no
-place:
+scored token has a place in a grid [B, K, C], where C is the largest number of scored tokens in a branch. Completion
+tokens that are not scored, such as a user turn between two assistant turns, are fed to the model but have no place:
 
     rows → places (b, k) sorted by length → chunks, each padded on the right to its own longest sequence
                                           → scored tokens → slots in the flattened grid
 
-Sorting keeps padding small, so the order of sequences in a chunk is not that of the examples: slots say where a
-log-prob belongs. They are recorded by position when the row is written, and never found again from token values.
+Sorting keeps padding small. It changes the order of sequences, so each log-prob has a *slot*, its place in the grid.
+Slots are computed from positions when a row is written, never from token values.
 """
 
 from __future__ import annotations
@@ -56,15 +55,16 @@ def collate(
     Args:
         rows: B rows with K branches each, or records of several views with up to K completions.
         step: the size of the optimizer step; None: these rows are the step.
-        mismatched: the last branch is KTO's y', which needs no gradient. Records know it of each view.
+        mismatched: the last branch is KTO's y', which needs no gradient. (Records of several views have this in their
+            views.)
         chunks: the number of length-sorted chunks into which the trained and the mismatched sequences are each divided.
             It is a constant, so that all ranks run equally many forwards.
-        whole: feed each completion's last token too, for objectives that read its state. Excludes ``packing``.
+        whole: also feed each completion's last token, for objectives that read its state. Excludes ``packing``.
         packing: add the same tokens as packs.
-        share_prompts: branches of one prompt share it in a pack.
-        max_tokens: the maximum number of tokens in a pack; rows are divided into several packs to keep it. None: no
+        share_prompts: in a pack, branches of one prompt share it.
+        max_tokens: the maximum number of tokens in a pack; larger batches are divided into several packs. None: no
             maximum.
-        reference: the source of the reference's log-probs, if they were computed beforehand.
+        reference: the table of the reference's log-probs, if they were computed before training.
     """
     step = step or step_size(rows)
     branches = max(len(row.branches) for row in rows)
@@ -91,7 +91,7 @@ def collate(
     batch.packs = tuple(packs)
     if reference is not None:
         batch.reference_bits = reference.logprobs(rows, width).view(torch.int32)
-    # Padded tensors take memory that packed rows never use, so with packs they are made only when they are read.
+    # With packs, padded tensors would waste memory, so they are made only if they are read.
     batch.pad = partial(_padded, tuple(rows), (branches, width), chunks, mismatched=mismatched, whole=whole)
     batch.padded = None if packs else batch.pad()
     return batch
@@ -102,8 +102,8 @@ def step_size(rows: Sequence[Row], members: Sequence[Members | None] | None = No
 
     Args:
         rows: all rows of the step.
-        members: for each view of the rows, the size of each group in the whole data set; None: these rows are the data
-            set.
+        members: for each view of the rows, the size of each group in the whole data set; None: these rows are the whole
+            data set.
     """
     views = rows[0].views
     members = [None] * (len(views) or 1) if members is None else members
@@ -130,7 +130,7 @@ def _size(rows: Sequence[Row], branches: int, members: Members | None) -> StepSi
 def _described(
     rows: Sequence[Row], step: StepSize, *, shape: tuple[int, int], labelled: bool, scored: bool, pairs: bool
 ) -> Batch:
-    """The batch of some rows, of which there may be none, without their tokens; ``shape``: K and C."""
+    """The batch of some rows (perhaps none) without their tokens; ``shape``: K and C."""
     branches, width = shape
     counts = [_scored_counts(row) for row in rows]
     lengths = torch.tensor([row + [0] * (branches - len(row)) for row in counts], dtype=torch.long)
@@ -149,7 +149,7 @@ def _described(
 def _of_view(rows: Sequence[Row], number: int, step: StepSize, grid: tuple[int, int]) -> Batch:
     """The batch of the records' examples in one view; ``grid``: K and C of the records."""
     view, (branches, width) = rows[0].views[number], grid
-    # A rank's records may have no example of a view. Its batch then has the same tensors, for none.
+    # If a rank's records have no example of a view, its batch has the same tensors, for 0 examples.
     batch = _described(
         [own for row in rows for own in row.views[number].rows],
         step.views[number],
@@ -186,8 +186,8 @@ def _padded(
     trained, others = divided_places(rows, mismatched=mismatched)
     chunks = _chunks(rows, trained, grid, count, needs_grad=True, whole=whole)
     if mismatched:
-        # Trained and mismatched sequences are in separate chunks, so that the latter run without a gradient. A rank's
-        # records may have fewer mismatched completions than there are chunks, or none: they have one chunk.
+        # Mismatched sequences have chunks of their own, which run without a gradient. A rank's records of several views
+        # may have fewer mismatched completions than there are chunks, or none, so they get one chunk.
         count = 1 if rows[0].views else count
         chunks += _chunks(rows, others, grid, count, needs_grad=False, whole=whole)
     return tuple(chunks)
@@ -203,12 +203,12 @@ def _chunks(
     whole: bool,
 ) -> list[Chunk]:
     if not places:
-        # A forward must still run: collectives of sharded models hang if one rank runs fewer than the others.
+        # A forward must run even so: collectives of sharded models hang if one rank runs fewer than the others.
         none = torch.zeros(0, dtype=torch.long)
         own = none if whole else None
         return [Chunk(torch.full((1, 1), PAD, dtype=torch.long), none, none, none, needs_grad, own, own)]
     ordered = sorted(places, key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
-    # The sizes of chunks differ by one at most. With fewer sequences than chunks, each sequence is a chunk of its own.
+    # The sizes of chunks differ by at most one. With fewer sequences than chunks, each sequence is a chunk of its own.
     edges = sorted({len(ordered) * number // count for number in range(count + 1)})
     return [_chunk(rows, ordered[a:z], grid, needs_grad=needs_grad, whole=whole) for a, z in pairwise(edges)]
 
@@ -235,7 +235,7 @@ def _chunk(
         slots += range(slot, slot + len(scored[n]))
     chunk = Chunk(input_ids, torch.tensor(predicts), torch.tensor(targets), torch.tensor(slots), needs_grad)
     if whole:
-        # Lengths count one token less than is fed, so they are also the places of the last tokens.
+        # ``lengths`` leaves out the last token, so it is also the place of the last token.
         chunk.last = torch.arange(len(places)) * longest + torch.tensor(lengths)
         chunk.owners = torch.tensor([b * branches + k for b, k in places])
     return chunk
@@ -255,7 +255,7 @@ class Batches(Dataset[Batch]):
         self._step: tuple[int, ...] = ()
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
-        # The micro-batches of a step follow each other, so remembering one step saves reading its rows again.
+        # The micro-batches of a step follow each other, so remembering its size saves reading its rows again.
         if micro.step != self._step:
             self._step, self._size = micro.step, step_size([self.rows[i] for i in micro.step], self._members)
         return self.collate_rows([self.rows[i] for i in micro.rows], step=self._size)

@@ -23,25 +23,24 @@ class ResumableLoader(DataLoader[Any]):
 
     Args:
         dataset: the batches.
-        order: the micro-batches of the run, by which the dataset is read; a stream is its own order. ``start`` and
-            ``stop`` are set here.
+        order: the micro-batches of the run; a stream is its own order. The loader sets ``start`` and ``stop``.
         epoch: micro-batches in a Lightning epoch; None: the whole run is one Lightning epoch.
         options: ``num_workers`` and ``pin_memory`` of ``DataLoader``.
     """
 
     def __init__(self, dataset: Dataset[Any], order: MicroBatches, *, epoch: int | None = None, **options: Any) -> None:
         sampler = None if isinstance(dataset, IterableDataset) else order
-        super().__init__(dataset, batch_size=None, sampler=sampler, **options)  # None: the dataset serves whole batches
+        super().__init__(dataset, batch_size=None, sampler=sampler, **options)  # None: the dataset yields whole batches
         self._order, self._epoch = order, epoch or max(1, len(order))
         self._served = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # Set here, not on resume: Lightning iterates anew in each epoch, which goes on after the one before. After a
-        # resume within an epoch, the iteration ends where that epoch does.
+        # Set here, not on resume, because Lightning starts a new iteration in each epoch, which continues after the
+        # previous one. After a resume within an epoch, the iteration ends at the end of that epoch.
         end = (self._served // self._epoch + 1) * self._epoch
         self._order.start, self._order.stop = self._served, min(end, len(self._order))
         for item in super().__iter__():
-            # Counted when it is handed out, not when a worker makes it: workers are batches ahead.
+            # Counted when it is yielded, not when a worker makes it: workers are several batches ahead.
             self._served += 1
             yield item
 

@@ -29,7 +29,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Division:
-    """How a run is divided into the micro-batches of one rank.
+    """How a run is divided into micro-batches, as seen by one rank.
 
     Attributes:
         batch_size: examples in a micro-batch of one rank.
@@ -61,7 +61,7 @@ class Division:
 class Bundles:
     """Example indices, grouped into bundles of up to ``max_size`` examples of the same group.
 
-    The groups 5 7 5 5 7 give, with ``max_size=2``, the bundles (0, 2), (3) and (1, 4). Bundles are in the order of the
+    With ``max_size=2``, the groups 5 7 5 5 7 give the bundles (0, 2), (3) and (1, 4). Bundles are in the order of the
     first example of their group, so if every example has a group of its own, bundle n is example n.
 
     Args:
@@ -71,8 +71,8 @@ class Bundles:
 
     def __init__(self, groups: Numbers, max_size: int | None) -> None:
         _, first, inverse = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
-        # For groups 5 7 5 5 7: leader = 0 1 0 0 1, the first example of each one's group. Sorted by it, members are
-        # 0 2 3 | 1 4, and places within the group are 0 1 2 | 0 1. A bundle starts at every max_size-th place.
+        # For groups 5 7 5 5 7: leader = 0 1 0 0 1, for each example the first one of its group. Sorted by leader, the
+        # members are 0 2 3 | 1 4, and their places within the group 0 1 2 | 0 1. Every max_size-th place starts a bundle.
         leader = first[inverse]
         self._members = np.argsort(leader, kind="stable")
         leader = leader[self._members]
@@ -99,18 +99,18 @@ class Bundles:
 
 
 class TrainingOrder(Sampler[MicroBatch]):
-    """The run's micro-batches for one rank: all epochs as one stream, in which (seed, epoch) shuffles each epoch.
+    """The run's micro-batches for one rank. All epochs form one stream, and (seed, epoch) shuffles each epoch.
 
-    Micro-step m of the run is the m-th stretch of ``world_size * batch_size`` examples of the stream, however it is
-    divided over ranks, so one device and many see the same steps. The last step of an epoch is filled from the next
-    epoch: every example is seen, and every step has the same size.
+    A step is the next ``per_step`` examples of the stream, however they are divided over ranks and micro-batches, so
+    one device and many see the same steps. The last step of an epoch is filled from the next epoch: every example is
+    seen, and every step has the same size.
 
     Args:
         size: the number of examples.
-        division: the part of one rank.
+        division: how the run is divided, for one rank.
         groups: [size] the group (prompt) of each example; None shuffles every example separately.
-        together: with ``groups``, up to this many examples of a group are shuffled as one bundle and follow each other,
-            so that only the end of a micro-batch can separate them; None: the whole group.
+        together: with ``groups``, up to this many examples of a group are shuffled as one bundle. They follow each
+            other, so only the end of a micro-batch can separate them. None: the whole group.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class TrainingOrder(Sampler[MicroBatch]):
     ) -> None:
         self.size, self.division = size, division
         self._bundles = None if groups is None else Bundles(groups, together)
-        # A step reads from two epochs at most (except over data sets smaller than a step).
+        # A step reads from at most two epochs, unless the data set is smaller than a step.
         self._epoch = lru_cache(maxsize=2)(self._shuffled)
         self.start, self.stop = 0, len(self)
 
@@ -128,7 +128,7 @@ class TrainingOrder(Sampler[MicroBatch]):
     def __iter__(self) -> Iterator[MicroBatch]:
         per_step = self.division.per_step
         for number in range(self.start, self.stop):
-            # Everything follows from the number of the micro-step, so a resumed run starts at any of them.
+            # A micro-batch depends only on its number, so a resumed run can start at any of them.
             step_number, micro_step = divmod(number, self.division.accumulate)
             step = self._step(step_number * per_step, per_step)
             yield MicroBatch(step[self.division.own(micro_step)], step)
@@ -146,16 +146,16 @@ class TrainingOrder(Sampler[MicroBatch]):
 
 
 class StratifiedOrder(TrainingOrder):
-    """Both classes in every optimizer step, if the data have both.
+    """An order with both classes in every optimizer step, if the data have both.
 
-    Each class is shuffled and spread evenly over the epoch, so the shares in a step are close to those of the data. A
-    step that still lacks a class, because the class is rarer than one in a step, gives up its last example for one of
-    that class. These are taken in turn, so a rare class is seen more than once an epoch, and a few examples of the
-    other class are not seen. The order does not depend on the division over devices and micro-batches.
+    Each class is shuffled and spread evenly over the epoch, so the shares in a step are close to those of the data. If
+    a step still lacks a class, which has less than one example for each step, its last example is replaced by one of
+    this class. The replacements are taken in turn, so a rare class is seen more than once an epoch, and a few examples
+    of the other class are not seen. The order does not depend on the division over devices and micro-batches.
 
     Args:
         size: the number of examples.
-        division: the part of one rank.
+        division: how the run is divided, for one rank.
         labels: [size] 1 desirable, 0 undesirable, -1 unknown.
 
     Raises:
@@ -172,7 +172,7 @@ class StratifiedOrder(TrainingOrder):
             )
         if division.per_step < 2:
             raise ValueError("data.stratified: expected at least two examples in a step, found one")
-        # Data with one class have one list, and no step can lack it.
+        # If the data have only one class, there is one list, and no step can lack a class.
         members = [np.flatnonzero(self._labels == label).tolist() for label in (1, 0)]
         self._classes: list[list[int]] = [indices for indices in members if indices]
 
@@ -181,14 +181,14 @@ class StratifiedOrder(TrainingOrder):
         for members in self._classes:
             label = self._labels[members[0]]
             if not any(self._labels[i] == label for i in step):
-                # A function of the step's number alone, so that a resumed run makes the same choice.
+                # The choice depends only on the number of the step, so that a resumed run makes the same one.
                 step[-1] = members[start // length % len(members)]
         return tuple(step)
 
     def _shuffled(self, epoch: int) -> list[int]:
         rng = random.Random((self.division.seed << 20) + epoch)
-        # The n-th example of a class gets a random place in the n-th of equal intervals of [0, 1): sorted by it, both
-        # classes are spread evenly, and which example of the other class is next to it stays random.
+        # [0, 1) is divided into equal intervals, one for each example of a class, and the n-th example gets a random
+        # place in the n-th interval. Sorted by these places, both classes are spread evenly, in random relative order.
         places: list[tuple[float, int]] = []
         for members in self._classes:
             shuffled = rng.sample(members, len(members))
@@ -197,10 +197,10 @@ class StratifiedOrder(TrainingOrder):
 
 
 def validation_order(size: int, division: Division) -> list[MicroBatch]:
-    """The micro-batches of one rank that read every example exactly once, in the data's order.
+    """The micro-batches of one rank for validation. All ranks together read every example once, in the data's order.
 
-    Every rank has equally many micro-batches, of up to twice its batch size each: the remainder of a division
-    is spread over them, so that no rank is left without an example.
+    Every rank has the same number of micro-batches, of up to twice its batch size each: the remainder is spread over
+    them, so that no rank is left without an example.
 
     Raises:
         ValueError: there are fewer examples than ranks.
@@ -209,7 +209,7 @@ def validation_order(size: int, division: Division) -> list[MicroBatch]:
     if size < world_size:
         raise ValueError(f"validation data: expected one example for each of {world_size} devices, found {size}")
     count = max(1, size // (division.batch_size * world_size))
-    # Integer edges n * size // count divide both the data and each step without a gap, and parts differ by one at most.
+    # The edges n * size // count divide the data, and each step, without gaps into parts that differ by at most one.
     order = []
     for number in range(count):
         step = tuple(range(size * number // count, size * (number + 1) // count))

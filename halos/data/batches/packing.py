@@ -1,7 +1,7 @@
 """Packed rows: the prefix tree of a micro-batch, laid end to end without padding.
 
-Sequences that begin alike share the computation of their common beginning: the completions of one prompt, the examples
-of one conversation, prompts with one long system text (:mod:`halos.data.batches.prefix_tree`). Each sequence is written
+Sequences share the computation of their common beginning: the completions of one prompt, the examples of one
+conversation, prompts with the same long system text (:mod:`halos.data.batches.prefix_tree`). Each sequence is written
 without its last token, which predicts nothing. The first token of a completion is predicted from the last token of its
 prompt. For the prompt a b c with the completions p q r and s t, and the later prompt a b c s t u with the completion v:
 
@@ -15,9 +15,9 @@ prompt. For the prompt a b c with the completions p q r and s t, and the later p
                                                               t   x  x  x  .  .  x  x
                                                               u   x  x  x  .  .  x  x  x
 
-Nodes are numbered in preorder, so a node is below another if its number is from that one's to that one's ``last``.
-A token attends to the tokens before it in its own node and to the nodes above, at positions that count from the
-beginning of its sequence. So log-probs and gradients are those of separate rows.
+Nodes are numbered in preorder. ``last`` is the number of the last node below a node, so node m is node n or below it if
+n <= m <= last(n). A token attends to the tokens before it in its own node and to the nodes above. Positions count from
+the beginning of a token's sequence. So log-probs and gradients are those of separate rows.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ class Pack:
 
     The keys of attention are these N tokens. If the pack continues the previous one, the P tokens that the previous
     pack keeps come before them (else P = 0). Keys are divided into pieces of consecutive tokens. The last
-    ``len(attends)`` pieces are the pack's own tokens, and the queries of each of these attend to the pieces that
-    ``attends`` lists for it.
+    ``len(attends)`` pieces are the pack's own tokens. For each of these, ``attends`` lists the pieces that its queries
+    attend to.
 
     Attributes:
         input_ids: [N] tokens to feed.
         node: [P + N] the number of each key's node.
-        last: [P + N] the number of the last node below it.
+        last: [P + N] the number of the last node below that node (its own number if there is none).
         position: [P + N] the position of each key in its own sequence.
         occurrences: [N] the number of trained sequences that each token is in.
         kept: [P'] the places among the N tokens whose keys the next pack continues.
@@ -124,10 +124,10 @@ def pack(
     Args:
         rows: rows with up to K branches each.
         width: C of the [B, K, C] grid.
-        mismatched: the last branch is KTO's y', or the last ones of a record that several views read. They need no
-            gradient and get a second pack.
-        share_prompts: write once what sequences have in common, and score once what they predict from it; the second
-            pack then continues the nodes of the first. If false, every branch has its own copy of the prompt.
+        mismatched: the last branch (in a record of several views, the last branches) is KTO's y'. It needs no gradient
+            and goes into a second pack.
+        share_prompts: write the common beginnings of sequences once, and compute what is predicted from them once. The
+            second pack then continues the nodes of the first. If false, every branch has its own copy of the prompt.
         start: the place of the first of these rows in the grid.
         branches: K of the grid; None: all rows have equally many.
 
@@ -170,7 +170,7 @@ def divided_places(rows: Sequence[Row], *, mismatched: bool) -> tuple[list[tuple
 
 
 def divide(rows: Sequence[Row], max_tokens: int | None, *, share_prompts: bool = True) -> list[slice]:
-    """Divide rows into consecutive parts of up to ``max_tokens`` tokens each, as they are packed.
+    """Divide rows into consecutive parts that have up to ``max_tokens`` tokens each when they are packed.
 
     The tokens of all branches count. A row with more tokens is a part of its own. None: all rows are one part.
     """
@@ -192,16 +192,15 @@ def divide(rows: Sequence[Row], max_tokens: int | None, *, share_prompts: bool =
 
 @dataclass(slots=True)
 class _Scores:
-    """Which log-probs belong to which places of the grid. A log-prob of the same token after the same state is computed
-    once.
+    """Maps places of the grid to log-probs. The log-prob of one token after one state is computed only once.
 
     Attributes:
         rows: the rows of the micro-batch.
         width: C of the [B, K, C] grid.
         start: the place of the first row in the grid.
         branches: K of the grid.
-        ends: for each branch (b, k) the node at its end.
-        known: for each (state, token) the place of its log-prob among those of all packs.
+        ends: the node at the end of each branch (b, k).
+        known: for each (state, token), the place of its log-prob among the log-probs of all packs.
     """
 
     rows: Sequence[Row]
@@ -228,16 +227,16 @@ class _Scores:
 
 
 class _Writer:
-    """Writes the nodes of one pack, and records places as it goes. Its lists are those of :class:`Pack`.
+    """Writes the nodes of one pack, and records their places. Its lists become the tensors of a :class:`Pack`.
 
     Args:
         scores: the places of log-probs.
         earlier: the nodes whose keys come from the pack before; each is a piece.
-        states_before: the number of states of the pack before, which places among states continue.
+        states_before: the number of states of the pack before; places among states continue from there.
 
     Attributes:
-        open_tokens: tokens of the open piece: those that were written since the last piece was closed.
-        open_attends: the pieces that they attend to besides their own.
+        open_tokens: the number of tokens in the open piece, those written since the last piece was closed.
+        open_attends: the pieces that these tokens attend to, in addition to their own.
     """
 
     def __init__(self, scores: _Scores, earlier: Sequence[Node] | None = None, states_before: int = 0) -> None:
@@ -252,7 +251,7 @@ class _Writer:
         self._pieces = {node.number: piece for piece, node in enumerate(earlier or ())}
 
     def pieces_of(self, node: Node) -> list[int]:
-        """The pieces of the sequence that ends with a node of the pack before."""
+        """The pieces from the root to a node of the pack before."""
         return [self._pieces[above.number] for above in node.path() if above.parent is not None]
 
     def write(self, siblings: Sequence[Node], attends: Sequence[int]) -> None:
@@ -289,8 +288,8 @@ class _Writer:
             kept: the nodes whose keys the next pack continues.
         """
         if not self.input_ids:
-            # All states were computed before. A forward must still run: collectives of sharded models hang if one rank
-            # runs fewer than the others.
+            # All states were computed in the pack before. A forward must run even so: collectives of sharded models
+            # hang if one rank runs fewer than the others.
             self._add(Node((0,)))
         self._close()
         for b, k in places:
@@ -309,7 +308,8 @@ class _Writer:
 
     def _write_together(self, nodes: list[Node], attends: list[int]) -> None:
         size = sum(node.size for node in nodes)
-        # Short trees share a piece, which is one call of attention, until it is full. The keys above others count too.
+        # Short trees share a piece, which is one call of attention, until it is full. Keys of the pieces above that the
+        # open piece attends to count as well.
         above = [] if self.open_attends == attends else self.open_attends
         if size + self.open_tokens + sum(self.sizes[piece] for piece in above) > GROUPED_TREES_MAX_TOKENS:
             self._close()
@@ -335,7 +335,7 @@ class _Writer:
     def _close(self) -> None:
         """Close the open piece, which holds the tokens that were written since the last piece."""
         if self.open_tokens:
-            # Positions that count up from 0 belong to one sequence: a second branch or tree would begin anew.
+            # Positions that count up from 0 are one sequence: a second branch or tree would start from a lower number.
             if self.position[-self.open_tokens :] == list(range(self.open_tokens)):
                 self.plain.append(len(self.sizes))
             self.attends.append((*self.open_attends, len(self.sizes)))

@@ -1,4 +1,4 @@
-"""From a row and the roles of its columns to a record."""
+"""Converts a row, given the roles of its columns, to a record."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ NO_VERDICT = f"{FILTERED}rows whose label says nothing (data.values.tie)"
 
 
 class Converter(PairReader, ListReader):
-    """Makes records of rows whose columns play the same roles.
+    """Converts rows whose columns have the same roles to records.
 
     Args:
         roles: the columns of each role.
-        declaration: what the user says about values, roles of messages, ties and transcripts.
+        declaration: the user's settings for values, roles of messages, ties and transcripts.
     """
 
     def __init__(self, roles: Roles, declaration: Declaration) -> None:
@@ -50,12 +50,12 @@ class Converter(PairReader, ListReader):
             )
 
     def __call__(self, where: str, row: RawRow, dropped: Counter[str]) -> Record | None:
-        """Return the record of a row, None if nothing is left of it.
+        """Return the record of a row; None if nothing is left of it.
 
         Args:
             where: the location of the row.
             row: the row.
-            dropped: receives counts of what is left out and of what is converted.
+            dropped: counts what is left out, and what is only noted, such as conversions.
 
         Raises:
             ValueError: the row is malformed.
@@ -84,7 +84,7 @@ class Converter(PairReader, ListReader):
         return self._judged(where, row, prompt, reply, dropped, steps)
 
     def _steps(self, where: str, row: RawRow, dropped: Counter[str]) -> tuple[str, tuple[Step, ...]]:
-        """Return the reply that the row's steps make up, and the steps; nothing where a completion has none."""
+        """Return the text that the row's steps join to, and the steps; both are empty if the reply has no steps."""
         path = self.roles.get("steps")
         if not isinstance(path, str) or ("completion" in self.roles and not has_content(value_at(row, path))):
             return "", ()
@@ -111,7 +111,7 @@ class Converter(PairReader, ListReader):
         dropped: Counter[str],
         steps: tuple[Step, ...] = (),
     ) -> Record | None:
-        """Return the record of one reply with what was said of it; None where its votes do not decide."""
+        """Return the record of one reply with its feedback; None if its label or votes do not decide."""
         label, vote_weight = None, 1.0
         path = self.roles.get("label")
         if isinstance(path, str):
@@ -137,7 +137,7 @@ class Converter(PairReader, ListReader):
         return record and replace(record, weight=record.weight * vote_weight)
 
     def _votes(self, where: str, row: RawRow) -> tuple[int, int] | None:
-        """Return the numbers of votes for desirable and undesirable; None where nobody voted."""
+        """Return the numbers of votes for desirable and undesirable; None if nobody voted."""
         paths = self.roles.get("votes")
         if paths is None:
             return None
@@ -151,7 +151,7 @@ class Converter(PairReader, ListReader):
 
 
 MARKUP = ("<|", "[INST]", "<start_of_turn>", "<br", "</p>", "&nbsp;", "&quot;", "&amp;")
-"""Beginnings of what chat templates and HTML write, and people do not."""
+"""Signs of markup from chat templates or HTML, which people do not write."""
 
 
 def note_oddities(record: Record, dropped: Counter[str]) -> None:

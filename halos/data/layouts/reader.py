@@ -1,4 +1,4 @@
-"""The parts that rows of every kind have: prompts, replies, scores, weights."""
+"""Reads the parts that rows of every layout have: prompts, replies, scores, weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RowReader:
 
     Args:
         roles: the columns of each role.
-        declaration: what the user says about values, roles of messages, ties and transcripts.
+        declaration: the user's settings for values, roles of messages, ties and transcripts.
     """
 
     def __init__(self, roles: Roles, declaration: Declaration) -> None:
@@ -91,9 +91,9 @@ class RowReader:
         return with_turns(prompt, history_of(where, str(self.roles["history"]), history, self.role_names))
 
     def _reply(self, where: str, row: RawRow, path: Path, own: TextOrTurns | None) -> tuple[tuple[Message, ...], Reply]:
-        """Return (the turns before a completion in its own column, the completion).
+        """Return the turns in a completion's column: those before the completion, and the completion.
 
-        Where the row has a prompt of its own, turns that begin with the assistant's are the completion, all of them.
+        If the row has a prompt (``own``) and the turns begin with an assistant turn, all turns are the completion.
         """
         value = chat_of(value_at(row, path), self.role_names)
         if value is None:
@@ -108,7 +108,7 @@ class RowReader:
     def _agreed(
         self, where: str, path: Path, own: TextOrTurns | None, before: tuple[Message, ...]
     ) -> TextOrTurns | None:
-        """Return the prompt of a completion: the turns before it, or the row's prompt; they have to agree."""
+        """Return the prompt of a completion: the turns before it, or else the row's prompt. The two have to agree."""
         prompt = before or own
         if before and own is not None:
             check_agreement(where, path, own, before)
@@ -118,7 +118,7 @@ class RowReader:
         return None if path is None else score_in(where, path, value_at(row, path))
 
     def _weighed(self, where: str, row: RawRow, record: Record, dropped: Counter[str]) -> Record | None:
-        """Return the record with its row's weight and margin, None where the weight is 0."""
+        """Return the record with the weight and margin of its row; None if the weight is 0."""
         if not self._is_weighed:
             return record
         weight, margin = (

@@ -1,7 +1,7 @@
-"""Recognise the layout of a row: which of its columns plays which role.
+"""Recognises the layout of a row: the role of each of its columns.
 
-A row is recognised by the names of its columns and by the kinds of their values. Rows that agree in both are
-recognised once. What a user declares comes first; names are looked up for the other roles.
+A layout is recognised by the names of the columns and the kinds of their values, once for all rows that agree in both.
+Roles that the user has declared come first; the other roles are found by name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SIDE_STEMS = frozenset(
         "data.text",
     ]
 )
-"""What the two columns of a comparison are called, before ``_a`` and ``_b``, ``_0`` and ``_1`` or ``_1`` and ``_2``."""
+"""Names of the two columns of a comparison, without their ends (:data:`SIDE_ENDS`), such as ``_a`` and ``_b``."""
 SIDE_ENDS = (("a", "b"), ("0", "1"), ("1", "2"))
 SIDE_SCORES = ("score", "reward")
 HALOS_TYPES = {
@@ -59,16 +59,16 @@ HALOS_TYPES = {
 
 
 def recognised(where: str, row: RawRow, declared: Roles, ignore: Sequence[str]) -> dict[str, Path | tuple[Path, ...]]:
-    """Return the roles of a row's columns.
+    """Return the columns of a row by their roles.
 
     Args:
         where: the location of the row.
         row: the row.
-        declared: the roles that the user has named.
-        ignore: columns that play no role.
+        declared: the columns that the user has named, by role.
+        ignore: columns that have no role.
 
     Raises:
-        ValueError: there are no completions, or it is not clear which column is the judgement.
+        ValueError: there are no completions, or it is not clear which column holds the judgement.
     """
     finder = _Finder(row, declared, ignore)
     roles = finder.roles
@@ -88,7 +88,7 @@ def recognised(where: str, row: RawRow, declared: Roles, ignore: Sequence[str]) 
 
 
 class _Finder:
-    """Finds columns for roles; a column plays one role."""
+    """Finds the columns of roles. A column has at most one role."""
 
     def __init__(self, row: RawRow, declared: Roles, ignore: Sequence[str]) -> None:
         self.row = row
@@ -101,10 +101,10 @@ class _Finder:
     def find(self, role: str, names: tuple[str, ...] = ()) -> bool:
         """Find the column of a role; return whether it has one."""
         if role not in self.roles:
-            # A column with content counts first: a table of rows in several layouts has the columns of all.
+            # Columns with content come first: a table of rows in several layouts has the columns of all layouts.
             candidates = [path for name in names or NAMES[role] if (path := self._path(name)) is not None]
             if role in ("prompt", "completion", "completions"):
-                # An object holds parts, as WebGPT's question does; these have names of their own (question.full_text).
+                # An object such as WebGPT's question has parts, which have names of their own (question.full_text).
                 candidates = [path for path in candidates if not _has_parts(value_at(self.row, path))]
             candidates.sort(key=lambda path: not has_content(value_at(self.row, path)))
             if candidates:
@@ -119,10 +119,10 @@ class _Finder:
         return None if path not in self.row and value_at(self.row, path) is None else path
 
     def find_completions(self, where: str) -> None:
-        """Find the columns of the completions and of what was said of them.
+        """Find the columns of the completions and of the feedback on them.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are no columns of completions.
         """
         halos_type = HALOS_TYPES.get(str(self.row.get("type")))
         if halos_type is not None:
@@ -134,7 +134,7 @@ class _Finder:
             layouts = {"completions": self._list, "sides": self._sides, **single}
             layouts.get(declared, self._pair)(False)
             return
-        # First by columns with content, as a table of rows in several layouts has empty columns of the others.
+        # Columns with content first: a table of rows in several layouts has empty columns for the other layouts.
         for filled in (True, False):
             for layout in (self._list, self._sides, self._named_pair, self._pair, self._single, self._conversation):
                 if layout(filled):
@@ -158,7 +158,7 @@ class _Finder:
         return isinstance(path, str) and (not filled or has_content(value_at(self.row, path)))
 
     def _found(self, role: str, filled: bool) -> bool:
-        """Find a column for a role, and forget it again if it is empty where columns with content are looked for."""
+        """Find a column for a role. With ``filled``, a column that is empty in this row does not count."""
         declared = role in self.roles
         if self.find(role) and (declared or self._is_filled(role, filled)):
             return True
@@ -228,7 +228,7 @@ class _Finder:
 
     def _pair(self, filled: bool) -> bool:
         found = self._found("chosen", filled) | self._found("rejected", filled)
-        if found:  # one of them alone is an error that its reader explains
+        if found:  # if only one was found, the reader of pairs raises an error that explains it
             self.roles.setdefault("chosen", "chosen")
             self.roles.setdefault("rejected", "rejected")
         return found
@@ -245,7 +245,7 @@ class _Finder:
         return False
 
     def _single(self, filled: bool) -> bool:
-        # The steps of a reply may stand beside it, or be all that there is of it.
+        # The steps of a reply may be given in addition to the reply, or instead of it.
         has_steps = self._has_steps()
         if not self._found("completion", filled) and not has_steps:
             return False
@@ -274,7 +274,7 @@ class _Finder:
         value = value_at(self.row, rating) if isinstance(rating, str) else None
         if "label" not in self.roles and isinstance(value, str) and value.strip() and graded_number(value) is None:
             self.roles["label"] = self.roles.pop("score")  # a rating in words
-        if "label" not in self.roles and not self.find("votes"):  # a label would count more
+        if "label" not in self.roles and not self.find("votes"):  # votes are used only without a label
             pairs = (tuple(self.by_name.get(name, "") for name in names) for names in VOTE_NAMES)
             counts = next((pair for pair in pairs if all(pair) and not self.taken.intersection(pair)), None)
             if counts:
@@ -283,7 +283,7 @@ class _Finder:
 
 
 def _has_parts(value: object) -> bool:
-    """Return whether a value is an object that is no message."""
+    """Return whether a value is an object other than a message."""
     return isinstance(value, dict) and not {"role", "from"} & set(value)
 
 

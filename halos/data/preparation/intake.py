@@ -1,4 +1,4 @@
-"""From a source to the examples of a view, with an account of everything on the way."""
+"""Reads a source's records, and keeps an account of what was read, converted and left out until they are token rows."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ LEAKED = "validation records whose prompt is in the training data left out"
 
 @dataclass(slots=True)
 class Intake:
-    """The data of each split on its way from records to examples, and the account of it.
+    """The data of each split while they become token rows, and an account of what happened to them.
 
     Attributes:
         records: the records, until examples are derived from them.
-        examples: the examples of the view; for a mixture of several views the records, with their examples in each.
+        examples: the examples of the view, until they are tokenised; for several views, records with their examples.
         reports: counts of what was read, converted and left out.
-        hygiene: what is wrong with the records.
-        origins: what each file gave.
-        truncated: from (what was cut, file) to how often.
+        hygiene: duplicates, contradictions and other findings about the records.
+        origins: the counts of each file.
+        truncated: how often something was cut, by (what was cut, file).
         leaks: validation records whose prompts are in the training data.
     """
 
@@ -43,11 +43,11 @@ class Intake:
     leaks: Finding = field(default_factory=Finding)
 
     def examine(self) -> None:
-        """Look for what is wrong with the records; only the report needs it."""
+        """Look for duplicates, contradictions and other findings, which only the report needs."""
         self.hygiene = {split: examine(records) for split, records in self.records.items()}
 
     def tokenised(self, split: str, rows: Rows) -> None:
-        """Add lengths in tokens, what was cut, and pairs of equal tokens to the account of a split."""
+        """Add to the account of a split: lengths in tokens, what was cut, and pairs whose sides have equal tokens."""
         self.truncated[split] = rows.truncated
         findings = [equal_pairs(split, table) for table in rows.rows.views]
         self.hygiene[split].equal_pairs = next((finding for finding in findings if finding.count), Finding())
@@ -78,7 +78,7 @@ class Intake:
             cut.setdefault(file, {})[reason] = count
         for file, entry in files.items():
             entry["truncated"] = cut.pop(file, {})
-        # What is left belongs to records that came with their own ids, which do not name a file.
+        # The rest belongs to records with ids of their own, which do not name a file.
         return asdict(self.hygiene[split]) | account | ({"truncated elsewhere": cut} if cut else {})
 
 
@@ -88,8 +88,8 @@ def read(source: Source, *, val_size: int, seed: int, strict: bool) -> Intake:
     Args:
         source: the source.
         val_size: records held out of the training data if the source has no validation data.
-        seed: draws them.
-        strict: raise an error for anything left out because the data is at fault.
+        seed: the seed of this draw.
+        strict: raise an error for faulty records instead of leaving them out.
 
     Raises:
         ValueError: for bad records; the message names file and line.
@@ -114,7 +114,7 @@ def read_held(source: Source, *, val_size: int, strict: bool) -> Intake:
     Args:
         source: the source.
         val_size: records taken from the stream if the source has no validation data.
-        strict: raise an error for anything left out because the data is at fault.
+        strict: raise an error for faulty records instead of leaving them out.
 
     Raises:
         ValueError: for bad records, and if the stream has fewer than ``val_size`` records.

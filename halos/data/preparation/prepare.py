@@ -1,4 +1,4 @@
-"""Feedback → records → view → token rows: all that is done to the data before a model is needed.
+"""Feedback → records → view → token rows: everything that is done to the data before a model is needed.
 
     Preparation (settings) → prepare(needs, tokenizer) → Prepared (token rows and a report)
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_PROMPTS = 1024
-"""Prompts kept to sample replies to while training."""
+"""The maximum number of prompts kept for sampling replies during training."""
 
 
 def no_control_token(desirable: bool | None) -> str:
@@ -56,14 +56,14 @@ class DataNeeds:
         view: ``demonstrations``, ``binary``, ``pairs`` or ``scored``.
         control: maps an example's label to the text that ends its prompt (CSFT's control tokens).
         mismatched: each row has another prompt's completion as its last branch (KTO's y').
-        whole_completions: batches feed each completion's last token too, for objectives that read its state.
+        whole_completions: batches also feed each completion's last token, for objectives that read its state.
         grouped: all completions of one prompt are in the same step.
         margins: each pair has a margin.
-        pair_scores: each pair has scores in [0, 1] of both completions.
-        step_labels: of labelled completions, each labelled step is an example too.
-        source: the name of the source of ``data=mix`` whose records alone are used; None: all.
-        views: for a mixture of several views the needs of each, whose union the other attributes are; an example is
-            then a record with its examples in all of these views.
+        pair_scores: each pair has scores in [0, 1] for both completions.
+        step_labels: each labelled step of a completion is also an example.
+        source: use only the records of this source of ``data=mix``; None: of all sources.
+        views: in a mixture of several views, the needs of each view; the other attributes are then their union, and an
+            example is a record with its examples in all of these views.
     """
 
     view: str
@@ -78,23 +78,23 @@ class DataNeeds:
     views: tuple[DataNeeds, ...] = ()
 
     def key(self) -> tuple[object, ...]:
-        """A key that is equal for two needs that the same rows satisfy."""
+        """A key that two needs share if the same rows satisfy both."""
         controls = tuple(self.control(label) for label in (True, False, None))
         flags = (self.mismatched, self.whole_completions, self.grouped, self.margins, self.pair_scores)
         return self.view, self.source, controls, *flags, self.step_labels, *(needs.key() for needs in self.views)
 
     @property
     def form(self) -> str:
-        """The key of the view in :data:`.VIEWS`, of which the binary one has two forms."""
+        """The key in :data:`.VIEWS`: the view, or ``steps``, the form of the binary view with labelled steps."""
         return "steps" if self.step_labels else self.view
 
     @property
     def name(self) -> str:
-        """The view and, if it is of one source only, that source."""
+        """The view, followed by the source if only one source is used."""
         return self.view if self.source is None else f"{self.view} of {self.source}"
 
     def each(self) -> tuple[DataNeeds, ...]:
-        """The needs of each view."""
+        """The needs of each view; these needs, if there is one view."""
         return self.views or (self,)
 
 
@@ -106,9 +106,9 @@ class Prepared:
         needs: the needs of the objective that the rows were made for.
         tokenizer: the tokenizer of the rows.
         rows: the token rows of each split, except the training rows of a stream.
-        intake: what was read, converted, cut and left out.
-        label_counts: desirable and undesirable training completions by weight, for views with labels.
-        prompts: prompts to sample replies to, in an order drawn with the seed; held-out ones where there are any.
+        intake: counts of what was read, converted, cut and left out.
+        label_counts: numbers of desirable and undesirable training completions by weight, for views with labels.
+        prompts: prompts to sample replies to, in an order drawn with the seed; held-out ones if there are any.
     """
 
     needs: DataNeeds
@@ -119,11 +119,11 @@ class Prepared:
     prompts: Sequence[Prompt]
 
     def keys(self) -> dict[str, str]:
-        """For each split, a key of all that a run reads of it."""
+        """For each split, a key of everything that a run reads from it."""
         return {split: rows.rows.digest() for split, rows in self.rows.items()}
 
     def example(self) -> Row:
-        """A row of the training data."""
+        """The first row of the training data."""
         return self.rows["train"].rows[0]
 
     def longest(self) -> int:
@@ -174,10 +174,10 @@ class Preparation:
         return intake
 
     def derive(self, intake: Intake, needs: DataNeeds) -> None:
-        """Replace the records of the intake by the view's examples, or by themselves with their examples in each view.
+        """Replace the records of the intake by the view's examples; for several views, by records with their examples.
 
         Raises:
-            ValueError: if the records have no example of a view, or for settings that have no effect on any.
+            ValueError: if the records have no example of a view, or for settings that have no effect on any view.
         """
         each = needs.each()
         views = [own.view for own in each]
@@ -191,8 +191,7 @@ class Preparation:
             )
         for split, records in intake.records.items():
             counts: Counter[str] = Counter()
-            # A median is always taken over the training scores. Otherwise the labels of validation would have another
-            # meaning.
+            # A median is always that of the training scores. Otherwise validation labels would mean something else.
             training = intake.records.get("train", records)
             if self.train_on == "all":
                 records, counts = expand_turns(records, self.store)
@@ -213,7 +212,7 @@ class Preparation:
     def _view(
         self, needs: DataNeeds, split: str, records: RecordTable, training: RecordTable
     ) -> tuple[Examples[Example], Counter[str]]:
-        """Return the examples of one view of a split, and what was counted."""
+        """Return the examples of one view of a split, and counts of what was converted or left out."""
         own, places = self._of_source(needs.source, records)
         prepare = self.selection.prepare(needs.view, own, self._of_source(needs.source, training)[0])
         examples, report = VIEWS[needs.form](own, prepare)
@@ -224,23 +223,23 @@ class Preparation:
             )
         if needs.source is not None:
             examples = examples.within(records, places)
-        # Validation data stays as it is, so that its metrics can be compared between runs.
+        # keep() draws from training data only, so that the metrics of validation data can be compared between runs.
         if split != "train":
             return examples, report
         kept, not_kept = self.selection.keep(examples, self.seed)
         return kept, report + not_kept
 
     def _of_source(self, name: str | None, records: RecordTable) -> tuple[RecordTable, np.ndarray]:
-        """Return the records of one source of a mixture of sources (None: all), and their places."""
+        """Return the records of one source of ``data=mix`` (None: of all), and their places in ``records``."""
         if name is None:
             return records, np.arange(len(records))
         places = np.flatnonzero(np.isin(records.numbers("name"), self.source.names_of(name)))
         return records.take(places), places
 
     def leave_out_steps(self, intake: Intake, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Leave the steps of completions out that the limits cut, or that have no token of their own.
+        """Leave out labelled steps that the length limits cut, or that have no token of their own.
 
-        Raises ``ValueError`` if nothing is left of a split.
+        Raises ``ValueError`` if no example of a split is left.
         """
         tokens = self.tokens(tokenizer)
         for split, examples in intake.examples.items():
@@ -248,7 +247,7 @@ class Preparation:
             for n, own in enumerate(needs.each()):
                 if not own.step_labels:
                     continue
-                # Without a cache the rows are made twice: here, and of the steps that are left.
+                # Without a cache the rows are made twice: here, and again for the steps that remain.
                 rows = make_rows(views[n], tokens, control=needs.control, store=self.store).rows.views[0]
                 reasons = rows.unlearnable_steps()
                 kept = np.flatnonzero(~np.any(list(reasons.values()), axis=0))
@@ -290,11 +289,11 @@ class Preparation:
         return splits
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> ChatTokens:
-        """Return what makes token ids of the data's texts."""
+        """Return the object that turns the data's texts into token ids."""
         return ChatTokens(tokenizer, self.limits, self.text)
 
     def prepare(self, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> Prepared:
-        """Read, derive and tokenise. Raises ``ValueError`` for bad data, before any model is needed."""
+        """Read the records, derive the view and tokenise it. Raises ``ValueError`` for bad data."""
         intake = self.read()
         self.derive(intake, needs)
         self.leave_out_steps(intake, needs, tokenizer)
@@ -321,7 +320,7 @@ def _sample(
 
 
 def drawn_prompts(examples: Examples[Example] | JointExamples, seed: int) -> list[Prompt]:
-    """Up to MAX_PROMPTS different prompts, drawn and ordered by the seed."""
+    """Return up to MAX_PROMPTS different prompts, drawn with the seed, in random order."""
     _, first = np.unique(examples.prompts, return_index=True)
     drawn = random.Random(seed).sample(np.sort(first).tolist(), min(len(first), MAX_PROMPTS))
     return [example.prompt for example in examples.many(np.array(drawn))]

@@ -33,19 +33,19 @@ CELLS = (".csv", ".tsv", ".xlsx")
 PIECE_BYTES = 1 << 23
 """Size of the pieces in which a large file is read."""
 SMALL = 1 << 24
-"""Bytes of a file that is read whole in a moment."""
+"""Size in bytes up to which even a file that has to be read whole is read quickly."""
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(/(?P<folder>\w[\w./-]*))?(:(?P<split>\w[\w.-]*))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is read in one go: a file, folder or hub data set, or some of the lines of a .jsonl file.
+    """What one task reads: a file, folder or hub data set, or a range of lines of a .jsonl file.
 
     Attributes:
         file: a local file, a folder (``folder`` or ``folder:split``) or a hub data set (``owner/name``,
             ``owner/name:split``, ``owner/name/folder:split``).
         start: byte at which the lines begin.
-        stop: byte at which they end; None for everything else than a stretch of lines.
+        stop: byte at which they end; None unless the piece is a range of lines.
         number: the number of the first line.
         expansion: see :class:`.ReadingLimits`.
     """
@@ -58,12 +58,12 @@ class Piece:
 
     @property
     def has_cells(self) -> bool:
-        """Whether all values are texts, as the cells of a spreadsheet."""
+        """Whether all values are texts, like the cells of a spreadsheet."""
         return _extension(Path(self.file)) in CELLS
 
 
 def pieces(path: str | Path, *, divide: bool = True, expansion: int = USUAL.max_expansion) -> Iterator[Piece]:
-    """Divide a file for several processes: JSON lines into stretches of some megabytes, everything else not at all."""
+    """Divide a file for several processes: JSON lines into ranges of some megabytes; other files are one piece."""
     file = Path(path)
     if not divide or file.suffix.lower() != ".jsonl" or not file.is_file() or file.stat().st_size <= PIECE_BYTES:
         yield Piece(path, expansion=expansion)
@@ -72,7 +72,7 @@ def pieces(path: str | Path, *, divide: bool = True, expansion: int = USUAL.max_
     with file.open("rb") as stream:
         while block := stream.read(PIECE_BYTES):
             count = block.count(b"\n")
-            # A piece ends with a complete line. That line may be huge, so the block is released before it is read.
+            # A piece ends at the end of a line. The rest of that line may be huge, so the block is freed first.
             del block
             count += stream.readline().count(b"\n")
             yield Piece(path, position, stream.tell(), number)
@@ -80,17 +80,17 @@ def pieces(path: str | Path, *, divide: bool = True, expansion: int = USUAL.max_
 
 
 def content_key(path: str | Path) -> str | None:
-    """Return a key that changes with the content of a data set; None if there is no such key."""
+    """Return a key that changes with the content of a data set; None if it has no key."""
     file = Path(path)
     if file.is_file():
         try:
             return sha256_of(file)
         except OSError:
-            # No key, so that the file is read: its reader then raises an error that names it.
+            # Without a key the file is read, and its reader raises an error that names the file.
             return None
     open_data_set = _data_set_of(path)
     rows = None if open_data_set is None else open_data_set()[1]
-    # ``datasets`` has a key of the content for its own cache; there is no public name for it.
+    # ``datasets`` keeps a key of the content for its own cache, under a private name.
     key: str | None = getattr(rows, "_fingerprint", None)
     return key
 
@@ -107,10 +107,10 @@ def read_piece(
 
     Args:
         piece: what is read.
-        columns: renames keys: from the name that a format expects to the one in the file.
-        streaming: begin at once with data sets that would otherwise be downloaded or converted first.
+        columns: maps the names of keys that a format expects to those in the file.
+        streaming: start reading at once, without downloading or converting the whole data set first.
         convert_cells: convert the cells of CSV and Excel files by the names of their columns, see :func:`.typed`.
-        keep_malformed: yield a :class:`.MalformedRow` for a malformed row; false: it is an error.
+        keep_malformed: yield a :class:`.MalformedRow` for a malformed row; false: raise an error.
 
     Raises:
         ValueError: if something cannot be read; the message names the file and the line or item.
@@ -130,10 +130,10 @@ def read_piece(
 
 
 def expand(path: str | Path) -> list[str | Path]:
-    """Return the files that match a pattern (``data/*.jsonl``), sorted; a path that is no pattern, as it is."""
+    """Return the files that match a pattern (``data/*.jsonl``), sorted; another path is returned unchanged."""
     if not glob.has_magic(str(path)) or Path(path).exists():
         return [path]
-    # Sorted, as splits and draws follow the order of files, which file systems list differently on each machine.
+    # Sorted, because splits and draws depend on the order of files, and file systems list them in different orders.
     files: list[str | Path] = [*sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 (Path.glob changes paths)
     if not files:
         raise ValueError(f"{path}: no file matches this pattern")
@@ -154,7 +154,7 @@ def check_streamable(path: str | Path) -> None:
 
 
 def reads_at_once(path: str | Path) -> bool:
-    """Return whether the first rows of a path can be read in a moment: they are a file's that is not read whole.
+    """Return whether the first rows of a path can be read quickly: it is a small file, or one that is read row by row.
 
     Raises:
         ValueError: there is no such file, or its kind is unknown.
@@ -171,9 +171,9 @@ def _read_whole(file: Path) -> bool:
 
 
 def edges_key(path: str | Path) -> str:
-    """Return a key of a file's name, size, beginning and end, or of the name alone of other data.
+    """Return a key of a file's name, size, beginning and end; for other data, of the name only.
 
-    It takes no longer for a large file, as :func:`content_key` does.
+    Unlike :func:`content_key`, this takes no longer for a large file.
     """
     file = Path(path)
     return hashlib.sha256(name_size_and_ends(file) if file.is_file() else str(path).encode()).hexdigest()
@@ -193,7 +193,7 @@ def _open(piece: Piece, streaming: bool, keep_malformed: bool) -> Iterator[Locat
 
 def _data_set_of(path: str | Path) -> Callable[..., NamedRows] | None:
     """Return what opens a folder or a hub data set; None for a file."""
-    # A mistyped data/train.jsonl looks like a hub id too; its extension or its folder tells that a file was meant.
+    # A mistyped data/train.jsonl looks like a hub id, but its extension or its folder shows that a file was meant.
     in_folder = any(parent.is_dir() for parent in Path(path).parents[:-1])
     match = HUB_ID.fullmatch(str(path))
     if match and isinstance(path, str) and not in_folder and _extension(Path(path)) not in READERS:
@@ -206,7 +206,7 @@ def _data_set_of(path: str | Path) -> Callable[..., NamedRows] | None:
 
 
 def _extension(file: Path) -> str:
-    """Return the extension that tells the kind of a file, without that of its compression."""
+    """Return the extension for the kind of a file: of ``train.jsonl.gz``, ``.jsonl``."""
     return (file.with_suffix("") if file.suffix in OPENERS else file).suffix.lower()
 
 

@@ -1,7 +1,6 @@
 """Feedback records: one prompt, its completions, and the feedback on them.
 
-Records are frozen plain Python, without torch, tokenizers or objectives. Everything downstream is derived from them
-and never changes one.
+Records are frozen plain Python, without torch, tokenizers or objectives. All later stages are derived from them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ class Message:
     Attributes:
         role: one of :data:`ROLES`.
         content: the text of the turn.
-        fields: a JSON object with all else that chat templates read, such as ``tool_calls``; see :func:`json_text`.
+        fields: a JSON object with all other fields that chat templates read, such as ``tool_calls``; see
+            :func:`json_text`.
         weight: 0 for an assistant turn that is not trained on, else 1.
     """
 
@@ -50,9 +50,10 @@ class Message:
 
 
 def json_text(value: Mapping[str, object] | Sequence[object]) -> str:
-    """Return fields, tools or template variables as the JSON text that records hold; nothing is an empty text.
+    """Return fields, tools or template variables as the JSON text that records hold; an empty text if there are none.
 
-    Names are sorted, as their order does not matter. The order inside them stays: templates write objects as they are.
+    The top-level names are sorted, as their order does not matter. Inside the values the order is kept, because
+    templates write objects as they are.
     """
     ordered = dict(sorted(value.items())) if isinstance(value, Mapping) else value
     return json.dumps(ordered, ensure_ascii=False, allow_nan=False) if value else ""
@@ -60,7 +61,7 @@ def json_text(value: Mapping[str, object] | Sequence[object]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prompt with more than turns for the chat template.
+    """A prompt that passes tools or variables to the chat template, in addition to turns.
 
     Attributes:
         turns: the turns so far, of which the last is not the assistant's.
@@ -74,9 +75,9 @@ class Conversation:
 
 
 Prompt = str | tuple[Message, ...] | Conversation
-"""A plain text, the turns so far, of which the last is not the assistant's, or a :class:`Conversation`."""
+"""A plain text; the turns so far, of which the last is not the assistant's; or a :class:`Conversation`."""
 Reply = str | tuple[Message, ...]
-"""The text of a lone assistant turn without other fields, or turns that begin and end with the assistant's."""
+"""The text of a single assistant turn without other fields, or turns that begin and end with an assistant turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Step:
 
     Attributes:
         stop: the place in the reply's text after the step's last character.
-        desirable: the label; None for a step of which nothing is said.
+        desirable: the label; None for a step without feedback.
     """
 
     stop: int
@@ -97,11 +98,11 @@ class Completion:
     """One reply with its own feedback: a label, a score, both or neither.
 
     Attributes:
-        text: the reply; of one with turns, a rendering for readers and judges.
+        text: the reply; for a reply with turns, a rendering for readers and judges.
         desirable: the label.
         score: the score, a finite number.
         turns: the turns of a reply that is more than a text, else empty; :meth:`of` sets text and turns.
-        steps: the steps of a reply that is a text, together all of it; empty where steps have no labels.
+        steps: the steps of a reply that is a text, which together cover it; empty if no step has a label.
     """
 
     text: str
@@ -112,14 +113,14 @@ class Completion:
 
     @classmethod
     def of(cls, reply: Reply, desirable: bool | None = None, score: float | None = None) -> Completion:
-        """Return the completion with this reply; a lone turn without other fields becomes its text."""
+        """Return the completion with this reply; a single turn without other fields becomes a text."""
         if isinstance(reply, str) or (len(reply) == 1 and not reply[0].fields):
             return cls(reply if isinstance(reply, str) else reply[0].content, desirable, score)
         return cls(reply_text(reply), desirable, score, reply)
 
     @property
     def reply(self) -> Reply:
-        """The turns where there are any, else the text."""
+        """The turns if there are any, else the text."""
         return self.turns or self.text
 
 
@@ -128,7 +129,7 @@ class Record:
     """One prompt with its completions.
 
     Attributes:
-        id: where the record came from (``train.jsonl:12``) or its own id; every error about it begins with this.
+        id: where the record came from (``train.jsonl:12``), or the id that it has in the data. Errors begin with it.
         prompt: the prompt.
         completions: at least one.
         preferences: (better, worse) pairs of indices into ``completions``.
@@ -136,7 +137,7 @@ class Record:
         margin: by how much the better completion of its preferences is preferred, in the data's own unit.
 
     Raises:
-        ValueError: if roles, indices or numbers make no sense.
+        ValueError: if roles, indices or numbers are invalid.
     """
 
     id: str
@@ -229,9 +230,9 @@ def prompt_characters(prompt: Prompt) -> int:
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """Return a string that is equal exactly for equal prompts; a text equals a lone user turn.
+    """Return a key that two prompts share only if they are equal; a text equals a single user turn.
 
-    The weights of turns do not count: a template does not write them.
+    Weights of turns are ignored, because templates do not write them.
     """
     # The separators are control characters that no real text has.
     if isinstance(prompt, str):
@@ -241,7 +242,7 @@ def prompt_key(prompt: Prompt) -> str:
 
 
 def reply_key(reply: Reply) -> str:
-    """Return a string that is equal exactly for equal replies."""
+    """Return a key that two replies share only if they are equal."""
     return reply if isinstance(reply, str) else "\x1e".join(("", *map(_turn_key, reply)))
 
 
@@ -251,7 +252,7 @@ def _turn_key(turn: Message) -> str:
 
 
 def conversation_key(prompt: Prompt) -> str:
-    """Return a string that is equal for prompts whose conversations begin alike, up to the user's first turn."""
+    """Return a key that two prompts share if their conversations agree up to and including the user's first turn."""
     turns = tuple(messages_of(prompt))
     end = next((n for n, turn in enumerate(turns, 1) if turn.role == "user"), len(turns))
     return prompt_key(with_messages(prompt, turns[:end]))
@@ -277,7 +278,7 @@ def transcript(prompt: Prompt) -> str:
 
 
 def reply_text(reply: Reply) -> str:
-    """Return a reply as a reader or a judge sees it; of several turns, each after its role."""
+    """Return a reply as a reader or a judge sees it; several turns are each written after their role."""
     if isinstance(reply, str):
         return reply
     return reply[0].text if len(reply) == 1 else transcript(reply)

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def in_order(values: np.ndarray) -> np.ndarray:
-    """Number values: equal numbers for equal values, from 0 on in the order in which they first occur.
+    """Replace values by numbers from 0 on, in the order in which they first occur; equal values get equal numbers.
 
     Args:
         values: [n].
@@ -28,19 +28,18 @@ def in_order(values: np.ndarray) -> np.ndarray:
 def derangement(groups: Sequence[int] | np.ndarray, seed: int) -> array[int]:
     """Draw, for each example, the index of an example with another prompt.
 
-    The result is a permutation in which no example gets its own prompt, wherever one exists: every completion is then
-    the mismatched one exactly once. If one prompt has more than half of the examples, there is no such permutation, and
+    The result is a permutation in which no example gets an example of its own prompt, so every completion is a
+    mismatched one exactly once. If one prompt has more than half of the examples, no such permutation exists, and
     partners are drawn independently.
 
-    The permutation is a cyclic shift. The examples are laid out group by group, in random order, and each takes the
-    one that stands L places later, L being the size of the largest group. With the groups A (2 examples), B (3) and
-    C (2), L is 3:
+    The permutation is a cyclic shift. The examples are laid out group by group, in random order, and each gets the one
+    L places later, where L is the size of the largest group. With the groups A (2 examples), B (3) and C (2), L is 3:
 
         laid out   B  B  B  A  A  C  C
         partner    A  A  C  C  B  B  B
 
-    The place L later is always outside an example's own group, because a group has at most L examples in a row. This
-    also holds across the end of the list, where the partner is n - L >= L places before.
+    The partner is always outside the example's own group, because a group is at most L places long. This also holds
+    across the end of the list, where the partner is n - L >= L places earlier.
 
     Args:
         groups: [n] the group (prompt) of each example.
@@ -80,7 +79,7 @@ def derangement(groups: Sequence[int] | np.ndarray, seed: int) -> array[int]:
 
 
 def _independent_partners(groups: np.ndarray, majority: int, rng: random.Random) -> array[int]:
-    # Drawing again until the prompt differs would take long for the majority, so it draws from a list of the others.
+    # The majority draws from a list of the other examples: for it, drawing until the prompt differs would take long.
     outside = np.flatnonzero(groups != majority).tolist()
 
     def draw(group: int) -> int:

@@ -4,8 +4,8 @@ The view decides what the branches are: a pair has (chosen, rejected); the other
 second, mismatched one if the objective needs KTO's reference point.
 
 Token ids are stored untruncated in an Arrow table. Limits, control tokens and mismatched completions are applied when
-a row is read, so that one table on disk serves runs with different ones. (A completion after a control token has a
-table of its own, and so have mismatched completions whose ids depend on their new prompts.)
+a row is read, so that runs with different settings share one table on disk. (Two cases have tables of their own:
+completions after control tokens, and mismatched completions whose ids depend on their new prompts.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BRANCHES = ("first", "second")
 GRADED = ("margin", "score_chosen", "score_rejected")
 TOKENS = pa.list_(pa.int32())
 Span = tuple[int, int]
-"""The first of several tokens that follow each other, and the place after the last one."""
+"""A range of consecutive tokens: the place of the first token, and the place after the last one."""
 COLUMNS: dict[str, pa.DataType] = {
     "id": pa.string(),
     "prompt": TOKENS,
@@ -56,15 +56,15 @@ class Row:
         group: a number that rows of the same prompt share.
         prompt: token ids of the prompt.
         branches: token ids of each completion, end-of-turn token included unless it was cut off.
-        context: for each completion the spans of its tokens that are not scored, such as a user's turn between two of
-            the assistant's, or the steps before the one that is learned from; empty if no completion has any.
+        context: for each completion the spans of its tokens that are not scored, such as a user turn between two
+            assistant turns, or the steps before a labelled step; empty if all tokens of all completions are scored.
         desirable: the label, or None.
         score: the reward, or None.
         weight: how much the example counts.
-        margin: of a pair, by how much the first completion is preferred, or None.
-        score_chosen, score_rejected: of a pair, the scores of its completions, or None.
-        views: of a record that is read in several views, its examples in each (:mod:`halos.data.rows.joint`).
-        mismatched: of such a record, how many of its last completions are those of other prompts (KTO's y').
+        margin: for a pair, by how much the first completion is preferred, or None.
+        score_chosen, score_rejected: for a pair, the scores of its completions, or None.
+        views: for a record that is read in several views, its examples in each (:mod:`halos.data.rows.joint`).
+        mismatched: for such a record, how many of its last completions are other prompts' completions (KTO's y').
     """
 
     id: str
@@ -82,7 +82,7 @@ class Row:
     mismatched: int = 0
 
     def scored(self, branch: int) -> Sequence[int]:
-        """The places of a completion's scored tokens."""
+        """The places of a completion's scored tokens, ascending."""
         places = range(len(self.branches[branch]))
         spans = self.context[branch] if self.context else ()
         return [n for n in places if not any(start <= n < stop for start, stop in spans)] if spans else places
@@ -94,7 +94,7 @@ class ViewRows:
 
     Attributes:
         view: the name of the view.
-        rows: a row for each example; none, if the record has no example of the view.
+        rows: a row for each example; empty if the record has no example of the view.
         mismatched: whether the last branch of each row is another prompt's completion.
     """
 
@@ -123,16 +123,17 @@ class TokenRows(Stored[Row]):
 
     Args:
         table: a table with the columns :data:`COLUMNS`.
-        tokens: has the limits and tokenises control texts.
+        tokens: the limits, and the tokenizer of control texts.
         control: see :data:`Control`.
-        partners: [n] for each row, the one whose completion is its mismatched one; None: no mismatched completions.
-        mismatched: a table of mismatched completions after their new prompts; None: they are the partners' own ids.
+        partners: [n] for each row, the row whose completion is its mismatched completion; None: rows have none.
+        mismatched: a table of the mismatched completions as tokenised after their new prompts; None: their ids do not
+            depend on the prompt and are read from the partners' rows.
 
     Attributes:
         labels: [n] 1 desirable, 0 undesirable, -1 unknown.
         groups: [n] equal numbers for equal prompts, in the order of their first examples.
         conversations: [n] likewise for prompts whose conversations begin with the same user turn.
-        partners: [n] the row whose completion is the mismatched one, or None.
+        partners: see above.
         prompt_sizes: [n] tokens in each prompt, after truncation.
 
     Raises:
@@ -180,7 +181,7 @@ class TokenRows(Stored[Row]):
 
     def sizes(self, *, mismatched: bool = True) -> list[np.ndarray]:
         """[n] tokens of each branch, after truncation; the mismatched branch comes last."""
-        # Computed from the columns' offsets, so that statistics of a large table do not read its tokens.
+        # Computed from the columns' offsets, so that statistics of a large table need not read its tokens.
         room = self.limits.max_length - self.prompt_sizes
         sizes = list(self._full_sizes)
         if mismatched and self.partners is not None:
@@ -206,7 +207,7 @@ class TokenRows(Stored[Row]):
         }
 
     def unlearnable_steps(self) -> dict[str, np.ndarray]:
-        """[n] which rows are of steps that cannot be learned from, by the reason."""
+        """[n] for each reason, whether a row is a step that cannot be learned from."""
         room, stops = self.limits.max_length - self.prompt_sizes, self._full_sizes[0]
         return {
             "steps cut by data.max_length left out": (self._steps >= 0) & (stops > room),
@@ -243,7 +244,7 @@ class TokenRows(Stored[Row]):
         return key.hexdigest()[:12]
 
     def ids(self, indices: np.ndarray) -> list[str]:
-        """The ids of these rows. The indices have to ascend."""
+        """The ids of these rows. The indices must be ascending."""
         return [name for batch in self.table.select(indices) for name in batch.column("id").to_pylist()]
 
     def _row(self, index: int) -> Row:
@@ -291,13 +292,13 @@ def _spans(context: np.ndarray, column: str) -> tuple[Span, ...]:
 
 
 def _before(step: int, size: int, room: int) -> tuple[Span, ...]:
-    """The span of the tokens before a step, which are not scored; none for a whole completion.
+    """The span of the tokens before a step, which are not scored; empty for a whole completion.
 
     Args:
-        step: the step's first token, or −1.
-        size: the tokens of the completion up to the end of the step.
-        room: how many of them fit. A step is whole in its own row, but perhaps not behind another prompt (KTO's y'):
-            as many tokens are then scored before the limit.
+        step: the place of the step's first token, or −1 for a whole completion.
+        size: the number of tokens of the completion up to the end of the step.
+        room: how many of them fit. A step always fits into its own row, but perhaps not after another prompt (as KTO's
+            y'). Then the last tokens that fit are scored, as many as the step has.
     """
     start = min(int(step), room - min(room, size - int(step)))
     return ((0, start),) if step > 0 and start else ()

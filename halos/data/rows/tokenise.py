@@ -1,4 +1,4 @@
-"""Make token rows of examples: the table of their ids, mismatched completions, and counts of what was cut."""
+"""Turns examples into token rows: a table of token ids, mismatched completions, and counts of what was cut."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from halos.data.views.examples import Example, Examples, Labelled, Pair, Scored
 TOKENISE_EXAMPLES_PER_TASK = 1 << 13
 """Examples that a process tokenises before it takes the next task."""
 TOKENISE_EXAMPLES_PER_BATCH = 512
-"""Examples in one call of the tokenizer and one batch of the table; their texts are in memory together."""
+"""Examples in one call of the tokenizer and in one batch of the table. Their texts are in memory at the same time."""
 MAX_SHAPES = 8
-"""Shapes that the notes of a part keep."""
+"""The maximum number of shapes in the notes of a part."""
 
 
 @dataclass(slots=True)
@@ -41,8 +41,8 @@ class Rows:
     Attributes:
         rows: the rows.
         report: how many prompts and completions were truncated.
-        truncated: the same for each file, by (what was truncated, file).
-        lengths: [n] lengths in tokens, by what was measured.
+        truncated: these numbers for each file, by (what was truncated, file).
+        lengths: lengths in tokens, [n], by what was measured.
     """
 
     rows: TokenRows | JointRows
@@ -67,17 +67,17 @@ def make_rows(
 
     Args:
         examples: the examples of one split.
-        tokens: has the tokenizer and the limits.
+        tokens: the tokenizer and the limits.
         control: see :data:`Control`.
-        mismatched_seed: each row gets another prompt's completion as its last branch, drawn with this seed; None: no
-            mismatched completions.
+        mismatched_seed: the seed with which each row gets another prompt's completion as its last branch; None: rows
+            have no mismatched completions.
         origin: maps an example's id to the file that it comes from.
         store: keeps the table of token ids for later runs.
 
     Raises:
-        ValueError: there are no examples, a prompt is over the limits, the chat template writes prompts differently
-            when a completion follows them, there are special tokens in texts, or the tokenizer does not know the words.
-            The error names the first examples.
+        ValueError: there are no examples, a prompt is over the limits, the chat template writes a prompt differently
+            when a completion follows, texts contain special tokens, or the tokenizer does not know the words. The error
+            names the first examples concerned.
     """
     if not examples:
         raise ValueError("data: expected at least one example, found none")
@@ -92,7 +92,7 @@ def make_rows(
         check_known([notes["unknown"] for notes in table.notes], tokens.tokenizer, examples[0].id)
         return table
 
-    # Examples without a key come from Python, not from files: their table cannot be found again and stays in memory.
+    # Examples without a key come from Python, not from files. Their table is not cached and stays in memory.
     key = f"{examples.key}-{tokens.key}" if isinstance(examples, Examples) and examples.key else None
     if key and any(controls.values()):
         key += "-" + hashlib.sha256(repr(controls).encode()).hexdigest()[:8]
@@ -134,8 +134,8 @@ def few_rows(
     Raises:
         ValueError: see :func:`make_rows`.
     """
-    # A partner is often one of the examples. They are compared by identity, not by id, as a stream repeats ids in every
-    # pass.
+    # A partner is often one of the examples. Examples are compared by identity, not by id, because a stream repeats ids
+    # in every pass.
     own = {id(example) for example in examples}
     everything = [*examples, *(partner for partner in partners if id(partner) not in own)]
     table, indices, mismatched = _table(everything, tokens, control), None, None
@@ -164,7 +164,7 @@ class _Mismatched(Stored[Example]):
 
 
 def _with_completion_of(example: Example, other: Example) -> Example:
-    """Return an example with the completion of another one, or with its step, after its own prompt."""
+    """Return an example with its own prompt and the completion (or the step) of another example."""
     text = replies_of(other)[0]
     if isinstance(example, Labelled):
         step = other.step if isinstance(other, Labelled) else None
@@ -179,8 +179,8 @@ def _many(examples: Sequence[Example], places: np.ndarray) -> list[Example]:
 def _independent(notes: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the ids of every completion are the same after every prompt.
 
-    They are if the template writes the same before and after all replies, and all prompts end with the same text from
-    their last safe split on.
+    This holds if the template writes the same text before and after all replies, and all prompts have the same text
+    after their last safe split (README.md in this folder).
     """
     shapes = {shape if shape is None else tuple(shape) for part in notes for shape in part["shapes"]}
     around = {None if shape is None else shape[0] for shape in shapes}
@@ -208,14 +208,14 @@ def _tokenised(examples: Sequence[Example], tokens: ChatTokens, controls: Contro
         batch = token_batch(part, tokens, controls, refusals, shapes)
         for name in ("prompt", *BRANCHES, "context", "step", "label", "score", "weight", "graded"):
             column = batch.column(name)
-            # Offsets too: without them, ids that move from one row to the next would not change the digest.
+            # The offsets are hashed too: without them, moving ids from one row to the next would not change the digest.
             for values in (column.offsets, column.values) if pa.types.is_list(column.type) else (column,):
                 content.update(values.to_numpy().tobytes())
         columns = [batch.column(name) for name in ("prompt", *BRANCHES)]
         unknown.append(count_unknown(columns, unknown_id(tokens.tokenizer)))
         yield batch
-    # A digest has up to three treatments, so more than MAX_SHAPES shapes have several digests, and so do those that are
-    # kept. Several digests mean that ids depend on the prompt, whatever the other shapes are.
+    # A shape is a digest and a treatment. A digest has up to three treatments, so if there are more than MAX_SHAPES
+    # shapes, those that are kept have several digests, and then ids depend on the prompt whatever the other shapes are.
     kept = sorted(shapes, key=str)[:MAX_SHAPES]
     counts = [sum(numbers) for numbers in zip(*unknown, strict=True)]
     return {"digest": content.hexdigest(), "refused": refusals.notes(), "shapes": kept, "unknown": counts}
@@ -229,9 +229,9 @@ def token_batch(
     Args:
         examples: the examples.
         tokens: tokenises them.
-        controls: what :data:`Control` gives for each label.
-        refusals: gets what was refused.
-        shapes: gets the shapes of the completions.
+        controls: the control text for each label.
+        refusals: receives what was refused.
+        shapes: receives the shapes of the completions.
     """
     labels = [_label(example) for example in examples]
     for example in examples:
@@ -273,7 +273,7 @@ def _step_of(example: Example) -> tuple[int, ...]:
 
 
 def _step_span(example: Example, tokenised: Tokenised) -> tuple[int, int] | None:
-    """Return the places of a step's tokens in its completion; None for a whole completion, or a refused one.
+    """Return the range of a step's tokens in its completion; None for a whole completion, or a refused one.
 
     A token belongs to the step in which its last character is. What the template writes before a reply belongs to the
     first step, and what it writes after it, such as the token that ends the turn, to the last one.

@@ -25,7 +25,7 @@ class Records:
     Attributes:
         records: the records, in their order.
         dropped: counts of what was left out, by reason.
-        origins: the same for each file, where the records come from files.
+        origins: for each file that the records come from, its own counts; empty if they do not come from files.
     """
 
     records: Sequence[Record]
@@ -34,13 +34,13 @@ class Records:
 
 
 class Source(ABC):
-    """Training records and, where there are any, validation records.
+    """Yields training records and, if there are any, validation records.
 
     Attributes:
         name: the name in ``data=NAME`` and in errors.
         store: where sources that read files keep their records.
-        reading: limits of the files that are read.
-        whole_trees: whether each assistant turn of a conversation is a completion of a record of its own.
+        reading: limits for the files that are read.
+        whole_trees: whether every assistant turn of a conversation is already a completion of some record.
     """
 
     name: ClassVar[str]
@@ -54,10 +54,10 @@ class Source(ABC):
 
     @abstractmethod
     def val(self) -> Records | None:
-        """Return the validation records, None where the source has none of its own."""
+        """Return the validation records; None if the source has no validation data of its own."""
 
     def names_of(self, part: str) -> np.ndarray:
-        """Return digests of the ids of one part's records that were read so far, where a source has named parts.
+        """Return digests of the ids of the records read so far from one named part (``data=mix`` has named parts).
 
         Raises ``ValueError`` if there is no such part.
         """
@@ -72,11 +72,11 @@ class Source(ABC):
     def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Record]:
         """Yield the training records one after the other.
 
-        This implementation is for sources whose records are in memory anyway.
+        This default implementation reads all records first, for sources whose records are in memory anyway.
 
         Args:
             origins: updated with the counts of each file while it is read.
-            strict: raise ``ValueError`` for records that would be left out because they are faulty.
+            strict: raise ``ValueError`` for faulty records instead of leaving them out.
         """
         records = self.train()
         if strict:
@@ -93,5 +93,5 @@ class Source(ABC):
         return hasher.hexdigest()
 
     def true_reward(self) -> TrueReward | None:
-        """Return the true reward, None where it is not known."""
+        """Return the true reward; None if it is not known."""
         return None

@@ -1,4 +1,4 @@
-"""Sources that read files: all rows of a file into a table of records, or one row after the other as a stream."""
+"""Sources that read files: all rows into a table of records, or one row after the other as a stream."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class FileSource(Source):
         val: files of validation data.
         columns: maps the name of a key that the format expects to its name in the files.
         bad_rows: ``stop`` at the first malformed row; ``skip`` counts malformed rows and leaves them out.
-        max_bad_rows: more malformed rows in a file than this end a run with ``bad_rows=skip``.
+        max_bad_rows: with ``bad_rows=skip``, more malformed rows than this in one file are an error.
 
     Attributes:
-        rows_alone: whether each row has a meaning by itself, so that a large file can be read in pieces.
+        rows_alone: whether each row can be read without the others, so that a large file can be read in pieces.
 
     Raises:
-        ValueError: if there is no training file, or a setting has none of its values.
+        ValueError: if there is no training file, or a setting has an unknown value.
     """
 
     # False unless a format sets it: a file whose rows belong together could be cut between them without any error.
@@ -103,7 +103,7 @@ class FileSource(Source):
                 if isinstance(row, MalformedRow):
                     raise row.error
                 records = list(adapt(where, row))
-                if self._max_bad_rows is not None:  # otherwise the caller checks it, as for records of several rows
+                if self._max_bad_rows is not None:  # a record that is too long counts as malformed; else see _added()
                     for place, record, _ in records:
                         check_length(place, record, self.reading)
             except ValueError:
@@ -124,7 +124,9 @@ class FileSource(Source):
             )
 
     def combined(self, records: RecordTable, origins: dict[str, Origin]) -> RecordTable:
-        """Return the records of a split after what only all of them together tell; most formats change nothing.
+        """Change the records of a split where that needs all of them, such as votes on one reply in several rows.
+
+        Most formats change nothing.
 
         Args:
             records: the records of all files.
@@ -153,7 +155,7 @@ class FileSource(Source):
             origin = Origin()
             first = islice(self.rows(Piece(file, expansion=self.reading.max_expansion)), FIRST_ROWS)
             rows = _counted(first, origin)
-            # Rows that belong together have a meaning only if all of them are there.
+            # Rows that belong together cannot be adapted without the rest of the file, so they are only read.
             for _ in _added(self.adapted(rows), origin, self.reading) if self.rows_alone else rows:
                 pass
             if not origin.rows:
@@ -190,7 +192,7 @@ class FileSource(Source):
         divided = partial(pieces, divide=self.rows_alone, expansion=self.reading.max_expansion)
         tasks = [piece for file in expanded for piece in divided(file)]
         table = self.store.table(self._key(expanded), self._part, tasks)
-        # The pieces of a file were counted separately, perhaps in other processes or in an earlier run.
+        # Each piece of a file has its own counts, perhaps from another process or an earlier run. They are added here.
         origins: dict[str, Origin] = {}
         for notes in table.notes:
             counts = {**notes["origin"], **{name: Counter(notes["origin"][name]) for name in COUNTERS}}
@@ -216,14 +218,14 @@ class FileSource(Source):
         return hashlib.sha256(key.encode()).hexdigest()[:24]
 
     def _settings(self) -> dict[str, object]:
-        # The files are in the key by their contents. All else that a constructor has set may change the records.
+        # The key has the files' contents already. Any other attribute that a constructor sets may change the records.
         not_settings = ("store", "reading", "_train_files", "_val_files")
         return {name: value for name, value in sorted(vars(self).items()) if name not in not_settings}
 
     def _part(self, piece: Piece) -> Part:
         origin = Origin()
         adapted = self.adapted(_counted(self.rows(piece), origin))
-        # The notes are complete only once the last batch has been made.
+        # The counts in ``origin`` are complete only after the last batch.
         added = _added(adapted, origin, self.reading)
         yield from batches((where, record) for where, record in added if record is not None)
         return {"file": str(piece.file), "origin": {name: getattr(origin, name) for name in Origin.__slots__}}
@@ -244,7 +246,7 @@ class RowSource(FileSource):
             dropped: counts what is left out, by reason.
 
         Returns:
-            The record; None for a row that is well formed but has nothing to learn from, whose reason is then counted.
+            The record; None for a well-formed row with nothing to learn from, whose reason is counted in ``dropped``.
 
         Raises:
             ValueError: for a malformed row.

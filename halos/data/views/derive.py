@@ -1,10 +1,10 @@
 """Views of feedback records: demonstrations, labelled completions, pairs and scored completions.
 
 A loss takes one view. Conversions are explicit: a view's ``report`` counts what was converted and what was left out.
-The examples of a view are places of completions; texts are read when an example is requested.
+The examples of a view hold only the places of completions; texts are read when an example is requested.
 
-The rules are in :mod:`halos.data.views.rules`. A data set that is known whole (:data:`VIEWS`) and a run of a stream
-(:func:`of_run`) share them and :func:`_in_order`.
+:mod:`halos.data.views.rules` has the rules: which examples a record has. Two functions apply them, to a whole data set
+(:data:`VIEWS`) and to consecutive records of a stream that have one prompt (:func:`of_run`).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from halos.data.views.rules import (
 Place = tuple[int, int]
 """The index of a record, and the index of a completion in it."""
 PlacedExample = tuple[Place, Place | None, Value]
-"""An example: its completion (of a pair the chosen one), the rejected one of a pair, and its label or score."""
+"""An example: its completion (for a pair, the chosen one), the rejected one of a pair, and the label or score."""
 Derived = tuple[list[LocalExample], Counter[str]]
-"""The examples of one record, as places in it, and what was counted."""
+"""The examples of one record, as places in it, and counts of what was converted or left out."""
 Prepare = Callable[[int, Judgement], tuple[Judgement, Counter[str]]]
-"""Changes the judgement of a record, given its index, before the rule of the view; also returns what it counted."""
+"""Takes the index and the judgement of a record. Returns the judgement that the view's rule reads, and counts."""
 
 CACHED_JUDGEMENTS = 1 << 12
 """Distinct judgements whose examples are cached: most data sets have only a few."""
@@ -58,22 +58,22 @@ class View(NamedTuple, Generic[E_co]):
 
 NOTHING: dict[type[object], str] = {
     Demonstration: "no completion is preferred, desirable or unjudged: nothing to imitate",
-    Labelled: "no completion has a label or stands in a pair: nothing to learn from",
+    Labelled: "no completion has a label or is in a pair: nothing to learn from",
     Pair: "no prompt has both a desirable and an undesirable completion: the loss needs pairs, or labels or scores "
     "that tell a prompt's completions apart; loss=kto learns from labels alone",
-    Scored: "no completion has a score or a label, or stands in a pair: no reward",
+    Scored: "no completion has a score or a label, or is in a pair: no reward",
 }
 """The error for each view without an example."""
 UNUSED_STEPS = "completions whose labels of steps are not used (loss.step_labels)"
 NO_THRESHOLD = (
-    "no completion has a label or stands in a pair: the loss needs desirable and undesirable completions; "
-    "scores are not labels, they need a threshold: data.select.labels_from_scores=median, prompt or a number"
+    "no completion has a label or is in a pair: the loss needs desirable and undesirable completions; "
+    "to make labels from scores, set a threshold: data.select.labels_from_scores=median, prompt or a number"
 )
 
 
 def _view(kind: type[E], rule: Rule, records: Sequence[Record], prepare: Prepare | None = None) -> View[E]:
     table = table_of(records)
-    # Arrays, as lists of tuples would take some 200 bytes for each of perhaps millions of examples.
+    # Arrays: lists of tuples would take some 200 bytes for each example, of which there may be millions.
     chosen, rejected, values, number, steps = array("i"), array("i"), array("d"), array("i"), array("i")
     report: Counter[str] = Counter()
     derived = _of_table(table, prepare, rule)
@@ -85,7 +85,7 @@ def _view(kind: type[E], rule: Rule, records: Sequence[Record], prepare: Prepare
         steps.extend(value[:2] if isinstance(value, StepLabel) else (-1, 0))
         number.append(count)
     if not chosen:
-        # Counted by the binary view alone.
+        # Only the binary view has this count.
         if report["scored completions without a label left out"]:
             raise ValueError(NO_THRESHOLD)
         left_out = ", ".join(f"{count} {what}" for what, count in report.items() if count and what.endswith("left out"))
@@ -105,7 +105,7 @@ def of_run(view: str, run: Sequence[Record], prepare: Prepare | None = None) -> 
         prepare: changes their judgements first.
 
     Returns:
-        The same examples and counts as :data:`VIEWS` gives for these records. No example is no error.
+        The same examples and counts as :data:`VIEWS` gives for these records. To have no example is not an error here.
     """
     kind, rule = RULES[view]
     report: Counter[str] = Counter()
@@ -131,7 +131,7 @@ def _in_order(
     """
     # A plain array: reading one number of a numpy array takes several times as long.
     numbers = array("i", bytes(4 * len(prompts)))
-    # A prompt's labelled completions may be spread over records, so pairs are the one view that looks beyond a record.
+    # Only pairs look beyond one record, because the labelled completions of a prompt may be in several records.
     placed = _placed(derived, report)
     for chosen, rejected, value in _across_records(prompts, placed, report) if kind is Pair else placed:
         owner = chosen[0]
@@ -141,7 +141,7 @@ def _in_order(
 
 def _placed(derived: Iterable[Derived], report: Counter[str]) -> Iterator[PlacedExample]:
     for index, (local, counts) in enumerate(derived):
-        # Not update, which takes twice as long for so few counts: there may be millions of records.
+        # A loop instead of update(), which takes twice as long for so few counts: there may be millions of records.
         for reason, count in counts.items():
             report[reason] += count
         for i, j, value in local:
@@ -151,14 +151,14 @@ def _placed(derived: Iterable[Derived], report: Counter[str]) -> Iterator[Placed
 def _across_records(
     prompts: Sequence[int] | np.ndarray, examples: Iterable[PlacedExample], report: Counter[str]
 ) -> Iterator[PlacedExample]:
-    """Pair each labelled completion with the first opposite one of its prompt that is still without a partner.
+    """Pair each labelled completion with the first completion of its prompt that has the opposite label and no partner.
 
     See :func:`_in_order` for the arguments.
     """
     # At most one of a prompt's two queues has entries: a completion waits only if nothing opposite waits already.
     waiting: dict[tuple[int, bool], deque[Place]] = defaultdict(deque)
     for chosen, rejected, desirable in examples:
-        # A pair already, as paired completions have no label here.
+        # No label: the example is a pair already.
         if desirable is None:
             yield chosen, rejected, None
             continue
@@ -175,7 +175,7 @@ def _across_records(
 
 
 def _of_table(table: RecordTable, prepare: Prepare | None, rule: Rule) -> Iterator[Derived]:
-    """Yield the examples of each record and what was counted."""
+    """Yield the examples of each record and its counts. Records with equal judgements share one result."""
     digests = table.numbers("judged")
     cached: dict[int, Derived] = {}
     for index in range(len(table)):
@@ -183,21 +183,21 @@ def _of_table(table: RecordTable, prepare: Prepare | None, rule: Rule) -> Iterat
         local = cached.get(digest)
         if local is None:
             local = _local(index, table.judgement(index), prepare, rule)
-            # What prepare returns may depend on the record, not on its judgement alone.
+            # Not with ``prepare``, whose result may depend on more than the judgement.
             if prepare is None and len(cached) < CACHED_JUDGEMENTS:
                 cached[digest] = local
         yield local
 
 
 def _local(index: int, judgement: Judgement, prepare: Prepare | None, rule: Rule) -> Derived:
-    """Apply a rule to a record; the completions it returns are those of the record, whatever ``prepare`` left out."""
+    """Apply a rule to a record. Completions are numbered as in the record, even if ``prepare`` has left some out."""
     report = Counter[str]()
     if prepare is not None:
         judgement, report = prepare(index, judgement)
     local = rule(judgement, report)
     if rule is not stepped:
         report[UNUSED_STEPS] += sum(bool(completion.steps) for completion in judgement.completions)
-    # Positions in the judgement become places in the record.
+    # From positions in the prepared judgement to places in the record.
     at = [completion.place for completion in judgement.completions]
     return [(at[i], None if j is None else at[j], value) for i, j, value in local], +report
 
@@ -210,20 +210,20 @@ RULES: dict[str, tuple[type[Example], Rule]] = {
     "scored": (Scored, scored_rule),
 }
 VIEWS: dict[str, Callable[..., View[Example]]] = {name: partial(_view, *rule) for name, rule in RULES.items()}
-"""The table form of each view: from records, and how their judgements are prepared, to the view.
+"""The functions that derive a view from records: they take the records and, as ``prepare``, a :data:`Prepare`.
 
-Each raises ``ValueError`` if no record has an example of it.
+Each raises ``ValueError`` if no record has an example.
 """
 demonstrations = partial(_view, Demonstration, demonstrated)
 """Derive the preferred, desirable, best-scored and unjudged completions."""
 binary = partial(_view, Labelled, labelled)
-"""Derive labelled completions: by their own labels, else a pair gives a desirable and an undesirable one."""
+"""Derive labelled completions: by their own labels, else the preferred one of a pair is desirable, the other not."""
 steps = partial(_view, Labelled, stepped)
-"""Derive labelled completions, and the labelled steps of completions. It is a form of the binary view."""
+"""Derive labelled completions, and the labelled steps of completions: the binary view with steps."""
 pairs = partial(_view, Pair, paired)
 """Derive pairs: preferences; desirable with undesirable completions of a prompt; best-scored with worst-scored.
 
-Labelled completions of a prompt are paired in their order, each once. Scores make one pair a record.
+Labelled completions of a prompt are paired in their order, each once. Scores give one pair for each record.
 """
 scored = partial(_view, Scored, scored_rule)
-"""Derive scored completions: by their own scores, else +1 and −1 from labels, else from pairs."""
+"""Derive scored completions. A completion has its own score, or else +1 or −1 from its label or its pair."""

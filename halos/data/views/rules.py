@@ -60,14 +60,14 @@ def _why_no_demonstration(record: Judgement, i: int) -> str | None:
 
 
 def labelled(record: Judgement, report: Counter[str]) -> list[LocalExample]:
-    """Return the completions of one record that have a label, or stand in a pair."""
+    """Return the completions of one record that have a label or are in a pair."""
     examples, without = _labelled(record, report)
     report.update(without.values())
     return examples
 
 
 def stepped(record: Judgement, report: Counter[str]) -> list[LocalExample]:
-    """Return what :func:`labelled` does, then each step with a label."""
+    """Return the examples of :func:`labelled`, followed by the steps with a label."""
     examples, without = _labelled(record, report)
     for i, completion in enumerate(record.completions):
         labels = [(number, label) for number, label in enumerate(completion.steps) if label is not None]
@@ -80,7 +80,7 @@ def stepped(record: Judgement, report: Counter[str]) -> list[LocalExample]:
 
 
 def _labelled(record: Judgement, report: Counter[str]) -> tuple[list[LocalExample], dict[int, str]]:
-    """Return the examples of :func:`labelled`, and why each of the other completions is none."""
+    """Return the examples of :func:`labelled`, and for each other completion why it is not an example."""
     labels = _labels(record, report)
     report["labelled completions from pairs"] += sum(record.completions[i].desirable is None for i, _ in labels)
     without = {}
@@ -96,7 +96,7 @@ def _without_feedback(completion: Judged) -> str:
 
 
 def _labels(record: Judgement, report: Counter[str]) -> list[tuple[int, bool]]:
-    """Return (completion, desirable), first of the pairs in their order, then of the other labelled completions.
+    """Return (completion, desirable): first for the completions of pairs in their order, then for other labelled ones.
 
     A completion that is better in one pair and worse in another is returned with both labels.
     """
@@ -108,7 +108,7 @@ def _labels(record: Judgement, report: Counter[str]) -> list[tuple[int, bool]]:
         label = from_pair if own_label is None else own_label
         if label is not None:
             labels.setdefault((i, label))
-    # Each contradiction stands in the set twice, once from either side.
+    # The sum counts each contradiction twice, once for either label.
     report["completions both preferred and rejected"] += (
         sum((i, not desirable) in labels for i, desirable in labels) // 2
     )
@@ -116,19 +116,19 @@ def _labels(record: Judgement, report: Counter[str]) -> list[tuple[int, bool]]:
 
 
 def paired(record: Judgement, report: Counter[str]) -> list[LocalExample]:
-    """Return the pairs of one record, then by themselves the labelled completions that stand in no pair.
+    """Return the pairs of one record, followed by its labelled completions that are in no pair, one by one.
 
-    The latter have a label as their value. They are paired with completions of the same prompt afterwards, as those
-    may belong to other records.
+    The latter have their label as value. They are paired later, because completions of the same prompt may be in other
+    records.
     """
-    # Once a completion stands in a pair, its own label would count its judgement twice.
+    # A completion in a pair does not use its label as well: that would count its judgement twice.
     examples: list[LocalExample] = [(better, worse, None) for better, worse in record.preferences]
     examples += [(i, None, c.desirable) for i, c in _without_pair(record).items() if c.desirable is not None]
     return examples + _pairs_from_scores(record, report)
 
 
 def _pairs_from_scores(record: Judgement, report: Counter[str]) -> list[LocalExample]:
-    """Return the best-scored completion paired with the worst, of those that have nothing but a score."""
+    """Among the completions that have only a score, return the best-scored one paired with the worst-scored one."""
     ranked = _by_score(record)
     unjudged = [c for c in _without_pair(record).values() if c.desirable is None and c.score is None]
     report.update(map(_without_feedback, unjudged))
@@ -156,9 +156,8 @@ def _by_score(record: Judgement) -> list[int]:
 
 
 def scored(record: Judgement, report: Counter[str]) -> list[LocalExample]:
-    """Return the scored completions of one record, then those with ±1 from a label or a pair."""
-    # A score is more precise than a label, and a label than a pair, so each completion gets the first of these that
-    # exists.
+    """Return the scored completions of one record, followed by those with ±1 from a label or a pair."""
+    # A completion gets its score, else ±1 from its label, else from its pair: the most precise feedback that it has.
     values: list[tuple[int, float]] = [(i, c.score) for i, c in enumerate(record.completions) if c.score is not None]
     have_score = {i for i, _ in values}
     for i, desirable in _labels(record, report):

@@ -116,10 +116,10 @@ class Selection:
         return (examples if kept.all() else examples.take(np.flatnonzero(kept))), report
 
     def keep_of_run(self, examples: Sequence[E], seed: int) -> tuple[list[E], Counter[str]]:
-        """Draw the examples that are kept of a run of a stream.
+        """Draw the examples to keep, from a few consecutive examples of a stream.
 
-        The draws are the same as in :meth:`keep`. As the number of examples in a stream is not known, the shares are
-        kept on average.
+        The draws are the same as in :meth:`keep`. As the number of examples in a stream is not known, the shares hold
+        only on average.
 
         Returns:
             The kept examples in their order, and counts of the others.
@@ -144,8 +144,8 @@ class Selection:
         Args:
             labels: [n] whether each is desirable; None if examples have no labels.
             prompts: [n] equal numbers for equal prompts.
-            draws: from a purpose to a draw for each example, [n]; the lowest ones are kept.
-            exactly: whether shares are of these examples, not of the range of draws.
+            draws: returns, for a purpose, a random number for each example, [n]; the lowest ones are kept.
+            exactly: keep exactly the share of these examples; False: keep draws below the share of their range.
         """
         report: Counter[str] = Counter()
         kept = np.ones(len(prompts), dtype=bool)
@@ -162,7 +162,7 @@ class Selection:
             report[f"{'desirable' if desirable else 'undesirable'} completions not kept"] += len(dropped)
         if self.one_per_prompt:
             remaining = np.flatnonzero(kept)
-            # Not the draws of the shares: the label with the smaller share keeps only low ones, and would win here.
+            # New draws: those of the shares would favour the label with the smaller share, which keeps only low ones.
             order = remaining[np.argsort(draws("one")[remaining], kind="stable")]
             # In the order of the draws, the first example of each prompt is the one with its lowest draw.
             _, first = np.unique(prompts[order], return_index=True)
