@@ -1,7 +1,7 @@
 """Which settings do not go together: one list, checked before any long work and printed in the documentation.
 
-Each rule names the keys that it reads. A rule is checked wherever all of them are known: the command checks what the
-configuration says as soon as it is composed, and once more with :data:`TRAITS` when the objective has been built.
+Each rule names the keys that it reads, and is checked as soon as all of them are known. The command checks the rules
+when the configuration is composed, and again, with the objective's :data:`TRAITS`, when the objective is built.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TRAITS = {
     "before": "whether the run has a round 0",
     "rounds": "whether the run is one of several rounds, or has a round 0",
 }
-"""Keys of rules that are no configuration keys, and what their value (a boolean) says."""
+"""Keys in rules that are not configuration keys, and the meaning of their value, a boolean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Rule:
     """Settings that are refused together.
 
     Attributes:
-        conditions: for each key that the rule reads, which values it is about. The settings are refused if all values
-            meet their condition. The first key is the one to change, and begins the error's line.
+        conditions: for each key that the rule reads, a condition on its value. The settings are refused if all
+            conditions hold. The first key is the one to change, and the error begins with it.
         expected: values of the first key that are accepted, in words.
         reason: why, or what to do instead.
     """
@@ -52,7 +52,7 @@ class Rule:
     reason: str = ""
 
     def check(self, values: Mapping[str, Value]) -> None:
-        """Raise ``ValueError`` if the values are refused; a rule that misses one of its keys is passed over."""
+        """Raise ``ValueError`` if the values are refused. Without a value for each of its keys, the rule is skipped."""
         if not all(key in values and meets(values[key]) for key, meets in self.conditions.items()):
             return
         key, *others = self.conditions
@@ -76,7 +76,7 @@ def _none_of(*options: Value) -> Condition:
 
 
 def _above(limit: int) -> Condition:
-    # What is no number is refused elsewhere, by a check of that key alone.
+    # A value that is not a number is refused elsewhere, by a check of the key itself.
     return lambda value: isinstance(value, int) and value > limit
 
 
@@ -258,7 +258,7 @@ def check_combinations(values: Mapping[str, Value]) -> None:
 
 
 def table() -> Iterator[tuple[str, str, str, str]]:
-    """Yield a row for each rule, for the documentation: the key, what it goes with, what is expected, and why."""
+    """Yield a row of the documentation for each rule: the key, the other keys, what is expected, and why."""
     for rule in RULES:
         key, *others = rule.conditions
         yield key, ", ".join(others), rule.expected, rule.reason

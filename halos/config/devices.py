@@ -24,7 +24,7 @@ def device_of(name: str) -> torch.device:
     """Return the device of this name; ``auto`` is a GPU where there is one.
 
     Raises:
-        ValueError: the name is no device, or that device is not on this machine.
+        ValueError: the name is not a device, or this machine does not have the device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,7 +50,7 @@ def choice(key: str, value: str, options: Mapping[str, Option]) -> Option:
 
 
 def build_strategy(node: DictConfig) -> Strategy | str:
-    """Build the strategy of a ``strategy`` node; a name is Lightning's to look up.
+    """Build the strategy of a ``strategy`` node. A plain name is returned for Lightning to look up.
 
     Raises:
         ValueError: a strategy whose package is not installed, and parameters that it does not take.

@@ -14,14 +14,13 @@ NAMES_OF_FILES = ("data.columns.", "data.roles.")
 """Keys whose values are names in the user's files."""
 
 FORMATS = ("csv", "tsv", "json", "jsonl", "xlsx", "excel", "parquet", "alpaca", "sharegpt", "openai")
-"""Options that people expect for what ``data=files`` recognises by itself."""
+"""Options that people may expect, for layouts that ``data=files`` recognises by itself."""
 
 
 def require_plain_booleans(node: object, key: str = "") -> None:
     """Raise ``ValueError`` for a key that is set to yes, no, on or off.
 
-    Hydra reads these as strings, and a string that is not empty counts as true. Columns of the user's data may have
-    such names.
+    Hydra reads these as strings, and a non-empty string counts as true. Names from the user's data are exempt.
 
     Args:
         node: plain containers of the configuration.
@@ -42,7 +41,7 @@ def check_complete(cfg: DictConfig) -> None:
 
 
 def no_such_option(group: str, name: str, options: Sequence[str]) -> str:
-    """Return the line for a name that is none of the options of its group."""
+    """Return the error line for a name that is not an option of its group."""
     is_format = group == "data" and name.lower() in FORMATS
     hint = f"; data=files reads {name} files, and data.train=FILE implies it" if is_format else ""
     return f"{group}={name}: no such option{did_you_mean(name, options)}; expected one of {', '.join(options)}{hint}"
@@ -62,7 +61,7 @@ def explain(error: BaseException) -> str:
             own = bool(target) and not target.startswith("halos.")
             hint = f"; write +{key}=… for a parameter of {target}" if own else ""
             return f"{key}: no such key{did_you_mean(key.rpartition('.')[2], names)}{hint}"
-    # Hydra wraps an error of OmegaConf or of a parser in one that only says where it happened.
+    # Hydra wraps an error of OmegaConf or of a parser in another one, which only says where it happened.
     last = [cause for cause in _chain(error) if not isinstance(cause, ConfigCompositionException)]
     return " ".join(str(last[-1] if last else error).split())
 

@@ -14,5 +14,5 @@ def config_folder() -> str:
 
 
 def options_of(group: str) -> list[str]:
-    """Return the names that ``group=NAME`` may have, sorted; empty for a name that is no group."""
+    """Return the names that ``group=NAME`` may have, sorted; empty if there is no such group."""
     return sorted(file.stem for file in (Path(config_folder()) / group).glob("*.yaml"))

@@ -12,13 +12,13 @@ from halos.config.yaml_comments import Key, defaults, keys_with_bases
 
 WIDTH = 80
 _INTERNAL = ("experiment", "tuned", "feedback", "world")
-"""Groups whose files are sets of settings of other groups."""
+"""Groups whose files set keys of other groups."""
 
 FIRST = ("loss", "data", "model")
 MORE = """-m runs a sweep (loss=kto,dpo seed=0,1). --config-dir DIR adds your own YAML.
 --cfg job prints the configuration and runs nothing."""
 BASES = ("default", "file_source")
-"""Files that the options of a group begin with."""
+"""Files that other files of a group are based on; they are not options."""
 
 
 def commands_help(meanings: Mapping[str, str]) -> str:
@@ -39,10 +39,10 @@ def command_help(name: str, meaning: str, config: str, words: Sequence[str]) -> 
     """Return the help of one command.
 
     Args:
-        name: of the command.
+        name: the name of the command.
         meaning: what it does, in a line.
         config: the name of its YAML.
-        words: of the command line; the options that they choose are the ones whose keys are listed.
+        words: the words of the command line. Keys are listed for the options that they choose.
     """
     conf = Path(config_folder())
     groups = _groups(conf / f"{config}.yaml")
@@ -80,7 +80,7 @@ def _all_keys(conf: Path, config: str, chosen: Mapping[str, str]) -> Iterator[Ke
         file = conf / group / f"{option}.yaml"
         if file.is_file():
             found |= {key.name: key for key in keys_with_bases(file, group)}
-    # An interpolation says that another key has the value.
+    # An interpolation takes its value from another key.
     yield from (key for key in found.values() if not (key.name.startswith("data.source.") and "${" in key.default))
 
 

@@ -1,4 +1,4 @@
-"""Nodes of the configuration as plain values, and as the objects that they describe.
+"""Converts nodes of the configuration to plain values, and to the objects that they describe.
 
 A constructor's signature is the schema of its YAML.
 """
@@ -24,7 +24,7 @@ SOURCE_KEYS = (
     *("train", "val", "columns", "mix"),
     *("roles", "values", "ties", "votes", "transcripts", "bad_rows", "max_bad_rows"),
 )
-"""Keys of ``data`` that belong to its source; they are set as ``data.train=…`` because that is shorter to type."""
+"""Keys of ``data`` that are parameters of its source, set as ``data.train=…`` because that is shorter to type."""
 
 
 def plain(node: object) -> Node:
@@ -50,14 +50,14 @@ def flatten(node: object, prefix: str = "") -> Node:
 
 
 def build(node: DictConfig, *args: Any, without: tuple[str, ...] = (), **kwargs: Any) -> Any:
-    """Call the node's ``_target_`` with its keys and the arguments; errors inside it come out as they are."""
+    """Call the node's ``_target_`` with its keys and the arguments. Errors inside it are not changed."""
     make = as_partial(node, without)
     check_arguments(node._target_, make, *args, **kwargs)
     return make(*args, **kwargs)
 
 
 def as_partial(node: DictConfig, without: tuple[str, ...]) -> partial[Any]:
-    """Return the node's ``_target_`` with its keys bound, but for those of ``without``."""
+    """Return the node's ``_target_`` with its keys bound, except those in ``without``."""
     # Plain containers: constructors take lists and dicts, and must not see the configuration's own types.
     keys = {key: value for key, value in plain(node).items() if key not in without}
     try:
@@ -74,7 +74,7 @@ def _targets(node: object) -> Iterator[str]:
 
 
 def looked_for(target: str) -> str:
-    """Say where the module of a class was looked for, if it was not found at all."""
+    """Return where the module of a class was looked for, or an empty text if the module exists."""
     package = target.partition(".")[0]
     if not package or package in sys.modules or find_spec(package) is not None:
         return ""

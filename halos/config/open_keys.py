@@ -1,4 +1,4 @@
-"""Words of a command line that are about a user's own names: keys that they name, and names that Hydra cannot read."""
+"""Rewrites words of a command line that contain a user's own names: new keys, and names that Hydra cannot read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 
 OPEN = ("model.chat_template_kwargs.", "data.roles.")
-"""The beginnings of keys below which the configuration takes any name."""
+"""The beginnings of keys below which any name is allowed."""
 
 
 NAMES = ("data.columns.", "data.values.", "data.roles.")
-"""The beginnings of keys whose values are names and words of a user's files."""
+"""The beginnings of keys whose values are names and words from a user's files."""
 READABLE = re.compile(r"[\w\s./\\+$%*@?|:,-]*", re.ASCII)
 """What Hydra's grammar reads without quotes."""
 
@@ -18,8 +18,9 @@ READABLE = re.compile(r"[\w\s./\\+$%*@?|:,-]*", re.ASCII)
 def opened(words: Sequence[str]) -> list[str]:
     """Return the words of a command line as Hydra reads them.
 
-    Keys that the configuration need not have get its ``++``. Names and words of a user's files get quotes where they
-    have letters or signs that its grammar does not read bare: ``data.columns.prompt=größe``, ``data.values.tie=[🤷]``.
+    Keys that the configuration need not have get Hydra's prefix ``++``. Names and words from a user's files get quotes
+    if they have characters that its grammar reads only in quotes: ``data.columns.prompt=größe``,
+    ``data.values.tie=[🤷]``.
     """
     return [f"++{word}" if word.startswith(OPEN) else word for word in map(_quoted, words)]
 

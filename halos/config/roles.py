@@ -1,6 +1,6 @@
-"""Which classes a saved configuration may name, and for which role: it may come from a stranger.
+"""Which classes a saved configuration may name at which key, because it may come from a stranger.
 
-The user's own command line and YAML are free to name any class.
+The user's own command line and YAML may name any class.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from halos.config.nodes import Node, class_of, plain
 
 TARGET = "_target_"
 _FLAGS = ("_args_", "_partial_", "_recursive_", "_convert_")
-"""Further keys that Hydra acts on. A run saves none but ``_partial_: true``, of the parts of a mixture."""
+"""Other keys that Hydra acts on. The only one that a run saves is ``_partial_: true``, in the parts of a mixture."""
 PACKAGE = "halos"
 ROLES = {
     "loss": "halos.objectives.Objective",
@@ -31,15 +31,16 @@ ROLES = {
     "model.lora": "halos.policy.LoRA",
     "judge": "halos.judges.CompletionJudge",
 }
-"""For the key of a node, the class of which it has to name a subclass (or that class). Names, as they are layers above.
+"""For the key of a node, its role: the class that it must name, or a subclass of it.
 
-Keys of ``before`` have the same roles. A node at any other place names something of a module that the user trusts."""
+Roles are names, because the classes belong to higher layers. Keys of ``before`` have the same roles. A node at any
+other place must name something in a module that the user trusts."""
 NEVER_BUILT = ("logger", "strategy", "trainer", "callbacks")
-"""Nodes of a run's configuration that only the run itself builds: other commands drop what they name."""
+"""Nodes of a run's configuration that only the run itself builds; other commands ignore them."""
 
 
 def check_trust(trust: object) -> tuple[str, ...]:
-    """Return the modules of the key ``trust``. Raises ``ValueError`` for anything but a list of modules' names."""
+    """Return the modules in the key ``trust``. Raises ``ValueError`` for anything but a list of module names."""
     names: Sequence[object] = (trust,) if isinstance(trust, str) else ()
     if isinstance(trust, list | tuple | ListConfig):
         names = trust
@@ -52,7 +53,7 @@ def check_trust(trust: object) -> tuple[str, ...]:
 
 
 def check_trusted_models(models: object) -> tuple[str, ...]:
-    """Return the models of the key ``trust_remote_code``. Raises ``ValueError`` for anything but a list of names."""
+    """Return the models in the key ``trust_remote_code``. Raises ``ValueError`` for anything but a list of names."""
     names = tuple(models) if isinstance(models, list | tuple | ListConfig) else (models,)
     if not all(isinstance(name, str) and name for name in names):
         hint = "name each model whose own code may run, such as [lab/model]"
@@ -69,7 +70,7 @@ def check_roles(node: object, key: str = "", trust: Sequence[str] = ()) -> None:
         trust: modules whose classes it may name, in addition to this package's.
 
     Raises:
-        ValueError: a class of another module (the error says which one to name), or of another role.
+        ValueError: a class of a module that is not trusted (the error says how to trust it), or of another role.
     """
     for place, built in _built_nodes(node, key):
         target = built.get(TARGET)
@@ -81,7 +82,7 @@ def check_roles(node: object, key: str = "", trust: Sequence[str] = ()) -> None:
         if not isinstance(target, str) or not _is_dotted(target):
             raise ValueError(f"{where}: expected the name of a class, found {target!r}")
         role = _role(place)
-        # What has no role may be a part of the user's own class.
+        # A node without a role may belong to the user's own class.
         modules = trust if role is None else (PACKAGE, *trust)
         if not any(target.startswith(f"{module}.") for module in modules):
             raise ValueError(

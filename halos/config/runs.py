@@ -23,7 +23,7 @@ class TrainedRun:
     Attributes:
         data: the node ``data``.
         seed: the run's seed.
-        beta: β of the loss; of a mixture, β of its first part that has one. None: the loss has none.
+        beta: β of the loss; in a mixture, β of the first part that has one. None: the loss has no β.
         control: the control token of desirable completions (CSFT), or an empty string.
         model: the node ``model``.
     """
@@ -38,11 +38,11 @@ class TrainedRun:
 def read_run(folder: Path) -> TrainedRun:
     """Read the configuration of a run; nothing that it names is imported. Raises ``ValueError`` as :func:`saved_run`.
 
-    The node ``data`` may name any class: :func:`halos.config.roles.trusted_node` goes before it is built.
+    The node ``data`` may name any class, so pass it through :func:`halos.config.roles.trusted_node` before it is built.
     """
     config = saved_run(folder)
     loss = config["loss"]
-    # A mixture has its β in one of its parts.
+    # In a mixture, β is a parameter of a part.
     parts = loss.get("parts") or {}
     losses = [part for part in (loss, *(parts.values() if isinstance(parts, dict) else ())) if isinstance(part, dict)]
     try:
@@ -59,7 +59,7 @@ def saved_run(folder: Path) -> Node:
     """Read the configuration of a run as plain values.
 
     Raises:
-        ValueError: the file is none that a run has written; see :func:`halos.config.saved.read_saved`.
+        ValueError: the file was not written by a run; see :func:`halos.config.saved.read_saved`.
     """
     config = read_saved(folder / CONFIG)
     if not all(isinstance(config.get(key), dict) for key in ("loss", "data", "model")):
@@ -77,7 +77,7 @@ def run_config(folder: Path, trust: object = (), trusted: Collection[str] = ()) 
     Args:
         folder: the run's folder.
         trust: modules that the user trusts, besides this package.
-        trusted: models whose own code may run; what the run's configuration says of that does not count.
+        trusted: models whose own code may run; what the run's configuration allows does not count.
 
     Raises:
         ValueError: as :func:`saved_run`, or the configuration names a class that it may not name.

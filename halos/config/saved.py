@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from halos.config.nodes import Node
 
 LONGEST, DEEPEST = 2**18, 32
-"""Bytes of a file and levels of its nesting that are read; a run writes some 5,000 bytes and 6 levels."""
+"""The largest size in bytes and the deepest nesting that are accepted; a run writes some 5,000 bytes and 6 levels."""
 
 
 def read_saved(file: Path) -> Node:
@@ -20,7 +20,7 @@ def read_saved(file: Path) -> Node:
 
     Raises:
         ValueError: the file has something other than plain values (an interpolation, an alias, a tag), is too long or
-            too deep, or is no YAML mapping.
+            too deep, or is not a YAML mapping.
     """
     try:
         if not file.is_file():
@@ -41,14 +41,14 @@ def read_saved(file: Path) -> Node:
 
 
 def _check_events(text: str) -> None:
-    # Before any value is made: what an alias or an interpolation stands for may be large, or a secret of the reader's.
+    # Checked before values are built: what an alias or an interpolation stands for may be large, or a user's secret.
     depth = 0
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         line = f"line {event.start_mark.line + 1}"
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise ValueError(f"more than {DEEPEST} levels in {line}")
-        # Of an alias and of the node that it stands for.
+        # An anchor belongs to an alias, or to the node that an alias stands for.
         if getattr(event, "anchor", None) is not None:
             raise ValueError(f"an anchor or alias in {line}; write the values themselves")
         if getattr(event, "tag", None) is not None:

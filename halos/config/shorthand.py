@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 IMPLIED = {"data.train": ("data", "files"), "model.path": ("model", "hf")}
-"""From a key that only some options of a group have to the option that a user means by it."""
+"""For keys that only some options of a group have, the option that a user means by the key."""
 OWN_SOURCE = "data.source._target_"
-"""Names a class of the user's own, which takes the keys that all sources of files have, not those of ``data=files``."""
+"""The key of a user's own source, which takes the keys of all file sources, not those of ``data=files``."""
 
 
 def implied_groups(words: Sequence[str]) -> list[str]:
     """Return the groups that the words of a command line imply and do not name.
 
-    An experiment names its own groups, so nothing is implied beside one.
+    An experiment names its own groups, so with an experiment nothing is implied.
 
     Args:
         words: overrides, such as ``data.train=thumbs.csv``.

@@ -1,4 +1,4 @@
-"""Checks of the arguments of a call before it is made, so that an error inside the call keeps its own traceback."""
+"""Checks the arguments of a call before it is made, to tell wrong arguments from errors inside the call."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def check_arguments(name: str, function: Callable[..., object], /, *args: object
     Args:
         name: what the error calls the function.
         function: a function, a class, or a ``functools.partial`` of one.
-        args, kwargs: the arguments of the call that follows.
+        args, kwargs: the arguments of the call.
 
     Raises:
-        ValueError: naming the arguments that it does not take, names that are close to them, and those that it takes.
+        ValueError: unknown arguments; the error names them, the closest known names, and all known names.
     """
     if isinstance(function, partial):
         args, kwargs = (*function.args, *args), function.keywords | kwargs
@@ -55,8 +55,8 @@ def accepted_names(function: Callable[..., object]) -> list[str] | None:
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """`` (did you mean …?)`` with the names that are close to a misspelt one, or nothing."""
-    # Names of other cases are as close: KTO is kto.
+    """`` (did you mean …?)`` with the names that are close to a misspelt one, or an empty text."""
+    # Upper and lower case count as equal: KTO matches kto.
     lowered = {other.lower(): other for other in names}
     close = [lowered[other] for other in get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
     return f" (did you mean {' or '.join(close)}?)" if close else ""

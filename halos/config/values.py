@@ -1,4 +1,4 @@
-"""Values of the configuration that other libraries accept with another meaning, or refuse late."""
+"""Checks of configuration values that other libraries would misunderstand, or refuse only late in a run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ WHOLE = {
     "sampling.max_new_tokens": 1,
     "sampling.size": 0,
 }
-"""Keys whose values are whole numbers, and the least that is accepted."""
+"""Keys whose values are whole numbers, and the smallest accepted value."""
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Raise ``ValueError`` with the first key whose value makes no sense, by itself or with others."""
+    """Raise ``ValueError`` for the first key whose value is invalid, by itself or together with others."""
     values = values_of(cfg)
     for key, least in WHOLE.items():
         check_whole(key, values[key], least)

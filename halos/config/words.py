@@ -1,4 +1,4 @@
-"""Mistakes in the words of a command line, found before Hydra reads them in its own grammar."""
+"""Finds mistakes in a command line before Hydra parses it by its own grammar."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _FLAGS = re.compile(
     rf"|({_WITH_VALUE.pattern})(=.*)?"
 )
 RENAMED = {"checkpoint_every": "checkpoint.every"}
-"""Keys that people know from other places, and what they are called here."""
+"""Keys that people know from other projects, and their names here."""
 
 
 def without_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Divide words into settings, and flags with their values.
 
-    Hydra has to get the settings in one stretch: argparse refuses those that come after a flag and others before it.
+    Hydra must get all settings in a row: its argparse refuses settings on both sides of a flag.
     """
     settings: list[str] = []
     flags: list[str] = []
@@ -36,8 +36,8 @@ def check_words(words: Sequence[str]) -> None:
     """Check the words of a command line.
 
     Raises:
-        ValueError: a flag that does not exist (``--loss kto``), spaces around ``=``, a word without ``=``, a key with
-            another name, or a value that needs quotes; the error has the words to write.
+        ValueError: a flag that does not exist (``--loss kto``), spaces around ``=``, a word without ``=``, a key under
+            another project's name, or a value that needs quotes. The error says what to write.
     """
     pairs = list(zip(words, [*words[1:], ""], strict=False))  # a last word is followed by none
     is_value = False
@@ -78,7 +78,7 @@ def _check_grammar(word: str) -> None:
             if parser.parse_override(quoted).value() != value:
                 return
         except HydraException:
-            return  # what is wrong is the key: Hydra's own error names it
+            return  # the key is at fault: Hydra's own error names it
         raise ValueError(
             f"{word}: expected a value in Hydra's grammar, found characters with a meaning of their own there; "
             f"quote the text: {_in_shell(quoted)}"

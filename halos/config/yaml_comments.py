@@ -1,4 +1,4 @@
-"""What the YAML files of ``conf/`` say of their keys: defaults and comments, for ``--help`` and the documentation."""
+"""Reads the keys, defaults and comments of the YAML files in ``conf/``, for ``--help`` and the documentation."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Key:
 
 
 def keys(file: Path, prefix: str = "") -> list[Key]:
-    """Return the keys of a file in their order; keys that hold others only if they have a comment.
+    """Return the keys of a file in their order; a key of a section only if it has a comment.
 
     Args:
         file: a YAML file of ``conf/``, indented by two spaces.
-        prefix: the group of the file, which its keys are below unless it names them in full.
+        prefix: the group of the file, which is put before its keys unless the file is global.
     """
     lines = file.read_text(encoding="utf-8").splitlines()
     if lines[:1] == ["# @package _global_"]:
@@ -45,7 +45,7 @@ def keys(file: Path, prefix: str = "") -> list[Key]:
 
 
 def keys_with_bases(file: Path, prefix: str = "") -> list[Key]:
-    """Return the keys of the files that a file begins with, in their order, and then its own."""
+    """Return the keys of the files in a file's defaults list, in their order, followed by its own keys."""
     found: list[Key] = []
     for base in defaults(file):
         if isinstance(base, str) and base != "_self_":
@@ -55,7 +55,7 @@ def keys_with_bases(file: Path, prefix: str = "") -> list[Key]:
 
 
 def defaults(file: Path) -> list[object]:
-    """Return Hydra's list of the files that a file is composed with."""
+    """Return a file's defaults list (Hydra's): the files that it is composed of."""
     found = yaml.safe_load(file.read_text(encoding="utf-8"))
     listed = found.get("defaults", []) if isinstance(found, dict) else []
     assert isinstance(listed, list)

@@ -1,8 +1,8 @@
 """LoRA adapters inside a model: the reference, the LM head, identity, checkpoints and export.
 
-peft replaces linear layers by layers of its own, which contain the original layer and adapters by name. The adapter
-``default`` is trained. A frozen adapter ``reference`` exists where training continues an adapter that is part of the
-reference. This module recognises peft's layers by their attributes, so that it does not import peft.
+peft replaces linear layers by layers of its own, which contain the original layer and named adapters. The adapter
+``default`` is trained. If training continues an adapter, which is then part of the reference, a frozen copy of it is
+the adapter ``reference``. This module recognises peft's layers by their attributes, so that it need not import peft.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ BASE = "base_fingerprint"
 def adapter_layers(model: nn.Module) -> dict[str, AdapterLayer]:
     """Return peft's layers by name, outer ones first.
 
-    Each adapted tensor of a module of experts has a layer, around those of the module's other tensors. A layer inside
-    the wrapper of an embedding with trained rows is left out.
+    A module of experts has one layer for each adapted tensor, nested in each other. A layer inside the wrapper of an
+    embedding with trained rows is left out.
     """
     layers: dict[str, AdapterLayer] = {}
     inside = "\0"  # no name starts with it
@@ -90,7 +90,7 @@ def _original(layer: AdapterLayer) -> nn.Module:
 
 
 def plain_head(head: AdapterLayer) -> bool:
-    """Whether the LM head is a linear layer, with no more than plain LoRA around it."""
+    """Whether the LM head is a linear layer, with or without plain LoRA around it."""
     base = head.base_layer if hasattr(head, "lora_A") else head
     plain = not getattr(head, "lora_variant", {}) and not any(getattr(head, "lora_bias", {}).values())
     return plain and type(base) in (nn.Linear, Linear) and type(base.weight) is nn.Parameter
@@ -104,7 +104,7 @@ def head_delta(head: AdapterLayer, states: Tensor) -> tuple[Tensor, Tensor] | No
         states: hidden states [M, H].
 
     Returns:
-        ``low`` [M, r] and ``up`` [V, r], of which low · upᵀ is added to the logits [M, V]. None: nothing is added.
+        ``low`` [M, r] and ``up`` [V, r]: the adapter adds low · upᵀ to the logits [M, V]. None: it adds nothing.
     """
     if not hasattr(head, "lora_A") or head.disable_adapters:
         return None
@@ -124,18 +124,17 @@ def plain_name(name: str) -> str:
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict that the model would have without adapters: the tensors themselves, no copies."""
+    """Return the state dict that the model would have without adapters. It has the model's tensors, not copies."""
     adapter_ids = {id(parameter) for parameter in adapter_parameters(model)}
     state = model.state_dict(keep_vars=True)
     return {plain_name(name): tensor for name, tensor in state.items() if id(tensor) not in adapter_ids}
 
 
 def effective_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict that the model's outputs depend on.
+    """Return the tensors that the model's outputs depend on, by their names in the model without adapters.
 
-    Adapters that add nothing (B = 0, as at the start of training) are left out, and names are those of the model
-    without adapters. With a new adapter the result equals the state dict of the base model, so that both have the same
-    key in the cache of reference log-probs.
+    Adapters that add nothing (B = 0, as at the start of training) are left out. So the result for a new adapter equals
+    the state dict of the base model, and both have the same key in the cache of reference log-probs.
     """
     state = dict(model.state_dict())
     for name, layer in adapter_layers(model).items():
@@ -151,7 +150,7 @@ def effective_state(model: nn.Module) -> dict[str, Tensor]:
 def fingerprint(model: nn.Module) -> Tensor:
     """Return 16 bytes (uint8) that identify the model: a hash of names, shapes, dtypes and 64 values of each weight.
 
-    It is computed at every start with adapters, for which hashing all values would take too long.
+    Every run with adapters computes it at its start, when hashing all values would take too long.
     """
     digest = hashlib.sha256()
     for name, tensor in effective_state(model).items():
@@ -164,8 +163,8 @@ def fingerprint(model: nn.Module) -> Tensor:
 
 
 # Checkpoints. A backbone with adapters saves what it trains and a fingerprint of the frozen base, instead of a copy of
-# the base in every checkpoint. This is done in PyTorch's hooks: Lightning, FSDP2 and the moving reference all go
-# through state_dict and load_state_dict, so none of them has to handle adapters.
+# the base in every checkpoint. This is done in hooks of state_dict and load_state_dict, which Lightning, FSDP2 and the
+# moving reference all call, so none of them has to handle adapters.
 
 
 def keep_only_adapters(backbone: nn.Module) -> None:
@@ -175,7 +174,7 @@ def keep_only_adapters(backbone: nn.Module) -> None:
     adapters were trained on another base. A policy on the meta device gets its fingerprint from :func:`mark_base`,
     once it has weights.
     """
-    # A buffer follows the module's device and is in the state dict, where a plain attribute would be in neither.
+    # A buffer moves with the module's device and is in the state dict. A plain attribute would do neither.
     backbone.register_buffer(BASE, torch.zeros(16, dtype=torch.uint8))
     if not any(parameter.is_meta for parameter in backbone.parameters()):
         mark_base(backbone)
@@ -218,10 +217,10 @@ def _check_base(backbone: nn.Module, state: Mapping[str, Tensor], prefix: str, *
 
 
 def _ignore_missing_frozen(backbone: nn.Module, incompatible: _IncompatibleKeys) -> None:
-    # Strict loading reports every parameter that the checkpoint lacks. Frozen ones were never saved, so their names are
-    # taken off the list, which all modules share: a value head's missing weight must stay on it. The hook does not get
-    # the prefix under which the backbone was loaded, hence the comparison of names' endings; the dot keeps "a.weight"
-    # from matching "data.weight".
+    # Strict loading lists every parameter that the checkpoint lacks. Frozen ones were never saved, so their names are
+    # removed from the list. All modules share the list: a missing weight of a value head must stay on it. The hook does
+    # not get the prefix under which the backbone was loaded, so it compares the endings of names; the dot keeps
+    # "a.weight" from matching "data.weight".
     names = chain(backbone.named_parameters(remove_duplicate=False), backbone.named_buffers(remove_duplicate=False))
     frozen = {name for name, _ in names} - _saved_names(backbone)
     endings = tuple("." + name for name in frozen)

@@ -40,7 +40,7 @@ class Backbone(nn.Module):
     A live reference is not a submodule, so the optimizer, checkpoints and DDP's buckets do not contain it. It follows
     the policy to another device or precision.
 
-    With LoRA the reference can be the policy itself with its adapter switched off, and the state dict contains only
+    With LoRA, the reference can be the policy itself with its adapter switched off. The state dict then contains only
     the trained weights.
 
     Args:
@@ -55,8 +55,8 @@ class Backbone(nn.Module):
 
     Attributes:
         sharding: how the models are sharded over ranks. None: each rank has whole models.
-        skeleton: of a sharded policy, a one-tuple with the same model on the meta device. Export puts the gathered
-            weights into it. The tuple hides the model from ``nn.Module``.
+        skeleton: for a sharded policy, a one-tuple with the same model on the meta device, into which the export puts
+            the gathered weights. The tuple hides the model from ``nn.Module``.
         reference_seconds: seconds spent on the reference's log-probs, before and during training.
         spec: the model files and settings that the policy was loaded from, if known.
         updated: whether an optimizer has changed the policy, so that it is no longer its own reference.
@@ -87,7 +87,7 @@ class Backbone(nn.Module):
             raise ValueError(f"policy: expected a causal language model with an LM head, found {type(policy).__name__}")
         self.policy = policy
         self.router_loss = find_router_loss(policy, router_loss)
-        # nn.Module registers attributes that are modules. It does not look into a tuple.
+        # nn.Module registers attributes that are modules, but does not look into a tuple.
         self._reference: tuple[Backbone, ...] = ()
         if with_reference:
             copied = frozen_copy(policy)
@@ -102,7 +102,7 @@ class Backbone(nn.Module):
         self.loss: str | None = None
         self.paper: tuple[str, str] | None = None
         self.reward_head: tuple[RewardHead, ...] = ()
-        """The head of a reward model, a submodule of its objective; in a tuple, which nn.Module does not register."""
+        """The head of a reward model, which is a submodule of the objective; in a tuple, to hide it from nn.Module."""
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     @classmethod
@@ -133,7 +133,7 @@ class Backbone(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the policy, its tokenizer and a model card in Hugging Face format, with adapters merged.
 
-        The policy of a reward model is written with its head, as a sequence classifier.
+        A reward model is written with its head, as a sequence classifier.
 
         Only the first process writes, so a script under DDP can call this on every rank.
 
@@ -179,7 +179,7 @@ class Backbone(nn.Module):
         """Make each text a single token, whose embedding starts as the mean of the others.
 
         Raises:
-            ValueError: the policy has adapters, so that its embeddings are frozen.
+            ValueError: the policy has adapters, which means that its embeddings are frozen.
         """
         new_tokens = add_control_tokens(self.tokenizer, texts)
         if new_tokens and adapter_layers(self.policy):
@@ -190,7 +190,7 @@ class Backbone(nn.Module):
             self._reference[0].policy.requires_grad_(False)
 
     def make(self, *, reference: bool, sharding: ModelSharding | None) -> Backbone:
-        """Return this backbone. Raises ``ValueError`` under a strategy that shards models before they have weights."""
+        """Return this backbone. Raises ``ValueError`` under a strategy that shards models before weights are loaded."""
         if sharding is not None and self.sharding is None:
             hint = "use halos.train(overrides={'strategy': 'fsdp'})"
             raise ValueError(f"expected weights that are not loaded yet under FSDP; {hint}")
@@ -268,8 +268,8 @@ class Backbone(nn.Module):
         options = HeadOptions(self.head_chunk, self.statistics if with_statistics else (), with_hidden, experts)
         logprobs = completion_logprobs(self.policy, batch, options)
         if self.sharded:
-            # These are views, and FSDP2 hooks into their graph nodes to gather the weights for the backward pass.
-            # A later in-place operation makes autograd build a new node for a view, without the hook. Copies are safe.
+            # These are views. FSDP2 attaches hooks to their graph nodes, to gather the weights for the backward pass. If
+            # a view is changed in place later, autograd builds a new node for it, without the hook. Copies are safe.
             logprobs.tokens = logprobs.tokens.clone()
             logprobs.last = None if logprobs.last is None else logprobs.last.clone()
         return logprobs.tokens, logprobs.mask, logprobs.hidden, logprobs.last, logprobs.statistics, logprobs.load
@@ -329,8 +329,8 @@ class Backbone(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # nn.Module calls this for every change of device or precision. Two kinds of tensors keep their precision:
-        # - Buffers outside the state dict (rotary frequencies). The exported model will compute them in float32, and
-        #   a policy with rounded frequencies would be another model than the exported one.
+        # - Buffers outside the state dict (rotary frequencies). The exported model computes them in float32, so a
+        #   policy with rounded frequencies would differ from it.
         # - float32 adapters of a model that goes to half precision. Their updates are too small for half precision,
         #   and they take little memory.
         buffers = [

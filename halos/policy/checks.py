@@ -1,4 +1,4 @@
-"""Check model files and configs before anything long starts. Reads headers only."""
+"""Checks of model files and configs before any long work. They read only headers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGED = "pkg://"
 
 
 def locate(path: str) -> Path:
-    """Return where the model in ``path`` is on this machine, if it is there and not a hub id."""
+    """Return the local path that ``path`` stands for. If it is a hub id, nothing exists at this path."""
     if not path.startswith(PACKAGED):
         return in_home(path)
     package, _, folder = path.removeprefix(PACKAGED).partition("/")
@@ -38,7 +38,7 @@ def locate(path: str) -> Path:
 
 
 def check_path(path: str, location: Path, *, weights: bool) -> None:
-    """Check that a model can be loaded from ``path``, which is ``location`` on this machine or else a hub id.
+    """Check that a model can be loaded from ``path``, from the files at ``location`` (:func:`locate`) or as a hub id.
 
     Raises:
         ValueError: no such path, damaged, missing or unreadable files, or a missing package.
@@ -62,7 +62,7 @@ def _check_files(path: str, location: Path, *, weights: bool) -> None:
     elif path.startswith((PACKAGED, "/", "./", "../", "~")) or path.count("/") > 1:
         raise ValueError(f"model.path: no such directory or file: {path}")
     elif "/" in path and location.parent.is_dir():
-        # A typing error in a local path would otherwise be downloaded as a hub id, or fail there obscurely.
+        # A misspelt local path would otherwise be downloaded as a hub id, or fail with an obscure error.
         why = f"it is not taken for a hub id, as {location.parent} is a folder here"
         raise ValueError(f"model.path: no such directory or file: {path}; {why}")
 
@@ -107,7 +107,7 @@ def _adapter_error(file: Path) -> str:
 def weight_files(folder: Path, key: str = "model.path") -> list[Path]:
     """Return the safetensors files of a model's directory. Raises ``ValueError`` if there are none.
 
-    Of several files the index says which belong to the model.
+    If there are several files, the index says which belong to the model.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -125,7 +125,7 @@ def weight_files(folder: Path, key: str = "model.path") -> list[Path]:
 
 
 def check_safetensors(path: Path, *, key: str = "model.path") -> dict[str, Any]:
-    """Return what a safetensors file says of its tensors, by name.
+    """Return what the header of a safetensors file says about its tensors, by name.
 
     Raises:
         ValueError: the file's size differs from its header, or the header is invalid. The error names the key.
@@ -168,11 +168,11 @@ def check_gguf(path: Path) -> None:
 def check_markers(tokenizer: PreTrainedTokenizerBase, *, refuse: bool) -> None:
     """Check that the markers of a chat template, such as ``<|im_end|>``, are single tokens.
 
-    A marker in pieces is text like any other: the model has to learn it, and cannot end a turn with it.
+    A marker in pieces is ordinary text: the model has to learn it, and cannot end a turn with it.
 
     Args:
-        tokenizer: it has the template.
-        refuse: raise an error. False: warn, as a template may contain markers that it never writes.
+        tokenizer: the tokenizer with the template.
+        refuse: raise an error. False: only warn, because a template may contain markers that it never writes.
 
     Raises:
         ValueError: markers are split.
@@ -200,14 +200,14 @@ def check_encodes(tokenizer: PreTrainedTokenizerBase, path: str, key: str = "mod
         key: the configuration's key, for errors.
 
     Raises:
-        ValueError: settings of wrong types, or an id so high that a copy of the tokenizer would fill the memory.
+        ValueError: settings have wrong types, or an id is so high that a copy of the tokenizer would fill the memory.
     """
     try:
         tokenizer("some text")
         ids = tokenizer.get_vocab().values()
     except Exception as error:  # transformers reads settings of any type from the files, and uses them here
         raise ValueError(f"{key}: the tokenizer of {path} encodes no text: {error!r}; save it anew") from error
-    # A copy and an export walk over all ids up to the highest. Real vocabularies have gaps, but small ones.
+    # Copying and exporting go through all ids up to the highest. Real vocabularies have only small gaps.
     if max(ids, default=0) > 10 * len(ids) + 1_000_000:
         found = f"found an id of {max(ids):,} with {len(ids):,} tokens"
         raise ValueError(f"{key}: expected the tokenizer of {path} to number its tokens, {found}")
@@ -230,7 +230,8 @@ def check_positions(model: PreTrainedModel, longest: int) -> None:
         return
     tokens = model.get_input_embeddings()
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not tokens]
-    # No attribute tells learned positions: they are an embedding of that many rows. OPT's table has two more.
+    # No attribute says that positions are learned. They are if there is an embedding with that many rows; OPT's has two
+    # more.
     if any(trained <= table.num_embeddings <= trained + 2 for table in tables):
         learned = f"{trained}, the positions that {type(model).__name__} has learned"
         raise ValueError(f"data.max_length: expected at most {learned}, as the data have a row of {longest} tokens")
@@ -245,7 +246,7 @@ def warn_of_rotary(config: PretrainedConfig, longest: int) -> None:
 
     Args:
         config: the text model's config.
-        longest: most tokens that a row may have (``data.max_length``).
+        longest: the maximum number of tokens of a row (``data.max_length``).
     """
     parameters: dict[str, object] = getattr(config, "rope_parameters", None) or {}
     # Models with several kinds of layers have one dict for each kind.

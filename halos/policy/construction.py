@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def parameters_on_meta() -> Iterator[None]:
     """Within this context, parameters that modules register get no memory.
 
-    Buffers do get memory. Those outside the state dict (rotary frequencies) are computed by constructors only, and
-    nothing would fill them in later. ``torch.device("meta")`` would not compute them.
+    Buffers do get memory. Constructors compute those outside the state dict (rotary frequencies), and nothing would
+    fill them in later; ``torch.device("meta")`` would leave them empty.
     """
     register = nn.Module.register_parameter
 
@@ -50,8 +50,8 @@ def forget_quantisation(model: PreTrainedModel) -> None:
 def set_dropout(config: PretrainedConfig, probability: float) -> None:
     """Set every dropout probability of the config. Architectures use different names for them.
 
-    RWKV's rescaling is switched off as well: it divides weights in place in evaluation mode and multiplies them again
-    in training, which breaks backward passes, adapters and an export in between. Without it the numbers are the same.
+    RWKV's rescaling is also switched off, which does not change the results. It divides weights in place in evaluation
+    mode and multiplies them again in training mode, which breaks backward passes, adapters, and exports in between.
     """
     if getattr(config, "rescale_every", 0):
         config.rescale_every = 0
@@ -61,9 +61,9 @@ def set_dropout(config: PretrainedConfig, probability: float) -> None:
 
 
 def silence_routers(model: PreTrainedModel) -> None:
-    """Keep routers from adding noise in training mode, with which the policy would differ from its reference.
+    """Keep routers from adding noise in training mode, which would make the policy differ from its reference.
 
-    Their noise is not set to 0: PhiMoE's also decides how experts are weighted in evaluation mode.
+    The setting of the noise is not set to 0: PhiMoE's also decides how experts are weighted in evaluation mode.
     """
     for module in model.modules():
         if any(getattr(module, name, 0) for name in ("jitter_noise", "router_jitter_noise", "input_jitter_noise")):
@@ -73,7 +73,7 @@ def silence_routers(model: PreTrainedModel) -> None:
 def freeze_outside_text(model: PreTrainedModel) -> None:
     """Freeze the weights of a multimodal model that text does not pass through, such as those of a vision tower.
 
-    They get no gradient, and DDP would wait for it. They are exported as they are.
+    They get no gradient, for which DDP would wait. They are exported unchanged.
     """
     if is_multimodal(model):
         used = {id(parameter) for part in text_parts(model) for parameter in part.parameters()}
@@ -93,9 +93,9 @@ def text_parts(model: PreTrainedModel) -> tuple[nn.Module, ...]:
 
 
 def grow_vocabulary(model: PreTrainedModel, size: int, new_tokens: Sequence[int]) -> None:
-    """Grow the embeddings to at least ``size`` rows, and set the rows that were added and those of ``new_tokens``.
+    """Grow the embeddings to at least ``size`` rows, and initialise the added rows and those of ``new_tokens``.
 
-    Each new row starts as the mean of all rows before the first new one. On the meta device nothing is set.
+    Each of these rows starts as the mean of all rows before the first of them. On the meta device nothing is set.
     """
     rows = len(model.get_input_embeddings().get_parameter("weight"))
     if size > rows:
@@ -114,7 +114,7 @@ def add_control_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str])
     before = len(tokenizer)
     controls = [text for text in texts if text]
     for text in controls:
-        # The chat template of a policy that was trained with this token ends with it already.
+        # If a policy was trained with this token already, its chat template ends with it.
         unconditioned(tokenizer, text)
     missing = [text for text in controls if tokenizer.convert_tokens_to_ids(text) in (None, tokenizer.unk_token_id)]
     tokenizer.add_tokens(missing, special_tokens=True)

@@ -1,4 +1,4 @@
-"""What a model's files may ask for: a config of a kilobyte can describe a model that no memory holds."""
+"""Limits for a model's config: a config of a kilobyte can describe a model that fits into no memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torch.nn.modules.module import (
 from halos.policy.checks import check_safetensors, weight_files
 
 MOST = {"layer": 10_000, "expert": 100_000, "num_labels": 100_000}
-"""The largest numbers of a config, by a part of their name. transformers makes lists of that length before a model."""
+"""The largest accepted numbers in a config, by a part of their name. transformers first makes lists of that length."""
 SPARE_VALUES, SPARE_TENSORS = 25_000_000, 5_000
-"""Weights and buffers that a model may have beyond those of its files: what is computed or tied is not in them."""
+"""Weights and buffers that a model may have in addition to those in its files, which lack computed and tied ones."""
 
 
 def check_config(file: Path, key: str = "model.path") -> None:
     """Check a ``config.json`` before transformers reads it.
 
     Raises:
-        ValueError: it is no JSON object, has a number that no model has, or names a kernel of the hub, which is code.
+        ValueError: it is not a JSON object, has a number that no real model has, or names a kernel of the hub (code).
     """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def check_config(file: Path, key: str = "model.path") -> None:
 
 
 class TooLarge(ValueError):
-    """A model that its files cannot hold."""
+    """The config describes a model that is larger than its weight files."""
 
 
 @contextmanager

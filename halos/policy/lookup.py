@@ -1,4 +1,4 @@
-"""Find the model that a command works on: a run's folder, a hub id, a directory or a .gguf file."""
+"""Finds the model that a command works on: a run's folder, a hub id, a directory or a .gguf file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Policy:
         name: the user's name for it.
         spec: how to load its weights.
         run: the run that trained it, if known.
-        exported: where its tokenizer and chat template are, if not with the weights: next to an exported adapter.
+        exported: where its tokenizer and chat template are if they are not with the weights, but with an adapter.
     """
 
     name: str
@@ -125,9 +125,9 @@ def _trained(key: str, where: str, folder: Path, spec_of: Callable[..., ModelSpe
     if run.model.get("random_weights"):
         expected = "expected a run with model.lora.export=merged"
         raise ValueError(f"{key}: the run {where} exported an adapter for random weights, which are lost; {expected}")
-    # The base is loaded in full precision even if the run held it in 4 bits (QLoRA): so is that of the reference.
+    # The base is loaded in full precision, as the reference's is, even if the run held it in 4 bits (QLoRA).
     lora, base = LoRA(enabled=True, path=str(model)), str(run.model.get("path") or "")
-    # The base is named by the run alone: code of its own runs only if the user names it too.
+    # Only the run names the base, so the base's own code runs only if the user also names it.
     spec = ModelSpec(path=base, revision=run.model.get("revision"), lora=lora, trust_remote_code=base in trusted)
     return Policy(where, spec, run, exported)
 

@@ -40,14 +40,14 @@ _WITHOUT_EFFECT |= {"lora_dropout", "init_lora_weights", "runtime_config"}
 class LoRA:
     """Low-rank adapters: W + (alpha / rank) · B·A in place of W. A [rank, in] and B [out, rank] alone are trained.
 
-    B starts at zero, so that the policy starts at the reference to the bit.
+    B starts at zero, so that the policy starts exactly at the reference.
 
     Args:
         enabled: train adapters. False: train the whole model.
         rank: the rank of B·A. None: 16, or the rank of the adapter in ``path``.
         alpha: the scale's numerator. None: 2 · rank, or the value of the adapter in ``path``.
         target_modules: names of linear layers and of tensors of experts, a regular expression, or ``all-linear`` for
-            all but the LM head and routers. None: ``all-linear``, or the layers of the adapter in ``path``.
+            all except the LM head and routers. None: ``all-linear``, or the layers of the adapter in ``path``.
         dropout: probability of the dropout on A's inputs. It must be 0 with adapters on experts.
         init: initialisation of A: ``kaiming`` or ``gaussian``.
         path: a folder with an adapter in peft's format, for example from SFT. The policy starts from it, and the
@@ -89,7 +89,7 @@ class LoRA:
         if self.quantize and self.export == "merged":
             raise ValueError(
                 "model.lora.export: expected adapter with model.lora.quantize=4bit, found merged: weights that were "
-                "rounded to 4 bits are no place to merge it into"
+                "rounded to 4 bits cannot take the adapter in"
             )
         if self.target_modules is not None and not self.target_modules:
             raise ValueError(f"{KEY}: expected names or null, found none")
@@ -243,8 +243,8 @@ class LoRA:
 def draw_start(model: nn.Module, name: str, init: bool | str) -> None:
     """Draw the initial weights of an adapter.
 
-    They depend only on the seed and the order of the layers: not on the random numbers that were drawn before, of which
-    a model on the meta device, or a quantised one, draws other ones. So all strategies start alike.
+    They depend only on the seed and the order of the layers, not on random numbers that were drawn before, which differ
+    for a model on the meta device or a quantised one. So the initial weights are the same under all strategies.
 
     Args:
         model: the model with the adapter.

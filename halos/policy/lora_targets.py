@@ -36,7 +36,7 @@ class Targets:
 
 
 def check_pattern(wanted: str | Sequence[str] | None) -> None:
-    """Raise ``ValueError`` for a string that is no regular expression."""
+    """Raise ``ValueError`` for a string that is not a regular expression."""
     try:
         re.compile(wanted if isinstance(wanted, str) else "")
     except re.error as error:
@@ -46,8 +46,8 @@ def check_pattern(wanted: str | Sequence[str] | None) -> None:
 def find_targets(model: PreTrainedModel, wanted: str | Sequence[str] | None) -> Targets:
     """Return the layers that ``model.lora.target_modules`` means in this model.
 
-    ``all-linear`` (or None) means all linear layers and experts but the LM head and routers. Whatever is wanted, parts
-    for images or sound are left out: text does not pass through them, so they could not be trained.
+    ``all-linear`` (or None) means all linear layers and experts except the LM head and routers. Parts for images or
+    sound are always left out: text does not pass through them, so they could not be trained.
 
     Args:
         model: a causal language model without adapters.
@@ -55,7 +55,7 @@ def find_targets(model: PreTrainedModel, wanted: str | Sequence[str] | None) -> 
             of experts stands for all its tensors.
 
     Raises:
-        ValueError: a name matches nothing, or something else than linear layers and experts.
+        ValueError: a name matches nothing, or something other than linear layers and experts.
     """
     modules = _text_modules(model)
     layers, experts = _linear_layers(model, modules), _expert_tensors(modules)

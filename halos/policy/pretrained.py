@@ -1,4 +1,4 @@
-"""Loads a backbone from a model's files; the protocols of what provides a backbone and of what shards it."""
+"""Loads a backbone from a model's files; and the protocols of objects that provide or shard a backbone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelSharding(Protocol):
 
 
 class ProvidesBackbone(Protocol):
-    """Where an objective gets its backbone: a :class:`Backbone` that is loaded, or a factory that loads one later."""
+    """Provides an objective with its backbone: a loaded :class:`Backbone`, or a factory that loads one later."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -46,7 +46,7 @@ class RouterLoss:
     A product of two means is not a sum over micro-batches. So f and P are those of a micro-step, on all ranks, and the
     loss of a step is the mean over its micro-steps, weighted by their examples: the division over ranks changes
     nothing, but accumulated micro-batches differ slightly from one large batch, as with KTO's reference point. Weights
-    of examples weigh their micro-step in that mean; within f and P every token counts once, whatever its weight.
+    of examples count only in that mean over micro-steps; in f and P every token counts once.
 
     Attributes:
         coefficient: factor of the loss, above 0.

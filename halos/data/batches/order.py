@@ -72,7 +72,7 @@ class Bundles:
     def __init__(self, groups: Numbers, max_size: int | None) -> None:
         _, first, inverse = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
         # For groups 5 7 5 5 7: leader = 0 1 0 0 1, for each example the first one of its group. Sorted by leader, the
-        # members are 0 2 3 | 1 4, and their places within the group 0 1 2 | 0 1. Every max_size-th place starts a bundle.
+        # members are 0 2 3 | 1 4, and their places in the group 0 1 2 | 0 1. Every max_size-th place starts a bundle.
         leader = first[inverse]
         self._members = np.argsort(leader, kind="stable")
         leader = leader[self._members]

@@ -56,10 +56,10 @@ def read_base(
     Args:
         name: a hub id or a folder. None: the base has no such files (GGUF).
         config: the base's config.
-        dtype: of the export: ``float32``, ``bfloat16`` or ``base``, which is the base's own, but not wider than
-            ``trained``.
-        trained: precision in which the weights are trained.
-        revision: of a hub id: a commit, a tag or a branch; None: the newest.
+        dtype: the precision of the export: ``float32``, ``bfloat16``, or ``base`` for the base's own, but not wider
+            than ``trained``.
+        trained: the precision in which the weights are trained.
+        revision: a commit, a tag or a branch of a hub id; None: the newest.
     """
     exported = DTYPES[dtype] if dtype != "base" else _stored_dtype(name, config)
     if dtype == "base" and exported is not None and exported.itemsize > trained.itemsize:
@@ -112,7 +112,7 @@ def copy_files(files: Mapping[str, Path], folder: Path) -> None:
 
 
 def round_weights(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
-    """Convert the weights to the exported precision, in place and one by one: no second model has to fit in memory.
+    """Convert the weights to the exported precision, one by one and in place, so that memory holds only one model.
 
     Weights that the architecture always keeps in float32 (such as a router's bias) stay as they are.
     """

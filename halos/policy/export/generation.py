@@ -16,10 +16,10 @@ _BEAMS = {"early_stopping": False, "length_penalty": 1.0}
 
 
 def mend(config: GenerationConfig) -> list[str]:
-    """Unset flags without effect, in place: transformers refuses to save, say, a temperature without sampling.
+    """Unset flags without effect, in place. transformers refuses to save them: a temperature without sampling, say.
 
     Returns:
-        What was unset, as ``name=value``. A config that can be saved is left as it is.
+        The flags that were unset, as ``name=value``. A config that can be saved is not changed.
 
     Raises:
         ValueError: transformers refuses the config for another reason.

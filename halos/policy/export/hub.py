@@ -13,10 +13,10 @@ from halos.processes.errors import RunFailed
 
 
 def check_push(name: object) -> None:
-    """Check before a run that its model can be pushed; the hub is not asked.
+    """Check before a run that its model can be pushed, without contacting the hub.
 
     Args:
-        name: of the repository, ``owner/name``; None for no push.
+        name: the repository, ``owner/name``; None for no push.
 
     Raises:
         ValueError: the name has another form, there is no token, or huggingface_hub is offline.
@@ -37,12 +37,12 @@ def check_push(name: object) -> None:
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
-    """Push all files of a folder, and return the address of the repository, which is made if there is none.
+    """Push all files of a folder, and return the address of the repository. A missing repository is made.
 
     Args:
         folder: an exported model.
-        name: of the repository.
-        private: whether a repository that is made is private.
+        name: the repository, ``owner/name``.
+        private: whether a new repository is private.
 
     Raises:
         RunFailed: the hub could not be reached or has refused it; the folder is as it was.

@@ -1,4 +1,4 @@
-"""Write a tokenizer so that transformers 4 and other programs can read it, too."""
+"""Writes a tokenizer so that transformers 4 and other programs can also read it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, base_files:
 
     Args:
         tokenizer: the tokenizer.
-        folder: of the model.
+        folder: the model's folder.
         base_files: the base's files by their names in the folder.
     """
     copy_files(base_files, folder)
@@ -44,7 +44,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, base_files:
 def conditioned(tokenizer: PreTrainedTokenizerBase, control: str) -> PreTrainedTokenizerBase:
     """Return a copy of the tokenizer whose generation prompt ends with the control token exactly once.
 
-    A template that wrote the date of the run writes the day's again.
+    A template that was fixed to the date of the run writes today's date again.
     """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = without_date(with_control(tokenizer.chat_template, control))

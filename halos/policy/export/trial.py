@@ -36,7 +36,7 @@ def try_export(
         trust_remote_code: whether the user allows the model's own code.
 
     Raises:
-        ValueError: something cannot be written, or is another thing when it is loaded again.
+        ValueError: something cannot be written, or differs when it is loaded again.
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 

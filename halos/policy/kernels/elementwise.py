@@ -1,14 +1,14 @@
-"""RMSNorm and SwiGLU on CPUs with little new memory, which costs more there than arithmetic.
+"""RMSNorm and SwiGLU on CPUs with few allocations, because new memory costs more there than arithmetic.
 
 PyTorch writes each intermediate result of such a formula to new memory and keeps most of them for the backward pass.
-Here one result is allocated and changed in place, and the backward pass starts from the inputs. Results are the model's
-own to the bit, gradients to rounding. The model's own code still runs for modules that compute something else, on other
-devices, in other precisions and under torch.compile.
+Here one result is allocated and changed in place, and the backward pass starts from the inputs. Results equal the
+model's own bit for bit, gradients up to rounding. The model's own code still runs for modules that compute something
+else, on other devices, in other precisions and under torch.compile.
 
-How a module is replaced, by this file and by :mod:`halos.policy.kernels.liger`: a module that has the parts of an
-RMSNorm or of a SwiGLU layer gets a subclass of its own class (``module.__class__``), if a trial of that subclass agrees
-with the module's own code. The trial decides because names do not: Gemma's RMSNorm looks like Llama's but multiplies by
-1 + w.
+This file and :mod:`halos.policy.kernels.liger` replace a module in the same way. If a module has the parts of an
+RMSNorm or of a SwiGLU layer, a subclass of its class is tried out. If the trial agrees with the module's own code, the
+module gets this subclass (``module.__class__``). Names would not be enough: Gemma's RMSNorm looks like Llama's but
+multiplies by 1 + w.
 """
 
 import copy
@@ -113,10 +113,10 @@ class _GatedLayer(GatedLayer):
 
 
 def use_fewer_temporaries(model: nn.Module) -> None:
-    """Let the model's RMSNorm and SwiGLU modules compute as this file does, where that gives their own results.
+    """Let the model's RMSNorm and SwiGLU modules compute as this file does, if that gives their own results.
 
-    A module takes part if it has the parts of one, and if a trial of its class agrees to the bit. Names, weights and
-    hooks stay.
+    A module takes part if it has the parts of such a module, and if a trial of its class agrees bit for bit. Names,
+    weights and hooks stay.
     """
     for module, changed in list(lean_modules(model)):
         module.__class__ = changed
@@ -144,9 +144,9 @@ def fitting(
         model: the model; it is not changed.
         norm: the changed forward of an RMSNorm.
         gated: the changed forward of a SwiGLU layer.
-        agrees: decides by output and gradients of the own class and of the changed one.
-        device: where to try out.
-        dtypes: precisions to try out; the class has to agree in all.
+        agrees: compares output and gradients of the module's own class with those of the changed class.
+        device: the device of the trial.
+        dtypes: the precisions of the trial; the classes have to agree in all of them.
     """
     fits: dict[type[nn.Module], bool] = {}
     for module in model.modules():
@@ -172,7 +172,7 @@ def _own_class(module: nn.Module) -> type[nn.Module]:
     return type(module).__bases__[1] if isinstance(module, Changed) else type(module)
 
 
-# The same class each time: code that compares types (a trial here, FSDP) sees that layers are alike.
+# The same class each time, so that code that compares types (a trial here, FSDP) sees that layers are alike.
 _subclass: Callable[[type[Changed], type[nn.Module]], type[nn.Module]] = cache(  # type: ignore[assignment]
     lambda changed, own: type(own.__name__, (changed, own), {})
 )

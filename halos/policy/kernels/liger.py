@@ -1,7 +1,8 @@
 """``model.liger``: RMSNorm and SwiGLU by Liger's Triton kernels, on CUDA.
 
-Only these two: Liger's rotary embedding would replace a function for every model of the process, and the LM head has
-an implementation here. A module takes part if a trial on the device gives its own output and gradients to rounding.
+Liger's other kernels are not used: its rotary embedding would replace a function for every model of the process, and
+this project has its own LM head. A module takes part if a trial on the device gives its own output and gradients up to
+rounding.
 """
 
 import importlib.util
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 DEVICE = "cuda"
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
-"""How far output and gradients of a trial, numbers around 1, may be from the model's own: rounding."""
+"""Tolerance for rounding between the output and gradients of a trial, numbers around 1, and the model's own."""
 
 
 class _Norm(Norm):
@@ -46,16 +47,16 @@ class _GatedLayer(GatedLayer):
 
 
 def _applies(one: Tensor, other: Tensor) -> bool:
-    # The kernels take whole tensors of one precision, and compute in float32: less than float64 asks for.
+    # The kernels take unsharded tensors of one precision, and compute in float32, which is not enough for float64.
     plain = all(type(t) in (Tensor, nn.Parameter) and t.device.type == DEVICE for t in (one, other))
     return plain and one.dtype == other.dtype != torch.float64
 
 
 def use_liger(model: nn.Module) -> None:
-    """Let the model's RMSNorm and SwiGLU modules call Liger's kernels, where those give their own results.
+    """Let the model's RMSNorm and SwiGLU modules call Liger's kernels, if those give the modules' own results.
 
     Raises:
-        ValueError: if they do for no module.
+        ValueError: if there is no such module.
     """
     changed = list(fitting(model, _Norm, _GatedLayer, _agree, device=DEVICE, dtypes=TOLERANCE))
     if not changed:

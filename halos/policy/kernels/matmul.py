@@ -1,7 +1,7 @@
 """Matrix products on CPUs.
 
 PyTorch computes float32 products with MKL, which does not use the AVX-512 units of AMD's processors. oneDNN, which
-PyTorch ships for bfloat16, does, and takes half the time there. Both add up in float32.
+PyTorch ships for bfloat16, uses them and takes half the time there. Both accumulate in float32.
 """
 
 import os
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from halos.policy.kernels.device_types import device_type
 
 MAX_KERNELS = 32
-"""Products for which oneDNN keeps code: more than one decoder layer has; the next layer uses them again."""
+"""Products for which oneDNN keeps code: more than a decoder layer has, so that the next layer can use them again."""
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # oneDNN's, and PyTorch's in front of it
 
 
 def limit_kernel_caches() -> None:
-    """Let oneDNN keep code for few products only, unless the environment sets the limit.
+    """Let oneDNN keep code for only a few products, unless the environment sets the limit.
 
-    Has to be called before the first product, as the limits are read once.
+    This must be called before the first product, because the limits are read only once.
     """
     # oneDNN writes code for every size of product, about 1 MB each, and keeps 1,024 of them by default. Packed batches
     # seldom have as many tokens as an earlier one. Each step would therefore add code, scattered over the memory that
@@ -36,7 +36,7 @@ def limit_kernel_caches() -> None:
 @cache
 def onednn_is_faster() -> bool:
     """Return whether MKL runs at half speed on this machine's processor."""
-    # Decided by the processor's name and not by a measurement, so that a resumed run computes as the one before.
+    # Decided by the processor's name, not by a measurement, so that a resumed run computes in the same way.
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     info = Path("/proc/cpuinfo")

@@ -1,8 +1,8 @@
 """Compute the reference's log-probs once, before training.
 
 1. Find the completions of all rows in the cache.
-2. Of :data:`BLOCK` rows after the other, list the completions that are missing, each once. Divide them into forwards of
-   up to :data:`TOKENS` tokens, and deal these out to the ranks.
+2. For :data:`BLOCK` rows at a time, list the missing completions, each once. Divide them into forwards of up to
+   :data:`TOKENS` tokens, and distribute these over the ranks.
 3. Each rank computes its forwards, and saves its results to the cache about once a minute.
 4. All ranks exchange their results. Rank 0 writes them as one part of the cache, which replaces the interim parts.
 """
@@ -36,7 +36,7 @@ BLOCK = 1 << 14
 TOKENS = 4096
 """Tokens in one forward. A longer row has a forward of its own."""
 KEEP_SECONDS = 60.0
-"""Seconds between two writes of interim results. They limit what a run that is killed loses."""
+"""Seconds between two writes of interim results, and so the work that is lost if a run is killed."""
 ROWS_PER_CHUNK = 16
 """Rows that are padded to one length where the model cannot read packed rows."""
 
@@ -140,15 +140,15 @@ def _compute(
 ) -> Scored:
     """Compute this rank's share of the batches and return its entries."""
     rank, world = data_rank_and_world()
-    # Dealt out like cards: neighbours in the order cost about the same, so the ranks finish at about the same time.
+    # Rank by rank in turn: neighbours in the order cost about the same, so the ranks finish at about the same time.
     share = list(batches[rank::world])
     rounds = len(batches[::world])  # the share of rank 0, which is the largest
     if backbone.sharded and len(share) < rounds:
         share.append(batches[0])  # any batch: the forward is needed, its result is a duplicate
     own: Scored = []
     tracked = iter(track(share))
-    # A signal must not end one rank while the others wait for it in a collective. It is noted, and all ranks compare
-    # notes after each round, which is why each rank runs the same number of rounds, with or without work.
+    # A signal must not end one rank while the others wait for it in a collective. It is remembered, and all ranks
+    # exchange signals after each round. So each rank runs the same number of rounds, with or without work.
     deferred = signals.defer(True)
     with evaluating(backbone), torch.no_grad():
         for _ in range(rounds):
