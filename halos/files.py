@@ -158,7 +158,7 @@ def in_home(path: str | Path) -> Path:
     """Return the path with ``~`` replaced by the home folder.
 
     Raises:
-        ValueError: it is no path, or begins with ``~`` and there is no such user or no home folder.
+        ValueError: it is not a path, or it begins with ``~`` and the user or the home folder does not exist.
     """
     if not isinstance(path, str | Path):  # a saved config may hold anything
         raise ValueError(f"expected the path of a file or folder, found {path!r}")

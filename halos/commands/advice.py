@@ -1,6 +1,6 @@
 """Which losses fit which feedback: a table of rules, each with what it rests on.
 
-The order of the rules is that of their kinds of feedback. It is no ranking: a loss is listed if its rule applies.
+The rules are in the order of their kinds of feedback. This is not a ranking: a loss is listed if its rule applies.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from halos.data.preparation.facts import Facts
 
 LONGER = 0.6
-"""From which share of pairs on the longer reply counts as preferred for its length too."""
+"""If the longer reply is the chosen one in at least this share of the pairs, people may prefer length."""
 BALANCED = (1.0, 4 / 3)
 """Numbers of desirable for each undesirable completion that need no weights (Ethayarajh et al. 2024, first version)."""
 
@@ -60,9 +60,9 @@ class Rule:
     """A loss that fits, or something to do.
 
     Attributes:
-        words: of the command line; ``{noise:.2g}`` stands for the estimated share of wrong judgements.
-        when: whether it applies to a case.
-        because: why, with the facts by their names in braces.
+        words: settings for the command line; ``{noise:.2g}`` stands for the estimated share of wrong judgements.
+        when: returns whether the rule applies to a case.
+        because: the reason, with names of facts in braces.
         rests_on: the evidence.
     """
 

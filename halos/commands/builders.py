@@ -68,7 +68,7 @@ def build_model(cfg: DictConfig, objective: Objective, optim: Optim) -> Backbone
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """Build the callbacks that a run has besides its own, by their names below the key ``callbacks``.
 
-    Raises ``ValueError`` for what is no callback, and for bad arguments.
+    Raises ``ValueError`` for a class that is not a callback, and for bad arguments.
     """
     callbacks: list[Callback] = []
     for name, node in (cfg.get("callbacks") or {}).items():

@@ -62,7 +62,7 @@ def export(cfg: DictConfig) -> Path:
         The folder.
 
     Raises:
-        ValueError: there is no such run or checkpoint, the folder exists, or the model cannot be exported.
+        ValueError: the run or the checkpoint does not exist, the folder exists, or the model cannot be exported.
     """
     terminal.set_up_logging()
     run = in_home(cfg.run)

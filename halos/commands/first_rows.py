@@ -1,4 +1,4 @@
-"""``check_first_rows(cfg)``: what is wrong at the start of the data, before torch is imported, which takes seconds."""
+"""``check_first_rows(cfg)``: finds errors at the start of the data before torch is imported, which takes seconds."""
 
 from omegaconf import DictConfig
 
@@ -10,13 +10,13 @@ from halos.data.sources.mixed import MixedSource
 
 
 def check_first_rows(cfg: DictConfig) -> None:
-    """Check the settings of a run's files, that they are there, and their first rows.
+    """Check that a run's files exist, their settings, and their first rows.
 
     Raises:
-        ValueError: as reading all of the data would.
+        ValueError: the same error that reading all of the data would raise.
     """
     node = cfg.data
-    # Another source may do work in its constructor, which is called once more when the run reads the data.
+    # Only sources of files: the constructor of another source may do work, and the run calls it again to read the data.
     if not issubclass(class_of("data.source", node.source._target_, Source), FileSource | MixedSource):
         return
     source: Source = build(node.source)

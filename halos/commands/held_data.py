@@ -16,13 +16,13 @@ def read_data(node: DictConfig | None, policy: Policy | None, split: str, seed: 
 
     Args:
         node: the ``data`` node of the command; None takes the one of the run that trained the policy.
-        policy: the policy that the command is about, if there is one.
+        policy: the policy that the command works on, if there is one.
         split: ``val`` or ``train``.
         trust: modules whose classes the run's own data may name, besides this package's.
         seed: the seed of the split, used with ``node``; the run's own data are split with the run's seed.
 
     Raises:
-        ValueError: there is no data, none is held out, or the run's own data name a class of another module.
+        ValueError: no data are known, none are held out, or the run's own data name a class of an untrusted module.
     """
     if node is None and policy is not None and policy.run is not None:
         node, seed = trusted_node(policy.run.data, "data", trust), policy.run.seed
@@ -36,11 +36,11 @@ def results_folder(output: str | None, policy: Policy, name: str) -> Path:
 
     Args:
         output: the folder that the user named; None: one in the run's folder.
-        policy: the policy that the command is about.
-        name: of the folder in the run's folder.
+        policy: the policy that the command works on.
+        name: the name of the folder in the run's folder.
 
     Raises:
-        ValueError: no folder was named and there is no run, or the run's folder has a link in its place.
+        ValueError: no folder was named and no run is known, or the run's folder has a link of this name.
     """
     if output is not None:
         return in_home(output)

@@ -33,7 +33,7 @@ def claim_figure(verdict: Verdict) -> tuple[Figure, Axes]:
     lines = _lines(verdict)
     xs = [x for points in lines.values() for x, _ in points]
     numeric = all(map(is_number, xs))  # true and false are names on an axis
-    names = list(dict.fromkeys(map(_text, xs)))  # of a setting that is no number, in order of first appearance
+    names = list(dict.fromkeys(map(_text, xs)))  # for a setting that is not a number, in order of first appearance
     figure, axes = new_figure(5.6, 3.6)
     for n, (label, points) in enumerate(lines.items()):
         placed = [(cast(float, x) if numeric else names.index(_text(x)), y) for x, y in points]

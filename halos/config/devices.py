@@ -53,7 +53,7 @@ def build_strategy(node: DictConfig) -> Strategy | str:
     """Build the strategy of a ``strategy`` node. A plain name is returned for Lightning to look up.
 
     Raises:
-        ValueError: a strategy whose package is not installed, and parameters that it does not take.
+        ValueError: the strategy's package is not installed, or it does not take these parameters.
     """
     if node.name == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         install = "pip install 'halos[deepspeed]'"

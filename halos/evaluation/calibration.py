@@ -1,4 +1,4 @@
-"""Calibration: the preference probability that rewards imply, σ(r_chosen − r_rejected), against how often it holds."""
+"""Calibration: the preference probability that rewards imply, σ(r_chosen − r_rejected), against the observed share."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def reliability(margins: ArrayLike, bins: int = BINS) -> tuple[Array, Array, Arr
         bins: the number of equal parts of [0.5, 1].
 
     Returns:
-        Of each bin that has pairs: their mean confidence, in [0.5, 1]; the share of them in which the chosen completion
-        has the higher reward (a tie counts as half, as in the reward accuracy); the number of pairs.
+        For each bin that has pairs: their mean confidence, in [0.5, 1]; the share of pairs whose chosen completion has
+        the higher reward (a tie counts as half, as in the reward accuracy); and the number of pairs.
     """
     m = np.asarray(margins, dtype=float)
     confidence = 1 / (1 + np.exp(-np.abs(m)))
     correct = np.where(np.abs(m) <= TIE, 0.5, m > 0)
-    # A confidence of exactly 1 belongs to the last bin, not to one after it.
+    # A confidence of exactly 1 belongs to the last bin, not to another one after it.
     number = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
     counts = np.bincount(number)
     filled = counts > 0

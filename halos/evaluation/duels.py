@@ -25,7 +25,7 @@ class WinRate:
     Attributes:
         prompts: the number of prompts.
         rate: the share with its interval.
-        p_value: of the sign-flip test that neither side is better, one difference for each prompt.
+        p_value: the p-value of the sign-flip test that neither side is better, with one difference for each prompt.
         verdicts: one for each duel: 1 if the policy won, 0 if it lost, 0.5 for a tie, None without an answer.
     """
 
@@ -67,7 +67,7 @@ def win_rate(
             duels.append((prompt, ours[n % len(ours)], theirs[n % len(theirs)]))
             groups.append(group)
     verdicts = judge.verdicts(duels)
-    # A question without an answer is no tie: it is left out of the rate.
+    # A question without an answer is not a tie: it is left out of the rate.
     answered = [(group, verdict) for group, verdict in zip(groups, verdicts, strict=True) if verdict is not None]
     if not answered:
         raise ValueError(f"judge: expected an answer to at least one of {len(duels)} duels, found none")

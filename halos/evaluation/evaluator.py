@@ -1,7 +1,7 @@
-"""Follows an evaluation plan: held-out feedback, the policy's samples, the judge, standard tasks.
+"""Carries out an evaluation plan in stages: held-out feedback, the policy's samples, the judge, standard tasks.
 
-The stages are yielded one by one, each with everything that has been computed so far. A caller that writes them as
-they come keeps the earlier ones when a later one fails, such as a judge that does not answer.
+After each stage, everything computed so far is yielded. A caller that writes it at once keeps the results of earlier
+stages if a later one fails, as when a judge does not answer.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class LanguageModelEvaluator:
         self.tokens = self._tokens_of(plan.policy)
         # Tokenised before the weights are loaded, so that a prompt that does not fit is found at once.
         self._prompts = self._prompt_ids([SourcePrompt(f"prompt {n}", one) for n, one in enumerate(plan.held.prompts)])
-        # A completion is cut where the longer of the two prompts leaves no room: both models score the same tokens.
+        # Completions are cut by the longer of the two prompts, so that both models score the same tokens.
         held = self._held_completions()
         self._contexts = [one.context[0] for one in held]
         self._completions = [
@@ -147,7 +147,7 @@ class LanguageModelEvaluator:
             yield (results := replace(results, metrics={**results.metrics, **self._on_policy(prompts, drawn)}))
             if self.plan.judge is not None:
                 opponents = self._opponent_texts(prompts)
-                # Yielded before the judge is asked, so that its answers can be checked against what it saw.
+                # Yielded before the judge is called, so that its answers can be checked against what it saw.
                 pairs = zip(samples, opponents, strict=True)
                 samples = [{**line, "opponent": [*map(reply_text, own)]} if own else line for line, own in pairs]
                 yield (results := replace(results, samples=samples))
@@ -203,7 +203,7 @@ class LanguageModelEvaluator:
         """The judge's scores and labels of one side's completions."""
         answers = [(prompt, text) for prompt, own in zip(prompts, texts, strict=True) for text in own]
         groups = [group for group, own in enumerate(texts) for _ in own]
-        # Judges that compute their scores always answer; of any other, no answer counts as 0.
+        # Judges that compute their scores always answer. For other judges, a missing answer counts as 0.
         scores = [value or 0.0 for value in judge.scores(answers)]
         metrics = {f"judge/score_{side}": self.bootstrap.mean(scores, groups)}
         if judge.labels_are_absolute:  # by the median of these very scores, half of either side would be desirable
@@ -226,11 +226,11 @@ class LanguageModelEvaluator:
     def _draw(
         self, policy: Policy, model: PreTrainedModel | None, prompts: Sequence[SourcePrompt]
     ) -> list[PromptSamples]:
-        """Sample a policy; ``model`` is its loaded model, None to load it now."""
+        """Sample a policy; ``model`` is its loaded model, or None to load it now."""
         settings, tokens = self.settings, self._tokens_of(policy)
         where = {"device": settings.device, "precision": settings.precision}
         engine = partial(make_engine, settings.engine, policy, tokens, settings, **where, loaded=model)
-        # Generation keeps no logits, so more completions fit into memory than in a forward that scores them.
+        # Generation keeps no logits, so more completions fit into memory than when they are scored.
         sampling = {"count": settings.samples, "batch_size": settings.batch_size * 4, "seed": settings.seed}
         sampler = Sampler(engine, tokens, control=policy.control, **sampling)
         track = partial(terminal.track, f"sampling {policy.name}", shown=settings.progress)

@@ -16,7 +16,7 @@ from halos.sampling.engines import Decoding, check_engine
 from halos.sampling.prompts import HeldData
 
 DEFAULT_BETA = 0.1
-"""β of implied rewards where neither the user nor the policy's run sets one."""
+"""β of implied rewards if neither the user nor the policy's run sets one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +25,10 @@ class Settings(Decoding):
 
     Attributes:
         seed: the seed of samples and of the choice of prompts.
-        device: where the models compute, such as ``auto``.
+        device: the device of the models, such as ``auto``.
         precision: their number type, such as ``32-true``.
-        batch_size: completions in one forward.
-        resamples: draws of the bootstrap.
+        batch_size: completions in one forward pass.
+        resamples: the number of draws of the bootstrap.
         beta: β of the implied rewards; None: the β of the policy's run.
         size: prompts to sample; 0: none, None: all.
         samples: completions of each prompt.
@@ -107,7 +107,7 @@ class EvaluationPlan:
         sampled = () if self.settings.size == 0 or self.policy.is_classifier else (self.policy, self.opponent_policy)
         for key, model in self.models().items():
             check_tokenizer(key, model)
-            # A reference that only scores may be one that the engine cannot sample, such as an adapter under vLLM.
+            # A reference that only scores need not be a model that the engine can sample; vLLM cannot sample adapters.
             if model in sampled:
                 check_engine(self.settings.engine, model, key=key)
         if self.reference is not None:

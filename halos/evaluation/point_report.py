@@ -31,7 +31,7 @@ def write(folder: Path, measured: Sequence[Measured], kl: Estimate, batch_size: 
 
 
 def truth(kl: Estimate, batch_size: int) -> str:
-    """Return a line on what the estimators are measured against."""
+    """Return a line about the true KL, which the estimators are compared with."""
     low, high = (kl.value if end is None else end for end in (kl.low, kl.high))
     interval = f"95 % interval {low:z.3f} to {high:z.3f}"
     return f"KL = {kl.value:z.3f} nats per completion ({interval}), {batch_size} examples a step"
@@ -44,7 +44,7 @@ def cells(one: Measured) -> list[str]:
 
 
 def markdown(measured: Sequence[Measured], kl: Estimate, batch_size: int) -> str:
-    """Return the table as Markdown, after the line on what it is measured against."""
+    """Return the table as Markdown, after the line about the true KL."""
     rows = [HEADER, ["---", *["---:"] * (len(HEADER) - 1)], *map(cells, measured)]
     return "\n".join([truth(kl, batch_size), "", *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -60,7 +60,7 @@ def terminal(measured: Sequence[Measured], kl: Estimate, batch_size: int) -> Tab
 
 
 def as_csv(measured: Sequence[Measured]) -> str:
-    """Return all digits of the measurements."""
+    """Return the measurements with all digits, as CSV."""
     out = io.StringIO()
     writer = csv.DictWriter(out, [field.name for field in fields(Measured)], lineterminator="\n")
     writer.writeheader()

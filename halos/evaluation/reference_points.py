@@ -3,7 +3,7 @@
     samples of the policy      → exact divergence at each position, summed → the true KL, with its error
     completions of the data    → log-ratios and divergences of y and y'    → steps of training → each estimator's z₀
 
-The estimators are the objects that train (:mod:`halos.loop.reference_point`); the policy stands still meanwhile.
+The estimators are those of training (:mod:`halos.loop.reference_point`); the policy does not change in the meantime.
 """
 
 from __future__ import annotations

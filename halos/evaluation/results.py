@@ -28,15 +28,15 @@ class Results:
         counts: the numbers of records, pairs and labels.
         left_out: how much of the data was left out, by reason.
         metrics: estimates by metric name.
-        rewards: for each held-out label the ``reward`` (with β) and whether the completion is ``desirable``; None
+        rewards: for each held-out labelled completion, its ``reward`` (with β) and whether it is ``desirable``; None
             without a reference.
         margins: r_chosen − r_rejected of each held-out pair.
         samples: for each prompt its text (``prompt``), the policy's ``completions``, and under ``opponent`` those that
             the judge compared them with.
-        opponent: whom the judge compares the policy with: ``reference``, ``data`` or a model's name.
+        opponent: what the judge compares the policy with: ``reference``, ``data`` or a model's name.
         remote_code: models whose own code was allowed to run.
         win_rate: the policy's win rate.
-        judge: what the judge's answers cost.
+        judge: the judge's report, such as requests and cost.
         tasks: {task: {metric: value}} of standard tasks.
     """
 
@@ -71,7 +71,7 @@ def write_results(folder: Path, results: Results) -> None:
     """Write the results into a folder, each file whole or not at all.
 
     Args:
-        folder: exists already; gets ``evaluation.json``, and where there are any ``rewards.jsonl``,
+        folder: an existing folder, for ``evaluation.json`` and, if there are such results, ``rewards.jsonl``,
             ``reliability.png`` and ``samples.jsonl``.
         results: what to write.
     """
@@ -81,6 +81,6 @@ def write_results(folder: Path, results: Results) -> None:
             write_atomically(folder / f"{name}.jsonl", text)
     if results.margins and results.samples is None:  # the stages after the first do not change the margins
         draw_reliability(results.margins, folder / "reliability.png")
-    # NaN is no JSON; estimates that are not defined have become null.
+    # NaN is not valid JSON; undefined estimates have become null.
     text = json.dumps(results.as_json(), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "evaluation.json", text)

@@ -26,8 +26,8 @@ class Estimate:
 
     Attributes:
         value: the point estimate; NaN where it is not defined.
-        low: the lower end of the interval, None where there is no interval.
-        high: the upper end of the interval, None where there is no interval.
+        low: the lower end of the interval; None if there is no interval.
+        high: the upper end of the interval; None if there is no interval.
         n: the number of independent units (prompts or seeds) that it was estimated from.
     """
 
@@ -42,7 +42,7 @@ class Estimate:
         return None if self.high is None else self.high - self.value
 
     def as_json(self) -> dict[str, float | None]:
-        """The four fields by name; a number that is not finite becomes None."""
+        """The four fields by name; numbers that are not finite become None."""
         return {name: x if x is not None and math.isfinite(x) else None for name, x in asdict(self).items()}
 
 
@@ -111,7 +111,7 @@ class Bootstrap:
         estimate = self.mean(array, groups)
         if not len(array) or array.min() != array.max() or array[0] not in (0, 1):
             return estimate
-        # Of n groups, not of all values: completions of a prompt are no independent trials.
+        # Of n groups, not of all values: completions of one prompt are not independent trials.
         successes = estimate.n if array[0] == 1 else 0
         from scipy.stats import binomtest  # slow to import
 

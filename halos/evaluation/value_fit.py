@@ -14,15 +14,15 @@ from halos.evaluation.answers import NAMES, POSITIVE, Answers, Array, Likelihood
 from halos.evaluation.statistics import LEVEL, Estimate
 
 LINEAR = {"curvature": 1.0, "loss_aversion": 1.0}
-"""The parameters with which the value function is a straight line."""
+"""The parameters of a value function that is a straight line."""
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Quantiles of the scores at which a search for the expectation starts."""
+"""Quantiles of the scores, at which a search starts for the expectation."""
 AVERSIONS = (1 / 3, 1.0, 3.0)
 """The λ at which a search starts. Pairs often have one maximum on either side of 1."""
 DROP = float(stats.chi2.ppf(LEVEL, df=1)) / 2
-"""By how much the profile likelihood at the ends of an interval is below the maximum."""
+"""How far the profile log-likelihood falls from its maximum to the ends of an interval."""
 TOLERANCE, WIDTH = 1e-3, 0.005
-"""A difference of log-likelihoods, and one of coordinates, that count as none."""
+"""Differences of log-likelihoods and of coordinates that count as zero."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class ValueFit:
     """The parameters that make the answers most likely.
 
     Attributes:
-        estimates: each estimated parameter with its interval. An end is None where the answers give no bound: the
-            likelihood has not dropped at the end of the range that is searched.
+        estimates: each estimated parameter with its interval. An end is None if the answers give no bound: the
+            likelihood has not dropped enough at the end of the searched range.
         fixed: the values of the other parameters.
-        log_likelihood: of the answers.
+        log_likelihood: the log-likelihood of the answers.
         linear: the highest log-likelihood of a linear value, α = λ = 1; None if α or λ is fixed.
-        share_wrong: the mean probability of the answer that the value without noise would not give.
+        share_wrong: the mean probability that an answer differs from the one that the value without noise would give.
     """
 
     estimates: dict[str, Estimate]
@@ -65,7 +65,7 @@ def fit_value(answers: Answers, fixed: Mapping[str, float] | None = None) -> Val
 
     Args:
         answers: labels, pairs or both.
-        fixed: values of parameters that are not estimated. Where all replies have one length, ``length_bias`` is 0.
+        fixed: values of parameters that are not estimated. If all replies have the same length, ``length_bias`` is 0.
 
     Raises:
         ValueError: there is no such parameter, its value is out of range, or none is left to estimate.
@@ -99,7 +99,7 @@ def check_fixed(fixed: Mapping[str, float]) -> dict[str, float]:
 
 
 class _Search:
-    """The point with the highest likelihood, and the highest likelihoods for given values of one parameter.
+    """Searches for the highest likelihood, overall and for given values of one parameter.
 
     Args:
         likelihood: the negative log-likelihood.
@@ -139,7 +139,7 @@ class _Search:
         return min(runs, key=lambda run: run.fun)
 
     def _end(self, name: str, bound: float) -> float | None:
-        """Return where the profile falls by :data:`DROP`, on the side of a bound; None if it does not."""
+        """Return where the profile falls by :data:`DROP`, on the side of one bound; None if it does not."""
         near, step, last = float(self.best.x[NAMES.index(name)]), 0.05, self.best.x
         while near != bound:
             far = near + math.copysign(min(step, abs(bound - near)), bound - near)

@@ -1,4 +1,4 @@
-"""What was fitted to people's answers, on the terminal, as JSON, and as the YAML of a loss."""
+"""Shows a value function that was fitted to people's answers: on the terminal, as JSON, and as the YAML of a loss."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ ROWS = {
 KEYS = {"curvature": "alpha", "loss_aversion": "loss_aversion"}
 """The parameters that ``loss=halo`` has, and its keys."""
 FEW = 20.0
-"""Answers against the value below which intervals are rough."""
+"""The number of answers against the value below which intervals are rough."""
 
 
 def show(fit: ValueFit, answers: str, unit: str) -> None:
-    """Print the parameters with their intervals, and what they do not say.
+    """Print the parameters with their intervals, and the limits of the fit.
 
     Args:
-        fit: what was fitted.
-        answers: which answers and rewards it was fitted to.
-        unit: of lengths, ``token`` or ``word``.
+        fit: the fit.
+        answers: a description of the answers and rewards that it was fitted to.
+        unit: the unit of lengths, ``token`` or ``word``.
     """
     table = Table("parameter", "", "value", "95 % interval", "meaning", box=box.SIMPLE_HEAD, title=answers)
     for name, (symbol, meaning) in ROWS.items():
@@ -45,7 +45,7 @@ def show(fit: ValueFit, answers: str, unit: str) -> None:
 
 
 def remarks(fit: ValueFit) -> Iterator[str]:
-    """Yield what the numbers say, and what they do not."""
+    """Yield remarks on what the numbers say, and on what they do not say."""
     yield "unit        that of the rewards: answers do not determine it, and α and λ do not depend on it"
     if fit.p_linear is not None:
         yield f"value       against a straight line (α = λ = 1): p = {fit.p_linear:.2g} by the likelihood ratio"
@@ -64,7 +64,7 @@ def remarks(fit: ValueFit) -> Iterator[str]:
 
 
 def loss_settings(fit: ValueFit) -> tuple[dict[str, float], list[str]]:
-    """Return the keys of ``loss=halo`` that the fit sets, and why it does not set others."""
+    """Return the keys of ``loss=halo`` that the fit sets, and the reasons why it does not set others."""
     settings, reasons = dict[str, float](), list[str]()
     for name, key in KEYS.items():
         if name in fit.fixed:
@@ -89,9 +89,9 @@ def loss_yaml(name: str, fit: ValueFit, answers: str) -> str:
     """Return the YAML of a loss with the fitted value function.
 
     Args:
-        name: of the loss.
-        fit: what was fitted.
-        answers: which answers and rewards it was fitted to.
+        name: the name of the loss.
+        fit: the fit.
+        answers: a description of the answers and rewards that it was fitted to.
     """
     settings, reasons = loss_settings(fit)
     intervals = [f"{n} {e.value:.4g} ({_interval(e)})" for n, e in fit.estimates.items()]

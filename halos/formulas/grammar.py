@@ -31,7 +31,7 @@ def parse(text: str) -> ast.expr:
     """Parse a formula.
 
     Raises:
-        ValueError: the text is no formula in u, or exceeds a limit; the error names the place.
+        ValueError: the text is not a formula in u, or exceeds a limit; the error names the place.
     """
     if not isinstance(text, str) or not 0 < len(text.strip()) <= LONGEST:
         found = f"{len(text)} characters" if isinstance(text, str) else repr(text)

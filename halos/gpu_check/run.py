@@ -73,7 +73,7 @@ def run_parts(parts: Sequence[Part], setting: Setting, *, limit: float) -> Itera
         file = setting.folder / "outcome.json"
         file.unlink(missing_ok=True)
         process = context.Process(target=_run, args=(part, setting, file))
-        process.start()  # the first one waits for the imports, which are no part's time
+        process.start()  # the first one waits for the imports, which count for no part
         own_limit = setting.patience * part.limit
         started, allowed = time.monotonic(), min(own_limit, left)
         process.join(allowed)

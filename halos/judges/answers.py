@@ -1,4 +1,4 @@
-"""Reads what a chat endpoint sends back, which may be anything: too long, too deep, no JSON, numbers that are none."""
+"""Parses answers of a chat endpoint, which may be anything: too long, too deeply nested, not JSON, with NaN counts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MAX_DEPTH = 64
 """The deepest nesting of objects and arrays; a chat completion has about five levels."""
 MAX_TOKENS = 10**9
 """The largest count of tokens that is accepted for one answer."""
-# Possessive, and with an optional end: a string that never closes is matched in one pass, without going back.
+# Possessive quantifiers and an optional end: a string without an end is matched in one pass, without backtracking.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|([\[{])|([\]}])', re.DOTALL)
 
 
 class BadAnswer(Exception):
-    """What arrived is no chat completion."""
+    """The answer is not a chat completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def parse_answer(data: bytes) -> Answer:
     """Read the body of a chat completion.
 
     Raises:
-        BadAnswer: the body is no chat completion.
+        BadAnswer: the body is not a chat completion.
     """
     try:
         body = data.decode("utf-8-sig")
@@ -63,7 +63,7 @@ def retry_after(header: str) -> float | None:
 
 
 def _check_depth(body: str) -> None:
-    # Before parsing: json calls itself for each level, and Python's own limit depends on what has called it.
+    # Checked before parsing: json recurses for each level, and how deep Python allows that depends on the call stack.
     depth = 0
     for token in _STRING_OR_BRACKET.finditer(body):
         depth += (token[1] is not None) - (token[2] is not None)
@@ -81,5 +81,5 @@ def _tokens(value: object) -> int:
 
 
 def _encodable(text: str) -> str:
-    # JSON can hold half a surrogate pair, which no file in UTF-8 can.
+    # JSON can contain half of a surrogate pair, which cannot be written as UTF-8.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -18,7 +18,7 @@ KINDS = ("binary", "pairs", "scores")
 def label(records: Sequence[Record], judge: CompletionJudge, kind: str) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Let a judge give feedback on the completions of records.
 
-    Earlier feedback is not carried over; of equal completions of a prompt one is kept.
+    Earlier feedback is not kept. Of equal completions of a prompt, one is kept.
 
     Args:
         records: prompts with their completions.
@@ -46,7 +46,7 @@ def label(records: Sequence[Record], judge: CompletionJudge, kind: str) -> tuple
 def _marked(
     records: Sequence[Record], replies: list[list[Reply]], judge: CompletionJudge, kind: str, counts: Counter[str]
 ) -> list[Record]:
-    # One call for all records: a judge without a threshold labels by the median of everything that it scored.
+    # One call for all records: a judge without a threshold labels by the median of all scores in the call.
     everything: list[PromptCompletion] = [
         (record.prompt, reply) for record, own in zip(records, replies, strict=True) for reply in own
     ]
@@ -93,7 +93,7 @@ def _paired(
 
 
 def _with_preferences(record: Record, replies: list[Reply], pairs: list[tuple[int, int]]) -> Record:
-    """The record with the completions that are in a pair; the pairs are numbered anew among these."""
+    """The record with only the completions that are in a pair, and pairs of indices into these."""
     used = sorted({place for pair in pairs for place in pair})
     completions = tuple(Completion.of(replies[place]) for place in used)
     preferences = tuple((used.index(better), used.index(worse)) for better, worse in pairs)

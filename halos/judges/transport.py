@@ -35,16 +35,16 @@ class ChatEndpoint:
 
     Attributes:
         base_url: the address of the API, http(s), without user, password and query.
-        key_variable: the environment variable that holds the key. It is read for each request, so that the key stands
-            in no field, no message and no file.
+        key_variable: the environment variable that holds the key. It is read for each request, so that the key is in no
+            field, message or file.
         timeout: seconds for one try, until the last byte of its answer.
         tries: how often a request is sent before it counts as unanswered.
         patience: seconds before the second try, doubled after each try, unless the server names a time.
         max_patience: the maximum of these seconds.
-        stopped: set when the run ends: what waits for its next try is given up.
+        stopped: set when the run ends; requests that wait for their next try are then given up.
 
     Raises:
-        ValueError: ``base_url`` is no http(s) address, ``key_variable`` no valid name, or a number outside its range.
+        ValueError: ``base_url`` is not an http(s) address, ``key_variable`` not a valid name, or a number out of range.
     """
 
     base_url: str
@@ -95,7 +95,7 @@ class ChatEndpoint:
     def _send(self, body: Mapping[str, object]) -> Answer:
         # "from None" keeps the request, and with it the key, out of tracebacks.
         try:
-            # An event loop for each request: only there does a deadline cover connection, headers and body at once.
+            # An event loop for each request, because only there one deadline can cover connection, headers and body.
             return asyncio.run(self._post(json.dumps(body).encode()))
         except TimeoutError:
             raise _TransientError(f"no complete answer within {self.timeout:g} s") from None
@@ -107,7 +107,7 @@ class ChatEndpoint:
             raise ValueError(f"judge.base_url: {error}") from None
 
     async def _post(self, content: bytes) -> Answer:
-        # Not compressed, so that the limit of bytes is also the limit of memory.
+        # Not compressed, so that the limit of bytes also limits the memory.
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **self._authorization()}
         url = f"{self.base_url}/chat/completions"
         async with (

@@ -33,12 +33,12 @@ class Step:
 
 
 class Steps(nn.Module):
-    """The optimizer steps since the last reading: their metrics, and the time that they took without pauses.
+    """The optimizer steps since the last :meth:`read`: their metrics, and the time that they took without pauses.
 
     Attributes:
-        averages: the metrics of all these steps.
-        rewards: the rewards and labels of the newest step alone.
-        unread: the steps.
+        averages: the metrics of these steps.
+        rewards: the rewards and labels of the newest step only.
+        unread: these steps.
     """
 
     def __init__(self) -> None:

@@ -100,7 +100,7 @@ class BCO(Objective):
         2. The expectations in δ are running means over all training examples so far, on all ranks. Validation uses the
            current δ.
 
-    The paper's δ is no estimate of a KL divergence, but the threshold halfway between the mean rewards of the two
+    The paper's δ is not an estimate of a KL divergence, but the threshold halfway between the mean rewards of the two
     sides, chosen to tighten a bound on DPO's loss. With an estimator of KTO's z₀ as ``reference_point``, δ = β z₀: the
     classifier compares a completion with how far the policy has moved on the whole, as KTO does.
 

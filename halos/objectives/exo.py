@@ -26,7 +26,7 @@ def exo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, label_smoot
 
     Args:
         chosen, rejected: r of the chosen (w) and the rejected (l) completion, summed over tokens, in nats, [B].
-        beta: β, the paper's β_π; the loss is least where the margin m is log((1 − ε)/ε).
+        beta: β, the paper's β_π; the loss is smallest where the margin m is log((1 − ε)/ε).
         label_smoothing: ε, the probability of the rejected completion under p, above 0.
 
     Returns:
@@ -40,7 +40,7 @@ def exo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, label_smoot
 
 
 class EXO(Objective):
-    """EXO on pairs: the KL divergence of DPO's cross-entropy, the other way round. No deviations from the paper.
+    """EXO on pairs: the reverse KL(q ‖ p) in place of DPO's KL(p ‖ q). No deviations from the paper.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
@@ -78,7 +78,7 @@ def exo_rw_loss(
     """The EXO-rw loss of each of K completions of a prompt: K q log(q/p), q = softmax(β r), p = softmax(s/α).
 
     r = log π_θ(y|x) − log π_ref(y|x), and s is the score. The mean over the K is KL(q ‖ p), the paper's loss of the
-    prompt (section 3.2); InfoNCA's is the cross-entropy of q under p, the other way round. For two completions with the
+    prompt (section 3.2); InfoNCA's is the cross-entropy −Σ p log q. For two completions with the
     scores log(1 − ε) and log ε, and α = 1, it is the loss of a pair (:func:`exo_loss`).
 
     Args:
@@ -87,7 +87,7 @@ def exo_rw_loss(
         groups: a number that completions of one prompt share, [N].
         weights: how much each completion counts, [N].
         beta: β, the paper's β_π.
-        alpha: α, the paper's β_r; the losses are least where β r is s/α and a constant of the prompt.
+        alpha: α, the paper's β_r; the losses are smallest where β r is s/α plus a constant of the prompt.
 
     Returns:
         Losses [N], to be averaged over completions by weight.
@@ -98,11 +98,11 @@ def exo_rw_loss(
 
 
 class EXORewards(Objective):
-    """EXO-rw on scored completions, several of each prompt: the policy's shares among them come to be the scores'.
+    """EXO-rw on several scored completions of each prompt: fits the policy's shares among them to those of the scores.
 
-    The score is the record's, or +1 for desirable and −1 for undesirable completions. Training shuffles whole prompts,
-    so that all completions of a prompt are in one step. They are compared with each other, on all ranks, so the step
-    is not divided into micro-batches. An example's weight also weighs its shares.
+    The score is that of the data, or +1 for desirable and −1 for undesirable completions. Training shuffles whole
+    prompts, so that all completions of a prompt are in one step. They are compared with each other across ranks, so a
+    step cannot be divided into micro-batches. The weight of an example also applies to its shares.
 
     Deviations from the paper:
         1. The completions come from the data; the paper draws K samples from the reference.

@@ -24,7 +24,8 @@ def f_derivative(log_ratios: Tensor, divergence: str, alpha: float | None = None
     Args:
         log_ratios: log u, in nats, any shape.
         divergence: ``forward_kl``: 1 − 1/u; ``jensen_shannon``: log 2u/(1 + u); ``alpha``: (1 − u^−α)/α.
-        alpha: α in (0, 1), of ``alpha`` alone. Towards 0 the divergence is the reverse KL, of DPO; at 1 the forward KL.
+        alpha: α in (0, 1), only for ``alpha``. Towards 0 the divergence becomes the reverse KL, as in DPO; at 1 it is
+            the forward KL.
 
     Returns:
         The implied rewards over β, in the shape of ``log_ratios``.
@@ -72,7 +73,7 @@ class FDPO(Objective):
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         beta: β, above 0.
         divergence: ``forward_kl``, ``jensen_shannon`` or ``alpha``; ``loss=dpo`` has the reverse KL.
-        alpha: α in (0, 1), of ``alpha`` alone; null for the others.
+        alpha: α in (0, 1), only for ``alpha``; null for the others.
 
     Raises:
         ValueError: a value is out of range (the error names its key), or α does not go with the divergence.

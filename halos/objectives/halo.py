@@ -179,7 +179,8 @@ class HALO(Objective):
     def _make_point(self, steps: int | None, clamp: bool | None) -> ReferencePoint:
         name, has_reference = self.point_name, "ratio" in self.reward
         check_choice("loss.reference_point", name, REFERENCE_POINTS)
-        # These are a KL divergence, or stand for one: of log π_θ alone, or of one token, they are no estimates.
+        # These points are, or stand for, the KL divergence of whole replies: they fit neither rewards without a
+        # reference nor rewards per token.
         wrong = () if self.reward == "log_ratio" else ("policy",) if has_reference else ("zero", "token", "policy")
         if name in wrong:
             fitting = ", ".join(point for point in REFERENCE_POINTS if point not in wrong)

@@ -268,8 +268,8 @@ class Backbone(nn.Module):
         options = HeadOptions(self.head_chunk, self.statistics if with_statistics else (), with_hidden, experts)
         logprobs = completion_logprobs(self.policy, batch, options)
         if self.sharded:
-            # These are views. FSDP2 attaches hooks to their graph nodes, to gather the weights for the backward pass. If
-            # a view is changed in place later, autograd builds a new node for it, without the hook. Copies are safe.
+            # These are views. FSDP2 attaches hooks to their graph nodes, to gather the weights for the backward pass.
+            # If a view is changed in place later, autograd builds a new node for it, without the hook. Copies are safe.
             logprobs.tokens = logprobs.tokens.clone()
             logprobs.last = None if logprobs.last is None else logprobs.last.clone()
         return logprobs.tokens, logprobs.mask, logprobs.hidden, logprobs.last, logprobs.statistics, logprobs.load

@@ -44,13 +44,13 @@ EXAMPLE = "model=hf model.path=HuggingFaceTB/SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """What loading a model needs in addition to its :class:`ModelSpec`.
+    """Options of loading a model that are not part of its :class:`ModelSpec`.
 
     Args:
         dtype: precision of the weights.
         new_tokens: ids without trained embeddings; their rows start as the mean of the others.
         vocabulary: the minimum number of embedding rows.
-        quiet: do not log which layers get adapters, as another load of the same model logs it.
+        quiet: do not log which layers get adapters, because another load of the same model logs it.
     """
 
     dtype: torch.dtype = torch.float32
@@ -65,7 +65,7 @@ class ModelSpec:
 
     Args:
         path: a hub id, a local directory, a ``.gguf`` file or ``pkg://package/directory``.
-        revision: a commit, a tag or a branch of a hub id. With a commit, later changes of the files have no effect.
+        revision: a commit, a tag or a branch of a hub id. A commit is not affected by later changes of the files.
         trust_remote_code: run the code that comes with the model, with all rights of this process. If false, a model
             that needs code of its own is refused.
         random_weights: read only the config (and tokenizer) from ``path``.
@@ -84,7 +84,7 @@ class ModelSpec:
             None: all.
         router_loss: the coefficient of a mixture's load-balancing loss (:class:`halos.policy.router.RouterLoss`), where
             0 means none. ``auto``: the model's config decides by ``output_router_logits`` and ``router_aux_loss_coef``.
-        statistics: what is logged of the policy's distributions at scored tokens: ``entropy``, ``token_accuracy``,
+        statistics: statistics of the policy's distributions at scored tokens to log: ``entropy``, ``token_accuracy``,
             ``log_collision``.
         reference: where the reference's log-probs come from. ``cached``: computed once, before training, and stored
             on disk. ``live``: a frozen copy of the model computes them in every step. ``adapter``: the policy computes
@@ -145,7 +145,7 @@ class ModelSpec:
             raise ValueError(f"model.export_dtype: expected base, {' or '.join(DTYPES)}, found {self.export_dtype!r}")
         if self.lora.quantize and self.path.endswith(".gguf"):
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
-        _ = self._date  # raises for a text that is no date
+        _ = self._date  # raises for a text that is not a date
         check_whole("model.head_chunk", self.head_chunk, 1, null=True)
         check_statistics(self.statistics)
         check_router_loss(self.router_loss)

@@ -49,7 +49,7 @@ def lost_ranks_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         _leave_group(failed=True)
-        if "find_unused_parameters" in str(error):  # Lightning's hint names a strategy that is no option here
+        if "find_unused_parameters" in str(error):  # Lightning's hint names a strategy that is not an option here
             raise ValueError(NO_GRADIENT) from error
         if not any(words in str(error).lower() for words in LOST):
             raise

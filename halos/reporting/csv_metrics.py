@@ -13,9 +13,9 @@ from halos.files import atomic_file, path_named
 
 
 class CSVMetrics(Logger):
-    """Writes metrics into a table that gets a new column for each new name.
+    """Writes metrics to a CSV file, which gets a new column for each new name.
 
-    Lightning's own CSV logger deletes the earlier rows when a run is resumed; this one adds to them.
+    Lightning's own CSV logger deletes the earlier rows when a run is resumed. This one keeps them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +47,7 @@ class CSVMetrics(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
-        """Do nothing: parameters are in config.yaml."""
+        """Do nothing, because parameters are in config.yaml."""
 
     @rank_zero_only
     def resume_at(self, step: int, *, validated: bool = True) -> None:
@@ -55,15 +55,15 @@ class CSVMetrics(Logger):
 
         Args:
             step: optimizer step of the checkpoint.
-            validated: whether the step was validated before the checkpoint was written; else the row of its
-                validation is removed too.
+            validated: whether the step was validated before the checkpoint was written. If not, the row of its
+                validation is also removed.
         """
         rows = [row for row in self._read() if float(row["step"]) <= step]
         if not validated:
             rows = [row for row in rows if float(row["step"]) < step or not row.get("val/loss")]
         if rows:
-            # Columns that only removed rows have used are removed too: they will be added again, in the same order as
-            # by a run that was not interrupted.
+            # Columns that only removed rows have used are also removed. They will be added again, in the same order as
+            # in an uninterrupted run.
             self._columns = [name for name in rows[0] if any(row[name] for row in rows)]
             self._write([{name: row[name] for name in self._columns} for row in rows])
 

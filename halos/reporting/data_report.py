@@ -1,6 +1,6 @@
-"""What is in the data and what is wrong with it: tables, an example, ``data_report.json``, a picture of the lengths.
+"""Shows what is in the data and what is wrong with it: tables, an example, ``data_report.json``, a plot of the lengths.
 
-Neither torch nor Lightning is imported here, so that ``halos data`` answers at once.
+Neither torch nor Lightning is imported here, so that ``halos data`` starts at once.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def show_report(intake: Intake) -> None:
 
 
 def _lines(file: str, origin: Origin) -> Iterator[tuple[str, int, str]]:
-    """Yield what became of a file's rows and columns: a label, a count, and a place or the columns."""
+    """Yield lines about a file's rows and columns: a label, a count, and places or columns."""
     for reason, count in origin.dropped.items():
         yield f"left out of {file}: {reason}", count, origin.places[reason][0]
     for what, count in origin.noted.items():

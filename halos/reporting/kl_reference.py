@@ -1,4 +1,4 @@
-"""The reference that a run's KL is measured against: a live one, none but an adapter, or one that is read."""
+"""The reference that a run's KL is measured against: a live one, the policy without its adapter, or a loaded model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MARGIN = 1.2
-"""Memory for a second model: that of its weights, times this for what scoring needs."""
+"""The memory that a second model needs for scoring, as a multiple of its weights."""
 
 
 class NoRoomError(Exception):
-    """The reference does not fit into memory next to what training holds."""
+    """The reference does not fit into memory in addition to what training uses."""
 
 
 def missing_reference(spec: ModelSpec, *, live: bool) -> str | None:
@@ -47,10 +47,10 @@ def missing_reference(spec: ModelSpec, *, live: bool) -> str | None:
 def kl_reference(
     trainer: pl.Trainer, objective: Objective
 ) -> Iterator[tuple[PreTrainedModel, Callable[[], AbstractContextManager[object]]]]:
-    """Yield a model, and what makes a context in which it computes as the reference. All ranks enter it together.
+    """Yield a model, and a function for a context in which it computes as the reference. All ranks enter it together.
 
     Raises:
-        NoRoomError: the reference would have to be read, and does not fit into memory.
+        NoRoomError: the reference would have to be loaded, and does not fit into memory.
     """
     backbone = objective.trained
     own_start = backbone.spec is None or backbone.spec.reference_path is None
@@ -80,7 +80,7 @@ def _place(scorer: Backbone, trainer: pl.Trainer) -> None:
 
 
 def _check_room(backbone: Backbone) -> None:
-    # The decision is the same on all ranks, as loading and scoring are common to them.
+    # All ranks must decide the same, because they load and score the reference together.
     needed = MARGIN * sum(local(p).numel() * p.element_size() for p in backbone.policy.parameters())
     free = _free_bytes(backbone.device)
     lacking = free is not None and free < needed
@@ -91,7 +91,7 @@ def _check_room(backbone: Backbone) -> None:
 
 def _free_bytes(device: torch.device) -> float | None:
     if device.type == "cuda":
-        # What PyTorch has reserved and does not use can be used.
+        # Memory that PyTorch has reserved but does not use counts as free.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + unused)
     file = Path("/proc/meminfo")

@@ -14,11 +14,11 @@ from halos.data.module import PreferenceDataModule
 from halos.terminal import Pace, console, rewritable
 
 WIDTH = 80
-"""Columns that a line has at most."""
+"""The maximum width of a line, in columns."""
 BAR = (10, 24)
-"""Columns of the bar that a terminal shows where the line leaves room for it: at least, and at most."""
+"""The smallest and the largest width of the bar that a terminal shows if the line leaves room for it."""
 REWRITTEN = 0.1
-"""Seconds between two states of a terminal's line."""
+"""Seconds between two updates of a terminal's line."""
 TRAINING = {"train/loss": "loss", "train/rewards/margins": "margin", "val/kl": "KL"}
 """Metrics of a line about training, and their short names; the KL is that of the last validation that sampled."""
 VALIDATION = {
@@ -32,10 +32,10 @@ VALIDATION = {
 
 
 class Progress(ProgressBar):
-    """One line, which a terminal writes anew and a log file gets at a sensible pace.
+    """Shows progress in one line, which a terminal rewrites and a log file gets at a lower rate.
 
     Args:
-        data: has the number of steps of the run, and counts its passes over the data.
+        data: provides the number of steps of the run and of its passes over the data.
     """
 
     def __init__(self, data: PreferenceDataModule) -> None:
@@ -99,7 +99,7 @@ class Progress(ProgressBar):
         self._end()
 
     def _pass(self) -> tuple[int, int] | None:
-        # The pass in which a step begins: the last step of a run is filled up with examples of one pass more.
+        # A step counts for the pass in which it begins: the last step of a run is filled up from a further pass.
         begun = [self.data.passes(step - 1) for step in (self._step, self.data.steps)]
         # Rounded first, as a quotient may be off by a rounding error.
         now, last = (None if passes is None else int(round(passes, 6)) + 1 for passes in begun)
@@ -135,10 +135,10 @@ def progress_line(step: int, steps: int, passes: tuple[int, int] | None, left: s
 
     Args:
         step: the optimizer step that has ended.
-        steps: those of the run.
-        passes: the number of the pass over the data, and of all passes; None for a stream.
-        left: how long the rest will take.
-        values: metrics by their short names. The last ones are left out where the line would be too long.
+        steps: the number of steps of the run.
+        passes: the number of the current pass over the data, and that of all passes; None for a stream.
+        left: the time that the rest will take.
+        values: metrics by their short names. The last ones are left out if the line would be too long.
     """
     parts = [f"step {step}/{steps}"]
     if passes is not None:
@@ -149,7 +149,7 @@ def progress_line(step: int, steps: int, passes: tuple[int, int] | None, left: s
 
 
 def fitted(parts: list[str], width: int) -> str:
-    """Join parts to a line, without the last ones if it would be longer than ``width``."""
+    """Join parts to a line, leaving out the last ones if it would be longer than ``width``."""
     while len(parts) > 1 and len("  ".join(parts)) > width:
         parts = parts[:-1]
     return "  ".join(parts)
@@ -160,9 +160,9 @@ def with_bar(line: str, share: float, width: int, *, plain: bool) -> str:
 
     Args:
         line: the line.
-        share: how much of the bar is filled.
-        width: columns of the terminal.
-        plain: whether its encoding lacks the bar's characters.
+        share: the share of the bar that is filled.
+        width: the width of the terminal in columns.
+        plain: whether the terminal's encoding lacks the bar's characters.
     """
     least, most = BAR
     columns = min(most, width - len(line) - 1)

@@ -24,34 +24,34 @@ from halos.sampling.replies import Reply, reply_metrics
 log = logging.getLogger(__name__)
 
 Verdicts = Callable[[Sequence[tuple[Prompt, str, str]]], list[float | None]]
-"""For each prompt with two replies 1 if the first is better, 0 if the second is, 0.5 for a tie, None: no answer."""
+"""For each prompt with two replies: 1 if the first is better, 0 if the second is, 0.5 for a tie, None for no answer."""
 COLUMNS = ("prompt", "before: the reference's reply", "after: the policy's reply")
 
 SAMPLED = ("kl", "kl_per_token", "kl_error", "samples/length", "samples/truncated", "samples/win_rate")
 STALE = tuple(f"val/{name}" for name in SAMPLED)
-"""Metrics of sampled validations, which the others must not repeat."""
+"""Metrics of sampled validations, which other validations must not repeat."""
 
 
 class SampledReplies(Callback):
     """Measures the policy by its own replies at the validations that a plan names, and after the last step.
 
-    Each prompt of each validation has random numbers of its own, which depend on the seed, the step and the prompt
-    alone. So replies are the same on any number of ranks and in a resumed run.
+    Each prompt of each validation has random numbers of its own, which depend only on the seed, the step and the
+    prompt. So replies are the same on any number of ranks and in a resumed run.
 
     Args:
         tokens: tokenises prompts as training does.
-        prompts: the prompts; none for no samples.
-        shown: the number of prompts, the first ones, whose replies are logged as text.
-        max_new_tokens: the longest reply.
-        seed: of the random numbers.
-        verdicts: a judge's, on replies of the policy against those of the reference
+        prompts: the prompts; empty for no samples.
+        shown: the replies to this number of prompts, the first ones, are logged as text.
+        max_new_tokens: the maximum number of tokens of a reply.
+        seed: the seed of the random numbers.
+        verdicts: a judge's verdicts on replies of the policy against those of the reference
             (:meth:`halos.judges.CompletionJudge.verdicts`); None: there is no judge.
-        reference_moves: whether the reference changes while training, so that its replies do.
+        reference_moves: whether the reference, and with it its replies, changes during training.
 
     Attributes:
         plan: which validations sample; None: all do, without the KL.
-        metrics: of the last sampled validation.
-        sampled_at: its optimizer step; None: there was none.
+        metrics: the metrics of the last sampled validation.
+        sampled_at: the optimizer step of that validation; None: there was none yet.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class SampledReplies(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated_at = trainer.global_step
-        # Lightning keeps what an earlier validation has logged.
+        # Lightning would keep the metrics of an earlier validation.
         for name in STALE:
             trainer.callback_metrics.pop(name, None)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning passes any module, also a user's own that has no policy to sample.
+        # Lightning passes any module, even a user's own without a policy to sample.
         if self.prompts and isinstance(pl_module, Objective) and self._is_due(trainer):
             self.measure(trainer, pl_module)
             pl_module.log_dict({f"val/{name}": value for name, value in self.metrics.items()})
@@ -91,8 +91,8 @@ class SampledReplies(Callback):
         if self.plan is None or not self.prompts or not isinstance(pl_module, Objective):
             return
         step = trainer.global_step
-        # Without validations the prompts are those of training, and the end is measured alone. Where early stopping has
-        # ended the run after a validation that was not to sample, that validation need not be repeated for its replies.
+        # Without validations, the prompts come from the training data and only the end is measured. If early stopping
+        # ended the run after a validation without samples, that validation need not be repeated to get them.
         if not self.plan.validations or (self._validated_at == step and self.lacks(step)):
             self.measure(trainer, pl_module)
             named = {f"val/{name}": value for name, value in self.metrics.items()}
@@ -101,23 +101,23 @@ class SampledReplies(Callback):
             log_first(trainer, named, "val/")
 
     def lacks(self, step: int) -> bool:
-        """Whether validations sample, but the one at this step has not: the run has ended where no plan knew it."""
+        """Whether validations sample, but the one at this step has not, as when a run ends earlier than planned."""
         planned = self.plan is not None and bool(self.plan.validations and self.plan.steps)
         return planned and bool(self.prompts) and self.sampled_at != step
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
-        # A run that trainer.max_time has stopped validates once more, after a step that no plan knows.
+        # A run that trainer.max_time has stopped validates once more, after a step that is not in the plan.
         at_the_end = trainer.state.fn == "validate" and trainer.global_step > 0
         return self.plan is None or at_the_end or trainer.global_step in self.plan.steps
 
     def measure(self, trainer: pl.Trainer, objective: Objective) -> None:
         """Sample replies, set :attr:`metrics`, and log the first replies as text. All ranks call it together."""
         numbers = range(len(self.prompts))
-        # The reference reads no control token, as nothing was trained with one when training started.
+        # The reference gets no control token, because it was never trained with one.
         ours, theirs = (self._prompt_ids(numbers, control) for control in (objective.control(True), ""))
         draw = partial(policy_replies, trainer, objective, self.tokens, [*zip(ours, theirs, strict=True)])
         seed = (self.seed * 1_000_003 + trainer.global_step) % 2**63
-        # Drawn with the numbers of step 0, where both models reply the same. A resumed run draws them again.
+        # Drawn with the random numbers of step 0, at which both models reply alike. A resumed run draws them again.
         before = None if self._before and not self.reference_moves else self.seed * 1_000_003 % 2**63
         options = {"max_new_tokens": self.max_new_tokens, "seed": seed}
         try:

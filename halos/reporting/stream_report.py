@@ -10,7 +10,7 @@ from halos.reporting.data_report import write_report
 
 
 class StreamReport(Callback):
-    """Writes the data report of a stream with every checkpoint, as a stream is read while training."""
+    """Writes the data report of a stream with every checkpoint, because a stream is read during training."""
 
     def __init__(self, data: StreamingDataModule, folder: Path) -> None:
         self.data, self.folder = data, folder
@@ -18,6 +18,6 @@ class StreamReport(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, object]
     ) -> None:
-        # A signal may cause a checkpoint before anything was read from the stream.
+        # A signal may cause a checkpoint before anything is read from the stream.
         if self.data.take_account():
             write_report(self.data.prepared.intake, self.folder)

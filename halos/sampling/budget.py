@@ -1,8 +1,9 @@
-"""Decides how many validations of a run sample replies. The cost is estimated in tokens before the run.
+"""Decides how many validations of a run sample replies, by an estimate of their cost before the run.
 
-The unit is the forward pass of a token. Training takes three for each token (the backward pass is worth two). A sampled
-validation reads the prompts, decodes the replies, and scores prompts and replies by policy and reference. A step of
-decoding reads all weights for a few tokens, which takes as long as :data:`DECODING` tokens more in one forward pass.
+The unit of cost is the forward pass of one token. Training costs three for each token (the backward pass counts two). A
+sampled validation reads the prompts, decodes the replies, and scores prompts and replies by policy and reference. A
+step of decoding reads all weights for a few tokens, which takes as long as a forward pass of :data:`DECODING` more
+tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHARE = 0.1
-"""The part of training's computation that sampled validations may take together."""
+"""The share of training's computation that all sampled validations together may take."""
 DECODING = 32
 PASSES = 3
 
@@ -21,9 +22,9 @@ class SamplingPlan:
     """Which validations sample replies.
 
     Attributes:
-        steps: the optimizer steps after which they take place.
-        validations: the number of all validations.
-        prompts: the number of prompts of each.
+        steps: the optimizer steps after which sampled validations take place.
+        validations: the number of all validations, sampled or not.
+        prompts: the number of prompts of each sampled validation.
         kl: whether they measure the KL.
         share: their computation as a share of training's.
     """
@@ -56,7 +57,7 @@ def sampling_plan(
     Args:
         validations: the optimizer steps of all validations. Empty if nothing is held out: then only the end samples.
         number: how many of them sample; ``auto``: as many as :data:`SHARE` allows, and at least one.
-        cost: of one (:func:`validation_cost`).
+        cost: the cost of one (:func:`validation_cost`).
         trained_tokens: the tokens that training reads.
         prompts, kl: see :class:`SamplingPlan`.
     """

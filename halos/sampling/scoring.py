@@ -37,7 +37,7 @@ class Scores:
     On samples from π_θ, the mean of ``logps − reference`` and the mean of ``divergence`` are both unbiased estimates of
     KL(π_θ ‖ π_ref) over whole completions. The second has the lower variance: each token's log-ratio is replaced by its
     expectation over the vocabulary. On other completions ``divergence`` measures how far the two models are apart at
-    the tokens of the data, and is no estimate of KL(π_θ ‖ π_ref).
+    the tokens of the data, and is not an estimate of KL(π_θ ‖ π_ref).
 
     Attributes:
         logps: log π_θ(y|x).

@@ -21,7 +21,7 @@ def consolidate(folder: Path, file: Path) -> None:
         file: the file to write. It is complete or not there at all.
 
     Raises:
-        ValueError: the folder is no complete sharded checkpoint or has entries that are neither tensors nor plain
+        ValueError: the folder is not a complete sharded checkpoint, or has entries that are neither tensors nor plain
             values, or the file exists already.
     """
     check_sharded(folder, "consolidate")

@@ -74,7 +74,7 @@ class _Reader(FileSystemReader):
 
 
 class _PlainPlanner(DefaultLoadPlanner):
-    """PyTorch's planner, which loads entries that are no tensors as plain values only."""
+    """PyTorch's planner, but entries that are not tensors are loaded only as plain values."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         name = read_item.dest_index.fqn

@@ -119,7 +119,7 @@ def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Pat
     shapes: dict[str, list[int]] = {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (it is no dictionary)
+            for name in file.keys():  # noqa: SIM118  (it is not a dictionary)
                 files[name], shapes[name] = path, file.get_slice(name).get_shape()
     state = base_state(model)
     if any(name not in state or list(state[name].shape) != shape for name, shape in shapes.items()):

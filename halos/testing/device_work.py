@@ -30,7 +30,7 @@ INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_
 CALLS = ("tolist", "numpy", "__array__", "cpu", "tensor", "as_tensor", "asarray", "new_tensor", "from_numpy")
 """Python functions that read values without an operation that could be seen on a CPU, or that copy them to a device."""
 WITHOUT_KERNEL = ("empty", "new_empty", "_unsafe_view", "lift_fresh", "set_", "resize_")
-"""Beginnings of the names of operations that are no views and have no kernel."""
+"""Beginnings of the names of operations that have no kernel although they are not views."""
 ON_HOST = ("halos/data/", "halos/transfer.py", "torch/utils/data/", "lightning/pytorch/utilities/")
 """Code whose tensors are in the host's memory on every machine."""
 

@@ -98,7 +98,7 @@ class _Symbolic(Interpreter):
         raise NotImplementedError(f"{target}: expected an operation of halos/theory/tracing.py, found another one")
 
     def get_attr(self, target: Any, args: tuple[Symbolic, ...], kwargs: dict[str, object]) -> Array:
-        # Labels and masks, which are no inputs of the traced function.
+        # Labels and masks, which are not inputs of the traced function.
         return np.asarray(super().get_attr(target, args, kwargs))
 
 

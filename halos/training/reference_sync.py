@@ -27,8 +27,8 @@ class ReferenceSync(Callback):
         EMA ← α_t θ + (1 − α_t) EMA, α_t = (ρ + t)^−κ;
         π_ref ← EMA + (ρ + t)^−η (θ − θ_0), θ_0 the policy before its first step.
 
-    From the first update on checkpoints hold the reference too, because it is in no other file any more; with η they
-    also hold EMA and θ_0, two more copies of the weights, which are in memory as well.
+    From the first update on, checkpoints also hold the reference, because no other file has it any more. With η they
+    also hold EMA and θ_0. These two copies of the weights are in memory as well.
 
     Args:
         every: τ, optimizer steps between updates.
@@ -38,7 +38,7 @@ class ReferenceSync(Callback):
         lag: ρ, 1 or more.
 
     Raises:
-        ValueError: a value outside of these.
+        ValueError: a value is outside of its range.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ReferenceSync(Callback):
 
     def load_state_dict(self, state: State) -> None:
         self.synced_at = state["synced_at"]
-        # On the policy's device, which the first of its weights has by then.
+        # The policy is on its device by then, so its first weight has this device.
         self._start, self._average = (self._on_device(state.get(name, [])) for name in ("start", "average"))
         if self.synced_at:
             reference, _, sharded = self._models()

@@ -194,7 +194,7 @@ def diverging(
 
 
 def _key(turn: Message) -> tuple[str, str, str]:
-    return turn.role, turn.content, turn.fields  # the weight of a turn is no part of what was said
+    return turn.role, turn.content, turn.fields  # without the weight, which is not part of what was said
 
 
 def with_turns(prompt: str | tuple[Message, ...], before: tuple[Message, ...]) -> str | tuple[Message, ...]:

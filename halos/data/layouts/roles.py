@@ -136,7 +136,7 @@ def declared(columns: Mapping[str, object] | None) -> tuple[dict[str, Path | tup
     """Return the roles and the ignored columns of ``data.columns``.
 
     Raises:
-        ValueError: a role does not exist, or its column is no name.
+        ValueError: a role does not exist, or its column is not a name.
     """
     roles: dict[str, Path | tuple[Path, ...]] = {}
     ignore: tuple[str, ...] = ()

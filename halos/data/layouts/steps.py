@@ -47,7 +47,7 @@ def steps_of(
         optional: whether a step may have no label.
 
     Raises:
-        ValueError: they are no steps, or one has no text or no label.
+        ValueError: they are not steps, or a step has no text or no label.
     """
     text_key, label_key = step_keys(value) or (TEXT_NAMES[0], LABEL_NAMES[0])
     expected = f"a list of objects with {text_key!r} and {label_key!r}, the steps of a reply"

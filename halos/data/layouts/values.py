@@ -109,7 +109,7 @@ def plain_word(value: object) -> str:
 
 
 def number_in(text: str) -> float | None:
-    """Return the number that a text writes out, None if it is no number."""
+    """Return the number that a text writes out; None if it is not a number."""
     # Nobody means a number of hundreds of digits, and one of thousands takes long to convert.
     return float(text) if len(text) <= 400 and NUMBER.fullmatch(text.strip()) else None
 
@@ -217,7 +217,7 @@ def score_in(where: str, name: str, value: object) -> float | None:
     """Return a score, also one that is written as text (``4``, ``4/5``, ``4 stars``, ``★★★★☆``); None if empty.
 
     Raises:
-        ValueError: it is no number.
+        ValueError: it is not a number.
     """
     if isinstance(value, str):
         if not value.strip():

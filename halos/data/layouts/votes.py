@@ -88,7 +88,7 @@ def vote_count(where: str, name: str, value: object) -> int:
     """Return a number of votes, also one that is written as text; 0 for an empty cell.
 
     Raises:
-        ValueError: it is no whole number, or below 0.
+        ValueError: it is not a whole number, or below 0.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return 0

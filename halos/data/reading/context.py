@@ -13,7 +13,7 @@ RESERVED = frozenset(
         *("return_assistant_tokens_mask", "sanitize_control_tokens"),
     ]
 )
-"""Arguments of ``apply_chat_template`` that are no variables of the template."""
+"""Arguments of ``apply_chat_template`` that are not variables of the template."""
 
 
 def in_context(where: str, row: RawRow, prompt: Prompt) -> Prompt:

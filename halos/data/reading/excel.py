@@ -89,7 +89,7 @@ def _text(value: object) -> str:
 
 
 def _check_size(file: Path, expansion: int) -> None:
-    """Raise ``ValueError`` for a file that is no archive, or that decompresses to suspiciously much."""
+    """Raise ``ValueError`` for a file that is not an archive, or that decompresses to suspiciously much."""
     try:
         with zipfile.ZipFile(file) as archive:
             size = sum(entry.file_size for entry in archive.infolist())

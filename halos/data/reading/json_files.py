@@ -20,7 +20,7 @@ ERRORS = (ValueError, RecursionError, MemoryError)
 
 
 class MalformedRow(dict[str, object]):
-    """An empty row in the place of a line that is no object.
+    """An empty row in place of a line that is not a JSON object.
 
     Args:
         error: the error about the line.
@@ -91,7 +91,7 @@ def read_json(file: Path, *, expansion: int = USUAL.max_expansion, keep_malforme
     Args:
         file: the file.
         expansion: see :class:`halos.data.reading.lines.ReadingLimits`.
-        keep_malformed: yield a :class:`MalformedRow` for an item that is no object, which is an error otherwise.
+        keep_malformed: yield a :class:`MalformedRow` for an item that is not an object; false: raise an error.
     """
     text = _all_text(file, expansion)
     if not text.strip():

@@ -28,7 +28,7 @@ class ReadingLimits:
             megabyte.
 
     Raises:
-        ValueError: a limit is no whole number above 0.
+        ValueError: a limit is not a whole number above 0.
     """
 
     max_expansion: int = 200

@@ -43,7 +43,7 @@ class Combined(NamedTuple):
     Attributes:
         records: the records.
         counts: for each group, the index of its first record and what was counted.
-        removed: the indices of the records that are no longer there.
+        removed: the indices of the records that were removed.
     """
 
     records: RecordTable

@@ -67,7 +67,7 @@ class Layouts:
         self._layouts: dict[object, _Layout] = {}
 
     def __repr__(self) -> str:
-        # Part of the key of prepared data: what was recognised so far is no setting.
+        # These settings are in the key of prepared data, but not the layouts that were recognised so far.
         return f"Layouts({self.declaration})"
 
     def adapted(self, where: str, row: RawRow) -> Iterator[Adapted]:

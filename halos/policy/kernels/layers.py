@@ -8,7 +8,7 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for child in model.children():
         if isinstance(child, nn.ModuleList):
-            # Lists of experts or of activations can hold modules without weights; those are no layers.
+            # Lists of experts or of activations can hold modules without weights; those are not layers.
             layers += [layer for layer in child if any(True for _ in layer.parameters())]
         else:
             layers += repeated_layers(child)

@@ -14,13 +14,13 @@ completions a1 a2 a3 and b1 b2, and the later prompt x1 x2 x3 b1 b2 u1 with the 
     b2           ■   ■   ■             ■    ■
     u1           ■   ■   ■             ■    ■   ■     predicts c1
 
-Nothing is seen between trees. Most scores of a pack are therefore masked out, and computing them would be wasted. So a
-pack is cut into pieces (short trees together, long trees node by node), and each piece is a call of its own with the
-keys of the pieces that it sees. On CUDA, FlexAttention can do all of them in one call
+Tokens of different trees never see each other, so most scores of a pack are masked out, and computing them would be a
+waste. So a pack is cut into pieces (short trees together, long trees node by node), and attention is called once for
+each piece, with the keys of the pieces that it sees. On CUDA, FlexAttention can do all pieces in one call
 (:mod:`halos.policy.logprobs.flex`).
 
-The model's attention implementation is replaced only during a packed forward. The implementation that the model was
-loaded with serves everything else: generation, separate rows, the exported config.
+The model's attention implementation is replaced only during a packed forward. Everything else uses the implementation
+that the model was loaded with: generation, separate rows, the exported config.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION_NAME = "halos_packed"
 KeysValues = dict[nn.Module, tuple[Tensor, Tensor]]
-"""For each attention module keys and values [1, heads, tokens, width]."""
+"""The keys and values of each attention module, [1, heads, tokens, width]."""
 
 
 class PackedAttention:
@@ -56,10 +56,10 @@ class PackedAttention:
         earlier: for each attention module the keys and values [1, heads, P, width] of the earlier nodes that the pack
             continues.
         keep: whether to collect the keys and values that the next pack continues.
-        flex: whether to use one call of FlexAttention, which is possible without dropout only.
+        flex: whether to use one call of FlexAttention, which is possible only without dropout.
 
     Attributes:
-        kept: for each attention module these keys and values, detached.
+        kept: the collected keys and values of each attention module, detached.
         windows: the sliding windows that the model passed.
     """
 
@@ -100,11 +100,11 @@ class PackedAttention:
         return torch.cat(outputs, 1)
 
     def _make_masks(self, window: int | None) -> Iterator[Tensor | None]:
-        """For each piece of queries the keys that it sees, [queries, keys]; None: causal."""
+        """For each piece of queries, a mask of the keys that it sees, [queries, keys]; None: causal attention."""
         pack, sizes = self.pack, list(self.pack.sizes)
         node, last, position = (torch.split(keys, sizes) for keys in (pack.node, pack.last, pack.position))
         for own, pieces in enumerate(pack.attends, len(sizes) - len(pack.attends)):
-            # A piece that is one sequence needs no mask in memory: kernels know the causal one.
+            # A piece that is one sequence needs no mask in memory, because kernels have causal attention built in.
             if own in pack.plain and (window is None or sizes[own] <= window):
                 yield None
                 continue
@@ -199,7 +199,7 @@ def leave_uncompiled() -> None:
 
 @contextmanager
 def packed_attention(model: nn.Module) -> Iterator[None]:
-    """Within, attention modules of the model call the :class:`PackedAttention` that its forward gets as ``packed``."""
+    """Within this context, the model's attention modules call the :class:`PackedAttention` passed as ``packed``."""
     from transformers import AttentionInterface
 
     # No mask function is registered for the name, so the model makes no masks of its own.
@@ -226,9 +226,9 @@ def _implementation(model: nn.Module) -> Iterator[None]:
             configs[key]._attn_implementation = implementation
 
 
-# A checkpointed layer runs again in the backward pass, when the context of the forward is over. It then has to find the
-# same attention implementation: torch's checkpoint() enters a context for the second run if it is passed as
-# ``context_fn``, which its variant with use_reentrant=True does not take.
+# A checkpointed layer runs again in the backward pass, after the context of the forward has ended, and needs the same
+# attention implementation then. torch's checkpoint() enters a context for the second run if one is passed as
+# ``context_fn``; its variant with use_reentrant=True does not take this argument.
 
 
 _CHECKPOINT = "_gradient_checkpointing_func"

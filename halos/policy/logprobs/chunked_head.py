@@ -1,7 +1,7 @@
 """Log-probs of target tokens under the LM head, with only a chunk of the logits in memory at a time.
 
-With a vocabulary of 128,000 tokens the logits of a batch are larger than all its activations. Here they are computed
-for a chunk of rows, reduced to one log-prob a row, and overwritten by the next chunk. The backward pass computes them
+With a vocabulary of 128,000 tokens the logits of a batch are larger than all of its activations. Here they are computed
+for a chunk of rows, reduced to one log-prob per row, and overwritten by the next chunk. The backward pass computes them
 again, chunk by chunk, and overwrites each chunk with its own gradient:
 
     forward    chunk n-1 → … → chunk 1 → chunk 0       all in one buffer, in which chunk 0's logits stay
@@ -24,12 +24,12 @@ from halos.policy.logprobs.precision import product_dtype
 from halos.policy.logprobs.token_statistics import measure
 
 CPU_BLOCK_ROWS = 16
-"""Rows of a chunk that are converted to float32 together on a CPU: few enough to stay in its cache."""
+"""Rows of a chunk that are converted to float32 at a time on a CPU: few enough to stay in its cache."""
 
 PAGE_MULTIPLE = 32
-"""Logits in a row: lengths that are no multiple of this cannot be a multiple of a page of memory."""
+"""A number of logits: rows whose length is not a multiple of it cannot be a multiple of a page of memory."""
 ROW_GAP = 16
-"""Unused numbers after each row of the buffer where its length could be a multiple of a page."""
+"""Unused numbers after each row of the buffer, if the length of a row could be a multiple of a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +182,8 @@ def _logit_buffer(states: Tensor, weight: Tensor, rows: int) -> Tensor:
     # On a CPU new memory for each chunk costs a fifth of the product's time, as the system has to clear its pages.
     length = weight.shape[0]
     # Rows that begin a multiple of a page apart compete for the same lines of the CPU's cache; a gap avoids that.
-    # Other lengths must not get a gap: oneDNN's bfloat16 products on AMX read past the end of rows whose length is no
-    # multiple of 32 (uxlfoundation/oneDNN#5603), and a NaN left in the gap would reach the gradient.
+    # Other lengths must not get a gap: oneDNN's bfloat16 products on AMX read past the end of rows whose length is not
+    # a multiple of 32 (uxlfoundation/oneDNN#5603), and a NaN left in the gap would reach the gradient.
     gap = 0 if length % PAGE_MULTIPLE else ROW_GAP
     return states.new_empty(min(rows, len(states)), length + gap)[:, :length]
 

@@ -1,9 +1,9 @@
-"""``model.compile``: the decoder layers through torch.compile.
+"""``model.compile``: compiles the decoder layers with torch.compile.
 
 Each layer is compiled by itself. All layers share the code that is compiled for the first one, and FSDP2 gathers a
-layer's weights outside of it. Shapes are dynamic, so micro-batches of other lengths need no new code. Attention over
-packed rows is not compiled, because its pieces have other sizes in every micro-batch: the code before it and the code
-after it are. Generation, the LM head and exported models are not compiled either.
+layer's weights outside of it. Shapes are dynamic, so micro-batches of other lengths need no new code. In a layer,
+attention over packed rows is not compiled, because its pieces have other sizes in every micro-batch; the code before
+and after it is. Generation, the LM head and exported models are not compiled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def compile_layers(model: nn.Module) -> None:
     import torch._dynamo
 
     options = keep_versions(MAX_LAYER_VERSIONS)
-    # Off: dynamo would cut each layer's graph where DDP's buckets end.
+    # Switched off, because dynamo would cut each layer's graph where DDP's buckets end.
     torch._dynamo.config.optimize_ddp = False
     attention.leave_uncompiled()
     for layer in repeated_layers(model):
@@ -45,7 +45,7 @@ def compile_layers(model: nn.Module) -> None:
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Within, the model is as it was before :func:`compile_layers`."""
+    """Within this context, the model is as it was before :func:`compile_layers`."""
     with ExitStack() as restored:
         for module in model.modules():
             if hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):

@@ -31,15 +31,15 @@ class LogProbs:
         tokens: log-probs [B, K, C], zero where ``mask`` is false.
         mask: true where a branch has a token [B, K, C].
         hidden: the state that predicts each token [B, K, C, H], detached; None unless requested.
-        last: the state of each completion's last token [B, K, H], with gradient, for completions that are fed whole;
-            ``tokens`` then have none.
+        last: the state of each completion's last token [B, K, H], with gradient, if completions are fed whole;
+            ``tokens`` then have no gradient.
         statistics: the statistics of :mod:`halos.policy.logprobs.token_statistics` that were requested
             [B, K, C, names], zero where ``mask`` is false.
         log_collision: log Σ_v π(v|x, y_<t)² at each completion token, [B, K, C], zero where ``mask`` is false, without
             gradient; None unless requested.
         divergence: KL(π_θ ‖ π_ref) between the next-token distributions that predict each token, over the whole
             vocabulary, [B, K, C], zero where ``mask`` is false, without gradient; None unless requested.
-        load: the load of a mixture's experts from the branches with gradient, [2, E], if it was requested; see
+        load: the load of a mixture's experts, from the branches with gradient, [2, E]; None unless requested. See
             :func:`halos.policy.router.expert_load`.
     """
 
@@ -68,9 +68,9 @@ class LogProbs:
         return self.sum / self.count
 
     def of(self, batch: Batch) -> LogProbs:
-        """The log-probs of the completions of one of a mixture's views (``Batch.views``), [B, K, C] of that batch.
+        """The log-probs for ``batch``, which may be one view of a mixture (``Batch.views``), [B, K, C] of that batch.
 
-        Those of all tokens, if the batch is no view. The load of experts is that of all tokens, and left out.
+        For a batch that is not a view these are all log-probs. A view has no load of experts.
         """
         places = batch.places
         if places is None:
@@ -89,10 +89,10 @@ _BY_COMPLETION = ("hidden", "last", "statistics", "log_collision", "divergence")
 def completion_logprobs(model: PreTrainedModel, batch: Batch, options: HeadOptions | None = None) -> LogProbs:
     """Compute the log-probs of every branch of the batch.
 
-    Packed rows are used where the batch has them and the model can read them; otherwise there is one forward for each
-    chunk of padded rows. Branches that the batch marks as needing no gradient get none. A batch that comes in several
-    divisions (``data.max_tokens_per_batch``) is computed again, division by division, in the backward pass, so that
-    the activations of only one division exist at a time.
+    Packed rows are used if the batch has them and the model can read them; otherwise there is one forward for each
+    chunk of padded rows. Branches that the batch marks as needing no gradient get none. If the batch has several
+    divisions (``data.max_tokens_per_batch``), each division is computed again in the backward pass, so that the
+    activations of only one division are in memory at a time.
 
     Args:
         model: a causal language model.
@@ -139,9 +139,8 @@ def _pack_results(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOp
     divisions = [packs[start:stop] for start, stop in pairwise([*starts, len(packs)])]
 
     def compute(_: Tensor, division: Sequence[Pack]) -> list[Scored]:
-        # The unused tensor is for checkpoint(): it restores the random numbers of those devices only on which its
-        # direct arguments lie, and does not look for tensors inside a Pack. Without it, dropout would differ in the
-        # second run.
+        # checkpoint() restores random numbers only for the devices of its direct arguments, and does not look for
+        # tensors inside a Pack. Without the unused tensor, dropout would differ in the second run.
         return pack_logprobs(model, division, options)
 
     recomputed = len(divisions) > 1 and torch.is_grad_enabled()
@@ -152,7 +151,7 @@ def _pack_results(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOp
 def _chunk_results(model: PreTrainedModel, chunk: Chunk, options: HeadOptions, last_states: list[Tensor]) -> Scored:
     def choose(states: Tensor) -> Tensor:
         chosen = states.flatten(0, 1)[chunk.predicts]
-        # Where the loss depends on the last states alone, the head needs no graph.
+        # If the loss depends only on the last states, the head needs no graph.
         return chosen if chunk.last is None else chosen.detach()
 
     with nullcontext() if chunk.needs_grad else torch.no_grad():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ROWS = 256
-"""Rows of logits of each model that exist at a time, unless there is a smaller ``model.head_chunk``."""
+"""Rows of logits of each model that exist at a time, unless ``model.head_chunk`` is smaller."""
 
 
 def check_divergence(model: PreTrainedModel) -> LogitShape:

@@ -1,7 +1,7 @@
 """Attention over a whole pack in one call of FlexAttention, which skips blocks of scores that no token sees.
 
-Used on CUDA, where the function is compiled. On CPUs PyTorch has only its forward pass, and runs that uncompiled: all
-scores of a pack at once.
+It is for CUDA, where the function is compiled. On CPUs PyTorch has only the forward pass, uncompiled, which computes
+all scores of a pack at once.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def block_mask(pack: Pack, window: int | None) -> BlockMask:
     """Build the mask of a pack: which keys [P + N] each query [N] sees, and which blocks have to be computed."""
     node, last, position = pack.node, pack.last, pack.position
     earlier = len(node) - len(pack.input_ids)
-    # Tensors, and no numbers such as ``earlier``, inside the function below: the kernel is compiled with every number
-    # that it uses, and these change from pack to pack.
+    # The function below must use only tensors, not numbers such as ``earlier``: the kernel would be compiled again for
+    # each new number, and these change from pack to pack.
     own_node, own_position = (keys[earlier:].contiguous() for keys in (node, position))
 
     def is_seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -80,8 +80,8 @@ def run(model: PreTrainedModel, **inputs: Any) -> ModelOutput:
 
 @contextmanager
 def _no_sequences_in_rows() -> Iterator[None]:
-    # transformers looks for several sequences in a row by reading values of the positions that it has just counted
-    # itself, for which the host would wait in each forward.
+    # transformers looks for several sequences in a row by reading the values of positions, which it has just made
+    # itself. The host would wait for these values in each forward.
     from transformers import masking_utils
 
     find = masking_utils.find_packed_sequence_indices
@@ -103,14 +103,14 @@ def forward_scored(
     """Run one forward of the model, with its head applied only to the M states that predict a target.
 
     Two kinds of models compute all M rows of logits at once, whatever ``options.chunk_rows`` is: those whose head is
-    more than a linear layer with or without LoRA (such as a sharded head), and those that change their logits in an
+    not a linear layer with or without LoRA (such as a sharded head), and those that transform their logits in an
     unknown way.
 
     Args:
         model: a causal language model.
         forward: calls the model once, with further keywords for it, and returns its output with logits [1, M, V].
         targets: token ids [M].
-        choose: picks from all states of the last layer those [M, H] that predict the targets.
+        choose: picks, from all states of the last layer, those that predict the targets, [M, H].
         options: how the head is computed.
         weights: how often each fed token counts in the load of experts, if that is requested; None: no token does.
 

@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 def pack_logprobs(model: PreTrainedModel, packs: Sequence[Pack], options: HeadOptions) -> list[Scored]:
     """Run one forward for each pack, and return the results for each pack's slots of the grid of completion tokens.
 
-    A pack that the loss only reads is computed without gradient, on the detached keys and values that it continues from
-    the pack before it: those tokens are not computed again.
+    A pack without gradient continues the detached keys and values of the pack before it, so that those tokens are not
+    computed again.
 
     Args:
         model: a causal language model that :func:`can_pack`.
@@ -98,10 +98,10 @@ _TRIAL_WIDTH = 4
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Return whether packed rows give this model's log-probs; tried out once, on rows of a few tokens.
+    """Return whether packed rows give the model's own log-probs. This is tried out once, on rows of a few tokens.
 
-    They do not for state-space layers, for biases that grow with distance (ALiBi), and for attention that does not use
-    the interface of transformers. Such models get padded rows, and a warning says so.
+    It fails for state-space layers, for biases that grow with distance (ALiBi), and for attention that does not use the
+    interface of transformers. Such models get padded rows, and a warning says so.
     """
     if model not in _can_pack:
         reason = _obstacle(model)
@@ -114,7 +114,7 @@ def can_pack(model: PreTrainedModel) -> bool:
 
 
 def assume_packing(model: PreTrainedModel) -> None:
-    """Let :func:`can_pack` return what the structure of a model without weights promises, without a trial."""
+    """Let :func:`can_pack` decide by the structure of a model without weights, without a trial."""
     _can_pack[model] = _structural_obstacle(model) is None
 
 
@@ -131,7 +131,7 @@ def check_packing(model: PreTrainedModel) -> None:
 
 
 def _obstacle(model: PreTrainedModel) -> str | None:
-    """Why the model cannot read packed rows, or None if it can."""
+    """The reason why the model cannot read packed rows, or None if it can."""
     if (reason := _structural_obstacle(model)) is not None:
         return reason
     kinds = _layer_kinds(model)
@@ -142,7 +142,7 @@ def _obstacle(model: PreTrainedModel) -> str | None:
     # Some architectures have one window for all layers, and list no kinds.
     sliding_window = getattr(model.config.get_text_config(), "sliding_window", None)
     windowed = "sliding_attention" in kinds or (not kinds and sliding_window is not None)
-    # The trial's rows are shorter than usual windows, so their log-probs agree even where the window is lost.
+    # The trial's rows are shorter than usual windows, so their log-probs agree even if the window is ignored.
     if windowed and windows == {None}:
         return "its sliding window is not passed to attention"
     return None if difference < 1 else "packed rows give other log-probs"

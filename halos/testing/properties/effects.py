@@ -97,7 +97,7 @@ def state(make: Make, rows: Sequence[Row]) -> None:
     objective = make_objective(make)
     for shift in (0.1, -0.2):
         evaluate(objective, make_inputs(objective, rows, at_reference=True, shift=shift))
-    # Through a file, as a checkpoint does: state that is no tensor, or that pickle alone restores, shows here.
+    # Through a file, like a checkpoint: this shows state that is not a tensor, or that only pickle can restore.
     buffer = io.BytesIO()
     torch.save(objective.state_dict(), buffer)
     buffer.seek(0)
