@@ -1,4 +1,4 @@
-"""Say what feedback consists of, and which losses fit it: ``python scripts/advise.py data.train=train.jsonl``."""
+"""Count feedback, and list the losses that fit it: ``python scripts/advise.py data.train=train.jsonl``."""
 
 from halos.cli import main_command
 

@@ -45,7 +45,7 @@ class Case:
     Attributes:
         facts: counts of the feedback.
         sft: whether the model was fine-tuned on demonstrations already; None: not stated.
-        writer: ``policy`` or ``others``, whose replies were judged; None: not stated.
+        writer: who wrote the judged replies, ``policy`` or ``others``; None: not stated.
         reference: whether there is a reference model.
     """
 

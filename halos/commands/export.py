@@ -42,7 +42,7 @@ LISTED_GROUPS = {
     "humanline": "enabled",
     "reference_sync": "every",
 }
-"""Groups whose settings are hyperparameters, and the key by which each is switched on, if it can be."""
+"""Groups whose settings are hyperparameters, and the key that switches a group on, if it has one."""
 LISTED_KEYS = (
     "model.path", "model.reference", "model.reference_path", "model.dropout",
     "data.batch_size", "data.max_length", "data.max_prompt_length", "data.max_examples", "data.train_on",
@@ -50,8 +50,8 @@ LISTED_KEYS = (
 )  # fmt: skip
 """The other settings that are hyperparameters.
 
-What changes the trained weights of most runs is a hyperparameter; what changes speed, memory or how data are read is
-in the run's config.yaml alone.
+Settings that change the trained weights of most runs are hyperparameters. Those for speed, memory or the reading of
+data are only in the run's config.yaml.
 """
 
 

@@ -1,4 +1,4 @@
-"""One file per objective: a pure function in the paper's symbols and a thin module round it."""
+"""One file per objective: a pure function in the paper's symbols, and a thin module around it."""
 
 import lazy_loader
 

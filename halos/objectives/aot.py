@@ -27,7 +27,7 @@ def aot_loss(
         u, v: as above, in nats, [N].
         weights: how much each pair counts, [N]; None: all 1. A u of weight 2 is compared with two v of weight 1.
         beta: β, the scale of the implied reward.
-        label_smoothing: ε, the probability that a recorded preference is the wrong way round.
+        label_smoothing: ε, the probability that a recorded preference is flipped.
 
     Returns:
         Losses [N], to be averaged over pairs by weight.
@@ -43,8 +43,9 @@ def aot_loss(
 def _distinct(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The distinct values in ascending order, their weights, and the place of each value among them.
 
-    A value that occurs several times is the mean of its copies, which therefore share its gradient. There are as many
-    places as values, so that their number need not be read from the device; the last ones may have no weight.
+    A value that occurs several times is computed as the mean of its copies, so they share its gradient. The results are
+    as long as the input, so that the number of distinct values need not be read from the device; the last entries may
+    have weight 0.
     """
     ordered, order = values.detach().sort()
     place = torch.zeros_like(order).scatter(0, order, (ordered.diff(prepend=ordered[:1]) != 0).cumsum(0))
@@ -98,12 +99,12 @@ class _AOT(Objective):
 
 
 class AOT(_AOT):
-    """AOT on pairs: the policy's margins between two completions come to dominate those of the reference.
+    """AOT on pairs: raises the distribution of the policy's margins between two completions above the reference's.
 
     The margins of all ranks' pairs in the micro-step are sorted together.
 
     Deviations from the paper:
-        1. Of its losses only the logistic one, as in TRL, with numbers sorted and not softly sorted.
+        1. Only its logistic loss is implemented, as in TRL, with exact instead of soft sorting.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
@@ -122,12 +123,12 @@ class AOT(_AOT):
 
 
 class AOTUnpaired(_AOT):
-    """AOT for the two sides of pairs as two sets: chosen completions' rewards come to dominate those of rejected ones.
+    """AOT with the two sides of pairs as two sets: raises the distribution of chosen rewards above the rejected ones'.
 
     The log-ratios of all ranks' pairs in the micro-step are sorted together.
 
     Deviations from the paper:
-        1. The deviation of :class:`AOT` holds here too.
+        1. As for :class:`AOT`.
         2. Chosen and rejected completions come from pairs, so there are equally many of both.
 
     Args:

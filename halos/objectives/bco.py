@@ -25,8 +25,8 @@ def bco_loss(
 ) -> Tensor:
     """The BCO loss of each completion: −log σ(βr − δ) for desirable y, −log σ(δ − βr) for undesirable y.
 
-    r = log π_θ(y|x) − log π_ref(y|x), and δ is the middle between the mean rewards βr of both sides. This is the
-    cross-entropy of a binary classifier whose logit is the implied reward βr, shifted by δ.
+    r = log π_θ(y|x) − log π_ref(y|x), and δ is halfway between the mean rewards βr of desirable and undesirable y. This
+    is the cross-entropy of a binary classifier whose logit is the implied reward βr, shifted by δ.
 
     Args:
         policy, reference: log π(y|x), summed over the completion's tokens, in nats, [B].
@@ -46,12 +46,12 @@ def bco_loss(
 class RewardShift(RunningState):
     """The reward shift δ = (E[βr | desirable] + E[βr | undesirable]) / 2, from running means over all rewards so far.
 
-    Until the first reward of one side, δ is the mean of the other side; until the first reward of either, 0. The
-    running means are saved in checkpoints, in float32 or better whatever the model's precision.
+    Before the first reward of one kind, δ is the mean of the other kind, and 0 before any reward. The running means are
+    saved in checkpoints, in float32 or better whatever the model's precision.
 
     Attributes:
         means: means of the rewards, (undesirable, desirable), [2].
-        counts: the sum of the weights that each mean is over, [2].
+        counts: the sum of the weights in each mean, [2].
     """
 
     means: Tensor
@@ -65,7 +65,7 @@ class RewardShift(RunningState):
 
     @torch.no_grad()
     def update(self, rewards: Tensor, desirable: Tensor, weights: Tensor | None = None) -> None:
-        """Add the rewards βr [B] of this rank's micro-batch and of all other ranks', which call this together.
+        """Add the rewards of all ranks' micro-batches. All ranks call this together, each with its own rewards βr [B].
 
         Args:
             rewards: the rewards.
@@ -102,9 +102,9 @@ class BCO(Objective):
 
     The paper's δ is not an estimate of a KL divergence, but the threshold halfway between the mean rewards of the two
     sides, chosen to tighten a bound on DPO's loss. With an estimator of KTO's z₀ as ``reference_point``, δ = β z₀: the
-    classifier compares a completion with how far the policy has moved on the whole, as KTO does.
+    classifier compares a completion with how far the policy has moved as a whole, as KTO does.
 
-    An example's weight also weighs its reward in δ.
+    The weight of an example also applies to its reward in δ.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
@@ -136,7 +136,7 @@ class BCO(Objective):
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
         check_choice("loss.reference_point", reference_point, (MIDPOINT, *REFERENCE_POINTS))
-        # One of the two is None: state that nothing reads would be in every checkpoint.
+        # One of the two is None: otherwise every checkpoint would have state that nothing reads.
         self.shift = RewardShift() if reference_point == MIDPOINT else None
         self.reference_point: ReferencePoint | None = None
         if self.shift is None:
@@ -186,10 +186,10 @@ def bco_pair_loss(chosen: Tensor, rejected: Tensor, delta: Tensor | float, *, be
 
 
 class BCOPair(Objective):
-    """BCO on pairs: both completions of a pair in one step, prompt and forward shared, as a part of a mixture needs.
+    """BCO on pairs, for use in mixtures: both completions of a pair are in one step and share prompt and forward pass.
 
     Deviations from the paper:
-        1. The deviations of :class:`BCO` hold here too. The loss of a pair is the sum of its completions' losses.
+        1. Those of :class:`BCO`. The loss of a pair is the sum of its completions' losses.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.

@@ -43,8 +43,8 @@ class BradleyTerry(Objective):
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
-        centring: η, the weight of the term (s_w + s_l)², 0 or more. Without it only differences of scores of one prompt
-            mean something.
+        centring: η, the weight of the term (s_w + s_l)², 0 or more. Without this term only differences between scores
+            of the same prompt are meaningful.
         margin_weight: κ, 0 or more: the margin of a pair is κ m. Above 0 each pair of the data needs a margin m.
 
     Raises:
@@ -76,12 +76,12 @@ class BradleyTerry(Objective):
         self.reward_head = RewardHead(hidden_size)
         head = policy.get_output_embeddings()
         if head.weight is not policy.get_input_embeddings().weight:
-            # It gets no gradient, and DDP would wait for one. Where it is tied to the embeddings, these give it one.
+            # The LM head gets no gradient, and DDP would wait for one. If it is tied to the embeddings, it has theirs.
             head.requires_grad_(False)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
         assert policy.last is not None  # needs.last_hidden
-        # The rewards are scores, not log-ratios: only differences within a prompt mean something.
+        # The rewards are scores, not log-ratios: only differences within a prompt are meaningful.
         scores: Tensor = self.reward_head(policy.last)
         margin = self.target_margins(batch, self.margin_weight)
         losses = bradley_terry_loss(*scores.unbind(1), margin=margin, centring=self.centring)

@@ -49,7 +49,7 @@ class CSFT(Objective):
         self.control_tokens = (desirable_token, undesirable_token)
 
     def control(self, desirable: bool | None) -> str:
-        # None is a prompt without a label, at sampling time: it asks for the desirable kind.
+        # None is for prompts in sampling, which have no label: replies should be desirable.
         return self.control_tokens[1 if desirable is False else 0]
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:

@@ -15,19 +15,19 @@ from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, 
 def discopop_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, tau: float = 0.05) -> Tensor:
     """The DiscoPOP loss of each pair (log-ratio modulated loss): −(1 − σ(m/τ)) log σ(m) + σ(m/τ) exp(−m).
 
-    m = β(r_w − r_l), r = log π_θ(y|x) − log π_ref(y|x), of the chosen (w) and the rejected (l) completion. Below
-    m = 0 the loss is about DPO's, above it the exponential loss.
+    m = β(r_w − r_l), r = log π_θ(y|x) − log π_ref(y|x), of the chosen (w) and the rejected (l) completion. For m below
+    0 the loss is close to DPO's, above 0 to the exponential loss.
 
     Args:
         chosen, rejected: r, summed over the completion's tokens, in nats, [B].
         beta: β, the scale of the implied reward.
-        tau: τ, the width of the change from one loss to the other.
+        tau: τ, the width of the transition from one loss to the other.
 
     Returns:
         Losses [B], to be averaged over pairs.
     """
     margin = beta * (chosen - rejected)
-    # One exponential: for pairs far the wrong way round exp(−m) alone would overflow, and its factor be 0.
+    # A single exponential: for very negative m, exp(−m) would overflow and its factor σ(m/τ) be 0.
     exponential = torch.exp(logsigmoid(margin / tau) - margin)
     return exponential - torch.sigmoid(-margin / tau) * logsigmoid(margin)
 
@@ -41,7 +41,7 @@ class DiscoPOP(Objective):
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         beta: β, above 0.
-        tau: τ in (0, 1): from 1 on the loss of a reversed pair would grow exponentially.
+        tau: τ in (0, 1). For τ of 1 or more, the loss would grow exponentially with −m.
 
     Raises:
         ValueError: naming the key of a value out of range.

@@ -34,7 +34,7 @@ def dpo_loss(
         policy_chosen, policy_rejected, reference_chosen, reference_rejected: log π(y|x), summed over the completion's
             tokens, in nats, [B].
         beta: β, the strength of the KL constraint.
-        label_smoothing: ε, the probability that a recorded preference is the wrong way round.
+        label_smoothing: ε, the probability that a recorded preference is flipped.
         target: Δ, the margin that the rewards β r of a pair should have, [B] or a number.
 
     Returns:
@@ -50,24 +50,24 @@ def dpo_loss(
 class DPO(Objective):
     """DPO on pairs of a chosen and a rejected completion. No deviations from the paper.
 
-    Variants change what a completion's log-prob is, or the margin that the rewards of a pair should have:
+    Variants change the log-prob of a completion, the margin that the rewards of a pair should have, or pairs' weights:
 
     - length-normalised DPO (section 5 of Lambert et al. 2024, arXiv 2411.15124): means over tokens in place of sums;
     - LD-DPO (Liu et al. 2024, arXiv 2409.06411): tokens beyond the length of the pair's shorter completion count α;
     - R-DPO (Park et al. 2024, arXiv 2403.19159): Δ = −α(|y_w| − |y_l|), so that a longer chosen completion needs less;
     - WPO (Zhou et al. 2024, arXiv 2406.11827): the loss of a pair is weighted by how probable its completions are under
-      the policy (:class:`halos.loop.policy_weights.PolicyWeights`), so that pairs that it would not write count less;
+      the policy (:class:`halos.loop.policy_weights.PolicyWeights`): pairs that the policy would not write count less;
     - ODPO (Amini et al. 2024, arXiv 2402.10571): Δ = κ m, where m is by how much people preferred the chosen one.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         beta: β, above 0.
         label_smoothing: ε in [0, 1/2). Above 0 the loss is cDPO's.
-        length_normalised: divide log-probs by the number of tokens; β is then larger by about that number.
+        length_normalised: divide log-probs by the number of tokens; β then has to be larger by about that factor.
         tail_weight: LD-DPO's α in [0, 1]; 1 counts all tokens alike.
         length_penalty: R-DPO's α, in units of the reward for each token, 0 or more.
         margin_weight: κ, 0 or more. Above 0 each pair of the data needs a margin.
-        policy_weights: weigh pairs as WPO does.
+        policy_weights: weight pairs as WPO does.
 
     Raises:
         ValueError: naming the key of a value out of range.

@@ -33,7 +33,7 @@ def grpo_loss(
     Returns:
         (policy term [B], KL penalty [B]), to be averaged over completions and weighted.
     """
-    # Padding may hold any number, and exp() of a large one would put NaN into the gradient even where it is masked.
+    # Padding may have any value, and exp() of a large one would give NaN gradients although it is masked.
     log_ratios = torch.where(mask, log_ratios, 0.0)
     surrogate = clipped_surrogate(log_ratios, advantages[:, None], clip_range)
     count = mask.sum(1)
@@ -68,15 +68,15 @@ def group_advantages(
 class GRPO(Objective):
     """Offline GRPO on scored completions, with the other completions of a prompt as baseline: policy + β kl_penalty.
 
-    The score is the record's, or +1 for desirable and −1 for undesirable completions. Training shuffles whole prompts,
-    so that all completions of a prompt are in one step. The logged metric ``groups/incomplete`` is the share of
-    completions whose group is split between two steps, or whose prompt has no other completion. An example's weight
-    also weighs its score in the baseline and the deviation of its group.
+    The score is that of the data, or +1 for desirable and −1 for undesirable completions. Training shuffles whole
+    prompts, so that all completions of a prompt are in one step. The logged metric ``groups/incomplete`` is the share
+    of completions whose group is split between two steps, or whose prompt has no other completion. The weight of an
+    example also applies to its score in the mean and the deviation of its group.
 
     Deviations from the paper:
-        1. The completions are those of the data, and the old policy is always the reference, as for offline PPO. The
-           KL penalty is the estimator for samples of the reference, which the data stand in for; the paper's is for
-           samples of the policy.
+        1. The completions come from the data, and the old policy is always the reference, as for offline PPO. The data
+           stand in for samples of the reference, so the KL penalty is the estimator for such samples; the paper's is
+           for samples of the policy.
         2. The standard deviation is the group's population deviation, with nothing added to it (TRL: the sample
            deviation plus 1e-4).
 

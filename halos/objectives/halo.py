@@ -1,4 +1,4 @@
-"""Any human-aware loss (HALO), its value function a name or a formula (Ethayarajh et al. 2024, arXiv 2402.01306)."""
+"""Any human-aware loss (HALO), with a named value function or a formula (Ethayarajh et al. 2024, arXiv 2402.01306)."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def halo_loss(
 ) -> Tensor:
     """The human-aware loss of each completion or pair (Definition 3.4 of the paper): λ_y (C − v(±u)).
 
-    u = r − z₀ is by how much the reward exceeds the reference point. A desirable completion is a gain of u and an
-    undesirable one a gain of −u, as in KTO. λ_y is λ_D or λ_U.
+    u = r − z₀ is the reward minus the reference point. A desirable completion is a gain of u and an undesirable one a
+    gain of −u, as in KTO. λ_y is λ_D or λ_U.
 
     A pair is a desirable completion whose reference point is the reward of the rejected one: u = r_w − r_l.
 
-    Where labels are wrong with probability ε, the loss is that of the prospect of both cases:
-    λ_y (w(1 − ε)(C − v(±u)) + w(ε)(C − v(∓u))), w a probability weighting.
+    If labels are wrong with probability ε, the loss weights both cases, with a probability weighting w:
+    λ_y (w(1 − ε)(C − v(±u)) + w(ε)(C − v(∓u))).
 
     Args:
         u: r − z₀ in nats, [B].
@@ -71,24 +71,24 @@ def halo_loss(
 
 
 class HALO(Objective):
-    """A human-aware loss whose value function is a name or a formula: λ_y (C − v(±(r − z₀))).
+    """A human-aware loss whose value function is named or given as a formula: λ_y (C − v(±(r − z₀))).
 
-    ``value`` is a formula in u = r − z₀, in nats, such as ``where(u > 0, u**0.88, -2.25*(-u)**0.88)``. β, α and λ
-    enter as ``beta``, ``alpha`` and ``loss_aversion`` where the formula reads them. It has numbers, + - * / ** and the
-    functions exp, log, log1p, expm1, sigmoid, log_sigmoid, tanh, softplus, relu, abs, sqrt, sign, min, max, clip and
-    where. At step 0 u is 0, where a power x**p with 0 < p < 1 has an infinite slope: for x up to ε = 0.001 it is
-    replaced by the parabola that meets it there with the same value and slope. C is 0 for a formula.
+    ``value`` is a formula in u = r − z₀, in nats, such as ``where(u > 0, u**0.88, -2.25*(-u)**0.88)``. It may contain
+    numbers, + - * / **, the parameters ``beta`` (β), ``alpha`` (α) and ``loss_aversion`` (λ), and the functions exp,
+    log, log1p, expm1, sigmoid, log_sigmoid, tanh, softplus, relu, abs, sqrt, sign, min, max, clip and where. At step 0,
+    u is 0, where a power x**p with 0 < p < 1 has an infinite slope. For x below ε = 0.001 such a power is replaced by
+    the parabola through 0 that has its value and slope at ε. C is 0 for a formula.
 
-    The view decides what feedback is read.
+    The view decides which feedback is read.
         ``binary``: labels. A desirable completion is a gain of u, an undesirable one of −u.
         ``pairs``: the rejected completion is the reference point of the chosen one, u = r_w − r_l.
         ``scored``: graded feedback. A score s is read as |s − τ| labels, desirable if s is above the threshold τ and
         undesirable below, so that the loss is |s − τ| λ_y (C − v(±u)). Scores of ±1 with τ = 0 give the binary loss.
 
-    Labels, or the order of pairs, may be wrong with a known probability ε (``noise``). Then the loss is that of both
-    cases, each with its probability or with the weight that people give to it (``probability_weighting``).
+    Labels, or the order of pairs, may be wrong with a known probability ε (``noise``). Then the loss is the sum over
+    both cases, each times its probability or the weight that people give to it (``probability_weighting``).
 
-    The logged rewards are β r where the formula reads β, else r.
+    The logged rewards are β r if the formula contains β, else r.
 
     Deviations from the paper:
         1. Powers between 0 and 1 and square roots are smoothed within ε = 0.001 of 0, where their slope is infinite.
@@ -102,7 +102,7 @@ class HALO(Objective):
         view: ``binary``, ``pairs`` or ``scored``.
         reward: r: ``log_ratio`` log π_θ(y|x)/π_ref(y|x), ``log_prob`` log π_θ(y|x) without a reference, or their means
             over the tokens of y: ``mean_log_ratio``, ``mean_log_prob``.
-        beta: β, above 0; None: 0.1 where the formula reads it.
+        beta: β, above 0; None: 0.1 if the formula contains it.
         alpha: α, the exponent of the Kahneman-Tversky value, above 0; None: 0.88.
         loss_aversion: λ, above 0; None: 2.25.
         desirable_weight, undesirable_weight: λ_D and λ_U, 0 or more, or ``auto`` with labels
@@ -110,14 +110,14 @@ class HALO(Objective):
         reference_point: how z₀ is estimated, see :class:`halos.objectives.KTO`; None: ``mismatched``, or for pairs the
             rejected completion.
         reference_point_steps: see :class:`halos.objectives.KTO`.
-        clamp_reference_point: take the maximum of z₀ and 0; None: where there is a reference.
+        clamp_reference_point: take the maximum of z₀ and 0; None: if there is a reference.
         threshold: τ of scored completions; None: 0.
         noise: ε, above 0 and below 1/2; None: 0.
         probability_weighting: w: ``none``, ``prelec`` exp(−(−log p)^0.65), or ``tversky_kahneman``
             p^γ / (p^γ + (1 − p)^γ)^(1/γ) with γ = 0.61; None: ``none``.
 
     Raises:
-        ValueError: a value is out of range or no formula (the error names its key), or would have no effect.
+        ValueError: a value is out of range, not a formula, or has no effect. The error names its key.
     """
 
     view = "binary"
@@ -193,7 +193,7 @@ class HALO(Objective):
         return (1, -1) if rises else (None, None)
 
     def see_labels(self, desirable: float, undesirable: float) -> None:
-        # In the second call of a run, from the Trainer, the weights are already numbers.
+        # A run calls this twice. In the second call, from the Trainer, the weights are already numbers.
         if "auto" not in self.weights.values():
             return
         found = kto_weights(**self.weights, n_d=desirable, n_u=undesirable)
@@ -219,7 +219,7 @@ class HALO(Objective):
 
     def losses(self, u: Tensor, good: Tensor) -> Tensor:
         """Return :func:`halo_loss` of gains u [B] with the parameters of this objective."""
-        # Numbers by now: see_labels() has resolved "auto" before the first step.
+        # The weights are numbers here: see_labels() has replaced "auto" before the first step.
         weights = {name: float(weight) for name, weight in self.weights.items()}
         odds = {"right": self.right, "wrong": self.wrong}
         return halo_loss(u, good, self.value, constant=self.value.constant, **weights, **odds)

@@ -18,7 +18,7 @@ def hinge_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor
 
     Args:
         chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x), summed over the completion's tokens, in nats, [B].
-        beta: β, the paper's γ; 1/β is the margin in nats from which on the loss is 0.
+        beta: β, the paper's γ; the loss is 0 for margins r_w − r_l of 1/β nats or more.
 
     Returns:
         Losses [B], to be averaged over pairs.
@@ -30,8 +30,8 @@ class Hinge(Objective):
     """The hinge loss on pairs: SLiC's calibration term for log-ratios to the reference in place of log-probs.
 
     Deviations from the paper:
-        1. RSO draws its pairs from the optimal policy by rejection sampling, and labels them with a reward model. This
-           is its loss alone, on the pairs of the data.
+        1. RSO draws its pairs from the optimal policy by rejection sampling, and labels them with a reward model. Only
+           its loss is implemented, for the pairs of the data.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.

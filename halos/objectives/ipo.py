@@ -15,14 +15,14 @@ def ipo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, margin: Ten
     """The IPO loss of each pair (equation 17 of the paper): (h − 1/(2β))², with h = r_w − r_l.
 
     r = log π_θ(y|x) − log π_ref(y|x), of the chosen (w) and the rejected (l) completion; :class:`IPO` takes the mean
-    over the tokens of y. With a margin κ m the target of h is (1/2 + κ m)/β; κ m = p − 1 gives (p − 1/2)/β, to which
-    pairs are drawn whose preference has the probability p.
+    over the tokens of y. With a margin κ m the target of h is (1/2 + κ m)/β. For a preference of probability p the
+    target is (p − 1/2)/β, which κ m = p − 1 gives.
 
     Args:
         chosen, rejected: log π_θ(y|x) − log π_ref(y|x), in nats, [B]. In the paper they are summed over tokens;
             :class:`IPO` passes means.
         beta: the paper's τ, the strength of the KL constraint. The target of the margin h is 1/(2β).
-        margin: κ m, by how much the rewards β r should differ more, [B] or a number.
+        margin: κ m, the additional difference that the rewards β r should have, [B] or a number.
 
     Returns:
         Losses [B], to be averaged over pairs.

@@ -24,25 +24,26 @@ Part = Callable[..., Objective]
 class Mix(Objective):
     """A weighted sum of losses in the same step, Σ_i w_i L_i, such as DPO plus SFT on the chosen completion.
 
-    Each part takes its own view of the same records. A part on demonstrations takes the chosen completions instead,
-    where another part is on pairs. If all parts then take one view, an example of the mixture is an example of it.
-    Otherwise an example is a record, with all that the views make of it: of a record with a chosen and a rejected
-    completion KTO beside DPO reads one pair and two labels, and the model computes the tokens once. Records of a prompt
-    whose completions make a pair count as one.
+    Each part takes its own view of the same records. If another part takes pairs, a part on demonstrations takes their
+    chosen completions. If all parts then take the same view, an example of the mixture is an example of this view.
+    Otherwise an example is a record with its examples in all views: with DPO and KTO, a record with a chosen and a
+    rejected completion is one pair and two labelled completions, whose tokens the model computes once. Records of one
+    prompt whose completions make a pair are joined to one.
 
     Each L_i is divided by the number of its own examples (or tokens) in the optimizer step, so it is the loss that the
-    part would have alone on them. It is 0 in a step that has none, which happens where records lack what a view needs.
+    part would have by itself. It is 0 in a step without an example for it.
 
-    Loss terms and metrics are named after their part. The logged rewards are those of the first part that has any, and
-    so are the metrics that all losses share. ``humanline`` clamps the log-probs for the parts that have a reference.
+    Loss terms and metrics are named after their part. The logged rewards, and the metrics that all losses share, are
+    those of the first part with rewards. ``humanline`` clamps the log-probs for the parts that have a reference.
     Modules outside the backbone, such as a critic, share one gradient-norm limit: the smallest of the parts' limits.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
         parts: objective classes, or ``functools.partial`` of them, by name.
         weights: the weight of each part, 0 or more.
-        data: for a part that learns from one source of ``data=mix`` alone, the name of that source; None: all parts
-            learn from all records. A part on demonstrations with data of its own takes these demonstrations.
+        data: for a part that learns only from one source of ``data=mix``, the name of that source; None: all parts
+            learn from all records. A part on demonstrations with data of its own takes demonstrations, not chosen
+            completions.
 
     Raises:
         ValueError: for parts that cannot share a forward pass, for parameters that a part does not take, for weights
@@ -145,7 +146,7 @@ def _objective(name: str, part: Part) -> Objective:
 
 
 def _united_needs(needs: Mapping[str, Needs]) -> Needs:
-    # With last_hidden, token log-probs have no gradient: a part that learns from those would silently learn nothing.
+    # With last_hidden, token log-probs have no gradient: a part that learns from them would silently learn nothing.
     if len({need.last_hidden for need in needs.values()}) > 1:
         names = ", ".join(name for name, need in needs.items() if need.last_hidden)
         raise ValueError(f"loss.parts: expected all parts to need last_hidden or none, found only {names}")
@@ -153,7 +154,7 @@ def _united_needs(needs: Mapping[str, Needs]) -> Needs:
 
 
 def _views(own: Mapping[str, str], data: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
-    """Return the view that each part takes, and the source that it takes it of (None: all).
+    """Return the view that each part takes, and the source that it learns from (None: all).
 
     Args:
         own: the view that each part is for.

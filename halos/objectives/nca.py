@@ -19,8 +19,8 @@ PAPER = ("Noise Contrastive Alignment of Language Models with Explicit Rewards",
 def nca_pair_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
     """The NCA loss of each pair: −log σ(β r_w) − ½ log σ(−β r_w) − ½ log σ(−β r_l).
 
-    r = log π_θ(y|x) − log π_ref(y|x), of the chosen (w) and the rejected (l) completion. The chosen one's term is least
-    at σ(β r_w) = 2/3: the loss raises its probability to a finite multiple, and does not let it fall as DPO may.
+    r = log π_θ(y|x) − log π_ref(y|x), of the chosen (w) and the rejected (l) completion. The terms in r_w are smallest
+    at σ(β r_w) = 2/3: the loss raises the chosen completion's probability to a finite multiple, while DPO may lower it.
 
     Args:
         chosen, rejected: r, summed over the completion's tokens, in nats, [B].
@@ -60,8 +60,9 @@ class NCAPair(Objective):
 def nca_loss(log_ratios: Tensor, targets: Tensor, *, beta: float = 0.1) -> Tensor:
     """The NCA loss of each of K completions of a prompt: −K p log σ(β r) − log σ(−β r).
 
-    r = log π_θ(y|x) − log π_ref(y|x). p = softmax(s/α) is the completion's share among the K, by its score s. The mean
-    over the K is the paper's loss of the prompt, and for two with p = (1, 0) that of a pair (:func:`nca_pair_loss`).
+    r = log π_θ(y|x) − log π_ref(y|x). p = softmax(s/α) over the K, where s is a completion's score. The mean over the K
+    is the paper's loss of the prompt; for two completions with p = (1, 0) it is the loss of a pair
+    (:func:`nca_pair_loss`).
 
     Args:
         log_ratios: r, summed over the completion's tokens, in nats, [B].
@@ -77,8 +78,8 @@ def nca_loss(log_ratios: Tensor, targets: Tensor, *, beta: float = 0.1) -> Tenso
 def infonca_loss(log_ratios: Tensor, targets: Tensor, groups: Tensor, weights: Tensor, *, beta: float = 0.1) -> Tensor:
     """The InfoNCA loss of each of K completions of a prompt: −K p log q, q = softmax(β r) over the K.
 
-    The mean over the K is the paper's loss of the prompt, the cross-entropy of q under p; for two completions with
-    p = (1, 0) it is DPO's loss of the pair. r and p are those of :func:`nca_loss`.
+    The mean over the K is the paper's loss of the prompt, the cross-entropy −Σ p log q; for two completions with
+    p = (1, 0) it is DPO's loss of the pair. For r and p see :func:`nca_loss`.
 
     Args:
         log_ratios: r, summed over the completion's tokens, in nats, [N].
@@ -142,10 +143,11 @@ class _Groups(Objective):
 
 
 class NCA(_Groups):
-    """NCA on scored completions, several of each prompt: each is classified by itself against noise from the reference.
+    """NCA on several scored completions of each prompt: each is classified by itself against noise from the reference.
 
-    The score is the record's, or +1 for desirable and −1 for undesirable completions. Training shuffles whole prompts,
-    so that all completions of a prompt are in one step. An example's weight also weighs its score in p.
+    The score is that of the data, or +1 for desirable and −1 for undesirable completions. Training shuffles whole
+    prompts, so that all completions of a prompt are in one step. The weight of an example also applies to its score in
+    p.
 
     Deviations from the paper:
         1. The mean is over completions, so a prompt counts by the number of its completions.
@@ -168,10 +170,10 @@ class NCA(_Groups):
 
 
 class InfoNCA(_Groups):
-    """InfoNCA on scored completions, several of each prompt: DPO for more than two completions, with scores.
+    """InfoNCA on several scored completions of each prompt: DPO for more than two completions, with scores.
 
-    Score, groups and weights are those of :class:`NCA`. The completions of a prompt are compared with each other, on
-    all ranks, so the step is not divided into micro-batches.
+    For scores, groups and weights see :class:`NCA`. The completions of a prompt are compared with each other across
+    ranks, so a step cannot be divided into micro-batches.
 
     Deviations from the paper:
         1. The mean is over completions, so a prompt counts by the number of its completions.

@@ -58,7 +58,7 @@ def ppo_loss(
     # Before whitening, and without gradient: the critic's target must not move with the critic.
     returns = advantages + values.detach()
     advantages = whiten(advantages, mask, weights)
-    # Padding may hold any number, and exp() of a large one would put NaN into the gradient even where it is masked.
+    # Padding may have any value, and exp() of a large one would give NaN gradients although it is masked.
     log_ratios = torch.where(mask, policy - reference, 0.0)
     surrogate, critic = clipped_surrogate(log_ratios, advantages, clip_range), 0.5 * (values - returns) ** 2
     return PPOLosses(surrogate, critic, kl_penalty(log_ratios))
@@ -122,13 +122,13 @@ def whiten(advantages: Tensor, mask: Tensor, weights: Tensor | None = None) -> T
 class PPO(Objective):
     """Offline PPO on scored completions, without sampling: loss = policy + critic_coefficient · critic + β kl_penalty.
 
-    The reward of a completion is the record's score, or +1 for desirable and −1 for undesirable completions. An
-    example's weight also weighs its tokens when advantages are whitened.
+    The reward of a completion is its score in the data, or +1 for desirable and −1 for undesirable completions. The
+    weight of an example also applies to its tokens when advantages are whitened.
 
     Deviations from the papers:
         1. The old policy is always the reference, so the clip also bounds how far the policy can move from it.
-        2. The KL penalty is part of the loss, and is the estimator for samples of the reference, which the data stand
-           in for. A plain mean of log-ratios would lower the probability of all data alike.
+        2. The KL penalty is part of the loss. The data stand in for samples of the reference, so it is the estimator
+           for such samples; a plain mean of log-ratios would lower the probability of all data alike.
         3. The value head reads detached hidden states, and its gradient is clipped separately from the policy's.
         4. Advantages are whitened over the whole step on all ranks, so gradients cannot be accumulated. Validation
            whitens each of its batches, so its loss depends slightly on ``data.batch_size``.
@@ -172,7 +172,7 @@ class PPO(Objective):
         self.own_clip = require_positive("critic_clip", critic_clip)
 
     def build(self, hidden_size: int) -> None:
-        # Made here and not in the constructor, as the width of the hidden states is known with the backbone only.
+        # Made here and not in the constructor, because only the backbone knows the width of the hidden states.
         self.value_head = ValueHead(hidden_size)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:

@@ -21,14 +21,14 @@ def robust_dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, labe
     Args:
         chosen, rejected: r = log π_θ(y|x) − log π_ref(y|x), summed over the completion's tokens, in nats, [B].
         beta: β, the strength of the KL constraint.
-        label_smoothing: ε in [0, 1/2), the probability that a recorded preference is the wrong way round.
+        label_smoothing: ε in [0, 1/2), the probability that a recorded preference is flipped.
 
     Returns:
         Losses [B], to be averaged over pairs.
     """
     margin = beta * (chosen - rejected)
     as_recorded, flipped = -logsigmoid(margin), -logsigmoid(-margin)
-    # The flipped loss is subtracted, not added as in cDPO: in expectation it removes what wrong labels have added.
+    # The flipped loss is subtracted, not added as in cDPO: in expectation this removes the effect of wrong labels.
     return ((1 - label_smoothing) * as_recorded - label_smoothing * flipped) / (1 - 2 * label_smoothing)
 
 

@@ -29,11 +29,11 @@ class SFT(Objective):
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
-        average: the loss is the mean over all scored ``tokens`` of the step, or over its ``completions`` of the mean of
-            each one's tokens, as in IRPO (Pang et al. 2024, arXiv 2404.19733).
+        average: ``tokens``: the loss is the mean over all scored tokens of the step. ``completions``: it is the mean
+            over the step's completions of each one's mean over tokens, as in IRPO (Pang et al. 2024, arXiv 2404.19733).
 
     Raises:
-        ValueError: naming the key of another value.
+        ValueError: for another value of ``average``.
     """
 
     view = "demonstrations"
@@ -49,5 +49,5 @@ class SFT(Objective):
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
         if self.average == "completions":
             return Output(loss={"sft": self.per_example(sft_loss(policy.mean[:, 0]), batch)})
-        # Over the tokens of the whole step: a mean of each example's mean weighs the tokens of short completions more.
+        # Over the tokens of the whole step: a mean of examples' means would favour the tokens of short completions.
         return Output(loss={"sft": self.per_token(sft_loss(policy.tokens[:, 0]), batch)})

@@ -19,14 +19,14 @@ def simpo_loss(
 ) -> Tensor:
     """The SimPO loss of each pair (equation 6 of the paper): −log σ(β p_w − β p_l − γ).
 
-    p is log π_θ(y|x), averaged over the tokens of y, of the chosen (w) and the rejected (l) completion. With α ≠ 0 this
-    is the loss of AlphaPO (Gupta et al. 2025, arXiv 2501.03884), with (1 − exp(−α p))/α in the place of p.
+    p is log π_θ(y|x), averaged over the tokens of y, for the chosen (w) and the rejected (l) completion. With α ≠ 0
+    this is the loss of AlphaPO (Gupta et al. 2025, arXiv 2501.03884), with (1 − exp(−α p))/α in place of p.
 
     Args:
         chosen, rejected: p = log π_θ(y|x), averaged over the completion's tokens, in nats, [B].
         beta: β, the scale of the reward β p.
         gamma: γ, the target margin between the rewards, a number or [B].
-        alpha: α, the shape of AlphaPO's reward.
+        alpha: α of AlphaPO's reward; 0 for SimPO.
 
     Returns:
         Losses [B], to be averaged over pairs.
@@ -36,7 +36,7 @@ def simpo_loss(
 
 def shaped(p: Tensor, alpha: float) -> Tensor:
     """AlphaPO's reward over β, (1 − exp(−α p))/α, whose limit for α = 0 is SimPO's p."""
-    # Means of tokens stay far from e^80, where the reward is held constant; float32 would overflow at e^88.
+    # The reward is constant beyond e^80, which means over tokens never reach; float32 would overflow at e^88.
     return -torch.expm1((-alpha * p).clamp(max=80.0)) / alpha if alpha else p
 
 
@@ -76,7 +76,7 @@ class SimPO(Objective):
         self.needs = replace(self.needs, margins=self.margin_weight > 0)
 
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
-        # Means over tokens, for training as for the reward: a sum would favour short completions.
+        # The reward is a mean over tokens, in training too: a sum would favour short completions.
         gamma = self.gamma + self.target_margins(batch, self.margin_weight)
         losses = simpo_loss(*policy.mean.unbind(1), beta=self.beta, gamma=gamma, alpha=self.alpha)
         rewards = self.beta * shaped(policy.mean, self.alpha)

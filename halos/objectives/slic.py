@@ -58,6 +58,6 @@ class SLiC(Objective):
     def compute(self, batch: Batch, policy: LogProbs, reference: None) -> Output:
         chosen, rejected = policy.sum.unbind(1)
         calibration = self.per_example(slic_loss(chosen, rejected, delta=self.delta), batch)
-        # A sum over tokens, averaged over examples: per_token() would weigh it against another scale.
+        # A sum over tokens, averaged over examples, as in the calibration term: per_token() would have another scale.
         sft = self.per_example(-self.lam * chosen, batch)
         return Output(loss={"calibration": calibration, "sft": sft}, rewards=policy.sum)

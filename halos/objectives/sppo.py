@@ -17,7 +17,7 @@ def sppo_loss(log_ratios: Tensor, win_probabilities: Tensor, *, beta: float = 0.
 
     r = log π_θ(y|x) − log π_ref(y|x), and P is the probability that people prefer y to a completion of the reference.
     The loss of a pair is the sum over its two completions. In the hard version the chosen one has P = 1 and the
-    rejected one P = 0, so their log-ratios are drawn to 1/(2β) and −1/(2β).
+    rejected one P = 0, so the targets of their log-ratios are 1/(2β) and −1/(2β).
 
     Args:
         log_ratios: r, summed over the completion's tokens, in nats, any shape.
@@ -31,12 +31,12 @@ def sppo_loss(log_ratios: Tensor, win_probabilities: Tensor, *, beta: float = 0.
 
 
 class SPPO(Objective):
-    """SPPO on pairs: a squared loss that draws each completion's log-ratio to a target of its own.
+    """SPPO on pairs: a squared loss with a target for the log-ratio of each completion.
 
     Deviations from the paper:
-        1. One round on the pairs of the data, in place of rounds on the policy's own samples, which ``rounds.count``
-           runs with any loss.
-        2. P is 1 or 0, as in TRL's ``sppo_hard``; with ``soft``, it is what the data say.
+        1. One round on the pairs of the data instead of rounds on the policy's own samples, which ``rounds.count`` runs
+           with any loss.
+        2. P is 1 or 0, as in TRL's ``sppo_hard``; with ``soft``, it comes from the data.
 
     Args:
         backbone, options: see :class:`halos.loop.module.TrainingLoop`.
@@ -56,7 +56,7 @@ class SPPO(Objective):
         super().__init__(backbone, **options)
         self.beta = require_positive("beta", beta)
         self.soft = soft
-        # With soft scores, whether P is above 1/2 decides the direction, not the side of the pair.
+        # With soft scores, the direction depends on whether P is above 1/2, not on the side of the pair.
         self.needs = Needs(pair_scores=True, moves=(None, None)) if soft else Needs()
 
     def compute(self, batch: Batch, policy: LogProbs, reference: LogProbs) -> Output:
