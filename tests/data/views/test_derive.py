@@ -153,7 +153,7 @@ def test_a_score_goes_before_a_label() -> None:
     ("view", "records", "message"),
     [
         (demonstrations, [BAD], r"nothing to imitate \(1 undesirable completions left out\)"),
-        (binary, [SCORES, PLAIN], r"need a threshold: data\.select\.labels_from_scores=median, prompt or a number"),
+        (binary, [SCORES, PLAIN], r"set a threshold: data\.select\.labels_from_scores=median, prompt or a number"),
         (binary, [PLAIN], r"no completion has a label .*\(1 completions without feedback left out\)"),
         (pairs, [GOOD], r"no prompt has both a desirable and an undesirable completion: the loss needs pairs"),
         (pairs, [GOOD, labelled("y", "r", False)], r"\(1 unpaired desirable .*, 1 unpaired undesirable"),
