@@ -1,4 +1,4 @@
-"""Sums, maxima and lists over ranks; without a process group, the values themselves.
+"""Sums, maxima and lists over ranks. Without a process group they are the values of this process.
 
 With tensor parallelism several ranks read the same data. Sums and lists are then taken over a data group, which holds
 one rank of each tensor-parallel group (:func:`use_data_group`), so that no example counts twice.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 _data_group: dist.ProcessGroup | None = None
-"""The process group of this rank and the others that read different data; None: all ranks."""
+"""The process group of the ranks, this one included, that read different data; None: all ranks."""
 
 
 def use_data_group(group: dist.ProcessGroup | None) -> None:
@@ -41,7 +41,7 @@ def data_rank_and_world() -> tuple[int, int]:
 
 
 def data_ranks(trainer: pl.Trainer) -> tuple[int, int]:
-    """Return the same as :func:`data_rank_and_world` before there is a process group."""
+    """Return what :func:`data_rank_and_world` will return; this also works before there is a process group."""
     # Data modules are also used with stand-ins for a Trainer, which have no strategy.
     group_size = getattr(getattr(trainer, "strategy", None), "tensor_parallel_size", 1)
     return trainer.global_rank // group_size, trainer.world_size // group_size
@@ -55,7 +55,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def from_rank_zero(make: Callable[[], Item]) -> Item:
-    """Return on all ranks what ``make()`` returns on rank 0, where alone it is called."""
+    """Call ``make()`` on rank 0 only, and return its result on all ranks."""
     rank, world = rank_and_world()
     values = [make() if rank == 0 else None]
     if world > 1:
@@ -65,7 +65,7 @@ def from_rank_zero(make: Callable[[], Item]) -> Item:
 
 def all_sum(values: Tensor) -> Tensor:
     """Return the element-wise sum over the ranks that read different data, without gradient."""
-    # Detached: all_reduce adds up the values of a tensor that has gradient, but not the gradients, and gives no error.
+    # Detached, because all_reduce would silently lose the gradient of a tensor that has one.
     total = values.detach().clone()
     if data_rank_and_world()[1] > 1:
         dist.all_reduce(total, group=_data_group)
@@ -77,7 +77,7 @@ def all_gather_list(values: list[Item], *, everywhere: bool = False) -> list[Ite
 
     Args:
         values: this rank's list.
-        everywhere: whether to gather from all ranks, also from those that read the same data.
+        everywhere: whether to gather from all ranks, including those that read the same data.
     """
     world = (rank_and_world() if everywhere else data_rank_and_world())[1]
     if world == 1:
@@ -88,12 +88,12 @@ def all_gather_list(values: list[Item], *, everywhere: bool = False) -> list[Ite
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return all of a tensor that is divided over ranks; all ranks call this together."""
+    """Return the whole of a tensor that is divided over ranks. All ranks call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a tensor that is divided over ranks, and any other tensor itself."""
+    """Return this rank's part of a tensor that is divided over ranks; other tensors are returned unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -101,8 +101,8 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm of all tensors together; they may be divided over ranks in different ways."""
     if len({_mesh(tensor) for tensor in tensors}) < 2:
         return torch.nn.utils.get_total_norm(tensors)
-    # PyTorch adds tensors of one mesh only. So every rank adds up the squares of what it holds, each divided by the
-    # number of ranks that hold the same elements, and the sum over all ranks counts every element once.
+    # PyTorch cannot add tensors of different meshes. So every rank sums the squares of the elements that it holds,
+    # divided by the number of ranks that hold the same elements; the sum over all ranks counts every element once.
     squares = [_norm(local(tensor)) ** 2 / _copies(tensor) for tensor in tensors]
     total = torch.stack(squares).sum()
     dist.all_reduce(total)
@@ -113,7 +113,7 @@ def clip_gradients(parameters: Sequence[Parameter], limit: float, norm: Tensor |
     """Scale the gradients so that their norm is at most ``limit``.
 
     Args:
-        parameters: those without a gradient are passed over.
+        parameters: the parameters; those without a gradient are skipped.
         limit: the largest norm.
         norm: the gradients' :func:`total_norm`, if it is known already.
     """
@@ -142,8 +142,8 @@ def _copies(tensor: Tensor) -> int:
 def all_max(values: list[int]) -> list[int]:
     """Return the element-wise maximum of the ranks' numbers, on all ranks.
 
-    The hosts exchange them without their devices: the result of NCCL's collective would have to be waited for until
-    the device has done all work before it.
+    The hosts exchange the numbers without their devices. With NCCL, the host would have to wait until the device has
+    finished all earlier work.
     """
     if rank_and_world()[1] == 1:
         return values

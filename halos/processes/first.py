@@ -1,4 +1,4 @@
-"""Whether this process is the first of a run: known without torch and before there is a process group."""
+"""Whether this process is the first one of a run, decided without torch and before there is a process group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 def on_first_process() -> bool:
     """Return whether this process prints and writes the files of a run."""
     # Lightning sets the attribute when it is imported, and again when its strategy knows the rank among all nodes. It
-    # is not imported here, as commands that need no torch print too.
+    # is not imported here, because commands that do not need torch print as well.
     rank = getattr(rank_zero_only, "rank", None)
     if rank is None:
         rank = next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
@@ -25,7 +25,7 @@ def on_first_process() -> bool:
 
 
 def first_process_only(function: Callable[P, None]) -> Callable[P, None]:
-    """Return the function as one that does nothing on other processes than the first."""
+    """Return a function that does nothing on processes other than the first."""
 
     @wraps(function)
     def on_first(*args: P.args, **kwargs: P.kwargs) -> None:

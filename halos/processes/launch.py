@@ -1,8 +1,8 @@
 """Starts one process for each device of a run, and watches them.
 
-Lightning starts the other ranks from inside the first one. Then each rank repeats a sweep, a rank that dies takes the
-first one down without a message, and a signal to one rank leaves the others waiting. Here the command is a process of
-its own that does not train:
+Lightning would start the other ranks from inside the first one. Then every rank would repeat a sweep, a rank that dies
+would end the first one without a message, and a signal to one rank would leave the others waiting. Here the command is
+a process of its own that does not train:
 
 1. It writes the resolved configuration to a file and starts ``halos rank FILE`` once for each device.
 2. It forwards signals to the ranks.
@@ -36,11 +36,11 @@ Result = TypeVar("Result")
 ERRORS = "HALOS_ERRORS"
 """Environment variable: the folder in which a rank that fails writes its message."""
 GRACE = 4.0
-"""Seconds that the other ranks get to end by themselves after a signal has ended one of them."""
+"""Seconds that the other ranks have to end by themselves after a signal has ended one; after a failure, a quarter."""
 
 
 def ranks_to_start(cfg: DictConfig) -> int:
-    """Return how many processes to start on this machine; 0 for one device, or if they are started already.
+    """Return how many processes to start on this machine; 0 for one device, or if they have been started already.
 
     Raises:
         ValueError: this machine has fewer GPUs than the run is to use.
@@ -70,7 +70,7 @@ def check_gpus(accelerator: str, count: int) -> None:
         count: how many GPUs the run uses if it runs on GPUs.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: this machine has fewer GPUs.
     """
     if accelerator not in ("auto", "gpu", "cuda"):
         return
@@ -84,7 +84,7 @@ def check_gpus(accelerator: str, count: int) -> None:
 
 
 def on_devices(cfg: DictConfig, job: Callable[[DictConfig], Result]) -> Result | None:
-    """Call ``job`` here and return its result, or train in a process for each of several devices and return None."""
+    """For one device, call ``job`` here and return its result; for several, start one process each and return None."""
     if (count := ranks_to_start(cfg)) <= 1:
         return job(cfg)
     run_ranks(cfg, count)
@@ -95,7 +95,7 @@ def run_ranks(cfg: DictConfig, count: int) -> None:
     """Train as configured in ``count`` processes, and wait for all of them; no process is left running.
 
     Raises:
-        RunFailed: a rank has failed, with its number and message; with the message alone if all ranks report the same.
+        RunFailed: a rank has failed. The error has its number and message, or only the message if all ranks have it.
         Interrupted: a signal has ended the run.
     """
     with tempfile.TemporaryDirectory(prefix="halos-") as name:
@@ -108,7 +108,7 @@ def run_ranks(cfg: DictConfig, count: int) -> None:
             with _forwarded_signals(ranks) as received:
                 for rank in range(count):
                     ranks.append(_start(config, rank, count, port))
-                    # A signal in this loop was forwarded to the ranks so far; those still to come would miss it.
+                    # A signal during this loop was forwarded only to the ranks that had been started.
                     if received and len(ranks) < count:
                         raise Interrupted(received[0])
                 codes = _wait(ranks)
@@ -147,10 +147,10 @@ def _free_port() -> int:
 
 @contextmanager
 def _forwarded_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Forward signals to the ranks, also to those that are added later; yield the numbers of those received so far.
+    """Forward signals to the ranks in the list, which may grow; yield the list of the signals received so far.
 
     On Ctrl-C the terminal sends SIGINT to every rank by itself, and a second SIGINT would kill them immediately. So
-    SIGINT is forwarded as SIGTERM, which a rank that has the first one ignores. Ctrl-C twice kills them.
+    SIGINT is forwarded as SIGTERM, which a rank ignores after the first SIGINT. Ctrl-C twice kills them.
     """
     received: list[int] = []
 
@@ -166,7 +166,7 @@ def _forwarded_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[list[in
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Wait for all ranks, or until one has failed and the others have had their time; return the exit codes.
+    """Wait until all ranks have ended, or one has failed and the time for the others is over; return the exit codes.
 
     The code of a rank that is still running is None.
     """
@@ -198,7 +198,7 @@ def _conclude(codes: list[int | None], folder: Path, received: list[int]) -> Non
     if killed:
         listed = ", ".join(f"rank {n} was killed by {name}" for n, name in killed.items())
         raise RunFailed(f"{listed}; the others were ended; resume=auto goes on from the last checkpoint")
-    # The first message in time is the cause; the other ranks fail as they lose contact with that one.
+    # The earliest message is the cause: the other ranks fail because they lose contact with that rank.
     files = sorted(folder.glob("*.txt"), key=lambda file: file.stat().st_mtime_ns)
     messages = {int(file.stem): file.read_text(encoding="utf-8") for file in files}
     if not messages:

@@ -14,7 +14,7 @@ LINE = "HALOS_COMMAND_LINE"
 
 @contextmanager
 def called_by(line: str) -> Iterator[None]:
-    """Let :func:`command_line` return this line inside the block, in further processes too."""
+    """Let :func:`command_line` return this line inside the block, in this process and in those that it starts."""
     before = os.environ.get(LINE)
     os.environ[LINE] = line
     try:
@@ -27,7 +27,7 @@ def called_by(line: str) -> Iterator[None]:
 
 
 def command_line() -> str | None:
-    """Return what the run was started with: words of a shell or a call in Python; None where nobody has noted it."""
+    """Return how the run was started: a shell command or a call in Python; None if this was not recorded."""
     return os.environ.get(LINE)
 
 

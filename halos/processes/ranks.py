@@ -1,4 +1,4 @@
-"""When a rank dies, the others report which one it was instead of an error of their network library."""
+"""When a rank dies, the other ranks report which one it was, instead of an error of their network library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from halos.processes.errors import RunFailed
 _addresses: list[tuple[str, int]] = []
 """Host and process id of each rank."""
 LOST = ("connection closed by peer", "connection reset by peer", "connection was closed", "broken pipe", "socket")
-"""Words of the errors of gloo, NCCL and the store when another rank is gone, in lower case."""
+"""Parts of the error messages of gloo, NCCL and the store when another rank is gone, in lower case."""
 
 NO_GRADIENT = (
     "strategy: expected a gradient for each trained weight, found weights that the loss does not depend on, for which "
@@ -65,8 +65,8 @@ def lost_ranks_named() -> Iterator[None]:
 def _leave_group(*, failed: bool = False) -> None:
     if not (dist.is_available() and dist.is_initialized()):
         return
-    # Destroying an NCCL group waits for all ranks, and those that have not failed wait for this one in a collective. So
-    # a failed rank just ends, which the others notice.
+    # Destroying an NCCL group would wait for all ranks, while the others wait for this one in a collective. So a failed
+    # rank simply ends, which the others notice.
     if not (failed and "nccl" in dist.get_backend()):
         dist.destroy_process_group()
 

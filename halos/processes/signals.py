@@ -1,4 +1,4 @@
-"""Ends a run in good order when a signal asks for it: SIGTERM, SIGINT, or SIGUSR1 (SLURM's, before time is up).
+"""Ends a run cleanly on a signal: SIGTERM, SIGINT, or SIGUSR1 (which SLURM sends before the time limit).
 
 1. While ranks wait for each other, signals are deferred (:func:`defer`): the handler only stores the number.
 2. At the next point where all ranks exchange the number (:func:`.all_max`), all of them end together. These points are
@@ -21,21 +21,21 @@ from dataclasses import dataclass
 from types import FrameType
 
 EXIT_CODE = 143
-"""Exit code of every run that a signal has ended; the one that a shell reports for SIGTERM."""
+"""Exit code of every run that a signal has ended: the code that a shell reports for SIGTERM."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 GRACE = 5.0
-"""Seconds that an interrupted process has to end by itself: closing down may hang, waiting for a lost rank."""
+"""Seconds that an interrupted process has to end by itself, because its shutdown may wait for a lost rank forever."""
 
 
 class Interrupted(SystemExit):
-    """The run ends because of a signal, with :data:`EXIT_CODE`; what it had finished is kept."""
+    """The run ends because of a signal, with :data:`EXIT_CODE`. Finished results are kept."""
 
     def __init__(self, number: int) -> None:
         super().__init__(EXIT_CODE)
         self.signal = signal.Signals(number)
 
     def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
-        # Pickled by its argument: it travels from a process that runs jobs of a sweep to the one that started it.
+        # Pickled by its argument, because a worker process of a sweep sends it to the process that started it.
         return type(self), (self.signal,)
 
 
@@ -81,7 +81,7 @@ def caught() -> Iterator[None]:
 
 
 def defer(deferred: bool) -> bool:
-    """Defer signals until ranks exchange their numbers, or no longer; returns whether they were deferred before."""
+    """Start or stop deferring signals until ranks exchange them; return whether they were deferred before."""
     before, _state.deferred = _state.deferred, deferred
     return before
 
@@ -109,14 +109,14 @@ def stop(number: int) -> None:
 
 
 def handle(number: int, frame: object) -> None:
-    """Handle a signal; Python calls it between two instructions of whatever is running."""
+    """Handle a signal. Python calls this between two instructions of whatever code is running."""
     if number == signal.SIGINT == _state.received:
         os._exit(128 + number)
     first, _state.received = not _state.received, _state.received or number
     if not first:
         return
     end = "at the next step" if _state.deferred else "now"
-    # Not print(): the signal may have interrupted one, whose buffer cannot be entered twice.
+    # Not print(): the signal may have interrupted a print(), and its buffer cannot be entered twice.
     os.write(2, f"{signal.Signals(number).name}: ending {end}\n".encode())
     if not _state.deferred:
         stop(number)

@@ -70,7 +70,7 @@ def passed_on_to_jobs() -> Iterator[None]:
 
 @contextmanager
 def failures_counted(explain: Callable[[BaseException], str]) -> Iterator[None]:
-    """Report all failed jobs of a sweep. The launcher itself lets the others run, and then raises only the first error.
+    """Report all failed jobs of a sweep. By itself the launcher runs the other jobs, and then raises the first error.
 
     Args:
         explain: returns the line that is printed for an error.
@@ -101,7 +101,7 @@ def _failed(file: Path) -> str:
 
 @contextmanager
 def failure_printed(name: str, explain: Callable[[BaseException], str]) -> Iterator[None]:
-    """Print the failure of a job immediately if it is one of a sweep, whose other jobs may take hours."""
+    """In a sweep, print the failure of a job immediately, because the other jobs may take hours."""
     try:
         yield
     except Exception as error:

@@ -56,7 +56,7 @@ class TransformersEngine:
         self.decoding = {field.name: getattr(decoding, field.name) for field in fields(Decoding)}
 
     def generate(self, prompts: Sequence[Ids], *, seed: int) -> list[list[int]]:
-        # One batch: the sampler has divided the prompts already, and dividing again would change the draws.
+        # One batch, because the sampler has divided the prompts already. Dividing them again would change the draws.
         options = {**self.decoding, "seed": seed, "batch_size": len(prompts)}
         return sample(self.model, prompts, end_of_turn=self.tokens.end_of_turn, pad=self.tokens.pad, **options)
 

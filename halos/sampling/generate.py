@@ -91,7 +91,7 @@ def uniform_draws(prompts: int, tokens: int, *, seed: int) -> Tensor:
 
 
 class _Drawn:
-    """Leaves one possible token to each completion: the one at which the cumulative probability passes its draw."""
+    """Leaves each completion only one possible token: the one at which the cumulative probability passes its draw."""
 
     def __init__(self, draws: Tensor, prompt_width: int) -> None:
         self.draws, self.prompt_width = draws, prompt_width

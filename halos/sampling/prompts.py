@@ -41,7 +41,7 @@ class HeldData:
         text: ``plain`` or ``rendered``, as ``data.text``.
         records: the records of the split.
         training: the training records, which set the median of scores.
-        selection: which of the feedback is used.
+        selection: which part of the feedback is used.
         report: how many records were left out of the split, by reason.
     """
 
@@ -74,7 +74,7 @@ def read_split(preparation: Preparation, split: str) -> HeldData:
     if split not in intake.records:
         raise ValueError("split: expected held-out records; set data.val=FILE or data.val_size=N, or split=train")
     records = intake.records[split]
-    # A stream has no training records in memory, and refuses a median of their scores beforehand.
+    # A stream has no training records in memory; a median of their scores has been refused before.
     training = intake.records.get("train", records)
     left_out = +Counter({LEAKED: intake.reports[split][LEAKED]})
     return HeldData(source, preparation.limits, preparation.text, records, training, preparation.selection, left_out)
@@ -83,7 +83,7 @@ def read_split(preparation: Preparation, split: str) -> HeldData:
 def _read_stream(source: Source, split: str, val_size: int) -> Intake:
     intake = read_held(source, val_size=val_size, strict=False)
     if split == "train":
-        # The validation records come first in a stream, so it is training that leaves their prompts out.
+        # The validation records come first in a stream, so training leaves out their prompts, not the other way around.
         held_prompts = {loose_prompt(record.prompt) for record in intake.records.get("val", ())}
         rest = [record for record in source.stream({}) if loose_prompt(record.prompt) not in held_prompts]
         intake.records["train"], intake.reports["train"] = table_of(rest), Counter()

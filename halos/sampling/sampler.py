@@ -91,7 +91,7 @@ class Sampler:
         return [drawn for number, batch in track(self._batches(prompts)) for drawn in self.draw(batch, number)]
 
     def write(self, prompts: Sequence[SourcePrompt], path: Path, track: Track = iter) -> tuple[int, int]:
-        """Append the samples that the file lacks; an interrupted and continued file equals an uninterrupted one.
+        """Append the samples that the file lacks. After an interruption, the result equals an uninterrupted one.
 
         Args:
             prompts: the prompts, always in the same order.

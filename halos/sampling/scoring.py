@@ -36,8 +36,8 @@ class Scores:
 
     On samples from π_θ, the mean of ``logps − reference`` and the mean of ``divergence`` are both unbiased estimates of
     KL(π_θ ‖ π_ref) over whole completions. The second has the lower variance: each token's log-ratio is replaced by its
-    expectation over the vocabulary. On other completions ``divergence`` measures how far the two models are apart at
-    the tokens of the data, and is not an estimate of KL(π_θ ‖ π_ref).
+    expectation over the vocabulary. On other completions ``divergence`` measures how far apart the two models are at
+    these completions, and is not an estimate of KL(π_θ ‖ π_ref).
 
     Attributes:
         logps: log π_θ(y|x).
@@ -88,7 +88,7 @@ def score(
         completions: the completions' token ids, [n].
         contexts: the spans of each completion that are not scored, [n]; None: every token is.
         batch_size: completions in one forward.
-        device: where the models compute; None: where the policy's weights are.
+        device: the device of the computation; None: that of the policy's weights.
         as_reference: makes a context in which ``reference`` computes as the reference, such as without its adapter.
         track: iterates over the batches.
 

@@ -26,7 +26,7 @@ from halos.sharding.tensor_parallel import check_divisor
 
 
 class ShardedMixed(Precision):
-    """bf16-mixed for float32 shards. FSDP2 itself casts the weights for each forward, so autocast is not used."""
+    """bf16-mixed for float32 shards, without autocast, because FSDP2 itself casts the weights for each forward."""
 
     precision = "bf16-mixed"
 
@@ -38,7 +38,8 @@ class FSDP(ModelParallelStrategy):
         replicas: copies of the sharded model (HSDP). Each copy is sharded over devices / replicas devices.
         reshard_after_forward, cpu_offload, defer_gradient_sync: see :class:`halos.sharding.sharding.Sharding`.
         sharded_checkpoints: write checkpoints as folders, to which each rank writes its own shards, instead of one file
-            that rank 0 gathers. Only this strategy reads such folders; ``scripts/consolidate.py`` makes a file of one.
+            that rank 0 gathers. Only this strategy reads such folders; ``scripts/consolidate.py`` converts them to one
+            file.
     """
 
     def __init__(
@@ -98,8 +99,8 @@ class FSDP(ModelParallelStrategy):
         else:
             super().model_to_device()
 
-    # Checkpoints. By default they are one file in the format of all other strategies: names without prefixes, and an
-    # optimizer state by parameters' positions. PyTorch's functions for sharded states use parameters' names.
+    # Checkpoints. By default a checkpoint is one file in the format of all other strategies: names without prefixes,
+    # and the optimizer state by positions of parameters. PyTorch's functions for sharded states use parameter names.
 
     def lightning_module_state_dict(self) -> State:
         if self._save_distributed_checkpoint:
@@ -151,7 +152,7 @@ def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
 
 
 def by_position(state: State) -> State:
-    """Convert an optimizer's state by parameters' names to one by their positions, as ``Optimizer.state_dict`` has."""
+    """Convert an optimizer's state from names of parameters to positions, the format of ``Optimizer.state_dict``."""
     names = [name for group in state["param_groups"] for name in group["params"]]
     positions = {name: position for position, name in enumerate(names)}
     groups = [{**group, "params": [positions[name] for name in group["params"]]} for group in state["param_groups"]]

@@ -1,7 +1,7 @@
 """Reads sharded checkpoint folders without running what is in them.
 
-PyTorch's own reader unpickles the index of a folder (``.metadata``) and every entry that is no tensor, and a pickle can
-run any code. Here the index may name only the classes that describe tensors, and entries are tensors and plain values.
+PyTorch's own reader unpickles the index of a folder (``.metadata``) and every entry that is not a tensor, and a pickle
+can run any code. Here the index may name only classes that describe tensors, and entries are tensors or plain values.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ State = dict[str, Any]
 """A state dict of nested dicts, lists, tensors and plain values."""
 
 META = "meta.pt"
-"""Lightning's name for the file with all that is not sharded. It is written last, so a folder with it is complete."""
+"""Lightning's name for the file with everything that is not sharded. It is written last, so it marks a whole folder."""
 INDEX = ".metadata"
 """PyTorch's name for the index of a folder: which entry has which shape, and where its bytes are."""
 _INDEX_BYTES = 2**30
@@ -98,7 +98,7 @@ def read_meta(folder: Path) -> State:
 def check_sharded(folder: Path, key: str = "resume") -> Path:
     """Return the folder if it is a complete sharded checkpoint. Raises ``ValueError`` that names ``key`` otherwise."""
     if not (folder / INDEX).is_file() or not zipfile.is_zipfile(folder / META):
-        raise ValueError(f"{key}: expected a checkpoint, found the folder {folder}, which is none or incomplete")
+        raise ValueError(f"{key}: expected a checkpoint, found the folder {folder}, which is not one or is incomplete")
     try:
         read_index(folder)
     except ValueError as error:

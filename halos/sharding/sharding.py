@@ -58,7 +58,7 @@ class Sharding:
         reduce_dtype = None if self.compute_dtype is None else torch.float32
         policy = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=reduce_dtype)
         for member in backbone.with_reference_backbone():
-            # Tensor parallelism comes first: FSDP2 can shard its DTensors once more, and not the other way round.
+            # Tensor parallelism comes first: FSDP2 can shard its DTensors, but it cannot divide those of FSDP2.
             if self.tensor_mesh is not None:
                 divide_products(member.policy, self.tensor_mesh)
             # Layers before the root: fully_shard leaves out the parameters of modules that are sharded already.
@@ -135,7 +135,7 @@ def full_state(module: nn.Module) -> dict[str, Any]:
 
 
 def _reshard(module: nn.Module) -> None:
-    # After a forward without a backward the root still has gathered weights, which are no DTensors.
+    # After a forward without a backward the root still has gathered weights, which are not DTensors.
     for sharded in sharded_modules(module):
         sharded.reshard()
 

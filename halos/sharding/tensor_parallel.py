@@ -5,7 +5,7 @@ A model's plan names its linear layers and how each is divided.
 - ``colwise``: each rank computes some of the outputs (some of the attention heads, a part of the MLP's width).
 - ``rowwise``: each rank multiplies its part of the inputs, and the ranks add up their results.
 
-Embeddings and LM head are not divided, whatever the plan says of them: FSDP2 gathers them for each forward.
+Embeddings and LM head are not divided, whatever the plan says about them: FSDP2 gathers them for each forward.
 """
 
 from __future__ import annotations

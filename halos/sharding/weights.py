@@ -110,8 +110,8 @@ def matching_files(model: PreTrainedModel, folder: Path | None) -> dict[str, Pat
     """Map each entry of the model's state dict, adapters aside, to the safetensors file that contains it.
 
     Returns:
-        The file of each name; of the names of tied weights, one in the files is enough. None if the files' names and
-        shapes are not exactly the model's.
+        The file of each name. Of several names for tied weights, one in the files is enough. None if the files' names
+        and shapes are not exactly the model's.
     """
     if folder is None or not folder.is_dir() or _converted_while_loading(model):
         return None

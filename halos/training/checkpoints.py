@@ -1,4 +1,4 @@
-"""Checkpoints: never incomplete, found again after any interruption, and refused by any other run.
+"""Checkpoints: never incomplete, usable after any interruption, and refused by any other run.
 
     checkpoints/step_500.ckpt · step_1000.ckpt · step_1500.ckpt · last.ckpt and best.ckpt (links to two of them)
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 PATTERN = "step_*.ckpt"
 LAST, BEST = "last.ckpt", "best.ckpt"
 LOWER = ("val/loss", "val/kl")
-"""Beginnings of metrics of which the lowest value is the best; of all others it is the highest."""
+"""Beginnings of the names of metrics whose lowest value is the best; for all others it is the highest."""
 IDENTITY = "halos"
 """Key under which a checkpoint stores the identity of its run: {configuration key: value}."""
 
@@ -50,22 +50,23 @@ class LocalCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves every N optimizer steps, at the end of the run, and when a signal asks the run to end.
+    """Saves a checkpoint every N optimizer steps, at the end of the run, and when a signal ends the run.
 
-    With a metric it saves before each validation too, and keeps the checkpoint whose validation was the best.
+    With a metric, it also saves before each validation, and keeps the checkpoint with the best validation.
 
     Args:
-        folder: where checkpoints go.
+        folder: the folder of checkpoints.
         every: optimizer steps between checkpoints.
-        keep: how many of the newest are kept, from 1 on; two are safe if the newest gets damaged. None: all.
-        best: a metric of validation, such as ``val/rewards/accuracies``; the lowest of ``val/loss…`` and ``val/kl…``
-            is the best, the highest of others. None: no checkpoint is kept for its validation.
+        keep: the number of newest checkpoints to keep, at least 1; with 2, a run survives damage to the newest. None:
+            all.
+        best: a validation metric, such as ``val/rewards/accuracies``. The best value is the lowest one for
+            ``val/loss…`` and ``val/kl…``, and the highest for others. None: keep no checkpoint for its validation.
         identity: the settings that a run must share with this one to resume from its checkpoints; read when a
             checkpoint is written.
         record: what the run has validated and logged so far.
 
     Raises:
-        ValueError: a number or a metric that makes no sense.
+        ValueError: a number or a metric is invalid.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Checkpoints(Checkpoint):
         return self.folder / f"step_{step}.ckpt"
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Save the run as it stands; all ranks call this together.
+        """Save the current state of the run. All ranks call this together.
 
         Raises:
             RunFailed: the file cannot be written; earlier checkpoints are left as they were.
@@ -119,7 +120,7 @@ class Checkpoints(Checkpoint):
                 move_into_place(part, path)
                 link_atomically(path.with_name(LAST), path)
                 # Pruned last, so that at least one complete checkpoint exists at every moment.
-                # Those of later steps are from before the run was resumed at an earlier one, or are damaged.
+                # Checkpoints of later steps were written before the run was resumed at an earlier step, or are damaged.
                 others = [old for old in _by_step(self.folder) if old != path]
                 earlier = [old for old in others if _step(old) < _step(path)]
                 kept = earlier if self.keep is None else earlier[: self.keep - 1]
@@ -238,7 +239,7 @@ class Checkpoints(Checkpoint):
 
 
 def early_stop(trainer: pl.Trainer) -> str | None:
-    """Return why a callback of early stopping has ended the run; None if none has."""
+    """Return the reason why early stopping has ended the run; None if it has not."""
     callbacks = trainer.early_stopping_callbacks
     return next((reason for callback in callbacks if (reason := callback.stopping_reason_message)), None)
 
@@ -248,7 +249,7 @@ def _step(path: Path) -> int:
 
 
 def _by_step(folder: Path) -> list[Path]:
-    # The latest first. Modification times say less: clocks differ between machines, and copying changes times.
+    # The latest step first. Modification times are less reliable: clocks differ, and copying changes times.
     return sorted((path for path in folder.glob(PATTERN) if path.stem[5:].isdecimal()), key=_step, reverse=True)
 
 
@@ -308,7 +309,7 @@ def check_intact(path: Path) -> None:
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    """Return the contents of a checkpoint, those of a sharded one without its weights.
+    """Return the contents of a checkpoint; for a sharded one, without the weights.
 
     Raises:
         ValueError: it is not a checkpoint of this program.

@@ -1,7 +1,7 @@
-"""The operations that a model needs for tokens, whatever a program computes: what MFU is measured by.
+"""The operations that a model needs for its tokens, whatever a program actually computes. MFU is measured by them.
 
-A product with a weight takes two operations a token, and attention 4·layers·width for each pair of tokens that see each
-other. A backward pass takes twice a forward pass.
+A weight takes two operations for each token, and attention 4·layers·width for each pair of tokens that see each other.
+A backward pass takes twice as many as a forward pass.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def forward_operations(model: PreTrainedModel, tokens: float, length: float) -> 
 
     Args:
         model: a decoder, whose parameters may be on the meta device.
-        tokens: in all sequences.
-        length: tokens of a sequence, on average.
+        tokens: the number of tokens in all sequences.
+        length: the mean number of tokens of a sequence.
     """
     config = model.config.get_text_config()
     heads = config.num_attention_heads

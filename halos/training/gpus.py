@@ -31,15 +31,15 @@ GPUS = {
     "l40s": GPU(48, 362, 91.6, 864),
     "rtx4090": GPU(24, 165, 82.6, 1008),
 }
-"""As in NVIDIA's data sheets, of SXM where there are several.
+"""Values of NVIDIA's data sheets, for SXM if there are several versions.
 
-The rates of A100 and H100 were checked against pages that cite the sheets, the others are from memory.
+The rates of A100 and H100 were checked against pages that cite the data sheets; the others are from memory.
 """
 
 
 def gpu_named(device: str) -> GPU | None:
     """Return the GPU that a driver's name stands for, such as ``NVIDIA H100 80GB HBM3``; None if it is not listed."""
     models = {name.partition("-")[0].removeprefix("rtx").upper(): gpu for name, gpu in GPUS.items()}
-    # The longest: an A100's name has that of the A10 in it.
+    # The longest match, because the name of an A100 contains that of an A10.
     found = max((model for model in models if model in device), key=len, default=None)
     return None if found is None else models[found]

@@ -15,9 +15,9 @@ SETTINGS = (
     # Of the data, which examples make up a step; the rows themselves have a key of their own.
     "data.stratified", "data.keep_together",
 )  # fmt: skip
-"""Beginnings of the configuration keys whose values count."""
+"""Beginnings of the configuration keys whose values must agree."""
 EXPORT = "model.lora.export"
-"""The one key of ``model.lora`` that changes no number."""
+"""The only key of ``model.lora`` that does not change any result."""
 WEIGHTS = (".safetensors", ".gguf")
 """Endings of the files of weights."""
 CONFIGS = ("config.json", "adapter_config.json", "model.safetensors.index.json")
@@ -32,14 +32,14 @@ def identity(
     examples_per_step: int,
     accumulate: int,
 ) -> dict[str, object]:
-    """Return what identifies a run: objective, optimizer, model, data to the token, their order, and the seed.
+    """Return what identifies a run: objective, optimizer, model, the tokens of the data and their order, and the seed.
 
     Args:
         settings: the configuration by flat keys, such as ``loss.beta``.
         data: a key of the rows of each split.
         model: the local file or folder of the model's weights; None for a hub id.
         examples_per_step: over all devices and micro-batches of an optimizer step.
-        accumulate: micro-batches of a step; a checkpoint counts in them how far the data was read.
+        accumulate: micro-batches in a step, in which a checkpoint counts how far the data were read.
     """
     path = f"{model.name} ({weights_key(model)})" if model else settings["model.path"]
     return {

@@ -15,9 +15,9 @@ SETTINGS = {-4: 0, -1: -1}
 class KeepFreedMemory(Callback):
     """Makes glibc reuse the memory of freed tensors.
 
-    By default glibc returns every large block to the system at once, and the system clears each page of the next one,
-    which takes twice the time of the arithmetic itself. Nothing is changed on accelerators, where PyTorch keeps freed
-    memory in the same way, and with other C libraries.
+    By default glibc returns every large block to the system at once, and the system clears each page of the next block,
+    which takes twice as long as the arithmetic itself. Nothing is changed on accelerators, where PyTorch keeps freed
+    memory by itself, or with other C libraries.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -20,14 +20,14 @@ from halos.sampling.replies import reply_metrics
 class PolicyPoint(PointRefresh):
     """Refreshes the reference points that are KL(π_θ ‖ π_ref) of recent samples of the policy.
 
-    The prompts are those of training examples, drawn anew for each refresh, so that a prompt counts as often as in
-    training; for a stream, those that its validations sample. Prompts and replies depend on the seed and the step
-    alone: they are the same on any number of ranks and in a resumed run.
+    For each refresh, prompts of training examples are drawn, so that a prompt counts as often as in training; for a
+    stream, they are the prompts that validations sample. Prompts and replies depend only on the seed and the step, so
+    they are the same on any number of ranks and in a resumed run.
 
     Args:
-        prompts: replies of a refresh, one to each prompt.
-        max_new_tokens: the longest reply.
-        seed: of prompts and replies.
+        prompts: the number of prompts of a refresh, with one reply each.
+        max_new_tokens: the maximum number of tokens of a reply.
+        seed: the seed of prompts and replies.
     """
 
     def __init__(self, *, prompts: int = 64, max_new_tokens: int = 64, seed: int = 0) -> None:

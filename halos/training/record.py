@@ -21,7 +21,7 @@ from halos.reporting.csv_metrics import CSVMetrics
 from halos.reporting.tensorboard import truncate_events_after
 
 State = dict[str, Any]
-"""A checkpoint of Lightning, or what it stores of a callback; the values are whatever was put there."""
+"""A checkpoint of Lightning, or the state of a callback in it. Its values may have any type."""
 STORED = ("train_loss", "seconds", "validations")
 """Attributes of a record that checkpoints contain."""
 
@@ -31,8 +31,8 @@ class RunRecord(Callback):
 
     Attributes:
         train_loss: one for each optimizer step; None for a step that was skipped because its loss was not finite.
-        validations: step and metrics of all validations, the latter without the prefix ``val/``.
-        seconds: spent in training, over all parts of a run that was stopped and resumed.
+        validations: the step and the metrics of each validation; names have no prefix ``val/``.
+        seconds: the time spent in training, over all parts of a run that was stopped and resumed.
     """
 
     def __init__(self) -> None:
@@ -106,11 +106,11 @@ class RunRecord(Callback):
 
 
 def peak_rss_mb() -> float:
-    """Return the most memory that this process has held, in MiB."""
+    """Return the peak memory of this process, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB on Linux
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def peak_gpu_mb() -> float:
-    """Return the most memory that tensors have held on this process's GPU, in MiB; 0 without a GPU."""
+    """Return the peak memory of tensors on this process's GPU, in MiB; 0 without a GPU."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0

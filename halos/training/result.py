@@ -1,4 +1,4 @@
-"""The value that a sweep gets for a finished run: a metric of its summary, less a penalty for its KL."""
+"""The value that a sweep gets for a finished run: a metric of its summary minus a penalty for its KL."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def check_validated(key: str, name: str | None, metrics: Mapping[str, float]) ->
 
 
 def trial_value(folders: Sequence[Path], name: str, *, max_kl: float | None = None) -> float:
-    """Return the mean of a metric over the runs of one trial, less a penalty.
+    """Return the mean of a metric over the runs of one trial, minus a penalty.
 
-    The penalty is the number of nats by which the mean of ``samples/kl`` exceeds ``max_kl``: settings that win because
-    the policy leaves its reference are not the best ones.
+    The penalty is the number of nats by which the mean of ``samples/kl`` exceeds ``max_kl``, so that settings do not
+    win by moving the policy far from its reference.
 
     Args:
         folders: the runs of the trial, which differ in their seeds.

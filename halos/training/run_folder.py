@@ -17,9 +17,9 @@ CONTENTS = (
     CONFIG, "data_report.json", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json",
     "evaluation",
 )  # fmt: skip
-"""What belongs to a run; anything else in its folder is the user's, and is never removed."""
+"""The files of a run. Anything else in its folder belongs to the user and is never removed."""
 LOCK = ".lock"
-"""File that the process which writes into a run's folder holds."""
+"""The lock file that is held by the process that writes into a run's folder."""
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def held(output_dir: str) -> Iterator[None]:
     """Make the folder, and keep other runs out of it until the block ends or the process dies.
 
     Raises:
-        ValueError: another run is at work in the folder, or it cannot be written.
+        ValueError: another run is using the folder, or it cannot be written.
     """
     if not isinstance(output_dir, str):
         raise ValueError(f"output_dir: expected a folder, found {output_dir!r}")
@@ -70,7 +70,7 @@ class RunFolder:
         return self.root / "model"
 
     def check(self, *, resume: str | None, overwrite: bool) -> Path | None:
-        """Return the checkpoint to resume from, None for a new run; nothing is changed.
+        """Return the checkpoint to resume from; None for a new run. This changes nothing.
 
         Args:
             resume: ``auto``, a checkpoint's path, or None.
@@ -82,7 +82,7 @@ class RunFolder:
         checkpoint = self._checkpoint(resume)
         if self.root.exists() and not self.root.is_dir():
             raise ValueError(f"output_dir: expected a folder, found the file {self.root}")
-        # Only the first process looks: the others may get here when it has already begun to write.
+        # Only the first process checks: when the others get here, it may have begun to write.
         contents = self._contents() if on_first_process() and not overwrite and not self.owns(checkpoint) else []
         if contents and resume != "auto":
             hint = "choose another folder, or set resume=auto to go on with it, or overwrite=true to replace it"

@@ -40,12 +40,12 @@ def make_trainer(
         strategy: ``auto`` for one device, or a strategy of Lightning or of :mod:`halos.sharding`.
         precision: one of :data:`PRECISIONS`.
         output_dir: the run's folder.
-        callbacks: in the order in which Lightning calls them.
-        loggers: all of them; Lightning adds none.
+        callbacks: the callbacks, in the order in which Lightning calls them.
+        loggers: all loggers; Lightning adds none.
 
     Raises:
-        ValueError: a precision or an accelerator that does not exist or not on this machine, or a strategy that does
-            not fit the number of devices.
+        ValueError: the precision or the accelerator does not exist (on this machine), or the strategy does not fit the
+            number of devices.
     """
     accelerator = str(arguments.get("accelerator") or "auto")
     check_accelerator(accelerator)
@@ -82,10 +82,11 @@ def make_trainer(
 
 
 def leave_signals_to_hosts(trainer: pl.Trainer) -> None:
-    """Keep the Trainer's ranks from exchanging signals by way of their devices.
+    """Keep the Trainer's ranks from exchanging signals through their devices.
 
     Before every micro-batch Lightning's ranks exchange whether the first one has received SIGTERM, and wait for their
-    devices to read it. In a run, hosts exchange signals after each step (:mod:`halos.processes.signals`).
+    devices to read the result. In a run of the command, the hosts exchange signals after each step instead
+    (:mod:`halos.processes.signals`).
     """
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
@@ -93,7 +94,7 @@ def leave_signals_to_hosts(trainer: pl.Trainer) -> None:
 def validation_interval(interval: float | int, *, steps: int, accumulate: int) -> int:
     """Return how many micro-batches lie between two validations: always whole optimizer steps.
 
-    A checkpoint that is written during a validation has no place for the gradient of half a step.
+    A checkpoint that is written during a validation cannot hold the gradient of half a step.
 
     Args:
         interval: a share of the run (a float up to 1), or a number of micro-batches.
@@ -101,7 +102,7 @@ def validation_interval(interval: float | int, *, steps: int, accumulate: int) -
         accumulate: micro-batches of one optimizer step.
 
     Raises:
-        ValueError: another interval, also one that is longer than the run.
+        ValueError: for other intervals, such as one that is longer than the run.
     """
     if isinstance(interval, float) and 0 < interval <= 1:
         # Rounded up: a quarter of 7 steps is two, so that a short run is not validated after each of them.
@@ -138,9 +139,9 @@ def check_precision(precision: str, accelerator: str) -> None:
 
 
 def warn_of_lost_steps(precision: str, lr: float) -> None:
-    """Warn of steps that bfloat16 weights round away.
+    """Warn of steps that are lost to the rounding of bfloat16 weights.
 
-    A bfloat16 weight w keeps a change only if that is larger than |w| · 2⁻⁹, half the distance to its neighbour. AdamW
+    A bfloat16 weight w changes only if the change is larger than |w| · 2⁻⁹, half the distance to its neighbour. AdamW
     changes weights by about the learning rate, and most weights of language models are near 0.02.
     """
     if precision == "bf16-true" and lr < 0.02 * 2**-9:

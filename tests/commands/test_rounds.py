@@ -222,7 +222,7 @@ def test_rounds_of_one_command_are_told_apart_by_their_number_alone(tmp_path: Pa
         (("judge=reward_model", "judge.path=/no/rm"), "judge.path: /no/rm could not be loaded as a classifier"),
         (("loss.beta=-1", "rounds.count=1", "before=sft"), "beta: expected"),
         (("before=sft", "humanline.enabled=true"), "humanline.enabled: expected false, or a loss with a reference"),
-        (("rounds.feedback=scores",), "rounds.feedback: expected feedback that loss=kto .* they need a threshold"),
+        (("rounds.feedback=scores",), "rounds.feedback: expected feedback that loss=kto .* set a threshold"),
         (("loss=dpo", "rounds.feedback=pairs", "rounds.samples=1"), "rounds.samples: expected at least 2, .* found"),
         (("loss=dpo", "rounds.samples=1"), "rounds.feedback: .* loss=dpo .* binary of 1 different .* needs pairs"),
         (("loss=dpo", "rounds.temperature=0"), "rounds.feedback: .* loss=dpo .* binary of 1 different"),
