@@ -60,7 +60,7 @@ class Seals:
 
     @property
     def suffix(self) -> str:
-        """Part of the names of entries: a fingerprint of the key, which keeps them apart; empty without one."""
+        """Part of the names of entries: a fingerprint of the key, to keep different keys apart; empty without a key."""
         return "" if self.key is None else f"-{self.seal('name')[:8]}"
 
     def seal(self, text: str) -> str:

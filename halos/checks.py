@@ -8,7 +8,7 @@ from typing import TypeGuard
 def check_whole(key: str, value: object, least: int, most: int | None = None, *, null: bool = False) -> None:
     """Raise ``ValueError`` unless the value is a whole number from ``least`` to ``most`` (or None, if ``null``).
 
-    ``True`` and 1.0 are refused: Python takes them for whole numbers, and a user who wrote them meant something else.
+    ``True`` and 1.0 are refused: they equal a whole number in Python, but a user who wrote them meant something else.
     """
     if value is None and null:
         return
@@ -26,7 +26,7 @@ def check_number(key: str, value: object, least: float = 0.0, *, null: bool = Fa
 
 
 def check_mapping(key: str, value: object) -> None:
-    """Raise ``ValueError`` for what is neither a mapping nor None."""
+    """Raise ``ValueError`` unless the value is a mapping or None."""
     if value is not None and not isinstance(value, Mapping):
         raise ValueError(f"{key}: expected names with values, found {value!r}")
 

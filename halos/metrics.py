@@ -155,8 +155,8 @@ class LabelledRewards(Metric):
 
 
 TIE = 1e-4
-"""Rewards that differ by less count as equal. At the first step the policy is the reference, and rounding alone makes
-differences of 1e-5."""
+"""Rewards that differ by less count as equal. At the first step the policy equals the reference, and rewards differ by
+rounding, up to 1e-5."""
 
 
 def auc(rewards: Tensor, labels: Tensor, weights: Tensor | None = None) -> float | None:

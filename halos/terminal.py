@@ -1,7 +1,7 @@
-"""What all commands print to: one console, its log handler and progress bars.
+"""The console that all commands print to, its log handler and progress bars.
 
-The console reads no markup, and shows control characters escaped in every string that is printed or in a table's cell.
-So text of others may be passed as it is; styles are added with :func:`styled`.
+The console reads no markup, and escapes control characters in every printed string and table cell. So text from others
+may be printed directly; styles are added with :func:`styled`.
 """
 
 import logging
@@ -35,7 +35,7 @@ class PlainConsole(Console):
 console = PlainConsole()
 
 SHORTEST, LONGEST = 10.0, 60.0
-"""Seconds between two lines of a log about the same work: at least, and about the most."""
+"""The shortest and about the longest time between two lines of a log about the same work, in seconds."""
 LINES = 20
 """Lines of a log about work that takes long enough for them, and not so long that :data:`LONGEST` adds others."""
 
@@ -55,7 +55,7 @@ UNHELPFUL = (
 def set_up_logging(*, models: bool = True) -> None:
     """Log this package's messages and other libraries' warnings to the console of the first process.
 
-    The other ranks would only repeat them: what concerns one of them alone is an error, and ends the run.
+    The other ranks would only repeat them; a problem of a single rank is an error, which ends the run.
 
     Control characters in messages are shown escaped, and so is what stdout's encoding lacks.
 
@@ -90,7 +90,7 @@ def _unhandled(record: logging.LogRecord) -> bool:
 
 
 def rewritable() -> bool:
-    """Return whether the console is a terminal, on which a line can be written anew. A log file is none."""
+    """Return whether the console is a terminal, on which a line can be rewritten, and not a log file."""
     return console.is_interactive and console.file.isatty()
 
 
@@ -102,8 +102,8 @@ class Pace:
 
     Args:
         total: the number of the work's steps.
-        done: how many of them are done already.
-        clock: seconds since any moment.
+        done: the number of steps that are already done.
+        clock: returns the seconds since some fixed moment.
     """
 
     def __init__(self, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -135,7 +135,7 @@ def duration(seconds: float) -> str:
 
 
 def track(name: str, work: Sequence[Item], *, shown: bool = True) -> Iterable[Item]:
-    """Iterate over ``work``, and show how far it is on the first process: a bar, or lines where there is no terminal.
+    """Iterate over ``work``, and show progress on the first process: a bar, or lines if there is no terminal.
 
     Nothing is shown for an empty sequence.
     """

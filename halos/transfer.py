@@ -15,12 +15,12 @@ def on_device(
     """Return the values as a tensor on the device.
 
     ``torch.tensor(values, device="cuda")`` and ``tensor.to("cuda")`` wait until the device has done all earlier work,
-    as CUDA can copy by itself from pinned memory only. PyTorch keeps the pinned memory until the copy is done.
+    because CUDA copies asynchronously only from pinned memory. PyTorch keeps the pinned memory until the copy is done.
 
     Args:
         values: numbers in the host's memory.
-        device: where they are needed.
-        dtype: None: that of the values.
+        device: the device that needs them.
+        dtype: the type of the tensor; None: that of the values.
     """
     tensor = torch.as_tensor(values, dtype=dtype)
     if device.type == "cuda" and tensor.device.type == "cpu":

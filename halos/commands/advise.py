@@ -1,4 +1,4 @@
-"""``advise(cfg)``: what feedback consists of, and which losses fit it, with what that rests on. It reads no model."""
+"""``advise(cfg)``: counts feedback, and lists the losses that fit it, with the evidence. It reads no model."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -13,14 +13,14 @@ from halos.data.preparation.facts import Facts, facts_of
 from halos.terminal import console, say, set_up_logging, styled
 
 OWN = ("sft", "writer", "reference", "seed")
-"""Keys that are this command's, or that a run has with another meaning."""
+"""Keys that only this command has, or that have another meaning in a run."""
 
 
 def advise(cfg: DictConfig) -> list[str]:
-    """Read the data, print what they are and the losses that fit.
+    """Read the data, print counts of them and the losses that fit.
 
     Returns:
-        The words of each loss that fits, in the order of the rules.
+        The settings for each loss that fits, in the order of the rules.
 
     Raises:
         ValueError: bad data or settings.
@@ -60,7 +60,7 @@ def _show(words: str, reasons: Sequence[tuple[str, Rule]]) -> None:
 
 
 def described(case: Case) -> Iterator[tuple[str, str]]:
-    """Yield lines on the feedback, by their labels."""
+    """Yield lines about the feedback, each with its label."""
     facts = case.facts
     yield "data", f"{facts.records:,} records: {facts.completions:,} replies to {facts.prompts:,} prompts"
     yield "feedback", ", ".join(_kinds(facts)) or "none"
@@ -107,7 +107,7 @@ def _noise(facts: Facts) -> Iterator[str]:
 
 
 def _data_words() -> list[str]:
-    """Return the words of the command line that a run takes too."""
+    """Return the words of the command line that a run also takes."""
     if not HydraConfig.initialized():
         return []
     words = HydraConfig.get().overrides.task

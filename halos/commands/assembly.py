@@ -93,7 +93,7 @@ class Run:
 
 
 def assemble(cfg: DictConfig) -> Run:
-    """Check the configuration, prepare the data and plan the steps; cheap checks first.
+    """Check the configuration, prepare the data and plan the steps, with cheap checks first.
 
     Raises ``ValueError`` for a bad configuration, bad data or a bad model.
     """
@@ -146,7 +146,7 @@ def assemble(cfg: DictConfig) -> Run:
 
 
 def _fix_date(cfg: DictConfig, checkpoint: Path | None) -> None:
-    # A run that resumes on another day has to write the date with which it began, or its prompts would be others.
+    # A run that resumes on another day must write the date on which it began, or its prompts would change.
     if cfg.model.get("chat_template_date") is not None:
         return
     began = None if checkpoint is None else checkpoint.resolve().parent.parent
@@ -172,7 +172,7 @@ def _traits(objective: Objective) -> dict[str, bool]:
 
 
 def _check_sampling(size: int, reward: TrueReward | None) -> None:
-    # Draw the prompts of the final samples already now: an error at the end of the run would waste it.
+    # Draw the prompts of the final samples now: an error at the end would waste the run.
     try:
         if reward is not None and size:
             reward.prompts(size)

@@ -32,13 +32,13 @@ def build_data(
 
 
 def objective_maker(node: DictConfig) -> partial[Objective]:
-    """Return the constructor of a ``loss`` node's objective with its parameters bound; its argument is a backbone."""
+    """Return the constructor of a ``loss`` node's objective, with its parameters bound; it takes a backbone."""
     class_of("loss", node._target_, Objective)  # called for its errors, which name the class
     return as_partial(node, ("name",))
 
 
 def build_objective(cfg: DictConfig, optim: Optim) -> Objective:
-    """Build the objective from a run's configuration, without a backbone: how that is loaded depends on its needs.
+    """Build the objective from a run's configuration, without a backbone: its needs decide how that is loaded.
 
     Raises ``ValueError`` for a bad class and bad parameters.
     """
@@ -66,7 +66,7 @@ def build_model(cfg: DictConfig, objective: Objective, optim: Optim) -> Backbone
 
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
-    """Build the callbacks that a run has besides its own, by their names below the key ``callbacks``.
+    """Build the callbacks in the key ``callbacks``, which a run has in addition to its own, by name.
 
     Raises ``ValueError`` for a class that is not a callback, and for bad arguments.
     """

@@ -14,14 +14,14 @@ from halos.reporting import run_report
 def cache_reference(cfg: DictConfig) -> run_report.CacheReport:
     """Fill ``cfg.cache_dir`` with the log-probs that training with this configuration reads from it.
 
-    What is cached already is not computed again; after a kill most of the earlier work is. Nothing is written to
-    ``output_dir``. The devices are those of the training run.
+    What is already in the cache is not computed again; after a kill, this is most of the earlier work. Nothing is
+    written to ``output_dir``. The devices are those of the training run.
 
     Raises:
         ValueError: training would refuse the configuration, or its loss or model has no cached reference.
     """
     _check(cfg)
-    # output_dir may hold a run, none of whose files is touched: it is neither refused, nor resumed, nor logged to.
+    # output_dir may hold a run. It is neither refused, nor resumed, nor logged to, and none of its files is touched.
     cfg = OmegaConf.merge(cfg, {"overwrite": True, "resume": None, "logger": {"_target_": None}})  # type: ignore[assignment]
     start = time.perf_counter()
     run = assemble(cfg)

@@ -1,4 +1,4 @@
-"""``check_gpu(cfg)``: is everything exact on this machine's devices, does nothing wait, and how fast is it."""
+"""``check_gpu(cfg)``: checks exactness, waits and speed on this machine's devices."""
 
 import tempfile
 from collections import Counter

@@ -1,6 +1,6 @@
 """``compare(cfg)``: many runs as a table and one HTML page.
 
-It imports neither torch nor Lightning: reading a few tables should not wait for them.
+It imports neither torch nor Lightning, which would take longer than reading a few tables.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from halos.files import write_atomically
 
 
 def compare(cfg: DictConfig) -> Path:
-    """Compare the runs in and below ``cfg.runs``; where their experiments claim something, also decide the claims.
+    """Compare the runs in and below ``cfg.runs``. If their experiments make claims, also decide these.
 
     Returns:
         The folder ``cfg.output``, with the table as CSV, Markdown, LaTeX and HTML, and the verdicts with their figures.
@@ -42,7 +42,7 @@ def compare(cfg: DictConfig) -> Path:
         files["verdicts.md"] = as_markdown(verdicts)
     for name, text in files.items():
         write_atomically(output / name, text)
-    # The page holds the same figures as SVG; Markdown renderers such as GitHub's take images from files only.
+    # The page has the same figures as SVG, but Markdown renderers such as GitHub's show only images from files.
     for verdict in verdicts:
         claim_figure(verdict)[0].savefig(output / verdict.claim.image, dpi=100)
     for table in tables.terminal(comparison, terminal.console):

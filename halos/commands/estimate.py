@@ -22,7 +22,7 @@ from halos.training.gpus import GPUS
 
 GIB = 2**30
 LAUNCH_SECONDS = 1e-5
-"""Time in which PyTorch's host starts a kernel, an assumption: steps of many small kernels take as long as that."""
+"""Time that the host needs to start a kernel with PyTorch, an assumption. It decides in steps of many small kernels."""
 
 
 def estimate(cfg: DictConfig) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _division(cfg: DictConfig) -> Division:
 
 
 def _lengths(cfg: DictConfig, prompt: int | None, completion: int | None) -> tuple[int, int]:
-    # Where a length is not set, the example is as long as the data's limits allow.
+    # If a length is not set, examples are as long as the limits of the data allow.
     limit = cfg.data.max_length
     prompt = min(cfg.data.max_prompt_length or limit // 2, limit) if prompt is None else prompt
     completion = limit - prompt if completion is None else completion

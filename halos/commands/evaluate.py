@@ -35,7 +35,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     # Samples and intervals have seeds of their own; this is for libraries that draw from global generators.
     pl.seed_everything(settings.seed, verbose=False)
     plan, folder = _plan(cfg, settings)
-    # Written stage by stage: if the judge or a task fails, what was computed before stays.
+    # Written stage by stage: if the judge or a task fails, earlier results are kept.
     for results in evaluator.evaluate(plan):
         write_results(folder, results)
     report.show(results)
@@ -44,7 +44,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _plan(cfg: DictConfig, settings: Settings) -> tuple[EvaluationPlan, Path]:
-    """Find the models, read the data, make the judge and check them together; the cheapest come first."""
+    """Find the models, read the data, make the judge and check them together; cheap steps come first."""
     trusted = check_trusted_models(cfg.trust_remote_code)
     policy = find_policy("policy", cfg.policy, trusted=trusted)
     # A classifier's rewards are its own scores, not log-ratios to a reference.

@@ -109,7 +109,7 @@ def write_model(
 
 
 def hyperparameters(settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings of a run that boards and model cards list, the first ones first; those that are null are left out.
+    """The settings of a run that boards and model cards list, most important first. Null settings are left out.
 
     Args:
         settings: the resolved configuration by flat keys.
@@ -125,7 +125,7 @@ def hyperparameters(settings: Mapping[str, object]) -> dict[str, object]:
 def card_of(
     cfg: DictConfig, objective: Objective, settings: Mapping[str, object], metrics: Mapping[str, float], steps: int
 ) -> ModelCard:
-    """Return the card of the model that a run has after so many steps."""
+    """Return the card of the model that a run has after this number of steps."""
     train = cfg.data.get("train")
     return ModelCard(
         loss=cfg.loss.name,
@@ -180,7 +180,7 @@ def _checkpoint_named() -> Iterator[None]:
 
 
 def _untrained(cfg: DictConfig) -> tuple[Objective, BackboneFactory]:
-    """Build the objective and the factory of its backbone as the run did, without what only training needs."""
+    """Build the objective and the factory of its backbone as the run did, without parts that only training needs."""
     pl.seed_everything(cfg.seed, verbose=False)  # random weights under LoRA are those of the run
     objective = build_objective(cfg, build(cfg.optim))
     spec: ModelSpec = build(cfg.model)

@@ -1,4 +1,4 @@
-"""The end of a run: the exported policy, samples from it where the true reward is known, and the summary."""
+"""The end of a run: the exported policy, samples from it if the true reward is known, and the summary."""
 
 import logging
 import platform
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 
 
 def finish(run: Run, step: int) -> dict[str, Any]:
-    """Export the policy, sample from it where the true reward is known, and write and return the summary.
+    """Export the policy, sample from it if the true reward is known, and write and return the summary.
 
     Args:
         run: the run, after its last step.
-        step: the step that the policy's weights are from.
+        step: the step after which the policy had these weights.
     """
     summary = _summary(run, step)
     policy: Any = gathered_policy(run.objective.trained)
@@ -112,7 +112,7 @@ def _compare(run: Run, policy: Any, device: torch.device) -> Comparison | None:
         return None
     trained = run.objective.trained
     # Without a live reference, or with one that has moved, the policy is compared with the model that it started from.
-    # The reference of a sharded policy is sharded too: the first process alone cannot sample from it.
+    # If the policy is sharded, so is its live reference, and the first process by itself cannot sample from it.
     reference: Any = None if run.cfg.reference_sync.every or trained.sharded else trained.reference
     policy = policy.to(device)  # Lightning has moved everything to the CPU
     if reference is None and spec.random_weights:

@@ -66,7 +66,7 @@ def fit_value(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _checked(cfg: DictConfig) -> dict[str, float]:
-    """Check the settings that need no data, and return the parameters that are given."""
+    """Check the settings that need no data, and return the values of fixed parameters."""
     check_place(cfg.device, cfg.precision)
     check_whole("size", cfg.size, 1, null=True)
     check_whole("batch_size", cfg.batch_size, 1)
@@ -89,7 +89,7 @@ def _drawn(data: HeldData, size: int | None, seed: int) -> HeldData:
 def _rewards(
     cfg: DictConfig, policy: Policy | None, data: HeldData, held: HeldOut, trusted: Collection[str]
 ) -> tuple[Array, Array, str]:
-    """Return the reward of each reply (NaN where there is none), its length, and what the rewards are."""
+    """Return the reward of each reply (NaN if it has none), its length, and a description of the rewards."""
     if policy is not None:
         reference = None if policy.is_classifier else reference_of(policy, cfg.reference, trusted)
         if reference is None and not policy.is_classifier:

@@ -22,11 +22,11 @@ from halos.reporting.data_report import plot_lengths, show_data, show_example, s
 from halos.terminal import console, set_up_logging, styled
 
 LONGEST_SHOWN = 400
-"""Characters of a text that are shown."""
+"""The maximum number of characters of a text that are shown."""
 
 
 def inspect_data(cfg: DictConfig) -> Intake | None:
-    """Read the data as configured, show them, and write what ``cfg.convert``, ``plot`` and ``output_dir`` name.
+    """Read and show the configured data, and write the files that ``cfg.convert``, ``plot`` and ``output_dir`` ask for.
 
     With ``cfg.propose``, only propose a mapping of the columns.
 

@@ -19,18 +19,18 @@ def make_judge(
 
     Args:
         node: the class (``_target_``) and its parameters.
-        source: the data source, whose true reward a judge gets that takes ``true_reward``.
-        device: where a judge computes whose constructor takes a ``device``.
-        precision: its number type, such as ``32-true``, where the constructor takes one.
-        progress: whether a judge that takes ``track`` shows a bar over its requests.
+        source: the data source. Its true reward is passed to a judge whose constructor takes ``true_reward``.
+        device: the device, passed to a judge whose constructor takes ``device``.
+        precision: the number type, such as ``32-true``, passed to a judge whose constructor takes ``precision``.
+        progress: whether a judge whose constructor takes ``track`` shows a bar over its requests.
 
     Raises:
-        ValueError: there is no node, the class cannot be imported, is not a judge, or lacks something that it needs.
+        ValueError: there is no node, or the class cannot be imported, is not a judge, or lacks something that it needs.
     """
     if node is None:
         raise ValueError("judge: expected judge=truth, judge=reward_model or judge=chat, found none")
     judge_class = class_of("judge", node._target_, CompletionJudge)
-    # What a YAML node cannot hold, for judges that take it. Asking for a class instead would import torch.
+    # Arguments that a YAML node cannot hold, for judges that take them. Checking for classes would import torch.
     offered: dict[str, Any] = {
         "true_reward": source.true_reward(),
         "device": device,

@@ -33,7 +33,7 @@ def label(cfg: DictConfig) -> Path:
     # The true reward (judge=truth) belongs to the source that the prompts came from.
     world: Source = build(cfg.data.source) if cfg.get("data") else samples
     judge = make_judge(cfg.get("judge"), world, device=cfg.device, precision=cfg.precision, progress=cfg.progress)
-    # Only now are weights read or requests sent: everything above is cheap and finds most mistakes.
+    # Weights are read or requests sent only from here on: everything above is cheap and finds most mistakes.
     rows, counts = label_records(records, judge, cfg.feedback)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""``scripts/plot_values.py``: value functions as a picture, and a verdict on each loss."""
+"""``scripts/plot_values.py``: draws value functions, and prints for each loss whether it is a HALO."""
 
 from collections.abc import Sequence
 from pathlib import Path

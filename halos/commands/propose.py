@@ -15,9 +15,9 @@ from halos.files import write_atomically
 from halos.terminal import console, styled
 
 ROWS = 200
-"""Rows that a proposal looks at."""
+"""The number of rows that a proposal looks at."""
 SHOWN = 3
-"""Records that are shown as they would be read."""
+"""The number of records that are shown as they would be read."""
 LONGEST_SHOWN = 200
 """Characters of a text that are shown."""
 

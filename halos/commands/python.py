@@ -33,7 +33,7 @@ def train(
 ) -> dict[str, Any]:
     """Train as ``halos train`` does, and return the summary.
 
-    With several devices, each rank runs in its own process, so this works in a notebook too.
+    With several devices, each rank runs in its own process, so this also works in a notebook.
 
     Args:
         loss: an option of ``loss=``, such as ``kto`` or ``dpo``.

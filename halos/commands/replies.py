@@ -29,7 +29,7 @@ from halos.sharding.factory import BackboneFactory
 log = logging.getLogger(__name__)
 
 COUNTED_ROWS = 256
-"""Rows whose completions say how long replies will be."""
+"""The number of rows whose completions are used to estimate the length of replies."""
 
 
 def make_replies(
@@ -58,7 +58,7 @@ def _win_rate_judge(cfg: DictConfig, source: Source) -> CompletionJudge | None:
     if wanted is True and node is None:
         hint = "set judge=truth, judge=reward_model or judge=chat"
         raise ValueError(f"sampling.win_rate: expected auto or false without a judge, found true; {hint}")
-    # The judge of rounds may cost money, and is there to label.
+    # The judge of rounds may cost money, and was chosen for labelling only.
     if node is not None and (wanted is True or not values_of(cfg)["rounds"]):
         device = "cpu" if cfg.trainer.accelerator == "cpu" else "auto"
         precision = "bf16-true" if cfg.precision == "bf16-true" else "32-true"
@@ -68,7 +68,7 @@ def _win_rate_judge(cfg: DictConfig, source: Source) -> CompletionJudge | None:
 
 
 def measures_kl(cfg: DictConfig, objective: Objective, model: BackboneFactory) -> bool:
-    """Return whether the run measures its KL, and log why it does not where its reference cannot be had."""
+    """Return whether the run measures its KL. If its reference is not available, log the reason."""
     sampling = cfg.sampling
     if not (sampling.kl and sampling.kl_prompts and objective.generates) or cfg.strategy.name == "deepspeed":
         return False

@@ -19,7 +19,7 @@ from halos.sampling.engines import Decoding, check_installed
 
 REFERENCES = ("last", "first")
 _EXTREME_SCORE = 1e9
-"""Scores of this size, with either sign, are on both sides of any threshold and further apart than any margin."""
+"""Scores of this size and either sign are on both sides of any threshold, and differ by more than any margin."""
 
 
 def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None:
@@ -47,7 +47,7 @@ def check_rounds(cfg: DictConfig, of_round: Callable[[int], DictConfig]) -> None
     if rounds.count > 1:
         _check_sampling(cfg)
         _check_feedback(cfg, objectives[-1].view)
-        # Made on the CPU whatever the rounds' device is: the judge is checked here, and made again when it is asked.
+        # Made on the CPU, whatever the rounds' device: here the judge is only checked. It is made again for use.
         source = build_data(cfg.data, seed=cfg.seed).preparation.source
         make_judge(cfg.get("judge"), source, device="cpu", precision="32-true", progress=False)
 
@@ -86,7 +86,7 @@ def _check_feedback(cfg: DictConfig, view: str) -> None:
         expected = "at least 2, at a temperature above 0, for rounds.feedback=pairs"
         raise ValueError(f"rounds.samples: expected {expected}; found {samples} at temperature {temperature}")
     records = [_made_up_record(kind, prompt, different) for prompt in range(2)]
-    # The same derivation that training will use, so that no rule about views is written a second time here.
+    # The derivation is that of training, so that rules about views are not repeated here.
     selection: Selection = build(cfg.data.select)
     try:
         for own in view.split("+"):  # the views of a mixture

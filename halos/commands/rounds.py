@@ -120,8 +120,8 @@ def _folder(cfg: DictConfig, number: int) -> Path:
 
 
 def _free_gpu() -> None:
-    # The models that sampled and judged are unreachable by now, but PyTorch's allocator keeps their memory. The next
-    # round may train in other processes, which could not use it. Without a GPU this does nothing.
+    # The models that sampled and judged have been freed by now, but PyTorch's allocator keeps their memory, which other
+    # processes could not use. The next round may train in such processes. Without a GPU this does nothing.
     gc.collect()
     torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""What a run with ``loss=halo`` prints of its loss: the formula, the verdict and the weight of the gradient."""
+"""What a run with ``loss=halo`` prints about its loss: the formula, the verdict and the weight of the gradient."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def show_value(objective: HALO, node: DictConfig) -> None:
 
 
 def formula(objective: HALO) -> list[tuple[str, str]]:
-    """Return lines of the loss's formula, by their labels."""
+    """Return lines about the loss's formula, each with its label."""
     value = objective.value
     numbers = {{"beta": "β", "alpha": "α", "loss_aversion": "λ"}[name]: n for name, n in value.parameters.items()}
     given = "".join(f", {symbol} = {number:g}" for symbol, number in numbers.items())
@@ -60,7 +60,7 @@ def formula(objective: HALO) -> list[tuple[str, str]]:
 
 
 def weights(objective: HALO) -> list[tuple[str, str]]:
-    """Return lines of the weight that ∇log π_θ(y|x) has in the gradient at :data:`GAINS`, by their labels."""
+    """Return lines about the weight of ∇log π_θ(y|x) in the gradient at :data:`GAINS`, each with its label."""
     at = ", ".join(f"{u:g}" for u in GAINS)
     lines = [("gradient", f"weight at u = {at} nats")]
     for side, good in (

@@ -1,4 +1,4 @@
-"""Counts what a computation asks of its device: kernels, collectives, and what the host would wait for.
+"""Counts the kernels and collectives of a computation, and the values that the host would wait for.
 
 It works on a CPU, where nothing waits: PyTorch marks the operations whose result is a number for the host or has a
 shape that depends on values, and on a GPU the host waits for each of them. It also waits for copies of Python's numbers
@@ -39,11 +39,11 @@ TORCH = f"{Path(torch.__file__).parent}/"
 
 @dataclass
 class DeviceWork:
-    """What a computation asked of its device.
+    """Counts of a computation.
 
     Attributes:
-        kernels: how often each operation was called that a device computes; views are none. A few of PyTorch's
-            operations launch several kernels, and a compiler may join several operations into one.
+        kernels: how often each operation that a device computes (not a view) was called. A few of PyTorch's operations
+            launch several kernels, and a compiler may join several operations into one.
         collectives: how often each collective was called.
         waits: each operation for which the host would wait, and the line that called it.
     """
@@ -53,7 +53,7 @@ class DeviceWork:
     waits: list[str] = field(default_factory=list)
 
     def take(self) -> DeviceWork:
-        """Return what was counted since the last call, and start anew."""
+        """Return the counts since the last call, and reset them."""
         work = DeviceWork(self.kernels.copy(), self.collectives.copy(), self.waits.copy())
         self.kernels.clear()
         self.collectives.clear()
@@ -70,7 +70,7 @@ class DeviceWork:
 
 @contextmanager
 def watched() -> Iterator[DeviceWork]:
-    """Within, all of this thread's work is counted; backward passes on a CPU are."""
+    """Within this context, all work of this thread is counted, including backward passes on a CPU."""
     work = DeviceWork()
     with _Calls(work), _Operations(work):
         yield work

@@ -34,7 +34,7 @@ def tiny_backbone(*, moved: bool = False) -> Backbone:
 def _backbone(moved: bool) -> Backbone:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    # Without a padding id: masks come from positions, and no objective may read them off token ids.
+    # Without a padding id, because masks come from positions, and no objective may derive them from token ids.
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
@@ -69,9 +69,9 @@ def make_objective(
 
     Args:
         make: see :data:`Make`.
-        moved: whether the policy has left the reference. Only such an objective may be trained: the others share one
-            backbone, as a copy takes longer than most losses.
-        dtype: of the objective's weights.
+        moved: whether the policy differs from the reference. Only such an objective may be trained: all others share
+            one backbone, because copying takes longer than most losses.
+        dtype: the type of the objective's weights.
         changed: parameters of the constructor to change.
     """
     shared = not moved and dtype == torch.float64
@@ -81,7 +81,7 @@ def make_objective(
         objective.configure_model()
         objective.double().train()
         for module in objective.children():
-            # Heads often start at zero, where most gradients vanish and a fault would go unnoticed.
+            # Heads often start at zero, where most gradients vanish and an error would go unnoticed.
             if not isinstance(module, Backbone):
                 _shift(module, 0.3)
     # Unequal numbers: weights that are set automatically must differ, so that swapping them shows.
@@ -93,7 +93,7 @@ def tiny_rows(objective: Objective, count: int, *, labels: Sequence[bool] | None
     """Make ``count`` rows of the objective's view, with completions of different lengths.
 
     Rows share a prompt in pairs. Labels alternate unless ``labels`` [count] are passed. For a mixture of several views
-    the rows are records: a pair with what the other views make of it or, without pairs, a labelled completion.
+    the rows are records: a pair with its examples in the other views or, without pairs, a labelled completion.
     """
     if views := objective.data_needs().views:
         return _tiny_records(views, count, labels)
@@ -194,11 +194,11 @@ def make_inputs(
     """Make a batch of the rows, with log-probs that depend only on a row's id, not on the rest of the batch.
 
     Args:
-        objective: whose view and needs the inputs are for.
+        objective: the objective, for its view and needs.
         rows: the examples.
-        at_reference: whether the policy's log-probs are the reference's, plus ``shift`` nats.
+        at_reference: whether the policy's log-probs are the reference's plus ``shift`` nats.
         shift: see ``at_reference``.
-        dtype: of the log-probs and states.
+        dtype: the type of the log-probs and states.
         wider: columns of padding to add after the longest completion.
         step: the counts of the whole step (default: those of the rows).
     """

@@ -33,7 +33,7 @@ def on_ranks(functions: Sequence[Callable[[], T]], *, timeout: float = 30.0) -> 
     with mock.patch.multiple(dist, **world.functions()), ThreadPoolExecutor(len(functions)) as pool:
         futures = [pool.submit(world.run, rank, function) for rank, function in enumerate(functions)]
     errors = [error for future in futures if (error := future.exception()) is not None]
-    # Ranks that waited for the one that failed only report that the barrier is broken: its own error comes first.
+    # The error of the rank that failed comes first: the ranks that waited for it only report a broken barrier.
     for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
         raise error
     return [future.result() for future in futures]

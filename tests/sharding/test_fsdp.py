@@ -217,7 +217,7 @@ def test_a_folder_that_is_no_whole_checkpoint_is_refused(runs: dict[str, Any], t
         for file in complete.iterdir():
             if file.name != missing:
                 (part / file.name).write_bytes(file.read_bytes())
-        with pytest.raises(ValueError, match="none or incomplete"):
+        with pytest.raises(ValueError, match="not one or is incomplete"):
             check_sharded(part)
 
 

@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused(
 def test_a_sharded_checkpoint_is_whole_with_its_last_file(tmp_path: Path) -> None:
     folder = tmp_path / "step_2.ckpt"
     torch.distributed.checkpoint.save({"weight": torch.zeros(2)}, checkpoint_id=folder, no_dist=True)  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="none or incomplete"):
+    with pytest.raises(ValueError, match="not one or is incomplete"):
         check_intact(folder)
     save(folder / "meta.pt")
     check_intact(folder)
