@@ -8,11 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from halos.config.combinations import TRAITS, table
-
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # as a script this file sees its own folder only
+sys.path.insert(0, str(ROOT))  # as a script this file sees its own folder only; the code of this checkout comes first
 
+from halos.config.combinations import TRAITS, table  # noqa: E402
 from scripts.pages.commands import commands_page  # noqa: E402
 from scripts.pages.config_keys import config_page  # noqa: E402
 from scripts.pages.family import draw_family, family_page  # noqa: E402

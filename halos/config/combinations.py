@@ -97,6 +97,8 @@ _ANY_FSDP, _FLASH = _starts("fsdp"), _starts("flash")
 _STREAMING: dict[str, Condition] = {"data.streaming": _ON}
 _FIRST: dict[str, Condition] = {"rounds.reference": _one_of("first"), "rounds.count": _above(1)}
 _TENSOR_PARALLEL: dict[str, Condition] = {"strategy.name": _one_of("fsdp_tp")}
+_STILL: dict[str, Condition] = {"reference_sync.every": _one_of(0)}
+_MOVE = "set reference_sync.every=1, or the steps between two of its moves"
 _SYNC = ("0, or model.reference=live", "only a reference that is kept as a model can move")
 _METRIC = ("a metric with sweep_seeds and sweep_max_kl", "such as sweep_metric=samples/policy_desirable")
 
@@ -187,6 +189,10 @@ RULES: tuple[Rule, ...] = (
     Rule({"reference_sync.every": _above(0), "model.reference": _one_of("auto"), "model.lora.enabled": _ON}, *_SYNC),
     Rule({"reference_sync.bias_power": _SET, "strategy.name": _ANY_FSDP}, "null, or strategy=auto or ddp",
          "its copies of the weights are not sharded"),
+    Rule({"reference_sync.alpha": _none_of(0.6)} | _STILL, "0.6, its default, while the reference stays", _MOVE),
+    Rule({"reference_sync.ema_power": _SET} | _STILL, "null while the reference stays", _MOVE),
+    Rule({"reference_sync.bias_power": _SET} | _STILL, "null while the reference stays", _MOVE),
+    Rule({"reference_sync.lag": _none_of(10.0)} | _STILL, "10.0, its default, while the reference stays", _MOVE),
     Rule({"trainer.accumulate_grad_batches": _above(1), WHOLE_STEP: _ON},
          "1 for a loss that needs all examples of a step at once",
          "raise data.batch_size or trainer.devices instead"),

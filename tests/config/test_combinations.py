@@ -146,6 +146,10 @@ CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
         {},
         "reference_sync.bias_power: expected null, or strategy=auto or ddp",
     ),
+    (("reference_sync.alpha=0.5",), {}, "reference_sync.alpha: expected 0.6, .* with reference_sync.every=0; set"),
+    (("reference_sync.ema_power=0.5",), {}, "reference_sync.ema_power: expected null while the reference stays"),
+    (("reference_sync.bias_power=0.2",), {}, "reference_sync.bias_power: expected null while the reference stays"),
+    (("reference_sync.lag=1",), {}, "reference_sync.lag: expected 10.0, its default, while the reference stays"),
     (("reference_sync.every=2", "model.reference=cached"), {}, "reference_sync.every: .* with model.reference=cached"),
     (
         ("trainer.accumulate_grad_batches=2",),
@@ -237,7 +241,7 @@ ACCEPTED = [
     ("model.attention=flash_attention_2", "precision=bf16-true"),
     ("model.attention=flash_attention_2", "precision=bf16-mixed", "strategy=fsdp"),
     ("reference_sync.every=2", "data.streaming=true"),  # auto means live
-    ("reference_sync.every=2", "model.reference=live"),
+    ("reference_sync.every=2", "model.reference=live", "reference_sync.alpha=0.5", "reference_sync.lag=1"),
     ("before=sft", "model.random_weights=true", *FIRST),
     ("optim=rmsprop", "strategy=fsdp_tp"),
     ("sweep_seeds=[1,2]", "sweep_metric=val/loss"),
