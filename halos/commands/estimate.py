@@ -1,6 +1,5 @@
 """``estimate(cfg)``: the memory and time of a run on given devices, before any of them is booked."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from halos.checks import check_choice, check_share, check_whole
 from halos.commands.builders import objective_maker
 from halos.config.nodes import build
 from halos.estimation.division import Division
-from halos.estimation.step import Batching, Plan, trace
+from halos.estimation.step import Batching, Plan, Traced, trace
 from halos.estimation.tracer import Work
 from halos.optim import AdamW, BitsAndBytesAdamW, Optim
 from halos.policy.loading import ModelSpec
@@ -29,9 +28,9 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     """Print and return what the configured run needs.
 
     Returns:
-        The bytes of a device by part (``memory``), their ``total``, whether it ``fits``, the ``operations``,
-        ``kernels`` and ``step_seconds`` of an optimizer step on a device, and the ``hours``; None where the number of
-        examples is not known.
+        The bytes of a device by part (``memory``), their ``total``, whether it ``fits``, the bytes of activations in
+        the host's memory (``host_memory``), the ``operations``, ``kernels`` and ``step_seconds`` of an optimizer step
+        on a device, and the ``hours``; None where the number of examples is not known.
 
     Raises:
         ValueError: an unknown GPU, a model whose config cannot be read, or settings that cannot be traced.
@@ -51,9 +50,10 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     total, seconds = sum(longest.memory.values()), _seconds(cfg, step)
     fits = total < plan.gpu.gib * GIB
     hours = _hours(cfg, plan, seconds, _seconds(cfg, average.reference))
-    _show(cfg, plan, longest.memory, step, total=total, fits=fits, seconds=seconds, hours=hours)
+    _show(cfg, plan, longest, step, total=total, fits=fits, seconds=seconds, hours=hours)
     work = {"operations": step.operations, "kernels": step.kernels, "step_seconds": seconds}
-    return {"memory": longest.memory, "total": total, "fits": fits, "hours": hours} | work
+    memory = {"memory": longest.memory, "total": total, "fits": fits, "host_memory": longest.host_memory}
+    return memory | {"hours": hours} | work
 
 
 def _check(cfg: DictConfig, spec: ModelSpec) -> None:
@@ -149,7 +149,7 @@ def _hours(cfg: DictConfig, plan: Plan, step: float, reference: float) -> float 
 def _show(
     cfg: DictConfig,
     plan: Plan,
-    memory: Mapping[str, float],
+    longest: Traced,
     step: Work,
     *,
     total: float,
@@ -160,11 +160,14 @@ def _show(
     place = f"each of {plan.division.devices} × {cfg.estimate.gpu} ({cfg.strategy.name})"
     terminal.say(f"{cfg.model.path}, {cfg.loss.name}, {cfg.precision}, on {place}:")
     table = Table("memory", Column("GiB", justify="right"))
-    for name, size in [*sorted(memory.items(), key=lambda item: -item[1]), ("total", total)]:
+    for name, size in [*sorted(longest.memory.items(), key=lambda item: -item[1]), ("total", total)]:
         table.add_row(name, f"{size / GIB:.2f}")
     terminal.console.print(table)
     into = "fits into" if fits else "does not fit into"
     terminal.say(f"{total / GIB:.1f} GiB {into} the {plan.gpu.gib} of {cfg.estimate.gpu}")
+    if longest.host_memory:
+        waiting = "of the host's memory for each device, in which inputs of layers wait for the backward pass"
+        terminal.say(f"{longest.host_memory / GIB:.2f} GiB {waiting}")
     rate = f"at {cfg.estimate.utilisation:.0%} of the published rates"
     terminal.say(
         f"a step: {step.operations / 1e12:,.1f}·10¹² operations and {step.kernels:,.0f} kernels on each device, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import product
 from typing import Any
 from unittest import mock
@@ -26,8 +26,14 @@ LOWERED = {
 """Functions that autocast computes in its lower precision."""
 COPIES = "compute copies"
 """The label of weights that autocast has rounded, and keeps until the end of the forward pass."""
+HOST = "host"
+"""The label of memory that is the host's, and not the device's."""
 SUPPORTED = ("_get_fused_kernels_supported_devices", "_get_foreach_kernels_supported_devices")
 """PyTorch's functions that list the devices with kernels for the weights of a whole optimizer."""
+
+
+Label = Callable[[str, list[Tensor]], None]
+Labelled = Callable[[str], AbstractContextManager[None]]
 
 
 class DeviceFunctions(TorchFunctionMode):
@@ -36,11 +42,12 @@ class DeviceFunctions(TorchFunctionMode):
     Args:
         device: ``cpu`` or ``cuda``.
         label: called with a label and tensors that it is for.
+        labelled: makes a context within which new memory gets a label.
     """
 
-    def __init__(self, device: str, label: Callable[[str, list[Tensor]], None]) -> None:
+    def __init__(self, device: str, label: Label, labelled: Labelled) -> None:
         super().__init__()
-        self.device, self._label = device, label
+        self.device, self._label, self._labelled = device, label, labelled
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._keeps = True
 
@@ -78,6 +85,9 @@ class DeviceFunctions(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         kwargs = kwargs or {}
+        if kwargs.get("pin_memory"):  # the host's; its stand-in is on the meta device, too
+            with self._labelled(HOST):
+                return func(*args, **{key: value for key, value in kwargs.items() if key not in ("device", "pin_memory")})
         attends = func is F.scaled_dot_product_attention
         if (attends or func in LOWERED) and torch.is_autocast_enabled(self.device):
             dtype = torch.get_autocast_dtype(self.device)
@@ -130,7 +140,7 @@ class DeviceFunctions(TorchFunctionMode):
 
 
 @contextmanager
-def as_on(device: str, label: Callable[[str, list[Tensor]], None]) -> Iterator[DeviceFunctions]:
+def as_on(device: str, label: Label, labelled: Labelled) -> Iterator[DeviceFunctions]:
     """Within this context, tensors on the meta device are computed as those on a type of device."""
     autocast = torch.autocast
 
@@ -146,4 +156,4 @@ def as_on(device: str, label: Callable[[str, list[Tensor]], None]) -> Iterator[D
         stack.enter_context(mock.patch.object(torch, "autocast", known_device))
         for module, name in product((optimizers, foreach), SUPPORTED):
             stack.enter_context(mock.patch.object(module, name, with_meta(getattr(module, name))))
-        yield stack.enter_context(DeviceFunctions(device, label))
+        yield stack.enter_context(DeviceFunctions(device, label, labelled))

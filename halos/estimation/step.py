@@ -85,12 +85,14 @@ class Traced:
 
     Attributes:
         memory: bytes at its fullest moment, by label.
+        host_memory: the most bytes of the host's memory in which activations wait for the backward pass.
         micro_batch: the work of a micro-batch, forward and backward.
         update: the work between the last backward pass and the next step: clipping and the optimizer.
         reference: the work of the reference's forward pass before training; none if it is computed in each step.
     """
 
     memory: dict[str, float]
+    host_memory: float
     micro_batch: Work
     update: Work
     reference: Work
@@ -168,7 +170,7 @@ def trace(plan: Plan, prompt: int, completion: int) -> Traced:
     shares = plan.division.shares(plan.stored, plan.division.compute_dtype or plan.stored)
     shares["optimizer"] = shares.get("optimizer", 1.0) * plan.optimizer_share
     tracer = Tracer(shares, plan.gpu, backbone.policy.get_output_embeddings().weight.shape[0])
-    with as_on(plan.device, tracer.relabel) as functions, tracer:
+    with as_on(plan.device, tracer.relabel, tracer.labelled) as functions, tracer:
         return _Step(plan, objective, backbone, tracer, functions).run(batch)
 
 
@@ -232,7 +234,7 @@ class _Step:
             optimizer.step()
         update, share = tracer.take(), 1 / plan.division.shards
         update = Work(update.operations * share, update.kernels, update.seconds * share)
-        return Traced(tracer.memory.peak, micro_batch, update, reference)
+        return Traced(tracer.memory.peak, tracer.memory.host_peak, micro_batch, update, reference)
 
     def _reference_pass(self, batch: Batch) -> Work:
         if not self.objective.needs.reference or self.plan.spec.reference != "cached":

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import addmm_flop, flop_registry, mm_flop, sdpa_backward_flop, sdpa_flop
 
+from halos.estimation.functions import HOST
 from halos.testing.device_work import WITHOUT_KERNEL
 from halos.training.gpus import GPU
 
@@ -75,26 +76,32 @@ class Memory:
         shares: by label the part of the traced bytes that one device holds; 1 unless given.
         alive: traced bytes by label.
         peak: bytes of the device at its fullest moment since the last :meth:`begin`, by label.
+        host_peak: the most bytes of the host's memory since then.
     """
 
     shares: Mapping[str, float] = field(default_factory=dict)
     alive: Counter[str] = field(default_factory=Counter)
     peak: dict[str, float] = field(default_factory=dict)
+    host_peak: float = 0.0
     _now: float = 0.0
     _most: float = 0.0
 
     def add(self, label: str, size: float) -> None:
         self.alive[label] += size  # type: ignore[assignment]  # bytes may be shares of bytes
+        if label == HOST:
+            self.host_peak = max(self.host_peak, self.alive[HOST])
+            return
         self._now += size * self.shares.get(label, 1.0)
         if self._now > self._most:
             self._most, self.peak = self._now, self._parts()
 
     def begin(self) -> None:
-        """Forget the peak."""
-        self._most, self.peak = self._now, self._parts()
+        """Forget the peaks."""
+        self._most, self.peak, self.host_peak = self._now, self._parts(), self.alive[HOST]
 
     def _parts(self) -> dict[str, float]:
-        return {label: size * self.shares.get(label, 1.0) for label, size in self.alive.items() if size}
+        alive = {label: size for label, size in self.alive.items() if size and label != HOST}
+        return {label: size * self.shares.get(label, 1.0) for label, size in alive.items()}
 
 
 class Tracer(TorchDispatchMode):
@@ -198,4 +205,11 @@ class Tracer(TorchDispatchMode):
         moved = sum(tensor.numel() * tensor.itemsize for tensor in touched)
         half = any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in read)
         rate = 1e12 * (self._gpu.bfloat16 if half else self._gpu.float32)
-        self.work += Work(operations, 1, max(operations / rate, moved / (1e9 * self._gpu.bandwidth)))
+        seconds = max(operations / rate, moved / (1e9 * self._gpu.bandwidth))
+        copied = sum(tensor.nbytes for tensor in read if self._on_host(tensor))  # from the host or to it
+        self.work += Work(operations, 1, max(seconds, copied / (1e9 * self._gpu.host_bandwidth)))
+
+    def _on_host(self, tensor: Tensor) -> bool:
+        block = self._blocks.get(tensor.untyped_storage()._cdata)
+        return block is not None and block.label == HOST
+

@@ -17,6 +17,7 @@ from halos.config.combinations import DIVERGENCE, REFERENCE, check_combinations
 from halos.config.nodes import flatten
 from halos.data.rows.rendering import today
 from halos.data.rows.templates import TEMPLATES, chosen, is_dated, template_of, with_date, with_defaults
+from halos.policy.checkpointing import check_policy, checkpoint_layers
 from halos.policy.checks import check_encodes, check_markers, check_path, locate
 from halos.policy.construction import (
     forget_quantisation,
@@ -73,7 +74,8 @@ class ModelSpec:
             transformers chooses one that the architecture supports.
         packed_attention: how packed rows attend. ``pieces``: one call of PyTorch's fused attention per piece.
             ``flex``: one call of FlexAttention for all pieces (CUDA; compiled at first use).
-        gradient_checkpointing: recompute activations in the backward pass.
+        gradient_checkpointing: what decoder layers keep for the backward pass: all activations (false), their inputs
+            (true, ``offload``), or their inputs and products (``selective``), see :mod:`halos.policy.checkpointing`.
         compile: run the decoder layers through torch.compile (:mod:`halos.policy.logprobs.compiling`).
         cpu_kernels: compute linear layers, RMSNorm and SwiGLU with this project's CPU kernels
             (:mod:`halos.policy.kernels`). False: use the model's own modules.
@@ -109,7 +111,7 @@ class ModelSpec:
     random_weights: bool = False
     attention: str | None = None
     packed_attention: str = "pieces"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | str = False
     compile: bool = False
     cpu_kernels: bool = True
     liger: bool = False
@@ -139,6 +141,7 @@ class ModelSpec:
             raise ValueError(f"model.lora: expected halos.policy.LoRA, found {self.lora!r}")
         if self.packed_attention not in ("pieces", "flex"):
             raise ValueError(f"model.packed_attention: expected pieces or flex, found {self.packed_attention!r}")
+        check_policy(self.gradient_checkpointing)
         if self.reference not in ("auto", "cached", "live", "adapter"):
             raise ValueError(f"model.reference: expected auto, cached, live or adapter, found {self.reference!r}")
         if self.export_dtype not in ("base", *DTYPES):
@@ -363,10 +366,7 @@ class ModelSpec:
         if self._location.suffix == ".gguf":
             forget_quantisation(model)
         grow_vocabulary(model, options.vocabulary, options.new_tokens)
-        if self.gradient_checkpointing:
-            # transformers 5 renames it.
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+        checkpoint_layers(model, self.gradient_checkpointing)
         if self.lora.enabled:
             base, keep_start = self._names[0], self.reference == "adapter"
             new_tokens, logged = options.new_tokens, not options.quiet

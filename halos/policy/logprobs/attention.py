@@ -26,7 +26,7 @@ that the model was loaded with: generation, separate rows, the exported config.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from halos.data.batches.packing import Pack
+from halos.policy.checkpointing import recomputed_within
 from halos.policy.kernels.device_types import device_type
 from halos.policy.logprobs.flex import ScoreOptions, block_mask, flex_attend
 from halos.policy.logprobs.precision import product_dtype
@@ -204,7 +205,9 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
 
     # No mask function is registered for the name, so the model makes no masks of its own.
     AttentionInterface.register(IMPLEMENTATION_NAME, _packed_attention)
-    with _implementation(model), _recomputed_alike(model):
+    # A checkpointed layer runs again in the backward pass, when this context is over, and has to find the same
+    # implementation then.
+    with _implementation(model), recomputed_within(model, partial(_implementation, model)):
         yield
 
 
@@ -224,35 +227,3 @@ def _implementation(model: nn.Module) -> Iterator[None]:
     finally:
         for key, implementation in before.items():
             configs[key]._attn_implementation = implementation
-
-
-# A checkpointed layer runs again in the backward pass, after the context of the forward has ended, and needs the same
-# attention implementation then. torch's checkpoint() enters a context for the second run if one is passed as
-# ``context_fn``; its variant with use_reentrant=True does not take this argument.
-
-
-_CHECKPOINT = "_gradient_checkpointing_func"
-
-
-def _checkpointed_layers(model: nn.Module) -> list[nn.Module]:
-    modules = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    return [module for module in modules if _CHECKPOINT in module.__dict__]
-
-
-def recomputes_alike(model: nn.Module) -> bool:
-    """Return whether the model's checkpointed layers, if it has any, can run again with the same attention."""
-    functions = [layer.__dict__[_CHECKPOINT] for layer in _checkpointed_layers(model)]
-    return all(getattr(function, "keywords", {}).get("use_reentrant") is False for function in functions)
-
-
-@contextmanager
-def _recomputed_alike(model: nn.Module) -> Iterator[None]:
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _implementation(model)  # of the layer's first and of its second run
-
-    with ExitStack() as restored:
-        for layer in _checkpointed_layers(model):
-            function = layer.__dict__[_CHECKPOINT]
-            restored.callback(setattr, layer, _CHECKPOINT, function)
-            layer.__dict__[_CHECKPOINT] = partial(function, context_fn=contexts)
-        yield

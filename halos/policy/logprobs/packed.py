@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from halos.data.batches.packing import Pack, map_tensors, pack
 from halos.data.rows.token_rows import Row
-from halos.policy.logprobs.attention import PackedAttention, packed_attention, recomputes_alike
+from halos.policy.checkpointing import recomputes_within_contexts
+from halos.policy.logprobs.attention import PackedAttention, packed_attention
 from halos.policy.logprobs.compiling import uncompiled
 from halos.policy.logprobs.flex import attends_by_flex
 from halos.policy.logprobs.head import (
@@ -155,7 +156,7 @@ def _layer_kinds(model: PreTrainedModel) -> set[str]:
 def _structural_obstacle(model: PreTrainedModel) -> str | None:
     if not getattr(model, "_supports_attention_backend", False):
         return "its attention cannot be replaced"
-    if not recomputes_alike(model):
+    if not recomputes_within_contexts(model):
         return "its layers are checkpointed with use_reentrant=True"
     kinds = _layer_kinds(model)
     if not kinds <= {"full_attention", "sliding_attention"}:
