@@ -15,23 +15,24 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from halos.objectives import BCO, DPO, GRPO, KTO, PPO, SFT, BradleyTerry, Mix, Objective
 from halos.policy.backbone import Backbone
+from halos.policy.checkpointing import checkpoint_layers
 from halos.processes.collectives import full_tensor
 from halos.sharding.fsdp import FSDP
 from tests.fork import run_ranks
+from tests.host_memory import offloaded
 from tests.loop_runs import OBJECTIVES, Run, fit, objective_of, rows_for, trainer_for
 
 pytestmark = pytest.mark.ranks
 
 
-def objective(kind: type[Objective], strategy: Any, *, checkpointing: bool = False, **options: Any) -> Objective:
+def objective(kind: type[Objective], strategy: Any, *, checkpointing: bool | str = False, **options: Any) -> Objective:
     """A tiny objective, its backbone divided as the strategy says."""
     made = objective_of(kind, moved=0.1, **options)
     (backbone,) = made._source
     assert isinstance(backbone, Backbone)
 
     def divided(*, reference: bool, sharding: Any) -> Backbone:
-        if checkpointing:
-            backbone.policy.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(backbone.policy, checkpointing)
         if isinstance(strategy, FSDP):
             strategy.sharding.shard(backbone)
         return backbone
@@ -120,6 +121,8 @@ def other_ways() -> dict[str, Run]:
         "kept whole": run(SFT, FSDP(reshard_after_forward=False)),
         "replicated": run(SFT, FSDP(replicas=2)),
         "checkpointed": run(SFT, FSDP(), checkpointing=True),
+        "selective": run(SFT, FSDP(), checkpointing="selective"),
+        "inputs on the host": offloaded(run, SFT, FSDP(), checkpointing="offload"),
         "offloaded": run(SFT, FSDP(cpu_offload=True)),
     }
 

@@ -96,6 +96,7 @@ _ON, _OFF, _SET, _UNSET = bool, _one_of(False), _none_of(None), _one_of(None)
 _ANY_FSDP, _FLASH = _starts("fsdp"), _starts("flash")
 _STREAMING: dict[str, Condition] = {"data.streaming": _ON}
 _FIRST: dict[str, Condition] = {"rounds.reference": _one_of("first"), "rounds.count": _above(1)}
+_SELECTIVE: dict[str, Condition] = {"model.gradient_checkpointing": _one_of("selective")}
 _TENSOR_PARALLEL: dict[str, Condition] = {"strategy.name": _one_of("fsdp_tp")}
 _STILL: dict[str, Condition] = {"reference_sync.every": _one_of(0)}
 _MOVE = "set reference_sync.every=1, or the steps between two of its moves"
@@ -121,6 +122,15 @@ RULES: tuple[Rule, ...] = (
          "pieces without a CUDA device"),
     Rule({"model.packed_attention": _one_of("flex"), "model.compile": _ON}, "pieces with model.compile=true"),
     Rule({"model.liger": _ON, "model.compile": _ON}, "false with model.compile=true"),
+    # Of selective only results of operations that PyTorch sees one by one are kept.
+    Rule(_SELECTIVE | {"model.compile": _ON}, "true or offload with model.compile=true",
+         "products inside compiled code cannot be kept"),
+    Rule(_SELECTIVE | {"model.packed_attention": _one_of("flex")}, "true or offload with model.packed_attention=flex",
+         "the result of FlexAttention, which is compiled, cannot be kept"),
+    Rule(_SELECTIVE | {"model.dropout": _ON}, "true or offload with dropout",
+         "attention that is kept draws no random numbers when its layer runs again; later modules would draw those"),
+    Rule(_SELECTIVE | {"data.max_tokens_per_batch": _SET}, "true or offload with data.max_tokens_per_batch",
+         "products of all divisions of a micro-batch would be kept at once"),
     Rule({"model.reference": _one_of("adapter"), "model.lora.enabled": _OFF}, "auto, cached or live without LoRA",
          "the model without its adapter is the reference; set model.lora.enabled=true"),
     Rule({"model.reference_path": _SET, "model.reference": _none_of("auto", "cached")},

@@ -86,8 +86,9 @@ class DeviceFunctions(TorchFunctionMode):
     ) -> object:
         kwargs = kwargs or {}
         if kwargs.get("pin_memory"):  # the host's; its stand-in is on the meta device, too
+            options = {key: value for key, value in kwargs.items() if key not in ("device", "pin_memory")}
             with self._labelled(HOST):
-                return func(*args, **{key: value for key, value in kwargs.items() if key not in ("device", "pin_memory")})
+                return func(*args, **options)
         attends = func is F.scaled_dot_product_attention
         if (attends or func in LOWERED) and torch.is_autocast_enabled(self.device):
             dtype = torch.get_autocast_dtype(self.device)

@@ -212,4 +212,3 @@ class Tracer(TorchDispatchMode):
     def _on_host(self, tensor: Tensor) -> bool:
         block = self._blocks.get(tensor.untyped_storage()._cdata)
         return block is not None and block.label == HOST
-

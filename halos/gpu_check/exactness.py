@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,7 @@ from halos.data.rows.token_rows import Row
 from halos.gpu_check.part import Numbers, Setting, Skipped, expect, need_gpu
 from halos.optim import AdamW, BitsAndBytesAdamW
 from halos.policy.backbone import Backbone
+from halos.policy.checkpointing import checkpoint_layers
 from halos.policy.kernels.liger import use_liger
 from halos.policy.loading import LoadOptions, ModelSpec
 from halos.policy.logprobs.flex import attend_by_flex
@@ -186,6 +188,17 @@ def liger(setting: Setting) -> Numbers:
     need_gpu(setting, "Liger's kernels are for CUDA")
     _need("liger_kernel", "liger")
     return _check(setting, change=use_liger)
+
+
+def selective(setting: Setting) -> Numbers:
+    """Layers that keep their products (``model.gradient_checkpointing=selective``)."""
+    return _check(setting, change=partial(checkpoint_layers, policy="selective"))
+
+
+def offload(setting: Setting) -> Numbers:
+    """Layers whose inputs wait in the host's memory (``model.gradient_checkpointing=offload``)."""
+    need_gpu(setting, "on a CPU the inputs of layers are in the host's memory")
+    return _check(setting, change=partial(checkpoint_layers, policy="offload"))
 
 
 def lora(setting: Setting) -> Numbers:

@@ -18,6 +18,8 @@ PARTS = (
     Part(name="bf16", check=exactness.bf16, limit=60, look_at=f"{_MODEL}/precision.py"),
     Part(name="flex", check=exactness.flex, limit=120, look_at=f"{_MODEL}/flex.py; model.packed_attention=pieces"),
     Part(name="liger", check=exactness.liger, limit=90, look_at="halos/policy/kernels/liger.py; model.liger=false"),
+    Part(name="selective", check=exactness.selective, limit=60, look_at="halos/policy/checkpointing.py"),
+    Part(name="offload", check=exactness.offload, limit=60, look_at="halos/policy/checkpointing.py"),
     Part(name="lora", check=exactness.lora, limit=60, look_at="the version of peft; halos/policy/adapters.py"),
     Part(name="qlora", check=exactness.qlora, limit=90, look_at="the versions of bitsandbytes and transformers"),
     Part(name="adamw", check=exactness.optimizer, limit=30, look_at="halos/optim.py"),

@@ -87,6 +87,19 @@ def test_words_of_an_estimate(tmp_path: Path) -> None:
     assert alone["memory"]["weights"] == pytest.approx(8 * longest["memory"]["weights"], rel=1e-3)
 
 
+def test_inputs_of_layers_wait_in_the_hosts_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("experiment=zephyr_kto", f"model.path={mistral(tmp_path / 'm', num_hidden_layers=2)}")
+    on_device, on_host = (
+        estimate(compose(*words, f"model.gradient_checkpointing={policy}")) for policy in ("true", "offload")
+    )
+    # In bfloat16. The last token of a completion is not fed, and mismatched completions are computed without gradient.
+    assert on_device["host_memory"] == 0
+    assert on_host["host_memory"] == 2 * 4 * (512 + 511) * 4096 * 2
+    assert on_host["total"] < on_device["total"]
+    assert on_host["step_seconds"] > on_device["step_seconds"]
+    assert "0.06 GiB of the host's memory for each device, in which inputs of layers wait" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_seventy_billion_weights_with_adapters_are_traced_within_a_minute(tmp_path: Path) -> None:
     heads = {"num_attention_heads": 64, "num_key_value_heads": 8}

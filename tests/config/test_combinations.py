@@ -8,6 +8,7 @@ import pytest
 from halos.config.combinations import RULES, TRAITS, Rule, check_combinations, table, values_of
 from tests.test_config import compose
 
+SELECTIVE = "model.gradient_checkpointing=selective"
 ADAPTER = "model.lora.enabled=true"
 REFERENCE, WHOLE_STEP = "loss (reference)", "loss (whole step)"
 COUNTS, GENERATES = "loss (label counts)", "loss (generates)"
@@ -51,6 +52,22 @@ CASES: list[tuple[tuple[str, ...], dict[str, bool], str]] = [
         "model.packed_attention: expected pieces with model.com",
     ),
     (("model.liger=true", "model.compile=true"), {}, "model.liger: expected false with model.compile=true, found true"),
+    (
+        (SELECTIVE, "model.compile=true"),
+        {},
+        "model.gradient_checkpointing: expected true or offload with model.compile=true, found selective",
+    ),
+    (
+        (SELECTIVE, "model.packed_attention=flex"),
+        {},
+        "model.gradient_checkpointing: expected true or offload with model.packed_attention=flex",
+    ),
+    ((SELECTIVE, "model.dropout=0.1"), {}, "model.gradient_checkpointing: expected true or offload with dropout"),
+    (
+        (SELECTIVE, "data.max_tokens_per_batch=64"),
+        {},
+        "model.gradient_checkpointing: expected true or offload with data.max_tokens_per_batch",
+    ),
     (("model.reference=adapter",), {}, r"model.reference: expected auto, cached or live without LoRA, found adapter"),
     (
         ("model.reference_path=a", "model.reference=live"),
@@ -244,6 +261,8 @@ ACCEPTED = [
     ("reference_sync.every=2", "model.reference=live", "reference_sync.alpha=0.5", "reference_sync.lag=1"),
     ("before=sft", "model.random_weights=true", *FIRST),
     ("optim=rmsprop", "strategy=fsdp_tp"),
+    (SELECTIVE, "model.liger=true", "strategy=fsdp"),
+    ("model.gradient_checkpointing=offload", "model.compile=true", "data.max_tokens_per_batch=64"),
     ("sweep_seeds=[1,2]", "sweep_metric=val/loss"),
     ("data.workers=many", "data.streaming=true"),  # refused elsewhere, for what it is
 ]

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from halos.data.batches.collate import collate
 from halos.estimation import functions
 from halos.estimation.division import EXCHANGE, GATHERED, WHOLE_GRADIENTS, Division
-from halos.estimation.step import Batching, Plan, rows, trace
+from halos.estimation.step import Batching, Plan, Traced, rows, trace
 from halos.estimation.tracer import Tracer
 from halos.objectives import DPO, KTO, SFT, Objective
 from halos.optim import AdamW, RMSprop
@@ -62,6 +62,7 @@ CASES: dict[str, dict[str, Any]] = {
     "packed": {},
     "padded": {"batching": Batching(examples=4, packing=False)},
     "mixed, checkpointed": {"precision": "bf16-mixed", "gradient_checkpointing": True},
+    "selective": {"gradient_checkpointing": "selective"},
     "adapter": {"lora": LoRA(enabled=True), "reference": "adapter"},
 }
 SLOW_CASES: dict[str, dict[str, Any]] = {
@@ -69,6 +70,7 @@ SLOW_CASES: dict[str, dict[str, Any]] = {
     "accumulated": {"objective": SFT, "reference": "cached", "batching": Batching(examples=4, accumulate=2)},
     "cached": {"reference": "cached"},
     "checkpointed": {"gradient_checkpointing": True},
+    "selective, mixed": {"gradient_checkpointing": "selective", "precision": "bf16-mixed"},
     "divided rows": {"batching": Batching(examples=4, max_tokens=300)},
     "all logits": {"head_chunk": None},
     "small chunks": {"head_chunk": 64},
@@ -132,6 +134,90 @@ def test_cuda_has_no_blocks_of_a_cpu_and_keeps_no_scores(folder: Path) -> None:
     long, longer = (trace(plan(folder, device="cuda", batching=Batching(examples=1)), n, 8) for n in (1000, 2000))
     # All scores would be four times as large.
     assert longer.memory["activations"] < 2.1 * long.memory["activations"]
+
+
+# Checkpointing policies
+
+LONG, SHORT = 600, 400
+EXAMPLES = 4
+
+
+def policies(folder: Path, **options: Any) -> dict[bool | str, Traced]:
+    # SFT without packing has no prompts to share, and feeds all tokens of an example but the last.
+    shared: dict[str, Any] = {"objective": SFT, "reference": "cached", "device": "cuda", "precision": "bf16-true"}
+    return {
+        policy: trace(plan(folder, gradient_checkpointing=policy, **(shared | options)), LONG, SHORT)
+        for policy in (False, True, "selective", "offload")
+    }
+
+
+@pytest.fixture(scope="module")
+def traced(folder: Path) -> dict[bool | str, Traced]:
+    return policies(folder)
+
+
+def test_selective_lies_between_and_offload_keeps_the_least(traced: dict[bool | str, Traced]) -> None:
+    kept = {policy: step.memory["activations"] for policy, step in traced.items()}
+    assert kept["offload"] < 0.5 * kept[True] < 0.25 * kept["selective"]
+    assert kept["selective"] < 0.75 * kept[False]
+    totals = {policy: sum(step.memory.values()) for policy, step in traced.items()}
+    assert totals["offload"] < totals[True] < totals["selective"] < totals[False]
+
+
+def test_the_host_holds_the_input_of_every_layer(traced: dict[bool | str, Traced]) -> None:
+    inputs = LAYERS * EXAMPLES * (LONG + SHORT - 1) * 128 * 2
+    assert {policy: step.host_memory for policy, step in traced.items()} == {
+        **dict.fromkeys((False, True, "selective"), 0),
+        "offload": inputs,
+    }
+    # The device has them no longer, but for the one that is computed again.
+    kept = {policy: step.memory["activations"] for policy, step in traced.items()}
+    assert kept[True] - kept["offload"] == inputs
+
+
+def test_only_true_and_offload_compute_products_again(traced: dict[bool | str, Traced]) -> None:
+    work = {policy: step.micro_batch for policy, step in traced.items()}
+    assert work["selective"].operations == work[False].operations
+    assert work["offload"].operations == work[True].operations
+    tokens = EXAMPLES * (LONG + SHORT - 1)
+    # All products of a layer but the last one, whose result no gradient needs, and attention.
+    products = 2 * LAYERS * (3 * 128 * 128 + 2 * 128 * 352) * tokens
+    scores = 2 * LAYERS * 2 * 128 * EXAMPLES * (LONG + SHORT - 1) ** 2
+    assert work[True].operations - work[False].operations == pytest.approx(products + scores, rel=0.01)
+
+
+def test_copies_take_the_time_of_the_hosts_bus(traced: dict[bool | str, Traced]) -> None:
+    waiting = 2 * traced["offload"].host_memory / (GPUS["h100"].host_bandwidth * 1e9)
+    added = traced["offload"].micro_batch.seconds - traced[True].micro_batch.seconds
+    assert added == pytest.approx(waiting, rel=1e-6)
+    assert traced["offload"].micro_batch.kernels == traced[True].micro_batch.kernels + 2 * LAYERS
+
+
+def test_scores_that_are_products_are_not_kept(folder: Path) -> None:
+    def activations(policy: bool | str, prompt: int) -> float:
+        made = plan(
+            folder,
+            attention="eager",
+            gradient_checkpointing=policy,
+            objective=SFT,
+            reference="cached",
+            batching=Batching(examples=1, packing=False),
+        )
+        return trace(made, prompt, 8).memory["activations"]
+
+    # The mask, which all layers share, is kept by every policy.
+    short, long = (activations("selective", length) - activations(True, length) for length in (1000, 2000))
+    assert 0 < long < 2.1 * short
+    assert activations(False, 2000) > 3 * activations(False, 1000)
+
+
+@pytest.mark.slow
+def test_on_a_cpu_offload_is_true(folder: Path) -> None:
+    found = policies(folder, device="cpu")
+    assert found["offload"] == found[True]
+
+
+# Several devices
 
 
 def test_fsdp_divides_what_it_divides(folder: Path) -> None:

@@ -17,7 +17,9 @@ from halos.policy.logprobs.flex import ScoreOptions
 SETTING = Setting(device="cpu", devices=1, model=None, folder=Path())
 
 
-@pytest.mark.parametrize("check", [exactness.pieces, exactness.padded, exactness.head_chunks, exactness.lora])
+@pytest.mark.parametrize(
+    "check", [exactness.pieces, exactness.padded, exactness.head_chunks, exactness.selective, exactness.lora]
+)
 def test_float32_is_exact_to_rounding(check: Callable[[Setting], Numbers]) -> None:
     numbers = check(SETTING)
     assert all(0 < float(error) < 1e-4 for error in numbers.values())
@@ -32,7 +34,9 @@ def test_the_optimizer_moves_weights_as_in_float64() -> None:
     assert 0 < float(exactness.optimizer(SETTING)["relative error of the move"]) < 1e-4
 
 
-@pytest.mark.parametrize("check", [exactness.flex, exactness.liger, exactness.qlora, exactness.optimizer_8bit])
+@pytest.mark.parametrize(
+    "check", [exactness.flex, exactness.liger, exactness.offload, exactness.qlora, exactness.optimizer_8bit]
+)
 def test_what_needs_a_gpu_is_skipped_with_a_reason(check: Callable[[Setting], Numbers]) -> None:
     with pytest.raises(Skipped, match="there is no CUDA device"):
         check(SETTING)

@@ -20,6 +20,7 @@ from halos.sharding.consolidate import consolidate
 from halos.sharding.fsdp_tp import FSDPTP, check_model
 from halos.toy.model import REFERENCE_DIR
 from tests.fork import run_ranks
+from tests.host_memory import offloaded
 from tests.sharding.test_fsdp import BFLOAT16, counted
 from tests.test_strategies import Run, as_rank, assert_alike, run as run_tiny
 from tests.train_runs import run, run_until, train_as_rank
@@ -29,7 +30,7 @@ from tests.train_runs import run, run_until, train_as_rank
 
 
 def divided(kind: type[Objective], *, groups: int, **options: Any) -> Run:
-    return run_tiny(kind, FSDPTP(tensor_parallel_size=2), ranks=2 * groups, key_value_heads=2, **options)
+    return offloaded(run_tiny, kind, FSDPTP(tensor_parallel_size=2), ranks=2 * groups, key_value_heads=2, **options)
 
 
 def alone(kind: type[Objective]) -> Run:
@@ -46,6 +47,8 @@ OTHER_WAYS: list[tuple[type[Objective], dict[str, Any]]] = [
     (BCO, {}),
     (BradleyTerry, {}),
     (DPO, {"checkpointing": True}),
+    (DPO, {"checkpointing": "selective"}),
+    (DPO, {"checkpointing": "offload"}),
 ]
 
 

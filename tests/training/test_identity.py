@@ -50,6 +50,7 @@ def test_what_changes_a_run_changes_one_key(words: tuple[str, ...], changes: dic
     "word",
     [
         "model.gradient_checkpointing=true",
+        "model.gradient_checkpointing=offload",
         "model.head_chunk=8",
         "model.lora.export=adapter",
         "model.export_dtype=float32",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from halos.policy.checkpointing import checkpoint_layers
 from halos.policy.kernels import liger
 from halos.policy.kernels.cpu import use_cpu_kernels
 from halos.policy.kernels.liger import check_liger, use_liger
@@ -69,6 +70,20 @@ def test_models_compute_by_the_kernels_what_they_did(architecture: str, lean: bo
     for left, right in zip(found[1], expected[1], strict=True):
         # Next to the largest, as elements and sums whose large terms cancel keep the rounding of these.
         assert (left - right).abs().max() <= 1e-5 + 2e-6 * right.abs().max()
+
+
+@pytest.mark.parametrize("policy", [True, "selective", "offload"])
+def test_checkpointed_layers_run_the_kernels_again(policy: bool | str) -> None:
+    def found(policy: bool | str) -> tuple[Any, int]:
+        model = tiny.model("llama")
+        use_liger(model)
+        checkpoint_layers(model, policy)
+        CALLS.clear()
+        return gradients(model, torch.arange(1, 25).view(2, 12)), len(CALLS)
+
+    (expected, once), (again, calls) = found(False), found(policy)
+    torch.testing.assert_close(again, expected, rtol=0, atol=0)
+    assert calls == 2 * once - 1  # the norm after the last layer runs once
 
 
 def test_float64_keeps_the_models_own() -> None:

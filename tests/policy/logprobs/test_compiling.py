@@ -13,12 +13,14 @@ from torch import Tensor
 
 from halos.data.batches.collate import collate
 from halos.policy.backbone import Backbone
+from halos.policy.checkpointing import checkpoint_layers
 from halos.policy.kernels.layers import repeated_layers
 from halos.policy.logprobs.compiling import check_compiler, compile_layers, uncompiled
 from halos.policy.logprobs.packed import can_pack
 from halos.policy.lora import LoRA
 from tests import tiny
 from tests.fork import run_ranks
+from tests.host_memory import copies
 from tests.train_runs import run, train_as_rank
 
 WORDS = (
@@ -64,24 +66,27 @@ def values_and_gradients(model: Any, size: int, **options: Any) -> tuple[Tensor,
         "packed",
         pytest.param("padded", marks=pytest.mark.slow),
         "checkpointed",
+        pytest.param("offload", marks=pytest.mark.slow),
         pytest.param("lora", marks=pytest.mark.slow),
     ],
 )
 def test_the_numbers_are_the_same_and_other_lengths_need_no_new_code(kind: str) -> None:
     model = tiny.model(dtype=torch.float64).train()
-    if kind == "checkpointed":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(model, "offload" if kind == "offload" else kind == "checkpointed")
     if kind == "lora":
         pytest.importorskip("peft")
         LoRA(enabled=True).attach(model, base="some/model")
     options = {"packing": False} if kind == "padded" else {}
     expected = [values_and_gradients(model, size, **options) for size in (3, 4, 6, 7)]
+    torch._dynamo.reset()  # code of the same layers, from the other kinds
     compile_layers(model)
     before, found = graphs(), []
-    for size in (3, 4, 6, 7):
-        found.append(values_and_gradients(model, size, **options))
-        if size == 4:
-            between = graphs()
+    with copies() as copied:
+        for size in (3, 4, 6, 7):
+            found.append(values_and_gradients(model, size, **options))
+            if size == 4:
+                between = graphs()
+    assert bool(copied) == (kind == "offload")
     assert before < between == graphs()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
