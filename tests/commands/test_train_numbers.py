@@ -41,6 +41,7 @@ def test_another_seed_gives_another_order(plain: dict[str, Any], tmp_path: Path)
         "model.head_chunk=3",
         "model.reference=live",
         "model.gradient_checkpointing=true",
+        "model.gradient_checkpointing=selective",
         "data.workers=1",
     ],
 )
