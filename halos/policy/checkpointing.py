@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -39,7 +40,7 @@ KEPT_ATTENTION = {
     for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
 }
 
-Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+Contexts = tuple[AbstractContextManager[object], AbstractContextManager[object]]
 """Of a layer's first run, and of its run in the backward pass."""
 
 
@@ -88,7 +89,7 @@ def _selective_contexts() -> Contexts:
 
 
 @contextmanager
-def _explained(context: AbstractContextManager[Any]) -> Iterator[None]:
+def _explained(context: AbstractContextManager[object]) -> Iterator[None]:
     try:
         with context:
             yield
@@ -99,7 +100,7 @@ def _explained(context: AbstractContextManager[Any]) -> Iterator[None]:
         raise ValueError(f"{KEY}: expected true or offload, {found}") from error
 
 
-def _policy_of(_: object, operation: Any, *args: object, **options: object) -> CheckpointPolicy:
+def _policy_of(_: object, operation: OpOverload, *args: object, **options: object) -> CheckpointPolicy:
     name = operation.name()
     keep = name in KEPT_PRODUCTS or name in KEPT_ATTENTION
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
@@ -170,6 +171,6 @@ def _with_context(own: Callable[[], Contexts], context: Callable[[], AbstractCon
 
 
 @contextmanager
-def _both(outer: AbstractContextManager[None], inner: AbstractContextManager[Any]) -> Iterator[None]:
+def _both(outer: AbstractContextManager[None], inner: AbstractContextManager[object]) -> Iterator[None]:
     with outer, inner:
         yield
