@@ -11,7 +11,8 @@ from halos.data.rows.chat_tokens import ChatTokens
 from halos.objectives.base import Objective
 from halos.processes.collectives import all_gather_list, data_rank_and_world
 from halos.reporting.kl_reference import kl_reference
-from halos.sampling.generate import sample, uniform_draws
+from halos.sampling.choice import uniform_draws
+from halos.sampling.generate import sample
 from halos.sampling.replies import Reply
 from halos.sampling.scoring import score
 from halos.sharding.sharding import unsharded_root

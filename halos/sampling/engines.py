@@ -1,4 +1,4 @@
-"""Sampling engines: plain transformers, or vLLM with the same interface."""
+"""Sampling engines: the model in this process, or vLLM with the same interface."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class Engine(Protocol):
 
 
 class TransformersEngine:
-    """Samples with ``generate`` of transformers, on one left-padded batch."""
+    """Samples from a model of transformers, in one batch."""
 
     def __init__(self, model: PreTrainedModel, tokens: ChatTokens, decoding: Decoding) -> None:
         self.model, self.tokens = model, tokens
         self.decoding = {field.name: getattr(decoding, field.name) for field in fields(Decoding)}
 
     def generate(self, prompts: Sequence[Ids], *, seed: int) -> list[list[int]]:
-        # One batch, because the sampler has divided the prompts already. Dividing them again would change the draws.
+        # One batch, because the sampler has divided the prompts already.
         options = {**self.decoding, "seed": seed, "batch_size": len(prompts)}
         return sample(self.model, prompts, end_of_turn=self.tokens.end_of_turn, pad=self.tokens.pad, **options)
 

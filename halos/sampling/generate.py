@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from halos.policy.kernels.matmul import small_products_by_mkl
 from halos.policy.logprobs.compiling import uncompiled
 from halos.policy.logprobs.head import evaluating
+from halos.sampling.choice import Choice, Choose, uniform_draws
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers._typing import GenerativePreTrainedModel
 
+Ids = Sequence[int]
+
 
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Ids],
     *,
     end_of_turn: int,
     pad: int,
@@ -44,75 +49,93 @@ def sample(
         temperature: the sampling temperature; 0 takes the most probable token each time.
         top_p: the share of probability that tokens are drawn from.
         seed: the seed of all draws.
-        batch_size: prompts in one call of ``generate``.
+        batch_size: completions that are decoded at a time.
         together: whether all ranks take part in each call, because the model is sharded over them.
-        draws: a random number in [0, 1) for each prompt and token, [n, max_new_tokens], in place of ``seed``. A
-            completion then does not depend on the other prompts of its batch. Only for temperature 1 without top-p.
+        draws: a random number in [0, 1) for each prompt and token, [n, max_new_tokens]; None: :func:`uniform_draws` of
+            ``seed``. A completion does not depend on the other prompts of its batch.
 
     Returns:
         The ids of each completion, up to and including its end-of-turn token.
     """
+    from halos.sampling.decoding import decode, decodes
+
+    if draws is None:
+        draws = uniform_draws(len(prompts), max_new_tokens, seed=seed)
+    decoder = decode if decodes(model) else _generate
+    # Longest first, so that a batch has little padding, and what does not fit into memory shows at once.
+    order = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), tuple(prompts[n])), reverse=True)
+    completions: list[list[int]] = [[] for _ in prompts]
+    devices = [model.device] if model.device.type == "cuda" else []
+    # Layers are compiled for the shapes of training; decoding feeds one token at a time.
+    with ExitStack() as restored:
+        for context in (uncompiled(model), evaluating(model), _without_router_loss(model), small_products_by_mkl()):
+            restored.enter_context(context)
+        restored.enter_context(torch.random.fork_rng(devices))
+        torch.manual_seed(seed)  # for models that draw in evaluation mode
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            choose = Choice(draws[batch].to(model.device), temperature=temperature, top_p=top_p)
+            lengths = {"end_of_turn": end_of_turn, "pad": pad, "max_new_tokens": max_new_tokens}
+            texts = decoder(model, [prompts[n] for n in batch], choose, together=together, **lengths)
+            for n, ids in zip(batch, texts, strict=True):
+                completions[n] = _until(ids, end_of_turn)
+    return completions
+
+
+@contextmanager
+def _without_router_loss(model: PreTrainedModel) -> Iterator[None]:
+    # A mixture would compute its load-balancing loss, with a mask that has more columns than the tokens it reads.
+    config = model.config.get_text_config(decoder=True)
+    own = {name: value for name, value in vars(config).items() if name == "output_router_logits"}
+    try:
+        vars(config).update(dict.fromkeys(own, False))
+        yield
+    finally:
+        vars(config).update(own)
+
+
+def _generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Ids],
+    choose: Choose,
+    *,
+    end_of_turn: int,
+    pad: int,
+    max_new_tokens: int,
+    together: bool,
+) -> list[list[int]]:
+    """Do what :func:`halos.sampling.decoding.decode` does, for any architecture, with ``generate`` of transformers."""
     from transformers import GenerationConfig, LogitsProcessorList
 
-    options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
-    # generate() divides logits by the temperature; greedy decoding has a switch of its own.
-    if temperature == 0 or draws is not None:
-        options = {"do_sample": False}
-    lengths = {"max_new_tokens": max_new_tokens, "eos_token_id": end_of_turn, "pad_token_id": pad}
+    from halos.sampling.decoding import left_padded
+
+    options = {"max_new_tokens": max_new_tokens, "eos_token_id": end_of_turn, "pad_token_id": pad, "do_sample": False}
     generator = cast("GenerativePreTrainedModel", model)
     own_config = generator.generation_config
     # generate() fills every value that is unset in its argument from the model's own config, so the whole config is
     # replaced for the time of the call.
-    generator.generation_config = GenerationConfig.from_dict(options | lengths)
-    completions: list[list[int]] = []
+    generator.generation_config = GenerationConfig.from_dict(options)
     try:
-        devices = [model.device] if model.device.type == "cuda" else []
-        # generate() draws from the global generators; forking them keeps training's own draws as they were. Layers are
-        # compiled for the shapes of training; generation feeds one token at a time.
-        with torch.random.fork_rng(devices), uncompiled(model), evaluating(model):
-            torch.manual_seed(seed)
-            for start in range(0, len(prompts), batch_size):
-                batch = slice(start, start + batch_size)
-                ids, mask = _left_padded(prompts[batch], pad, model.device)
-                drawn = [] if draws is None else [_Drawn(draws[batch].to(model.device), ids.shape[1])]
-                processors = LogitsProcessorList(drawn)
-                inputs = {"input_ids": ids, "attention_mask": mask, "logits_processor": processors}
-                output = cast(Tensor, generator.generate(**inputs, synced_gpus=together))
-                completions += [_until(row, end_of_turn) for row in output[:, ids.shape[1] :].tolist()]
+        ids, mask = left_padded(prompts, pad, model.device)
+        chosen = LogitsProcessorList([_Chosen(choose, ids.shape[1])])
+        inputs = {"input_ids": ids, "attention_mask": mask, "logits_processor": chosen}
+        output = cast(Tensor, generator.generate(**inputs, synced_gpus=together))
     finally:
         generator.generation_config = own_config
+    completions: list[list[int]] = output[:, ids.shape[1] :].tolist()
     return completions
 
 
-def uniform_draws(prompts: int, tokens: int, *, seed: int) -> Tensor:
-    """Draw the random numbers of :func:`sample`'s ``draws`` from a seed, [prompts, tokens] in [0, 1)."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(prompts, tokens, dtype=torch.float64, generator=generator)
+class _Chosen:
+    """Leaves one possible token to each completion."""
 
-
-class _Drawn:
-    """Leaves each completion only one possible token: the one at which the cumulative probability passes its draw."""
-
-    def __init__(self, draws: Tensor, prompt_width: int) -> None:
-        self.draws, self.prompt_width = draws, prompt_width
+    def __init__(self, choose: Choose, prompt_width: int) -> None:
+        self.choose, self.prompt_width = choose, prompt_width
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        cumulative = scores.double().softmax(-1).cumsum(-1)
-        # Times the last value, which rounding keeps from being 1. Right of equal values: no impossible token is drawn.
-        draws = self.draws[:, input_ids.shape[1] - self.prompt_width, None] * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, draws, right=True)
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens, 0.0)
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    # Padding is on the left so that all completions of a batch begin in the same column.
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(prompts):
-        ids[i, width - len(prompt) :] = torch.tensor(prompt)
-        mask[i, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+        completions = torch.arange(len(scores), device=scores.device)
+        tokens = self.choose(scores, completions, input_ids.shape[1] - self.prompt_width)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 
 
 def _until(ids: list[int], end: int) -> list[int]:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.policy.loading import ModelSpec
-from halos.sampling.generate import _Drawn, sample, uniform_draws
+from halos.sampling.choice import token_at, uniform_draws
+from halos.sampling.generate import sample
 from tests import tiny
 
 SPEC = ModelSpec(path="pkg://halos.toy/reference")
@@ -186,7 +187,15 @@ def test_with_draws_the_first_token_follows_its_distribution(
     assert deviations.max() < 4.5
 
 
+def test_each_token_has_its_share_of_the_draws() -> None:
+    # 200 equally probable tokens among 300: the draw's place among them is the token's.
+    possible = torch.arange(200) + 50
+    logits = torch.full((1, 300), -torch.inf).index_fill(1, possible, 2.0).expand(400, -1)
+    draws = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
+    assert token_at(logits, draws).tolist() == [50 + n // 2 for n in range(400)]
+
+
 def test_impossible_tokens_are_never_drawn() -> None:
     scores = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]] * 4)
-    draws = torch.tensor([[0.0], [0.499], [0.5], [1 - 2**-53]], dtype=torch.float64)
-    assert _Drawn(draws, 1)(torch.zeros(4, 1), scores).argmax(-1).tolist() == [1, 1, 3, 3]
+    draws = torch.tensor([0.0, 0.499, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert token_at(scores, draws).tolist() == [1, 1, 3, 3]

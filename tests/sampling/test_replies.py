@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halos.sampling.generate import sample, uniform_draws
+from halos.sampling.choice import uniform_draws
+from halos.sampling.generate import sample
 from halos.sampling.replies import Reply, reply_metrics
 from halos.sampling.scoring import score
 from tests.sampling.test_scoring import END, LONGEST, PROMPT, everything, log_prob

@@ -5,7 +5,8 @@ PyTorch ships for bfloat16, uses them and takes half the time there. Both accumu
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from halos.policy.kernels.device_types import device_type
 
 MAX_KERNELS = 32
 """Products for which oneDNN keeps code: more than a decoder layer has, so that the next layer can use them again."""
+SMALL = 2**20
+"""Multiplications of a product for which MKL takes about as long as oneDNN."""
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # oneDNN's, and PyTorch's in front of it
 
 
@@ -56,6 +59,22 @@ def applies(*tensors: Tensor) -> bool:
     return onednn_is_faster() and plain_float32(*tensors)
 
 
+_least_multiplications = 0
+
+
+@contextmanager
+def small_products_by_mkl() -> Iterator[None]:
+    """Within, linear layers leave products of fewer than :data:`SMALL` multiplications to MKL."""
+    # oneDNN takes about 10 µs for a call, and milliseconds for the code of each new number of rows. Not in training,
+    # where the result of a product would then depend on how many tokens a micro-batch has.
+    global _least_multiplications
+    before, _least_multiplications = _least_multiplications, SMALL
+    try:
+        yield
+    finally:
+        _least_multiplications = before
+
+
 class Linear(nn.Linear):
     """A linear layer that computes its products with oneDNN where that is faster."""
 
@@ -76,7 +95,9 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     compiled = torch.compiler.is_compiling()
     if compiled or torch.is_autocast_enabled("cpu") or not applies(states, weight) or not states.numel():
         return F.linear(states, weight, bias)
-    return _linear(states, weight, bias)
+    if states.numel() * len(weight) < _least_multiplications:
+        return F.linear(states, weight, bias)
+    return _linear(states, weight, bias) if torch.is_grad_enabled() else affine(states, weight, bias)
 
 
 def affine(states: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
