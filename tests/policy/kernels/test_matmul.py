@@ -188,3 +188,22 @@ def test_a_model_limits_what_is_kept_for_products_unless_the_environment_does(
     with suppress(ValueError):  # the toy model is no judge, which is said once it is read
         ways_to_load()[name]()
     assert [os.environ[name] for name in CACHES] == ["7", str(MAX_KERNELS)]
+
+
+def test_small_products_are_left_to_mkl_while_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+
+    def record(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        rows.append(len(states))
+        return nn.functional.linear(states, weight, bias)
+
+    monkeypatch.setattr(products, "applies", lambda *_: True)
+    monkeypatch.setattr(products, "affine", record)
+    weight = torch.randn(1024, 64)
+    with torch.no_grad():
+        with products.small_products_by_mkl():
+            outputs = [products.linear(torch.ones(count, 64), weight) for count in (15, 16)]  # 16 · 64 · 1024 = 2^20
+        assert rows == [16]
+        products.linear(torch.ones(15, 64), weight)
+    assert rows == [16, 15]
+    assert torch.allclose(outputs[0][0], weight.sum(1), atol=1e-4)
