@@ -66,7 +66,7 @@ def marked(page: Path) -> object:
     return pytest.param(page, marks=pytest.mark.slow if alike else (), id=str(page.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("page", map(marked, WITH_BLOCKS))
+@pytest.mark.parametrize("page", [marked(page) for page in WITH_BLOCKS])
 def test_command_lines_compose(page: Path) -> None:
     for block in blocks(page):
         for words in commands(block) if block.language == "bash" else ():

@@ -31,7 +31,7 @@ def case(name: str) -> Any:
     return pytest.param(name, marks=[pytest.mark.slow] if slow else [] if name in SOME else [pytest.mark.long])
 
 
-@pytest.mark.parametrize("name", map(case, options("loss")))
+@pytest.mark.parametrize("name", [case(name) for name in options("loss")])
 def test_every_objective_conforms(name: str) -> None:
     check_objective(objective_maker(compose(f"loss={name}").loss))
 
