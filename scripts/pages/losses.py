@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -17,8 +19,8 @@ from scripts.pages.text import entries, page, parts, table
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = "<!-- written by `python scripts/write_docs.py`; change scripts/pages/losses.yaml or the docstring -->"
-REFERENCE = "27.1"
-"""Desirable replies of the toy world's reference in %, for seed 0."""
+TOY_RESULTS = ROOT / "benchmarks" / "results" / "toy_losses.json"
+"""What ``python -m benchmarks.toy_losses`` measured."""
 VIEWS = {
     "binary": (
         "labelled replies: one reply and whether it is desirable",
@@ -106,23 +108,25 @@ def view(name: str) -> str:
 def index_page() -> str:
     """Return the table of all losses."""
     rows = []
-    for name, note in notes().items():
+    for name in notes():
         source = paper(name)
         link = f"[{source[1].rpartition('/')[2]}]({source[1]})" if source else "–"
         reference = "if a part's" if name == "mix" else "yes" if needs(name).reference else "no"
-        rows.append((f"[`{name}`]({name}.md)", VIEWS[view(name)][0], reference, link, *(note["toy"] or ("–", "–"))))
+        measured = (_toy(name, "desirable", 1), _toy(name, "kl", 2))
+        rows.append((f"[`{name}`]({name}.md)", VIEWS[view(name)][0], reference, link, *measured))
     return page(
         "# Losses",
         WRITTEN,
         "This page lists all losses. `loss=NAME` chooses one, and nothing else changes. "
         "[Choosing a loss](../guides/choosing-a-loss.md) helps.",
         table(("`loss=`", "data", "reference", "paper", "desirable after, %", "KL, nats"), rows),
-        "The last two columns are one run each on the [toy world](../results/toy-world.md), with nothing but `loss=` "
-        "on the command line and seed 0. *Desirable after* is the share of replies that the true "
-        f"reward approves of, sampled from the trained policy for 512 held-out prompts (the reference: {REFERENCE}). "
-        "*KL* is KL(policy ‖ reference) per reply.",
-        "They say that each loss learns with its defaults, not which is "
-        "best: the world is small, and the rates were not searched for each loss. The losses of pairs take the "
+        "The last two columns are the mean of three runs on the [toy world](../results/toy-world.md), with seeds 0 to "
+        "2, and in brackets the lowest and the highest; nothing but `loss=` and `seed=` is set. *Desirable after* is "
+        "the share of replies that the true reward approves of, sampled from the trained policy for 512 held-out "
+        f"prompts (the reference: {_toy('kto', 'reference', 1)}). *KL* is KL(policy ‖ reference) per reply. "
+        "`python -m benchmarks.toy_losses` repeats them.",
+        "They show whether a loss learns with its defaults, and how far three seeds differ, not which is best: the world "
+        "is small, and the rates were not searched for each loss. The losses of pairs take the "
         "prompts with both a liked and a disliked reply, about a third of them. PPO and GRPO learn from the replies of "
         "the beginner, on whose replies the reference was pretrained, as their old policy is the reference.",
     )
@@ -149,7 +153,7 @@ def loss_page(name: str) -> str:
         "## Parameters",
         *_parameters(name, note),
         "## Results here",
-        _results(name, note),
+        _results(name),
         "## Citation",
         _citation(name, note),
     )
@@ -244,18 +248,32 @@ def _value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _results(name: str, note: dict[str, Any]) -> str:
+def _results(name: str) -> str:
     if name == "bradley_terry":
-        return "On the toy world, one run with seed 0: 95.3 % of the held-out pairs in the right order."
+        accuracy = _toy(name, "accuracy", 1)
+        return f"On the toy world, three runs with seeds 0 to 2: {accuracy} % of the held-out pairs in the right order."
     if needs(name).step_labels:
         return "None: the toy world has no labels of steps."
-    if note["toy"] is None:
-        return "See [the claims of the KTO paper](../results/claims.md)."
-    desirable, kl = note["toy"]
+    measured = (_toy(name, "desirable", 1), _toy(name, "reference", 1), _toy(name, "kl", 2))
     return (
-        f"On the [toy world](../results/toy-world.md), one run with seed 0: desirable replies {desirable} % "
-        f"(the reference: {REFERENCE} %), KL {kl} nats. `python scripts/train.py loss={name}` repeats it."
-    )
+        "On the [toy world](../results/toy-world.md), three runs with seeds 0 to 2 (mean, lowest–highest): desirable "
+        "replies {} % (the reference: {}), KL {} nats. "
+        f"`python scripts/train.py -m loss={name} seed=0,1,2` repeats them."
+    ).format(*measured)
+
+
+@cache
+def _toy_results() -> dict[str, dict[str, list[float]]]:
+    return json.loads(TOY_RESULTS.read_text(encoding="utf-8"))
+
+
+def _toy(name: str, what: str, digits: int) -> str:
+    """Return mean, lowest and highest of a loss's runs on the toy world, or a dash without runs."""
+    values = _toy_results().get(name, {}).get(what)
+    if values is None:
+        return "–"
+    mean, *ends = (f"{value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
+    return f"{mean} ({'–'.join(ends)})"
 
 
 def _citation(name: str, note: dict[str, Any]) -> str:
