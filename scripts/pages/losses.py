@@ -125,8 +125,8 @@ def index_page() -> str:
         "the share of replies that the true reward approves of, sampled from the trained policy for 512 held-out "
         f"prompts (the reference: {_toy('kto', 'reference', 1)}). *KL* is KL(policy ‖ reference) per reply. "
         "`python -m benchmarks.toy_losses` repeats them.",
-        "They show whether a loss learns with its defaults, and how far three seeds differ, not which is best: the world "
-        "is small, and the rates were not searched for each loss. The losses of pairs take the "
+        "They show whether a loss learns with its defaults, and how far three seeds differ, not which is best: the "
+        "world is small, and the rates were not searched for each loss. The losses of pairs take the "
         "prompts with both a liked and a disliked reply, about a third of them. PPO and GRPO learn from the replies of "
         "the beginner, on whose replies the reference was pretrained, as their old policy is the reference.",
     )
