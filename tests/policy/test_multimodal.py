@@ -63,7 +63,7 @@ def check_export(base: Path, folder: Path) -> None:
 
 
 WORDS = ("loss=dpo", "data.batch_size=2", "trainer.max_steps=1")
-TWO_STEPS = ("trainer.max_steps=2", "trainer.max_epochs=2")
+TWO_STEPS = ("trainer.max_steps=2", "trainer.max_epochs=8")
 
 
 @pytest.mark.runs

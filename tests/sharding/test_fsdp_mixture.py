@@ -18,7 +18,10 @@ from tests.train_runs import run, train_as_rank
 pytest.importorskip("peft")
 pytestmark = [pytest.mark.ranks, pytest.mark.runs, pytest.mark.slow]
 
-WORDS = ("loss=dpo", "trainer.max_epochs=2", "model.reference=live", "optim.lr=3e-3", "optim.eps=1e-6")
+WORDS = (
+    *("loss=dpo", "trainer.max_epochs=2", "model.reference=live", "optim.lr=3e-3", "optim.eps=1e-6"),
+    *("data.source.size=48", "data.source.val_size=32"),
+)
 LORA = "model.lora.enabled=true"
 CASES = {"fsdp": (), "fsdp lora": (LORA,), "ddp": (), "ddp lora": (LORA,)}
 
