@@ -2,7 +2,7 @@
 
 The toy world's prompts, several samples of each, in one batch and on one thread. Three ways alternate in one process:
 ``sample`` of halos, ``generate`` on the model as transformers loads it, and ``generate`` on the model with the CPU
-kernels of halos. Times are CPU seconds, which other processes disturb less than those of a clock. The last two lines
+kernels of halos. Times are CPU seconds: other processes change them less than elapsed time. The last two lines
 are floors of a step: reading all weights once, and the products of all linear layers with the whole batch.
 """
 
@@ -21,7 +21,7 @@ from benchmarks.table import table
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.policy.loading import ModelSpec
 from halos.sampling.decoding import left_padded
-from halos.sampling.generate import sample
+from halos.sampling.generate import sample, through_end
 from halos.toy.source import ToySource
 
 Ids = list[list[int]]
@@ -78,7 +78,7 @@ def generate(model: Any, prompts: Ids, *, end_of_turn: int, pad: int, max_new_to
         do_sample=True, top_k=0, max_new_tokens=max_new_tokens, eos_token_id=end_of_turn, pad_token_id=pad
     )
     output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :].tolist()
-    return [row[: row.index(end_of_turn) + 1] if end_of_turn in row else row for row in output]
+    return [through_end(row, end_of_turn) for row in output]
 
 
 def weights_seconds(model: nn.Module) -> float:

@@ -13,14 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from halos.files import write_atomically
+from scripts.pages.losses import TOY_RESULTS, needs, notes
 
-SEEDS = 3
-RESULTS = Path("benchmarks/results/toy_losses.json")
-WITHOUT_DATA = "step_kto"
-"""The toy world has no labels of steps."""
+SEEDS = "0,1,2"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -29,12 +25,12 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("losses", nargs="*", help="default: all")
     made.add_argument("--runs", type=Path, default=Path("out/toy_losses"))
     options = made.parse_args(words)
-    for loss in options.losses or _losses():
+    # The toy world has no labels of steps.
+    for loss in options.losses or [name for name in notes() if not needs(name).step_labels]:
         folder = options.runs / loss
-        seeds = ",".join(map(str, range(SEEDS)))
-        words = [f"loss={loss}", f"seed={seeds}", f"output_dir={folder}", "resume=auto", "logger=none"]
-        subprocess.run([sys.executable, "scripts/train.py", "-m", *words], check=True)
-        write(RESULTS, loss, folder)
+        settings = [f"loss={loss}", f"seed={SEEDS}", f"output_dir={folder}", "resume=auto", "logger=none"]
+        subprocess.run([sys.executable, "scripts/train.py", "-m", *settings], check=True)
+        write(TOY_RESULTS, loss, folder)
 
 
 def write(file: Path, loss: str, folder: Path) -> None:
@@ -50,7 +46,7 @@ def write(file: Path, loss: str, folder: Path) -> None:
     results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/summary.json")]
     runs.sort(key=lambda run: run["seed"])
-    if loss == "bradley_terry":
+    if "samples" not in runs[0]:
         results[loss] = {"accuracy": [round(100 * run["metrics"]["rewards/accuracies"], 1) for run in runs]}
     else:
         results[loss] = {
@@ -60,11 +56,6 @@ def write(file: Path, loss: str, folder: Path) -> None:
         }
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(results, indent=2) + "\n")
-
-
-def _losses() -> list[str]:
-    notes = yaml.safe_load(Path("scripts/pages/losses.yaml").read_text(encoding="utf-8"))
-    return [loss for loss in notes if loss != WITHOUT_DATA]
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def sample(
     # Longest first, so that a batch has little padding, and what does not fit into memory shows at once.
     order = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), tuple(prompts[n])), reverse=True)
     completions: list[list[int]] = [[] for _ in prompts]
+    lengths = {"end_of_turn": end_of_turn, "pad": pad, "max_new_tokens": max_new_tokens}
     devices = [model.device] if model.device.type == "cuda" else []
     # Layers are compiled for the shapes of training; decoding feeds one token at a time.
     with ExitStack() as restored:
@@ -75,10 +76,9 @@ def sample(
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             choose = Choice(draws[batch].to(model.device), temperature=temperature, top_p=top_p)
-            lengths = {"end_of_turn": end_of_turn, "pad": pad, "max_new_tokens": max_new_tokens}
             texts = decoder(model, [prompts[n] for n in batch], choose, together=together, **lengths)
             for n, ids in zip(batch, texts, strict=True):
-                completions[n] = _until(ids, end_of_turn)
+                completions[n] = through_end(ids, end_of_turn)
     return completions
 
 
@@ -86,12 +86,14 @@ def sample(
 def _without_router_loss(model: PreTrainedModel) -> Iterator[None]:
     # A mixture would compute its load-balancing loss, with a mask that has more columns than the tokens it reads.
     config = model.config.get_text_config(decoder=True)
-    own = {name: value for name, value in vars(config).items() if name == "output_router_logits"}
+    if not getattr(config, "output_router_logits", False):
+        yield
+        return
+    config.output_router_logits = False
     try:
-        vars(config).update(dict.fromkeys(own, False))
         yield
     finally:
-        vars(config).update(own)
+        config.output_router_logits = True
 
 
 def _generate(
@@ -138,5 +140,6 @@ class _Chosen:
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 
 
-def _until(ids: list[int], end: int) -> list[int]:
+def through_end(ids: list[int], end: int) -> list[int]:
+    """Return the ids up to and including the first end-of-turn token."""
     return ids[: ids.index(end) + 1] if end in ids else ids

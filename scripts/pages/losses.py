@@ -254,12 +254,12 @@ def _results(name: str) -> str:
         return f"On the toy world, three runs with seeds 0 to 2: {accuracy} % of the held-out pairs in the right order."
     if needs(name).step_labels:
         return "None: the toy world has no labels of steps."
-    measured = (_toy(name, "desirable", 1), _toy(name, "reference", 1), _toy(name, "kl", 2))
+    desirable, reference, kl = _toy(name, "desirable", 1), _toy(name, "reference", 1), _toy(name, "kl", 2)
     return (
         "On the [toy world](../results/toy-world.md), three runs with seeds 0 to 2 (mean, lowest–highest): desirable "
-        "replies {} % (the reference: {}), KL {} nats. "
+        f"replies {desirable} % (the reference: {reference}), KL {kl} nats. "
         f"`python scripts/train.py -m loss={name} seed=0,1,2` repeats them."
-    ).format(*measured)
+    )
 
 
 @cache
