@@ -18,7 +18,7 @@ ARGS ?=
 .PHONY: train test test-fast test-oldest test-slow parity referee mutation faults lint docs wheel release audit format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@echo "setting up $(VENV): downloads about 1 GB of packages, which takes 3 to 6 minutes and prints nothing"
+	@echo "setting up $(VENV): downloads about 1 GB of packages, which takes 2 to 6 minutes and prints nothing"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet $(PINNED) -e '.[dev,excel,gguf,lora]'
 	touch $@

@@ -16,7 +16,7 @@ SAVED = re.compile(r"[Ss]ave (?:this|it) as `(\w+\.py)`")
 
 NOT_RUN = {
     "make train": "installs packages from the network; .ci/run runs it",
-    "make train   # 4 to 8 minutes": "installs packages from the network; .ci/run runs it",
+    "make train   # 3 to 8 minutes": "installs packages from the network; .ci/run runs it",
     "pip install": "installs packages from the network",
     "halos check-gpu": "takes up to ten minutes; its parts have tests",
     "hf auth login": "needs an account of the Hugging Face hub",
