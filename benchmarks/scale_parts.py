@@ -14,12 +14,12 @@ from benchmarks.scale import LENGTHS, PROCESSES
 def ours(folder: Path, tokenizer: Any) -> Any:
     """Token rows of labelled completions with their mismatched ones, as ``loss=kto`` has them made."""
     from halos.data.module import PreferenceDataModule
-    from halos.data.preparation.prepare import DataNeeds
+    from halos.data.preparation.needs import DataNeeds, RowNeeds
     from halos.data.sources.feedback_files import FeedbackFiles
 
     options: dict[str, Any] = {"num_proc": PROCESSES, "cache_dir": folder / "cache", **LENGTHS}
     data = PreferenceDataModule(FeedbackFiles(folder / "feedback.jsonl"), **options)
-    return data.prepare(DataNeeds(view="binary", mismatched=True), tokenizer).rows["train"].rows
+    return data.prepare(DataNeeds(view="binary", rows=RowNeeds(mismatched=True)), tokenizer).rows["train"].rows
 
 
 def theirs(folder: Path, tokenizer: Any) -> Any:

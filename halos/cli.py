@@ -3,43 +3,35 @@
 Neither torch nor Lightning is imported here, so that a misspelt key is reported within a second.
 """
 
-import errno
 import os
 import re
 import shlex
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from halos.config.combinations import check_combinations, values_of
-from halos.config.errors import check_complete, explain, no_such_option
+from halos.config.errors import check_complete, no_such_option
 from halos.config.folder import config_folder
 from halos.config.help_text import command_help, commands_help
+from halos.config.one_line import end_with_one_line, fail, line_of, message_of
 from halos.config.open_keys import opened
 from halos.config.shorthand import implied_groups, own_source
 from halos.config.signatures import did_you_mean
+from halos.config.sweep_words import check_pushed, check_pushed_alone, named_by_what_is_swept
 from halos.config.words import check_words, without_flags
 from halos.processes import sweeps
-from halos.processes.errors import RunFailed
-from halos.processes.launch import ERRORS, die_with_parent, on_devices
+from halos.processes.launch import die_with_parent, on_devices
 from halos.processes.provenance import called_by
-from halos.processes.signals import caught
-from halos.safe_text import accept_any_text, visible
 from halos.training.result import trial_value
 
 
@@ -81,11 +73,6 @@ COMMANDS = {
 }
 COMMAND = "HALOS_COMMAND"
 """Environment variable: the command's name, for the other processes of the same run."""
-PUSH = "hub.push"
-TRACEBACK = "HALOS_TRACEBACK"
-"""Environment variable: the user's value of HYDRA_FULL_ERROR, for the other processes of the same run."""
-_EXPECTED = (HydraException, OmegaConfBaseException, ValueError, RunFailed)
-"""Errors whose message is enough for a user; others are printed with a traceback."""
 
 
 def plain_name(text: str) -> str:
@@ -96,16 +83,6 @@ def plain_name(text: str) -> str:
 # conf/train.yaml names the folders of a sweep with this resolver. It is registered on import, because processes that a
 # launcher starts import this module before they resolve the configuration.
 OmegaConf.register_new_resolver("plain_name", plain_name, replace=True)
-
-
-def _result(job: JobReturn) -> object:
-    if job.status is JobStatus.COMPLETED:
-        return job._return_value
-    raise job._return_value
-
-
-# Hydra's own property first prints "Error executing job with overrides: […]". Here an error is one line.
-JobReturn.return_value = property(_result, JobReturn.return_value.fset)  # type: ignore[assignment,attr-defined,method-assign]
 
 
 def main() -> None:
@@ -127,7 +104,7 @@ def main() -> None:
         return
     elif not completing:
         close = did_you_mean(command, list(COMMANDS))
-        _fail(f"halos {command}: no such command{close}; expected one of {', '.join(COMMANDS)}")
+        fail(f"halos {command}: no such command{close}; expected one of {', '.join(COMMANDS)}")
     if completing:
         # Hydra completes overrides, which follow the program's name directly.
         line = os.environ.get("COMP_LINE", "")
@@ -149,7 +126,7 @@ def main_command(name: str) -> None:
     command = hydra.main(version_base="1.3", config_path=config_folder(), config_name=chosen.config)(job)
 
     def sweep() -> None:
-        with sweeps.passed_on_to_jobs(), sweeps.failures_counted(_message):
+        with sweeps.passed_on_to_jobs(), sweeps.failures_counted(message_of):
             command()
 
     def checked() -> None:
@@ -168,9 +145,9 @@ def main_command(name: str) -> None:
 def _run_job(cfg: DictConfig) -> float | None:
     name = Path(HydraConfig.get().runtime.output_dir).name
     words = ["halos", os.environ.get(COMMAND) or "train", *HydraConfig.get().overrides.task]
-    with sweeps.failure_printed(name, _line), sweeps.job(), called_by(shlex.join(words)):
+    with sweeps.failure_printed(name, line_of), sweeps.job(), called_by(shlex.join(words)):
         _place(cfg)
-        _check_pushed_alone(cfg)
+        check_pushed_alone(cfg)
         check_combinations(values_of(cfg))
         if cfg.sweep_metric is None or os.environ.get(COMMAND, "train") != "train":
             _run_or_rounds(cfg)
@@ -238,98 +215,6 @@ def _get_ready(cfg: DictConfig) -> None:
     check_complete(cfg)
     # Modules of the user (loss._target_=mylab.losses.MyLoss) are found in the folder in which the command is run.
     sys.path.insert(0, str(Path.cwd()))
-
-
-def named_by_what_is_swept(settings: Sequence[str]) -> str:
-    """Return the Hydra setting by which the folders of a sweep are named after the swept keys only."""
-    parser = OverridesParser.create()
-    overrides = [parser.parse_override(setting) for setting in settings if "=" in setting]
-    swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
-    same = [key for override in overrides if not ((key := override.key_or_group) in swept or key.startswith("hydra."))]
-    excluded = dict.fromkeys(("output_dir", "overwrite", *same))
-    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]"
-
-
-def check_pushed(settings: Sequence[str]) -> None:
-    """Raise ``ValueError`` if all jobs of a sweep would push their models to the same repository."""
-    for setting in settings:
-        key, _, name = setting.partition("=")
-        override = OverridesParser.create().parse_override(setting) if key == PUSH else None
-        if override is not None and not override.is_sweep_override() and override.value() is not None:
-            _check_own_repository(name)
-
-
-def _check_pushed_alone(cfg: DictConfig) -> None:
-    """Check the repository of a job of a sweep if a file names it: :func:`check_pushed` sees only the command line."""
-    context = HydraConfig.get()
-    named = any(word.startswith(f"{PUSH}=") for word in context.overrides.task)
-    push = OmegaConf.to_container(cfg.hub, resolve=False)["push"]  # type: ignore[call-overload,index]  # a dictionary
-    if context.mode is RunMode.MULTIRUN and push is not None and not named:
-        _check_own_repository(push)
-
-
-def _check_own_repository(name: str) -> None:
-    if "${" not in name:
-        expected = f"a repository for each job of a sweep, such as '{PUSH}={name}-${{loss.name}}-${{seed}}'"
-        raise ValueError(f"{PUSH}: expected {expected}, found {name} for all")
-
-
-def end_with_one_line(job: Callable[[], object]) -> None:
-    """Call the job; if it fails, print one clear line last and exit with status 1.
-
-    The traceback is printed before it if the error is an unexpected one, or if the user has set ``HYDRA_FULL_ERROR=1``.
-    """
-    os.environ.setdefault(TRACEBACK, os.environ.get("HYDRA_FULL_ERROR", ""))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them in its own way
-    accept_any_text()
-    try:
-        with caught():
-            job()
-    except Exception as error:
-        _fail(_line(error))
-
-
-def _line(error: BaseException) -> str:
-    """Return the line for an error; the traceback of an unexpected one is printed first."""
-    full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    expected = full_disk or isinstance(error, _EXPECTED) or _of_hydra(error)
-    if not expected or os.environ.get(TRACEBACK) == "1":
-        print(visible("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    return _message(error)
-
-
-def _of_hydra(error: BaseException) -> bool:
-    """Return whether the error is a system error inside Hydra, which makes ``output_dir``."""
-    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    own = [file for file in files if file.name not in ("pathlib.py", "os.py", "<frozen os>")]
-    return isinstance(error, OSError) and bool(own) and own[-1].is_relative_to(Path(hydra.__file__).parent)
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, HydraException | OmegaConfBaseException):  # some of them are an OSError too
-        return visible(explain(error))
-    if isinstance(error, OSError) and _of_hydra(error):
-        found = f"{error.filename} ({error.strerror})"
-        return visible(f"output_dir: expected a folder that can be written, found {found}")
-    if isinstance(error, _EXPECTED):
-        # ValueErrors of other packages may have several lines.
-        return visible(" ".join(str(error).split()))
-    return visible(f"{type(error).__name__}: {error}")
-
-
-def _fail(message: str) -> None:
-    if folder := os.environ.get(ERRORS):  # a rank: the process that watches all ranks prints the error once
-        Path(folder, f"{os.environ['LOCAL_RANK']}.txt").write_text(message, encoding="utf-8")
-    else:
-        print(f"error: {message}", file=sys.stderr)
-    distributed: Any = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        # A process group that still exists is NCCL's (halos.processes.ranks). A normal exit would destroy it, and would
-        # wait for ranks that are waiting for this one.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
-    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from omegaconf import DictConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from halos import cli
+from halos.config import one_line
 from halos.config.folder import config_folder
 from halos.processes import launch
 from halos.training.checkpoints import newest
@@ -94,7 +95,7 @@ def _exit_code(job: Callable[[], None], log: Path) -> int:
     code = 0
     try:
         torch.set_num_threads(1)
-        cli.end_with_one_line(job)
+        one_line.end_with_one_line(job)
     except SystemExit as end:
         code = int(end.code or 0)
     except BaseException:

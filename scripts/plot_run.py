@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from halos.cli import end_with_one_line
 from halos.comparison.run_figure import run_figure
 from halos.comparison.runs import read_runs
+from halos.config.one_line import end_with_one_line
 
 
 def draw(run: str, output: Path) -> None:

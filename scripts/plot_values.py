@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from halos.cli import end_with_one_line
 from halos.commands.plot_values import run
+from halos.config.one_line import end_with_one_line
 
 if __name__ == "__main__":
     end_with_one_line(lambda: run(sys.argv[1:]))

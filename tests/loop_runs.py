@@ -89,7 +89,7 @@ def objective_of(
 def batch_of(kind: Any, rows: Sequence[Row], **options: Any) -> Batch:
     """The rows collated as the objective asks for."""
     kind = described(kind)
-    return collate(rows, mismatched=kind.needs.mismatched, whole=kind.needs.last_hidden, **options)
+    return collate(rows, mismatched=kind.needs.mismatched, last_hidden=kind.needs.last_hidden, **options)
 
 
 def rows_for(
@@ -129,12 +129,12 @@ class InOrder(pl.LightningDataModule):
         *,
         batch_size: int,
         mismatched: bool = False,
-        whole: bool = False,
+        last_hidden: bool = False,
         val: Sequence[Row] = (),
         label_counts: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.whole = whole
+        self.last_hidden = last_hidden
         self.rows, self.val, self.batch_size, self.mismatched = rows, list(val), batch_size, mismatched
         self.label_counts = label_counts
 
@@ -155,7 +155,7 @@ class InOrder(pl.LightningDataModule):
         return self._loader(self.val, validation_order(len(self.val), division))
 
     def _loader(self, rows: list[Row], order: list[MicroBatch]) -> DataLoader[Batch]:
-        batches = Batches(rows, partial(collate, mismatched=self.mismatched, chunks=2, whole=self.whole))
+        batches = Batches(rows, partial(collate, mismatched=self.mismatched, chunks=2, last_hidden=self.last_hidden))
         return DataLoader(batches, sampler=order, batch_size=None)
 
 
@@ -218,7 +218,7 @@ def fit(
 ) -> Run:
     """Train for one pass over the rows, in float64 unless told otherwise."""
     recorder = Recorder()
-    asked = {"mismatched": objective.needs.mismatched, "whole": objective.needs.last_hidden}
+    asked = {"mismatched": objective.needs.mismatched, "last_hidden": objective.needs.last_hidden}
     data = InOrder(rows, batch_size=batch_size, val=val, label_counts=label_counts, **asked)
     trainer = trainer_for(recorder, *callbacks, **options)
     trainer.fit(objective, datamodule=data)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from halos import cli
+from halos.config import one_line
 from halos.config.errors import explain, require_plain_booleans
 from halos.processes import sweeps
 from halos.processes.launch import ERRORS
@@ -32,7 +33,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["halos", *words])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("HYDRA_FULL_ERROR", cli.TRACEBACK):  # so that they are put back
+    for name in ("HYDRA_FULL_ERROR", one_line.TRACEBACK):  # so that they are put back
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv(cli.COMMAND, os.environ.get(cli.COMMAND, ""))  # so that it is put back
     try:
@@ -74,7 +75,7 @@ def test_an_error_of_a_job_is_the_only_line_unless_a_traceback_is_asked_for(
         raise ValueError(f"data.batch_size: expected more than {cfg.data.batch_size}")
 
     monkeypatch.setattr(cli, "_run_or_rounds", fail)
-    monkeypatch.setenv(cli.TRACEBACK, wanted)
+    monkeypatch.setenv(one_line.TRACEBACK, wanted)
     assert call(monkeypatch, tmp_path, "train", "data.batch_size=3", "output_dir=out") == 1
     *before, line = capsys.readouterr().err.splitlines()
     assert line == "error: data.batch_size: expected more than 3"
@@ -157,7 +158,7 @@ def test_an_error_shows_control_characters_of_others_escaped(
         raise kind("id \x1b]0;title\x07\x9b2J\u202e: bad")
 
     with pytest.raises(SystemExit):
-        cli.end_with_one_line(job)
+        one_line.end_with_one_line(job)
     printed = capsys.readouterr().err
     assert printed.endswith("id \\x1b]0;title\\x07\\x9b2J\\u202e: bad\n")
     assert not set(BAD) - {"\n"} & set(printed)  # also in the traceback
@@ -184,7 +185,7 @@ def test_a_rank_whose_process_group_is_left_ends_without_leaving_it(
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv(ERRORS, str(tmp_path))
     with pytest.raises(InterruptedError, match="1"):
-        cli._fail("CUDA out of memory")
+        one_line.fail("CUDA out of memory")
     assert (tmp_path / "1.txt").read_text() == "CUDA out of memory"
 
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import halos
 from halos.data.batches.batch import Batch
-from halos.data.preparation.prepare import DataNeeds
+from halos.data.preparation.needs import DataNeeds
 from halos.policy.logprobs.completions import LogProbs
 
 TOY = "pkg://halos.toy/reference"

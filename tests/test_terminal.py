@@ -159,7 +159,7 @@ PRINTS = """
 import warnings
 from halos import terminal
 from halos.terminal import Pace
-from halos.cli import end_with_one_line
+from halos.config.one_line import end_with_one_line
 def job():
     terminal.set_up_logging()
     terminal.say("⟦Grüße⟧ \\ud800 ✓")

@@ -166,7 +166,7 @@ def _traits(objective: Objective) -> dict[str, bool]:
         DIVERGENCE: objective.needs.divergence,
         SAMPLES: objective.needs.samples,
         SEVERAL_VIEWS: bool(objective.data_needs().views),
-        STEP_LABELS: any(own.step_labels for own in objective.data_needs().each()),
+        STEP_LABELS: any(own.rows.step_labels for own in objective.data_needs().each()),
         GENERATES: objective.generates,
     }
 

@@ -9,7 +9,8 @@ from halos.caches import Seals
 from halos.commands.propose import write_proposal
 from halos.config.nodes import build
 from halos.data.preparation.intake import Intake
-from halos.data.preparation.prepare import DataNeeds, Preparation
+from halos.data.preparation.needs import DataNeeds, RowNeeds
+from halos.data.preparation.prepare import Preparation
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
 from halos.data.reading.lines import ReadingLimits
 from halos.data.records.record import Conversation, messages_of, reply_text
@@ -54,7 +55,8 @@ def inspect_data(cfg: DictConfig) -> Intake | None:
         "completion (characters)": records.lists("completion_characters")[1],
     }
     if cfg.view is not None:
-        needs = DataNeeds(view="binary", step_labels=True) if cfg.view == "steps" else DataNeeds(view=cfg.view)
+        steps = cfg.view == "steps"
+        needs = DataNeeds(view="binary" if steps else cfg.view, rows=RowNeeds(step_labels=steps))
         preparation.derive(intake, needs)
         (examples,) = intake.examples["train"].views
         written = map(example_row, examples)

@@ -22,11 +22,12 @@ from halos.data.batches.collate import Batches, collate
 from halos.data.batches.loader import ResumableLoader
 from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder, validation_order
 from halos.data.batches.reference_table import ReferenceTable
-from halos.data.preparation.prepare import DataNeeds, Preparation, Prepared
+from halos.data.preparation.needs import DataNeeds
+from halos.data.preparation.prepare import Preparation, Prepared
 from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.rows.chat_tokens import Limits
 from halos.data.rows.chosen import ChosenRows
-from halos.data.rows.joint import JointRows
+from halos.data.rows.joint_rows import JointRows
 from halos.data.rows.token_rows import Row, TokenRows
 from halos.data.rows.tokenise import Rows
 from halos.data.sources.base import Source
@@ -178,7 +179,7 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def _prepare(self, needs: DataNeeds, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         self.reference = None
-        if needs.whole_completions and self.max_tokens is not None:
+        if needs.rows.last_hidden and self.max_tokens is not None:
             raise ValueError(
                 "data.max_tokens_per_batch: expected a loss on completions' log-probs; this one reads their "
                 "last states, which needs padded rows"
@@ -277,7 +278,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         Args:
             division: how the run is divided, for one rank; None: each step is one micro-batch of all ranks' examples.
         """
-        rows, grouped = self._train, self.prepared.needs.grouped
+        rows, grouped = self._train, self.prepared.needs.rows.grouped
         division = division or Division(batch_size=self._per_step, steps=self.steps, seed=self.seed)
         if self._stratified:
             labels = np.full(len(rows), -1) if grouped else rows.labels
@@ -381,8 +382,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         return partial(
             collate,
             chunks=min(self.length_groups, self.batch_size, max_chunks),
-            mismatched=needs.mismatched,
-            whole=needs.whole_completions,
+            mismatched=needs.rows.mismatched,
+            last_hidden=needs.rows.last_hidden,
             packing=self.packing,
             share_prompts=self.share_prompts,
             max_tokens=self.max_tokens,

@@ -1,26 +1,24 @@
-"""The needs of a loss: what batches, log-probs and steps must provide. A mixture unites the needs of its parts."""
+"""What a loss needs of data, backbone and step. A mixture unites the needs of its parts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+
+from halos.data.preparation.needs import RowNeeds
 
 Direction = int | None
 """Sign of the first step's change of log π: 1 or -1, 0 for no change, None if the loss promises nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """What a loss needs from the data, the backbone and the step.
+class Needs(RowNeeds):
+    """What a loss needs of the data (:class:`RowNeeds`), of the backbone and of the step.
 
     The union ``a | b`` is what a batch has to provide for both losses: a flag is true if it is true in either.
 
     Attributes:
         reference: log-probs under the reference. Without it no reference is loaded, computed or cached.
-        mismatched: another prompt's completion as each example's last branch (KTO's y'). It is read without gradient.
         hidden: the policy's hidden states, detached, in ``LogProbs.hidden`` (a value head reads them).
-        last_hidden: the state of each completion's last token, with gradient, in ``LogProbs.last`` (a reward head
-            reads it). Completions are then fed including their last token, and token log-probs have no gradient.
-        grouped: all completions of one prompt in one step, as far as the step's size allows (a group's baseline).
         whole_step: all examples of the optimizer step in one micro-step, because the loss of each depends on all
             others. This rules out gradient accumulation.
         whole_micro_step: only a declaration: the loss of an example depends on the other examples of its micro-step, on
@@ -32,27 +30,18 @@ class Needs:
         samples: replies of the policy in training, from which a callback measures its KL (:class:`PolicyKL`).
         label_counts: the numbers of desirable and undesirable training completions, passed to ``see_labels`` before
             the first step. A stream cannot count them.
-        margins: for every pair, by how much people preferred the chosen completion (``Batch.margins``).
-        pair_scores: for every pair, people's scores of both completions, each in [0, 1].
-        step_labels: labelled steps of completions as examples, in addition to the labelled completions.
         moves: the direction in which the first step moves log π of (desirable, undesirable) completions. The
             conformance kit checks it. ``(0, 0)`` declares a loss that does not read token log-probs.
     """
 
     reference: bool = True
-    mismatched: bool = False
     hidden: bool = False
-    last_hidden: bool = False
-    grouped: bool = False
     whole_step: bool = False
     whole_micro_step: bool = False
     divergence: bool = False
     log_collision: bool = False
     samples: bool = False
     label_counts: bool = False
-    margins: bool = False
-    pair_scores: bool = False
-    step_labels: bool = False
     moves: tuple[Direction, Direction] = (1, -1)
 
     def __or__(self, other: Needs) -> Needs:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from halos.data.batches.batch import Batch
-from halos.data.preparation.prepare import DataNeeds
+from halos.data.preparation.needs import DataNeeds
 from halos.loop.coupled import of_all_ranks, own_places, with_others_gradient
 from halos.loop.humanline import Humanline
 from halos.loop.module import BackboneSource, LoopOptions, TrainingLoop
@@ -84,16 +84,7 @@ class Objective(TrainingLoop):
     @final
     def view_needs(self, view: str, needs: Needs) -> DataNeeds:
         """Return what the data module has to prepare for a loss of one view with these needs."""
-        return DataNeeds(
-            view=view,
-            control=self.control,
-            mismatched=needs.mismatched,
-            whole_completions=needs.last_hidden,
-            grouped=needs.grouped,
-            margins=needs.margins,
-            pair_scores=needs.pair_scores,
-            step_labels=needs.step_labels,
-        )
+        return DataNeeds(view=view, rows=needs, control=self.control)
 
     @final
     def outcome(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:

@@ -15,7 +15,7 @@ from halos.config.signatures import check_arguments
 from halos.objectives.base import BackboneSource, Batch, LogProbs, LoopOptions, Mean, Needs, Objective, Output
 
 if TYPE_CHECKING:
-    from halos.data.preparation.prepare import DataNeeds
+    from halos.data.preparation.needs import DataNeeds
 
 Part = Callable[..., Objective]
 """A subclass of :class:`Objective`, or a ``functools.partial`` of one, that is called with a backbone."""

@@ -19,7 +19,7 @@ from rich.table import Table
 from halos.data.preparation.hygiene import Finding
 from halos.data.preparation.intake import Intake
 from halos.data.rows.token_rows import Row
-from halos.data.sources.adapted import NOTED, Origin
+from halos.data.sources.adapted import NOTED, FileCounts
 from halos.files import write_atomically
 from halos.processes.first import first_process_only, on_first_process
 from halos.terminal import console, styled
@@ -69,7 +69,7 @@ def show_report(intake: Intake) -> None:
     console.print(table)
 
 
-def _lines(file: str, origin: Origin) -> Iterator[tuple[str, int, str]]:
+def _lines(file: str, origin: FileCounts) -> Iterator[tuple[str, int, str]]:
     """Yield lines about a file's rows and columns: a label, a count, and places or columns."""
     for reason, count in origin.dropped.items():
         yield f"left out of {file}: {reason}", count, origin.places[reason][0]

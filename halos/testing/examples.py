@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from halos.data.batches.batch import Batch, StepSize
 from halos.data.batches.collate import collate, step_size
-from halos.data.preparation.prepare import DataNeeds
-from halos.data.rows.joint import joint_row
+from halos.data.preparation.needs import DataNeeds
+from halos.data.rows.joint_rows import joint_row
 from halos.data.rows.token_rows import Row, ViewRows
 from halos.objectives.base import Objective, Output
 from halos.policy.backbone import Backbone
@@ -127,7 +127,7 @@ def _tiny_records(views: Sequence[DataNeeds], count: int, labels: Sequence[bool]
     others = _tiny_rows("pairs", count, None, mismatched=False, seed=1)
     records = []
     for row, other in zip(base, others, strict=True):
-        of_views = [ViewRows(needs.view, _of_record(row, other, needs), needs.mismatched) for needs in views]
+        of_views = [ViewRows(needs.view, _of_record(row, other, needs), needs.rows.mismatched) for needs in views]
         record = joint_row(row.id, row.group, of_views)
         records.append(replace(record, desirable=row.desirable))
     return records
@@ -146,7 +146,7 @@ def _of_record(row: Row, other: Row, needs: DataNeeds) -> tuple[Row, ...]:
         elif needs.view == "scored":
             scores = [2.0, -1.0] if row.score is None else [row.score]
             examples = [replace(one, score=score) for one, score in zip(examples, scores, strict=True)]
-    if needs.mismatched:
+    if needs.rows.mismatched:
         examples = [replace(one, branches=(*one.branches, other.branches[k % 2])) for k, one in enumerate(examples)]
     return tuple(replace(one, id=f"{row.id}#{k}") for k, one in enumerate(examples))
 

@@ -8,7 +8,7 @@ import pytest
 
 from halos.commands.held_data import read_data
 from halos.data.preparation.intake import LEAKED
-from halos.data.preparation.prepare import DataNeeds
+from halos.data.preparation.needs import DataNeeds
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.streaming.module import StreamingDataModule
 from halos.evaluation.heldout import held_out

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.adapted import Origin
+from halos.data.sources.adapted import FileCounts
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.file_source import FileSource
 from halos.data.sources.hh import HHSource
@@ -144,7 +144,7 @@ def test_oasst_trees(tmp_path: Path) -> None:
     assert records[0].id == f"{file}:1/prompt"
     assert len({record.id for record in records}) == 2
     assert dropped == {"deleted message": 1, "prompt without a reply": 1}
-    origins: dict[str, Origin] = {}
+    origins: dict[str, FileCounts] = {}
     assert list(OasstSource(str(file)).stream(origins)) == records
     assert origins[str(file)].dropped == dropped
 

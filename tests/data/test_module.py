@@ -12,7 +12,7 @@ from halos.data.batches.batch import Batch
 from halos.data.batches.collate import Batches
 from halos.data.batches.loader import ResumableLoader
 from halos.data.module import PreferenceDataModule
-from halos.data.preparation.prepare import DataNeeds
+from halos.data.preparation.needs import DataNeeds, RowNeeds
 from halos.data.records.record import Completion, Message, Record, prompt_key
 from halos.data.sources.base import Records, Source
 from tests import tiny
@@ -43,7 +43,7 @@ def record(n: int, *, prompt: str = "", desirable: bool | None = None) -> Record
 def module(count: int = 10, view: str = "binary", *, val: int | None = None, **options: Any) -> PreferenceDataModule:
     held = None if val is None else [record(n) for n in range(100, 100 + val)]
     made = PreferenceDataModule(Listed([record(n) for n in range(count)], held), **{"max_length": 200, **options})
-    made.prepare(DataNeeds(view=view, mismatched=view == "binary"), tiny.word_tokenizer(tiny.CHATML))
+    made.prepare(DataNeeds(view=view, rows=RowNeeds(mismatched=view == "binary")), tiny.word_tokenizer(tiny.CHATML))
     return made
 
 
@@ -60,7 +60,7 @@ def test_examples_of_one_prompt_meet_in_a_step_where_that_is_asked_for() -> None
 
     def cut(grouped: bool) -> int:
         made = PreferenceDataModule(Listed(records), max_length=200, batch_size=8)
-        made.prepare(DataNeeds(view="scored", grouped=grouped), tiny.word_tokenizer(tiny.CHATML))
+        made.prepare(DataNeeds(view="scored", rows=RowNeeds(grouped=grouped)), tiny.word_tokenizer(tiny.CHATML))
         attach(made)
         made.plan(epochs=2, max_steps=-1, accumulate=1, world_size=1)
         batches = list(made.train_dataloader())
@@ -93,7 +93,7 @@ def test_turns_of_one_conversation_are_drawn_together() -> None:
 @pytest.mark.parametrize("whole", [True, False])
 def test_completions_are_fed_whole_where_that_is_asked_for(whole: bool) -> None:
     made = PreferenceDataModule(Listed([record(n) for n in range(4)]), max_length=200, batch_size=4)
-    made.prepare(DataNeeds(view="binary", whole_completions=whole), tiny.word_tokenizer(tiny.CHATML))
+    made.prepare(DataNeeds(view="binary", rows=RowNeeds(last_hidden=whole)), tiny.word_tokenizer(tiny.CHATML))
     attach(made)
     made.plan(epochs=1, max_steps=-1, accumulate=1, world_size=1)
     (batch,) = made.train_dataloader()
@@ -308,7 +308,7 @@ def test_parts_need_packed_rows() -> None:
         module(packing=False, max_tokens_per_batch=100)
     made = PreferenceDataModule(Listed([record(n) for n in range(4)]), max_length=200, max_tokens_per_batch=100)
     with pytest.raises(ValueError, match=r"data\.max_tokens_per_batch: expected a loss on completions' log-probs"):
-        made.prepare(DataNeeds(view="binary", whole_completions=True), tiny.word_tokenizer(tiny.CHATML))
+        made.prepare(DataNeeds(view="binary", rows=RowNeeds(last_hidden=True)), tiny.word_tokenizer(tiny.CHATML))
 
 
 def test_validation_serves_every_example_once_always_alike() -> None:

@@ -14,7 +14,7 @@ import torch
 from halos.data.batches.batch import StepSize
 from halos.data.batches.collate import collate, step_size
 from halos.data.module import PreferenceDataModule
-from halos.data.preparation.prepare import DataNeeds
+from halos.data.preparation.needs import DataNeeds
 from halos.data.preparation.writing import example_row, record_row
 from halos.data.records.record import Completion, Message, Record
 from halos.data.records.table import table_of

@@ -46,7 +46,11 @@ class Packed(InOrder):
     """The rows as a data module of a run has them: packed."""
 
     def _loader(self, rows: list[Any], order: list[MicroBatch]) -> DataLoader[Batch]:
-        options: dict[str, Any] = {"mismatched": self.mismatched, "whole": self.whole, "packing": not self.whole}
+        options: dict[str, Any] = {
+            "mismatched": self.mismatched,
+            "last_hidden": self.last_hidden,
+            "packing": not self.last_hidden,
+        }
         return DataLoader(Batches(rows, partial(collate, **options)), sampler=order, batch_size=None)
 
 
@@ -65,7 +69,7 @@ def steps_of(made: Objective, *, data: type[InOrder] = Packed, **options: Any) -
     """Five steps of two micro-batches; on one device, unless the options say otherwise."""
     accumulate = 1 if made.needs.whole_step else 2
     defaults: dict[str, Any] = {"precision": "32-true", "gradient_clip_val": 0.3, "accumulate_grad_batches": accumulate}
-    asked: dict[str, Any] = {"mismatched": made.needs.mismatched, "whole": made.needs.last_hidden}
+    asked: dict[str, Any] = {"mismatched": made.needs.mismatched, "last_hidden": made.needs.last_hidden}
     with watched() as work:
         watcher = Watcher(work)
         trainer = trainer_for(watcher, **defaults | {"log_every_n_steps": LOGGED} | options)

@@ -54,7 +54,7 @@ def reward_model(**overrides: Any) -> BradleyTerry:
 
 
 def test_it_starts_undecided() -> None:
-    objective, batch = reward_model(), collate(tiny.rows(4, branches=2), whole=True)
+    objective, batch = reward_model(), collate(tiny.rows(4, branches=2), last_hidden=True)
     output = objective.compute(batch, objective.trained.logprobs(batch), None)
     assert (output.rewards == 0).all()
     term = output.loss["bradley_terry"]
@@ -67,7 +67,7 @@ def test_a_score_is_read_at_the_last_token_of_each_completion(chunks: int) -> No
     objective, rows = reward_model(), tiny.rows(5, branches=2)
     with torch.no_grad():
         objective.reward_head.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
-    batch = collate(rows, whole=True, chunks=chunks)
+    batch = collate(rows, last_hidden=True, chunks=chunks)
     scores = objective.compute(batch, objective.trained.logprobs(batch), None).rewards
     weight = objective.reward_head.linear.weight[0]
     for b, row in enumerate(rows):
@@ -78,7 +78,7 @@ def test_a_score_is_read_at_the_last_token_of_each_completion(chunks: int) -> No
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_backbone_learns_and_an_lm_head_of_its_own_does_not(tied: bool) -> None:
-    objective, batch = reward_model(tie_word_embeddings=tied), collate(tiny.rows(4, branches=2), whole=True)
+    objective, batch = reward_model(tie_word_embeddings=tied), collate(tiny.rows(4, branches=2), last_hidden=True)
     with torch.no_grad():
         objective.reward_head.linear.weight.fill_(0.1)
     objective.compute(batch, objective.trained.logprobs(batch), None).loss["bradley_terry"].total.backward()

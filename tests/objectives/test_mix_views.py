@@ -13,7 +13,7 @@ from torch import Tensor
 from halos.data.batches.batch import Batch
 from halos.data.batches.collate import collate
 from halos.data.batches.reference_table import ReferenceTable, entry_key
-from halos.data.rows.joint import by_view, joint_row
+from halos.data.rows.joint_rows import by_view, joint_row
 from halos.data.rows.token_rows import Row, ViewRows
 from halos.objectives import BCO, DPO, GRPO, KTO, PPO, SFT, BCOPair, Humanline, Mix, Objective
 from halos.testing import check_objective
@@ -247,7 +247,7 @@ def test_humanline_clamps_the_parts_with_a_reference() -> None:
 def test_what_each_view_needs() -> None:
     parts: dict[str, Any] = {"kto": KTO, "dpo": partial(DPO, margin_weight=1.0), "grpo": GRPO}
     needs = Mix(parts=parts, weights=dict.fromkeys(parts, 1.0)).data_needs()
-    found = [(own.view, own.mismatched, own.margins, own.grouped) for own in needs.views]
+    found = [(own.view, own.rows.mismatched, own.rows.margins, own.rows.grouped) for own in needs.views]
     assert found == [("binary", True, False, False), ("pairs", False, True, False), ("scored", False, False, True)]
     assert needs.view == "binary+pairs+scored"
-    assert (needs.mismatched, needs.margins, needs.grouped) == (True, True, True)
+    assert (needs.rows.mismatched, needs.rows.margins, needs.rows.grouped) == (True, True, True)

@@ -140,7 +140,7 @@ def test_last_tokens_count_where_they_are_fed(backbone: Backbone) -> None:
     mask = pad_sequence([torch.ones(len(ids), dtype=torch.long) for ids in SEQUENCES], batch_first=True)
     output = backbone.policy(input_ids=ids, attention_mask=mask, use_cache=False, output_router_logits=True)
     expected = backbone.policy.config.router_aux_loss_coef * float(output.aux_loss)
-    assert float(router_loss(backbone, collate(ROWS, whole=True, chunks=3))) == pytest.approx(expected, rel=1e-6)
+    assert float(router_loss(backbone, collate(ROWS, last_hidden=True, chunks=3))) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_reference_has_none(backbone: Backbone) -> None:

@@ -82,8 +82,8 @@ class Batch:
         reference_bits: the bits of the reference's float32 log-probs as int32, which precision plugins do not round.
         weight_bits: the bits of :attr:`weights`, likewise.
         graded_bits: [B, 3] the bits of :attr:`margins`, :attr:`scores_chosen` and :attr:`scores_rejected`, likewise.
-        pad: makes the chunks.
-        padded: the chunks, once they are made.
+        make_chunks: makes :attr:`chunks`.
+        made_chunks: :attr:`chunks`, once they are made.
         views: the batches of a mixture's views; empty for losses of one view.
         places: in the batch of a view, the places of its completions in the flattened [B, K] of the records.
     """
@@ -99,8 +99,8 @@ class Batch:
     reference_bits: Tensor | None = None
     weight_bits: Tensor | None = None
     graded_bits: Tensor | None = None
-    pad: Callable[[], tuple[Chunk, ...]] = tuple
-    padded: tuple[Chunk, ...] | None = None
+    make_chunks: Callable[[], tuple[Chunk, ...]] = tuple
+    made_chunks: tuple[Chunk, ...] | None = None
     views: tuple[Batch, ...] = ()
     places: Tensor | None = None
 
@@ -147,11 +147,11 @@ class Batch:
     @property
     def chunks(self) -> tuple[Chunk, ...]:
         """The batch's sequences with padding. A batch with packs makes them on first use."""
-        if self.padded is None:
-            # The batch may have been moved to a device after pad was set.
+        if self.made_chunks is None:
+            # The batch may have been moved to a device after `make_chunks` was set.
             move = partial(on_device, device=self.mask.device)
-            self.padded = tuple(map_tensors(chunk, move) for chunk in self.pad())
-        return self.padded
+            self.made_chunks = tuple(map_tensors(chunk, move) for chunk in self.make_chunks())
+        return self.made_chunks
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Copy the batch to a device."""

@@ -27,7 +27,7 @@ from halos.data.batches.batch import Batch, Chunk, StepSize
 from halos.data.batches.order import MicroBatch
 from halos.data.batches.packing import Pack, divide, divided_places, pack
 from halos.data.batches.reference_table import ReferenceTable
-from halos.data.rows.joint import by_view, places as places_in, sizes_by_view
+from halos.data.rows.joint_rows import by_view, places as places_in, sizes_by_view
 from halos.data.rows.token_rows import Row, graded, group_sizes
 
 PAD = 0
@@ -44,7 +44,7 @@ def collate(
     step: StepSize | None = None,
     mismatched: bool = False,
     chunks: int = 1,
-    whole: bool = False,
+    last_hidden: bool = False,
     packing: bool = False,
     share_prompts: bool = True,
     max_tokens: int | None = None,
@@ -59,7 +59,7 @@ def collate(
             views.)
         chunks: the number of length-sorted chunks into which the trained and the mismatched sequences are each divided.
             It is a constant, so that all ranks run equally many forwards.
-        whole: also feed each completion's last token, for objectives that read its state. Excludes ``packing``.
+        last_hidden: also feed each completion's last token, for objectives that read its state. Excludes ``packing``.
         packing: add the same tokens as packs.
         share_prompts: in a pack, branches of one prompt share it.
         max_tokens: the maximum number of tokens in a pack; larger batches are divided into several packs. None: no
@@ -84,7 +84,7 @@ def collate(
     )
     mismatched |= any(view.mismatched for view in records)
     packs: list[Pack] = []
-    if packing and not whole:  # packs leave out each completion's last token
+    if packing and not last_hidden:  # packs leave out each completion's last token
         grid = {"width": width, "branches": branches}
         for part in divide(rows, max_tokens, share_prompts=share_prompts):
             packs += pack(rows[part], mismatched=mismatched, share_prompts=share_prompts, start=part.start, **grid)
@@ -92,8 +92,10 @@ def collate(
     if reference is not None:
         batch.reference_bits = reference.logprobs(rows, width).view(torch.int32)
     # With packs, padded tensors would waste memory, so they are made only if they are read.
-    batch.pad = partial(_padded, tuple(rows), (branches, width), chunks, mismatched=mismatched, whole=whole)
-    batch.padded = None if packs else batch.pad()
+    batch.make_chunks = partial(
+        _padded, tuple(rows), (branches, width), chunks, mismatched=mismatched, last_hidden=last_hidden
+    )
+    batch.made_chunks = None if packs else batch.make_chunks()
     return batch
 
 
@@ -181,15 +183,15 @@ def _weighted(rows: Sequence[Row]) -> bool:
 
 
 def _padded(
-    rows: Sequence[Row], grid: tuple[int, int], count: int, *, mismatched: bool, whole: bool
+    rows: Sequence[Row], grid: tuple[int, int], count: int, *, mismatched: bool, last_hidden: bool
 ) -> tuple[Chunk, ...]:
     trained, others = divided_places(rows, mismatched=mismatched)
-    chunks = _chunks(rows, trained, grid, count, needs_grad=True, whole=whole)
+    chunks = _chunks(rows, trained, grid, count, needs_grad=True, last_hidden=last_hidden)
     if mismatched:
         # Mismatched sequences have chunks of their own, which run without a gradient. A rank's records of several views
         # may have fewer mismatched completions than there are chunks, or none, so they get one chunk.
         count = 1 if rows[0].views else count
-        chunks += _chunks(rows, others, grid, count, needs_grad=False, whole=whole)
+        chunks += _chunks(rows, others, grid, count, needs_grad=False, last_hidden=last_hidden)
     return tuple(chunks)
 
 
@@ -200,41 +202,48 @@ def _chunks(
     count: int,
     *,
     needs_grad: bool,
-    whole: bool,
+    last_hidden: bool,
 ) -> list[Chunk]:
     if not places:
         # A forward must run even so: collectives of sharded models hang if one rank runs fewer than the others.
         none = torch.zeros(0, dtype=torch.long)
-        own = none if whole else None
+        own = none if last_hidden else None
         return [Chunk(torch.full((1, 1), PAD, dtype=torch.long), none, none, none, needs_grad, own, own)]
     ordered = sorted(places, key=lambda place: len(rows[place[0]].prompt) + len(rows[place[0]].branches[place[1]]))
     # The sizes of chunks differ by at most one. With fewer sequences than chunks, each sequence is a chunk of its own.
     edges = sorted({len(ordered) * number // count for number in range(count + 1)})
-    return [_chunk(rows, ordered[a:z], grid, needs_grad=needs_grad, whole=whole) for a, z in pairwise(edges)]
+    return [
+        _chunk(rows, ordered[a:z], grid, needs_grad=needs_grad, last_hidden=last_hidden) for a, z in pairwise(edges)
+    ]
 
 
 def _chunk(
-    rows: Sequence[Row], places: Sequence[tuple[int, int]], grid: tuple[int, int], *, needs_grad: bool, whole: bool
+    rows: Sequence[Row],
+    places: Sequence[tuple[int, int]],
+    grid: tuple[int, int],
+    *,
+    needs_grad: bool,
+    last_hidden: bool,
 ) -> Chunk:
     branches, width = grid
     # The last token of a sequence predicts nothing, so it is not fed unless its state is needed.
     lengths = [len(rows[b].prompt) + len(rows[b].branches[k]) - 1 for b, k in places]
     scored = [rows[b].scored(k) for b, k in places]
-    longest = max(lengths) + whole
+    longest = max(lengths) + last_hidden
     input_ids = torch.full((len(places), longest), PAD, dtype=torch.long)
     predicts: list[int] = []
     targets: list[int] = []
     slots: list[int] = []
     for n, (b, k) in enumerate(places):
         prompt, branch = rows[b].prompt, rows[b].branches[k]
-        input_ids[n, : lengths[n] + whole] = torch.tensor((prompt + branch)[: lengths[n] + whole])
+        input_ids[n, : lengths[n] + last_hidden] = torch.tensor((prompt + branch)[: lengths[n] + last_hidden])
         # The state of the prompt's last token predicts the branch's first one.
         predicts += [n * longest + len(prompt) - 1 + place for place in scored[n]]
         slot = (b * branches + k) * width
         targets += [branch[place] for place in scored[n]]
         slots += range(slot, slot + len(scored[n]))
     chunk = Chunk(input_ids, torch.tensor(predicts), torch.tensor(targets), torch.tensor(slots), needs_grad)
-    if whole:
+    if last_hidden:
         # ``lengths`` leaves out the last token, so it is also the place of the last token.
         chunk.last = torch.arange(len(places)) * longest + torch.tensor(lengths)
         chunk.owners = torch.tensor([b * branches + k for b, k in places])

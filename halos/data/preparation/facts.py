@@ -11,7 +11,7 @@ import numpy as np
 from halos.data.layouts.votes import DISAGREE
 from halos.data.preparation.intake import Intake
 from halos.data.records.table import RecordTable
-from halos.data.sources.adapted import NOTED, Origin
+from halos.data.sources.adapted import NOTED, FileCounts
 from halos.data.sources.combined import COMBINED
 
 
@@ -150,7 +150,7 @@ def _longer(characters: np.ndarray, labels: np.ndarray, sides: np.ndarray) -> fl
 
 
 def _repeated(
-    table: RecordTable, replies: np.ndarray, labels: np.ndarray, origins: Iterable[Origin]
+    table: RecordTable, replies: np.ndarray, labels: np.ndarray, origins: Iterable[FileCounts]
 ) -> tuple[int | None, int]:
     """Return how many completions and pairs were judged more than once, and how many of them both ways."""
     ways = table.lists("pairs")[1].reshape(-1, 2)

@@ -12,10 +12,10 @@ from halos.data.preparation.hygiene import Finding, Hygiene, examine, percentile
 from halos.data.records.split import split_by_prompt
 from halos.data.records.table import RecordTable, table_of
 from halos.data.rows.tokenise import Rows
-from halos.data.sources.adapted import NOTED, SHOWN_PLACES, Origin, check_faultless
+from halos.data.sources.adapted import NOTED, SHOWN_PLACES, FileCounts, check_faultless
 from halos.data.sources.base import Records, Source
 from halos.data.views.examples import Example, Examples
-from halos.data.views.joint import JointExamples
+from halos.data.views.joint_examples import JointExamples
 
 LEAKED = "validation records whose prompt is in the training data left out"
 
@@ -38,7 +38,7 @@ class Intake:
     examples: dict[str, Examples[Example] | JointExamples] = field(default_factory=dict)
     reports: dict[str, Counter[str]] = field(default_factory=dict)
     hygiene: dict[str, Hygiene] = field(default_factory=dict)
-    origins: dict[str, dict[str, Origin]] = field(default_factory=dict)
+    origins: dict[str, dict[str, FileCounts]] = field(default_factory=dict)
     truncated: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
     leaks: Finding = field(default_factory=Finding)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,7 +21,8 @@ from halos.data.preparation.cautions import warn_of_one_class
 from halos.data.preparation.graded import check_graded
 from halos.data.preparation.hygiene import origin_of
 from halos.data.preparation.intake import Intake, read
-from halos.data.preparation.joint import joined, of_view
+from halos.data.preparation.join_views import joined, of_view
+from halos.data.preparation.needs import DataNeeds
 from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.records.record import Prompt
 from halos.data.records.table import RecordTable
@@ -32,7 +33,7 @@ from halos.data.sources.base import Source
 from halos.data.store.arrow import MEMORY, Store
 from halos.data.views.derive import VIEWS
 from halos.data.views.examples import Example, Examples
-from halos.data.views.joint import JointExamples
+from halos.data.views.joint_examples import JointExamples
 from halos.data.views.selection import Selection
 from halos.data.views.turns import expand_turns
 
@@ -41,61 +42,6 @@ if TYPE_CHECKING:
 
 MAX_PROMPTS = 1024
 """The maximum number of prompts kept for sampling replies during training."""
-
-
-def no_control_token(desirable: bool | None) -> str:
-    """The control token of objectives that have none."""
-    return ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataNeeds:
-    """What an objective needs of its data.
-
-    Attributes:
-        view: ``demonstrations``, ``binary``, ``pairs`` or ``scored``.
-        control: maps an example's label to the text that ends its prompt (CSFT's control tokens).
-        mismatched: each row has another prompt's completion as its last branch (KTO's y').
-        whole_completions: batches also feed each completion's last token, for objectives that read its state.
-        grouped: all completions of one prompt are in the same step.
-        margins: each pair has a margin.
-        pair_scores: each pair has scores in [0, 1] for both completions.
-        step_labels: each labelled step of a completion is also an example.
-        source: use only the records of this source of ``data=mix``; None: of all sources.
-        views: in a mixture of several views, the needs of each view; the other attributes are then their union, and an
-            example is a record with its examples in all of these views.
-    """
-
-    view: str
-    control: Callable[[bool | None], str] = no_control_token
-    mismatched: bool = False
-    whole_completions: bool = False
-    grouped: bool = False
-    margins: bool = False
-    pair_scores: bool = False
-    step_labels: bool = False
-    source: str | None = None
-    views: tuple[DataNeeds, ...] = ()
-
-    def key(self) -> tuple[object, ...]:
-        """A key that two needs share if the same rows satisfy both."""
-        controls = tuple(self.control(label) for label in (True, False, None))
-        flags = (self.mismatched, self.whole_completions, self.grouped, self.margins, self.pair_scores)
-        return self.view, self.source, controls, *flags, self.step_labels, *(needs.key() for needs in self.views)
-
-    @property
-    def form(self) -> str:
-        """The key in :data:`.VIEWS`: the view, or ``steps``, the form of the binary view with labelled steps."""
-        return "steps" if self.step_labels else self.view
-
-    @property
-    def name(self) -> str:
-        """The view, followed by the source if only one source is used."""
-        return self.view if self.source is None else f"{self.view} of {self.source}"
-
-    def each(self) -> tuple[DataNeeds, ...]:
-        """The needs of each view; these needs, if there is one view."""
-        return self.views or (self,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +162,7 @@ class Preparation:
         own, places = self._of_source(needs.source, records)
         prepare = self.selection.prepare(needs.view, own, self._of_source(needs.source, training)[0])
         examples, report = VIEWS[needs.form](own, prepare)
-        if needs.step_labels and split == "train" and not report["steps with a label"]:
+        if needs.rows.step_labels and split == "train" and not report["steps with a label"]:
             raise ValueError(
                 "loss.step_labels: expected completions whose steps have labels (data.columns.steps=…), found none; "
                 "loss=kto learns from whole completions"
@@ -245,7 +191,7 @@ class Preparation:
         for split, examples in intake.examples.items():
             views = list(examples.views)
             for n, own in enumerate(needs.each()):
-                if not own.step_labels:
+                if not own.rows.step_labels:
                     continue
                 # Without a cache the rows are made twice: here, and again for the steps that remain.
                 rows = make_rows(views[n], tokens, control=needs.control, store=self.store).rows.views[0]
@@ -274,7 +220,7 @@ class Preparation:
                     view_examples,
                     tokens,
                     control=needs.control,
-                    mismatched_seed=self.seed if own.mismatched else None,
+                    mismatched_seed=self.seed if own.rows.mismatched else None,
                     origin=partial(origin_of, origins=origins),
                     store=self.store,
                 )

@@ -7,7 +7,7 @@ from itertools import chain
 
 import numpy as np
 
-from halos.data.rows.joint import JointRows
+from halos.data.rows.joint_rows import JointRows
 from halos.data.rows.token_rows import Row, TokenRows
 
 

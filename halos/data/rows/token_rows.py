@@ -63,7 +63,7 @@ class Row:
         weight: how much the example counts.
         margin: for a pair, by how much the first completion is preferred, or None.
         score_chosen, score_rejected: for a pair, the scores of its completions, or None.
-        views: for a record that is read in several views, its examples in each (:mod:`halos.data.rows.joint`).
+        views: for a record that is read in several views, its examples in each (:mod:`halos.data.rows.joint_rows`).
         mismatched: for such a record, how many of its last completions are other prompts' completions (KTO's y').
     """
 

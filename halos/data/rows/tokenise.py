@@ -16,7 +16,7 @@ from halos.data.records.record import Reply, conversation_key, prompt_key
 from halos.data.records.table import digest
 from halos.data.rows.chat_tokens import ChatTokens
 from halos.data.rows.exchanges import Exchange, Shape, Tokenised
-from halos.data.rows.joint import JointRows
+from halos.data.rows.joint_rows import JointRows
 from halos.data.rows.mismatch import derangement, in_order
 from halos.data.rows.refusals import Refusals
 from halos.data.rows.token_rows import BRANCHES, COLUMNS, GRADED, Control, Controls, Row, TokenRows

@@ -63,11 +63,11 @@ def without_empty(record: Record, dropped: Counter[str]) -> Record | None:
 
 
 COUNTERS = ("dropped", "noted", "columns")
-"""The attributes of :class:`Origin` that are counters."""
+"""The attributes of :class:`FileCounts` that are counters."""
 
 
 @dataclass(slots=True)
-class Origin:
+class FileCounts:
     """Counts of what was read from one file.
 
     Attributes:
@@ -96,7 +96,7 @@ class Origin:
             counts[reason.removeprefix(NOTED)] += count
             self._add_places(reason, [where])
 
-    def join(self, other: Origin) -> None:
+    def join(self, other: FileCounts) -> None:
         """Add the counts of a later part of the same file."""
         self.rows, self.records = self.rows + other.rows, self.records + other.records
         for name in COUNTERS:
@@ -109,7 +109,7 @@ class Origin:
         listed.extend(places[: SHOWN_PLACES - len(listed)])
 
 
-def check_faultless(origins: Mapping[str, Origin]) -> None:
+def check_faultless(origins: Mapping[str, FileCounts]) -> None:
     """Raise ``ValueError`` with the first places if anything was left out because the data is at fault."""
     reasons = [
         f"{reason} ({count}: {', '.join(origin.places[reason])}{', …' if count > len(origin.places[reason]) else ''})"

@@ -14,7 +14,7 @@ import numpy as np
 from halos.data.reading.lines import USUAL, ReadingLimits
 from halos.data.records.record import Record
 from halos.data.records.truth import TrueReward
-from halos.data.sources.adapted import Origin, check_faultless
+from halos.data.sources.adapted import FileCounts, check_faultless
 from halos.data.store.arrow import MEMORY, Store
 
 
@@ -30,7 +30,7 @@ class Records:
 
     records: Sequence[Record]
     dropped: Counter[str]
-    origins: dict[str, Origin] = field(default_factory=dict)
+    origins: dict[str, FileCounts] = field(default_factory=dict)
 
 
 class Source(ABC):
@@ -69,7 +69,7 @@ class Source(ABC):
     def check_stream(self) -> None:  # noqa: B027 (most sources have nothing to check)
         """Raise ``ValueError`` if :meth:`stream` has to read the whole data set first."""
 
-    def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Record]:
+    def stream(self, origins: dict[str, FileCounts], *, strict: bool = False) -> Iterator[Record]:
         """Yield the training records one after the other.
 
         This default implementation reads all records first, for sources whose records are in memory anyway.
@@ -82,7 +82,7 @@ class Source(ABC):
         if strict:
             check_faultless(records.origins)
         count, places = len(records.records), {reason: [self.name] for reason in records.dropped}
-        origins.update(records.origins or {self.name: Origin(count, count, records.dropped, places)})
+        origins.update(records.origins or {self.name: FileCounts(count, count, records.dropped, places)})
         yield from records.records
 
     def stream_key(self) -> str:

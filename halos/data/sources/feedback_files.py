@@ -26,7 +26,7 @@ from halos.data.reading.json_files import Located, MalformedRow, parse_json
 from halos.data.reading.tables import MESSAGES
 from halos.data.records.record import ROLES, Record
 from halos.data.records.table import RecordTable
-from halos.data.sources.adapted import COLUMN, Adapted, Origin
+from halos.data.sources.adapted import COLUMN, Adapted, FileCounts
 from halos.data.sources.combined import combine, scores_in_a_row
 from halos.data.sources.file_source import Files, FileSource
 from halos.data.sources.hh import hh_record
@@ -271,7 +271,7 @@ class FeedbackFiles(FileSource):
         # One entry for all rows: counting the columns of each row would take as long as reading it.
         yield "", None, layouts.columns()
 
-    def combined(self, records: RecordTable, origins: dict[str, Origin]) -> RecordTable:
+    def combined(self, records: RecordTable, origins: dict[str, FileCounts]) -> RecordTable:
         names = list(origins)
         of_parts = [(names.index(part["file"]), part["origin"]["records"]) for part in records.table.notes]
         files = np.repeat(*np.array(of_parts, np.int64).reshape(-1, 2).T)
@@ -284,7 +284,7 @@ class FeedbackFiles(FileSource):
         return combined.records
 
 
-def _scores_are_rows(origin: Origin) -> bool:
+def _scores_are_rows(origin: FileCounts) -> bool:
     """Return whether the scored rows of a file have one reply each: no row has several, scored against each other."""
     roles = {column.rpartition(": ")[2] for column in origin.columns}
     return "score" in roles and not roles & {"completions", "sides", "chosen"}

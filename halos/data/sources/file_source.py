@@ -31,7 +31,7 @@ from halos.data.reading.json_files import Located, MalformedRow
 from halos.data.reading.lines import ReadingLimits
 from halos.data.records.record import Record, prompt_characters
 from halos.data.records.table import RecordTable, batches
-from halos.data.sources.adapted import BAD_ROW, COUNTERS, Adapted, Origin, check_faultless
+from halos.data.sources.adapted import BAD_ROW, COUNTERS, Adapted, FileCounts, check_faultless
 from halos.data.sources.base import Records, Source
 from halos.data.store.arrow import Part
 
@@ -112,7 +112,7 @@ class FileSource(Source):
                 records = [(where, None, Counter({BAD_ROW: 1}))]
             yield from records
 
-    def check_origin(self, file: str, origin: Origin) -> None:
+    def check_origin(self, file: str, origin: FileCounts) -> None:
         """Raise ``ValueError`` if what was read from a file is not acceptable as a whole."""
         if not origin.rows:
             raise ValueError(f"{file}: expected at least one row, found an empty file")
@@ -123,7 +123,7 @@ class FileSource(Source):
                 f"the first at {', '.join(origin.places[BAD_ROW])}; data.bad_rows=stop shows the first error"
             )
 
-    def combined(self, records: RecordTable, origins: dict[str, Origin]) -> RecordTable:
+    def combined(self, records: RecordTable, origins: dict[str, FileCounts]) -> RecordTable:
         """Change the records of a split where that needs all of them, such as votes on one reply in several rows.
 
         Most formats change nothing.
@@ -152,7 +152,7 @@ class FileSource(Source):
         for file in chain.from_iterable(map(expand, (*self._train_files, *self._val_files))):
             if not reads_at_once(file):
                 continue
-            origin = Origin()
+            origin = FileCounts()
             first = islice(self.rows(Piece(file, expansion=self.reading.max_expansion)), FIRST_ROWS)
             rows = _counted(first, origin)
             # Rows that belong together cannot be adapted without the rest of the file, so they are only read.
@@ -165,9 +165,9 @@ class FileSource(Source):
         for file in self.files():
             check_streamable(file)
 
-    def stream(self, origins: dict[str, Origin], *, strict: bool = False) -> Iterator[Record]:
+    def stream(self, origins: dict[str, FileCounts], *, strict: bool = False) -> Iterator[Record]:
         for file in self.files():
-            origin = origins.setdefault(str(file), Origin())
+            origin = origins.setdefault(str(file), FileCounts())
             rows = _counted(self.rows(Piece(file, expansion=self.reading.max_expansion), streaming=True), origin)
             for _, record in _added(self.adapted_one_by_one(rows), origin, self.reading):
                 if strict:
@@ -193,10 +193,10 @@ class FileSource(Source):
         tasks = [piece for file in expanded for piece in divided(file)]
         table = self.store.table(self._key(expanded), self._part, tasks)
         # Each piece of a file has its own counts, perhaps from another process or an earlier run. They are added here.
-        origins: dict[str, Origin] = {}
+        origins: dict[str, FileCounts] = {}
         for notes in table.notes:
             counts = {**notes["origin"], **{name: Counter(notes["origin"][name]) for name in COUNTERS}}
-            origins.setdefault(notes["file"], Origin()).join(Origin(**counts))
+            origins.setdefault(notes["file"], FileCounts()).join(FileCounts(**counts))
         for file, origin in origins.items():
             self.check_origin(file, origin)
         records = RecordTable(table)
@@ -223,12 +223,12 @@ class FileSource(Source):
         return {name: value for name, value in sorted(vars(self).items()) if name not in not_settings}
 
     def _part(self, piece: Piece) -> Part:
-        origin = Origin()
+        origin = FileCounts()
         adapted = self.adapted(_counted(self.rows(piece), origin))
         # The counts in ``origin`` are complete only after the last batch.
         added = _added(adapted, origin, self.reading)
         yield from batches((where, record) for where, record in added if record is not None)
-        return {"file": str(piece.file), "origin": {name: getattr(origin, name) for name in Origin.__slots__}}
+        return {"file": str(piece.file), "origin": {name: getattr(origin, name) for name in FileCounts.__slots__}}
 
 
 class RowSource(FileSource):
@@ -289,13 +289,15 @@ def check_ids(records: RecordTable) -> None:
             raise ValueError(f"{where}: expected ids to be unique; found {name!r}, as at {records.where(before)}")
 
 
-def _counted(rows: Iterator[Located], origin: Origin) -> Iterator[Located]:
+def _counted(rows: Iterator[Located], origin: FileCounts) -> Iterator[Located]:
     for located in rows:
         origin.rows += 1
         yield located
 
 
-def _added(adapted: Iterable[Adapted], origin: Origin, limits: ReadingLimits) -> Iterator[tuple[str, Record | None]]:
+def _added(
+    adapted: Iterable[Adapted], origin: FileCounts, limits: ReadingLimits
+) -> Iterator[tuple[str, Record | None]]:
     """Yield locations and records, each after its counts were added: they include what the caller is working on."""
     for where, record, dropped in adapted:
         check_length(where, record, limits)

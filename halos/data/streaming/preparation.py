@@ -14,7 +14,8 @@ import pyarrow as pa
 from halos.data.preparation.cautions import warn_of_equal_pairs, warn_of_one_class
 from halos.data.preparation.graded import check_graded
 from halos.data.preparation.intake import Intake, read_held
-from halos.data.preparation.prepare import MAX_PROMPTS, DataNeeds, Preparation, Prepared, drawn_prompts
+from halos.data.preparation.needs import DataNeeds
+from halos.data.preparation.prepare import MAX_PROMPTS, Preparation, Prepared, drawn_prompts
 from halos.data.records.record import prompt_key
 from halos.data.rows.token_rows import Row
 from halos.data.rows.unknown import check_known, count_unknown, unknown_id
@@ -95,7 +96,7 @@ class StreamPreparation(Preparation):
         if needs.views:
             expected = "expected false for a mixture of several views, found true"
             raise ValueError(f"data.streaming: {expected}; a stream is read in one view")
-        if needs.step_labels:
+        if needs.rows.step_labels:
             raise ValueError(
                 "data.streaming: expected false for a loss that learns from labels of steps (loss.step_labels), found "
                 "true; which steps the limits cut has to be known before the first step"

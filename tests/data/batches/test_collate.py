@@ -138,7 +138,7 @@ def test_a_step_of_scored_examples_lists_groups_scores_and_how_many_examples_a_g
 
 
 def test_completions_fed_whole_have_their_last_token_and_where_it_is() -> None:
-    short, long = collate([A, B], chunks=2, whole=True).chunks
+    short, long = collate([A, B], chunks=2, last_hidden=True).chunks
     assert short.input_ids.tolist() == [[11, 15, 16, PAD], [5, 6, 7, 10]]
     assert short.predicts.tolist() == [0, 1, 6]
     assert short.last.tolist() == [2, 7]
@@ -159,7 +159,7 @@ def tensors(batch: Any) -> list[torch.Tensor]:
 
 
 def test_moving_gives_a_copy_and_leaves_the_original() -> None:
-    batch = collate([A, B], mismatched=True, whole=True, packing=True)
+    batch = collate([A, B], mismatched=True, last_hidden=True, packing=True)
     moved = batch.to("meta")
     assert {tensor.device.type for tensor in tensors(moved)} == {"meta"}
     assert {tensor.device.type for tensor in tensors(batch)} == {"cpu"}
@@ -181,17 +181,17 @@ def test_moving_a_batch_without_labels() -> None:
 def test_beside_packs_padded_chunks_are_made_when_they_are_asked_for(mismatched: bool) -> None:
     options: dict[str, Any] = {"mismatched": mismatched, "chunks": 2}
     at_once = collate([A, B], **options)
-    assert at_once.padded is not None
+    assert at_once.made_chunks is not None
     batch = pickle.loads(pickle.dumps(collate([A, B], packing=True, **options)))  # as from a worker
     through_plugin = HalfPrecision("bf16-true").convert_input(batch)
     assert through_plugin.to("meta").chunks[0].input_ids.device.type == "meta"
-    assert through_plugin.padded is None
+    assert through_plugin.made_chunks is None
     for mine, other in zip(through_plugin.chunks, at_once.chunks, strict=True):
         assert torch.equal(mine.input_ids, other.input_ids)
         assert torch.equal(mine.predicts, other.predicts)
         assert (mine.targets.tolist(), mine.slots.tolist()) == (other.targets.tolist(), other.slots.tolist())
         assert mine.needs_grad == other.needs_grad
-    assert through_plugin.chunks is through_plugin.padded
+    assert through_plugin.chunks is through_plugin.made_chunks
 
 
 def test_a_step_is_counted_once_for_all_its_micro_batches() -> None:

@@ -14,7 +14,8 @@ from halos.data.batches.collate import Batches
 from halos.data.batches.order import Bundles, Division, TrainingOrder, validation_order
 from halos.data.module import PreferenceDataModule
 from halos.data.preparation.intake import Intake
-from halos.data.preparation.prepare import DataNeeds, Prepared
+from halos.data.preparation.needs import DataNeeds
+from halos.data.preparation.prepare import Prepared
 from halos.data.rows.tokenise import Rows
 from tests import tiny
 

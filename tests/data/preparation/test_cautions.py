@@ -11,7 +11,8 @@ import pytest
 
 from halos.data.preparation.cautions import warn_of_imbalance
 from halos.data.preparation.intake import Intake
-from halos.data.preparation.prepare import DataNeeds, Preparation
+from halos.data.preparation.needs import DataNeeds
+from halos.data.preparation.prepare import Preparation
 from halos.data.rows.chat_tokens import Limits
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.streaming.module import StreamingDataModule

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from halos.data.preparation.prepare import DataNeeds, Preparation
+from halos.data.preparation.needs import DataNeeds, RowNeeds
+from halos.data.preparation.prepare import Preparation
 from halos.data.rows.chat_tokens import Limits
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.streaming.module import StreamingDataModule
@@ -27,7 +28,10 @@ def prepare(folder: Path, needs: DataNeeds, *rows: dict[str, Any], streaming: bo
         Preparation(source=source, limits=Limits(50)).prepare(needs, tokenizer)
 
 
-MARGINS, SCORES = DataNeeds(view="pairs", margins=True), DataNeeds(view="pairs", pair_scores=True)
+MARGINS, SCORES = (
+    DataNeeds(view="pairs", rows=RowNeeds(margins=True)),
+    DataNeeds(view="pairs", rows=RowNeeds(pair_scores=True)),
+)
 
 
 def scores(chosen: float, rejected: float) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Any
 from halos.data.preparation.hygiene import examine, origin_of, percentiles, without_leaks
 from halos.data.preparation.intake import Intake
 from halos.data.records.record import Completion, Message, Record
-from halos.data.sources.adapted import Origin
+from halos.data.sources.adapted import FileCounts
 
 
 def one(name: str, prompt: str, *completions: Completion, better: tuple[int, int] | None = None) -> Record:
@@ -65,7 +65,7 @@ def test_an_examples_file() -> None:
 
 
 def test_plain_data() -> None:
-    origin = Origin(rows=3, records=1)
+    origin = FileCounts(rows=3, records=1)
     for n in range(7):
         origin.drop(f"a.jsonl:{n}", Counter({"empty completion": 1}))
     cut = Counter({("prompts truncated", "a.jsonl"): 2, ("prompts truncated", "(named records)"): 1})

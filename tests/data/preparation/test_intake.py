@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from halos.data.preparation.intake import LEAKED, Intake, read, read_held
-from halos.data.preparation.prepare import DataNeeds, Preparation
+from halos.data.preparation.needs import DataNeeds
+from halos.data.preparation.prepare import Preparation
 from halos.data.preparation.writing import example_row, record_row, write_jsonl
 from halos.data.rows.chat_tokens import Limits
 from halos.data.sources.feedback_files import FeedbackFiles

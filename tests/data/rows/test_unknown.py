@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from halos.data.preparation.prepare import DataNeeds, Preparation
+from halos.data.preparation.needs import DataNeeds
+from halos.data.preparation.prepare import Preparation
 from halos.data.rows.chat_tokens import ChatTokens, Limits
 from halos.data.rows.exchanges import Exchange
 from halos.data.rows.tokenise import make_rows

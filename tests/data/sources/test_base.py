@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from halos.data.reading import files
 from halos.data.records.record import Completion, Record
 from halos.data.records.table import RecordTable
-from halos.data.sources.adapted import Origin
+from halos.data.sources.adapted import FileCounts
 from halos.data.sources.base import Source
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.sources.file_source import FileSource
@@ -222,7 +222,7 @@ def test_a_stream_gives_the_records_and_counts_of_the_table(
         write(tmp_path / name, *list(record_rows())[start::2]) for start, name in enumerate(("a.jsonl", "b.jsonl"))
     ]
     table = FeedbackFiles(paths).train()
-    origins: dict[str, Origin] = {}
+    origins: dict[str, FileCounts] = {}
     assert list(FeedbackFiles(paths).stream(origins)) == table.records
     assert origins == table.origins
     assert sum((origin.dropped for origin in origins.values()), Counter()) == table.dropped

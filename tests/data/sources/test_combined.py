@@ -8,7 +8,7 @@ import pytest
 
 from halos.data.reading import files
 from halos.data.records.record import Record
-from halos.data.sources.adapted import Origin
+from halos.data.sources.adapted import FileCounts
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import Store
 
@@ -66,7 +66,7 @@ def test_a_stream_joins_what_follows_each_other(tmp_path: Path) -> None:
     file = write(
         tmp_path / "f.jsonl", row("q", "a", 5), row("q", "a", 1), row("q", "b", 2), row("r", "a", 1), row("q", "c", 3)
     )
-    origins: dict[str, Origin] = {}
+    origins: dict[str, FileCounts] = {}
     found: list[Record] = list(FeedbackFiles(file).stream(origins))
     assert scores(found) == [("q", [("a", 3.0), ("a", 3.0), ("b", 2.0)]), ("r", [("a", 1.0)]), ("q", [("c", 3.0)])]
     assert origins[file].noted == {"replies with several scores, of which the mean is used": 1}

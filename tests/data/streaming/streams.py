@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from halos.data.preparation.prepare import DataNeeds
+from halos.data.preparation.needs import DataNeeds, RowNeeds
 from halos.data.rows.chat_tokens import Limits
 from halos.data.sources.base import Source
 from halos.data.streaming.examples import Stream
@@ -20,4 +20,6 @@ def stream_of(
     **settings: Any,
 ) -> Stream:
     preparation = StreamPreparation(source=source, limits=Limits(512), **settings)
-    return Stream(preparation, DataNeeds(view=view, mismatched=mismatched, grouped=grouped), held, strict_held)
+    return Stream(
+        preparation, DataNeeds(view=view, rows=RowNeeds(mismatched=mismatched, grouped=grouped)), held, strict_held
+    )

@@ -12,7 +12,7 @@ import pytest
 
 from halos.data.records.record import Completion, Message, Record
 from halos.data.records.table import loose_prompt, table_of
-from halos.data.sources.adapted import Origin
+from halos.data.sources.adapted import FileCounts
 from halos.data.sources.base import Records, Source
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.store.arrow import MEMORY
@@ -259,7 +259,7 @@ def test_files_are_counted_and_named(tmp_path: Path) -> None:
     columns = Counter({"prompt: prompt": 2, "completion: completion": 2, "label: label": 2})
     dropped = Counter({"empty completion": 1})
     places = {"empty completion": [f"{file}:2"]}
-    assert counted.origins == {str(file): Origin(2, 1, dropped, places, columns=columns)}
+    assert counted.origins == {str(file): FileCounts(2, 1, dropped, places, columns=columns)}
     assert counted.passes == 5
     with pytest.raises(ValueError, match=r"data.strict: .*found empty completion \(1: .*f.jsonl:2\)"):
         first(stream_of(FeedbackFiles(file), strict=True), 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from halos.data.preparation.prepare import DataNeeds
+from halos.data.preparation.needs import DataNeeds, RowNeeds
 from halos.data.sources.feedback_files import FeedbackFiles
 from halos.data.streaming.module import StreamingDataModule
 from halos.data.views.selection import Selection
@@ -25,7 +25,7 @@ def write(file: Path, *, start: int = 0, count: int = 30) -> str:
 
 def module(train: str, val: str | None = None, *, view: str = "binary", **options: Any) -> StreamingDataModule:
     made = StreamingDataModule(FeedbackFiles(train, val), **{"max_length": 100, "batch_size": 4, **options})
-    made.prepare(DataNeeds(view=view, mismatched=view == "binary"), tiny.bpe_tokenizer(tiny.CHATML))
+    made.prepare(DataNeeds(view=view, rows=RowNeeds(mismatched=view == "binary")), tiny.bpe_tokenizer(tiny.CHATML))
     return made
 
 

@@ -44,7 +44,7 @@ def test_plain_transformers_give_the_same_scores(architecture: str, tmp_path: Pa
         for row in tiny.rows(4, vocabulary=len(tokenizer))
     ]
     with torch.no_grad():
-        expected = head()(completion_logprobs(policy, collate(rows, whole=True)).last[:, 0])
+        expected = head()(completion_logprobs(policy, collate(rows, last_hidden=True)).last[:, 0])
         loaded = export(policy, tokenizer, tmp_path / "model", end)
         pad = loaded.config.pad_token_id
         ids = [torch.tensor(row.prompt + row.branches[0]) for row in rows]

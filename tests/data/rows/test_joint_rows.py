@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halos.data.rows.joint import by_view, joint_row, places, sizes_by_view
+from halos.data.rows.joint_rows import by_view, joint_row, places, sizes_by_view
 from halos.data.rows.token_rows import Row, ViewRows
 
 PROMPT, A, B, M = (1, 2), (3, 4, 5), (6,), (7, 8)

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from halos.data.rows.joint import JointRows
+from halos.data.rows.joint_rows import JointRows
 from halos.data.rows.token_rows import TokenRows
 from halos.data.rows.tokenise import Rows
-from halos.data.views.joint import JointExamples
+from halos.data.views.joint_examples import JointExamples
 
 V = TypeVar("V")
 

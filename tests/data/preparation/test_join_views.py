@@ -12,17 +12,21 @@ import numpy as np
 import pytest
 
 from halos.data.module import PreferenceDataModule
-from halos.data.preparation.prepare import DataNeeds
+from halos.data.preparation.needs import DataNeeds, RowNeeds
 from halos.data.records.record import Completion, Record
-from halos.data.rows.joint import JointRows
+from halos.data.rows.joint_rows import JointRows
 from halos.data.sources.base import Records, Source
 from halos.data.sources.mixed import MixedSource
 from halos.data.streaming.module import StreamingDataModule
 from halos.data.views.selection import Selection
 from tests import tiny
 
-VIEWS = (DataNeeds(view="binary", mismatched=True), DataNeeds(view="pairs"), DataNeeds(view="demonstrations"))
-NEEDS = DataNeeds(view="binary+pairs+demonstrations", mismatched=True, views=VIEWS)
+VIEWS = (
+    DataNeeds(view="binary", rows=RowNeeds(mismatched=True)),
+    DataNeeds(view="pairs"),
+    DataNeeds(view="demonstrations"),
+)
+NEEDS = DataNeeds(view="binary+pairs+demonstrations", rows=RowNeeds(mismatched=True), views=VIEWS)
 
 
 class Listed(Source):
