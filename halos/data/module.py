@@ -22,6 +22,7 @@ from halos.data.batches.collate import Batches, collate
 from halos.data.batches.loader import ResumableLoader
 from halos.data.batches.order import Division, StratifiedOrder, TrainingOrder, validation_order
 from halos.data.batches.reference_table import ReferenceTable
+from halos.data.batches.step_plan import StepPlan, fewest_steps, plan_of_trainer
 from halos.data.preparation.needs import DataNeeds
 from halos.data.preparation.prepare import Preparation, Prepared
 from halos.data.reading.lines import USUAL, ReadingLimits
@@ -155,13 +156,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._stratified, self._keep_together = stratified, keep_together
         self._prepared: Prepared | None = None
         self._prepared_by_hand = False
-        self.steps = 0
-        """Optimizer steps of the run, once it is planned."""
-        self._per_step = batch_size
+        self._plan = StepPlan(per_step=batch_size)
         self._planned_by_command = False
         self._objective: pl.LightningModule | None = None
-        self._epoch_steps: int | None = None
-        """Optimizer steps of a Lightning epoch; None: the run is one Lightning epoch, however many passes it has."""
         self.reference: ReferenceTable | None = None
         """The reference's log-probs of :meth:`scored_rows`, where they are computed before training."""
 
@@ -206,6 +203,11 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     # Steps
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run; 0 until it is planned."""
+        return self._plan.steps
+
     def plan(self, *, epochs: int | None, max_steps: int, accumulate: int, world_size: int) -> int:
         """Fix the number of optimizer steps of a run of the command, which is one Lightning epoch.
 
@@ -220,42 +222,31 @@ class PreferenceDataModule(pl.LightningDataModule):
         """
         per_step = self.batch_size * accumulate * world_size
         passes = None if epochs is None else math.ceil(epochs * len(self.rows["train"]) / per_step)
-        steps = _fewest_steps(passes, epochs, max_steps)
+        steps = fewest_steps(passes, epochs, max_steps)
         if steps < max_steps:
             warning = "trainer.max_steps=%d: the run has %d steps, as trainer.max_epochs=%s takes no more"
             log.warning(warning, max_steps, steps, epochs)
         self._planned_by_command = True
-        self._fix_steps(steps, per_step, world_size)
+        self._fix_plan(StepPlan(steps=steps, per_step=per_step), world_size)
         return steps
 
-    def _fix_steps(self, steps: int, per_step: int, world_size: int) -> None:
-        if (steps, per_step) != (self.steps, self._per_step):
+    def _plan_epochs(self, trainer: pl.Trainer) -> None:
+        world_size = data_ranks(trainer)[1]
+        per_step = self.batch_size * trainer.accumulate_grad_batches * world_size
+        self._fix_plan(plan_of_trainer(trainer, examples=len(self._train), per_step=per_step), world_size)
+
+    def _fix_plan(self, plan: StepPlan, world_size: int) -> None:
+        if plan != self._plan:
             self.reference = None  # its rows are not those of the new plan
-        self.steps, self._per_step = steps, per_step
+        self._plan = plan
         # Settings for which no order exists raise their error here, not in the first step.
         self.order()
         if "val" in self.rows:
             validation_order(len(self.rows["val"]), Division(batch_size=self.batch_size, world_size=world_size))
 
-    def _plan_epochs(self, trainer: pl.Trainer) -> None:
-        """Plan the steps of a plain Trainer, in which a Lightning epoch is a pass over the data."""
-        accumulate, world_size = trainer.accumulate_grad_batches, data_ranks(trainer)[1]
-        per_step = self.batch_size * accumulate * world_size
-        epoch_batches = math.ceil(len(self.rows["train"]) / per_step) * accumulate
-        limit = trainer.limit_train_batches
-        epoch_batches = min(epoch_batches, limit) if isinstance(limit, int) else int(epoch_batches * limit)
-        if epoch_batches < 1 or epoch_batches % accumulate:
-            raise ValueError(
-                f"limit_train_batches: expected at least one step of accumulate_grad_batches={accumulate} batches, and "
-                f"whole steps, found {limit} ({epoch_batches} batches)"
-            )
-        self._epoch_steps = epoch_batches // accumulate
-        passes = None if trainer.max_epochs in (None, -1) else trainer.max_epochs * self._epoch_steps
-        self._fix_steps(_fewest_steps(passes, trainer.max_epochs, trainer.max_steps), per_step, world_size)
-
     def passes(self, steps: int) -> float | None:
         """Passes over the training examples in this number of optimizer steps; None for a stream."""
-        return None if self.streams else steps * self._per_step / len(self._train)
+        return None if self.streams else steps * self._plan.per_step / len(self._train)
 
     def tokens_in(self, steps: int) -> int:
         """Tokens (prompts and completions) that the first ``steps`` optimizer steps read, on all ranks."""
@@ -279,7 +270,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             division: how the run is divided, for one rank; None: each step is one micro-batch of all ranks' examples.
         """
         rows, grouped = self._train, self.prepared.needs.rows.grouped
-        division = division or Division(batch_size=self._per_step, steps=self.steps, seed=self.seed)
+        division = division or Division(batch_size=self._plan.per_step, steps=self.steps, seed=self.seed)
         if self._stratified:
             labels = np.full(len(rows), -1) if grouped else rows.labels
             return StratifiedOrder(len(rows), division, labels=labels)
@@ -361,7 +352,7 @@ class PreferenceDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """All micro-batches of the run for this rank, divided into the planned Lightning epochs."""
         division = self._division()
-        epoch = None if self._epoch_steps is None else self._epoch_steps * division.accumulate
+        epoch = None if self._plan.epoch_steps is None else self._plan.epoch_steps * division.accumulate
         batches = self._batches(self._train)
         return ResumableLoader(batches, self.order(division), epoch=epoch, **self._loader_options())
 
@@ -417,20 +408,3 @@ class PreferenceDataModule(pl.LightningDataModule):
         if self.trainer is None:
             raise ValueError("expected the data module to be attached to a Trainer")
         return self.trainer
-
-
-def _fewest_steps(passes: int | None, epochs: int | None, max_steps: int) -> int:
-    """Return the steps of a run.
-
-    Args:
-        passes: the number of steps in all passes; None: the number of passes is not limited.
-        epochs: the number of passes, for the error.
-        max_steps: the maximum number of steps; -1: no maximum.
-    """
-    limits = [steps for steps in (passes, None if max_steps < 0 else max_steps) if steps is not None]
-    if not limits or min(limits) < 1:
-        raise ValueError(
-            "expected trainer.max_epochs or trainer.max_steps to give at least one step, found "
-            f"max_epochs={epochs}, max_steps={max_steps}"
-        )
-    return min(limits)

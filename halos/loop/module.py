@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypedDict, final
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -19,29 +17,19 @@ from torch.optim import Optimizer
 from halos.config.combinations import DIVERGENCE, REFERENCE, WHOLE_STEP, check_combinations
 from halos.data.batches.batch import Batch
 from halos.data.module import PreferenceDataModule
-from halos.loop.feedback_metrics import feedback_metrics, labelled
+from halos.loop.batch_loss import BackboneSource, BatchLoss
+from halos.loop.feedback_metrics import labelled
 from halos.loop.humanline import Humanline
-from halos.loop.needs import Needs
-from halos.loop.output import Output
+from halos.loop.non_finite import non_finite_problem
 from halos.loop.point_refresh import check_refreshed
 from halos.loop.reference_pass import check_sequences, run_reference_pass
 from halos.loop.steps import Step, Steps
 from halos.loop.validation import Validation
 from halos.metrics import Mean
 from halos.optim import AdamW, Optim
-from halos.policy.backbone import Backbone
-from halos.policy.heads import RewardHead
-from halos.policy.logprobs.completions import LogProbs
-from halos.policy.pretrained import ProvidesBackbone
-from halos.processes.collectives import all_gather_list, clip_gradients, data_ranks, total_norm, use_data_group
+from halos.processes.collectives import clip_gradients, data_ranks, total_norm, use_data_group
 
 log = logging.getLogger(__name__)
-
-LOG_COLLISION = "log_collision"
-"""The token statistic that ``needs.log_collision`` asks for, by its name in ``model.statistics``."""
-
-BackboneSource = ProvidesBackbone | None
-"""A backbone or a factory that loads one; None if only the mathematics of a loss is used."""
 
 
 class LoopOptions(TypedDict, total=False):
@@ -53,7 +41,7 @@ class LoopOptions(TypedDict, total=False):
     non_finite: str
 
 
-class TrainingLoop(pl.LightningModule, ABC):
+class TrainingLoop(BatchLoss):
     """Trains a :class:`Backbone` on the loss that :meth:`outcome` returns.
 
     Metrics stay on the device until a step is logged (every ``log_every_n_steps``), a checkpoint is due or training
@@ -71,8 +59,6 @@ class TrainingLoop(pl.LightningModule, ABC):
             step, which then changes neither the weights nor the optimizer's moments, and counts it.
     """
 
-    needs: Needs = Needs()
-    """What the loss needs; where it depends on parameters, the constructor sets it on the instance."""
     own_clip: float | None = None
     """Gradient-norm limit of the modules outside the backbone, such as a value head; None: the policy's limit."""
 
@@ -85,15 +71,11 @@ class TrainingLoop(pl.LightningModule, ABC):
         humanline: Humanline | None = None,
         non_finite: str = "stop",
     ) -> None:
-        super().__init__()
+        super().__init__(backbone)
         if non_finite not in ("stop", "skip"):
             raise ValueError(f"non_finite: expected stop or skip, found {non_finite!r}")
         self.seed, self.humanline, self.non_finite = seed, humanline, non_finite
         self.skipped_steps = 0
-        # Set in configure_model(), because the weights may not exist before.
-        self.backbone: Backbone | None = None
-        # In a tuple, so that nn.Module does not register the source as a submodule next to `backbone`.
-        self._source: tuple[BackboneSource] = (backbone,)
         self._checked_data: PreferenceDataModule | None = None
         self._optim = optim or AdamW()
         # Submodules, so that their metrics move to the device with the model.
@@ -104,20 +86,8 @@ class TrainingLoop(pl.LightningModule, ABC):
     # The hooks that an objective defines and the loop calls
 
     @abstractmethod
-    def outcome(self, batch: Batch, policy: LogProbs, reference: LogProbs | None) -> Output:
-        """Return the loss, rewards and metrics of one micro-batch."""
-
-    @abstractmethod
-    def build(self, hidden_size: int) -> None:
-        """Make modules outside the backbone, given the width of the policy's hidden states."""
-
-    @abstractmethod
     def see_labels(self, desirable: float, undesirable: float) -> None:
         """Take the numbers of desirable and undesirable training completions by weight, before the first step."""
-
-    @abstractmethod
-    def control(self, desirable: bool | None) -> str:
-        """Return the text that ends the prompt of an example with this label."""
 
     @abstractmethod
     def end_step(self) -> None:
@@ -152,7 +122,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         # CPU's.
         with torch.device("cpu"):
             if self.backbone is None:
-                self._make_backbone(sharding)
+                self.make_backbone(sharding)
             if not isinstance(data, PreferenceDataModule):
                 return
             backbone = self.trained
@@ -163,20 +133,6 @@ class TrainingLoop(pl.LightningModule, ABC):
             if self.needs.reference and not backbone.scores_reference and data.reference is None:
                 scorer = self.source.reference_scorer(backbone, sharding)
                 backbone.reference_seconds = run_reference_pass(scorer, data, self.trainer)
-
-    def _make_backbone(self, sharding: Any) -> None:
-        self.backbone = backbone = self.source.make(reference=self.needs.reference, sharding=sharding)
-        backbone.control = self.control(True)
-        backbone.loss, backbone.paper = type(self).__name__, getattr(self, "paper", None)
-        if self.needs.divergence:
-            backbone.check_divergence()
-        if self.needs.log_collision and LOG_COLLISION not in backbone.statistics:
-            backbone.statistics = (*backbone.statistics, LOG_COLLISION)
-        self.build(backbone.hidden_size)
-        if isinstance(head := getattr(self, "reward_head", None), RewardHead):
-            backbone.reward_head = (head,)
-        if backbone.sharding is not None:
-            backbone.sharding.shard_beside(self)
 
     @final
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -294,13 +250,6 @@ class TrainingLoop(pl.LightningModule, ABC):
     # The methods that callbacks and commands call
 
     @property
-    def trained(self) -> Backbone:
-        """The backbone in training. Raises ``ValueError`` until :meth:`configure_model` has set it."""
-        if self.backbone is None:
-            raise ValueError("expected configure_model() to have been called: the objective has no backbone yet")
-        return self.backbone
-
-    @property
     def labelled_rewards(self) -> tuple[Tensor, Tensor] | None:
         """(rewards [n], labels [n]) of the last validation's chosen and rejected completions, on all ranks."""
         return self._validation.labelled_rewards
@@ -347,41 +296,6 @@ class TrainingLoop(pl.LightningModule, ABC):
         losses, self._losses = self._losses, []
         return losses
 
-    @property
-    def source(self) -> ProvidesBackbone:
-        """The backbone or the factory that loads it. Raises ``ValueError`` for an objective without one."""
-        (source,) = self._source
-        if source is None:
-            name = type(self).__name__
-            hint = f"pass one to the constructor: {name}(backbone, …)"
-            raise ValueError(f"{name}: expected a backbone to train, found none; {hint}")
-        return source
-
-    @source.setter
-    def source(self, source: ProvidesBackbone) -> None:
-        self._source = (source,)
-
-    @final
-    def evaluate_batch(self, batch: Batch) -> tuple[Output, dict[str, Mean]]:
-        """The loss's output for one micro-batch, and all metrics to log: loss terms, feedback, the loss's own."""
-        hidden, diverge = self.needs.hidden or self.needs.divergence, self.needs.divergence
-        policy = self.trained.logprobs(batch, with_hidden=hidden, with_statistics=True, with_load=True)
-        reference = self.trained.reference_logprobs(batch, with_hidden=diverge) if self.needs.reference else None
-        if diverge and reference is not None:
-            policy.divergence = self.trained.divergence(policy, reference)
-        if self.needs.log_collision and policy.statistics is not None:
-            policy.log_collision = policy.statistics[..., self.trained.statistics.index(LOG_COLLISION)]
-        output = self.outcome(batch, policy, reference)
-        if policy.load is not None and self.trained.router_loss is not None:
-            term, router_loss = self.trained.router_loss.terms(policy.load, batch)
-            output.loss = {**output.loss, "router": term}
-            output.metrics = {**output.metrics, "router_loss": router_loss}
-        metrics = {f"loss/{name}": Mean(term.total, term.count) for name, term in output.loss.items()}
-        seen = batch.view(output.view)
-        log_ref = None if reference is None else reference.of(seen)
-        metrics |= feedback_metrics(seen, policy.of(seen), log_ref, output.rewards, self.trained.statistics)
-        return output, metrics | dict(output.metrics)
-
     # Helpers
 
     def _of_step(self, name: str, term: Mean) -> Tensor:
@@ -400,7 +314,7 @@ class TrainingLoop(pl.LightningModule, ABC):
         # Returns the metrics of the last step; all steps since the last reading are checked.
         steps = self._steps.read(data_ranks(self.trainer)[1])
         for step, metrics in steps:
-            if self.non_finite == "stop" and (problem := self._non_finite_problem(step, metrics)):
+            if self.non_finite == "stop" and (problem := self._problem_of(step, metrics)):
                 raise FloatingPointError(problem)
         self._losses += [metrics["loss"] for _, metrics in steps]
         return steps[-1][1]
@@ -416,7 +330,7 @@ class TrainingLoop(pl.LightningModule, ABC):
 
     def _skip_non_finite(self, step: Step, metrics: dict[str, float], optimizer: Optimizer) -> None:
         # The metrics are reduced over all ranks by now, so all ranks skip the same steps.
-        if problem := self._non_finite_problem(step, metrics):
+        if problem := self._problem_of(step, metrics):
             # An optimizer ignores parameters without a gradient: weights and moments stay as they are.
             optimizer.zero_grad(set_to_none=True)
             self.skipped_steps += 1
@@ -424,13 +338,6 @@ class TrainingLoop(pl.LightningModule, ABC):
                 log.warning("%s", problem)
         metrics["skipped_steps"] = float(self.skipped_steps)
 
-    def _non_finite_problem(self, step: Step, metrics: dict[str, float]) -> str | None:
-        # The gradient scaler of 16-mixed skips steps with infinite gradients by itself, which is part of its search.
-        names = ("loss",) if self.trainer.precision == "16-mixed" else ("loss", "grad_norm")
-        problem = next((f"{name} is {metrics[name]}" for name in names if not math.isfinite(metrics[name])), None)
-        if problem is None:
-            return None
-        spoilt = self.trainer.global_step >= step.number
-        weights = "are spoilt, those of the last checkpoint are not" if spoilt else "were not changed"
-        ids = ", ".join(all_gather_list(step.ids))
-        return f"{problem} at step {step.number}; the weights {weights}. Examples of this step: {ids}"
+    def _problem_of(self, step: Step, metrics: dict[str, float]) -> str | None:
+        scaled, spoilt = self.trainer.precision == "16-mixed", self.trainer.global_step >= step.number
+        return non_finite_problem(step, metrics, scaled=scaled, spoilt=spoilt)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from halos.data.batches.batch import Batch
 from halos.data.preparation.needs import DataNeeds
+from halos.loop.batch_loss import BackboneSource
 from halos.loop.coupled import of_all_ranks, own_places, with_others_gradient
 from halos.loop.humanline import Humanline
-from halos.loop.module import BackboneSource, LoopOptions, TrainingLoop
+from halos.loop.module import LoopOptions, TrainingLoop
 from halos.loop.needs import Needs
 from halos.loop.output import Output
 from halos.metrics import Mean

@@ -6,19 +6,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from halos.checks import check_whole, is_number
 from halos.config.combinations import DIVERGENCE, REFERENCE, check_combinations
 from halos.config.nodes import flatten
-from halos.data.rows.rendering import today
-from halos.data.rows.templates import TEMPLATES, chosen, is_dated, template_of, with_date, with_defaults
+from halos.policy.chat_template import set_chat_template, template_day
 from halos.policy.checkpointing import check_policy, checkpoint_layers
-from halos.policy.checks import check_encodes, check_markers, check_path, locate
+from halos.policy.checks import check_encodes, check_path
 from halos.policy.construction import (
     forget_quantisation,
     freeze_outside_text,
@@ -30,13 +28,14 @@ from halos.policy.construction import (
 from halos.policy.export.base_model import DTYPES, BaseModel, read_base
 from halos.policy.export.trial import try_export
 from halos.policy.kernels.cpu import use_cpu_kernels
-from halos.policy.limits import TooLarge, as_large_as_its_files, check_config
+from halos.policy.limits import as_large_as_its_files, check_config
 from halos.policy.logprobs.token_statistics import check_statistics
 from halos.policy.lora import LoRA, quantization
+from halos.policy.model_files import ModelFiles
 from halos.policy.router import check_router_loss
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +147,7 @@ class ModelSpec:
             raise ValueError(f"model.export_dtype: expected base, {' or '.join(DTYPES)}, found {self.export_dtype!r}")
         if self.lora.quantize and self.path.endswith(".gguf"):
             raise ValueError("model.lora.quantize: expected weights from a hub id or a directory as model.path")
-        _ = self._date  # raises for a text that is not a date
+        template_day(self.chat_template_date)  # raises for a text that is not a date
         check_whole("model.head_chunk", self.head_chunk, 1, null=True)
         check_statistics(self.statistics)
         check_router_loss(self.router_loss)
@@ -175,9 +174,9 @@ class ModelSpec:
             raise ValueError(f"model.revision: expected null for files of this machine ({self.path}); they have none")
         if self.trust_remote_code:
             log.warning("model.trust_remote_code: code that comes with %s runs with all your rights", self.path)
-        check_path(self.path, self._location, weights=not self.random_weights)
-        if self._location.is_dir():
-            check_config(self._location / "config.json")
+        check_path(self.path, self.files.location, weights=not self.random_weights)
+        if self.files.location.is_dir():
+            check_config(self.files.location / "config.json")
 
     def resolved(self, *, streaming: bool, divergence: bool = False) -> ModelSpec:
         """Return the spec with ``reference=auto`` replaced by ``cached``, ``live`` or ``adapter``.
@@ -213,29 +212,12 @@ class ModelSpec:
         """Load the model's tokenizer. A missing pad token becomes EOS: masks never come from token ids."""
         from transformers import AutoTokenizer
 
-        tokenizer: PreTrainedTokenizerBase = self._from_pretrained(AutoTokenizer)
+        tokenizer: PreTrainedTokenizerBase = self.files.read(AutoTokenizer)
         check_encodes(tokenizer, self.path)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if self.chat_template is not None:
-            if tokenizer.chat_template is not None:
-                log.info("model.chat_template replaces the chat template of %s", self.path)
-            tokenizer.chat_template = template_of(self.chat_template, tokenizer.chat_template)
-            check_markers(tokenizer, refuse=self.chat_template in TEMPLATES)
-        elif isinstance(tokenizer.chat_template, dict):
-            chosen(tokenizer.chat_template)  # raises where none is the default
-            names = ", ".join(sorted(tokenizer.chat_template))
-            log.info(
-                "%s has the chat templates %s: default is used; model.chat_template=NAME uses another", self.path, names
-            )
-        tokenizer.chat_template = with_defaults(tokenizer.chat_template, self.chat_template_kwargs)
-        if is_dated(tokenizer.chat_template):
-            log.warning(
-                "the chat template writes today's date: training writes %s throughout (model.chat_template_date); the "
-                "exported template writes the day on which it is used",
-                self._date,
-            )
-            tokenizer.chat_template = with_date(tokenizer.chat_template, self._date)
+        day = template_day(self.chat_template_date)
+        set_chat_template(tokenizer, self.chat_template, self.chat_template_kwargs, day, model=self.path)
         return tokenizer
 
     def load(self, options: LoadOptions = LoadOptions()) -> PreTrainedModel:
@@ -251,8 +233,8 @@ class ModelSpec:
             model = AutoModelForCausalLM.from_config(**built, trust_remote_code=self.trust_remote_code)
         else:
             built |= quantization() if self.lora.quantize else {}
-            with as_large_as_its_files(self._location) if self._has_weights else nullcontext():
-                model, info = self._from_pretrained(AutoModelForCausalLM, **built, output_loading_info=True)
+            with as_large_as_its_files(self.files.location) if self._has_weights else nullcontext():
+                model, info = self.files.read(AutoModelForCausalLM, **built, output_loading_info=True)
             # transformers only logs a warning of weights that it draws at random.
             if info["missing_keys"]:
                 lacking = f"{self.path} lacks weights of {type(model).__name__}, which would start at random"
@@ -269,7 +251,7 @@ class ModelSpec:
 
         if self._has_weights:
             # Each parameter has memory for a moment below, and buffers keep theirs.
-            with as_large_as_its_files(self._location), torch.device("meta"):
+            with as_large_as_its_files(self.files.location), torch.device("meta"):
                 AutoModelForCausalLM.from_config(
                     **self._build_options(options), trust_remote_code=self.trust_remote_code
                 )
@@ -277,7 +259,7 @@ class ModelSpec:
             built = self._build_options(options)
             model = AutoModelForCausalLM.from_config(**built, trust_remote_code=self.trust_remote_code)
             if not self.random_weights:
-                model.generation_config = self._generation(model.config)
+                model.generation_config = self.files.generation(model.config)
             self._prepare(model, options)
         return self._finish(model)
 
@@ -309,7 +291,7 @@ class ModelSpec:
 
     def base(self, trained: torch.dtype = torch.float32) -> BaseModel:
         """Return what an export of weights that are trained in this precision takes over from the model's files."""
-        name, file = self._names
+        name, file = self.files.names
         return read_base(None if file else name, self._config(), self.export_dtype, trained, self.revision)
 
     def try_export(
@@ -317,28 +299,31 @@ class ModelSpec:
     ) -> None:
         """Export everything but the weights to a temporary folder; see :mod:`halos.policy.export.trial`."""
         config = self._config()
-        if self._location.suffix == ".gguf" and hasattr(config, "quantization_config"):
+        if self.files.is_gguf and hasattr(config, "quantization_config"):
             del config.quantization_config
-        generation = self._generation(config)
+        generation = self.files.generation(config)
         trust = self.trust_remote_code
         try_export(
             config, generation, tokenizer, base, end_of_turn=end_of_turn, control=control, trust_remote_code=trust
         )
 
     @property
+    def files(self) -> ModelFiles:
+        """The model's files."""
+        return ModelFiles(path=self.path, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    @property
     def local(self) -> Path | None:
         """The model's file or directory on this machine. None for a hub id."""
-        return self._location if self._location.exists() else None
+        return self.files.local
 
     @property
     def _has_weights(self) -> bool:
         # An estimate reads folders without weights too. Where they are needed, check() has refused such a folder.
-        return not self.random_weights and self._location.is_dir() and any(self._location.glob("*.safetensors*"))
+        return not self.random_weights and self.files.has_safetensors
 
     def _config(self) -> PretrainedConfig:
-        from transformers import AutoConfig
-
-        config: PretrainedConfig = self._from_pretrained(AutoConfig)
+        config = self.files.config()
         set_dropout(config, self.dropout)
         return config
 
@@ -349,26 +334,13 @@ class ModelSpec:
             attention = "eager"  # transformers before 5.23 chooses SDPA, which leaves these caps out
         return {"config": config, "dtype": options.dtype, "attn_implementation": attention}
 
-    def _generation(self, config: PretrainedConfig) -> GenerationConfig:
-        from transformers import GenerationConfig
-
-        try:
-            generation: GenerationConfig = self._from_pretrained(GenerationConfig)
-        except ValueError as error:
-            if not isinstance(error.__cause__, OSError):
-                raise
-            return GenerationConfig.from_model_config(config)  # many models have no file of their own for it
-        # Unlike the other factories, this one keeps the argument and would write it to the exported file.
-        vars(generation).pop("trust_remote_code", None)
-        return generation
-
     def _prepare(self, model: PreTrainedModel, options: LoadOptions) -> None:
-        if self._location.suffix == ".gguf":
+        if self.files.is_gguf:
             forget_quantisation(model)
         grow_vocabulary(model, options.vocabulary, options.new_tokens)
         checkpoint_layers(model, self.gradient_checkpointing)
         if self.lora.enabled:
-            base, keep_start = self._names[0], self.reference == "adapter"
+            base, keep_start = self.files.names[0], self.reference == "adapter"
             new_tokens, logged = options.new_tokens, not options.quiet
             self.lora.attach(model, base=base, new_tokens=new_tokens, keep_start=keep_start, logged=logged)
         freeze_outside_text(model)
@@ -381,46 +353,3 @@ class ModelSpec:
         model.train()
         silence_routers(model)
         return model
-
-    @property
-    def _date(self) -> date:
-        if self.chat_template_date is None:
-            return today()
-        try:
-            return date.fromisoformat(self.chat_template_date)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"model.chat_template_date: expected a date as YYYY-MM-DD or null, found {self.chat_template_date!r}"
-            ) from None
-
-    @property
-    def _location(self) -> Path:
-        return locate(self.path)
-
-    @property
-    def _names(self) -> tuple[str, dict[str, str]]:
-        # transformers addresses a model by hub id or folder, and a GGUF file by its name inside the folder.
-        location = self._location
-        if location.suffix == ".gguf":
-            return str(location.parent), {"gguf_file": location.name}
-        return str(location) if location.is_dir() else self.path, {}
-
-    def _from_pretrained(self, factory: Any, **options: Any) -> Any:
-        # Any: transformers' factories have no common class, and return what the files name.
-        name, file = self._names
-        try:
-            # Never None, with which transformers asks on the terminal.
-            revision = {} if self.revision is None else {"revision": self.revision}
-            options |= {**file, **revision, "trust_remote_code": self.trust_remote_code}
-            return factory.from_pretrained(name, **options)
-        except TooLarge:
-            raise
-        except Exception as error:  # libraries raise all kinds of errors for files with any content
-            if "custom code" in str(error):
-                raise ValueError(
-                    f"model.path: {self.path} needs code of its own (auto_map in its config), which halos does not "
-                    "run; use a model whose architecture transformers contains, or, if you know that code, allow it: "
-                    f"model.trust_remote_code=true for training, trust_remote_code=[{self.path}] in other commands"
-                ) from error
-            found = str(error) or type(error).__name__
-            raise ValueError(f"model.path: {self.path} could not be loaded by transformers: {found}") from error

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_tokens_are_those_of_the_batches_that_are_read(accumulate: int, world_si
     made.plan(epochs=3, max_steps=-1, accumulate=accumulate, world_size=world_size)
     rows = {row.id: sum(len(row.prompt + branch) for branch in row.branches) for row in made.rows["train"].rows}
     for steps in (0, 1, made.steps):
-        made.steps = steps
+        made._plan = replace(made._plan, steps=steps)
         read = 0
         for rank in range(world_size):
             attach(made, accumulate=accumulate, world_size=world_size, rank=rank)

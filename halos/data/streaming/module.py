@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -62,11 +63,11 @@ class StreamingDataModule(PreferenceDataModule):
 
         Raises ``ValueError`` without ``max_steps``, as the number of examples in an epoch is not known.
         """
-        self.steps, self._planned_by_command = _checked(max_steps), True
+        self._plan, self._planned_by_command = replace(self._plan, steps=_checked(max_steps)), True
         return self.steps
 
     def _plan_epochs(self, trainer: pl.Trainer) -> None:
-        self.steps = _checked(trainer.max_steps)
+        self._plan = replace(self._plan, steps=_checked(trainer.max_steps))
 
     def state_dict(self) -> dict[str, Any]:
         """The steps and the counts of used examples, which Lightning saves in the checkpoint."""
