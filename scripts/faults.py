@@ -37,7 +37,7 @@ from halos import cli
 from halos.config import one_line
 from halos.config.folder import config_folder
 from halos.processes import launch
-from halos.training.checkpoints import newest
+from halos.training.checkpoint_files import newest
 
 RUN = (
     "trainer.accelerator=cpu",

@@ -29,7 +29,7 @@ from halos.config.runs import run_config
 from halos.policy.lookup import find_policy, reference_of
 from halos.sharding.consolidate import consolidate
 from halos.toy.model import REFERENCE_DIR
-from halos.training.checkpoints import IDENTITY, check_identity, check_intact
+from halos.training.checkpoint_files import IDENTITY, check_identity, check_intact
 from tests.campaign import attempt, main
 from tests.commands.test_compare import run as comparable_run
 from tests.configs import compose

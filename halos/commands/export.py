@@ -28,7 +28,7 @@ from halos.policy.export.reward_model import export_reward_model
 from halos.policy.loading import ModelSpec
 from halos.sharding.consolidate import sharded_weights
 from halos.sharding.factory import BackboneFactory
-from halos.training import checkpoints
+from halos.training import checkpoint_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,7 +69,7 @@ def export(cfg: DictConfig) -> Path:
     run_cfg = _as_exported(run_config(run, cfg.get("trust"), check_trusted_models(cfg.trust_remote_code)), cfg)
     checkpoint = _find_checkpoint(run, cfg.checkpoint)
     with _checkpoint_named():
-        contents = checkpoints.read(checkpoint)
+        contents = checkpoint_files.read(checkpoint)
     step = int(contents["global_step"])
     output = run / f"model_step_{step}" if cfg.output is None else in_home(cfg.output)
     if output.exists() and not cfg.overwrite:
@@ -155,7 +155,7 @@ def _as_exported(run: DictConfig, cfg: DictConfig) -> DictConfig:
 def _find_checkpoint(run: Path, name: str | None) -> Path:
     if name is None:
         with _checkpoint_named():
-            checkpoint = checkpoints.newest(run / "checkpoints")
+            checkpoint = checkpoint_files.newest(run / "checkpoints")
         if checkpoint is None:
             raise ValueError(f"run: expected checkpoints in {run / 'checkpoints'}, found none")
         return checkpoint
@@ -166,7 +166,7 @@ def _find_checkpoint(run: Path, name: str | None) -> Path:
             f"checkpoint: expected a name in {paths[0].parent} or a path, found {name}, which does not exist"
         )
     with _checkpoint_named():
-        checkpoints.check_intact(existing[0])
+        checkpoint_files.check_intact(existing[0])
     return existing[0]
 
 

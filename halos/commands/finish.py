@@ -21,7 +21,7 @@ from halos.reporting.board_report import log_hparams
 from halos.sampling.before_after import Comparison, compare
 from halos.sharding.weights import gathered_policy
 from halos.terminal import say
-from halos.training.checkpoints import BEST, LAST
+from halos.training.checkpoint_files import BEST, LAST
 from halos.training.record import peak_gpu_mb, peak_rss_mb
 
 log = logging.getLogger(__name__)

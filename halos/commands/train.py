@@ -17,7 +17,8 @@ from halos.reporting import run_report
 from halos.reporting.data_report import show_data, show_example, show_report, write_report
 from halos.sharding.consolidate import sharded_weights
 from halos.sharding.sharding import load_full_state
-from halos.training.checkpoints import check_identity, early_stop, read
+from halos.training.checkpoint_files import check_identity, read
+from halos.training.checkpoints import early_stop
 from halos.training.result import check_validated
 from halos.training.run_folder import held
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -26,17 +24,13 @@ from halos.processes import signals
 from halos.processes.collectives import all_max
 from halos.processes.errors import RunFailed
 from halos.reporting.tensorboard import writers
-from halos.sharding.reading import META, check_sharded
+from halos.training.checkpoint_files import BEST, IDENTITY, LAST, by_step, step_of
 from halos.training.record import RunRecord, State
 
 log = logging.getLogger(__name__)
 
-PATTERN = "step_*.ckpt"
-LAST, BEST = "last.ckpt", "best.ckpt"
 LOWER = ("val/loss", "val/kl")
 """Beginnings of the names of metrics whose lowest value is the best; for all others it is the highest."""
-IDENTITY = "halos"
-"""Key under which a checkpoint stores the identity of its run: {configuration key: value}."""
 
 
 class LocalCheckpointIO(TorchCheckpointIO):
@@ -121,8 +115,8 @@ class Checkpoints(Checkpoint):
                 link_atomically(path.with_name(LAST), path)
                 # Pruned last, so that at least one complete checkpoint exists at every moment.
                 # Checkpoints of later steps were written before the run was resumed at an earlier step, or are damaged.
-                others = [old for old in _by_step(self.folder) if old != path]
-                earlier = [old for old in others if _step(old) < _step(path)]
+                others = [old for old in by_step(self.folder) if old != path]
+                earlier = [old for old in others if step_of(old) < step_of(path)]
                 kept = earlier if self.keep is None else earlier[: self.keep - 1]
                 for old in set(others) - {*kept, self.best_path}:
                     remove(old)
@@ -244,15 +238,6 @@ def early_stop(trainer: pl.Trainer) -> str | None:
     return next((reason for callback in callbacks if (reason := callback.stopping_reason_message)), None)
 
 
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step_"))
-
-
-def _by_step(folder: Path) -> list[Path]:
-    # The latest step first. Modification times are less reliable: clocks differ, and copying changes times.
-    return sorted((path for path in folder.glob(PATTERN) if path.stem[5:].isdecimal()), key=_step, reverse=True)
-
-
 def _system_error(error: BaseException | None) -> str | None:
     # torch.save raises a RuntimeError from the file system's error, or from an error of its own clean-up after it.
     while error is not None:
@@ -260,81 +245,3 @@ def _system_error(error: BaseException | None) -> str | None:
             return error.strerror or str(error)
         error = error.__cause__ or error.__context__
     return None
-
-
-# Finding a checkpoint to resume from
-
-
-def newest(folder: Path) -> Path | None:
-    """Return the newest intact checkpoint, or None if there is no checkpoint at all.
-
-    Damaged checkpoints are skipped with a warning.
-
-    Raises:
-        ValueError: all checkpoints are damaged.
-    """
-    damaged: list[str] = []
-    paths, last = _by_step(folder), folder / LAST
-    if last.exists():
-        # A kill may have left the link at the checkpoint before the newest; of a copied folder it is a file of its own.
-        paths.insert(0 if not paths or last.samefile(paths[0]) else 1, last)
-    for path in paths:
-        try:
-            check_intact(path)
-        except ValueError as error:
-            damaged.append(str(error))
-            continue
-        if damaged:
-            log.warning("%s; going on from %s instead", "; ".join(damaged), path)
-        return path
-    if damaged:
-        raise ValueError("; ".join(damaged))
-    return None
-
-
-def check_intact(path: Path) -> None:
-    """Raise ``ValueError`` for a file or folder that is truncated, altered or not a checkpoint."""
-    if path.is_dir():
-        check_sharded(path)
-        return
-    # A checkpoint is a zip file with checksums. Its table of contents is at its end, so a truncated file has none.
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damage = archive.testzip()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
-        damage = str(error)
-    if damage is not None:
-        found = f"{path}, which is damaged or something else ({damage})"
-        raise ValueError(f"resume: expected a checkpoint file, found {found}")
-
-
-def read(path: Path) -> Mapping[str, Any]:
-    """Return the contents of a checkpoint; for a sharded one, without the weights.
-
-    Raises:
-        ValueError: it is not a checkpoint of this program.
-    """
-    file = path / META if path.is_dir() else path
-    try:
-        # Memory-mapped: only the pages that are read are loaded.
-        options: dict[str, Any] = {"map_location": "cpu", "mmap": True}
-        checkpoint: Mapping[str, Any] = torch.load(file, weights_only=True, **options)  # noqa: TID251 (no code is run)
-        checkpoint[IDENTITY]  # a file of another program has none
-    except Exception as error:  # torch raises several kinds
-        raise ValueError(f"resume: expected a checkpoint of this program, found {path}: {error!r}") from error
-    return checkpoint
-
-
-def check_identity(path: Path, identity: Mapping[str, object]) -> Mapping[str, Any]:
-    """Check that a checkpoint belongs to the run with this identity, and return its contents.
-
-    Raises:
-        ValueError: it belongs to another run (the error lists the keys that differ), or is not a checkpoint of this
-            program.
-    """
-    checkpoint = read(path)
-    saved: Mapping[str, object] = checkpoint[IDENTITY]
-    if keys := [key for key in dict.fromkeys((*saved, *identity)) if saved.get(key) != identity.get(key)]:
-        values = [f"{key}: {saved.get(key, 'none')} in the checkpoint, {identity.get(key, 'none')} now" for key in keys]
-        raise ValueError(f"resume: {path} belongs to another run ({'; '.join(values)})")
-    return checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 from halos.config.runs import CONFIG
 from halos.files import PART, exclusive, remove, write_atomically
 from halos.processes.first import on_first_process
-from halos.training import checkpoints
+from halos.training import checkpoint_files
 
 CONTENTS = (
     CONFIG, "data_report.json", "checkpoints", "model", "tensorboard", "metrics.csv", "summary.json",
@@ -129,8 +129,8 @@ class RunFolder:
         if not isinstance(resume, str):  # resume=true is an easy mistake
             raise ValueError(f"resume: expected 'auto' or a checkpoint's path, found {resume!r}")
         if resume == "auto":
-            return checkpoints.newest(self.checkpoints)
+            return checkpoint_files.newest(self.checkpoints)
         if not Path(resume).exists():
             raise ValueError(f"resume: expected 'auto' or a checkpoint's path, found {resume}, which does not exist")
-        checkpoints.check_intact(Path(resume))
+        checkpoint_files.check_intact(Path(resume))
         return Path(resume)

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from halos.sharding.consolidate import consolidate
 from halos.sharding.reading import check_sharded, load_entries, read_entries, read_index
-from halos.training.checkpoints import newest
+from halos.training.checkpoint_files import newest
 
 
 class Command:
@@ -179,7 +179,7 @@ def test_a_folder_with_a_cut_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_file_that_would_run_a_command_is_refused(tmp_path: Path) -> None:
-    from halos.training.checkpoints import check_identity
+    from halos.training.checkpoint_files import check_identity
 
     marker = tmp_path / "ran"
     torch.save({"halos": {}, "payload": Command(marker)}, tmp_path / "step_3.ckpt")

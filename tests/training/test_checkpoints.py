@@ -11,7 +11,8 @@ import torch
 import torch.distributed.checkpoint
 
 from halos.processes import signals
-from halos.training.checkpoints import IDENTITY, Checkpoints, LocalCheckpointIO, check_identity, check_intact, newest
+from halos.training.checkpoint_files import IDENTITY, check_identity, check_intact, newest
+from halos.training.checkpoints import Checkpoints, LocalCheckpointIO
 from halos.training.record import RunRecord
 from halos.training.run_folder import RunFolder
 
